@@ -6,6 +6,9 @@ import os
 import shutil
 import sqlite3
 import struct
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -365,6 +368,25 @@ class TestForeignWAL:
             killed.touch()
         with unchanged(killed), pytest.raises(StoreError, match=r"is missing or empty, .* Put that file back"):
             await SQLiteStore(killed).claim("a", feed="f")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closing a file drops no lock there")
+@pytest.mark.parametrize("is_open", [False, True])
+def test_the_look_at_a_database_leaves_no_descriptor_and_drops_no_lock(path, is_open):
+    """On POSIX, closing any descriptor of a file drops all locks that the process has on it."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as own:
+        own.execute("CREATE TABLE note(text)")
+        if is_open:
+            own.execute("BEGIN IMMEDIATE")
+        else:
+            own.close()
+        before = len([*Path("/dev/fd").iterdir()])
+        for _ in range(3):
+            assert wal._read_main(str(path), 0, 6) == b"SQLite"
+        assert len([*Path("/dev/fd").iterdir()]) == before + is_open
+        locks = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')"
+        other = subprocess.run([sys.executable, "-c", locks, path], capture_output=True, check=False)
+        assert (b"database is locked" in other.stderr) == is_open
 
 
 class BusyWithCheckpoint:

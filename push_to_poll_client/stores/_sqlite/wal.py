@@ -26,6 +26,7 @@ import sqlite3
 import struct
 import sys
 import zlib
+from contextlib import suppress
 from typing import NamedTuple, Self
 
 from push_to_poll_client._exceptions import StoreError
@@ -175,21 +176,41 @@ _kept_open: dict[tuple[int, int], int] = {}
 
 def _read_main(path: str, offset: int, size: int) -> bytes:
     """Read bytes of a database without SQLite; fewer or none at its end, none if there is no file."""
-    # On POSIX the descriptor stays open, one for each file that had a WAL when it was opened: closing it would
-    # drop the locks of a connection that the application has to the same file in this process
-    # (https://www.sqlite.org/howtocorrupt.html, section 2.2).
     try:
         if sys.platform == "win32":  # pragma: no cover  # the tests run on POSIX
             with open(path, "rb") as file:  # noqa: PTH123
                 file.seek(offset)
                 return file.read(size)
         found = os.stat(path)  # noqa: PTH116  # a str, which may hold anything
-        key = found.st_dev, found.st_ino
-        if key not in _kept_open:
-            _kept_open[key] = os.open(path, os.O_RDONLY)
-        return os.pread(_kept_open[key], size, offset)
+        file_id = found.st_dev, found.st_ino
+        descriptor = _kept_open.pop(file_id, None)
+        if descriptor is None:
+            descriptor = os.open(path, os.O_RDONLY)
+        try:
+            return os.pread(descriptor, size, offset)
+        finally:
+            # On POSIX closing it would drop the locks of a connection that the application has to the same file
+            # in this process (https://www.sqlite.org/howtocorrupt.html, section 2.2).
+            if _is_open_elsewhere(file_id, descriptor):
+                _kept_open[file_id] = descriptor
+            else:
+                os.close(descriptor)
     except FileNotFoundError:
         return b""
+
+
+def _is_open_elsewhere(file_id: tuple[int, int], descriptor: int) -> bool:
+    """Whether this process has another descriptor of the file; True if that cannot be told."""
+    try:
+        descriptors = [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208
+    except OSError:
+        return True
+    for other in descriptors:
+        with suppress(OSError):  # closed meanwhile
+            found = os.fstat(other)
+            if other != descriptor and (found.st_dev, found.st_ino) == file_id:
+                return True
+    return False
 
 
 # The WAL of an open database
