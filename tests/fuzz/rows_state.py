@@ -5,6 +5,9 @@ import io
 import json
 import re
 import sqlite3
+import struct
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 from push_to_poll_client import DeadLetter, StoreError
@@ -13,21 +16,24 @@ from push_to_poll_client._event_loop import TimeOfDay
 from push_to_poll_client._failure_policy import Attempts
 from push_to_poll_client._overlap import Overlap
 from push_to_poll_client._types import SavedCursor
-from push_to_poll_client.cli import _dead_letters, _rewind, _status, _tail
+from push_to_poll_client.cli import _dead_letters, _rebind, _rewind, _status, _tail
 from push_to_poll_client.cli._exec import _argv
 from push_to_poll_client.cli._output import escape_unprintable, format_time, shell_quoted, unescape
 from push_to_poll_client.cli._parser import Commands, Parser
+from push_to_poll_client.cli._rebind import _identity
 from push_to_poll_client.cli._rewind import check_cursor
 from push_to_poll_client.cli._tail import listener_for, same_server
 from push_to_poll_client.stores._retention import Retention
 from push_to_poll_client.stores._sqlite.cursors import StoredCursors
 from push_to_poll_client.stores._sqlite.dead_letters import select_dead_letters
 from push_to_poll_client.stores._sqlite.file import _locked_by, wrap_sqlite_errors
+from push_to_poll_client.stores._sqlite.names import _find as find_name
 from push_to_poll_client.stores._sqlite.reader import _select_progress
 from push_to_poll_client.stores._sqlite.records import Records
 from push_to_poll_client.stores._sqlite.schema import MIGRATIONS, encode_keys, encode_text, schema_version
 from push_to_poll_client.stores._sqlite.schema import decode_text as text_restored
 from push_to_poll_client.stores._sqlite.session import ClaimedName
+from push_to_poll_client.stores._sqlite.wal import _Mark, check_wal
 from tests.fuzz.fuzzed import Fuzzed, around, nested, text_of, words
 from tests.fuzz.rows_feeds import JSON_TOKENS
 
@@ -82,6 +88,7 @@ READERS = (
     lambda: select_dead_letters(_file, "the file", 1),
     lambda: Records(_file, "the file", 1, Retention(1e6, 100), first=1, prunable_before=1).are_new(["k"]),
     lambda: ClaimedName(_opened, "name", "feed", retention=Retention(1e6, 100), clock=lambda: 1.0),
+    lambda: find_name(_opened, "name"),
     read_place,
 )
 
@@ -173,12 +180,13 @@ def read_push(data):
 
 def read_command(data):
     check_cursor("--to", text_of(data))
+    assert _identity(text_of(data))
     assert _argv(text_of(data))
 
 
 _typed = Parser(prog="push-to-poll", description="as the command itself makes it")
 _commands = Commands(_typed)
-for _command in (_tail, _status, _dead_letters, _rewind):
+for _command in (_tail, _status, _dead_letters, _rewind, _rebind):
     _command.add_to(_commands)
 
 
@@ -196,7 +204,49 @@ def read_locks(data):
     assert holder is None or holder >= 0
 
 
+PAGE = 512
+_beside = tempfile.TemporaryDirectory()
+_database = Path(_beside.name, "state.db")
+
+
+def read_wal(data):
+    """A database, and what lies beside it as its WAL; the first two bytes say where the one ends."""
+    size = int.from_bytes(data[:2]) % (len(data) + 1)
+    _database.write_bytes(data[2 : 2 + size])
+    Path(f"{_database}-wal").write_bytes(data[2 + size :])
+    check_wal(str(_database))
+
+
+def _page(mark, *, junk=b""):
+    """A leaf page with one cell, which has the mark."""
+    cell = bytes((3 + len(mark), 1, 3, 0, 12 + 2 * len(mark))) + mark
+    start = PAGE - len(cell)
+    head = b"\x0d\0\0\0\1" + b"\0\0\0" + start.to_bytes(2)
+    return head + junk + bytes(start - len(head) - len(junk)) + cell
+
+
+def _wal_example(mark, *marks, junk=b""):
+    """A database with one mark, and a WAL with others."""
+    main = b"SQLite format 3\0" + PAGE.to_bytes(2) + b"\2\2" + bytes(PAGE - 20) + _page(mark.encode())
+    wal = struct.pack(">8I", 0x377F0682, 3_007_000, PAGE, 0, 1, 2, 0, 0)
+    for one in marks:
+        wal += struct.pack(">6I", 2, 2, 1, 2, 0, 0) + _page(one.encode(), junk=junk)
+    return len(main).to_bytes(2) + main + wal
+
+
 ROWS = (
+    Fuzzed(
+        name="a WAL and its database",
+        modules=("stores._sqlite.wal",),
+        read=read_wal,
+        errors=(StoreError,),
+        examples=(
+            _wal_example(_Mark(2, b"a" * 8, b"0" * 8), _Mark(2, b"b" * 8, b"a" * 8), _Mark(2, b"c" * 8, b"b" * 8)),
+            _wal_example(_Mark(2, b"x" * 8, b"0" * 8), _Mark(2, b"b" * 8, b"a" * 8)),
+            _wal_example(_Mark(2, b"x" * 8, b"0" * 8), _Mark(2, b"b" * 8, bytes(8)), junk=b"\x0d"),
+        ),
+        tokens=words(r"SQLite\x20format\x203\x00 \x0d\x00 \x00 \xff push_to_poll\x20wal \x01\x01 \x02\x02"),
+    ),
     Fuzzed(
         name="state files",
         modules=(
@@ -207,6 +257,7 @@ ROWS = (
             "stores._sqlite.reader",
             "stores._sqlite.records",
             "stores._sqlite.file",
+            "stores._sqlite.names",
         ),
         read=read_file,
         examples=(
@@ -283,10 +334,10 @@ ROWS = (
     ),
     Fuzzed(
         name="commands and cursors",
-        modules=("cli._exec", "cli._rewind"),
+        modules=("cli._exec", "cli._rewind", "cli._rebind"),
         read=read_command,
         errors=(ValueError,),
-        examples=(b'cat \'a b\' "c\\"d"', b"cat", b"no-such-command x"),
+        examples=(b'cat \'a b\' "c\\"d"', b"cat", b"no-such-command x", b"https://h/orders?limit=9"),
         tokens=words(r"""cat\x20 ' " \\ \x20 # \x00 \xff \n / """),
         frame=(b"cat ", b""),
     ),

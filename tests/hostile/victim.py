@@ -258,7 +258,8 @@ class Heard(logging.Handler):
         lines = [line[:LONGEST] for line in self.format(record).split("\n")]
         if ours:
             self.lines += lines
-            if record.exc_info and record.exc_info[1]:
+            # A warning with a traceback is of a message; if that ends the run, `run()` has not raised it yet.
+            if record.levelno == logging.DEBUG and record.exc_info and record.exc_info[1]:
                 self.note(record.exc_info[1])
             if "connecting again" in record.getMessage():
                 self.failed.set()

@@ -858,6 +858,10 @@ class TestWarning:
             assert "3.51.3" in caplog.text
             for name in ("3.db", "4.db"):
                 async with claimed(SQLiteStore(tmp_path / name, transactional=True)):
+                    assert len(caplog.records) == 1, "as of a command, which only claims"
+            for name in ("3.db", "4.db"):
+                store = SQLiteStore(tmp_path / name, transactional=True)
+                async with claimed(store) as session, session.effects([]):
                     pass
         assert [record.levelno for record in caplog.records] == [logging.INFO, logging.WARNING]
 
@@ -874,7 +878,7 @@ class TestWarning:
     async def test_a_fixed_sqlite_version_causes_no_warning(self, path, monkeypatch, caplog, version):
         monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
         with caplog.at_level(logging.INFO, "push_to_poll_client"):
-            async with claimed(SQLiteStore(path, transactional=True)):
+            async with claimed(SQLiteStore(path, transactional=True)) as session, session.effects([]):
                 pass
         assert not caplog.records
 

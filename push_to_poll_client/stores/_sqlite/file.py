@@ -271,7 +271,8 @@ class OpenFile:
         _open_files.add(self)
 
     def _open(self, synchronous: Synchronous) -> None:
-        warn_of_old_sqlite(shared=self.shared)
+        if not self.shared:  # else with the first handler, since only handlers write beside other programs
+            warn_of_old_sqlite(shared=False)
         check_wal(self.path)
         _create(self.path)
         with wrap_sqlite_errors(self.path, opening=True):

@@ -18,7 +18,7 @@ from push_to_poll_client.stores._fair_lock import FairLock
 from push_to_poll_client.stores._sqlite.connection import Guard, GuardedConnection
 from push_to_poll_client.stores._sqlite.file import OpenFile
 from push_to_poll_client.stores._sqlite.records import encode_records
-from push_to_poll_client.stores._sqlite.schema import Synchronous, prepare
+from push_to_poll_client.stores._sqlite.schema import Synchronous, prepare, warn_of_old_sqlite
 from push_to_poll_client.stores._sqlite.session import NO_CHANGES, SQLiteSession
 from push_to_poll_client.stores._sqlite.transaction import Effects, LockGaps, Transaction, in_thread, roll_back
 
@@ -123,6 +123,7 @@ class TransactionalSQLiteSession(SQLiteSession):
             StoreError: The transaction could not be begun or committed, or the handler ended it.
         """
         self._check_process()
+        warn_of_old_sqlite(shared=True)
         return Effects(
             self._transaction,
             partial(self._commit_effects, records),
