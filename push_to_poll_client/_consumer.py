@@ -200,6 +200,8 @@ class Consumer:
         self._feed_name = str(getattr(feed, "identity", type(feed).__qualname__))
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a str or None, not {name!r}")
+        if name == "":
+            raise ValueError("name must not be empty; give a short one, such as 'orders', or None for the feed's")
         self.name: str = self._feed_name if name is None else name
         self._channels: list[ListenerChannel] = []
         for listener in listeners:

@@ -55,6 +55,14 @@ class SessionDeadLetters:
             self._marked_retried = not page
         return True
 
+    async def commit_pending(self) -> None:
+        """Commit what an earlier call could not: a dead letter that was retried may be processed already.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        await self._progress.flush()
+
     async def keys(self) -> Sequence[str]:
         """Return the dedupe keys of all dead letters.
 
@@ -291,6 +299,7 @@ class DeadLetters(AsyncIterable[DeadLetter]):
     async def _retry_all(self) -> Sequence[bool]:
         """Retry the dead letters that are there now; a poll or another call may remove some meanwhile."""
         async with self._exclusive() as dead_letters:
+            await dead_letters.commit_pending()
             keys = await dead_letters.keys()
         results = []
         for key in keys:
@@ -305,6 +314,7 @@ class DeadLetters(AsyncIterable[DeadLetter]):
     ) -> Result:
         """Apply the function to one dead letter. Polls can run between two of them."""
         async with self._exclusive() as dead_letters:
+            await dead_letters.commit_pending()
             return await function(dead_letters, await dead_letters.require(key))
 
 

@@ -477,7 +477,6 @@ class Runner:
         self._stopped = anyio.Event()
         self._stop = StopSignal()
         self._fatal: BaseException | None = None
-        self._store_error: StoreUnavailable | None = None
         self._is_cancelled: Callable[[], bool] = lambda: False
 
     def stop(self) -> None:
@@ -553,13 +552,12 @@ class Runner:
         delay = FIRST_STORE_BACKOFF
         while progress.has_uncommitted:
             left = deadline - anyio.current_time()
-            if self._store_error is not None and left <= 0:
-                self._stop_with_error(not_recorded(self._store_error, progress.uncommitted_count))
+            if progress.refusal is not None and left <= 0:
+                self._stop_with_error(not_recorded(progress.refusal, progress.uncommitted_count))
                 return
             try:
                 await progress.flush()
-            except StoreUnavailable as error:
-                self._store_error = error
+            except StoreUnavailable:
                 await anyio.sleep(min(delay, max(left, 0.0)))
                 delay = min(2 * delay, MAX_STORE_BACKOFF)
             except Exception as error:  # noqa: BLE001  # waiting does not help
@@ -596,16 +594,18 @@ class Runner:
             logger.warning("poll failed, next in %.1f s: %s", polls.delay, describe(error))
             logger.debug("it failed here", exc_info=error)
         except StoreUnavailable as error:
-            self._store_error = error
             if self._stop.requested:  # `_commit_by` tries again
                 return
-            logger.warning(
-                "the store is unavailable, next try in %.1f s; nothing is processed until %d processed messages "
-                "are recorded: %s",
-                polls.delay,
-                parts.progress.uncommitted_count,
-                describe(error),
-            )
+            if count := parts.progress.uncommitted_count:
+                logger.warning(
+                    "the store is unavailable, next try in %.1f s; nothing is processed until %d processed "
+                    "messages are recorded: %s",
+                    polls.delay,
+                    count,
+                    describe(error),
+                )
+            else:
+                logger.warning("the store is unavailable, next try in %.1f s: %s", polls.delay, describe(error))
 
     async def _listen(self, channel: ListenerChannel) -> None:
         channel.started()

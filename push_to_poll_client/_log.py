@@ -6,7 +6,7 @@ logs under the name of the consumer that uses it, and does not have to know it.
 
 import logging
 import traceback
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import TracebackType
@@ -54,7 +54,31 @@ class ConsumerLog(logging.LoggerAdapter[logging.Logger]):
             text = str(msg) if args else str(msg).replace("%", "%%")  # without arguments nothing was formatted
             msg, args = f"%s: {text}", (_shortened(name), *args)
         kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # the line is that of the caller
-        super().log(level, msg, *args, **kwargs)
+        if kwargs.get("exc_info"):
+            self._log_with_traceback(level, msg, args, **kwargs)
+        else:
+            super().log(level, msg, *args, **kwargs)
+
+    def _log_with_traceback(
+        self,
+        level: int,
+        msg: object,
+        args: tuple[object, ...],
+        *,
+        exc_info: "BaseException | ExcInfo",
+        stacklevel: int,
+        extra: Mapping[str, object] | None = None,
+    ) -> None:
+        """Log a line whose traceback is bounded, and in which the text of an error does nothing to a terminal."""
+        if isinstance(exc_info, BaseException):
+            exc_info = type(exc_info), exc_info, exc_info.__traceback__
+        file, line, function, _ = self.logger.findCaller(stacklevel=stacklevel)
+        _, kwargs = self.process(msg, {"extra": extra})
+        record = self.logger.makeRecord(
+            self.logger.name, level, file, line, msg, args, exc_info, function, kwargs["extra"]
+        )
+        record.exc_text = traceback_text(exc_info)  # what a `logging.Formatter` shows
+        self.logger.handle(record)
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         """Add the consumer's full name to the record, beside what the caller adds."""
@@ -80,6 +104,18 @@ MAX_CHAIN: Final = 20
 
 
 ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
+
+MAX_TRACEBACK_TEXT: Final = 16_384
+"""Characters of a traceback in the log: of a longer one the beginning and the end."""
+
+
+def traceback_text(error: ExcInfo) -> str:
+    """Format an error with its traceback; a message's content can be in the text of a handler's error."""
+    lines = "".join(traceback.format_exception(*error)).splitlines()
+    text = "\n".join(map(one_line, lines))
+    half = MAX_TRACEBACK_TEXT // 2
+    return text if len(text) <= MAX_TRACEBACK_TEXT else f"{text[:half]}\n…\n{text[-half:]}"
+
 
 MACHINERY: Final = {"push_to_poll_client", "anyio", "asyncio", "outcome", "trio"}
 """Packages that stand between the consumer and the user's handler, which may run in a thread."""

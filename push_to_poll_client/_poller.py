@@ -15,7 +15,14 @@ import anyio
 
 from push_to_poll_client._dead_letters import SessionDeadLetters
 from push_to_poll_client._event_loop import Background
-from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedGone, FeedRefused
+from push_to_poll_client._exceptions import (
+    ChainRestart,
+    CursorExpired,
+    FeedError,
+    FeedGone,
+    FeedRefused,
+    StoreUnavailable,
+)
 from push_to_poll_client._fetching import Fetcher, Gaps, Prefetcher
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._overlap import Overlap, Place, PollWalk
@@ -221,6 +228,7 @@ class Poller:
         poll = PollState(walk, stop, settled, counts, wait - first_wait)
         request = FetchRequest(walk.position, first_wait, hint, bypass_cache)
         end: End | None = None
+        failure: BaseException | None = None
         try:
             async with Background() as background:
                 try:
@@ -228,13 +236,19 @@ class Poller:
                 except anyio.get_cancelled_exc_class():
                     self._progress.caller_cancelled()
                     raise
+        except BaseException as error:
+            failure = error
+            raise
         finally:
             self._prefetcher.end_poll(continues=end is End.UNFINISHED)
             try:
                 await self._progress.finish()
-            except BaseException:
+            except BaseException as refused:
                 self.discard_place()
-                raise
+                # It stays pending, and must not take the place of a cancellation, SystemExit or ProcessError.
+                if failure is None or not isinstance(refused, StoreUnavailable):
+                    raise
+                logger.warning("the commit at the end of a poll that failed: %s", describe(refused))
             self.done = self._result(poll, end)
         if end is End.GAVE_WAY:
             return None

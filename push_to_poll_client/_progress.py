@@ -14,6 +14,7 @@ The cursor of the next commit moves in two places: in `_processor.py`, where mes
 and in `_work_queue.py`, where several are processed at a time.
 """
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,11 +27,15 @@ from anyio.abc import TaskGroup
 from push_to_poll_client._event_loop import TimeOfDay, in_own_task
 from push_to_poll_client._exceptions import StoreUnavailable
 from push_to_poll_client._failure_policy import Attempts
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Session, is_transactional
 from push_to_poll_client._status import ConsumerStats
 from push_to_poll_client._types import Clock, Cursor, DeadLetter, Record, SavedCursor
 
 __all__ = ["Progress", "Uncommitted"]
+
+
+logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 
 MAX_PENDING = 50_000
@@ -56,12 +61,14 @@ class Uncommitted:
     """What a session has settled and could not commit.
 
     Attributes:
-        history: The saved cursors of the session. If they are others in the next session, another consumer has
-            used the name meanwhile, and the cursor and the records may be of no use any more.
+        history: The saved cursors of the session.
+        token: Its fencing token. If it is not that of the claim before, or the history has changed, another
+            consumer has used the name meanwhile, and the cursor and the records may be of no use any more.
         commit: The arguments of the commit that is due.
     """
 
     history: Sequence[SavedCursor]
+    token: int
     commit: CommitArguments
 
 
@@ -82,6 +89,7 @@ class Progress:
         dead_letters: Dead letters that no commit has taken yet.
         time_of_day: The time of day by the event loop's clock.
         attempts: Attempts of failing messages.
+        refusal: Why the last commit failed, if the store may recover; `None` if it did not fail.
         due: When everything that is settled by now has to be committed, also what a running commit has taken (G7).
 
     Raises:
@@ -110,6 +118,8 @@ class Progress:
         self._shutdown_timeout = shutdown_timeout
         self._clock = clock
         self._taken: CommitArguments | None = None  # by the commit that runs
+        self.refusal: StoreUnavailable | None = None
+        self._refused_since = 0.0  # when the first of the commits began that were refused in a row
         self._taken_count = 0
         self._pending_keys = set[str]()
         self._committing_keys = set[str]()
@@ -192,7 +202,9 @@ class Progress:
         if self._taken is not None:  # the event loop ended during a commit
             self._put_back(self._taken)
         self.attempts.write_soon()
-        return Uncommitted(tuple(self._session.history), self._take()) if self.has_uncommitted else None
+        if not self.has_uncommitted:
+            return None
+        return Uncommitted(tuple(self._session.history), self._session.token, self._take())
 
     def restore(self, uncommitted: Uncommitted) -> bool:
         """Continue with what the last session of this consumer could not commit.
@@ -201,7 +213,8 @@ class Progress:
             False if the name was used by another consumer since: then nothing is restored.
         """
         commit = uncommitted.commit
-        if tuple(uncommitted.history) != tuple(self._session.history):
+        is_next = self._session.token == uncommitted.token + 1
+        if not is_next or tuple(uncommitted.history) != tuple(self._session.history):
             return False
         for text in commit["state"].values():  # at most one: the attempts
             self.attempts.restore(text)
@@ -274,11 +287,21 @@ class Progress:
             taken = self._taken = self._take()
             try:
                 await self._save(taken)
-            except BaseException:
+            except BaseException as error:
                 self._put_back(taken)
+                if isinstance(error, StoreUnavailable):
+                    self._refused_since = began if self.refusal is None else self._refused_since
+                    self.refusal = error
                 raise
             finally:
                 self._taken, self._committing_keys = None, set()
+            if self.refusal is not None:
+                logger.info(
+                    "the store is available again after %.1f s: %d processed messages are recorded",
+                    self._clock() - self._refused_since,
+                    len(taken["records"]),
+                )
+                self.refusal = None
             self.due = began + self._flush_interval
             self._stats.committed(len(taken["records"]))
 
@@ -290,8 +313,7 @@ class Progress:
         if self._commit_scope.cancelled_caught:
             raise StoreUnavailable(
                 f"a commit of {len(taken['records'])} messages did not end within {self._clock() - began:.1f} s "
-                "and was given up, since the consumer was to stop; what it did not save is processed again; find "
-                "out what keeps the store"
+                "and was given up, since the consumer was to stop; find out what keeps the store"
             )
 
     def caller_cancelled(self) -> None:

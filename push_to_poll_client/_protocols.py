@@ -143,7 +143,7 @@ class Session(Protocol):
 
     @property
     def token(self) -> int:
-        """The fencing token: larger for each claim of the name. Every write carries it."""
+        """The fencing token: one more for each claim of the name. Every write carries it."""
         ...
 
     @property

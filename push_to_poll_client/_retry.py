@@ -17,7 +17,7 @@ from push_to_poll_client._exceptions import MessageVerdict, ProcessError, StoreE
 from push_to_poll_client._failure_policy import Attempt, FailureDecision, FailureRules
 from push_to_poll_client._handlers import TransactionFailed
 from push_to_poll_client._hooks import Hooks
-from push_to_poll_client._log import ConsumerLog, ExcInfo, Tracebacks, raised_from
+from push_to_poll_client._log import ConsumerLog, ExcInfo, Tracebacks, handler_error, raised_from
 from push_to_poll_client._options import Handler
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._status import MAX_SHOWN_FAILING, ConsumerStats, FailingMessage
@@ -137,6 +137,7 @@ class Retry:
         failure = message.error or await self.attempt(message)
         if failure is None:
             self._hooks.message_settled(message, RecordState.PROCESSED)
+            logger.info("dead letter %s was processed at attempt %d", quoted(message.id), attempt)
             return None
         error = failure_of_message(message, failure)
         self._hooks.message_failed(message, error, attempt, Fate.DEAD_LETTER)
@@ -360,7 +361,7 @@ def make_dead_letter(key: str, id: str, raw: bytes, error: Exception, now: float
         id=id,
         raw=raw,
         error=describe(error),
-        traceback="".join(traceback.format_exception(error))[-MAX_TRACEBACK:],
+        traceback="".join(traceback.format_exception(*handler_error(error)))[-MAX_TRACEBACK:],
         first_failed=now,
         last_failed=now,
     )

@@ -227,7 +227,7 @@ class _MemorySession:
 
     @property
     def token(self) -> int:
-        """The fencing token: larger for each claim of the name."""
+        """The fencing token: one more for each claim of the name."""
         return self._token
 
     @property

@@ -28,12 +28,14 @@ from push_to_poll_client import (
     SQLiteStore,
     StoreBusy,
     StoreError,
+    StoreUnavailable,
 )
 from push_to_poll_client._dead_letters import as_json
 from push_to_poll_client.testing import FakeFeed
 from push_to_poll_client.testing._virtual_time import virtual_time
 from tests.support.consumers import Log
 from tests.support.forms import form
+from tests.support.refusing_store import RefusingStore
 
 pytestmark = pytest.mark.anyio
 
@@ -689,6 +691,22 @@ class World:
 
     async def _replay(self, consumer, number):
         await consumer.replay("inception")
+
+
+@pytest.mark.parametrize("keys", [("1",), ()])
+async def test_a_retried_dead_letter_whose_commit_failed_is_not_tried_again(keys):
+    consumer = await dead("1", store=RefusingStore())
+    consumer.failing.clear()
+    consumer._store.refuses = {"commit"}
+    with pytest.raises(StoreUnavailable):
+        await consumer.dead_letters.retry(*keys)
+    consumer._store.refuses.clear()
+    if keys:
+        with pytest.raises(LookupError):
+            await consumer.dead_letters.retry(*keys)
+    else:
+        assert await consumer.dead_letters.retry() == Retried(0, 0)
+    assert consumer.attempts == ["1"]
 
 
 @settings(max_examples=form(30, 100))

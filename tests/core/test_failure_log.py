@@ -367,3 +367,22 @@ async def test_a_should_poll_that_fails_is_logged_with_its_traceback_once(caplog
         await anyio.sleep(1)
     (record,) = [record for record in caplog.records if "should_poll" in record.getMessage()]
     assert record.exc_info
+
+
+async def test_the_text_of_an_error_in_a_traceback_is_bounded_and_does_nothing_to_a_terminal(caplog):
+    """It may be the content of a message, which a hostile server has written."""
+
+    async def process(message):
+        raise ValueError("\x1b[2J" + "x" * 1_000_000 + "\nERROR forged: \x07" * 1_000)
+
+    feed = FakeFeed()
+    feed.publish(1)
+    with pytest.raises(ProcessError):
+        await Consumer(feed, store=MemoryStore(), name="orders", process=process, retry=None).run()
+    (record,) = [record for record in caplog.records if record.exc_info]
+    shown = logging.Formatter("%(levelname)s %(message)s").format(record)
+    assert "Traceback (most recent call last)" in shown
+    assert "in process" in shown
+    assert len(shown) < 20_000
+    assert all(line.isprintable() for line in shown.split("\n"))
+    assert record.exc_info[0] is ValueError, "for those who group errors"

@@ -8,7 +8,16 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from push_to_poll_client import Consumer, MemoryStore, Mode, SQLiteStore, StoreError, StoreUnavailable
+from push_to_poll_client import (
+    Consumer,
+    MemoryStore,
+    Mode,
+    ProcessError,
+    SQLiteStore,
+    StopConsumer,
+    StoreError,
+    StoreUnavailable,
+)
 from push_to_poll_client.testing._fake_feed import FakeFeed
 from tests.support.consumers import Log
 from tests.support.forms import GUARD
@@ -326,3 +335,52 @@ def test_g7_what_a_lost_event_loop_has_left_is_committed_in_the_next_one():
     anyio.run(consumer.rewind, feed.after(2))
     assert consumer.processed == ["1", "2"]
     assert store.commits == [["1", "2"]]
+
+
+async def test_g7_what_is_left_is_given_up_if_another_consumer_has_left_the_cursor_where_it_was():
+    """Its records are newer."""
+    feed, store = FakeFeed(), RefusingStore()
+    feed.publish(3)
+    consumer, other = Log(feed, store=store), Log(feed, store=store)
+    store.refuses = {"commit"}
+    with pytest.raises(StoreUnavailable):
+        await consumer.poll_now()
+    store.refuses.clear()
+    await other.replay("inception")
+    before = len(store.commits)
+    await consumer.poll_now(timeout=None)
+    assert not any(store.commits[before:])
+    assert consumer.processed == other.processed == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("error", [SystemExit("bye"), StopConsumer("no")])
+async def test_g7_a_store_that_refuses_takes_no_error_away(error):
+    """`SystemExit` ends the program, and a message that stops the consumer is not handled again and again."""
+
+    async def process(message):
+        handled.append(message.id)
+        if message.id == "2":
+            store.refuses = {"commit"}
+            raise error
+
+    feed, store, handled = FakeFeed(), RefusingStore(), []
+    feed.publish(2)
+    consumer = Consumer(feed, store=store, process=process, flush_interval=100.0, shutdown_timeout=1.0)
+    with pytest.raises(SystemExit if isinstance(error, SystemExit) else ProcessError):
+        await consumer.run()
+    assert handled == ["1", "2"]
+
+
+@on_asyncio
+async def test_g7_a_store_that_refuses_takes_no_cancellation_away():
+    feed, store = FakeFeed(), RefusingStore("commit")
+    feed.publish(3)
+    consumer = Log(feed, store=store, takes=1.0, flush_interval=100.0)
+    task = asyncio.ensure_future(consumer.poll_now())
+    await consumer.until(2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    store.refuses.clear()
+    await consumer.poll_now(timeout=None)
+    assert consumer.processed == ["1", "2", "3"]

@@ -287,6 +287,22 @@ def unchanged(path):
 REASON = r"state\.db does not belong to .*state\.db-wal: .* move .*-wal and .*-shm away"
 
 
+async def test_a_backup_that_was_restored_into_an_open_database_is_accepted(path, tmp_path):
+    """By SQLite's backup API, which writes the old mark, and all other pages, to a new WAL."""
+    async with claimed(SQLiteStore(path)) as session:
+        await commit(session, 1)
+        back_up(path, tmp_path / "backup.db")
+        for number in range(2, 40):
+            await commit(session, number)
+    async with claimed(SQLiteStore(path)) as session:
+        await commit(session, 40)
+    with program(path) as application, program(tmp_path / "backup.db") as backup:
+        application.execute("PRAGMA wal_autocheckpoint = 0")
+        backup.backup(application)
+        async with claimed(SQLiteStore(path)) as session:
+            assert session.cursor == "1"
+
+
 class TestForeignWAL:
     """SQLite would mix pages of two times."""
 

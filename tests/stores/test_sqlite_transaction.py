@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import anyio
 import pytest
-from anyio import to_thread
+from anyio import from_thread, to_thread
 
 from push_to_poll_client import OwnershipLost, StoreError, StoreUnavailable
 from push_to_poll_client._protocols import TransactionConflict
@@ -638,6 +638,23 @@ class TestTurns:
         assert is_free(database)
         await session.note("b")
         assert database.notes() == ["b"]
+
+    async def test_effects_begun_while_their_scope_is_cancelled_are_rolled_back(self, session, database):
+        session.transaction.begin_first = True
+        checks = []
+
+        def check():
+            checks.append(threading.get_ident())
+            if len(checks) == 2:  # in the thread, which the cancellation does not reach any more
+                from_thread.run_sync(scope.cancel)
+
+        session.check = check
+        with anyio.CancelScope() as scope:
+            await session.note("a")
+        assert is_free(database)
+        await session.note("b")
+        # On trio nothing may raise the cancellation before the scope ends.
+        assert database.notes() == (["b"] if scope.cancelled_caught else ["a", "b"])
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
     async def test_effects_are_committed_although_their_task_is_cancelled_by_asyncio(self, session, database):

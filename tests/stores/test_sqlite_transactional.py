@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import sqlite3
+import subprocess
 import sys
 import threading
 
@@ -391,3 +392,37 @@ class TestSessions:
             assert session.size == 4
             assert not session._written
             assert await session.unseen(["1", "2", "3", "4", "5"]) == {"5"}
+
+
+THREADS = """
+import sqlite3, sys
+import anyio, anyio.to_thread
+from push_to_poll_client import Consumer, MemoryStore, SQLiteStore
+from push_to_poll_client.testing import FakeFeed
+
+async def main(path):
+    store, feed = SQLiteStore(path, transactional=True), FakeFeed()
+    feed.publish(60)
+
+    def write(message, thread):
+        for n in range(5):
+            store.connection.execute(f"INSERT INTO note VALUES (?) -- {message.id} {thread}", (n,))
+            store.connection.execute(f"SELECT * FROM note -- {message.id} {n}").fetchall()
+
+    async def process(message):
+        async with anyio.create_task_group() as threads:
+            for thread in range(4):
+                threads.start_soon(anyio.to_thread.run_sync, write, message, thread)
+
+    await Consumer(feed, store=store, name="c", process=process).catch_up()
+
+anyio.run(main, sys.argv[1])
+"""
+
+
+def test_threads_of_one_handler_do_not_block_each_other_for_ever(tmp_path):
+    """In a process of its own: they held Python's global lock, which stops a test too."""
+    path = tmp_path / "bank.db"
+    application(path, "CREATE TABLE note(number)")
+    subprocess.run([sys.executable, "-c", THREADS, path], check=True, timeout=GUARD, capture_output=True)
+    assert application(path, "SELECT count(*) FROM note") == [(60 * 4 * 5,)]

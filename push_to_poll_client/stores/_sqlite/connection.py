@@ -159,6 +159,9 @@ class Guard:
     Attributes:
         path: The path of the database.
         is_forked: Whether this is a forked child, in which nothing may use the connection.
+        one_thread: Held while a handler's thread uses SQLite, which asks the authorizer while it holds a lock of
+            its own. A second thread of the handler could wait for that lock and keep Python's global lock, which
+            the authorizer waits for: then everything would stand still.
         worker: The thread in which the store itself uses the connection now, or None.
         sql: The statement that the handler executes now.
         refused: Why the authorizer refused a statement; None once that was raised.
@@ -168,6 +171,7 @@ class Guard:
         self.path = path
         self._process = os.getpid()
         self.is_forked = False
+        self.one_thread = threading.RLock()
         self.worker: int | None = None
         self.sql = ""
         self.refused: str | None = None
@@ -322,6 +326,25 @@ class GuardedCursor(sqlite3.Cursor):
         """
         self.connection.refuse("call executescript()", _SCRIPT_COMMITS)
 
+    def fetchone(self) -> Any:
+        """As that of `sqlite3`."""
+        with self._scope.guard.one_thread:
+            return super().fetchone()
+
+    def fetchmany(self, size: int | None = 1) -> list[Any]:
+        """As that of `sqlite3`."""
+        with self._scope.guard.one_thread:
+            return super().fetchmany(size)
+
+    def fetchall(self) -> list[Any]:
+        """As that of `sqlite3`."""
+        with self._scope.guard.one_thread:
+            return super().fetchall()
+
+    def __next__(self) -> Any:
+        with self._scope.guard.one_thread:
+            return super().__next__()
+
     def _begin(self) -> None:
         if self.connection.begun_scope() is not self._scope:
             raise RuntimeError(
@@ -331,10 +354,11 @@ class GuardedCursor(sqlite3.Cursor):
 
     def _run(self, execute: Callable[[str, Any], Self], sql: str, parameters: Any) -> Self:
         guard = self._scope.guard
-        guard.sql = sql
         try:
-            # A handler's statement that ends with the store's mark gets another end.
-            return execute(f"{sql}\n--" if _MARK in sql else sql, parameters)
+            with guard.one_thread:
+                guard.sql = sql
+                # A handler's statement that ends with the store's mark gets another end.
+                return execute(f"{sql}\n--" if _MARK in sql else sql, parameters)
         except sqlite3.DatabaseError as error:
             refused, guard.refused = guard.refused, None
             if refused is not None and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_AUTH:
@@ -415,7 +439,8 @@ class GuardedConnection(sqlite3.Connection):
         scope = self.begun_scope()
         if not readonly and self.guard.authorize(sqlite3.SQLITE_UPDATE, table, column):  # SQLite does not ask here
             raise RuntimeError(self.guard.refused)
-        blob = super().blobopen(table, column, row, readonly=readonly, name=name)
+        with self.guard.one_thread:
+            blob = super().blobopen(table, column, row, readonly=readonly, name=name)
         scope.open_handles.append(ref(blob))
         return blob
 

@@ -231,7 +231,8 @@ _ADVICE = {
 
 
 _MISPLACED = {
-    "": "SQLite writes to a file that is not there any more; put it back, or start again with what is there",
+    "": "SQLite writes to a file that is not there any more. Stop, and put it back; or, to go on with what is "
+    "there, move its -wal and -shm away",
     "-wal": "it holds the newest commits, which no other program sees; start again, which saves them",
     ".lock": "a second process could use the file at the same time; see that none does, and start again",
 }

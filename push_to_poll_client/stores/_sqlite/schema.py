@@ -344,7 +344,7 @@ def warn_of_old_sqlite(*, shared: bool) -> None:
         logging.WARNING if shared else logging.INFO,
         "SQLite %s can damage a database to which two connections write or checkpoint at the same instant (fixed "
         "in 3.51.3, 3.50.7 and 3.44.6). SQLiteStore has one connection for each file and keeps other stores out: "
-        "that is safe as long as no other program writes to the file. Open it elsewhere for reading only, or run "
-        "Python with a newer SQLite.",
+        "that is safe as long as no other program writes to the file. If one does, as to an application's "
+        "database, run both with a newer SQLite; else open it elsewhere for reading only.",
         sqlite3.sqlite_version,
     )

@@ -216,7 +216,7 @@ class SQLiteSession:
 
     @property
     def token(self) -> int:
-        """The fencing token: larger for each claim of the name."""
+        """The fencing token: one more for each claim of the name."""
         return self._claimed.token
 
     @property

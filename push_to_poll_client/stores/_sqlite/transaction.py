@@ -39,8 +39,9 @@ __all__ = ["Effects", "LockGaps", "Transaction", "in_thread", "roll_back", "undo
 
 _T = TypeVar("_T")
 
-MAX_LOOP_WAIT: Final = 0.05
-"""Seconds that a handler's first statement may stop the event loop. Most programs commit in less."""
+MAX_LOOP_WAIT: Final = 0.25
+"""Seconds that a handler's first statement may stop the event loop. Most programs commit in less, and what the
+handler has done elsewhere before it would be done again."""
 
 MAX_HELD: Final = 1.0
 """Seconds that handlers may hold SQLite's lock, almost without a break, before they leave a gap."""
@@ -322,12 +323,15 @@ class Effects(HandlerScope):
             if pause := transaction.gaps.pause:
                 await anyio.sleep(pause)
             if transaction.begin_first:
-                transaction.begin_first = False
                 await in_thread(partial(transaction.begin, self._check), limiter=self._limiter)
+                # Only now: after an error the handler is not to be called before its transaction has begun either.
+                transaction.begin_first = False
                 self.has_begun = True
         except BaseException:
-            await undo(transaction, limiter=self._limiter)
-            self._gate.release()
+            try:
+                await undo(transaction, limiter=self._limiter)
+            finally:
+                self._gate.release()
             raise
         self._loop_thread = threading.get_ident()
         self.enter()

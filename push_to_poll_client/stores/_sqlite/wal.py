@@ -15,7 +15,8 @@ opened), and the first one after it. Take the database as it was when its WAL be
 
 This holds if other programs write to the file too: their commits keep the mark. A WAL is accepted if it says too
 little: it has no mark (an earlier version of this library wrote it), its first mark has no predecessor (the table
-was made in it), or VACUUM has moved the mark to another page.
+was made in it), or VACUUM has moved the mark to another page. If one transaction in it has written all pages, as a
+restore by SQLite's backup API does, the database beside it does not matter.
 
 Formats: https://www.sqlite.org/fileformat.html, sections 1.3 (database), 1.6 (page) and 4 (WAL).
 """
@@ -92,6 +93,7 @@ _ROLLBACK_MODE = b"\1\1"  # the versions that write and read; 2 for a database i
 class _WAL(NamedTuple):
     page_size: int
     marks: list[tuple[int, _Mark]]
+    is_whole: bool  # one transaction has written each page, as VACUUM or a restore by SQLite's backup API does
 
 
 def check_wal(path: str) -> None:
@@ -135,6 +137,8 @@ def _is_foreign(path: str, wal: _WAL) -> bool:
         return False  # SQLite says what it is
     if header.endswith(_ROLLBACK_MODE):
         return True  # no file gets a WAL before it is in WAL mode: VACUUM INTO wrote this one
+    if wal.is_whole:
+        return False  # nothing is left of the database beside it
     pages = {page for page, mark in wal.marks} | {mark.page for _, mark in wal.marks}
     if len(pages) != 1 or wal.marks[0][1].previous == _NO_ID:
         return False
@@ -157,17 +161,22 @@ def _read_wal(path: str) -> _WAL | None:
         magic, _, page_size, _, *salts, _, _ = _HEADER.unpack(header)
         if magic not in _MAGIC:
             return None
-        marks, frames = [], 0
+        marks, frames, is_whole = [], 0, False
+        written = set[int]()  # pages, by the transaction that is read
         # Frames are written anew from the beginning: those of an earlier time have other salts. Checksums are not
         # looked at. A frame too many only makes more marks known.
         while len(frame := file.read(_FRAME.size + page_size)) == _FRAME.size + page_size:
-            page, _, *frame_salts, _, _ = _FRAME.unpack_from(frame)
+            page, size, *frame_salts, _, _ = _FRAME.unpack_from(frame)
             if frame_salts != salts:
                 break
             frames += 1
+            written.add(page)
+            if size:  # the last frame of its transaction
+                is_whole = is_whole or written.issuperset(range(1, size + 1))
+                written.clear()
             if mark := _Mark.find(frame[_FRAME.size :]):
                 marks.append((page, mark))
-        return _WAL(page_size, marks) if frames else None
+        return _WAL(page_size, marks, is_whole) if frames else None
 
 
 _kept_open: dict[tuple[int, int], int] = {}
