@@ -163,7 +163,7 @@ class FakeFeed:
         self.answers_early = answers_early
         self.retry_after = retry_after
         self.read_ahead = read_ahead
-        self.identity = check_identity(identity)
+        self.identity: str = check_identity(identity)
         self.requests: list[Asked] = []
         self.closed: int = 0
         self._entries = MessageLog()
