@@ -309,7 +309,7 @@ class OpenSession:
 
     @property
     def saved(self) -> SavedProgress:
-        """What the session has saved; while it is closed, what the last one had. Call it from any thread."""
+        """Saved progress of the session, or of the last one while it is closed. Call it from any thread."""
         parts = self.parts
         if parts is None:
             return self._last_saved

@@ -46,14 +46,14 @@ class ConsumerLog(logging.LoggerAdapter[logging.Logger]):
         super().__init__(logger)
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """Log a line; the arguments are those of `logging.Logger.log`."""
+        """Log a line, with the arguments of `logging.Logger.log`."""
         if not self.isEnabledFor(level):
             return
         name = _current_consumer.get()
         if name is not None:
             text = str(msg) if args else str(msg).replace("%", "%%")  # without arguments nothing was formatted
             msg, args = f"%s: {text}", (_shortened(name), *args)
-        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # the line is that of the caller
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # name the caller's line
         if kwargs.get("exc_info"):
             self._log_with_traceback(level, msg, args, **kwargs)
         else:

@@ -114,7 +114,7 @@ class Position:
 
     @property
     def place(self) -> str:
-        """Where the next poll starts, for the log."""
+        """Name of the place where the next poll starts, for the log."""
         if self._has_started or self._start == INCEPTION:
             return place_of(self._session.cursor)
         return "the end" if self._start == LATEST else place_of(self._start)

@@ -58,12 +58,12 @@ class CommitArguments(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Uncommitted:
-    """What a session has settled and could not commit.
+    """A commit that a session could not make before it ended.
 
     Attributes:
         history: The saved cursors of the session.
-        token: Its fencing token. If it is not that of the claim before, or the history has changed, another
-            consumer has used the name meanwhile, and the cursor and the records may be of no use any more.
+        token: Its fencing token. If another claim came in between, or the history has changed, another consumer
+            has used the name meanwhile, and the cursor and the records may be of no use any more.
         commit: The arguments of the commit that is due.
     """
 
@@ -207,7 +207,7 @@ class Progress:
         return Uncommitted(tuple(self._session.history), self._session.token, self._take())
 
     def restore(self, uncommitted: Uncommitted) -> bool:
-        """Continue with what the last session of this consumer could not commit.
+        """Continue with the commit that the last session of this consumer could not make.
 
         Returns:
             False if the name was used by another consumer since: then nothing is restored.
@@ -263,7 +263,7 @@ class Progress:
 
     @property
     def has_uncommitted(self) -> bool:
-        """Whether there is anything to commit that no commit has taken."""
+        """Whether a commit is due."""
         unsaved = self.cursor not in {None, self.saved}
         return bool(self.pending or self.dead_letters) or unsaved or self.attempts.writable
 

@@ -148,7 +148,7 @@ class Session(Protocol):
 
     @property
     def size(self) -> int:
-        """How many dedupe records the name has."""
+        """Number of dedupe records of the name."""
         ...
 
     @property
@@ -294,8 +294,8 @@ class Store(Protocol):
     A store may also have, and the consumer looks for it with `getattr`:
 
     - `async rebind(name, *, feed: str | None, new_name: str | None)`: bind a name to another feed, or rename it;
-      see `SQLiteStore.rebind`. Called for a feed with `former_identity`. Raises `ValueError` if there is no such
-      name, or the new one exists.
+      see `SQLiteStore.rebind`. Called for a feed with `former_identity`. Raises `ValueError` if the
+      name does not exist, or the new one does.
     """
 
     async def claim(self, name: str, *, feed: str) -> Session:

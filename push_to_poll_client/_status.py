@@ -1,4 +1,4 @@
-"""What an operator sees of a consumer: frozen snapshots, made from `ConsumerStats`, and the log of a run.
+"""Show a consumer to its operator: frozen snapshots, made from `ConsumerStats`, and the log of a run.
 
 Times of day are seconds since the epoch.
 """
@@ -71,7 +71,7 @@ class PollResult:
 
 
 def add_results(before: PollResult, last: PollResult) -> PollResult:
-    """Return the result of the last poll, with its counts added to those of the polls before."""
+    """Return the result of the last poll with the counts of all polls."""
     return replace(
         last,
         messages=before.messages + last.messages,
@@ -197,7 +197,7 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class SavedProgress:
-    """What a session has saved; kept when it closes, so that the status can still show it.
+    """Saved progress of a session, kept for the status when the session closes.
 
     Attributes:
         cursor: The saved cursor; `None` is the inception.
@@ -399,7 +399,7 @@ class RunLog:
         if not caught_up:
             self._be_behind(started)
             return
-        # One poll that takes long is no backlog: the server may have held its answer.
+        # One long poll is not a backlog: the server may have held its answer.
         seconds = 0.0 if self._behind_since is None else now - self._behind_since
         if self._is_news or seconds >= LONG_BACKLOG:
             messages = _number(count - self._messages, "message")

@@ -89,7 +89,7 @@ class DurableStreamFeed:
             It stays yours: it is not closed. `None` opens one when needed.
         trusted: Other origins to which redirects may lead; they are asked without credentials and `headers`.
         identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
-            without secrets and page size; give one if the URL may change, or is that of several feeds.
+            without secrets and page size; give one if the URL may change, or several feeds have it.
 
     Attributes:
         read_ahead: True: the next page is fetched while one is processed. Fetching acknowledges nothing.

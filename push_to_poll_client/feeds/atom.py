@@ -62,7 +62,7 @@ class AtomFeed:
         trusted: Other origins to which links and redirects may lead; they are asked without credentials and
             `headers`.
         identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
-            without secrets and page size; give one if the URL may change, or is that of several feeds.
+            without secrets and page size; give one if the URL may change, or several feeds have it.
 
     Attributes:
         identity: As given, or made of the URL.

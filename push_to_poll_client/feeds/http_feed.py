@@ -53,7 +53,7 @@ class HTTPFeed:
         trusted: Other origins that redirects may lead to, as "https://cdn.example". They are asked without
             credentials, `headers` and what a client sends by itself.
         identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
-            without secrets and page size; give one if the URL may change, or is that of several feeds.
+            without secrets and page size; give one if the URL may change, or several feeds have it.
 
     Attributes:
         read_ahead: True: the next page is fetched while one is processed. Fetching acknowledges nothing.

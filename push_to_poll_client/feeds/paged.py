@@ -122,7 +122,7 @@ class PagedFeed:
         secrets: What stands in the URL and is shown nowhere.
         trusted: Other origins that links may lead to; no credentials go there.
         identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
-            without secrets and page size; give one if the URL may change, or is that of several feeds.
+            without secrets and page size; give one if the URL may change, or several feeds have it.
 
     Attributes:
         read_ahead: As given.

@@ -83,7 +83,7 @@ class FairLock:
 
     @property
     def holder(self) -> object | None:
-        """What holds the lock, or None."""
+        """Holder of the lock, or None."""
         return None if self._holder is None else self._holder()
 
     @contextlib.contextmanager

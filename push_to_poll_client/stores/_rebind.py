@@ -1,4 +1,4 @@
-"""What a rebind asks for, the same for every store."""
+"""Arguments of a rebind, the same for every store."""
 
 from dataclasses import dataclass
 

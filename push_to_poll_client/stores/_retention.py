@@ -93,7 +93,7 @@ class Retention:
         return math.inf if self.age is None else self.age / _SEGMENTS_PER_RETENTION
 
     def clock_step(self, passed: float) -> float:
-        """That part of the seconds between two readings of the clock by which records do not age.
+        """Seconds between two readings of the clock by which records do not age.
 
         Args:
             passed: By how much the second reading is above the first; below 0 if the clock was set back.
@@ -123,7 +123,7 @@ class Segment(NamedTuple):
         number: Counts up, never the same twice for a name.
         size: The number of its records.
         first_at: When the first record was made, in seconds since the epoch by the clock as it is now.
-        last_at: The latest time at which a record was made, not before that of an earlier segment.
+        last_at: When the last record was made; never before the last one of an earlier segment.
         low: The least of its keys, by code points.
         high: The greatest of its keys.
     """

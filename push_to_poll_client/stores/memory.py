@@ -232,7 +232,7 @@ class _MemorySession:
 
     @property
     def size(self) -> int:
-        """How many dedupe records the name has."""
+        """Number of dedupe records of the name."""
         return self._progress.segments.size
 
     @property

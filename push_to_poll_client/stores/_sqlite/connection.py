@@ -327,17 +327,17 @@ class GuardedCursor(sqlite3.Cursor):
         self.connection.refuse("call executescript()", _SCRIPT_COMMITS)
 
     def fetchone(self) -> Any:
-        """As that of `sqlite3`."""
+        """Fetch the next row, as `sqlite3.Cursor.fetchone` does."""
         with self._scope.guard.one_thread:
             return super().fetchone()
 
     def fetchmany(self, size: int | None = 1) -> list[Any]:
-        """As that of `sqlite3`."""
+        """Fetch the next rows, as `sqlite3.Cursor.fetchmany` does."""
         with self._scope.guard.one_thread:
             return super().fetchmany(size)
 
     def fetchall(self) -> list[Any]:
-        """As that of `sqlite3`."""
+        """Fetch the remaining rows, as `sqlite3.Cursor.fetchall` does."""
         with self._scope.guard.one_thread:
             return super().fetchall()
 

@@ -157,7 +157,7 @@ class OwnerLock:
         _held_locks.add(self)
 
     def stats(self) -> os.stat_result:
-        """What is known of the lock file that is locked, wherever it is now."""
+        """Stat the lock file that is locked, wherever it is now."""
         return os.fstat(self._descriptor)
 
     def _acquire(self, path: str) -> None:
@@ -257,7 +257,7 @@ class OpenFile:
     """
 
     shared = False
-    """Whether the database is an application's too."""
+    """True if the database is an application's too."""
 
     def __init__(self, path: str, *, synchronous: Synchronous) -> None:
         self.path = path

@@ -43,7 +43,7 @@ TABLES_OF_A_NAME = (
 
 
 class OtherNames(NamedTuple):
-    """The names that a file has beside a new one, those of the same feed first.
+    """Names that a file has beside a new one, first those of the same feed.
 
     Attributes:
         shown: Some of them, as they are stored.
@@ -82,7 +82,7 @@ def rebind(file: OpenFile, asked: Rebind, check_unowned: Callable[[str], None]) 
     """See `SQLiteStore.rebind`. The caller has access to the file.
 
     Raises:
-        ValueError: There is no such name, or the new one exists already.
+        ValueError: The name does not exist, or the new one does already.
         StoreError: The file cannot be written; nothing was.
     """
     execute = file.connection.execute

@@ -134,7 +134,7 @@ class RecordSearch:
         return found
 
     def _search(self, segments: Sequence[int], keys: Sequence[str]) -> Iterator[tuple[str, _Match]]:
-        """Those of the keys that have a record in one of many segments, and its match."""
+        """Search many segments for the keys; yield each key that has a record, with its match."""
         # A feed repeats messages in their old order, so most keys lie in the segment of the last one found, or
         # in the next.
         for _ in range(_LOCAL_TRIES):
@@ -332,7 +332,7 @@ class Records:
         return self._segments.size
 
     def are_new(self, keys: Sequence[str]) -> bool:
-        """Whether none of the keys can have a record, as their place among the keys tells."""
+        """Tell from the ranges of keys whether none of these keys can have a record."""
         if not keys:
             return True
         low, high = min(keys), max(keys)

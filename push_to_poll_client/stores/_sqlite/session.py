@@ -221,7 +221,7 @@ class SQLiteSession:
 
     @property
     def size(self) -> int:
-        """How many dedupe records the name has."""
+        """Number of dedupe records of the name."""
         return self._claimed.records.size
 
     @property

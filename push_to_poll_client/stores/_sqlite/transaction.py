@@ -59,7 +59,7 @@ class LockGaps:
 
     A program that waits for the lock tries again every 0.1 s. Where handlers hold the lock almost all the time, it
     may find it taken for the 5 s that most programs wait. A gap of `GAP` seconds after `MAX_HELD` seconds lets it
-    in for certain. Where the lock is free often enough anyway, nothing is done. With a mutex held, but for
+    in nearly always. Where the lock is free often enough anyway, nothing is done. With a mutex held, but for
     `pause`.
     """
 

@@ -309,7 +309,7 @@ class Checkpoints:
         return "another program has a transaction open in which it reads; end it"
 
     def wal_stats(self) -> os.stat_result:
-        """What is known of the WAL that the connection uses, wherever it is now."""
+        """Stat the WAL that the connection uses, wherever it is now."""
         return os.fstat(self._wal.fileno())
 
     def _report(self, hindrance: str | None) -> None:
