@@ -97,7 +97,12 @@ class Records(Watcher):
         if event.facts["who"] in {"replay", "dead letters"}:
             return
         # A commit in the background may have failed, which the next one notices, `flush_interval` later at most.
-        if self.refused_at is not None and event.at > self.refused_at + self.plan.consumer.flush_interval + 1e-6:
+        # With concurrency a message may have failed just before, and be in flight until it is tried again.
+        in_flight = self.plan.consumer.concurrency > 1 and all(self.failed[name] for name in event.facts["ids"])
+        noticed = (
+            self.refused_at is not None and event.at > self.refused_at + self.plan.consumer.flush_interval + 1e-6
+        )
+        if noticed and not in_flight:
             self.oracle.broken(
                 "G7", "a message is processed while others wait for a store that refuses", str(event.facts["ids"])
             )
