@@ -402,6 +402,7 @@ class OpenSession:
             session = await self._claim()
             try:
                 parts = self._build_parts(session, loop)
+                await self._restore_uncommitted(parts.progress)
                 self._wakes.open(loop, parts.polls.wake)
             except BaseException:  # the session's state cannot be read: do not leave the name claimed
                 await self._close(session.release)
@@ -409,12 +410,11 @@ class OpenSession:
         except BaseException:
             self._leave_feed()
             raise
-        self._restore_uncommitted(parts.progress)
-        self.parts = parts
+        self.parts, self._uncommitted = parts, None
 
-    def _restore_uncommitted(self, progress: Progress) -> None:
-        uncommitted, self._uncommitted = self._uncommitted, None
-        if uncommitted is not None and not progress.restore(uncommitted):
+    async def _restore_uncommitted(self, progress: Progress) -> None:
+        uncommitted = self._uncommitted
+        if uncommitted is not None and not await progress.restore(uncommitted):
             logger.warning(
                 "another consumer has used the name since a commit failed, so what that commit could not save is "
                 "given up: %d processed messages, of which the other consumer may have processed some again",
@@ -553,7 +553,8 @@ class Runner:
         while progress.has_uncommitted:
             left = deadline - anyio.current_time()
             if progress.refusal is not None and left <= 0:
-                self._stop_with_error(not_recorded(progress.refusal, progress.uncommitted_count))
+                count = progress.uncommitted_count
+                self._stop_with_error(not_recorded(progress.refusal, count) if count else progress.refusal)
                 return
             try:
                 await progress.flush()

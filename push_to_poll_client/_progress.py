@@ -61,9 +61,9 @@ class Uncommitted:
     """A commit that a session could not make before it ended.
 
     Attributes:
-        history: The saved cursors of the session.
-        token: Its fencing token. If another claim came in between, or the history has changed, another consumer
-            has used the name meanwhile, and the cursor and the records may be of no use any more.
+        history: The saved cursors of the session. If they change, another consumer has moved the name meanwhile,
+            and what is left may be of no use any more.
+        token: The fencing token of the session.
         commit: The arguments of the commit that is due.
     """
 
@@ -111,6 +111,7 @@ class Progress:
         self.dead_letters: list[DeadLetter] = []
         self.time_of_day = TimeOfDay(clock)
         self.attempts = Attempts(session.state, self.time_of_day)
+        self.refusal: StoreUnavailable | None = None
         self.due = 0.0
         self._session = session
         self._stats = stats
@@ -118,7 +119,6 @@ class Progress:
         self._shutdown_timeout = shutdown_timeout
         self._clock = clock
         self._taken: CommitArguments | None = None  # by the commit that runs
-        self.refusal: StoreUnavailable | None = None
         self._refused_since = 0.0  # when the first of the commits began that were refused in a row
         self._taken_count = 0
         self._pending_keys = set[str]()
@@ -206,21 +206,36 @@ class Progress:
             return None
         return Uncommitted(tuple(self._session.history), self._session.token, self._take())
 
-    def restore(self, uncommitted: Uncommitted) -> bool:
+    async def restore(self, uncommitted: Uncommitted) -> bool:
         """Continue with the commit that the last session of this consumer could not make.
 
         Returns:
-            False if the name was used by another consumer since: then nothing is restored.
+            False if another consumer has moved the name since: then nothing is restored.
+
+        Raises:
+            StoreError: The store failed; nothing is restored.
         """
-        commit = uncommitted.commit
-        is_next = self._session.token == uncommitted.token + 1
-        if not is_next or tuple(uncommitted.history) != tuple(self._session.history):
+        if tuple(uncommitted.history) != tuple(self._session.history):
             return False
+        commit = uncommitted.commit
+        if self._session.token != uncommitted.token + 1:
+            commit = await self._without_recorded(commit)
         for text in commit["state"].values():  # at most one: the attempts
             self.attempts.restore(text)
         self._put_back(commit)
         self.read_at = self._clock() - (self.time_of_day.now() - commit["read_at"])
         return True
+
+    async def _without_recorded(self, commit: CommitArguments) -> CommitArguments:
+        """Leave out what has a record by now, as another consumer may have claimed the name in between."""
+        unseen = await self._session.unseen([record.key for record in commit["records"]])
+        return CommitArguments(
+            cursor=commit["cursor"],
+            records=[record for record in commit["records"] if record.key in unseen],
+            dead_letters=[letter for letter in commit["dead_letters"] if letter.key in unseen],
+            state={},
+            read_at=commit["read_at"],
+        )
 
     async def finish(self) -> None:
         """Flush at the end of a poll, when every commit in the background has ended or was cancelled.

@@ -1372,7 +1372,9 @@ async def test_run_that_waits_for_a_store_can_be_stopped():
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(consumer.run)
         await anyio.sleep(60.0)
+        stopped = anyio.current_time()
         consumer.stop()
+    assert anyio.current_time() == stopped
 
 
 async def test_run_that_waits_for_a_store_and_is_stopped_says_what_is_not_recorded():

@@ -337,6 +337,34 @@ def test_g7_what_a_lost_event_loop_has_left_is_committed_in_the_next_one():
     assert store.commits == [["1", "2"]]
 
 
+async def test_g7_what_is_left_survives_a_claim_that_did_nothing():
+    """As that of a call which was cancelled while it claimed the name."""
+    feed, store = FakeFeed(), RefusingStore("commit")
+    feed.publish(3)
+    consumer = Log(feed, store=store)
+    with pytest.raises(StoreUnavailable):
+        await consumer.poll_now()
+    store.refuses.clear()
+    await (await store.claim(consumer.name, feed=feed.identity)).release()
+    await consumer.poll_now(timeout=None)
+    assert store.commits[0] == consumer.processed == ["1", "2", "3"]
+
+
+async def test_g7_what_is_left_stays_if_the_store_refuses_while_the_session_is_opened():
+    feed, store = FakeFeed(), RefusingStore("commit")
+    feed.publish(3)
+    consumer = Log(feed, store=store)
+    with pytest.raises(StoreUnavailable):
+        await consumer.poll_now()
+    await (await store.claim(consumer.name, feed=feed.identity)).release()
+    store.refuses = {"unseen"}
+    with pytest.raises(StoreUnavailable):
+        await consumer.poll_now(timeout=None)
+    store.refuses.clear()
+    await consumer.poll_now(timeout=None)
+    assert consumer.processed == ["1", "2", "3"]
+
+
 async def test_g7_what_is_left_is_given_up_if_another_consumer_has_left_the_cursor_where_it_was():
     """Its records are newer."""
     feed, store = FakeFeed(), RefusingStore()

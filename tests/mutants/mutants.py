@@ -369,7 +369,7 @@ MUTANTS = [
         "G7",
         "forgets what a session could not save when it is closed",
         "_lifecycle.py",
-        "        uncommitted, self._uncommitted = self._uncommitted, None\n",
+        "        uncommitted = self._uncommitted\n",
         "        uncommitted = self._uncommitted = None\n",
     ),
     of(
@@ -390,8 +390,15 @@ MUTANTS = [
         "G7",
         "commits in a new dedupe epoch what was left of an older one",
         "_progress.py",
-        "        if not is_next or tuple(uncommitted.history) != tuple(self._session.history):\n",
+        "        if tuple(uncommitted.history) != tuple(self._session.history):\n",
         "        if False:\n",
+    ),
+    of(
+        "G7",
+        "records again what another consumer has recorded meanwhile",
+        "_progress.py",
+        "            commit = await self._without_recorded(commit)\n",
+        "            pass\n",
     ),
     of(
         "G8",
