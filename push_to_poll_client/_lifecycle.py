@@ -292,6 +292,7 @@ class OpenSession:
         self._name = name
         self._feed = feed
         self._feed_name = feed_name
+        self._former_name: str | None = getattr(feed, "former_identity", None)
         self._store = store
         self._schedule = schedule
         self._wakes = wakes
@@ -372,8 +373,7 @@ class OpenSession:
 
     async def _claim(self) -> Session:
         """Claim the name, also if it was bound to what an earlier version called the feed."""
-        former: str | None = getattr(self._feed, "former_identity", None)
-        rebind = getattr(self._store, "rebind", None)
+        former, rebind = self._former_name, getattr(self._store, "rebind", None)
         if former is None or rebind is None:
             return await self._store.claim(self._name, feed=self._feed_name)
         if self._name == self._feed_name:  # then the name was the former identity too
@@ -400,6 +400,7 @@ class OpenSession:
             _open_sessions.add(self)
         try:
             session = await self._claim()
+            self._former_name = None  # the first claim has settled that
             try:
                 parts = self._build_parts(session, loop)
                 await self._restore_uncommitted(parts.progress)
