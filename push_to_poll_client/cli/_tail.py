@@ -112,8 +112,8 @@ def _add_feed(add: Callable[..., object]) -> None:
     add(
         "--name",
         metavar="NAME",
-        help="what the consumer is called in that file. Give one: without it, it is called as the feed, and "
-        "begins anew when the URL changes",
+        help="the consumer's name in that file. Give one: without it the name is that of the feed, and a changed "
+        "URL begins anew",
     )
     add("--once", action="store_true", help="stop at the end of the feed")
     add(

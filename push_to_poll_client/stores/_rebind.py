@@ -14,7 +14,7 @@ class Rebind:
     Args:
         name: The name.
         feed: The identity of the feed to bind it to; `None` leaves it bound as it is.
-        new_name: What it is called then; `None` leaves it, or follows `feed` where it is called as its feed.
+        new_name: The name from then on; `None` leaves it, or follows `feed` if it is the feed's identity.
         replace: Whether a name that exists already is dropped for it.
 
     Raises:
@@ -43,7 +43,7 @@ class Rebind:
         """
         if self.new_name is not None:
             return self.new_name
-        # A consumer without `name=` is called as its feed.
+        # The name of a consumer without `name=` is its feed's identity.
         return self.feed if self.feed is not None and self.name == bound_to else self.name
 
     def unknown_name(self, where: str) -> ValueError:

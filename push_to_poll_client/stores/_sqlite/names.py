@@ -1,8 +1,8 @@
-"""Consumer names of a file: tell of a new one beside others, and bind one to another feed.
+"""Consumer names of a file: log a new one that comes beside others, and bind one to another feed.
 
-A consumer without `name=` is called as its feed. When the feed's URL changes, it begins a new name, and all that
-the old one processed is processed again. With `name=` such a change is a `StoreMismatch`; but a name that changes
-begins anew too. So a new name in a file that has others is told once, and `rebind` lets it have the old progress.
+The name of a consumer without `name=` is its feed's identity. When the feed's URL changes, a new name begins, and
+everything is processed again. With `name=` such a change is a `StoreMismatch`, but a changed name begins anew too.
+So a new name in a file that has others is logged once, and `rebind` gives it the old progress.
 """
 
 import logging
@@ -61,7 +61,7 @@ class OtherNames(NamedTuple):
         return cls(tuple(other for other, _ in rows), any(same for _, same in rows))
 
     def log(self, path: str, name: str, feed: str) -> None:
-        """Tell that the name is new, if there are others.
+        """Log that the name is new, if there are others.
 
         A consumer that is named, and whose feed no other name has, shares the file on purpose: a change of its URL
         would have been a `StoreMismatch`. That is INFO.
