@@ -7,7 +7,6 @@ ahead after one that ends the feed or asks for a pause.
 
 import hashlib
 import logging
-import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -41,7 +40,7 @@ _cursor_of, _id_of = attrgetter("cursor"), attrgetter("id")
 
 
 def _is_seconds(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not math.isnan(value)
+    return isinstance(value, int | float) and value == value  # noqa: PLR0124  # not NaN; isnan() fails at 10**400
 
 
 def _check_page(page: object, name: str) -> None:
@@ -65,6 +64,10 @@ def _check_page(page: object, name: str) -> None:
         raise FeedError(f"{name} returned a Page with a cursor or next of more than {MAX_CURSOR} characters")
     if page.retry_after is not None and not _is_seconds(page.retry_after):
         raise FeedError(f"{name} returned a Page whose retry_after is no number of seconds")
+    if page.poll_within is not None and not (_is_seconds(page.poll_within) and page.poll_within >= 0):
+        raise FeedError(
+            f"{name} returned a Page whose poll_within is {page.poll_within!r}; give seconds from 0 on, or None"
+        )
     if not isinstance(page.closed, bool) or not isinstance(page.gap, str):
         raise FeedError(f"{name} returned a Page whose closed is no bool, or whose gap is no str")
     if page.closed and page.next is not None:

@@ -132,6 +132,7 @@ class Poller:
         done: What the last poll did, also if it failed.
         answered_at: When the last page of the last poll arrived, on the event loop's clock; `None` if none did.
         continues_freely: Whether the next poll continues what the last one read, and so takes no token (G3).
+        poll_within: The `Page.poll_within` of the last page of the last poll.
     """
 
     def __init__(  # noqa: PLR0917  # each is of another type
@@ -164,6 +165,7 @@ class Poller:
         self.done = PollResult(0, 0, 0, caught_up=False)
         self.answered_at: float | None = None
         self.continues_freely = False
+        self.poll_within: float | None = None
         self._unfinished: PollWalk | None = None
         self._deadline = 0.0
         self._logged_standstill: str | None = None
@@ -215,7 +217,7 @@ class Poller:
             StoreError: The store could not be read or written.
         """
         self.done, self.answered_at = PollResult(0, 0, 0, caught_up=False), None
-        self.continues_freely = False
+        self.continues_freely, self.poll_within = False, None
         self._processor.begin()
         await self._progress.flush()  # what the last poll could not commit
         await self._position.ensure_started()
@@ -365,7 +367,7 @@ class Poller:
     async def _take_page(self, poll: PollState, request: FetchRequest, page: Page, background: Background) -> bool:
         self._stats.counts["pages"] += 1
         poll.pages += 1
-        poll.closed = page.closed
+        poll.closed, self.poll_within = page.closed, page.poll_within
         poll.walk.empty_pages = 0 if page.messages else poll.walk.empty_pages + 1
         await self._gaps.report(request.cursor, page.gap)
         await self._prefetcher.begin(request, page, background)

@@ -318,6 +318,7 @@ class Polls:
             answered_at=self._poller.answered_at,
             jitter=random.random(),  # noqa: S311  # not for secrets
             resume_at=self._processor.postponed_until,
+            poll_within=self._poller.poll_within,
         )
         # Drop the hint if the feed refused it or a retry failed: the sender of a push can write anything into it.
         if result is None or not (isinstance(result, PollResult | FeedRefused) or poll.is_retry):

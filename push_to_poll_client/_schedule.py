@@ -12,7 +12,7 @@ Wishes, each with the time from which it holds; the earliest one is the decision
                   when it may be tried again
     WAKE          somebody said "poll soon": `wake_delay` after the first wake, to gather more
     REPOLL        a push promised something and its poll found nothing: the push beat the data
-    TIMER         quiet for the fallback interval
+    TIMER         quiet for the fallback interval, or for as long as the feed itself wants it quiet at most
     WAIT          nothing else, and no repetition due: a fetch that the server may hold (long polling)
     MANUAL        `poll_now()`, which asks for `earliest` itself
 
@@ -51,6 +51,8 @@ push costs four polls. A flood of them costs three more than its rate, and three
 
 A timer poll that finds messages though a channel claims to be up, with no push owed or arriving, is evidence that
 the channel loses pushes. Two in a row with no push proved right in between make the interval the degraded one.
+A poll that the feed asked for by `poll_within` is no such evidence: the feed knew of messages that it could not
+show yet, and their push may have come in time.
 """
 
 import enum
@@ -193,6 +195,7 @@ class Schedule:
         self._not_before = -math.inf
         self._ended: float | None = None
         self._shortening = 1.0
+        self._poll_within: float | None = None
         self._unfinished = False
         self._resume_at = -math.inf
         self._free_start = False  # earned by a poll that stopped at `max_poll_time`, for the one that goes on
@@ -294,6 +297,7 @@ class Schedule:
         answered_at: float | None = None,
         jitter: float = 0.0,
         resume_at: float | None = None,
+        poll_within: float | None = None,
     ) -> None:
         """The poll that was started has ended.
 
@@ -307,6 +311,8 @@ class Schedule:
             jitter: Drawn from [0, 1), for the backoff or the fallback interval.
             resume_at: With `MORE`: when the message may be tried again at which it stopped; `None`: it was another
                 reason.
+            poll_within: Seconds within which the feed asks to be polled again, after a success; `None`: it does
+                not ask.
         """
         self._running = False
         if outcome is PollOutcome.ABANDONED:
@@ -322,6 +328,7 @@ class Schedule:
             self._resume_at = -math.inf if resume_at is None else resume_at
             self._succeed(now)
             self._learn(now, found, jitter)
+            self._poll_within = None if poll_within is None else min(poll_within, MAX_NOT_BEFORE)
 
     # What follows
 
@@ -355,9 +362,10 @@ class Schedule:
     @property
     def interval(self) -> float | None:
         """The longest quiet time in force, in seconds; `None`: no limit."""
-        if self._fallback is None or self._degraded is None or not self.degraded:
-            return self._fallback
-        return min(self._fallback, self._degraded)
+        in_force = [self._fallback, self._poll_within]
+        if self._fallback is not None and self.degraded:
+            in_force.append(self._degraded)
+        return min((seconds for seconds in in_force if seconds is not None), default=None)
 
     @property
     def owes(self) -> bool:
@@ -456,6 +464,11 @@ class Schedule:
             return
         if self._covered_push:
             self._evidence = 0
-        elif self._cause is Cause.TIMER and self._covered is None and not self._pushed_meanwhile:
+        elif (
+            self._cause is Cause.TIMER
+            and self._poll_within is None
+            and self._covered is None
+            and not self._pushed_meanwhile
+        ):
             self._evidence += 1
             self.missed_pushes += 1

@@ -227,6 +227,10 @@ class Page:
             settled, `Consumer.run()` returns.
         gap: What may be missing before the messages of this page, in words, when the feed can no longer give it
             (the message that was read last is listed no more, Matrix' `limited`); empty when nothing is.
+        poll_within: Seconds from the end of this poll within which the feed asks to be polled again, if that is
+            sooner than the fallback interval: for a feed that knows of messages which it cannot give yet, as rows
+            behind a transaction that has not committed. `None` when it does not ask. The rate and what the server
+            asks for come first, and only the last page of a poll counts.
     """
 
     messages: Sequence[Message] = ()
@@ -235,6 +239,7 @@ class Page:
     retry_after: float | None = None
     closed: bool = False
     gap: str = ""
+    poll_within: float | None = None
 
 
 class RecordState(enum.StrEnum):

@@ -688,6 +688,7 @@ def _check_page(page: object) -> None:
     assert isinstance(page, Page)
     assert isinstance(page.messages, Sequence)
     _check_seconds(page.retry_after)
+    _check_seconds(page.poll_within)
     for cursor in (page.cursor, page.next, *(message.cursor for message in page.messages)):
         _check_text(cursor, MAX_CURSOR, optional=True)
 

@@ -480,6 +480,14 @@ async def test_the_name_is_released_even_if_the_shutdown_timeout_is_zero():
         await Log(FakeFeed(), store=store, shutdown_timeout=0).poll_now()
 
 
+async def test_a_retry_after_of_any_number_of_digits_is_a_day_at_most(running):
+    feed = FakeFeed()
+    feed.fail(FeedError("odd", retry_after=10**400))
+    running(Log(feed))
+    await feed.asked(2)
+    assert 86_400 <= times(feed)[1] - times(feed)[0] <= 1.1 * 86_400
+
+
 @pytest.mark.parametrize("retry_after", ["30", float("nan"), float("-inf")])
 async def test_an_invalid_retry_after_of_a_feed_error_is_ignored(retry_after, running):
     feed = FakeFeed()
@@ -660,6 +668,9 @@ async def test_another_event_loop_is_refused_while_the_first_one_claims():
         Page(next=b"7"),
         Page(retry_after="30"),
         Page(retry_after=float("nan")),
+        Page(poll_within="2"),
+        Page(poll_within=-1),
+        Page(poll_within=float("nan")),
     ],
 )
 async def test_a_page_that_cannot_be_used_is_a_failed_poll(page, running):

@@ -419,6 +419,57 @@ def test_no_missed_push_is_counted_while_no_channel_is_up():
     assert schedule.missed_pushes == 0
 
 
+# What the feed asks for
+
+
+def test_a_feed_is_polled_within_the_time_that_it_asks_for_and_then_as_before():
+    schedule = idle()
+    poll(schedule, 100.0, poll_within=2.0)
+    assert schedule.next_poll(100.0) == Decision(102.0, Cause.TIMER)
+    poll(schedule, 102.0)
+    assert schedule.next_poll(102.0) == Decision(162.0, Cause.TIMER)
+
+
+def test_a_feed_that_asks_for_a_poll_is_polled_even_without_a_fallback_interval():
+    schedule = idle(fallback_interval=None, degraded_interval=None)
+    poll(schedule, 100.0, cause=Cause.MANUAL, poll_within=2.0)
+    assert schedule.next_poll(100.0) == Decision(102.0, Cause.TIMER)
+
+
+@pytest.mark.parametrize("poll_within", [61.0, 1e9, math.inf, 10**400])
+def test_a_feed_cannot_ask_for_fewer_polls_by_poll_within(poll_within):
+    schedule = idle()
+    poll(schedule, 100.0, poll_within=poll_within)
+    assert schedule.next_poll(100.0) == Decision(160.0, Cause.TIMER)
+
+
+def test_a_feed_that_asks_for_polls_all_the_time_is_polled_at_the_rate():
+    schedule, now = make(rate=5.0, burst=10), 0.0
+    for _ in range(110):
+        now = max(now, schedule.next_poll(now).at)
+        poll(schedule, now, poll_within=0.0)
+    assert now == pytest.approx(100 / 5.0)
+
+
+def test_what_the_server_asks_for_and_a_backoff_beat_poll_within():
+    schedule = idle()
+    schedule.not_before(100.0, 30.0, jitter=0.0)
+    poll(schedule, 100.0, poll_within=1.0)
+    assert schedule.next_poll(100.0).at == 130.0
+    poll(schedule, 130.0, outcome=PollOutcome.REFUSED)
+    assert schedule.next_poll(130.0).at == pytest.approx(130.0 + SLOW_BACKOFF / 2)
+
+
+def test_messages_that_the_feed_had_hidden_are_no_evidence_of_a_lossy_channel():
+    schedule = idle()
+    schedule.set_channel("push", up=True)
+    for at in (100.0, 102.0, 104.0):
+        poll(schedule, at, cause=Cause.MANUAL, poll_within=2.0)
+        poll(schedule, at + 1, cause=Cause.TIMER, found=1)
+    assert schedule.missed_pushes == 0
+    assert not schedule.lossy
+
+
 # Long polling
 
 

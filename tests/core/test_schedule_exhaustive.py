@@ -33,6 +33,7 @@ def moves(world):
 ENDS = (
     lambda w: w.end(PollOutcome.CAUGHT_UP, found=0),
     lambda w: w.end(PollOutcome.CAUGHT_UP, found=1),
+    lambda w: w.end(PollOutcome.CAUGHT_UP, found=1, poll_within=2.0),
     lambda w: w.end(PollOutcome.MORE, found=1, free=True),
     lambda w: w.end(PollOutcome.MORE),
     lambda w: w.end(PollOutcome.MORE, found=1, resume_in=2.0),
@@ -46,7 +47,8 @@ SETTINGS = {"fallback", "degraded", "rate", "burst", "wake_delay", "jitter", "ca
 """Of the world; the same all the way."""
 
 DURATIONS = {"_backoff", "_shortening", "_wait", "_spacing", "_slack", "_wake_delay", "_fallback", "_degraded"}
-"""Of the schedule; every other float is a time."""
+DURATIONS |= {"_poll_within", "poll_within"}
+"""Of the schedule and the world; every other float is a time."""
 
 
 def state(world):

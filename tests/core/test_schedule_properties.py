@@ -56,6 +56,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         retry_after=st.one_of(st.none(), st.floats(0.0, 1e9)),
         resume_in=st.one_of(st.none(), st.floats(0.0, 1e5)),
         free=st.booleans(),
+        poll_within=st.one_of(st.none(), st.floats(0.0, 1e9)),
         jitter=fraction,
     )
     def end(self, outcome, resume_in, jitter, **ended):

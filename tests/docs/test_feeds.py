@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import psycopg
 import pytest
 import respx
 
@@ -13,6 +14,7 @@ import push_to_poll_client
 from push_to_poll_client import CursorExpired, FeedError, FetchRequest
 from push_to_poll_client.feeds import paged
 from tests.feeds.test_paged_vendors import inception, walk
+from tests.support.postgres_server import shared_server
 from tests.vendors.atom import Atom
 from tests.vendors.calendar import Calendar
 from tests.vendors.couchdb import CouchDB
@@ -175,6 +177,48 @@ async def test_the_jmap_feed_of_the_page_raises_cursor_expired(own):
     vendor.oldest = 3
     with pytest.raises(CursorExpired, match="cannotCalculateChanges"):
         await feed.fetch(FetchRequest("1"))
+
+
+@pytest.fixture
+def outbox(request):
+    """The outbox of the page, on a table as its docstring has it, and the server."""
+    server = shared_server(request.config)
+    block = next(block for block in BLOCKS if "class Outbox" in block)
+    names = {name: getattr(push_to_poll_client, name) for name in push_to_poll_client.__all__} | {
+        "psycopg": psycopg
+    }
+    exec(block, names)  # noqa: S102  # it is ours
+    server.execute("DROP TABLE IF EXISTS outbox", re.search("CREATE TABLE .*", block)[0])
+    return names["Outbox"](server.conninfo), server
+
+
+ADD = "INSERT INTO outbox (event) SELECT to_jsonb(n) FROM generate_series(%s::int, %s::int) n"
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # psycopg knows no other
+async def test_the_outbox_of_the_page_hides_rows_behind_a_long_transaction_and_says_so(outbox):
+    feed, server = outbox
+    with psycopg.connect(server.conninfo) as long, psycopg.connect(server.conninfo) as short:
+        long.execute(ADD, (1, 1))
+        short.execute(ADD, (2, 2))
+        short.commit()
+        hidden = await feed.fetch(FetchRequest())
+        long.commit()
+        shown = await feed.fetch(FetchRequest(hidden.cursor))
+    assert (hidden.messages, hidden.poll_within) == ([], 2)
+    assert [message.data for message in shown.messages] == [1, 2]
+    assert (shown.next, shown.poll_within) == (None, None)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_outbox_of_the_page_hands_out_each_row_once(outbox):
+    feed, server = outbox
+    with psycopg.connect(server.conninfo, autocommit=True) as connection:
+        for first in range(0, 250, 50):
+            connection.execute(ADD, (first, first + 49))
+    messages, _ = await walk(feed, None)
+    assert [message.data for message in messages] == list(range(250))
+    assert (await walk(feed, messages[99].cursor))[0][0].data == 100
 
 
 async def test_the_atom_example_of_the_page_prints_new_and_deleted_entries(serve, tmp_path, monkeypatch, capsys):

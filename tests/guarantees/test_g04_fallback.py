@@ -6,6 +6,7 @@ The consumer polls that often even if a push channel claims to be healthy, and m
 import anyio
 import pytest
 
+from push_to_poll_client import Message, Page
 from push_to_poll_client.testing._fake_feed import FakeFeed
 from push_to_poll_client.testing._manual_listener import ManualListener
 from tests.support.consumers import Log
@@ -35,6 +36,38 @@ async def test_g4_the_interval_is_shorter_while_a_channel_is_down(running):
     count = len(feed.requests)
     await anyio.sleep(100)
     assert len(feed.requests) - count >= 20
+
+
+class HiddenRows:
+    """A feed that knows of a row which it cannot show before second 35, as behind a long transaction."""
+
+    identity = "outbox"
+
+    def __init__(self, max_wait=None):
+        self.start = anyio.current_time()
+        self.max_wait = max_wait
+        self.requests = []
+
+    async def fetch(self, request):
+        self.requests.append(request)
+        with anyio.move_on_after(request.wait):
+            await anyio.sleep_until(self.start + 35 if request.wait else 0)
+        if request.cursor is not None:
+            return Page()
+        if anyio.current_time() < self.start + 35:
+            return Page(poll_within=2)
+        return Page([Message("hidden")], cursor="1")
+
+
+@pytest.mark.parametrize("max_wait", [None, 30.0])
+async def test_g4_a_feed_that_hides_messages_is_polled_within_the_time_that_it_asks_for(running, max_wait):
+    feed = HiddenRows(max_wait)
+    listener = ManualListener()
+    consumer = running(Log(feed, listeners=[listener] if max_wait is None else []))
+    await consumer.until(1)
+    assert anyio.current_time() - feed.start <= 35 + 2
+    assert 17 <= len(feed.requests) <= 35 / (2 * 0.9) + 2, "no more often than it asks"
+    assert consumer.status().counters.missed_pushes == 0
 
 
 async def test_g4_listeners_without_a_fallback_interval_are_refused():

@@ -144,6 +144,21 @@ MUTANTS = [
         "        return self.lossy\n",
     ),
     of(
+        "G4",
+        "polls a feed that hides messages at the fallback interval only",
+        "_schedule.py",
+        "        in_force = [self._fallback, self._poll_within]\n",
+        "        in_force = [self._fallback]\n",
+    ),
+    of(
+        "G4",
+        "takes messages that the feed had hidden for lost pushes",
+        "_schedule.py",
+        "            and self._poll_within is None\n",
+        "",
+        SCHEDULE,
+    ),
+    of(
         "G5",
         "saves the page's cursor first",
         "_processor.py",

@@ -47,6 +47,7 @@ class World:
     failed_at: float = -math.inf
     last: PollOutcome | None = None
     free: bool = False
+    poll_within: float | None = None
     resume_at: float = -math.inf
     running: bool = False
     up: bool = True
@@ -120,7 +121,7 @@ class World:
             window = self.starts[last] - began
             assert last - first + 1 <= self.burst + self.rate * window + EPS, "G3: rate"
 
-    def end(self, outcome, *, found=0, retry_after=None, resume_in=None, free=False):
+    def end(self, outcome, *, found=0, retry_after=None, resume_in=None, free=False, poll_within=None):
         if retry_after is not None:
             self.schedule.not_before(self.now, retry_after, jitter=self.jitter)
             asked = min(retry_after, MAX_NOT_BEFORE)
@@ -128,7 +129,13 @@ class World:
             self.not_before_at_the_latest = max(self.not_before_at_the_latest, self.now + 1.1 * asked)
         resume_at = None if resume_in is None else self.now + resume_in
         self.schedule.poll_ended(
-            self.now, outcome, found=found, free=free, jitter=self.jitter, resume_at=resume_at
+            self.now,
+            outcome,
+            found=found,
+            free=free,
+            jitter=self.jitter,
+            resume_at=resume_at,
+            poll_within=poll_within,
         )
         self.running, self.last = False, outcome
         self.free = free and outcome is PollOutcome.MORE
@@ -138,7 +145,7 @@ class World:
             self.debts = self.covered + self.debts
             self.failed, self.failed_at, self.ended = outcome, self.now, self.now
         else:
-            self.failed, self.ended = None, self.now
+            self.failed, self.ended, self.poll_within = None, self.now, poll_within
             self.resume_at = -math.inf if resume_at is None else resume_at
         self.covered = []
 
@@ -178,11 +185,14 @@ class World:
             assert decision.at <= self._latest(self.now) + EPS, "the first poll is at once"
         elif self.last is PollOutcome.MORE and self.failed is None:
             assert decision.at <= self._latest(self.now) + EPS, "what has more to do goes on at once"
-        elif self.fallback is not None:
+        else:
             assert decision.at <= self._latest(self.ended + self._interval()) + EPS, "G4: fallback"
 
     def _interval(self):
-        return self.fallback if self.up or self.degraded is None else min(self.fallback, self.degraded)
+        asked = math.inf if self.poll_within is None else min(self.poll_within, MAX_NOT_BEFORE)
+        if self.fallback is None:
+            return asked
+        return min(self.fallback, asked, math.inf if self.up or self.degraded is None else self.degraded)
 
     def _latest(self, wished):
         """No limit but these may make a poll later than it was wished."""
