@@ -16,6 +16,7 @@ import anyio
 import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
+from push_to_poll_client._http.addresses import PrivateAddress, only_public, peer_of
 from push_to_poll_client._http.credentials import HeaderSource, ListenerCredentials, TokenSource, basic_auth_header
 from push_to_poll_client._http.errors import BAD_REDIRECT, module_of
 from push_to_poll_client._http.origins import parse_http_url, without_secrets
@@ -131,6 +132,7 @@ class ListenerResponse(NamedTuple):
         body: Its bytes, not packed.
         url: What was asked, without secrets.
         response: As `httpx.HTTPStatusError` wants it.
+        peer: The IP address at the other end of the connection, which may be a proxy's; `None` if it is not known.
     """
 
     status: int
@@ -138,6 +140,7 @@ class ListenerResponse(NamedTuple):
     body: bytes
     url: str
     response: Any
+    peer: str | None = None
 
     def __repr__(self) -> str:  # headers and body may hold a secret
         return f"{type(self).__name__}({self.status}, {len(self.body)} bytes, url={self.url!r})"
@@ -231,26 +234,31 @@ class ListenerClient:
         headers: Mapping[str, str] | None = None,
         wait: float = 0.0,
         trickles: bool = False,
+        public_only: bool = False,
         on_sent: Callable[[], None] | None = None,
     ) -> ListenerResponse:
         """Send one request.
 
         Args:
             method: The HTTP method.
-            url: An absolute URL. `None` means the server's. Only the server's origin gets credentials (G12).
+            url: An absolute URL. `None` means the server's. Only the server's origin gets credentials (G12). A
+                user and password in the URL are dropped: a server may have named it.
             content: The body.
             headers: Sent in addition; the credentials overrule them.
             wait: Seconds for which the server may hold its response, in addition to the timeout.
             trickles: Whether each chunk of the response restarts the timeout, for a server that sends white space
                 to keep the connection alive.
+            public_only: Whether to refuse addresses of this machine and of private networks, since a server on
+                the internet named the URL.
             on_sent: Called when the request has been sent, by clients that report it, such as those of httpx.
 
         Raises:
             UnusableResponse: The response is too large, is encoded, or redirects to something that is not a URL.
+                Or, with `public_only`, the server is not on the internet.
             CredentialsFailed: A function for headers or token failed.
             Exception: No response came; `http_failure_of` classifies the error.
         """
-        target = parse_http_url(url or self.url)
+        target = parse_http_url(url or self.url).copy_with(userinfo=b"", fragment=None)
         url, same_origin = str(target), _origin(target) == self._trusted_origin
         fields = httpx.Headers({"accept-encoding": "identity", **(headers or {})})
         if same_origin:
@@ -284,13 +292,18 @@ class ListenerClient:
                 if content:
                     request.stream = _cancellable_body(request.stream, content)
                 try:
+                    if public_only:
+                        request.extensions = only_public(target, request.extensions)
                     response = await send(sender, request, **auth)
                 except UnusableRedirect as error:
                     raise UnusableResponse(f"{without_secrets(url)}: {error}") from None
+                except PrivateAddress as error:
+                    raise UnusableResponse(f"{without_secrets(url)} {error}") from None
+                peer = peer_of(response.extensions.get("network_stream"))
                 async with closing(response):
                     body = await self._read_body(response, without_secrets(url), scope if trickles else None, wait)
                     return ListenerResponse(
-                        response.status_code, response.headers, body, without_secrets(url), response
+                        response.status_code, response.headers, body, without_secrets(url), response, peer
                     )
         raise TimeoutError(f"no whole answer within {self._timeout + wait:g} s")
 

@@ -1,5 +1,6 @@
 """HTTP manners: header fields, bodies, URLs and statuses, as a server writes them."""
 
+import contextlib
 import gzip
 import zlib
 from email.utils import formatdate
@@ -8,6 +9,7 @@ import httpx
 
 from push_to_poll_client import FeedError
 from push_to_poll_client._http import headers as http
+from push_to_poll_client._http.addresses import address_in, is_public, peer_of
 from push_to_poll_client._http.caching import (
     MAX_FRESH,
     Validators,
@@ -95,6 +97,28 @@ def read_url(data):
         assert shown.isprintable()
         assert without_secrets(f"https://user:{SECRET}@host.example/{text}").find(SECRET) < 0
         assert identity(text).isprintable()
+
+
+class _Stream:
+    def __init__(self, address):
+        self.address = address
+
+    def get_extra_info(self, _name):
+        return (self.address, 80)
+
+
+def read_address(data):
+    """A host, in a URL and as the other end of a connection."""
+    text = text_of(data)
+    found = [peer_of(_Stream(text))]
+    with contextlib.suppress(httpx.InvalidURL, UnicodeError):
+        found.append(address_in(httpx.URL(f"http://{text}/")))
+    for address in found:
+        if address is not None:
+            assert is_public(address) in {True, False}
+            assert is_public(
+                f"::ffff:{address}" if "." in address and ":" not in address else address
+            ) == is_public(address)
 
 
 def read_text(data):
@@ -219,6 +243,19 @@ ROWS = (
             "steps up": around(b"link: <", b"../", b"a>; rel=next"),
             "relations": around(b'link: <a>; rel="', b"x ", b'next"'),
             "fields": around(b"", b"link: <a>; rel=x\n"),
+        },
+    ),
+    Fuzzed(
+        name="addresses",
+        modules=("_http.addresses",),
+        read=read_address,
+        examples=(b"127.0.0.1", b"[::ffff:10.0.0.1]", b"fe80::1%eth0", b"0x7f.1", b"localhost.", b"a.example:80"),
+        tokens=words(r"127. 0x 0177 :: ffff: % [ ] . :80 @ localhost 64:ff9b:: \xff"),
+        frame=(b"[", b"]"),
+        hostile={
+            "steps": around(b"a", b".a", b""),
+            "zeros": around(b"1", b"0", b""),
+            "groups": around(b"[", b":0", b"]"),
         },
     ),
     Fuzzed(

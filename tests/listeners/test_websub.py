@@ -278,11 +278,25 @@ async def test_a_configured_secret_is_not_sent_to_a_hub_without_https(hub):
     assert hub.requests == []
 
 
-async def test_a_redirect_to_a_hub_without_https_does_not_carry_the_secret(hub):
+async def test_a_hub_with_https_cannot_redirect_to_one_without(hub):
     hub.answers = [httpx.Response(307, headers={"location": "http://hub.example/plain"})]
-    async with subscribed(hub):
-        assert "hub.secret" in hub.forms[0]
-        assert "hub.secret" not in hub.forms[1]
+    async with subscribed(hub) as channel:
+        assert "https://hub.example/ redirects from https to http://hub.example/plain" in str(channel.error)
+    assert hub.requests == [("GET", TOPIC), ("POST", HUB)]
+
+
+async def test_a_topic_with_https_cannot_redirect_to_one_without(hub):
+    hub.topic = httpx.Response(301, headers={"location": "http://blog.example/feed"})
+    async with subscribed(hub) as channel:
+        assert "redirects from https to http://blog.example/feed" in str(channel.error)
+    assert hub.requests == [("GET", TOPIC)]
+
+
+async def test_a_hub_that_redirects_away_from_http_gets_the_secret_by_https_only(hub):
+    hub.answers = [httpx.Response(307, headers={"location": HUB})]
+    async with subscribed(hub, websub(hub, hub="http://hub.example/")):
+        assert "hub.secret" not in hub.forms[0]
+        assert "hub.secret" in hub.forms[1]
         assert await hub.push() == [200]
 
 

@@ -24,7 +24,11 @@ def found(*fields, body=b"", kind="application/atom+xml"):
         (["</hub>; rel=hub, <feed.atom>; rel=self"], (SELF, "https://blog.example/hub")),
         # Several: https first.
         ([f"<http://hub.example/>; rel=hub, <{HUB}>; rel=hub"], (URL, HUB)),
-        (["<http://a.example/>; rel=hub, <http://b.example/>; rel=hub"], (URL, "http://a.example/")),
+        # Named by http in a response by https: it is asked by https.
+        (["<http://a.example:80/x>; rel=hub, <http://b.example/>; rel=hub"], (URL, "https://a.example/x")),
+        (["<http://a.example:8080/>; rel=hub, <http://b.example/>; rel=hub"], (URL, "https://b.example/")),
+        # The user and password are not ours.
+        ([f"<https://u:p@hub.example/>; rel=hub, <https://u:p@{SELF[8:]}>; rel=self"], (SELF, HUB)),
         # What cannot be asked is passed over.
         ([f"<mailto:hub@hub.example>; rel=hub, <https://h:port/>; rel=hub, <{HUB}>; rel=hub"], (URL, HUB)),
         ([f"<{HUB}>; rel=hub, <tag:x>; rel=self"], (URL, HUB)),
@@ -90,6 +94,18 @@ def test_a_response_without_a_usable_hub_link_is_an_error(kind, body):
     with pytest.raises(UnusableResponse, match="names no hub") as failed:
         found(body=body, kind=kind)
     assert "c4n4ry" not in str(failed.value)
+
+
+def test_a_hub_that_cannot_have_https_is_refused_if_the_topic_has_https():
+    with pytest.raises(
+        UnusableResponse, match=r"names a hub without https, http://a\.example:8080/\?key=…, but has"
+    ):
+        found("<http://a.example:8080/?key=c4n4ry>; rel=hub")
+
+
+def test_a_topic_without_https_may_name_a_hub_without_https():
+    fields = httpx.Headers({"link": "<http://a.example:8080/>; rel=hub"})
+    assert topic_of(fields, b"", "http://blog.example/") == ("http://blog.example/", "http://a.example:8080/")
 
 
 def test_the_body_is_used_if_the_link_header_names_no_hub():

@@ -47,6 +47,7 @@ class HubRequest:
         mode: `SUBSCRIBE` or `UNSUBSCRIBE`.
         topic: The topic's URL.
         hub: The hub's URL, once it is known.
+        public_only: Whether the hub has to be on the internet.
         signed: Whether the hub was given the secret.
         verified: Whether the hub has asked back, and was told that the request is wanted.
         expires_at: When the hub ends the subscription, in seconds since the epoch; None if it did not say.
@@ -57,6 +58,7 @@ class HubRequest:
         self.mode = mode
         self.topic = topic
         self.hub: str | None = None
+        self.public_only = True
         self.signed = True
         self.verified = False
         self.expires_at: float | None = None

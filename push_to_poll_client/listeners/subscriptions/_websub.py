@@ -25,6 +25,7 @@ import httpx
 
 from push_to_poll_client import _event_loop
 from push_to_poll_client._exceptions import SubscriptionGone
+from push_to_poll_client._http.addresses import came_from_private
 from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, link_targets, resolve_url
 from push_to_poll_client._http.origins import parse_http_url, without_secrets
@@ -85,10 +86,11 @@ def topic_of(headers: httpx.Headers, body: bytes, url: str) -> Topic:
         url: Of the response.
 
     Returns:
-        Its first hub with https, or its first one; and its `self`, or `url` if it has none.
+        Its first hub with https, or its first one; and its `self`, or `url` if it has none. If `url` has https and
+        the hub does not, https is put in its place.
 
     Raises:
-        UnusableResponse: It names no hub.
+        UnusableResponse: It names no hub, or only one that would have to be asked without https.
     """
     fields = headers.get("link", "")
     found = {relation: list(_until_too_many(link_targets(fields, relation, url))) for relation in ("hub", "self")}
@@ -102,8 +104,23 @@ def topic_of(headers: httpx.Headers, body: bytes, url: str) -> Topic:
         hubs = _usable_links(found["hub"], url)
     if not hubs:
         raise UnusableResponse(f"{without_secrets(url)} names no hub (WebSub §4), so nobody can be asked to push")
-    hub = next((one for one in hubs if one.startswith("https:")), hubs[0])
-    return Topic(next(iter(_usable_links(found["self"], url)), url), hub)
+    named = next(iter(_usable_links(found["self"], url)), url)
+    if (hub := next((one for one in hubs if one.startswith("https:")), None)) is not None:
+        return Topic(named, hub)
+    if not url.startswith("https:"):
+        return Topic(named, hubs[0])
+    # Many feeds still name a hub by http:// that has https, too.
+    if (hub := next(filter(None, map(_by_https, hubs)), None)) is None:
+        raise UnusableResponse(
+            f"{without_secrets(url)} names a hub without https, {without_secrets(hubs[0])}, but has https itself; "
+            "give hub= if that hub is right"
+        )
+    return Topic(named, hub)
+
+
+def _by_https(link: str) -> str | None:
+    url = httpx.URL(link)
+    return str(url.copy_with(scheme="https")) if url.port is None else None
 
 
 def _until_too_many(found: Iterator[str]) -> Iterator[str]:
@@ -114,8 +131,14 @@ def _until_too_many(found: Iterator[str]) -> Iterator[str]:
 
 
 def _usable_links(found: Iterable[str], url: str) -> list[str]:
-    links = (resolve_url(target, url) for target in found if target.strip())
-    return [link for link in links if link is not None and is_usable(link)]
+    links = (_usable_link(target, url) for target in found)
+    return [link for link in links if link is not None]
+
+
+def _usable_link(target: str, base: str) -> str | None:
+    """Return where a server's link or redirect leads, without user and password; `None` if it cannot be asked."""
+    link = resolve_url(target, base) if target.strip() else None
+    return str(httpx.URL(link).copy_with(userinfo=b"")) if link is not None and is_usable(link) else None
 
 
 def is_usable(link: str) -> bool:
@@ -210,6 +233,13 @@ _HUB_REDIRECT_STATUSES = frozenset({307, 308})
 _TRANSIENT_STATUSES = frozenset({401, 403, 407, 408, 425, 429})
 
 
+class _Target(NamedTuple):
+    """A server to ask, and whether it has to be on the internet, since a server there named it."""
+
+    url: str
+    public_only: bool
+
+
 class WebSub:
     """Asks a hub to push when a topic changes. What it pushes is the topic's content, which is not read: it wakes.
 
@@ -220,14 +250,20 @@ class WebSub:
     which may be before it answers, and so does the lease.
 
     Credentials go to the topic's origin alone; a hub elsewhere gets none, nor does a topic or a hub that the first
-    one redirects to (three times at most). The secret goes to a hub by https, or on this machine, and to no other.
+    one redirects to (three times at most). A user and password in a link or redirect are dropped. The secret goes
+    to a hub by https, or on this machine, and to no other.
+
+    A link or redirect leads from https only to https, and from a server on the internet only to another one there:
+    not to this machine or a private network, whatever its name resolves to. What you give by `topic` and `hub` may
+    be anywhere.
 
     Args:
         topic: The address of what changes. A user and password in it are sent to it as Basic credentials.
         callback: Where the hub reaches the webhook, to which a slash and an id are added. Without https whoever
             listens learns the id.
         hub: Whom to ask, for a topic that does not name one, or whose word is not to be taken. The topic is then
-            called what it is called here, and not asked for. `None`: the topic names it.
+            called what it is called here, and not asked for. It has no user and password. `None`: the topic names
+            it.
         secret: By which the hub signs, less than 200 bytes, for all subscriptions; a hub that cannot be given it
             is not asked. `None`: one is made for each subscription; a hub by http does without, and then only the
             callback tells its pushes from others.
@@ -245,8 +281,8 @@ class WebSub:
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: An address is no http address, the callback has a fragment, the secret is empty or too long, or
-            a number is not above 0.
+        ValueError: An address is no http address, the callback has a fragment, the hub has a user and password,
+            the secret is empty or too long, or a number is not above 0.
     """
 
     def __init__(
@@ -268,6 +304,8 @@ class WebSub:
         if parsed.fragment:
             raise ValueError("the callback has a fragment, which no hub would send")
         self._callback = str(parsed)
+        if hub is not None and parse_http_url(hub).userinfo:
+            raise ValueError("hub has a user and password, but credentials go only to the topic: leave them out")
         self._hub = None if hub is None else str(parse_http_url(hub))
         if secret is not None and not isinstance(secret, str):
             raise TypeError(f"secret is a {type(secret).__name__}; give a str")
@@ -320,11 +358,15 @@ class WebSub:
             with anyio.move_on_after(VERIFY_TIMEOUT):
                 await request.wait_answered()
         if request.denied is not None:
-            raise SubscriptionRefused(f"the hub {without_secrets(hub)} denied the subscription: {request.denied}")
+            raise SubscriptionRefused(
+                f"the hub {without_secrets(hub.url)} denied the subscription: {request.denied}"
+            )
         if not request.verified:
             raise TimeoutError(f"the hub did not ask back within {VERIFY_TIMEOUT:g} s")
         ends = request.expires_at
         details = {"topic": request.topic, "hub": request.hub or ""}
+        if not request.public_only:
+            details["private"] = "allowed"
         if request.signed:
             details["secret"] = planned.details["secret"]
         expires_at = _event_loop.wall_clock() + self._lease if ends is None else ends
@@ -369,27 +411,33 @@ class WebSub:
         _log.warning("%s: the hub has ended the subscription: %s", self.name, reason)
         self._control(Control.RECREATE)
 
-    async def _topic_of(self, registration: Registration) -> Topic:
+    async def _topic_of(self, registration: Registration) -> tuple[str, _Target]:
         """Return where a subscription was requested, as far as that is known."""
         details, request = registration.details, self._callbacks.request_for(registration.id)
-        if details.get("hub"):
-            return Topic(details["topic"], details["hub"])
+        if hub := details.get("hub"):
+            public_only = hub != self._hub and details.get("private") != "allowed"
+            return details["topic"], _Target(hub, public_only)
         if request is not None and request.hub is not None:
-            return Topic(request.topic, request.hub)
+            return request.topic, _Target(request.hub, request.public_only)
         return await self._discover()
 
-    async def _discover(self) -> Topic:
+    async def _discover(self) -> tuple[str, _Target]:
+        """Return what the hub calls the topic, and the hub."""
         if self._hub is not None:
-            return Topic(self._client.url, self._hub)
-        url, response = await self._request("GET", self._client.url, _REDIRECT_STATUSES)
+            return self._client.url, _Target(self._hub, public_only=False)
+        target, response = await self._request(
+            "GET", _Target(self._client.url, public_only=False), _REDIRECT_STATUSES
+        )
         response.expect()
-        return topic_of(response.headers, response.body, url)
+        topic = topic_of(response.headers, response.body, target.url)
+        return topic.url, await _led_by(response, target, topic.hub)
 
-    async def _ask_hub(self, hub: str, registration: Registration, request: HubRequest) -> None:
-        request.hub = hub
+    async def _ask_hub(self, hub: _Target, registration: Registration, request: HubRequest) -> None:
+        request.hub, request.public_only = hub
 
-        def form(hub: str) -> bytes:
-            request.hub, request.signed = hub, _is_private(hub)
+        def form(hub: _Target) -> bytes:
+            request.hub, request.public_only = hub
+            request.signed = _is_confidential(hub.url)
             return self._form(registration, request)
 
         _, response = await self._request("POST", hub, _HUB_REDIRECT_STATUSES, form)
@@ -430,22 +478,38 @@ class WebSub:
         return {}
 
     async def _request(
-        self, method: str, url: str, redirects: frozenset[int], form: Callable[[str], bytes] | None = None
-    ) -> tuple[str, ListenerResponse]:
+        self,
+        method: str,
+        target: _Target,
+        redirects: frozenset[int],
+        form: Callable[[_Target], bytes] | None = None,
+    ) -> tuple[_Target, ListenerResponse]:
         """Send a request and follow redirects; credentials go to the topic's origin alone (G12)."""
         for _ in range(MAX_REDIRECTS + 1):
-            content = None if form is None else form(url)
+            content = None if form is None else form(target)
             headers = {} if form is None else {"content-type": "application/x-www-form-urlencoded"}
-            response = await self._client.send_request(method, url, content=content, headers=headers)
+            response = await self._client.send_request(
+                method, target.url, content=content, headers=headers, public_only=target.public_only
+            )
             if response.status not in redirects:
-                return url, response
-            target = resolve_url(response.headers.get("location", ""), url)
-            if target is None or not response.headers.get("location") or not is_usable(target):
+                return target, response
+            link = _usable_link(response.headers.get("location", ""), target.url)
+            if link is None:
                 raise UnusableResponse(
                     f"{response.url} redirects to no http address of {MAX_LINK} characters at most"
                 )
-            url = target
-        raise UnusableResponse(f"{without_secrets(url)}: more than {MAX_REDIRECTS} redirects")
+            if target.url.startswith("https:") and not link.startswith("https:"):
+                raise UnusableResponse(
+                    f"{response.url} redirects from https to {without_secrets(link)}, which is not followed"
+                )
+            target = await _led_by(response, target, link)
+        raise UnusableResponse(f"{without_secrets(target.url)}: more than {MAX_REDIRECTS} redirects")
+
+
+async def _led_by(response: ListenerResponse, source: _Target, url: str) -> _Target:
+    """Return where a response led. Only what is on this machine or in a private network may lead there."""
+    private = not source.public_only and await came_from_private(httpx.URL(source.url), response.peer)
+    return _Target(url, public_only=not private)
 
 
 def _redact(text: str, registration: Registration) -> str:
@@ -455,7 +519,7 @@ def _redact(text: str, registration: Registration) -> str:
     return text
 
 
-def _is_private(hub: str) -> bool:
+def _is_confidential(hub: str) -> bool:
     """Return whether nobody on the way to the hub can read a request: by https, or on this machine."""
     url = httpx.URL(hub)
     if url.scheme == "https" or url.host == "localhost":
