@@ -33,6 +33,7 @@ class ListenerChannel:
         changed: Called whenever the channel comes up or goes down.
         saved: Returns the text that the store has under a name; `None` if it has none.
         save: Saves a text under a name, between two polls; `None` deletes it.
+        missed: Returns how many timer polls in a row found messages that no push had announced.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class ListenerChannel:
         changed: Callable[["ListenerChannel"], None],
         saved: Callable[[str], str | None],
         save: Callable[[str, str | None], Awaitable[None]],
+        missed: Callable[[], int],
     ) -> None:
         self.listener = listener
         self.name = name
@@ -55,6 +57,7 @@ class ListenerChannel:
         self._changed = changed
         self._saved = saved
         self._save = save
+        self._missed = missed
 
     @property
     def status(self) -> ListenerStatus:
@@ -84,6 +87,11 @@ class ListenerChannel:
     def registered(self, until: float | None, /) -> None:
         """Report until when the server pushes, in seconds since the epoch; `None` if it does not."""
         self._status = replace(self._status, registered_until=until)
+
+    @property
+    def missed_in_a_row(self) -> int:
+        """Timer polls in a row that found messages which no push had announced."""
+        return self._missed()
 
     @property
     def state(self) -> str | None:

@@ -597,6 +597,7 @@ class Consumer:
             changed=self._channel_changed,
             saved=self._saved_state,
             save=self._save_state,
+            missed=lambda: self._schedule.missed_in_a_row,
         )
 
     def _saved_state(self, key: str) -> str | None:

@@ -96,6 +96,16 @@ class Channel(Protocol):
         ...
 
     @property
+    def missed_in_a_row(self) -> int:
+        """Polls in a row that found, by the timer, messages which no push had announced.
+
+        They are counted while a channel of the consumer is up, and begin at 0 again when a push, of any channel,
+        is followed by messages. One may be a push that is still on its way; two or more say that the server may
+        have forgotten whom to push to.
+        """
+        ...
+
+    @property
     def state(self) -> str | None:
         """What this listener saved last, in this run or an earlier one; `None`: nothing."""
         ...

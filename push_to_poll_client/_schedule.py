@@ -382,6 +382,11 @@ class Schedule:
         """A channel that claims to be up seems to lose pushes."""
         return self._evidence >= EVIDENCE
 
+    @property
+    def missed_in_a_row(self) -> int:
+        """Timer polls that found what no push announced, since a push was last followed by messages."""
+        return self._evidence
+
     def mode(self, now: float) -> Mode:
         """What the schedule is doing, in a word."""
         states = (

@@ -94,6 +94,11 @@ class ChannelPart:
         self._channel.registered(until)
 
     @property
+    def missed_in_a_row(self) -> int:
+        """As of the channel."""
+        return self._channel.missed_in_a_row
+
+    @property
     def state(self) -> str | None:
         """As of the channel."""
         return self._channel.state

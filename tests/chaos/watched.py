@@ -47,6 +47,10 @@ class WatchedListener:
         self.channel.registered(until)
 
     @property
+    def missed_in_a_row(self):
+        return self.channel.missed_in_a_row
+
+    @property
     def state(self):
         return self.channel.state
 

@@ -642,3 +642,48 @@ async def test_a_stale_renewal_time_does_not_cause_a_loop_of_renewals():
     server.script["renew"].extend([old, old])
     await keep(Vendor(server), 100)
     assert asked(server, "renew") == [20, 70, 95]
+
+
+# Missed pushes
+
+
+@pytest.mark.parametrize("renews", [True, False])
+async def test_a_subscription_that_the_server_forgot_is_made_again_after_two_missed_pushes(renews, caplog):
+    """It would be renewed after five days."""
+    server, channel = Server(lifetime=864_000), Channel()
+    async with keeping(manager_of(Vendor(server, renews=renews)), channel):
+        await anyio.sleep(3600)
+        server.live.clear()
+        channel.missed_in_a_row = 1
+        await anyio.sleep(3600)
+        assert server.live == {}
+        channel.missed_in_a_row = 2
+        await anyio.sleep(80)  # it looks once a minute; after a renewal that is refused there is a backoff
+        assert len(server.live) == 1
+    assert len([line for line in caplog.messages if "polls found messages that no push announced" in line]) == 1
+
+
+async def test_a_server_that_never_pushes_is_asked_again_eleven_times_in_a_week():
+    server, channel = Server(lifetime=864_000), Channel()
+    async with keeping(manager_of(Vendor(server)), channel):
+        for _ in range(7 * 24 * 6):
+            await anyio.sleep(600)
+            channel.missed_in_a_row += 1
+    assert len(asked(server, "renew")) == 11
+    assert len(asked(server, "create")) == 1
+    intervals = [b - a for a, b in itertools.pairwise(asked(server, "renew"))]
+    assert min(intervals) >= 3600
+    assert all(longer >= shorter - 1300 for shorter, longer in itertools.pairwise(intervals))
+
+
+async def test_missed_pushes_do_not_hurry_a_subscription_that_is_being_made():
+    server, channel = Server(lifetime=864_000), Channel()
+    server.script["create"].extend([status(503)] * 99)
+    async with keeping(manager_of(Vendor(server)), channel):
+        for _ in range(100):
+            channel.missed_in_a_row += 1
+            await anyio.sleep(1)
+    quiet = Server()
+    quiet.script["create"].extend([status(503)] * 99)
+    await keep(Vendor(quiet), 100)
+    assert [what for _, what in server.asked] == [what for _, what in quiet.asked]

@@ -12,7 +12,10 @@ from push_to_poll_client.listeners.subscriptions import Registration
 from push_to_poll_client.listeners.subscriptions._renewal import (
     CLOCK_SKEW_DELAY,
     DEFAULT_RENEWAL_INTERVAL,
+    FIRST_EARLY_RENEWAL_INTERVAL,
+    MAX_EARLY_RENEWAL_INTERVAL,
     MIN_RENEWAL_INTERVAL,
+    MissedPushes,
     Now,
     Renewal,
     renewal_time,
@@ -190,3 +193,49 @@ def test_an_invalid_return_value_of_a_subscription_is_a_listener_error(answer, w
 
 def test_a_valid_registration_is_returned_unchanged():
     assert check_registration(replace(ONE, details={"a": "b"})) == replace(ONE, details={"a": "b"})
+
+
+# Missed pushes
+
+
+def at(seconds):
+    return Now(NOW + seconds, STEADY + seconds)
+
+
+def renewals(missed_by_the_hour, *, pushes=()):
+    """Look once an hour, register after each renewal, and return the hours of the renewals."""
+    pushes_missed, missed, hours = MissedPushes(), 0, []
+    for hour in range(24 * 7):
+        missed = 0 if hour in pushes else missed + missed_by_the_hour
+        if pushes_missed.is_renewal_due(missed, at(3600 * hour)):
+            hours.append(hour)
+            pushes_missed.registered(missed)
+    return hours
+
+
+def test_a_server_that_never_pushes_is_asked_eleven_times_in_a_week_at_intervals_of_an_hour_to_a_day():
+    assert renewals(9) == [0, 1, 3, 7, 15, 31, 55, 79, 103, 127, 151]
+    assert FIRST_EARLY_RENEWAL_INTERVAL == 3600
+    assert MAX_EARLY_RENEWAL_INTERVAL == 24 * 3600
+
+
+def test_a_push_makes_the_interval_short_again():
+    assert renewals(9, pushes=[20])[:8] == [0, 1, 3, 7, 15, 31, 32, 34]
+
+
+def test_one_missed_push_is_no_reason_to_renew_and_two_after_a_registration_are():
+    missed = MissedPushes()
+    assert not missed.is_renewal_due(1, at(0))
+    missed.registered(1)
+    assert not missed.is_renewal_due(2, at(1))
+    assert missed.is_renewal_due(3, at(2))
+    missed.registered(3)
+    assert not missed.is_renewal_due(3, at(1e5))  # nothing new was missed
+
+
+def test_what_was_missed_before_a_registration_does_not_count_though_a_push_came_before_it():
+    missed = MissedPushes()
+    assert missed.is_renewal_due(5, at(0))
+    missed.registered(1)
+    assert not missed.is_renewal_due(2, at(4000))
+    assert missed.is_renewal_due(3, at(4001))

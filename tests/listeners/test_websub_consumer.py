@@ -29,10 +29,11 @@ async def hub(monkeypatch):
         tasks.cancel_scope.cancel()
 
 
-def consumer_of(hub, feed, store, *, takes=0.0, stop_at_exit=False):
+def consumer_of(hub, feed, store, *, takes=0.0, stop_at_exit=False, others=(), **settings):
     subscription = WebSub(TOPIC, CALLBACK, client=hub.client())
     hub.app = WebhookListener(register_with_server=subscription, stop_at_exit=stop_at_exit)
-    return Log(feed, store=store, takes=takes, listeners=[hub.app], fallback_interval=3600)
+    settings = {"fallback_interval": 3600, **settings}
+    return Log(feed, store=store, takes=takes, listeners=[hub.app, *others], **settings)
 
 
 async def lived(consumer, work=None):
@@ -131,3 +132,75 @@ async def test_a_consumer_ends_its_subscription_while_a_message_is_in_flight(hub
     await lived(consumer, push)
     assert len(consumer.processed) == 1
     assert hub.subscriptions == {}
+
+
+# A hub that forgets
+
+
+def subscribes(hub):
+    return sum(form["hub.mode"] == "subscribe" for form in hub.forms)
+
+
+async def test_a_subscription_that_the_hub_forgot_is_made_again_within_a_few_polls(hub, store):
+    """Before its renewal, which would be after five days at the earliest."""
+    feed = FakeFeed()
+    consumer = consumer_of(hub, feed, store, fallback_interval=60, degraded_interval=10)
+
+    async def work():
+        await anyio.sleep(3600)
+        hub.subscriptions.clear()
+        began = anyio.current_time()
+        while subscribes(hub) == 1:
+            assert anyio.current_time() - began < 600
+            feed.publish()
+            assert await hub.push() == []
+            await anyio.sleep(10)
+        await anyio.sleep(10)
+        assert len(hub.subscriptions) == 1
+        feed.publish()
+        assert await hub.push() == [200]
+        await anyio.sleep(1)
+        status = consumer.status()
+        assert not status.lossy
+        assert status.counters.messages == len(consumer.processed) == len(set(consumer.processed))
+        assert status.lag(1e9 + anyio.current_time()) is not None
+
+    await lived(consumer, work)
+    assert len(hub.subscriptions) == 1
+
+
+async def test_a_hub_that_never_pushes_is_asked_twelve_times_in_a_week(hub, store):
+    feed = FakeFeed()
+    consumer = consumer_of(hub, feed, store, fallback_interval=1200, degraded_interval=600)
+
+    async def work():
+        for _ in range(7 * 24 * 3):
+            feed.publish()
+            await anyio.sleep(1200)
+
+    status = await lived(consumer, work)
+    assert status.lossy
+    assert subscribes(hub) == 12  # the first one, and eleven more
+    assert len(hub.subscriptions) == 1
+
+
+class Silent:
+    """A channel without a subscription, which claims to be up and never pushes."""
+
+    async def listen(self, channel):
+        channel.up()
+        await anyio.sleep_forever()
+
+
+async def test_only_listeners_with_a_subscription_act_on_missed_pushes(hub, store):
+    feed = FakeFeed()
+    consumer = consumer_of(hub, feed, store, fallback_interval=60, others=[Silent()])
+
+    async def work():
+        for _ in range(10):
+            feed.publish()
+            await anyio.sleep(60)
+
+    status = await lived(consumer, work)
+    assert [listener.up for listener in status.listeners] == [True, True]
+    assert subscribes(hub) == 2

@@ -82,6 +82,22 @@ PUSH = [
         "tests/listeners/test_subscription_renewal.py",
     ),
     of(
+        "G4",
+        "believes a subscription until its renewal, though polls find what no push announced",
+        "listeners/subscriptions/_manager.py",
+        "        if self._missed_pushes.is_renewal_due(",
+        "        if False and self._missed_pushes.is_renewal_due(",
+        "tests/listeners/test_websub_consumer.py",
+    ),
+    of(
+        "G11",
+        "asks a server that never pushes again each hour, without end",
+        "listeners/subscriptions/_renewal.py",
+        "        self._interval = min(2 * self._interval, MAX_EARLY_RENEWAL_INTERVAL)\n",
+        "",
+        "tests/listeners/test_subscription_renewal.py",
+    ),
+    of(
         "G11",
         "confirms to a hub what was not asked for",
         "listeners/subscriptions/_callbacks.py",

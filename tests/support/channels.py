@@ -17,6 +17,8 @@ HOST = "127.0.0.1"
 class TimedChannel:
     """Writes down what it is told, and when."""
 
+    missed_in_a_row = 0
+
     def __init__(self):
         self.began = anyio.current_time()
         self.events = []
@@ -52,6 +54,8 @@ class TimedChannel:
 
 class Channel:
     """Writes down what it is told; a test waits for what it wants to see."""
+
+    missed_in_a_row = 0
 
     def __init__(self):
         self.events = []

@@ -143,6 +143,8 @@ class Vendor:
 class Channel:
     """Writes down what it is told, and keeps what is saved."""
 
+    missed_in_a_row = 0
+
     def __init__(self, state=None, crash=None):
         self.state = state
         self.crash = crash or Crash()

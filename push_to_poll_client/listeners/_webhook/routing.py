@@ -59,6 +59,11 @@ class WebhookSubscriber:
         self._flood_started = anyio.Event()
 
     @property
+    def missed_in_a_row(self) -> int:
+        """As of the channel."""
+        return self._channel.missed_in_a_row
+
+    @property
     def state(self) -> str | None:
         """State that the channel has saved."""
         return self._channel.state

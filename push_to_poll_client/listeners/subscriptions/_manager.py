@@ -24,6 +24,7 @@ from push_to_poll_client.listeners._failures import unwrap_group
 from push_to_poll_client.listeners._webhook.types import Control
 from push_to_poll_client.listeners.subscriptions._renewal import (
     MAX_SLEEP,
+    MissedPushes,
     Now,
     Renewal,
     failure_of,
@@ -148,6 +149,7 @@ class SubscriptionManager:
 
     def _reset(self) -> None:
         self._renewal = Renewal()
+        self._missed_pushes = MissedPushes()
         self._reconnect = ReconnectBackoff()
         self._unsubscriber = Unsubscriber(self._subscription, self._log)
         self._has_expired = False
@@ -204,6 +206,7 @@ class SubscriptionManager:
         await self._apply_controls()
         now, current = self._now(), self._state.current
         self._check_expiry(now)
+        self._check_missed_pushes(now)
         wait = self._renewal.wait(now)
         # What was replaced is not stopped before another subscription is in its place.
         may_stop = bool(self._state.leaving) and current is not None and self._state.planned is None
@@ -248,6 +251,18 @@ class SubscriptionManager:
             self._log.warning("%s: ended before it was renewed; nothing is pushed", self.name)
             self._channel.registered(None)
             self._channel.down(PushToPollError(f"{self.name}: the subscription has ended"))
+
+    def _check_missed_pushes(self, now: Now) -> None:
+        """Renew early if polls find what should have been pushed. Until then, these polls find all messages."""
+        if self._state.current is None or self._state.planned is not None or self._has_expired:
+            return
+        if self._missed_pushes.is_renewal_due(self._channel.missed_in_a_row, now):
+            self._log.warning(
+                "%s: polls found messages that no push announced; asking for the subscription again, since the "
+                "server may have forgotten it",
+                self.name,
+            )
+            self._renewal.make_due()
 
     # The state
 
@@ -305,6 +320,7 @@ class SubscriptionManager:
 
     def _report_up(self, current: Registration, now: Now) -> None:
         self._reconnect.connected(now.steady)
+        self._missed_pushes.registered(self._channel.missed_in_a_row)
         self._channel.registered(math.inf if current.expires_at is None else current.expires_at)
         self._channel.up()
 

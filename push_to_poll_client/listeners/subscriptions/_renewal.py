@@ -17,7 +17,16 @@ from push_to_poll_client.listeners._failures import Failure, error_response, htt
 from push_to_poll_client.listeners._requests import RESPONSE_VERDICTS
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
-__all__ = ["MAX_SLEEP", "MIN_RENEWAL_INTERVAL", "Now", "Renewal", "failure_of", "is_gone", "renewal_time"]
+__all__ = [
+    "MAX_SLEEP",
+    "MIN_RENEWAL_INTERVAL",
+    "MissedPushes",
+    "Now",
+    "Renewal",
+    "failure_of",
+    "is_gone",
+    "renewal_time",
+]
 
 
 EARLIEST, LATEST = 0.5, 0.75
@@ -113,6 +122,54 @@ class Renewal:
     def is_over(self, now: Now) -> bool:
         """Return whether the subscription in force has ended."""
         return self._ends is not None and self._ends <= now.wall
+
+
+MIN_MISSED = 2
+"""Polls in a row, since the registration, that found messages which no push announced. One may be a push that is
+still on its way."""
+
+FIRST_EARLY_RENEWAL_INTERVAL = 3600.0
+"""Seconds from one renewal for missed pushes to the next one. It doubles each time that no push follows."""
+
+MAX_EARLY_RENEWAL_INTERVAL = 86_400.0
+"""Seconds that the interval grows to. A server that takes subscriptions and never pushes is asked 11 times in the
+first week, and then once a day; a fleet of 1,000 asks it 42 times an hour."""
+
+
+class MissedPushes:
+    """Decide whether missed pushes are a reason to renew early: the server may have forgotten the subscription."""
+
+    __slots__ = ("_before", "_interval", "_last", "_not_before")
+
+    def __init__(self) -> None:
+        self._before = self._last = 0
+        self._interval = FIRST_EARLY_RENEWAL_INTERVAL
+        self._not_before = -math.inf
+
+    def registered(self, missed: int) -> None:
+        """Note a registration: what was missed before it says nothing about it."""
+        self._look(missed)
+        self._before = missed
+
+    def is_renewal_due(self, missed: int, now: Now) -> bool:
+        """Return whether to renew now. The next renewal for this reason is an hour to a day later.
+
+        Args:
+            missed: Polls in a row that found what no push announced; fewer than before if a push arrived since.
+            now: This moment.
+        """
+        self._look(missed)
+        if missed - self._before < MIN_MISSED or now.steady < self._not_before:
+            return False
+        self._before = missed
+        self._not_before = now.steady + self._interval
+        self._interval = min(2 * self._interval, MAX_EARLY_RENEWAL_INTERVAL)
+        return True
+
+    def _look(self, missed: int) -> None:
+        if missed < self._last:  # a push has arrived since
+            self._before, self._interval = 0, FIRST_EARLY_RENEWAL_INTERVAL
+        self._last = missed
 
 
 _VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
