@@ -6,6 +6,7 @@ import httpx
 import httpx2
 import pytest
 
+from push_to_poll_client._http import addresses
 from push_to_poll_client._http.addresses import address_in, came_from_private, is_public, peer_of
 from push_to_poll_client.listeners._requests import ListenerClient, UnusableResponse
 from tests.support.channels import HOST, Raw
@@ -32,22 +33,22 @@ def no_proxies(monkeypatch):
 @pytest.fixture
 def resolver(monkeypatch):
     """Names resolve to the addresses of this list, one after the other; the last one stays."""
-    addresses = [HOST]
+    found = [HOST]
     real = socket.getaddrinfo
 
     def resolve(host, *arguments, **options):
         name = host.decode() if isinstance(host, bytes) else host
         if name not in {NAME, "proxy.example"}:
             return real(host, *arguments, **options)
-        address = HOST if name == "proxy.example" or not addresses else addresses[0]
-        if len(addresses) > 1:
-            addresses.pop(0)
+        address = HOST if name == "proxy.example" else found[0]
+        if len(found) > 1:
+            found.pop(0)
         if address is None:
             raise socket.gaierror("no such name")
         return real(address, *arguments, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    return addresses
+    return found
 
 
 @pytest.fixture
@@ -88,6 +89,14 @@ async def test_a_name_that_resolves_to_another_address_later_reaches_nothing(ser
     assert server.asked == []
 
 
+async def test_a_public_address_that_was_connected_to_is_not_looked_up_again(server, resolver, monkeypatch):
+    monkeypatch.setattr(addresses, "is_public", lambda address: address == HOST)
+    resolver[:] = [HOST, "10.0.0.1"]  # a second look-up would refuse it
+    asking = ListenerClient("https://blog.example/")
+    response = await asking.send_request("POST", f"http://{NAME}:{server.port}/", content=b"x", public_only=True)
+    assert response.status == 200
+
+
 @pytest.mark.parametrize("module", [httpx, httpx2])
 async def test_an_open_connection_of_the_clients_own_is_not_used_for_it(server, resolver, module):
     async with module.AsyncClient(timeout=GUARD) as client:
@@ -104,8 +113,8 @@ async def test_a_proxy_may_be_private_and_the_server_behind_it_may_not(server, r
     asking = ListenerClient("https://blog.example/")
     await refused(asking, f"http://{NAME}/")
     assert server.asked == []
-    for addresses in ([PUBLIC], [None]):  # what only the proxy can resolve is for the proxy to judge
-        resolver[:] = addresses
+    for found in ([PUBLIC], [None]):  # what only the proxy can resolve is for the proxy to judge
+        resolver[:] = found
         response = await asking.send_request("POST", f"http://{NAME}/", content=b"x", public_only=True)
         assert response.status == 200
         assert not await came_from_private(httpx.URL(f"http://{NAME}/"), response.peer)
