@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
+import anyio
 import httpx
 import psycopg
 import pytest
@@ -14,6 +15,7 @@ import push_to_poll_client
 from push_to_poll_client import CursorExpired, FeedError, FetchRequest
 from push_to_poll_client.feeds import paged
 from tests.feeds.test_paged_vendors import inception, walk
+from tests.support.consumers import Log
 from tests.support.postgres_server import shared_server
 from tests.vendors.atom import Atom
 from tests.vendors.calendar import Calendar
@@ -31,6 +33,7 @@ from tests.vendors.okta import Okta
 from tests.vendors.plaid import Plaid
 from tests.vendors.remote_settings import RemoteSettings
 from tests.vendors.stripe import Stripe
+from tests.vendors.syncthing import Syncthing
 from tests.vendors.telegram import Telegram
 from tests.vendors.vendor import SECRET, Wire
 from tests.vendors.zendesk import Zendesk
@@ -60,6 +63,7 @@ VENDORS = {
     "zendesk": Zendesk,
     "discord": Discord,
     "matrix": Matrix,
+    "syncthing": Syncthing,
 }
 
 CREDENTIALS = {
@@ -75,6 +79,7 @@ CREDENTIALS = {
     "ZENDESK_TOKEN": SECRET,
     "DISCORD_TOKEN": SECRET,
     "MATRIX_TOKEN": f"syt_{SECRET}",
+    "SYNCTHING_KEY": SECRET,
 }
 
 
@@ -90,6 +95,7 @@ def declared(name):
     """The feed that a block of the page declares, and where it is."""
     names = {part: getattr(paged, part) for part in paged.__all__}
     names |= CREDENTIALS | {"graph_token": graph_token, "google_token": google_token}
+    names |= {"parse_qs": parse_qs, "urlsplit": urlsplit}
     exec(DECLARED[name], names)  # noqa: S102  # it is ours
     return names[name], re.search(r'"(https://[^"]*)"', DECLARED[name])[1]
 
@@ -145,6 +151,60 @@ async def test_a_declaration_shows_no_secret(name, serve):
         await walk(feed, inception(vendor))
     await feed.aclose()
     assert SECRET not in f"{refused.value} {feed!r} {feed.identity}"
+
+
+async def test_an_idle_consumer_of_syncthing_catches_up_and_sees_events_at_once(serve, running):
+    """Syncthing holds each request for 60 seconds that does not ask for an answer at once."""
+    feed, url = declared("syncthing")
+    vendor = serve(Syncthing(3), url)
+    consumer = running(Log(feed))
+    await consumer.until(3)
+    await anyio.sleep(200)
+    assert consumer.status().counters.failed_polls == 0
+    assert consumer.status().mode == "waiting"
+    began = anyio.current_time()
+    vendor.publish()
+    await consumer.until(4)
+    assert anyio.current_time() == began
+    assert {request.url.params["timeout"] for request in vendor.requests} == {"0", "60"}
+
+
+async def test_the_latest_event_of_syncthing_is_asked_for_without_a_wait(serve):
+    feed, url = declared("syncthing")
+    vendor = serve(Syncthing(), url)
+    began = anyio.current_time()
+    assert await feed.latest() is None
+    vendor.publish(5)
+    assert await feed.latest() == "5"
+    assert anyio.current_time() == began
+    await feed.aclose()
+
+
+async def test_events_that_syncthing_no_longer_had_are_a_gap(serve):
+    feed, url = declared("syncthing")
+    vendor = serve(Syncthing(3), url)
+    vendor.buffer = 4
+    assert (await feed.fetch(FetchRequest())).gap == ""
+    vendor.publish(4)
+    assert (await feed.fetch(FetchRequest("3"))).gap == ""
+    vendor.publish(1)
+    page = await feed.fetch(FetchRequest("3"))
+    await feed.aclose()
+    assert page.gap == "Syncthing no longer had all events"
+    assert [message.data["id"] for message in page.messages] == [5, 6, 7, 8]
+
+
+async def test_syncthing_answers_a_cursor_that_lies_ahead_with_nothing_as_the_page_says(serve):
+    feed, url = declared("syncthing")
+    vendor = serve(Syncthing(5), url)
+    before, cursors = await walk(feed, None)
+    vendor.restart()
+    vendor.publish(4)
+    assert await walk(feed, cursors[-1]) == ([], [])
+    again, _ = await walk(feed, None)
+    await feed.aclose()
+    assert len(again) == 4
+    assert len(before) == 5
 
 
 @pytest.fixture

@@ -304,6 +304,33 @@ async def test_a_long_poll_requests_at_most_the_longest_wait_of_the_server():
         assert server.query == {"since": "c"} | query | ({"feed": "longpoll"} if query else {})
 
 
+async def test_a_request_that_must_not_be_held_says_so_where_otherwise_is_declared():
+    hold = LongPoll(to_query("timeout", otherwise="0"), longest=50, also={"feed": "longpoll"})
+    feed, server = feed_on(says(page(cursor="c")), hold=hold, latest=Latest({"since": "now"}))
+    await feed.fetch(FetchRequest("c"))
+    assert server.query == {"since": "c", "timeout": "0"}
+    await feed.fetch(FetchRequest("c", wait=20))
+    assert server.query == {"since": "c", "timeout": "20", "feed": "longpoll"}
+    await feed.latest()
+    assert server.query == {"since": "now", "timeout": "0"}
+
+
+async def test_a_request_for_a_linked_page_says_that_it_must_not_be_held():
+    pages = OldestFirst(cursor=from_body("next"), send=as_url())
+    hold = LongPoll(to_query("wait", otherwise="0"), longest=30)
+    feed, server = feed_on(says(page()), pages=pages, hold=hold)
+    await feed.fetch(FetchRequest(f"{URL}?c=2&wait=20"))
+    assert str(server.last.url) == f"{URL}?c=2&wait=0"
+
+
+async def test_a_redirect_that_drops_the_wait_is_followed():
+    """It costs time, and no message."""
+    hold = LongPoll(to_query("timeout", otherwise="0"), longest=50)
+    moved = httpx.Response(302, headers={"location": "/v2/events?since=c"})
+    feed, _ = feed_on(moved, says(page("1", cursor="d")), hold=hold)
+    assert ids(await feed.fetch(FetchRequest("c"))) == ["1"]
+
+
 async def test_no_wait_is_sent_to_a_feed_without_long_polling():
     feed, server = feed_on(says(page()))
     assert feed.max_wait is None

@@ -248,6 +248,15 @@ def test_the_repr_of_a_sender_shows_how_it_was_made():
         (LongPoll(to_query("timeout"), longest=50), 0.2, {"timeout": "1"}, {}),
         (LongPoll(to_query("t"), longest=60, per_second=1000, also={"f": "l"}), 2.5, {"t": "2500", "f": "l"}, {}),
         (LongPoll(to_header("Prefer", "wait={}"), longest=9), 9, {}, {"prefer": "wait=9"}),
+        (LongPoll(to_query("timeout"), longest=50, also={"f": "l"}), 0, {}, {}),
+        (
+            LongPoll(to_query("t", otherwise="0"), longest=60, per_second=1000, also={"f": "l"}),
+            2.5,
+            {"t": "2500", "f": "l"},
+            {},
+        ),
+        (LongPoll(to_query("t", otherwise="0"), longest=60, per_second=1000, also={"f": "l"}), 0, {"t": "0"}, {}),
+        (LongPoll(to_header("Prefer", "wait={}", otherwise="0"), longest=9), 0, {}, {"prefer": "wait=0"}),
     ],
 )
 def test_a_wait_is_sent_in_the_units_of_the_server(hold, wait, query, headers):

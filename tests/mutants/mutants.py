@@ -863,6 +863,16 @@ MUTANTS = [
     ),
     of(
         "G13",
+        "lets a server hold an answer that is wanted at once",
+        "feeds/_paged/senders.py",
+        "            return self.sender.put(asking, None)\n",
+        "            return asking\n",
+        "tests/docs/test_feeds.py",
+        "-k",
+        "syncthing",
+    ),
+    of(
+        "G13",
         "reads pages without messages as fast as they come",
         "_poller.py",
         "goes_on and poll.walk.empty_pages < MAX_EMPTY_PAGES\n",

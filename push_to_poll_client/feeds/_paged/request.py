@@ -169,7 +169,7 @@ class PagedClient:
         return Request(url, method, headers, content, wait, key)
 
     def _add_wait_and_hint(self, parts: RequestParts, request: FetchRequest, wait: float) -> RequestParts:
-        if self._hold is not None and wait > 0:
+        if self._hold is not None:
             parts = self._hold.put(parts, wait)
         if self._hint is None:
             return parts

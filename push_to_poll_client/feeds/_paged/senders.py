@@ -125,7 +125,7 @@ def to_query(name: str, form: str = "{}", *, at: str | None = None, otherwise: s
         form: What its value looks like: "{}" stands for what is sent.
         at: Another URL to ask then, which may be relative to the feed's own; `None`: that.
         otherwise: What is sent when there is nothing to be sent, as at the inception; `None`: no such parameter.
-            With it, an answer by way of a redirect that dropped the parameter is a failed poll.
+            With it, an answer by way of a redirect that dropped the parameter of a cursor is a failed poll.
 
     Raises:
         TypeError: One of them is no `str`, or empty.
@@ -215,11 +215,15 @@ def as_url() -> Sender:
 class LongPoll:
     """How the server is asked to hold its answer until there is something new.
 
+    A poll that must be answered at once asks for no wait. If the server holds an answer by default, name by
+    `otherwise` what asks it not to: `to_query("timeout", otherwise="0")`. That is sent as it is, whatever
+    `per_second` is, with every request that does not wait.
+
     Args:
         sender: Where the time goes: `to_query("timeout")`, `to_header("Prefer", "wait={}")` (RFC 7240 §4.3).
         longest: Seconds for which the server holds an answer at most.
         per_second: What a second is to the server: 1, or 1000 for milliseconds.
-        also: Query parameters that go with it.
+        also: Query parameters that go with a wait, and not with a request that does not wait.
 
     Raises:
         TypeError: One of them is of another kind.
@@ -238,7 +242,9 @@ class LongPoll:
         require_texts("also", self.also)
 
     def put(self, asking: RequestParts, wait: float) -> RequestParts:
-        """The request that may be held for so many seconds."""
+        """The request that may be held for so many seconds; with 0, the one that must be answered at once."""
+        if wait <= 0:
+            return self.sender.put(asking, None)
         held = self.sender.put(asking, str(max(1, round(wait * self.per_second))))
         return replace(held, query={**held.query, **self.also})
 
