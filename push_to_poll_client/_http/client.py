@@ -13,11 +13,11 @@ client that follows redirects and reads the response (`Client`).
 
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlencode, urljoin
 
 import anyio
@@ -26,7 +26,7 @@ import httpx
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._http.caching import Validators, conditional_headers, is_cacheable
 from push_to_poll_client._http.credentials import Auth, FeedCredentials
-from push_to_poll_client._http.errors import error_for_status, module_of
+from push_to_poll_client._http.errors import HeldTooLong, error_for_status, module_of
 from push_to_poll_client._http.headers import is_header_name, is_header_value, requested_delay
 from push_to_poll_client._http.origins import Origins, Redirects, URLSecrets, parse_http_url
 from push_to_poll_client._http.response import (
@@ -45,12 +45,16 @@ __all__ = [
     "Client",
     "OutgoingRequest",
     "RequestSender",
+    "ask_again_if_held",
     "check_reserved_parameters",
     "check_size",
     "close_response",
     "header_fields",
     "prefer_wait",
 ]
+
+
+T = TypeVar("T")
 
 
 def check_size(name: str, value: int) -> int:
@@ -128,6 +132,7 @@ class RequestSender:
 
     Attributes:
         errors: Exceptions that `send`, and reading its response, may raise.
+        read_timeout: The one of these that says that the server was silent for too long.
 
     Raises:
         TypeError: `client` is not a client.
@@ -154,6 +159,7 @@ class RequestSender:
         self._user_agent = {"user-agent": user_agent(agent)} if _DEFAULT_AGENT.fullmatch(agent) else {}
         # httpx reads the URL of each redirect, and lets errors of others through: a UnicodeError of idna for the
         # name of a host, a ValueError of urllib for a URL that it cannot join.
+        self.read_timeout: type[Exception] = getattr(module, "ReadTimeout", httpx.ReadTimeout)
         self.errors = (module.HTTPError, module.InvalidURL, httpx.InvalidURL, OSError, ValueError)
 
     async def send(self, call: OutgoingRequest) -> Any:
@@ -340,26 +346,29 @@ class Client:
             method: The request's method.
             content: The request's body; `None` sends none.
             wait: Seconds for which the server may hold its response, sent as `Prefer` (RFC 7240); added to all
-                timeouts.
+                timeouts. `STALL_TIMEOUT` seconds later the response must have begun.
             max_error_body: Largest body in bytes to read of an error response (4xx, 5xx). A body that is larger or
                 cannot be read is left out; 0 reads none.
 
         Raises:
+            HeldTooLong: The server has not answered after `wait`.
             FeedError: There is no response: the URL or a redirect leads to an origin that is not trusted, the
                 body is too large or too slow, or the connection failed. Or a redirect ended in 404 or 410, where
                 no page of the feed was read before.
         """
         known = known if method == "GET" and conditional_headers(known) else None
+        deadline = Deadline(self._timeout, wait)
         try:
             url, same_origin = self._origins.check_url(
                 self._redirects.resolve(url), verb="links", posted=content is not None
             )
             call = OutgoingRequest(url, same_origin, method, headers, known, content, wait, max_error_body)
-            deadline = Deadline(self._timeout, wait)
             with deadline.scope:
                 return await self._send_with_auth(call, deadline)
         except self._sender.errors as error:
             self._redirects.forget()
+            if isinstance(error, self._sender.read_timeout) and deadline.still_held:
+                raise self._timeout_error(deadline, wait) from self._sender.cause(error)
             raise await self._sender.to_feed_error(error) from self._sender.cause(error)
         self._redirects.forget()
         raise self._timeout_error(deadline, wait)
@@ -406,6 +415,10 @@ class Client:
         await self._sender.aclose()
 
     def _timeout_error(self, deadline: Deadline, wait: float) -> FeedError:
+        if deadline.still_held:
+            return HeldTooLong(
+                f"{self.where} held its answer for longer than the {wait:g} seconds that it was asked to wait"
+            )
         if deadline.stalled:
             return FeedError(
                 f"{self.where} sent less than {MIN_BODY_PROGRESS} bytes of its body in {STALL_TIMEOUT:g} seconds; "
@@ -485,3 +498,19 @@ class Client:
             within_poll,
             call.permanent_redirects,
         )
+
+
+async def ask_again_if_held(ask: Callable[[float], Awaitable[T]], wait: float) -> T:
+    """Ask a server that may hold its answer; if it holds it for longer than asked, ask again for one at once.
+
+    A server or a proxy that waits for longer has not failed. But silence is no answer either: only the second
+    request shows that there is nothing new, or that the server is dead.
+
+    Args:
+        ask: Sends the request. Its argument is how long the server may hold its answer, in seconds.
+        wait: Seconds for which it may hold the answer to the first request.
+    """
+    try:
+        return await ask(wait)
+    except HeldTooLong:
+        return await ask(0.0)

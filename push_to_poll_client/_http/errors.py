@@ -11,11 +11,15 @@ from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
 from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._http.origins import without_secrets
 
-__all__ = ["BAD_REDIRECT", "error_for_exception", "error_for_status", "module_of"]
+__all__ = ["BAD_REDIRECT", "HeldTooLong", "error_for_exception", "error_for_status", "module_of"]
 
 
 BAD_REDIRECT = "a redirect to no URL"
 """Text of the error that `DirectClient` raises for such a redirect."""
+
+
+class HeldTooLong(FeedError):
+    """The server was asked to wait for news, and holds its answer beyond that. It says nothing about the feed."""
 
 
 def module_of(client: Any) -> Any:

@@ -46,7 +46,8 @@ class Deadline:
     Args:
         timeout: Seconds for the whole response.
         wait: Seconds for which the server may hold it, in addition. During these its body may stall, too: CouchDB
-            sends a newline now and then.
+            sends a newline now and then. `STALL_TIMEOUT` seconds later, if `timeout` is longer, enough of the body
+            must be there to show that the server no longer waits.
 
     Attributes:
         scope: The cancel scope in which to send the request and read the response.
@@ -56,8 +57,10 @@ class Deadline:
         now = anyio.current_time()
         self._hold_end = now + wait
         self._end = self._hold_end + timeout
+        self._first_end = self._end if wait <= 0 else min(self._end, self._hold_end + STALL_TIMEOUT)
         self._missing = 0
-        self.scope = anyio.CancelScope(deadline=self._end)
+        self._waits = wait > 0
+        self.scope = anyio.CancelScope(deadline=self._first_end)
 
     def start_body(self) -> None:
         """Note that the headers arrived, or enough of the body: from now on the body must not stall."""
@@ -68,11 +71,17 @@ class Deadline:
         """Note how many bytes of the body arrived."""
         self._missing -= size
         if self._missing <= 0:
+            self._waits = False
             self.start_body()
 
     def expect_response(self) -> None:
         """Note that another request is sent, whose response has to arrive before the same deadline."""
-        self.scope.deadline = self._end
+        self.scope.deadline = self._first_end
+
+    @property
+    def still_held(self) -> bool:
+        """True if the server was asked to wait, and has sent next to nothing since."""
+        return self._waits
 
     @property
     def stalled(self) -> bool:

@@ -1,11 +1,12 @@
 """Feed by the HTTP Feeds specification (http-feeds.org): batches of CloudEvents behind one URL."""
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._http.caching import cache_bypass_headers
-from push_to_poll_client._http.client import Client, check_reserved_parameters
+from push_to_poll_client._http.client import Client, ask_again_if_held, check_reserved_parameters
 from push_to_poll_client._http.credentials import Auth
 from push_to_poll_client._http.response import Response
 from push_to_poll_client._types import DeadLetter, FetchRequest, Message, Page, UnreadableMessage
@@ -44,7 +45,8 @@ class HTTPFeed:
             401. `None` sends no credentials, or with `client=` the client's own.
         headers: Sent with every request, before the feed's own.
         max_wait: Seconds for which the server can hold its answer until there is something new (long polling,
-            which the specification leaves to the server). `None` never asks it to.
+            which the specification leaves to the server). `None` never asks it to. A server that has not answered
+            10 seconds later is asked again for an answer at once.
         timeout: Seconds for one whole answer, from connecting to the last byte; a wait comes on top.
         max_body: Bytes that an answer may have, on the wire and unpacked; a page of the usual 1,000 events has
             some 300,000. A page may have an event for each 160 of them, 104,857 by default.
@@ -108,7 +110,9 @@ class HTTPFeed:
             FeedError: It could not be asked (no connection, too slow, too large, a redirect elsewhere), or cannot
                 answer now (408, 425, 429, 5xx, 403 with rate-limit headers), or its answer is no batch.
         """
-        wait = min(request.wait, self.max_wait or 0.0)
+        return await ask_again_if_held(partial(self._fetch, request), min(request.wait, self.max_wait or 0.0))
+
+    async def _fetch(self, request: FetchRequest, wait: float) -> Page:
         query = {} if request.cursor is None else {"lastEventId": request.cursor}
         if wait > 0:
             query["timeout"] = str(max(1, round(wait * 1000)))  # the specification wants milliseconds

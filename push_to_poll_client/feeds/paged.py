@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from push_to_poll_client._exceptions import FeedRefused
-from push_to_poll_client._http.client import Client
+from push_to_poll_client._http.client import Client, ask_again_if_held
 from push_to_poll_client._http.credentials import Auth
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page
 from push_to_poll_client.feeds._paged.body import LINES, Reply
@@ -104,7 +104,8 @@ class PagedFeed:
         pages: How one page leads to the next: `OldestFirst(…)` or `NewestFirst(…)`.
         outcomes: What answers mean beyond that: `expired(…)`, `restart(…)`, `not_ready(…)`, `throttled(…)`,
             `pause(…)`, `gone(…)`, `closed(…)`, `gap(…)`.
-        hold: How the server is asked to hold its answer until there is something new; `None`: it cannot.
+        hold: How the server is asked to hold its answer until there is something new; `None`: it cannot. One that
+            has not answered 10 seconds after the wait is asked again for an answer at once.
         latest: How it is asked for the cursor of the feed's end; `None`: it cannot, so that no consumer can start
             there. Needless with `NewestFirst`.
         hint: Where the newest cursor that a push spoke of goes; `None`: nowhere. A server that refuses the request
@@ -215,12 +216,15 @@ class PagedFeed:
                 declared and what was seen.
         """
         try:
-            return await self._fetcher.fetch(request)
+            return await self._fetch(request)
         except FeedRefused:
             if self._hint is None or request.hint is None:
                 raise
         # The hint comes from a push, which can contain anything: the server may have refused the hint alone.
-        return await self._fetcher.fetch(replace(request, hint=None))
+        return await self._fetch(replace(request, hint=None))
+
+    async def _fetch(self, request: FetchRequest) -> Page:
+        return await ask_again_if_held(lambda wait: self._fetcher.fetch(replace(request, wait=wait)), request.wait)
 
     def restore(self, letter: DeadLetter, /) -> Message:
         """The message of a dead letter: an `Entry`, or an `UnreadableMessage` if it still is one.

@@ -204,6 +204,33 @@ async def test_fetches_share_a_connection():
         await feed.aclose()
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param(b"", id="silent"),
+        pytest.param(HEAD, id="half a head"),
+        pytest.param(HEAD + b"Content-Length: 9\r\n\r\n", id="head"),
+        pytest.param(HEAD + b"Content-Length: 9\r\n\r\n\n", id="newline"),
+    ],
+)
+async def test_a_server_that_holds_its_answer_too_long_is_asked_again_for_one_at_once(start):
+    asked, pages = threading.Event(), []
+    with server(stalls(start, asked), answers(b'[{"id":"1"}]')) as url:
+        feed = HTTPFeed(url, max_wait=0.1, timeout=0.2)
+
+        async def wait_for_news():
+            pages.append(await feed.fetch(FetchRequest(wait=0.1)))
+
+        with anyio.fail_after(GUARD):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wait_for_news)
+                await anyio.to_thread.run_sync(asked.wait, GUARD)
+                # Only the first request is to be cut off.
+                feed._http_client._timeout = feed._http_client._sender._own_client.timeout = GUARD
+        await feed.aclose()
+    assert [message.id for message in pages[0].messages] == ["1"]
+
+
 async def test_cancelled_fetches_do_not_exhaust_the_connection_pool():
     # A wake cancels a long poll many times an hour; the pool must not run dry by it.
     arrived = [threading.Event() for _ in range(15)]

@@ -873,6 +873,14 @@ MUTANTS = [
     ),
     of(
         "G13",
+        "takes silence for an answer without news",
+        "_http/client.py",
+        "    except HeldTooLong:\n        return await ask(0.0)\n",
+        "    except HeldTooLong:\n        return await ask(wait)\n",
+        "tests/feeds/test_held_answers.py",
+    ),
+    of(
+        "G13",
         "reads pages without messages as fast as they come",
         "_poller.py",
         "goes_on and poll.walk.empty_pages < MAX_EMPTY_PAGES\n",
