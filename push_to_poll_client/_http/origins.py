@@ -31,6 +31,7 @@ __all__ = [
     "former_identity",
     "identity",
     "origin_of",
+    "page_size_of",
     "parse_http_url",
     "parse_origins",
     "without_secrets",
@@ -110,6 +111,12 @@ def _is_page_size(field: str) -> bool:
     name, _, value = field.partition("=")
     name = unquote_plus(name).lower().replace("_", "").replace("-", "")
     return name in _PAGE_SIZE_PARAMETERS and value.isascii() and value.isdigit()
+
+
+def page_size_of(url: str) -> int | None:
+    """Return how many entries a page has as a URL asks for them; `None` if it does not say that once."""
+    sizes = [field for field in url.partition("?")[2].partition("#")[0].split("&") if _is_page_size(field)]
+    return int(sizes[0].partition("=")[2][:9]) if len(sizes) == 1 else None
 
 
 def _redacted_and_query(url: str) -> tuple[str, str]:

@@ -337,7 +337,7 @@ async def _run_once(consumer: Consumer) -> None:
     async with consumer:
         while not (result := await consumer.poll_now(timeout=ONCE_TIMEOUT)).caught_up:
             if result.standstill is not None:
-                raise FeedError(f"{result.standstill}; look at the declaration of the feed's pages")
+                raise FeedError(f"{result.standstill}; the server, or a cache on the way, may not heed the cursor")
             # poll_now() waits until a failed message may be tried again, but not beyond its timeout.
             if result.postponed is not None and result.postponed > ONCE_TIMEOUT:
                 raise Throttled(

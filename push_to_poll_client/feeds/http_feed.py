@@ -127,8 +127,9 @@ class HTTPFeed:
         self._http_client.remember_redirects(response)
         self._end_of_feed.note(url, response, empty=not messages)
         last = next((message.cursor for message in reversed(messages) if message.cursor is not None), None)
-        # A server that answers with the event of the cursor itself has no more.
-        following = None if last == request.cursor else last
+        # A server that answers with the event of the cursor itself has no more. One that sends others before it
+        # does not heed the cursor, or a cache answers that leaves out the query: what comes next is not known.
+        following = None if last == request.cursor and len(messages) <= 1 else last
         return Page(messages, cursor=last, next=following, retry_after=response.retry_after)
 
     def restore(self, letter: DeadLetter, /) -> Message:

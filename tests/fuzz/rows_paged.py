@@ -7,6 +7,7 @@ import httpx
 
 from push_to_poll_client import FeedError
 from push_to_poll_client.feeds._paged.body import DeclarationMismatch, Reply, elements, members, outline, text_of
+from push_to_poll_client.feeds._paged.evidence import check_order
 from push_to_poll_client.feeds._paged.outcomes import apply_outcomes
 from push_to_poll_client.feeds._paged.pagination import PagePosition
 from push_to_poll_client.feeds._paged.senders import RequestParts
@@ -103,6 +104,19 @@ def read_entries(data, where):
         assert len(message.key) <= 1100
         restored_from(entries, message)
     assert len(reply.entries) <= reply.size <= 200
+
+
+def read_times(data):
+    """Entries stand in one order at most."""
+    entries = Entries(id=lambda _: "1", time="t")
+    messages = entries.read(entries.find(Reply(answer_of(b"200\n\n" + data)), 200), each=None, start=None)
+    wrong = []
+    for order in ("oldest first", "newest first"):
+        try:
+            assert check_order(messages, order, "the feed", "correct it", first=True)
+        except FeedError as error:
+            wrong.append(error)
+    assert len(wrong) < 2
 
 
 OUTCOMES = (
@@ -279,6 +293,25 @@ ROWS = (
             ),
         )
         for where in ENTRIES
+    ),
+    Fuzzed(
+        name="times of entries",
+        modules=("feeds._paged.evidence", "feeds._paged.entries"),
+        read=read_times,
+        errors=(DeclarationMismatch,),
+        examples=(
+            b'[{"t": 1}, {"t": 2.5}, {"t": "3"}, {"t": 4}]',
+            b'[{"t": "2024-01-01T00:00:03Z"}, {"t": "2024-01-01T00:00:02+00:00"}, {"t": "2024-01-01"}, {"t": 0}]',
+            b'[{"t": "4"}, {"t": null}, {"t": [1]}, {"t": true}]',
+            b'[{"t": "0001-01-01T00:00:00+23:59"}, {"t": "9999-12-31T23:59:59-23:59"}, {"t": "nan"}, {"t": 1}]',
+        ),
+        tokens=(
+            *words(r'"t" {"t":1}, {"t":"1"}, {"t":"2024-01-01T00:00:00Z"}, nan inf +00:00 Z'),
+            *JSON_TOKENS,
+        ),
+        frame=(b'[{"t":"', b'"},{"t":2},{"t":3},{"t":4}]'),
+        hostile={"digits": around(b'[{"t":1', b"0", b'},{"t":2},{"t":3},{"t":4}]')},
+        found=(),
     ),
     Fuzzed(
         name="outcomes",

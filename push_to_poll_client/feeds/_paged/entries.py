@@ -119,7 +119,7 @@ class Entries:
             without it cannot be read, unless it says that something is gone: then it is as with `CONTENTS`.
         key: The dedupe key; `None`: made of id and version.
         type: What happened; `None`: with several lists, the name of the list.
-        time: When it happened.
+        time: When it happened. It also shows if the entries stand in another order than declared.
         deleted: What is there, and neither false nor empty, in an entry which says that something is gone.
         deletions: The name of the list whose entries all say that.
         newest_first: The entries of a page stand the newest first, though the pages go forward.

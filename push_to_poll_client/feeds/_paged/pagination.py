@@ -9,15 +9,17 @@ Nothing is skipped in silence. A page that has entries, and lacks the cursor or 
 promises, raises `DeclarationMismatch`, which fails the poll.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final, NamedTuple
 
 import msgspec
 
 from push_to_poll_client._json import DECODE_ERRORS, decode
-from push_to_poll_client._types import Cursor
+from push_to_poll_client._types import Cursor, Message
 from push_to_poll_client.feeds._paged.body import DeclarationMismatch, Reply, text_of
+from push_to_poll_client.feeds._paged.evidence import MissingMore, check_order, may_be_full
 from push_to_poll_client.feeds._paged.readers import (
     Condition,
     EachReader,
@@ -94,7 +96,9 @@ class OldestFirst:
         send_next: Where that goes. The cursor that the chain began with is sent too, unless this is in its place.
             `None`: as `send`.
         more: Whether there is a next page. `None`: when there is a `next`; without one, when this page is not
-            empty and its cursor another one than it was asked for by.
+            empty and its cursor another one than it was asked for by. A page that leads to itself is taken for the
+            end unless it may have been cut off, as one of 100 entries: then the feed stands still. Where `more`
+            reads what no answer had yet, a page that may have been cut off is followed by one more request.
         each: Reads the cursor of an entry, where it is not `cursor` that does.
 
     Raises:
@@ -118,6 +122,7 @@ class OldestFirst:
         self._send, self._send_next = require_sender("send", send), require_sender("send_next", send_next or send)
         self._next = None if next is None else reader(next)
         self._more = None if more is None else reader(more)
+        self._missing_more = None if self._more is None else MissingMore(self._more)
         cursor_of_each = self._cursor if isinstance(self._cursor, EachReader) and not self._at_end else None
         self.each: EachReader | None = cursor_of_each or each
         if self.each is not None and self._send.goes == "url":
@@ -160,13 +165,27 @@ class OldestFirst:
         cursor, following = self.kept(text_of(self._cursor(reply)), reply), self._find_next(reply)
         if following is None:
             self._check_end(cursor, reply, place)
-        # If nothing states that there is more, the page may only repeat the entry that was asked for.
+            return cursor, cursor if self._may_hide_more(cursor, reply, place) else None
+        if self._missing_more is not None:
+            self._missing_more.exists = True
+        # If nothing states that there is more, the page may only repeat the entries that were asked for.
         more_is_inferred = self._more is None and self._next is None and not self._at_end
-        if following is None or (more_is_inferred and following == place.start):
+        if more_is_inferred and following == place.start and not may_be_full(reply):
             return cursor, None
         if self._at_end or self._next is not None:
             return None if self._at_end else cursor, PagePosition(place.start, following).as_cursor
         return cursor, following
+
+    def _may_hide_more(self, cursor: Cursor | None, reply: Reply, place: PagePosition) -> bool:
+        """Whether to ask again from this page's cursor at once, since `more` may not know of the next page."""
+        missing, moved = self._missing_more, cursor != place.start
+        if missing is None:
+            return False
+        missing.page_came(place.as_cursor, reply, has_news=reply.size > 0 and moved)
+        if cursor is None or not moved or not missing.may_hide(reply, first=place == PagePosition(None)):
+            return False
+        missing.asks_for(cursor, reply)
+        return True
 
     def _check_end(self, cursor: Cursor | None, reply: Reply, place: PagePosition) -> None:
         """Raise if the page at the end of a chain lacks the cursor that it should have."""
@@ -198,6 +217,13 @@ class OldestFirst:
             )
         return None
 
+    def check_order(self, messages: Sequence[Message], where: str, *, first: bool) -> bool:
+        """Check the order of the entries if the last one has the cursor; see `check_order`."""
+        remedy = "declare NewestFirst(…), or Entries(newest_first=True)"
+        if self.each is None and not (isinstance(self._cursor, EntryReader) and self._cursor.place):
+            return True
+        return check_order(messages, "oldest first", where, remedy, first=first)
+
 
 def _check_oldest_first(cursor: object, next: object, send_next: object, each: object) -> None:
     if each is not None and not isinstance(each, EachReader):
@@ -224,7 +250,8 @@ class NewestFirst:
         next: Reads what leads to the next page, which is older. Without `more`, reading nothing is the end: a name
             that is wrong makes a feed of one page.
         send: Where that goes.
-        more: Whether there is an older page. `None`: when there is a `next` and the page is not empty.
+        more: Whether there is an older page. `None`: when there is a `next` and the page is not empty. Where it
+            reads what no answer had yet, a page that may have been cut off is followed by one more request.
 
     Attributes:
         promises: Whether the server itself says that there is an older page, so that one is there.
@@ -240,6 +267,7 @@ class NewestFirst:
         self._next = reader(next)
         self._send = require_sender("send", send)
         self._more = None if more is None else reader(more)
+        self._missing_more = None if self._more is None else MissingMore(self._more)
         stated = next if self._more is None else self._more
         self.promises: bool = isinstance(stated, Reader) and not isinstance(stated, InferredReader | EntryReader)
         self.supposes: bool = self._more is None
@@ -252,14 +280,20 @@ class NewestFirst:
     def kept(self, _cursor: Cursor | None, _reply: Reply) -> None:
         """What may be saved of a cursor that an answer shows: nothing, since the walk makes its own."""
 
-    def older(self, reply: Reply) -> str | None:
+    def older(self, reply: Reply, page: str | None = None) -> str | None:
         """What leads to the next page; `None`: there is none.
+
+        Args:
+            reply: This page.
+            page: What led to it; `None`: it is the newest.
 
         Raises:
             DeclarationMismatch: There is one, and nothing leads to it.
         """
         if not (self._more(reply) if self._more else reply.size):
-            return None
+            return self._hidden(reply, page)
+        if self._missing_more is not None:
+            self._missing_more.exists = True
         older = text_of(self._next(reply))
         if older is not None:
             return self._send.kept(older, reply)
@@ -268,6 +302,29 @@ class NewestFirst:
                 f"there is no way on: {_explain_missing(self._next, reply)}; correct next= or more="
             )
         return None
+
+    def _hidden(self, reply: Reply, page: str | None) -> str | None:
+        """What leads to a page of which `more` may not know; None if there is no such page."""
+        missing, older = self._missing_more, None
+        if missing is None:
+            return None
+        missing.page_came(page, reply, has_news=reply.size > 0)
+        if missing.may_hide(reply, first=False):
+            with suppress(Exception):  # `next` need not be there
+                text = text_of(self._next(reply))
+                older = None if text is None else self._send.kept(text, reply)
+        if older is not None:
+            missing.asks_for(older, reply)
+        return older
+
+    def is_doubtful(self, page: str | None) -> bool:
+        """Whether nothing said that there is this page, and it was asked for all the same."""
+        return self._missing_more is not None and self._missing_more.is_doubtful(page)
+
+    @staticmethod
+    def check_order(messages: Sequence[Message], where: str, *, first: bool) -> bool:
+        """Check the order of the entries; see `check_order`."""
+        return check_order(messages, "newest first", where, "declare OldestFirst(…)", first=first)
 
 
 class Latest:

@@ -154,7 +154,12 @@ class Reader:
         """
         if not values:
             raise ValueError(f"{self}.equals() is given no value, and so never holds")
-        return Reader(lambda reply: self(reply) in values, f"{self}.equals({', '.join(map(repr, values))})")
+        return Reader(
+            # What is not there stays so: it is not only another value.
+            lambda reply: None if (value := self(reply)) is None and None not in values else value in values,
+            f"{self}.equals({', '.join(map(repr, values))})",
+            self.seen,
+        )
 
     def __invert__(self) -> "Reader":
         return Reader(lambda reply: not self(reply), f"~{self}")
@@ -185,27 +190,28 @@ class EntryReader(Reader):
 
     Attributes:
         of: As given.
+        place: As given.
     """
 
     def __init__(self, of: Field, place: int, text: str) -> None:
         self.of = of
-        self._place = place
+        self.place = place
         super().__init__(self._read_page, text, self._describe_entry)
 
     def then(self, function: Callable[[Any], Any]) -> "EntryReader":
         """As `Reader.then`."""
         return type(self)(
-            Field(_compose(function, self.of)), self._place, f"{self}.then({_function_name(function)})"
+            Field(_compose(function, self.of)), self.place, f"{self}.then({_function_name(function)})"
         )
 
     def _read_page(self, reply: Reply) -> Any:
-        entries = reply.entries if self._place == 0 else reversed(reply.entries)
+        entries = reply.entries if self.place == 0 else reversed(reply.entries)
         return next((value for entry in entries if (value := self.of(entry)) is not None), None)
 
     def _describe_entry(self, reply: Reply) -> str:
         if not reply.entries:
             return "a page on which no entry can be read"
-        return f"an entry {outline(msgspec.json.encode(reply.entries[self._place]))}"
+        return f"an entry {outline(msgspec.json.encode(reply.entries[self.place]))}"
 
 
 class EachReader(EntryReader):

@@ -19,7 +19,7 @@ from urllib.parse import unquote_plus, urlencode
 
 import msgspec
 
-from push_to_poll_client._exceptions import CursorExpired, FeedError
+from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedGone, FeedRefused
 from push_to_poll_client._http.caching import Validators, cache_bypass_headers, fresh_for
 from push_to_poll_client._http.client import Client
 from push_to_poll_client._http.response import ACCEPTED_STATUSES, Response
@@ -311,6 +311,7 @@ class OldestFirstFetcher:
         self._client = client
         self._pages = pages
         self._end_of_feed = EndOfFeed()
+        self._checks_order = True
 
     async def fetch(self, request: FetchRequest) -> Page:
         """As `Feed.fetch`."""
@@ -350,9 +351,13 @@ class OldestFirstFetcher:
     async def _fetch(
         self, prepared: Request, position: PagePosition, validators: Validators | None = None
     ) -> _OldestFirstResponse:
-        return await self._client.fetch_page(
+        parsed = await self._client.fetch_page(
             prepared, position, lambda reply: self._pages.leads_to(reply, position), validators=validators
         )
+        if self._checks_order:
+            first = position == PagePosition(None)
+            self._checks_order = self._pages.check_order(parsed.messages, parsed.response.where, first=first)
+        return parsed
 
     def _page(self, parsed: _OldestFirstResponse) -> Page:
         closed, gap = parsed.outcome.closed, parsed.outcome.gap
@@ -374,6 +379,7 @@ class NewestFirstFetcher:
         self._client = client
         self._pages = pages
         self._where = where
+        self._checks_order = True
         self._reader = NewestFirstReader(self._fetch_document, where)
 
     async def fetch(self, request: FetchRequest) -> Page:
@@ -390,13 +396,25 @@ class NewestFirstFetcher:
 
     async def _fetch_document(self, page: str | None, request: FetchRequest, known: SeenEntries) -> Document:
         prepared = self._client.build_request(lambda parts: self._pages.put(parts, page), request)
-        parsed = await self._client.fetch_page(
-            prepared, PagePosition(None), self._pages.older, validators=known.validators
-        )
+        is_doubtful = self._pages.is_doubtful(page)
+        try:
+            parsed = await self._client.fetch_page(
+                prepared,
+                PagePosition(None),
+                lambda reply: self._pages.older(reply, page),
+                validators=known.validators,
+            )
+        except (CursorExpired, FeedGone, FeedRefused):
+            if is_doubtful:  # nothing but a doubt said that there is such a page
+                return Document()
+            raise
         older = parsed.continuation
-        if page is not None:
+        if self._checks_order:
+            first = page is None and not known.messages
+            self._checks_order = self._pages.check_order(parsed.messages, self._where, first=first)
+        if page is not None and not is_doubtful:
             self._check_page_exists(parsed)
-        elif not known.messages and parsed.messages and older is None and self._pages.supposes:
+        elif page is None and not known.messages and parsed.messages and older is None and self._pages.supposes:
             logger.info(
                 "the newest page of %s has %d entries and leads to no older one; if there are more, correct next=",
                 self._where,

@@ -1,0 +1,449 @@
+"""Declarations that are wrong, on servers whose pages look like those of a feed in order. In virtual time.
+
+Each would end in silence before the end of the feed. What is seen is named; a server that is right is not blamed.
+"""
+
+import logging
+from operator import itemgetter
+
+import anyio
+import httpx
+import pytest
+
+from push_to_poll_client import FeedError, FetchRequest, HTTPFeed, MemoryStore
+from push_to_poll_client.cli._tail import _run_once
+from push_to_poll_client.feeds.paged import (
+    Entries,
+    NewestFirst,
+    OldestFirst,
+    PagedFeed,
+    as_url,
+    at_end,
+    from_body,
+    from_each,
+    from_header,
+    from_last,
+    full_page,
+    to_query,
+)
+from tests.support.consumers import Log
+from tests.vendors.vendor import Wire
+
+pytestmark = pytest.mark.anyio
+
+URL = "https://api.vendor.example/events"
+
+
+def rows(count, time=lambda number: number, start=1):
+    return [{"id": str(number), "n": number, "time": time(number)} for number in range(start, start + count)]
+
+
+class Server:
+    """Entries with the cursor above `since`, or from it on; pages of `size`, the newest first if `newest`.
+
+    `answer` makes the body of a page and whether another one follows.
+    """
+
+    def __init__(self, entries, *, size=100, by="n", inclusive=False, newest=False, answer=None, heeds=True):
+        self.entries = entries
+        self.size = size
+        self.by = by
+        self.inclusive = inclusive
+        self.newest = newest
+        self.answer = answer or (lambda page, more: {"items": page})
+        self.heeds = heeds
+        self.requests = []
+
+    async def __call__(self, request):
+        self.requests.append(request)
+        since, before = (request.url.params.get(name) for name in ("since", "before"))
+        there = sorted(self.entries, key=itemgetter(self.by))
+        keys = [str(entry[self.by]) for entry in there]
+        if since in keys and self.heeds:
+            there = there[keys.index(since) if self.inclusive else len(keys) - keys[::-1].index(since) :]
+        if before in keys:
+            there = there[: keys.index(before)]
+        if self.newest:
+            there.reverse()
+        page = there[: self.size]
+        return httpx.Response(200, json=self.answer(page, len(there) > self.size))
+
+
+def feed_on(server, *, url=URL, entries=None, pages):
+    client = httpx.AsyncClient(transport=Wire(server))
+    return PagedFeed(url, entries=entries or Entries("items"), pages=pages, client=client)
+
+
+def forward(cursor=None, **options):
+    return OldestFirst(cursor=cursor or from_last("n"), send=to_query("since"), **options)
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+# A page that leads to itself
+
+
+def one_time(number):
+    return "2024-01-01T00:00:00Z" if 9 < number <= 500 else f"2024-02-{number:06}"
+
+
+def ties(url=URL, more=None, cursor=from_last, size=100):
+    """491 entries of one time on pages of 100, and some later ones."""
+    server = Server(rows(500, one_time), size=size, by="time", inclusive=True)
+    return feed_on(server, url=url, pages=forward(cursor("time"), more=more)), server
+
+
+TIES = pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="undeclared"),
+        pytest.param({"more": full_page(100)}, id="full_page"),
+        pytest.param({"cursor": from_each}, id="from_each"),
+        pytest.param({"url": f"{URL}?limit=70", "size": 70}, id="the URL says the size"),
+    ],
+)
+
+
+@TIES
+async def test_more_entries_of_one_time_than_fit_on_a_page_are_a_standstill_also_after_a_restart(
+    options, running, caplog
+):
+    feed, _ = ties(**options)
+    store = MemoryStore()
+    for _ in range(2):
+        caplog.clear()
+        consumer = running(Log(feed, store=store))
+        await anyio.sleep(1_000)
+        status = consumer.status()
+        assert "leads back to cursor '2024-01-01T00:00:00Z'" in status.standstill
+        assert status.last_caught_up is None
+        assert warnings(caplog) == [f"{feed.identity}: the end of the feed is not reached: {status.standstill}"]
+        consumer.stop()
+        await anyio.sleep(1)
+
+
+@TIES
+async def test_more_entries_of_one_time_than_fit_on_a_page_are_never_called_caught_up(options):
+    consumer = Log(ties(**options)[0])
+    for call in (consumer.poll_now, consumer.catch_up):
+        result = await call()
+        assert not result.caught_up
+        assert "leads back to cursor" in result.standstill
+    with pytest.raises(FeedError, match=r"leads back to cursor .* may not heed the cursor"):
+        await _run_once(consumer)
+
+
+async def test_lag_grows_while_a_feed_stands_still(running, virtual_day):
+    server = Server(rows(3), size=100, by="time", inclusive=True)
+    consumer = running(Log(feed_on(server, pages=forward(from_last("time")))))
+    await anyio.sleep(100)
+    reached = consumer.status().last_caught_up
+    assert reached is not None
+    server.entries += rows(300, lambda _: 9, start=4)
+    await anyio.sleep(1_000)
+    assert consumer.status().last_caught_up < reached + 100
+    assert consumer.status().standstill is not None
+
+
+@pytest.mark.parametrize("url", [URL, f"{URL}?limit=100"])
+@pytest.mark.parametrize("last", [1, 2, 19, 33, 99])
+async def test_the_last_entries_again_are_the_end_of_a_feed(url, last):
+    server = Server(rows(100) + rows(last, lambda _: 1000, start=101), size=100, by="time", inclusive=True)
+    consumer = Log(feed_on(server, url=url, pages=forward(from_last("time"))))
+    assert (await consumer.catch_up()).caught_up
+    assert len(consumer.processed) == 100 + last
+
+
+async def test_a_full_page_is_known_by_the_url_where_that_says_its_size():
+    server = Server(rows(50, lambda _: 7), size=200, by="time", inclusive=True)
+    consumer = Log(feed_on(server, url=f"{URL}?limit=200", pages=forward(from_last("time"))))
+    assert (await consumer.catch_up()).caught_up
+
+
+async def test_a_server_that_does_not_heed_the_cursor_is_a_standstill():
+    server = Server(rows(500), heeds=False)
+    result = await Log(feed_on(server, pages=forward())).catch_up()
+    assert "leads back to cursor '100'" in result.standstill
+
+
+@pytest.mark.parametrize(("count", "caught_up"), [(1, True), (2, False), (100, False)])
+async def test_an_http_feed_whose_server_does_not_heed_the_cursor_is_a_standstill(count, caught_up):
+    """One event is what a server sends whose feed ends with it."""
+
+    def answer(_request):
+        return httpx.Response(200, json=[{"id": str(n), "source": "s"} for n in range(count)])
+
+    consumer = Log(HTTPFeed(URL, client=httpx.AsyncClient(transport=httpx.MockTransport(answer))))
+    result = await consumer.poll_now()
+    assert (result.messages, result.caught_up) == (count, caught_up)
+    assert (result.standstill is None) is caught_up
+
+
+# `more` reads what no answer has
+
+
+def with_more(page, more):
+    return {"items": page, "hasMore": more}
+
+
+MISNAMED = [
+    pytest.param(from_body("has_more"), id="body"),
+    pytest.param(from_header("x-more"), id="header"),
+    pytest.param(from_body("has_more").equals("yes"), id="equals"),
+    pytest.param(lambda reply: reply.at("has_more"), id="function"),
+]
+
+
+@pytest.mark.parametrize("more", MISNAMED)
+@pytest.mark.parametrize("size", [2, 7, 100])
+async def test_a_more_that_no_answer_has_is_named_and_costs_no_message(more, size, caplog):
+    server = Server(rows(3 * size + 1), size=size, answer=with_more)
+    consumer = Log(feed_on(server, pages=forward(more=more)))
+    result = await consumer.poll_now()
+    assert (len(consumer.processed), result.caught_up) == (3 * size + 1, True)
+    (warning,) = warnings(caplog)
+    assert f"{URL} does not answer as it was declared to: a page without " in warning
+    assert "which more= reads, was followed by another one" in warning
+    server.entries += rows(3 * size, start=len(server.entries) + 1)
+    assert (await consumer.poll_now()).messages == 3 * size
+    assert len(warnings(caplog)) == 1
+
+
+async def test_a_more_that_no_answer_has_is_named_with_what_the_answer_has(caplog):
+    server = Server(rows(250), answer=with_more)
+    await Log(feed_on(server, pages=forward(more=from_body("has_more")))).poll_now()
+    (warning,) = warnings(caplog)
+    assert "a page without from_body('has_more'), which more= reads" in warning
+    assert "{'items': array of 100, 'hasMore': boolean}" in warning
+    assert "correct more=" in warning
+
+
+async def test_a_more_that_no_answer_has_is_named_after_a_restart_in_the_middle_of_a_backlog(caplog):
+    server = Server(rows(400), answer=with_more)
+    feed = feed_on(server, pages=forward(more=from_body("has_more")))
+    page = await feed.fetch(FetchRequest("100"))
+    assert page.next == "200"
+    assert (await feed.fetch(FetchRequest("200"))).next == "300"
+    assert len(warnings(caplog)) == 1
+
+
+async def test_a_more_that_no_answer_has_at_the_end_of_a_chain_costs_no_message(caplog):
+    server = Server(rows(301), answer=with_more)
+    pages = forward(at_end(from_last("n")), more=from_body("has_more"))
+    consumer = Log(feed_on(server, pages=pages))
+    assert (await consumer.catch_up()).messages == 301
+    assert len(warnings(caplog)) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 60, 99, 100, 101, 200, 250])
+@pytest.mark.parametrize("inclusive", [False, True])
+async def test_a_server_that_leaves_out_more_when_there_is_none_is_not_blamed(count, inclusive, caplog):
+    def sometimes(page, more):
+        return {"items": page} | ({"next": page[-1]["n"]} if more else {})
+
+    server = Server(rows(count), answer=sometimes, inclusive=inclusive)
+    consumer = Log(feed_on(server, pages=forward(more=from_body("next"))))
+    assert (await consumer.poll_now()).caught_up
+    assert len(consumer.processed) == count
+    requests = len(server.requests)
+    for _ in range(5):
+        server.entries += rows(3, start=len(server.entries) + 1)
+        assert (await consumer.poll_now()).messages == 3
+    assert len(server.requests) == requests + 5  # no request more than without the doubt
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("more", [from_body("has_more") | full_page(100), from_body("hasMore")])
+async def test_a_more_that_is_stated_takes_no_further_request(more, caplog):
+    server = Server(rows(160), answer=with_more)
+    consumer = Log(feed_on(server, pages=forward(more=more)))
+    assert (await consumer.poll_now()).caught_up
+    assert len(server.requests) == 2
+    assert warnings(caplog) == []
+
+
+def backward(more, **options):
+    return NewestFirst(next=from_last("n"), send=to_query("before"), more=more, **options)
+
+
+async def test_a_more_that_no_answer_has_does_not_make_newest_first_a_feed_of_one_page(caplog):
+    server = Server(rows(250), newest=True, answer=with_more)
+    consumer = Log(feed_on(server, pages=backward(from_body("has_more"))))
+    assert (await consumer.poll_now()).caught_up
+    assert consumer.processed == [str(number) for number in range(1, 251)]
+    (warning,) = warnings(caplog)
+    assert "a page without from_body('has_more')" in warning
+
+
+@pytest.mark.parametrize(
+    "next",
+    [
+        lambda reply: reply.at("next") + 1,
+        from_body("nowhere"),
+        lambda _: "https://elsewhere.example/",
+    ],
+)
+async def test_newest_first_reads_nothing_that_leads_on_from_the_last_page(next, caplog):
+    pages = NewestFirst(next=next, send=as_url(), more=from_body("more"))
+    consumer = Log(feed_on(Server(rows(100), newest=True), pages=pages))
+    assert (await consumer.poll_now()).messages == 100
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("status", [200, 204, 400, 404, 410])
+async def test_newest_first_takes_a_refusal_of_a_page_in_doubt_for_the_end(status, caplog):
+    server = Server(rows(100), newest=True)
+
+    async def answer(request):
+        if "before" in request.url.params and status != 200:
+            return httpx.Response(status)
+        return await server(request)
+
+    consumer = Log(feed_on(answer, pages=backward(from_body("next"))))
+    assert (await consumer.poll_now()).caught_up
+    assert len(consumer.processed) == 100
+    assert warnings(caplog) == []
+
+
+async def test_newest_first_does_not_take_a_refusal_of_a_page_that_was_stated_for_the_end():
+    server = Server(rows(250), newest=True, answer=with_more)
+
+    async def answer(request):
+        return httpx.Response(400) if "before" in request.url.params else await server(request)
+
+    with pytest.raises(FeedError, match="400"):
+        await Log(feed_on(answer, pages=backward(from_body("hasMore")))).poll_now()
+
+
+# The other order
+
+
+TIMES = {
+    "numbers": lambda number: number,
+    "text numbers": lambda number: f"1700000000.{number:06}",
+    "UTC": lambda number: f"2024-01-01T00:{number // 60:02}:{number % 60:02}Z",
+    "fractions": lambda number: f"2024-01-01T00:00:{number // 10:02}.{number % 10}00Z",
+    "zones": lambda number: f"2024-01-01T{number % 2 + 1:02}:{number:02}:00+0{number % 2}:00",
+    "no zone": lambda number: f"2024-01-01 00:00:{number:02}",
+    "ties": lambda number: number // 2,
+}
+ORDER = "by their time the entries of a page stand "
+
+
+@pytest.mark.parametrize("time", TIMES.values(), ids=TIMES)
+async def test_newest_first_for_a_server_that_is_oldest_first_is_an_error(time):
+    server = Server(rows(12, time))
+    feed = feed_on(server, entries=Entries("items", time="time"), pages=backward(None))
+    with pytest.raises(FeedError, match=f"{ORDER}oldest first, where the declaration has them newest first"):
+        await feed.fetch(FetchRequest())
+
+
+@pytest.mark.parametrize("time", TIMES.values(), ids=TIMES)
+@pytest.mark.parametrize("cursor", [from_last, from_each])
+async def test_oldest_first_for_a_server_that_is_newest_first_is_an_error(time, cursor):
+    server = Server(rows(12, time), newest=True)
+    feed = feed_on(server, entries=Entries("items", time="time"), pages=forward(cursor("n")))
+    with pytest.raises(
+        FeedError, match=f"{ORDER}newest first, where the declaration has them oldest first"
+    ) as error:
+        await feed.fetch(FetchRequest())
+    assert str(error.value).startswith(f"{URL} does not answer as it was declared to: ")
+    assert "declare NewestFirst(…), or Entries(newest_first=True), or leave out time=" in str(error.value)
+
+
+@pytest.mark.parametrize("pages", [forward(), backward(None)], ids=["oldest first", "newest first"])
+async def test_the_wrong_order_of_a_feed_that_was_read_before_is_one_warning(pages, caplog):
+    """A consumer that has run before is not stopped by what only seems to be wrong."""
+    right = not isinstance(pages, OldestFirst)
+    server = Server(rows(3), newest=right)
+    consumer = Log(feed_on(server, entries=Entries("items", time="time"), pages=pages))
+    await consumer.poll_now()
+    server.newest = not right
+    server.entries += rows(30, start=40)
+    await consumer.poll_now()
+    server.entries += rows(30, start=80)
+    await consumer.poll_now()
+    (warning,) = warnings(caplog)
+    assert ORDER in warning
+
+
+def shuffled(number):
+    return number * 7 % 13
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        *(lambda number, order=order: order(number) for order in TIMES.values()),
+        lambda _: 5,
+        lambda _: None,
+        lambda _: "yesterday",
+        lambda number: [number],
+        lambda number: number > 6,
+        lambda _: "nan",
+        lambda _: 10**400,
+        lambda number: min(number, 3),
+        shuffled,
+        lambda number: -number if number != 7 else number,
+        lambda number: -number if number != 7 else None,
+    ],
+)
+@pytest.mark.parametrize("newest", [False, True])
+async def test_times_that_show_no_other_order_are_no_error(time, newest, caplog):
+    """For the right order, times that are equal, missing or mixed, and too few of them."""
+    server = Server(rows(12, lambda _: None), newest=newest)
+    for entry in server.entries:
+        entry["time"] = time(entry["n"])
+    pages = backward(None) if newest else forward()
+    feed = feed_on(server, entries=Entries("items", time="time"), pages=pages)
+    assert (await Log(feed).poll_now()).messages == 12
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+async def test_a_few_entries_show_no_order(count):
+    feed = feed_on(Server(rows(count)), entries=Entries("items", time="time"), pages=backward(lambda _: False))
+    assert len((await feed.fetch(FetchRequest())).messages) == count
+
+
+async def test_a_page_that_stands_the_wrong_way_round_as_declared_is_no_error():
+    """As Discord has it: pages go forward, and each has its newest entry first."""
+
+    def reverse(page, _more):
+        return {"items": page[::-1]}
+
+    server = Server(rows(250), answer=reverse)
+    feed = feed_on(server, entries=Entries("items", time="time", newest_first=True), pages=forward())
+    consumer = Log(feed)
+    assert (await consumer.poll_now()).caught_up
+    assert consumer.processed == [str(number) for number in range(1, 251)]
+
+
+async def test_the_order_of_entries_that_have_no_part_in_the_cursor_is_not_looked_at():
+    """What leads on stands in the body, so that nothing is lost."""
+
+    def reverse(page, more):
+        return {"items": page[::-1], "cursor": page[-1]["n"] if page else "", "more": more}
+
+    pages = forward(from_body("cursor"), more=from_body("more"))
+    feed = feed_on(Server(rows(250), answer=reverse), entries=Entries("items", time="time"), pages=pages)
+    assert (await Log(feed).poll_now()).messages == 250
+
+
+async def test_the_entries_of_several_lists_show_no_order():
+    def two(page, _more):
+        return {"a": page[:2], "b": page[2:][::-1]}
+
+    server = Server(rows(8, lambda number: -number), answer=two)
+    feed = feed_on(server, entries=Entries("a", "b", time="time"), pages=forward())
+    assert len((await feed.fetch(FetchRequest())).messages) == 8
+
+
+async def test_an_entry_that_cannot_be_read_does_not_hide_the_order():
+    server = Server(rows(12))
+    del server.entries[5]["id"]
+    feed = feed_on(server, entries=Entries("items", time="time"), pages=backward(None))
+    with pytest.raises(FeedError, match=ORDER):
+        await feed.fetch(FetchRequest())
