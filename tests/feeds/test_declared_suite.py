@@ -32,6 +32,7 @@ from tests.vendors.pagerduty import PagerDuty
 from tests.vendors.plaid import Plaid
 from tests.vendors.remote_settings import RemoteSettings
 from tests.vendors.stripe import Stripe
+from tests.vendors.syncthing import Syncthing
 from tests.vendors.telegram import Telegram
 from tests.vendors.vendor import SECRET
 from tests.vendors.zendesk import Zendesk
@@ -199,6 +200,10 @@ class TestRemoteSettings(Changing):
 
 class TestStripe(Late):
     kind = Stripe
+
+
+class TestSyncthing(Declared):
+    kind = Syncthing
 
 
 class TestTelegram(Declared):

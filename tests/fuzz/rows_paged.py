@@ -219,6 +219,7 @@ def walked(vendor):
 
     async def handle(request):
         response = await vendor.handle(request)
+        await response.aread()
         head = b"".join(b"%b: %b\n" % field for field in response.headers.raw)
         answers.append(b"%d\n%b\n%b" % (response.status_code, head, response.content))
         return response

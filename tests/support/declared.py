@@ -42,6 +42,7 @@ from tests.vendors.pagerduty import PagerDuty
 from tests.vendors.plaid import Plaid
 from tests.vendors.remote_settings import RemoteSettings
 from tests.vendors.stripe import Stripe
+from tests.vendors.syncthing import Syncthing
 from tests.vendors.telegram import Telegram
 from tests.vendors.zendesk import Zendesk
 
@@ -321,5 +322,17 @@ def hubspot(vendor, options):
             next=from_body("paging", "next", "after"),
             send_next=to_body("after"),
         ),
+        **options,
+    )
+
+
+@declares(Syncthing)
+def syncthing(vendor, options):
+    return PagedFeed(
+        vendor.url,
+        entries=Entries(version="time", type="type", time="time"),
+        pages=OldestFirst(cursor=from_each("id"), send=to_query("since", otherwise="0")),
+        hold=LongPoll(to_query("timeout", otherwise="0"), longest=60),
+        latest=Latest({"since": "0", "limit": "1"}),
         **options,
     )

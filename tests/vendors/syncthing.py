@@ -36,23 +36,26 @@ class Syncthing(Vendor):
         return None if known else httpx.Response(403, text="CSRF Error\n")
 
     async def _frozen(self, request):
+        if (ordered := self.script.popleft() if self.script else None) is not None:
+            return ordered
         if (refused := self.refusal(request)) is not None:
             return refused
         headers = {"content-type": "application/json; charset=utf-8"}
         return httpx.Response(200, headers=headers, stream=HeldBody(self, request))
 
     def hold(self, request):
-        return number_of(request.url.params.get("timeout"), default=DEFAULT_TIMEOUT)
+        seconds = number_of(request.url.params.get("timeout"))
+        return DEFAULT_TIMEOUT if seconds is None else seconds
 
     def has_news(self, request):
         return bool(self._after(request))
 
     def answer(self, request):
-        shown, limit = self._after(request), number_of(request.url.params.get("limit"), default=0)
+        shown, limit = self._after(request), number_of(request.url.params.get("limit"))
         return httpx.Response(200, json=shown[-limit:] if limit else shown)
 
     def _after(self, request):
-        since = number_of(request.url.params.get("since"), default=0)
+        since = number_of(request.url.params.get("since")) or 0  # what is no number is 0
         return [event for event in self.entries[-self.buffer :] if event["id"] > since]
 
 
