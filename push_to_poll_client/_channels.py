@@ -66,7 +66,8 @@ class ListenerChannel:
 
     def up(self) -> None:
         """Report that the channel is connected, and poll, since pushes before that are lost."""
-        logger.info("%s: up", self.name)
+        # A connection that is renewed, or that the server ends after each push, does not make the channel new.
+        logger.log(logging.DEBUG if self._status.up else logging.INFO, "%s: up", self.name)
         self._update_status(up=self._running)
         self._wake(None)
 

@@ -12,16 +12,31 @@ A server that accepts and closes gets at most 5 connections from a client in the
 and 7, if every draw is the smallest), and one or two a minute after that. If it refuses in a way that only a human
 can change, it gets one connection in 5 to 7.5 minutes.
 
+Some servers end a connection in an orderly way after each push, such as JMAP's event source with
+`closeafter=state` (RFC 8620 §7.3). That is not a failure: it ends the streak,
+and the client connects again after 0-1 s. `NewsPace` bounds the load, as it does for long polls: 10 such
+connections may follow each other as fast as the draws allow, and then one a second. A connection that brought no
+push, or broke off, counts as before.
+
 The first delay is short and entirely random. RFC 6455 §7.2.3 proposes 0-5 s "as a reasonable initial delay". The
 common cause is a server that was replaced, or a proxy that cuts connections now and then, and each second of delay
 is a second without pushes. With 0-1 s, 1,000 clients of a restarted server return spread over a second.
 """
 
 import enum
+import math
 
 from push_to_poll_client._types import MAX_NOT_BEFORE
 
-__all__ = ["STABLE_AFTER", "ReconnectBackoff", "Verdict", "lifetime", "verdict_of_status"]
+__all__ = [
+    "DOWN_AFTER",
+    "STABLE_AFTER",
+    "NewsPace",
+    "ReconnectBackoff",
+    "Verdict",
+    "lifetime",
+    "verdict_of_status",
+]
 
 
 FIRST_DELAY = 1.0
@@ -49,6 +64,15 @@ STABLE_AFTER = 30.0
 closes every connection just after this time gets no more connections than from the backoff at its cap: one in 30
 seconds. (client-go waits 2 minutes. But proxies that cut each connection after a minute are common, and a client
 behind one would be without pushes half the time if that counted as a failure.)"""
+
+BURST = 10
+"""Responses with news, or connections that brought a push, that may follow each other without a pause."""
+
+NEWS_SPACING = 1.0
+"""Seconds between them in the long run: the longest delay of a push if the server has news all the time."""
+
+DOWN_AFTER = 5.0
+"""Seconds: the channel is down during a longer pause between two requests or two connections that brought news."""
 
 LONGEST_DOUBLING = 10
 """Doublings after which the power is no longer computed: the delay reached its cap long before."""
@@ -102,15 +126,44 @@ def lifetime(max_age: float, fraction: float) -> float:
     return max_age * (0.5 + 0.5 * fraction)
 
 
-class ReconnectBackoff:
-    """The delays of one channel. Its state is the streak of failures."""
+class NewsPace:
+    """A limit on how often a server that has news is asked again: `BURST` at once, then one in `NEWS_SPACING`.
 
-    __slots__ = ("_connected_at", "_failures", "_renewed")
+    It is a bucket of `BURST` tokens; one comes back in `NEWS_SPACING` seconds (GCRA, as in `_schedule.py`).
+    """
+
+    __slots__ = ("_full_at",)
+
+    def __init__(self) -> None:
+        self._full_at = -math.inf
+
+    def take(self, now: float) -> float:
+        """Take a token, and return the seconds to wait before the next request.
+
+        Args:
+            now: Seconds on a monotonic clock.
+        """
+        self._full_at = max(self._full_at, now) + NEWS_SPACING
+        return max(0.0, self._full_at - NEWS_SPACING * BURST - now)
+
+
+class ReconnectBackoff:
+    """The delays of one channel. Its state is the streak of failures, and the pace of connections with pushes.
+
+    Attributes:
+        has_pushed: Whether the last connection brought a push.
+        is_routine: Whether it also ended in an orderly way, so that no failure is behind the next connection.
+    """
+
+    __slots__ = ("_connected_at", "_failures", "_pace", "_renewed", "has_pushed", "is_routine")
 
     def __init__(self) -> None:
         self._failures = 0
         self._connected_at: float | None = None
         self._renewed = False
+        self._pace = NewsPace()
+        self.has_pushed: bool = False
+        self.is_routine: bool = False
 
     @property
     def is_connected(self) -> bool:
@@ -124,6 +177,11 @@ class ReconnectBackoff:
             now: Seconds on a monotonic clock.
         """
         self._connected_at = now
+        self.has_pushed = False
+
+    def pushed(self) -> None:
+        """Note that the connection brought a push. From any thread."""
+        self.has_pushed = True
 
     def ended(self, now: float) -> None:
         """Note the end of a connection or of an attempt. One that was up for `STABLE_AFTER` ends the streak.
@@ -133,6 +191,8 @@ class ReconnectBackoff:
         """
         if self._connected_at is not None and now - self._connected_at >= STABLE_AFTER:
             self._failures, self._renewed = 0, False
+        self.has_pushed = self.has_pushed and self._connected_at is not None
+        self.is_routine = False
         self._connected_at = None
 
     def allow_renewal(self) -> bool:
@@ -168,5 +228,19 @@ class ReconnectBackoff:
             doublings = min(self._failures - 1, LONGEST_DOUBLING)
             delay = min(BASE_DELAY * 2.0**doublings, MAX_DELAY) * (1 + fraction)
         self._failures += 1
-        requested = min(retry_after or 0.0, MAX_NOT_BEFORE)
-        return max(delay, requested * (1 + RETRY_AFTER_JITTER * fraction))
+        return max(delay, _requested(retry_after, fraction))
+
+    def delay_after_push(self, now: float, *, fraction: float, retry_after: float | None = None) -> float:
+        """End the streak, and return how long to wait after an orderly end that followed a push.
+
+        Args:
+            now: Seconds on the clock of `connected()`.
+            fraction: As for `delay()`. The clients of a server that restarts return spread over `FIRST_DELAY`.
+            retry_after: As for `delay()`.
+        """
+        self._failures, self._renewed, self.is_routine = 0, False, True
+        return max(FIRST_DELAY * fraction, self._pace.take(now), _requested(retry_after, fraction))
+
+
+def _requested(retry_after: float | None, fraction: float) -> float:
+    return min(retry_after or 0.0, MAX_NOT_BEFORE) * (1 + RETRY_AFTER_JITTER * fraction)

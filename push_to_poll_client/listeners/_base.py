@@ -12,6 +12,7 @@ other: credentials, hints, the largest age of a connection, and the longest sile
 
 import abc
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -27,7 +28,7 @@ from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.listeners._backoff import ReconnectBackoff, Verdict, lifetime
+from push_to_poll_client.listeners._backoff import DOWN_AFTER, ReconnectBackoff, Verdict, lifetime
 from push_to_poll_client.listeners._failures import Failure, unwrap_group
 from push_to_poll_client.listeners._hints import HintReader
 
@@ -55,6 +56,7 @@ class BaseListener(abc.ABC):
         self._log = log
         self._fraction: Callable[[], float] = random.random
         self._renewable = False  # whether another request for credentials can return different ones
+        self._ended_after_push = False  # whether it was logged that the server ends connections after a push
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
@@ -92,6 +94,8 @@ class BaseListener(abc.ABC):
         if failure.hid_a_push:
             channel.wake(Push())
         verdict = self._users_verdict(error) or failure.verdict
+        if failure.orderly and reconnect.has_pushed and verdict is Verdict.RETRY:
+            return self._delay_after_push(failure, channel, reconnect)
         refused = verdict is Verdict.SLOW_RETRY and failure.unauthorized
         if refused and self._renewable and reconnect.allow_renewal():
             verdict = Verdict.RETRY
@@ -104,6 +108,25 @@ class BaseListener(abc.ABC):
         self._log.info("%s; connecting again in %.1f s", text, delay)
         _report_down(PushToPollError(text), failure, channel)
         return delay
+
+    def _delay_after_push(self, failure: Failure, channel: Channel, reconnect: ReconnectBackoff) -> float:
+        """Return the seconds to wait after a push and an orderly end. The channel stays up in a short pause."""
+        delay = reconnect.delay_after_push(
+            anyio.current_time(), fraction=self._fraction(), retry_after=failure.retry_after
+        )
+        level = logging.DEBUG if self._ended_after_push else logging.INFO
+        self._log.log(level, "%s: %s after a push; connecting again (logged once)", self.name, failure.sentence)
+        self._ended_after_push = True
+        if delay > DOWN_AFTER:
+            _report_down(PushToPollError(f"{self.name}: {failure.sentence}"), failure, channel)
+        return delay
+
+    def _report_up(self, channel: Channel, reconnect: ReconnectBackoff) -> None:
+        """Report that the channel is connected. Logged at DEBUG if the last connection ended after a push."""
+        level = logging.DEBUG if reconnect.is_routine else logging.INFO
+        reconnect.connected(anyio.current_time())
+        self._log.log(level, "%s: connected", self.name)
+        channel.up()
 
     def _users_verdict(self, error: Exception) -> Verdict | None:
         if self._classify is None:
@@ -180,7 +203,7 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
             headers = await self._credentials.get_headers(within=self._open_timeout)
             async with self._connect(headers) as connection:
                 self._opened(connection, channel, reconnect)
-                await self._receive(connection, channel)
+                await self._receive(connection, channel, reconnect)
         except Exception as error:  # noqa: BLE001 - a listener continues after any error; the verdict says when
             # The traceback refers to the headers, and the status keeps the error for a long time.
             return unwrap_group(error).with_traceback(None)
@@ -188,18 +211,17 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         return None
 
     def _opened(self, connection: Any, channel: Channel, reconnect: ReconnectBackoff) -> None:  # noqa: ARG002 - subclasses use it
-        reconnect.connected(anyio.current_time())
-        self._log.info("%s: connected", self.name)
-        channel.up()
+        self._report_up(channel, reconnect)
 
-    async def _receive(self, connection: Any, channel: Channel) -> None:
+    async def _receive(self, connection: Any, channel: Channel, reconnect: ReconnectBackoff) -> None:
         age = None if self._max_age is None else lifetime(self._max_age, self._fraction())
         passed_on = 0
         with anyio.move_on_after(age):
             while True:
                 # Counted over all reads: a read that finds a message waiting may not let other tasks run either.
                 for message in await self._read_in_time(connection):
-                    self._pass_on(message, channel)
+                    if self._pass_on(message, channel):
+                        reconnect.pushed()
                     passed_on += 1
                     if passed_on % MESSAGES_AT_ONCE == 0:
                         await anyio.lowlevel.checkpoint()
@@ -209,10 +231,12 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
             return await self._read(connection)
         raise TimeoutError(f"no message for {self._max_silence:g} s")
 
-    def _pass_on(self, message: _MessageT, channel: Channel) -> None:
+    def _pass_on(self, message: _MessageT, channel: Channel) -> bool:
+        """Wake if the message is a push, and return whether it is."""
         push = self._hints.read(message, self.name)
         if push is not None:
             channel.wake(push)
+        return push is not None
 
 
 def unique_names(argument: str, given: str | Sequence[str]) -> tuple[str, ...]:

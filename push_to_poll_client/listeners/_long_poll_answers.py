@@ -7,8 +7,9 @@ server asks to wait, by the paths or functions that the user declared.
 them (it cannot, it is misconfigured, a proxy responds for it, the client sent an old cursor) would get requests as
 fast as the network allows. Therefore:
 
-A response with news costs a token. There are ten tokens, and a new one each second (GCRA, as in `_schedule.py`):
-ten pushes in a row are passed on at once, and a server with news in every response gets one request a second.
+A response with news costs a token of a `NewsPace` (`_backoff.py`). There are ten tokens, and a new one each
+second: ten pushes in a row are passed on at once, and a server with news in every response gets one request a
+second.
 
 An early response without news costs a pause. The pause doubles with each further early response in a row:
 
@@ -27,7 +28,7 @@ import msgspec
 
 from push_to_poll_client._json import decode
 from push_to_poll_client._types import MAX_NOT_BEFORE
-from push_to_poll_client.listeners._backoff import RETRY_AFTER_JITTER
+from push_to_poll_client.listeners._backoff import RETRY_AFTER_JITTER, NewsPace
 from push_to_poll_client.listeners._hints import parse_path
 from push_to_poll_client.listeners._requests import ListenerResponse, UnusableResponse
 
@@ -162,12 +163,6 @@ MIN_HOLD = 5.0
 """Seconds: a response without news is early if it was held for less time than this, and less than half of the time
 for which it might have been held. A server that holds responses for just this long gets 12 requests a minute."""
 
-BURST = 10
-"""Responses with news that may follow each other without a pause."""
-
-NEWS_SPACING = 1.0
-"""Seconds from one token to the next: the longest delay of a push if the server has news all the time."""
-
 FIRST_PAUSE = 0.25
 """Seconds after the first early response: a single one costs little."""
 
@@ -185,12 +180,12 @@ class Pace:
         wait: Seconds for which the server may hold a response.
     """
 
-    __slots__ = ("_early", "_early_in_a_row", "_full_at", "_not_before")
+    __slots__ = ("_early", "_early_in_a_row", "_news", "_not_before")
 
     def __init__(self, wait: float) -> None:
         self._early = min(MIN_HOLD, wait / 2)
         self._early_in_a_row = 0
-        self._full_at = -math.inf
+        self._news = NewsPace()
         self._not_before = -math.inf
 
     def is_early(self, held: float) -> bool:
@@ -212,8 +207,7 @@ class Pace:
             self._early_in_a_row = 0
         pause = 0.0
         if news:
-            self._full_at = max(self._full_at, now) + NEWS_SPACING
-            pause = self._full_at - NEWS_SPACING * BURST - now
+            pause = self._news.take(now)
         elif early:
             self._early_in_a_row += 1
             pause = min(FIRST_PAUSE * 2.0 ** min(self._early_in_a_row - 1, LONGEST_DOUBLING), LONGEST_PAUSE)

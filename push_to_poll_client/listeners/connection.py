@@ -73,8 +73,9 @@ class ConnectionListener(BaseListener):
 
     However it ends, by an exception (whose text log and status show) or by returning, it is called again, with
     the delays of all listeners: after 0-1 s and then ever more slowly (at most 5 times in the first 10 seconds,
-    once in 30-60 s later), until a connection has lived for 30 s. Dead connections it finds itself: most clients
-    have a keep-alive to switch on. A client that connects again by itself is told not to.
+    once in 30-60 s later), until a connection has lived for 30 s. A return after a `wake()` is not a failure: it
+    is called again after 0-1 s, 10 times in a row and then once a second at most. Dead connections it finds
+    itself: most clients have a keep-alive to switch on. A client that connects again by itself is told not to.
 
     Args:
         connect: The function. It is cancelled to end it.
@@ -110,7 +111,11 @@ class ConnectionListener(BaseListener):
         self._open_timeout = open_timeout
 
     async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> Exception | None:
-        connection = Connection(up=lambda: self._opened(channel, reconnect, scope), wake=channel.wake)
+        def wake(push: Push) -> None:
+            reconnect.pushed()
+            channel.wake(push)
+
+        connection = Connection(up=lambda: self._opened(channel, reconnect, scope), wake=wake)
         scope = anyio.CancelScope(deadline=anyio.current_time() + self._open_timeout)
         try:
             with scope:
@@ -124,19 +129,25 @@ class ConnectionListener(BaseListener):
         return TimeoutError(f"not up within {self._open_timeout:g} s")
 
     def _opened(self, channel: Channel, reconnect: ReconnectBackoff, scope: anyio.CancelScope) -> None:
-        now = anyio.current_time()
         # The deadline was that for `up()`; from here on it is that of the connection's age.
-        scope.deadline = math.inf if self._max_age is None else now + lifetime(self._max_age, self._fraction())
-        reconnect.connected(now)
-        self._log.info("%s: connected", self.name)
-        channel.up()
+        age = math.inf if self._max_age is None else lifetime(self._max_age, self._fraction())
+        scope.deadline = anyio.current_time() + age
+        self._report_up(channel, reconnect)
 
     def _failure(self, error: Exception) -> Failure:
         text = quoted(error, MAX_TEXT) if str(error) else ""
         is_own_error = isinstance(error, ConnectionEnded | NotAsync)
         sentence = str(error) if is_own_error else f"failed with {type(error).__name__} {text}".strip()
         verdict = Verdict.GIVE_UP if isinstance(error, NotAsync) else Verdict.RETRY
-        return Failure(verdict, sentence, retry_after=None, unauthorized=False, hid_a_push=False, cause=error)
+        return Failure(
+            verdict,
+            sentence,
+            retry_after=None,
+            unauthorized=False,
+            hid_a_push=False,
+            cause=error,
+            orderly=isinstance(error, ConnectionEnded),
+        )
 
 
 def _awaitable(result: Any) -> Awaitable[None]:

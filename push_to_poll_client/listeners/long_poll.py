@@ -30,7 +30,7 @@ from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.listeners._backoff import ReconnectBackoff, Verdict
+from push_to_poll_client.listeners._backoff import DOWN_AFTER, ReconnectBackoff, Verdict
 from push_to_poll_client.listeners._base import ReadLoopListener
 from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of, unwrap_group
 from push_to_poll_client.listeners._long_poll_answers import (
@@ -54,9 +54,6 @@ _log = ConsumerLog(logging.getLogger(__name__))
 
 HELD_AFTER = 1.0
 """Seconds after which the server is taken to hold a request that was sent and has no response."""
-
-DOWN_AFTER = 5.0
-"""Seconds: the channel is down during a longer pause between requests."""
 
 MAX_UNANSWERED = 2
 """Requests in a row without a response after which the connection counts as failed. A single one may come from a

@@ -188,11 +188,11 @@ class RedisListener(ReadLoopListener[Notification]):
             f"no message for {self._ping_after:g} s, and no answer to a ping for {self._open_timeout:g}"
         )
 
-    def _pass_on(self, message: Notification, channel: Channel) -> None:
+    def _pass_on(self, message: Notification, channel: Channel) -> bool:
         if len(message.data) > self._max_size:
             channel.wake(Push())
-        else:
-            super()._pass_on(message, channel)
+            return True
+        return super()._pass_on(message, channel)
 
     def _failure(self, error: Exception) -> Failure:
         return failure_of(error)

@@ -6,6 +6,7 @@ VERIFIERS = "tests/listeners/test_verifiers_hmac.py"
 TOKENS = "tests/listeners/test_verifiers_tokens.py"
 WEBHOOK = "tests/listeners/test_webhook.py"
 CRASHES = "tests/listeners/test_subscription_crashes.py"
+END_AFTER_PUSH = "tests/listeners/test_end_after_push.py"
 
 PUSH = [
     of(
@@ -198,6 +199,22 @@ PUSH = [
         "self._early_in_a_row += 1",
         "self._early_in_a_row = 1",
         "tests/listeners/test_long_poll.py",
+    ),
+    of(
+        "G3",
+        "connects in a loop to a server that ends each connection after a push",
+        "listeners/_backoff.py",
+        "BURST = 10",
+        "BURST = 1000",
+        END_AFTER_PUSH,
+    ),
+    of(
+        "G3",
+        "takes a hello that is no push for a push, and connects again at once",
+        "listeners/_base.py",
+        "if self._pass_on(message, channel):",
+        "if self._pass_on(message, channel) or True:",
+        END_AFTER_PUSH,
     ),
     of(
         "G12",

@@ -1,0 +1,224 @@
+"""Servers that end a connection in an orderly way after each push: it is no failure, and no busy loop.
+
+JMAP's event source with `closeafter=state` (RFC 8620 §7.3) works like that.
+"""
+
+import logging
+import math
+import random
+from statistics import quantiles
+
+import anyio
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosedOK
+from websockets.frames import Close
+
+from push_to_poll_client import ConnectionListener, Consumer, MemoryStore, Push, SSEListener, Verdict
+from push_to_poll_client.testing import FakeFeed
+from push_to_poll_client.testing._virtual_time import Bell
+from tests.listeners.test_connection import Lives
+from tests.listeners.test_sse import END, EVENT, RESET, STREAM, run, scripted
+from tests.listeners.test_websocket import Scripted as ScriptedWebSocket
+from tests.listeners.test_websocket import closed
+from tests.listeners.test_websocket import run as run_websocket
+from tests.support.channels import TimedChannel
+
+pytestmark = pytest.mark.anyio
+
+URL = "https://feed.example/sub/orders"
+BYE = ConnectionClosedOK(Close(1000, ""), Close(1000, ""), rcvd_then_sent=True)
+
+
+class ClosesAfterEach(httpx.AsyncBaseTransport):
+    """Ends a stream after one event, or after `longest` seconds without one. Who is not connected misses it."""
+
+    def __init__(self, *, longest=math.inf):
+        self._longest = longest
+        self._published = Bell()
+        self.connections = 0
+
+    def publish(self):
+        self._published.ring()
+
+    async def handle_async_request(self, request):
+        self.connections += 1
+        return httpx.Response(200, headers=STREAM, stream=OneEvent(self._published, self._longest))
+
+
+class OneEvent(httpx.AsyncByteStream):
+    def __init__(self, published, longest):
+        self._published = published
+        self._longest = longest
+
+    async def __aiter__(self):
+        yield b": hello\n\n"
+        with anyio.move_on_after(self._longest) as scope:
+            await self._published.wait()
+        if not scope.cancelled_caught:
+            yield EVENT
+
+
+async def delays_of(server, *, mean, count, seed=7):
+    """Seconds from each publication until the consumer is woken, by its push or by the next connect."""
+    listener = SSEListener(URL, client=httpx.AsyncClient(transport=server), max_silence=None)
+    draw = random.Random(seed)  # noqa: S311 - not for cryptography
+    listener._fraction = draw.random
+    channel, published = TimedChannel(), []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.listen, channel)
+        for _ in range(count):
+            await anyio.sleep(draw.expovariate(1 / mean))
+            published.append(anyio.current_time() - channel.began)
+            server.publish()
+        await anyio.sleep(120)
+        tasks.cancel_scope.cancel()
+    wakes = [at for at, event in channel.events if event == "up" or isinstance(event, Push)]
+    return [next(wake for wake in wakes if wake >= at - 0.001) - at for at in published]
+
+
+@pytest.mark.parametrize("mean", [1, 5, 20])
+async def test_a_push_is_at_most_a_second_late_if_the_server_ends_each_stream_after_an_event(mean):
+    delays = await delays_of(ClosesAfterEach(), mean=mean, count=300)
+    assert quantiles(delays, n=10)[-1] <= 0.9
+    assert max(delays) <= 2.0
+
+
+async def test_a_server_that_ends_each_stream_after_an_event_is_asked_once_a_second_in_the_long_run():
+    listener, script = scripted([EVENT, END])
+    await run(listener, script, 3600)
+    assert script.connects[:12] == [0] * 11 + [1]
+    assert len(script.connects) == 11 + 3600 - 1
+
+
+async def test_clients_of_a_server_that_restarts_after_an_event_return_spread_over_a_second():
+    delays = []
+    for draw in range(10):
+        listener, script = scripted([5, EVENT, END], [], fraction=draw / 10)
+        await run(listener, script, 10)
+        delays.append(round(script.connects[1] - 5, 3))
+    assert delays == [draw / 10 for draw in range(10)]
+
+
+async def test_the_channel_stays_up_while_a_server_ends_each_stream_after_an_event():
+    listener, script = scripted([1, EVENT, END], fraction=0.5)
+    channel = await run(listener, script, 60)
+    assert {event for _, event in channel.events} == {"up", Push()}
+
+
+async def test_an_event_that_the_hint_ignores_does_not_make_the_end_of_a_stream_routine():
+    listener, script = scripted([EVENT, END], hint=lambda event: None)
+    channel = await run(listener, script, 10)
+    assert script.connects == [0, 0, 1, 3, 7]
+    assert "down" in {event for _, event in channel.events}
+
+
+async def test_a_stream_that_breaks_off_after_an_event_is_a_failure():
+    listener, script = scripted([EVENT, RESET])
+    await run(listener, script, 10)
+    assert script.connects == [0, 0, 1, 3, 7]
+
+
+async def test_the_retry_field_is_the_least_delay_also_after_an_event():
+    listener, script = scripted([b"retry: 20000\n\n", EVENT, END], fraction=0.5)
+    channel = await run(listener, script, 100)
+    assert script.connects == [0, 22, 44, 66, 88]
+    assert [event for _, event in channel.events][:3] == ["up", Push(), "down"], "nobody hears a push for 22 s"
+
+
+async def test_a_stream_that_ended_after_an_event_ends_the_streak_of_failures():
+    listener, script = scripted(RESET, RESET, RESET, RESET, [1, EVENT, END], RESET, [])
+    await run(listener, script, 60)
+    assert script.connects == [0, 0, 1, 3, 7, 8, 8]
+
+
+async def test_a_failure_after_a_stream_that_ended_in_order_is_one():
+    listener, script = scripted([EVENT, END], 503, 503, 503, [])
+    channel = await run(listener, script, 60)
+    assert script.connects == [0, 0, 0, 1, 3]
+    assert [event for _, event in channel.events] == ["up", Push(), "down", "down", "down", "up"]
+
+
+async def test_classify_overrules_the_short_delay_after_an_event():
+    listener, script = scripted([EVENT, END], classify=lambda error: Verdict.SLOW_RETRY)
+    await run(listener, script, 700)
+    assert script.connects == [0, 300, 600]
+
+
+async def test_reconnects_after_each_event_are_logged_once(caplog):
+    caplog.set_level(logging.INFO, "push_to_poll_client")
+    listener, script = scripted([1, EVENT, END])
+    store = MemoryStore()
+    async with Consumer(FakeFeed(), store=store, name="orders", process=print, listeners=[listener]) as consumer:
+        with anyio.move_on_after(1000):
+            await consumer.run()
+    assert len(script.connects) > 500
+    about = [record.getMessage().partition("…: ")[2] for record in caplog.records]
+    assert [text for text in about if text] == [
+        "connected",
+        "up",
+        "the server ended the stream after a push; connecting again (logged once)",
+    ]
+
+
+async def test_an_outage_between_such_reconnects_is_logged(caplog):
+    caplog.set_level(logging.INFO, "push_to_poll_client.listeners")
+    listener, script = scripted([EVENT, END], [EVENT, END], 503, [EVENT, END], [])
+    await run(listener, script, 10)
+    assert [record.getMessage().partition("…: ")[2] for record in caplog.records] == [
+        "connected",
+        "the server ended the stream after a push; connecting again (logged once)",
+        "the server answered HTTP 503 instead of an event stream; connecting again in 0.0 s",
+        "connected",
+    ]
+
+
+@pytest.mark.parametrize("code", [1000, 1001])
+async def test_a_websocket_that_the_server_closes_after_each_message_is_opened_again_at_once(code):
+    listener = ScriptedWebSocket(["x", closed(code)])
+    channel = await run_websocket(listener, 3600)
+    assert listener.connects[:12] == [0] * 11 + [1]
+    assert len(listener.connects) == 11 + 3600 - 1
+    assert {event for _, event in channel.events} == {"up", Push()}
+
+
+@pytest.mark.parametrize("code", [1005, 1011, 4000])
+async def test_a_websocket_that_ends_in_any_other_way_after_a_message_failed(code):
+    listener = ScriptedWebSocket(["x", closed(code)])
+    await run_websocket(listener, 10)
+    assert listener.connects == [0, 0, 1, 3, 7]
+
+
+def returning(*, up=True, pushes=True):
+    async def live(connection):
+        if up:
+            connection.up()
+        if pushes:
+            connection.wake()
+
+    return live
+
+
+async def heard(*lives, seconds):
+    lives = Lives(*lives)
+    listener = ConnectionListener(lives, name="mqtt orders")
+    listener._fraction = lambda: 0.0
+    channel = TimedChannel()
+    with anyio.move_on_after(seconds):
+        await listener.listen(channel)
+    return [at - channel.began for at in lives.began], channel
+
+
+async def test_a_function_that_returns_after_a_push_is_called_again_at_once_and_then_once_a_second():
+    began, channel = await heard(*[returning()] * 100, seconds=50)
+    assert began == pytest.approx([0] * 11 + [*range(1, 50)], abs=0.01)
+    assert {event for _, event in channel.events} == {"up", Push()}
+
+
+async def test_a_function_that_returns_without_a_push_or_without_being_up_failed():
+    began, _ = await heard(*[returning(pushes=False)] * 9, seconds=10)
+    assert began == pytest.approx([0, 0, 1, 3, 7], abs=0.01)
+    began, _ = await heard(*[returning(up=False)] * 9, seconds=10)
+    assert began == pytest.approx([0, 0, 1, 3, 7], abs=0.01)
+    began, _ = await heard(returning(), *[returning(up=False, pushes=False)] * 9, seconds=10)
+    assert began == pytest.approx([0, 0, 0, 1, 3, 7], abs=0.01)
