@@ -393,6 +393,28 @@ class FeedSuite(FeedHooks):
                     ahead = await feed.fetch(FetchRequest(again.next))
                     assert _ids(ahead) == _ids(await feed.fetch(FetchRequest(page.next)))
 
+    async def test_ids_do_not_depend_on_where_the_feed_ends(self) -> None:
+        """A page that is fetched again after more was published begins with the same ids and keys.
+
+        After a crash a consumer fetches a page again, and knows by these what it has processed of it.
+        """
+        async with self._caught_up() as (feed, cursor):
+            await self.publish(feed, 1)
+            step = await self._first_messages(feed, cursor)
+            await self.publish(feed, 2)
+            again = await walk(feed, step.at)
+        before = _keys(FeedWalk([step]))
+        assert before
+        assert _keys(again)[: len(before)] == before
+
+    async def _first_messages(self, feed: Feed, cursor: Cursor) -> Step:
+        """The first page with messages after a cursor, the last page if there are none."""
+        steps = Steps(feed, cursor)
+        step = await anext(steps)
+        while not step.page.messages and step.page.next is not None:
+            step = await anext(steps)
+        return step
+
     async def test_a_push_and_a_way_past_caches_change_nothing(self) -> None:
         """`hint` and `fresh` may make an answer newer, never another."""
         self._reads_twice()

@@ -1,5 +1,7 @@
 """The declarations of `docs/feeds.md`, as they stand there, each on a server that follows its protocol."""
 
+import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ import pytest
 import respx
 
 import push_to_poll_client
-from push_to_poll_client import CursorExpired, FeedError, FetchRequest
+from push_to_poll_client import Consumer, CursorExpired, FeedError, FetchRequest, MemoryStore
 from push_to_poll_client.feeds import paged
+from push_to_poll_client.testing import FeedSuite
+from push_to_poll_client.testing._feed_suite import walk as suite_walk
+from tests.feeds.test_declared_suite import From
 from tests.feeds.test_paged_vendors import inception, walk
 from tests.support.consumers import Log
 from tests.support.postgres_server import shared_server
@@ -207,16 +212,93 @@ async def test_syncthing_answers_a_cursor_that_lies_ahead_with_nothing_as_the_pa
     assert len(before) == 5
 
 
-@pytest.fixture
-def own():
-    """The class of the page that is nobody's declaration, on its server."""
-    vendor = JMAP(5)
+def jmap_feed(vendor):
+    """The class of the page that is not a declaration, on its server."""
     block = next(block for block in BLOCKS if "class JMAPFeed" in block)
     names = {name: getattr(push_to_poll_client, name) for name in push_to_poll_client.__all__}
-    names |= {"httpx": httpx, "Any": Any}
+    names |= {"hashlib": hashlib, "json": json, "httpx": httpx, "Any": Any}
     exec(block, names)  # noqa: S102  # it is ours
     client = httpx.AsyncClient(transport=Wire(vendor.handle), base_url=vendor.origin, headers=vendor.headers)
-    return vendor, names["JMAPFeed"](client, "a1")
+    return names["JMAPFeed"](client, "a1")
+
+
+@pytest.fixture
+def own():
+    vendor = JMAP(5)
+    return vendor, jmap_feed(vendor)
+
+
+class TestJMAPFeed(FeedSuite):
+    """From the first state on: what there was before that the feed does not list."""
+
+    secrets = (SECRET,)
+    longest_fetch = 6
+
+    async def make_feed(self, count):
+        self.vendor = JMAP(count)
+        return await self.reopen(None)
+
+    async def reopen(self, feed):
+        return From(jmap_feed(self.vendor), "0")
+
+    async def publish(self, feed, count):
+        self.vendor.publish(count)
+
+    async def change(self, feed):
+        self.vendor.change(0)
+
+    async def break_next(self, feed):
+        self.vendor.script.append(httpx.Response(500, text=SECRET))
+
+    async def test_going_on_after_the_end_finds_what_came_since(self):
+        """By other ids than from the first state, so what they say is compared."""
+        async with self._caught_up() as (feed, cursor):
+            await self.publish(feed, 2)
+            everything, since = await suite_walk(feed), await suite_walk(feed, cursor)
+        assert [message.data for message in since.messages] == [m.data for m in everything.messages[-2:]]
+
+
+async def test_a_crash_while_mails_arrive_repeats_one_mail_at_most():
+    vendor = JMAP(page_size=100)
+    handled, dies_at = [], 30
+
+    async def process(mail):
+        handled.append(mail.data["id"])
+        if len(handled) == dies_at:
+            scope.cancel()
+        await anyio.sleep(1)
+
+    store = MemoryStore()
+    with anyio.CancelScope() as scope:
+        async with Consumer(jmap_feed(vendor), store=store, name="mails", process=process) as consumer:
+            await consumer.poll_now()
+            vendor.publish(30)
+            await consumer.poll_now()
+    vendor.publish(1)
+    async with Consumer(jmap_feed(vendor), store=store, name="mails", process=process) as consumer:
+        await consumer.poll_now()
+    assert len(set(handled)) == 31
+    assert len(handled) - len(set(handled)) <= 1
+
+
+async def test_a_mail_that_changes_and_changes_back_is_three_messages():
+    vendor = JMAP(1)
+    feed, ids, cursor = jmap_feed(vendor), [], "0"
+    for _ in range(3):
+        messages, cursors = await walk(feed, cursor)
+        ids += [message.id for message in messages]
+        cursor = cursors[-1]
+        vendor.change(0)
+    assert len(set(ids)) == 3
+
+
+async def test_a_mail_that_changes_before_a_page_is_fetched_again_is_another_message():
+    vendor = JMAP(2)
+    feed = jmap_feed(vendor)
+    before, _ = await walk(feed, "0")
+    vendor.change(0)
+    after, _ = await walk(feed, "0")
+    assert [one.id == other.id for one, other in zip(before, after, strict=False)] == [False, True]
 
 
 async def test_the_jmap_feed_of_the_page_reads_new_changed_and_destroyed_entries(own):

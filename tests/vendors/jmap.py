@@ -1,4 +1,9 @@
-"""JMAP (RFC 8620 §5.2): changes since a state are ids, which a back-reference of the same request fetches."""
+"""JMAP (RFC 8620 §5.2): changes since a state are ids, which a back-reference of the same request fetches.
+
+An answer to `/changes` covers the time from one state to another one: with `maxChanges` to one on the way, else
+to the newest. So where an answer ends depends on what happened meanwhile. What was created and changed in that
+time is created, what was created and destroyed is not named at all, and `/get` knows only how a mail is now.
+"""
 
 import json
 
@@ -14,11 +19,23 @@ class JMAP(Vendor):
     """States before this one are forgotten."""
 
     def entry(self, number):
-        return "created", {"id": name(number), "receivedAt": iso(number), "subject": f"mail {number}"}
+        mail = {"id": name(number), "receivedAt": iso(number), "subject": f"mail {number}", "keywords": {}}
+        return "created", mail
 
-    def change(self, place, kind="updated"):
-        """Let a mail change, or be `destroyed`."""
-        self.entries.append((kind, {"id": self.entries[place][1]["id"]}))
+    def change(self, place, kind="updated", *, keywords=None):
+        """Let a mail change, by default its keywords, or be `destroyed`."""
+        mail = self._mails()[self.entries[place][1]["id"]]
+        seen = {} if mail["keywords"] else {"$seen": True}
+        self.entries.append((kind, {**mail, "keywords": seen if keywords is None else keywords}))
+        self.published.ring()
+
+    def _mails(self):
+        mails = {}
+        for kind, mail in self.entries:
+            mails[mail["id"]] = mail
+            if kind == "destroyed":
+                del mails[mail["id"]]
+        return mails
 
     def answer(self, request):
         said = []
@@ -28,15 +45,30 @@ class JMAP(Vendor):
         return httpx.Response(200, json={"methodResponses": said, "sessionState": "1"})
 
     def email_changes(self, args, _said):
-        since = int(args["sinceState"])
-        if since < self.oldest:
+        since = int(args["sinceState"]) if args["sinceState"].isdecimal() else -1
+        if not self.oldest <= since <= len(self.entries):
             return "error", {"type": "cannotCalculateChanges"}
-        end = min(since + self.page_size, len(self.entries))
+        limit = min(args.get("maxChanges") or self.page_size, self.page_size)
+        end = since
+        while end < len(self.entries) and len(self._between(since, end + 1)) <= limit:
+            end += 1
         ids = {kind: [] for kind in ("created", "updated", "destroyed")}
-        for kind, mail in self.entries[since:end]:
-            ids[kind].append(mail["id"])
+        for one, kind in self._between(since, end).items():
+            ids[kind].append(one)
         more = end < len(self.entries)
         return "Email/changes", {"oldState": str(since), "newState": str(end), "hasMoreChanges": more, **ids}
+
+    def _between(self, since, end):
+        """What happened to each mail from one state to another one."""
+        first, last = {}, {}
+        for kind, mail in self.entries[since:end]:
+            first.setdefault(mail["id"], kind)
+            last[mail["id"]] = kind
+        return {
+            one: "destroyed" if last[one] == "destroyed" else first[one]
+            for one in first
+            if (first[one], last[one]) != ("created", "destroyed")
+        }
 
     def email_get(self, args, said):
         if "#ids" in args:
@@ -44,6 +76,7 @@ class JMAP(Vendor):
             if kind == "error":
                 return "error", {"type": "invalidResultReference"}
             args = {"ids": result[args["#ids"]["path"].strip("/")]}
-        mails = {mail["id"]: mail for _, mail in self.entries if "subject" in mail}
-        found = [mails[one] for one in args["ids"]]
-        return "Email/get", {"state": str(len(self.entries)), "list": found, "notFound": []}
+        mails = self._mails()
+        found = [mails[one] for one in args["ids"] if one in mails]
+        missing = [one for one in args["ids"] if one not in mails]
+        return "Email/get", {"state": str(len(self.entries)), "list": found, "notFound": missing}
