@@ -37,6 +37,7 @@ from tests.vendors.ntfy import Ntfy
 from tests.vendors.okta import Okta
 from tests.vendors.plaid import Plaid
 from tests.vendors.remote_settings import RemoteSettings
+from tests.vendors.shop import Orders, Stock
 from tests.vendors.stripe import Stripe
 from tests.vendors.syncthing import Syncthing
 from tests.vendors.telegram import Telegram
@@ -53,6 +54,8 @@ DECLARED = {
 
 VENDORS = {
     "events": GitHub,
+    "orders": Orders,
+    "stock": Stock,
     "stripe": Stripe,
     "graph": Graph,
     "plaid": Plaid,

@@ -1,7 +1,11 @@
 """CouchDB: GET /db/_changes. Sequences are opaque and may be null, only the newest change of a document is there.
 
 `feed=longpoll` holds for `timeout` milliseconds, and for ever with `heartbeat`, which wins. A shard that fails
-over repeats what was read. The normal feed has an `ETag`.
+over repeats what was read. The normal feed has an `ETag`. `pending` is `null` where a cluster could not count, and
+CouchDB 1 has none.
+
+A sequence names its database: one of a database that was deleted and made again reads everything. One that lies
+ahead of a database that was restored is answered with nothing, and with itself.
 """
 
 import hashlib
@@ -18,6 +22,9 @@ class CouchDB(Vendor):
     path = "/orders/_changes"
     authorization = "Basic " + b64encode(f"reader:{SECRET}".encode()).decode()
     failovers = 0
+    database = 1
+    pending = "counted"
+    """Or "null", or "missing"."""
     repeat_next = 0
 
     def entry(self, number):
@@ -34,6 +41,15 @@ class CouchDB(Vendor):
         """Let the next answer repeat so many changes before its cursor; sequences look different from now on."""
         self.failovers += 1
         self.repeat_next = count
+
+    def make_again(self):
+        """Delete the database, and create one of the same name."""
+        self.entries = []
+        self.database += 1
+
+    def restore(self, count):
+        """Go back to a backup with so many changes."""
+        del self.entries[count:]
 
     def unauthorized(self):
         return error(401, "unauthorized", "You are not authorized to access this db.")
@@ -60,8 +76,9 @@ class CouchDB(Vendor):
             {"seq": self._seq(seq) if place % interval == 0 else None, **change}
             for place, (seq, change) in enumerate(shown, 1)
         ]
-        last = shown[-1][0] if shown else len(self.entries)
-        body = {"results": results, "last_seq": self._seq(last), "pending": len(rows) - len(shown)}
+        last = shown[-1][0] if shown else max(since, len(self.entries))
+        pending = {"pending": None if self.pending == "null" else len(rows) - len(shown)}
+        body = {"results": results, "last_seq": self._seq(last)} | (pending if self.pending != "missing" else {})
         etag = f'"{hashlib.sha256(json.dumps([len(self.entries), str(asked)]).encode()).hexdigest()[:20]}"'
         if asked.get("feed", "normal") != "normal":
             return httpx.Response(200, json=body)
@@ -78,7 +95,7 @@ class CouchDB(Vendor):
                 return request.extensions["arrived"]
             case given:
                 read = read_token(given.partition("-")[2])
-                return None if read is None else read["at"]
+                return None if read is None else read["at"] if read["of"] == self.database else 0
 
     def _rows(self, since):
         newest = {change["id"]: seq for seq, change in enumerate(self.entries, 1)}
@@ -86,7 +103,7 @@ class CouchDB(Vendor):
         return [(seq, change) for seq, change in rows if newest[change["id"]] == seq]
 
     def _seq(self, number):
-        return f"{number}-{token(at=number, by=self.failovers)}"
+        return f"{number}-{token(at=number, by=self.failovers, of=self.database)}"
 
 
 def error(status, kind, reason):

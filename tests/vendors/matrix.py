@@ -1,7 +1,10 @@
 """Matrix: GET /sync. Events stand in their rooms, `timeout` in milliseconds, `limited` says that some are missing.
 
 What comes first has no `since`: then the newest of each room are shown, and `limited` if there were others. Every
-answer has a `next_batch`, also one without events.
+answer has a `next_batch`, also one without events. A filter says how many events of a room are shown; Synapse
+shows 10 without one, and 100 at most.
+
+A homeserver pushes to a gateway, which has to answer JSON that names the pushkeys it rejects.
 """
 
 import json
@@ -15,8 +18,8 @@ class Matrix(Vendor):
     origin = "https://matrix.vendor.example"
     path = "/_matrix/client/v3/sync"
     authorization = f"Bearer syt_{SECRET}"
-    most = 100
-    """Events of a room that an answer shows at most."""
+    default, most = 10, 100
+    """Events of a room that an answer shows without a filter, and at most."""
 
     def entry(self, number):
         event = {"event_id": f"${name(number)}", "type": "m.room.message", "origin_server_ts": when(number) * 1000}
@@ -40,19 +43,30 @@ class Matrix(Vendor):
             return error(400, "M_INVALID_PARAM")
         limit = json.loads(request.url.params.get("filter", "{}")).get("room", {}).get("timeline", {}).get("limit")
         rooms = dict.fromkeys((room for room, _ in self.entries[since:]), ())
-        joined = {room: self._room(room, since, self.most if limit is None else limit) for room in rooms}
+        joined = {room: self._room(room, since, self.default if limit is None else limit) for room in rooms}
         body = {"next_batch": token(at=len(self.entries))} | ({"rooms": {"join": joined}} if joined else {})
         return httpx.Response(200, json=body)
 
     def _room(self, room, since, most):
         events = [event for where, event in self.entries[since:] if where == room]
-        shown = events[len(events) - min(most, len(events)) :]
+        shown = events[len(events) - min(most, self.most, len(events)) :]
         return {"timeline": {"events": shown, "limited": len(shown) < len(events), "prev_batch": "p"}}
 
     def _since(self, request):
         given = request.url.params.get("since")
         read = {"at": 0} if given is None else read_token(given)
         return None if read is None else read["at"]
+
+
+async def notify(client, url, pushkey, event="$1"):
+    """Push an event to a gateway, as Synapse does. Whether it counts as sent: else the same comes again."""
+    device = {"app_id": "orders", "pushkey": pushkey, "pushkey_ts": 12345678, "data": {}, "tweaks": {}}
+    notification = {"event_id": event, "room_id": "!1:vendor.example", "prio": "high", "devices": [device]}
+    answer = await client.post(url, json={"notification": notification})
+    try:
+        return answer.is_success and pushkey not in answer.json().get("rejected", [])
+    except ValueError:
+        return False
 
 
 def error(status, code, **more):

@@ -2,13 +2,19 @@
 
 Without `poll=1` it is a stream, with `open` and `keepalive` among the messages; here it ends after those that are
 there. Scheduled messages appear late, with the id that they had before.
+
+`/sse` is a stream of server-sent events, without ids: messages have no event type, all else has one.
 """
 
 import json
 
+import anyio
 import httpx
 
 from tests.vendors.vendor import Vendor, name, when
+
+KEEPALIVE = 45
+"""Seconds without a message after which a stream sends a keepalive."""
 
 
 class Ntfy(Vendor):
@@ -50,6 +56,14 @@ class Ntfy(Vendor):
         lines = "".join(json.dumps(one) + "\n" for one in shown)
         return httpx.Response(200, text=lines, headers={"content-type": "application/x-ndjson; charset=utf-8"})
 
+    def stream(self):
+        """Make a transport that answers each request with the events of `/sse`."""
+
+        async def answer(_request):
+            return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Events(self))
+
+        return httpx.MockTransport(answer)
+
     def _since(self, since):
         kept = self.entries[self.forgotten :]
         if since in {"all", "none", "latest"}:
@@ -63,6 +77,30 @@ class Ntfy(Vendor):
 
     def _event(self, event, number, **more):
         return {"id": name(number), "time": when(number), "event": event, "topic": "orders", **more}
+
+
+class Events(httpx.AsyncByteStream):
+    """An endless stream of what is published from now on."""
+
+    def __init__(self, vendor):
+        self.vendor = vendor
+
+    async def __aiter__(self):
+        yield self._said("open", self.vendor._event("open", 8001))
+        place = len(self.vendor.entries)
+        while True:
+            with anyio.move_on_after(KEEPALIVE):
+                while place == len(self.vendor.entries):
+                    await self.vendor.published.wait()
+            news = self.vendor.entries[place:]
+            place += len(news)
+            for event in news:
+                yield self._said("", event)
+            if not news:
+                yield self._said("keepalive", self.vendor._event("keepalive", 8002))
+
+    def _said(self, kind, event):
+        return (f"event: {kind}\n" if kind else "").encode() + f"data: {json.dumps(event)}\n\n".encode()
 
 
 def error(status, code, text):
