@@ -12,11 +12,12 @@ A server that accepts and closes gets at most 5 connections from a client in the
 and 7, if every draw is the smallest), and one or two a minute after that. If it refuses in a way that only a human
 can change, it gets one connection in 5 to 7.5 minutes.
 
-Some servers end a connection in an orderly way after each push, such as JMAP's event source with
-`closeafter=state` (RFC 8620 §7.3). That is not a failure: it ends the streak,
-and the client connects again after 0-1 s. `NewsPace` bounds the load, as it does for long polls: 10 such
-connections may follow each other as fast as the draws allow, and then one a second. A connection that brought no
-push, or broke off, counts as before.
+Some servers end each connection in an orderly way: after a push, such as JMAP's event source with
+`closeafter=state` (RFC 8620 §7.3), or after some seconds, as a long poll does. That is not a failure if the
+connection brought a push or lasted for `MIN_LIFE` seconds: it ends the streak, and the client connects again after
+0-1 s. `NewsPace` bounds the load, as it does for long polls: 10 such connections may follow each other as fast as
+the draws allow, and then one a second; without pushes it is one in `MIN_LIFE` seconds. An end before that, and one
+that was not orderly, counts as a failure.
 
 The first delay is short and entirely random. RFC 6455 §7.2.3 proposes 0-5 s "as a reasonable initial delay". The
 common cause is a server that was replaced, or a proxy that cuts connections now and then, and each second of delay
@@ -70,6 +71,10 @@ BURST = 10
 
 NEWS_SPACING = 1.0
 """Seconds between them in the long run: the longest delay of a push if the server has news all the time."""
+
+MIN_LIFE = 5.0
+"""Seconds that a connection without a push has to last so that an orderly end is not a failure. A server that ends
+each connection just after this time gets 12 a minute, as many as long polls that it holds for as long."""
 
 DOWN_AFTER = 5.0
 """Seconds: the channel is down during a longer pause between two requests or two connections that brought news."""
@@ -148,21 +153,22 @@ class NewsPace:
 
 
 class ReconnectBackoff:
-    """The delays of one channel. Its state is the streak of failures, and the pace of connections with pushes.
+    """The delays of one channel. Its state is the streak of failures, and the pace after orderly ends.
 
     Attributes:
-        has_pushed: Whether the last connection brought a push.
+        was_useful: Whether the last connection brought a push or lasted for `MIN_LIFE` seconds.
         is_routine: Whether it also ended in an orderly way, so that no failure is behind the next connection.
     """
 
-    __slots__ = ("_connected_at", "_failures", "_pace", "_renewed", "has_pushed", "is_routine")
+    __slots__ = ("_connected_at", "_failures", "_has_pushed", "_pace", "_renewed", "is_routine", "was_useful")
 
     def __init__(self) -> None:
         self._failures = 0
         self._connected_at: float | None = None
         self._renewed = False
         self._pace = NewsPace()
-        self.has_pushed: bool = False
+        self._has_pushed = False
+        self.was_useful: bool = False
         self.is_routine: bool = False
 
     @property
@@ -177,11 +183,11 @@ class ReconnectBackoff:
             now: Seconds on a monotonic clock.
         """
         self._connected_at = now
-        self.has_pushed = False
+        self._has_pushed = False
 
     def pushed(self) -> None:
         """Note that the connection brought a push. From any thread."""
-        self.has_pushed = True
+        self._has_pushed = True
 
     def ended(self, now: float) -> None:
         """Note the end of a connection or of an attempt. One that was up for `STABLE_AFTER` ends the streak.
@@ -189,9 +195,10 @@ class ReconnectBackoff:
         Args:
             now: Seconds on the clock of `connected()`.
         """
-        if self._connected_at is not None and now - self._connected_at >= STABLE_AFTER:
+        lasted = -math.inf if self._connected_at is None else now - self._connected_at
+        if lasted >= STABLE_AFTER:
             self._failures, self._renewed = 0, False
-        self.has_pushed = self.has_pushed and self._connected_at is not None
+        self.was_useful = lasted >= MIN_LIFE or (self._has_pushed and self._connected_at is not None)
         self.is_routine = False
         self._connected_at = None
 
@@ -230,8 +237,8 @@ class ReconnectBackoff:
         self._failures += 1
         return max(delay, _requested(retry_after, fraction))
 
-    def delay_after_push(self, now: float, *, fraction: float, retry_after: float | None = None) -> float:
-        """End the streak, and return how long to wait after an orderly end that followed a push.
+    def delay_after_end(self, now: float, *, fraction: float, retry_after: float | None = None) -> float:
+        """End the streak, and return how long to wait after the orderly end of a connection that was of use.
 
         Args:
             now: Seconds on the clock of `connected()`.

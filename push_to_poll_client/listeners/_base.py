@@ -56,7 +56,7 @@ class BaseListener(abc.ABC):
         self._log = log
         self._fraction: Callable[[], float] = random.random
         self._renewable = False  # whether another request for credentials can return different ones
-        self._ended_after_push = False  # whether it was logged that the server ends connections after a push
+        self._ended_in_order = False  # whether it was logged that the server ends connections in an orderly way
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
@@ -94,8 +94,8 @@ class BaseListener(abc.ABC):
         if failure.hid_a_push:
             channel.wake(Push())
         verdict = self._users_verdict(error) or failure.verdict
-        if failure.orderly and reconnect.has_pushed and verdict is Verdict.RETRY:
-            return self._delay_after_push(failure, channel, reconnect)
+        if failure.orderly and reconnect.was_useful and verdict is Verdict.RETRY:
+            return self._delay_after_end(failure, channel, reconnect)
         refused = verdict is Verdict.SLOW_RETRY and failure.unauthorized
         if refused and self._renewable and reconnect.allow_renewal():
             verdict = Verdict.RETRY
@@ -109,20 +109,20 @@ class BaseListener(abc.ABC):
         _report_down(PushToPollError(text), failure, channel)
         return delay
 
-    def _delay_after_push(self, failure: Failure, channel: Channel, reconnect: ReconnectBackoff) -> float:
-        """Return the seconds to wait after a push and an orderly end. The channel stays up in a short pause."""
-        delay = reconnect.delay_after_push(
+    def _delay_after_end(self, failure: Failure, channel: Channel, reconnect: ReconnectBackoff) -> float:
+        """Return the seconds to wait after an orderly end. The channel stays up in a short pause."""
+        delay = reconnect.delay_after_end(
             anyio.current_time(), fraction=self._fraction(), retry_after=failure.retry_after
         )
-        level = logging.DEBUG if self._ended_after_push else logging.INFO
-        self._log.log(level, "%s: %s after a push; connecting again (logged once)", self.name, failure.sentence)
-        self._ended_after_push = True
+        level = logging.DEBUG if self._ended_in_order else logging.INFO
+        self._log.log(level, "%s: %s; connecting again (logged once)", self.name, failure.sentence)
+        self._ended_in_order = True
         if delay > DOWN_AFTER:
             _report_down(PushToPollError(f"{self.name}: {failure.sentence}"), failure, channel)
         return delay
 
     def _report_up(self, channel: Channel, reconnect: ReconnectBackoff) -> None:
-        """Report that the channel is connected. Logged at DEBUG if the last connection ended after a push."""
+        """Report that the channel is connected. Logged at DEBUG if the last one ended in an orderly way."""
         level = logging.DEBUG if reconnect.is_routine else logging.INFO
         reconnect.connected(anyio.current_time())
         self._log.log(level, "%s: connected", self.name)

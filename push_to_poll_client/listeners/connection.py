@@ -73,9 +73,10 @@ class ConnectionListener(BaseListener):
 
     However it ends, by an exception (whose text log and status show) or by returning, it is called again, with
     the delays of all listeners: after 0-1 s and then ever more slowly (at most 5 times in the first 10 seconds,
-    once in 30-60 s later), until a connection has lived for 30 s. A return after a `wake()` is not a failure: it
-    is called again after 0-1 s, 10 times in a row and then once a second at most. Dead connections it finds
-    itself: most clients have a keep-alive to switch on. A client that connects again by itself is told not to.
+    once in 30-60 s later), until a connection has lived for 30 s. A return after a `wake()`, or after 5 s or more,
+    is not a failure: it is called again after 0-1 s, 10 times in a row and then once a second at most. Dead
+    connections it finds itself: most clients have a keep-alive to switch on. A client that connects again by
+    itself is told not to.
 
     Args:
         connect: The function. It is cancelled to end it.

@@ -179,8 +179,9 @@ class SSEListener(ReadLoopListener[ServerSentEvent]):
 
     Connects again by itself, after 0-1 s and then ever more slowly (at most 5 connections in the first 10 seconds,
     one in 30-60 s later); after 5 to 7.5 minutes when the server refuses (401, 403, 404, something that is no
-    event stream, …); never when it says "for good" (410). A stream that the server ends after a push is not a
-    failure: the listener connects again after 0-1 s, 10 times in a row and then once a second at most.
+    event stream, …); never when it says "for good" (410). A stream that the server ends after a push, or
+    after 5 s or more, is not a failure: the listener connects again after 0-1 s, 10 times in a row and then once a
+    second at most.
     `Retry-After` is obeyed, and so is the stream's `retry` up to five minutes, where this library's own delay is
     not longer. Redirects are not followed: credentials stay
     with the origin they were given for. After 204 `listen()` returns: so a server asks to be left alone, and the

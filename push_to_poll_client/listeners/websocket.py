@@ -249,7 +249,7 @@ UNAUTHORIZED_CLOSE_CODES = frozenset({1008, 3000})
 """Refusals that new credentials may lift. A connection whose token expires is closed with one of these codes."""
 
 ORDERLY_CLOSE_CODES = frozenset({1000, 1001})
-"""Codes of a server that is done with a connection, or goes away. After a push that is not a failure."""
+"""Codes of a server that is done with a connection, or goes away."""
 
 UNREADABLE_CLOSE_CODES = frozenset({1002, 1007, 1009})
 """Codes with which this side closes when it cannot read a message."""
@@ -345,9 +345,9 @@ class WebSocketListener(ReadLoopListener[str | bytes]):
     Connects again by itself, after 0-1 s and then ever more slowly (at most 5 connections in the first 10 seconds,
     one in 30-60 s later); after 5 to 7.5 minutes when the server refuses (401, 403, 404, close codes 1008, 3000,
     …); never when it says "for good" (410, no common subprotocol). `Retry-After` is obeyed. A connection that the
-    server closes with 1000 or 1001 after a push is not a failure: the listener connects again after 0-1 s, 10
-    times in a row and then once a second at most. Redirects are not followed: credentials stay with the origin
-    they were given for.
+    server closes with 1000 or 1001 after a push, or after 5 s or more, is not a failure: the listener connects
+    again after 0-1 s, 10 times in a row and then once a second at most. Redirects are not followed: credentials
+    stay with the origin they were given for.
 
     A proxy is taken from the environment (`ws_proxy`, `wss_proxy`, `all_proxy` and their like, `no_proxy`). There
     is no compression: a push carries nothing worth 50 KiB of buffers.

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from push_to_poll_client._types import MAX_NOT_BEFORE
 from push_to_poll_client.listeners._backoff import (
+    BURST,
     MAX_DELAY,
+    NEWS_SPACING,
     SLOW_DELAY,
     STABLE_AFTER,
     ReconnectBackoff,
@@ -62,6 +64,28 @@ def test_a_server_that_closes_each_connection_gets_at_most_five_in_ten_seconds(d
 def test_reconnects_average_at_most_one_in_thirty_seconds_for_any_connection_lifetime(lives, drawn):
     connects = connections_at(lives, drawn, until=3000)
     assert len(connects) <= 7 + 3000 / MAX_DELAY
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 60), st.booleans(), st.booleans(), fractions), min_size=100, max_size=100),
+)
+def test_connections_in_any_time_window_are_bounded_however_they_end(ends):
+    """Each lives for some seconds, brings a push or none, and ends in an orderly way or not."""
+    reconnect, now, connects = ReconnectBackoff(), START, []
+    for lives, pushes, orderly, fraction in ends:
+        connects.append(now)
+        reconnect.connected(now)
+        if pushes:
+            reconnect.pushed()
+        now += lives
+        reconnect.ended(now)
+        if orderly and reconnect.was_useful:
+            now += reconnect.delay_after_end(now, fraction=fraction)
+        else:
+            now += reconnect.delay(Verdict.RETRY, fraction=fraction)
+    for first in range(len(connects)):
+        for last in range(first, len(connects)):
+            assert last - first <= 2 * (BURST + 1 + (connects[last] - connects[first]) / NEWS_SPACING)
 
 
 def test_a_short_connection_does_not_reset_the_backoff():

@@ -146,7 +146,7 @@ async def test_comments_blocks_without_data_and_cut_off_events_are_not_pushes():
 
 
 async def test_each_connect_is_up_and_each_failure_is_down_with_the_latest_error():
-    listener, script = scripted(RESET, [5, END], 503, [])
+    listener, script = scripted(RESET, [4, END], 503, [])
     channel = await run(listener, script, 20)
     assert [event for _, event in channel.events] == ["down", "up", "down", "down", "up"]
     assert [type(error.__cause__).__name__ for error in channel.errors] == [
@@ -209,7 +209,7 @@ async def test_a_server_that_accepts_and_closes_gets_at_most_5_connections_in_10
 
 
 async def test_the_delay_resets_only_after_a_connection_of_30_seconds():
-    listener, script = scripted(RESET, RESET, RESET, RESET, [29, END], [30, END], [])
+    listener, script = scripted(RESET, RESET, RESET, RESET, [29, RESET], [30, RESET], [])
     await run(listener, script, 200)
     assert script.connects == [0, 0, 1, 3, 7, 7 + 29 + 8, 7 + 29 + 8 + 30]
 
@@ -253,12 +253,12 @@ async def test_a_connection_is_renewed_without_the_reconnect_delay():
 
 
 async def test_the_listener_returns_with_the_channel_down_after_http_204():
-    listener, script = scripted([5, END], 204, [])
+    listener, script = scripted([4, END], 204, [])
     channel = await run(listener, script, 100)
     assert channel.returned
-    assert channel.events == [(0, "up"), (5, "down"), (5, "down")]
+    assert channel.events == [(0, "up"), (4, "down"), (4, "down")]
     assert "HTTP 204, which asks not to connect again" in str(channel.errors[1])
-    assert script.connects == [0, 5]
+    assert script.connects == [0, 4]
 
 
 # Age and silence

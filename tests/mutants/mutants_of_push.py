@@ -6,7 +6,7 @@ VERIFIERS = "tests/listeners/test_verifiers_hmac.py"
 TOKENS = "tests/listeners/test_verifiers_tokens.py"
 WEBHOOK = "tests/listeners/test_webhook.py"
 CRASHES = "tests/listeners/test_subscription_crashes.py"
-END_AFTER_PUSH = "tests/listeners/test_end_after_push.py"
+ORDERLY_ENDS = "tests/listeners/test_orderly_ends.py"
 
 PUSH = [
     of(
@@ -202,11 +202,11 @@ PUSH = [
     ),
     of(
         "G3",
-        "connects in a loop to a server that ends each connection after a push",
+        "connects in a loop to a server that ends each connection in order",
         "listeners/_backoff.py",
         "BURST = 10",
         "BURST = 1000",
-        END_AFTER_PUSH,
+        ORDERLY_ENDS,
     ),
     of(
         "G3",
@@ -214,7 +214,7 @@ PUSH = [
         "listeners/_base.py",
         "if self._pass_on(message, channel):",
         "if self._pass_on(message, channel) or True:",
-        END_AFTER_PUSH,
+        ORDERLY_ENDS,
     ),
     of(
         "G12",
