@@ -1,74 +1,194 @@
 """`tail --webhook`: serve a webhook next to the consumer.
 
-Anyone who reaches the address may connect, so the number of connections is limited, and idle connections are
-closed. The server leaves signals to the command (`until_signalled` in `_tail.py`). Of the command line only this
-module and the demo need uvicorn, so `_tail.py` imports this module only with --webhook.
+Anyone who reaches the address may connect and send nothing. Each connection takes a file descriptor, and without
+one the consumer can neither poll nor save. So this server accepts connections itself, a few at a time: asyncio's
+own accepts thousands in a row, and writes a traceback for each one that fails. Beyond the limit each new
+connection closes the one that has waited longest without a request.
+
+The server leaves signals to the command (`until_signalled` in `_tail.py`). Of the command line only this module
+and the demo need uvicorn, so `_tail.py` imports this module only with --webhook.
 """
 
 import asyncio
 import logging
+import math
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._log import ConsumerLog
+from push_to_poll_client._validation import describe
 from push_to_poll_client.listeners.webhook import WebhookListener
 
-__all__ = ["ServedWebhook", "parse_address", "serve_in_background"]
+try:
+    import resource
+except ImportError:  # pragma: no cover - on Windows, which has no such limit
+    resource = None  # type: ignore[assignment]
+
+__all__ = ["ServedWebhook", "connection_limit", "parse_address", "serve_in_background"]
 
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 MAX_CONNECTIONS = 1_000
-"""Open at a time; one more gets a 503. A request head may take 64 KiB, so all together take 64 MiB at most."""
+"""Open at a time. One takes 16 KiB with an incomplete request head, and 130 KiB if it sends requests faster than
+they are answered: 130 MiB all together."""
+
+BACKLOG = 2_048
+"""Connections that wait to be accepted. They take no file descriptor."""
+
+ACCEPT_PAUSE = 0.1
+"""Seconds until the next attempt after the system refused to accept a connection."""
 
 IDLE_TIMEOUT = 10.0
-"""Seconds without a complete request after which a connection is closed. It may take twice as long."""
+"""Seconds without a request after which a connection is closed."""
+
+REQUEST_TIMEOUT = 30.0
+"""Seconds since the last response after which a connection is closed in the middle of a request: 10 idle, 10 for a
+body and 8 to verify it. Without this a client that reads no responses would keep its connection for ever."""
 
 SHUTDOWN_GRACE = 2
 """Seconds for current requests when the command ends. They take microseconds, or are not worth the wait."""
 
-DATE_INTERVAL = 1.0
-"""Seconds between updates of the header `Date`."""
+TICK = 1.0
+"""Seconds between two looks for idle connections, and between updates of the header `Date`."""
+
+LOG_INTERVAL = 3_600.0
+"""Seconds between two log lines of one kind: strangers cause them."""
 
 
-class _IdleTimeoutProtocol(H11Protocol):
-    """Closes connections without a request."""
+def connection_limit() -> int:
+    """Return how many connections may be open at a time.
+
+    They take half of the process's file descriptors at most (`ulimit -n`); the other half is for polls, the state
+    file, and commands of --exec.
+    """
+    if resource is None:
+        return MAX_CONNECTIONS
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return max(min(descriptors // 2, MAX_CONNECTIONS), 1)
+
+
+class _LogLimit:
+    """Lets one log line of a kind pass in each `LOG_INTERVAL`."""
+
+    def __init__(self) -> None:
+        self._not_before = -math.inf
+
+    def passes(self, now: float) -> bool:
+        """Return whether a line may be logged now, and count it."""
+        if now < self._not_before:
+            return False
+        self._not_before = now + LOG_INTERVAL
+        return True
+
+
+class _Connection(H11Protocol):
+    """A connection that tells the server when it was opened, answered and closed."""
+
+    def __init__(self, config: uvicorn.Config, server: "_StoppableServer") -> None:
+        super().__init__(config, server.server_state, server.lifespan.state)
+        self._open = server.connections
+
+    @property
+    def in_request(self) -> bool:
+        """Whether a request has arrived that is not yet answered."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._checked_request: Any = None
-        self._schedule_idle_check()
+        self._open.add(self, self.loop.time())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._idle_timer.cancel()
+        self._open.remove(self)
         super().connection_lost(exc)
 
-    def _schedule_idle_check(self) -> None:
-        self._idle_timer = self.loop.call_later(IDLE_TIMEOUT, self._close_if_idle)
+    def on_response_complete(self) -> None:
+        self._open.note_response(self, self.loop.time())
+        super().on_response_complete()
 
-    def _close_if_idle(self) -> None:
-        request: Any = self.cycle
-        if (request is None or request.response_complete) and request is self._checked_request:
-            self.transport.close()
-            return
-        self._checked_request = request
-        self._schedule_idle_check()
+
+class _Connections:
+    """The open connections, in the order of their last response, or of their start if they had none.
+
+    The order does not depend on what a client sends: a byte now and then keeps no connection open.
+
+    Args:
+        name: The webhook's, for the log.
+        limit: How many may be open at a time.
+
+    Attributes:
+        name: As given.
+        batch: How many may be accepted in a row, before the first of them closes another one.
+    """
+
+    def __init__(self, name: str, limit: int) -> None:
+        self.name = name
+        self.batch = max(limit // 16, 1)
+        self._limit = limit
+        self._since: dict[_Connection, float] = {}
+        self._log_limit = _LogLimit()
+
+    def add(self, connection: _Connection, now: float) -> None:
+        """Note a new connection; at the limit, close another one for it."""
+        if len(self._since) >= self._limit:
+            self.close_oldest()
+            if self._log_limit.passes(now):
+                logger.warning(
+                    "%s: %d connections are open, the limit: each new one closes the oldest idle one",
+                    self.name,
+                    self._limit,
+                )
+        self._since[connection] = now
+
+    def note_response(self, connection: _Connection, now: float) -> None:
+        """Note that a request was answered."""
+        if self._since.pop(connection, None) is not None:
+            self._since[connection] = now
+
+    def remove(self, connection: _Connection) -> None:
+        """Note that a connection has ended."""
+        self._since.pop(connection, None)
+
+    def close_oldest(self) -> None:
+        """Close the oldest connection without a request. If all have one, close the oldest."""
+        # A true request takes milliseconds. So where all connections are in one, most are held on purpose.
+        idle = (connection for connection in self._since if not connection.in_request)
+        if (connection := next(idle, next(iter(self._since), None))) is not None:
+            self._close(connection)
+
+    def close_idle(self, now: float) -> None:
+        """Close all connections that have been idle, or in one request, for too long."""
+        for connection, since in list(self._since.items()):
+            if now - since < IDLE_TIMEOUT:
+                return
+            if not connection.in_request or now - since >= REQUEST_TIMEOUT:
+                self._close(connection)
+
+    def _close(self, connection: _Connection) -> None:
+        self.remove(connection)
+        connection.transport.abort()  # `close()` would wait for a client that does not read
 
 
 class _StoppableServer(uvicorn.Server):
-    """Ends at once after `stop()`, and leaves signals to the command."""
+    """Limits its connections, ends at once after `stop()`, and leaves signals to the command."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, listening: socket.socket, connections: _Connections) -> None:
         super().__init__(config)
+        self.connections = connections
+        self._listening = listening
         self._stopping = anyio.Event()
+        self._log_limit = _LogLimit()
 
     def stop(self) -> None:
         """End the server."""
@@ -81,31 +201,65 @@ class _StoppableServer(uvicorn.Server):
         yield
 
     async def main_loop(self) -> None:
-        while not await self.on_tick(0):
-            with anyio.move_on_after(DATE_INTERVAL):
-                await self._stopping.wait()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._accept_connections)
+            while not await self.on_tick(0):
+                self.connections.close_idle(anyio.current_time())
+                with anyio.move_on_after(TICK):
+                    await self._stopping.wait()
+            tasks.cancel_scope.cancel()
+        self._listening.close()
 
-    async def until_stopped(self, listening: socket.socket) -> None:
+    async def until_stopped(self) -> None:
         """Serve until `stop()`, which follows a cancellation too: only then connections are closed in order."""
-        with anyio.CancelScope(shield=True):
-            await self.serve(sockets=[listening])
+        with anyio.CancelScope(shield=True), self._listening:
+            await self.serve(sockets=[])  # `_accept_connections` accepts
+
+    async def _accept_connections(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._listening.settimeout(0)
+        async with anyio.create_task_group() as tasks:
+            while True:
+                for _ in range(self.connections.batch):
+                    try:
+                        client, _ = await loop.sock_accept(self._listening)
+                    except OSError as error:
+                        await self._pause(error)
+                    else:
+                        tasks.start_soon(self._open_connection, client)
+                # While others wait, `sock_accept` returns at once, so that none is opened or closed meanwhile.
+                await anyio.lowlevel.checkpoint()
+
+    async def _open_connection(self, client: socket.socket) -> None:
+        with suppress(OSError):  # it has been closed already
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(lambda: _Connection(self.config, self), client)
+
+    async def _pause(self, error: OSError) -> None:
+        self.connections.close_oldest()  # gives a file descriptor back
+        if self._log_limit.passes(anyio.current_time()):
+            logger.warning("%s: cannot accept a connection: %s", self.connections.name, describe(error))
+        await anyio.sleep(ACCEPT_PAUSE)
 
 
-async def serve_in_background(app: Any, listening: socket.socket, follow: Callable[[], Awaitable[object]]) -> None:
+async def serve_in_background(
+    app: Any, listening: socket.socket, follow: Callable[[], Awaitable[object]], *, name: str = "webhook"
+) -> None:
     """Serve an ASGI application while something else runs.
 
     Args:
         app: The application.
         listening: The socket to serve on; it is closed at the end.
         follow: Runs meanwhile.
+        name: The application's, for the log.
 
     Raises:
         Exception: What `follow` raised, without a group around it.
     """
-    server = _StoppableServer(_config(app))
+    server = _StoppableServer(_config(app), listening, _Connections(name, connection_limit()))
     error: Exception | None = None
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(server.until_stopped, listening)
+        tasks.start_soon(server.until_stopped)
         try:
             await follow()
         except Exception as caught:  # noqa: BLE001  # raised below, without a group around it
@@ -119,7 +273,7 @@ async def serve_in_background(app: Any, listening: socket.socket, follow: Callab
 def _config(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=_IdleTimeoutProtocol,
+        http="h11",
         ws="none",
         lifespan="off",
         log_config=None,
@@ -127,7 +281,6 @@ def _config(app: Any) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=SHUTDOWN_GRACE,
     )
 
@@ -175,7 +328,7 @@ class ServedWebhook:
             host, port = listening.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             logger.info("%s: listening at http://%s:%d/", self.listener.name, shown, port)
-            await serve_in_background(self.listener, listening, follow)
+            await serve_in_background(self.listener, listening, follow, name=self.listener.name)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -193,7 +346,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-        listening.listen()
+        listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
         raise _listen_error(error) from None

@@ -1,12 +1,14 @@
 """`push-to-poll tail --webhook`: pushes come to this process, on a real socket, and it ends in an orderly way."""
 
 import contextlib
+import errno
 import functools
 import hashlib
 import hmac
 import importlib.util
 import json
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -174,6 +176,7 @@ def test_each_webhook_verify_option_is_applied_to_requests(server, capsys, monke
 
 def test_an_idle_connection_is_closed(server, monkeypatch):
     monkeypatch.setattr(_webhook, "IDLE_TIMEOUT", 0.1)
+    monkeypatch.setattr(_webhook, "TICK", 0.02)
 
     def visit(visitor):
         for part in (b"", b"POST / HTTP/1.1\r\nX-Slow: "):
@@ -188,6 +191,120 @@ def test_an_idle_connection_is_closed(server, monkeypatch):
     assert visited(visit, server.url, *GITHUB) == Exit.INTERRUPTED
 
 
+OPEN_BODY = (
+    b"POST / HTTP/1.1\r\nHost: x\r\nX-Hub-Signature-256: sha256=%s\r\nContent-Length: 2\r\n"
+    b"Expect: 100-continue\r\n\r\n"
+)
+
+
+def with_open_body(visitor, body=b"{}"):
+    """A connection in the middle of a signed request, whose body is missing."""
+    connection = visitor.connected()
+    connection.sendall(OPEN_BODY % signed(body)["X-Hub-Signature-256"].removeprefix("sha256=").encode())
+    assert connection.recv(10_000).startswith(b"HTTP/1.1 100")
+    return connection
+
+
+def is_closed(connection):
+    """Wait until the server has closed a connection."""
+    with contextlib.suppress(ConnectionResetError):
+        return connection.recv(100) == b""
+    return True
+
+
+def test_beyond_the_limit_a_new_connection_closes_the_oldest_one_without_a_request(server, capsys, monkeypatch):
+    monkeypatch.setattr(_webhook, "connection_limit", lambda: 3)
+
+    def visit(visitor):
+        with contextlib.ExitStack() as stack:
+            opened = lambda: stack.enter_context(visitor.connected())  # noqa: E731
+            in_request = stack.enter_context(with_open_body(visitor))
+            silent, slow = opened(), opened()
+            slow.sendall(b"POST / HTTP/1.1\r\nX-Slow: ")
+            third = opened()
+            assert is_closed(silent)
+            slow.sendall(b"x")  # a byte now and then keeps nothing open
+            fourth = opened()
+            assert is_closed(slow)
+            in_request.sendall(b"{}")
+            assert in_request.recv(10_000).startswith(b"HTTP/1.1 200")
+            opened()
+            assert is_closed(third)  # it is older than that response
+            opened()
+            assert is_closed(fourth)
+            opened()
+            assert is_closed(in_request)
+
+    assert visited(visit, server.url, *GITHUB) == Exit.INTERRUPTED
+    (line,) = said(capsys.readouterr().err)
+    assert line.endswith("webhook: 3 connections are open, the limit: each new one closes the oldest idle one")
+
+
+def test_beyond_the_limit_the_oldest_connection_is_closed_if_all_are_in_a_request(server, monkeypatch):
+    monkeypatch.setattr(_webhook, "connection_limit", lambda: 2)
+
+    def visit(visitor):
+        with with_open_body(visitor) as first, with_open_body(visitor) as second:
+            assert posted(visitor.url).status_code == 200
+            assert is_closed(first)
+            second.sendall(b"{}")
+            assert second.recv(10_000).startswith(b"HTTP/1.1 200")
+
+    assert visited(visit, server.url, *GITHUB) == Exit.INTERRUPTED
+
+
+def test_a_request_without_an_end_is_closed(server, monkeypatch):
+    monkeypatch.setattr(_webhook, "IDLE_TIMEOUT", 0.01)
+    monkeypatch.setattr(_webhook, "REQUEST_TIMEOUT", 0.1)
+    monkeypatch.setattr(_webhook, "TICK", 0.02)
+
+    def visit(visitor):
+        with with_open_body(visitor) as endless:
+            assert is_closed(endless)
+
+    assert visited(visit, server.url, *GITHUB) == Exit.INTERRUPTED
+
+
+class FakeConnection:
+    in_request = False
+
+    def __init__(self, closed):
+        self.transport = self
+        self.abort = lambda: closed.append(self)
+
+
+def test_a_connection_that_is_answered_after_it_was_closed_does_not_count():
+    connections, closed = _webhook._Connections("webhook", 1), []
+    first, second, third = (FakeConnection(closed) for _ in range(3))
+    connections.add(first, 0.0)
+    connections.add(second, 1.0)
+    connections.note_response(first, 2.0)
+    connections.add(third, 3.0)
+    assert closed == [first, second]
+
+
+def test_the_limit_is_logged_again_after_an_hour(caplog):
+    connections = _webhook._Connections("webhook", 1)
+    for at in (0.0, 1.0, 3600.0, 3601.0, 3602.0):
+        connections.add(FakeConnection([]), at)
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "limit"),
+    [(1024, 512), (64, 32), (1, 1), (1_048_576, _webhook.MAX_CONNECTIONS), (-1, _webhook.MAX_CONNECTIONS)],
+)
+def test_connections_take_half_of_the_file_descriptors(monkeypatch, descriptors, limit):
+    assert resource.RLIM_INFINITY == -1
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (descriptors, -1))
+    assert _webhook.connection_limit() == limit
+
+
+def test_connections_are_limited_on_a_system_without_a_limit_of_file_descriptors(monkeypatch):
+    monkeypatch.setattr(_webhook, "resource", None)
+    assert _webhook.connection_limit() == _webhook.MAX_CONNECTIONS
+
+
 def test_a_malformed_request_gets_status_400_and_is_not_logged(server, capsys):
     def visit(visitor):
         with visitor.connected() as rude:
@@ -199,7 +316,7 @@ def test_a_malformed_request_gets_status_400_and_is_not_logged(server, capsys):
 
 
 def test_an_answer_has_a_date_header(server, monkeypatch):
-    monkeypatch.setattr(_webhook, "DATE_INTERVAL", 0.01)
+    monkeypatch.setattr(_webhook, "TICK", 0.01)
 
     def visit(visitor):
         assert "date" in httpx.post(visitor.url, timeout=GUARD).headers
@@ -233,6 +350,41 @@ async def test_the_webhook_server_closes_its_socket_when_the_task_beside_it_ends
     await _webhook.serve_in_background(WebhookListener(anybody()), listening, follow)
     assert answers[0].status_code == 405
     assert listening.fileno() == -1
+
+
+class OutOfDescriptors(socket.socket):
+    """A listening socket of a process that can open no more files for a while."""
+
+    def __init__(self):
+        super().__init__()
+        self.left = 3
+
+    def accept(self):
+        if self.left:
+            self.left -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_connection_that_the_system_refuses_is_logged_once_and_accepted_later(
+    anyio_backend, caplog, monkeypatch
+):
+    monkeypatch.setattr(_webhook, "ACCEPT_PAUSE", 0.01)
+    listening = OutOfDescriptors()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()
+
+    async def follow():
+        async with httpx.AsyncClient(timeout=GUARD) as client:
+            answer = await client.post(f"http://127.0.0.1:{listening.getsockname()[1]}/")
+            assert answer.status_code == 200
+
+    await _webhook.serve_in_background(WebhookListener(anybody()), listening, follow)
+    assert listening.left == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "webhook: cannot accept a connection: OSError: [Errno 24] Too many open files"
+    ]
 
 
 # What cannot be

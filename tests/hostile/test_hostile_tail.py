@@ -1,13 +1,27 @@
-"""`push-to-poll tail` and a feed that means harm: errors are one sentence each, and the exit code says which."""
+"""`push-to-poll tail`, a feed that means harm, and strangers at its webhook.
 
+An error is one sentence, and the exit code says which. Connections of strangers delay no push.
+"""
+
+import contextlib
+import hashlib
+import hmac
 import json
+import os
+import re
+import resource
+import socket
 import subprocess
 import sys
+import threading
 
+import httpx
 import pytest
 
+from push_to_poll_client.testing import serve_in_thread
 from tests.hostile.attackers import HEAD, Server
 from tests.hostile.measured import EVIL, EVIL_BYTES, LONGEST_LINE
+from tests.support.forms import form
 
 pytestmark = pytest.mark.slow
 
@@ -89,3 +103,96 @@ def test_tail_escapes_the_control_characters_of_a_message_in_its_log(server):
 
 
 FAILS = ("--once", "-vv", "--exec-attempts", "1")
+
+
+# Connections to `--webhook` that send nothing, or nearly nothing
+
+DESCRIPTORS = form(128, 1024)
+"""File descriptors of the command. The second is the usual limit of a shell and of a systemd service."""
+
+STRANGERS = form(300, 3000)
+
+SILENT, SLOW, ANSWERED = b"", b"POST / HTTP/1.1\r\nX-Slow: ", b"POST / HTTP/1.1\r\nHost: x\r\n\r\n"
+"""A connection that sends nothing; one that sends a head byte by byte; one that is answered 401 and stays open."""
+
+SECRET = "canary-secret"
+
+
+@contextlib.contextmanager
+def tail_with_webhook(feed, log):
+    """A command in a process of its own, which may open `DESCRIPTORS` files and writes its log to a file."""
+    command = [sys.executable, "-m", "push_to_poll_client.cli", "tail", feed, "-v", "--interval", "86400"]
+    command += ["--webhook", "127.0.0.1:0", "--webhook-verify", "github", "--webhook-secret-env", "WEBHOOK_SECRET"]
+    limited = ["sh", "-c", f'ulimit -Sn {DESCRIPTORS} && exec "$@"', "sh", *command]
+    environment = {**os.environ, "WEBHOOK_SECRET": SECRET}
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(limited, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment) as process,
+    ):
+        watchdog = threading.Timer(GUARD, process.kill)  # otherwise a line that does not come is waited for
+        watchdog.start()
+        try:
+            yield process
+        finally:
+            watchdog.cancel()
+            process.kill()
+
+
+def pushed(port, number):
+    body = b'{"number": %d}' % number
+    signature = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
+    headers = {"X-Hub-Signature-256": f"sha256={signature}"}
+    return httpx.post(f"http://127.0.0.1:{port}/", content=body, headers=headers, timeout=GUARD).status_code
+
+
+@contextlib.contextmanager
+def descriptors(number):
+    """Let this process open that many files, if the system permits it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < number:
+        pytest.skip(f"this system permits {hard} open files")
+    if soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, number), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    "sends",
+    [
+        pytest.param(SILENT, id="silent"),
+        pytest.param(SLOW, id="slow", marks=pytest.mark.long_form),
+        pytest.param(ANSWERED, id="answered", marks=pytest.mark.long_form),
+    ],
+)
+def test_a_flood_of_connections_delays_no_push_and_writes_one_log_line(sends, tmp_path):
+    rounds = 5
+    with (
+        descriptors(STRANGERS + 500),
+        serve_in_thread(backlog=1) as feed,
+        tail_with_webhook(feed.url, tmp_path / "log") as process,
+        contextlib.ExitStack() as strangers,
+    ):
+        assert json.loads(process.stdout.readline())["id"]
+        port = int(re.search(r"listening at http://127.0.0.1:(\d+)/", (tmp_path / "log").read_text())[1])
+        held = []
+        for number in range(rounds):
+            for _ in range(STRANGERS // rounds):
+                stranger = strangers.enter_context(socket.create_connection(("127.0.0.1", port), timeout=GUARD))
+                stranger.sendall(sends)
+                held.append(stranger)
+            feed.publish(1)
+            assert pushed(port, number) == 200
+            assert json.loads(process.stdout.readline())["id"].endswith(str(number + 2))
+        with contextlib.suppress(ConnectionResetError):
+            while held[0].recv(10_000):  # the first stranger was closed, after an answer if there was one
+                pass
+        process.terminate()
+        process.wait(GUARD)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert len(lines) < 10
+    (line,) = (line for line in lines if "WARNING" in line and "SQLite" not in line)
+    limit = f"{DESCRIPTORS // 2} connections are open, the limit: each new one closes the oldest idle one"
+    assert line.endswith(limit)

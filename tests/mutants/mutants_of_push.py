@@ -5,6 +5,7 @@ from tests.mutants.mutant import SCHEDULE, of
 VERIFIERS = "tests/listeners/test_verifiers_hmac.py"
 TOKENS = "tests/listeners/test_verifiers_tokens.py"
 WEBHOOK = "tests/listeners/test_webhook.py"
+SERVED = "tests/cli/test_webhook.py"
 CRASHES = "tests/listeners/test_subscription_crashes.py"
 ORDERLY_ENDS = "tests/listeners/test_orderly_ends.py"
 
@@ -285,5 +286,21 @@ PUSH = [
         "SubscriptionRefused if self._was_accepted else ListenerError",
         "ListenerError",
         "tests/durable_streams/test_webhook.py",
+    ),
+    of(
+        "G11",
+        "closes a connection in the middle of a request in favour of an idle one",
+        "cli/_webhook.py",
+        "for connection in self._since if not connection.in_request)",
+        "for connection in self._since)",
+        SERVED,
+    ),
+    of(
+        "G11",
+        "keeps a client that never ends its request connected for ever",
+        "cli/_webhook.py",
+        "            if not connection.in_request or now - since >= REQUEST_TIMEOUT:\n",
+        "            if not connection.in_request:\n",
+        SERVED,
     ),
 ]
