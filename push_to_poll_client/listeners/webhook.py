@@ -75,6 +75,11 @@ class WebhookListener:
     or 503. While requests are refused by rate, pushes may be among them: the channel is down then, and the
     consumer polls at its degraded interval until 30 s after the last.
 
+    With a subscription, the registration that says which requests are authentic is in the store of the consumer
+    that keeps it. While that consumer does not run (it has not started, stands by, or has stopped), a request that
+    is not known to be authentic is answered 503 with `Retry-After` in place of 401, so that the server sends its
+    push again and keeps the subscription.
+
     Args:
         verify: Says whether a request is authentic; of several one suffices. `anybody()` if all are. `None`: the
             subscription's.
@@ -153,7 +158,9 @@ class WebhookListener:
                 bucket=TokenBucket(rate, burst),
                 error_log=error_log,
             ),
-            verifiers=Verifiers(verifiers, error_log),
+            verifiers=Verifiers(
+                verifiers, is_ready=lambda: self._manager is None or self._manager.is_loaded, error_log=error_log
+            ),
             router=PushRouter(
                 name,
                 hint=_check_callable("hint", _argument_or_subscription(hint, subscription, "hint")),

@@ -37,6 +37,7 @@ class Manager:
         self.subscription = subscription
         self.stop_at_exit = stop_at_exit
         self.expects_handshake = False
+        self.is_loaded = True
         self.controls = []
         self.channel = None
         self.error = None

@@ -303,4 +303,20 @@ PUSH = [
         "            if not connection.in_request:\n",
         SERVED,
     ),
+    of(
+        "G1",
+        "refuses a push for good before the registration is loaded",
+        "listeners/_webhook/receiver.py",
+        "        if not self._is_ready():\n",
+        "        if False:\n",
+        "tests/listeners/test_webhook_registration.py",
+    ),
+    of(
+        "G1",
+        "tells a hub that a registration that is not loaded is not wanted",
+        "listeners/subscriptions/_callbacks.py",
+        "        if not self._is_loaded:\n",
+        "        if False:\n",
+        "tests/listeners/test_webhook_registration.py",
+    ),
 ]

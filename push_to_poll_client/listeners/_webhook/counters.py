@@ -33,6 +33,7 @@ class WebhookCounters:
         handshakes: Questions that were answered.
         unknown_names: Names in pushes for which nobody listens.
         refused: Requests that were not authentic: 401.
+        not_ready: Requests that could not be verified while no consumer kept the subscription: 503.
         limited: Requests beyond the rate: 429. Pushes may have been among them.
         busy: Requests beyond the bodies that are in hand at a time: 503. Likewise.
         too_large: Requests with a body beyond `max_body`: 413.
@@ -50,6 +51,7 @@ class WebhookCounters:
     handshakes: int = 0
     unknown_names: int = 0
     refused: int = 0
+    not_ready: int = 0
     limited: int = 0
     busy: int = 0
     too_large: int = 0
@@ -125,6 +127,14 @@ class ErrorLog:
     def log_rejected(self, why: str) -> None:
         """Log that a request was not authentic: without the counters this is the only sign of a wrong secret."""
         self._log.log(self._level(why, logging.INFO), "%s: refused a request %s", self._name, why)
+
+    def log_not_ready(self) -> None:
+        """Log that a request could not be verified because the registration may be unknown here."""
+        self._log.log(
+            self._level("not ready", logging.INFO),
+            "%s: answered 503 to a request that cannot be verified while no consumer keeps the subscription",
+            self._name,
+        )
 
     def log_replay(self) -> None:
         """Log that a request was repeated: a sender whose bodies are all equal gets 200, but wakes only once."""

@@ -4,11 +4,11 @@ The steps, in this order, with the status of a request that goes no further:
 
     length      a body whose declared length is too large is not read                        413
     handshake   an expected handshake is answered; any other method than POST is rejected    405, 429
-    headers     a request without the headers of an authentic one is rejected                401
+    headers     a request without the headers of an authentic one is rejected                401, 503
     slots       only so many bodies are held at a time                                       503
     rate        only so many bodies are read a second                                        429
     body        the body is read, up to its limits of size and time                          413, 408
-    signature   the request is verified                                                      401
+    signature   the request is verified                                                      401, 503
     handshake   some handshakes are part of a signed body
     replay      a repeated request gets the same response, and wakes no consumer             200
     routing     the consumers that the push is for are woken                                 200
@@ -16,6 +16,9 @@ The steps, in this order, with the status of a request that goes no further:
 Handshakes are tried twice at most: before anything is read, since most are in the query or in headers and come
 unsigned; and again with the body of an authentic request, since some are there (Slack, Zoom). Unsigned handshakes
 have a rate of their own, so that a client that repeats them without end keeps no push from being read.
+
+The verifier of a subscription knows what its consumer has loaded from the store. While that consumer does not run,
+a request that no verifier accepts may be authentic all the same, so it is answered 503 in place of 401.
 
 Messages are not processed here. A request that is rejected by rate or for want of a slot may have been a push, so
 the consumers are told about the flood.
@@ -38,6 +41,7 @@ from push_to_poll_client.listeners._webhook.routing import PushRouter, WebhookSu
 from push_to_poll_client.listeners._webhook.types import (
     NO_CONTENT,
     NOT_ALLOWED,
+    NOT_READY,
     TOO_LARGE,
     TOO_SLOW,
     UNAUTHENTIC,
@@ -164,18 +168,26 @@ async def read_body(receive: Receive, *, max_body: int, max_time: float) -> byte
 
 
 class Verifiers:
-    """The verifiers of one webhook: a request that passes one of them is authentic."""
+    """The verifiers of one webhook: a request that passes one of them is authentic.
 
-    def __init__(self, verifiers: Sequence[Verifier], error_log: ErrorLog) -> None:
+    Args:
+        verifiers: The verifiers.
+        is_ready: Returns whether they know all that they need: the registration, if there is a subscription.
+        error_log: Where rejections and failures are logged.
+    """
+
+    def __init__(
+        self, verifiers: Sequence[Verifier], *, is_ready: Callable[[], bool], error_log: ErrorLog
+    ) -> None:
         self._verifiers = verifiers
+        self._is_ready = is_ready
         self._error_log = error_log
 
     def candidates(self, request: WebhookRequest) -> Sequence[Verifier]:
         """Return the verifiers that the request may pass, judged without its body; reject it if there are none."""
         if verifiers := [verifier for verifier in self._verifiers if self._may_pass(verifier, request)]:
             return verifiers
-        self._error_log.log_rejected("without a signature or token of the expected form and time")
-        raise RequestRejected(UNAUTHENTIC, "refused")
+        raise self._rejected("without a signature or token of the expected form and time")
 
     async def verify(self, request: WebhookRequest, candidates: Sequence[Verifier]) -> Verified:
         """Verify a complete request by the first verifier that it passes; reject it if it passes none."""
@@ -185,8 +197,14 @@ class Verifiers:
             )
             if result:
                 return result if isinstance(result, Verified) else Verified()
-        self._error_log.log_rejected("whose signature or token is wrong; is the secret its sender's?")
-        raise RequestRejected(UNAUTHENTIC, "refused")
+        raise self._rejected("whose signature or token is wrong; is the secret its sender's?")
+
+    def _rejected(self, why: str) -> RequestRejected:
+        if not self._is_ready():
+            self._error_log.log_not_ready()
+            return RequestRejected(NOT_READY, "not_ready")
+        self._error_log.log_rejected(why)
+        return RequestRejected(UNAUTHENTIC, "refused")
 
     def _may_pass(self, verifier: Verifier, request: WebhookRequest) -> bool:
         may_pass = getattr(verifier, "may_pass", None)

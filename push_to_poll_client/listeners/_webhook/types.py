@@ -158,7 +158,7 @@ Route: TypeAlias = Callable[[WebhookRequest], Iterable[str] | None]
 """Names those for whom an authentic request is; `None`: all."""
 
 
-RejectReason: TypeAlias = Literal["refused", "too_large", "too_slow", "limited", "busy", "unasked"]
+RejectReason: TypeAlias = Literal["refused", "not_ready", "too_large", "too_slow", "limited", "busy", "unasked"]
 """Why a request was refused: a field of `WebhookCounters`."""
 
 ACCEPTED = WebhookAnswer()
@@ -166,6 +166,10 @@ ACCEPTED = WebhookAnswer()
 
 UNAUTHENTIC = WebhookAnswer(401)
 """For anything that is wrong with a signature: to say what would help an attacker."""
+
+NOT_READY = WebhookAnswer(503, headers={"Retry-After": "5"})
+"""For anything that is wrong with a signature while the registration may be unknown here: a server sends a push
+again after a 503, and may end the subscription after a 401."""
 
 NOT_ALLOWED = WebhookAnswer(405, headers={"Allow": "POST"})
 """For neither a push nor an expected handshake (RFC 9110 §15.5.6; CloudEvents webhooks §4.2)."""

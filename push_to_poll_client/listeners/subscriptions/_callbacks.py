@@ -14,7 +14,7 @@ import anyio
 
 from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.listeners._webhook.types import WebhookAnswer, WebhookRequest
+from push_to_poll_client.listeners._webhook.types import NOT_READY, WebhookAnswer, WebhookRequest
 from push_to_poll_client.listeners.subscriptions._types import Registration
 
 __all__ = ["SUBSCRIBE", "UNSUBSCRIBE", "HubCallbacks", "HubRequest", "callback_id"]
@@ -92,6 +92,7 @@ class HubCallbacks:
         self._requests: dict[str, HubRequest] = {}
         self._registrations: Mapping[str, Registration] = MappingProxyType({})
         self._current: str | None = None
+        self._is_loaded = False
         self._ended: deque[str] = deque(maxlen=MAX_ENDED)
         self._lock = threading.Lock()
 
@@ -110,6 +111,7 @@ class HubCallbacks:
     def adopt(self, registrations: Sequence[Registration]) -> None:
         """Accept the pushes of these subscriptions, the newest first; all others have ended."""
         with self._lock:
+            self._is_loaded = True
             known = {one.id: one for one in registrations}
             self._ended.extend(self._registrations.keys() - known.keys())
             self._requests = {one: request for one, request in self._requests.items() if one in known}
@@ -133,6 +135,8 @@ class HubCallbacks:
         mode, topic = request.parameter("hub.mode"), request.parameter("hub.topic")
         if mode is None:
             return None
+        if not self._is_loaded:
+            return NOT_READY  # 404 would say that the subscription is not wanted
         with self._lock:
             hub_request, registration = self._requests.get(callback), self._registrations.get(callback)
         if mode == DENIED:

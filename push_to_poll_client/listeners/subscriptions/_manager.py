@@ -143,6 +143,7 @@ class SubscriptionManager:
         self._controls: set[Control] = set()
         self._state = self._saved_state = SubscriptionState()
         self._is_requesting = False
+        self._is_loaded = False
         self._reset()
         if (bind := getattr(subscription, "bind", None)) is not None:
             bind(self.control)
@@ -163,6 +164,14 @@ class SubscriptionManager:
     def expects_handshake(self) -> bool:
         """Whether the server may send a handshake, after a request that was made. From any thread."""
         return self._is_requesting or self._state.planned is not None
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the subscription knows the registrations that are in the store. From any thread.
+
+        After `run` has ended it goes on with those that it knows, and another process may have made others.
+        """
+        return self._is_loaded
 
     def control(self, control: Control) -> None:
         """Take what the server says about the subscription itself. Never blocks; from any thread.
@@ -192,10 +201,12 @@ class SubscriptionManager:
         self._loop = EventLoop()
         try:
             await self._restore()
+            self._is_loaded = True
             while True:
                 await self._step()
         finally:
             self._loop = self._control_event = None
+            self._is_loaded = False
             if self._stop_at_exit or self._state != self._saved_state:
                 await in_own_task(self._shut_down)
 
