@@ -1,8 +1,8 @@
 """`tail --webhook`: serve a webhook next to the consumer.
 
 Anyone who reaches the address may connect and send nothing. Each connection takes a file descriptor, and without
-one the consumer can neither poll nor save. So this server accepts connections itself, a few at a time: asyncio's
-own accepts thousands in a row, and writes a traceback for each one that fails. Beyond the limit each new
+one the consumer cannot open a connection to the feed. So this server accepts connections itself, a few at a time:
+asyncio's own accepts thousands in a row, and writes a traceback for each one that fails. At the limit each new
 connection closes the one that has waited longest without a request.
 
 The server leaves signals to the command (`until_signalled` in `_tail.py`). Of the command line only this module

@@ -555,6 +555,15 @@ async def test_a_request_is_forgotten_when_its_signature_expires(virtual_day):
     assert [at for at, event in channel.events if event == Push()] == [0, 301]
 
 
+async def test_each_process_wakes_once_by_a_repeated_request(verify):
+    for hooks in WebhookListener(verify), WebhookListener(verify):  # replay caches are in memory
+        async with hearing(hooks) as channel:
+            for _ in range(2):
+                assert (await posted(hooks, headers=signed(b"", **{"X-Id": "1"}))).status == 200
+        assert len(channel.pushes) == 1
+        assert counted(hooks, woken=1, replayed=1)
+
+
 async def test_a_repeated_request_with_a_later_expiry_is_remembered_longer(virtual_day):
     verify = Signatures(until=1e9 + 300)
     hooks = WebhookListener(verify)

@@ -1,7 +1,8 @@
 """Limits of a webhook: requests a second, bodies at a time, and no request twice.
 
 Replay cache: only authentic requests are stored, so a stranger cannot evict entries. A sender that gets more than
-`MAX_REPLAYS` requests signed can repeat the oldest, and gains a poll within the rate.
+`MAX_REPLAYS` requests signed can repeat the oldest, and gains a poll within the rate. The cache is in memory: each
+process, and each restart, takes a request that it has not received itself for new once, at the same cost.
 """
 
 import math

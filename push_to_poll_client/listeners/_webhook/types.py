@@ -110,7 +110,8 @@ class Verified:
 
     Attributes:
         once: What a repetition of it has too, and another request has not: texts of which each alone makes it a
-            repetition. Empty: repetitions cannot be told from others.
+            repetition. Empty: repetitions cannot be told from others. They are remembered in memory: another
+            process, and this one after a restart, takes a repetition for new once, and polls early.
         until: When its repetition would be refused anyway, in seconds since the epoch; `None`: never.
     """
 
