@@ -154,7 +154,7 @@ ROWS = (
     ),
     Fuzzed(
         name="requests with a token",
-        modules=(*OF_ALL, "listeners.verifiers._tokens", "listeners._webhook.types"),
+        modules=(*OF_ALL, "listeners.verifiers._tokens"),
         read=read_told,
         examples=(
             signed("X-Goog-Channel-Token: one"),

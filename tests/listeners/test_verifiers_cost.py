@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import tracemalloc
 from collections import Counter
 
 import pytest
@@ -203,6 +204,62 @@ def test_the_work_for_a_batch_does_not_reveal_the_position_of_a_wrong_item(work)
         items = ",".join(f'{{"clientState": "{state}"}}' for state in states)
         done(work, verify, request(f'{{"value": [{items}]}}'.encode()))
         assert (work["compare"], work["sha256"]) == (5, 5)
+
+
+SIZE = 256 * 1024
+
+
+def filled(before, unit, after):
+    """A body of `SIZE` bytes at most."""
+    return before + unit * ((SIZE - len(before) - len(after)) // len(unit)) + after
+
+
+USELESS = {
+    "lists": filled(b"[", b"[],", b"[]]"),
+    "lists as items": filled(b'{"value": [', b"[],", b"[]]}"),
+    "objects": filled(b"[", b"{},", b"{}]"),
+    "objects as items": filled(b'{"value": [', b"{},", b"{}]}"),
+    "numbers": filled(b"[", b"1,", b"1]"),
+    "fractions": filled(b"[", b"1e300,", b"1]"),  # msgspec takes 10 µs for each
+    "one long number": filled(b'{"value": ', b"9", b"}"),
+    "texts": filled(b"[", b'"",', b'""]'),
+    "names": filled(b'{"value": [{', b'"":0,', b'"a":0}]}'),
+    "names with escapes": filled(b'{"value": [{', b'"\\n":0,', b'"a":0}]}'),
+    "the token's name again and again": filled(b'{"value": [{', b'"clientState":"",', b'"a":0}]}'),
+    "the list's name again and again": filled(b"{", b'"value":[{"clientState":""}],', b'"a":0}'),
+    "deep lists": filled(b"", b"[" * 400 + b"]" * 400 + b",", b""),
+    "open lists": filled(b"", b"[", b""),
+    "open objects": filled(b"", b'{"value":', b""),
+    "lists in another field": filled(b'{"a": [', b"[],", b'[]], "value": [{"clientState": ""}]}'),
+    "deep lists in another field": filled(b'{"a": [', b"[" * 400 + b"]" * 400 + b",", b"[]]}"),
+    "fractions in another field": filled(b'{"a": [', b"1e300,", b'1], "value": [{"clientState": ""}]}'),
+    "a text in another field": filled(b'{"a": "', b"\\u00e9", b'", "value": [{"clientState": ""}]}'),
+}
+
+
+def memory_of(function, *arguments):
+    """Bytes that a call takes at most, beside what it was given."""
+    tracemalloc.start()
+    try:
+        assert not function(*arguments)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("body", USELESS.values(), ids=USELESS)
+def test_nothing_is_built_of_a_body_but_what_stands_at_the_path_of_the_token(work, body):
+    verify, asked = token_in_body("ours"), request(body)
+    assert memory_of(verify, asked) <= SIZE / 50
+    assert done(work, verify, asked).get("compare", 0) <= 1
+
+
+@pytest.mark.parametrize("text", [b"", b"a" * 64, b"\\u00e9" * 64])
+def test_a_body_of_many_items_takes_a_few_times_its_own_memory_and_a_limited_number_of_comparisons(work, text):
+    item = b'{"clientState": "%s"}' % text
+    verify, asked = token_in_body("ours"), request(filled(b'{"value": [', item + b",", item + b"]}"))
+    assert memory_of(verify, asked) <= 4 * SIZE
+    assert done(work, verify, asked)["compare"] <= 1001
 
 
 def test_no_digest_is_computed_for_a_request_with_unusable_headers(work):

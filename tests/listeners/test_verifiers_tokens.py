@@ -104,6 +104,7 @@ def test_basic_credentials_must_match_user_and_password_exactly():
         (lambda: token_in_body(""), ValueError, "empty"),
         (lambda: token_in_body("t", "value..x"), ValueError, "a path is names"),
         (lambda: token_in_body("t", None), TypeError, "a path is a str"),
+        (lambda: token_in_body("t", 'value."x"'), ValueError, "a step of a path has no quotes"),
     ],
 )
 def test_invalid_arguments_are_refused_at_construction(made, error, text):
@@ -147,6 +148,7 @@ def test_each_item_of_a_batch_has_to_have_the_token():
         {"clientState": True},
         {"clientState": []},
         {"clientState": ["one", "three"]},
+        {"clientState": ["one"]},
         {"clientState": {"clientState": "one"}},
         {"ClientState": "one"},
         None,
@@ -176,6 +178,8 @@ def test_a_batch_with_one_item_without_the_token_is_refused(odd):
         b'{"value": null}',
         b'{"clientState": "one"}',
         b'{"value": [{"clientState": "one"}]',
+        b'{"value": [{"clientState": "one"}]}]',
+        b'{"value": [{"clientState": "one"}], "value": [{"clientState": "three"}]}',
         b'\xef\xbb\xbf{"value": [{"clientState": "one"}]}',
         b'{"value": [{"clientState": "one\xff"}]}',
         b'{"value": [{"clientState": "\\ud800"}]}',
@@ -197,6 +201,11 @@ def test_the_path_of_the_token_in_the_body_can_be_chosen():
     assert token_in_body("one", "token")(request(b'[{"token": "one"}, {"token": "one"}]'))
     assert not token_in_body("one", "token")(request(b'[{"token": "one"}, {}]'))
     assert token_in_body("schlüssel", "a.b")(request('{"a": {"b": "schlüssel"}}'.encode()))
+    assert token_in_body("one", "@odata.class.é")(request('{"@odata": {"class": {"é": "one"}}}'.encode()))
+
+
+def test_a_name_on_the_path_may_be_written_with_escapes():
+    assert token_in_body("one")(request(rb'{"v\u0061lue": [{"client\u0053tate": "\u006fne"}]}'))
 
 
 # Nobody, and one's own
