@@ -14,11 +14,12 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import anyio
+import anyio.lowlevel
 
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._http.caching import Validators, validators_of
 from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, link_targets, resolve_url
-from push_to_poll_client._http.transport import unwind
+from push_to_poll_client._http.transport import CHUNKS_AT_ONCE, unwind
 from push_to_poll_client._validation import quoted
 
 __all__ = [
@@ -212,6 +213,8 @@ async def read_body(response: Any, limit: int, where: str, deadline: Deadline) -
             wire, size = wire + len(chunk), size + len(part)
             _check_size(max(wire, size), limit, where)
             parts.append(part)
+            if len(parts) % CHUNKS_AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()
     except BaseException:
         await unwind(chunks)
         raise

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, nullcontext
 from typing import Any, NamedTuple, Self
 
 import anyio
+import anyio.lowlevel
 import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
@@ -20,7 +21,14 @@ from push_to_poll_client._http.addresses import PrivateAddress, only_public, pee
 from push_to_poll_client._http.credentials import HeaderSource, ListenerCredentials, TokenSource, basic_auth_header
 from push_to_poll_client._http.errors import BAD_REDIRECT, module_of
 from push_to_poll_client._http.origins import parse_http_url, without_secrets
-from push_to_poll_client._http.transport import CLOSE_TIMEOUT, close_on_failure, open_client, unwinding, user_agent
+from push_to_poll_client._http.transport import (
+    CHUNKS_AT_ONCE,
+    CLOSE_TIMEOUT,
+    close_on_failure,
+    open_client,
+    unwinding,
+    user_agent,
+)
 from push_to_poll_client._json import decode
 from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.listeners._backoff import Verdict
@@ -320,6 +328,8 @@ class ListenerClient:
                 if size > self._max_body:
                     raise UnusableResponse(f"{url} answered more than {self._max_body} bytes")
                 parts.append(chunk)
+                if len(parts) % CHUNKS_AT_ONCE == 0:
+                    await anyio.lowlevel.checkpoint()
         return b"".join(parts)
 
 

@@ -327,4 +327,20 @@ PUSH = [
         "        if False:\n",
         "tests/listeners/test_webhook_registration.py",
     ),
+    of(
+        "G11",
+        "reads a webhook's body without a break, however many pieces it has",
+        "listeners/_webhook/receiver.py",
+        "if pieces % PIECES_AT_ONCE == 0:",
+        "if False:",
+        "tests/web/test_bodies_in_small_pieces.py",
+    ),
+    of(
+        "G11",
+        "skips the rest of a body without a break, however many chunks it has",
+        "_http/transport.py",
+        "for _ in range(CHUNKS_AT_ONCE):",
+        "while True:",
+        "tests/web/test_bodies_in_small_pieces.py",
+    ),
 ]
