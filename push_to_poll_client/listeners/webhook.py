@@ -86,7 +86,9 @@ class WebhookListener:
         name: By which status and log call it.
         handshake: Answers a server's question whether its pushes are wanted, as `dropbox_challenge()`; or several
             such. Asked before the body is read, with an empty one, and again with that of an authentic request.
-            With a subscription only while that is being created or renewed.
+            With a subscription only while that is being created or renewed. An `async` one counts towards a rate
+            of its own, so strangers can use that up; let it be a plain function that returns `None`, or a
+            coroutine for what may be the question.
         hint: Makes a push of an authentic request, a word about the subscription (`Control`), or `None` of one
             that is no push, such as a ping. One that raises is logged, and the request counts as a plain push.
             `None`: the subscription's, or every request is a push.
@@ -101,8 +103,8 @@ class WebhookListener:
         max_body: Bytes of the largest body. Pushes are a few KiB, GitHub's 25 MiB at most.
         body_timeout: Seconds in which a body has to be whole.
         rate: Requests a second whose body is looked at, in the long run; 100 of a MiB take a core
-            a tenth to a quarter of its time to hash. As many questions are looked at beside them. `None`: no
-            limit.
+            a tenth to a quarter of its time to hash. As often an `async` handshake is called, beside them.
+            `None`: no limit.
         burst: The same at once.
 
     Attributes:

@@ -3,6 +3,7 @@
 import logging
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from push_to_poll_client.listeners._webhook import receiver
@@ -55,6 +56,7 @@ async def test_graph_gets_its_decoded_token_back_without_waiting_for_the_body():
         b"challenge=%E2%80%AE",
         b"challenge=" + b"x" * 2049,
         b"challenge=x&" + b"y=1&" * 200,
+        b"challenge=x&y=" + b"y" * 8192,
     ],
 )
 async def test_a_query_without_a_valid_challenge_gets_405(query):
@@ -192,15 +194,63 @@ async def test_a_handshake_that_fails_or_hangs_does_not_stop_the_next_one(caplog
 # Its rate
 
 
-async def test_a_flood_of_handshake_requests_does_not_block_pushes():
+DROPBOX = scope_of("GET", query=b"challenge=x")
+GRAPH = scope_of("POST", query=b"validationToken=x")
+OPTIONS = options("events.example")
+
+
+@pytest.mark.parametrize("flood", [DROPBOX, GRAPH, OPTIONS, scope_of("GET"), scope_of("POST")])
+async def test_no_flood_of_a_stranger_uses_up_the_answers_to_handshakes_or_the_rate_of_pushes(flood):
+    """Each answer costs as little as a refusal."""
+    handshakes = (dropbox_challenge(), graph_validation(), cloudevents_origins(["events.example"]))
+    hooks = hooks_with(*handshakes, rate=0.001, burst=1)
+    for _ in range(100):
+        assert (await asked(hooks, flood)).status in {200, 401, 405}
+    assert [(await asked(hooks, scope)).status for scope in (DROPBOX, GRAPH, OPTIONS)] == [200, 200, 200]
+    assert (await posted(hooks)).status == 200
+    assert hooks.counters().limited == 0
+
+
+async def test_an_async_handshake_is_limited_by_a_rate_of_its_own():
     asked_for = []
-    hooks = hooks_with(asked_for.append, rate=0.001, burst=5)
+
+    async def handshake(request):
+        asked_for.append(request)
+
+    hooks = hooks_with(handshake, dropbox_challenge(), rate=0.001, burst=5)
     statuses = [(await asked(hooks, scope_of("GET"))).status for _ in range(10)]
     assert statuses == [405] * 5 + [429] * 5
     assert len(asked_for) == 5
     assert (await posted(hooks)).status == 200
     assert len(asked_for) == 6  # with its body, since it is authentic
     assert hooks.counters().limited == 5
+    assert (await posted(hooks, headers={})).status == 401
+    assert (await asked(hooks, DROPBOX)).status == 200
+
+
+async def test_a_handshake_that_awaits_for_its_own_question_alone_is_not_used_up_by_other_requests():
+    async def answer():
+        return WebhookAnswer(body=b"yes")
+
+    def handshake(request):
+        return answer() if request.parameter("ask") else None
+
+    hooks = hooks_with(handshake, rate=0.001, burst=1)
+    for method in ("GET", "POST"):
+        assert {(await asked(hooks, scope_of(method))).status for _ in range(100)} <= {401, 405}
+    question = scope_of("GET", query=b"ask=1")
+    assert (await asked(hooks, question)).body == b"yes"
+    assert (await asked(hooks, question)).status == 429
+
+
+async def test_a_handshake_may_return_any_awaitable():
+    class Later:
+        def __await__(self):
+            yield from anyio.lowlevel.checkpoint().__await__()
+            return WebhookAnswer(body=b"yes")
+
+    hooks = hooks_with(lambda request: Later(), rate=0.001, burst=1)
+    assert [(await asked(hooks, scope_of("GET"))).status for _ in range(2)] == [200, 429]
 
 
 async def test_get_requests_do_not_use_up_the_rate_if_no_handshake_is_configured():

@@ -329,6 +329,16 @@ PUSH = [
     ),
     of(
         "G11",
+        "lets any request of a stranger use up the rate of handshakes",
+        "listeners/_webhook/receiver.py",
+        "if inspect.isawaitable(result) and (wait",
+        "if (wait",
+        "tests/listeners/test_handshakes.py",
+        "-k",
+        "uses_up",
+    ),
+    of(
+        "G11",
         "reads a webhook's body without a break, however many pieces it has",
         "listeners/_webhook/receiver.py",
         "if pieces % PIECES_AT_ONCE == 0:",

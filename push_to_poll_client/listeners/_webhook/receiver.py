@@ -14,8 +14,9 @@ The steps, in this order, with the status of a request that goes no further:
     routing     the consumers that the push is for are woken                                 200
 
 Handshakes are tried twice at most: before anything is read, since most are in the query or in headers and come
-unsigned; and again with the body of an authentic request, since some are there (Slack, Zoom). Unsigned handshakes
-have a rate of their own, so that a client that repeats them without end keeps no push from being read.
+unsigned; and again with the body of an authentic request, since some are there (Slack, Zoom). A handshake that is
+a plain function is called for each request: to answer costs no more than to refuse, and no flood keeps the own
+handshake of the server from being answered. Only those that wait are limited, by a rate of their own.
 
 The verifier of a subscription knows what its consumer has loaded from the store. While that consumer does not run,
 a request that no verifier accepts may be authentic all the same, so it is answered 503 in place of 401.
@@ -24,6 +25,7 @@ Messages are not processed here. A request that is rejected by rate or for want 
 the consumers are told about the flood.
 """
 
+import inspect
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
@@ -231,6 +233,9 @@ def _check_verifier_result(result: Verified | bool | None) -> Verified | bool | 
     raise TypeError(f"a verifier says Verified, True, False or None, not {type(result).__name__}")
 
 
+_HandshakeResult: TypeAlias = WebhookAnswer | Awaitable[WebhookAnswer | None] | None
+
+
 class Handshakes:
     """The handshakes of one webhook.
 
@@ -238,7 +243,7 @@ class Handshakes:
         always: Handshakes that know by themselves what is expected.
         expected: Handshakes that are tried only while one is expected.
         expecting: Returns whether one is expected.
-        bucket: Limits the unsigned requests that are tried.
+        bucket: Limits the unsigned requests for which a handshake waits.
         error_log: Where a failure is logged.
     """
 
@@ -264,13 +269,21 @@ class Handshakes:
             request: Without a body.
             now: Seconds on a clock that never goes back.
         """
-        if not (handshakes := self._active):
-            return None
-        if wait := self._bucket.take(now):
-            if request.method == "POST":
-                return None  # it may be a push, which must not wait for handshakes
-            raise RequestRejected(too_many_requests(wait), "limited")
-        return await self._first_response(handshakes, request)
+        waits = list[float]()
+
+        def limited(handshake: Handshake, request: WebhookRequest) -> _HandshakeResult:
+            result = handshake(request)
+            if inspect.isawaitable(result) and (wait := self._bucket.take(now)):
+                if inspect.iscoroutine(result):
+                    result.close()  # Python would warn that it was never awaited
+                waits.append(wait)
+                return None
+            return result
+
+        response = await self._first_response([partial(limited, one) for one in self._active], request)
+        if response is None and waits and request.method != "POST":  # a POST may be a push
+            raise RequestRejected(too_many_requests(waits[0]), "limited")
+        return response
 
     async def respond(self, request: WebhookRequest) -> WebhookAnswer | None:
         """Respond to a handshake in an authentic request; None if the request is not a handshake."""

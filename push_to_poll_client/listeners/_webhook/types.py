@@ -37,6 +37,9 @@ __all__ = [
 MAX_PARAMETERS = 100
 """Fields of a query that are read; handshakes have five."""
 
+MAX_QUERY = 8192
+"""Characters of a query that are read, in 1 ms. Clients cannot count on longer URLs (RFC 9110 §4.1)."""
+
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -63,7 +66,9 @@ class WebhookRequest:
     received_at: float = 0.0
 
     def parameter(self, name: str) -> str | None:
-        """A field of the query, decoded; `None`: it is not there, or more than once, or there are too many."""
+        """A field of the query, decoded; `None` if it is missing or there twice, or if the query is too long."""
+        if len(self.query) > MAX_QUERY:
+            return None
         try:
             fields = parse_qsl(self.query, keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
         except ValueError:
@@ -150,7 +155,10 @@ class Verifier(Protocol):
 
 
 Handshake: TypeAlias = Callable[[WebhookRequest], WebhookAnswer | Awaitable[WebhookAnswer | None] | None]
-"""Answers a server's question whether its pushes are wanted; `None`: the request is no such question."""
+"""Answers a server's question whether its pushes are wanted; `None`: the request is no such question.
+
+A plain function is called for each request, also of strangers, so it has to be quick. What it returns to be
+awaited, as an `async def` does each time, is limited by the webhook's `rate` and `burst`."""
 
 Hint: TypeAlias = Callable[[WebhookRequest], Push | Control | None]
 """Makes a push of an authentic request; `None`: it is none (a ping, Google's `sync`)."""
