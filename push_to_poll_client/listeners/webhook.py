@@ -94,7 +94,8 @@ class WebhookListener:
             `None`: the subscription's, or every request is a push.
         to: Says for whom a push is, of those that `named()` made: a function that returns their names, or the path
             in the JSON of the body at which they stand, as "list_folder.accounts". `None`, and what names nobody:
-            all. Names that nobody has are counted, and answered like others.
+            all. Names that nobody has are counted, and answered like others. Names may be read from what is not
+            signed, as the path: whoever has seen one signed request can then wake each listener once by it.
         answer: To an authentic request. `None`: the subscription's, or an empty 200.
         register_with_server: What makes the server push. The consumer that has this very object as its listener
             keeps it alive, and its state in its store.

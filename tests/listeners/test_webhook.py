@@ -18,6 +18,7 @@ from push_to_poll_client.listeners._webhook import receiver
 from push_to_poll_client.listeners._webhook.counters import CALLBACK_TIMEOUT
 from push_to_poll_client.listeners._webhook.limits import MAX_BODIES, ROUNDING, ReplayCache, TokenBucket
 from push_to_poll_client.listeners._webhook.routing import FLOOD_QUIET_TIME
+from push_to_poll_client.listeners._webhook.types import EVERYONE
 from push_to_poll_client.listeners.verifiers import github
 from push_to_poll_client.listeners.webhook import (
     Control,
@@ -516,7 +517,7 @@ async def test_a_flood_notice_that_arrives_after_the_flood_is_ignored(verify):
     """A loop may be called when what it is called for is over."""
     hooks = WebhookListener(verify)
     async with hearing(hooks) as channel:
-        (listening,) = hooks._subscribers.find(None)[0]
+        (listening,) = hooks._subscribers.find()
         listening._start_flood()
         await anyio.sleep(1)
     assert channel.events == [(0, "up")]
@@ -582,19 +583,79 @@ async def test_a_repeated_request_with_a_later_expiry_is_remembered_longer(virtu
     assert [at for at, event in channel.events if event == Push()] == [0, 599.5]
 
 
+ALL = (EVERYONE,)
+
+
 async def test_the_replay_cache_evicts_the_oldest_entry():
     replays = ReplayCache(3)
     for text in (b"a", b"b", b"a", b"c", b"d"):
-        replays.add(Verified((text,), 10.0), None)
+        replays.add(Verified((text,), 10.0), ALL, 9.0)
     assert len(replays) == 3
-    assert [replays.seen(Verified((text,)), None, 9.0) for text in (b"a", b"b", b"c", b"d")] == [1, 0, 1, 1]
+    seen = [not replays.unseen(Verified((text,)), ALL, 9.0) for text in (b"a", b"b", b"c", b"d")]
+    assert seen == [True, False, True, True]
+
+
+async def test_the_replay_cache_evicts_the_oldest_entry_when_it_has_too_many_names():
+    replays = ReplayCache(max_recipients=4)
+    for text, names in ((b"a", "xy"), (b"b", "xyz"), (b"b", "xz"), (b"c", "x")):
+        replays.add(Verified((text,)), names, 0.0)
+    assert [replays.unseen(Verified((text,)), "x", 0.0) for text in (b"a", b"b", b"c")] == [["x"], [], []]
+
+
+async def test_an_expired_entry_of_the_replay_cache_says_nothing_of_its_names():
+    replays = ReplayCache()
+    replays.add(Verified((b"a",), 10.0), "xy", 0.0)
+    replays.add(Verified((b"a",), 20.0), "x", 10.0)
+    assert replays.unseen(Verified((b"a",)), "xy", 11.0) == ["y"]
 
 
 async def test_a_repeated_body_with_new_ids_adds_no_entries_to_the_replay_cache():
     replays = ReplayCache(3)
-    replays.add(Verified((b"body", b"0")), None)
-    assert all(replays.seen(Verified((b"body", b"%d" % number)), None, 0.0) for number in range(9))
+    replays.add(Verified((b"body", b"0")), ALL, 0.0)
+    assert not any(replays.unseen(Verified((b"body", b"%d" % number)), ALL, 0.0) for number in range(9))
     assert len(replays) == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        lambda number: ["alice", f"mallory {number}"],
+        lambda number: [f"mallory {number}", "alice"],
+        lambda number: ["alice"] * number,
+        lambda number: [["alice"], ["bob"], ["bob", "alice"], ["alice", "bob"], None][number % 5],
+        lambda number: [f"mallory {number}"],
+        lambda number: [[], None, ["mallory"]][number % 3],
+    ],
+)
+async def test_a_captured_request_with_endless_names_wakes_each_listener_a_few_times(verify, names):
+    numbers = iter(range(1, 100))
+    hooks = WebhookListener(verify, to=lambda request: names(next(numbers)))
+    async with hearing(hooks.named("alice"), hooks.named("bob"), hooks) as (alice, bob, everything):
+        for _ in range(90):
+            assert (await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "1"}))).status == 200
+    assert len(alice.pushes) <= 2  # for its name, and for everyone
+    assert len(bob.pushes) <= 2
+    assert len(everything.pushes) <= 4  # for each of two names, for all other names, and for everyone
+
+
+async def test_a_repeat_with_one_more_name_wakes_the_listener_of_that_name_alone(verify):
+    named = iter([["alice"], ["alice", "bob"], ["alice", "bob"]])
+    hooks = WebhookListener(verify, to=lambda request: next(named))
+    async with hearing(hooks.named("alice"), hooks.named("bob")) as (alice, bob):
+        for _ in range(3):
+            await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "1"}))
+    assert (len(alice.pushes), len(bob.pushes)) == (1, 1)
+    assert counted(hooks, woken=2, replayed=1)
+
+
+async def test_a_repeat_wakes_a_listener_that_was_not_there_before(verify):
+    hooks = WebhookListener(verify, to=lambda request: ["alice", "bob"])
+    headers = signed(b"x", **{"X-Id": "1"})
+    async with hearing(hooks.named("alice")) as alice:
+        await posted(hooks, b"x", headers=headers)
+        async with hearing(hooks.named("bob")) as bob:
+            await posted(hooks, b"x", headers=headers)
+    assert (len(alice.pushes), len(bob.pushes)) == (1, 1)
 
 
 async def test_an_equal_body_for_another_listener_is_not_a_repeat(verify):

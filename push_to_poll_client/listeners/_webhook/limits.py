@@ -8,13 +8,20 @@ process, and each restart, takes a request that it has not received itself for n
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 
-from push_to_poll_client.listeners._webhook.types import BUSY, RequestRejected, Verified, too_many_requests
+from push_to_poll_client.listeners._webhook.types import (
+    BUSY,
+    EVERYONE,
+    Recipient,
+    RequestRejected,
+    Verified,
+    too_many_requests,
+)
 
-__all__ = ["MAX_BODIES", "MAX_REPLAYS", "ROUNDING", "ReplayCache", "Slots", "TokenBucket"]
+__all__ = ["MAX_BODIES", "MAX_RECIPIENTS", "MAX_REPLAYS", "ROUNDING", "ReplayCache", "Slots", "TokenBucket"]
 
 
 ROUNDING = 1e-6
@@ -82,52 +89,91 @@ class Slots:
 
 
 MAX_REPLAYS = 10_000
-"""Digests of 16 bytes each: some 2 MiB. At one push a second, with two digests each, they cover an hour and a
+"""Digests of 16 bytes each: some 3 MiB. At one push a second, with two digests each, they cover an hour and a
 half; signatures usually expire after five minutes."""
+
+MAX_RECIPIENTS = 50_000
+"""Names that are kept with all digests: some 5 MiB. Only names for which a consumer listens are kept."""
+
+
+class _Received:
+    """What is known of the requests with one digest."""
+
+    __slots__ = ("expires_at", "recipients")
+
+    def __init__(self) -> None:
+        self.expires_at = -math.inf
+        self.recipients = set[Recipient]()
 
 
 class ReplayCache:
-    """Digests of the authentic requests that were received, the oldest evicted first. Thread-safe."""
+    """Digests of the authentic requests that were received, and for whom. Thread-safe.
 
-    def __init__(self, max_replays: int = MAX_REPLAYS) -> None:
+    The oldest are evicted first.
+
+    In many protocols the address of a webhook is not signed, and names may be read from it. So an equal body for
+    another name is not a repetition. But whoever has one signed request can send it with any names: it wakes once
+    for each name for which a consumer listens, once for all other names together, and once for everyone.
+    """
+
+    def __init__(self, max_replays: int = MAX_REPLAYS, max_recipients: int = MAX_RECIPIENTS) -> None:
         self._max_replays = max_replays
-        self._expiry: OrderedDict[bytes, float] = OrderedDict()
+        self._max_recipients = max_recipients
+        self._received: OrderedDict[bytes, _Received] = OrderedDict()
+        self._recipients = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._expiry)
+        return len(self._received)
 
-    def seen(self, verified: Verified, names: Sequence[str] | None, now: float) -> bool:
-        """Return whether a request was received before and has not expired; then keep it until this copy expires.
+    def unseen(self, verified: Verified, recipients: Sequence[Recipient], now: float) -> Sequence[Recipient]:
+        """Return the recipients for whom this request was not received before; none for a repetition.
+
+        What was received before is kept until this copy expires.
 
         Args:
-            verified: What a repetition has in common with it.
-            names: For whom it is: an equal body for another name is not a repetition.
+            verified: What a repetition has in common with the request.
+            recipients: For whom the request is.
             now: Seconds since the epoch.
         """
         # Do not add the other digests of a repeated request: where the delivery id is not signed, one captured
         # body can be sent under endless ids, and would evict everything else.
+        seen = set[Recipient]()
         with self._lock:
-            known = [one for one in _digests(verified, names) if self._expiry.get(one, -math.inf) > now]
-            for digest in known:
-                self._expiry[digest] = max(self._expiry[digest], _expiry_of(verified))
-            return bool(known)
+            for digest in _digests(verified):
+                received = self._received.get(digest)
+                if received is not None and received.expires_at > now:
+                    received.expires_at = max(received.expires_at, _expiry_of(verified))
+                    seen |= received.recipients
+        if EVERYONE in seen:
+            return ()
+        return [one for one in recipients if one not in seen]
 
-    def add(self, verified: Verified, names: Sequence[str] | None) -> None:
-        """Remember a request, which has had its effect, until it expires."""
+    def add(self, verified: Verified, recipients: Iterable[Recipient], now: float) -> None:
+        """Remember a request, which has had its effect for these recipients, until it expires."""
         with self._lock:
-            for digest in _digests(verified, names):
-                self._expiry[digest] = _expiry_of(verified)
-                self._expiry.move_to_end(digest)
-            while len(self._expiry) > self._max_replays:
-                self._expiry.popitem(last=False)
+            for digest in _digests(verified):
+                received = self._received.get(digest)
+                if received is None or received.expires_at <= now:
+                    self._forget(digest)
+                    received = self._received[digest] = _Received()
+                received.expires_at = _expiry_of(verified)
+                self._recipients -= len(received.recipients)
+                received.recipients.update(recipients)
+                self._recipients += len(received.recipients)
+                self._received.move_to_end(digest)
+            while len(self._received) > self._max_replays or self._recipients > self._max_recipients:
+                self._forget(next(iter(self._received)))
+
+    def _forget(self, digest: bytes) -> None:
+        received = self._received.pop(digest, None)
+        self._recipients -= len(received.recipients) if received is not None else 0
 
 
 def _expiry_of(verified: Verified) -> float:
     return math.inf if verified.until is None else verified.until
 
 
-def _digests(verified: Verified, names: Sequence[str] | None) -> Iterator[bytes]:
+def _digests(verified: Verified) -> Iterator[bytes]:
     # A text of any length, signed by the server, takes the same memory as a digest.
-    key = blake2b(repr(names).encode(errors="surrogatepass"), digest_size=32).digest()
-    return (blake2b(text, digest_size=16, key=key).digest() for text in verified.once)
+    return (blake2b(text, digest_size=16).digest() for text in verified.once)

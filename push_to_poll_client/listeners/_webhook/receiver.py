@@ -380,10 +380,11 @@ class RequestReceiver:
         if response is not None:
             self.stats.count("handshakes")
             return response
-        names = self.router.names_in(request)
-        if self.replay_cache.seen(verified, names, request.received_at):
+        now = request.received_at
+        recipients = self.replay_cache.unseen(verified, self.router.recipients_of(request), now)
+        if not recipients:
             self.stats.count("replayed")
             self.error_log.log_replay()
-        elif self.router.dispatch(request, names):
-            self.replay_cache.add(verified, names)
+        elif self.router.dispatch(request, recipients):
+            self.replay_cache.add(verified, recipients, now)
         return self.response

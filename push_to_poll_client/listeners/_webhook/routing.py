@@ -20,7 +20,15 @@ from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners._hints import HintReader, parse_path, strings_at
 from push_to_poll_client.listeners._webhook.counters import ErrorLog, WebhookStats
-from push_to_poll_client.listeners._webhook.types import Control, Hint, Route, WebhookRequest
+from push_to_poll_client.listeners._webhook.types import (
+    EVERYONE,
+    UNKNOWN,
+    Control,
+    Hint,
+    Recipient,
+    Route,
+    WebhookRequest,
+)
 
 __all__ = [
     "FLOOD_QUIET_TIME",
@@ -161,26 +169,29 @@ class WebhookSubscribers:
                 if not left:
                     del self._by_name[name]
 
-    def find(self, names: Iterable[str] | None) -> tuple[list[WebhookSubscriber], int]:
-        """Return the subscribers for these names (None: all), and the number of names without a subscriber."""
+    def known(self, names: Iterable[str]) -> Sequence[str]:
+        """Return the names for which a subscriber listens."""
         with self._lock:
-            if names is None:
-                return [one for several in self._by_name.values() for one in several], 0
-            found = [self._by_name.get(name, ()) for name in names]
-            for_all = self._by_name.get(None, ())
-        subscribers = [*for_all, *(one for several in found for one in several)]
-        return subscribers, sum(not several for several in found)
+            return [name for name in names if name in self._by_name]
+
+    def find(self, recipients: Iterable[Recipient] = (EVERYONE,)) -> list[WebhookSubscriber]:
+        """Return the subscribers of these recipients, all by default; among them are those that listen for all."""
+        with self._lock:
+            if EVERYONE in recipients:
+                return [one for several in self._by_name.values() for one in several]
+            names = [None, *(one for one in recipients if isinstance(one, str))]
+            return [one for name in names for one in self._by_name.get(name, ())]
 
     def note_rejected(self) -> None:
         """Note that a request was rejected that may have been a push."""
-        for subscriber in self.find(None)[0]:
+        for subscriber in self.find():
             subscriber.note_rejected()
 
     def broadcast_state(self, source: WebhookSubscriber, error: BaseException | None, *, up: bool = True) -> None:
         """Tell all subscribers but `source` whether the server pushes."""
         with self._lock:
             self._is_pushing = up
-        for subscriber in self.find(None)[0]:
+        for subscriber in self.find():
             if subscriber is not source:
                 subscriber.call_soon(subscriber.up if up else partial(subscriber.down, error))
 
@@ -224,8 +235,16 @@ class PushRouter:
         self._stats = stats
         self._error_log = error_log
 
-    def names_in(self, request: WebhookRequest) -> Sequence[str] | None:
-        """Return the names that a request is for, each once; None if it is for all subscribers."""
+    def recipients_of(self, request: WebhookRequest) -> Sequence[Recipient]:
+        """Return for whom a request is: at least one recipient, each once."""
+        names = self._names_in(request)
+        if names is None:
+            return (EVERYONE,)
+        known = self._subscribers.known(names)
+        self._stats.count("unknown_names", len(names) - len(known))
+        return known or (UNKNOWN,)
+
+    def _names_in(self, request: WebhookRequest) -> Sequence[str] | None:
         if self._route is None:
             return None
         try:
@@ -234,7 +253,7 @@ class PushRouter:
             self._error_log.log_failure("to (its push is taken to be for all)", error)
             return None
 
-    def dispatch(self, request: WebhookRequest, names: Sequence[str] | None) -> bool:
+    def dispatch(self, request: WebhookRequest, recipients: Sequence[Recipient]) -> bool:
         """Act on an authentic request that is not a repetition; return whether a subscriber got it."""
         push = self._hints.read(request, self._name)
         if push is None:
@@ -242,26 +261,21 @@ class PushRouter:
             return False
         if isinstance(push, Control):
             self._stats.count("controls")
-            return self._apply_control(push, names)
-        subscribers = self._find_subscribers(names)
+            return self._apply_control(push, recipients)
+        subscribers = self._subscribers.find(recipients)
         for subscriber in subscribers:
             subscriber.wake(push)
         self._stats.count("woken" if subscribers else "unheard")
         return bool(subscribers)
 
-    def _apply_control(self, control: Control, names: Sequence[str] | None) -> bool:
+    def _apply_control(self, control: Control, recipients: Sequence[Recipient]) -> bool:
         if self._control is not None and control is not Control.MISSED:
             self._control(control)
             return True
-        subscribers = self._find_subscribers(names)
+        subscribers = self._subscribers.find(recipients)
         for subscriber in subscribers:
             subscriber.poll()
         return bool(subscribers)
-
-    def _find_subscribers(self, names: Sequence[str] | None) -> Sequence[WebhookSubscriber]:
-        subscribers, unknown = self._subscribers.find(names)
-        self._stats.count("unknown_names", unknown)
-        return subscribers
 
 
 def _check_names(names: Iterable[str] | None) -> list[str] | None:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 from urllib.parse import parse_qsl
 
 from push_to_poll_client._http.headers import is_header_name, is_header_value
@@ -15,13 +15,16 @@ from push_to_poll_client._types import Push
 __all__ = [
     "ACCEPTED",
     "BUSY",
+    "EVERYONE",
     "NOT_ALLOWED",
     "TOO_LARGE",
     "TOO_SLOW",
     "UNAUTHENTIC",
+    "UNKNOWN",
     "Control",
     "Handshake",
     "Hint",
+    "Recipient",
     "RejectReason",
     "RequestRejected",
     "Route",
@@ -165,6 +168,21 @@ Hint: TypeAlias = Callable[[WebhookRequest], Push | Control | None]
 
 Route: TypeAlias = Callable[[WebhookRequest], Iterable[str] | None]
 """Names those for whom an authentic request is; `None`: all."""
+
+
+class _Several(enum.Enum):
+    EVERYONE = "everyone"
+    UNKNOWN = "unknown"
+
+
+EVERYONE: Final = _Several.EVERYONE
+"""All subscribers: the push does not say for whom it is."""
+
+UNKNOWN: Final = _Several.UNKNOWN
+"""All names together for which no consumer listens. They are for the subscribers that hear every push."""
+
+Recipient: TypeAlias = str | _Several
+"""For whom a push is: a name for which a consumer listens, `EVERYONE` or `UNKNOWN`."""
 
 
 RejectReason: TypeAlias = Literal["refused", "not_ready", "too_large", "too_slow", "limited", "busy", "unasked"]
