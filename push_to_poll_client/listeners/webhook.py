@@ -104,7 +104,7 @@ class WebhookListener:
         max_body: Bytes of the largest body. Pushes are a few KiB, GitHub's 25 MiB at most.
         body_timeout: Seconds in which a body has to be whole.
         rate: Requests a second whose body is looked at, in the long run; 100 of a MiB take a core
-            a tenth to a quarter of its time to hash. As often an `async` handshake is called, beside them.
+            a tenth to a third of its time to verify. As often an `async` handshake is called, beside them.
             `None`: no limit.
         burst: The same at once.
 

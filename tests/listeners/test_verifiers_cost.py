@@ -172,6 +172,37 @@ def test_the_number_of_signatures_tried_for_a_header_is_limited(work):
             assert work["hmac"] <= 1
 
 
+MIB = 1024 * 1024
+
+
+@pytest.mark.parametrize("keys", [1, 2, 3])
+@pytest.mark.parametrize("size", [0, 1_000, MIB // 8, MIB - 100, 3 * MIB])
+def test_the_bytes_hashed_for_ed25519_signatures_are_limited_but_each_key_is_tried(work, keys, size):
+    for number in (1, 2, 4, 5):
+        headers = delivery("v1a,AA " * number).headers
+        asked = WebhookRequest(headers=headers, body=b"x" * size, received_at=NOW)
+        done(work, standard_webhooks([PUBLIC] * keys), asked)
+        if number > 4:
+            assert work["ed25519"] == 0
+            continue
+        signed = size + len(f"m.{NOW}.")
+        assert work["bytes of ed25519"] <= max(2.1 * MIB, keys * signed)
+        assert work["ed25519"] >= keys
+        assert work["ed25519"] == keys * number or work["bytes of ed25519"] + keys * signed > 2 * MIB
+
+
+def test_a_large_request_that_is_signed_by_the_old_and_the_new_key_passes_whichever_is_known():
+    other = Ed25519PrivateKey.from_private_bytes(b"\x08" * 32)
+    body = b"x" * MIB
+    signed = b"m.%d." % NOW + body
+    signatures = ["v1a," + base64.b64encode(key.sign(signed)).decode() for key in (PRIVATE, other)]
+    headers = delivery(" ".join(signatures)).headers
+    asked = WebhookRequest(headers=headers, body=body, received_at=NOW)
+    known = "whpk_" + base64.b64encode(other.public_key().public_bytes_raw()).decode()
+    for keys in ([PUBLIC], [known], [PUBLIC, known], [known, PUBLIC]):
+        assert standard_webhooks(keys)(asked)
+
+
 TOKENS = {
     "a token in a header": (shared_token, lambda token: request(X_Goog_Channel_Token=token)),
     "a bearer": (bearer, lambda token: request(Authorization=f"Bearer {token}")),

@@ -359,6 +359,14 @@ PUSH = [
     ),
     of(
         "G11",
+        "verifies each Ed25519 signature of a large body by each key",
+        "listeners/verifiers/_standard_webhooks.py",
+        "for given in public[:tried]",
+        "for given in public",
+        "tests/listeners/test_verifiers_cost.py",
+    ),
+    of(
+        "G11",
         "reads a webhook's body without a break, however many pieces it has",
         "listeners/_webhook/receiver.py",
         "if pieces % PIECES_AT_ONCE == 0:",

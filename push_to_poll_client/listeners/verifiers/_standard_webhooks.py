@@ -27,8 +27,14 @@ __all__ = ["standard_webhooks", "svix"]
 
 
 MAX_ED25519 = 4
-"""Ed25519 signatures of a request that are verified, each by each key: one costs a hundred times an HMAC. While a
-key is replaced there are two."""
+"""Ed25519 signatures of a request that are verified, each by each key. While a key is replaced there are two; a
+request with more than this is refused. A verification takes 0.1 ms, and 1.4 ms for a MiB, since the whole text is
+hashed each time."""
+
+MAX_HASHED = 2_200_000
+"""Bytes that are hashed for the Ed25519 signatures of a request, in 3 ms: two verifications of the largest body by
+default. Of a request that would take more, only the first signatures are verified, but always one, which is enough
+for a receiver that knows both keys of its sender."""
 
 
 def standard_webhooks(secrets: Secrets, *, tolerance: float = TOLERANCE) -> Verifier:
@@ -121,8 +127,9 @@ class _StandardWebhooks:
         if shared:
             macs = [hmac.digest(key, signed, "sha256") for key in self._shared]
             fits = any_equal(shared, [binascii.b2a_base64(mac, newline=False) for mac in macs])
-        if len(public) <= MAX_ED25519:
-            decoded = [_base64(given) for given in public]
+        if public and self._public and len(public) <= MAX_ED25519:
+            tried = max(1, MAX_HASHED // (len(self._public) * len(signed)))
+            decoded = [_base64(given) for given in public[:tried]]
             # `any` would stop at the first.
             fitting = sum(_ed25519.verify(key, one, signed) for one in decoded for key in self._public)
             fits = fits or fitting > 0

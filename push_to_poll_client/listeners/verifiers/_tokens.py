@@ -128,7 +128,7 @@ def token_in_body(tokens: Secrets, path: str = "value.clientState") -> Verifier:
     cannot be told from a push, as whoever could repeat one knows the token.
 
     The body has to be read before it is authentic. Only what stands at the path is decoded, the rest is skipped:
-    a MiB takes at most 3 ms, whatever is in it (HMAC-SHA256 takes 0.6 to 3 ms).
+    a MiB takes at most 4 ms, whatever is in it (HMAC-SHA256 takes 0.6 to 3 ms).
 
     Args:
         tokens: The token, or several.
