@@ -14,7 +14,7 @@ from push_to_poll_client._hooks import SafeHooks
 from push_to_poll_client._protocols import Feed, Store
 from push_to_poll_client._schedule import Schedule
 from push_to_poll_client._types import Cursor, Fate, Message
-from push_to_poll_client._validation import check_number
+from push_to_poll_client._validation import check_not_huge, check_number
 
 __all__ = [
     "BatchHandler",
@@ -179,6 +179,8 @@ class ScheduleOptions:
         for name in ("wake_delay", "flush_interval", "shutdown_timeout"):
             check_number(name, getattr(self, name))
         check_number("max_poll_time", self.max_poll_time, above_zero=True)
+        if isinstance(self.burst, int):
+            check_not_huge("burst", self.burst)
         if not isinstance(self.burst, int) or self.burst < 1:
             raise ValueError(f"burst must be a whole number of polls, at least 1, not {self.burst!r}")
         self._check_fallback()
@@ -216,6 +218,7 @@ class ScheduleOptions:
 def _check_count(name: str, value: Any, *, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
+    check_not_huge(name, value)
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, not {value}")
 

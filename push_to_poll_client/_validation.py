@@ -3,7 +3,29 @@
 import math
 from typing import Any
 
-__all__ = ["MAX_IDENTITY", "check_identity", "check_number", "describe", "one_line", "quoted"]
+__all__ = [
+    "MAX_IDENTITY",
+    "MAX_NUMBER",
+    "check_identity",
+    "check_not_huge",
+    "check_number",
+    "describe",
+    "one_line",
+    "quoted",
+]
+
+
+MAX_NUMBER = 2**63 - 1
+"""Largest number that an argument may be. What is larger overflows in zlib, SQLite, timeouts or as a `float`."""
+
+
+def check_not_huge(name: str, value: float) -> None:
+    """Raise a `ValueError` if a number is above `MAX_NUMBER`, or as far below 0. The number is not shown."""
+    # Before any arithmetic: `math.isfinite` and `str` raise errors of their own for an `int` of enough digits.
+    if isinstance(value, int) and not -MAX_NUMBER <= value <= MAX_NUMBER:
+        raise ValueError(f"{name} must be between 0 and 2**63 - 1, got a whole number beyond that")
+    if isinstance(value, float) and math.isfinite(value) and abs(value) > MAX_NUMBER:
+        raise ValueError(f"{name} must be between 0 and 2**63 - 1, got {value!r}")
 
 
 def check_number(name: str, value: Any, *, above_zero: bool = False, optional: bool = False) -> None:
@@ -17,12 +39,13 @@ def check_number(name: str, value: Any, *, above_zero: bool = False, optional: b
 
     Raises:
         TypeError: The value is not a number.
-        ValueError: The value is infinite, NaN or too small.
+        ValueError: The value is infinite, NaN, too small, or above `MAX_NUMBER`.
     """
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number{' or None' if optional else ''}, not {value!r}")
+    check_not_huge(name, value)
     if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
         raise ValueError(f"{name} must be finite and {'above' if above_zero else 'at least'} 0, not {value!r}")
 

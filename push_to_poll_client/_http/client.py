@@ -39,7 +39,7 @@ from push_to_poll_client._http.response import (
     read_body,
 )
 from push_to_poll_client._http.transport import close_on_failure, open_client, user_agent
-from push_to_poll_client._validation import check_identity, check_number, quoted
+from push_to_poll_client._validation import check_identity, check_not_huge, check_number, quoted
 
 __all__ = [
     "Client",
@@ -60,6 +60,7 @@ T = TypeVar("T")
 def check_size(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is a {type(value).__name__}; give bytes as an int")
+    check_not_huge(name, value)
     if value < 1:
         raise ValueError(f"{name} is {value}; give at least 1 byte")
     return value

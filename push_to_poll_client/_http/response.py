@@ -8,6 +8,7 @@ told each time how many bytes it may return.
 """
 
 import re
+import sys
 import zlib
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -209,7 +210,7 @@ async def read_body(response: Any, limit: int, where: str, deadline: Deadline) -
     try:
         async for chunk in chunks:
             deadline.add_bytes(len(chunk))
-            part = decoder.decode(chunk, limit + 1 - size)
+            part = decoder.decode(chunk, min(limit + 1 - size, sys.maxsize))
             wire, size = wire + len(chunk), size + len(part)
             _check_size(max(wire, size), limit, where)
             parts.append(part)

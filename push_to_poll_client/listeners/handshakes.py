@@ -12,6 +12,7 @@ was asked for. Others are one function each:
 from collections.abc import Collection
 
 from push_to_poll_client._http.headers import is_header_value
+from push_to_poll_client._validation import check_not_huge
 from push_to_poll_client.listeners._webhook.types import Handshake, WebhookAnswer, WebhookRequest
 
 __all__ = ["cloudevents_origins", "dropbox_challenge", "graph_validation"]
@@ -62,6 +63,8 @@ def cloudevents_origins(origins: Collection[str], *, rate: int | None = None) ->
     expected = frozenset(origin.lower() for origin in origins)
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int)):
         raise TypeError(f"rate is a whole number or None, not {rate!r}")
+    if rate is not None:
+        check_not_huge("rate", rate)
     if rate is not None and rate < 1:
         raise ValueError(f"rate is at least 1 request a minute, not {rate}")
 

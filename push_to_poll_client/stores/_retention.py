@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from push_to_poll_client._types import DeadLetter, SavedCursor
+from push_to_poll_client._validation import check_not_huge
 
 __all__ = [
     "DEFAULT_MAX_RECORDS",
@@ -64,13 +65,16 @@ class Retention:
         count: The number of records of a name above which the oldest may be dropped, or None to keep any number.
 
     Raises:
-        ValueError: One of the two is not above 0.
+        ValueError: One of the two is not above 0, or above 2**63 - 1.
     """
 
     age: float | None
     count: int | None
 
     def __post_init__(self) -> None:
+        for name, value in (("retention", self.age), ("max_records", self.count)):
+            if value is not None:
+                check_not_huge(name, value)
         if self.age is not None and not self.age > 0:
             raise ValueError(
                 f"retention must be above 0 seconds, or None to keep records of any age, not {self.age}"

@@ -367,6 +367,14 @@ PUSH = [
     ),
     of(
         "G11",
+        "lets a number overflow that is too large",
+        "_validation.py",
+        "    check_not_huge(name, value)\n    if not",
+        "    if not",
+        "tests/core/test_huge_numbers.py",
+    ),
+    of(
+        "G11",
         "reads a webhook's body without a break, however many pieces it has",
         "listeners/_webhook/receiver.py",
         "if pieces % PIECES_AT_ONCE == 0:",

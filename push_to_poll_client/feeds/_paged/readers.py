@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from push_to_poll_client._http.headers import is_header_name
-from push_to_poll_client._validation import quoted
+from push_to_poll_client._validation import check_not_huge, quoted
 from push_to_poll_client.feeds._paged.body import Path, Reply, outline, path_of, text_of
 
 __all__ = [
@@ -303,6 +303,8 @@ def full_page(size: int) -> Reader:
     Raises:
         ValueError: The size is no number, or less than 1.
     """
+    if isinstance(size, int):
+        check_not_huge("size", size)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f"full_page() is given {size!r}; give the number of entries that a page can have")
     return InferredReader(lambda reply: reply.size >= size, f"full_page({size})")
