@@ -13,6 +13,7 @@ import anyio
 import pytest
 import trustme
 from websockets.asyncio.server import serve
+from websockets.protocol import Protocol, Side
 from websockets.server import ServerProtocol
 
 from push_to_poll_client._exceptions import ListenerError
@@ -184,6 +185,30 @@ async def test_a_tls_connection_with_a_trusted_certificate_opens(tls_server, aut
     async with listening(WebSocketListener(f"wss://{HOST}:{tls_server.port}/", tls=trusting)) as channel:
         await channel.saw("up")
     assert await anyio.to_thread.run_sync(tls_server.closes.get) in {1000, 1006}
+
+
+@pytest.mark.parametrize(("secure", "at_most"), [(False, 4096), (True, 4096 + 16_384)])
+async def test_a_flood_of_frames_is_parsed_in_small_pieces(secure, at_most, authority, monkeypatch):
+    sizes, receive_data = [], Protocol.receive_data
+
+    def measured(self, data):
+        if self.side is Side.CLIENT:
+            sizes.append(len(data))
+        receive_data(self, data)
+
+    async def flood(connection, _):
+        for _ in range(20):
+            await connection.send("x" * 60_000)
+
+    monkeypatch.setattr(Protocol, "receive_data", measured)
+    trusting, context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.configure_trust(trusting)
+    authority.issue_cert(HOST).configure_cert(context)
+    with Server(flood, ssl=context if secure else None) as server:
+        scheme, tls = ("wss", trusting) if secure else ("ws", None)
+        async with listening(WebSocketListener(f"{scheme}://{HOST}:{server.port}/", tls=tls)) as channel:
+            await channel.saw("up", *[Push()] * 20)
+    assert 0 < max(sizes) <= at_most
 
 
 async def test_a_tls_connection_with_an_untrusted_certificate_is_retried_slowly(tls_server, caplog):

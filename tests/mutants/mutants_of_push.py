@@ -375,6 +375,16 @@ PUSH = [
     ),
     of(
         "G11",
+        "reads 256 KiB of a websocket at a time",
+        "listeners/websocket.py",
+        "            transport.max_size = READ_SIZE",
+        "            pass",
+        "tests/listeners/test_websocket_sockets.py",
+        "-k",
+        "small_pieces",
+    ),
+    of(
+        "G11",
         "reads a webhook's body without a break, however many pieces it has",
         "listeners/_webhook/receiver.py",
         "if pieces % PIECES_AT_ONCE == 0:",
