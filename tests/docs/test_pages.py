@@ -48,7 +48,7 @@ from push_to_poll_client import (
     testing,
 )
 from push_to_poll_client import _exceptions as exceptions
-from push_to_poll_client._http import caching, client, headers, origins, response
+from push_to_poll_client._http import caching, client, headers, origins, response, transport
 from push_to_poll_client.cli import _tail
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.durable_streams import _framing, _signature
@@ -72,10 +72,10 @@ from push_to_poll_client.listeners import (
     verifiers,
     websocket,
 )
-from push_to_poll_client.listeners._webhook import limits, routing
+from push_to_poll_client.listeners._webhook import limits, receiver, routing, types
 from push_to_poll_client.listeners._webhook import limits as limits_module
 from push_to_poll_client.listeners.subscriptions import _callbacks, _websub
-from push_to_poll_client.listeners.verifiers import _hmac, _standard_webhooks
+from push_to_poll_client.listeners.verifiers import _hmac, _standard_webhooks, _tokens
 from push_to_poll_client.stores import _retention
 from push_to_poll_client.testing import serve_in_thread
 from tests.support.command_line import typed
@@ -203,10 +203,15 @@ def test_the_documented_limits_match_the_code():
         f"{default(WebhookListener, 'max_body') >> 10:,} KiB, in {default(WebhookListener, 'body_timeout'):g} s",
         f"{limits.MAX_BODIES}",
         f"{default(WebhookListener, 'rate'):g} a second, {default(WebhookListener, 'burst')} at once",
-        f"{limits_module.MAX_REPLAYS:,}",
+        f"{limits_module.MAX_REPLAYS:,} and {limits_module.MAX_RECIPIENTS:,}",
         f"{_hmac.MAX_ITEMS} and {_standard_webhooks.MAX_ED25519}",
+        f"{_standard_webhooks.MAX_HASHED:,}",
+        f"{_tokens.MAX_ITEMS:,}",
+        f"{types.MAX_QUERY:,} characters",
         f"{routing.MAX_NAMES:,}",
         f"{handshakes.MAX_ECHO:,} characters, for a hub {_callbacks.MAX_CHALLENGE:,}",
+        f"{transport.CHUNKS_AT_ONCE} and {receiver.PIECES_AT_ONCE:,}",
+        f"{sse.BYTES_AT_ONCE:,}",
         f"{default(LongPollListener, 'max_size') >> 10:,} KiB",
         f"{default(redis.RedisListener, 'max_size') >> 10} KiB",
         f"{_websub.MAX_TOPIC >> 20} MiB",
