@@ -347,7 +347,7 @@ class Client:
             method: The request's method.
             content: The request's body; `None` sends none.
             wait: Seconds for which the server may hold its response, sent as `Prefer` (RFC 7240); added to all
-                timeouts. `STALL_TIMEOUT` seconds later the response must have begun.
+                timeouts. `HOLD_GRACE` seconds later the response must have begun.
             max_error_body: Largest body in bytes to read of an error response (4xx, 5xx). A body that is larger or
                 cannot be read is left out; 0 reads none.
 

@@ -42,14 +42,19 @@ MIN_BODY_PROGRESS = 1024
 """Bytes that must arrive in `STALL_TIMEOUT` seconds: a tenth of the speed of a modem."""
 
 
+HOLD_GRACE = 5.0
+"""Seconds after a wait by which the headers must be there. The answer of a server that waited as long as asked
+takes a round trip, and connecting may have taken a lost packet or two; a later one costs a second request."""
+
+
 class Deadline:
     """Deadline of one response, counted from the making of this object.
 
     Args:
         timeout: Seconds for the whole response.
         wait: Seconds for which the server may hold it, in addition. During these its body may stall, too: CouchDB
-            sends a newline now and then. `STALL_TIMEOUT` seconds later, if `timeout` is longer, enough of the body
-            must be there to show that the server no longer waits.
+            sends a newline now and then. If `timeout` is longer, the headers must be there `HOLD_GRACE` seconds
+            later, and `STALL_TIMEOUT` seconds later enough of the body to show that the server no longer waits.
 
     Attributes:
         scope: The cancel scope in which to send the request and read the response.
@@ -59,7 +64,7 @@ class Deadline:
         now = anyio.current_time()
         self._hold_end = now + wait
         self._end = self._hold_end + timeout
-        self._first_end = self._end if wait <= 0 else min(self._end, self._hold_end + STALL_TIMEOUT)
+        self._first_end = self._end if wait <= 0 else min(self._end, self._hold_end + HOLD_GRACE)
         self._missing = 0
         self._waits = wait > 0
         self.scope = anyio.CancelScope(deadline=self._first_end)

@@ -46,7 +46,7 @@ class HTTPFeed:
         headers: Sent with every request, before the feed's own.
         max_wait: Seconds for which the server can hold its answer until there is something new (long polling,
             which the specification leaves to the server). `None` never asks it to. A server that has not answered
-            10 seconds later is asked again for an answer at once.
+            5 seconds later is asked again for an answer at once.
         timeout: Seconds for one whole answer, from connecting to the last byte; a wait comes on top.
         max_body: Bytes that an answer may have, on the wire and unpacked; a page of the usual 1,000 events has
             some 300,000. A page may have an event for each 160 of them, 104,857 by default.

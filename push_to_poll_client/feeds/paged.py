@@ -105,7 +105,7 @@ class PagedFeed:
         outcomes: What answers mean beyond that: `expired(…)`, `restart(…)`, `not_ready(…)`, `throttled(…)`,
             `pause(…)`, `gone(…)`, `closed(…)`, `gap(…)`.
         hold: How the server is asked to hold its answer until there is something new; `None`: it cannot. One that
-            has not answered 10 seconds after the wait is asked again for an answer at once.
+            has not answered 5 seconds after the wait is asked again for an answer at once.
         latest: How it is asked for the cursor of the feed's end; `None`: it cannot, so that no consumer can start
             there. Needless with `NewestFirst`.
         hint: Where the newest cursor that a push spoke of goes; `None`: nowhere. A server that refuses the request
