@@ -22,9 +22,11 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import anyio
+import websockets.exceptions
+import websockets.version
 from websockets.exceptions import (
     ConnectionClosed,
     InvalidHandshake,
@@ -130,8 +132,10 @@ async def open_connection(
     Raises:
         Exception: The error that ended the attempt or the connection. `failure_of` classifies it.
     """
-    async with _client(_backend())(
+    client = _client(_backend())
+    async with client.connect(
         url,
+        create_connection=_Once(client.connection),
         additional_headers=headers,
         user_agent_header=user_agent(USER_AGENT),
         subprotocols=subprotocols or None,
@@ -170,6 +174,24 @@ class _NoRedirects:
 
     def process_redirect(self, exc: Exception) -> Exception:
         return exc
+
+
+class _Once:
+    """Creates one connection for one `connect()`.
+
+    If `websockets` no longer calls `process_redirect()`, a second connection follows a redirect. It is refused
+    before anything is sent.
+    """
+
+    def __init__(self, connection: Callable[..., Any]) -> None:
+        self._connection = connection
+        self._created = False
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if self._created:
+            raise _unsupported("it follows redirects, with your credentials, and no longer lets us prevent that")
+        self._created = True
+        return self._connection(*args, **options)
 
 
 class _AbortOnBackpressure:
@@ -217,12 +239,40 @@ def _backend() -> str:
     return "asyncio" if anyio.get_cancelled_exc_class() is asyncio.CancelledError else "trio"
 
 
+class _Client(NamedTuple):
+    connect: Any
+    connection: Any
+
+
 @functools.cache
-def _client(backend: str) -> Any:
+def _client(backend: str) -> _Client:
+    """Return the library's classes for an event loop, with the protections that this module adds.
+
+    Raises:
+        ImportError: A protection would have no effect in the installed version of `websockets`.
+    """
     module = importlib.import_module(f"websockets.{backend}.client")
-    connect = type("connect", (_NoRedirects, module.connect), {})
-    connection = type("ClientConnection", (_AbortOnBackpressure, _SmallReads, module.ClientConnection), {})
-    return functools.partial(connect, create_connection=connection)
+    if not hasattr(websockets.exceptions, "TooManyFragments"):
+        raise _unsupported("it stores the fragments of a message without a limit")
+    if not callable(getattr(module.connect, "process_redirect", None)):
+        raise _unsupported("it has no connect.process_redirect(), by which we keep credentials from other servers")
+    if backend == "asyncio" and not issubclass(module.ClientConnection, asyncio.Protocol):
+        raise _unsupported("its connection is no asyncio.Protocol, by which we limit what waits to be sent")
+    return _Client(
+        type("connect", (_NoRedirects, module.connect), {}),
+        type("ClientConnection", (_AbortOnBackpressure, _SmallReads, module.ClientConnection), {}),
+    )
+
+
+TESTED = "17.4"
+"""The version of `websockets` that an error recommends: the lowest that pyproject.toml permits."""
+
+
+def _unsupported(reason: str) -> ImportError:
+    return ImportError(
+        f"WebSocketListener cannot use websockets {websockets.version.version}: {reason}; "
+        f"update push-to-poll-client, or pip install 'websockets=={TESTED}'"
+    )
 
 
 async def _close(connection: Any) -> None:
@@ -263,7 +313,7 @@ ERROR_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
     (EOFError, Verdict.RETRY),  # the connection broke off before the response to the handshake
     (OSError, Verdict.RETRY),  # the network, a name not found, a timeout, silence
     (NoCommonSubprotocol, Verdict.GIVE_UP),  # one of the two sides has to be changed
-    (ImportError, Verdict.GIVE_UP),  # a SOCKS proxy without python-socks
+    (ImportError, Verdict.GIVE_UP),  # a SOCKS proxy without python-socks, or `_unsupported`
     (ProxyError, Verdict.RETRY),  # the proxy is down or answers garbage
     (InvalidProxy, Verdict.SLOW_RETRY),  # the proxy's address in the environment is invalid
     (InvalidHandshake, Verdict.SLOW_RETRY),  # the response does not open a websocket
@@ -411,6 +461,7 @@ class WebSocketListener(ReadLoopListener[str | bytes]):
             listener.
 
     Raises:
+        ImportError: The installed version of `websockets` lacks something that keeps this listener safe.
         TypeError: An argument is of the wrong type.
         ValueError: The URL is no websocket address, a limit is not above 0, or there are two credentials.
     """
@@ -439,6 +490,7 @@ class WebSocketListener(ReadLoopListener[str | bytes]):
         limits = {"ping_interval": ping_interval, "ping_timeout": ping_timeout, "max_size": max_size}
         for name, limit in limits.items():
             check_number(name, limit, above_zero=True, optional=True)
+        _client("asyncio")  # raises at once if the installed version is unsuitable, also in a program on trio
         super().__init__(
             url,
             headers=headers,

@@ -4,14 +4,19 @@ import asyncio
 import contextlib
 import logging
 import queue
+import re
 import socket
 import ssl
 import struct
 import threading
+import tomllib
+from pathlib import Path
 
 import anyio
 import pytest
 import trustme
+import websockets.asyncio.client
+import websockets.trio.client
 from websockets.asyncio.server import serve
 from websockets.protocol import Protocol, Side
 from websockets.server import ServerProtocol
@@ -306,6 +311,67 @@ async def test_a_redirect_within_the_origin_is_not_followed_either():
         async with listening(to(server)) as channel:
             await channel.saw("down")
     assert len(server.requests) == 1
+
+
+# A `websockets` that has changed
+
+
+@pytest.fixture
+def changed_library(monkeypatch):
+    """Classes made before and after the test are not kept for another one."""
+    websocket._client.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    websocket._client.cache_clear()
+
+
+CLIENTS = (websockets.asyncio.client, websockets.trio.client)
+UNSUITABLE = rf"^WebSocketListener cannot use websockets {re.escape(websockets.__version__)}: "
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # asyncio drops the socket of a protocol that refuses it
+async def test_a_redirect_is_refused_if_the_library_no_longer_asks_whether_to_follow_it(changed_library):
+    changed_library.delattr(websocket._NoRedirects, "process_redirect")  # as if it were called by another name
+    with Refusing((410, {})) as elsewhere:
+        there = (302, {"Location": f"ws://{HOST}:{elsewhere.port}/push"})
+        with Refusing(there) as server:
+            listener = to(server, headers={"X-Key": CANARY}, token=CANARY)
+            with pytest.raises(ListenerError, match="it follows redirects, with your credentials"):
+                await listener.listen(Channel())
+        assert not elsewhere.requests
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("holder", "name", "value", "reason"),
+    [
+        (CLIENTS[0].connect, "process_redirect", None, "it has no connect.process_redirect()"),
+        (websockets.exceptions, "TooManyFragments", None, "it stores the fragments of a message without a limit"),
+        (CLIENTS[0], "ClientConnection", object, "its connection is no asyncio.Protocol"),
+    ],
+)
+def test_an_unsuitable_websockets_is_an_error_at_construction(changed_library, holder, name, value, reason):
+    changed_library.delattr(holder, name)
+    if value:
+        changed_library.setattr(holder, name, value, raising=False)
+    with pytest.raises(ImportError, match=UNSUITABLE + re.escape(reason)) as raised:
+        WebSocketListener("wss://feed.example/push")
+    assert str(raised.value).endswith("pip install 'websockets==17.4'")
+
+
+async def test_an_unsuitable_trio_client_ends_the_listener_before_it_connects(changed_library, anyio_backend):
+    changed_library.delattr(CLIENTS[anyio_backend == "trio"].connect, "process_redirect")
+    with (
+        Server(quiet) as server,
+        pytest.raises((ListenerError, ImportError), match=r"has no connect\.process_redirect"),
+    ):
+        await to(server).listen(Channel())
+    assert not server.requests
+
+
+def test_an_error_recommends_the_lowest_version_of_websockets_that_is_permitted():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert f"websockets>={websocket.TESTED}" in project["dependencies"]
 
 
 async def test_a_refused_connection_is_retried_with_growing_delays(caplog):
