@@ -80,6 +80,8 @@ class RedisListener(ReadLoopListener[Notification]):
     Args:
         url: As redis-py reads it (`redis://`, `rediss://`, `unix://`); or a `redis.asyncio.Redis`, which says how
             to connect (a `credential_provider` of it is asked at each connect), stays yours and is not used else.
+            With `rediss://` the server's certificate must be trusted and name its host, unless the URL says
+            `?ssl_check_hostname=false` (any name) or `?ssl_cert_reqs=none` (any certificate).
         channels: The channel, or several.
         patterns: A pattern of channels as PSUBSCRIBE has them ("orders.*"), or several.
         hint: Makes a push of a `Notification` (its `channel`, and its `data`, which is `bytes`): a `Push`, or
@@ -210,7 +212,7 @@ def _notification(message: Mapping[str, Any]) -> Notification:
 def _pool_factory(url: Any) -> Callable[[float], Any]:
     """Return a function that makes connection pools with the user's settings, except those for retries."""
     try:
-        from redis.asyncio import ConnectionPool
+        from redis.asyncio import ConnectionPool, SSLConnection
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
     except ImportError:
@@ -224,6 +226,9 @@ def _pool_factory(url: Any) -> Callable[[float], Any]:
         for name, value in given.connection_kwargs.items()
         if not name.startswith(RESP3_SETTING_PREFIXES)
     }
+    if issubclass(connection_class, SSLConnection):
+        # By default redis-py 5 sends the password to a server with the certificate of another host.
+        settings.setdefault("ssl_check_hostname", True)
 
     def new_pool(timeout: float) -> Any:
         overrides: dict[str, Any] = {

@@ -3,12 +3,15 @@
 import contextlib
 import gc
 import logging
+import socket
+import ssl
 import sys
 
 import anyio
 import pytest
 import redis
 import redis.asyncio
+import trustme
 from anyio.to_thread import run_sync
 from redis import exceptions
 
@@ -345,6 +348,68 @@ async def test_a_given_client_supplies_the_connection_settings_and_stays_open(se
             await client.publish("orders", "x")
             await channel.saw("up", Push())
         assert await client.ping()
+
+
+# A server with a certificate
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+class SecureServer(Raw):
+    """Notes what the client says inside TLS, or that it refused the handshake."""
+
+    def __init__(self, certificate):
+        super().__init__(self._talk)
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(self._context)
+        self.heard = []
+
+    def _talk(self, accepted, number):
+        try:
+            with self._context.wrap_socket(accepted.dup(), server_side=True) as secure:
+                self.heard.append(secure.recv(65536))
+        except ssl.SSLError:
+            self.heard.append(None)
+        finally:
+            accepted.shutdown(socket.SHUT_RDWR)
+
+
+def as_in_version_5(init):
+    """Return the constructor with the default of redis-py before version 6, which compared no names."""
+    return lambda self, **settings: init(self, **{"ssl_check_hostname": False, **settings})
+
+
+async def heard(server, url):
+    """Return what a server was told before the connection failed."""
+    async with listening(at(None, url=url)) as channel:
+        await channel.saw("down")
+    return server.heard, channel
+
+
+async def test_the_password_is_not_sent_to_a_server_with_the_certificate_of_another_host(
+    real_time, authority, tmp_path, monkeypatch
+):
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setattr(
+        redis.asyncio.SSLConnection, "__init__", as_in_version_5(redis.asyncio.SSLConnection.__init__)
+    )
+    with SecureServer(authority.issue_cert("other.example")) as server:
+        where = f"rediss://:{CANARY}@{HOST}:{server.port}?ssl_ca_certs={tmp_path / 'ca.pem'}"
+        told, channel = await heard(server, where)
+    assert told == [None]
+    assert "certificate" in str(channel.error)
+
+
+@pytest.mark.parametrize("chosen", ["ssl_check_hostname=false", "ssl_cert_reqs=none"])
+async def test_a_url_may_permit_any_name_or_any_certificate(real_time, authority, tmp_path, chosen):
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with SecureServer(authority.issue_cert("other.example")) as server:
+        where = f"rediss://:{CANARY}@{HOST}:{server.port}?ssl_ca_certs={tmp_path / 'ca.pem'}&{chosen}"
+        (told,), _ = await heard(server, where)
+    assert CANARY.encode() in told
 
 
 GARBAGE = (b"", b"\0\xff" * 999, b"*1\r\n" * 5000, b"$999999999999\r\nx", b":" + b"9" * 5000 + b"\r\n", b"*-5\r\n")
