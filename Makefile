@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A second environment with the lowest versions that pyproject.toml permits.
+LOWEST := .venv-lowest
+LOWEST_READY := $(LOWEST)/.ready
 # Servers that nobody here wrote; by the machine's npm, else by the one in .venv.
 SERVERS := tests/node
 SERVERS_READY := $(SERVERS)/node_modules/.ready
@@ -17,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no
 unexport PYTHONDONTWRITEBYTECODE
 NPM ?= $(if $(shell command -v npm),npm,$(WHEEL_NPM))
 
-.PHONY: demo test coverage lint bench chaos mutants servers clean
+.PHONY: demo test coverage lowest lint bench chaos mutants servers clean
 
 demo: $(READY)
 	$(BIN)/push-to-poll demo
@@ -28,6 +31,13 @@ test: lint servers
 # `make test` asks for what every run reaches (pyproject.toml); this one for every line and branch.
 coverage: servers
 	COUNT=all $(PYTEST) --cov --cov-report=term-missing --cov-fail-under=100
+
+# What guards a boundary, with the lowest permitted version of each dependency.
+BOUNDARIES := tests/hostile tests/fuzz tests/web tests/listeners tests/durable_streams tests/feeds tests/stores \
+	tests/testing tests/core/test_dependencies.py
+
+lowest: servers $(LOWEST_READY)
+	$(subst $(VENV)/,$(LOWEST)/,$(PYTEST)) $(BOUNDARIES)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -48,9 +58,11 @@ mutants: $(READY)
 	$(BIN)/python -m tests.mutants.plant
 
 $(READY): .ci/requirements.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement .ci/requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+$(LOWEST_READY): .ci/requirements-lowest.txt pyproject.toml
+$(READY) $(LOWEST_READY):
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --require-hashes --requirement $<
+	$(@D)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 servers: $(SERVERS_READY)
@@ -60,4 +72,4 @@ $(SERVERS_READY): $(SERVERS)/package-lock.json | $(READY)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(SERVERS)/node_modules build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(SERVERS)/node_modules build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
