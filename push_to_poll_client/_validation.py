@@ -1,4 +1,4 @@
-"""Check numbers that the user gives, and make text from others safe for an error or a log line."""
+"""Check what the user gives and installed, and make text from others safe for an error or a log line."""
 
 import math
 from typing import Any
@@ -10,6 +10,7 @@ __all__ = [
     "check_not_huge",
     "check_number",
     "describe",
+    "missing_dependency",
     "one_line",
     "quoted",
 ]
@@ -65,6 +66,27 @@ def check_identity(identity: object) -> str:
         return identity
     kind = ValueError if isinstance(identity, str) else TypeError
     raise kind(f"identity must be a str of 1 to {MAX_IDENTITY:,} characters, not {quoted(identity, 50)}")
+
+
+def missing_dependency(
+    what: str, package: str, error: ImportError, *, remedy: str, repair: str | None = None
+) -> ImportError:
+    """Return the error to raise when an optional dependency cannot be imported.
+
+    Args:
+        what: What needs it.
+        package: The module that was imported.
+        error: The error of that import.
+        remedy: What to do if it is not installed, or too old.
+        repair: What to do if it is installed and does not work. None if that is to install it again.
+    """
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == package:
+        return ImportError(f"{what} needs {package}: {remedy}", name=package)
+    repair = repair or remedy.replace("pip install", "pip install --force-reinstall")
+    return ImportError(
+        f"{what} needs {package}, which is installed but cannot be imported: {repair} ({one_line(str(error))})",
+        name=package,
+    )
 
 
 def quoted(text: object, limit: int = 100) -> str:

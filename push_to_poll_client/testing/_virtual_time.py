@@ -5,10 +5,15 @@ clock jumps to the next timer.
 """
 
 import asyncio
+import inspect
 import selectors
+import sys
+from types import FunctionType, MethodType
 from typing import Any, Final, Literal
 
 import anyio
+
+from push_to_poll_client._validation import missing_dependency
 
 __all__ = ["START", "Bell", "VirtualTimeLoop", "virtual_time"]
 
@@ -73,9 +78,24 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 def virtual_time(
     backend: Literal["asyncio", "trio"], *, autojump_threshold: float = 0.0
 ) -> tuple[str, dict[str, Any]]:
-    """What to return from an `anyio_backend` fixture, for tests whose time is virtual.
+    """Return a backend whose time is virtual, for an `anyio_backend` fixture or for `anyio.run`.
+
+        @pytest.fixture(params=["asyncio", "trio"])
+        def anyio_backend(request):
+            return virtual_time(request.param)
+
+        @pytest.mark.anyio
+        async def test_an_hour():
+            await anyio.sleep(3600)  # takes a millisecond
 
     The clock starts at 1,000.
+
+    Only anyio's plugin for pytest uses this fixture. pytest-asyncio may be installed too, in its default mode
+    `strict`. In mode `auto` it runs every async test itself, in an event loop of its own, and so it does in any
+    mode with a test that is marked `asyncio`. For such tests write in conftest.py (pytest-asyncio 1.4 or newer):
+
+        def pytest_asyncio_loop_factories(config, item):
+            return {"virtual_time": VirtualTimeLoop}
 
     Args:
         backend: The event loop to run on.
@@ -83,11 +103,47 @@ def virtual_time(
 
     Returns:
         The backend's name and its options, for `anyio.run` or its pytest plugin.
-    """
-    if backend == "trio":
-        import trio.testing
 
-        clock = trio.testing.MockClock(autojump_threshold=autojump_threshold)
+    Raises:
+        ImportError: The backend is trio, which is not installed.
+        RuntimeError: The fixture is for a test that pytest-asyncio runs, where virtual time would have no effect.
+    """
+    _refuse_pytest_asyncio()
+    if backend == "trio":
+        try:
+            from trio.testing import MockClock
+        except ImportError as error:
+            raise missing_dependency("virtual_time('trio')", "trio", error, remedy="pip install trio") from error
+
+        clock = MockClock(autojump_threshold=autojump_threshold)
         clock.jump(START)
         return "trio", {"clock": clock}
     return "asyncio", {"loop_factory": lambda: VirtualTimeLoop(autojump_threshold)}
+
+
+def _refuse_pytest_asyncio() -> None:
+    """Raise an error instead of letting a test wait for hours of real time."""
+    if "pytest_asyncio" not in sys.modules or (request := _fixture_request()) is None:
+        return
+    test = getattr(request.node, "obj", None)  # for a fixture of a wider scope a module, or nothing
+    if isinstance(test, FunctionType | MethodType) and not inspect.iscoroutinefunction(test):
+        return
+    mode = request.config.getoption("asyncio_mode", "off")  # "off" if it is imported and no plugin
+    if mode == "off":
+        return
+    if (mode or request.config.getini("asyncio_mode")) == "auto" or request.node.get_closest_marker("asyncio"):
+        raise RuntimeError(
+            "virtual_time() has no effect on a test that pytest-asyncio runs: mark the test with anyio and set "
+            "asyncio_mode = strict, or return VirtualTimeLoop from the hook pytest_asyncio_loop_factories; "
+            "see help(virtual_time)"
+        )
+
+
+def _fixture_request() -> Any:
+    """Return pytest's request for the fixture that is being set up, or None."""
+    # virtual_time() is called by a fixture, and that by a function of pytest that has the request.
+    pytest = sys.modules["pytest"]
+    frame = inspect.currentframe()
+    while frame is not None and not isinstance(frame.f_locals.get("request"), pytest.FixtureRequest):
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals["request"]
