@@ -3,6 +3,7 @@
 A push says when to ask, the poll says what, each message is processed once. Imports run one way: each of
 these modules may import only those above it and those to its left.
 
+    _version                                        the version
     _event_loop, _validation, _json, _log           event loops, checks of arguments, JSON, log lines
     _exceptions, _types, _protocols                 what all parts share
     _http/                                          HTTP, once, for feeds and listeners
@@ -70,6 +71,7 @@ from push_to_poll_client._types import (
     SavedCursor,
     UnreadableMessage,
 )
+from push_to_poll_client._version import __version__
 from push_to_poll_client.durable_streams import DurableStreamFeed, PullWakeListener
 from push_to_poll_client.feeds import AtomEntry, AtomFeed, CloudEvent, HTTPFeed, PagedFeed
 from push_to_poll_client.listeners import (
@@ -162,4 +164,5 @@ __all__ = [
     "WebhookCounters",
     "WebhookListener",
     "WebhookRequest",
+    "__version__",
 ]

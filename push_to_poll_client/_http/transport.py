@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from http import HTTPStatus
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from importlib import metadata
 from typing import Any, cast
 from urllib.request import getproxies
 
@@ -15,6 +14,7 @@ import anyio.lowlevel
 import httpx
 
 from push_to_poll_client._http.origins import without_secrets
+from push_to_poll_client._version import __version__
 
 __all__ = [
     "CHUNKS_AT_ONCE",
@@ -37,11 +37,7 @@ def shared_tls_context() -> ssl.SSLContext:
 @functools.cache
 def user_agent(http_library: str = f"python-httpx/{httpx.__version__}") -> str:
     """Return the `User-Agent` header (RFC 9110 §10.1.5): this library, and the one that it sends with."""
-    try:
-        version = metadata.version("push-to-poll-client")
-    except metadata.PackageNotFoundError:  # run from its sources
-        version = "0"
-    return f"push-to-poll-client/{version} {http_library}"
+    return f"push-to-poll-client/{__version__} {http_library}"
 
 
 KEEP_ALIVE = 90.0

@@ -21,7 +21,7 @@ from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_number, one_line
+from push_to_poll_client._validation import check_number, missing_dependency, one_line
 from push_to_poll_client.listeners._backoff import Verdict
 from push_to_poll_client.listeners._base import ReadLoopListener, refuse_trio, unique_names
 from push_to_poll_client.listeners._failures import Failure, causes, describe_error
@@ -111,7 +111,8 @@ class PostgresListener(ReadLoopListener[Notification]):
     permitted).
 
     Runs on asyncio alone, since psycopg does; on Windows in a selector event loop, which psycopg needs. Needs
-    `pip install 'push-to-poll-client[postgres]'`.
+    `pip install 'push-to-poll-client[postgres]'`, and the client library libpq: of the system, or by
+    `pip install 'psycopg[binary]'`.
 
     Args:
         conninfo: A connection string or URI, or an async function that returns a `psycopg.AsyncConnection`, which
@@ -132,7 +133,7 @@ class PostgresListener(ReadLoopListener[Notification]):
         name: Host, port and database if they are said, and the channels.
 
     Raises:
-        ImportError: psycopg is not installed.
+        ImportError: psycopg is not installed, or finds no libpq.
         TypeError: An argument is of the wrong type.
         ValueError: The connection string cannot be read, a channel has no name or one of more than 63 bytes, or a
             limit is not above 0.
@@ -217,8 +218,14 @@ def _parse_conninfo(conninfo: str) -> tuple[Connect, str]:
     """Return a function that connects, and the location as a URL without secrets."""
     try:
         import psycopg
-    except ImportError:
-        raise ImportError("PostgresListener needs psycopg: pip install 'push-to-poll-client[postgres]'") from None
+    except ImportError as error:
+        raise missing_dependency(
+            "PostgresListener",
+            "psycopg",
+            error,
+            remedy="pip install 'push-to-poll-client[postgres]' 'psycopg[binary]'",
+            repair="pip install 'psycopg[binary]', or install PostgreSQL's client library libpq",
+        ) from error
     if not isinstance(conninfo, str):
         raise TypeError(f"conninfo is a str or an async function, not {type(conninfo).__name__}")
     try:

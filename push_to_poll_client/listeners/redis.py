@@ -18,7 +18,7 @@ from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_number, one_line
+from push_to_poll_client._validation import check_number, missing_dependency, one_line
 from push_to_poll_client.listeners._backoff import Verdict
 from push_to_poll_client.listeners._base import ReadLoopListener, refuse_trio, unique_names
 from push_to_poll_client.listeners._failures import Failure, causes, describe_error, verdict_by_type
@@ -215,8 +215,10 @@ def _pool_factory(url: Any) -> Callable[[float], Any]:
         from redis.asyncio import ConnectionPool, SSLConnection
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
-    except ImportError:
-        raise ImportError("RedisListener needs redis-py: pip install 'push-to-poll-client[redis]'") from None
+    except ImportError as error:
+        raise missing_dependency(
+            "RedisListener", "redis", error, remedy="pip install 'push-to-poll-client[redis]'"
+        ) from error
     given = _pool_from_url(url, ConnectionPool) if isinstance(url, str) else getattr(url, "connection_pool", None)
     if not isinstance(given, ConnectionPool):
         raise TypeError(f"url is a str or a redis.asyncio.Redis, not {type(url).__name__}")

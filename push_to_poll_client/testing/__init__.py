@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from push_to_poll_client._validation import missing_dependency
 from push_to_poll_client.testing._fake_feed import Answer, Asked, FakeFeed
 from push_to_poll_client.testing._manual_listener import ManualListener
 from push_to_poll_client.testing._reference.app import ReferenceApp
@@ -51,5 +52,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = f"{__name__}.{_LATER[name]}"
     if module.endswith("_suite") and module not in sys.modules:
-        import_module("pytest").register_assert_rewrite(module)  # a failing suite shows what it compared
+        try:
+            pytest = import_module("pytest")
+        except ImportError as error:
+            raise missing_dependency(name, "pytest", error, remedy="pip install pytest") from error
+        pytest.register_assert_rewrite(module)  # a failing suite shows what it compared
     return getattr(import_module(module), name)

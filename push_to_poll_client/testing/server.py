@@ -22,6 +22,7 @@ from typing import Any, TypeVar, cast
 
 import anyio
 
+from push_to_poll_client._validation import missing_dependency
 from push_to_poll_client.testing._reference.app import ReferenceApp
 from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
 
@@ -32,8 +33,10 @@ try:
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-except ImportError as _missing:  # pragma: no cover - the tests have it
-    raise ImportError("The reference server needs uvicorn: pip install 'push-to-poll-client[serve]'") from _missing
+except ImportError as _error:  # pragma: no cover - the tests have it
+    raise missing_dependency(
+        "The reference server", "uvicorn", _error, remedy="pip install 'push-to-poll-client[serve]'"
+    ) from _error
 
 _T = TypeVar("_T")
 

@@ -17,6 +17,7 @@ import anyio
 import msgspec
 import pytest
 
+import push_to_poll_client
 from push_to_poll_client import (
     CloudEvent,
     FetchRequest,
@@ -480,12 +481,12 @@ def test_a_broken_pipe_error_in_this_process_is_not_an_error(server, backend, mo
     assert (tmp_path / "stdout").read_text() == ""
 
 
-def test_the_cli_module_can_be_run_as_the_command(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["push-to-poll", "--version"])
+def test_the_package_can_be_run_as_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["python", "--version"])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module("push_to_poll_client.cli", run_name="__main__")
+        runpy.run_module("push_to_poll_client", run_name="__main__")
     assert ended.value.code == 0
-    assert capsys.readouterr().out.startswith("push-to-poll ")
+    assert capsys.readouterr().out == f"push-to-poll {push_to_poll_client.__version__}\n"
 
 
 def test_the_installed_command_prints_help_with_all_exit_codes():

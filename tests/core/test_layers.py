@@ -15,7 +15,17 @@ PACKAGE = Path(push_to_poll_client.__file__).parent
 LAYERS = re.findall(r"\b_\w+", push_to_poll_client.__doc__)
 """The modules of the core, as the package lists them. Each may import those before it, and no adapter."""
 
-SHARED = {"_event_loop", "_validation", "_json", "_log", "_exceptions", "_types", "_protocols", "_http"}
+SHARED = {
+    "_version",
+    "_event_loop",
+    "_validation",
+    "_json",
+    "_log",
+    "_exceptions",
+    "_types",
+    "_protocols",
+    "_http",
+}
 """What adapters may import too, which know nothing of each other."""
 
 ADAPTERS = ("feeds", "listeners", "stores")
@@ -26,7 +36,7 @@ ABOVE_ADAPTERS = {"durable_streams": {"feeds", "listeners"}}
 PACKAGES = {"_http"}
 """Layers that are a package of several modules."""
 
-FREE = {"cli", "testing"}
+FREE = {"cli", "testing", "__main__"}
 """They may import anything, and nothing may import them."""
 
 

@@ -1,13 +1,15 @@
-"""The package and the command line work without what the extras install."""
+"""The package and the command line work without what the extras install, and say what to install for the rest."""
 
 import subprocess
 import sys
 
 import pytest
 
+from push_to_poll_client import testing
+from push_to_poll_client._validation import missing_dependency
 from tests.support.forms import GUARD
 
-OF_EXTRAS = ("cryptography", "opentelemetry", "psycopg", "redis", "rich", "uvicorn")
+OF_EXTRAS = ("cryptography", "psycopg", "redis", "uvicorn")
 
 WITHOUT = f"""
 import sys
@@ -30,3 +32,75 @@ def test_the_package_and_the_commands_need_no_extra(command):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "usage: push-to-poll" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "error"),
+    [
+        ("pytest", "testing.StoreSuite", "StoreSuite needs pytest: pip install pytest"),
+        (
+            "pytest",
+            "testing.TransactionalStoreSuite",
+            "TransactionalStoreSuite needs pytest: pip install pytest",
+        ),
+        (
+            "uvicorn",
+            "testing.serve_in_thread",
+            "The reference server needs uvicorn: pip install 'push-to-poll-client[serve]'",
+        ),
+        (
+            "redis",
+            "listeners.redis.RedisListener('redis://h', 'orders')",
+            "RedisListener needs redis: pip install 'push-to-poll-client[redis]'",
+        ),
+        (
+            "psycopg",
+            "listeners.postgres.PostgresListener('', 'orders')",
+            "PostgresListener needs psycopg: pip install 'push-to-poll-client[postgres]' 'psycopg[binary]'",
+        ),
+        (
+            "cryptography",
+            "listeners.verifiers.standard_webhooks('whpk_' + 'A' * 43 + '=')",
+            "An Ed25519 signature needs cryptography: pip install 'push-to-poll-client[crypto]'",
+        ),
+    ],
+)
+def test_what_needs_a_missing_package_says_what_to_install(module, code, error):
+    script = f"""
+import sys
+sys.modules[{module!r}] = None
+from push_to_poll_client import listeners, testing
+import push_to_poll_client.listeners.postgres, push_to_poll_client.listeners.redis
+import push_to_poll_client.listeners.verifiers
+try:
+    {code}
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=GUARD, check=False
+    )
+    assert (done.stdout, done.stderr) == (f"{error}\n", "")
+
+
+def test_a_suite_without_pytest_says_to_install_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "push_to_poll_client.testing._feed_suite", raising=False)
+    monkeypatch.setitem(sys.modules, "pytest", None)
+    with pytest.raises(ImportError, match=r"^FeedSuite needs pytest: pip install pytest$"):
+        testing.FeedSuite  # noqa: B018  # it is asked for
+
+
+def test_virtual_time_on_trio_without_trio_says_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trio.testing", None)
+    with pytest.raises(ImportError, match=r"^.* needs trio: pip install trio$"):
+        testing.virtual_time("trio")
+
+
+def test_a_package_that_is_installed_and_broken_is_to_be_installed_again():
+    error = missing_dependency(
+        "RedisListener", "redis", ImportError("bad\nELF"), remedy="pip install 'push-to-poll-client[redis]'"
+    )
+    assert str(error) == (
+        "RedisListener needs redis, which is installed but cannot be imported: "
+        "pip install --force-reinstall 'push-to-poll-client[redis]' (bad\N{REPLACEMENT CHARACTER}ELF)"
+    )

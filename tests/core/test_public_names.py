@@ -1,5 +1,6 @@
 """The public names are these and no others, and each is documented."""
 
+import importlib.metadata
 import tomllib
 from pathlib import Path
 
@@ -18,7 +19,7 @@ PUBLIC = set(
     PollResult Status ListenerStatus Counters Mode FailingMessage Hooks Fate DeadLetters Retried Resync Resynced
     Gap PushToPollError FeedError FeedRefused ChainRestart CursorExpired FeedGone Throttled ProcessError
     MessageVerdict RetryMessage DeadLetterMessage SkipMessage StopConsumer UndecodableMessage ContentChanged
-    ListenerError SubscriptionGone StoreError StoreUnavailable StoreBusy StoreMismatch OwnershipLost
+    ListenerError SubscriptionGone StoreError StoreUnavailable StoreBusy StoreMismatch OwnershipLost __version__
     """.split()  # noqa: SIM905  # read by people
 )
 
@@ -39,6 +40,10 @@ def test_every_public_name_exists_and_every_public_class_has_a_docstring(module)
 def test_an_unknown_name_in_the_lazy_testing_package_is_an_attribute_error():
     with pytest.raises(AttributeError, match=r"'push_to_poll_client\.testing' has no attribute 'Nothing'"):
         testing.Nothing  # noqa: B018  # it is asked for
+
+
+def test_the_version_is_that_of_the_installed_distribution():
+    assert push_to_poll_client.__version__ == importlib.metadata.version("push-to-poll-client")
 
 
 def test_the_project_has_exactly_the_expected_dependencies():

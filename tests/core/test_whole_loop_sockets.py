@@ -162,7 +162,7 @@ def test_no_message_is_lost_when_tail_is_killed_and_restarted(server, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "push_to_poll_client.cli",
+        "push_to_poll_client",
         "tail",
         server.url,
         "--state",

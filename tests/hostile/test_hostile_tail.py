@@ -73,7 +73,7 @@ def server():
 
 
 def tail(*arguments):
-    command = [sys.executable, "-m", "push_to_poll_client.cli", "tail", *arguments]
+    command = [sys.executable, "-m", "push_to_poll_client", "tail", *arguments]
     return subprocess.run(command, capture_output=True, timeout=GUARD, check=False)
 
 

@@ -260,6 +260,19 @@ def test_a_missing_psycopg_is_an_import_error_with_the_install_command(monkeypat
         PostgresListener("", "orders")
 
 
+def test_a_psycopg_that_finds_no_libpq_is_an_import_error_that_says_how_to_get_it(monkeypatch, tmp_path):
+    (tmp_path / "psycopg.py").write_text("raise ImportError('no pq wrapper available.\\nAttempts made: none')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "psycopg")
+    with pytest.raises(ImportError) as raised:
+        PostgresListener("", "orders")
+    assert str(raised.value) == (
+        "PostgresListener needs psycopg, which is installed but cannot be imported: "
+        "pip install 'psycopg[binary]', or install PostgreSQL's client library libpq "
+        "(no pq wrapper available.\N{REPLACEMENT CHARACTER}Attempts made: none)"
+    )
+
+
 # On servers
 
 

@@ -9,7 +9,7 @@ import anyio
 
 from push_to_poll_client.cli import main
 
-COMMAND = [sys.executable, "-m", "push_to_poll_client.cli"]
+COMMAND = [sys.executable, "-m", "push_to_poll_client"]
 
 
 def said(err):

@@ -1,7 +1,6 @@
 """How a server is asked: conditions, links and redirects to other origins, by `Client` itself. Without sockets."""
 
 import gzip
-from importlib import metadata
 
 import anyio
 import httpx
@@ -11,7 +10,7 @@ import respx
 from push_to_poll_client._exceptions import FeedError, FeedRefused
 from push_to_poll_client._http.caching import Validators
 from push_to_poll_client._http.client import Client
-from push_to_poll_client._http.transport import user_agent
+from push_to_poll_client._version import __version__
 from tests.feeds.test_http_feed import SECRET, URL, Chunks, Server
 
 pytestmark = pytest.mark.anyio
@@ -90,7 +89,7 @@ class TestConditions:
 
 
 class TestWhoAsks:
-    OURS = f"push-to-poll-client/{metadata.version('push-to-poll-client')} python-httpx/{httpx.__version__}"
+    OURS = f"push-to-poll-client/{__version__} python-httpx/{httpx.__version__}"
 
     async def test_the_user_agent_names_this_library_and_httpx(self, serve):
         server = serve(httpx.Response(200))
@@ -113,13 +112,6 @@ class TestWhoAsks:
             del client.headers["user-agent"]
             await ask(origin(client=client))
         assert "user-agent" not in server.last.headers
-
-    def test_the_user_agent_has_version_0_if_the_package_is_not_installed(self, monkeypatch):
-        def missing(name):
-            raise metadata.PackageNotFoundError(name)
-
-        monkeypatch.setattr(metadata, "version", missing)
-        assert user_agent("x/1") == "push-to-poll-client/0 x/1"
 
 
 class TestAPool:

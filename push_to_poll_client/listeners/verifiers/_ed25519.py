@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any, TypeAlias
 
+from push_to_poll_client._validation import missing_dependency
+
 __all__ = ["PublicKey", "public_key", "verify"]
 
 
@@ -32,8 +34,8 @@ def public_key(raw: bytes) -> PublicKey:
     try:
         ed25519 = import_module("cryptography.hazmat.primitives.asymmetric.ed25519")
     except ImportError as error:
-        raise ImportError(
-            "Ed25519 signatures need cryptography: pip install 'push-to-poll-client[crypto]'"
+        raise missing_dependency(
+            "An Ed25519 signature", "cryptography", error, remedy="pip install 'push-to-poll-client[crypto]'"
         ) from error
     if len(raw) != KEY_SIZE:
         raise ValueError(f"an Ed25519 public key has {KEY_SIZE} bytes, not {len(raw)}")

@@ -1,4 +1,4 @@
-"""`python -m push_to_poll_client.cli` is `push-to-poll`."""
+"""`python -m push_to_poll_client` is `push-to-poll`."""
 
 import sys
 
