@@ -642,6 +642,16 @@ MUTANTS = [
     ),
     of(
         "G10",
+        "follows a link to the lock file",
+        "stores/_sqlite/file.py",
+        'getattr(os, "O_NOFOLLOW", 0) | ',
+        "",
+        "tests/stores/test_sqlite_file.py",
+        "-k",
+        "Foreign",
+    ),
+    of(
+        "G10",
         "writes without looking at the token",
         "stores/_sqlite/cursors.py",
         "WHERE id = ? AND token = ?\n",

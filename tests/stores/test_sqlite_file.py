@@ -19,7 +19,7 @@ from push_to_poll_client._types import Record
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.stores import SQLiteStore
 from push_to_poll_client.stores._sqlite import schema, wal
-from push_to_poll_client.stores._sqlite.file import wrap_sqlite_errors
+from push_to_poll_client.stores._sqlite.file import lock_holder, wrap_sqlite_errors
 from push_to_poll_client.stores._sqlite.reader import read_store
 from tests.support.command_line import typed
 
@@ -485,6 +485,84 @@ class TestCheckpoints:
             checkpoints = wal.Checkpoints(BusyWithCheckpoint(), str(path))
             assert checkpoints._checkpoint() == "another program writes to the file or makes a checkpoint"
             checkpoints.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+class TestForeignFiles:
+    """What somebody else can put beside the database, in a directory where others may write."""
+
+    VICTIM = "the only copy of a thesis"
+
+    @pytest.fixture
+    def victim(self, tmp_path):
+        (tmp_path / "victim").write_text(self.VICTIM)
+        return tmp_path / "victim"
+
+    async def refused(self, path):
+        with anyio.fail_after(5), pytest.raises(StoreError) as error:
+            await SQLiteStore(path).claim("a", feed="f")
+        assert not path.exists(), "nothing was made"
+        assert "look at who made it, and delete it or name another file" in str(error.value)
+        return str(error.value)
+
+    @pytest.mark.parametrize("link", [os.symlink, os.link])
+    async def test_a_link_in_place_of_the_lock_file_is_not_followed(self, path, victim, link):
+        link(victim, side(path, ".lock"))
+        text = await self.refused(path)
+        assert f"{path}.lock is not a lock file" in text
+        assert victim.read_text() == self.VICTIM
+        assert lock_holder(str(path)) is None
+
+    async def test_a_link_to_nothing_in_place_of_the_lock_file_makes_no_file(self, path, tmp_path):
+        side(path, ".lock").symlink_to(tmp_path / "new")
+        await self.refused(path)
+        assert not (tmp_path / "new").exists()
+
+    async def test_a_named_pipe_in_place_of_the_lock_file_is_refused_and_does_not_hang(self, path):
+        os.mkfifo(side(path, ".lock"))
+        await self.refused(path)
+        assert lock_holder(str(path)) is None
+
+    async def test_a_directory_in_place_of_the_lock_file_is_refused(self, path):
+        side(path, ".lock").mkdir()
+        await self.refused(path)
+
+    @pytest.mark.parametrize("content", ["[[package]]", "1" * 21])
+    async def test_a_file_that_only_has_the_name_of_a_lock_file_keeps_its_content(self, path, content):
+        """SQLiteStore("poetry") would empty the poetry.lock of a project."""
+        side(path, ".lock").write_text(content)
+        await self.refused(path)
+        assert side(path, ".lock").read_text() == content
+
+    async def test_a_new_lock_file_is_for_its_owner_alone(self, path):
+        async with claimed(SQLiteStore(path)):
+            assert side(path, ".lock").stat().st_mode & 0o777 == 0o600
+
+    @pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+    @pytest.mark.parametrize("make", [os.symlink, lambda _, name: os.mkfifo(name)], ids=["link", "pipe"])
+    async def test_a_link_or_a_pipe_in_place_of_a_side_file_is_refused(self, path, victim, suffix, make):
+        make(victim, side(path, suffix))
+        text = await self.refused(path)
+        assert f"{path}{suffix} is a link or a special file" in text
+        assert victim.read_text() == self.VICTIM
+
+    async def test_a_symbolic_link_to_the_database_is_followed(self, path, tmp_path):
+        (tmp_path / "link.db").symlink_to(path)
+        async with claimed(SQLiteStore(tmp_path / "link.db")):
+            assert side(path, ".lock").exists(), "the lock is beside the file itself"
+            assert not (tmp_path / "link.db.lock").exists()
+
+    @pytest.mark.parametrize(("mode", "warns"), [(0o600, 0), (0o644, 0), (0o660, 0), (0o666, 1), (0o602, 1)])
+    async def test_a_file_that_all_users_may_write_to_is_reported_once(self, path, caplog, mode, warns):
+        async with claimed(SQLiteStore(path)):
+            pass
+        path.chmod(mode)
+        store = SQLiteStore(path)
+        async with claimed(store), claimed(store, "b"):
+            pass
+        warnings = [text for text in caplog.messages if f"state.db has the mode {mode:04o}" in text]
+        assert len(warnings) == warns
+        assert all("chmod 600" in text for text in warnings)
 
 
 class TestErrors:

@@ -5,6 +5,11 @@ also when the process is killed, so it never has to be broken by hand or by age.
 that deletes lock files deletes, sooner or later, one that another process has just locked. The lock file holds the
 owner's process id, which is only shown; the lock of the operating system decides.
 
+In a directory where others may write, somebody can put a link to a file of yours where the lock file should be.
+So the lock file is opened without following a link, only a regular file with one name is used, and a file that
+holds anything but a process id is left as it is. Side files of SQLite (`-wal`, `-shm`, `-journal`) that are not
+regular files are refused too: SQLite would write to what they lead to.
+
 `lock_holder` finds the owner without taking the lock, which would keep out a consumer that starts at the same
 instant. Linux lists its locks; elsewhere the owner is the process whose id is in the lock file, if that process
 exists.
@@ -18,6 +23,7 @@ import logging
 import os
 import re
 import sqlite3
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -34,6 +40,35 @@ from push_to_poll_client.stores._sqlite.wal import Checkpoints, check_wal
 __all__ = ["OpenFile", "OwnerLock", "check_size", "lock_holder", "wrap_invalid_values", "wrap_sqlite_errors"]
 
 
+_MAX_PROCESS_ID = 20
+"""Digits of the longest process id."""
+
+
+def _open_lock_file(path: str, flags: int) -> int:
+    """Open the lock file of `path`, and nothing that a link or a special file in its place would lead to.
+
+    Raises:
+        OSError: It cannot be opened.
+        StoreError: It is not a regular file, or has several names.
+    """
+    # O_NONBLOCK: else opening a FIFO waits for its other end. Windows has neither flag, and no links without a
+    # privilege.
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(f"{path}.lock", flags, 0o600)
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
+        return descriptor
+    os.close(descriptor)
+    raise StoreError(_not_a_lock_file(path))
+
+
+def _not_a_lock_file(path: str) -> str:
+    return (
+        f"{path}: {path}.lock is not a lock file: it is a link, a special file, or holds something else than a "
+        "process id. Nothing was changed; look at who made it, and delete it or name another file"
+    )
+
+
 _PROC_LOCKS = Path("/proc/locks")  # proc_locks(5)
 _PROC_LOCK_LINE = re.compile(r"^\d+: FLOCK +ADVISORY +WRITE +(\d+) (\w+:\w+):(\d+) ", re.MULTILINE)
 
@@ -45,9 +80,10 @@ def lock_holder(path: str) -> int | None:
         path: The owned file, absolute, links followed; see `OwnerLock`.
     """
     try:
-        with Path(f"{path}.lock").open("rb") as file:  # closing it drops no flock of another descriptor
-            written, stats = file.read(20), os.fstat(file.fileno())
-    except OSError:
+        # Closing it drops no flock of another descriptor.
+        with open(_open_lock_file(path, os.O_RDONLY), "rb") as file:
+            written, stats = file.read(_MAX_PROCESS_ID), os.fstat(file.fileno())
+    except (OSError, StoreError):
         return None
     process = int(written) if written.isdigit() else 0
     try:
@@ -143,8 +179,12 @@ class OwnerLock:
     def __init__(self, path: str) -> None:
         try:
             # Not inherited by programs that this one starts (PEP 446).
-            self._descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            self._descriptor = _open_lock_file(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
+            # Of a link the error is ELOOP, of a FreeBSD EMLINK; of a directory EISDIR, of a socket ENXIO.
+            with contextlib.suppress(OSError):
+                if not stat.S_ISREG(os.lstat(f"{path}.lock").st_mode):
+                    raise StoreError(_not_a_lock_file(path)) from None
             raise StoreError(
                 f"{path}: cannot make the lock file {path}.lock: {error.strerror}; name a file in a directory "
                 "that exists and may be written"
@@ -171,12 +211,18 @@ class OwnerLock:
             raise StoreError(
                 f"{path}: cannot lock {path}.lock: {error.strerror}; name a file on a local disk"
             ) from error
+        # NULs are what the crash of a machine leaves of a process id.
+        if os.read(self._descriptor, _MAX_PROCESS_ID + 1).strip(b"\0 0123456789") or (
+            os.fstat(self._descriptor).st_size > _MAX_PROCESS_ID
+        ):
+            raise StoreError(_not_a_lock_file(path))
         with contextlib.suppress(OSError):  # a full disk: the process id is for the message only
             os.ftruncate(self._descriptor, 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
             os.write(self._descriptor, str(os.getpid()).encode())
 
     def _describe_owner(self) -> str:
-        process = os.read(self._descriptor, 20).decode("ascii", "replace")
+        process = os.read(self._descriptor, _MAX_PROCESS_ID).decode("ascii", "replace")
         if process == str(os.getpid()):
             return "another store object of this process (share one between consumers)"
         return f"process {process}" if process.isdecimal() else "another process"
@@ -274,6 +320,7 @@ class OpenFile:
     def _open(self, synchronous: Synchronous) -> None:
         if not self.shared:  # else with the first handler, since only handlers write beside other programs
             warn_of_old_sqlite(shared=False)
+        _check_side_files(self.path)
         check_wal(self.path)
         _create(self.path)
         with wrap_sqlite_errors(self.path, opening=True):
@@ -284,7 +331,7 @@ class OpenFile:
             except BaseException:
                 self.connection.close()
                 raise
-        _warn_of_hard_links(self.path)  # only now: a directory has several too
+        _warn_of_other_writers(self.path)  # only now: a directory has several names too
 
     def _open_wal(self) -> None:
         self.connection.execute("PRAGMA schema_version").fetchone()  # the side files are made by the first look
@@ -424,15 +471,40 @@ def _create(path: str) -> None:
         raise StoreError(f"{path} cannot be made: {error.strerror}; name a file that may be made") from error
 
 
-def _warn_of_hard_links(path: str) -> None:
+def _check_side_files(path: str) -> None:
+    """Refuse a side file of SQLite that is a link or a special file: SQLite would write to what it leads to.
+
+    Raises:
+        StoreError: There is one.
+    """
+    for suffix in ("-wal", "-shm", "-journal"):
+        try:
+            found = os.lstat(f"{path}{suffix}")
+        except OSError:
+            continue
+        if not stat.S_ISREG(found.st_mode):
+            raise StoreError(
+                f"{path} cannot be used: {path}{suffix} is a link or a special file, which SQLite never makes. "
+                "Nothing was changed; look at who made it, and delete it or name another file"
+            )
+
+
+def _warn_of_other_writers(path: str) -> None:
     with contextlib.suppress(OSError):
-        names = os.stat(path).st_nlink  # noqa: PTH116  # a str, which may hold anything
-        if names > 1:
+        found = os.stat(path)  # noqa: PTH116  # a str, which may hold anything
+        if found.st_nlink > 1:
             _logger.warning(
                 "%s has %d names (hard links), and each name has a lock of its own: a process that opens the file "
                 "by another name is not kept out, and damages it; use one name, and copy instead of linking",
                 path,
-                names,
+                found.st_nlink,
+            )
+        if found.st_mode & stat.S_IWOTH and sys.platform != "win32":
+            _logger.warning(
+                "%s has the mode %s: every user of this machine may write to it, and so change what is processed; "
+                "run chmod 600 on it",
+                path,
+                f"{stat.S_IMODE(found.st_mode):04o}",
             )
 
 
