@@ -7,7 +7,7 @@ session for each call that needs one.
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from itertools import chain, count
 from types import TracebackType
@@ -42,6 +42,7 @@ from push_to_poll_client._options import (
 from push_to_poll_client._polls import Polls
 from push_to_poll_client._protocols import Feed, Listener, Session, Store
 from push_to_poll_client._schedule import Mode
+from push_to_poll_client._secrets import known_secrets
 from push_to_poll_client._status import MAX_SHOWN_FAILING, ConsumerStats, PollResult, RunLog, Status
 from push_to_poll_client._types import Cursor, Message, Push
 from push_to_poll_client._validation import check_number, describe
@@ -203,6 +204,7 @@ class Consumer:
         if name == "":
             raise ValueError("name must not be empty; give a short one, such as 'orders', or None for the feed's")
         self.name: str = self._feed_name if name is None else name
+        self._known_secrets = known_secrets((feed, *listeners))
         self._channels: list[ListenerChannel] = []
         for listener in listeners:
             self._channels.append(self._make_channel(_require_method("listen", listener)))
@@ -295,7 +297,7 @@ class Consumer:
         self._runner = runner
         try:
             async with AsyncExitStack() as stack:
-                stack.enter_context(log_as(self.name))
+                stack.enter_context(self._logged())
                 with runner.opening:
                     await when_available(partial(stack.enter_async_context, self), self._consumer_stats)
                 if not runner.opening.cancelled_caught:
@@ -514,9 +516,13 @@ class Consumer:
 
     # Open and closed
 
+    def _logged(self) -> AbstractContextManager[None]:
+        """Name this consumer in the log, and mask what its feed and listeners must not show."""
+        return log_as(self.name, self._known_secrets)
+
     async def __aenter__(self) -> Self:
         """Claim the name and keep it, and the feed's connections, until the last one leaves."""
-        with log_as(self.name):
+        with self._logged():
             await self._open_session.enter(keep=True)
         return self
 
@@ -524,13 +530,13 @@ class Consumer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give back what `__aenter__` took."""
-        with log_as(self.name):
+        with self._logged():
             await self._leave(error, keep=True)
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[SessionParts]:
         """Open the session for one call."""
-        with log_as(self.name):
+        with self._logged():
             await self._open_session.enter(keep=False)
             error: BaseException | None = None
             try:
@@ -617,7 +623,7 @@ class Consumer:
             # The sender of a push can make it fail at will: only the first failure is a warning.
             level = logging.DEBUG if self._should_poll_failed else logging.WARNING
             self._should_poll_failed = True
-            with log_as(self.name):  # the push may come from another consumer's handler
+            with self._logged():  # the push may come from another consumer's handler
                 logger.log(level, "should_poll failed, the push counts: %s", describe(error), exc_info=error)
             return True
 

@@ -6,12 +6,13 @@ logs under the name of the consumer that uses it, and does not have to know it.
 
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, TypeAlias
 
+from push_to_poll_client._secrets import Secrets, hidden
 from push_to_poll_client._validation import one_line
 
 __all__ = ["ConsumerLog", "ExcInfo", "Tracebacks", "handler_error", "log_as", "raised_from"]
@@ -23,11 +24,17 @@ MAX_PREFIX: Final = 60
 
 
 @contextmanager
-def log_as(name: str) -> Iterator[None]:
-    """Name a consumer in the lines that are logged in the block, and by the tasks and threads that it starts."""
+def log_as(name: str, hide: Iterable[Secrets] = ()) -> Iterator[None]:
+    """Name a consumer in the lines that are logged in the block, and by the tasks and threads that it starts.
+
+    Args:
+        name: The consumer's name.
+        hide: What must not be shown in these lines, nor in errors and the status.
+    """
     token = _current_consumer.set(name)
     try:
-        yield
+        with hidden(*hide):
+            yield
     finally:
         # A coroutine may be destroyed long after its event loop has ended, in another context.
         with suppress(ValueError):

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from push_to_poll_client._secrets import mask
+
 __all__ = [
     "MAX_IDENTITY",
     "MAX_NUMBER",
@@ -90,13 +92,13 @@ def missing_dependency(
 
 
 def quoted(text: object, limit: int = 100) -> str:
-    """Quote text from others for an error: short, on one line, in ASCII.
+    """Quote text from others for an error: short, on one line, in ASCII, without the secrets that are known.
 
     Args:
         text: Any object; its `str()` is quoted.
         limit: Largest number of characters that are kept.
     """
-    whole = str(text)
+    whole = mask(str(text))  # before it is cut, since a part of a secret would not be found
     return ascii(whole if len(whole) <= limit else whole[:limit] + "...")
 
 
@@ -114,5 +116,5 @@ MAX_TEXT = 500
 
 
 def one_line(text: str) -> str:
-    """Bound a text, and replace its unprintable characters, such as line breaks and terminal controls."""
-    return "".join(char if char.isprintable() else "�" for char in text[:MAX_TEXT])
+    """Bound a text, mask secrets, and replace unprintable characters, as line breaks and terminal controls."""
+    return "".join(char if char.isprintable() else "�" for char in mask(text)[:MAX_TEXT])

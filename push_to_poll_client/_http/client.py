@@ -23,7 +23,7 @@ from urllib.parse import quote, urlencode, urljoin
 import anyio
 import httpx
 
-from push_to_poll_client._exceptions import FeedError
+from push_to_poll_client._exceptions import FeedError, PushToPollError
 from push_to_poll_client._http.caching import Validators, conditional_headers, is_cacheable
 from push_to_poll_client._http.credentials import Auth, FeedCredentials
 from push_to_poll_client._http.errors import HeldTooLong, error_for_status, module_of
@@ -39,6 +39,7 @@ from push_to_poll_client._http.response import (
     read_body,
 )
 from push_to_poll_client._http.transport import close_on_failure, open_client, user_agent
+from push_to_poll_client._secrets import Secrets, hidden, hide_in
 from push_to_poll_client._validation import check_identity, check_not_huge, check_number, quoted
 
 __all__ = [
@@ -118,6 +119,9 @@ class OutgoingRequest(NamedTuple):
         return self._replace(method="GET", headers=headers, content=None, known=None, redirected=True)
 
 
+_WRITTEN_HEADERS = frozenset({"authorization", "cookie"})
+"""Headers that an `httpx.Auth` or the caller's client may add to a request."""
+
 _DEFAULT_AGENT = re.compile(r"python-httpx[0-9]*/[0-9.]+")
 
 
@@ -130,6 +134,7 @@ class RequestSender:
         headers: Sent with every request to the feed's own origin.
         timeout: Seconds for one whole response.
         client: An `httpx.AsyncClient` or one of its shape; `None` opens one.
+        secrets: Is told of each secret that is sent.
 
     Attributes:
         errors: Exceptions that `send`, and reading its response, may raise.
@@ -146,8 +151,11 @@ class RequestSender:
         headers: Mapping[str, str],
         timeout: float,
         client: Any,
+        *,
+        secrets: Secrets,
     ) -> None:
         self._where = url_secrets.where
+        self._secrets = secrets
         self._url_secrets = url_secrets
         self._credentials = credentials
         self._headers = dict(headers)
@@ -156,7 +164,11 @@ class RequestSender:
         self._own_client: httpx.AsyncClient | None = None
         self._module = module = httpx if client is None else module_of(client)
         # The library adds its name to a client that has none of its own. Our own client has it already.
-        agent = getattr(client, "headers", {}).get("user-agent", "")
+        own_headers = getattr(client, "headers", {})
+        secrets.add_headers(headers)
+        secrets.add_headers(own_headers)
+        secrets.add_body(dict(getattr(client, "params", {})))
+        agent = own_headers.get("user-agent", "")
         self._user_agent = {"user-agent": user_agent(agent)} if _DEFAULT_AGENT.fullmatch(agent) else {}
         # httpx reads the URL of each redirect, and lets errors of others through: a UnicodeError of idna for the
         # name of a host, a ValueError of urllib for a URL that it cannot join.
@@ -195,7 +207,12 @@ class RequestSender:
                     content=call.content,
                     extensions=extensions,
                 )
-            return await client.send(request, stream=True, follow_redirects=False, **options)
+            try:
+                return await client.send(request, stream=True, follow_redirects=False, **options)
+            finally:
+                if call.same_origin:  # an `httpx.Auth`, or the client, may have written another one
+                    for name in _WRITTEN_HEADERS & request.headers.keys():
+                        self._secrets.add_headers({name: request.headers[name]}, recent=True)
 
     async def to_feed_error(self, error: Exception) -> FeedError:
         """Map an error of httpx to the one to raise from `cause(error)`."""
@@ -266,6 +283,7 @@ class Client:
 
     Attributes:
         where: The URL without secrets.
+        secrets: What it sends that is secret.
         identity: Names the feed without secrets.
         former_identity: What earlier versions called it; `None` if that was the same.
 
@@ -298,6 +316,9 @@ class Client:
         self._origins = Origins(self._url, url_secrets, trusted)
         self.where = url_secrets.where
         self._url_secrets = url_secrets
+        self.secrets: Secrets = Secrets()
+        self.secrets.add(*secrets.values())
+        self.secrets.add_url(parsed)
         self._redirects = Redirects(url_secrets.redact)
         fields = header_fields(headers or {})
         check_number("timeout", timeout, above_zero=True)
@@ -308,8 +329,22 @@ class Client:
             raise ValueError(
                 "credentials are given more than once: by auth=, in the URL, or in headers=; choose one"
             )
-        self._credentials = FeedCredentials(auth if in_url is None else in_url, self.where)
-        self._sender = RequestSender(url_secrets, self._credentials, fields, timeout, client)
+        self._credentials = FeedCredentials(auth if in_url is None else in_url, self.where, self.secrets)
+        self._sender = RequestSender(url_secrets, self._credentials, fields, timeout, client, secrets=self.secrets)
+
+    async def mask_secrets(self, call: Awaitable[T]) -> T:
+        """Wait for a call of the feed, and mask the secrets of this client in all that it logs and raises.
+
+        Raises:
+            Exception: As the call raises it. An error of this library shows no secret, and is not raised from
+                one that does.
+        """
+        with hidden(self.secrets):
+            try:
+                return await call
+            except PushToPollError as error:
+                hide_in(error)
+                raise
 
     def build_url(self, query: Mapping[str, str], url: str | None = None) -> str:
         """Add parameters to the query of a URL. The rest of it stays as it is: it may be signed.

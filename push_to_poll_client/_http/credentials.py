@@ -18,6 +18,7 @@ import httpx
 
 from push_to_poll_client._exceptions import FeedError, PushToPollError
 from push_to_poll_client._http.headers import is_header_name, is_header_value
+from push_to_poll_client._secrets import Secrets
 
 __all__ = [
     "Auth",
@@ -44,6 +45,7 @@ class FeedCredentials:
     Args:
         auth: See `Auth`; `None` leaves authentication to the client.
         where: The URL without secrets, for errors.
+        secrets: Is told of each value that is sent.
 
     Attributes:
         options: Keyword arguments for `client.send`.
@@ -53,8 +55,9 @@ class FeedCredentials:
         ValueError: The token has characters that a header may not have.
     """
 
-    def __init__(self, auth: Auth | None, where: str) -> None:
+    def __init__(self, auth: Auth | None, where: str, secrets: Secrets) -> None:
         self._where = where
+        self._secrets = secrets
         self._token_provider: Callable[[], Any] | None = None
         self._authorization: str | None = None
         self._is_current = True
@@ -76,6 +79,8 @@ class FeedCredentials:
                     f"auth is a {type(auth).__name__}; give an httpx.Auth, a pair (user, password), a token, or "
                     "an async callable that returns a token"
                 )
+        if self._authorization is not None:
+            secrets.add_headers({"authorization": self._authorization})
 
     async def authorization(self) -> str | None:
         """Return the header's value, or `None`. A callable is called at first use.
@@ -104,6 +109,7 @@ class FeedCredentials:
         if token is not None and not isinstance(token, str):
             raise TypeError(f"the callable given as auth= returned a {type(token).__name__}, not a token or None")
         try:
+            self._secrets.add_recent(token)
             return None if token is None else _bearer(token)
         except ValueError as error:
             raise FeedError(f"{self._where} was not asked: {error}") from None
@@ -138,6 +144,9 @@ class ListenerCredentials:
         token: Sent as `Authorization: Bearer` (RFC 6750 §2.1) in place of any such header, or a function that
             returns it, async or plain; `None` for none.
 
+    Attributes:
+        secrets: What of these is secret, as far as it is known yet.
+
     Raises:
         TypeError: The headers or the token have another type.
         ValueError: The headers or the token have characters that a header may not have.
@@ -146,7 +155,10 @@ class ListenerCredentials:
     def __init__(self, headers: HeaderSource | None, token: TokenSource | None) -> None:
         self._headers = headers
         self._token = token
-        _merge_headers(None if callable(headers) else headers, None if callable(token) else token)
+        self.secrets: Secrets = Secrets()
+        self.secrets.add_headers(
+            _merge_headers(None if callable(headers) else headers, None if callable(token) else token)
+        )
 
     @property
     def renewable(self) -> bool:
@@ -170,9 +182,12 @@ class ListenerCredentials:
             # The text of the error may hold the secret itself, so the error is not the cause either.
             raise CredentialsFailed(f"asking for the headers or the token failed with {kind}") from None
         try:
-            return _merge_headers(headers, token)
+            merged = _merge_headers(headers, token)
         except (TypeError, ValueError) as error:
             raise CredentialsFailed(f"the provider gave what cannot be used: {error}") from None
+        if self.renewable:
+            self.secrets.add_headers(merged, recent=True)
+        return merged
 
 
 def basic_auth_header(user: str, password: str) -> dict[str, str]:

@@ -62,7 +62,7 @@ def _redirect_target(url: httpx.URL, location: str) -> httpx.URL:
 
 
 class _LargeReadTransport(httpx.AsyncHTTPTransport):
-    """Transport of httpx over sockets that are read in large chunks."""
+    """Transport of httpx over sockets that are read in large chunks. It drops the reason phrases of servers."""
 
     def __init__(self, tls: ssl.SSLContext, limits: httpx.Limits) -> None:
         super().__init__(verify=tls, limits=limits)
@@ -73,6 +73,11 @@ class _LargeReadTransport(httpx.AsyncHTTPTransport):
             keepalive_expiry=limits.keepalive_expiry,
             network_backend=_LargeReadBackend(),
         )
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        response.extensions.pop("reason_phrase", None)  # httpx logs it, and a server may repeat a secret in it
+        return response
 
 
 class _LargeReadBackend(httpcore.AnyIOBackend):

@@ -21,6 +21,7 @@ import httpx
 
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._log import ConsumerLog
+from push_to_poll_client._secrets import mask
 
 __all__ = [
     "MAX_REMEMBERED_REDIRECTS",
@@ -64,9 +65,10 @@ def without_secrets(url: object) -> str:
 
     Returns:
         Scheme, host, port and path, without userinfo and fragment; of the query the names, each value replaced
-        by "…". At most 300 characters, all printable.
+        by "…". At most 300 characters, all printable. Secrets that are known are masked.
     """
     shown, _ = _redacted_and_query(str(url))
+    shown = mask(shown)
     return shown if len(shown) <= _MAX_SHOWN else shown[: _MAX_SHOWN - 1] + "…"
 
 

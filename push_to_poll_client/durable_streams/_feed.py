@@ -145,6 +145,7 @@ class DurableStreamFeed:
         former = self._http_client.former_identity
         self.identity: str = self._http_client.identity + (framing if identity is None else "")
         self.former_identity: str | None = None if former is None else former + framing
+        self._known_secrets = self._http_client.secrets
         self.push_url: str = self._http_client.build_url({"live": "sse", "offset": NOW})
 
     async def fetch(self, request: FetchRequest, /) -> Page:
@@ -156,6 +157,9 @@ class DurableStreamFeed:
             FeedGone: It is deleted, and kept for its forks alone.
             FeedError: It could not be asked, cannot answer now, or its answer is that of no stream.
         """
+        return await self._http_client.mask_secrets(self._fetch(request))
+
+    async def _fetch(self, request: FetchRequest) -> Page:
         wait = min(request.wait, self.max_wait or 0.0)
         if wait > 0:
             with anyio.move_on_after(wait):  # the server may hold for longer, or be gone
@@ -168,6 +172,9 @@ class DurableStreamFeed:
         Raises:
             FeedError: As for `fetch`.
         """
+        return await self._http_client.mask_secrets(self._latest())
+
+    async def _latest(self) -> Cursor:
         response = await self._http_client.send_request(self._http_client.build_url({"offset": NOW}), headers={})
         self._accept(response)
         headers = StreamHeaders.from_headers(response.headers, self._http_client.where)

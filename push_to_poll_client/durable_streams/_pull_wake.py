@@ -16,6 +16,7 @@ from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
+from push_to_poll_client._secrets import Secrets, hidden
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.durable_streams._subscription import (
     CONFIRM_EVERY,
@@ -113,6 +114,7 @@ class PullWakeListener:
         request_options = {"headers": headers, "token": token, "tls": tls, "client": client}
         path = path_in_stream_root("wake_stream", wake_stream)
         self.name: str = without_secrets(address_below(root_of(root), path))
+        client = ListenerClient(root, **request_options)
         self._subscription = DurableStreamsSubscription(
             root_of(root),
             {"type": "pull-wake", "wake_stream": path},
@@ -121,21 +123,22 @@ class PullWakeListener:
             id=id,
             lease=lease,
             confirm_every=confirm_every,
-            client=ListenerClient(root, **request_options),
+            client=client,
         )
         self._manager = SubscriptionManager(
             self._subscription, stop_at_exit=stop_at_exit, log=_log_of_subscriptions
         )
+        claimer = Claimer(
+            root,
+            stream=address_below(root_of(root), path),
+            url=lambda action: self._subscription.url(self._subscription.id, action),
+            worker=worker or f"push-to-poll-{secrets.token_hex(8)}",
+            timeout=open_timeout,
+            **request_options,
+        )
         self._wake_stream = WakeStream(
             address_below(root, path, "live=sse&offset=now"),
-            claimer=Claimer(
-                root,
-                stream=address_below(root_of(root), path),
-                url=lambda action: self._subscription.url(self._subscription.id, action),
-                worker=worker or f"push-to-poll-{secrets.token_hex(8)}",
-                timeout=open_timeout,
-                **request_options,
-            ),
+            claimer=claimer,
             subscription_id=self._subscription.id,
             classify=classify,
             max_age=max_age,
@@ -144,6 +147,8 @@ class PullWakeListener:
             **request_options,
         )
         self._wake_stream.name = self.name
+        self._known_secrets = Secrets()
+        self._known_secrets.include(client.secrets, claimer.secrets)
 
     async def listen(self, channel: Channel, /) -> None:
         """Run until cancelled, connect again alone, keep the subscription, report to `channel`.
@@ -152,6 +157,10 @@ class PullWakeListener:
             ListenerError: The server does not take the subscription, or the wake stream is broken for good.
             RuntimeError: Another consumer has this very object.
         """
+        with hidden(self._known_secrets):
+            await self._listen(channel)
+
+    async def _listen(self, channel: Channel) -> None:
         subscription, stream = split_channel(channel)
         try:
             async with anyio.create_task_group() as tasks:

@@ -21,6 +21,7 @@ from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._json import decode
 from push_to_poll_client._log import ConsumerLog
+from push_to_poll_client._secrets import hidden
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._failures import http_failure_of
 from push_to_poll_client.listeners._requests import (
@@ -105,6 +106,10 @@ class KeySet:
 
     async def refresh(self) -> None:
         """Request the set now. If that raises, the keys that were known before are kept."""
+        with hidden(self._client.secrets):
+            await self._refresh()
+
+    async def _refresh(self) -> None:
         response = (
             await self._client.send_request(headers={"accept": "application/jwk-set+json, application/json"})
         ).expect()
@@ -129,7 +134,8 @@ class KeySet:
         try:
             await self.refresh()
         except Exception as error:  # noqa: BLE001  # a push is verified by the known keys all the same
-            why = http_failure_of(error, wanted="a set of keys", verdicts=RESPONSE_VERDICTS).sentence
+            with hidden(self._client.secrets):
+                why = http_failure_of(error, wanted="a set of keys", verdicts=RESPONSE_VERDICTS).sentence
             _log.info("%s: %s; %d keys are known", self.name, why, len(self._keys))
 
 

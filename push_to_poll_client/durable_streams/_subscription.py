@@ -111,6 +111,7 @@ class DurableStreamsSubscription:
         self._request_body = msgspec.json.encode(wanted, order="sorted")
         self._base_url = f"{root}/__ds/subscriptions"
         self._client = client
+        self._known_secrets = client.secrets
         self._confirm_every = confirm_every
         self.id: str = f"{_checked_id(id)}-{hashlib.sha256(self._request_body).hexdigest()[:16]}"
         # Without what depends on the arguments: by its name an old subscription is found that is to be deleted.

@@ -30,6 +30,7 @@ import msgspec
 from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._json import decode
 from push_to_poll_client._protocols import Channel
+from push_to_poll_client._secrets import Secrets
 from push_to_poll_client._types import Push
 from push_to_poll_client.durable_streams._subscription import JSON_HEADERS, topics_of
 from push_to_poll_client.listeners._failures import Failure, http_failure_of
@@ -209,6 +210,8 @@ class Claimer:
             client=client,
             timeout=timeout,
         )
+        self.secrets: Secrets = Secrets()
+        self.secrets.include(self._client.secrets, self._claim_client.secrets)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:

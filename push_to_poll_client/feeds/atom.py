@@ -100,6 +100,7 @@ class AtomFeed:
         self._max_entries = max_messages(max_body)
         self.identity: str = self._http_client.identity
         self.former_identity: str | None = self._http_client.former_identity
+        self._known_secrets = self._http_client.secrets
 
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Fetch the next document on the way back from the newest one to what `request.cursor` has seen.
@@ -110,7 +111,7 @@ class AtomFeed:
             FeedGone: The feed is gone for good (410).
             FeedError: It could not be asked, cannot answer now, or what it sent is no document of Atom.
         """
-        return await self._reader.fetch(request)
+        return await self._http_client.mask_secrets(self._reader.fetch(request))
 
     async def latest(self) -> Cursor | None:
         """The cursor from which only what is new follows.
@@ -118,7 +119,7 @@ class AtomFeed:
         Raises:
             FeedError: As for `fetch`.
         """
-        return await self._reader.latest()
+        return await self._http_client.mask_secrets(self._reader.latest())
 
     def restore(self, letter: DeadLetter, /) -> Message:
         """The message of a dead letter: an `AtomEntry`, or an `UnreadableMessage` if it still is one."""

@@ -100,6 +100,7 @@ class HTTPFeed:
         self._max_messages = max_messages(max_body)
         self.identity: str = self._http_client.identity
         self.former_identity: str | None = self._http_client.former_identity
+        self._known_secrets = self._http_client.secrets
 
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Ask for the events after `request.cursor`.
@@ -110,7 +111,8 @@ class HTTPFeed:
             FeedError: It could not be asked (no connection, too slow, too large, a redirect elsewhere), or cannot
                 answer now (408, 425, 429, 5xx, 403 with rate-limit headers), or its answer is no batch.
         """
-        return await ask_again_if_held(partial(self._fetch, request), min(request.wait, self.max_wait or 0.0))
+        wait = min(request.wait, self.max_wait or 0.0)
+        return await self._http_client.mask_secrets(ask_again_if_held(partial(self._fetch, request), wait))
 
     async def _fetch(self, request: FetchRequest, wait: float) -> Page:
         query = {} if request.cursor is None else {"lastEventId": request.cursor}

@@ -13,7 +13,6 @@ The declaration says where the messages are on a page, where each has its id, an
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from push_to_poll_client._exceptions import FeedRefused
@@ -195,14 +194,16 @@ class PagedFeed:
         self.read_ahead: bool = read_ahead
         self.identity: str = self._http_client.identity
         self.former_identity: str | None = self._http_client.former_identity
+        self._known_secrets = self._http_client.secrets
+        self._known_secrets.add_body(body or {})
         self._fetcher: OldestFirstFetcher | NewestFirstFetcher
         if isinstance(pages, NewestFirst):
             self._fetcher = newest_first = NewestFirstFetcher(pages_client, pages, self._http_client.where)
-            self.latest = newest_first.latest
+            self.latest = lambda: self._http_client.mask_secrets(newest_first.latest())
         else:
             self._fetcher = oldest_first = OldestFirstFetcher(pages_client, pages)
             if latest is not None:
-                self.latest = partial(oldest_first.latest, latest)
+                self.latest = lambda: self._http_client.mask_secrets(oldest_first.latest(latest))
 
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Ask for what comes after `request.cursor`.
@@ -215,15 +216,18 @@ class PagedFeed:
             FeedError: It could not be asked, or does not answer as it was declared to; the text says what was
                 declared and what was seen.
         """
+        return await self._http_client.mask_secrets(self._fetch(request))
+
+    async def _fetch(self, request: FetchRequest) -> Page:
         try:
-            return await self._fetch(request)
+            return await self._fetch_once(request)
         except FeedRefused:
             if self._hint is None or request.hint is None:
                 raise
         # The hint comes from a push, which can contain anything: the server may have refused the hint alone.
-        return await self._fetch(replace(request, hint=None))
+        return await self._fetch_once(replace(request, hint=None))
 
-    async def _fetch(self, request: FetchRequest) -> Page:
+    async def _fetch_once(self, request: FetchRequest) -> Page:
         return await ask_again_if_held(lambda wait: self._fetcher.fetch(replace(request, wait=wait)), request.wait)
 
     def restore(self, letter: DeadLetter, /) -> Message:

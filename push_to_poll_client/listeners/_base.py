@@ -26,6 +26,7 @@ from push_to_poll_client._http.credentials import HeaderSource, ListenerCredenti
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
+from push_to_poll_client._secrets import Secrets, hidden, mask
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._backoff import DOWN_AFTER, ReconnectBackoff, Verdict, lifetime
@@ -54,6 +55,7 @@ class BaseListener(abc.ABC):
         self.name: str = name
         self._classify = classify
         self._log = log
+        self._known_secrets = Secrets()
         self._fraction: Callable[[], float] = random.random
         self._renewable = False  # whether another request for credentials can return different ones
         self._ended_in_order = False  # whether it was logged that the server ends connections in an orderly way
@@ -77,6 +79,10 @@ class BaseListener(abc.ABC):
         Raises:
             ListenerError: Trying again cannot help: the server said "for good", or `classify` did.
         """
+        with hidden(self._known_secrets):
+            await self._keep_connected(channel)
+
+    async def _keep_connected(self, channel: Channel) -> None:
         reconnect = ReconnectBackoff()
         while True:
             error = await self._run_connection(channel, reconnect)
@@ -100,7 +106,7 @@ class BaseListener(abc.ABC):
         if refused and self._renewable and reconnect.allow_renewal():
             verdict = Verdict.RETRY
         delay = reconnect.delay(verdict, fraction=self._fraction(), retry_after=failure.retry_after)
-        text = f"{self.name}: {failure.sentence}"
+        text = mask(f"{self.name}: {failure.sentence}")
         if delay is None:
             self._log.error("%s; giving up", text)
             broken = ListenerError(f"{text}; trying again cannot help: correct or remove it")
@@ -139,7 +145,7 @@ class BaseListener(abc.ABC):
 
 
 def _report_down(error: PushToPollError, failure: Failure, channel: Channel) -> PushToPollError:
-    error.__cause__ = failure.cause
+    error.__cause__ = failure.shown_cause
     channel.down(error)
     return error
 
@@ -185,6 +191,8 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         super().__init__(without_secrets(url), classify=classify, log=log)
         self._credentials = ListenerCredentials(headers, token)
         self._renewable = self._credentials.renewable
+        self._known_secrets.include(self._credentials.secrets)
+        self._known_secrets.add_url(url)
         self._hints = HintReader(hint, kinds=(Push,), log=log)
         self._max_age = max_age
         self._max_silence = max_silence

@@ -18,6 +18,7 @@ import httpx
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.credentials import CredentialsFailed
 from push_to_poll_client._http.headers import requested_delay
+from push_to_poll_client._secrets import shows_a_secret
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners._backoff import Verdict, verdict_of_status
 from push_to_poll_client.listeners._requests import ProxyUnusable, SocksUnusable, UnusableRedirect
@@ -65,6 +66,11 @@ class Failure(NamedTuple):
     hid_a_push: bool
     cause: Exception | None
     orderly: bool = False
+
+    @property
+    def shown_cause(self) -> Exception | None:
+        """The cause, unless it shows a secret that the server said back."""
+        return None if self.cause is None or shows_a_secret(self.cause) else self.cause
 
 
 def unwrap_group(error: Exception) -> Exception:

@@ -30,6 +30,7 @@ from push_to_poll_client._http.transport import (
     user_agent,
 )
 from push_to_poll_client._json import decode
+from push_to_poll_client._secrets import Secrets
 from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.listeners._backoff import Verdict
 
@@ -188,6 +189,10 @@ class ListenerClient:
         timeout: Seconds for a whole response, and again for the functions for headers and token to return.
         max_body: The largest body of a response, in bytes.
 
+    Attributes:
+        url: The address, without user and password.
+        secrets: What it sends that is secret.
+
     Raises:
         TypeError: An argument is of the wrong type.
         ValueError: The URL is not an http address, or another argument is invalid.
@@ -217,6 +222,9 @@ class ListenerClient:
         self._trusted_origin = _origin(parsed)
         self._basic = basic_auth_header(parsed.username, parsed.password) if parsed.userinfo else {}
         self._credentials = ListenerCredentials(headers, token)
+        self.secrets: Secrets = self._credentials.secrets
+        self.secrets.add_url(parsed)
+        self.secrets.add_headers(getattr(client, "headers", {}))
         self._client = client
         self._sender: Any = None
         self._tls = tls

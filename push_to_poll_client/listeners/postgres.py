@@ -11,6 +11,7 @@ the kernel may send it. Elsewhere a query finds it, which is sent after each lon
 """
 
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -156,7 +157,9 @@ class PostgresListener(ReadLoopListener[Notification]):
         if any(len(name.encode()) > MAX_NAME or "\0" in name for name in channels):
             raise ValueError(f"a channel's name has {MAX_NAME} bytes at most, and none that is 0")
         check_number("max_silence", max_silence, above_zero=True, optional=True)
-        self._new_connection, location = (conninfo, "") if callable(conninfo) else _parse_conninfo(conninfo)
+        self._new_connection, location, password = (
+            (conninfo, "", "") if callable(conninfo) else _parse_conninfo(conninfo)
+        )
         super().__init__(
             "",
             headers=None,
@@ -169,6 +172,7 @@ class PostgresListener(ReadLoopListener[Notification]):
             log=_log,
         )
         self.name: str = one_line(f"postgresql{location} {','.join(channels)}")
+        self._known_secrets.add(password)
         self._channels = channels
         self._ping_after = max_silence
 
@@ -214,8 +218,8 @@ class PostgresListener(ReadLoopListener[Notification]):
         return failure_of(error)
 
 
-def _parse_conninfo(conninfo: str) -> tuple[Connect, str]:
-    """Return a function that connects, and the location as a URL without secrets."""
+def _parse_conninfo(conninfo: str) -> tuple[Connect, str, str]:
+    """Return a function that connects, the location as a URL without secrets, and the password."""
     try:
         import psycopg
     except ImportError as error:
@@ -241,4 +245,5 @@ def _parse_conninfo(conninfo: str) -> tuple[Connect, str]:
 
     host, port, database = (given.get(key) for key in ("host", "port", "dbname"))
     location = f"://{host or ''}{f':{port}' if port else ''}{f'/{database}' if database else ''}"
-    return connect, location if location != "://" else ""
+    password = str(given.get("password") or os.environ.get("PGPASSWORD", ""))
+    return connect, location if location != "://" else "", password

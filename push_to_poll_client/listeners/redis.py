@@ -138,6 +138,8 @@ class RedisListener(ReadLoopListener[Notification]):
         )
         location = without_secrets(url) if isinstance(url, str) and not url.startswith("unix:") else "redis"
         self.name: str = one_line(f"{location} {','.join(self._channels + self._patterns)}")
+        self._known_secrets.add_url(url)
+        self._known_secrets.add_body(getattr(getattr(url, "connection_pool", None), "connection_kwargs", {}))
         self._ping_after = max_silence
         self._max_size = max_size
 

@@ -14,6 +14,7 @@ from push_to_poll_client._event_loop import Background
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel, Listener
+from push_to_poll_client._secrets import Secrets, hidden
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._webhook.counters import ErrorLog, WebhookCounters, WebhookStats
 from push_to_poll_client.listeners._webhook.limits import ReplayCache, Slots, TokenBucket
@@ -185,6 +186,9 @@ class WebhookListener:
             body_timeout=body_timeout,
         )
 
+        self._known_secrets = Secrets()
+        self._known_secrets.include(getattr(subscription, "_known_secrets", None))
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
 
@@ -224,7 +228,8 @@ class WebhookListener:
         elif self._is_managing:
             raise RuntimeError(f"{self.name}: one consumer keeps the subscription, others listen to named(...)")
         else:
-            await self._run_manager(self._manager, channel)
+            with hidden(self._known_secrets):
+                await self._run_manager(self._manager, channel)
 
     def named(self, name: str) -> Listener:
         """A listener for pushes that name this one, and for those that are for all.

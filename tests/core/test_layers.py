@@ -18,6 +18,7 @@ LAYERS = re.findall(r"\b_\w+", push_to_poll_client.__doc__)
 SHARED = {
     "_version",
     "_event_loop",
+    "_secrets",
     "_validation",
     "_json",
     "_log",

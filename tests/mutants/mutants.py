@@ -712,8 +712,8 @@ MUTANTS = [
         "G11",
         "keeps an error of any size",
         "_validation.py",
-        "for char in text[:MAX_TEXT])",
-        "for char in text)",
+        "for char in mask(text)[:MAX_TEXT])",
+        "for char in mask(text))",
     ),
     of(
         "G11",
@@ -787,6 +787,22 @@ MUTANTS = [
         "    parser.StartDoctypeDeclHandler = _refuse_doctype\n",
         "",
         "tests/feeds/test_atom_documents.py",
+    ),
+    of(
+        "G12",
+        "shows what a server says back of a secret",
+        "_validation.py",
+        "whole = mask(str(text))",
+        "whole = str(text)",
+        "tests/listeners/test_echoed_secrets.py",
+    ),
+    of(
+        "G12",
+        "shows the error behind an error that says back a secret",
+        "_secrets.py",
+        "        error.__cause__ = error.__context__ = None\n",
+        "",
+        "tests/guarantees/test_g12_credentials_stay_home.py",
     ),
     of(
         "G12",

@@ -18,6 +18,7 @@ from push_to_poll_client._event_loop import EventLoop, in_own_task
 from push_to_poll_client._exceptions import ListenerError, PushToPollError, SubscriptionGone
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
+from push_to_poll_client._secrets import mask
 from push_to_poll_client._validation import describe
 from push_to_poll_client.listeners._backoff import ReconnectBackoff, Verdict
 from push_to_poll_client.listeners._failures import unwrap_group
@@ -403,9 +404,9 @@ class SubscriptionManager:
         failure, now = failure_of(unwrap_group(error)), self._now()
         self._reconnect.ended(now.steady)
         delay = self._reconnect.delay(failure.verdict, fraction=self._fraction(), retry_after=failure.retry_after)
-        text = f"{self.name}: {failure.sentence}"
+        text = mask(f"{self.name}: {failure.sentence}")
         report = PushToPollError(text) if delay is not None else ListenerError(f"{text}; trying again cannot help")
-        report.__cause__ = failure.cause
+        report.__cause__ = failure.shown_cause
         if self._state.current is None or self._renewal.is_over(now) or delay is None:
             self._channel.down(report)
         if delay is None:

@@ -316,6 +316,8 @@ class WebSub:
         self._client = ListenerClient(
             topic, headers=headers, token=token, client=client, tls=tls, timeout=timeout, max_body=MAX_TOPIC
         )
+        self._known_secrets = self._client.secrets
+        self._known_secrets.add(secret)
         self.name: str = f"WebSub {without_secrets(topic)}"
         key = "\n".join((self._client.url, self._callback, self._hub or ""))
         self.identity: str = f"WebSub {hashlib.sha256(key.encode()).hexdigest()}"
@@ -408,7 +410,8 @@ class WebSub:
     # Requests to topic and hub
 
     def _on_denied(self, reason: str) -> None:
-        _log.warning("%s: the hub has ended the subscription: %s", self.name, reason)
+        # The hub says it in a request to the webhook, where nothing is hidden yet.
+        _log.warning("%s: the hub has ended the subscription: %s", self.name, self._known_secrets.mask(reason))
         self._control(Control.RECREATE)
 
     async def _topic_of(self, registration: Registration) -> tuple[str, _Target]:
@@ -452,6 +455,7 @@ class WebSub:
         response.expect()
 
     def _form(self, registration: Registration, request: HubRequest) -> bytes:
+        self._known_secrets.add_recent(registration.id, registration.details.get("secret"))
         path, mark, query = self._callback.partition("?")
         fields = {
             "hub.callback": f"{path.rstrip('/')}/{registration.id}{mark}{query}",
