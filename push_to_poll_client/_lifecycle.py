@@ -292,7 +292,8 @@ class OpenSession:
         self._name = name
         self._feed = feed
         self._feed_name = feed_name
-        self._former_name: str | None = getattr(feed, "former_identity", None)
+        former = getattr(feed, "former_identity", None) or ()
+        self._former_names = (former,) if isinstance(former, str) else tuple(former)
         self._store = store
         self._schedule = schedule
         self._wakes = wakes
@@ -373,20 +374,22 @@ class OpenSession:
 
     async def _claim(self) -> Session:
         """Claim the name, also if it was bound to what an earlier version called the feed."""
-        former, rebind = self._former_name, getattr(self._store, "rebind", None)
-        if former is None or rebind is None:
+        former, rebind = self._former_names, getattr(self._store, "rebind", None)
+        if not former or rebind is None:
             return await self._store.claim(self._name, feed=self._feed_name)
         if self._name == self._feed_name:  # then the name was the former identity too
-            with suppress(ValueError):  # there is no such name, or the new one has begun
-                await rebind(former, feed=self._feed_name, new_name=self._name)
-                self._log_rebind(former)
+            for name in former:
+                with suppress(ValueError):  # there is no such name, or the new one has begun
+                    await rebind(name, feed=self._feed_name, new_name=self._name)
+                    self._log_rebind(name)
         try:
             return await self._store.claim(self._name, feed=self._feed_name)
         except StoreMismatch as mismatch:
-            if mismatch.bound_to != former:
+            bound_to = mismatch.bound_to
+            if bound_to is None or bound_to not in former:
                 raise
         await rebind(self._name, feed=self._feed_name, new_name=None)
-        self._log_rebind(former)
+        self._log_rebind(bound_to)
         return await self._store.claim(self._name, feed=self._feed_name)
 
     def _log_rebind(self, former: str) -> None:
@@ -400,7 +403,7 @@ class OpenSession:
             _open_sessions.add(self)
         try:
             session = await self._claim()
-            self._former_name = None  # the first claim has settled that
+            self._former_names = ()  # the first claim has settled that
             try:
                 parts = self._build_parts(session, loop)
                 await self._restore_uncommitted(parts.progress)

@@ -45,8 +45,8 @@ class Feed(Protocol):
       fetch for an acknowledgement.
     - `identity: str`: what the feed is, without secrets. A consumer's default name and the store's check that a
       name is not used with another feed come from it. Without it: the class's qualified name.
-    - `former_identity: str | None`: what an earlier version of the feed's class had as `identity`. A name that a
-      store bound to it goes on, and is bound to `identity`.
+    - `former_identity: str | Sequence[str] | None`: what earlier versions of the feed's class had as `identity`,
+      newest first. A name that a store bound to one of them goes on, and is bound to `identity`.
     - `async latest() -> Cursor | None`: the cursor of the feed's end, from which only what is new follows;
       `None`: the feed is empty. Without it a consumer cannot start there.
     - `restore(letter: DeadLetter) -> Message`: the message of a dead letter, made from `letter.raw`. Without it:

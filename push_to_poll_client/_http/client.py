@@ -284,8 +284,6 @@ class Client:
     Attributes:
         where: The URL without secrets.
         secrets: What it sends that is secret.
-        identity: Names the feed without secrets.
-        former_identity: What earlier versions called it; `None` if that was the same.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -308,9 +306,7 @@ class Client:
         parse_http_url(url)  # its errors show the URL with the fields, not with the secrets
         url_secrets = URLSecrets(url, secrets)
         parsed = httpx.URL(url_secrets.url)
-        self.identity = url_secrets.identity if identity is None else check_identity(identity)
-        former = url_secrets.former_identity
-        self.former_identity = former if identity is None and former != self.identity else None
+        self._given_identity = None if identity is None else check_identity(identity)
         self._url = parsed.copy_with(userinfo=b"", fragment=None)
         self._base_url = str(self._url.copy_with(query=self._url.query or None))
         self._origins = Origins(self._url, url_secrets, trusted)
@@ -345,6 +341,19 @@ class Client:
             except PushToPollError as error:
                 hide_in(error)
                 raise
+
+    @property
+    def identity(self) -> str:
+        """Name of the feed without secrets. The first use may take some 50 ms; see `URLSecrets.identity`."""
+        return self._given_identity or self._url_secrets.identity
+
+    @property
+    def former_identities(self) -> tuple[str, ...]:
+        """What earlier versions called the feed, newest first."""
+        if self._given_identity is not None:
+            return ()
+        former = dict.fromkeys(self._url_secrets.former_identities)
+        return tuple(name for name in former if name != self.identity)
 
     def build_url(self, query: Mapping[str, str], url: str | None = None) -> str:
         """Add parameters to the query of a URL. The rest of it stays as it is: it may be signed.

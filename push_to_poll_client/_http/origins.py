@@ -8,6 +8,7 @@ Redirects are kept in memory only. A redirect that was a mistake is then forgott
 WARNING names the URL to configure.
 """
 
+import functools
 import hashlib
 import logging
 import re
@@ -29,7 +30,7 @@ __all__ = [
     "Origins",
     "Redirects",
     "URLSecrets",
-    "former_identity",
+    "former_identities",
     "identity",
     "origin_of",
     "page_size_of",
@@ -67,8 +68,10 @@ def without_secrets(url: object) -> str:
         Scheme, host, port and path, without userinfo and fragment; of the query the names, each value replaced
         by "…". At most 300 characters, all printable. Secrets that are known are masked.
     """
-    shown, _ = _redacted_and_query(str(url))
-    shown = mask(shown)
+    return _cut(mask(_redacted_and_query(str(url))[0]))
+
+
+def _cut(shown: str) -> str:
     return shown if len(shown) <= _MAX_SHOWN else shown[: _MAX_SHOWN - 1] + "…"
 
 
@@ -82,18 +85,60 @@ def identity(url: object) -> str:
         The URL without secrets, with a digest of its query if it has one: feeds that differ in their queries
         have different names. A new secret in the query makes a new name, so secrets belong in a header. Left out
         are a page size, a default port, and the order of the parameters, which do not make another feed.
+
+    Raises:
+        ValueError: There is a query, and this Python has no scrypt.
     """
-    return former_identity(_without_page_size(str(url)))
+    shown, query = _redacted_and_query(_without_page_size(str(url)))
+    return f"{shown}#{_slow_digest(query, shown)}" if query else shown
 
 
-def former_identity(url: object) -> str:
-    """Return the name by which state files of earlier versions know a feed: with its page size."""
-    shown, query = _redacted_and_query(str(url))
-    return f"{shown}#{_digest(query)}" if query else shown
+def former_identities(url: object) -> tuple[str, ...]:
+    """Return the names by which state files of earlier versions know a feed, newest first.
+
+    The digest was a fast one of 32 bits; before that, the page size was a part of the name.
+    """
+    names = []
+    for written in (_without_page_size(str(url)), str(url)):
+        shown, query = _redacted_and_query(written)
+        names.append(f"{shown}#{_digest(query)}" if query else shown)
+    return tuple(names)
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+
+
+_SCRYPT_COST = 2**14
+"""Of scrypt (RFC 7914), with blocks of 8: some 50 ms and 16 MiB for each guess, and once for each feed."""
+
+_DIGEST_BYTES = 3
+"""Of which there are 16 million. A store needs them to tell apart the few feeds that a name, or a process, is used
+with."""
+
+
+@functools.lru_cache(maxsize=1024)
+def _slow_digest(text: str, where: str) -> str:
+    """Return a short digest that is shown, of a text that may hold a secret.
+
+    Whoever sees it can try secrets until one fits. A slow function, salted with the URL, makes each try cost as
+    much for them as it did for us, and a table made for one feed is of no use for another. A short digest fits
+    many secrets, so that it confirms none of a large number.
+    """
+    try:
+        digest = hashlib.scrypt(
+            text.encode(errors="surrogatepass"),
+            salt=where.encode(errors="surrogatepass"),
+            n=_SCRYPT_COST,
+            r=8,
+            p=1,
+            dklen=_DIGEST_BYTES,
+        )
+    except (AttributeError, ValueError):  # not compiled in, or not allowed, as in FIPS mode
+        raise ValueError(
+            f"cannot make an identity for {where}: this Python's OpenSSL has no scrypt; give the feed an identity="
+        ) from None
+    return digest.hex()
 
 
 def _without_page_size(url: str) -> str:
@@ -200,9 +245,7 @@ class URLSecrets:
         where: The template as it may be shown, without its other secrets.
         url: The template with the secrets filled in, percent-encoded except for `:` and `@`, which every path may
             have (RFC 3986 §3.3).
-        identity: Names the feed without secrets. Another secret makes another identity: behind another token
-            there are other messages, and a cursor is of use for only one of them.
-        former_identity: The same as earlier versions made it; see the function.
+        former_identities: What earlier versions made as `identity`; see the function.
 
     Raises:
         TypeError: A name or a secret is not a `str`.
@@ -220,12 +263,30 @@ class URLSecrets:
             # As it is and percent-encoded in any way, since servers rewrite URLs.
             forms = (f"(?:{_percent_encoded(char)}|{re.escape(char)})" for char in secret)
             self._patterns.append((re.compile("".join(forms)), field))
-        self.identity, self.former_identity = identity(template), former_identity(template)
+        self._named = named
+        self._template = template
+        self._has_fields = bool(secrets)
+        self.former_identities: tuple[str, ...] = former_identities(template)
         if secrets:
-            self.identity = f"{without_secrets(_without_page_size(template))}#{_digest(named)}"
-            self.former_identity = f"{self.where}#{_digest(self.url)}"
+            self.former_identities = (
+                f"{_cut(_redacted_and_query(_without_page_size(template))[0])}#{_digest(named)}",
+                f"{_cut(_redacted_and_query(template)[0])}#{_digest(self.url)}",
+            )
         self.redact: Callable[[object], str] = self._redact if secrets else without_secrets
         """Return any URL as `without_secrets` shows it, with these secrets replaced by their fields."""
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Name of the feed without secrets. It takes some 50 ms to make, if the URL has a query or a secret.
+
+        Another secret makes another identity: behind another token there are other messages, and a cursor is of
+        use for only one of them.
+        """
+        if not self._has_fields:
+            return identity(self._template)
+        # Not by `without_secrets`, whose answer depends on whose secrets are hidden.
+        shown = _cut(_redacted_and_query(_without_page_size(self._template))[0])
+        return f"{shown}#{_slow_digest(self._named, shown)}"
 
     def mask(self, text: str) -> str:
         """Return a text with the fields in place of their secrets."""

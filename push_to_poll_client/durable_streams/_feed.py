@@ -5,6 +5,7 @@ headers, and the framing of bodies are in `_framing.py`.
 """
 
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from http import HTTPStatus
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -95,7 +96,7 @@ class DurableStreamFeed:
         read_ahead: True: the next page is fetched while one is processed. Fetching acknowledges nothing.
         max_wait: As given.
         identity: As given, or made of the URL and of how it is cut.
-        former_identity: What earlier versions made of the URL, for their state files; `None` if that is the same.
+        former_identity: What earlier versions made of the URL, newest first, for their state files.
         push_url: The stream as server-sent events from its end on, for an `SSEListener`; without the credentials
             that the URL may have.
 
@@ -141,10 +142,7 @@ class DurableStreamFeed:
         self._end_of_feed = EndOfFeed()
         self._echo: dict[str, str] = {}
         self._unfinished: ReadStart | None = None
-        framing = "" if self._framing.is_json else f" as {messages}"
-        former = self._http_client.former_identity
-        self.identity: str = self._http_client.identity + (framing if identity is None else "")
-        self.former_identity: str | None = None if former is None else former + framing
+        self._identity_suffix = "" if self._framing.is_json or identity is not None else f" as {messages}"
         self._known_secrets = self._http_client.secrets
         self.push_url: str = self._http_client.build_url({"live": "sse", "offset": NOW})
 
@@ -180,6 +178,16 @@ class DurableStreamFeed:
         headers = StreamHeaders.from_headers(response.headers, self._http_client.where)
         self._http_client.remember_redirects(response)
         return StreamPosition.counted_from(headers.offset).cursor
+
+    @cached_property
+    def identity(self) -> str:
+        """As given, or made of the URL and of how it is cut. With a query the first use takes some 50 ms."""
+        return self._http_client.identity + self._identity_suffix
+
+    @cached_property
+    def former_identity(self) -> tuple[str, ...]:
+        """What earlier versions made of the URL, newest first, for their state files."""
+        return tuple(name + self._identity_suffix for name in self._http_client.former_identities)
 
     def restore(self, letter: DeadLetter, /) -> Message:
         """The message of a dead letter."""

@@ -6,6 +6,7 @@ RFC 4287 defines entries, RFC 5005 how a document leads to older ones, RFC 6721 
 """
 
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from http import HTTPStatus
 from typing import Any
 
@@ -66,7 +67,7 @@ class AtomFeed:
 
     Attributes:
         identity: As given, or made of the URL.
-        former_identity: What earlier versions made of the URL, for their state files; `None` if that is the same.
+        former_identity: What earlier versions made of the URL, newest first, for their state files.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -98,8 +99,6 @@ class AtomFeed:
         self._reader = NewestFirstReader(self._fetch_document, self._http_client.where, order=sort_key)
         self._missing_documents = MissingDocuments()
         self._max_entries = max_messages(max_body)
-        self.identity: str = self._http_client.identity
-        self.former_identity: str | None = self._http_client.former_identity
         self._known_secrets = self._http_client.secrets
 
     async def fetch(self, request: FetchRequest, /) -> Page:
@@ -120,6 +119,16 @@ class AtomFeed:
             FeedError: As for `fetch`.
         """
         return await self._http_client.mask_secrets(self._reader.latest())
+
+    @cached_property
+    def identity(self) -> str:
+        """As given, or made of the URL. With a query or a secret in the URL the first use takes some 50 ms."""
+        return self._http_client.identity
+
+    @cached_property
+    def former_identity(self) -> tuple[str, ...]:
+        """What earlier versions made of the URL, newest first, for their state files."""
+        return self._http_client.former_identities
 
     def restore(self, letter: DeadLetter, /) -> Message:
         """The message of a dead letter: an `AtomEntry`, or an `UnreadableMessage` if it still is one."""

@@ -1,7 +1,7 @@
 """Feed by the HTTP Feeds specification (http-feeds.org): batches of CloudEvents behind one URL."""
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from push_to_poll_client._exceptions import UndecodableMessage
@@ -61,7 +61,7 @@ class HTTPFeed:
         read_ahead: True: the next page is fetched while one is processed. Fetching acknowledges nothing.
         max_wait: As given.
         identity: As given, or made of the URL.
-        former_identity: What earlier versions made of the URL, for their state files; `None` if that is the same.
+        former_identity: What earlier versions made of the URL, newest first, for their state files.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -98,8 +98,6 @@ class HTTPFeed:
         self._end_of_feed = EndOfFeed()
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
         self._max_messages = max_messages(max_body)
-        self.identity: str = self._http_client.identity
-        self.former_identity: str | None = self._http_client.former_identity
         self._known_secrets = self._http_client.secrets
 
     async def fetch(self, request: FetchRequest, /) -> Page:
@@ -133,6 +131,16 @@ class HTTPFeed:
         # does not heed the cursor, or a cache answers that leaves out the query: what comes next is not known.
         following = None if last == request.cursor and len(messages) <= 1 else last
         return Page(messages, cursor=last, next=following, retry_after=response.retry_after)
+
+    @cached_property
+    def identity(self) -> str:
+        """As given, or made of the URL. With a query or a secret in the URL the first use takes some 50 ms."""
+        return self._http_client.identity
+
+    @cached_property
+    def former_identity(self) -> tuple[str, ...]:
+        """What earlier versions made of the URL, newest first, for their state files."""
+        return self._http_client.former_identities
 
     def restore(self, letter: DeadLetter, /) -> Message:
         """The event of a dead letter: a `CloudEvent`, or an `UnreadableMessage` if it still is one."""

@@ -13,6 +13,7 @@ The declaration says where the messages are on a page, where each has its id, an
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from push_to_poll_client._exceptions import FeedRefused
@@ -128,7 +129,7 @@ class PagedFeed:
         read_ahead: As given.
         max_wait: Seconds for which the server can hold its answer; `None`: it cannot.
         identity: As given, or made of the URL.
-        former_identity: What earlier versions made of the URL, for their state files; `None` if that is the same.
+        former_identity: What earlier versions made of the URL, newest first, for their state files.
         latest: As `Feed.latest`. It is not there when pages go forward and no `latest` is declared.
 
     Raises:
@@ -192,8 +193,6 @@ class PagedFeed:
         self._hint = hint
         self.max_wait: float | None = None if hold is None else hold.longest
         self.read_ahead: bool = read_ahead
-        self.identity: str = self._http_client.identity
-        self.former_identity: str | None = self._http_client.former_identity
         self._known_secrets = self._http_client.secrets
         self._known_secrets.add_body(body or {})
         self._fetcher: OldestFirstFetcher | NewestFirstFetcher
@@ -229,6 +228,16 @@ class PagedFeed:
 
     async def _fetch_once(self, request: FetchRequest) -> Page:
         return await ask_again_if_held(lambda wait: self._fetcher.fetch(replace(request, wait=wait)), request.wait)
+
+    @cached_property
+    def identity(self) -> str:
+        """As given, or made of the URL. With a query or a secret in the URL the first use takes some 50 ms."""
+        return self._http_client.identity
+
+    @cached_property
+    def former_identity(self) -> tuple[str, ...]:
+        """What earlier versions made of the URL, newest first, for their state files."""
+        return self._http_client.former_identities
 
     def restore(self, letter: DeadLetter, /) -> Message:
         """The message of a dead letter: an `Entry`, or an `UnreadableMessage` if it still is one.

@@ -1,14 +1,26 @@
 """What a feed is called in the store: the same through changes that leave it the same feed, and only then."""
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from push_to_poll_client import AtomFeed, Consumer, DurableStreamFeed, HTTPFeed, MemoryStore, PagedFeed
+from push_to_poll_client import (
+    AtomFeed,
+    Consumer,
+    DurableStreamFeed,
+    HTTPFeed,
+    MemoryStore,
+    PagedFeed,
+    SQLiteStore,
+    StoreMismatch,
+)
 from push_to_poll_client._http.origins import identity
 from push_to_poll_client._validation import MAX_IDENTITY
 from push_to_poll_client.feeds.paged import Entries, OldestFirst, from_last, to_query
 from push_to_poll_client.testing import FakeFeed
+from tests.support.identities import cheap_identities
 
 URL = "https://shop.example/orders"
 
@@ -36,7 +48,7 @@ def test_every_feed_has_the_identity_that_it_is_given(make):
     feed = make(f"{URL}?topic=a&limit=7", identity="orders of the shop")
     assert feed.identity == "orders of the shop"
     assert Consumer(feed, store=MemoryStore(), process=print).name == "orders of the shop"
-    assert getattr(feed, "former_identity", None) is None
+    assert not getattr(feed, "former_identity", None)
     assert make(URL, identity="x" * MAX_IDENTITY).identity == "x" * MAX_IDENTITY
 
 
@@ -137,29 +149,78 @@ def test_the_identities_of_two_queries_are_equal_only_if_each_parameter_has_the_
     def values(parameters):
         return {name: [value for n, value in parameters if n == name] for name, _ in parameters}
 
-    assert (identity(url(one)) == identity(url(other))) is (values(one) == values(other))
+    with cheap_identities():
+        assert (identity(url(one)) == identity(url(other))) is (values(one) == values(other))
 
 
 @every_feed_with_url
-def test_the_identity_of_the_version_before_is_known_where_it_was_another_one(make):
-    assert make(URL).former_identity is None
-    assert make(f"{URL}?topic=a").former_identity is None
-    assert make(f"{URL}?topic=a&limit=10").former_identity == f"{URL}?topic=…&limit=…#cd8e017e"
+def test_the_identities_of_earlier_versions_are_known_where_they_were_others(make):
+    assert make(URL).former_identity == ()
+    assert make(f"{URL}?topic=a").former_identity == (f"{URL}?topic=…#6f6a77c3",)
+    assert make(f"{URL}?topic=a&limit=10").former_identity == (
+        f"{URL}?topic=…#6f6a77c3",
+        f"{URL}?topic=…&limit=…#cd8e017e",
+    )
 
 
-def test_the_identity_of_the_version_before_has_the_framing_of_a_stream():
+def test_the_identities_of_earlier_versions_have_the_framing_of_a_stream():
     stream = DurableStreamFeed(f"{URL}?limit=10", messages="lines")
-    assert (stream.identity, stream.former_identity) == (f"{URL} as lines", f"{URL}?limit=…#9c21d9e6 as lines")
+    assert (stream.identity, stream.former_identity) == (f"{URL} as lines", (f"{URL}?limit=…#9c21d9e6 as lines",))
+
+
+def bot(token, size=10):
+    return paged(f"https://api.example/bot{{token}}/updates?limit={size}", secrets={"token": token})
 
 
 def test_a_secret_of_the_url_is_part_of_the_identity_and_the_page_size_beside_it_is_not():
     """Behind another token there is another account, whose cursors are others."""
+    assert bot("s3cret", 10).identity == bot("s3cret", 100).identity
+    assert bot("s3cret", 10).identity != bot("another", 10).identity
+    assert bot("s3cret", 10).identity == "https://api.example/bot{token}/updates#76df46"
+    former = bot("s3cret", 10).former_identity
+    assert former == (
+        "https://api.example/bot{token}/updates#28968d8f",
+        "https://api.example/bot{token}/updates?limit=…#7069d896",
+    )
+    assert len(paged("https://api.example/bot{token}/u", secrets={"token": "s"}).former_identity) == 1
 
-    def feed(token, size):
-        return paged(f"https://api.example/bot{{token}}/updates?limit={size}", secrets={"token": token})
 
-    assert feed("s3cret", 10).identity == feed("s3cret", 100).identity
-    assert feed("s3cret", 10).identity != feed("another", 10).identity
-    assert feed("s3cret", 10).identity.startswith("https://api.example/bot{token}/updates#")
-    assert feed("s3cret", 10).former_identity.startswith("https://api.example/bot{token}/updates?limit=…#")
-    assert paged("https://api.example/bot{token}/u", secrets={"token": "s"}).former_identity is None
+def test_the_digest_of_a_secret_takes_long_and_is_short_and_differs_from_feed_to_feed(monkeypatch):
+    """Whoever sees an identity can try secrets: each try costs as much as it costs us."""
+    costs = []
+
+    def scrypt(password, *, salt, n, r, p, dklen):
+        costs.append((n * r * 128, p))
+        return hashlib.sha256(salt + password).digest()[:dklen]
+
+    monkeypatch.setattr(hashlib, "scrypt", scrypt)
+    digests = {
+        feed.identity.partition("#")[2]
+        for feed in (bot("0000-of-one"), paged("https://api.example/v2/{token}", secrets={"token": "0000-of-one"}))
+    }
+    assert len(digests) == 2, "a table made for one feed is of no use for another"
+    assert {len(digest) for digest in digests} == {6}
+    assert costs == [(16 * 1024 * 1024, 1)] * 2
+
+
+def test_a_python_without_scrypt_asks_for_an_identity(monkeypatch):
+    def scrypt(*_, **__):
+        raise ValueError("[digital envelope routines] unsupported")
+
+    monkeypatch.setattr(hashlib, "scrypt", scrypt)
+    assert paged(URL).identity == URL
+    with pytest.raises(ValueError, match="give the feed an identity=") as failed:
+        _ = bot("never-seen-before").identity
+    assert "never-seen-before" not in str(failed.value)
+
+
+@pytest.mark.anyio
+async def test_a_state_file_of_the_version_before_goes_on_for_the_same_secret_alone(tmp_path):
+    (former, _) = bot("s3cret").former_identity
+    async with Consumer(FakeFeed(identity=former), store=SQLiteStore(tmp_path / "a.db"), name="a", process=print):
+        pass
+    with pytest.raises(StoreMismatch):
+        async with Consumer(bot("another"), store=SQLiteStore(tmp_path / "a.db"), name="a", process=print):
+            pass
+    async with Consumer(bot("s3cret"), store=SQLiteStore(tmp_path / "a.db"), name="a", process=print):
+        pass

@@ -279,6 +279,17 @@ async def test_a_name_of_the_version_before_goes_on_although_the_identity_has_ch
     assert "new name" not in caplog.text
 
 
+@pytest.mark.parametrize("name", [None, "orders"])
+@pytest.mark.parametrize("version", [0, 1])
+async def test_a_name_of_any_earlier_version_goes_on(store, name, version):
+    class Twice(Renamed):
+        former_identity = (f"{OLD}#4c0e5c8e", f"{OLD}?limit=…#9c21d9e6")
+
+    await consume(store, feed=FakeFeed(identity=Twice.former_identity[version]), name=name)
+    assert await consume(store, feed=Twice(identity=OLD), name=name) == []
+    assert await consume(store, feed=FakeFeed(identity=OLD), name=name) == [], "it is bound to the new identity"
+
+
 async def test_a_name_of_the_version_before_with_another_page_size_is_refused(store):
     await consume(store, feed=FakeFeed(identity=f"{OLD}?limit=…#00000000"), name="orders")
     with pytest.raises(StoreMismatch, match="rebind"):
