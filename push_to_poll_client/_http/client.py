@@ -28,7 +28,7 @@ from push_to_poll_client._http.caching import Validators, conditional_headers, i
 from push_to_poll_client._http.credentials import Auth, FeedCredentials
 from push_to_poll_client._http.errors import HeldTooLong, error_for_status, module_of
 from push_to_poll_client._http.headers import is_header_name, is_header_value, requested_delay
-from push_to_poll_client._http.origins import Origins, Redirects, URLSecrets, parse_http_url
+from push_to_poll_client._http.origins import Origins, Redirects, URLSecrets, parse_http_url, without_secrets
 from push_to_poll_client._http.response import (
     ACCEPT_ENCODING,
     ACCEPTED_STATUSES,
@@ -109,6 +109,9 @@ class OutgoingRequest(NamedTuple):
     max_error_body: int
     redirected: bool = False
     permanent_redirects: tuple[tuple[str, str], ...] = ()
+
+    def __repr__(self) -> str:  # URL, headers and content may hold a secret
+        return f"{type(self).__name__}({self.method} {without_secrets(self.url)!r})"
 
     def after_redirect(self, status: int) -> "OutgoingRequest":
         """Return the request to send where a redirect of this status leads (RFC 9110 §15.4)."""

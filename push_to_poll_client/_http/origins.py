@@ -30,6 +30,7 @@ __all__ = [
     "Origins",
     "Redirects",
     "URLSecrets",
+    "check_userinfo",
     "former_identities",
     "identity",
     "origin_of",
@@ -179,6 +180,23 @@ def _redacted_and_query(url: str) -> tuple[str, str]:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown), query
 
 
+def check_userinfo(url: str) -> None:
+    """Raise a ValueError if what looks like host and port may be a user and the beginning of a password.
+
+    In `https://user:12/34@host/` the first slash ends the authority: the request would go to the host "user", and
+    errors would show the rest of the password as a path. `localhost:8000/@x` and `shop.example:8000/@x` are right.
+    """
+    _, authority, path, _ = _URL.findall(url)[0]
+    _, at, host = authority.rpartition("@")
+    host, port, _ = host.partition(":")
+    is_host = not port or "." in host or host.startswith("[") or host.lower() == "localhost"
+    if "@" in (path or url.partition(f"//{authority}")[2]) and (at or not is_host):
+        raise ValueError(
+            "url has an @ after its first /, ? or #, which may be in the middle of a password; write %2F, %3F, "
+            "%23 and %40 for these characters in a password, and %40 in a path"
+        )
+
+
 def parse_http_url(url: str) -> httpx.URL:
     """Parse an absolute http:// or https:// URL.
 
@@ -193,6 +211,7 @@ def parse_http_url(url: str) -> httpx.URL:
         host = parsed.host
     except (httpx.InvalidURL, UnicodeError):  # whose text may quote a piece of a password
         raise ValueError(f"url is no URL: {without_secrets(url)}") from None
+    check_userinfo(url)
     if parsed.scheme not in {"http", "https"} or not host:
         raise ValueError(
             f"url is {without_secrets(url)}; give an absolute one that begins with http:// or https://"
@@ -218,6 +237,7 @@ def parse_origins(trusted: Collection[str]) -> frozenset[Origin]:
 def _parse_origin(text: str) -> Origin:
     if not isinstance(text, str):
         raise TypeError(f"trusted has a {type(text).__name__} in it; give str")
+    check_userinfo(text)
     try:
         url = parse_http_url(text)
     except ValueError:

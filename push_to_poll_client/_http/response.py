@@ -260,6 +260,9 @@ class Response(NamedTuple):
     within_poll: float | None = None
     permanent_redirects: tuple[tuple[str, str], ...] = ()
 
+    def __repr__(self) -> str:  # URL, headers and body may hold a secret
+        return f"{type(self).__name__}({self.status}, {len(self.body)} bytes, where={self.where!r})"
+
     @property
     def media_type(self) -> str:
         """Media type of the response in lower case, without parameters; "" if it has none."""

@@ -12,12 +12,14 @@ the kernel may send it. Elsewhere a query finds it, which is sent after each lon
 
 import logging
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 
+from push_to_poll_client._http.origins import check_userinfo
 from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
@@ -232,6 +234,8 @@ def _parse_conninfo(conninfo: str) -> tuple[Connect, str, str]:
         ) from error
     if not isinstance(conninfo, str):
         raise TypeError(f"conninfo is a str or an async function, not {type(conninfo).__name__}")
+    if "://" in conninfo:
+        check_userinfo(conninfo)
     try:
         given = psycopg.conninfo.conninfo_to_dict(conninfo)
     except psycopg.Error:  # the text quotes conninfo
@@ -244,6 +248,10 @@ def _parse_conninfo(conninfo: str) -> tuple[Connect, str, str]:
         return psycopg.AsyncConnection.connect(**settings)
 
     host, port, database = (given.get(key) for key in ("host", "port", "dbname"))
+    if re.search("[^,]@", str(host or "")):  # at the beginning it names an abstract socket
+        raise ValueError(
+            "conninfo has an @ in its host, which may be in the middle of a password; write %40 for it there"
+        )
     location = f"://{host or ''}{f':{port}' if port else ''}{f'/{database}' if database else ''}"
     password = str(given.get("password") or os.environ.get("PGPASSWORD", ""))
     return connect, location if location != "://" else "", password

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from push_to_poll_client._http.origins import without_secrets
+from push_to_poll_client._http.origins import check_userinfo, without_secrets
 from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
@@ -252,6 +252,7 @@ def _pool_factory(url: Any) -> Callable[[float], Any]:
 
 
 def _pool_from_url(url: str, pool_class: Any) -> Any:
+    check_userinfo(url)
     try:
         return pool_class.from_url(url)
     except Exception:  # noqa: BLE001 - the text may quote the URL

@@ -44,6 +44,7 @@ from websockets.uri import WebSocketURI, parse_uri
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.credentials import CredentialsFailed, HeaderSource, TokenSource
 from push_to_poll_client._http.headers import requested_delay
+from push_to_poll_client._http.origins import check_userinfo
 from push_to_poll_client._http.transport import shared_tls_context, user_agent
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
@@ -93,11 +94,14 @@ def parse_url(url: str) -> WebSocketURI:
         ValueError: The address is invalid. The text quotes neither it nor the parser, as both may hold a password.
     """
     try:
-        return parse_uri(url)
+        parsed = parse_uri(url)
     except InvalidURI as error:
         reason = error.msg
     except ValueError:
         reason = "it cannot be parsed"
+    else:
+        check_userinfo(url)
+        return parsed
     raise ValueError(f"url is no websocket address such as wss://host/path: {reason}")
 
 

@@ -790,6 +790,14 @@ MUTANTS = [
     ),
     of(
         "G12",
+        "takes the beginning of a password for a port",
+        "_http/origins.py",
+        "and (at or not is_host):",
+        "and at:",
+        "tests/web/test_passwords_in_urls.py",
+    ),
+    of(
+        "G12",
         "shows a fast digest of a secret",
         "_http/origins.py",
         'return f"{shown}#{_slow_digest(self._named, shown)}"',

@@ -71,6 +71,9 @@ class Request(NamedTuple):
     wait: float
     key: str | None
 
+    def __repr__(self) -> str:  # all other parts may hold a secret
+        return f"{type(self).__name__}({self.method}, wait={self.wait:g})"
+
 
 class ParsedResponse(NamedTuple, Generic[T]):
     """A response and what was read from it.

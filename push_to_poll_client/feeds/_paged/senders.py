@@ -47,6 +47,10 @@ class RequestParts:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Mapping[str, Any] | None = None
 
+    def __repr__(self) -> str:  # the values may be secret
+        names = f"query={[*self.query]}, headers={[*self.headers]}, body={[*(self.body or ())]}"
+        return f"{type(self).__name__}({names})"
+
 
 class Sender:
     """Puts one thing into a request.

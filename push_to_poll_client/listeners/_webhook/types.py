@@ -111,6 +111,10 @@ class WebhookAnswer:
     content_type: str = "text/plain; charset=utf-8"
     headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
 
+    def __repr__(self) -> str:
+        # A handshake is answered with what the server and the receiver share.
+        return f"{type(self).__name__}({self.status}, {len(self.body)} bytes, {len(self.headers)} headers)"
+
 
 @dataclass(frozen=True, slots=True)
 class Verified:
@@ -123,7 +127,7 @@ class Verified:
         until: When its repetition would be refused anyway, in seconds since the epoch; `None`: never.
     """
 
-    once: tuple[bytes, ...] = ()
+    once: tuple[bytes, ...] = field(default=(), repr=False)  # signatures, or what they were made of
     until: float | None = None
 
 
