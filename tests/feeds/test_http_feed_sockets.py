@@ -1,5 +1,6 @@
 """The HTTP feed on real sockets: servers that stall, drip, cut, pack bombs and hang up. In real time."""
 
+import logging
 import socket
 import threading
 import zlib
@@ -9,9 +10,10 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from push_to_poll_client._exceptions import FeedError
+from push_to_poll_client._exceptions import FeedError, FeedRefused
 from push_to_poll_client._types import FetchRequest
 from push_to_poll_client.feeds import HTTPFeed
+from tests.support.channels import HOST, Raw
 from tests.support.forms import GUARD
 
 pytestmark = pytest.mark.anyio
@@ -279,3 +281,19 @@ def test_a_feed_works_in_one_event_loop_after_another(backends):
         feed = HTTPFeed(url)
         pages = [anyio.run(fetch, feed, backend=backend) for backend in backends]
         assert [len(page.messages) for page in pages] == [0, 1]
+
+
+async def test_a_reason_phrase_is_not_logged_since_it_may_repeat_a_secret(caplog):
+    caplog.set_level(logging.INFO, "httpx")
+
+    def answer(accepted, _):
+        accepted.recv(4096)
+        accepted.sendall(b"HTTP/1.1 401 no token c4n4ry-s3cr3t\r\nContent-Length: 0\r\n\r\n")
+
+    with Raw(answer) as server:
+        feed = HTTPFeed(f"http://{HOST}:{server.port}/feed", auth="c4n4ry-s3cr3t")
+        with pytest.raises(FeedRefused, match="answered 401 Unauthorized"):
+            await feed.fetch(FetchRequest())
+        await feed.aclose()
+    assert "401 Unauthorized" in caplog.text
+    assert "c4n4ry" not in caplog.text
