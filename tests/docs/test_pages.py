@@ -484,7 +484,7 @@ def test_make_targets_exist(page):
 @pytest.fixture(scope="module")
 def helps():
     """The help of each command."""
-    commands = [[one] for one in ("tail", "status", "dead-letters", "rewind", "rebind", "demo")]
+    commands = [[], *([one] for one in ("tail", "status", "dead-letters", "rewind", "rebind", "demo"))]
     actions = ("list", "show", "retry", "drop", "export")
     commands += [["dead-letters", "--state", "FILE", action] for action in actions]
     with contextlib.redirect_stdout(io.StringIO()) as shown:
