@@ -4,7 +4,7 @@ A push says when to ask, the poll says what, each message is processed once. Imp
 these modules may import only those above it and those to its left.
 
     _version                                        the version
-    _event_loop, _secrets, _validation              event loops, what is not shown, checks of arguments
+    _event_loop, _secrets, _validation              event loops, secrets to mask, checks of arguments
     _json, _log                                     JSON, log lines
     _exceptions, _types, _protocols                 what all parts share
     _http/                                          HTTP, once, for feeds and listeners

@@ -379,7 +379,7 @@ class OpenSession:
             return await self._store.claim(self._name, feed=self._feed_name)
         if self._name == self._feed_name:  # then the name was the former identity too
             for name in former:
-                with suppress(ValueError):  # there is no such name, or the new one has begun
+                with suppress(ValueError):  # the former name is unknown, or the new one has begun
                     await rebind(name, feed=self._feed_name, new_name=self._name)
                     self._log_rebind(name)
         try:

@@ -51,7 +51,7 @@ push costs four polls. A flood of them costs three more than its rate, and three
 
 A timer poll that finds messages though a channel claims to be up, with no push owed or arriving, is evidence that
 the channel loses pushes. Two in a row with no push proved right in between make the interval the degraded one.
-A poll that the feed asked for by `poll_within` is no such evidence: the feed knew of messages that it could not
+A poll that the feed asked for by `poll_within` is not such evidence: the feed knew of messages that it could not
 show yet, and their push may have come in time.
 """
 

@@ -40,7 +40,7 @@ MAX_MASKED = 64 * 1024
 
 
 class Secrets:
-    """What one client sends that is secret. Safe to use from several threads."""
+    """The secrets that one client sends. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._fixed: dict[str, None] = {}
@@ -83,7 +83,7 @@ class Secrets:
             self.add_body(dict(parse_qsl(query)))
 
     def add_body(self, body: Any) -> None:
-        """Know those values of a mapping, and of what is in it, that may be secret by their names."""
+        """Know those values of a mapping, at any depth, whose names sound secret."""
         values = body.items() if isinstance(body, Mapping) else enumerate(body)
         for name, value in values:
             if isinstance(value, str):
@@ -119,14 +119,14 @@ _SECRET_NAMES = (
     *("auth", "authorization", "cookie", "credential", "credentials", "jwt", "key", "passphrase", "password"),
     *("passwd", "pwd", "secret", "session", "sessionid", "sid", "sig", "signature", "token"),
 )
-"""How the names of secrets end, in lower case and without what stands between their words: `X-Api-Key`,
-`accessToken` and `client_secret` do."""
+"""Endings of the names of secrets, in lower case and with letters and digits alone: they fit `X-Api-Key`,
+`accessToken` and `client_secret`."""
 
 _COOKIE_VALUE = re.compile(r"=([^;]*)")
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a header, a parameter or a field of this name may have a secret as its value."""
+    """Return whether a header, a parameter or a field of this name may have a secret as its value."""
     return re.sub(r"[^a-z0-9]", "", name.lower()).endswith(_SECRET_NAMES)
 
 
@@ -147,8 +147,8 @@ def _secrets_of_header(name: str, value: str) -> Iterator[str]:
 
 
 _LONG_SECRET = 100
-"""Characters. Of a longer secret, letters and digits are looked for as they are: nobody encodes them, and a
-pattern for both takes milliseconds to make."""
+"""Characters. In a longer secret, letters and digits are looked for only as they are: they are never encoded, and
+a pattern that allows for it takes milliseconds to make."""
 
 
 def _pattern(secret: str) -> re.Pattern[str]:
@@ -210,7 +210,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def shows_a_secret(error: BaseException) -> bool:
-    """Whether the text of an error, or of one that it was raised from, has a secret that is to be hidden here."""
+    """Return whether the text of an error, or of a cause of it, shows a secret that is hidden here."""
     return bool(_hidden.get()) and any(_text_shows(one) for one in _chain(error))
 
 

@@ -112,7 +112,7 @@ def only_public(url: httpx.URL, extensions: Mapping[str, Any]) -> Mapping[str, A
         if "trace" in extensions:
             await extensions["trace"](event, info)
         if event.endswith("connect_tcp.started"):
-            is_direct = info["host"] == host  # and not that of a proxy
+            is_direct = info["host"] == host  # not the address of a proxy
         elif event.endswith("connect_tcp.complete") and is_direct:
             peer = peer_of(info["return_value"])
             if peer is not None and not is_public(peer):

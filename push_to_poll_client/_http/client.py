@@ -352,7 +352,7 @@ class Client:
 
     @property
     def former_identities(self) -> tuple[str, ...]:
-        """What earlier versions called the feed, newest first."""
+        """Identities that earlier versions gave the feed, newest first."""
         if self._given_identity is not None:
             return ()
         former = dict.fromkeys(self._url_secrets.former_identities)
@@ -551,8 +551,8 @@ class Client:
 async def ask_again_if_held(ask: Callable[[float], Awaitable[T]], wait: float) -> T:
     """Ask a server that may hold its answer; if it holds it for longer than asked, ask again for one at once.
 
-    A server or a proxy that waits for longer has not failed. But silence is no answer either: only the second
-    request shows that there is nothing new, or that the server is dead.
+    A server or a proxy that waits for longer has not failed. But silence does not say that there is nothing
+    new: the second request shows either that, or that the server is dead.
 
     Args:
         ask: Sends the request. Its argument is how long the server may hold its answer, in seconds.

@@ -122,9 +122,9 @@ with."""
 def _slow_digest(text: str, where: str) -> str:
     """Return a short digest that is shown, of a text that may hold a secret.
 
-    Whoever sees it can try secrets until one fits. A slow function, salted with the URL, makes each try cost as
-    much for them as it did for us, and a table made for one feed is of no use for another. A short digest fits
-    many secrets, so that it confirms none of a large number.
+    A person who sees it can try secrets until one fits. The function is slow, so each try costs them as much as
+    the digest cost us; it is salted with the URL, so a table made for one feed is useless for another. The
+    digest is short, so of a large number of secrets many fit it.
     """
     try:
         digest = hashlib.scrypt(

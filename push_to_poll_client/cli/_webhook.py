@@ -102,7 +102,7 @@ class _Connection(H11Protocol):
 
     @property
     def in_request(self) -> bool:
-        """Whether a request has arrived that is not yet answered."""
+        """True between the arrival of a request and the end of its response."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

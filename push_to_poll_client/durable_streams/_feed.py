@@ -186,7 +186,7 @@ class DurableStreamFeed:
 
     @cached_property
     def former_identity(self) -> tuple[str, ...]:
-        """What earlier versions made of the URL, newest first, for their state files."""
+        """Identities that earlier versions made of the URL, newest first, for their state files."""
         return tuple(name + self._identity_suffix for name in self._http_client.former_identities)
 
     def restore(self, letter: DeadLetter, /) -> Message:

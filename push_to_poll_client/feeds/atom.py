@@ -127,7 +127,7 @@ class AtomFeed:
 
     @cached_property
     def former_identity(self) -> tuple[str, ...]:
-        """What earlier versions made of the URL, newest first, for their state files."""
+        """Identities that earlier versions made of the URL, newest first, for their state files."""
         return self._http_client.former_identities
 
     def restore(self, letter: DeadLetter, /) -> Message:

@@ -88,15 +88,15 @@ class WebhookListener:
         handshake: Answers a server's question whether its pushes are wanted, as `dropbox_challenge()`; or several
             such. Asked before the body is read, with an empty one, and again with that of an authentic request.
             With a subscription only while that is being created or renewed. An `async` one counts towards a rate
-            of its own, so strangers can use that up; let it be a plain function that returns `None`, or a
-            coroutine for what may be the question.
+            of its own, so strangers can use that up; prefer a plain function that returns
+            `None`, or a coroutine if the request may be a handshake.
         hint: Makes a push of an authentic request, a word about the subscription (`Control`), or `None` of one
             that is no push, such as a ping. One that raises is logged, and the request counts as a plain push.
             `None`: the subscription's, or every request is a push.
         to: Says for whom a push is, of those that `named()` made: a function that returns their names, or the path
             in the JSON of the body at which they stand, as "list_folder.accounts". `None`, and what names nobody:
-            all. Names that nobody has are counted, and answered like others. Names may be read from what is not
-            signed, as the path: whoever has seen one signed request can then wake each listener once by it.
+            all. Names that nobody has are counted, and answered like others. Names may be read from unsigned
+            parts, such as the path: an attacker with one signed request can then wake each listener once.
         answer: To an authentic request. `None`: the subscription's, or an empty 200.
         register_with_server: What makes the server push. The consumer that has this very object as its listener
             keeps it alive, and its state in its store.

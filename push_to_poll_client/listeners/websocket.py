@@ -261,7 +261,7 @@ def _client(backend: str) -> _Client:
     if not callable(getattr(module.connect, "process_redirect", None)):
         raise _unsupported("it has no connect.process_redirect(), by which we keep credentials from other servers")
     if backend == "asyncio" and not issubclass(module.ClientConnection, asyncio.Protocol):
-        raise _unsupported("its connection is no asyncio.Protocol, by which we limit what waits to be sent")
+        raise _unsupported("its connection is not an asyncio.Protocol, so what waits to be sent has no limit")
     return _Client(
         type("connect", (_NoRedirects, module.connect), {}),
         type("ClientConnection", (_AbortOnBackpressure, _SmallReads, module.ClientConnection), {}),

@@ -347,7 +347,7 @@ async def test_a_redirect_is_refused_if_the_library_no_longer_asks_whether_to_fo
     [
         (CLIENTS[0].connect, "process_redirect", None, "it has no connect.process_redirect()"),
         (websockets.exceptions, "TooManyFragments", None, "it stores the fragments of a message without a limit"),
-        (CLIENTS[0], "ClientConnection", object, "its connection is no asyncio.Protocol"),
+        (CLIENTS[0], "ClientConnection", object, "its connection is not an asyncio.Protocol"),
     ],
 )
 def test_an_unsuitable_websockets_is_an_error_at_construction(changed_library, holder, name, value, reason):

@@ -1,15 +1,15 @@
-"""Find mistakes of a declaration whose pages look like those of a feed in order.
+"""Find the mistakes of a declaration that no error shows.
 
-Most mistakes show on the first page: there is no list, or no cursor. Three do not, and each would end in silence
-before the end of the feed:
+Most mistakes show on the first page: the list is missing, or the cursor. Three do not, and with each the consumer
+would stop before the end of the feed without a word:
 
-- A page leads to itself. That is how a feed ends whose server sends the last entry again. It is also how it looks
-  when more entries have one time than fit on a page, or when the server does not heed the cursor.
+- A page leads to itself. This is the end if the server sends the last entry again. But it looks the
+  same when more entries have one time than fit on a page, or when the server does not heed the cursor.
 - `more` reads a member that no answer has. Each page then looks like the last one.
 - The entries stand in the other order. The feed then looks for news where the old ones are.
 
-What is seen decides, since each can be right as well: a server may leave out a member that is false, and the time
-of an entry need not be what the list is sorted by. So a page that may be cut off is followed by one more request,
+Each can be right as well, so the answers decide: a server may leave out a member that is false, and a list need
+not be sorted by the time of its entries. So a page that may be cut off is followed by one more request,
 or named a standstill. An error is raised only for the first page of a new consumer; later ones are a WARNING.
 """
 
@@ -54,7 +54,7 @@ def may_be_full(reply: Reply) -> bool:
 
 
 class MissingMore:
-    """Whether the member exists that `more` reads.
+    """Find out whether the member exists that `more` reads.
 
     A server may leave it out when it is false. So if no answer had it yet, and a page may have been cut off, the
     next page is asked for. It is empty if the server was right.
@@ -115,7 +115,7 @@ def check_order(messages: Sequence[Message], order: Order, where: str, remedy: s
     """Check that the times of the entries on a page do not all stand in the other order.
 
     Args:
-        messages: Those of the page, in its order.
+        messages: The messages of the page, in its order.
         order: The declared order.
         where: The feed's URL without secrets.
         remedy: What to correct.

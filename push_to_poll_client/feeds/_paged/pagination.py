@@ -177,7 +177,7 @@ class OldestFirst:
         return cursor, following
 
     def _may_hide_more(self, cursor: Cursor | None, reply: Reply, place: PagePosition) -> bool:
-        """Whether to ask again from this page's cursor at once, since `more` may not know of the next page."""
+        """Return whether to ask for the next page although `more` does not announce it."""
         missing, moved = self._missing_more, cursor != place.start
         if missing is None:
             return False
@@ -304,7 +304,7 @@ class NewestFirst:
         return None
 
     def _hidden(self, reply: Reply, page: str | None) -> str | None:
-        """What leads to a page of which `more` may not know; None if there is no such page."""
+        """Return the link to a page that `more` does not announce; None if there is no such link."""
         missing, older = self._missing_more, None
         if missing is None:
             return None
@@ -318,7 +318,7 @@ class NewestFirst:
         return older
 
     def is_doubtful(self, page: str | None) -> bool:
-        """Whether nothing said that there is this page, and it was asked for all the same."""
+        """Return whether this page was asked for although `more` did not announce it."""
         return self._missing_more is not None and self._missing_more.is_doubtful(page)
 
     @staticmethod

@@ -155,7 +155,7 @@ class Reader:
         if not values:
             raise ValueError(f"{self}.equals() is given no value, and so never holds")
         return Reader(
-            # What is not there stays so: it is not only another value.
+            # A missing value stays missing: it is not the same as another value.
             lambda reply: None if (value := self(reply)) is None and None not in values else value in values,
             f"{self}.equals({', '.join(map(repr, values))})",
             self.seen,

@@ -29,7 +29,7 @@ class WebhookCounters:
         unheard: Authentic pushes for which nobody listened: each connect polls anyway.
         ignored: Authentic requests of which the hint said that they are no push (a ping).
         controls: Authentic requests that spoke of the subscription itself.
-        replayed: Authentic requests that this process had received before; they woke nobody.
+        replayed: Authentic requests that this process had received before; they wake no consumer.
         handshakes: Questions that were answered.
         unknown_names: Names in pushes for which nobody listens.
         refused: Requests that were not authentic: 401.

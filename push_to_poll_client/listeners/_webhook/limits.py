@@ -97,7 +97,7 @@ MAX_RECIPIENTS = 50_000
 
 
 class _Received:
-    """What is known of the requests with one digest."""
+    """The recipients and the expiry of the requests with one digest."""
 
     __slots__ = ("expires_at", "recipients")
 
@@ -112,8 +112,8 @@ class ReplayCache:
     The oldest are evicted first.
 
     In many protocols the address of a webhook is not signed, and names may be read from it. So an equal body for
-    another name is not a repetition. But whoever has one signed request can send it with any names: it wakes once
-    for each name for which a consumer listens, once for all other names together, and once for everyone.
+    another name is not a repetition. But an attacker with one signed request can send it with any names: it wakes
+    once for each name for which a consumer listens, once for all other names together, and once for everyone.
     """
 
     def __init__(self, max_replays: int = MAX_REPLAYS, max_recipients: int = MAX_RECIPIENTS) -> None:

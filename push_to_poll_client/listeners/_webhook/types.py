@@ -112,7 +112,7 @@ class WebhookAnswer:
     headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
 
     def __repr__(self) -> str:
-        # A handshake is answered with what the server and the receiver share.
+        # The answer to a handshake may hold a secret of the server and the receiver.
         return f"{type(self).__name__}({self.status}, {len(self.body)} bytes, {len(self.headers)} headers)"
 
 
@@ -162,7 +162,7 @@ class Verifier(Protocol):
 
 
 Handshake: TypeAlias = Callable[[WebhookRequest], WebhookAnswer | Awaitable[WebhookAnswer | None] | None]
-"""Answers a server's question whether its pushes are wanted; `None`: the request is no such question.
+"""Answers a server's question whether its pushes are wanted; `None`: the request is not such a question.
 
 A plain function is called for each request, also of strangers, so it has to be quick. What it returns to be
 awaited, as an `async def` does each time, is limited by the webhook's `rate` and `burst`."""

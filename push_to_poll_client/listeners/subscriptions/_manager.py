@@ -168,7 +168,7 @@ class SubscriptionManager:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the subscription knows the registrations that are in the store. From any thread.
+        """True while the subscription knows the registrations in the store. From any thread.
 
         After `run` has ended it goes on with those that it knows, and another process may have made others.
         """

@@ -281,7 +281,7 @@ class WebSub:
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: An address is no http address, the callback has a fragment, the hub has a user and password,
+        ValueError: An address is not one of http, the callback has a fragment, the hub has a user and password,
             the secret is empty or too long, or a number is not above 0.
     """
 

@@ -183,7 +183,7 @@ def _decoder_for(steps: tuple[str, ...]) -> Callable[[bytes], Any]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield the texts at the path, of what the decoder built."""
+    """Yield the texts at the path in a value that the decoder built."""
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, str):
             yield item

@@ -5,7 +5,7 @@ also when the process is killed, so it never has to be broken by hand or by age.
 that deletes lock files deletes, sooner or later, one that another process has just locked. The lock file holds the
 owner's process id, which is only shown; the lock of the operating system decides.
 
-In a directory where others may write, somebody can put a link to a file of yours where the lock file should be.
+In a directory where others may write, they can put a link to a file of yours in place of the lock file.
 So the lock file is opened without following a link, only a regular file with one name is used, and a file that
 holds anything but a process id is left as it is. Side files of SQLite (`-wal`, `-shm`, `-journal`) that are not
 regular files are refused too: SQLite would write to what they lead to.
