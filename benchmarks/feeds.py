@@ -84,15 +84,18 @@ def sides() -> dict[str, Sides]:
     on = OldestFirst(cursor=from_last("id"), send=to_query("since"), more=from_body("has_more"))
     each = OldestFirst(cursor=from_each("id"), send=to_query("since"))
     named = {"type": "type", "time": "created"}
-    listed = client(json.dumps({"data": events, "has_more": False}).encode(), "application/json")
+    listed, reverse = (
+        client(json.dumps({"data": data, "has_more": False}).encode(), "application/json")
+        for data in (events, events[::-1])
+    )
     lines = client("\n".join(map(json.dumps, events)).encode(), "application/x-ndjson")
     batch = client(
         json.dumps([cloud_event(n) for n in range(PAGE)]).encode(), "application/cloudevents-batch+json"
     )
 
-    def paged(entries: Entries, pages: OldestFirst | NewestFirst) -> Sides:
-        feed = PagedFeed(URL, entries=entries, pages=pages, client=listed)
-        return lambda: by_hand(listed, lambda body: json.loads(body)["data"]), lambda: by_feed(feed)
+    def paged(entries: Entries, pages: OldestFirst | NewestFirst, asked: httpx.AsyncClient = listed) -> Sides:
+        feed = PagedFeed(URL, entries=entries, pages=pages, client=asked)
+        return lambda: by_hand(asked, lambda body: json.loads(body)["data"]), lambda: by_feed(feed)
 
     by_line = PagedFeed(URL, entries=Entries(LINES, **named), pages=each, client=lines)
     http = HTTPFeed(URL, client=batch)
@@ -101,7 +104,7 @@ def sides() -> dict[str, Sides]:
         "PagedFeed, cursors on entries": paged(Entries("data", **named), each),
         "PagedFeed, versions": paged(Entries("data", version="created", **named), on),
         "PagedFeed, versions by CONTENTS": paged(Entries("data", version=CONTENTS, **named), on),
-        "PagedFeed, newest first": paged(Entries("data", **named), back),
+        "PagedFeed, newest first": paged(Entries("data", **named), back, reverse),
         "PagedFeed, lines": (
             lambda: by_hand(lines, lambda body: map(json.loads, body.splitlines())),
             lambda: by_feed(by_line),

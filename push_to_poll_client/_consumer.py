@@ -297,7 +297,7 @@ class Consumer:
         self._runner = runner
         try:
             async with AsyncExitStack() as stack:
-                stack.enter_context(self._logged())
+                stack.enter_context(self._log_as_consumer())
                 with runner.opening:
                     await when_available(partial(stack.enter_async_context, self), self._consumer_stats)
                 if not runner.opening.cancelled_caught:
@@ -516,13 +516,13 @@ class Consumer:
 
     # Open and closed
 
-    def _logged(self) -> AbstractContextManager[None]:
+    def _log_as_consumer(self) -> AbstractContextManager[None]:
         """Name this consumer in the log, and mask what its feed and listeners must not show."""
         return log_as(self.name, self._known_secrets)
 
     async def __aenter__(self) -> Self:
         """Claim the name and keep it, and the feed's connections, until the last one leaves."""
-        with self._logged():
+        with self._log_as_consumer():
             await self._open_session.enter(keep=True)
         return self
 
@@ -530,13 +530,13 @@ class Consumer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give back what `__aenter__` took."""
-        with self._logged():
+        with self._log_as_consumer():
             await self._leave(error, keep=True)
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[SessionParts]:
         """Open the session for one call."""
-        with self._logged():
+        with self._log_as_consumer():
             await self._open_session.enter(keep=False)
             error: BaseException | None = None
             try:
@@ -623,7 +623,7 @@ class Consumer:
             # The sender of a push can make it fail at will: only the first failure is a warning.
             level = logging.DEBUG if self._should_poll_failed else logging.WARNING
             self._should_poll_failed = True
-            with self._logged():  # the push may come from another consumer's handler
+            with self._log_as_consumer():  # the push may come from another consumer's handler
                 logger.log(level, "should_poll failed, the push counts: %s", describe(error), exc_info=error)
             return True
 

@@ -155,9 +155,9 @@ class DurableStreamFeed:
             FeedGone: It is deleted, and kept for its forks alone.
             FeedError: It could not be asked, cannot answer now, or its answer is that of no stream.
         """
-        return await self._http_client.mask_secrets(self._fetch(request))
+        return await self._http_client.mask_secrets(self._http_fetch(request))
 
-    async def _fetch(self, request: FetchRequest) -> Page:
+    async def _http_fetch(self, request: FetchRequest) -> Page:
         wait = min(request.wait, self.max_wait or 0.0)
         if wait > 0:
             with anyio.move_on_after(wait):  # the server may hold for longer, or be gone
@@ -170,9 +170,9 @@ class DurableStreamFeed:
         Raises:
             FeedError: As for `fetch`.
         """
-        return await self._http_client.mask_secrets(self._latest())
+        return await self._http_client.mask_secrets(self._http_latest())
 
-    async def _latest(self) -> Cursor:
+    async def _http_latest(self) -> Cursor:
         response = await self._http_client.send_request(self._http_client.build_url({"offset": NOW}), headers={})
         self._accept(response)
         headers = StreamHeaders.from_headers(response.headers, self._http_client.where)

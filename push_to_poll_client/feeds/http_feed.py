@@ -110,9 +110,9 @@ class HTTPFeed:
                 answer now (408, 425, 429, 5xx, 403 with rate-limit headers), or its answer is no batch.
         """
         wait = min(request.wait, self.max_wait or 0.0)
-        return await self._http_client.mask_secrets(ask_again_if_held(partial(self._fetch, request), wait))
+        return await self._http_client.mask_secrets(ask_again_if_held(partial(self._http_fetch, request), wait))
 
-    async def _fetch(self, request: FetchRequest, wait: float) -> Page:
+    async def _http_fetch(self, request: FetchRequest, wait: float) -> Page:
         query = {} if request.cursor is None else {"lastEventId": request.cursor}
         if wait > 0:
             query["timeout"] = str(max(1, round(wait * 1000)))  # the specification wants milliseconds

@@ -215,18 +215,18 @@ class PagedFeed:
             FeedError: It could not be asked, or does not answer as it was declared to; the text says what was
                 declared and what was seen.
         """
-        return await self._http_client.mask_secrets(self._fetch(request))
+        return await self._http_client.mask_secrets(self._http_fetch(request))
 
-    async def _fetch(self, request: FetchRequest) -> Page:
+    async def _http_fetch(self, request: FetchRequest) -> Page:
         try:
-            return await self._fetch_once(request)
+            return await self._http_fetch_once(request)
         except FeedRefused:
             if self._hint is None or request.hint is None:
                 raise
         # The hint comes from a push, which can contain anything: the server may have refused the hint alone.
-        return await self._fetch_once(replace(request, hint=None))
+        return await self._http_fetch_once(replace(request, hint=None))
 
-    async def _fetch_once(self, request: FetchRequest) -> Page:
+    async def _http_fetch_once(self, request: FetchRequest) -> Page:
         return await ask_again_if_held(lambda wait: self._fetcher.fetch(replace(request, wait=wait)), request.wait)
 
     @cached_property
