@@ -366,6 +366,19 @@ async def test_the_outbox_of_the_page_hands_out_each_row_once(outbox):
     assert (await walk(feed, messages[99].cursor))[0][0].data == 100
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_outbox_of_the_page_goes_on_when_transaction_numbers_get_one_digit_more(outbox):
+    feed, server = outbox
+    numbers = range(50, 250)  # as text, 100 comes before 99
+    with psycopg.connect(server.conninfo, autocommit=True) as connection:
+        for number in numbers:
+            connection.execute(
+                "INSERT INTO outbox (xid, event) VALUES (%s::text::xid8, to_jsonb(%s::int))", (str(number), number)
+            )
+    messages, _ = await walk(feed, None)
+    assert [message.data for message in messages] == list(numbers)
+
+
 async def test_the_atom_example_of_the_page_prints_new_and_deleted_entries(serve, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     block = next(block for block in BLOCKS if "AtomFeed(" in block)
