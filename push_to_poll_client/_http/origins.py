@@ -210,7 +210,10 @@ def parse_http_url(url: str) -> httpx.URL:
         parsed = httpx.URL(url)
         host = parsed.host
     except (httpx.InvalidURL, UnicodeError):  # whose text may quote a piece of a password
-        raise ValueError(f"url is no URL: {without_secrets(url)}") from None
+        raise ValueError(
+            f"url cannot be parsed: {without_secrets(url)}; write %2F, %3F, %23 and %40 for /, ?, # and @ in a "
+            "password"
+        ) from None
     check_userinfo(url)
     if parsed.scheme not in {"http", "https"} or not host:
         raise ValueError(

@@ -344,8 +344,10 @@ def _split(page: bytes, where: str) -> Iterator[bytes]:
     try:
         yield from split_json(page, b"[]")
     except ValueError as error:
-        # The elements of an array are messages, which stay out of logs.
-        start = "" if page.startswith(b"[") else f" that begins with {quoted(page[:40].decode(errors='replace'))}"
+        # The elements of an array are messages, which stay out of logs. More of another text is decoded than is
+        # shown, since a secret that was cut could not be found and masked.
+        text = "" if page.startswith(b"[") else page[:4096].decode(errors="replace")
+        start = f" that begins with {quoted(text, 40)}" if text else ""
         raise FeedError(f"{where} sent no JSON array of events: {error} ({len(page)} bytes{start})") from error
 
 

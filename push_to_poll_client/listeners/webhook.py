@@ -74,7 +74,7 @@ class WebhookListener:
 
     A request that is not authentic is answered 401 whatever is wrong with it, one beyond the limits 413, 408, 429
     or 503. While requests are refused by rate, pushes may be among them: the channel is down then, and the
-    consumer polls at its degraded interval until 30 s after the last.
+    consumer polls at its degraded interval until 30 to 60 s after the last.
 
     With a subscription, the registration that says which requests are authentic is in the store of the consumer
     that keeps it. While that consumer does not run (it has not started, stands by, or has stopped), a request that
@@ -153,7 +153,7 @@ class WebhookListener:
         self._flood_error = PushToPollError(
             f"{name}: requests are refused, since more come than are looked at; pushes may be among them"
         )
-        error_log = ErrorLog(name, _log)
+        self._error_log = error_log = ErrorLog(name, _log)
         self._receiver = RequestReceiver(
             handshakes=Handshakes(
                 _check_callables("handshake", getattr(subscription, "handshake", None)),
@@ -253,14 +253,14 @@ class WebhookListener:
     async def _serve_channel(self, channel: Channel, name: str | None) -> None:
         subscriber = WebhookSubscriber(channel)
         with self._subscribers.joined(subscriber, name):
-            await subscriber.watch_floods(self._flood_error)
+            await subscriber.watch_floods(self._error_log, self._flood_error)
 
     async def _run_manager(self, manager: SubscriptionManager, channel: Channel) -> None:
         subscriber, self._is_managing = ManagingSubscriber(channel, self._subscribers), True
         try:
             with self._subscribers.joined(subscriber, None):
                 async with Background() as background:
-                    await background.start(lambda: subscriber.watch_floods(self._flood_error))
+                    await background.start(lambda: subscriber.watch_floods(self._error_log, self._flood_error))
                     await manager.run(subscriber)
         finally:
             self._subscribers.broadcast_state(subscriber, None, up=False)

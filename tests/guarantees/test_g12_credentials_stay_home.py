@@ -11,9 +11,12 @@ import httpx
 import pytest
 
 from push_to_poll_client import (
+    AtomFeed,
     Consumer,
     DeadLetterMessage,
+    DurableStreamFeed,
     FeedError,
+    FetchRequest,
     HTTPFeed,
     MemoryStore,
     PushToPollError,
@@ -171,6 +174,30 @@ async def test_g12_what_a_server_says_back_of_a_secret_is_masked(way, caplog):
             continue  # no host has such a name
         shown = await everything_shown(WAYS[way], answer(secret_of(WAYS[way])), caplog)
         assert not [piece for piece in PIECES if piece in shown], (echo, shown)
+
+
+OFFSETS = {"stream-next-offset": "7", "stream-up-to-date": "true"}
+"""As a Durable Streams server sends them."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "media_type"),
+    [
+        (HTTPFeed, "application/json"),
+        (AtomFeed, "application/atom+xml"),
+        (DurableStreamFeed, "application/json"),
+    ],
+)
+async def test_g12_a_secret_is_masked_wherever_a_quotation_cuts_the_answer(kind, media_type):
+    """A part of a secret could not be recognised."""
+    for before in range(60):
+        body = "x" * before + " " + ASCII_CANARY
+        answer = httpx.Response(200, text=body, headers={"content-type": media_type, **OFFSETS})
+        client = httpx.AsyncClient(transport=httpx.MockTransport(lambda _, answer=answer: answer))
+        async with client:
+            with pytest.raises(FeedError) as failed:
+                await kind(URL, auth=ASCII_CANARY, client=client).fetch(FetchRequest())
+        assert ASCII_CANARY[:3] not in str(failed.value), before
 
 
 @pytest.mark.parametrize(

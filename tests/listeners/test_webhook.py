@@ -469,7 +469,7 @@ def test_no_window_lets_more_pass_than_burst_and_rate(rate, burst, gaps):
             assert last - first + 1 <= burst + rate * (ended - began + 2 * ROUNDING)
 
 
-async def test_a_flood_takes_the_channel_down_until_it_has_been_quiet(verify):
+async def test_a_flood_takes_the_channel_down_until_it_has_been_quiet(verify, caplog):
     hooks = WebhookListener(verify, rate=1, burst=1)
     async with hearing(hooks) as channel:
         await posted(hooks)
@@ -487,6 +487,8 @@ async def test_a_flood_takes_the_channel_down_until_it_has_been_quiet(verify):
     ]
     assert isinstance(channel.errors[0], PushToPollError)
     assert str(channel.errors[0]).startswith("webhook: requests are refused")
+    (line,) = (record for record in caplog.records if record.levelno == logging.WARNING)
+    assert line.getMessage() == str(channel.errors[0]), "the first flood alone"
 
 
 async def test_under_a_flood_a_consumer_polls_at_its_degraded_interval(verify, running):

@@ -136,6 +136,14 @@ class ErrorLog:
             self._name,
         )
 
+    def log_flood(self) -> None:
+        """Log that requests are refused that may be pushes: until that ends, the channel is down."""
+        self._log.log(
+            self._level("flood", logging.WARNING),
+            "%s: requests are refused, since more come than are looked at; pushes may be among them",
+            self._name,
+        )
+
     def log_replay(self) -> None:
         """Log that a request was repeated: a sender whose bodies are all equal gets 200, but wakes only once."""
         level = self._level("replayed", logging.INFO)

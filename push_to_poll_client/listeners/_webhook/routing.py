@@ -102,11 +102,12 @@ class WebhookSubscriber:
             self._has_rejected = True
             self.call_soon(self._start_flood)
 
-    async def watch_floods(self, error: PushToPollError) -> None:
-        """Report each flood to the channel as `error`, until cancelled."""
+    async def watch_floods(self, error_log: ErrorLog, error: PushToPollError) -> None:
+        """Log each flood, and report it to the channel as `error`, until cancelled."""
         while True:
             await self._flood_started.wait()
             self._flooded = True
+            error_log.log_flood()
             self._channel.down(error)
             while self._has_rejected:
                 self._has_rejected = False

@@ -451,7 +451,7 @@ class WebSub:
             raise SubscriptionGone(f"the hub answered HTTP {response.status}")
         if httpx.codes.is_error(response.status):
             why = _redact(response.body.decode("utf-8", "replace"), registration)
-            _log.info("%s: the hub answered HTTP %d: %s", self.name, response.status, quoted(why[:MAX_REASON]))
+            _log.info("%s: the hub answered HTTP %d: %s", self.name, response.status, quoted(why, MAX_REASON))
         response.expect()
 
     def _form(self, registration: Registration, request: HubRequest) -> bytes:
