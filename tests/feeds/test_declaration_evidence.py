@@ -229,6 +229,28 @@ async def test_a_more_that_no_answer_has_is_named_after_a_restart_in_the_middle_
     assert len(warnings(caplog)) == 1
 
 
+@pytest.mark.parametrize("size", [5, 70])
+async def test_a_more_that_no_answer_has_costs_no_message_after_a_restart(size, caplog):
+    """Nobody knows that so many are a full page, and the first page of this process is none of a new consumer."""
+    server, store = Server(rows(1), size=size, answer=with_more), MemoryStore()
+    for _ in range(2):
+        consumer = Log(feed_on(server, pages=forward(more=from_body("has_more"))), store=store, name="orders")
+        assert (await consumer.poll_now()).caught_up
+        assert len(consumer.processed) in {1, 3 * size}
+        server.entries += rows(3 * size, start=2)
+    assert len(warnings(caplog)) == 1
+
+
+async def test_a_more_that_no_answer_has_costs_no_message_after_a_small_page(caplog):
+    server = Server(rows(1), size=70, answer=with_more)
+    consumer = Log(feed_on(server, pages=forward(more=from_body("has_more"))))
+    await consumer.poll_now()
+    for count in (3, 60, 200):
+        server.entries += rows(count, start=len(server.entries) + 1)
+        assert (await consumer.poll_now()).messages == count
+    assert len(warnings(caplog)) == 1
+
+
 async def test_a_more_that_no_answer_has_at_the_end_of_a_chain_costs_no_message(caplog):
     server = Server(rows(301), answer=with_more)
     pages = forward(at_end(from_last("n")), more=from_body("has_more"))
@@ -251,7 +273,8 @@ async def test_a_server_that_leaves_out_more_when_there_is_none_is_not_blamed(co
     for _ in range(5):
         server.entries += rows(3, start=len(server.entries) + 1)
         assert (await consumer.poll_now()).messages == 3
-    assert len(server.requests) == requests + 5  # no request more than without the doubt
+    # No request more than without the doubt, except one after the first page that is larger than each before it.
+    assert len(server.requests) == requests + 5 + (count < 3)
     assert warnings(caplog) == []
 
 
@@ -268,13 +291,14 @@ def backward(more, **options):
     return NewestFirst(next=from_last("n"), send=to_query("before"), more=more, **options)
 
 
-async def test_a_more_that_no_answer_has_does_not_make_newest_first_a_feed_of_one_page(caplog):
-    server = Server(rows(250), newest=True, answer=with_more)
+@pytest.mark.parametrize("size", [10, 70, 100])
+async def test_a_more_that_no_answer_has_does_not_make_newest_first_a_feed_of_one_page(size, caplog):
+    """Stripe shows 10 on a page, unless it is told otherwise."""
+    server = Server(rows(250), size=size, newest=True, answer=with_more)
     consumer = Log(feed_on(server, pages=backward(from_body("has_more"))))
     assert (await consumer.poll_now()).caught_up
     assert consumer.processed == [str(number) for number in range(1, 251)]
-    (warning,) = warnings(caplog)
-    assert "a page without from_body('has_more')" in warning
+    assert "a page without from_body('has_more')" in warnings(caplog)[0]
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,9 @@ def may_be_full(reply: Reply) -> bool:
 class MissingMore:
     """Find out whether the member exists that `more` reads.
 
-    A server may leave it out when it is false. So if no answer had it yet, and a page may have been cut off, the
-    next page is asked for. It is empty if the server was right.
+    A server may leave it out when it is false. So if no answer had it yet, the next page is asked for after a page
+    that may be full, and after each one with more entries than any that was found to be the last one. That holds
+    wherever a consumer starts, since nobody knows how many fit on a page. If the server was right, it is empty.
 
     Args:
         read: What `more` reads.
@@ -70,19 +71,15 @@ class MissingMore:
         self.exists = False
         self._read = read
         self._was_named = False
+        self._largest_end = 1
         self._doubtful: tuple[str, int, bool] | None = None
 
-    def may_hide(self, reply: Reply, *, first: bool) -> bool:
-        """Return True if another page may follow, although this one does not say so.
-
-        Args:
-            reply: This page.
-            first: This page is the first one that a new consumer reads.
-        """
+    def may_hide(self, reply: Reply) -> bool:
+        """Return True if another page may follow, although this one does not say so."""
         self.exists = self.exists or self._read(reply) is not None
         if self.exists or self._was_named:
             return not self.exists and reply.size > 0
-        return reply.size > 1 and (first or may_be_full(reply))
+        return reply.size > self._largest_end or may_be_full(reply)
 
     def asks_for(self, position: str, reply: Reply) -> None:
         """Note that the page at a position is asked for, after this one that does not say that it is there."""
@@ -97,6 +94,8 @@ class MissingMore:
         if self._doubtful is None or self._doubtful[0] != position:
             return
         (_, size, full), self._doubtful = self._doubtful, None
+        if not has_news:
+            self._largest_end = max(self._largest_end, size)
         if has_news and (full or reply.size == size) and not self.exists and not self._was_named:
             self._was_named = True
             logger.warning(

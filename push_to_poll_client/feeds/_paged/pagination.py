@@ -182,7 +182,7 @@ class OldestFirst:
         if missing is None:
             return False
         missing.page_came(place.as_cursor, reply, has_news=reply.size > 0 and moved)
-        if cursor is None or not moved or not missing.may_hide(reply, first=place == PagePosition(None)):
+        if cursor is None or not moved or not missing.may_hide(reply):
             return False
         missing.asks_for(cursor, reply)
         return True
@@ -309,7 +309,7 @@ class NewestFirst:
         if missing is None:
             return None
         missing.page_came(page, reply, has_news=reply.size > 0)
-        if missing.may_hide(reply, first=False):
+        if missing.may_hide(reply):
             with suppress(Exception):  # `next` need not be there
                 text = text_of(self._next(reply))
                 older = None if text is None else self._send.kept(text, reply)
