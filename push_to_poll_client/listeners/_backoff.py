@@ -14,10 +14,12 @@ can change, it gets one connection in 5 to 7.5 minutes.
 
 Some servers end each connection in an orderly way: after a push, such as JMAP's event source with
 `closeafter=state` (RFC 8620 §7.3), or after some seconds, as a long poll does. That is not a failure if the
-connection brought a push or lasted for `MIN_LIFE` seconds: it ends the streak, and the client connects again after
-0-1 s. `NewsPace` bounds the load, as it does for long polls: 10 such connections may follow each other as fast as
-the draws allow, and then one a second; without pushes it is one in `MIN_LIFE` seconds. An end before that, and one
-that was not orderly, counts as a failure.
+connection brought a push or lasted for `MIN_LIFE` seconds: the client connects again after 0-1 s. `NewsPace`
+bounds the load, as it does for long polls: 10 such connections may follow each other as fast as the draws allow,
+and then one a second; without pushes it is one in `MIN_LIFE` seconds. An end before that, and one that was not
+orderly, counts as a failure. Such connections end a streak together, once they have followed each other for
+`STABLE_AFTER` seconds. So of two servers behind one address, the one that fails gets no more connections than
+alone.
 
 The first delay is short and entirely random. RFC 6455 §7.2.3 proposes 0-5 s "as a reasonable initial delay". The
 common cause is a server that was replaced, or a proxy that cuts connections now and then, and each second of delay
@@ -160,11 +162,21 @@ class ReconnectBackoff:
         is_routine: Whether it also ended in an orderly way, so that no failure is behind the next connection.
     """
 
-    __slots__ = ("_connected_at", "_failures", "_has_pushed", "_pace", "_renewed", "is_routine", "was_useful")
+    __slots__ = (
+        "_connected_at",
+        "_failures",
+        "_has_pushed",
+        "_pace",
+        "_renewed",
+        "_well_since",
+        "is_routine",
+        "was_useful",
+    )
 
     def __init__(self) -> None:
         self._failures = 0
         self._connected_at: float | None = None
+        self._well_since: float | None = None  # when the first connection after a failure opened
         self._renewed = False
         self._pace = NewsPace()
         self._has_pushed = False
@@ -183,6 +195,7 @@ class ReconnectBackoff:
             now: Seconds on a monotonic clock.
         """
         self._connected_at = now
+        self._well_since = now if self._well_since is None else self._well_since
         self._has_pushed = False
 
     def pushed(self) -> None:
@@ -227,6 +240,7 @@ class ReconnectBackoff:
         """
         if verdict is Verdict.GIVE_UP:
             return None
+        self._well_since = None
         if verdict is Verdict.SLOW_RETRY:
             delay = SLOW_DELAY * (1 + SLOW_JITTER * fraction)
         elif self._failures == 0:
@@ -238,14 +252,18 @@ class ReconnectBackoff:
         return max(delay, _requested(retry_after, fraction))
 
     def delay_after_end(self, now: float, *, fraction: float, retry_after: float | None = None) -> float:
-        """End the streak, and return how long to wait after the orderly end of a connection that was of use.
+        """Return how long to wait after the orderly end of a connection that was of use.
+
+        It ends the streak if there was no failure for `STABLE_AFTER` seconds.
 
         Args:
             now: Seconds on the clock of `connected()`.
             fraction: As for `delay()`. The clients of a server that restarts return spread over `FIRST_DELAY`.
             retry_after: As for `delay()`.
         """
-        self._failures, self._renewed, self.is_routine = 0, False, True
+        self.is_routine = True
+        if self._well_since is not None and now - self._well_since >= STABLE_AFTER:
+            self._failures, self._renewed = 0, False
         return max(FIRST_DELAY * fraction, self._pace.take(now), _requested(retry_after, fraction))
 
 

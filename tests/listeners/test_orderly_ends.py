@@ -139,10 +139,23 @@ async def test_the_retry_field_is_the_least_delay_also_after_an_event():
     assert [event for _, event in channel.events][:3] == ["up", Push(), "down"], "nobody hears a push for 22 s"
 
 
-async def test_a_stream_that_ended_after_an_event_ends_the_streak_of_failures():
-    listener, script = scripted(RESET, RESET, RESET, RESET, [1, EVENT, END], RESET, [])
-    await run(listener, script, 60)
-    assert script.connects == [0, 0, 1, 3, 7, 8, 8]
+async def test_streams_that_end_after_an_event_end_the_streak_of_failures_together_after_30_seconds():
+    listener, script = scripted(RESET, RESET, RESET, RESET, *[[15, EVENT, END]] * 2, RESET, [])
+    await run(listener, script, 90)
+    assert script.connects == [0, 0, 1, 3, 7, 22, 37, 37]
+    listener, script = scripted(RESET, RESET, RESET, RESET, *[[14, EVENT, END]] * 2, RESET, [])
+    await run(listener, script, 90)
+    assert script.connects == [0, 0, 1, 3, 7, 21, 35, 43]
+
+
+@pytest.mark.parametrize("failing", [[END], RESET, 503])
+async def test_a_server_behind_one_address_that_fails_gets_no_more_connections_than_alone(failing, caplog):
+    """Such as one of two behind a load balancer. Else both would get two connections a second."""
+    caplog.set_level(logging.INFO, "push_to_poll_client.listeners")
+    listener, script = scripted(*[[EVENT, END], failing] * 4000)
+    await run(listener, script, 3600)
+    assert len(script.connects) < 2 * 3600 / 30 + 20
+    assert len(caplog.records) < 3 * 3600 / 30 + 30
 
 
 async def test_a_failure_after_a_stream_that_ended_in_order_is_one():

@@ -219,6 +219,14 @@ PUSH = [
     ),
     of(
         "G3",
+        "forgets a streak of failures at each connection that ended in order",
+        "listeners/_backoff.py",
+        "self._well_since is not None and now - self._well_since >= STABLE_AFTER",
+        "self._well_since is not None",
+        ORDERLY_ENDS,
+    ),
+    of(
+        "G3",
         "takes a hello that is no push for a push, and connects again at once",
         "listeners/_base.py",
         "if self._pass_on(message, channel):",
