@@ -324,6 +324,16 @@ async def test_the_jmap_feed_of_the_page_raises_cursor_expired(own):
         await feed.fetch(FetchRequest("1"))
 
 
+@pytest.mark.parametrize("type", ["serverUnavailable", "serverFail", "accountNotFound"])
+async def test_the_jmap_feed_of_the_page_does_not_take_another_error_for_an_expired_cursor(own, type):
+    """Else a server that has no time now would cost messages, where the consumer goes on at the latest state."""
+    vendor, feed = own
+    vendor.email_changes = lambda *_: ("error", {"type": type})
+    with pytest.raises(FeedError, match=type) as error:
+        await feed.fetch(FetchRequest("1"))
+    assert not isinstance(error.value, CursorExpired)
+
+
 @pytest.fixture
 def outbox(request):
     """The outbox of the page, on a table as its docstring has it, and the server."""
