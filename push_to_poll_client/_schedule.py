@@ -46,13 +46,14 @@ a new streak if the feed answered well before it for as long as the last delay. 
 time is not asked at full speed, and one that fails once in a hundred pages is not treated as if it were down.
 
 A poll after a push that finds nothing is repeated shortly, three times at most in a streak. Finding messages, or
-a timer poll, ends the streak. An empty timer poll that covers a push begins a new streak. So a forged
-push costs four polls. A flood of them costs three more than its rate, and three for each timer poll.
+a timer poll that the feed did not ask for, ends the streak. An empty timer poll that covers a push begins a new
+streak. So a forged push costs four polls. A flood of them costs three more than its rate, and three for each timer
+poll.
 
 A timer poll that finds messages though a channel claims to be up, with no push owed or arriving, is evidence that
 the channel loses pushes. Two in a row with no push proved right in between make the interval the degraded one.
-A poll that the feed asked for by `poll_within` is not such evidence: the feed knew of messages that it could not
-show yet, and their push may have come in time.
+A poll that comes sooner because the feed asked for it by `poll_within` is not such evidence: the feed knew of
+messages that it could not show yet, and their push may have come in time.
 """
 
 import enum
@@ -362,10 +363,7 @@ class Schedule:
     @property
     def interval(self) -> float | None:
         """The longest quiet time in force, in seconds; `None`: no limit."""
-        in_force = [self._fallback, self._poll_within]
-        if self._fallback is not None and self.degraded:
-            in_force.append(self._degraded)
-        return min((seconds for seconds in in_force if seconds is not None), default=None)
+        return self._poll_within if self._feed_wants_less else self._configured_interval
 
     @property
     def owes(self) -> bool:
@@ -401,6 +399,19 @@ class Schedule:
         return next((mode for holds, mode in states if holds), Mode.IDLE)
 
     # How it is decided
+
+    @property
+    def _configured_interval(self) -> float | None:
+        """The longest quiet time, whatever the feed asks for."""
+        if self._fallback is None or self._degraded is None or not self.degraded:
+            return self._fallback
+        return min(self._fallback, self._degraded)
+
+    @property
+    def _feed_wants_less(self) -> bool:
+        """Whether a timer poll comes sooner because the feed asked for it."""
+        configured = self._configured_interval
+        return self._poll_within is not None and (configured is None or self._poll_within < configured)
 
     def _wishes(self) -> list[Decision]:
         """All wishes; of two for the same time the first one counts."""
@@ -450,7 +461,8 @@ class Schedule:
         early = not found and self._cause is Cause.WAIT and now - self._started < MIN_HELD_SHARE * self._wait
         self._early_answers = self._early_answers + 1 if early else 0
         self._weigh_evidence(found)
-        if found or self._cause is Cause.TIMER:
+        # A poll that the feed asked for does not end them: the data of the push may come later.
+        if found or (self._cause is Cause.TIMER and not self._feed_wants_less):
             self._repolls, self._repoll_at = 0, math.inf
         if found or not self._promised:
             return
@@ -471,7 +483,7 @@ class Schedule:
             self._evidence = 0
         elif (
             self._cause is Cause.TIMER
-            and self._poll_within is None
+            and not self._feed_wants_less
             and self._covered is None
             and not self._pushed_meanwhile
         ):

@@ -470,6 +470,32 @@ def test_messages_that_the_feed_had_hidden_are_no_evidence_of_a_lossy_channel():
     assert not schedule.lossy
 
 
+def test_a_feed_that_asks_for_no_more_polls_than_the_timer_does_not_hide_a_lossy_channel():
+    schedule = idle()
+    schedule.set_channel("push", up=True)
+    for at in (100.0, 160.0, 220.0):
+        poll(schedule, at, cause=Cause.TIMER, found=1, poll_within=60.0)
+    assert schedule.lossy
+    assert schedule.interval == 10.0
+
+
+def test_a_poll_that_the_feed_asked_for_does_not_end_the_repetitions_after_a_push():
+    """The data of the push may come later than the messages that the feed had hidden."""
+    schedule = idle()
+    schedule.set_channel("push", up=True)
+    schedule.wake(10.0, push=True)
+    poll(schedule, 10.0, poll_within=0.1)
+    assert schedule.next_poll(10.0) == Decision(10.1, Cause.TIMER)
+    poll(schedule, 10.1)
+    assert schedule.next_poll(10.1) == Decision(10.25, Cause.REPOLL)
+    for at in (10.25, 11.25):
+        poll(schedule, at, poll_within=2.0)
+    poll(schedule, 13.25, cause=Cause.TIMER)
+    assert schedule.next_poll(13.25) == Decision(15.25, Cause.REPOLL)
+    poll(schedule, 15.25)
+    assert schedule.next_poll(15.25) == Decision(75.25, Cause.TIMER)
+
+
 # Long polling
 
 
