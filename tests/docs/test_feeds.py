@@ -148,6 +148,21 @@ async def test_a_declared_feed_reads_all_messages_and_then_only_new_ones(name, s
     assert (len(before), len(after)) == (5, 3)
 
 
+@pytest.mark.parametrize("body", ["{}", '{"error": "busy"}', "[]", "<p>busy</p>"])
+@pytest.mark.parametrize("name", VENDORS)
+async def test_an_answer_that_the_server_is_busy_says_nothing_about_the_cursor(name, body, serve):
+    feed, url = declared(name)
+    vendor = serve(VENDORS[name](5), url)
+    if name == "ntfy":
+        vendor.authorization = None
+    _, cursors = await walk(feed, inception(vendor))
+    vendor.script.append(httpx.Response(503, text=body))
+    with pytest.raises(FeedError, match="503 Service Unavailable") as busy:
+        await feed.fetch(FetchRequest(cursors[-1]))
+    await feed.aclose()
+    assert not isinstance(busy.value, CursorExpired)
+
+
 @pytest.mark.parametrize("name", sorted(VENDORS.keys() - {"ntfy", "remote_settings"}))
 async def test_a_declaration_shows_no_secret(name, serve):
     feed, url = declared(name)

@@ -780,10 +780,20 @@ async def test_an_answer_that_does_not_match_the_declaration_is_described_in_the
     ],
 )
 async def test_an_exception_in_a_declared_function_becomes_a_feed_error(options):
-    error = await refused(says({"data": [{"id": 1}]}), **options)
+    error = await refused(says({"data": [{"id": 1}]}, retry_after="7"), **options)
     assert str(error) == (
         f"{URL} answered what a function of its declaration cannot read: KeyError: 'x', in {{'data': array of 1}}"
     )
+    assert error.retry_after == 7
+
+
+@pytest.mark.parametrize(("status_code", "kind"), [(503, FeedError), (404, FeedRefused), (410, FeedGone)])
+async def test_an_error_response_that_an_outcome_cannot_read_is_told_by_its_status(status_code, kind):
+    """As the page of a proxy, which is no JSON. What the server asks for comes with it."""
+    outcomes = [gap(lambda said: said.body["x"])]
+    error = await refused(says("<p>", status_code, retry_after="7"), outcomes=outcomes, kind=kind)
+    assert str(error).startswith(f"{URL} answered {status_code} ")
+    assert error.retry_after == 7
 
 
 MADE = Entries(lambda body: body.get("data", []))

@@ -159,6 +159,14 @@ MUTANTS = [
         SCHEDULE,
     ),
     of(
+        "G3",
+        "forgets what the server asks for where a declared function cannot read the answer",
+        "feeds/_paged/request.py",
+        "            self._client.check_status(response)\n            raise\n",
+        "            raise\n",
+        "tests/docs/test_feeds.py",
+    ),
+    of(
         "G4",
         "takes a timer poll for one that the feed asked for, though it does not come sooner",
         "_schedule.py",

@@ -240,10 +240,10 @@ class PagedClient:
         read_entries: bool,
     ) -> ParsedResponse[T]:
         reply = Reply(response, self._check_link)
-        with _declaration_errors(reply):
+        with _declaration_errors(reply, response.retry_after):
             may_have_entries = read_entries and response.status in _PAGE_STATUSES
             lists = self._find_lists(reply, response) if may_have_entries else []
-            outcome = self._apply_outcomes(reply, response)
+            outcome = self._apply_outcomes_or_raise_status(reply, response)
             reply.ends = outcome.closed
             no_page = outcome.empty or (outcome.closed and response.status not in ACCEPTED_STATUSES)
             if no_page or self._client.check_status(response).status in _NO_PAGE_STATUSES:
@@ -262,6 +262,16 @@ class PagedClient:
         except Exception as error:  # noqa: BLE001  # raised later
             return error
 
+    def _apply_outcomes_or_raise_status(self, reply: Reply, response: Response) -> OutcomeResult:
+        """Apply the outcomes; if one cannot read an error response, the status says more than that."""
+        try:
+            return self._apply_outcomes(reply, response)
+        except FeedError:
+            raise
+        except Exception:
+            self._client.check_status(response)
+            raise
+
     def _apply_outcomes(self, reply: Reply, response: Response) -> OutcomeResult:
         outcome = apply_outcomes(self._outcomes, reply, reply.where)
         if outcome.error is None:
@@ -276,18 +286,20 @@ class PagedClient:
 
 
 @contextmanager
-def _declaration_errors(reply: Reply) -> Iterator[None]:
-    """Turn what a declaration raises over a response into a failed poll."""
+def _declaration_errors(reply: Reply, retry_after: float | None) -> Iterator[None]:
+    """Turn what a declaration raises over a response into a failed poll, with the pause that the server wants."""
     try:
         yield
     except FeedError:
         raise
     except DeclarationMismatch as error:
-        raise FeedError(f"{reply.where} does not answer as it was declared to: {error}") from error
+        text = f"{reply.where} does not answer as it was declared to: {error}"
+        raise FeedError(text, retry_after=retry_after) from error
     except Exception as error:
         raise FeedError(
             f"{reply.where} answered what a function of its declaration cannot read: {describe(error)}, "
-            f"in {reply.outline()}"
+            f"in {reply.outline()}",
+            retry_after=retry_after,
         ) from error
 
 
