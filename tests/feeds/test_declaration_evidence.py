@@ -245,7 +245,7 @@ async def test_a_more_that_no_answer_has_costs_no_message_after_a_small_page(cap
     server = Server(rows(1), size=70, answer=with_more)
     consumer = Log(feed_on(server, pages=forward(more=from_body("has_more"))))
     await consumer.poll_now()
-    for count in (3, 60, 200):
+    for count in (3, 60, 220):
         server.entries += rows(count, start=len(server.entries) + 1)
         assert (await consumer.poll_now()).messages == count
     assert len(warnings(caplog)) == 1
@@ -275,6 +275,20 @@ async def test_a_server_that_leaves_out_more_when_there_is_none_is_not_blamed(co
         assert (await consumer.poll_now()).messages == 3
     # No request more than without the doubt, except one after the first page that is larger than each before it.
     assert len(server.requests) == requests + 5 + (count < 3)
+    assert warnings(caplog) == []
+
+
+async def test_a_server_that_leaves_out_more_is_not_blamed_for_entries_that_came_meanwhile(caplog):
+    server = Server(rows(3), answer=lambda page, more: {"items": page} | ({"next": "…"} if more else {}))
+
+    class Slow(Log):
+        async def process(self, message):
+            await super().process(message)
+            if message.id == "3":
+                server.entries += rows(3, start=4)
+
+    consumer = Slow(feed_on(server, pages=forward(more=from_body("next"))))
+    assert (await consumer.poll_now()).messages == 6
     assert warnings(caplog) == []
 
 

@@ -971,6 +971,14 @@ MUTANTS = [
     ),
     of(
         "G13",
+        "blames a server for entries that came while a page was processed",
+        "feeds/_paged/evidence.py",
+        "MIN_ALIKE = 2\n",
+        "MIN_ALIKE = 1\n",
+        "tests/feeds/test_declaration_evidence.py",
+    ),
+    of(
+        "G13",
         "asks on after each page that a server was right about",
         "feeds/_paged/evidence.py",
         "            self._largest_end = max(self._largest_end, size)\n",

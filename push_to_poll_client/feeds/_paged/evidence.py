@@ -39,6 +39,9 @@ USUAL_PAGE_SIZES = _SMALL_PAGES | _LARGE_PAGES
 """Entries that a full page of most servers has. That 20 entries or more of one time end a feed is rare, and that
 they are just as many is rarer: the mistake costs a WARNING, which `more=` ends."""
 
+MIN_ALIKE = 2
+"""Pages in a row, each as large as the one before it, that show the size of a full page."""
+
 MIN_TIMES = 4
 """Different times on a page, all in the wrong order, that show a mistake. By chance 4 are so once in 24 pages, 10
 once in 3.6 million."""
@@ -72,6 +75,7 @@ class MissingMore:
         self._read = read
         self._was_named = False
         self._largest_end = 1
+        self._alike = 0  # pages in a row that followed one with as many entries
         self._doubtful: tuple[str, int, bool] | None = None
 
     def may_hide(self, reply: Reply) -> bool:
@@ -96,7 +100,9 @@ class MissingMore:
         (_, size, full), self._doubtful = self._doubtful, None
         if not has_news:
             self._largest_end = max(self._largest_end, size)
-        if has_news and (full or reply.size == size) and not self.exists and not self._was_named:
+        self._alike = self._alike + 1 if has_news and reply.size == size else 0
+        # Entries may have come since: 3 and 3 more say little about a page of 3.
+        if has_news and (full or self._alike >= MIN_ALIKE) and not self.exists and not self._was_named:
             self._was_named = True
             logger.warning(
                 "%s does not answer as it was declared to: a page without %s, which more= reads, was followed by "
