@@ -72,7 +72,8 @@ BURST = 10
 """Responses with news, or connections that brought a push, that may follow each other without a pause."""
 
 NEWS_SPACING = 1.0
-"""Seconds between them in the long run: the longest delay of a push if the server has news all the time."""
+"""Seconds between them in the long run: the longest delay of a push if the server has news all the time. It may be
+twice as long between two connections, since a random part is added."""
 
 MIN_LIFE = 5.0
 """Seconds that a connection without a push has to last so that an orderly end is not a failure. A server that ends
@@ -264,7 +265,8 @@ class ReconnectBackoff:
         self.is_routine = True
         if self._well_since is not None and now - self._well_since >= STABLE_AFTER:
             self._failures, self._renewed = 0, False
-        return max(FIRST_DELAY * fraction, self._pace.take(now), _requested(retry_after, fraction))
+        # Added and not the longer of both: clients that were woken by the same push would else stay together.
+        return max(FIRST_DELAY * fraction + self._pace.take(now), _requested(retry_after, fraction))
 
 
 def _requested(retry_after: float | None, fraction: float) -> float:

@@ -1,5 +1,8 @@
 """When to connect again: the pure policy that all listeners share."""
 
+import random
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,6 +89,24 @@ def test_connections_in_any_time_window_are_bounded_however_they_end(ends):
     for first in range(len(connects)):
         for last in range(first, len(connects)):
             assert last - first <= 2 * (BURST + 1 + (connects[last] - connects[first]) / NEWS_SPACING)
+
+
+def test_clients_whose_connections_one_push_ends_do_not_come_back_together():
+    """Of 200 clients of a server that ends all connections 3 times a second, few connect at the same time."""
+    draw = random.Random(5)  # noqa: S311 - not for cryptography
+    clients, connects = [(ReconnectBackoff(), START) for _ in range(200)], Counter()
+    for push in range(180):
+        now = START + push / 3
+        for place, (reconnect, at) in enumerate(clients):
+            if at <= now:
+                connects[int(10 * (at - START))] += 1
+                reconnect.connected(at)
+                reconnect.pushed()
+                reconnect.ended(now)
+                clients[place] = reconnect, now + reconnect.delay_after_end(now, fraction=draw.random())
+    in_the_long_run = [connects[tenth] for tenth in range(300, 580)]
+    assert max(in_the_long_run) < 50
+    assert sum(in_the_long_run) / 28 < 1.1 * 200
 
 
 def test_a_short_connection_does_not_reset_the_backoff():

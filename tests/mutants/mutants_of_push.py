@@ -219,6 +219,14 @@ PUSH = [
     ),
     of(
         "G3",
+        "lets clients that one push woke come back together",
+        "listeners/_backoff.py",
+        "FIRST_DELAY * fraction + self._pace.take(now), ",
+        "FIRST_DELAY * fraction, self._pace.take(now), ",
+        "tests/listeners/test_backoff.py",
+    ),
+    of(
+        "G3",
         "forgets a streak of failures at each connection that ended in order",
         "listeners/_backoff.py",
         "self._well_since is not None and now - self._well_since >= STABLE_AFTER",
