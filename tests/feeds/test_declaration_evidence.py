@@ -4,6 +4,7 @@ Each would end in silence before the end of the feed. What is seen is named; a s
 """
 
 import logging
+from contextlib import suppress
 from operator import itemgetter
 
 import anyio
@@ -343,6 +344,23 @@ async def test_newest_first_takes_a_refusal_of_a_page_in_doubt_for_the_end(statu
     assert (await consumer.poll_now()).caught_up
     assert len(consumer.processed) == 100
     assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 503])
+async def test_newest_first_does_not_take_an_answer_about_something_else_for_the_end(status):
+    """What is older than a page of which nobody can be sure would be lost if its token expired just then."""
+    server, answers = Server(rows(400), newest=True, answer=with_more), iter([None, None, status])
+
+    async def answer(request):
+        other = next(answers, None)
+        return await server(request) if other is None else httpx.Response(other)
+
+    consumer = Log(feed_on(answer, pages=backward(from_body("has_more"))))
+    with suppress(FeedError):
+        await consumer.poll_now()
+    await anyio.sleep(1_000)
+    await consumer.poll_now()
+    assert len(consumer.processed) == 400
 
 
 async def test_newest_first_does_not_take_a_refusal_of_a_page_that_was_stated_for_the_end():

@@ -979,6 +979,14 @@ MUTANTS = [
     ),
     of(
         "G13",
+        "takes a token that expired for the end of the pages",
+        "feeds/_paged/request.py",
+        "_ABSENT_STATUSES = frozenset({400, 404, 410, 416, 422})\n",
+        "_ABSENT_STATUSES = frozenset({400, 401, 404, 410, 416, 422})\n",
+        "tests/feeds/test_declaration_evidence.py",
+    ),
+    of(
+        "G13",
         "asks on after each page that a server was right about",
         "feeds/_paged/evidence.py",
         "            self._largest_end = max(self._largest_end, size)\n",

@@ -19,7 +19,7 @@ from urllib.parse import unquote_plus, urlencode
 
 import msgspec
 
-from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedGone, FeedRefused
+from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedGone
 from push_to_poll_client._http.caching import Validators, cache_bypass_headers, fresh_for
 from push_to_poll_client._http.client import Client
 from push_to_poll_client._http.response import ACCEPTED_STATUSES, Response
@@ -49,6 +49,9 @@ MAX_ERROR = 64 * 1024
 _ACCEPT = "application/json, application/x-ndjson;q=0.9, */*;q=0.1"
 
 _NO_PAGE_STATUSES = frozenset({204, 304})
+_ABSENT_STATUSES = frozenset({400, 404, 410, 416, 422})
+"""Answers to the request for a page which say that there is no such page."""
+
 _PAGE_STATUSES = ACCEPTED_STATUSES - _NO_PAGE_STATUSES
 
 _NON_JSON_TYPES = ("html", "xml", "image/", "multipart/")
@@ -189,6 +192,7 @@ class PagedClient:
         *,
         validators: Validators | None = None,
         read_entries: bool = True,
+        may_be_absent: bool = False,
     ) -> ParsedResponse[T]:
         """Send a request and read the page.
 
@@ -198,6 +202,8 @@ class PagedClient:
             read_continuation: Reads from the response what its caller needs besides the messages.
             validators: Those of a response that is still known; the server may answer with 304.
             read_entries: Whether to read the messages.
+            may_be_absent: Whether nothing but a doubt says that there is such a page, so that an answer which says
+                that there is none is no error. (401, 403 and 429 do not say that.)
 
         Raises:
             FeedError: There is no page; a subclass says why.
@@ -214,7 +220,13 @@ class PagedClient:
         )
         self._check_redirect(url, response)
         parsed = await run_decoder(
-            len(response.body), self._parse, response, position, read_continuation, read_entries=read_entries
+            len(response.body),
+            self._parse,
+            response,
+            position,
+            read_continuation,
+            read_entries=read_entries,
+            may_be_absent=may_be_absent,
         )
         self._client.remember_redirects(response)
         return parsed
@@ -238,6 +250,7 @@ class PagedClient:
         read_continuation: Callable[[Reply], T],
         *,
         read_entries: bool,
+        may_be_absent: bool,
     ) -> ParsedResponse[T]:
         reply = Reply(response, self._check_link)
         with _declaration_errors(reply, response.retry_after):
@@ -246,6 +259,7 @@ class PagedClient:
             outcome = self._apply_outcomes_or_raise_status(reply, response)
             reply.ends = outcome.closed
             no_page = outcome.empty or (outcome.closed and response.status not in ACCEPTED_STATUSES)
+            no_page = no_page or (may_be_absent and response.status in _ABSENT_STATUSES)
             if no_page or self._client.check_status(response).status in _NO_PAGE_STATUSES:
                 return ParsedResponse(response, outcome, no_page=True)
             if isinstance(lists, Exception):
@@ -418,11 +432,14 @@ class NewestFirstFetcher:
                 PagePosition(None),
                 lambda reply: self._pages.older(reply, page),
                 validators=known.validators,
+                may_be_absent=is_doubtful,
             )
-        except (CursorExpired, FeedGone, FeedRefused):
-            if is_doubtful:  # nothing but a doubt said that there is such a page
+        except (CursorExpired, FeedGone):
+            if is_doubtful:
                 return Document()
             raise
+        if is_doubtful and parsed.response.status in _ABSENT_STATUSES:
+            return Document()
         older = parsed.continuation
         if self._checks_order:
             first = page is None and not known.messages
