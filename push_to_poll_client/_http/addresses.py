@@ -38,12 +38,18 @@ _LOOPBACK = "127.0.0.1"
 _EMBEDDING = (IPv6Network("64:ff9b::/96"), IPv6Network("::/96"))
 """Networks whose last 32 bits are an IPv4 address: NAT64 (RFC 6052 §2.1), and the former IPv4-compatible one."""
 
+_UNICAST = IPv6Network("2000::/3")
+"""All that is assigned of the IPv6 internet. `is_global` is true of what is not assigned at all, and of networks
+of a site: of fec0::/10, and in older versions of Python of the local NAT64 (RFC 8215)."""
+
 
 def is_public(address: str) -> bool:
     """Return whether an IP address is one of the internet. An IPv4 address within an IPv6 one is what counts."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address):
         embedded = _embedded(ip)
+        if embedded is None and ip not in _UNICAST:
+            return False
         ip = ip if embedded is None else embedded
     return ip.is_global and not ip.is_multicast
 
