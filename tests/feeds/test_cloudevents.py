@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from push_to_poll_client import _types
 from push_to_poll_client._exceptions import FeedError, UndecodableMessage
+from push_to_poll_client._secrets import Secrets, hidden
 from push_to_poll_client.feeds import CloudEvent
 from push_to_poll_client.feeds import _cloudevents as cloudevents
 from push_to_poll_client.feeds._decoding import split_json
@@ -316,6 +317,13 @@ class TestAPage:
     def test_shows_its_first_bytes_in_the_error_when_it_is_not_an_array(self):
         with pytest.raises(FeedError, match=r"14 bytes that begins with '\{\"error\":\"no\"\}'"):
             read_batch(b'{"error":"no"}', WHERE)
+
+    def test_masks_a_secret_before_it_cuts_the_first_bytes(self):
+        secrets = Secrets()
+        secrets.add("canary-secret")
+        with hidden(secrets), pytest.raises(FeedError) as failed:
+            read_batch(b'{"error":"your token is not good: canary-secret"}', WHERE)
+        assert "canary" not in str(failed.value)
 
     def test_is_refused_with_too_many_unreadable_events(self, monkeypatch):
         monkeypatch.setattr(cloudevents, "MAX_UNREADABLE", 3)

@@ -475,6 +475,29 @@ async def test_a_subscription_ended_by_the_hub_is_replaced_at_once(hub, caplog):
     assert f"WebSub {TOPIC}: the hub has ended the subscription: 'moved'" in caplog.messages
 
 
+WORDS = "." * 192 + "hub-canary"
+"""Of a hub's words, 200 characters are shown: they end within the secret."""
+
+
+async def test_a_secret_at_which_the_words_of_an_ended_subscription_are_cut_is_masked(hub, caplog):
+    async with subscribed(hub, websub(hub, secret="hub-canary")):
+        await hub.deny(WORDS)
+    assert "the hub has ended the subscription" in caplog.text
+    assert "hub-c" not in caplog.text
+
+
+@pytest.mark.parametrize("denied", [True, False])
+async def test_a_secret_at_which_the_words_of_a_refusal_are_cut_is_masked(hub, caplog, denied):
+    if denied:
+        hub.denies = WORDS
+    else:
+        hub.answers = [httpx.Response(400, text=WORDS)]
+    async with subscribed(hub, websub(hub, secret="hub-canary")) as channel:
+        assert ("denied" if denied else "HTTP 400") in str(channel.error)
+    assert "hub-c" not in f"{caplog.text} {channel.error}"
+    assert "." * 100 in caplog.text
+
+
 async def test_a_hub_that_ends_each_subscription_at_once_is_asked_with_delays(hub):
     async with subscribed(hub):
         for _ in range(1000):

@@ -30,6 +30,7 @@ from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, link_targets, resolve_url
 from push_to_poll_client._http.origins import parse_http_url, without_secrets
 from push_to_poll_client._log import ConsumerLog
+from push_to_poll_client._secrets import hidden
 from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
 from push_to_poll_client.listeners._webhook.types import Control, Verified, WebhookAnswer, WebhookRequest
@@ -397,7 +398,8 @@ class WebSub:
 
     def handshake(self, request: WebhookRequest) -> WebhookAnswer | None:
         """Answer a hub that asks back or denies; 410 to a push of a subscription that has ended. In any thread."""
-        return self._callbacks.respond(request)
+        with hidden(self._known_secrets):  # before the reason of the hub is cut
+            return self._callbacks.respond(request)
 
     def verify(self, request: WebhookRequest) -> Verified | None:
         """What is known of a push by the callback of a subscription, signed by its secret. In any thread."""
@@ -410,7 +412,6 @@ class WebSub:
     # Requests to topic and hub
 
     def _on_denied(self, reason: str) -> None:
-        # The hub says it in a request to the webhook, where nothing is hidden yet.
         _log.warning("%s: the hub has ended the subscription: %s", self.name, self._known_secrets.mask(reason))
         self._control(Control.RECREATE)
 
