@@ -31,9 +31,9 @@ MIN_UNNAMED_SECRET = 16
 """Characters from which the value of a header is taken for a secret, if the header's name does not say so. Shorter
 ones are names of tenants and regions."""
 
-MAX_RECENT = 16
-"""Tokens of an `auth=` function that are known, newest last: enough for a day of hourly tokens, of which a server
-may still speak."""
+MAX_RECENT = 32
+"""Values that are known of those that change, newest last. A token is two, with its scheme and without. Sixteen
+tokens are enough for most of a day of hourly ones, of which a server may still speak."""
 
 MAX_MASKED = 64 * 1024
 """Characters of a text that are looked through; the rest is left out. What is shown of it has 500 at most."""

@@ -122,8 +122,9 @@ class OutgoingRequest(NamedTuple):
         return self._replace(method="GET", headers=headers, content=None, known=None, redirected=True)
 
 
-_WRITTEN_HEADERS = frozenset({"authorization", "cookie"})
-"""Headers that an `httpx.Auth` or the caller's client may add to a request."""
+_WRITTEN_HEADERS = ("cookie", "authorization")
+"""Headers that an `httpx.Auth` or the caller's client may add to a request. The last one stays known if there are
+more cookies than `MAX_RECENT`."""
 
 _DEFAULT_AGENT = re.compile(r"python-httpx[0-9]*/[0-9.]+")
 
@@ -214,8 +215,8 @@ class RequestSender:
                 return await client.send(request, stream=True, follow_redirects=False, **options)
             finally:
                 if call.same_origin:  # an `httpx.Auth`, or the client, may have written another one
-                    for name in _WRITTEN_HEADERS & request.headers.keys():
-                        self._secrets.add_headers({name: request.headers[name]}, recent=True)
+                    for name in _WRITTEN_HEADERS:
+                        self._secrets.add_headers({name: request.headers.get(name, "")}, recent=True)
 
     async def to_feed_error(self, error: Exception) -> FeedError:
         """Map an error of httpx to the one to raise from `cause(error)`."""

@@ -266,6 +266,24 @@ class TestTrustedOrigins:
         assert set(request.headers) == {"host", "accept-encoding", "user-agent"}
         assert request.extensions["timeout"] == {"connect": 5, "read": 5, "write": 5, "pool": 5}
 
+    async def test_the_last_16_tokens_of_a_function_are_known_beside_many_cookies(self):
+        tokens = []
+
+        async def token():
+            tokens.append(f"t0k3n-{len(tokens):02}-{SECRET}")
+            return tokens[-1]
+
+        server = Server(httpx.Response(401))
+        cookies = {f"cookie{number}": f"cookie-value-{number}" for number in range(100)}
+        async with httpx.AsyncClient(transport=httpx.MockTransport(server)) as client:
+            asked = origin(client=client, auth=token)
+            for _ in range(20):
+                await refused(asked, URL, FeedRefused)
+            assert asked.secrets.mask(" ".join(tokens[-16:])) == " ".join(["***"] * 16)
+            client.cookies.update(cookies)
+            await refused(asked, URL, FeedRefused)
+        assert "t0k3n" not in asked.secrets.mask(server.requests[-1].headers["authorization"])
+
     async def test_401_of_a_trusted_origin_does_not_request_a_token(self, serve):
         serve(httpx.Response(401))
         asked = []
