@@ -154,21 +154,28 @@ a pattern that allows for it takes milliseconds to make."""
 def _pattern(secret: str) -> re.Pattern[str]:
     """Make the pattern of a secret as it is, percent-encoded, and as a text in JSON, HTML or Python."""
     plain = len(secret) > _LONG_SECRET
+    # A text has either all backslashes doubled or none. If each could be either, a text of backslashes could be
+    # read in 2**n ways, and the server chooses the text.
+    ways = (False, True) if "\\" in secret else (False,)
+    patterns = (
+        "".join(_pattern_of_char(char, plain=plain, doubled=doubled) for char in secret) for doubled in ways
+    )
     # In any case, since the name of a host is shown in lower case.
-    return re.compile("".join(_pattern_of_char(char, plain=plain) for char in secret), re.IGNORECASE)
+    return re.compile("|".join(patterns), re.IGNORECASE)
 
 
-def _pattern_of_char(char: str, *, plain: bool) -> str:
+def _pattern_of_char(char: str, *, plain: bool, doubled: bool) -> str:
     unreserved = char.isascii() and (char.isalnum() or char in "-._~")
     if plain and unreserved:
         return re.escape(char)
-    octets = char.encode(errors="surrogatepass")
-    forms = {char, "".join(f"%{octet:02x}" for octet in octets)}
+    as_it_is = char * 2 if doubled and char == "\\" else char
+    forms = {as_it_is, f"%{char.encode(errors='surrogatepass').hex('%')}"}
     if not unreserved:
         units = char.encode("utf-16-be", errors="surrogatepass").hex()
-        forms |= {"".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4)), f"\\{char}"}
-        forms |= {f"\\x{ord(char):02x}", f"\\U{ord(char):08x}", escape(char), f"&#{ord(char)};"}
+        forms |= {"".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))}
+        forms |= {f"\\x{ord(char):02x}", f"\\U{ord(char):08x}", f"&#{ord(char)};"}
         forms |= {"+"} if char == " " else set()
+        forms |= {f"\\{char}", escape(char)} if char != "\\" else set()
     return f"(?:{'|'.join(map(re.escape, sorted(forms, key=len, reverse=True)))})"
 
 

@@ -51,6 +51,18 @@ def test_a_secret_is_masked_however_it_is_written(secret, write):
     assert knowing(secret).mask(f"<{inner}>") == "<***>" or any(char in secret for char in "\n\t\r\b\f")
 
 
+@pytest.mark.parametrize("write", WRITTEN)
+def test_a_secret_with_backslashes_is_masked_however_it_is_written(write):
+    secret = '\\\\host\\"a"\\/\\'
+    assert knowing(secret).mask(f"<{write(secret).strip(chr(34) + chr(39))}>") in {"<***>", "<***"}
+
+
+def test_no_text_of_a_server_can_be_read_in_very_many_ways():
+    """With each backslash doubled or not, this would take 2**64 steps."""
+    text = "\\" * 128
+    assert knowing("\\" * 64 + "x").mask(text) == text
+
+
 def test_short_values_are_not_masked_since_they_are_everyday_words():
     secrets = knowing("12345", "", None)
     assert secrets.mask("12345 is the answer") == "12345 is the answer"
