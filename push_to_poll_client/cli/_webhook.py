@@ -16,6 +16,7 @@ import re
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Any
 
 import anyio
@@ -114,7 +115,8 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        self._open.note_response(self, self.loop.time())
+        if not self.conn.trailing_data[0]:  # else many requests at once would keep it young
+            self._open.note_response(self, self.loop.time())
         super().on_response_complete()
 
 
@@ -161,9 +163,11 @@ class _Connections:
         self._since.pop(connection, None)
 
     def close_oldest(self) -> None:
-        """Close the oldest connection without a request. If all have one, close the oldest."""
-        # A true request takes milliseconds. So where all connections are in one, most are held on purpose.
-        idle = (connection for connection in self._since if not connection.in_request)
+        """Close the oldest connection without a request. If the older half has none, close the oldest one."""
+        # A true request takes milliseconds. So where all of these are in one, most are held on purpose. The newer
+        # half is spared: a sender that has just connected has no request yet, and would be closed by the next one.
+        older = islice(self._since, (self._limit + 1) // 2)
+        idle = (connection for connection in older if not connection.in_request)
         if (connection := next(idle, next(iter(self._since), None))) is not None:
             self._close(connection)
 

@@ -273,6 +273,36 @@ class FakeConnection:
         self.abort = lambda: closed.append(self)
 
 
+def test_a_sender_that_has_just_connected_is_not_closed_for_the_next_one_if_all_others_are_in_a_request():
+    closed = []
+    connections = _webhook._Connections("webhook", 10)
+    strangers = [FakeConnection(closed) for _ in range(10)]
+    for stranger in strangers:
+        stranger.in_request = True
+        connections.add(stranger, 0.0)
+    for at in range(5):
+        connections.add(FakeConnection(closed), float(at))
+    assert closed == strangers[:5]
+
+
+def test_a_client_that_sends_many_requests_at_once_stays_as_old_as_it_is(server, monkeypatch):
+    monkeypatch.setattr(_webhook, "connection_limit", lambda: 2)
+
+    def visit(visitor):
+        with visitor.connected() as many, visitor.connected() as second:
+            asked = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+            many.sendall(asked + asked + asked[:-2])
+            answers = b""
+            while answers.count(b"HTTP/1.1 401") < 2:
+                answers += many.recv(10_000)
+            with visitor.connected():
+                assert is_closed(many)
+            second.sendall(asked)
+            assert second.recv(10_000).startswith(b"HTTP/1.1 401")
+
+    assert visited(visit, server.url, *GITHUB) == Exit.INTERRUPTED
+
+
 def test_a_connection_that_is_answered_after_it_was_closed_does_not_count():
     connections, closed = _webhook._Connections("webhook", 1), []
     first, second, third = (FakeConnection(closed) for _ in range(3))

@@ -315,8 +315,16 @@ PUSH = [
         "G11",
         "closes a connection in the middle of a request in favour of an idle one",
         "cli/_webhook.py",
-        "for connection in self._since if not connection.in_request)",
-        "for connection in self._since)",
+        "for connection in older if not connection.in_request)",
+        "for connection in older)",
+        SERVED,
+    ),
+    of(
+        "G11",
+        "closes a sender that has just connected for the next connection",
+        "cli/_webhook.py",
+        "older = islice(self._since, (self._limit + 1) // 2)",
+        "older = islice(self._since, self._limit)",
         SERVED,
     ),
     of(
