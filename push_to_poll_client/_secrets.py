@@ -82,15 +82,20 @@ class Secrets:
                 self.add(unquote(password) if password else unquote(user))
             self.add_body(dict(parse_qsl(query)))
 
-    def add_body(self, body: Any) -> None:
-        """Know those values of a mapping, at any depth, whose names sound secret."""
-        values = body.items() if isinstance(body, Mapping) else enumerate(body)
+    def add_body(self, body: Any, list_name: object = "") -> None:
+        """Know those values of a mapping, at any depth, whose names sound secret.
+
+        Args:
+            body: A mapping or a list.
+            list_name: The name of a list, which is the name of each value in it.
+        """
+        values = body.items() if isinstance(body, Mapping) else ((list_name, value) for value in body)
         for name, value in values:
             if isinstance(value, str):
                 if is_secret_name(str(name)):
                     self.add(value)
             elif isinstance(value, Mapping | list | tuple):
-                self.add_body(value)
+                self.add_body(value, name)
 
     def include(self, *others: "Secrets | None") -> None:
         """Know what others know, too, also what they come to know later."""

@@ -130,6 +130,12 @@ def test_the_secrets_of_a_body_are_known_by_their_names_at_any_depth():
     assert secrets.mask("harmless canary") == "harmless ***"
 
 
+def test_each_value_of_a_list_in_a_body_has_the_name_of_the_list():
+    secrets = Secrets()
+    secrets.add_body({"token": ["canary", ["canary-2"]], "names": ["harmless"], "auth": [{"user": "harmless"}]})
+    assert secrets.mask("harmless canary canary-2") == "harmless *** ***"
+
+
 def test_the_latest_tokens_of_a_function_are_known():
     secrets = Secrets()
     tokens = [f"token-{number}" for number in range(MAX_RECENT + 3)]
