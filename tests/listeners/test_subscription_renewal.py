@@ -219,8 +219,21 @@ def test_a_server_that_never_pushes_is_asked_eleven_times_in_a_week_at_intervals
     assert MAX_EARLY_RENEWAL_INTERVAL == 24 * 3600
 
 
-def test_a_push_makes_the_interval_short_again():
-    assert renewals(9, pushes=[20])[:8] == [0, 1, 3, 7, 15, 31, 32, 34]
+def test_pushes_that_arrive_for_longer_than_the_interval_make_it_short_again():
+    assert renewals(9, pushes=range(2, 51))[:5] == [0, 1, 51, 52, 54]
+
+
+def test_a_push_within_the_interval_leaves_it_as_long_as_it_is():
+    assert renewals(9, pushes=[20]) == renewals(9)
+
+
+def test_a_server_that_pushes_for_one_message_in_four_is_asked_no_more_often_than_one_that_never_pushes():
+    pushes_missed, times = MissedPushes(), 0
+    for minute in range(7 * 24 * 60):
+        if pushes_missed.is_renewal_due(minute % 4, at(60 * minute)):
+            times += 1
+            pushes_missed.registered(minute % 4)
+    assert times == len(renewals(9))
 
 
 def test_one_missed_push_is_no_reason_to_renew_and_two_after_a_registration_are():

@@ -103,8 +103,8 @@ PUSH = [
         "G11",
         "asks a server that never pushes again each hour, without end",
         "listeners/subscriptions/_renewal.py",
-        "        self._interval = min(2 * self._interval, MAX_EARLY_RENEWAL_INTERVAL)\n",
-        "",
+        "FIRST_EARLY_RENEWAL_INTERVAL if has_helped else doubled\n",
+        "FIRST_EARLY_RENEWAL_INTERVAL\n",
         "tests/listeners/test_subscription_renewal.py",
     ),
     of(

@@ -129,21 +129,23 @@ MIN_MISSED = 2
 still on its way."""
 
 FIRST_EARLY_RENEWAL_INTERVAL = 3600.0
-"""Seconds from one renewal for missed pushes to the next one. It doubles each time that no push follows."""
+"""Seconds from one renewal for missed pushes to the next one. It doubles if pushes are missed again within twice
+this time, and is as short as at first if they are missed only later."""
 
 MAX_EARLY_RENEWAL_INTERVAL = 86_400.0
-"""Seconds that the interval grows to. A server that takes subscriptions and never pushes is asked 11 times in the
-first week, and then once a day; a fleet of 1,000 asks it 42 times an hour."""
+"""Seconds that the interval grows to. A server that takes subscriptions and never pushes, or pushes only for some
+messages, is asked 11 times in the first week, and then once a day; a fleet of 1,000 asks it 42 times an hour."""
 
 
 class MissedPushes:
     """Decide whether missed pushes are a reason to renew early: the server may have forgotten the subscription."""
 
-    __slots__ = ("_before", "_interval", "_last", "_not_before")
+    __slots__ = ("_before", "_interval", "_last", "_missed_at", "_not_before")
 
     def __init__(self) -> None:
         self._before = self._last = 0
-        self._interval = FIRST_EARLY_RENEWAL_INTERVAL
+        self._interval = 0.0
+        self._missed_at: float | None = None  # when pushes were first missed again
         self._not_before = -math.inf
 
     def registered(self, missed: int) -> None:
@@ -159,16 +161,20 @@ class MissedPushes:
             now: This moment.
         """
         self._look(missed)
-        if missed - self._before < MIN_MISSED or now.steady < self._not_before:
+        if missed - self._before < MIN_MISSED:
             return False
-        self._before = missed
-        self._not_before = now.steady + self._interval
-        self._interval = min(2 * self._interval, MAX_EARLY_RENEWAL_INTERVAL)
+        missed_at = self._missed_at = now.steady if self._missed_at is None else self._missed_at
+        if now.steady < self._not_before:
+            return False
+        has_helped = missed_at >= self._not_before + self._interval
+        doubled = min(2 * self._interval, MAX_EARLY_RENEWAL_INTERVAL)
+        self._interval = FIRST_EARLY_RENEWAL_INTERVAL if has_helped else doubled
+        self._before, self._missed_at, self._not_before = missed, None, now.steady + self._interval
         return True
 
     def _look(self, missed: int) -> None:
         if missed < self._last:  # a push has arrived since
-            self._before, self._interval = 0, FIRST_EARLY_RENEWAL_INTERVAL
+            self._before = 0
         self._last = missed
 
 
