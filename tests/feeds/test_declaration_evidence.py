@@ -136,6 +136,13 @@ async def test_more_entries_of_one_time_than_fit_on_a_page_are_never_called_caug
         await _run_once(consumer)
 
 
+@pytest.mark.parametrize("number", [20, 25, 50])
+async def test_entries_of_one_time_that_fill_no_page_as_large_as_others_are_the_end(number):
+    server = Server(rows(100) + rows(number, lambda _: 1_000, start=101), by="time", inclusive=True)
+    result = await Log(feed_on(server, pages=forward(from_last("time")))).catch_up()
+    assert (result.caught_up, result.messages) == (True, 100 + number)
+
+
 async def test_lag_grows_while_a_feed_stands_still(running, virtual_day):
     server = Server(rows(3), size=100, by="time", inclusive=True)
     consumer = running(Log(feed_on(server, pages=forward(from_last("time")))))

@@ -949,7 +949,7 @@ MUTANTS = [
         "G13",
         "takes a full page that leads to itself for the end",
         "feeds/_paged/pagination.py",
-        " and following == place.start and not may_be_full(reply):",
+        " and following == place.start and not is_full:",
         " and following == place.start:",
         "tests/feeds/test_declaration_evidence.py",
     ),

@@ -123,6 +123,7 @@ class OldestFirst:
         self._next = None if next is None else reader(next)
         self._more = None if more is None else reader(more)
         self._missing_more = None if self._more is None else MissingMore(self._more)
+        self._largest_page = 0
         cursor_of_each = self._cursor if isinstance(self._cursor, EachReader) and not self._at_end else None
         self.each: EachReader | None = cursor_of_each or each
         if self.each is not None and self._send.goes == "url":
@@ -170,7 +171,9 @@ class OldestFirst:
             self._missing_more.exists = True
         # If nothing states that there is more, the page may only repeat the entries that were asked for.
         more_is_inferred = self._more is None and self._next is None and not self._at_end
-        if more_is_inferred and following == place.start and not may_be_full(reply):
+        self._largest_page = max(self._largest_page, reply.size)
+        is_full = reply.size == self._largest_page and may_be_full(reply)
+        if more_is_inferred and following == place.start and not is_full:
             return cursor, None
         if self._at_end or self._next is not None:
             return None if self._at_end else cursor, PagePosition(place.start, following).as_cursor
