@@ -23,10 +23,14 @@ from tests.listeners.test_websocket import Scripted as ScriptedWebSocket
 from tests.listeners.test_websocket import closed
 from tests.listeners.test_websocket import run as run_websocket
 from tests.support.channels import TimedChannel
+from tests.support.forms import form
 
 pytestmark = pytest.mark.anyio
 
 URL = "https://feed.example/sub/orders"
+LONG_RUN = form(600, 3600)
+"""Seconds."""
+
 BYE = ConnectionClosedOK(Close(1000, ""), Close(1000, ""), rcvd_then_sent=True)
 
 
@@ -87,9 +91,9 @@ async def test_a_push_is_at_most_a_second_late_if_the_server_ends_each_stream(me
 
 async def test_a_server_that_ends_each_stream_after_an_event_is_asked_once_a_second_in_the_long_run():
     listener, script = scripted([EVENT, END])
-    await run(listener, script, 3600)
+    await run(listener, script, LONG_RUN)
     assert script.connects[:12] == [0] * 11 + [1]
-    assert len(script.connects) == 11 + 3600 - 1
+    assert len(script.connects) == 11 + LONG_RUN - 1
 
 
 @pytest.mark.parametrize(
@@ -202,9 +206,9 @@ async def test_an_outage_between_such_reconnects_is_logged(caplog):
 @pytest.mark.parametrize("code", [1000, 1001])
 async def test_a_websocket_that_the_server_closes_after_each_message_is_opened_again_at_once(code):
     listener = ScriptedWebSocket(["x", closed(code)])
-    channel = await run_websocket(listener, 3600)
+    channel = await run_websocket(listener, LONG_RUN)
     assert listener.connects[:12] == [0] * 11 + [1]
-    assert len(listener.connects) == 11 + 3600 - 1
+    assert len(listener.connects) == 11 + LONG_RUN - 1
     assert {event for _, event in channel.events} == {"up", Push()}
 
 
