@@ -88,8 +88,8 @@ class WebhookListener:
         handshake: Answers a server's question whether its pushes are wanted, as `dropbox_challenge()`; or several
             such. Asked before the body is read, with an empty one, and again with that of an authentic request.
             With a subscription only while that is being created or renewed. An `async` one counts towards a rate
-            of its own, so strangers can use that up; prefer a plain function that returns
-            `None`, or a coroutine if the request may be a handshake.
+            of its own, so strangers can use that up; prefer a plain function that returns `None`, or a coroutine
+            if the request may be a handshake.
         hint: Makes a push of an authentic request, a word about the subscription (`Control`), or `None` of one
             that is no push, such as a ping. One that raises is logged, and the request counts as a plain push.
             `None`: the subscription's, or every request is a push.

@@ -17,7 +17,7 @@ from html.parser import HTMLParser
 from itertools import islice
 from secrets import token_urlsafe
 from typing import Any, NamedTuple
-from urllib.parse import quote_plus, urlencode
+from urllib.parse import urlencode
 from xml.parsers import expat
 
 import anyio
@@ -451,7 +451,7 @@ class WebSub:
         if unknown and request.mode == UNSUBSCRIBE:
             raise SubscriptionGone(f"the hub answered HTTP {response.status}")
         if httpx.codes.is_error(response.status):
-            why = _redact(response.body.decode("utf-8", "replace"), registration)
+            why = self._known_secrets.mask(response.body.decode("utf-8", "replace"))
             _log.info("%s: the hub answered HTTP %d: %s", self.name, response.status, quoted(why, MAX_REASON))
         response.expect()
 
@@ -515,13 +515,6 @@ async def _led_by(response: ListenerResponse, source: _Target, url: str) -> _Tar
     """Return where a response led. Only what is on this machine or in a private network may lead there."""
     private = not source.public_only and await came_from_private(httpx.URL(source.url), response.peer)
     return _Target(url, public_only=not private)
-
-
-def _redact(text: str, registration: Registration) -> str:
-    """Remove the secrets of a request from what a hub says about it, since the hub may quote it."""
-    for secret in (registration.id, registration.details.get("secret", registration.id)):
-        text = text.replace(quote_plus(secret), "...").replace(secret, "...")
-    return text
 
 
 def _is_confidential(hub: str) -> bool:
