@@ -12,6 +12,7 @@ The declaration says where the messages are on a page, where each has its id, an
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -164,6 +165,8 @@ class PagedFeed:
     ) -> None:
         check_parts(entries=entries, pages=pages, outcomes=outcomes, hold=hold, latest=latest, hint=hint)
         check_read_ahead(read_ahead)
+        pages = copy(pages)
+        pages.forget()
         body = check_body(json, form)
         self._http_client = Client(
             url,

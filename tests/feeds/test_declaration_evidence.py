@@ -143,6 +143,15 @@ async def test_entries_of_one_time_that_fill_no_page_as_large_as_others_are_the_
     assert (result.caught_up, result.messages) == (True, 100 + number)
 
 
+async def test_feeds_that_share_a_declaration_learn_nothing_from_each_other():
+    pages = forward(from_last("time"))
+    large = Server(rows(300), by="time", inclusive=True)
+    assert (await Log(feed_on(large, pages=pages)).catch_up()).caught_up
+    small = Server(rows(200, lambda _: 9), size=50, by="time", inclusive=True)
+    result = await Log(feed_on(small, pages=pages)).catch_up()
+    assert (result.caught_up, result.messages) == (False, 50)
+
+
 async def test_lag_grows_while_a_feed_stands_still(running, virtual_day):
     server = Server(rows(3), size=100, by="time", inclusive=True)
     consumer = running(Log(feed_on(server, pages=forward(from_last("time")))))

@@ -122,13 +122,17 @@ class OldestFirst:
         self._send, self._send_next = require_sender("send", send), require_sender("send_next", send_next or send)
         self._next = None if next is None else reader(next)
         self._more = None if more is None else reader(more)
-        self._missing_more = None if self._more is None else MissingMore(self._more)
-        self._largest_page = 0
+        self.forget()
         cursor_of_each = self._cursor if isinstance(self._cursor, EachReader) and not self._at_end else None
         self.each: EachReader | None = cursor_of_each or each
         if self.each is not None and self._send.goes == "url":
             raise ValueError("as_url() has no meaning with a cursor that is read from_each(…) entry")
         self.senders: list[Sender] = [self._send, self._send_next]
+
+    def forget(self) -> None:
+        """Forget what pages have shown: a declaration may be shared, and each feed uses a copy of its own."""
+        self._missing_more = None if self._more is None else MissingMore(self._more)
+        self._largest_page = 0
 
     def put(self, asking: RequestParts, place: PagePosition) -> RequestParts:
         """The request for a page."""
@@ -270,11 +274,15 @@ class NewestFirst:
         self._next = reader(next)
         self._send = require_sender("send", send)
         self._more = None if more is None else reader(more)
-        self._missing_more = None if self._more is None else MissingMore(self._more)
+        self.forget()
         stated = next if self._more is None else self._more
         self.promises: bool = isinstance(stated, Reader) and not isinstance(stated, InferredReader | EntryReader)
         self.supposes: bool = self._more is None
         self.senders: list[Sender] = [self._send]
+
+    def forget(self) -> None:
+        """Forget what pages have shown: a declaration may be shared, and each feed uses a copy of its own."""
+        self._missing_more = None if self._more is None else MissingMore(self._more)
 
     def put(self, asking: RequestParts, page: str | None) -> RequestParts:
         """The request for a page; `None` is the newest."""
