@@ -12,11 +12,13 @@ part of a secret, as of a token that the server itself has cut off.
 
 import base64
 import binascii
+import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from html import escape
+from itertools import chain
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -46,7 +48,6 @@ class Secrets:
         self._fixed: dict[str, None] = {}
         self._recent: dict[str, None] = {}
         self._included: list[Secrets] = []
-        self._patterns: dict[str, re.Pattern[str]] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self._fixed) + len(self._recent)})"
@@ -63,7 +64,6 @@ class Secrets:
                 self._recent[value] = None
         for old in [*self._recent][:-MAX_RECENT]:
             self._recent.pop(old, None)
-            self._patterns.pop(old, None)
 
     def add_headers(self, headers: Mapping[str, str], *, recent: bool = False) -> None:
         """Know the values of those headers that may be secret."""
@@ -101,18 +101,23 @@ class Secrets:
         """Know what others know, too, also what they come to know later."""
         self._included.extend(other for other in others if other is not None and other is not self)
 
+    def values(self) -> Iterator[str]:
+        """Yield all that is known."""
+        yield from [*self._fixed, *self._recent]  # a copy: another thread may add one
+        for other in self._included:
+            yield from other.values()
+
     def mask(self, text: str) -> str:
         """Replace each secret in a text by `MASK`. Of a long text the beginning is kept."""
-        text = text[:MAX_MASKED]
-        # The longest one first: another one may be a part of it.
-        for value in sorted([*self._fixed, *self._recent], key=len, reverse=True):
-            pattern = self._patterns.get(value)
-            if pattern is None:
-                pattern = self._patterns[value] = _pattern(value)
-            text = pattern.sub(MASK, text)
-        for other in self._included:
-            text = other.mask(text)
-        return text
+        return _mask(text, self.values())
+
+
+def _mask(text: str, secrets: Iterable[str]) -> str:
+    text = text[:MAX_MASKED]
+    # The longest one first: another one may be a part of it, and the rest of it would be shown.
+    for secret in sorted(set(secrets), key=len, reverse=True):
+        text = _pattern(secret).sub(MASK, text)
+    return text
 
 
 _PUBLIC_HEADERS = re.compile(
@@ -156,6 +161,7 @@ _LONG_SECRET = 100
 a pattern that allows for it takes milliseconds to make."""
 
 
+@functools.lru_cache(maxsize=256)
 def _pattern(secret: str) -> re.Pattern[str]:
     """Make the pattern of a secret as it is, percent-encoded, and as a text in JSON, HTML or Python."""
     plain = len(secret) > _LONG_SECRET
@@ -202,9 +208,8 @@ def hidden(*secrets: Secrets) -> Iterator[None]:
 
 def mask(text: str) -> str:
     """Replace the secrets that are to be hidden here by `MASK`. Without any, the text stays as it is."""
-    for secrets in _hidden.get():
-        text = secrets.mask(text)
-    return text
+    known = _hidden.get()
+    return _mask(text, chain.from_iterable(secrets.values() for secrets in known)) if known else text
 
 
 MAX_CHAIN = 20

@@ -214,3 +214,15 @@ def test_known_secrets_are_those_of_feeds_and_listeners_of_this_library():
         _known_secrets = knowing("canary")
 
     assert known_secrets([Mine(), Ours(), object()]) == (Ours._known_secrets,)
+
+
+def test_a_secret_that_is_a_part_of_another_one_leaves_nothing_of_that_to_be_seen():
+    short, long = Secrets(), Secrets()
+    short.add("c4n4ry")
+    long.add("c4n4ry-t0ken")
+    both = Secrets()
+    both.add("c4n4ry")
+    both.include(long)
+    assert both.mask("it is c4n4ry-t0ken") == "it is ***"
+    with hidden(short, long):
+        assert mask("it is c4n4ry-t0ken") == "it is ***"

@@ -212,6 +212,14 @@ async def test_a_websocket_that_the_server_closes_after_each_message_is_opened_a
     assert {event for _, event in channel.events} == {"up", Push()}
 
 
+async def test_a_secret_in_the_reason_of_an_orderly_end_is_masked(caplog):
+    caplog.set_level(logging.DEBUG, "push_to_poll_client")
+    listener = ScriptedWebSocket(["x", closed(1000, "goodbye c4n4ry-t0ken")], token="c4n4ry-t0ken")
+    await run_websocket(listener, 3)
+    assert "'goodbye ***'; connecting again" in caplog.text
+    assert "c4n4ry" not in caplog.text
+
+
 async def test_a_websocket_that_the_server_closes_after_some_seconds_is_opened_again_at_once():
     listener = ScriptedWebSocket([10, closed(1001)])
     channel = await run_websocket(listener, 45)
