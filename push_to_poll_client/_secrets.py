@@ -80,7 +80,8 @@ class Secrets:
                 user, _, password = userinfo.partition(":")
                 # Some servers take the key as the name of a user without a password.
                 self.add(unquote(password) if password else unquote(user))
-            self.add_body(dict(parse_qsl(query)))
+            for name, value in parse_qsl(query):  # a name may stand there twice
+                self.add_body({name: value})
 
     def add_body(self, body: Any, list_name: object = "") -> None:
         """Know those values of a mapping, at any depth, whose names sound secret.

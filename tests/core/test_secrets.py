@@ -226,3 +226,9 @@ def test_a_secret_that_is_a_part_of_another_one_leaves_nothing_of_that_to_be_see
     assert both.mask("it is c4n4ry-t0ken") == "it is ***"
     with hidden(short, long):
         assert mask("it is c4n4ry-t0ken") == "it is ***"
+
+
+def test_each_value_of_a_parameter_that_stands_in_a_url_twice_is_known():
+    secrets = Secrets()
+    secrets.add_url("https://shop.example/orders?token=c4n4ry-1&token=c4n4ry-2")
+    assert secrets.mask("c4n4ry-1 c4n4ry-2") == "*** ***"
