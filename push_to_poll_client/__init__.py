@@ -8,12 +8,13 @@ these modules may import only those above it and those to its left.
     _json, _log                                     JSON, log lines
     _exceptions, _types, _protocols                 what all parts share
     _http/                                          HTTP, once, for feeds and listeners
-    _schedule, _wakes                               when to poll
+    _schedule                                       when to poll
     _status, _channels, _hooks, _options            what a user sees, hears of and sets
-    _work_queue, _failure_policy, _overlap          decisions about messages
+    _work_queue                                     the order of messages
     _progress, _fetching, _handlers, _retry         one message: from the feed to the commit
-    _workers, _processor, _dead_letters             one page
-    _position, _poller, _polls                      one poll, and one at a time
+    _position                                       where polls start
+    _workers, _processor, _dead_letters, _replay    one page
+    _poller, _polls                                 one poll, and one at a time
     _lifecycle, _consumer                           a session from its start to its end; where the parts meet
     feeds/, listeners/, stores/                     adapters, which know nothing of each other or of the core
     durable_streams/                                a family of its own, above feeds and listeners

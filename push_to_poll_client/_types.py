@@ -19,6 +19,7 @@ __all__ = [
     "MAX_CURSOR",
     "MAX_ID",
     "MAX_NOT_BEFORE",
+    "NO_HINT",
     "Cursor",
     "CycleDetector",
     "DeadLetter",
@@ -191,6 +192,10 @@ class Push:
             raise TypeError("topics of a Push must be a tuple of str")
         if not isinstance(self.count, int | None):
             raise TypeError(f"count of a Push must be an int or None, not {type(self.count).__name__}")
+
+
+NO_HINT = Push()
+"""A push that says nothing, except that there is something to poll."""
 
 
 @dataclass(frozen=True, slots=True)

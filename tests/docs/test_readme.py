@@ -62,14 +62,14 @@ def stops_after(run, count):
     """`Consumer.run`, which stops when it has processed so many messages."""
 
     async def run_and_stop(self):
-        process, numbers = self._processing.handler, itertools.count(1)
+        process, numbers = self._open_session.options.handler, itertools.count(1)
 
         async def counted(message):
             await process(message)
             if next(numbers) == count:
                 self.stop()
 
-        self._processing = dataclasses.replace(self._processing, handler=counted)
+        self._open_session.options = dataclasses.replace(self._open_session.options, handler=counted)
         with anyio.fail_after(GUARD):
             await run(self)
 
@@ -85,7 +85,9 @@ def test_the_transactional_readme_example_moves_money_exactly_once(monkeypatch, 
 
     async def poll():
         bank = space["bank"]
-        bank._processing = dataclasses.replace(bank._processing, retry=None)  # which takes real time
+        bank._open_session.options = dataclasses.replace(
+            bank._open_session.options, retry=None
+        )  # which takes real time
         await bank.poll_now()
         return await bank.dead_letters.list()
 
