@@ -403,6 +403,19 @@ async def test_a_stop_or_cancel_finishes_the_current_retry_and_leaves_the_other_
     assert [(one.key, one.marked) for one in await consumer.dead_letters.list()] == [("c", True)]
 
 
+async def test_marks_that_a_stop_has_left_are_retried_by_the_next_poll_of_the_session():
+    consumer = await dead("a", "b", "c")
+    consumer.failing.clear()
+    consumer.takes = 5.0
+    await mark(consumer, "a", "b", "c")
+    async with consumer, anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await anyio.sleep(7)
+        consumer.stop()
+        await consumer.poll_now()
+    assert consumer.processed == ["a", "b", "c"]
+
+
 async def test_the_retry_of_a_marked_dead_letter_is_cancelled_after_the_shutdown_timeout():
     consumer = await dead("a", shutdown_timeout=2)
     consumer.failing.clear()
