@@ -1,7 +1,7 @@
 """Build the parts of a session, open and close it, and run it.
 
-`build_session` makes the parts and puts them together. `OpenSession` claims the consumer's name for its first
-user, and releases it after its last user. `Runner` runs the listeners and the automatic polls of an open session.
+`OpenSession` claims the consumer's name for its first user, builds the parts of a session, and releases the name
+after its last user. `Runner` runs the listeners and the automatic polls of an open session.
 """
 
 import logging
@@ -52,7 +52,6 @@ from push_to_poll_client._schedule import Mode, PollOutcome, Schedule
 from push_to_poll_client._status import SavedProgress
 from push_to_poll_client._types import Clock, Cursor, Push
 from push_to_poll_client._validation import describe
-from push_to_poll_client._workers import Workers
 
 __all__ = ["OpenSession", "Runner", "SessionParts", "not_recorded", "when_available"]
 
@@ -90,78 +89,6 @@ class SessionParts:
         """
         await self.progress.flush()
         await self.session.commit(cursor=None, records=[], state={name: text})
-
-
-def build_session(
-    *,
-    options: Options,
-    feed: Feed,
-    session: Session,
-    schedule: Schedule,
-    stats: ConsumerStats,
-    worth_a_poll: Callable[[Push], bool],
-    clock: Clock,
-) -> SessionParts:
-    """Build the parts of a session, each after those that it works with.
-
-    Schedule and stats outlive the session. `worth_a_poll` tells whether the hint of a push is worth a poll.
-    """
-    fetcher = Fetcher(feed=feed, schedule=schedule, clock=clock)
-    progress = Progress(options=options, session=session, stats=stats, clock=clock)
-    dedupe = Dedupe(options=options, progress=progress, feed_name=fetcher.name)
-
-    handler, batch_handler = options.handler, options.batch_handler
-    if is_transactional(session):
-        handler = in_transaction(handler, session, lambda message: dedupe.records([message]))
-        batch_handler = batch_handler and in_transaction(batch_handler, session, dedupe.records)
-    if options.hooks is not None:
-        handler = with_start_hook(handler, options.hooks, lambda message: [message])
-        batch_handler = batch_handler and with_start_hook(batch_handler, options.hooks, lambda messages: messages)
-
-    retry = Retry(options=options, handler=handler, progress=progress, stats=stats, clock=clock)
-    workers = Workers(
-        options=options, retry=retry, progress=progress, batch_handler=batch_handler, stats=stats, clock=clock
-    )
-    processor = Processor(
-        options=options,
-        progress=progress,
-        handler=handler,
-        dedupe=dedupe,
-        retry=retry,
-        workers=workers,
-        stats=stats,
-        clock=clock,
-    )
-    dead_letters = SessionDeadLetters(session=session, feed=feed, progress=progress, retry=retry)
-    gaps = Gaps(session=session, progress=progress, stats=stats)
-    replay = Replay(fetcher=fetcher, dedupe=dedupe, retry=retry, progress=progress, gaps=gaps, stats=stats)
-
-    overlap = Overlap(options=options, session=session, time_of_day=progress.time_of_day, clock=clock)
-    position = Position(
-        options=options, session=session, fetcher=fetcher, progress=progress, overlap=overlap, stats=stats
-    )
-    poller = Poller(
-        options=options,
-        pages=PageReader(fetcher=fetcher, gaps=gaps),
-        processor=processor,
-        progress=progress,
-        position=position,
-        overlap=overlap,
-        dead_letters=dead_letters,
-        stats=stats,
-        clock=clock,
-    )
-    polls = Polls(
-        options=options,
-        schedule=schedule,
-        processor=processor,
-        poller=poller,
-        fetcher=fetcher,
-        stats=stats,
-        worth_a_poll=worth_a_poll,
-        clock=clock,
-    )
-    return SessionParts(session, progress, processor, dead_letters, position, replay, poller, polls)
 
 
 FIRST_STORE_BACKOFF, MAX_STORE_BACKOFF = 0.25, 5.0
@@ -343,15 +270,7 @@ class OpenSession:
             session = await self._claim()
             self._former_names = ()  # the first claim has settled that
             try:
-                parts = build_session(
-                    options=self.options,
-                    feed=self.feed,
-                    session=session,
-                    schedule=self.schedule,
-                    stats=self.stats,
-                    worth_a_poll=self.worth_a_poll,
-                    clock=loop.time,
-                )
+                parts = self._build(session, loop.time)
                 await self._restore_uncommitted(parts.progress)
                 self.wakes.open(loop, parts.polls.wake)
             except BaseException:  # the session's state cannot be read: do not leave the name claimed
@@ -361,6 +280,65 @@ class OpenSession:
             self._leave_feed()
             raise
         self.parts, self._uncommitted = parts, None
+
+    def _build(self, session: Session, clock: Clock) -> SessionParts:
+        """Build the parts of a session, each after those that it works with."""
+        options, stats = self.options, self.stats
+        fetcher = Fetcher(feed=self.feed, schedule=self.schedule, clock=clock)
+        progress = Progress(options=options, session=session, stats=stats, clock=clock)
+        dedupe = Dedupe(options=options, progress=progress, feed_name=fetcher.name)
+
+        handler, batch_handler = options.handler, options.batch_handler
+        if is_transactional(session):
+            handler = in_transaction(handler, session, lambda message: dedupe.records([message]))
+            batch_handler = batch_handler and in_transaction(batch_handler, session, dedupe.records)
+        if options.hooks is not None:
+            handler = with_start_hook(handler, options.hooks, lambda message: [message])
+            batch_handler = batch_handler and with_start_hook(
+                batch_handler, options.hooks, lambda messages: messages
+            )
+
+        retry = Retry(options=options, handler=handler, progress=progress, stats=stats, clock=clock)
+        processor = Processor(
+            options=options,
+            progress=progress,
+            handler=handler,
+            batch_handler=batch_handler,
+            dedupe=dedupe,
+            retry=retry,
+            stats=stats,
+            clock=clock,
+        )
+        dead_letters = SessionDeadLetters(session=session, feed=self.feed, progress=progress, retry=retry)
+        gaps = Gaps(session=session, progress=progress, stats=stats)
+        replay = Replay(fetcher=fetcher, dedupe=dedupe, retry=retry, progress=progress, gaps=gaps, stats=stats)
+
+        overlap = Overlap(options=options, session=session, time_of_day=progress.time_of_day, clock=clock)
+        position = Position(
+            options=options, session=session, fetcher=fetcher, progress=progress, overlap=overlap, stats=stats
+        )
+        poller = Poller(
+            options=options,
+            pages=PageReader(fetcher=fetcher, gaps=gaps),
+            processor=processor,
+            progress=progress,
+            position=position,
+            overlap=overlap,
+            dead_letters=dead_letters,
+            stats=stats,
+            clock=clock,
+        )
+        polls = Polls(
+            options=options,
+            schedule=self.schedule,
+            processor=processor,
+            poller=poller,
+            fetcher=fetcher,
+            stats=stats,
+            worth_a_poll=self.worth_a_poll,
+            clock=clock,
+        )
+        return SessionParts(session, progress, processor, dead_letters, position, replay, poller, polls)
 
     async def _restore_uncommitted(self, progress: Progress) -> None:
         uncommitted = self._uncommitted

@@ -24,14 +24,14 @@ from anyio.abc import TaskGroup
 from push_to_poll_client._exceptions import ContentChanged, UndecodableMessage
 from push_to_poll_client._fetching import check_ids
 from push_to_poll_client._hooks import ConsumerStats
-from push_to_poll_client._options import Fingerprint, Handler, Options
+from push_to_poll_client._options import BatchHandler, Fingerprint, Handler, Options
 from push_to_poll_client._position import PollWalk
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._retry import Postponed, Retry, StopSignal
 from push_to_poll_client._types import MAX_ID, Clock, Message, Page, Record
 from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client._work_queue import WorkItem, WorkQueue
-from push_to_poll_client._workers import Workers
+from push_to_poll_client._workers import WorkRound
 
 __all__ = ["Dedupe", "DedupeErrors", "Processor"]
 
@@ -216,7 +216,7 @@ class Processor:
     Attributes:
         handler: Processes one message.
         retry: Settles a message that fails.
-        workers: Settle the messages that are not simply processed one after the other.
+        batch_handler: Processes several messages; `None` if there is only `handler`.
         in_flight_scope: The cancel scope of the messages in flight, so that a stop can set it a deadline.
         duplicates: How many messages of the poll were settled before.
         postponed_until: When the message that ended the poll may be tried again, on the event loop's clock; `None`
@@ -226,9 +226,9 @@ class Processor:
     options: Options
     progress: Progress
     handler: Handler
+    batch_handler: BatchHandler | None
     dedupe: Dedupe
     retry: Retry
-    workers: Workers
     stats: ConsumerStats
     clock: Clock
     in_flight_scope: anyio.CancelScope = field(default_factory=anyio.CancelScope, init=False)
@@ -339,7 +339,7 @@ class Processor:
         self.stats.counts["duplicates"] += number
 
     async def _work_off(self, queue: WorkQueue, stop: StopSignal, *, fill: bool) -> bool:
-        await self.workers.work_off(queue, stop, fill=fill)
+        await WorkRound(retry=self.retry, batch_handler=self.batch_handler, work=queue, stop=stop, fill=fill).run()
         return not stop.requested if fill else not any(queue.unsettled)
 
     @property

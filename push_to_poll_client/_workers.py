@@ -1,6 +1,6 @@
 """Settle several messages at a time: in tasks, in batches, or both.
 
-`_WorkRound` takes messages from the work queue, and starts tasks which settle what was taken together. A batch
+`WorkRound` takes messages from the work queue, and starts tasks which settle what was taken together. A batch
 that fails is split in halves until the message that fails stands alone. That one is then retried, and
 settled by the failure policy, like any other.
 """
@@ -14,14 +14,13 @@ import anyio
 from anyio.abc import TaskGroup
 
 from push_to_poll_client._exceptions import RetryMessage, StopConsumer
-from push_to_poll_client._hooks import ConsumerStats
-from push_to_poll_client._options import BatchHandler, Options
-from push_to_poll_client._progress import MAX_FAILING, Progress
+from push_to_poll_client._options import BatchHandler
+from push_to_poll_client._progress import MAX_FAILING
 from push_to_poll_client._retry import Postponed, Retry, StopSignal, failure_of_message
-from push_to_poll_client._types import Clock, Record, RecordState
+from push_to_poll_client._types import Record, RecordState
 from push_to_poll_client._work_queue import WorkItem, WorkQueue
 
-__all__ = ["Workers"]
+__all__ = ["WorkRound"]
 
 
 WHOLE_BATCH_ERRORS = (RetryMessage, StopConsumer)
@@ -29,97 +28,82 @@ WHOLE_BATCH_ERRORS = (RetryMessage, StopConsumer)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Workers:
-    """Settle the messages of a work queue.
+class WorkRound:
+    """One round of work. It ends when nothing more may be begun and everything that was begun has ended.
 
     Attributes:
         retry: Settles a message that stands alone.
-        progress: Commits what is settled.
         batch_handler: Processes several messages; `None` means that each stands alone.
+        work: The messages.
+        stop: Checked before a message or batch is begun.
+        fill: Leave messages that do not fill a batch.
     """
 
-    options: Options
     retry: Retry
-    progress: Progress
     batch_handler: BatchHandler | None
-    stats: ConsumerStats
-    clock: Clock
+    work: WorkQueue
+    stop: StopSignal
+    fill: bool
 
-    async def work_off(self, work: WorkQueue, stop: StopSignal, *, fill: bool) -> None:
-        """Settle the messages in the work queue.
+    def __post_init__(self) -> None:
+        options, self._progress = self.retry.options, self.retry.progress
+        self._max_batch = 1 if self.batch_handler is None else options.batch_size
+        self._min_batch = self._max_batch if self.fill else 1
+        self._free_slots = min(options.concurrency, self.work.left)
+        self._unsettled_count = 0  # begun and not settled: in flight, or waiting for a retry
+        self._error: BaseException | None = None
 
-        Args:
-            work: The work queue.
-            stop: Checked before a message or batch is begun.
-            fill: Leave messages that do not fill a batch.
+    async def run(self) -> None:
+        """Settle the messages.
 
         Raises:
             Postponed: A message has to wait. All messages that need not wait for it are settled.
             ProcessError: A message failed for good. Those in flight with it are settled, or failed too.
             StoreError: Progress could not be committed. Messages in flight are as for `ProcessError`.
         """
-        batch_size = 1 if self.batch_handler is None else self.options.batch_size
-        free_slots = min(self.options.concurrency, work.left)
-        await _WorkRound(self, work, stop, batch_size if fill else 1, batch_size, free_slots).run()
-
-
-@dataclass(eq=False, repr=False, slots=True)
-class _WorkRound:
-    """One round of work. It ends when nothing more may be begun and everything that was begun has ended."""
-
-    workers: Workers
-    work: WorkQueue
-    stop: StopSignal
-    min_batch: int
-    max_batch: int
-    free_slots: int
-    unsettled_count: int = 0  # begun and not settled: in flight, or waiting for a retry
-    error: BaseException | None = None
-
-    async def run(self) -> None:
-        if self.free_slots <= 1:  # one message, as after most pushes, need not wait for a task to start
+        if self._free_slots <= 1:  # one message, as after most pushes, need not wait for a task to start
             await self._run_worker(self._take_next(), None)
         else:
             async with anyio.create_task_group() as tasks:
                 self._start_tasks(tasks)
-        if self.error is not None:
-            raise self.error
+        if self._error is not None:
+            raise self._error
 
     def _start_tasks(self, tasks: TaskGroup) -> None:
         """Start as many tasks as there are slots and work for."""
-        while self.free_slots and (items := self._take_next()):
-            self.free_slots -= 1
+        while self._free_slots and (items := self._take_next()):
+            self._free_slots -= 1
             tasks.start_soon(self._run_worker, items, tasks)
 
     async def _run_worker(self, items: Sequence[WorkItem], tasks: TaskGroup | None) -> None:
         while items:
             try:
-                if self.workers.batch_handler is None:
+                if self.batch_handler is None:
                     await self._try_one(items[0])
                 else:
                     await self._try_batches(self._split_into_batches(items))
             except anyio.get_cancelled_exc_class():
                 raise
             except BaseException as error:  # noqa: BLE001  # raised when everything that was begun has ended
-                self.error = error if self.error is None else max(self.error, error, key=_error_priority)
-            self.unsettled_count -= sum(item.settled for item in items)
+                self._error = error if self._error is None else max(self._error, error, key=_error_priority)
+            self._unsettled_count -= sum(item.settled for item in items)
             self.work.free(items)
             items = self._take_next()
             if tasks is not None:  # what was settled may have made room for more tasks
                 self._start_tasks(tasks)
-        self.free_slots += 1
+        self._free_slots += 1
 
     def _take_next(self) -> Sequence[WorkItem]:
         """Take the next items; none if so many wait that the attempts of more could not be kept."""
-        over = self.stop.requested or not (self.error is None or isinstance(self.error, Postponed))
-        limit = min(self.max_batch, MAX_FAILING - self.unsettled_count)
-        items = () if over or limit < 1 or self.work.left < self.min_batch else self.work.take(limit)
-        self.unsettled_count += len(items)
+        over = self.stop.requested or not (self._error is None or isinstance(self._error, Postponed))
+        limit = min(self._max_batch, MAX_FAILING - self._unsettled_count)
+        items = () if over or limit < 1 or self.work.left < self._min_batch else self.work.take(limit)
+        self._unsettled_count += len(items)
         return items
 
     def _split_into_batches(self, items: Sequence[WorkItem]) -> list[Sequence[WorkItem]]:
         """Split at each item that cannot be read or has failed before; the batches stay in the feed's order."""
-        knows = self.workers.progress.attempts.knows
+        knows = self._progress.attempts.knows
 
         def stands_alone(item: WorkItem) -> bool:
             return item.error is not None or item.message.error is not None or knows(item.key)
@@ -152,44 +136,43 @@ class _WorkRound:
         """Settle the batch or some of it; return what is left, as smaller batches."""
         if not batch:
             return ()
-        retry, hooks = self.workers.retry, self.workers.stats.hooks
         first, *others = batch
         if not others:
             await self._try_one(first)
         elif (error := await self._call_batch_handler(batch)) is None:
             for item in batch:
-                hooks.message_settled(item.message, RecordState.PROCESSED)
+                self.retry.stats.hooks.message_settled(item.message, RecordState.PROCESSED)
             await self._record(batch, RecordState.PROCESSED)
         elif isinstance(error, WHOLE_BATCH_ERRORS):
-            state = await retry.handle_failure(first.key, first.message, error, self.stop)
+            state = await self.retry.handle_failure(first.key, first.message, error, self.stop)
             await self._record([first], state)
             return (others,)
         else:
             if whole:  # of a batch with one bad message, log2(size) parts fail after it
-                retry.log_batch(len(batch), error)
+                self.retry.log_batch(len(batch), error)
             half = len(batch) // 2
             return batch[:half], batch[half:]
         return ()
 
     async def _call_batch_handler(self, items: Sequence[WorkItem]) -> Exception | None:
-        assert self.workers.batch_handler is not None  # else each stands alone  # noqa: S101
+        assert self.batch_handler is not None  # else each stands alone  # noqa: S101
         try:
-            await self.workers.batch_handler([item.message for item in items])
+            await self.batch_handler([item.message for item in items])
         except BaseException as error:  # noqa: BLE001  # failure_of_message raises what is not a failure
             return failure_of_message(items[0].message, error)
         return None
 
     async def _try_one(self, item: WorkItem) -> None:
-        state = await self.workers.retry.try_one(item.key, item.message, self.stop, error=item.error)
+        state = await self.retry.try_one(item.key, item.message, self.stop, error=item.error)
         await self._record((item,), state)
 
     async def _record(self, items: Sequence[WorkItem], state: RecordState) -> None:
-        progress = self.workers.progress
+        progress = self._progress
         for item in items:
             progress.pending.append(Record(item.key, state, item.fingerprint))
             self.work.mark_settled(item)
         progress.advance(self.work.cursor, self.work.read_at)
-        if self.workers.clock() >= progress.due:
+        if self.retry.clock() >= progress.due:
             await progress.flush()
 
 
