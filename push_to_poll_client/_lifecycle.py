@@ -26,9 +26,6 @@ from push_to_poll_client._event_loop import (
     sole_cause,
 )
 from push_to_poll_client._exceptions import (
-    CursorExpired,
-    FeedError,
-    FeedGone,
     ListenerError,
     ProcessError,
     PushToPollError,
@@ -464,7 +461,7 @@ class Runner:
             async with anyio.create_task_group() as tasks:
                 for channel in self.channels:
                     tasks.start_soon(self._listen, channel)
-                tasks.start_soon(self._poll, parts)
+                tasks.start_soon(self._poll, parts.polls)
                 try:
                     await self._stopped.wait()
                 finally:
@@ -500,14 +497,12 @@ class Runner:
                     self._stop_with_error(error)
                 return
 
-    async def _poll(self, parts: SessionParts) -> None:
-        polls = parts.polls
+    async def _poll(self, polls: Polls) -> None:
         try:
-            while not self._stop.requested:
-                await self._poll_once(parts)
-                if polls.closed:
-                    self._stop.requested = True
-                    self._stopped.set()
+            await polls.poll_until_stopped(self._stop)
+            if polls.closed:
+                self._stop.requested = True
+                self._stopped.set()
         except anyio.get_cancelled_exc_class():
             if anyio.current_effective_deadline() > -math.inf and not self._is_cancelled():
                 # Not by the caller of run(), nor by asyncio.run(), which cancels every task when it ends: without
@@ -518,29 +513,6 @@ class Runner:
             self._stop_with_error(error, bug=handler_error(error.__cause__ or error))
         except BaseException as error:  # noqa: BLE001  # raised by run_until_stopped, without a group around it
             self._stop_with_error(error, bug=None if isinstance(error, PushToPollError) else error)
-
-    async def _poll_once(self, parts: SessionParts) -> None:
-        polls = parts.polls
-        try:
-            await polls.poll_when_due(self._stop)
-        except (CursorExpired, FeedGone):
-            raise
-        except FeedError as error:
-            logger.warning("poll failed, next in %.1f s: %s", polls.delay, describe(error))
-            logger.debug("it failed here", exc_info=error)
-        except StoreUnavailable as error:
-            if self._stop.requested:  # `_commit_by` tries again
-                return
-            if count := parts.progress.uncommitted_count:
-                logger.warning(
-                    "the store is unavailable, next try in %.1f s; nothing is processed until %d processed "
-                    "messages are recorded: %s",
-                    polls.delay,
-                    count,
-                    describe(error),
-                )
-            else:
-                logger.warning("the store is unavailable, next try in %.1f s: %s", polls.delay, describe(error))
 
     async def _listen(self, channel: ListenerChannel) -> None:
         channel.started()

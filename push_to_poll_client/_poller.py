@@ -79,7 +79,7 @@ class PollState:
         settled_before: How many messages the session had settled when the poll began.
         counts_before: The counts of the consumer then.
         wait: Seconds for which the server may hold an answer; 0 once that was asked for.
-        last_settled: How many messages the session had settled when the cursors of the walk last made sense.
+        last_settled: How many messages the session had settled when the walk last made progress.
         pages: How many pages it has read.
         closed: Whether the current page is the last one of a feed that has ended.
         restarts: How often the walk was started again.

@@ -18,7 +18,15 @@ from dataclasses import dataclass, field
 import anyio
 
 from push_to_poll_client._event_loop import error_for_cancellation
-from push_to_poll_client._exceptions import FeedError, FeedRefused, PushToPollError, Throttled
+from push_to_poll_client._exceptions import (
+    CursorExpired,
+    FeedError,
+    FeedGone,
+    FeedRefused,
+    PushToPollError,
+    StoreUnavailable,
+    Throttled,
+)
 from push_to_poll_client._fetching import Fetcher
 from push_to_poll_client._hooks import ConsumerStats, RunLog
 from push_to_poll_client._log import ConsumerLog
@@ -217,14 +225,16 @@ class Polls:
                 self._current, poll.running = None, False
                 self.schedule_changed()
 
-    async def poll_when_due(self, stop: StopSignal) -> None:
-        """Wait until a poll is due, and lead it; return before that if a stop is requested or the feed has ended.
+    async def poll_until_stopped(self, stop: StopSignal) -> None:
+        """Poll whenever the schedule decides for it, until a stop is requested or the feed has ended.
+
+        A poll that fails is logged, and the schedule decides when the next one starts.
 
         Args:
             stop: As for `Processor.take_page`.
 
         Raises:
-            Exception: The error with which the poll failed.
+            Exception: The error of a poll after which no other one helps.
         """
         while not (stop.requested or self.closed):
             self._changed = anyio.Event()
@@ -233,16 +243,36 @@ class Polls:
                 waits = self._calls or self._lock.statistics().tasks_waiting
                 can_wait = self.fetcher.max_wait > 0 and not waits
                 decision = self.schedule.next_poll(self.clock(), can_wait=can_wait)
-                if decision.at <= self.clock():
-                    result = await self._lead(decision.cause, stop)
-                    if isinstance(result, Exception):
-                        raise result
-                    return
-            with anyio.CancelScope(deadline=decision.at):
-                await self._changed.wait()
+                is_due = decision.at <= self.clock()
+                result = await self._lead(decision.cause, stop) if is_due else None
+            if isinstance(result, Exception):
+                self._log_failure(result, stop)
+            if not is_due:
+                with anyio.CancelScope(deadline=decision.at):
+                    await self._changed.wait()
+
+    def _log_failure(self, error: Exception, stop: StopSignal) -> None:
+        """Log that a poll failed, or raise the error if another poll does not help."""
+        if not isinstance(error, FeedError | StoreUnavailable) or isinstance(error, CursorExpired | FeedGone):
+            raise error
+        if isinstance(error, FeedError):
+            logger.warning("poll failed, next in %.1f s: %s", self.delay, describe(error))
+            logger.debug("it failed here", exc_info=error)
+        elif stop.requested:  # the runner tries to commit again
+            return
+        elif count := self.poller.progress.uncommitted_count:
+            logger.warning(
+                "the store is unavailable, next try in %.1f s; nothing is processed until %d processed messages "
+                "are recorded: %s",
+                self.delay,
+                count,
+                describe(error),
+            )
+        else:
+            logger.warning("the store is unavailable, next try in %.1f s: %s", self.delay, describe(error))
 
     def set_in_flight_deadline(self, deadline: float) -> None:
-        """Let the messages in flight finish by the deadline, if `poll_when_due` leads the poll."""
+        """Let the messages in flight finish by the deadline, if the poll is one of `run()`."""
         if self._current is not None and self._current.stop is not None:
             self.processor.in_flight_scope.deadline = deadline
 

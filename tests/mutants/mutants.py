@@ -421,9 +421,9 @@ MUTANTS = [
     of(
         "G7",
         "ends at a store that may recover",
-        "_lifecycle.py",
-        "            if self._stop.requested:  # `_commit_by` tries again\n                return\n",
-        "            raise\n",
+        "_polls.py",
+        "        elif stop.requested:  # the runner tries to commit again\n            return\n",
+        "        elif stop.requested:\n            raise error\n",
     ),
     of(
         "G7",
