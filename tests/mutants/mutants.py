@@ -423,7 +423,7 @@ MUTANTS = [
         "ends at a store that may recover",
         "_polls.py",
         "        elif stop.requested:  # the runner tries to commit again\n            return\n",
-        "        elif stop.requested:\n            raise error\n",
+        "        elif True:\n            raise error\n",
     ),
     of(
         "G7",
