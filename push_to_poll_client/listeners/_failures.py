@@ -17,11 +17,11 @@ import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.credentials import CredentialsFailed
+from push_to_poll_client._http.errors import ProxyUnusable, SocksUnusable, UnusableRedirect
 from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._secrets import shows_a_secret
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners._backoff import Verdict, verdict_of_status
-from push_to_poll_client.listeners._requests import ProxyUnusable, SocksUnusable, UnusableRedirect
 
 __all__ = [
     "MAX_TEXT",

@@ -39,9 +39,9 @@ async def test_a_client_of_httpx2_works_and_sends_no_credentials_to_another_orig
         async with httpx2.AsyncClient(timeout=GUARD, headers={"X-Mine": CANARY}) as client:
             asking = ListenerClient(f"http://me:{CANARY}@{HOST}:{raw.port}/", client=client)
             assert (await asking.send_request()).json() == {}
-            elsewhere = ListenerClient("https://notify.example/", client=client, token=CANARY)
+            elsewhere = ListenerClient("https://notify.example/", client=client, auth=CANARY)
             assert (await elsewhere.send_request(url=f"http://{HOST}:{raw.port}/")).json() == {}
-    assert b"\r\nAuthorization: Basic bWU6YzRuNHJ5\r\n" in asked[0]
+    assert b"\r\nauthorization: Basic bWU6YzRuNHJ5\r\n" in asked[0]
     assert CANARY.encode() not in asked[1]
 
 

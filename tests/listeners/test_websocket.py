@@ -8,6 +8,7 @@ import traceback
 
 import anyio
 import anyio.lowlevel
+import httpx
 import pytest
 from websockets.datastructures import Headers
 from websockets.exceptions import (
@@ -92,6 +93,7 @@ class Scripted(WebSocketListener):
 
     def __init__(self, *script, url=URL, fraction=0.0, subprotocol=None, **options):
         super().__init__(url, **options)
+        self._open = self._open_scripted
         self._script = script
         self._fraction = lambda: fraction
         self._subprotocol = subprotocol
@@ -100,7 +102,7 @@ class Scripted(WebSocketListener):
         self.open = 0
 
     @contextlib.asynccontextmanager
-    async def _connect(self, headers):
+    async def _open_scripted(self, *, headers):
         self.connects.append(anyio.current_time())
         self.headers.append(headers)
         step = self._script[min(len(self.connects), len(self._script)) - 1]
@@ -287,28 +289,40 @@ async def test_header_and_token_functions_are_called_at_each_connect():
     async def token():
         return next(tokens)
 
-    listener = Scripted([closed(1012)], token=token, headers=lambda: {"Tenant": next(tenants)})
+    listener = Scripted([closed(1012)], auth=token, headers=lambda: {"Tenant": next(tenants)})
     await run(listener, 2)
     assert listener.headers == [
-        {"Tenant": "x", "Authorization": "Bearer a"},
-        {"Tenant": "y", "Authorization": "Bearer b"},
-        {"Tenant": "z", "Authorization": "Bearer c"},
+        {"tenant": "x", "authorization": "Bearer a"},
+        {"tenant": "y", "authorization": "Bearer b"},
+        {"tenant": "z", "authorization": "Bearer c"},
     ]
 
 
-async def test_fixed_headers_and_token_are_sent_each_time_and_the_token_wins():
-    listener = Scripted([closed(1012)], token="t", headers={"authorization": "Basic eDp5", "A": "b"})
+async def test_fixed_headers_and_token_are_sent_each_time():
+    listener = Scripted([closed(1012)], auth="t", headers={"A": "b"})
     await run(listener, 0.5)
-    assert listener.headers == [{"A": "b", "Authorization": "Bearer t"}] * 2
+    assert listener.headers == [{"a": "b", "authorization": "Bearer t"}] * 2
+
+
+async def test_a_token_replaces_the_authorization_of_the_header_function():
+    listener = Scripted([], auth="t", headers=lambda: {"authorization": "Basic eDp5", "A": "b"})
+    await run(listener, 0.5)
+    assert listener.headers == [{"a": "b", "authorization": "Bearer t"}]
+
+
+async def test_a_pair_and_the_user_of_the_url_are_sent_as_basic_credentials():
+    for listener in (Scripted([], auth=("me", "pw")), Scripted([], url="ws://me:pw@feed.example/")):
+        await run(listener, 0.5)
+        assert listener.headers == [{"authorization": "Basic bWU6cHc="}]
 
 
 async def test_header_and_token_functions_can_be_async_or_plain():
     async def headers():
         return {"A": "b"}
 
-    listener = Scripted([], token=lambda: "t", headers=headers)
+    listener = Scripted([], auth=lambda: "t", headers=headers)
     await run(listener, 1)
-    assert listener.headers == [{"A": "b", "Authorization": "Bearer t"}]
+    assert listener.headers == [{"a": "b", "authorization": "Bearer t"}]
 
 
 @pytest.mark.parametrize(
@@ -316,9 +330,9 @@ async def test_header_and_token_functions_can_be_async_or_plain():
     [
         (lambda: 1 / 0, "ZeroDivisionError"),
         (anyio.sleep_forever, "TimeoutError"),
-        (lambda: "", "the token is empty"),
-        (lambda: f"{CANARY}\nAdmin: yes", "the value of Authorization holds"),
-        (lambda: f"{CANARY}\n", "the value of Authorization holds"),
+        (lambda: "", "the token given by auth= is empty"),
+        (lambda: f"{CANARY}\nAdmin: yes", "has a space or a control character"),
+        (lambda: f"{CANARY}\n", "has a space or a control character"),
         (lambda: None, None),
         (lambda: 5, "a token is a str, not int"),
     ],
@@ -330,24 +344,24 @@ async def test_a_token_provider_that_fails_is_a_failed_attempt(wrong, said, capl
         asked.append(anyio.current_time())
         return "good" if len(asked) > 2 else wrong()
 
-    listener = Scripted([], token=token, open_timeout=10.0)
+    listener = Scripted([], auth=token, open_timeout=10.0)
     channel = await run(listener, 40)
     if said is None:  # no token today: the server has to say what it thinks of that
         assert listener.headers == [{}]
     else:
         assert len(asked) == 3
         assert said in str(channel.errors[0])
-        assert listener.headers == [{"Authorization": "Bearer good"}]
+        assert listener.headers == [{"authorization": "Bearer good"}]
     assert CANARY not in caplog.text + repr(channel.errors)
 
 
 @pytest.mark.parametrize(
     ("headers", "said"),
     [
-        (["A"], "a mapping of str to str, not list"),
-        ({"A": 5}, "a mapping of str to str"),
-        ({"A:B": "c"}, "a header's name"),
-        ({"A": "b\r\nC: d"}, "the value of A holds"),
+        (["A"], "headers are a list; give a mapping of str to str"),
+        ({"A": 5}, "headers have 'A': a int; give str for both"),
+        ({"A:B": "c"}, "the header 'A:B' has characters that no header may have"),
+        ({"A": "b\r\nC: d"}, "the header 'A' has characters that no header may have"),
     ],
 )
 async def test_invalid_headers_fail_the_attempt_and_are_refused_as_an_argument(headers, said):
@@ -361,34 +375,34 @@ async def test_invalid_headers_fail_the_attempt_and_are_refused_as_an_argument(h
 
 async def test_on_401_the_token_function_is_called_again_at_once_and_then_slowly():
     asked = iter(range(100))
-    listener = Scripted(status(401), token=lambda: f"t{next(asked)}")
+    listener = Scripted(status(401), auth=lambda: f"t{next(asked)}")
     await run(listener, 1000)
     assert listener.connects == [0, 0, 300, 600, 900]
-    assert [headers["Authorization"][-2:] for headers in listener.headers] == ["t0", "t1", "t2", "t3", "t4"]
+    assert [headers["authorization"][-2:] for headers in listener.headers] == ["t0", "t1", "t2", "t3", "t4"]
 
 
 async def test_on_401_a_fresh_token_connects_at_once():
     tokens = iter(["old", "new"])
-    listener = Scripted(status(401), [], token=lambda: next(tokens))
+    listener = Scripted(status(401), [], auth=lambda: next(tokens))
     channel = await run(listener, 100)
     assert channel.events == [(0, "down"), (0, "up")]
 
 
 async def test_on_401_a_fixed_token_is_retried_slowly():
-    listener = Scripted(status(401), token="fixed")
+    listener = Scripted(status(401), auth="fixed")
     await run(listener, 400)
     assert listener.connects == [0, 300]
 
 
 @pytest.mark.parametrize("code", [1008, 3000])
 async def test_a_token_that_expired_while_connected_is_renewed_at_once(code):
-    listener = Scripted([100, closed(code)], [100, closed(code)], [closed(code)], [], token=lambda: "t")
+    listener = Scripted([100, closed(code)], [100, closed(code)], [closed(code)], [], auth=lambda: "t")
     await run(listener, 600)
     assert listener.connects == [0, 100, 200, 500]
 
 
 async def test_a_1008_close_from_this_side_does_not_reconnect_at_once():
-    listener = Scripted([closed_by_us(1008)], token=lambda: "t")
+    listener = Scripted([closed_by_us(1008)], auth=lambda: "t")
     await run(listener, 100)
     assert listener.connects == [0]
 
@@ -534,7 +548,7 @@ async def test_secrets_stay_out_of_names_logs_and_errors(caplog):
         raise RuntimeError(CANARY)
 
     options = {"url": f"wss://me:{CANARY}@feed.example/push?key={CANARY}", "headers": {"X-Key": CANARY}}
-    for listener in (Scripted(RESET, **options), Scripted([], token=token, url=URL)):
+    for listener in (Scripted(RESET, **options), Scripted([], auth=token, url=URL)):
         channel = await run(listener, 10)
         shown = [listener.name, repr(listener), *map(str, channel.errors), *map(repr, channel.errors)]
         assert CANARY not in "".join(shown)
@@ -627,9 +641,7 @@ def test_a_url_has_to_be_a_websocket_address(url):
     assert raised.value.__context__ is None
 
 
-@pytest.mark.parametrize(
-    "name", ["max_age", "max_silence", "ping_interval", "ping_timeout", "open_timeout", "max_size"]
-)
+@pytest.mark.parametrize("name", ["max_age", "max_silence", "ping_interval", "ping_timeout", "open_timeout"])
 def test_limits_are_finite_numbers_above_0(name):
     for wrong in (0, -1, math.nan, math.inf):
         with pytest.raises(ValueError, match=f"{name} must be finite and above 0, not {wrong}"):
@@ -639,14 +651,26 @@ def test_limits_are_finite_numbers_above_0(name):
             WebSocketListener(URL, **{name: wrong})
 
 
+def test_the_largest_message_has_at_least_one_byte():
+    with pytest.raises(ValueError, match="max_body is 0; give at least 1 byte"):
+        WebSocketListener(URL, max_body=0)
+    with pytest.raises(TypeError, match="max_body is a NoneType"):
+        WebSocketListener(URL, max_body=None)
+
+
+def test_an_auth_flow_is_refused_since_only_an_http_client_can_apply_it():
+    with pytest.raises(TypeError, match="give a pair or a token"):
+        WebSocketListener(URL, auth=httpx.BasicAuth("me", "pw"))
+
+
 def test_a_string_of_subprotocols_is_a_type_error():
     with pytest.raises(TypeError, match="subprotocols is a sequence"):
         WebSocketListener(URL, subprotocols="push.v1")
 
 
 def test_a_token_and_a_user_in_the_url_are_refused_together():
-    with pytest.raises(ValueError, match="either a token or a user") as raised:
-        WebSocketListener(f"ws://me:{CANARY}@feed.example/", token="t")
+    with pytest.raises(ValueError, match="credentials are given more than once") as raised:
+        WebSocketListener(f"ws://me:{CANARY}@feed.example/", auth="t")
     assert CANARY not in str(raised.value)
 
 

@@ -26,7 +26,7 @@ import httpx
 from push_to_poll_client import _event_loop
 from push_to_poll_client._exceptions import SubscriptionGone
 from push_to_poll_client._http.addresses import came_from_private
-from push_to_poll_client._http.credentials import HeaderSource, TokenSource
+from push_to_poll_client._http.credentials import Auth, HeaderSource
 from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, link_targets, resolve_url
 from push_to_poll_client._http.origins import parse_http_url, without_secrets
 from push_to_poll_client._log import ConsumerLog
@@ -270,11 +270,13 @@ class WebSub:
             callback tells its pushes from others.
         lease: Seconds for which pushes are asked for (§8.2: "10 days is a good default"). How long they come is
             the hub's to say; where it does not, which it must, this counts.
-        headers: Sent to the topic: a mapping, or a function that returns one.
-        token: Sent to it as `Authorization: Bearer`, or a function that returns it.
-        client: An `httpx.AsyncClient` or one of its shape, which stays yours. `None` opens one for each request.
-        tls: Whom to trust; `None`: the certificates that the machine trusts.
+        auth: Credentials for the topic, as for the listeners.
+        headers: Sent to the topic: a mapping, or a function (async, or plain and quick) that returns one. `None`:
+            none.
+        ssl_context: The TLS settings. `None`: the certificates that the machine trusts.
         timeout: Seconds for each answer of topic and hub.
+        client: An `httpx.AsyncClient`, or one of its shape, to send by. It stays yours: it is not closed. `None`
+            opens one for each request.
 
     Attributes:
         name: "WebSub" and the topic without secrets.
@@ -294,11 +296,11 @@ class WebSub:
         hub: str | None = None,
         secret: str | None = None,
         lease: float = 864_000.0,
+        auth: Auth | None = None,
         headers: HeaderSource | None = None,
-        token: TokenSource | None = None,
-        client: Any = None,
-        tls: ssl.SSLContext | None = None,
+        ssl_context: ssl.SSLContext | None = None,
         timeout: float = 30.0,
+        client: Any = None,
     ) -> None:
         check_number("lease", lease, above_zero=True)
         parsed = parse_http_url(callback)
@@ -315,7 +317,13 @@ class WebSub:
         self._secret = secret
         self._lease = lease
         self._client = ListenerClient(
-            topic, headers=headers, token=token, client=client, tls=tls, timeout=timeout, max_body=MAX_TOPIC
+            topic,
+            auth=auth,
+            headers=headers,
+            ssl_context=ssl_context,
+            timeout=timeout,
+            max_body=MAX_TOPIC,
+            client=client,
         )
         self._known_secrets = self._client.secrets
         self._known_secrets.add(secret)
