@@ -130,11 +130,17 @@ class Credentials:
                 f"the function given as auth= or headers= returned what cannot be sent: {error}"
             ) from None
 
-    def options(self, headers: Mapping[str, str]) -> dict[str, Any]:
-        """Return the arguments of `client.send` for a request with these headers."""
-        if _has_authorization(headers):
+    def options(self, headers: Mapping[str, str], module: Any) -> dict[str, Any]:
+        """Return the arguments of `client.send` for a request with these headers, and a client of this module."""
+        if _has_authorization(headers) or (self._is_given and self.auth_flow is None):
             return {"auth": None}  # then the client adds no credentials of its own
-        return {"auth": self.auth_flow} if self._is_given else {}
+        if self.auth_flow is None:
+            return {}
+        kind = getattr(module, "Auth", httpx.Auth)
+        if isinstance(self.auth_flow, kind):
+            return {"auth": self.auth_flow}
+        # Of httpx for a client of httpx2, or the other way round: each checks the class, and no more.
+        return {"auth": type("Auth", (kind,), {"async_auth_flow": self.auth_flow.async_auth_flow})()}
 
 
 def _has_authorization(headers: Mapping[str, str]) -> bool:

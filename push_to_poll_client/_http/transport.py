@@ -153,7 +153,7 @@ async def send(
         Exception: No response came.
     """
     module = module_of(client)
-    options = {"auth": None} if credentials is None else credentials.options(headers)
+    options = {"auth": None} if credentials is None else credentials.options(headers, module)
     async with close_on_failure(url, extensions) as traced:
         request = client.build_request(method, url, headers=headers, content=content, extensions=traced)
         if credentials is None:  # a client adds headers, cookies and a query, and any of them may be a secret

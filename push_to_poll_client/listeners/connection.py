@@ -140,15 +140,7 @@ class ConnectionListener(BaseListener):
         is_own_error = isinstance(error, ConnectionEnded | NotAsync)
         sentence = str(error) if is_own_error else f"failed with {type(error).__name__} {text}".strip()
         verdict = Verdict.GIVE_UP if isinstance(error, NotAsync) else Verdict.RETRY
-        return Failure(
-            verdict,
-            sentence,
-            retry_after=None,
-            unauthorized=False,
-            hid_a_push=False,
-            cause=error,
-            orderly=isinstance(error, ConnectionEnded),
-        )
+        return Failure(verdict, sentence, error, orderly=isinstance(error, ConnectionEnded))
 
 
 def _awaitable(result: Any) -> Awaitable[None]:

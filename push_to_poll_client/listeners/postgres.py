@@ -65,8 +65,6 @@ def failure_of(error: Exception) -> Failure:
     return Failure(
         _verdict(error, getattr(error, "sqlstate", None)),
         describe_error(causes(error), quotable) if is_quotable else f"failed with {type(error).__name__}",
-        retry_after=None,
-        unauthorized=False,
         hid_a_push=isinstance(error, UnicodeDecodeError),  # a payload that is not text in the database's encoding
         cause=error if is_quotable else None,
     )

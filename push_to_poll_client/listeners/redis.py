@@ -49,9 +49,6 @@ def failure_of(error: Exception) -> Failure:
     return Failure(
         verdict_by_type([error], verdicts),
         describe_error(causes(error), quotable),
-        retry_after=None,
-        unauthorized=False,
-        hid_a_push=False,
         cause=error if isinstance(error, quotable) else None,
     )
 

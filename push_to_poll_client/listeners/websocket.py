@@ -29,7 +29,7 @@ from websockets.exceptions import (
     NegotiationError,
     ProxyError,
 )
-from websockets.frames import Close, CloseCode
+from websockets.frames import Close
 
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.credentials import Auth, Credentials, CredentialsFailed, HeaderSource
@@ -43,10 +43,10 @@ from push_to_poll_client.listeners._backoff import ReconnectBackoff, Verdict, ve
 from push_to_poll_client.listeners._base import ReadLoopListener
 from push_to_poll_client.listeners._failures import (
     MAX_TEXT,
-    REDIRECTS_NOT_FOLLOWED,
     Failure,
     causes,
     describe_error,
+    failure_of_status,
     verdict_by_type,
 )
 from push_to_poll_client.listeners._websocket_client import (
@@ -95,7 +95,6 @@ ERROR_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
 """The verdicts on all other errors. The first row whose type is found among the error and its causes counts: trio
 hides the reason of a failed TLS handshake in the cause."""
 
-UNAUTHORIZED_STATUS = 401
 UNAUTHORIZED_CLOSE_CODES = frozenset({1008, 3000})
 """Refusals that new credentials may lift. A connection whose token expires is closed with one of these codes."""
 
@@ -105,89 +104,48 @@ ORDERLY_CLOSE_CODES = frozenset({1000, 1001})
 UNREADABLE_CLOSE_CODES = frozenset({1002, 1007, 1009})
 """Codes with which this side closes when it cannot read a message."""
 
-REDIRECTS = range(300, 400)
-
 SAFE_TO_QUOTE = (OSError, InvalidHandshake, ImportError)
 """Errors whose text holds no secret. (`InvalidProxy` quotes the proxy's password.)"""
 
 
 def failure_of(error: Exception) -> Failure:
     """Classify and describe an error that ended a connection, or an attempt to open one."""
-    requested = None  # Retry-After (RFC 9110 §10.2.3) of the server or the proxy
-    if isinstance(error, InvalidStatus | InvalidProxyStatus):
-        requested = requested_delay(error.response.status_code, error.response.headers, time.time())
-    return Failure(
-        verdict_of(error),
-        describe_failure(error),
-        retry_after=requested,
-        unauthorized=_unauthorized(error),
-        hid_a_push=closed_as_unreadable(error),
-        orderly=closed_by_server(error),
-        # A cause is printed with its traceback, and the one of `InvalidProxy` quotes the proxy's password.
-        cause=None if isinstance(error, InvalidProxy) else error,
-    )
-
-
-def verdict_of(error: Exception) -> Verdict:
-    """Return the verdict on a failure, as far as this library can know."""
     if isinstance(error, ConnectionClosed):
-        return CLOSE_VERDICTS.get(_close_code(error), Verdict.RETRY)
+        return _failure_of_close(error)
     if isinstance(error, InvalidStatus):
-        return verdict_of_status(error.response.status_code)
+        return failure_of_status(error, error.response.status_code, error.response.headers, wanted="a websocket")
+    if isinstance(error, PushToPollError):
+        sentence = str(error)
+    elif isinstance(error, InvalidProxy):
+        sentence = "the address of the proxy in the environment is not valid"
+    else:
+        sentence = describe_error(causes(error), SAFE_TO_QUOTE)
+    verdict, requested = verdict_by_type(causes(error), ERROR_VERDICTS), None
     if isinstance(error, InvalidProxyStatus):
+        requested = requested_delay(error.response.status_code, error.response.headers, time.time())
         verdict = verdict_of_status(error.response.status_code)
         # A proxy cannot know that a channel behind it is gone for good.
-        return Verdict.SLOW_RETRY if verdict is Verdict.GIVE_UP else verdict
-    return verdict_by_type(causes(error), ERROR_VERDICTS)
+        verdict = Verdict.SLOW_RETRY if verdict is Verdict.GIVE_UP else verdict
+    # A cause is printed with its traceback, and the one of `InvalidProxy` quotes the proxy's password.
+    cause = None if isinstance(error, InvalidProxy) else error
+    return Failure(verdict, sentence, cause, retry_after=requested)
 
 
-def _unauthorized(error: Exception) -> bool:
-    if isinstance(error, ConnectionClosed):
-        return not _by_us(error) and _close_code(error) in UNAUTHORIZED_CLOSE_CODES
-    return isinstance(error, InvalidStatus) and error.response.status_code == UNAUTHORIZED_STATUS
-
-
-def closed_as_unreadable(error: Exception) -> bool:
-    """Return whether this side closed because it could not read a message, which may have been a push."""
-    return isinstance(error, ConnectionClosed) and _by_us(error) and _close_code(error) in UNREADABLE_CLOSE_CODES
-
-
-def closed_by_server(error: Exception) -> bool:
-    """Return whether the server closed the connection in an orderly way."""
-    return isinstance(error, ConnectionClosed) and not _by_us(error) and _close_code(error) in ORDERLY_CLOSE_CODES
-
-
-def describe_failure(error: Exception) -> str:
-    """Describe a failure on one line, without secrets and control characters."""
-    if isinstance(error, ConnectionClosed):
-        return _describe_close(error)
-    if isinstance(error, InvalidStatus):
-        status = error.response.status_code
-        sentence = f"the server answered HTTP {status} instead of opening a websocket"
-        return f"{sentence}; {REDIRECTS_NOT_FOLLOWED}" if status in REDIRECTS else sentence
-    if isinstance(error, PushToPollError):
-        return str(error)
-    if isinstance(error, InvalidProxy):
-        return "the address of the proxy in the environment is not valid"
-    return describe_error(causes(error), SAFE_TO_QUOTE)
-
-
-def _describe_close(error: ConnectionClosed) -> str:
-    close = error.sent if _by_us(error) else error.rcvd
+def _failure_of_close(error: ConnectionClosed) -> Failure:
+    by_us = error.sent is not None and not error.rcvd_then_sent
+    close = error.sent if by_us else error.rcvd
     if close is None:
-        return "the connection was lost without a close frame"
-    who = "this side" if _by_us(error) else "the server"
+        return Failure(Verdict.RETRY, "the connection was lost without a close frame", error)
+    who = "this side" if by_us else "the server"
     sentence = f"{who} closed the connection with {Close(close.code, '')}"
-    return f"{sentence}: {quoted(close.reason, MAX_TEXT)}" if close.reason else sentence
-
-
-def _by_us(error: ConnectionClosed) -> bool:
-    return error.sent is not None and not error.rcvd_then_sent
-
-
-def _close_code(error: ConnectionClosed) -> int:
-    close = error.sent if _by_us(error) else error.rcvd
-    return CloseCode.ABNORMAL_CLOSURE if close is None else close.code
+    return Failure(
+        CLOSE_VERDICTS.get(close.code, Verdict.RETRY),
+        f"{sentence}: {quoted(close.reason, MAX_TEXT)}" if close.reason else sentence,
+        error,
+        unauthorized=not by_us and close.code in UNAUTHORIZED_CLOSE_CODES,
+        hid_a_push=by_us and close.code in UNREADABLE_CLOSE_CODES,
+        orderly=not by_us and close.code in ORDERLY_CLOSE_CODES,
+    )
 
 
 class WebSocketListener(ReadLoopListener[str | bytes]):

@@ -32,9 +32,7 @@ from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import Verdict, WebSocketListener
 from push_to_poll_client.listeners.websocket import (
     NoCommonSubprotocol,
-    closed_as_unreadable,
-    describe_failure,
-    verdict_of,
+    failure_of,
 )
 from tests.support.channels import TimedChannel
 
@@ -277,7 +275,7 @@ async def test_an_unreadable_message_counts_as_a_push_and_delays_the_reconnect(c
 
 @pytest.mark.parametrize("error", [closed(1009), closed_by_us(1011), LOST, RESET])
 def test_other_connection_failures_do_not_count_as_a_push(error):
-    assert not closed_as_unreadable(error)
+    assert not failure_of(error).hid_a_push
 
 
 # Credentials
@@ -462,7 +460,7 @@ async def test_a_1008_close_from_this_side_does_not_reconnect_at_once():
     ],
 )
 def test_each_failure_maps_to_its_reconnect_action(verdict, errors):
-    sorted_as = {f"{type(error).__name__}: {error}": verdict_of(error) for error in errors}
+    sorted_as = {f"{type(error).__name__}: {error}": failure_of(error).verdict for error in errors}
     assert sorted_as == dict.fromkeys(sorted_as, verdict)
 
 
@@ -536,7 +534,7 @@ async def test_failures_are_info_with_the_delay_and_giving_up_is_an_error(caplog
         ("INFO", "ConnectionResetError: '[Errno 104] Connection reset by peer'; connecting again in 1.0 s"),
         ("INFO", "connected"),
         ("DEBUG", "renewing the connection at its age"),
-        ("ERROR", "the server answered HTTP 410 instead of opening a websocket; giving up"),
+        ("ERROR", "the server answered HTTP 410 instead of a websocket; giving up"),
     ]
     assert {record.name for record in caplog.records} == {"push_to_poll_client.listeners.websocket"}
 
@@ -564,7 +562,7 @@ async def test_secrets_stay_out_of_names_logs_and_errors(caplog):
     ],
 )
 def test_an_error_that_may_hold_a_secret_is_named_by_its_type(error):
-    assert CANARY not in describe_failure(error)
+    assert CANARY not in failure_of(error).sentence
 
 
 async def test_a_traceback_does_not_quote_the_password_of_a_proxy():
@@ -578,8 +576,8 @@ async def test_a_traceback_does_not_quote_the_password_of_a_proxy():
 @pytest.mark.parametrize("reason", ["\x1b[2Jgone\nINFO all is well", "x" * 5000, "\u202egnp", "\x00"])
 def test_text_from_the_server_cannot_forge_a_log_line(reason):
     for error in (closed(1013, reason), InvalidHeader("Sec-WebSocket-Accept", reason)):
-        assert describe_failure(error).isprintable()
-        assert len(describe_failure(error)) < 500
+        assert failure_of(error).sentence.isprintable()
+        assert len(failure_of(error).sentence) < 500
 
 
 @pytest.mark.parametrize(
@@ -602,7 +600,7 @@ def test_text_from_the_server_cannot_forge_a_log_line(reason):
         (
             status(307),
             (
-                "the server answered HTTP 307 instead of opening a websocket; redirects are not followed, "
+                "the server answered HTTP 307 instead of a websocket; redirects are not followed, "
                 "since credentials stay with their origin: use the new address"
             ),
         ),
@@ -615,7 +613,7 @@ def test_text_from_the_server_cannot_forge_a_log_line(reason):
     ],
 )
 def test_each_failure_is_described_in_a_sentence(error, said):
-    assert describe_failure(error) == said
+    assert failure_of(error).sentence == said
 
 
 # Arguments

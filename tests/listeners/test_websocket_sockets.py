@@ -247,7 +247,7 @@ async def test_the_status_and_retry_after_of_a_refusal_set_the_delay(status, hea
     with Refusing((status, headers)) as server:
         async with listening(to(server)) as channel:
             await channel.saw("down")
-    assert f"HTTP {status} instead of opening a websocket; connecting again in {delay} s" in caplog.text
+    assert f"HTTP {status} instead of a websocket; connecting again in {delay} s" in caplog.text
 
 
 async def test_on_401_a_fresh_token_is_asked_for():
