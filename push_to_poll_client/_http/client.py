@@ -35,7 +35,8 @@ from push_to_poll_client._http.errors import (
     module_of,
 )
 from push_to_poll_client._http.headers import requested_delay
-from push_to_poll_client._http.origins import Origins, Redirects, URLSecrets, parse_http_url, without_secrets
+from push_to_poll_client._http.origins import Origins, URLSecrets, parse_http_url, without_secrets
+from push_to_poll_client._http.redirects import Redirects
 from push_to_poll_client._http.response import (
     ACCEPT_ENCODING,
     ACCEPTED_STATUSES,

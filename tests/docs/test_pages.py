@@ -48,7 +48,7 @@ from push_to_poll_client import (
     testing,
 )
 from push_to_poll_client import _exceptions as exceptions
-from push_to_poll_client._http import caching, client, headers, origins, response, transport
+from push_to_poll_client._http import caching, client, headers, origins, redirects, response, transport
 from push_to_poll_client.cli import _tail
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.durable_streams import _framing, _signature
@@ -179,8 +179,8 @@ def test_the_documented_limits_match_the_code():
             ", once a wait that was asked for is over"
         ),
         f"{client.MAX_REDIRECTS}",
-        f"{origins.MAX_REMEMBERED_REDIRECTS}, for an hour",
-        f"{origins.MAX_CONFIRMED_PATHS}",
+        f"{redirects.MAX_REMEMBERED_REDIRECTS}, for an hour",
+        f"{redirects.MAX_CONFIRMED_PATHS}",
         f"{headers.MAX_LINKS}",
         f"{caching.MAX_VALIDATOR:,} characters",
         f"{caching.MAX_FRESH / 3600:g} hour",

@@ -23,13 +23,12 @@ from push_to_poll_client._http.client import Client
 from push_to_poll_client._http.errors import error_for_exception, error_for_status
 from push_to_poll_client._http.headers import http_date, requested_delay
 from push_to_poll_client._http.origins import (
-    MAX_REMEMBERED_REDIRECTS,
     Origins,
-    Redirects,
     URLSecrets,
     identity,
     without_secrets,
 )
+from push_to_poll_client._http.redirects import MAX_REMEMBERED_REDIRECTS, Redirects
 from push_to_poll_client._http.response import BodyError, find_link, read_body
 from push_to_poll_client._types import MAX_NOT_BEFORE
 from push_to_poll_client._validation import describe, one_line, quoted
@@ -438,7 +437,7 @@ ROWS = (
     ),
     Fuzzed(
         name="moves",
-        modules=("_http.origins",),
+        modules=("_http.redirects",),
         read=read_moves,
         examples=(
             b"https://a.example/1?x\nhttps://a.example/2?x",
@@ -452,7 +451,7 @@ ROWS = (
     ),
     Fuzzed(
         name="exchanges",
-        modules=("_http.client", "_http.response", "feeds._end_of_feed", "_http.origins", "_http.direct_client"),
+        modules=("_http.client", "_http.response", "feeds._end_of_feed", "_http.direct_client"),
         read=read_exchange,
         errors=(FeedError,),
         examples=(
