@@ -7,8 +7,7 @@ import math
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from types import MappingProxyType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypedDict, Unpack
 
 import anyio
 import httpx
@@ -78,6 +77,25 @@ class ListenerResponse(NamedTuple):
             return decode(self.body)
         except (ValueError, RecursionError):
             raise UnusableResponse(f"{self.url} answered something that is no JSON") from None
+
+
+class RequestOptions(TypedDict, total=False):
+    """What a request may have besides its URL.
+
+    Attributes:
+        content: The body.
+        headers: Sent in addition, by lower-case names; the caller's own and the credentials replace them.
+        override: Sent to the server's origin, by lower-case names, in place of the caller's own.
+        public_only: Whether to refuse addresses of this machine and of private networks, since a server on the
+            internet named the URL.
+        on_sent: Called when the request has been sent, by clients that report it, such as those of httpx.
+    """
+
+    content: bytes | None
+    headers: Mapping[str, str]
+    override: Mapping[str, Any]
+    public_only: bool
+    on_sent: Callable[[], None] | None
 
 
 class ListenerClient:
@@ -156,26 +174,18 @@ class ListenerClient:
         method: str = "GET",
         url: str | None = None,
         *,
-        content: bytes | None = None,
-        headers: Mapping[str, str] = MappingProxyType({}),
-        override: Mapping[str, Any] = MappingProxyType({}),
-        public_only: bool = False,
-        on_sent: Callable[[], None] | None = None,
         on_start: Callable[[], None] | None = None,
         within: float = math.inf,
+        **options: Unpack[RequestOptions],
     ) -> AsyncIterator[Any]:
         """Send one request, and yield its response with the body unread.
 
         Args:
             method: As for `send_request`.
             url: As for `send_request`.
-            content: As for `send_request`.
-            headers: As for `send_request`.
-            override: As for `send_request`.
-            public_only: As for `send_request`.
-            on_sent: As for `send_request`.
             on_start: Called when the credentials are there, before the request is sent.
             within: Seconds until the headers of the response have arrived.
+            options: See `RequestOptions`.
 
         Raises:
             UnusableRedirect: The server redirects to something that is not a URL.
@@ -187,15 +197,15 @@ class ListenerClient:
         same_origin = origin_of(target) == self._origin
         async with AsyncExitStack() as stack:
             client = self._connected_client or await stack.enter_async_context(self._opened())
-            fields = {"accept-encoding": "identity", **headers}
+            fields = {"accept-encoding": "identity", **options.get("headers", {})}
             if same_origin:
-                fields |= {**await self.credentials.get(within=self._timeout), **override}
+                fields |= {**await self.credentials.get(within=self._timeout), **options.get("override", {})}
             # Only connecting is limited here, so that a dead network is found without waiting for a held response.
             timeout = {"connect": self._timeout, "read": None, "write": None, "pool": None}
             extensions: Mapping[str, Any] = {"timeout": timeout}
-            if on_sent is not None:
+            if (on_sent := options.get("on_sent")) is not None:
                 extensions = _trace_when_sent(on_sent, extensions)
-            if public_only:
+            if options.get("public_only"):
                 extensions = only_public(target, extensions)
             if on_start is not None:
                 on_start()
@@ -206,7 +216,7 @@ class ListenerClient:
                     method,
                     str(target),
                     headers=fields,
-                    content=content,
+                    content=options.get("content"),
                     extensions=extensions,
                     credentials=self.credentials if same_origin else None,
                 )
@@ -219,13 +229,9 @@ class ListenerClient:
         method: str = "GET",
         url: str | None = None,
         *,
-        content: bytes | None = None,
-        headers: Mapping[str, str] = MappingProxyType({}),
-        override: Mapping[str, Any] = MappingProxyType({}),
         wait: float = 0.0,
         trickles: bool = False,
-        public_only: bool = False,
-        on_sent: Callable[[], None] | None = None,
+        **options: Unpack[RequestOptions],
     ) -> ListenerResponse:
         """Send one request, and read its response.
 
@@ -233,15 +239,10 @@ class ListenerClient:
             method: The HTTP method.
             url: An absolute URL. `None` means the server's. Only the server's origin gets credentials (G12). A
                 user and password in the URL are dropped: a server may have named it.
-            content: The body.
-            headers: Sent in addition, by lower-case names; the caller's own and the credentials replace them.
-            override: Sent to the server's origin, by lower-case names, in place of the caller's own.
             wait: Seconds for which the server may hold its response, in addition to the timeout.
             trickles: Whether each chunk of the response restarts the timeout, for a server that sends white space
                 to keep the connection alive.
-            public_only: Whether to refuse addresses of this machine and of private networks, since a server on
-                the internet named the URL.
-            on_sent: Called when the request has been sent, by clients that report it, such as those of httpx.
+            options: See `RequestOptions`.
 
         Raises:
             UnusableResponse: The response is too large, has an encoding that is not known, or redirects to
@@ -257,16 +258,7 @@ class ListenerClient:
                 scope.deadline = anyio.current_time() + timeout
 
             try:
-                async with self.stream(
-                    method,
-                    url,
-                    content=content,
-                    headers=headers,
-                    override=override,
-                    public_only=public_only,
-                    on_sent=on_sent,
-                    on_start=restart,
-                ) as response:
+                async with self.stream(method, url, on_start=restart, **options) as response:
                     peer = peer_of(response.extensions.get("network_stream"))
                     body = await read_body(response, self._max_body, restart if trickles else lambda _: None)
                     return ListenerResponse(response.status_code, response.headers, body, where, response, peer)
