@@ -146,7 +146,7 @@ PUSH = [
     of(
         "G12",
         "takes the user and password of a link along",
-        "listeners/subscriptions/_websub.py",
+        "listeners/subscriptions/_discovery.py",
         'return str(httpx.URL(link).copy_with(userinfo=b""))',
         "return str(httpx.URL(link))",
         "tests/listeners/test_websub_addresses.py",
