@@ -199,13 +199,13 @@ def _backend() -> str:
     return "asyncio" if anyio.get_cancelled_exc_class() is asyncio.CancelledError else "trio"
 
 
-class _Client(NamedTuple):
+class _LibraryClasses(NamedTuple):
     connect: Any
     connection: Any
 
 
 @functools.cache
-def check_websockets(backend: str = "asyncio") -> _Client:
+def check_websockets(backend: str = "asyncio") -> _LibraryClasses:
     """Return the library's classes for an event loop, with the protections that this module adds.
 
     Raises:
@@ -218,7 +218,7 @@ def check_websockets(backend: str = "asyncio") -> _Client:
         raise _unsupported("it has no connect.process_redirect(), by which we keep credentials from other servers")
     if backend == "asyncio" and not issubclass(module.ClientConnection, asyncio.Protocol):
         raise _unsupported("its connection is not an asyncio.Protocol, so what waits to be sent has no limit")
-    return _Client(
+    return _LibraryClasses(
         type("connect", (_NoRedirects, module.connect), {}),
         type("ClientConnection", (_AbortOnBackpressure, _SmallReads, module.ClientConnection), {}),
     )
