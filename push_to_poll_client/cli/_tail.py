@@ -371,7 +371,7 @@ def listener_for(push: str, *, feed: str, token: str | None) -> Listener:
     if kind is None:
         raise ValueError("--push must be a websocket (ws://, wss://) or server-sent events (http://, https://)")
     try:
-        return kind(push, token=token if token is not None and same_server(push, feed) else None)
+        return kind(push, auth=token if token is not None and same_server(push, feed) else None)
     except ValueError as error:
         raise ValueError(f"--push: {error}") from error
 

@@ -94,7 +94,7 @@ class _LogLimit:
         return True
 
 
-class _Connection(H11Protocol):
+class _ClientConnection(H11Protocol):
     """A connection that tells the server when it was opened, answered and closed."""
 
     def __init__(self, config: uvicorn.Config, server: "_StoppableServer") -> None:
@@ -138,10 +138,10 @@ class _Connections:
         self.name = name
         self.batch = max(limit // 16, 1)
         self._limit = limit
-        self._since: dict[_Connection, float] = {}
+        self._since: dict[_ClientConnection, float] = {}
         self._log_limit = _LogLimit()
 
-    def add(self, connection: _Connection, now: float) -> None:
+    def add(self, connection: _ClientConnection, now: float) -> None:
         """Note a new connection; at the limit, close another one for it."""
         if len(self._since) >= self._limit:
             self.close_oldest()
@@ -153,12 +153,12 @@ class _Connections:
                 )
         self._since[connection] = now
 
-    def note_response(self, connection: _Connection, now: float) -> None:
+    def note_response(self, connection: _ClientConnection, now: float) -> None:
         """Note that a request was answered."""
         if self._since.pop(connection, None) is not None:
             self._since[connection] = now
 
-    def remove(self, connection: _Connection) -> None:
+    def remove(self, connection: _ClientConnection) -> None:
         """Note that a connection has ended."""
         self._since.pop(connection, None)
 
@@ -179,7 +179,7 @@ class _Connections:
             if not connection.in_request or now - since >= REQUEST_TIMEOUT:
                 self._close(connection)
 
-    def _close(self, connection: _Connection) -> None:
+    def _close(self, connection: _ClientConnection) -> None:
         self.remove(connection)
         connection.transport.abort()  # `close()` would wait for a client that does not read
 
@@ -237,7 +237,7 @@ class _StoppableServer(uvicorn.Server):
     async def _open_connection(self, client: socket.socket) -> None:
         with suppress(OSError):  # it has been closed already
             loop = asyncio.get_running_loop()
-            await loop.connect_accepted_socket(lambda: _Connection(self.config, self), client)
+            await loop.connect_accepted_socket(lambda: _ClientConnection(self.config, self), client)
 
     async def _pause(self, error: OSError) -> None:
         self.connections.close_oldest()  # gives a file descriptor back

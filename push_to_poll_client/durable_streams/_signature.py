@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from push_to_poll_client._http.credentials import HeaderSource, TokenSource
+from push_to_poll_client._http.credentials import Auth, HeaderSource
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._json import decode
 from push_to_poll_client._log import ConsumerLog
@@ -190,9 +190,10 @@ class DurableStreamsSignature:
     Args:
         jwks_url: Where the server's public keys are: `{stream-url}/__ds/jwks.json`.
         tolerance: Seconds that the time in the signature may differ from this machine's, both ways.
-        headers: Sent with the request for the keys: a mapping, or a function that returns one.
-        token: Sent with it as `Authorization: Bearer`, or a function that returns it. Keys are public as a rule.
-        tls: Whom to trust for `https://`. `None`: the certificates that the machine trusts.
+        auth: Credentials, as for the listeners. Keys are public as a rule.
+        headers: Sent with the request for the keys: a mapping, or a function (async, or plain and quick) that
+            returns one. `None`: none.
+        ssl_context: The TLS settings. `None`: the certificates that the machine trusts.
         client: An `httpx.AsyncClient`, or one of its shape, to ask by; it stays yours. One client serves one
             event loop: give none if the receiver runs in another one than the consumer.
 
@@ -207,9 +208,9 @@ class DurableStreamsSignature:
         jwks_url: str,
         *,
         tolerance: float = 300.0,
+        auth: Auth | None = None,
         headers: HeaderSource | None = None,
-        token: TokenSource | None = None,
-        tls: ssl.SSLContext | None = None,
+        ssl_context: ssl.SSLContext | None = None,
         client: Any = None,
     ) -> None:
         check_number("tolerance", tolerance, above_zero=True)
@@ -217,7 +218,13 @@ class DurableStreamsSignature:
         self._tolerance = tolerance
         self._keys = KeySet(
             ListenerClient(
-                jwks_url, headers=headers, token=token, client=client, tls=tls, timeout=TIMEOUT, max_body=MAX_SET
+                jwks_url,
+                auth=auth,
+                headers=headers,
+                ssl_context=ssl_context,
+                timeout=TIMEOUT,
+                max_body=MAX_SET,
+                client=client,
             )
         )
 

@@ -314,9 +314,9 @@ def test_same_server_accepts_only_a_push_url_with_the_origin_of_the_feed():
 def test_the_scheme_of_a_push_url_selects_the_listener(push, kind, token, monkeypatch):
     made = []
 
-    def make(url, *, token):
-        made.append((url, token))
-        return kind(url, token=token)
+    def make(url, *, auth):
+        made.append((url, auth))
+        return kind(url, auth=auth)
 
     monkeypatch.setitem(_tail._LISTENER_TYPES, push.partition(":")[0].lower(), make)
     assert isinstance(_tail.listener_for(push, feed="https://shop.example/feed", token="t"), kind)

@@ -45,7 +45,7 @@ from push_to_poll_client import (
     testing,
 )
 from push_to_poll_client import _exceptions as exceptions
-from push_to_poll_client._http import caching, client, headers, origins, response, transport
+from push_to_poll_client._http import caching, client, headers, origins, redirects, response, transport
 from push_to_poll_client.cli import _tail
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.durable_streams import _framing, _signature
@@ -176,8 +176,8 @@ def test_the_documented_limits_match_the_code():
             ", once a wait that was asked for is over"
         ),
         f"{client.MAX_REDIRECTS}",
-        f"{origins.MAX_REMEMBERED_REDIRECTS}, for an hour",
-        f"{origins.MAX_CONFIRMED_PATHS}",
+        f"{redirects.MAX_REMEMBERED_REDIRECTS}, for an hour",
+        f"{redirects.MAX_CONFIRMED_PATHS}",
         f"{headers.MAX_LINKS}",
         f"{caching.MAX_VALIDATOR:,} characters",
         f"{caching.MAX_FRESH / 3600:g} hour",
@@ -195,8 +195,8 @@ def test_the_documented_limits_match_the_code():
         f"{_json.MAX_DEPTH}",
         f"{parser.MAX_TAG >> 10:,} KiB",
         f"{parser.MAX_SCOPE:,} and {constructs.MAX_DATE} characters",
-        f"{default(WebSocketListener, 'max_size') >> 10} KiB",
-        f"{default(SSEListener, 'max_size') >> 10} KiB",
+        f"{default(WebSocketListener, 'max_body') >> 10} KiB",
+        f"{default(SSEListener, 'max_body') >> 10} KiB",
         f"{default(WebhookListener, 'max_body') >> 10:,} KiB, in {default(WebhookListener, 'body_timeout'):g} s",
         f"{limits.MAX_BODIES}",
         f"{default(WebhookListener, 'rate'):g} a second, {default(WebhookListener, 'burst')} at once",
@@ -209,8 +209,8 @@ def test_the_documented_limits_match_the_code():
         f"{handshakes.MAX_ECHO:,} characters, for a hub {_callbacks.MAX_CHALLENGE:,}",
         f"{transport.CHUNKS_AT_ONCE} and {receiver.PIECES_AT_ONCE:,}",
         f"{sse.BYTES_AT_ONCE:,}",
-        f"{default(LongPollListener, 'max_size') >> 10:,} KiB",
-        f"{default(redis.RedisListener, 'max_size') >> 10} KiB",
+        f"{default(LongPollListener, 'max_body') >> 10:,} KiB",
+        f"{default(redis.RedisListener, 'max_body') >> 10} KiB",
         f"{_websub.MAX_TOPIC >> 20} MiB",
         f"{_signature.MAX_KEYS} and {_signature.MAX_SET >> 10} KiB",
         f"{_hints.MAX_TOPICS} and {_hints.MAX_VALUE_LENGTH:,}",

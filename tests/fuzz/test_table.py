@@ -67,6 +67,8 @@ OUR_OWN = {
     "cli.demo": "lines of its own processes",
     "feeds._paged.validation": "what the user declared",
     "_http.credentials": "Base64 that it has just made",
+    "listeners._websocket_client": "the address that the user gave",
+    "listeners.long_poll": "the address that the user gave",
     "stores._sqlite.connection": "a list of words for SQLite",
     "testing": "what a test wrote",
 }

@@ -9,7 +9,7 @@ import pytest
 
 from push_to_poll_client._exceptions import FeedError, FeedRefused
 from push_to_poll_client._http.caching import Validators
-from push_to_poll_client._http.origins import (
+from push_to_poll_client._http.redirects import (
     MAX_AGE,
     MAX_CONFIRMED_PATHS,
     MAX_REMEMBERED_REDIRECTS,
