@@ -280,9 +280,9 @@ class Client:
         timeout: Seconds for one whole response, with redirects and a new token.
         max_body: Largest body in bytes, both on the wire and decompressed.
         client: An `httpx.AsyncClient` or one of its shape, which the caller closes; `None` opens one.
-        trusted: Other origins to which links and redirects may lead, as "https://cdn.example". They are asked
-            without credentials, without `headers` and without what the client adds by itself.
-        secrets: Values for the fields of the URL, `{name}` in its path or query.
+        trusted_origins: Other origins to which links and redirects may lead, as "https://cdn.example". They are
+            asked without credentials, without `headers` and without what the client adds by itself.
+        url_secrets: Values for the fields of the URL, `{name}` in its path or query.
         identity: What the feed is called; `None` makes it of the URL.
 
     Attributes:
@@ -303,23 +303,23 @@ class Client:
         timeout: float,
         max_body: int,
         client: Any,
-        trusted: Collection[str] = (),
-        secrets: Mapping[str, str] = MappingProxyType({}),
+        trusted_origins: Collection[str] = (),
+        url_secrets: Mapping[str, str] = MappingProxyType({}),
         identity: str | None = None,
     ) -> None:
         parse_http_url(url)  # its errors show the URL with the fields, not with the secrets
-        url_secrets = URLSecrets(url, secrets)
-        parsed = httpx.URL(url_secrets.url)
+        urls = URLSecrets(url, url_secrets)
+        parsed = httpx.URL(urls.url)
         self._given_identity = None if identity is None else check_identity(identity)
         self._url = parsed.copy_with(userinfo=b"", fragment=None)
         self._base_url = str(self._url.copy_with(query=self._url.query or None))
-        self._origins = Origins(self._url, url_secrets, trusted)
-        self.where = url_secrets.where
-        self._url_secrets = url_secrets
+        self._origins = Origins(self._url, urls, trusted_origins)
+        self.where = urls.where
+        self._url_secrets = urls
         self.secrets: Secrets = Secrets()
-        self.secrets.add(*secrets.values())
+        self.secrets.add(*url_secrets.values())
         self.secrets.add_url(parsed)
-        self._redirects = Redirects(url_secrets.redact)
+        self._redirects = Redirects(urls.redact)
         fields = header_fields(headers or {})
         check_number("timeout", timeout, above_zero=True)
         self._timeout = timeout
@@ -330,7 +330,7 @@ class Client:
                 "credentials are given more than once: by auth=, in the URL, or in headers=; choose one"
             )
         self._credentials = FeedCredentials(auth if in_url is None else in_url, self.where, self.secrets)
-        self._sender = RequestSender(url_secrets, self._credentials, fields, timeout, client, secrets=self.secrets)
+        self._sender = RequestSender(urls, self._credentials, fields, timeout, client, secrets=self.secrets)
 
     async def mask_secrets(self, call: Awaitable[T]) -> T:
         """Wait for a call of the feed, and mask the secrets of this client in all that it logs and raises.

@@ -88,7 +88,8 @@ class DurableStreamFeed:
         max_body: Bytes that an answer may have, on the wire and unpacked, and that a line may have.
         client: An `httpx.AsyncClient`, or one of its shape, to send by; its timeouts hold, a wait comes on top.
             It stays yours: it is not closed. `None` opens one when needed.
-        trusted: Other origins to which redirects may lead; they are asked without credentials and `headers`.
+        trusted_origins: Other origins to which redirects may lead; they are asked without credentials and
+            `headers`.
         identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
             without secrets and page size; give one if the URL may change, or several feeds have it.
 
@@ -118,7 +119,7 @@ class DurableStreamFeed:
         timeout: float = 30.0,
         max_body: int = 16 * 1024 * 1024,
         client: Any = None,
-        trusted: Collection[str] = (),
+        trusted_origins: Collection[str] = (),
         identity: str | None = None,
     ) -> None:
         if messages not in FRAMINGS:
@@ -132,7 +133,7 @@ class DurableStreamFeed:
             timeout=timeout,
             max_body=max_body,
             client=client,
-            trusted=trusted,
+            trusted_origins=trusted_origins,
             identity=identity,
         )
         check_reserved_parameters(url, _RESERVED_PARAMETERS)

@@ -60,8 +60,8 @@ class AtomFeed:
         max_body: Bytes that a document may have, on the wire and unpacked. It may have an entry for each 160 of
             them, 104,857 by default.
         client: As for `HTTPFeed`.
-        trusted: Other origins to which links and redirects may lead; they are asked without credentials and
-            `headers`.
+        trusted_origins: Other origins to which links and redirects may lead; they are asked without credentials
+            and `headers`.
         identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
             without secrets and page size; give one if the URL may change, or several feeds have it.
 
@@ -83,7 +83,7 @@ class AtomFeed:
         timeout: float = 30.0,
         max_body: int = 16 * 1024 * 1024,
         client: Any = None,
-        trusted: Collection[str] = (),
+        trusted_origins: Collection[str] = (),
         identity: str | None = None,
     ) -> None:
         self._http_client = Client(
@@ -93,7 +93,7 @@ class AtomFeed:
             timeout=timeout,
             max_body=max_body,
             client=client,
-            trusted=trusted,
+            trusted_origins=trusted_origins,
             identity=identity,
         )
         self._reader = NewestFirstReader(self._fetch_document, self._http_client.where, order=sort_key)

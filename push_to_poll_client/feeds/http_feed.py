@@ -52,7 +52,7 @@ class HTTPFeed:
             some 300,000. A page may have an event for each 160 of them, 104,857 by default.
         client: An `httpx.AsyncClient`, or one of its shape, to send by; its timeouts hold, a wait comes on top.
             It stays yours: it is not closed. `None` opens one when needed.
-        trusted: Other origins that redirects may lead to, as "https://cdn.example". They are asked without
+        trusted_origins: Other origins that redirects may lead to, as "https://cdn.example". They are asked without
             credentials, `headers` and what a client sends by itself.
         identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
             without secrets and page size; give one if the URL may change, or several feeds have it.
@@ -80,7 +80,7 @@ class HTTPFeed:
         timeout: float = 30.0,
         max_body: int = 16 * 1024 * 1024,
         client: Any = None,
-        trusted: Collection[str] = (),
+        trusted_origins: Collection[str] = (),
         identity: str | None = None,
     ) -> None:
         check_number("max_wait", max_wait, above_zero=True, optional=True)
@@ -92,7 +92,7 @@ class HTTPFeed:
             timeout=timeout,
             max_body=max_body,
             client=client,
-            trusted=trusted,
+            trusted_origins=trusted_origins,
             identity=identity,
         )
         self._end_of_feed = EndOfFeed()

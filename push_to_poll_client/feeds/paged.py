@@ -100,13 +100,14 @@ class PagedFeed:
     """A feed that is declared.
 
     Args:
-        url: Where the feed is, with the query that every page needs; `{name}` in it stands for one of `secrets`.
+        url: Where the feed is, with the query that every page needs; `{name}` in it stands for one of
+            `url_secrets`.
         entries: Which messages a page has, and what they are called.
         pages: How one page leads to the next: `OldestFirst(…)` or `NewestFirst(…)`.
         outcomes: What answers mean beyond that: `expired(…)`, `restart(…)`, `not_ready(…)`, `throttled(…)`,
             `pause(…)`, `gone(…)`, `closed(…)`, `gap(…)`.
-        hold: How the server is asked to hold its answer until there is something new; `None`: it cannot. One that
-            has not answered 5 seconds after the wait is asked again for an answer at once.
+        long_poll: How the server is asked to hold its answer until there is something new; `None`: it cannot. One
+            that has not answered 5 seconds after the wait is asked again for an answer at once.
         latest: How it is asked for the cursor of the feed's end; `None`: it cannot, so that no consumer can start
             there. Needless with `NewestFirst`.
         hint: Where the newest cursor that a push spoke of goes; `None`: nowhere. A server that refuses the request
@@ -121,8 +122,8 @@ class PagedFeed:
         timeout: As for `HTTPFeed`.
         max_body: As for `HTTPFeed`.
         client: As for `HTTPFeed`.
-        secrets: What stands in the URL and is shown nowhere.
-        trusted: Other origins that links may lead to; no credentials go there.
+        url_secrets: What stands in the URL and is shown nowhere.
+        trusted_origins: Other origins that links may lead to; no credentials go there.
         identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
             without secrets and page size; give one if the URL may change, or several feeds have it.
 
@@ -147,7 +148,7 @@ class PagedFeed:
         entries: Entries,
         pages: OldestFirst | NewestFirst,
         outcomes: Sequence[Outcome] = (),
-        hold: LongPoll | None = None,
+        long_poll: LongPoll | None = None,
         latest: Latest | None = None,
         hint: Sender | None = None,
         json: Mapping[str, Any] | None = None,
@@ -159,11 +160,11 @@ class PagedFeed:
         timeout: float = 30.0,
         max_body: int = 16 * 1024 * 1024,
         client: Any = None,
-        secrets: Mapping[str, str] | None = None,
-        trusted: Sequence[str] = (),
+        url_secrets: Mapping[str, str] | None = None,
+        trusted_origins: Sequence[str] = (),
         identity: str | None = None,
     ) -> None:
-        check_parts(entries=entries, pages=pages, outcomes=outcomes, hold=hold, latest=latest, hint=hint)
+        check_parts(entries=entries, pages=pages, outcomes=outcomes, long_poll=long_poll, latest=latest, hint=hint)
         check_read_ahead(read_ahead)
         pages = copy(pages)
         pages.forget()
@@ -175,17 +176,17 @@ class PagedFeed:
             timeout=timeout,
             max_body=max_body,
             client=client,
-            secrets=secrets or {},
-            trusted=trusted,
+            url_secrets=url_secrets or {},
+            trusted_origins=trusted_origins,
             identity=identity,
         )
-        check_senders(url, pages, hold, latest, hint, body=body, form=form is not None)
+        check_senders(url, pages, long_poll, latest, hint, body=body, form=form is not None)
         pages_client = PagedClient(
             self._http_client,
             entries,
             pages,
             outcomes,
-            hold=hold,
+            long_poll=long_poll,
             hint=hint,
             body=body,
             as_form=form is not None,
@@ -194,7 +195,7 @@ class PagedFeed:
         )
         self._entries = entries
         self._hint = hint
-        self.max_wait: float | None = None if hold is None else hold.longest
+        self.max_wait: float | None = None if long_poll is None else long_poll.longest
         self.read_ahead: bool = read_ahead
         self._known_secrets = self._http_client.secrets
         self._known_secrets.add_body(body or {})

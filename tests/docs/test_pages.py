@@ -239,7 +239,7 @@ def test_shared_arguments_of_all_feeds_have_the_defaults_of_http_feed(feed):
     """What they are all given is the same by default, but for how long they wait for what is new."""
     own, one = inspect.signature(feed).parameters, inspect.signature(HTTPFeed).parameters
     shared = own.keys() & one.keys() - {"max_wait"}
-    assert {"timeout", "max_body", "auth", "headers", "client", "trusted"} <= shared
+    assert {"timeout", "max_body", "auth", "headers", "client", "trusted_origins"} <= shared
     assert {name: own[name].default for name in shared} == {name: one[name].default for name in shared}
 
 

@@ -203,7 +203,7 @@ def read_exchange(data):
         timeout=30,
         max_body=4096,
         client=direct_client(data),
-        trusted=["https://cdn.example"],
+        trusted_origins=["https://cdn.example"],
     )
 
     async def ask():

@@ -39,7 +39,7 @@ TAKES_A_URL = {
     "the topic of WebSub": ("https", lambda url: WebSub(url, "https://me.example/")),
     "the callback of WebSub": ("https", lambda url: WebSub("https://shop.example/", url)),
     "the hub of WebSub": ("https", lambda url: WebSub("https://shop.example/", "https://me.example/", hub=url)),
-    "trusted": ("https", lambda url: HTTPFeed("https://shop.example/", trusted=[url])),
+    "trusted_origins": ("https", lambda url: HTTPFeed("https://shop.example/", trusted_origins=[url])),
 }
 
 

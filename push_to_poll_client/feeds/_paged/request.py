@@ -110,7 +110,7 @@ class PagedClient:
         entries: Which messages a page has.
         pages: How one page leads to the next.
         outcomes: What responses mean besides their messages.
-        hold: How the server is asked to hold its response; `None` if it cannot.
+        long_poll: How the server is asked to hold its response; `None` if it cannot.
         hint: Where a push's hint goes; `None` if nowhere.
         body: The body of every request; `None` if it has none.
         as_form: Whether the body is sent as a form instead of JSON.
@@ -125,7 +125,7 @@ class PagedClient:
         pages: OldestFirst | NewestFirst,
         outcomes: Sequence[Outcome],
         *,
-        hold: LongPoll | None,
+        long_poll: LongPoll | None,
         hint: Sender | None,
         body: Mapping[str, Any] | None,
         as_form: bool,
@@ -138,7 +138,7 @@ class PagedClient:
         self._pages = pages
         self._each = None if pages.each is None else pages.each.of
         self._outcomes = outcomes
-        self._hold = hold
+        self._long_poll = long_poll
         self._hint = hint
         self._as_form = as_form
         self._method = method
@@ -157,7 +157,7 @@ class PagedClient:
         Raises:
             CursorExpired: The cursor cannot be sent, so this feed never gave it.
         """
-        wait = 0.0 if self._hold is None else min(request.wait, self._hold.longest)
+        wait = 0.0 if self._long_poll is None else min(request.wait, self._long_poll.longest)
         try:
             parts = self._add_wait_and_hint(put_position(self._base_parts), request, wait)
             target = None if parts.url is None else _without_parameters(parts.url, parts.query.keys())
@@ -175,8 +175,8 @@ class PagedClient:
         return Request(url, method, headers, content, wait, key)
 
     def _add_wait_and_hint(self, parts: RequestParts, request: FetchRequest, wait: float) -> RequestParts:
-        if self._hold is not None:
-            parts = self._hold.put(parts, wait)
+        if self._long_poll is not None:
+            parts = self._long_poll.put(parts, wait)
         if self._hint is None:
             return parts
         try:

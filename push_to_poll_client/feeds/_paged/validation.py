@@ -17,7 +17,7 @@ __all__ = ["check_body", "check_method", "check_parts", "check_read_ahead", "che
 
 
 def check_parts(
-    *, entries: object, pages: object, outcomes: object, hold: object, latest: object, hint: object
+    *, entries: object, pages: object, outcomes: object, long_poll: object, latest: object, hint: object
 ) -> None:
     """Check the type of each part of a declaration.
 
@@ -30,7 +30,7 @@ def check_parts(
     _check_type("outcomes", outcomes, Sequence, "a list of them")
     for outcome in outcomes if isinstance(outcomes, Sequence) else ():
         _check_type("one of the outcomes", outcome, Outcome, "one, as expired(…)")
-    _check_type("hold", hold, LongPoll | None, "LongPoll(…)")
+    _check_type("long_poll", long_poll, LongPoll | None, "LongPoll(…)")
     _check_type("latest", latest, Latest | None, "Latest(…)")
     _check_type("hint", hint, Sender | None, "to_query(…), to_header(…) or to_body(…)")
     if isinstance(pages, NewestFirst) and latest is not None:
@@ -82,7 +82,7 @@ def check_method(method: object) -> str | None:
 def check_senders(
     url: str,
     pages: OldestFirst | NewestFirst,
-    hold: LongPoll | None,
+    long_poll: LongPoll | None,
     latest: Latest | None,
     hint: Sender | None,
     *,
@@ -94,15 +94,15 @@ def check_senders(
     Raises:
         ValueError: Something has no place, or its place is taken.
     """
-    others = [*([hint] if hint else []), *([hold.sender] if hold else [])]
+    others = [*([hint] if hint else []), *([long_poll.sender] if long_poll else [])]
     for sender in others:
         if sender.goes == "url":
-            raise ValueError("as_url() leads to pages; neither hint nor hold can be sent by it")
+            raise ValueError("as_url() leads to pages; neither hint nor long_poll can be sent by it")
     for sender in (*pages.senders, *others):
         if sender.goes == "body":
             _check_body_path(sender, body, form=form)
     names_in_url = {*httpx.URL(url).params.keys()}
-    for name, source in _query_parameters([*pages.senders, *others], hold, latest):
+    for name, source in _query_parameters([*pages.senders, *others], long_poll, latest):
         if name in names_in_url:
             raise ValueError(f"url has {name!r} in its query, where {source} puts it; leave it out")
 
@@ -119,14 +119,14 @@ def _check_body_path(sender: Sender, body: Mapping[str, Any] | None, *, form: bo
 
 
 def _query_parameters(
-    senders: Sequence[Sender], hold: LongPoll | None, latest: Latest | None
+    senders: Sequence[Sender], long_poll: LongPoll | None, latest: Latest | None
 ) -> Iterator[tuple[str, object]]:
     """Yield the parameters that are added to the query of the feed's own URL, and what adds each."""
     for sender in senders:
         if sender.goes == "query" and sender.name is not None:
             yield sender.name, sender
-    for name in () if hold is None else hold.also:
-        yield name, "hold"
+    for name in () if long_poll is None else long_poll.also:
+        yield name, "long_poll"
     for name in () if latest is None else latest.adds:
         yield name, "latest"
 
