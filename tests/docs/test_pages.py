@@ -23,7 +23,6 @@ from push_to_poll_client import (
     Consumer,
     Counters,
     DeadLetter,
-    DurableStreamFeed,
     HTTPFeed,
     ListenerStatus,
     LongPollListener,
@@ -51,7 +50,7 @@ from push_to_poll_client import _exceptions as exceptions
 from push_to_poll_client._http import caching, client, headers, origins, response, transport
 from push_to_poll_client.cli import _tail
 from push_to_poll_client.cli._output import Exit
-from push_to_poll_client.durable_streams import _framing, _signature
+from push_to_poll_client.durable_streams import DurableStreamFeed, _framing, _signature
 from push_to_poll_client.feeds import (
     _decoding,
     _end_of_feed,

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from push_to_poll_client import (
     AtomFeed,
     Consumer,
-    DurableStreamFeed,
     HTTPFeed,
     MemoryStore,
     PagedFeed,
@@ -18,6 +17,7 @@ from push_to_poll_client import (
 )
 from push_to_poll_client._http.origins import identity
 from push_to_poll_client._validation import MAX_IDENTITY
+from push_to_poll_client.durable_streams import DurableStreamFeed
 from push_to_poll_client.feeds.paged import Entries, OldestFirst, from_last, to_query
 from push_to_poll_client.testing import FakeFeed
 from tests.support.identities import cheap_identities

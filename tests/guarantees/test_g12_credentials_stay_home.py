@@ -14,13 +14,13 @@ from push_to_poll_client import (
     AtomFeed,
     Consumer,
     DeadLetterMessage,
-    DurableStreamFeed,
     FeedError,
     FetchRequest,
     HTTPFeed,
     MemoryStore,
     PushToPollError,
 )
+from push_to_poll_client.durable_streams import DurableStreamFeed
 from push_to_poll_client.feeds.paged import Entries, OldestFirst, PagedFeed, from_body, to_query
 from tests.support.consumers import Log
 
