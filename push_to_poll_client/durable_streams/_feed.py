@@ -33,9 +33,6 @@ from push_to_poll_client.durable_streams._framing import (
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
 from push_to_poll_client.feeds._end_of_feed import EndOfFeed
 
-__all__ = ["DurableStreamFeed"]
-
-
 MessageFormat: TypeAlias = Literal["json", "ndjson", "lines", "bytes"]
 
 _HEAD_UNSUPPORTED = frozenset({HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})

@@ -32,21 +32,6 @@ from push_to_poll_client._types import Cursor, Message
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._decoding import split_json
 
-__all__ = [
-    "BEGINNING",
-    "FRAMINGS",
-    "NOW",
-    "ReadStart",
-    "StreamBatch",
-    "StreamHeaders",
-    "StreamMessage",
-    "StreamPosition",
-    "StreamResponse",
-    "echo_of",
-    "is_offset",
-]
-
-
 BEGINNING = "-1"
 NOW = "now"
 """Reserved: a server makes no such offsets (§8)."""

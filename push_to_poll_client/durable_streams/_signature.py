@@ -33,9 +33,6 @@ from push_to_poll_client.listeners._requests import (
 from push_to_poll_client.listeners._webhook.types import Verified, WebhookRequest
 from push_to_poll_client.listeners.verifiers._ed25519 import PublicKey, public_key, verify
 
-__all__ = ["MAX_KEYS", "MIN_REFRESH_INTERVAL", "TIMEOUT", "DurableStreamsSignature", "KeySet"]
-
-
 MIN_REFRESH_INTERVAL = 60.0
 """Seconds between two requests for the set: a stranger who invents keys costs the server one a minute."""
 

@@ -39,19 +39,6 @@ from push_to_poll_client.listeners._requests import (
 from push_to_poll_client.listeners._webhook.types import WebhookAnswer, WebhookRequest
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
-__all__ = [
-    "CONFIRM_EVERY",
-    "JSON_HEADERS",
-    "DurableStreamsSubscription",
-    "DurableStreamsWebhook",
-    "address_below",
-    "error_code",
-    "path_in_stream_root",
-    "root_of",
-    "topics_of",
-]
-
-
 CONFIRM_EVERY = 60.0
 """Seconds between two confirmations. For so long a server that lost the subscription pushes nothing, and consumers
 poll at their fallback interval. A fleet of 1,000 sends 17 requests a second."""

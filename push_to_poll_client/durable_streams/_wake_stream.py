@@ -44,8 +44,6 @@ from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 from push_to_poll_client.listeners._webhook.limits import TokenBucket
 from push_to_poll_client.listeners.sse import EventStream, SSEListener
 
-__all__ = ["ChannelPart", "Claim", "Claimer", "WakeStream", "parse_claim", "split_channel"]
-
 
 class ChannelPart:
     """A `Channel` for one of two parts that report to the same channel, which is up while both parts are.

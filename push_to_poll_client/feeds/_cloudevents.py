@@ -24,8 +24,6 @@ from push_to_poll_client._types import Cursor, Message, UnreadableMessage
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, split_json, unreadable_key
 
-__all__ = ["CloudEvent", "read_batch"]
-
 _Bytes: TypeAlias = bytes | msgspec.Raw
 
 # These decode an event or a page whose depth was checked before.

@@ -12,9 +12,6 @@ import anyio
 from push_to_poll_client._http.caching import Validators, fresh_for
 from push_to_poll_client._http.response import Response
 
-__all__ = ["MAX_URLS", "EndOfFeed"]
-
-
 MAX_URLS = 16
 """URLs remembered: the end of a feed has one, and one more for each wait that is asked for."""
 

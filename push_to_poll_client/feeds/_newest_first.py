@@ -22,9 +22,6 @@ from push_to_poll_client._types import Cursor, FetchRequest, Page
 from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
 from push_to_poll_client.feeds._newest_first_walk import Document, FetchDocument, SortKey, Walk, Walks, longer_wait
 
-__all__ = ["FreshnessCache", "NewestFirstReader"]
-
-
 MAX_CURSORS = 16
 """Cursors remembered: one for each consumer of the feed."""
 

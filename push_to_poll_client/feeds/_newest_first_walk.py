@@ -23,8 +23,6 @@ from push_to_poll_client._http.caching import Validators
 from push_to_poll_client._types import MAX_CURSOR, Cursor, CycleDetector, FetchRequest, Message, Page
 from push_to_poll_client.feeds._newest_first_cursor import Digests, SeenEntries, digest
 
-__all__ = ["Document", "FetchDocument", "SortKey", "Walk", "Walks", "longer_wait"]
-
 
 class Document(NamedTuple):
     """One document of the feed.

@@ -17,19 +17,6 @@ from push_to_poll_client._http.headers import http_date
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._atom.parser import ATOM, XML, resolve_reference
 
-__all__ = [
-    "AtomCategory",
-    "AtomLink",
-    "AtomPerson",
-    "AtomText",
-    "ElementReader",
-    "Instant",
-    "inner_html",
-    "inner_xml",
-    "xhtml_div",
-]
-
-
 MAX_DATE = 64
 """Characters of a date. One with nanoseconds and an offset has 35."""
 

@@ -36,19 +36,6 @@ from push_to_poll_client.feeds._atom.parser import (
 )
 from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, unreadable_key
 
-__all__ = [
-    "MAX_ELEMENTS",
-    "AtomEntry",
-    "UnreadableEntry",
-    "entry_of",
-    "messages_of",
-    "outline",
-    "parse",
-    "restore_entry",
-    "sort_key",
-]
-
-
 MAX_ELEMENTS = 100_000
 """Elements of an entry: about 30 MB in memory. A book has as many."""
 

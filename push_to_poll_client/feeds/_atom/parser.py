@@ -25,28 +25,6 @@ from xml.sax.saxutils import quoteattr
 
 from push_to_poll_client._validation import quoted
 
-__all__ = [
-    "ATOM",
-    "HISTORY",
-    "MAX_DEPTH",
-    "MAX_URL",
-    "TOMBSTONES",
-    "XML",
-    "AtomDocument",
-    "ElementSource",
-    "InvalidXML",
-    "RawEntry",
-    "Scope",
-    "as_utf8",
-    "local_name",
-    "new_parser",
-    "read_document",
-    "resolve_reference",
-    "run_parser",
-    "start_tag",
-]
-
-
 MAX_DEPTH = 100
 """Levels of nested elements, counted from the entry. Articles have about 20."""
 

@@ -23,23 +23,6 @@ from push_to_poll_client._json import DECODE_ERRORS, SAFE_LENGTH, Decoder, check
 from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client.feeds._decoding import split_json
 
-__all__ = [
-    "LINES",
-    "DeclarationMismatch",
-    "DeclaredLists",
-    "EntryList",
-    "ListSpec",
-    "Path",
-    "Reply",
-    "Sentinel",
-    "elements",
-    "members",
-    "outline",
-    "path_of",
-    "text_of",
-]
-
-
 Path: TypeAlias = str | int | tuple[str | int, ...]
 """The name of a member or the place of an element, or several, each in the one before it."""
 

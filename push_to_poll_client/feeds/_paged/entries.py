@@ -31,8 +31,6 @@ from push_to_poll_client.feeds._paged.body import (
 )
 from push_to_poll_client.feeds._paged.readers import Field, FieldSpec, texts_of
 
-__all__ = ["CONTENTS", "Entries", "Entry"]
-
 
 class Entry(Message):
     """A message of a `PagedFeed`; its `data` is the entry, read as JSON.

@@ -28,9 +28,6 @@ from push_to_poll_client.feeds._paged.body import Reply
 from push_to_poll_client.feeds._paged.entries import Entry
 from push_to_poll_client.feeds._paged.readers import Reader
 
-__all__ = ["MissingMore", "Order", "check_order", "may_be_full"]
-
-
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 _SMALL_PAGES = frozenset({20, 25, 30, 40, 50, 64, 75})

@@ -14,19 +14,6 @@ from push_to_poll_client._validation import check_number
 from push_to_poll_client.feeds._paged.body import Reply, text_of
 from push_to_poll_client.feeds._paged.readers import Condition, reader
 
-__all__ = [
-    "Outcome",
-    "OutcomeResult",
-    "closed",
-    "expired",
-    "gap",
-    "gone",
-    "not_ready",
-    "pause",
-    "restart",
-    "throttled",
-]
-
 
 @dataclass(slots=True)
 class OutcomeResult:

@@ -36,9 +36,6 @@ from push_to_poll_client.feeds._paged.senders import (
     require_texts,
 )
 
-__all__ = ["AtEnd", "Latest", "NewestFirst", "OldestFirst", "PagePosition", "at_end"]
-
-
 _PAGE_PREFIX: Final = "page "
 
 

@@ -18,27 +18,6 @@ from push_to_poll_client._http.headers import is_header_name
 from push_to_poll_client._validation import check_not_huge, quoted
 from push_to_poll_client.feeds._paged.body import Path, Reply, outline, path_of, text_of
 
-__all__ = [
-    "Condition",
-    "EachReader",
-    "EntryReader",
-    "Field",
-    "FieldSpec",
-    "InferredReader",
-    "Reader",
-    "from_body",
-    "from_each",
-    "from_first",
-    "from_header",
-    "from_last",
-    "from_link",
-    "full_page",
-    "reader",
-    "status",
-    "texts_of",
-]
-
-
 FieldSpec: TypeAlias = Path | Callable[[Any], Any]
 """Where something stands in an entry, or a function of the entry."""
 

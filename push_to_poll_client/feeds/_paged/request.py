@@ -38,9 +38,6 @@ from push_to_poll_client.feeds._paged.pagination import Latest, NewestFirst, Old
 from push_to_poll_client.feeds._paged.readers import EntryReader
 from push_to_poll_client.feeds._paged.senders import LongPoll, RequestParts, Sender
 
-__all__ = ["NewestFirstFetcher", "OldestFirstFetcher", "PagedClient", "ParsedResponse", "Request"]
-
-
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 MAX_ERROR = 64 * 1024

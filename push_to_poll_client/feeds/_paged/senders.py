@@ -14,20 +14,6 @@ from push_to_poll_client._json import DECODE_ERRORS, decode
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.feeds._paged.body import Reply, path_of
 
-__all__ = [
-    "LongPoll",
-    "RequestParts",
-    "Sender",
-    "as_url",
-    "require_sender",
-    "require_text",
-    "require_texts",
-    "to_body",
-    "to_header",
-    "to_query",
-]
-
-
 Destination: TypeAlias = Literal["query", "header", "body", "url"]
 
 

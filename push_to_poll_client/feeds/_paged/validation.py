@@ -13,8 +13,6 @@ from push_to_poll_client.feeds._paged.outcomes import Outcome
 from push_to_poll_client.feeds._paged.pagination import Latest, NewestFirst, OldestFirst
 from push_to_poll_client.feeds._paged.senders import LongPoll, RequestParts, Sender, require_texts
 
-__all__ = ["check_body", "check_method", "check_parts", "check_read_ahead", "check_senders"]
-
 
 def check_parts(
     *, entries: object, pages: object, outcomes: object, long_poll: object, latest: object, hint: object
