@@ -5,7 +5,6 @@ headers, and the framing of bodies are in `_framing.py`.
 """
 
 from collections.abc import Collection, Mapping
-from functools import cached_property
 from http import HTTPStatus
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -30,8 +29,8 @@ from push_to_poll_client.durable_streams._framing import (
     StreamResponse,
     echo_of,
 )
+from push_to_poll_client.feeds._base import BaseHTTPFeed, EndOfFeed
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
-from push_to_poll_client.feeds._end_of_feed import EndOfFeed
 
 MessageFormat: TypeAlias = Literal["json", "ndjson", "lines", "bytes"]
 
@@ -52,7 +51,7 @@ class StreamEvent(Protocol):
         """Its data."""
 
 
-class DurableStreamFeed:
+class DurableStreamFeed(BaseHTTPFeed):
     """A stream by the Durable Streams Protocol, read to its end and on.
 
     The messages of a stream have no ids, but they keep their places (§4): a message's id is its number, counted
@@ -123,25 +122,27 @@ class DurableStreamFeed:
             raise ValueError(f"messages must be {', '.join(map(repr, FRAMINGS))}, not {messages!r}")
         check_number("max_wait", max_wait, above_zero=True, optional=True)
         self.max_wait: float | None = max_wait
-        self._http_client = Client(
-            url,
-            auth=auth,
-            headers=headers,
-            timeout=timeout,
-            max_body=max_body,
-            client=client,
-            trusted_origins=trusted_origins,
-            identity=identity,
+        framing = FRAMINGS[messages]
+        super().__init__(
+            Client(
+                url,
+                auth=auth,
+                headers=headers,
+                timeout=timeout,
+                max_body=max_body,
+                client=client,
+                trusted_origins=trusted_origins,
+                identity=identity,
+            ),
+            identity_suffix="" if framing.is_json or identity is not None else f" as {messages}",
         )
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
-        self._framing = FRAMINGS[messages]
+        self._framing = framing
         self._max_messages = max_messages(max_body)
         self._max_body = max_body
         self._end_of_feed = EndOfFeed()
         self._echo: dict[str, str] = {}
         self._unfinished: ReadStart | None = None
-        self._identity_suffix = "" if self._framing.is_json or identity is not None else f" as {messages}"
-        self._known_secrets = self._http_client.secrets
         self.push_url: str = self._http_client.build_url({"live": "sse", "offset": NOW})
 
     async def fetch(self, request: FetchRequest, /) -> Page:
@@ -177,16 +178,6 @@ class DurableStreamFeed:
         self._http_client.remember_redirects(response)
         return StreamPosition.counted_from(headers.offset).cursor
 
-    @cached_property
-    def identity(self) -> str:
-        """As given, or made of the URL and of how it is cut. With a query the first use takes some 50 ms."""
-        return self._http_client.identity + self._identity_suffix
-
-    @cached_property
-    def former_identity(self) -> tuple[str, ...]:
-        """Identities that earlier versions made of the URL, newest first, for their state files."""
-        return tuple(name + self._identity_suffix for name in self._http_client.former_identities)
-
     def restore(self, letter: DeadLetter, /) -> Message:
         """The message of a dead letter."""
         return StreamMessage(letter.id, letter.raw, self._framing.decode, key=letter.key)
@@ -200,10 +191,7 @@ class DurableStreamFeed:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
         self._end_of_feed.forget()
         self._unfinished = None
-        await self._http_client.aclose()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._http_client.where!r})"
+        await super().aclose()
 
     # A page
 

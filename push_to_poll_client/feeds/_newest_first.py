@@ -12,44 +12,15 @@ The order of the files: this reader, one walk (`_newest_first_walk`), and the cu
 """
 
 import re
-from collections import OrderedDict
 from dataclasses import replace
 
 import anyio
 
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedGone, FeedRefused
 from push_to_poll_client._types import Cursor, FetchRequest, Page
+from push_to_poll_client.feeds._base import EndOfFeed, longest_wait
 from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
-from push_to_poll_client.feeds._newest_first_walk import Document, FetchDocument, SortKey, Walk, Walks, longer_wait
-
-MAX_CURSORS = 16
-"""Cursors remembered: one for each consumer of the feed."""
-
-
-class FreshnessCache:
-    """Cursors after which there is nothing new while the response is fresh (RFC 9111 §4.2). For an event loop."""
-
-    def __init__(self) -> None:
-        self._times: OrderedDict[Cursor | None, tuple[float, float]] = OrderedDict()
-
-    def __contains__(self, cursor: Cursor | None) -> bool:
-        """Return True if a request with this cursor could only bring an empty response again."""
-        since, until = self._times.get(cursor, (0.0, 0.0))
-        return since <= anyio.current_time() < until
-
-    def note(self, cursor: Cursor | None, seconds: float) -> None:
-        """Note that a request with this cursor brought nothing, and for how many seconds it would again."""
-        self._times.pop(cursor, None)
-        if seconds > 0:
-            now = anyio.current_time()
-            self._times[cursor] = now, now + seconds
-            if len(self._times) > MAX_CURSORS:
-                self._times.popitem(last=False)
-
-    def forget(self) -> None:
-        """Forget all, since the event loop may end, to whose clock the times belong."""
-        self._times.clear()
-
+from push_to_poll_client.feeds._newest_first_walk import Document, FetchDocument, SortKey, Walk, Walks
 
 MAX_MESSAGES = 10_000
 """Messages held at once: some 20 MB of usual events, and 100 documents of 100."""
@@ -78,7 +49,7 @@ class NewestFirstReader:
         self._order = order
         self._max_messages = max_messages
         self._walks = Walks()
-        self._freshness = FreshnessCache()
+        self._end_of_feed = EndOfFeed()
 
     async def fetch(self, request: FetchRequest) -> Page:
         """Fetch the next document of a walk, as `Feed.fetch`.
@@ -88,7 +59,7 @@ class NewestFirstReader:
             ChainRestart: A document to which the walk led is gone.
             FeedError: The document could not be read, or the walk does not end.
         """
-        if request.cursor in self._freshness and not (request.fresh or request.wait):
+        if self._end_of_feed.is_fresh(request.cursor) and not (request.fresh or request.wait):
             return Page()
         start, step = _parse_position(request.cursor)
         self._walks.cursor_settled(start)
@@ -116,7 +87,7 @@ class NewestFirstReader:
 
         A page that failed is made again then: its publisher may have corrected it.
         """
-        self._freshness.forget()
+        self._end_of_feed.forget()
         self._walks.forget()
 
     async def _continue_walk(self, walk: Walk, request: FetchRequest, start: Cursor | None) -> Page:
@@ -124,10 +95,10 @@ class NewestFirstReader:
         document = await self._fetch_next(walk, request, start)
         if walk.step != step:  # a concurrent fetch has added this document
             return _page_to_continue(start, walk.step, document.retry_after)
-        self._freshness.note(start, document.fresh_for if document.unchanged else 0.0)
+        self._end_of_feed.remember(start, None, document.fresh_for if document.unchanged else 0.0)
         self._walks.drop(start)
         if document.unchanged:
-            wait = longer_wait(document.retry_after, document.poll_interval)
+            wait = longest_wait(document.retry_after, document.poll_interval)
             return Page(retry_after=wait, closed=document.closed, gap=document.missing)
         walk.add_document(document, self._where, anyio.current_time())
         if walk.ended:
@@ -161,7 +132,7 @@ class NewestFirstReader:
         wait = (
             last.retry_after
             if walk.next_walk
-            else longer_wait(last.retry_after, walk.next_poll_delay(anyio.current_time()))
+            else longest_wait(last.retry_after, walk.next_poll_delay(anyio.current_time()))
         )
         if page.cursor != start:
             if not walk.may_have_newer:
@@ -175,7 +146,7 @@ class NewestFirstReader:
             walk.next_walk.step = walk.step + 1
             self._walks.keep(start, walk.next_walk)
             return replace(page, next=_position(start, walk.next_walk.step))
-        self._freshness.note(start, 0.0 if page.messages or walk.may_have_newer else last.fresh_for)
+        self._end_of_feed.remember(start, None, 0.0 if page.messages or walk.may_have_newer else last.fresh_for)
         return replace(page, closed=walk.closed)
 
 

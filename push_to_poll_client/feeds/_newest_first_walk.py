@@ -367,11 +367,6 @@ class Walk:
         return Walk(seen, self._max_messages, self.above[start], self.above[:start])
 
 
-def longer_wait(one: float | None, other: float | None) -> float | None:
-    """Return the longer of two waits, of which `None` is the shortest."""
-    return max((wait for wait in (one, other) if wait is not None), default=None)
-
-
 MAX_WALKS = 8
 """Walks kept: one for each consumer of the feed. If more consumers have a backlog, their walks keep restarting."""
 

@@ -6,7 +6,6 @@ RFC 4287 defines entries, RFC 5005 how a document leads to older ones, RFC 6721 
 """
 
 from collections.abc import Collection, Mapping
-from functools import cached_property
 from http import HTTPStatus
 from typing import Any
 
@@ -17,6 +16,7 @@ from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message
 from push_to_poll_client.feeds._atom.complete_feed import MissingDocuments, document_from_response
 from push_to_poll_client.feeds._atom.constructs import AtomCategory, AtomLink, AtomPerson, AtomText
 from push_to_poll_client.feeds._atom.entry import AtomEntry, restore_entry, sort_key
+from push_to_poll_client.feeds._base import BaseHTTPFeed
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
 from push_to_poll_client.feeds._newest_first import NewestFirstReader
 from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
@@ -27,7 +27,7 @@ __all__ = ["AtomCategory", "AtomEntry", "AtomFeed", "AtomLink", "AtomPerson", "A
 _ACCEPT = "application/atom+xml, application/xml;q=0.9, text/xml;q=0.8, */*;q=0.1"
 
 
-class AtomFeed:
+class AtomFeed(BaseHTTPFeed):
     """A feed in Atom (RFC 4287), with or without pages or archives (RFC 5005).
 
     Its messages are `AtomEntry` objects. Each version of an entry is one, named by its id and the instant of its
@@ -86,20 +86,21 @@ class AtomFeed:
         trusted_origins: Collection[str] = (),
         identity: str | None = None,
     ) -> None:
-        self._http_client = Client(
-            url,
-            auth=auth,
-            headers=headers,
-            timeout=timeout,
-            max_body=max_body,
-            client=client,
-            trusted_origins=trusted_origins,
-            identity=identity,
+        super().__init__(
+            Client(
+                url,
+                auth=auth,
+                headers=headers,
+                timeout=timeout,
+                max_body=max_body,
+                client=client,
+                trusted_origins=trusted_origins,
+                identity=identity,
+            )
         )
         self._reader = NewestFirstReader(self._fetch_document, self._http_client.where, order=sort_key)
         self._missing_documents = MissingDocuments()
         self._max_entries = max_messages(max_body)
-        self._known_secrets = self._http_client.secrets
 
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Fetch the next document on the way back from the newest one to what `request.cursor` has seen.
@@ -120,16 +121,6 @@ class AtomFeed:
         """
         return await self._http_client.mask_secrets(self._reader.latest())
 
-    @cached_property
-    def identity(self) -> str:
-        """As given, or made of the URL. With a query or a secret in the URL the first use takes some 50 ms."""
-        return self._http_client.identity
-
-    @cached_property
-    def former_identity(self) -> tuple[str, ...]:
-        """Identities that earlier versions made of the URL, newest first, for their state files."""
-        return self._http_client.former_identities
-
     def restore(self, letter: DeadLetter, /) -> Message:
         """The message of a dead letter: an `AtomEntry`, or an `UnreadableMessage` if it still is one."""
         return restore_entry(letter)
@@ -137,10 +128,7 @@ class AtomFeed:
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
         self._reader.forget()
-        await self._http_client.aclose()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._http_client.where!r})"
+        await super().aclose()
 
     async def _fetch_document(self, address: str | None, request: FetchRequest, known: SeenEntries) -> Document:
         headers = {"accept": _ACCEPT, **cache_bypass_headers(fresh=request.fresh)}

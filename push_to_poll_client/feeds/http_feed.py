@@ -1,7 +1,7 @@
 """Feed by the HTTP Feeds specification (http-feeds.org): batches of CloudEvents behind one URL."""
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from push_to_poll_client._exceptions import UndecodableMessage
@@ -11,9 +11,9 @@ from push_to_poll_client._http.credentials import Auth
 from push_to_poll_client._http.response import Response
 from push_to_poll_client._types import DeadLetter, FetchRequest, Message, Page, UnreadableMessage
 from push_to_poll_client._validation import check_number
+from push_to_poll_client.feeds._base import BaseHTTPFeed, EndOfFeed
 from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
-from push_to_poll_client.feeds._end_of_feed import EndOfFeed
 
 __all__ = ["CloudEvent", "HTTPFeed"]
 
@@ -22,7 +22,7 @@ _EMPTY_STATUSES = frozenset({204, 304})
 _RESERVED_PARAMETERS = frozenset({"lastEventId", "timeout"})
 
 
-class HTTPFeed:
+class HTTPFeed(BaseHTTPFeed):
     """A feed by the HTTP Feeds specification.
 
     Asks `GET url?lastEventId=…` and reads a batch of `CloudEvent`s. The cursor is the id of the last one; an
@@ -85,20 +85,21 @@ class HTTPFeed:
     ) -> None:
         check_number("max_wait", max_wait, above_zero=True, optional=True)
         self.max_wait: float | None = max_wait
-        self._http_client = Client(
-            url,
-            auth=auth,
-            headers=headers,
-            timeout=timeout,
-            max_body=max_body,
-            client=client,
-            trusted_origins=trusted_origins,
-            identity=identity,
+        super().__init__(
+            Client(
+                url,
+                auth=auth,
+                headers=headers,
+                timeout=timeout,
+                max_body=max_body,
+                client=client,
+                trusted_origins=trusted_origins,
+                identity=identity,
+            )
         )
         self._end_of_feed = EndOfFeed()
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
         self._max_messages = max_messages(max_body)
-        self._known_secrets = self._http_client.secrets
 
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Ask for the events after `request.cursor`.
@@ -132,16 +133,6 @@ class HTTPFeed:
         following = None if last == request.cursor and len(messages) <= 1 else last
         return Page(messages, cursor=last, next=following, retry_after=response.retry_after)
 
-    @cached_property
-    def identity(self) -> str:
-        """As given, or made of the URL. With a query or a secret in the URL the first use takes some 50 ms."""
-        return self._http_client.identity
-
-    @cached_property
-    def former_identity(self) -> tuple[str, ...]:
-        """Identities that earlier versions made of the URL, newest first, for their state files."""
-        return self._http_client.former_identities
-
     def restore(self, letter: DeadLetter, /) -> Message:
         """The event of a dead letter: a `CloudEvent`, or an `UnreadableMessage` if it still is one."""
         try:
@@ -152,10 +143,7 @@ class HTTPFeed:
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
         self._end_of_feed.forget()
-        await self._http_client.aclose()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._http_client.where!r})"
+        await super().aclose()
 
     async def _messages(self, response: Response) -> Sequence[Message]:
         if response.status in _EMPTY_STATUSES:

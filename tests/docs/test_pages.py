@@ -52,8 +52,8 @@ from push_to_poll_client.cli import _tail
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.durable_streams import DurableStreamFeed, _framing, _signature
 from push_to_poll_client.feeds import (
+    _base,
     _decoding,
-    _end_of_feed,
     _newest_first,
     _newest_first_cursor,
     _newest_first_walk,
@@ -183,7 +183,7 @@ def test_the_documented_limits_match_the_code():
         f"{headers.MAX_LINKS}",
         f"{caching.MAX_VALIDATOR:,} characters",
         f"{caching.MAX_FRESH / 3600:g} hour",
-        f"{_end_of_feed.MAX_URLS}",
+        f"{_base.MAX_ENDS}",
         f"{origins.MAX_SECRET:,} characters",
         f"{_newest_first.MAX_MESSAGES:,}, or {_newest_first_walk.MAX_BYTES >> 20} MiB of documents",
         f"{_newest_first_walk.MAX_DOCUMENTS:,} and {_newest_first_walk.MAX_ADDRESSES:,}",

@@ -232,9 +232,9 @@ MUTANTS = [
     of(
         "G5",
         "knows an answer before what it brought is settled",
-        "feeds/_end_of_feed.py",
-        "        if not empty:\n            return\n",
-        "",
+        "feeds/_base.py",
+        "        if empty:\n",
+        "        if True:\n",
         "tests/feeds/test_http_feed.py",
         "tests/web/test_caching.py",
     ),

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedGone
 from push_to_poll_client._validation import check_number
+from push_to_poll_client.feeds._base import longest_wait
 from push_to_poll_client.feeds._paged.body import Reply, text_of
 from push_to_poll_client.feeds._paged.readers import Condition, reader
 
@@ -130,7 +131,7 @@ def not_ready(when: Condition, *, after: Condition | float | None = None) -> Out
 
     def apply(reply: Reply, found: OutcomeResult, _where: str) -> None:
         found.empty = True
-        found.retry_after = _longest_wait(found.retry_after, seconds(reply))
+        found.retry_after = longest_wait(found.retry_after, seconds(reply))
 
     return Outcome(when, apply, "not_ready")
 
@@ -140,7 +141,7 @@ def pause(after: Condition) -> Outcome:
     seconds = _seconds_reader(reader(after))
 
     def apply(reply: Reply, found: OutcomeResult, _where: str) -> None:
-        found.retry_after = _longest_wait(found.retry_after, seconds(reply))
+        found.retry_after = longest_wait(found.retry_after, seconds(reply))
 
     return Outcome(lambda _: True, apply, "pause")
 
@@ -192,7 +193,3 @@ def _non_negative_number(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) and number >= 0 else None
-
-
-def _longest_wait(one: float | None, other: float | None) -> float | None:
-    return max((wait for wait in (one, other) if wait is not None), default=None)

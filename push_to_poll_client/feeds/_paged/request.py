@@ -26,11 +26,11 @@ from push_to_poll_client._http.response import ACCEPTED_STATUSES, Response
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Cursor, FetchRequest, Message, Page
 from push_to_poll_client._validation import describe
+from push_to_poll_client.feeds._base import EndOfFeed, longest_wait
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
-from push_to_poll_client.feeds._end_of_feed import EndOfFeed
 from push_to_poll_client.feeds._newest_first import NewestFirstReader
 from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
-from push_to_poll_client.feeds._newest_first_walk import Document, longer_wait
+from push_to_poll_client.feeds._newest_first_walk import Document
 from push_to_poll_client.feeds._paged.body import DeclarationMismatch, EntryList, Reply
 from push_to_poll_client.feeds._paged.entries import Entries
 from push_to_poll_client.feeds._paged.outcomes import Outcome, OutcomeResult, apply_outcomes
@@ -454,7 +454,7 @@ class NewestFirstFetcher:
             older,
             size=len(parsed.response.body),
             validators=parsed.response.validators,
-            retry_after=longer_wait(parsed.response.within_poll, parsed.outcome.retry_after),
+            retry_after=longest_wait(parsed.response.within_poll, parsed.outcome.retry_after),
             unchanged=page is None and _is_unchanged(parsed, known),
             missing=parsed.outcome.gap,
             fresh_for=0.0 if parsed.outcome.empty else fresh_for(parsed.response.headers),
