@@ -12,16 +12,16 @@ The declaration says where the messages are on a page, where each has its id, an
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 from push_to_poll_client._exceptions import FeedRefused
 from push_to_poll_client._http.client import Client, ask_again_if_held
 from push_to_poll_client._http.credentials import Auth
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page
+from push_to_poll_client.feeds._base import BaseHTTPFeed
 from push_to_poll_client.feeds._paged.body import LINES, Reply
+from push_to_poll_client.feeds._paged.declaration import Declaration
 from push_to_poll_client.feeds._paged.entries import CONTENTS, Entries, Entry
 from push_to_poll_client.feeds._paged.outcomes import (
     Outcome,
@@ -47,15 +47,8 @@ from push_to_poll_client.feeds._paged.readers import (
     full_page,
     status,
 )
-from push_to_poll_client.feeds._paged.request import NewestFirstFetcher, OldestFirstFetcher, PagedClient
+from push_to_poll_client.feeds._paged.request import NewestFirstFetcher, OldestFirstFetcher
 from push_to_poll_client.feeds._paged.senders import LongPoll, Sender, as_url, to_body, to_header, to_query
-from push_to_poll_client.feeds._paged.validation import (
-    check_body,
-    check_method,
-    check_parts,
-    check_read_ahead,
-    check_senders,
-)
 
 __all__ = [
     "CONTENTS",
@@ -96,7 +89,7 @@ __all__ = [
 ]
 
 
-class PagedFeed:
+class PagedFeed(BaseHTTPFeed):
     """A feed that is declared.
 
     Args:
@@ -164,47 +157,41 @@ class PagedFeed:
         trusted_origins: Sequence[str] = (),
         identity: str | None = None,
     ) -> None:
-        check_parts(entries=entries, pages=pages, outcomes=outcomes, long_poll=long_poll, latest=latest, hint=hint)
-        check_read_ahead(read_ahead)
-        pages = copy(pages)
-        pages.forget()
-        body = check_body(json, form)
-        self._http_client = Client(
-            url,
-            auth=auth,
-            headers=headers,
-            timeout=timeout,
-            max_body=max_body,
-            client=client,
-            url_secrets=url_secrets or {},
-            trusted_origins=trusted_origins,
-            identity=identity,
+        super().__init__(
+            Client(
+                url,
+                auth=auth,
+                headers=headers,
+                timeout=timeout,
+                max_body=max_body,
+                client=client,
+                url_secrets=url_secrets or {},
+                trusted_origins=trusted_origins,
+                identity=identity,
+            )
         )
-        check_senders(url, pages, long_poll, latest, hint, body=body, form=form is not None)
-        pages_client = PagedClient(
-            self._http_client,
-            entries,
-            pages,
-            outcomes,
+        self._declared = declared = Declaration(
+            url=url,
+            entries=entries,
+            pages=pages,
+            outcomes=outcomes,
             long_poll=long_poll,
+            latest=latest,
             hint=hint,
-            body=body,
-            as_form=form is not None,
-            method=check_method(method),
-            max_body=max_body,
+            json=json,
+            form=form,
+            method=method,
+            read_ahead=read_ahead,
         )
-        self._entries = entries
-        self._hint = hint
         self.max_wait: float | None = None if long_poll is None else long_poll.longest
         self.read_ahead: bool = read_ahead
-        self._known_secrets = self._http_client.secrets
-        self._known_secrets.add_body(body or {})
+        self._known_secrets.add_body(declared.body or {})
         self._fetcher: OldestFirstFetcher | NewestFirstFetcher
         if isinstance(pages, NewestFirst):
-            self._fetcher = newest_first = NewestFirstFetcher(pages_client, pages, self._http_client.where)
+            self._fetcher = newest_first = NewestFirstFetcher(self._http_client, declared, pages, max_body)
             self.latest = lambda: self._http_client.mask_secrets(newest_first.latest())
         else:
-            self._fetcher = oldest_first = OldestFirstFetcher(pages_client, pages)
+            self._fetcher = oldest_first = OldestFirstFetcher(self._http_client, declared, pages, max_body)
             if latest is not None:
                 self.latest = lambda: self._http_client.mask_secrets(oldest_first.latest(latest))
 
@@ -222,38 +209,25 @@ class PagedFeed:
         return await self._http_client.mask_secrets(self._http_fetch(request))
 
     async def _http_fetch(self, request: FetchRequest) -> Page:
+        def ask(wait: float) -> Awaitable[Page]:
+            return self._fetcher.fetch(replace(request, wait=wait))
+
         try:
-            return await self._http_fetch_once(request)
+            return await ask_again_if_held(ask, request.wait)
         except FeedRefused:
-            if self._hint is None or request.hint is None:
+            if self._declared.hint is None or request.hint is None:
                 raise
         # The hint comes from a push, which can contain anything: the server may have refused the hint alone.
-        return await self._http_fetch_once(replace(request, hint=None))
-
-    async def _http_fetch_once(self, request: FetchRequest) -> Page:
-        return await ask_again_if_held(lambda wait: self._fetcher.fetch(replace(request, wait=wait)), request.wait)
-
-    @cached_property
-    def identity(self) -> str:
-        """As given, or made of the URL. With a query or a secret in the URL the first use takes some 50 ms."""
-        return self._http_client.identity
-
-    @cached_property
-    def former_identity(self) -> tuple[str, ...]:
-        """Identities that earlier versions made of the URL, newest first, for their state files."""
-        return self._http_client.former_identities
+        return await self._http_fetch(replace(request, hint=None))
 
     def restore(self, letter: DeadLetter, /) -> Message:
         """The message of a dead letter: an `Entry`, or an `UnreadableMessage` if it still is one.
 
         One that `only` passes over is unreadable, too: it is to be dropped.
         """
-        return self._entries.restore(letter)
+        return self._declared.entries.restore(letter)
 
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
         self._fetcher.forget()
-        await self._http_client.aclose()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._http_client.where!r})"
+        await super().aclose()

@@ -346,11 +346,9 @@ class DeclaredLists:
         """Make a list of one entry from what `EntryList.raw` returned."""
         named = members(raw) if len(self.names) > 1 else {}
         group, text = next(iter(named.items())) if len(named) == 1 else ("", raw)
-        return (
-            EntryList(text, _decode_single, _split_single, group)
-            if group in self.names
-            else EntryList(raw, _decode_single, _split_single)
-        )
+        if group not in self.names:
+            group, text = "", raw
+        return EntryList(text, lambda text: [_decode(text)], lambda text: [text], group)
 
     def _read_list(self, name: str, reply: Reply, spec: Any, max_entries: int) -> EntryList:
         if spec is LINES:
@@ -406,19 +404,9 @@ def _split_lines(text: _Raw) -> list[bytes]:
     return [line for line in bytes(text).split(b"\n") if line.strip(_SPACE)]
 
 
-def _decode_single(text: _Raw) -> list[Any]:
-    check_depth(text)
-    return [_decode_unchecked(text)]
-
-
-def _split_single(text: _Raw) -> list[_Raw]:
-    return [text]
-
-
 def _decode_entry(raw: _Raw) -> Any:
     try:
-        check_depth(raw)
-        return _decode_unchecked(raw)
+        return _decode(raw)
     except DECODE_ERRORS as error:
         return UndecodableMessage(f"an entry is no JSON: {describe(error)}")
 

@@ -45,33 +45,47 @@ class Entry(Message):
         type: What happened, as declared; "" when the entry does not say.
         time: When, as the feed wrote it; `None` when it did not.
         deleted: The entry says that something is gone.
-        part: The list that it stands in; `None`: in none, as in a test of a handler.
-        place: Where in it.
     """
 
     __slots__ = ("_deleted", "_part", "_place", "_time", "_type")
 
-    def __init__(  # noqa: PLR0917  # a page is read by columns, and made of them in their order
+    def __init__(
         self,
         id: str,
         data: Any = None,
+        *,
         key: str | None = None,
         cursor: Cursor | None = None,
         type: str = "",
         time: Any = None,
-        deleted: bool = False,  # noqa: FBT001, FBT002  # likewise
-        part: EntryList | None = None,
-        place: int = 0,
+        deleted: bool = False,
     ) -> None:
-        self._id = id
-        self._data = data
-        self._key = id if key is None else key
-        self._cursor = cursor
+        super().__init__(id, data, key=key, cursor=cursor)
         self._type = type
         self._time = time
         self._deleted = deleted
-        self._part = part
-        self._place = place
+        self._part: EntryList | None = None
+        self._place = 0
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[tuple[Any, ...]]) -> "list[Entry]":
+        """Make the messages of a page, of the values of their slots: a call for each would take longer."""
+        entries = list[Entry]()
+        for row in rows:
+            self = cls.__new__(cls)
+            (
+                self._id,
+                self._data,
+                self._key,
+                self._cursor,
+                self._type,
+                self._time,
+                self._deleted,
+                self._part,
+                self._place,
+            ) = row
+            entries.append(self)
+        return entries
 
     @property
     def type(self) -> str:
@@ -170,7 +184,12 @@ class Entries:
             for part in lists:
                 part.reverse()
         reply.size = sum(len(part.entries) for part in lists)
-        reply.entries = [entry for part in lists for entry in _readable_entries(part)]
+        reply.entries = [
+            entry
+            for part in lists
+            for entry in part.entries
+            if not (part.broken and isinstance(entry, UndecodableMessage))
+        ]
         reply.listed = any(part.listed for part in lists)
         return lists
 
@@ -248,25 +267,17 @@ class Entries:
         places: Sequence[int],
         ids: Sequence[str],
         keys: Sequence[str],
-        cursors: Sequence[Cursor | None] | None,
-    ) -> list[Message]:
+        cursors: Iterable[Cursor | None] | None,
+    ) -> Sequence[Message]:
         entries = _entries_at(part, places)
         types: Iterable[str] = repeat(part.group)
         if self._type is not None:
             types = [kind or part.group for kind in texts_of(self._type.read_all(entries))]
-        return list(
-            map(
-                Entry,
-                ids,
-                entries,
-                keys,
-                repeat(None) if cursors is None else cursors,
-                types,
-                repeat(None) if self._time is None else self._time.read_all(entries),
-                self._deletion_flags(part, entries),
-                repeat(part),
-                places,
-            )
+        cursors = repeat(None) if cursors is None else cursors
+        times = repeat(None) if self._time is None else self._time.read_all(entries)
+        gone = self._deletion_flags(part, entries)
+        return Entry.of_rows(
+            zip(ids, entries, keys, cursors, types, times, gone, repeat(part), places, strict=False)
         )
 
     def _ids_and_keys(
@@ -313,12 +324,6 @@ class Entries:
 
 def _optional_field(where: FieldSpec | None) -> Field | None:
     return None if where is None else Field(where)
-
-
-def _readable_entries(part: EntryList) -> list[Any]:
-    if not part.broken:
-        return part.entries
-    return [entry for entry in part.entries if not isinstance(entry, UndecodableMessage)]
 
 
 def _entries_at(part: EntryList, places: Sequence[int]) -> Sequence[Any]:
