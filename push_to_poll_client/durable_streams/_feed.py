@@ -6,7 +6,7 @@ headers, and the framing of bodies are in `_framing.py`.
 
 from collections.abc import Collection, Mapping
 from http import HTTPStatus
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import anyio
 
@@ -31,24 +31,13 @@ from push_to_poll_client.durable_streams._framing import (
 )
 from push_to_poll_client.feeds._base import BaseHTTPFeed, EndOfFeed
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
+from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 
 MessageFormat: TypeAlias = Literal["json", "ndjson", "lines", "bytes"]
 
 _HEAD_UNSUPPORTED = frozenset({HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})
 _RESERVED_PARAMETERS = frozenset({"cursor", "live", "offset"})
 _JSON = "application/json"
-
-
-class StreamEvent(Protocol):
-    """What `DurableStreamFeed.hint` looks at: a `ServerSentEvent`."""
-
-    @property
-    def event(self) -> str:
-        """Its type."""
-
-    @property
-    def data(self) -> str:
-        """Its data."""
 
 
 class DurableStreamFeed(BaseHTTPFeed):
@@ -75,17 +64,20 @@ class DurableStreamFeed(BaseHTTPFeed):
         messages: How it is cut: "json" is a stream of `application/json`, whose messages have borders of their
             own; "ndjson" has one JSON value a line, "lines" one `str` a line, of which the last one waits for
             its end; "bytes" makes one message of each answer, however the server cuts them, and its id is the
-            range of its bytes.
-        auth: As for `HTTPFeed`.
-        headers: Sent with every request, before the feed's own.
-        max_wait: Seconds for which an answer is waited for when there is nothing new (long polling). The server
-            cannot be asked for a time (§5.7); most hold for 30 s. `None`: no long polling.
-        timeout: Seconds for one whole answer, from connecting to the last byte; a wait comes on top.
-        max_body: Bytes that an answer may have, on the wire and unpacked, and that a line may have.
-        client: An `httpx.AsyncClient`, or one of its shape, to send by; its timeouts hold, a wait comes on top.
-            It stays yours: it is not closed. `None` opens one when needed.
-        trusted_origins: Other origins to which redirects may lead; they are asked without credentials and
-            `headers`.
+            range of its bytes. A line may have `max_body` bytes.
+        max_wait: Seconds to wait for a response when there is nothing new (long polling). The server cannot be
+            asked for a time (§5.7); most hold for 30 s. `None` means no long polling.
+        auth: Credentials: a token (Bearer), a pair of user and password (Basic), an `httpx.Auth`, or an async
+            function that returns a token or `None`, and is called at first use and once more when the server
+            answers 401. `None` sends no credentials, or with `client=` those of the client.
+        headers: Sent with every request, in place of the feed's own of the same name.
+        timeout: Seconds for one whole response, from connecting to the last byte. A wait comes on top.
+        max_body: Bytes that a response may have, on the wire and unpacked. It may have a message for each 160 of
+            them, 104,857 by default.
+        client: An `httpx.AsyncClient`, or one of its shape, to send by. Its timeouts hold, a wait comes on top. It
+            stays yours: it is not closed. `None` opens one when needed.
+        trusted_origins: Other origins to which links and redirects may lead, as "https://cdn.example". They are
+            asked without credentials, without `headers`, and without what a client sends by itself.
         identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
             without secrets and page size; give one if the URL may change, or several feeds have it.
 
@@ -109,9 +101,9 @@ class DurableStreamFeed(BaseHTTPFeed):
         url: str,
         *,
         messages: MessageFormat = "json",
+        max_wait: float | None = 35.0,
         auth: Auth | None = None,
         headers: Mapping[str, str] | None = None,
-        max_wait: float | None = 35.0,
         timeout: float = 30.0,
         max_body: int = 16 * 1024 * 1024,
         client: Any = None,
@@ -183,7 +175,7 @@ class DurableStreamFeed(BaseHTTPFeed):
         return StreamMessage(letter.id, letter.raw, self._framing.decode, key=letter.key)
 
     @staticmethod
-    def hint(event: StreamEvent, /) -> Push | None:
+    def hint(event: ServerSentEvent, /) -> Push | None:
         """What an event of `push_url` says: a push, unless it is one that only keeps the connection (§5.8)."""
         return Push() if event.event != "control" or '"streamClosed"' in event.data else None
 

@@ -104,13 +104,10 @@ class KeySet:
     async def refresh(self) -> None:
         """Request the set now. If that raises, the keys that were known before are kept."""
         with hidden(self._client.secrets):
-            await self._refresh()
-
-    async def _refresh(self) -> None:
-        response = (
-            await self._client.send_request(headers={"accept": "application/jwk-set+json, application/json"})
-        ).expect()
-        self._keys = dict(_keys_of(response))
+            response = await self._client.send_request(
+                headers={"accept": "application/jwk-set+json, application/json"}
+            )
+            self._keys = dict(_keys_of(response.expect()))
         self._stale_at = self._clock() + _lifetime(response.headers)
 
     async def _refresh_if_allowed(self) -> None:
@@ -120,20 +117,15 @@ class KeySet:
             now = self._clock()
             if now >= self._not_before:
                 self._not_before = now + MIN_REFRESH_INTERVAL
-                # Shielded: otherwise a client that hangs up would take the one request of a minute from the
-                # others.
+                # Otherwise a client that hangs up would take the one request of a minute from the others.
                 with anyio.CancelScope(shield=True):
-                    await self._try_to_refresh()
-        finally:
-            self._request_lock.release()
-
-    async def _try_to_refresh(self) -> None:
-        try:
-            await self.refresh()
+                    await self.refresh()
         except Exception as error:  # noqa: BLE001  # a push is verified by the known keys all the same
             with hidden(self._client.secrets):
                 why = http_failure_of(error, wanted="a set of keys", verdicts=RESPONSE_VERDICTS).sentence
             _log.info("%s: %s; %d keys are known", self.name, why, len(self._keys))
+        finally:
+            self._request_lock.release()
 
 
 def _keys_of(response: ListenerResponse) -> Iterator[tuple[str, PublicKey]]:

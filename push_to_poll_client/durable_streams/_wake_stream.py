@@ -17,7 +17,6 @@ dead worker has the claim, it ends with its lease, and the server writes a wake 
 """
 
 import contextlib
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -27,7 +26,7 @@ import anyio
 import httpx
 import msgspec
 
-from push_to_poll_client._http.credentials import HeaderSource, TokenSource
+from push_to_poll_client._http.credentials import TokenSource
 from push_to_poll_client._json import decode
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._secrets import Secrets
@@ -169,11 +168,8 @@ class Claimer:
         stream: The address of the wake stream.
         url: Makes the address of an action of the subscription.
         worker: The name of this worker.
-        headers: As of a listener.
         token: As of a listener.
-        tls: As of a listener.
-        client: As of a listener.
-        timeout: Seconds for each response.
+        options: The other options of a `ListenerClient`.
 
     Attributes:
         claim: What was claimed, and is not given back or may not be; None if there is nothing.
@@ -186,27 +182,17 @@ class Claimer:
         stream: str,
         url: Callable[[str], str],
         worker: str,
-        headers: HeaderSource | None,
         token: TokenSource | None,
-        tls: ssl.SSLContext | None,
-        client: Any,
-        timeout: float,
+        **options: Any,
     ) -> None:
         self.claim: Claim | None = None
         self._stream = stream
         self._url = url
         self._worker = msgspec.json.encode({"worker": worker})
-        self._client = ListenerClient(
-            root, headers=headers, token=token, tls=tls, client=client, timeout=timeout, max_body=MAX_CLAIM
-        )
+        self._client = ListenerClient(root, token=token, max_body=MAX_CLAIM, **options)
         # A claim is given back by its own token, in place of the listener's credentials (§7.2).
         self._claim_client = ListenerClient(
-            url(""),
-            headers=headers,
-            token=lambda: "" if self.claim is None else self.claim.token,
-            tls=tls,
-            client=client,
-            timeout=timeout,
+            url(""), token=lambda: "" if self.claim is None else self.claim.token, **options
         )
         self.secrets: Secrets = Secrets()
         self.secrets.include(self._client.secrets, self._claim_client.secrets)

@@ -268,7 +268,11 @@ def read_batch(page: bytes, where: str, *, max_events: int) -> Sequence[Message]
     page = page.removeprefix(_BOM)
     if len(page) > _UNCOUNTED_BYTES_PER_EVENT * max_events:
         _check_count(_count_events(page, where, max_events), max_events, where)
-    messages: Sequence[Message] | None = _read_at_once(page)
+    messages: Sequence[Message] | None = None
+    with _use_batch(page), suppress(*DECODE_ERRORS):  # one unreadable event fails them all
+        check_page_depth(page)
+        events = _decode_events(page)
+        messages = None if _ESCAPE in page and _has_nul(events) else events
     if messages is None:
         messages = list(_read_one_by_one(page, where))
     _check_count(len(messages), max_events, where)
@@ -290,15 +294,6 @@ def _check_count(count: int, max_events: int, where: str) -> None:
             f"{where} sent a page of more than {max_events} events; ask it for smaller pages, or raise max_body= "
             "if that is right"
         )
-
-
-def _read_at_once(page: bytes) -> Sequence[CloudEvent] | None:
-    """Decode a page in one pass; `None` if one of its events is unreadable."""
-    with _use_batch(page), suppress(*DECODE_ERRORS):
-        check_page_depth(page)
-        events = _decode_events(page)
-        return None if _ESCAPE in page and _has_nul(events) else events
-    return None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ The declaration says where the messages are on a page, where each has its id, an
 `docs/feeds.md` declares many more.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -90,42 +90,47 @@ __all__ = [
 
 
 class PagedFeed(BaseHTTPFeed):
-    """A feed that is declared.
+    """Read any JSON API with a list of events, changes or items, as you declare it.
 
     Args:
-        url: Where the feed is, with the query that every page needs; `{name}` in it stands for one of
+        url: The feed's URL, with the query that every page needs. A field in braces, `{name}`, stands for one of
             `url_secrets`.
-        entries: Which messages a page has, and what they are called.
+        entries: Which messages a page has, and how they are named.
         pages: How one page leads to the next: `OldestFirst(…)` or `NewestFirst(…)`.
-        outcomes: What answers mean beyond that: `expired(…)`, `restart(…)`, `not_ready(…)`, `throttled(…)`,
-            `pause(…)`, `gone(…)`, `closed(…)`, `gap(…)`.
-        long_poll: How the server is asked to hold its answer until there is something new; `None`: it cannot. One
-            that has not answered 5 seconds after the wait is asked again for an answer at once.
-        latest: How it is asked for the cursor of the feed's end; `None`: it cannot, so that no consumer can start
-            there. Needless with `NewestFirst`.
-        hint: Where the newest cursor that a push spoke of goes; `None`: nowhere. A server that refuses the request
-            is asked again without it.
-        json: What the body of every request says, as JSON: each is a POST.
-        form: The same as a form.
-        method: Of every request, where that is another.
-        read_ahead: Whether a page may be fetched before the one before it is committed. Not with a feed for which
+        outcomes: What responses mean besides their messages: `expired(…)`, `restart(…)`, `not_ready(…)`,
+            `throttled(…)`, `pause(…)`, `gone(…)`, `closed(…)`, `gap(…)`.
+        long_poll: How the server is asked to hold its response until there is something new. `None` never asks it
+            to. A server that has not answered 5 seconds later is asked again for a response at once.
+        latest: How the server is asked for the cursor of the feed's end. `None` means that it cannot be, so that
+            no consumer can start there. Not needed with `NewestFirst`.
+        hint: Where the newest cursor that a push named is sent. `None` does not send it. If a server refuses the
+            request, it is sent again without it.
+        json: The body of every request, as JSON. Each request is then a POST.
+        form: The body of every request, as a form. Each request is then a POST.
+        method: The method of every request, if it is another.
+        read_ahead: Whether a page may be fetched before the page before it is committed. Not for a feed where
             fetching acknowledges.
-        auth: As for `HTTPFeed`.
-        headers: As for `HTTPFeed`.
-        timeout: As for `HTTPFeed`.
-        max_body: As for `HTTPFeed`.
-        client: As for `HTTPFeed`.
-        url_secrets: What stands in the URL and is shown nowhere.
-        trusted_origins: Other origins that links may lead to; no credentials go there.
+        auth: Credentials: a token (Bearer), a pair of user and password (Basic), an `httpx.Auth`, or an async
+            function that returns a token or `None`, and is called at first use and once more when the server
+            answers 401. `None` sends no credentials, or with `client=` those of the client.
+        headers: Sent with every request, in place of the feed's own of the same name.
+        timeout: Seconds for one whole response, from connecting to the last byte. A wait comes on top.
+        max_body: Bytes that a response may have, on the wire and unpacked. It may have a message for each 160 of
+            them, 104,857 by default.
+        client: An `httpx.AsyncClient`, or one of its shape, to send by. Its timeouts hold, a wait comes on top. It
+            stays yours: it is not closed. `None` opens one when needed.
+        trusted_origins: Other origins to which links and redirects may lead, as "https://cdn.example". They are
+            asked without credentials, without `headers`, and without what a client sends by itself.
+        url_secrets: Values for the fields of `url`. They are shown nowhere.
         identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
             without secrets and page size; give one if the URL may change, or several feeds have it.
 
     Attributes:
         read_ahead: As given.
-        max_wait: Seconds for which the server can hold its answer; `None`: it cannot.
+        max_wait: Seconds for which the server can hold its response; `None` if it cannot.
         identity: As given, or made of the URL.
         former_identity: What earlier versions made of the URL, newest first, for their state files.
-        latest: As `Feed.latest`. It is not there when pages go forward and no `latest` is declared.
+        latest: As `Feed.latest`. Missing if pages go forward and no `latest` is declared.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -153,8 +158,8 @@ class PagedFeed(BaseHTTPFeed):
         timeout: float = 30.0,
         max_body: int = 16 * 1024 * 1024,
         client: Any = None,
+        trusted_origins: Collection[str] = (),
         url_secrets: Mapping[str, str] | None = None,
-        trusted_origins: Sequence[str] = (),
         identity: str | None = None,
     ) -> None:
         super().__init__(
@@ -165,8 +170,8 @@ class PagedFeed(BaseHTTPFeed):
                 timeout=timeout,
                 max_body=max_body,
                 client=client,
-                url_secrets=url_secrets or {},
                 trusted_origins=trusted_origins,
+                url_secrets=url_secrets or {},
                 identity=identity,
             )
         )

@@ -233,13 +233,14 @@ def test_the_documented_limits_match_the_code():
     assert [row[1] for row in table(GUARANTEES, "what | limit")] == stated
 
 
-@pytest.mark.parametrize("feed", [PagedFeed, AtomFeed, DurableStreamFeed])
-def test_shared_arguments_of_all_feeds_have_the_defaults_of_http_feed(feed):
-    """What they are all given is the same by default, but for how long they wait for what is new."""
+SHARED_BY_FEEDS = ["auth", "headers", "timeout", "max_body", "client", "trusted_origins", "identity"]
+
+
+@pytest.mark.parametrize("feed", [PagedFeed, HTTPFeed, AtomFeed, DurableStreamFeed])
+def test_all_feeds_have_the_same_shared_arguments_last_and_in_the_same_order(feed):
     own, one = inspect.signature(feed).parameters, inspect.signature(HTTPFeed).parameters
-    shared = own.keys() & one.keys() - {"max_wait"}
-    assert {"timeout", "max_body", "auth", "headers", "client", "trusted_origins"} <= shared
-    assert {name: own[name].default for name in shared} == {name: one[name].default for name in shared}
+    assert [name for name in own if name != "url_secrets"][-len(SHARED_BY_FEEDS) :] == SHARED_BY_FEEDS
+    assert [own[name] for name in SHARED_BY_FEEDS] == [one[name] for name in SHARED_BY_FEEDS]
 
 
 # Log lines and errors
@@ -441,6 +442,7 @@ def test_the_documented_program_stops_cleanly_on_sigterm(tmp_path):
     program = python(README)[0].replace("anyio.run(orders.run)\n", "") + python(OPERATIONS)[1]
     with serve_in_thread(backlog=1) as server:
         program = program.replace("wss://shop.example/orders/push", server.push_url)
+        program = program.replace('to_query("after")', 'to_query("lastEventId")')
         program = program.replace("https://shop.example/orders", server.url)
         started = subprocess.Popen(
             [sys.executable, "-u", "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True
@@ -536,11 +538,12 @@ def test_each_tail_of_an_example_that_keeps_state_has_a_name(page):
         assert "--state orders.db" not in command or "--name orders" in command, command
 
 
+@pytest.mark.parametrize("name", SHARED_BY_FEEDS)
 @pytest.mark.parametrize("feed", [PagedFeed, AtomFeed, DurableStreamFeed])
-def test_identity_is_explained_by_the_same_sentences_for_all_feeds(feed):
+def test_shared_arguments_are_explained_by_the_same_sentences_for_all_feeds(feed, name):
     def explained(kind):
         text = inspect.cleandoc(kind.__doc__)  # Python 3.13 takes the indentation away by itself
-        return re.search(r"\n    identity: (.*?)(?:\n\w|\n    \w|\n\n)", text, re.DOTALL)[1]
+        return re.search(rf"\n    {name}: (.*?)(?:\n\w|\n    \w|\n\n)", text, re.DOTALL)[1]
 
     assert explained(feed) == explained(HTTPFeed)
 

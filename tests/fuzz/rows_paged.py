@@ -134,7 +134,7 @@ OUTCOMES = (
 
 def read_outcomes(data):
     reply = Reply(answer_of(data))
-    found = apply_outcomes(OUTCOMES, reply, "the feed")
+    found = apply_outcomes(OUTCOMES, reply)
     assert found.retry_after is None or found.retry_after >= 0
     if found.error is not None:
         check_error(found.error)

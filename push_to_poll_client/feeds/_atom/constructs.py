@@ -94,12 +94,6 @@ _HTML_NAMESPACES = (_XHTML, "{http://www.w3.org/2000/svg}", "{http://www.w3.org/
 """Namespaces whose elements are written without them in HTML, which has no namespaces: browsers know the names."""
 
 
-def xhtml_div(element: Element) -> Element:
-    """Return the `div` that holds the XHTML of a text construct (RFC 4287 §3.1.1.3), else the construct."""
-    found = element.find(f"{_XHTML}div")
-    return element if found is None else found
-
-
 def inner_html(element: Element) -> str:
     """Return the content of an element as HTML."""
     copy = deepcopy(element)
@@ -255,9 +249,9 @@ def _text_construct(element: Element, base: str) -> AtomText:
     if src is not None:
         return AtomText("", type_ if "type" in element.attrib else "", base, resolve_reference(base, src))
     if type_ == "xhtml":
-        div = xhtml_div(element)
-        return AtomText(
-            inner_html(div), type_, base if div is element else resolve_reference(base, div.get(_BASE, ""))
-        )
+        div = element.find(f"{_XHTML}div")  # which holds the content (RFC 4287 §3.1.1.3)
+        if div is None:
+            return AtomText(inner_html(element), type_, base)
+        return AtomText(inner_html(div), type_, resolve_reference(base, div.get(_BASE, "")))
     is_xml = type_.partition(";")[0].strip().lower().endswith(_XML_SUFFIXES)
     return AtomText(inner_xml(element).strip() if is_xml else _text_content(element), type_, base)

@@ -142,10 +142,7 @@ class AtomEntry(Message):
         Raises:
             UndecodableMessage: It is none, or its id or its date is missing or cannot be read.
         """
-        try:
-            return _read_standalone(entry)
-        except ValueError as error:
-            raise UndecodableMessage(f"an entry cannot be read: it {error}") from error
+        return _read_standalone(entry)
 
     @property
     def entry_id(self) -> str:
@@ -272,25 +269,25 @@ def restore_entry(letter: DeadLetter) -> Message:
     """Make the message of a dead letter; an `UnreadableMessage` if it still cannot be read."""
     try:
         return _read_standalone(letter.raw, (letter.id, letter.key))
-    except ValueError as error:
-        undecodable = UndecodableMessage(f"an entry cannot be read: it {error}")
-        return UnreadableMessage(letter.id, undecodable, key=letter.key, raw=letter.raw)
+    except UndecodableMessage as error:
+        return UnreadableMessage(letter.id, error, key=letter.key, raw=letter.raw)
 
 
 def _read_standalone(entry: bytes, names: tuple[str, str] | None = None) -> AtomEntry:
-    """Read an entry that is a document of its own."""
-    root = parse(entry)
-    if root.tag not in {_ENTRY, _DELETED_ENTRY}:
-        raise ValueError(f"is no entry of Atom: its root is {local_name(root.tag)}")
-    deleted = root.tag == _DELETED_ENTRY
-    texts = (
-        (root.get("ref"), root.get("when")) if deleted else map(ElementReader(root).child_text, ("id", "updated"))
-    )
-    name, when = ((text or "").strip() for text in texts)
+    """Read an entry that is a document of its own, or raise `UndecodableMessage`."""
+    there = ""
     try:
+        root = parse(entry)
+        if root.tag not in {_ENTRY, _DELETED_ENTRY}:
+            raise ValueError(f"is no entry of Atom: its root is {local_name(root.tag)}")  # noqa: TRY301
+        there = f"; there is {outline(root)}"
+        deleted = root.tag == _DELETED_ENTRY
+        child_text = ElementReader(root).child_text
+        texts = (root.get("ref"), root.get("when")) if deleted else (child_text("id"), child_text("updated"))
+        name, when = ((text or "").strip() for text in texts)
         message = entry_of(RawEntry(ElementSource(entry), name, when, deleted), names=names)
     except ValueError as error:
-        raise ValueError(f"{error}; there is {outline(root)}") from None
+        raise UndecodableMessage(f"an entry cannot be read: it {error}{there}") from error
     message._element = root  # noqa: SLF001  # it is parsed already
     return message
 

@@ -66,15 +66,10 @@ class PagePosition(NamedTuple):
         return self.start if self.page is None else f"{_PAGE_PREFIX}{msgspec.json.encode(self).decode()}"
 
 
-class AtEnd:
-    """A cursor that may be saved only when the chain of pages has been read to its end.
+class AtEnd(NamedTuple):
+    """A cursor that may be saved only when the chain of pages has been read to its end."""
 
-    Args:
-        read: Reads the cursor.
-    """
-
-    def __init__(self, read: Reader) -> None:
-        self.read = read
+    read: Reader
 
 
 def at_end(cursor: Condition) -> AtEnd:
@@ -113,7 +108,14 @@ class OldestFirst:
         more: Condition | None = None,
         each: EachReader | None = None,
     ) -> None:
-        _check_oldest_first(cursor, next, send_next, each)
+        if each is not None and not isinstance(each, EachReader):
+            raise TypeError(f"each is a {type(each).__name__}; give from_each(…)")
+        if each is not None and isinstance(cursor, AtEnd | EachReader):
+            raise ValueError("each has no meaning with a cursor that is at_end(…), or is read from_each(…) itself")
+        if send_next is not None and next is None and not isinstance(cursor, AtEnd):
+            raise ValueError(
+                "send_next has no meaning without next: where the cursor leads on, it goes where send says"
+            )
         self._at_end = isinstance(cursor, AtEnd)
         self._cursor = cursor.read if isinstance(cursor, AtEnd) else reader(cursor)
         self._send, self._send_next = require_sender("send", send), require_sender("send_next", send_next or send)
@@ -227,17 +229,6 @@ class OldestFirst:
         if self.each is None and not (isinstance(self._cursor, EntryReader) and self._cursor.place):
             return True
         return check_order(messages, "oldest first", where, remedy, first=first)
-
-
-def _check_oldest_first(cursor: object, next: object, send_next: object, each: object) -> None:
-    if each is not None and not isinstance(each, EachReader):
-        raise TypeError(f"each is a {type(each).__name__}; give from_each(…)")
-    if each is not None and isinstance(cursor, AtEnd | EachReader):
-        raise ValueError("each has no meaning with a cursor that is at_end(…), or is read from_each(…) itself")
-    if send_next is not None and next is None and not isinstance(cursor, AtEnd):
-        raise ValueError(
-            "send_next has no meaning without next: where the cursor leads on, it goes where send says"
-        )
 
 
 def _explain_missing(read: Reader, reply: Reply) -> str:

@@ -81,10 +81,6 @@ _IsLeftOut: TypeAlias = Callable[[Reply], bool]
 _MAX_HEADERS_SHOWN = 20
 
 
-def _never_left_out(_: Reply) -> bool:
-    return False
-
-
 def _describe_headers(reply: Reply) -> str:
     names = sorted({quoted(name, 40) for name in reply.headers})
     return f"the headers {', '.join(names[:_MAX_HEADERS_SHOWN])}"
@@ -109,7 +105,7 @@ class Reader:
         read: Callable[[Reply], Any],
         text: str,
         seen: _Describe = Reply.outline,
-        left_out: _IsLeftOut = _never_left_out,
+        left_out: _IsLeftOut = lambda _: False,
     ) -> None:
         self._read = read
         self._text = text

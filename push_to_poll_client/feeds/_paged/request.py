@@ -240,7 +240,7 @@ class PageFetcher(Generic[P]):
     def _apply_outcomes(self, reply: Reply, response: Response) -> OutcomeResult:
         """Apply the outcomes; if one cannot read an error response, the status says more than that."""
         try:
-            outcome = apply_outcomes(self._declared.outcomes, reply, reply.where)
+            outcome = apply_outcomes(self._declared.outcomes, reply)
         except FeedError:
             raise
         except Exception:

@@ -4,6 +4,7 @@ A request is built from `RequestParts`, which are never changed: each sender ret
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -297,7 +298,6 @@ def _set_at_path(body: Any, steps: tuple[str | int, ...], value: Any) -> Any:
 
 
 def _decode_or_text(value: str) -> Any:
-    try:
+    with suppress(*DECODE_ERRORS):
         return decode(value)
-    except DECODE_ERRORS:
-        return value
+    return value
