@@ -51,7 +51,7 @@ MAX_ENDS = 16
 """Ends remembered: one for each URL that is asked at the end of a feed, or for each consumer's cursor."""
 
 
-class _End(NamedTuple):
+class _EmptyResponse(NamedTuple):
     """Validators of a response without messages, when it arrived, and until when it is fresh."""
 
     validators: Validators | None
@@ -63,7 +63,7 @@ class EndOfFeed:
     """Responses without messages of one feed, by the URL or the cursor of their request. For an event loop."""
 
     def __init__(self) -> None:
-        self._ends: OrderedDict[str | None, _End] = OrderedDict()
+        self._ends: OrderedDict[str | None, _EmptyResponse] = OrderedDict()
 
     def validators_for(self, url: str) -> Validators | None:
         """Return the validators to send with a request for this URL, as `known` of `Client.send_request`."""
@@ -97,7 +97,7 @@ class EndOfFeed:
         self._ends.pop(key, None)
         if validators is not None or seconds > 0:
             now = anyio.current_time()
-            self._ends[key] = _End(validators, now, now + seconds)
+            self._ends[key] = _EmptyResponse(validators, now, now + seconds)
             if len(self._ends) > MAX_ENDS:
                 self._ends.popitem(last=False)
 

@@ -355,7 +355,7 @@ class DeclaredLists:
             return _list_from_lines(reply.content, max_entries, name)
         if callable(spec):
             encoded = msgspec.json.encode(spec(reply.body))
-            made = _list_from_array(encoded, f"by {_list_name(spec)}", max_entries, name)
+            made = _list_from_array(encoded, f"by {_name(spec)}", max_entries, name)
             made.listed = bool(made.entries)
             return made
         raw = reply.raw_at(*spec)
@@ -425,16 +425,14 @@ def _describe_location(path: tuple[str | int, ...]) -> str:
 
 def _list_names(where: Sequence[ListSpec]) -> list[str]:
     """Name each list by the last step of its path, or by the whole path if two lists would have the same name."""
-    for named_part in (lambda path: path[-1:], lambda path: path):
-        names = [_list_name(spec, named_part) for spec in where] if len(where) > 1 else [""]
+    if len(where) <= 1:
+        return [""]
+    paths = [(_name(spec),) if callable(spec) or isinstance(spec, Sentinel) else path_of(spec) for spec in where]
+    for names in ([str(path[-1]) for path in paths], [".".join(map(str, path)) for path in paths]):
         if len({*names}) == len(names):
             return names
     raise ValueError(f"two lists have one name: {', '.join(names)}")
 
 
-def _list_name(
-    spec: ListSpec, named_part: Callable[[tuple[str | int, ...]], tuple[str | int, ...]] = lambda path: path
-) -> str:
-    if isinstance(spec, Sentinel) or callable(spec):
-        return getattr(spec, "__name__", repr(spec))
-    return ".".join(map(str, named_part(path_of(spec))))
+def _name(spec: object) -> str:
+    return getattr(spec, "__name__", repr(spec))

@@ -206,8 +206,22 @@ class Entries:
         """
         messages, unreadable = list[Message](), list[Message]()
         for part in parts:
-            messages += self._read_or_split(part, range(len(part.entries)), each, start, unreadable)
-        _check_unreadable_count(unreadable)
+            spans = [range(len(part.entries))]
+            while spans:
+                places = spans.pop()
+                try:
+                    messages += self._read_all(part, places, each, start)
+                except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
+                    if len(places) > 1:  # each half alone, down to the entry that cannot be read
+                        middle = len(places) // 2
+                        spans += [places[middle:], places[:middle]]
+                        continue
+                    unreadable.append(_unreadable_message(part, places[0], error, each))
+                    messages.append(unreadable[-1])
+                    if len(unreadable) > MAX_UNREADABLE:
+                        raise DeclarationMismatch(
+                            f"a page has more than {MAX_UNREADABLE} unreadable entries"
+                        ) from None
         if unreadable and len(unreadable) == len(messages) and not self._has_read_page:
             first = unreadable[0]
             raise DeclarationMismatch(
@@ -230,23 +244,6 @@ class Entries:
             return self._build_messages(part, [0], ids, [letter.key], None)[0]
         except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
             return UnreadableMessage(letter.id, _as_decode_error(error), key=letter.key, raw=letter.raw)
-
-    def _read_or_split(
-        self, part: EntryList, places: range, each: Field | None, start: Cursor | None, unreadable: list[Message]
-    ) -> Sequence[Message]:
-        """Read all entries at once; if one of them cannot be read, each half alone, down to that one."""
-        try:
-            return self._read_all(part, places, each, start)
-        except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
-            if len(places) == 1:
-                unreadable.append(_unreadable_message(part, places[0], error, each))
-                return unreadable[-1:]
-        _check_unreadable_count(unreadable)
-        middle = len(places) // 2
-        halves = [
-            self._read_or_split(part, half, each, start, unreadable) for half in (places[:middle], places[middle:])
-        ]
-        return [message for half in halves for message in half]
 
     def _read_all(
         self, part: EntryList, places: Sequence[int], each: Field | None, start: Cursor | None
@@ -339,11 +336,6 @@ def _require_all(column: list[str | None], error: str) -> list[str]:
     if None in column:
         raise UndecodableMessage(error)
     return column  # type: ignore[return-value]  # checked above
-
-
-def _check_unreadable_count(unreadable: Sequence[Message]) -> None:
-    if len(unreadable) > MAX_UNREADABLE:
-        raise DeclarationMismatch(f"a page has more than {MAX_UNREADABLE} unreadable entries")
 
 
 _encode = msgspec.json.Encoder(order="sorted").encode

@@ -106,14 +106,15 @@ class PageFetcher(Generic[P]):
     Args:
         client: Sends the requests.
         declared: How the server is asked, and what its responses mean.
-        pages: How one page leads to the next. It learns from the pages, so each feed uses a copy.
+        pages: How one page leads to the next.
         max_body: Bytes that a response may have.
     """
 
     def __init__(self, client: Client, declared: Declaration, pages: P, max_body: int) -> None:
         self._client = client
         self._declared = declared
-        self._pages: P = copy(pages)
+        # A declaration may be shared, and parts of it remember what pages have shown: each feed has copies.
+        self._entries, self._pages = copy(declared.entries), copy(pages)
         self._pages.forget()
         self._each = None if pages.each is None else pages.each.of
         self._max_entries = max_messages(max_body)
@@ -225,7 +226,7 @@ class PageFetcher(Generic[P]):
                 return ParsedResponse(response, outcome, no_page=True)
             if isinstance(lists, Exception):
                 raise lists
-            messages = self._declared.entries.read(lists, each=self._each, start=start)
+            messages = self._entries.read(lists, each=self._each, start=start)
             return ParsedResponse(response, outcome, messages, read_continuation(reply))
 
     def _find_lists(self, reply: Reply, response: Response) -> list[EntryList] | Exception:
@@ -233,7 +234,7 @@ class PageFetcher(Generic[P]):
         try:
             if any(kind in response.media_type for kind in _NON_JSON_TYPES):
                 return response.wrong_type("no JSON")
-            return self._declared.entries.find(reply, self._max_entries)
+            return self._entries.find(reply, self._max_entries)
         except Exception as error:  # noqa: BLE001  # raised later
             return error
 
