@@ -12,6 +12,7 @@ The order of the files: this reader, one walk (`_newest_first_walk`), and the cu
 """
 
 import re
+from collections import OrderedDict
 from dataclasses import replace
 
 import anyio
@@ -20,7 +21,7 @@ from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedErr
 from push_to_poll_client._types import Cursor, FetchRequest, Page
 from push_to_poll_client.feeds._base import EndOfFeed, longest_wait
 from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
-from push_to_poll_client.feeds._newest_first_walk import Document, FetchDocument, SortKey, Walk, Walks
+from push_to_poll_client.feeds._newest_first_walk import MAX_WALKS, Document, FetchDocument, SortKey, Walk
 
 MAX_MESSAGES = 10_000
 """Messages held at once: some 20 MB of usual events, and 100 documents of 100."""
@@ -48,7 +49,7 @@ class NewestFirstReader:
         self._where = where
         self._order = order
         self._max_messages = max_messages
-        self._walks = Walks()
+        self._walks: OrderedDict[Cursor | None, Walk] = OrderedDict()  # by the cursors that they began with
         self._end_of_feed = EndOfFeed()
 
     async def fetch(self, request: FetchRequest) -> Page:
@@ -62,7 +63,9 @@ class NewestFirstReader:
         if self._end_of_feed.is_fresh(request.cursor) and not (request.fresh or request.wait):
             return Page()
         start, step = _parse_position(request.cursor)
-        self._walks.cursor_settled(start)
+        self._settle(start)
+        if start in self._walks:
+            self._walks.move_to_end(start)
         walk = self._walks.get(start) or Walk(SeenEntries.parse(start, self._where), self._max_messages)
         if walk.page is not None or step < walk.step:  # this step was asked for before
             return walk.page or _page_to_continue(start, walk.step)
@@ -88,7 +91,21 @@ class NewestFirstReader:
         A page that failed is made again then: its publisher may have corrected it.
         """
         self._end_of_feed.forget()
-        self._walks.forget()
+        self._walks.clear()
+
+    def _keep(self, start: Cursor | None, walk: Walk) -> None:
+        """Keep a walk, in place of another one that began at this cursor."""
+        self._walks[start] = walk
+        if len(self._walks) > MAX_WALKS:
+            self._walks.popitem(last=False)
+
+    def _settle(self, cursor: Cursor | None) -> None:
+        """Drop the walk whose page has this cursor, since the page is settled; its next walk begins here."""
+        for start, walk in list(self._walks.items()):
+            if walk.page is not None and walk.page.cursor == cursor:
+                del self._walks[start]
+                if walk.next_walk is not None:
+                    self._keep(cursor, walk.next_walk)
 
     async def _continue_walk(self, walk: Walk, request: FetchRequest, start: Cursor | None) -> Page:
         step = walk.step
@@ -96,31 +113,31 @@ class NewestFirstReader:
         if walk.step != step:  # a concurrent fetch has added this document
             return _page_to_continue(start, walk.step, document.retry_after)
         self._end_of_feed.remember(start, None, document.fresh_for if document.unchanged else 0.0)
-        self._walks.drop(start)
+        self._walks.pop(start, None)
         if document.unchanged:
             wait = longest_wait(document.retry_after, document.poll_interval)
             return Page(retry_after=wait, closed=document.closed, gap=document.missing)
         walk.add_document(document, self._where, anyio.current_time())
         if walk.ended:
             return self._finish_walk(start, walk, document)
-        self._walks.keep(start, walk)
+        self._keep(start, walk)
         return _page_to_continue(start, walk.step, document.retry_after)
 
     async def _fetch_next(self, walk: Walk, request: FetchRequest, start: Cursor | None) -> Document:
         try:
             return await self._fetch_document(walk.at, request, walk.known_for_request)
         except (ChainRestart, FeedRefused):
-            self._walks.drop(start)
+            self._walks.pop(start, None)
             raise
         except (CursorExpired, FeedGone) as error:
-            self._walks.drop(start)
+            self._walks.pop(start, None)
             if walk.at is None:
                 raise
             text = f"a walk through {self._where} begins again, since what it led to is gone: {error}"
             raise ChainRestart(text, retry_after=error.retry_after) from error
         except Exception:
             if walk.record_failure():
-                self._walks.drop(start)
+                self._walks.pop(start, None)
             raise
 
     def _finish_walk(self, start: Cursor | None, walk: Walk, last: Document) -> Page:
@@ -139,12 +156,12 @@ class NewestFirstReader:
                 return replace(page, closed=walk.closed, retry_after=wait)
             # Keep the page until it is settled, since more than one request is needed to make it again.
             walk.page = replace(page, next=page.cursor)
-            self._walks.keep(start, walk)
+            self._keep(start, walk)
             return replace(walk.page, retry_after=wait)
         page = replace(page, cursor=None, retry_after=wait)
         if walk.next_walk is not None:
             walk.next_walk.step = walk.step + 1
-            self._walks.keep(start, walk.next_walk)
+            self._keep(start, walk.next_walk)
             return replace(page, next=_position(start, walk.next_walk.step))
         self._end_of_feed.remember(start, None, 0.0 if page.messages or walk.may_have_newer else last.fresh_for)
         return replace(page, closed=walk.closed)
