@@ -9,7 +9,7 @@ Nothing is skipped in silence. A page that has entries, and lacks the cursor or 
 promises, raises `DeclarationMismatch`, which fails the poll.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -17,9 +17,9 @@ from typing import Final, NamedTuple
 import msgspec
 
 from push_to_poll_client._json import DECODE_ERRORS, decode
-from push_to_poll_client._types import Cursor, Message
+from push_to_poll_client._types import Cursor
 from push_to_poll_client.feeds._paged.body import DeclarationMismatch, Reply, text_of
-from push_to_poll_client.feeds._paged.evidence import MissingMore, check_order, may_be_full
+from push_to_poll_client.feeds._paged.evidence import MissingMore, Order, may_be_full
 from push_to_poll_client.feeds._paged.readers import (
     Condition,
     EachReader,
@@ -127,10 +127,12 @@ class OldestFirst:
         if self.each is not None and self._send.goes == "url":
             raise ValueError("as_url() has no meaning with a cursor that is read from_each(…) entry")
         self.senders: list[Sender] = [self._send, self._send_next]
+        reads_last = self.each is not None or (isinstance(self._cursor, EntryReader) and self._cursor.place)
+        self.order: Order | None = "oldest first" if reads_last else None
 
     def forget(self) -> None:
         """Forget what pages have shown: a declaration may be shared, and each feed uses a copy of its own."""
-        self._missing_more = None if self._more is None else MissingMore(self._more)
+        self._missing_more = MissingMore(self._more)
         self._largest_page = 0
 
     def put(self, asking: RequestParts, place: PagePosition) -> RequestParts:
@@ -170,8 +172,7 @@ class OldestFirst:
         if following is None:
             self._check_end(cursor, reply, place)
             return cursor, cursor if self._may_hide_more(cursor, reply, place) else None
-        if self._missing_more is not None:
-            self._missing_more.exists = True
+        self._missing_more.exists = True
         # If nothing states that there is more, the page may only repeat the entries that were asked for.
         more_is_inferred = self._more is None and self._next is None and not self._at_end
         self._largest_page = max(self._largest_page, reply.size)
@@ -185,8 +186,6 @@ class OldestFirst:
     def _may_hide_more(self, cursor: Cursor | None, reply: Reply, place: PagePosition) -> bool:
         """Return whether to ask for the next page although `more` does not announce it."""
         missing, moved = self._missing_more, cursor != place.start
-        if missing is None:
-            return False
         missing.page_came(place.as_cursor, reply, has_news=reply.size > 0 and moved)
         if cursor is None or not moved or not missing.may_hide(reply):
             return False
@@ -223,13 +222,6 @@ class OldestFirst:
             )
         return None
 
-    def check_order(self, messages: Sequence[Message], where: str, *, first: bool) -> bool:
-        """Check the order of the entries if the last one has the cursor; see `check_order`."""
-        remedy = "declare NewestFirst(…), or Entries(newest_first=True)"
-        if self.each is None and not (isinstance(self._cursor, EntryReader) and self._cursor.place):
-            return True
-        return check_order(messages, "oldest first", where, remedy, first=first)
-
 
 def _explain_missing(read: Reader, reply: Reply) -> str:
     return f"{read} reads nothing in {read.seen(reply)}"
@@ -257,6 +249,7 @@ class NewestFirst:
     """
 
     each: Final = None
+    order: Order | None = "newest first"
 
     def __init__(self, *, next: Condition, send: Sender, more: Condition | None = None) -> None:
         self._next = reader(next)
@@ -270,7 +263,7 @@ class NewestFirst:
 
     def forget(self) -> None:
         """Forget what pages have shown: a declaration may be shared, and each feed uses a copy of its own."""
-        self._missing_more = None if self._more is None else MissingMore(self._more)
+        self._missing_more = MissingMore(self._more)
 
     def put(self, asking: RequestParts, page: str | None) -> RequestParts:
         """The request for a page; `None` is the newest."""
@@ -291,8 +284,7 @@ class NewestFirst:
         """
         if not (self._more(reply) if self._more else reply.size):
             return self._hidden(reply, page)
-        if self._missing_more is not None:
-            self._missing_more.exists = True
+        self._missing_more.exists = True
         older = text_of(self._next(reply))
         if older is not None:
             return self._send.kept(older, reply)
@@ -305,8 +297,6 @@ class NewestFirst:
     def _hidden(self, reply: Reply, page: str | None) -> str | None:
         """Return the link to a page that `more` does not announce; None if there is no such link."""
         missing, older = self._missing_more, None
-        if missing is None:
-            return None
         missing.page_came(page, reply, has_news=reply.size > 0)
         if missing.may_hide(reply):
             with suppress(Exception):  # `next` need not be there
@@ -318,12 +308,7 @@ class NewestFirst:
 
     def is_doubtful(self, page: str | None) -> bool:
         """Return whether this page was asked for although `more` did not announce it."""
-        return self._missing_more is not None and self._missing_more.is_doubtful(page)
-
-    @staticmethod
-    def check_order(messages: Sequence[Message], where: str, *, first: bool) -> bool:
-        """Check the order of the entries; see `check_order`."""
-        return check_order(messages, "newest first", where, "declare OldestFirst(…)", first=first)
+        return self._missing_more.is_doubtful(page)
 
 
 class Latest:

@@ -34,6 +34,7 @@ from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
 from push_to_poll_client.feeds._newest_first_walk import Document
 from push_to_poll_client.feeds._paged.body import DeclarationMismatch, EntryList, Reply
 from push_to_poll_client.feeds._paged.declaration import Declaration
+from push_to_poll_client.feeds._paged.evidence import check_order
 from push_to_poll_client.feeds._paged.outcomes import OutcomeResult, apply_outcomes
 from push_to_poll_client.feeds._paged.pagination import Latest, NewestFirst, OldestFirst, PagePosition
 from push_to_poll_client.feeds._paged.readers import EntryReader
@@ -118,7 +119,7 @@ class PageFetcher(Generic[P]):
         self._pages.forget()
         self._each = None if pages.each is None else pages.each.of
         self._max_entries = max_messages(max_body)
-        self._checks_order = True
+        self._order_is_wrong = False
 
     def _build_request(
         self, put_position: Callable[[RequestParts], RequestParts], request: FetchRequest
@@ -229,6 +230,12 @@ class PageFetcher(Generic[P]):
             messages = self._entries.read(lists, each=self._each, start=start)
             return ParsedResponse(response, outcome, messages, read_continuation(reply))
 
+    def _check_order(self, parsed: ParsedResponse[T], *, first: bool) -> None:
+        """Look at the order of the entries, until it is found to be wrong."""
+        order, where = self._pages.order, parsed.response.where
+        if order is not None and not self._order_is_wrong:
+            self._order_is_wrong = not check_order(parsed.messages, order, where, first=first)
+
     def _find_lists(self, reply: Reply, response: Response) -> list[EntryList] | Exception:
         """Return the lists of entries, or the error to raise if the response means nothing else."""
         try:
@@ -305,9 +312,7 @@ class OldestFirstFetcher(PageFetcher[OldestFirst]):
             start=position.start,
         )
         parsed = await self._fetch_page(prepared, parse, validators)
-        if self._checks_order:
-            first = position == PagePosition(None)
-            self._checks_order = self._pages.check_order(parsed.messages, parsed.response.where, first=first)
+        self._check_order(parsed, first=position == PagePosition(None))
         closed, gap = parsed.outcome.closed, parsed.outcome.gap
         cursor, following = parsed.continuation or (None, None)
         following = None if closed else following
@@ -361,9 +366,7 @@ class NewestFirstFetcher(PageFetcher[NewestFirst]):
         if is_doubtful and parsed.response.status in _ABSENT_STATUSES:
             return Document()
         where, older = self._client.where, parsed.continuation
-        if self._checks_order:
-            first = page is None and not known.messages
-            self._checks_order = self._pages.check_order(parsed.messages, where, first=first)
+        self._check_order(parsed, first=page is None and not known.messages)
         if page is not None and not is_doubtful:
             self._check_page_exists(parsed)
         elif page is None and not known.messages and parsed.messages and older is None and self._pages.supposes:
