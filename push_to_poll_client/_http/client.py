@@ -314,7 +314,7 @@ class Client:
         self._url = parsed.copy_with(userinfo=b"", fragment=None)
         self._base_url = str(self._url.copy_with(query=self._url.query or None))
         self._origins = Origins(self._url, urls, trusted_origins)
-        self.where = urls.where
+        self.where: str = urls.where
         self._url_secrets = urls
         self.secrets: Secrets = Secrets()
         self.secrets.add(*url_secrets.values())
