@@ -176,7 +176,7 @@ class DurableStreamFeed(BaseHTTPFeed):
 
     @staticmethod
     def hint(event: ServerSentEvent, /) -> Push | None:
-        """What an event of `push_url` says: a push, unless it is one that only keeps the connection (§5.8)."""
+        """Make a push of an event of `push_url`; None for an event that only keeps the connection (§5.8)."""
         return Push() if event.event != "control" or '"streamClosed"' in event.data else None
 
     async def aclose(self) -> None:

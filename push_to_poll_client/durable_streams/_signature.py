@@ -211,11 +211,11 @@ class DurableStreamsSignature:
         )
 
     def may_pass(self, request: WebhookRequest) -> bool:
-        """Whether it has a signature of the right form and of our time; asked before the body is read."""
+        """Return True if the signature has the right form and a current time. Called before the body is read."""
         return self._parse_signature(request) is not None
 
     async def __call__(self, request: WebhookRequest, /) -> Verified | bool:
-        """Whether the server signed it. A repetition has the same signature: it is told from others by that.
+        """Return a `Verified` if the server signed the request. A repeated request has the same signature.
 
         The server's own retries are signed anew, so they are no repetitions.
         """

@@ -148,11 +148,11 @@ class DurableStreamsSubscription:
         response.expect(HTTPStatus.OK, HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
     def adopt(self, registrations: Sequence[Registration]) -> None:
-        """Those whose pushes are welcome."""
+        """Note the registrations whose pushes are accepted."""
         self.registrations = registrations
 
     def url(self, id: str, action: str = "") -> str:
-        """Where a subscription is on the server."""
+        """URL of a subscription at the server, or of one of its actions."""
         return f"{self._base_url}/{quote(id, safe='')}{action}"
 
     async def _on_created(self) -> None:

@@ -59,7 +59,7 @@ class ChannelPart:
 
     @property
     def is_up(self) -> bool:
-        """Whether this part is up."""
+        """True if this part is up."""
         return self._event.is_set()
 
     async def wait_up(self) -> None:
@@ -144,7 +144,7 @@ class Claim(msgspec.Struct, frozen=True):
 
     @property
     def acks(self) -> list[dict[str, str]]:
-        """How far those streams reached, in the form that the server wants."""
+        """Offsets that those streams had reached, in the form that the server wants."""
         pending = (stream for stream in self.streams if stream.has_pending)
         return [{"stream": stream.path, "offset": stream.tail_offset} for stream in pending]
 

@@ -1,4 +1,4 @@
-"""What the feeds over HTTP have in common: a client, a name for the store, and the end of the feed.
+"""Base of the feeds over HTTP: a client, a name for the store, and a memory of the feed's end.
 
 `EndOfFeed` remembers the validators of a feed's end, so that a poll without news costs a 304 or no request. A
 response with messages is never remembered. So a 304, or a response that is still fresh, can only stand for a

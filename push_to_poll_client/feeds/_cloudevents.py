@@ -133,37 +133,37 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
 
     @property
     def source(self) -> str:
-        """Where the event happened, a URI reference; empty when the feed left it out."""
+        """URI reference of the context in which the event happened; "" if the feed left it out."""
         return self._source or ""
 
     @property
     def type(self) -> str:
-        """What happened; empty when the feed left it out."""
+        """Type of the event; "" if the feed left it out."""
         return self._type or ""
 
     @property
     def subject(self) -> str | None:
-        """What it happened to; in an aggregate feed the key of the entry. `None` when there is none."""
+        """Subject of the event; in an aggregate feed the key of the entry. None if there is none."""
         return self._subject
 
     @property
     def time(self) -> str | None:
-        """When it happened, as the feed wrote it (RFC 3339); `None` when it did not. Says nothing about order."""
+        """Time of the event as the feed wrote it (RFC 3339), or None. It says nothing about the order."""
         return self._time
 
     @property
     def method(self) -> str:
-        """What an aggregate feed does to the subject, as the feed wrote it; "PUT" when it did not."""
+        """Method that an aggregate feed applies to the subject, as written; "PUT" if the feed left it out."""
         return self._method or "PUT"
 
     @property
     def deleted(self) -> bool:
-        """Whether the subject is deleted (method "DELETE", in whatever case)."""
+        """True if the subject is deleted (method "DELETE", in upper or lower case)."""
         return self.method.lower() == "delete"
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """All that the event says but its data, extensions included; a new dict at each reading.
+        """All attributes with the extensions, without the data; a new dict each time.
 
         Raises:
             UndecodableMessage: One of them cannot be read.

@@ -77,7 +77,7 @@ _COMMENT = "It is no longer in its feed, which is complete."
 
 
 class EntryState(NamedTuple):
-    """What a note says of one entry.
+    """State of one entry, as a note has it.
 
     Attributes:
         order: The sort key of its newest version.

@@ -161,7 +161,7 @@ _ATTRIBUTE = re.compile(r"""(?<!\s)\s++([^\s=]++)\s*+=\s*+("[^"]*+"|'[^']*+')"""
 
 
 class Scope(NamedTuple):
-    """What an entry inherits from the root of its document.
+    """Attributes that an entry inherits from the root of its document.
 
     Attributes:
         namespaces: Pairs of prefix and URI; the prefix "" is the default namespace.

@@ -84,7 +84,7 @@ class Reply:
         return _decode_or_none(self.content)
 
     def at(self, *path: str | int) -> Any:
-        """What stands at a place of the body; `None`: nothing does, or it cannot be read."""
+        """Return the value at a path of the body; None if there is none, or it cannot be read."""
         raw = self.raw_at(*path)
         return None if raw is None else _decode_or_none(raw)
 
@@ -105,7 +105,7 @@ class Reply:
         return self._members[parent].get(last)
 
     def outline(self, *path: str | int) -> str:
-        """What stands where a path leads, as far as it does: for errors, without what is said there."""
+        """Describe for errors what is at a path, or at the longest part of it that exists, without the content."""
         for length in range(len(path) - 1, 0, -1):
             if (raw := self.raw_at(*path[:length])) is not None:
                 return f"{outline(raw)} at {' / '.join(map(repr, path[:length]))}"

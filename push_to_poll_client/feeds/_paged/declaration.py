@@ -1,4 +1,4 @@
-"""What the user of a `PagedFeed` declared; the parts are checked to fit together when the feed is made."""
+"""Declaration of a `PagedFeed`. Its parts are checked to fit together when the feed is made."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

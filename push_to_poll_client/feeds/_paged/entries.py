@@ -89,17 +89,17 @@ class Entry(Message):
 
     @property
     def type(self) -> str:
-        """What happened, as declared; "" when the entry does not say."""
+        """Type of the event, as declared; "" if the entry has none."""
         return self._type
 
     @property
     def time(self) -> Any:
-        """When it happened, as the feed wrote it; `None` when it did not. Says nothing about order."""
+        """Time of the event as the feed wrote it, or None. It says nothing about the order."""
         return self._time
 
     @property
     def deleted(self) -> bool:
-        """Whether the entry says that something is gone."""
+        """True if the entry says that something is gone."""
         return self._deleted
 
     @property
@@ -118,7 +118,7 @@ _PASSED_OVER: Final = "only= passes this entry over; drop its dead letter, or co
 
 
 class Entries:
-    """Where the messages are on a page, and where in each stands what it is called.
+    """The places of the messages on a page, and of their names in each.
 
     Args:
         where: The path that leads to the list: `"data"`, or `("result", "items")`. None: the body itself is the

@@ -1,4 +1,4 @@
-"""What a response means besides its messages: expired, throttled, gone, a gap.
+"""Meanings of a response besides its messages: expired, throttled, gone, a gap.
 
 Each outcome is a condition and what to do when it holds. All outcomes of a feed are applied to each response, in
 the order of their declaration. If several say that the response is an error, the first one counts.

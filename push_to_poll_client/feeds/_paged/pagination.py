@@ -1,4 +1,4 @@
-"""How one page leads to the next: oldest first, or newest first.
+"""The way from one page to the next: oldest first, or newest first.
 
 `OldestFirst` is for pages that go forward: each has a cursor that may be saved, and leads to newer messages. A
 chain of pages can have cursors of its own, which are valid only within the chain. Such a position is a
@@ -40,7 +40,7 @@ _PAGE_PREFIX: Final = "page "
 
 
 class PagePosition(NamedTuple):
-    """Where a page is: what a cursor or a `Page.next` stands for.
+    """Position of a page, for which a cursor or a `Page.next` stands.
 
     Attributes:
         start: The cursor that its chain of pages began with; `None` is the inception.
@@ -141,11 +141,11 @@ class OldestFirst:
         return asking if place.page is None else self._send_next.put(asking, place.page)
 
     def kept(self, cursor: Cursor | None, reply: Reply) -> Cursor | None:
-        """What may be saved of a cursor that an answer shows; as `Sender.kept`."""
+        """Return the form in which a cursor of a response may be saved; as `Sender.kept`."""
         return None if cursor is None else self._send.kept(cursor, reply)
 
     def ends(self, latest: "Latest") -> Reader:
-        """What reads the cursor of the feed's end."""
+        """Return the reader of the cursor of the feed's end."""
         return latest.cursor or self._cursor
 
     def end(self, reply: Reply, latest: "Latest") -> Cursor | None:
@@ -270,10 +270,10 @@ class NewestFirst:
         return self._send.put(asking, page)
 
     def kept(self, _cursor: Cursor | None, _reply: Reply) -> None:
-        """What may be saved of a cursor that an answer shows: nothing, since the walk makes its own."""
+        """Return None: no cursor of the server is saved, since the walk makes its own."""
 
     def older(self, reply: Reply, page: str | None = None) -> str | None:
-        """What leads to the next page; `None`: there is none.
+        """Return the value that leads to the next page; None if there is no next page.
 
         Args:
             reply: This page.
@@ -312,7 +312,7 @@ class NewestFirst:
 
 
 class Latest:
-    """How the server is asked for the cursor of the feed's end.
+    """Request for the cursor of the feed's end.
 
     Args:
         query: Added to the query of the feed's URL, as `{"since": "now"}`.

@@ -85,7 +85,7 @@ class Sender:
         return self._put(asking, value)
 
     def kept(self, value: str, reply: Reply) -> str:
-        """What is kept in a cursor, of what an answer leads on by.
+        """Return the form in which a value of a response is kept in a cursor.
 
         Raises:
             FeedError: It is a URL that is not to be asked.
@@ -94,7 +94,7 @@ class Sender:
         return reply.leads_to(value) if self.goes == "url" else value
 
     def is_lost(self, asked: str, answered: str) -> bool:
-        """Whether a redirect dropped what is always said, without which a server means something else.
+        """Return True if a redirect dropped a parameter that is always sent.
 
         Args:
             asked: The URL that was asked.
@@ -204,7 +204,7 @@ def as_url() -> Sender:
 
 @dataclass(frozen=True, slots=True)
 class LongPoll:
-    """How the server is asked to hold its answer until there is something new.
+    """Request to hold the response until there is something new.
 
     A poll that must be answered at once asks for no wait. If the server holds an answer by default, name by
     `otherwise` what asks it not to: `to_query("timeout", otherwise="0")`. That is sent as it is, whatever
