@@ -121,21 +121,21 @@ class Entries:
     """The places of the messages on a page, and of their names in each.
 
     Args:
-        where: The path that leads to the list: `"data"`, or `("result", "items")`. None: the body itself is the
-            list. Several: several lists, one after the other. `LINES`: each line of the body is an entry. A
-            function: it is given the whole body and returns the list.
-        optional: The server leaves out a list that is empty. Else its absence is taken for a mistake.
-        id: What the entry is called.
-        version: What tells the versions of an entry apart, for feeds of states: a sequence number, a time of
-            change, an etag, or `CONTENTS`. `None`: the id is that of an event, which never changes. An entry
-            without it cannot be read, unless it says that something is gone: then it is as with `CONTENTS`.
-        key: The dedupe key; `None`: made of id and version.
-        type: What happened; `None`: with several lists, the name of the list.
-        time: When it happened. It also shows if the entries stand in another order than declared.
-        deleted: What is there, and neither false nor empty, in an entry which says that something is gone.
-        deletions: The name of the list whose entries all say that.
-        newest_first: The entries of a page stand the newest first, though the pages go forward.
-        only: Which entries are messages, a function of the entry; the others are passed over. `None`: all.
+        where: The path of the list: `"data"`, or `("result", "items")`. Without a path the body itself is the
+            list. Several paths are several lists, one after the other. With `LINES` each line of the body is an
+            entry. A function is given the whole body and returns the list.
+        optional: True if the server leaves out a list that is empty. Otherwise a missing list is an error.
+        id: The id of an entry.
+        version: Tells the versions of an entry apart, for feeds of states: a sequence number, a time of change, an
+            etag, or `CONTENTS`. `None` means that ids name events, which never change. An entry without its
+            version cannot be read, except for a deletion, which is treated as with `CONTENTS`.
+        key: The dedupe key. `None` makes it of id and version.
+        type: The type of the event. `None` means the name of the list if there are several.
+        time: The time of the event. It also shows whether the entries stand in another order than declared.
+        deleted: An entry is a deletion if this field is present and truthy.
+        deletions: The name of the list whose entries are all deletions.
+        newest_first: The entries of a page stand newest first, although the pages go forward.
+        only: Which entries are messages, a function of the entry; the others are passed over. `None` means all.
 
     Raises:
         TypeError: An argument is neither a path nor a function.

@@ -81,17 +81,17 @@ class OldestFirst:
     """Pages that go forward: a cursor stands for all that came before it.
 
     Args:
-        cursor: Reads the cursor that may be saved when the page is settled. `from_each(…)` gives each message one;
-            `at_end(…)` is for one that may be saved only at the end of a chain of pages.
-        send: Where the cursor goes when it is asked what comes after it.
-        next: Reads what leads to the next page of a chain, where that is not the cursor itself.
-        send_next: Where that goes. The cursor that the chain began with is sent too, unless this is in its place.
-            `None`: as `send`.
-        more: Whether there is a next page. `None`: when there is a `next`; without one, when this page is not
-            empty and its cursor another one than it was asked for by. A page that leads to itself is taken for the
-            end unless it may have been cut off, as one of 100 entries: then the feed stands still. Where `more`
-            reads what no answer had yet, a page that may have been cut off is followed by one more request.
-        each: Reads the cursor of an entry, where it is not `cursor` that does.
+        cursor: Reads the cursor that may be saved once the page is settled. `from_each(…)` gives each message its
+            own; `at_end(…)` is for a cursor that may be saved only at the end of a chain of pages.
+        send: Where the cursor is sent to ask for what comes after it.
+        next: Reads the link to the next page of a chain, if that is not the cursor itself.
+        send_next: Where that link is sent. The cursor that the chain began with is sent too, unless the link takes
+            its place. `None` means as `send`.
+        more: Whether there is a next page. `None` means: if there is a `next`; without `next`, if the page is not
+            empty and its cursor has moved. A page that leads to itself is the end, unless it may have been cut
+            off, as a page of 100 entries: then the feed stands still. While no response has had what `more` reads,
+            a page that may have been cut off is followed by one more request.
+        each: Reads the cursor of an entry, if `cursor` does not.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -234,11 +234,12 @@ class NewestFirst:
     published, the next page shows newer messages again. The removed one may then be handed out after those.
 
     Args:
-        next: Reads what leads to the next page, which is older. Without `more`, reading nothing is the end: a name
-            that is wrong makes a feed of one page.
-        send: Where that goes.
-        more: Whether there is an older page. `None`: when there is a `next` and the page is not empty. Where it
-            reads what no answer had yet, a page that may have been cut off is followed by one more request.
+        next: Reads the link to the next page, which is older. Without `more`, reading nothing is the end: with a
+            wrong name the feed has one page.
+        send: Where that link is sent.
+        more: Whether there is an older page. `None` means: if there is a `next` and the page is not empty. While
+            no response has had what `more` reads, a page that may have been cut off is followed by one more
+            request.
 
     Attributes:
         promises: Whether the server itself says that there is an older page, so that one is there.
