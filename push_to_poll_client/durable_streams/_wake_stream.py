@@ -17,6 +17,7 @@ dead worker has the claim, it ends with its lease, and the server writes a wake 
 """
 
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -26,7 +27,7 @@ import anyio
 import httpx
 import msgspec
 
-from push_to_poll_client._http.credentials import TokenSource
+from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._json import decode
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._secrets import Secrets
@@ -168,8 +169,11 @@ class Claimer:
         stream: The address of the wake stream.
         url: Makes the address of an action of the subscription.
         worker: The name of this worker.
+        headers: As of a listener.
         token: As of a listener.
-        options: The other options of a `ListenerClient`.
+        tls: As of a listener.
+        client: As of a listener.
+        timeout: Seconds for each response.
 
     Attributes:
         claim: What was claimed, and is not given back or may not be; None if there is nothing.
@@ -182,17 +186,27 @@ class Claimer:
         stream: str,
         url: Callable[[str], str],
         worker: str,
+        headers: HeaderSource | None,
         token: TokenSource | None,
-        **options: Any,
+        tls: ssl.SSLContext | None,
+        client: Any,
+        timeout: float,
     ) -> None:
         self.claim: Claim | None = None
         self._stream = stream
         self._url = url
         self._worker = msgspec.json.encode({"worker": worker})
-        self._client = ListenerClient(root, token=token, max_body=MAX_CLAIM, **options)
+        self._client = ListenerClient(
+            root, headers=headers, token=token, tls=tls, client=client, timeout=timeout, max_body=MAX_CLAIM
+        )
         # A claim is given back by its own token, in place of the listener's credentials (§7.2).
         self._claim_client = ListenerClient(
-            url(""), token=lambda: "" if self.claim is None else self.claim.token, **options
+            url(""),
+            headers=headers,
+            token=lambda: "" if self.claim is None else self.claim.token,
+            tls=tls,
+            client=client,
+            timeout=timeout,
         )
         self.secrets: Secrets = Secrets()
         self.secrets.include(self._client.secrets, self._claim_client.secrets)
