@@ -74,7 +74,6 @@ from push_to_poll_client._types import (
     UnreadableMessage,
 )
 from push_to_poll_client._version import __version__
-from push_to_poll_client.durable_streams import DurableStreamFeed, PullWakeListener
 from push_to_poll_client.feeds import AtomEntry, AtomFeed, CloudEvent, HTTPFeed, PagedFeed
 from push_to_poll_client.listeners import (
     Connection,
@@ -108,7 +107,6 @@ __all__ = [
     "DeadLetter",
     "DeadLetterMessage",
     "DeadLetters",
-    "DurableStreamFeed",
     "FailingMessage",
     "Fate",
     "Feed",
@@ -133,7 +131,6 @@ __all__ = [
     "PagedFeed",
     "PollResult",
     "ProcessError",
-    "PullWakeListener",
     "Push",
     "PushToPollError",
     "Record",

@@ -232,9 +232,9 @@ class Client:
         timeout: Seconds for one whole response, with redirects and a new token.
         max_body: Largest body in bytes, both on the wire and decompressed.
         client: An `httpx.AsyncClient` or one of its shape, which the caller closes; `None` opens one.
-        trusted: Other origins to which links and redirects may lead, as "https://cdn.example". They are asked
-            without credentials, without `headers` and without what the client adds by itself.
-        secrets: Values for the fields of the URL, `{name}` in its path or query.
+        trusted_origins: Other origins to which links and redirects may lead, as "https://cdn.example". They are
+            asked without credentials, without `headers` and without what the client adds by itself.
+        url_secrets: Values for the fields of the URL, `{name}` in its path or query.
         identity: What the feed is called; `None` makes it of the URL.
 
     Attributes:
@@ -255,27 +255,27 @@ class Client:
         timeout: float,
         max_body: int,
         client: Any,
-        trusted: Collection[str] = (),
-        secrets: Mapping[str, str] = MappingProxyType({}),
+        trusted_origins: Collection[str] = (),
+        url_secrets: Mapping[str, str] = MappingProxyType({}),
         identity: str | None = None,
     ) -> None:
         parse_http_url(url)  # its errors show the URL with the fields, not with the secrets
-        url_secrets = URLSecrets(url, secrets)
-        parsed = httpx.URL(url_secrets.url)
+        urls = URLSecrets(url, url_secrets)
+        parsed = httpx.URL(urls.url)
         self._given_identity = None if identity is None else check_identity(identity)
         self._url = parsed.copy_with(userinfo=b"", fragment=None)
         self._base_url = str(self._url.copy_with(query=self._url.query or None))
-        self._origins = Origins(self._url, url_secrets, trusted)
-        self.where = url_secrets.where
-        self._url_secrets = url_secrets
-        self._redirects = Redirects(url_secrets.redact)
+        self._origins = Origins(self._url, urls, trusted_origins)
+        self.where: str = urls.where
+        self._url_secrets = urls
+        self._redirects = Redirects(urls.redact)
         check_number("timeout", timeout, above_zero=True)
         self._timeout = timeout
         self._max_body = check_size("max_body", max_body)
         self._credentials = Credentials(auth, headers, parsed)
         self.secrets: Secrets = self._credentials.secrets
-        self.secrets.add(*secrets.values())
-        self._sender = RequestSender(url_secrets, self._credentials, timeout, client)
+        self.secrets.add(*url_secrets.values())
+        self._sender = RequestSender(urls, self._credentials, timeout, client)
 
     async def mask_secrets(self, call: Awaitable[T]) -> T:
         """Wait for a call of the feed, and mask the secrets of this client in all that it logs and raises.

@@ -221,22 +221,24 @@ def origin_of(url: httpx.URL) -> Origin:
     return url.raw_scheme, url.raw_host, url.port
 
 
-def parse_origins(trusted: Collection[str]) -> frozenset[Origin]:
-    if isinstance(trusted, str) or not isinstance(trusted, Collection):
-        raise TypeError(f"trusted is a {type(trusted).__name__}; give a list of origins")
-    return frozenset(map(_parse_origin, trusted))
+def parse_origins(trusted_origins: Collection[str]) -> frozenset[Origin]:
+    if isinstance(trusted_origins, str) or not isinstance(trusted_origins, Collection):
+        raise TypeError(f"trusted_origins is a {type(trusted_origins).__name__}; give a list of origins")
+    return frozenset(map(_parse_origin, trusted_origins))
 
 
 def _parse_origin(text: str) -> Origin:
     if not isinstance(text, str):
-        raise TypeError(f"trusted has a {type(text).__name__} in it; give str")
+        raise TypeError(f"trusted_origins has a {type(text).__name__} in it; give str")
     check_userinfo(text)
     try:
         url = parse_http_url(text)
     except ValueError:
         url = httpx.URL()
     if not url.host or url.userinfo or url.query or url.fragment or url.path != "/":
-        raise ValueError(f"trusted has {without_secrets(text)} in it; give origins, as https://cdn.example")
+        raise ValueError(
+            f"trusted_origins has {without_secrets(text)} in it; give origins, as https://cdn.example"
+        )
     return origin_of(url)
 
 
@@ -315,7 +317,7 @@ def _check_secrets(template: str, secrets: Mapping[str, str]) -> Mapping[str, st
     authority = _SCHEME_AND_AUTHORITY.match(template)
     for name, secret in secrets.items():
         if not (isinstance(name, str) and isinstance(secret, str)):
-            raise TypeError(f"secrets have a {type(secret).__name__} for {name!r}; give str for both")
+            raise TypeError(f"url_secrets have a {type(secret).__name__} for {name!r}; give str for both")
         field = f"{{{name}}}"
         if not 0 < len(secret) <= MAX_SECRET:
             raise ValueError(f"the secret {name!r} has {len(secret)} characters; give 1 to {MAX_SECRET}")
@@ -335,22 +337,22 @@ class Origins:
     Args:
         url: The feed's URL, without user and password.
         url_secrets: Hide its secrets in errors.
-        trusted: Other origins to which the feed may lead.
+        trusted_origins: Other origins to which the feed may lead.
 
     Attributes:
         where: The feed's URL without secrets, for errors.
 
     Raises:
-        TypeError: `trusted` has the wrong type.
-        ValueError: One of `trusted` is not an origin.
+        TypeError: `trusted_origins` has the wrong type.
+        ValueError: One of `trusted_origins` is not an origin.
     """
 
-    def __init__(self, url: httpx.URL, url_secrets: URLSecrets, trusted: Collection[str]) -> None:
+    def __init__(self, url: httpx.URL, url_secrets: URLSecrets, trusted_origins: Collection[str]) -> None:
         self.where = url_secrets.where
         self._url_secrets = url_secrets
         self._feed_origin = origin_of(url)
         self._origin_prefix = str(url.copy_with(raw_path=b"/"))
-        self._trusted = parse_origins(trusted)
+        self._trusted = parse_origins(trusted_origins)
 
     def check_url(self, url: str, *, verb: str, posted: bool) -> tuple[str, bool]:
         """Return the URL to ask in place of a URL that may come from a server.
@@ -395,7 +397,7 @@ class Origins:
         if origin_of(target) not in self._trusted:
             raise FeedError(
                 f"{self.where} {verb} to another origin, {there}, which credentials must not follow; if the "
-                "feed has moved there, give its new URL, or have it asked without them: trusted="
+                "feed has moved there, give its new URL, or have it asked without them: trusted_origins="
             )
         if posted:
             raise FeedError(f"{self.where} {verb} to another origin, {there}, which must not get what is posted")

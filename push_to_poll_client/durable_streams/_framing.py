@@ -32,21 +32,6 @@ from push_to_poll_client._types import Cursor, Message
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._decoding import split_json
 
-__all__ = [
-    "BEGINNING",
-    "FRAMINGS",
-    "NOW",
-    "ReadStart",
-    "StreamBatch",
-    "StreamHeaders",
-    "StreamMessage",
-    "StreamPosition",
-    "StreamResponse",
-    "echo_of",
-    "is_offset",
-]
-
-
 BEGINNING = "-1"
 NOW = "now"
 """Reserved: a server makes no such offsets (§8)."""
@@ -121,7 +106,7 @@ MAX_ECHO = 256
 
 
 class StreamHeaders(NamedTuple):
-    """What the headers of a response say.
+    """Headers of a response, read.
 
     Attributes:
         offset: Where to go on (§5.6).
@@ -135,7 +120,7 @@ class StreamHeaders(NamedTuple):
 
     @property
     def ends(self) -> bool:
-        """Whether there is nothing more to request now."""
+        """True if there is nothing more to request now."""
         return self.up_to_date or self.closed
 
     @classmethod
@@ -228,7 +213,7 @@ class StreamMessage(Message):
 
     @property
     def data(self) -> Any:
-        """What the message says.
+        """Content of the message.
 
         Raises:
             UndecodableMessage: It cannot be read. Let it pass through the handler.
@@ -243,7 +228,7 @@ class StreamMessage(Message):
 
 
 class ReadStart(NamedTuple):
-    """Where a response begins.
+    """Start of a response.
 
     Attributes:
         position: What was requested.
@@ -306,7 +291,7 @@ class StreamBatch(NamedTuple):
 
 
 class Framing(NamedTuple):
-    """How a stream is cut into messages.
+    """Rule by which a stream is cut into messages.
 
     Attributes:
         read: Reads a response, up to a number of messages.

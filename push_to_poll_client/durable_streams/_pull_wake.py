@@ -32,9 +32,6 @@ from push_to_poll_client.listeners._requests import ListenerClient
 from push_to_poll_client.listeners._webhook.types import Control
 from push_to_poll_client.listeners.subscriptions._manager import SubscriptionManager
 
-__all__ = ["PullWakeListener"]
-
-
 _log_of_subscriptions = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.subscriptions"))
 
 

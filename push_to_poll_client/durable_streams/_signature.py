@@ -33,9 +33,6 @@ from push_to_poll_client.listeners._requests import (
 from push_to_poll_client.listeners._webhook.types import Verified, WebhookRequest
 from push_to_poll_client.listeners.verifiers._ed25519 import PublicKey, public_key, verify
 
-__all__ = ["MAX_KEYS", "MIN_REFRESH_INTERVAL", "TIMEOUT", "DurableStreamsSignature", "KeySet"]
-
-
 MIN_REFRESH_INTERVAL = 60.0
 """Seconds between two requests for the set: a stranger who invents keys costs the server one a minute."""
 
@@ -107,13 +104,10 @@ class KeySet:
     async def refresh(self) -> None:
         """Request the set now. If that raises, the keys that were known before are kept."""
         with hidden(self._client.secrets):
-            await self._refresh()
-
-    async def _refresh(self) -> None:
-        response = (
-            await self._client.send_request(headers={"accept": "application/jwk-set+json, application/json"})
-        ).expect()
-        self._keys = dict(_keys_of(response))
+            response = await self._client.send_request(
+                headers={"accept": "application/jwk-set+json, application/json"}
+            )
+            self._keys = dict(_keys_of(response.expect()))
         self._stale_at = self._clock() + _lifetime(response.headers)
 
     async def _refresh_if_allowed(self) -> None:
@@ -123,20 +117,15 @@ class KeySet:
             now = self._clock()
             if now >= self._not_before:
                 self._not_before = now + MIN_REFRESH_INTERVAL
-                # Shielded: otherwise a client that hangs up would take the one request of a minute from the
-                # others.
+                # Otherwise a client that hangs up would take the one request of a minute from the others.
                 with anyio.CancelScope(shield=True):
-                    await self._try_to_refresh()
-        finally:
-            self._request_lock.release()
-
-    async def _try_to_refresh(self) -> None:
-        try:
-            await self.refresh()
+                    await self.refresh()
         except Exception as error:  # noqa: BLE001  # a push is verified by the known keys all the same
             with hidden(self._client.secrets):
                 why = http_failure_of(error, wanted="a set of keys", verdicts=RESPONSE_VERDICTS).sentence
             _log.info("%s: %s; %d keys are known", self.name, why, len(self._keys))
+        finally:
+            self._request_lock.release()
 
 
 def _keys_of(response: ListenerResponse) -> Iterator[tuple[str, PublicKey]]:
@@ -229,11 +218,11 @@ class DurableStreamsSignature:
         )
 
     def may_pass(self, request: WebhookRequest) -> bool:
-        """Whether it has a signature of the right form and of our time; asked before the body is read."""
+        """Return True if the signature has the right form and a current time. Called before the body is read."""
         return self._parse_signature(request) is not None
 
     async def __call__(self, request: WebhookRequest, /) -> Verified | bool:
-        """Whether the server signed it. A repetition has the same signature: it is told from others by that.
+        """Return a `Verified` if the server signed the request. A repeated request has the same signature.
 
         The server's own retries are signed anew, so they are no repetitions.
         """

@@ -39,19 +39,6 @@ from push_to_poll_client.listeners._requests import (
 from push_to_poll_client.listeners._webhook.types import WebhookAnswer, WebhookRequest
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
-__all__ = [
-    "CONFIRM_EVERY",
-    "JSON_HEADERS",
-    "DurableStreamsSubscription",
-    "DurableStreamsWebhook",
-    "address_below",
-    "error_code",
-    "path_in_stream_root",
-    "root_of",
-    "topics_of",
-]
-
-
 CONFIRM_EVERY = 60.0
 """Seconds between two confirmations. For so long a server that lost the subscription pushes nothing, and consumers
 poll at their fallback interval. A fleet of 1,000 sends 17 requests a second."""
@@ -161,11 +148,11 @@ class DurableStreamsSubscription:
         response.expect(HTTPStatus.OK, HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
     def adopt(self, registrations: Sequence[Registration]) -> None:
-        """Those whose pushes are welcome."""
+        """Note the registrations whose pushes are accepted."""
         self.registrations = registrations
 
     def url(self, id: str, action: str = "") -> str:
-        """Where a subscription is on the server."""
+        """URL of a subscription at the server, or of one of its actions."""
         return f"{self._base_url}/{quote(id, safe='')}{action}"
 
     async def _on_created(self) -> None:

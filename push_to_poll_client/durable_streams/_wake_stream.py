@@ -40,8 +40,6 @@ from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 from push_to_poll_client.listeners._webhook.limits import TokenBucket
 from push_to_poll_client.listeners.sse import EventStream, SSEListener
 
-__all__ = ["ChannelPart", "Claim", "Claimer", "WakeStream", "parse_claim", "split_channel"]
-
 
 class ChannelPart:
     """A `Channel` for one of two parts that report to the same channel, which is up while both parts are.
@@ -58,7 +56,7 @@ class ChannelPart:
 
     @property
     def is_up(self) -> bool:
-        """Whether this part is up."""
+        """True if this part is up."""
         return self._event.is_set()
 
     async def wait_up(self) -> None:
@@ -143,7 +141,7 @@ class Claim(msgspec.Struct, frozen=True):
 
     @property
     def acks(self) -> list[dict[str, str]]:
-        """How far those streams reached, in the form that the server wants."""
+        """Offsets that those streams had reached, in the form that the server wants."""
         pending = (stream for stream in self.streams if stream.has_pending)
         return [{"stream": stream.path, "offset": stream.tail_offset} for stream in pending]
 

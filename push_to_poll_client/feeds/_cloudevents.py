@@ -24,8 +24,6 @@ from push_to_poll_client._types import Cursor, Message, UnreadableMessage
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, split_json, unreadable_key
 
-__all__ = ["CloudEvent", "read_batch"]
-
 _Bytes: TypeAlias = bytes | msgspec.Raw
 
 # These decode an event or a page whose depth was checked before.
@@ -135,37 +133,37 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
 
     @property
     def source(self) -> str:
-        """Where the event happened, a URI reference; empty when the feed left it out."""
+        """URI reference of the context in which the event happened; "" if the feed left it out."""
         return self._source or ""
 
     @property
     def type(self) -> str:
-        """What happened; empty when the feed left it out."""
+        """Type of the event; "" if the feed left it out."""
         return self._type or ""
 
     @property
     def subject(self) -> str | None:
-        """What it happened to; in an aggregate feed the key of the entry. `None` when there is none."""
+        """Subject of the event; in an aggregate feed the key of the entry. None if there is none."""
         return self._subject
 
     @property
     def time(self) -> str | None:
-        """When it happened, as the feed wrote it (RFC 3339); `None` when it did not. Says nothing about order."""
+        """Time of the event as the feed wrote it (RFC 3339), or None. It says nothing about the order."""
         return self._time
 
     @property
     def method(self) -> str:
-        """What an aggregate feed does to the subject, as the feed wrote it; "PUT" when it did not."""
+        """Method that an aggregate feed applies to the subject, as written; "PUT" if the feed left it out."""
         return self._method or "PUT"
 
     @property
     def deleted(self) -> bool:
-        """Whether the subject is deleted (method "DELETE", in whatever case)."""
+        """True if the subject is deleted (method "DELETE", in upper or lower case)."""
         return self.method.lower() == "delete"
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """All that the event says but its data, extensions included; a new dict at each reading.
+        """All attributes with the extensions, without the data; a new dict each time.
 
         Raises:
             UndecodableMessage: One of them cannot be read.
@@ -270,7 +268,11 @@ def read_batch(page: bytes, where: str, *, max_events: int) -> Sequence[Message]
     page = page.removeprefix(_BOM)
     if len(page) > _UNCOUNTED_BYTES_PER_EVENT * max_events:
         _check_count(_count_events(page, where, max_events), max_events, where)
-    messages: Sequence[Message] | None = _read_at_once(page)
+    messages: Sequence[Message] | None = None
+    with _use_batch(page), suppress(*DECODE_ERRORS):  # one unreadable event fails them all
+        check_page_depth(page)
+        events = _decode_events(page)
+        messages = None if _ESCAPE in page and _has_nul(events) else events
     if messages is None:
         messages = list(_read_one_by_one(page, where))
     _check_count(len(messages), max_events, where)
@@ -292,15 +294,6 @@ def _check_count(count: int, max_events: int, where: str) -> None:
             f"{where} sent a page of more than {max_events} events; ask it for smaller pages, or raise max_body= "
             "if that is right"
         )
-
-
-def _read_at_once(page: bytes) -> Sequence[CloudEvent] | None:
-    """Decode a page in one pass; `None` if one of its events is unreadable."""
-    with _use_batch(page), suppress(*DECODE_ERRORS):
-        check_page_depth(page)
-        events = _decode_events(page)
-        return None if _ESCAPE in page and _has_nul(events) else events
-    return None
 
 
 @contextmanager

@@ -213,7 +213,7 @@ def serve_in_thread(app: ReferenceApp | None = None, *, port: int = 0, **kwargs:
     """Run the reference server in a thread.
 
         with serve_in_thread(backlog=100, page_size=10) as server:
-            feed = HTTPFeed(server.url)
+            feed = HTTPFeed(server.url)  # the server follows the HTTP Feeds specification
 
     Args:
         app: What to serve; `None` makes a `ReferenceApp` of the other arguments.

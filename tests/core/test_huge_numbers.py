@@ -11,7 +11,6 @@ import pytest
 from push_to_poll_client import (
     AtomFeed,
     ConnectionListener,
-    DurableStreamFeed,
     FeedError,
     FetchRequest,
     HTTPFeed,
@@ -19,7 +18,6 @@ from push_to_poll_client import (
     MemoryStore,
     Page,
     PagedFeed,
-    PullWakeListener,
     RetryMessage,
     SQLiteStore,
     SSEListener,
@@ -29,7 +27,12 @@ from push_to_poll_client import (
 )
 from push_to_poll_client._schedule import MAX_NOT_BEFORE
 from push_to_poll_client._validation import MAX_NUMBER, check_number
-from push_to_poll_client.durable_streams import DurableStreamsSignature, DurableStreamsWebhook
+from push_to_poll_client.durable_streams import (
+    DurableStreamFeed,
+    DurableStreamsSignature,
+    DurableStreamsWebhook,
+    PullWakeListener,
+)
 from push_to_poll_client.feeds.paged import Entries, LongPoll, OldestFirst, from_body, full_page, to_query
 from push_to_poll_client.listeners.handshakes import cloudevents_origins
 from push_to_poll_client.listeners.postgres import PostgresListener

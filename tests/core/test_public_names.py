@@ -11,8 +11,8 @@ from push_to_poll_client import durable_streams, feeds, listeners, stores, testi
 
 PUBLIC = set(
     """
-    Consumer CloudEvent HTTPFeed PagedFeed DurableStreamFeed AtomFeed AtomEntry SQLiteStore MemoryStore
-    WebSocketListener SSEListener ServerSentEvent ConnectionListener Connection LongPollListener PullWakeListener
+    Consumer CloudEvent HTTPFeed PagedFeed AtomFeed AtomEntry SQLiteStore MemoryStore
+    WebSocketListener SSEListener ServerSentEvent ConnectionListener Connection LongPollListener
     WebhookListener WebhookRequest WebhookAnswer WebhookCounters JSONHint Verdict
     Message UnreadableMessage Page FetchRequest Push Cursor Record RecordState DeadLetter SavedCursor
     Feed Listener Channel Store Session TransactionalSession

@@ -22,6 +22,7 @@ from tests.feeds.test_declared_suite import From
 from tests.feeds.test_paged_vendors import inception, walk
 from tests.support.consumers import Log
 from tests.support.postgres_server import shared_server
+from tests.vendors.acme import Acme
 from tests.vendors.atom import Atom
 from tests.vendors.calendar import Calendar
 from tests.vendors.couchdb import CouchDB
@@ -53,6 +54,7 @@ DECLARED = {
 }
 
 VENDORS = {
+    "acme": Acme,
     "events": GitHub,
     "orders": Orders,
     "stock": Stock,
@@ -75,6 +77,7 @@ VENDORS = {
 }
 
 CREDENTIALS = {
+    "ACME_KEY": SECRET,
     "GITHUB_TOKEN": SECRET,
     "STRIPE_KEY": f"sk_test_{SECRET}",
     "CLIENT_ID": "client",
@@ -174,6 +177,21 @@ async def test_a_declaration_shows_no_secret(name, serve):
         await walk(feed, inception(vendor))
     await feed.aclose()
     assert SECRET not in f"{refused.value} {feed!r} {feed.identity}"
+
+
+@pytest.mark.parametrize("code", [200, 429])
+async def test_the_wait_of_a_vendors_own_header_is_heeded(code, serve):
+    feed, url = declared("acme")
+    vendor = serve(VENDORS["acme"](1), url)
+    vendor.wait = 7
+    if code == httpx.codes.OK:
+        assert (await feed.fetch(FetchRequest())).retry_after == 7
+    else:
+        vendor.script.append(vendor.throttled(7))
+        with pytest.raises(FeedError, match="asks to be left alone") as throttled:
+            await feed.fetch(FetchRequest())
+        assert throttled.value.retry_after == 7
+    await feed.aclose()
 
 
 async def test_an_idle_consumer_of_syncthing_catches_up_and_sees_events_at_once(serve, running):

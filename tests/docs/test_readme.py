@@ -42,10 +42,9 @@ def block_with(text):
 
 
 def at(text, server):
-    """The same text, with the reference server's addresses."""
-    return text.replace("wss://shop.example/orders/push", server.push_url).replace(
-        "https://shop.example/orders", server.url
-    )
+    """The same text, with the reference server's addresses and the name that it has for a cursor."""
+    text = text.replace("wss://shop.example/orders/push", server.push_url).replace('"after"', '"lastEventId"')
+    return text.replace("https://shop.example/orders", server.url)
 
 
 def test_the_first_readme_example_runs_and_has_at_most_fifteen_lines(server, capsys, monkeypatch, tmp_path):

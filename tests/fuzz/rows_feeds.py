@@ -7,13 +7,13 @@ from push_to_poll_client import (
     CloudEvent,
     CursorExpired,
     DeadLetter,
-    DurableStreamFeed,
     FeedError,
     HTTPFeed,
     ServerSentEvent,
     UndecodableMessage,
     UnreadableMessage,
 )
+from push_to_poll_client.durable_streams import DurableStreamFeed
 from push_to_poll_client.durable_streams._framing import (
     FRAMINGS,
     ReadStart,

@@ -32,7 +32,7 @@ from push_to_poll_client._http.redirects import MAX_REMEMBERED_REDIRECTS, Redire
 from push_to_poll_client._http.response import BodyError, find_link, read_body
 from push_to_poll_client._types import MAX_NOT_BEFORE
 from push_to_poll_client._validation import describe, one_line, quoted
-from push_to_poll_client.feeds._end_of_feed import EndOfFeed
+from push_to_poll_client.feeds._base import EndOfFeed
 from tests.fuzz.answers import URL, answer_of, direct_client, fields, in_loop, response_of, written
 from tests.fuzz.fuzzed import Fuzzed, around, text_of, words
 from tests.support.identities import cheap_identities
@@ -197,7 +197,7 @@ def read_exchange(data):
         timeout=30,
         max_body=4096,
         client=direct_client(data),
-        trusted=["https://cdn.example"],
+        trusted_origins=["https://cdn.example"],
     )
 
     async def ask():
@@ -451,7 +451,7 @@ ROWS = (
     ),
     Fuzzed(
         name="exchanges",
-        modules=("_http.client", "_http.response", "feeds._end_of_feed", "_http.direct_client"),
+        modules=("_http.client", "_http.response", "feeds._base", "_http.direct_client"),
         read=read_exchange,
         errors=(FeedError,),
         examples=(

@@ -12,7 +12,6 @@ from push_to_poll_client import (
     CursorExpired,
     DeadLetter,
     DeadLetterMessage,
-    DurableStreamFeed,
     Fate,
     FetchRequest,
     Hooks,
@@ -33,6 +32,7 @@ from push_to_poll_client import (
     Verdict,
     WebSocketListener,
 )
+from push_to_poll_client.durable_streams import DurableStreamFeed
 
 
 class OwnFeed:

@@ -169,7 +169,7 @@ async def test_a_trusted_origin_gets_no_headers_credentials_or_params_of_the_cli
     async with httpx2.AsyncClient(
         transport=httpx2.MockTransport(answer), auth=("me", "pw"), headers={"x-key": "k"}, params={"k": "v"}
     ) as client:
-        feed = HTTPFeed("https://h.example/", client=client, trusted=["https://cdn.example"])
+        feed = HTTPFeed("https://h.example/", client=client, trusted_origins=["https://cdn.example"])
         assert (await fetch(feed)).messages == []
     assert asked[0].headers["user-agent"].startswith("push-to-poll-client/")
     assert asked[0].headers["user-agent"].endswith(f" python-httpx2/{httpx2.__version__}")
