@@ -74,7 +74,7 @@ from push_to_poll_client._types import (
 )
 from push_to_poll_client._version import __version__
 from push_to_poll_client.durable_streams import DurableStreamFeed, PullWakeListener
-from push_to_poll_client.feeds import AtomEntry, AtomFeed, CloudEvent, HTTPFeed, PagedFeed
+from push_to_poll_client.feeds import AtomEntry, AtomFeed, CloudEvent, Entry, HTTPFeed, PagedFeed
 from push_to_poll_client.listeners import (
     Connection,
     ConnectionListener,
@@ -108,6 +108,7 @@ __all__ = [
     "DeadLetterMessage",
     "DeadLetters",
     "DurableStreamFeed",
+    "Entry",
     "FailingMessage",
     "Fate",
     "Feed",

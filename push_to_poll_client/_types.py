@@ -8,9 +8,10 @@ import enum
 from abc import ABCMeta
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Generic, NamedTuple, TypeAlias
 
 import msgspec
+from typing_extensions import TypeVar
 
 from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._json import decode
@@ -24,6 +25,9 @@ __all__ = [
     "DeadLetter",
     "Fate",
     "FetchRequest",
+    "M",
+    "M_co",
+    "M_contra",
     "Message",
     "Page",
     "Push",
@@ -163,6 +167,11 @@ class UnreadableMessage(Message):
         return self._error
 
 
+M = TypeVar("M", bound=Message, default=Message)
+M_co = TypeVar("M_co", bound=Message, default=Message, covariant=True)
+M_contra = TypeVar("M_contra", bound=Message, default=Message, contravariant=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Push:
     """What arrived on a push channel. It becomes a wake and is never data.
@@ -213,8 +222,8 @@ class FetchRequest:
     fresh: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+@dataclass(frozen=True)  # without slots, which make `Page[Entry]()` a TypeError on CPython 3.11
+class Page(Generic[M_co]):
     """One answer of a feed.
 
     Attributes:
@@ -233,7 +242,7 @@ class Page:
             asks for come first, and only the last page of a poll counts.
     """
 
-    messages: Sequence[Message] = ()
+    messages: Sequence[M_co | UnreadableMessage] = ()
     cursor: Cursor | None = None
     next: Cursor | None = None
     retry_after: float | None = None

@@ -252,7 +252,7 @@ _USUAL_COMMAS_PER_EVENT = 10
 """Commas in and after an event. With fewer, the decoder counts the events, which takes 72 bytes for each event."""
 
 
-def read_batch(page: bytes, where: str, *, max_events: int) -> Sequence[Message]:
+def read_batch(page: bytes, where: str, *, max_events: int) -> Sequence[CloudEvent | UnreadableMessage]:
     """Decode a page of CloudEvents (CloudEvents JSON format §4).
 
     Args:
@@ -270,7 +270,7 @@ def read_batch(page: bytes, where: str, *, max_events: int) -> Sequence[Message]
     page = page.removeprefix(_BOM)
     if len(page) > _UNCOUNTED_BYTES_PER_EVENT * max_events:
         _check_count(_count_events(page, where, max_events), max_events, where)
-    messages: Sequence[Message] | None = _read_at_once(page)
+    messages: Sequence[CloudEvent | UnreadableMessage] | None = _read_at_once(page)
     if messages is None:
         messages = list(_read_one_by_one(page, where))
     _check_count(len(messages), max_events, where)
@@ -318,7 +318,7 @@ def _has_nul(events: Sequence[CloudEvent]) -> bool:
     return "\0" in "".join(names)
 
 
-def _read_one_by_one(page: bytes, where: str) -> Iterator[Message]:
+def _read_one_by_one(page: bytes, where: str) -> Iterator[CloudEvent | UnreadableMessage]:
     try:
         events: Sequence[_Bytes] = _decode_batch(page)
     except DECODE_ERRORS:

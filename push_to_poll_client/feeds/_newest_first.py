@@ -14,6 +14,7 @@ The order of the files: this reader, one walk (`_newest_first_walk`), and the cu
 import re
 from collections import OrderedDict
 from dataclasses import replace
+from typing import Any
 
 import anyio
 
@@ -83,7 +84,7 @@ class NewestFirstReader:
         self._walks = Walks()
         self._freshness = FreshnessCache()
 
-    async def fetch(self, request: FetchRequest) -> Page:
+    async def fetch(self, request: FetchRequest) -> Page[Any]:  # of the messages of its documents
         """Fetch the next document of a walk, as `Feed.fetch`.
 
         Raises:

@@ -13,7 +13,7 @@ from typing import Any
 from push_to_poll_client._http.caching import cache_bypass_headers, fresh_for
 from push_to_poll_client._http.client import Client
 from push_to_poll_client._http.credentials import Auth
-from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page
+from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Page, UnreadableMessage
 from push_to_poll_client.feeds._atom.complete_feed import MissingDocuments, document_from_response
 from push_to_poll_client.feeds._atom.constructs import AtomCategory, AtomLink, AtomPerson, AtomText
 from push_to_poll_client.feeds._atom.entry import AtomEntry, restore_entry, sort_key
@@ -101,7 +101,7 @@ class AtomFeed:
         self._max_entries = max_messages(max_body)
         self._known_secrets = self._http_client.secrets
 
-    async def fetch(self, request: FetchRequest, /) -> Page:
+    async def fetch(self, request: FetchRequest, /) -> Page[AtomEntry]:
         """Fetch the next document on the way back from the newest one to what `request.cursor` has seen.
 
         Raises:
@@ -130,7 +130,7 @@ class AtomFeed:
         """Identities that earlier versions made of the URL, newest first, for their state files."""
         return self._http_client.former_identities
 
-    def restore(self, letter: DeadLetter, /) -> Message:
+    def restore(self, letter: DeadLetter, /) -> AtomEntry | UnreadableMessage:
         """The message of a dead letter: an `AtomEntry`, or an `UnreadableMessage` if it still is one."""
         return restore_entry(letter)
 

@@ -9,7 +9,7 @@ from push_to_poll_client._http.caching import cache_bypass_headers
 from push_to_poll_client._http.client import Client, ask_again_if_held, check_reserved_parameters
 from push_to_poll_client._http.credentials import Auth
 from push_to_poll_client._http.response import Response
-from push_to_poll_client._types import DeadLetter, FetchRequest, Message, Page, UnreadableMessage
+from push_to_poll_client._types import DeadLetter, FetchRequest, Page, UnreadableMessage
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
@@ -100,7 +100,7 @@ class HTTPFeed:
         self._max_messages = max_messages(max_body)
         self._known_secrets = self._http_client.secrets
 
-    async def fetch(self, request: FetchRequest, /) -> Page:
+    async def fetch(self, request: FetchRequest, /) -> Page[CloudEvent]:
         """Ask for the events after `request.cursor`.
 
         Raises:
@@ -112,7 +112,7 @@ class HTTPFeed:
         wait = min(request.wait, self.max_wait or 0.0)
         return await self._http_client.mask_secrets(ask_again_if_held(partial(self._http_fetch, request), wait))
 
-    async def _http_fetch(self, request: FetchRequest, wait: float) -> Page:
+    async def _http_fetch(self, request: FetchRequest, wait: float) -> Page[CloudEvent]:
         query = {} if request.cursor is None else {"lastEventId": request.cursor}
         if wait > 0:
             query["timeout"] = str(max(1, round(wait * 1000)))  # the specification wants milliseconds
@@ -142,7 +142,7 @@ class HTTPFeed:
         """Identities that earlier versions made of the URL, newest first, for their state files."""
         return self._http_client.former_identities
 
-    def restore(self, letter: DeadLetter, /) -> Message:
+    def restore(self, letter: DeadLetter, /) -> CloudEvent | UnreadableMessage:
         """The event of a dead letter: a `CloudEvent`, or an `UnreadableMessage` if it still is one."""
         try:
             return CloudEvent.from_json(letter.raw)
@@ -157,7 +157,7 @@ class HTTPFeed:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._http_client.where!r})"
 
-    async def _messages(self, response: Response) -> Sequence[Message]:
+    async def _messages(self, response: Response) -> Sequence[CloudEvent | UnreadableMessage]:
         if response.status in _EMPTY_STATUSES:
             return []
         if response.media_type and not response.media_type.endswith(("/json", "+json")):

@@ -20,7 +20,7 @@ from typing import Any
 from push_to_poll_client._exceptions import FeedRefused
 from push_to_poll_client._http.client import Client, ask_again_if_held
 from push_to_poll_client._http.credentials import Auth
-from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page
+from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Page, UnreadableMessage
 from push_to_poll_client.feeds._paged.body import LINES, Reply
 from push_to_poll_client.feeds._paged.entries import CONTENTS, Entries, Entry
 from push_to_poll_client.feeds._paged.outcomes import (
@@ -207,7 +207,7 @@ class PagedFeed:
             if latest is not None:
                 self.latest = lambda: self._http_client.mask_secrets(oldest_first.latest(latest))
 
-    async def fetch(self, request: FetchRequest, /) -> Page:
+    async def fetch(self, request: FetchRequest, /) -> Page[Entry]:
         """Ask for what comes after `request.cursor`.
 
         Raises:
@@ -220,7 +220,7 @@ class PagedFeed:
         """
         return await self._http_client.mask_secrets(self._http_fetch(request))
 
-    async def _http_fetch(self, request: FetchRequest) -> Page:
+    async def _http_fetch(self, request: FetchRequest) -> Page[Entry]:
         try:
             return await self._http_fetch_once(request)
         except FeedRefused:
@@ -229,7 +229,7 @@ class PagedFeed:
         # The hint comes from a push, which can contain anything: the server may have refused the hint alone.
         return await self._http_fetch_once(replace(request, hint=None))
 
-    async def _http_fetch_once(self, request: FetchRequest) -> Page:
+    async def _http_fetch_once(self, request: FetchRequest) -> Page[Entry]:
         return await ask_again_if_held(lambda wait: self._fetcher.fetch(replace(request, wait=wait)), request.wait)
 
     @cached_property
@@ -242,7 +242,7 @@ class PagedFeed:
         """Identities that earlier versions made of the URL, newest first, for their state files."""
         return self._http_client.former_identities
 
-    def restore(self, letter: DeadLetter, /) -> Message:
+    def restore(self, letter: DeadLetter, /) -> Entry | UnreadableMessage:
         """The message of a dead letter: an `Entry`, or an `UnreadableMessage` if it still is one.
 
         One that `only` passes over is unreadable, too: it is to be dropped.

@@ -281,7 +281,7 @@ def entry_of(raw: RawEntry, *, again: int = 0, names: tuple[str, str] | None = N
     return AtomEntry(raw.source, raw.name, instant, deleted=raw.deleted, again=again, names=names)
 
 
-def restore_entry(letter: DeadLetter) -> Message:
+def restore_entry(letter: DeadLetter) -> AtomEntry | UnreadableMessage:
     """Make the message of a dead letter; an `UnreadableMessage` if it still cannot be read."""
     try:
         return _read_standalone(letter.raw, (letter.id, letter.key))

@@ -176,7 +176,9 @@ class Entries:
         reply.listed = any(part.listed for part in lists)
         return lists
 
-    def read(self, parts: Sequence[EntryList], *, each: Field | None, start: Cursor | None) -> list[Message]:
+    def read(
+        self, parts: Sequence[EntryList], *, each: Field | None, start: Cursor | None
+    ) -> list[Entry | UnreadableMessage]:
         """The messages of a page.
 
         Args:
@@ -187,7 +189,7 @@ class Entries:
         Raises:
             DeclarationMismatch: No entry of the first page can be read, or too many of another one.
         """
-        messages, unreadable = list[Message](), list[Message]()
+        messages, unreadable = list[Entry | UnreadableMessage](), list[UnreadableMessage]()
         for part in parts:
             messages += self._read_or_split(part, range(len(part.entries)), each, start, unreadable)
         _check_unreadable_count(unreadable)
@@ -199,7 +201,7 @@ class Entries:
         self._has_read_page = self._has_read_page or bool(messages)
         return messages
 
-    def restore(self, letter: DeadLetter) -> Message:
+    def restore(self, letter: DeadLetter) -> Entry | UnreadableMessage:
         """The message of a dead letter; an `UnreadableMessage` if it still is one, or is to be passed over."""
         part = self._lists.restore(letter.raw)
         try:
@@ -215,8 +217,13 @@ class Entries:
             return UnreadableMessage(letter.id, _as_decode_error(error), key=letter.key, raw=letter.raw)
 
     def _read_or_split(
-        self, part: EntryList, places: range, each: Field | None, start: Cursor | None, unreadable: list[Message]
-    ) -> Sequence[Message]:
+        self,
+        part: EntryList,
+        places: range,
+        each: Field | None,
+        start: Cursor | None,
+        unreadable: list[UnreadableMessage],
+    ) -> Sequence[Entry | UnreadableMessage]:
         """Read all entries at once; if one of them cannot be read, each half alone, down to that one."""
         try:
             return self._read_all(part, places, each, start)
@@ -233,7 +240,7 @@ class Entries:
 
     def _read_all(
         self, part: EntryList, places: Sequence[int], each: Field | None, start: Cursor | None
-    ) -> Sequence[Message]:
+    ) -> Sequence[Entry]:
         """Read the entries at these places, without those that `only` passes over; raise if one is unreadable."""
         entries = _entries_at(part, places)
         if self._only is not None:
@@ -251,7 +258,7 @@ class Entries:
         ids: Sequence[str],
         keys: Sequence[str],
         cursors: Sequence[Cursor | None] | None,
-    ) -> list[Message]:
+    ) -> list[Entry]:
         entries = _entries_at(part, places)
         types: Iterable[str] = repeat(part.group)
         if self._type is not None:

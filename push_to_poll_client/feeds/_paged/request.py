@@ -24,7 +24,7 @@ from push_to_poll_client._http.caching import Validators, cache_bypass_headers, 
 from push_to_poll_client._http.client import Client
 from push_to_poll_client._http.response import ACCEPTED_STATUSES, Response
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._types import Cursor, FetchRequest, Message, Page
+from push_to_poll_client._types import Cursor, FetchRequest, Page, UnreadableMessage
 from push_to_poll_client._validation import describe
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
 from push_to_poll_client.feeds._end_of_feed import EndOfFeed
@@ -32,7 +32,7 @@ from push_to_poll_client.feeds._newest_first import NewestFirstReader
 from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
 from push_to_poll_client.feeds._newest_first_walk import Document, longer_wait
 from push_to_poll_client.feeds._paged.body import DeclarationMismatch, EntryList, Reply
-from push_to_poll_client.feeds._paged.entries import Entries
+from push_to_poll_client.feeds._paged.entries import Entries, Entry
 from push_to_poll_client.feeds._paged.outcomes import Outcome, OutcomeResult, apply_outcomes
 from push_to_poll_client.feeds._paged.pagination import Latest, NewestFirst, OldestFirst, PagePosition
 from push_to_poll_client.feeds._paged.readers import EntryReader
@@ -91,7 +91,7 @@ class ParsedResponse(NamedTuple, Generic[T]):
 
     response: Response
     outcome: OutcomeResult
-    messages: Sequence[Message] = ()
+    messages: Sequence[Entry | UnreadableMessage] = ()
     continuation: T | None = None
     no_page: bool = False
 
@@ -342,7 +342,7 @@ class OldestFirstFetcher:
         self._end_of_feed = EndOfFeed()
         self._checks_order = True
 
-    async def fetch(self, request: FetchRequest) -> Page:
+    async def fetch(self, request: FetchRequest) -> Page[Entry]:
         """As `Feed.fetch`."""
         position = PagePosition.of(request.cursor)
         prepared = self._client.build_request(lambda parts: self._pages.put(parts, position), request)
@@ -388,7 +388,7 @@ class OldestFirstFetcher:
             self._checks_order = self._pages.check_order(parsed.messages, parsed.response.where, first=first)
         return parsed
 
-    def _page(self, parsed: _OldestFirstResponse) -> Page:
+    def _page(self, parsed: _OldestFirstResponse) -> Page[Entry]:
         closed, gap = parsed.outcome.closed, parsed.outcome.gap
         cursor, following = parsed.continuation or (None, None)
         following = None if closed else following
@@ -411,7 +411,7 @@ class NewestFirstFetcher:
         self._checks_order = True
         self._reader = NewestFirstReader(self._fetch_document, where)
 
-    async def fetch(self, request: FetchRequest) -> Page:
+    async def fetch(self, request: FetchRequest) -> Page[Entry]:
         """As `Feed.fetch`."""
         return await self._reader.fetch(request)
 
