@@ -22,6 +22,8 @@ __all__ = [
     "MAX_NOT_BEFORE",
     "Cursor",
     "CycleDetector",
+    "D",
+    "D_co",
     "DeadLetter",
     "Fate",
     "FetchRequest",
@@ -49,11 +51,16 @@ MAX_ID = 4_096
 """Characters of an id or a key: both are kept for each message. The feeds of this library make up to 1,200."""
 
 
-class Message(metaclass=ABCMeta):  # noqa: B024  # for classes that are one without inheriting it
+D = TypeVar("D", default=Any)
+D_co = TypeVar("D_co", default=Any, covariant=True)
+
+
+class Message(Generic[D_co], metaclass=ABCMeta):  # for classes that are one without inheriting it
     """One version of one entry of the feed.
 
     Immutable, so that what a handler does to it cannot change what it is remembered by (`data` is the
-    handler's own). A feed whose data is dear to decode subclasses this and decodes in `data`.
+    handler's own). A feed whose data is dear to decode subclasses this and decodes in `data`. `Message[Order]` is
+    one whose data is an `Order`.
 
     Args:
         id: Names this version of the entry, in 1 to 4,096 characters. A state feed that repeats an entity's id
@@ -88,14 +95,14 @@ class Message(metaclass=ABCMeta):  # noqa: B024  # for classes that are one with
         return self._cursor
 
     @property
-    def data(self) -> Any:
+    def data(self) -> D_co:
         """What the entry carries.
 
         Raises:
             UndecodableMessage: A feed that decodes lazily found that it cannot. Let it pass through the
                 handler: the message then fails as undecodable, not as the handler's fault.
         """
-        return self._data
+        return self._data  # type: ignore[no-any-return]
 
     @property
     def raw(self) -> bytes:

@@ -7,7 +7,7 @@ headers, and the framing of bodies are in `_framing.py`.
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from http import HTTPStatus
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Generic, Literal, Protocol, TypeAlias
 
 import anyio
 
@@ -16,7 +16,7 @@ from push_to_poll_client._http.caching import cache_bypass_headers
 from push_to_poll_client._http.client import Client, check_reserved_parameters
 from push_to_poll_client._http.credentials import Auth
 from push_to_poll_client._http.response import Response
-from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, Push
+from push_to_poll_client._types import Cursor, D_co, DeadLetter, FetchRequest, Message, Page, Push
 from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.durable_streams._framing import (
     BEGINNING,
@@ -30,6 +30,7 @@ from push_to_poll_client.durable_streams._framing import (
     StreamResponse,
     echo_of,
 )
+from push_to_poll_client.feeds._data_decoder import DataDecoder, Decode
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
 from push_to_poll_client.feeds._end_of_feed import EndOfFeed
 
@@ -55,7 +56,7 @@ class StreamEvent(Protocol):
         """Its data."""
 
 
-class DurableStreamFeed:
+class DurableStreamFeed(Generic[D_co]):
     """A stream by the Durable Streams Protocol, read to its end and on.
 
     The messages of a stream have no ids, but they keep their places (§4): a message's id is its number, counted
@@ -80,6 +81,7 @@ class DurableStreamFeed:
             own; "ndjson" has one JSON value a line, "lines" one `str` a line, of which the last one waits for
             its end; "bytes" makes one message of each answer, however the server cuts them, and its id is the
             range of its bytes.
+        decode: As for `HTTPFeed`.
         auth: As for `HTTPFeed`.
         headers: Sent with every request, before the feed's own.
         max_wait: Seconds for which an answer is waited for when there is nothing new (long polling). The server
@@ -112,6 +114,7 @@ class DurableStreamFeed:
         url: str,
         *,
         messages: MessageFormat = "json",
+        decode: Decode[D_co] | None = None,
         auth: Auth | None = None,
         headers: Mapping[str, str] | None = None,
         max_wait: float | None = 35.0,
@@ -137,6 +140,7 @@ class DurableStreamFeed:
         )
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
         self._framing = FRAMINGS[messages]
+        self._decoder = None if decode is None else DataDecoder(decode)
         self._max_messages = max_messages(max_body)
         self._max_body = max_body
         self._end_of_feed = EndOfFeed()
@@ -146,7 +150,7 @@ class DurableStreamFeed:
         self._known_secrets = self._http_client.secrets
         self.push_url: str = self._http_client.build_url({"live": "sse", "offset": NOW})
 
-    async def fetch(self, request: FetchRequest, /) -> Page:
+    async def fetch(self, request: FetchRequest, /) -> Page[Message[D_co]]:
         """Read what comes after `request.cursor`; if that is nothing, hold on for `request.wait` seconds.
 
         Raises:
@@ -157,7 +161,7 @@ class DurableStreamFeed:
         """
         return await self._http_client.mask_secrets(self._http_fetch(request))
 
-    async def _http_fetch(self, request: FetchRequest) -> Page:
+    async def _http_fetch(self, request: FetchRequest) -> Page[Message[D_co]]:
         wait = min(request.wait, self.max_wait or 0.0)
         if wait > 0:
             with anyio.move_on_after(wait):  # the server may hold for longer, or be gone
@@ -189,9 +193,11 @@ class DurableStreamFeed:
         """Identities that earlier versions made of the URL, newest first, for their state files."""
         return tuple(name + self._identity_suffix for name in self._http_client.former_identities)
 
-    def restore(self, letter: DeadLetter, /) -> Message:
+    def restore(self, letter: DeadLetter, /) -> Message[D_co]:
         """The message of a dead letter."""
-        return StreamMessage(letter.id, letter.raw, self._framing.decode, key=letter.key)
+        message: StreamMessage[D_co] = StreamMessage(letter.id, letter.raw, self._framing.decode, key=letter.key)
+        message.decoder = self._decoder
+        return message
 
     @staticmethod
     def hint(event: StreamEvent, /) -> Push | None:
@@ -209,7 +215,7 @@ class DurableStreamFeed:
 
     # A page
 
-    async def _page(self, request: FetchRequest, wait: float) -> Page:
+    async def _page(self, request: FetchRequest, wait: float) -> Page[Message[D_co]]:
         """Read complete messages. One that goes on in the next response is read on, as far as it is there."""
         start = self._unfinished
         if start is None or start.saved is None or start.saved.cursor != request.cursor:
@@ -248,6 +254,8 @@ class DurableStreamFeed:
         framed = StreamResponse(response.body, start, headers, self._http_client.where)
         size = len(framed.body) + len(start.rest)
         batch = await run_decoder(size, self._framing.read, framed, self._max_messages)
+        for message in batch.messages if self._decoder is not None else ():
+            message.decoder = self._decoder
         if batch.next_start is not None and len(batch.next_start.rest) > self._max_body:
             raise FeedError(f"{framed.where} has a line of more than {self._max_body} bytes; raise max_body=")
         return batch

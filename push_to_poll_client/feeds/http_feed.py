@@ -2,16 +2,17 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Generic
 
 from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._http.caching import cache_bypass_headers
 from push_to_poll_client._http.client import Client, ask_again_if_held, check_reserved_parameters
 from push_to_poll_client._http.credentials import Auth
 from push_to_poll_client._http.response import Response
-from push_to_poll_client._types import DeadLetter, FetchRequest, Page, UnreadableMessage
+from push_to_poll_client._types import D_co, DeadLetter, FetchRequest, Page, UnreadableMessage
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch
+from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch, read_event
+from push_to_poll_client.feeds._data_decoder import DataDecoder, Decode
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
 from push_to_poll_client.feeds._end_of_feed import EndOfFeed
 
@@ -22,7 +23,7 @@ _EMPTY_STATUSES = frozenset({204, 304})
 _RESERVED_PARAMETERS = frozenset({"lastEventId", "timeout"})
 
 
-class HTTPFeed:
+class HTTPFeed(Generic[D_co]):
     """A feed by the HTTP Feeds specification.
 
     Asks `GET url?lastEventId=…` and reads a batch of `CloudEvent`s. The cursor is the id of the last one; an
@@ -40,6 +41,9 @@ class HTTPFeed:
     Args:
         url: Where the feed is, with the query that it may need. A user and password in it are sent as Basic
             credentials and shown nowhere.
+        decode: What to make of the data of a message when it is first read: a type that msgspec knows (a Struct,
+            dataclass, TypedDict, `list[…]`), a pydantic model, or a plain function of the data. Data that does not
+            fit fails as undecodable (G9). `None`: the data is what JSON says.
         auth: An `httpx.Auth`, a pair of user and password (Basic), a token (Bearer), or an async callable that
             returns a token or `None`. The callable is asked at first use, and again once when the server answers
             401. `None` sends no credentials, or with `client=` the client's own.
@@ -74,6 +78,7 @@ class HTTPFeed:
         self,
         url: str,
         *,
+        decode: Decode[D_co] | None = None,
         auth: Auth | None = None,
         headers: Mapping[str, str] | None = None,
         max_wait: float | None = None,
@@ -96,11 +101,12 @@ class HTTPFeed:
             identity=identity,
         )
         self._end_of_feed = EndOfFeed()
+        self._decoder = None if decode is None else DataDecoder(decode)
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
         self._max_messages = max_messages(max_body)
         self._known_secrets = self._http_client.secrets
 
-    async def fetch(self, request: FetchRequest, /) -> Page[CloudEvent]:
+    async def fetch(self, request: FetchRequest, /) -> Page[CloudEvent[D_co]]:
         """Ask for the events after `request.cursor`.
 
         Raises:
@@ -112,7 +118,7 @@ class HTTPFeed:
         wait = min(request.wait, self.max_wait or 0.0)
         return await self._http_client.mask_secrets(ask_again_if_held(partial(self._http_fetch, request), wait))
 
-    async def _http_fetch(self, request: FetchRequest, wait: float) -> Page[CloudEvent]:
+    async def _http_fetch(self, request: FetchRequest, wait: float) -> Page[CloudEvent[D_co]]:
         query = {} if request.cursor is None else {"lastEventId": request.cursor}
         if wait > 0:
             query["timeout"] = str(max(1, round(wait * 1000)))  # the specification wants milliseconds
@@ -142,10 +148,10 @@ class HTTPFeed:
         """Identities that earlier versions made of the URL, newest first, for their state files."""
         return self._http_client.former_identities
 
-    def restore(self, letter: DeadLetter, /) -> CloudEvent | UnreadableMessage:
+    def restore(self, letter: DeadLetter, /) -> CloudEvent[D_co] | UnreadableMessage:
         """The event of a dead letter: a `CloudEvent`, or an `UnreadableMessage` if it still is one."""
         try:
-            return CloudEvent.from_json(letter.raw)
+            return read_event(letter.raw, self._decoder)
         except UndecodableMessage as error:
             return UnreadableMessage(letter.id, error, key=letter.key, raw=letter.raw)
 
@@ -157,11 +163,16 @@ class HTTPFeed:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._http_client.where!r})"
 
-    async def _messages(self, response: Response) -> Sequence[CloudEvent | UnreadableMessage]:
+    async def _messages(self, response: Response) -> Sequence[CloudEvent[D_co] | UnreadableMessage]:
         if response.status in _EMPTY_STATUSES:
             return []
         if response.media_type and not response.media_type.endswith(("/json", "+json")):
             raise response.wrong_type("not application/cloudevents-batch+json")
         return await run_decoder(
-            len(response.body), read_batch, response.body, self._http_client.where, max_events=self._max_messages
+            len(response.body),
+            read_batch,
+            response.body,
+            self._http_client.where,
+            max_events=self._max_messages,
+            decoder=self._decoder,
         )

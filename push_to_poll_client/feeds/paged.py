@@ -15,12 +15,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic
 
 from push_to_poll_client._exceptions import FeedRefused
 from push_to_poll_client._http.client import Client, ask_again_if_held
 from push_to_poll_client._http.credentials import Auth
-from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Page, UnreadableMessage
+from push_to_poll_client._types import Cursor, D_co, DeadLetter, FetchRequest, Page, UnreadableMessage
+from push_to_poll_client.feeds._data_decoder import DataDecoder, Decode
 from push_to_poll_client.feeds._paged.body import LINES, Reply
 from push_to_poll_client.feeds._paged.entries import CONTENTS, Entries, Entry
 from push_to_poll_client.feeds._paged.outcomes import (
@@ -96,7 +97,7 @@ __all__ = [
 ]
 
 
-class PagedFeed:
+class PagedFeed(Generic[D_co]):
     """A feed that is declared.
 
     Args:
@@ -116,6 +117,7 @@ class PagedFeed:
         method: Of every request, where that is another.
         read_ahead: Whether a page may be fetched before the one before it is committed. Not with a feed for which
             fetching acknowledges.
+        decode: As for `HTTPFeed`.
         auth: As for `HTTPFeed`.
         headers: As for `HTTPFeed`.
         timeout: As for `HTTPFeed`.
@@ -154,6 +156,7 @@ class PagedFeed:
         form: Mapping[str, str] | None = None,
         method: str | None = None,
         read_ahead: bool = False,
+        decode: Decode[D_co] | None = None,
         auth: Auth | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float = 30.0,
@@ -180,6 +183,7 @@ class PagedFeed:
             identity=identity,
         )
         check_senders(url, pages, hold, latest, hint, body=body, form=form is not None)
+        self._decoder = None if decode is None else DataDecoder(decode)
         pages_client = PagedClient(
             self._http_client,
             entries,
@@ -191,6 +195,7 @@ class PagedFeed:
             as_form=form is not None,
             method=check_method(method),
             max_body=max_body,
+            decoder=self._decoder,
         )
         self._entries = entries
         self._hint = hint
@@ -207,7 +212,7 @@ class PagedFeed:
             if latest is not None:
                 self.latest = lambda: self._http_client.mask_secrets(oldest_first.latest(latest))
 
-    async def fetch(self, request: FetchRequest, /) -> Page[Entry]:
+    async def fetch(self, request: FetchRequest, /) -> Page[Entry[D_co]]:
         """Ask for what comes after `request.cursor`.
 
         Raises:
@@ -220,7 +225,7 @@ class PagedFeed:
         """
         return await self._http_client.mask_secrets(self._http_fetch(request))
 
-    async def _http_fetch(self, request: FetchRequest) -> Page[Entry]:
+    async def _http_fetch(self, request: FetchRequest) -> Page[Entry[D_co]]:
         try:
             return await self._http_fetch_once(request)
         except FeedRefused:
@@ -229,7 +234,7 @@ class PagedFeed:
         # The hint comes from a push, which can contain anything: the server may have refused the hint alone.
         return await self._http_fetch_once(replace(request, hint=None))
 
-    async def _http_fetch_once(self, request: FetchRequest) -> Page[Entry]:
+    async def _http_fetch_once(self, request: FetchRequest) -> Page[Entry[D_co]]:
         return await ask_again_if_held(lambda wait: self._fetcher.fetch(replace(request, wait=wait)), request.wait)
 
     @cached_property
@@ -242,12 +247,12 @@ class PagedFeed:
         """Identities that earlier versions made of the URL, newest first, for their state files."""
         return self._http_client.former_identities
 
-    def restore(self, letter: DeadLetter, /) -> Entry | UnreadableMessage:
+    def restore(self, letter: DeadLetter, /) -> Entry[D_co] | UnreadableMessage:
         """The message of a dead letter: an `Entry`, or an `UnreadableMessage` if it still is one.
 
         One that `only` passes over is unreadable, too: it is to be dropped.
         """
-        return self._entries.restore(letter)
+        return self._entries.restore(letter, self._decoder)
 
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""

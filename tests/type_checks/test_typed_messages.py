@@ -8,8 +8,11 @@ Read by mypy and by pyright (`make lint`). A line with an ignore must not pass: 
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Literal, assert_type
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, assert_type
 
+import msgspec
+import pydantic
 import pytest
 
 from push_to_poll_client import (
@@ -149,6 +152,70 @@ def test_generic_classes_can_be_made_by_their_generic_names() -> None:
     assert FakeFeed[Entry]().newest == FakeFeed().newest
 
 
+# The type of the data, by `decode=`
+
+
+class Order(msgspec.Struct):
+    customer: str
+    cents: int
+
+
+@dataclass
+class Refund:
+    cents: int
+
+
+class Line(TypedDict):
+    article: str
+
+
+class Model(pydantic.BaseModel):
+    customer: str
+
+
+def customer_of(data: Any) -> str:
+    return str(data["customer"])
+
+
+class TypedOrders(Consumer[CloudEvent[Order]]):
+    async def process(self, message: CloudEvent[Order]) -> None:
+        assert_type(message.data, Order)
+        assert_type(message.data.cents, int)
+
+
+class TypedEntries(Consumer[Entry[Model]]):
+    def process(self, message: Entry[Model]) -> None:
+        assert_type(message.data.customer, str)
+
+
+def paged(decode: type[Model]) -> PagedFeed[Model]:
+    entries, pages = Entries(), OldestFirst(cursor=from_body("next"), send=to_query("after"))
+    return PagedFeed("https://shop.example/changes", entries=entries, pages=pages, decode=decode)
+
+
+def test_decode_gives_the_data_its_type() -> None:
+    url = "https://shop.example/orders"
+    orders = HTTPFeed(url, decode=Order)
+    assert_type(orders, HTTPFeed[Order])
+    assert_type(HTTPFeed(url), HTTPFeed[Any])
+    assert_type(HTTPFeed(url, decode=Refund), HTTPFeed[Refund])
+    assert_type(HTTPFeed(url, decode=Line), HTTPFeed[Line])
+    assert_type(HTTPFeed(url, decode=list[Order]), HTTPFeed[list[Order]])
+    assert_type(HTTPFeed(url, decode=customer_of), HTTPFeed[str])
+    assert_type(CloudEvent.from_json(b'{"id": "1"}', decode=Order), CloudEvent[Order])
+    stream = DurableStreamFeed(url, decode=Order)
+    feeds: list[Feed[Message[Order]]] = [stream, orders]
+    assert len(feeds) == 2
+    run_any(
+        TypedOrders(orders, store=STORE, concurrency=2, key=lambda m: m.data.customer),
+        TypedOrders(EVENTS, store=STORE),  # its data is Any
+        TypedEntries(paged(Model), store=STORE),
+        AnyMessages(orders, store=STORE),
+        Batches(orders, store=STORE),
+        Consumer(stream, store=STORE, process=any_message, dedupe_key=lambda m: m.data.customer),
+    )
+
+
 # What must not pass
 
 
@@ -183,6 +250,9 @@ def mistakes() -> None:
     Orders(PAGED, store=STORE, key=lambda m: m.customer)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     AnyMessages(PAGED, store=STORE, key=lambda m: m.type)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     Orders(PAGED, store=STORE, on_failure=of_entries_alone)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    TypedOrders(HTTPFeed("https://shop.example", decode=Refund), store=STORE)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    TypedEntries(PAGED, store=STORE, dedupe_key=lambda m: m.data.cents)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    HTTPFeed("https://shop.example", decode=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     FakeFeed[Entry]().publish(Message("1"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 

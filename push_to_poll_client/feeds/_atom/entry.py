@@ -107,7 +107,7 @@ _ENTRY = f"{{{ATOM}entry"
 _DELETED_ENTRY = f"{{{TOMBSTONES}deleted-entry"
 
 
-class AtomEntry(Message):
+class AtomEntry(Message[Element]):
     """A message of an `AtomFeed`: one version of an entry, or that the entry was deleted.
 
     A version is named by its `atom:id` and the instant of its `atom:updated`, however that is spelled. What its

@@ -16,8 +16,9 @@ from typing import Any, Final
 import msgspec
 
 from push_to_poll_client._exceptions import UndecodableMessage
-from push_to_poll_client._types import Cursor, DeadLetter, Message, UnreadableMessage
+from push_to_poll_client._types import Cursor, D_co, DeadLetter, Message, UnreadableMessage
 from push_to_poll_client._validation import describe
+from push_to_poll_client.feeds._data_decoder import DataDecoder
 from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, UNREADABLE_KEY_PREFIX, unreadable_key
 from push_to_poll_client.feeds._paged.body import (
     DeclarationMismatch,
@@ -34,8 +35,8 @@ from push_to_poll_client.feeds._paged.readers import Field, FieldSpec, texts_of
 __all__ = ["CONTENTS", "Entries", "Entry"]
 
 
-class Entry(Message):
-    """A message of a `PagedFeed`; its `data` is the entry, read as JSON.
+class Entry(Message[D_co]):
+    """A message of a `PagedFeed`; its `data` is the entry, read as JSON, or what `decode=` makes of it.
 
     It keeps the text of its page alive: do not collect entries, take from them what you need.
 
@@ -51,7 +52,7 @@ class Entry(Message):
         place: Where in it.
     """
 
-    __slots__ = ("_deleted", "_part", "_place", "_time", "_type")
+    __slots__ = ("_decoder", "_deleted", "_part", "_place", "_time", "_type")
 
     def __init__(  # noqa: PLR0917  # a page is read by columns, and made of them in their order
         self,
@@ -74,6 +75,19 @@ class Entry(Message):
         self._deleted = deleted
         self._part = part
         self._place = place
+        self._decoder = None if part is None else part.decoder
+
+    @property
+    def data(self) -> D_co:
+        """The entry, read as JSON, or what `decode=` makes of it when it is first read, and then kept.
+
+        Raises:
+            UndecodableMessage: It does not fit `decode=`. Let it pass through the handler.
+        """
+        if self._decoder is not None:
+            self._data = self._decoder.decode(self._data, self)
+            self._decoder = None
+        return self._data  # type: ignore[no-any-return]
 
     @property
     def type(self) -> str:
@@ -201,9 +215,10 @@ class Entries:
         self._has_read_page = self._has_read_page or bool(messages)
         return messages
 
-    def restore(self, letter: DeadLetter) -> Entry | UnreadableMessage:
+    def restore(self, letter: DeadLetter, decoder: DataDecoder[Any] | None = None) -> Entry | UnreadableMessage:
         """The message of a dead letter; an `UnreadableMessage` if it still is one, or is to be passed over."""
         part = self._lists.restore(letter.raw)
+        part.decoder = decoder
         try:
             if self._only is not None and not self._only(_entries_at(part, [0])[0]):
                 return UnreadableMessage(

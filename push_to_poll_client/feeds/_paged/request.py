@@ -26,6 +26,7 @@ from push_to_poll_client._http.response import ACCEPTED_STATUSES, Response
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Cursor, FetchRequest, Page, UnreadableMessage
 from push_to_poll_client._validation import describe
+from push_to_poll_client.feeds._data_decoder import DataDecoder
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
 from push_to_poll_client.feeds._end_of_feed import EndOfFeed
 from push_to_poll_client.feeds._newest_first import NewestFirstReader
@@ -116,6 +117,7 @@ class PagedClient:
         as_form: Whether the body is sent as a form instead of JSON.
         method: The method of every request; `None` for POST with a body and GET without.
         max_body: Bytes that a response may have.
+        decoder: Makes the data of the messages; `None`: it is what JSON says.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class PagedClient:
         as_form: bool,
         method: str | None,
         max_body: int,
+        decoder: DataDecoder[Any] | None,
     ) -> None:
         self._base_parts = RequestParts(body=body)
         self._client = client
@@ -143,6 +146,7 @@ class PagedClient:
         self._as_form = as_form
         self._method = method
         self._max_entries = max_messages(max_body)
+        self._decoder = decoder
         self._check_link = functools.partial(client.check_link, posted=body is not None)
 
     def build_request(
@@ -264,6 +268,8 @@ class PagedClient:
                 return ParsedResponse(response, outcome, no_page=True)
             if isinstance(lists, Exception):
                 raise lists
+            for part in lists:
+                part.decoder = self._decoder
             messages = self._entries.read(lists, each=self._each, start=position.start)
             return ParsedResponse(response, outcome, messages, read_continuation(reply))
 
