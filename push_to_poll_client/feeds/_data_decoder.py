@@ -26,7 +26,7 @@ Decode: TypeAlias = type[D_co] | Callable[[Any], D_co]
 _MAX_SHOWN = 3
 """Places that the error of a pydantic model names."""
 
-# What is not expected is a value of the data: of an enum, a Literal, or the tag of a union.
+# These errors repeat a value of the data: of an enum, a Literal, or the tag of a union.
 _SHOWS_VALUE = re.compile(r"(Invalid (?:enum )?value) .*?( - at `\$[^`]*`)?", re.DOTALL)
 _PYDANTIC_SHOWS_VALUE = "union_tag_invalid"
 
