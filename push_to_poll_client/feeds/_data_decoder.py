@@ -26,6 +26,9 @@ Decode: TypeAlias = type[D_co] | Callable[[Any], D_co]
 _MAX_SHOWN = 3
 """Places that the error of a pydantic model names."""
 
+_MAX_FAULTS = 100
+"""Of an error with more faults no place is named: pydantic gives a dict for each, and a list may have millions."""
+
 # These errors repeat a value of the data: of an enum, a Literal, or the tag of a union.
 _SHOWS_VALUE = re.compile(r"(Invalid (?:enum )?value) .*?( - at `\$[^`]*`)?", re.DOTALL)
 _PYDANTIC_SHOWS_VALUE = "union_tag_invalid"
@@ -122,10 +125,11 @@ def _make_custom(cls: Any, data: Any) -> Any:
     try:
         return cls.model_validate_json(msgspec.json.encode(data))
     except ValueError as error:
-        errors = getattr(error, "errors", None)
-        if not callable(errors):
-            raise
-        faults = errors(include_url=False, include_input=False, include_context=False)
+        if not (hasattr(error, "errors") and hasattr(error, "error_count")):
+            raise  # by a validator of another library
+        if error.error_count() > _MAX_FAULTS:
+            raise ValueError(f"it has {error.error_count()} faults") from None
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
         shown = [_describe_fault(fault) for fault in faults[:_MAX_SHOWN]]
         more = [f"{len(faults) - _MAX_SHOWN} more"] if len(faults) > _MAX_SHOWN else []
         raise ValueError("; ".join(shown + more)) from None
