@@ -44,6 +44,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --ignoreexternal --verifytypes push_to_poll_client
+	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --project tests/type_checks
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py

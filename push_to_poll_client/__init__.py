@@ -74,7 +74,7 @@ from push_to_poll_client._types import (
     UnreadableMessage,
 )
 from push_to_poll_client._version import __version__
-from push_to_poll_client.feeds import AtomEntry, AtomFeed, CloudEvent, HTTPFeed, PagedFeed
+from push_to_poll_client.feeds import AtomEntry, AtomFeed, CloudEvent, Entry, HTTPFeed, PagedFeed
 from push_to_poll_client.listeners import (
     Connection,
     ConnectionListener,
@@ -107,6 +107,7 @@ __all__ = [
     "DeadLetter",
     "DeadLetterMessage",
     "DeadLetters",
+    "Entry",
     "FailingMessage",
     "Fate",
     "Feed",

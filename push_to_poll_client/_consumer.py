@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanag
 from functools import partial
 from itertools import chain, count
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 from weakref import ref
 
 import anyio
@@ -42,7 +42,7 @@ from push_to_poll_client._protocols import Feed, Listener, Store
 from push_to_poll_client._schedule import Mode, Schedule
 from push_to_poll_client._secrets import known_secrets
 from push_to_poll_client._status import MAX_SHOWN_FAILING, PollResult, Status
-from push_to_poll_client._types import Cursor, Message, Push
+from push_to_poll_client._types import Cursor, M_co, Push
 from push_to_poll_client._validation import check_number, describe
 
 __all__ = ["Consumer"]
@@ -64,11 +64,14 @@ def _to_be_awaited(function: Function) -> Function:
     return mark(function)
 
 
-class Consumer:
+class Consumer(Generic[M_co]):
     """Consumes a feed: polls once, then whenever woken, then when it was quiet for the fallback interval.
 
     Subclass it and write `process`, or pass `process=`. Each message is processed once, in order, as long as its
     processing was recorded (G6); what was in hand at a crash is done again (G7).
+
+    `class Orders(Consumer[CloudEvent])` gives `process` the messages of a `Feed[CloudEvent]`, such as `HTTPFeed`;
+    a bare `Consumer` takes any feed, and its messages are `Message`s.
 
     `run()` claims the name in the store, and gives it back. So does each bare `poll_now()` and `catch_up()`;
     `async with consumer` keeps it, and the feed's connections, over several.
@@ -132,11 +135,11 @@ class Consumer:
 
     def __init__(
         self,
-        feed: Feed,
+        feed: Feed[M_co],
         *,
         store: Store,
         listeners: Sequence[Listener] = (),
-        process: ProcessFunction | None = None,
+        process: ProcessFunction[M_co] | None = None,
         name: str | None = None,
         fallback_interval: float | None = 60.0,
         degraded_interval: float | None = 10.0,
@@ -147,17 +150,17 @@ class Consumer:
         flush_interval: float = 0.05,
         shutdown_timeout: float = 10.0,
         retry: AsyncRetrying | None = DEFAULT_RETRY,
-        on_failure: OnFailure = "stop",
+        on_failure: OnFailure[M_co] = "stop",
         batch_size: int = 100,
         batch_wait: float = 0.0,
         concurrency: int = 1,
-        key: OrderingKey | None = None,
-        dedupe_key: DedupeKey | None = None,
-        fingerprint: Fingerprint | None = None,
+        key: OrderingKey[M_co] | None = None,
+        dedupe_key: DedupeKey[M_co] | None = None,
+        fingerprint: Fingerprint[M_co] | None = None,
         start: Cursor = "inception",
         on_cursor_expired: OnCursorExpired = "stop",
         overlap: float = 0.0,
-        hooks: Hooks | None = None,
+        hooks: Hooks[M_co] | None = None,
     ) -> None:
         handler, batch_handler = self._make_handlers(process, concurrency)
         safe_hooks = None if hooks is None else SafeHooks(hooks)
@@ -226,7 +229,8 @@ class Consumer:
 
     # What the user writes
 
-    def process(self, message: Message) -> Awaitable[None] | None:
+    # Covariant all the same, so that what runs or wakes any `Consumer` takes one of any messages.
+    def process(self, message: M_co) -> Awaitable[None] | None:  # type: ignore[misc]
         """Process one message. Override it with `async def`, or with `def`, which runs in a worker thread.
 
         Not called again for a message whose processing was recorded. An exception means that it failed: it is
@@ -234,7 +238,7 @@ class Consumer:
         """
         raise NotImplementedError
 
-    def process_batch(self, messages: Sequence[Message]) -> Awaitable[None] | None:
+    def process_batch(self, messages: Sequence[M_co]) -> Awaitable[None] | None:
         """Process up to `batch_size` messages at once. Override it in place of `process`, `async` or not.
 
         When it raises, the batch is split in halves until the message that fails stands alone; that one is tried
@@ -486,7 +490,9 @@ class Consumer:
 
     # Options
 
-    def _make_handlers(self, process: ProcessFunction | None, threads: int) -> tuple[Handler, BatchHandler | None]:
+    def _make_handlers(
+        self, process: ProcessFunction[M_co] | None, threads: int
+    ) -> tuple[Handler[M_co], BatchHandler[M_co] | None]:
         cls = type(self)
         if inspect.iscoroutinefunction(cls.should_poll):
             raise TypeError("should_poll is a plain def: a push is not kept waiting")

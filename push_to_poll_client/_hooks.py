@@ -9,13 +9,13 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from push_to_poll_client._exceptions import FeedError, StoreUnavailable
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._schedule import WakeResult
 from push_to_poll_client._status import Counters, FailingMessage, Gap, PollResult, Resynced
-from push_to_poll_client._types import Clock, Cursor, Fate, Message, RecordState
+from push_to_poll_client._types import Clock, Cursor, Fate, M_contra, Message, RecordState, UnreadableMessage
 from push_to_poll_client._validation import describe, one_line, quoted
 
 __all__ = ["ConsumerStats", "Hooks", "RunLog", "SafeHooks", "place_of", "with_start_hook"]
@@ -26,22 +26,27 @@ MessageOrBatch = TypeVar("MessageOrBatch", Message, Sequence[Message])
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 
-class Hooks:
-    """Override what you want to hear of. Called in the event loop, so they must be short, and never block."""
+class Hooks(Generic[M_contra]):
+    """Override what you want to hear of. Called in the event loop, so they must be short, and never block.
 
-    def message_started(self, message: Message) -> None:
+    `Hooks[Entry]` are for a `Consumer[Entry]`, bare `Hooks` for any.
+    """
+
+    def message_started(self, message: M_contra) -> None:
         """The handler is about to get a message; for each further attempt, and part of a batch, again.
 
         What is cancelled then comes again, and nothing more is said of it until it does.
         """
 
-    def message_settled(self, message: Message, state: RecordState) -> None:
+    def message_settled(self, message: M_contra | UnreadableMessage, state: RecordState) -> None:
         """It is processed, dead or skipped; that is committed soon after."""
 
-    def message_failed(self, message: Message, error: Exception, attempt: int, fate: Fate) -> None:
+    def message_failed(
+        self, message: M_contra | UnreadableMessage, error: Exception, attempt: int, fate: Fate
+    ) -> None:
         """The `attempt`th attempt failed, and this becomes of the message."""
 
-    def message_postponed(self, message: Message, failing: FailingMessage) -> None:
+    def message_postponed(self, message: M_contra | UnreadableMessage, failing: FailingMessage) -> None:
         """It failed before a restart, and still waits for its next attempt, perhaps for hours.
 
         Called once, when a poll meets it; `message_failed` was called by the run before. Messages that may not
@@ -71,7 +76,7 @@ class SafeHooks(Hooks):
         TypeError: It is not a `Hooks`, or one of its methods is a coroutine function, which would not be awaited.
     """
 
-    def __init__(self, hooks: Hooks) -> None:
+    def __init__(self, hooks: Hooks[Any]) -> None:
         if not isinstance(hooks, Hooks):
             raise TypeError(f"hooks must be a Hooks or None, not {hooks!r}")
         for name in HOOK_NAMES:

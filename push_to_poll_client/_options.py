@@ -12,7 +12,7 @@ from tenacity import AsyncRetrying
 from push_to_poll_client._exceptions import CursorExpired
 from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._protocols import Feed, Listener, Store
-from push_to_poll_client._types import Cursor, Fate, Message
+from push_to_poll_client._types import Cursor, Fate, M, UnreadableMessage
 from push_to_poll_client._validation import check_not_huge, check_number
 
 __all__ = [
@@ -114,7 +114,9 @@ OnCursorExpired: TypeAlias = Literal["stop"] | Resync | ResyncFunction
 FailurePolicy: TypeAlias = Literal["stop", "dead_letter", "skip"]
 """What becomes of a message that failed for good."""
 
-OnFailure: TypeAlias = FailurePolicy | Callable[[Message, Exception], FailurePolicy | Awaitable[FailurePolicy]]
+OnFailure: TypeAlias = (
+    FailurePolicy | Callable[[M | UnreadableMessage, Exception], FailurePolicy | Awaitable[FailurePolicy]]
+)
 """One for all messages, or a function that says it for each and its exception."""
 
 
@@ -131,15 +133,15 @@ def check_failure_policy(policy: object) -> Fate:
     return Fate(str(policy))
 
 
-DedupeKey: TypeAlias = Callable[[Message], str]
-OrderingKey: TypeAlias = Callable[[Message], Hashable]
-Fingerprint: TypeAlias = Callable[[Message], bytes]
+DedupeKey: TypeAlias = Callable[[M], str]
+OrderingKey: TypeAlias = Callable[[M], Hashable]
+Fingerprint: TypeAlias = Callable[[M], bytes]
 
 
-ProcessFunction: TypeAlias = Callable[[Message], Awaitable[None] | None]
+ProcessFunction: TypeAlias = Callable[[M], Awaitable[None] | None]
 
-Handler: TypeAlias = Callable[[Message], Awaitable[None]]
-BatchHandler: TypeAlias = Callable[[Sequence[Message]], Awaitable[None]]
+Handler: TypeAlias = Callable[[M], Awaitable[None]]
+BatchHandler: TypeAlias = Callable[[Sequence[M]], Awaitable[None]]
 
 
 def check_latest(feed: Feed) -> None:
@@ -174,8 +176,9 @@ class Options:
         ValueError: An option is out of range, or two contradict each other.
     """
 
-    handler: Handler
-    batch_handler: BatchHandler | None
+    # Any: the consumer knows the type of its messages, what is below it only that they are messages.
+    handler: Handler[Any]
+    batch_handler: BatchHandler[Any] | None
     fallback_interval: float | None
     degraded_interval: float | None
     rate: float | None
@@ -185,13 +188,13 @@ class Options:
     flush_interval: float
     shutdown_timeout: float
     retry: AsyncRetrying | None
-    on_failure: OnFailure
+    on_failure: OnFailure[Any]
     batch_size: int
     batch_wait: float
     concurrency: int
-    key: OrderingKey | None
-    dedupe_key: DedupeKey | None
-    fingerprint: Fingerprint | None
+    key: OrderingKey[Any] | None
+    dedupe_key: DedupeKey[Any] | None
+    fingerprint: Fingerprint[Any] | None
     start: Cursor
     on_cursor_expired: OnCursorExpired
     overlap: float

@@ -6,7 +6,7 @@ headers, and the framing of bodies are in `_framing.py`.
 
 from collections.abc import Collection, Mapping
 from http import HTTPStatus
-from typing import Any, Literal, TypeAlias
+from typing import Any, Generic, Literal, TypeAlias
 
 import anyio
 
@@ -15,7 +15,7 @@ from push_to_poll_client._http.caching import cache_bypass_headers
 from push_to_poll_client._http.client import Client, check_reserved_parameters
 from push_to_poll_client._http.credentials import Auth
 from push_to_poll_client._http.response import Response
-from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, Push
+from push_to_poll_client._types import Cursor, D_co, DeadLetter, FetchRequest, Message, Page, Push
 from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.durable_streams._framing import (
     BEGINNING,
@@ -30,6 +30,7 @@ from push_to_poll_client.durable_streams._framing import (
     echo_of,
 )
 from push_to_poll_client.feeds._base import BaseHTTPFeed, EndOfFeed
+from push_to_poll_client.feeds._data_decoder import DataDecoder, Decode
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 
@@ -40,7 +41,7 @@ _RESERVED_PARAMETERS = frozenset({"cursor", "live", "offset"})
 _JSON = "application/json"
 
 
-class DurableStreamFeed(BaseHTTPFeed):
+class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
     """A stream by the Durable Streams Protocol, read to its end and on.
 
     The messages of a stream have no ids, but they keep their places (§4): a message's id is its number, counted
@@ -101,6 +102,7 @@ class DurableStreamFeed(BaseHTTPFeed):
         url: str,
         *,
         messages: MessageFormat = "json",
+        decode: Decode[D_co] | None = None,
         max_wait: float | None = 35.0,
         auth: Auth | None = None,
         headers: Mapping[str, str] | None = None,
@@ -130,6 +132,7 @@ class DurableStreamFeed(BaseHTTPFeed):
         )
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
         self._framing = framing
+        self._decoder = None if decode is None else DataDecoder(decode)
         self._max_messages = max_messages(max_body)
         self._max_body = max_body
         self._end_of_feed = EndOfFeed()
@@ -137,7 +140,7 @@ class DurableStreamFeed(BaseHTTPFeed):
         self._unfinished: ReadStart | None = None
         self.push_url: str = self._http_client.build_url({"live": "sse", "offset": NOW})
 
-    async def fetch(self, request: FetchRequest, /) -> Page:
+    async def fetch(self, request: FetchRequest, /) -> Page[Message[D_co]]:
         """Read what comes after `request.cursor`; if that is nothing, hold on for `request.wait` seconds.
 
         Raises:
@@ -148,7 +151,7 @@ class DurableStreamFeed(BaseHTTPFeed):
         """
         return await self._http_client.mask_secrets(self._http_fetch(request))
 
-    async def _http_fetch(self, request: FetchRequest) -> Page:
+    async def _http_fetch(self, request: FetchRequest) -> Page[Message[D_co]]:
         wait = min(request.wait, self.max_wait or 0.0)
         if wait > 0:
             with anyio.move_on_after(wait):  # the server may hold for longer, or be gone
@@ -170,9 +173,11 @@ class DurableStreamFeed(BaseHTTPFeed):
         self._http_client.remember_redirects(response)
         return StreamPosition.counted_from(headers.offset).cursor
 
-    def restore(self, letter: DeadLetter, /) -> Message:
+    def restore(self, letter: DeadLetter, /) -> Message[D_co]:
         """The message of a dead letter."""
-        return StreamMessage(letter.id, letter.raw, self._framing.decode, key=letter.key)
+        message: StreamMessage[D_co] = StreamMessage(letter.id, letter.raw, self._framing.decode, key=letter.key)
+        message.decoder = self._decoder
+        return message
 
     @staticmethod
     def hint(event: ServerSentEvent, /) -> Push | None:
@@ -187,7 +192,7 @@ class DurableStreamFeed(BaseHTTPFeed):
 
     # A page
 
-    async def _page(self, request: FetchRequest, wait: float) -> Page:
+    async def _page(self, request: FetchRequest, wait: float) -> Page[Message[D_co]]:
         """Read complete messages. One that goes on in the next response is read on, as far as it is there."""
         start = self._unfinished
         if start is None or start.saved is None or start.saved.cursor != request.cursor:
@@ -226,6 +231,8 @@ class DurableStreamFeed(BaseHTTPFeed):
         framed = StreamResponse(response.body, start, headers, self._http_client.where)
         size = len(framed.body) + len(start.rest)
         batch = await run_decoder(size, self._framing.read, framed, self._max_messages)
+        for message in batch.messages if self._decoder is not None else ():
+            message.decoder = self._decoder
         if batch.next_start is not None and len(batch.next_start.rest) > self._max_body:
             raise FeedError(f"{framed.where} has a line of more than {self._max_body} bytes; raise max_body=")
         return batch

@@ -14,6 +14,7 @@ The order of the files: this reader, one walk (`_newest_first_walk`), and the cu
 import re
 from collections import OrderedDict
 from dataclasses import replace
+from typing import Any
 
 import anyio
 
@@ -52,7 +53,7 @@ class NewestFirstReader:
         self._walks: OrderedDict[Cursor | None, Walk] = OrderedDict()  # by the cursors that they began with
         self._end_of_feed = EndOfFeed()
 
-    async def fetch(self, request: FetchRequest) -> Page:
+    async def fetch(self, request: FetchRequest) -> Page[Any]:  # of the messages of its documents
         """Fetch the next document of a walk, as `Feed.fetch`.
 
         Raises:

@@ -12,7 +12,7 @@ from typing import Any
 from push_to_poll_client._http.caching import cache_bypass_headers, fresh_for
 from push_to_poll_client._http.client import Client
 from push_to_poll_client._http.credentials import Auth
-from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page
+from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Page, UnreadableMessage
 from push_to_poll_client.feeds._atom.complete_feed import MissingDocuments, document_from_response
 from push_to_poll_client.feeds._atom.constructs import AtomCategory, AtomLink, AtomPerson, AtomText
 from push_to_poll_client.feeds._atom.entry import AtomEntry, restore_entry, sort_key
@@ -106,7 +106,7 @@ class AtomFeed(BaseHTTPFeed):
         self._missing_documents = MissingDocuments()
         self._max_entries = max_messages(max_body)
 
-    async def fetch(self, request: FetchRequest, /) -> Page:
+    async def fetch(self, request: FetchRequest, /) -> Page[AtomEntry]:
         """Fetch the next document on the way back from the newest one to what `request.cursor` has seen.
 
         Raises:
@@ -125,7 +125,7 @@ class AtomFeed(BaseHTTPFeed):
         """
         return await self._http_client.mask_secrets(self._reader.latest())
 
-    def restore(self, letter: DeadLetter, /) -> Message:
+    def restore(self, letter: DeadLetter, /) -> AtomEntry | UnreadableMessage:
         """The message of a dead letter: an `AtomEntry`, or an `UnreadableMessage` if it still is one."""
         return restore_entry(letter)
 

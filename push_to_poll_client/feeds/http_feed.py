@@ -2,16 +2,17 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Generic
 
 from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._http.caching import cache_bypass_headers
 from push_to_poll_client._http.client import Client, ask_again_if_held, check_reserved_parameters
 from push_to_poll_client._http.credentials import Auth
-from push_to_poll_client._types import DeadLetter, FetchRequest, Message, Page, UnreadableMessage
+from push_to_poll_client._types import D_co, DeadLetter, FetchRequest, Page, UnreadableMessage
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.feeds._base import BaseHTTPFeed, EndOfFeed
-from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch
+from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch, read_event
+from push_to_poll_client.feeds._data_decoder import DataDecoder, Decode
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
 
 __all__ = ["CloudEvent", "HTTPFeed"]
@@ -21,7 +22,7 @@ _EMPTY_STATUSES = frozenset({204, 304})
 _RESERVED_PARAMETERS = frozenset({"lastEventId", "timeout"})
 
 
-class HTTPFeed(BaseHTTPFeed):
+class HTTPFeed(BaseHTTPFeed, Generic[D_co]):
     """Read a feed that follows the HTTP Feeds specification (http-feeds.org).
 
     It sends `GET url?lastEventId=…` and reads a batch of `CloudEvent` messages. The cursor is the id of the last
@@ -39,6 +40,9 @@ class HTTPFeed(BaseHTTPFeed):
     Args:
         url: The feed's URL, with the query that it may need. A user and password in it are sent as Basic
             credentials and shown nowhere.
+        decode: What to make of the data of a message when it is first read: a type that msgspec knows (a Struct,
+            dataclass, TypedDict, `list[…]`), a pydantic model, or a plain function of the data. Data that does not
+            fit fails as undecodable (G9). `None`: the data is what JSON says.
         max_wait: Seconds for which the server may hold its response until there is something new (long polling,
             which the specification leaves to the server). `None` never asks it to. A server that has not answered
             5 seconds later is asked again for a response at once.
@@ -73,6 +77,7 @@ class HTTPFeed(BaseHTTPFeed):
         self,
         url: str,
         *,
+        decode: Decode[D_co] | None = None,
         max_wait: float | None = None,
         auth: Auth | None = None,
         headers: Mapping[str, str] | None = None,
@@ -97,10 +102,11 @@ class HTTPFeed(BaseHTTPFeed):
             )
         )
         self._end_of_feed = EndOfFeed()
+        self._decoder = None if decode is None else DataDecoder(decode)
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
         self._max_messages = max_messages(max_body)
 
-    async def fetch(self, request: FetchRequest, /) -> Page:
+    async def fetch(self, request: FetchRequest, /) -> Page[CloudEvent[D_co]]:
         """Ask for the events after `request.cursor`.
 
         Raises:
@@ -112,7 +118,7 @@ class HTTPFeed(BaseHTTPFeed):
         wait = min(request.wait, self.max_wait or 0.0)
         return await self._http_client.mask_secrets(ask_again_if_held(partial(self._http_fetch, request), wait))
 
-    async def _http_fetch(self, request: FetchRequest, wait: float) -> Page:
+    async def _http_fetch(self, request: FetchRequest, wait: float) -> Page[CloudEvent[D_co]]:
         query = {} if request.cursor is None else {"lastEventId": request.cursor}
         if wait > 0:
             query["timeout"] = str(max(1, round(wait * 1000)))  # the specification wants milliseconds
@@ -123,12 +129,14 @@ class HTTPFeed(BaseHTTPFeed):
         # A full batch may be cached for a year, and a cache may hold the end of the feed for a while.
         headers = {"accept": _ACCEPT, **cache_bypass_headers(fresh=request.fresh)}
         response = await self._http_client.send_request(url, headers=headers, wait=wait, known=known)
-        messages: Sequence[Message] = []
+        messages: Sequence[CloudEvent[D_co] | UnreadableMessage] = []
         if self._http_client.check_status(response).status not in _EMPTY_STATUSES:
             if response.media_type and not response.media_type.endswith(("/json", "+json")):
                 raise response.wrong_type("not application/cloudevents-batch+json")
             body, where = response.body, self._http_client.where
-            messages = await run_decoder(len(body), read_batch, body, where, max_events=self._max_messages)
+            messages = await run_decoder(
+                len(body), read_batch, body, where, max_events=self._max_messages, decoder=self._decoder
+            )
         self._http_client.remember_redirects(response)
         self._end_of_feed.note(url, response, empty=not messages)
         last = next((message.cursor for message in reversed(messages) if message.cursor is not None), None)
@@ -137,10 +145,10 @@ class HTTPFeed(BaseHTTPFeed):
         following = None if last == request.cursor and len(messages) <= 1 else last
         return Page(messages, cursor=last, next=following, retry_after=response.retry_after)
 
-    def restore(self, letter: DeadLetter, /) -> Message:
+    def restore(self, letter: DeadLetter, /) -> CloudEvent[D_co] | UnreadableMessage:
         """The event of a dead letter: a `CloudEvent`, or an `UnreadableMessage` if it still is one."""
         try:
-            return CloudEvent.from_json(letter.raw)
+            return read_event(letter.raw, self._decoder)
         except UndecodableMessage as error:
             return UnreadableMessage(letter.id, error, key=letter.key, raw=letter.raw)
 

@@ -13,13 +13,14 @@ The declaration says where the messages are on a page, where each has its id, an
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic
 
 from push_to_poll_client._exceptions import FeedRefused
 from push_to_poll_client._http.client import Client, ask_again_if_held
 from push_to_poll_client._http.credentials import Auth
-from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page
+from push_to_poll_client._types import Cursor, D_co, DeadLetter, FetchRequest, Page, UnreadableMessage
 from push_to_poll_client.feeds._base import BaseHTTPFeed
+from push_to_poll_client.feeds._data_decoder import DataDecoder, Decode
 from push_to_poll_client.feeds._paged.body import LINES, Reply
 from push_to_poll_client.feeds._paged.declaration import Declaration
 from push_to_poll_client.feeds._paged.entries import CONTENTS, Entries, Entry
@@ -89,7 +90,7 @@ __all__ = [
 ]
 
 
-class PagedFeed(BaseHTTPFeed):
+class PagedFeed(BaseHTTPFeed, Generic[D_co]):
     """Read any JSON API with a list of events, changes or items, as you declare it.
 
     Args:
@@ -110,6 +111,7 @@ class PagedFeed(BaseHTTPFeed):
         method: The method of every request, if it is another.
         read_ahead: Whether a page may be fetched before the page before it is committed. Not for a feed where
             fetching acknowledges.
+        decode: As for `HTTPFeed`.
         auth: Credentials: a token (Bearer), a pair of user and password (Basic), an `httpx.Auth`, or an async
             function that returns a token or `None`, and is called at first use and once more when the server
             answers 401. `None` sends no credentials, or with `client=` those of the client.
@@ -153,6 +155,7 @@ class PagedFeed(BaseHTTPFeed):
         form: Mapping[str, str] | None = None,
         method: str | None = None,
         read_ahead: bool = False,
+        decode: Decode[D_co] | None = None,
         auth: Auth | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float = 30.0,
@@ -191,16 +194,21 @@ class PagedFeed(BaseHTTPFeed):
         self.max_wait: float | None = None if long_poll is None else long_poll.longest
         self.read_ahead: bool = read_ahead
         self._known_secrets.add_body(declared.body or {})
+        self._decoder = None if decode is None else DataDecoder(decode)
         self._fetcher: OldestFirstFetcher | NewestFirstFetcher
         if isinstance(pages, NewestFirst):
-            self._fetcher = newest_first = NewestFirstFetcher(self._http_client, declared, pages, max_body)
+            self._fetcher = newest_first = NewestFirstFetcher(
+                self._http_client, declared, pages, max_body, self._decoder
+            )
             self.latest = lambda: self._http_client.mask_secrets(newest_first.latest())
         else:
-            self._fetcher = oldest_first = OldestFirstFetcher(self._http_client, declared, pages, max_body)
+            self._fetcher = oldest_first = OldestFirstFetcher(
+                self._http_client, declared, pages, max_body, self._decoder
+            )
             if latest is not None:
                 self.latest = lambda: self._http_client.mask_secrets(oldest_first.latest(latest))
 
-    async def fetch(self, request: FetchRequest, /) -> Page:
+    async def fetch(self, request: FetchRequest, /) -> Page[Entry[D_co]]:
         """Ask for what comes after `request.cursor`.
 
         Raises:
@@ -213,8 +221,8 @@ class PagedFeed(BaseHTTPFeed):
         """
         return await self._http_client.mask_secrets(self._http_fetch(request))
 
-    async def _http_fetch(self, request: FetchRequest) -> Page:
-        def ask(wait: float) -> Awaitable[Page]:
+    async def _http_fetch(self, request: FetchRequest) -> Page[Entry[D_co]]:
+        def ask(wait: float) -> Awaitable[Page[Entry[D_co]]]:
             return self._fetcher.fetch(replace(request, wait=wait))
 
         try:
@@ -225,12 +233,12 @@ class PagedFeed(BaseHTTPFeed):
         # The hint comes from a push, which can contain anything: the server may have refused the hint alone.
         return await self._http_fetch(replace(request, hint=None))
 
-    def restore(self, letter: DeadLetter, /) -> Message:
+    def restore(self, letter: DeadLetter, /) -> Entry[D_co] | UnreadableMessage:
         """The message of a dead letter: an `Entry`, or an `UnreadableMessage` if it still is one.
 
         One that `only` passes over is unreadable, too: it is to be dropped.
         """
-        return self._declared.entries.restore(letter)
+        return self._declared.entries.restore(letter, self._decoder)
 
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""

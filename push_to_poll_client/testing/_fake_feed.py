@@ -14,12 +14,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias
 
 import anyio
 
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, UndecodableMessage
-from push_to_poll_client._types import Cursor, FetchRequest, Message, Page, UnreadableMessage
+from push_to_poll_client._types import Cursor, FetchRequest, M, Message, Page, UnreadableMessage
 from push_to_poll_client._validation import check_identity
 from push_to_poll_client.testing._virtual_time import Bell
 
@@ -93,7 +93,7 @@ class MessageLog:
         return self._entries[place].message(cursor)
 
 
-Answer: TypeAlias = Page | BaseException | None
+Answer: TypeAlias = Page[M] | BaseException | None
 """What a fetch meets: a page, an error that it raises, or `None`, what it would have met anyway."""
 
 _CURSOR = re.compile(r"(?:after|more)-(\d+)\.(\d+)")
@@ -111,13 +111,15 @@ class Asked(NamedTuple):
     request: FetchRequest
 
 
-class FakeFeed:
+class FakeFeed(Generic[M]):
     """A feed to script. All keyword arguments are attributes too, and may be changed at any time.
 
         feed = FakeFeed(page_size=2)
         feed.publish(3)                                # ids "1", "2", "3"
         feed.fail(FeedError("503", retry_after=30))    # the next fetch
         feed.publish("late", lag=5)                    # the push beats the data
+
+    `FakeFeed[Entry]()` is for a `Consumer[Entry]`: publish entries, `feed.publish(Entry("1", type="paid"))`.
 
     To be used from inside one event loop; before it runs, everything without `lag` works too.
 
@@ -167,7 +169,7 @@ class FakeFeed:
         self.requests: list[Asked] = []
         self.closed: int = 0
         self._entries = MessageLog()
-        self._script: deque[Answer | Callable[[FetchRequest], Answer]] = deque()
+        self._script: deque[Answer[M] | Callable[[FetchRequest], Answer[M]]] = deque()
         self._failing: BaseException | None = None
         self._restarts = 0
         self._last_next: Cursor | None = None
@@ -179,7 +181,7 @@ class FakeFeed:
 
     def publish(
         self,
-        *what: int | str | Message,
+        *what: int | str | M,
         data: Any = None,
         error: UndecodableMessage | None = None,
         lag: float = 0.0,
@@ -224,7 +226,7 @@ class FakeFeed:
         else:
             self.answer(*[error] * times)
 
-    def answer(self, *answers: Answer | Callable[[FetchRequest], Answer]) -> None:
+    def answer(self, *answers: Answer[M] | Callable[[FetchRequest], Answer[M]]) -> None:
         """Decide what the next fetches meet, one after the other.
 
         Args:
@@ -269,7 +271,7 @@ class FakeFeed:
         visible = list(self._entries.visible(0, len(self._entries), fetch=len(self.requests) + 1))
         return self.after(visible[-1] + 1) if visible else None
 
-    async def fetch(self, request: FetchRequest, /) -> Page:
+    async def fetch(self, request: FetchRequest, /) -> Page[M]:
         """Answer, or misbehave as ordered."""
         self.requests.append(Asked(anyio.current_time(), request))
         self._asked.ring()
@@ -284,7 +286,7 @@ class FakeFeed:
         """Count it; the feed can be used again."""
         self.closed += 1
 
-    def _ordered(self, request: FetchRequest) -> Page | None:
+    def _ordered(self, request: FetchRequest) -> Page[M] | None:
         step = self._script.popleft() if self._script else self._failing
         answer = step(request) if callable(step) else step
         if answer is None and self._restarts and request.cursor is not None and request.cursor == self._last_next:
@@ -294,7 +296,7 @@ class FakeFeed:
             raise answer.with_traceback(None)  # else the traceback grows with each raise
         return answer
 
-    async def _held(self, request: FetchRequest) -> Page:
+    async def _held(self, request: FetchRequest) -> Page[M]:
         wait = 0.0 if self.answers_early else min(request.wait, self.max_wait or 0.0)
         ends = anyio.current_time() + wait
         while True:
@@ -304,7 +306,7 @@ class FakeFeed:
             with anyio.CancelScope(deadline=min(ends, self._entries.next_visible())):
                 await self._published.wait()
 
-    def _page(self, request: FetchRequest) -> Page:
+    def _page(self, request: FetchRequest) -> Page[M]:
         start, fetch = self._place(request.cursor), len(self.requests)
         seen = list(islice(self._entries.visible(start, len(self._entries), fetch=fetch), self.page_size + 1))
         new = seen[: self.page_size]
@@ -327,7 +329,7 @@ class FakeFeed:
         everything = len(self._entries)
         return sum(1 for _ in self._entries.visible(0, everything, fetch=fetch)) == everything
 
-    def _message(self, place: int) -> Message:
+    def _message(self, place: int) -> Any:  # an `M`, or a plain message that the feed made itself
         return self._entries.message(place, self.after(place + 1) if self.cursors == "message" else None)
 
     def _place(self, cursor: Cursor | None) -> int:

@@ -11,7 +11,7 @@ from push_to_poll_client import durable_streams, feeds, listeners, stores, testi
 
 PUBLIC = set(
     """
-    Consumer CloudEvent HTTPFeed PagedFeed AtomFeed AtomEntry SQLiteStore MemoryStore
+    Consumer CloudEvent HTTPFeed PagedFeed Entry AtomFeed AtomEntry SQLiteStore MemoryStore
     WebSocketListener SSEListener ServerSentEvent ConnectionListener Connection LongPollListener
     WebhookListener WebhookRequest WebhookAnswer WebhookCounters JSONHint Verdict
     Message UnreadableMessage Page FetchRequest Push Cursor Record RecordState DeadLetter SavedCursor
@@ -51,4 +51,4 @@ def test_the_project_has_exactly_the_expected_dependencies():
         "project"
     ]
     names = {requirement.split(">")[0] for requirement in project["dependencies"]}
-    assert names == {"anyio", "httpcore", "httpx", "msgspec", "tenacity", "websockets"}
+    assert names == {"anyio", "httpcore", "httpx", "msgspec", "tenacity", "typing-extensions", "websockets"}

@@ -439,3 +439,20 @@ async def test_the_atom_example_of_the_page_prints_new_and_deleted_entries(serve
         "2023-11-14 22:13:21+00:00 Order 2 https://github.com/orders/2",
         f"gone: {vendor.entries[-1]['id']}",
     ]
+
+
+async def test_the_typed_example_of_the_page_gives_the_handler_decoded_data(capsys):
+    names = {}
+    exec(next(block for block in BLOCKS if "decode=Order" in block), names)  # noqa: S102  # it is ours
+    sent = [
+        {"id": "1", "source": "s", "type": "placed", "data": {"customer": "Ada", "cents": 995, "note": "new"}},
+        {"id": "7", "source": "s", "type": "placed", "data": {"customer": "Ada", "cents": "a few"}},
+    ]
+    with respx.mock() as router:
+        router.get("https://shop.example/orders", params={"lastEventId": "7"}).respond(json=[])
+        router.get("https://shop.example/orders").respond(json=sent)
+        await names["orders"].catch_up()
+    assert capsys.readouterr().out == "placed Ada 995\n"
+    (letter,) = await names["orders"].dead_letters.list()
+    said = re.search(r"``(the data of message '7' .*?) ``", PAGE, re.DOTALL)[1].replace("\n", " ")
+    assert said in letter.error

@@ -101,6 +101,25 @@ def test_the_transactional_readme_example_moves_money_exactly_once(monkeypatch, 
     assert [letter.error.split(":")[0] for letter in letters] == ["IntegrityError", "DeadLetterMessage"]
 
 
+def test_the_typed_readme_example_gives_the_handler_decoded_data(server, capsys):
+    space = {}
+    exec(compile(at(block_with("TypedOrders"), server), "README.md", "exec"), space)  # noqa: S102  # it is ours
+    server.publish([{"customer": "Ada", "cents": 995}, {"customer": "Ada", "cents": "a few"}])
+
+    async def poll():
+        store = MemoryStore()
+        orders = space["TypedOrders"](
+            space["feed"], store=store, name="orders", on_failure="dead_letter", retry=None
+        )
+        await orders.catch_up()
+        return await orders.dead_letters.list()
+
+    *backlog, letter = anyio.run(poll)
+    assert capsys.readouterr().out == "995\n"
+    assert len(backlog) == 3
+    assert "Expected `int`, got `str` - at `$.cents`" in letter.error
+
+
 def test_the_paged_feed_readme_example_reads_all_events():
     space = {}
     exec(compile(block_with("events = PagedFeed("), "README.md", "exec"), space)  # noqa: S102  # it is ours

@@ -499,6 +499,14 @@ MUTANTS = [
     ),
     of(
         "G9",
+        "tries a dead letter again without decoding its data",
+        "feeds/http_feed.py",
+        "read_event(letter.raw, self._decoder)",
+        "read_event(letter.raw, None)",
+        "tests/feeds/test_decode.py",
+    ),
+    of(
+        "G9",
         "logs no traceback of a message that fails",
         "_log.py",
         "        self._logged[kind] = now\n        return handler_error(error)\n",
@@ -827,6 +835,14 @@ MUTANTS = [
         'return f"{shown}#{_slow_digest(self._named, shown)}"',
         'return f"{shown}#{_digest(self._named)}"',
         "tests/feeds/test_identity.py",
+    ),
+    of(
+        "G12",
+        "shows the data that does not fit its type",
+        "feeds/_data_decoder.py",
+        'or ask its publisher") from None\n',
+        'or ask its publisher") from error\n',
+        "tests/feeds/test_decode.py",
     ),
     of(
         "G12",

@@ -94,7 +94,7 @@ _ENTRY = f"{{{ATOM}entry"
 _DELETED_ENTRY = f"{{{TOMBSTONES}deleted-entry"
 
 
-class AtomEntry(Message):
+class AtomEntry(Message[Element]):
     """A message of an `AtomFeed`: one version of an entry, or that the entry was deleted.
 
     A version is named by its `atom:id` and the instant of its `atom:updated`, however that is spelled. What its
@@ -265,7 +265,7 @@ def entry_of(raw: RawEntry, *, again: int = 0, names: tuple[str, str] | None = N
     return AtomEntry(raw.source, raw.name, instant, deleted=raw.deleted, again=again, names=names)
 
 
-def restore_entry(letter: DeadLetter) -> Message:
+def restore_entry(letter: DeadLetter) -> AtomEntry | UnreadableMessage:
     """Make the message of a dead letter; an `UnreadableMessage` if it still cannot be read."""
     try:
         return _read_standalone(letter.raw, (letter.id, letter.key))

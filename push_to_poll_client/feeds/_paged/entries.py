@@ -16,8 +16,9 @@ from typing import Any, Final
 import msgspec
 
 from push_to_poll_client._exceptions import UndecodableMessage
-from push_to_poll_client._types import Cursor, DeadLetter, Message, UnreadableMessage
+from push_to_poll_client._types import Cursor, D_co, DeadLetter, Message, UnreadableMessage
 from push_to_poll_client._validation import describe
+from push_to_poll_client.feeds._data_decoder import DataDecoder
 from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, UNREADABLE_KEY_PREFIX, unreadable_key
 from push_to_poll_client.feeds._paged.body import (
     DeclarationMismatch,
@@ -32,8 +33,8 @@ from push_to_poll_client.feeds._paged.body import (
 from push_to_poll_client.feeds._paged.readers import Field, FieldSpec, texts_of
 
 
-class Entry(Message):
-    """A message of a `PagedFeed`; its `data` is the entry, read as JSON.
+class Entry(Message[D_co]):
+    """A message of a `PagedFeed`; its `data` is the entry, read as JSON, or what `decode=` makes of it.
 
     It keeps the text of its page alive: do not collect entries, take from them what you need.
 
@@ -47,7 +48,7 @@ class Entry(Message):
         deleted: The entry says that something is gone.
     """
 
-    __slots__ = ("_deleted", "_part", "_place", "_time", "_type")
+    __slots__ = ("_decoder", "_deleted", "_part", "_place", "_time", "_type")
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class Entry(Message):
         self._deleted = deleted
         self._part: EntryList | None = None
         self._place = 0
+        self._decoder: DataDecoder[D_co] | None = None
 
     @classmethod
     def of_rows(cls, rows: Iterable[tuple[Any, ...]]) -> "list[Entry]":
@@ -84,8 +86,21 @@ class Entry(Message):
                 self._part,
                 self._place,
             ) = row
+            self._decoder = None if self._part is None else self._part.decoder
             entries.append(self)
         return entries
+
+    @property
+    def data(self) -> D_co:
+        """The entry, read as JSON, or what `decode=` makes of it when it is first read, and then kept.
+
+        Raises:
+            UndecodableMessage: It does not fit `decode=`. Let it pass through the handler.
+        """
+        if self._decoder is not None:
+            self._data = self._decoder.decode(self._data, self)
+            self._decoder = None
+        return self._data  # type: ignore[no-any-return]
 
     @property
     def type(self) -> str:
@@ -193,7 +208,9 @@ class Entries:
         reply.listed = any(part.listed for part in lists)
         return lists
 
-    def read(self, parts: Sequence[EntryList], *, each: Field | None, start: Cursor | None) -> list[Message]:
+    def read(
+        self, parts: Sequence[EntryList], *, each: Field | None, start: Cursor | None
+    ) -> list[Entry | UnreadableMessage]:
         """The messages of a page.
 
         Args:
@@ -204,7 +221,7 @@ class Entries:
         Raises:
             DeclarationMismatch: No entry of the first page can be read, or too many of another one.
         """
-        messages, unreadable = list[Message](), list[Message]()
+        messages, unreadable = list[Entry | UnreadableMessage](), list[UnreadableMessage]()
         for part in parts:
             spans = [range(len(part.entries))]
             while spans:
@@ -230,9 +247,10 @@ class Entries:
         self._has_read_page = self._has_read_page or bool(messages)
         return messages
 
-    def restore(self, letter: DeadLetter) -> Message:
+    def restore(self, letter: DeadLetter, decoder: DataDecoder[Any] | None = None) -> Entry | UnreadableMessage:
         """The message of a dead letter; an `UnreadableMessage` if it still is one, or is to be passed over."""
         part = self._lists.restore(letter.raw)
+        part.decoder = decoder
         try:
             if self._only is not None and not self._only(_entries_at(part, [0])[0]):
                 return UnreadableMessage(
@@ -247,7 +265,7 @@ class Entries:
 
     def _read_all(
         self, part: EntryList, places: Sequence[int], each: Field | None, start: Cursor | None
-    ) -> Sequence[Message]:
+    ) -> Sequence[Entry]:
         """Read the entries at these places, without those that `only` passes over; raise if one is unreadable."""
         entries = _entries_at(part, places)
         if self._only is not None:
@@ -265,7 +283,7 @@ class Entries:
         ids: Sequence[str],
         keys: Sequence[str],
         cursors: Iterable[Cursor | None] | None,
-    ) -> Sequence[Message]:
+    ) -> list[Entry]:
         entries = _entries_at(part, places)
         types: Iterable[str] = repeat(part.group)
         if self._type is not None:

@@ -25,15 +25,17 @@ from push_to_poll_client._http.caching import Validators, cache_bypass_headers, 
 from push_to_poll_client._http.client import Client
 from push_to_poll_client._http.response import ACCEPTED_STATUSES, Response
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._types import Cursor, FetchRequest, Message, Page
+from push_to_poll_client._types import Cursor, FetchRequest, Page, UnreadableMessage
 from push_to_poll_client._validation import describe
 from push_to_poll_client.feeds._base import EndOfFeed, longest_wait
+from push_to_poll_client.feeds._data_decoder import DataDecoder
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
 from push_to_poll_client.feeds._newest_first import NewestFirstReader
 from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
 from push_to_poll_client.feeds._newest_first_walk import Document
 from push_to_poll_client.feeds._paged.body import DeclarationMismatch, EntryList, Reply
 from push_to_poll_client.feeds._paged.declaration import Declaration
+from push_to_poll_client.feeds._paged.entries import Entry
 from push_to_poll_client.feeds._paged.evidence import check_order
 from push_to_poll_client.feeds._paged.outcomes import OutcomeResult, apply_outcomes
 from push_to_poll_client.feeds._paged.pagination import Latest, NewestFirst, OldestFirst, PagePosition
@@ -91,7 +93,7 @@ class ParsedResponse(NamedTuple, Generic[T]):
 
     response: Response
     outcome: OutcomeResult
-    messages: Sequence[Message] = ()
+    messages: Sequence[Entry | UnreadableMessage] = ()
     continuation: T | None = None
     no_page: bool = False
 
@@ -109,9 +111,12 @@ class PageFetcher(Generic[P]):
         declared: How the server is asked, and what its responses mean.
         pages: How one page leads to the next.
         max_body: Bytes that a response may have.
+        decoder: Makes the data of the messages; `None`: it is what JSON says.
     """
 
-    def __init__(self, client: Client, declared: Declaration, pages: P, max_body: int) -> None:
+    def __init__(
+        self, client: Client, declared: Declaration, pages: P, max_body: int, decoder: DataDecoder[Any] | None
+    ) -> None:
         self._client = client
         self._declared = declared
         # A declaration may be shared, and parts of it remember what pages have shown: each feed has copies.
@@ -120,6 +125,7 @@ class PageFetcher(Generic[P]):
         self._each = None if pages.each is None else pages.each.of
         self._max_entries = max_messages(max_body)
         self._order_is_wrong = False
+        self._decoder = decoder
 
     def _build_request(
         self, put_position: Callable[[RequestParts], RequestParts], request: FetchRequest
@@ -227,6 +233,8 @@ class PageFetcher(Generic[P]):
                 return ParsedResponse(response, outcome, no_page=True)
             if isinstance(lists, Exception):
                 raise lists
+            for part in lists:
+                part.decoder = self._decoder
             messages = self._entries.read(lists, each=self._each, start=start)
             return ParsedResponse(response, outcome, messages, read_continuation(reply))
 
@@ -293,11 +301,18 @@ def _without_parameters(url: str, names: Collection[str]) -> str:
 class OldestFirstFetcher(PageFetcher[OldestFirst]):
     """Fetches pages that go forward."""
 
-    def __init__(self, client: Client, declared: Declaration, pages: OldestFirst, max_body: int) -> None:
-        super().__init__(client, declared, pages, max_body)
+    def __init__(
+        self,
+        client: Client,
+        declared: Declaration,
+        pages: OldestFirst,
+        max_body: int,
+        decoder: DataDecoder[Any] | None,
+    ) -> None:
+        super().__init__(client, declared, pages, max_body, decoder)
         self._end_of_feed = EndOfFeed()
 
-    async def fetch(self, request: FetchRequest) -> Page:
+    async def fetch(self, request: FetchRequest) -> Page[Entry]:
         """As `Feed.fetch`."""
         position = PagePosition.of(request.cursor)
         prepared = self._build_request(lambda parts: self._pages.put(parts, position), request)
@@ -346,8 +361,15 @@ class OldestFirstFetcher(PageFetcher[OldestFirst]):
 class NewestFirstFetcher(PageFetcher[NewestFirst]):
     """Fetches pages that go back."""
 
-    def __init__(self, client: Client, declared: Declaration, pages: NewestFirst, max_body: int) -> None:
-        super().__init__(client, declared, pages, max_body)
+    def __init__(
+        self,
+        client: Client,
+        declared: Declaration,
+        pages: NewestFirst,
+        max_body: int,
+        decoder: DataDecoder[Any] | None,
+    ) -> None:
+        super().__init__(client, declared, pages, max_body, decoder)
         reader = NewestFirstReader(self._fetch_document, client.where)
         self.fetch, self.latest, self.forget = reader.fetch, reader.latest, reader.forget
 
