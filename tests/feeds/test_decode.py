@@ -17,7 +17,6 @@ import pytest
 from push_to_poll_client import (
     CloudEvent,
     Consumer,
-    DurableStreamFeed,
     FetchRequest,
     Hooks,
     HTTPFeed,
@@ -27,6 +26,7 @@ from push_to_poll_client import (
     ProcessError,
     UndecodableMessage,
 )
+from push_to_poll_client.durable_streams import DurableStreamFeed
 from push_to_poll_client.feeds._data_decoder import DataDecoder
 from push_to_poll_client.feeds.paged import Entries, OldestFirst, from_body, to_query
 
