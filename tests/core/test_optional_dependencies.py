@@ -84,6 +84,7 @@ except ImportError as error:
 
 
 def test_a_suite_without_pytest_says_to_install_it(monkeypatch):
+    monkeypatch.delattr(testing, "FeedSuite")
     monkeypatch.delitem(sys.modules, "push_to_poll_client.testing._feed_suite", raising=False)
     monkeypatch.setitem(sys.modules, "pytest", None)
     with pytest.raises(ImportError, match=r"^FeedSuite needs pytest: pip install pytest$"):
