@@ -625,7 +625,7 @@ class Suite(TestFakeFeed):
 
     async def publish_late(self, feed):
         feed.publish("late")
-        entries = feed._entries._entries
+        entries = feed._entries
         entries.insert(0, entries.pop())
 
     async def hang(self, feed):

@@ -25,7 +25,12 @@ from push_to_poll_client._json import decode
 from push_to_poll_client.testing._reference.asgi import Receive, Scope, Send, read_body, respond, run_lifespan
 from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
 from push_to_poll_client.testing._reference.feed import DEFAULT_DATA, EventLog, FeedEndpoint
-from push_to_poll_client.testing._reference.pushes import ChangesEndpoint, EventEndpoint, PushEndpoint, PushLog
+from push_to_poll_client.testing._reference.pushes import (
+    ChangesEndpoint,
+    EventEndpoint,
+    PushLog,
+    WebSocketEndpoint,
+)
 from push_to_poll_client.testing._reference.webhooks import WebhookSender
 
 __all__ = ["ReferenceApp"]
@@ -64,7 +69,7 @@ class ReferenceApp:
         self._log = EventLog()
         self._feed = FeedEndpoint(self._log, self.faults, self.stats, page_size=page_size)
         self._pushes = PushLog(self.faults, self.stats)
-        self._push = PushEndpoint(self._pushes)
+        self._push = WebSocketEndpoint(self._pushes)
         self._events = EventEndpoint(self._pushes, keep_alive=keep_alive)
         self._changes = ChangesEndpoint(self._log, self._pushes)
         self._webhooks = WebhookSender(self._pushes, retries=webhook_retries)

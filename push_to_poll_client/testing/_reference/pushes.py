@@ -24,7 +24,7 @@ from push_to_poll_client.testing._reference.control import Faults, PushRecord, S
 from push_to_poll_client.testing._reference.feed import EventLog
 from push_to_poll_client.testing._virtual_time import Bell
 
-__all__ = ["ChangesEndpoint", "EventEndpoint", "PushEndpoint", "PushLog", "PushSubscription"]
+__all__ = ["ChangesEndpoint", "EventEndpoint", "PushLog", "PushSubscription", "WebSocketEndpoint"]
 
 
 class PushLog:
@@ -250,7 +250,7 @@ class EventEndpoint(_PushEndpoint):
                 await send({"type": "http.response.body", "body": text, "more_body": True})
 
 
-class PushEndpoint(_PushEndpoint):
+class WebSocketEndpoint(_PushEndpoint):
     """The push channel as a websocket."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
