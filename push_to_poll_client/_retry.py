@@ -31,7 +31,7 @@ from push_to_poll_client._exceptions import (
 )
 from push_to_poll_client._handlers import TransactionFailed
 from push_to_poll_client._hooks import ConsumerStats
-from push_to_poll_client._log import ConsumerLog, ExcInfo, Tracebacks, handler_error, raised_from
+from push_to_poll_client._log import ConsumerLog, Tracebacks, handler_error, raised_from
 from push_to_poll_client._options import Handler, Options, check_failure_policy
 from push_to_poll_client._progress import Attempt, Progress
 from push_to_poll_client._status import MAX_SHOWN_FAILING, FailingMessage
@@ -166,7 +166,7 @@ class Retry:
             quoted(id),
             attempt,
             describe(error),
-            exc_info=self._traceback(error, "dead letter"),
+            **self._details(error, "dead letter"),
         )
 
     def log_batch(self, size: int, error: Exception) -> None:
@@ -175,7 +175,7 @@ class Retry:
             "a batch of %d messages failed, trying its halves: %s",
             size,
             describe(error),
-            exc_info=self._traceback(error, "batch"),
+            **self._details(error, "batch"),
         )
 
     async def attempt(self, message: Message) -> BaseException | None:
@@ -333,7 +333,7 @@ class Retry:
         self, key: str, message: Message, error: Exception, attempt: Attempt, decision: FailureDecision
     ) -> None:
         name, count, why = quoted(message.id), attempt.count, describe(error)
-        traceback_of = self._traceback(error, decision.fate)
+        details = self._details(error, decision.fate)
         if decision.fate is Fate.AGAIN:
             again = self.progress.attempts.postpone(key, decision.delay, why).again
             self.stats.message_failed(key, FailingMessage(message.id, count, why, again))
@@ -343,13 +343,11 @@ class Retry:
                 count,
                 decision.delay,
                 why,
-                exc_info=traceback_of,
+                **details,
             )
         elif decision.fate is Fate.SKIP:
             self.stats.counts["skipped"] += 1
-            logger.warning(
-                "message %s failed at attempt %d and is skipped: %s", name, count, why, exc_info=traceback_of
-            )
+            logger.warning("message %s failed at attempt %d and is skipped: %s", name, count, why, **details)
         else:
             self.stats.counts["dead_lettered"] += 1
             logger.warning(
@@ -357,15 +355,14 @@ class Retry:
                 name,
                 count,
                 why,
-                exc_info=traceback_of,
+                **details,
             )
 
-    def _traceback(self, error: Exception, outcome: object) -> ExcInfo | None:
-        """Return the error for `exc_info`, or None if the line is to have no traceback."""
+    def _details(self, error: Exception, outcome: object) -> dict[str, Any]:
+        """Return what each log record of a failure has besides its line: the traceback, or None."""
         # A handler that decides itself has no bug, unless it decided so because of another error.
-        if isinstance(error, MessageVerdict) and raised_from(error) is None:
-            return None
-        return self._tracebacks.choose(error, outcome)
+        decided = isinstance(error, MessageVerdict) and raised_from(error) is None
+        return {"exc_info": None if decided else self._tracebacks.choose(error, outcome)}
 
     async def _wait(self, seconds: float, stop: StopSignal, *, since: float) -> None:
         until = self.clock() + seconds

@@ -180,8 +180,7 @@ M_co = TypeVar("M_co", bound=Message, default=Message, covariant=True)
 M_contra = TypeVar("M_contra", bound=Message, default=Message, contravariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Push:
+class Push(msgspec.Struct, frozen=True):
     """What arrived on a push channel. It becomes a wake and is never data.
 
     Attributes:
@@ -201,7 +200,7 @@ class Push:
 
     def __post_init__(self) -> None:
         if isinstance(self.topics, list):
-            object.__setattr__(self, "topics", tuple(self.topics))
+            msgspec.structs.force_setattr(self, "topics", tuple(self.topics))
         if not isinstance(self.cursor, str | None):
             raise TypeError(f"cursor of a Push must be a str or None, not {type(self.cursor).__name__}")
         if not isinstance(self.topics, tuple) or not all(isinstance(topic, str) for topic in self.topics):

@@ -58,7 +58,12 @@ def test_the_benchmark_of_feeds_runs_and_prints_a_ratio_for_each(typed):
         assert re.fullmatch(r"a page of 1,000 by [\w ,]+: by hand .* ms, ours .* ms, [0-9.]+ x as fast", row)
 
 
-@pytest.mark.long_form  # the other two show that benchmarks run; this one starts nine servers
+def test_the_benchmark_of_importing_runs_and_prints_a_ratio(typed):
+    (row,) = typed("imports.py", "--repetitions", "1")
+    assert re.fullmatch(r"importing .*: its dependencies alone \d+ ms of CPU, .* \d+ ms, [0-9.]+ x as long", row)
+
+
+@pytest.mark.long_form  # the others show that benchmarks run; this one starts nine servers
 def test_the_benchmark_of_channels_runs_and_prints_a_ratio_for_each():
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "push.py", "--pushes", "2"],
