@@ -9,6 +9,7 @@ expired, it goes on where the user says. When a fetch fails, the next poll conti
 import enum
 import logging
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import anyio
@@ -24,6 +25,7 @@ from push_to_poll_client._exceptions import (
     StoreUnavailable,
 )
 from push_to_poll_client._fetching import Fetcher, Gaps, Prefetcher
+from push_to_poll_client._first_pages import counted_as_first
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._overlap import Overlap, Place, PollWalk
 from push_to_poll_client._position import Position
@@ -167,6 +169,7 @@ class Poller:
         self.continues_freely = False
         self.poll_within: float | None = None
         self._unfinished: PollWalk | None = None
+        self._is_first = True
         self._deadline = 0.0
         self._logged_standstill: str | None = None
         may_prefetch = prefetch and fetcher.read_ahead
@@ -281,8 +284,10 @@ class Poller:
 
     async def _process_pages(self, poll: PollState, request: FetchRequest, background: Background) -> End:
         following: FetchRequest | End = request
-        while isinstance(following, FetchRequest):
-            following = await self._process_page(poll, following, background)
+        first, self._is_first = self._is_first, False
+        with counted_as_first() if first else nullcontext():
+            while isinstance(following, FetchRequest):
+                following = await self._process_page(poll, following, background)
         if following is End.CAUGHT_UP and poll.walk.place is Place.JUMPED:
             return End.INCOMPLETE  # the next walk reads what this one left out
         return following

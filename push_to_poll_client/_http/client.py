@@ -528,6 +528,7 @@ class Client:
         where = self.where if call.same_origin else self._origins.describe_source(call.url)
         body = b""
         if status in ACCEPTED_STATUSES:
+            await deadline.wait_for_room()
             body = await read_body(response, self._max_body, where, deadline)
         elif call.max_error_body:  # the error stands without it, too
             with anyio.move_on_after(ERROR_BODY_TIMEOUT), suppress(FeedError, *self._sender.errors):
