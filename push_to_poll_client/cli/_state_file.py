@@ -12,7 +12,7 @@ from push_to_poll_client._protocols import Session
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.cli._output import UsageError
 from push_to_poll_client.stores import SQLiteStore
-from push_to_poll_client.stores._sqlite.file import lock_holder
+from push_to_poll_client.stores._sqlite.owner_lock import lock_holder
 from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, read_store
 
 __all__ = ["add_state_to", "explain_busy", "find_consumer", "open_store", "run_with_session"]
