@@ -49,6 +49,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/feeds.py
 	$(BIN)/python benchmarks/push.py
+	$(BIN)/python benchmarks/many.py
 
 # `make chaos SEEDS=1000` simulates that many lives of a consumer (tests/simulation).
 chaos: servers
