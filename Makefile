@@ -51,6 +51,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/feeds.py
 	$(BIN)/python benchmarks/push.py
 	$(BIN)/python benchmarks/imports.py
+	$(BIN)/python benchmarks/many.py
 
 # `make chaos SEEDS=1000` simulates that many lives of a consumer (tests/simulation).
 chaos: servers

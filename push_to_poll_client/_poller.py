@@ -9,6 +9,7 @@ has expired, it goes on where the user says. When a fetch fails, the next poll c
 import enum
 import logging
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import anyio
@@ -24,6 +25,7 @@ from push_to_poll_client._exceptions import (
     StoreUnavailable,
 )
 from push_to_poll_client._fetching import PageReader
+from push_to_poll_client._first_pages import counted_as_first
 from push_to_poll_client._hooks import ConsumerStats
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._options import Options
@@ -135,6 +137,7 @@ class Poller:
     done: PollResult = field(default=NOTHING_DONE, init=False)
     continues_freely: bool = field(default=False, init=False)
     poll_within: float | None = field(default=None, init=False)
+    _is_first: bool = field(default=True, init=False)
     _is_prepared: bool = field(default=False, init=False)
     _unfinished: PollWalk | None = field(default=None, init=False)
     _logged_standstill: str | None = field(default=None, init=False)
@@ -250,8 +253,10 @@ class Poller:
 
     async def _process_pages(self, poll: PollState, request: FetchRequest, background: Background) -> End:
         following: FetchRequest | End = request
-        while isinstance(following, FetchRequest):
-            following = await self._process_page(poll, following, background)
+        first, self._is_first = self._is_first, False
+        with counted_as_first() if first else nullcontext():
+            while isinstance(following, FetchRequest):
+                following = await self._process_page(poll, following, background)
         if following is End.CAUGHT_UP and poll.walk.place is Place.JUMPED:
             return End.INCOMPLETE  # the next walk reads what this one left out
         return following

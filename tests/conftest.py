@@ -223,7 +223,12 @@ def inline_threads(monkeypatch):
         await anyio.lowlevel.checkpoint()
         return function(*args)
 
+    async def run(_, work, *__, **___):
+        await anyio.lowlevel.checkpoint()
+        return work()
+
     monkeypatch.setattr("anyio.to_thread.run_sync", run_sync)
+    monkeypatch.setattr("push_to_poll_client.stores._sqlite.thread.StoreThread.run", run)
 
 
 @pytest.fixture

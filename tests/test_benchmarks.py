@@ -63,7 +63,20 @@ def test_the_benchmark_of_importing_runs_and_prints_a_ratio(typed):
     assert re.fullmatch(r"importing .*: its dependencies alone \d+ ms of CPU, .* \d+ ms, [0-9.]+ x as long", row)
 
 
-@pytest.mark.long_form  # the others show that benchmarks run; this one starts nine servers
+def test_the_benchmark_of_many_consumers_runs_and_prints_a_row_for_each_way(typed, monkeypatch):
+    sides = importlib.import_module("sides")
+    monkeypatch.setattr(sides, "reference_server", lambda _: in_this_process())
+    rows = typed("many.py", "--consumers", form("4", "100"))
+    assert len(rows) == 3
+    for row in rows:
+        assert re.fullmatch(
+            r"\d+ consumers of one file, [\w =,._()]+: [0-9.]+ s of processor time, [0-9.]+ x as much for each as "
+            r"with \d+; 2 threads, [0-9,]+ switches, -?\d+ KiB each",
+            row,
+        )
+
+
+@pytest.mark.long_form  # the other two show that benchmarks run; this one starts nine servers
 def test_the_benchmark_of_channels_runs_and_prints_a_ratio_for_each():
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "push.py", "--pushes", "2"],

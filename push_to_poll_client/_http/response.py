@@ -18,6 +18,7 @@ import anyio
 import anyio.lowlevel
 
 from push_to_poll_client._exceptions import FeedError
+from push_to_poll_client._first_pages import wait_for_first_page
 from push_to_poll_client._http.caching import Validators, validators_of
 from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, link_targets, resolve_url
 from push_to_poll_client._http.transport import CHUNKS_AT_ONCE, unwind
@@ -81,6 +82,12 @@ class Deadline:
         if self._missing <= 0:
             self._waits = False
             self.start_body()
+
+    async def wait_for_room(self) -> None:
+        """Wait until the first page of a consumer may be read. The time does not count."""
+        waited = await wait_for_first_page(self.scope)
+        self._hold_end += waited
+        self._end += waited
 
     def expect_response(self) -> None:
         """Note that another request is sent, whose response has to arrive before the same deadline."""

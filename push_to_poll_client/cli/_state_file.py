@@ -11,7 +11,7 @@ from push_to_poll_client._protocols import Session
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.cli._output import UsageError
 from push_to_poll_client.stores import SQLiteStore
-from push_to_poll_client.stores._sqlite.file import lock_holder
+from push_to_poll_client.stores._sqlite.owner_lock import lock_holder
 from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, read_store
 
 __all__ = ["add_state_to", "find_consumer", "run_with_session", "run_with_store"]

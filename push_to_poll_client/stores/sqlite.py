@@ -5,32 +5,26 @@ without a release counts as released once it is collected as garbage. The rest i
 lock, the schema, the sessions, and the transactions of handlers.
 """
 
-import contextlib
 import os
 import sqlite3
-import threading
 import time
-from _thread import start_new_thread
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import get_args
 from weakref import WeakValueDictionary, finalize
 
-from anyio import CapacityLimiter
-
 from push_to_poll_client._exceptions import StoreBusy
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.stores._fair_lock import FairLock
 from push_to_poll_client.stores._rebind import Rebind
 from push_to_poll_client.stores._retention import DEFAULT_MAX_RECORDS, DEFAULT_RETENTION, Retention
 from push_to_poll_client.stores._sqlite.connection import OUTSIDE_HANDLER
 from push_to_poll_client.stores._sqlite.file import OpenFile
 from push_to_poll_client.stores._sqlite.names import rebind
 from push_to_poll_client.stores._sqlite.schema import Synchronous
-from push_to_poll_client.stores._sqlite.session import SQLiteSession
-from push_to_poll_client.stores._sqlite.shared import SharedFile, TransactionalSQLiteSession
-from push_to_poll_client.stores._sqlite.transaction import in_thread
+from push_to_poll_client.stores._sqlite.session import SQLiteSession, TransactionalSQLiteSession
+from push_to_poll_client.stores._sqlite.thread import StoreThread
+from push_to_poll_client.stores._sqlite.transaction import SharedFile
 
 __all__ = ["SQLiteStore"]
 
@@ -130,9 +124,8 @@ class SQLiteStore:
 
     def _start_unopened(self) -> None:
         self._process = os.getpid()
-        self._mutex = threading.Lock()
-        self._fair_lock = FairLock()  # taken before the mutex
         self._file: OpenFile | None = None
+        self._thread = StoreThread(f"SQLiteStore {self._path}")
         # Weak: a session that was dropped without `release()` must not hold its name for ever.
         self._owners: WeakValueDictionary[str, SQLiteSession] = WeakValueDictionary()
 
@@ -185,9 +178,9 @@ class SQLiteStore:
             RuntimeError: Within a handler that writes to this store.
         """
         self._prepare_for_claim()
-        limiter, claimed = CapacityLimiter(1), list[SQLiteSession]()
+        claimed: list[SQLiteSession] = []
         try:
-            await in_thread(partial(self._claim, name, feed, limiter, claimed), limiter=limiter)
+            await self._thread.run(partial(self._claim, name, feed, claimed))
         except BaseException:  # cancelled, perhaps after the thread has claimed the name
             for session in claimed:
                 await session.release()
@@ -220,27 +213,25 @@ class SQLiteStore:
         """
         asked = Rebind(name, feed, new_name, replace)
         self._prepare_for_claim()
-        await in_thread(partial(self._rebind, asked), limiter=CapacityLimiter(1))
+        await self._thread.run(partial(self._rebind, asked))
 
     def _rebind(self, asked: Rebind) -> None:
         if not os.path.exists(self._path):  # noqa: PTH110  # a str, which may hold anything
             raise asked.unknown_name(self._path)
-        with self._fair_lock.held(), self._mutex, self._open_file() as file:
-            self._check_unowned(asked.name)
-            with file.access():
-                rebind(file, asked, self._check_unowned)
+        self._check_unowned(asked.name)
+        with self._open_file() as file:
+            rebind(file, asked, self._check_unowned)
 
-    def _claim(self, name: str, feed: str, limiter: CapacityLimiter, claimed: list[SQLiteSession]) -> None:
-        with self._fair_lock.held(), self._mutex:
-            self._check_unowned(name)
-            with self._open_file() as file:
-                session = self._make_session(file, name, feed, limiter)
-                finalize(session, self._close_dropped_soon).atexit = False
-                self._owners[name] = session
-                claimed.append(session)
+    def _claim(self, name: str, feed: str, claimed: list[SQLiteSession]) -> None:
+        self._check_unowned(name)
+        with self._open_file() as file:
+            session = self._make_session(file, name, feed)
+            finalize(session, self._close_dropped_soon).atexit = False
+            self._owners[name] = session
+            claimed.append(session)
 
     def _prepare_for_claim(self) -> None:
-        if self._process != os.getpid():  # forked: file, lock and mutex are the parent's
+        if self._process != os.getpid():  # forked: file, lock and thread are the parent's
             self._start_unopened()
         if isinstance(self._file, SharedFile):
             self._file.guard.check_outside()
@@ -251,51 +242,48 @@ class SQLiteStore:
 
     @contextmanager
     def _open_file(self) -> Iterator[OpenFile]:
-        """Open the file, if it is not open. Afterwards it stays so if a name has an owner."""
-        if self._file is None and self._transactional:
-            self._file = SharedFile(self._path, synchronous=self._synchronous, fair_lock=self._fair_lock)
-        elif self._file is None:
-            self._file = OpenFile(self._path, synchronous=self._synchronous)
+        """Open the file, if it is not open, and use it. Afterwards it stays open if a name has an owner."""
+        if self._file is None:
+            kind = SharedFile if self._transactional else OpenFile
+            self._file = kind(self._path, synchronous=self._synchronous)
+            self._thread.stays = True
         try:
-            yield self._file
+            with self._file.access():
+                yield self._file
         finally:
             self._close_unused()
 
-    def _make_session(self, file: OpenFile, name: str, feed: str, limiter: CapacityLimiter) -> SQLiteSession:
+    def _make_session(self, file: OpenFile, name: str, feed: str) -> SQLiteSession:
         kind: Callable[..., SQLiteSession] = TransactionalSQLiteSession if self._transactional else SQLiteSession
-        with file.access():
-            return kind(
-                file,
-                name,
-                feed,
-                retention=self._retention,
-                clock=self._clock,
-                limiter=limiter,
-                on_release=self._on_release,
-            )
+        return kind(
+            file,
+            name,
+            feed,
+            retention=self._retention,
+            clock=self._clock,
+            thread=self._thread,
+            on_release=self._on_release,
+        )
 
-    def _on_release(self, session: SQLiteSession) -> None:
-        with self._mutex:
-            del self._owners[session.name]
-            self._close_unused()
+    def _on_release(self, session: SQLiteSession) -> Callable[[], None] | None:
+        del self._owners[session.name]
+        return None if self._has_owners else self._close_unused
 
     def _close_dropped_soon(self) -> None:
         # Python calls this from any thread, in the middle of anything, so it must not wait for a lock or the disk.
-        # `threading.Thread.start()` would wait until the thread runs.
         if self._file is not None and self._process == os.getpid():
-            with contextlib.suppress(RuntimeError):  # the interpreter ends, and the lock with it
-                start_new_thread(self._close_dropped, ())
-
-    def _close_dropped(self) -> None:
-        with self._mutex:
-            self._close_unused()
+            self._thread.submit_from_finalizer(self._close_unused)
 
     def _close_unused(self) -> None:
-        # A thread or a handler that uses the file holds its session. The length of a weak dictionary is no answer:
-        # it may count a session that is just being collected.
-        if self._file is not None and not any(True for _ in self._owners.values()):
+        # A thread or a handler that uses the file holds its session.
+        if self._file is not None and not self._has_owners:
             self._file.close()
-            self._file = None
+            self._file, self._thread.stays = None, False
+
+    @property
+    def _has_owners(self) -> bool:
+        # The length of a weak dictionary does not tell: it may count a session that is just being collected.
+        return any(reference() is not None for reference in self._owners.valuerefs())
 
     def __repr__(self) -> str:
         return f"SQLiteStore({self._path!r})"

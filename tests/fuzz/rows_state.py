@@ -25,14 +25,15 @@ from push_to_poll_client.cli._tail import listener_for, same_server
 from push_to_poll_client.stores._retention import Retention
 from push_to_poll_client.stores._sqlite.cursors import StoredCursors
 from push_to_poll_client.stores._sqlite.dead_letters import select_dead_letters
-from push_to_poll_client.stores._sqlite.file import _locked_by, wrap_sqlite_errors
+from push_to_poll_client.stores._sqlite.file import wrap_sqlite_errors
 from push_to_poll_client.stores._sqlite.names import _find as find_name
+from push_to_poll_client.stores._sqlite.owner_lock import _locked_by
 from push_to_poll_client.stores._sqlite.reader import _select_progress
 from push_to_poll_client.stores._sqlite.records import Records
 from push_to_poll_client.stores._sqlite.schema import MIGRATIONS, encode_keys, encode_text, schema_version
 from push_to_poll_client.stores._sqlite.schema import decode_text as text_restored
 from push_to_poll_client.stores._sqlite.session import ClaimedName
-from push_to_poll_client.stores._sqlite.wal import _Mark, check_wal
+from push_to_poll_client.stores._sqlite.wal import Mark, check_wal
 from tests.fuzz.fuzzed import Fuzzed, around, nested, text_of, words
 from tests.fuzz.rows_feeds import JSON_TOKENS
 from tests.support.identities import cheap_identities
@@ -241,9 +242,9 @@ ROWS = (
         read=read_wal,
         errors=(StoreError,),
         examples=(
-            _wal_example(_Mark(2, b"a" * 8, b"0" * 8), _Mark(2, b"b" * 8, b"a" * 8), _Mark(2, b"c" * 8, b"b" * 8)),
-            _wal_example(_Mark(2, b"x" * 8, b"0" * 8), _Mark(2, b"b" * 8, b"a" * 8)),
-            _wal_example(_Mark(2, b"x" * 8, b"0" * 8), _Mark(2, b"b" * 8, bytes(8)), junk=b"\x0d"),
+            _wal_example(Mark(2, b"a" * 8, b"0" * 8), Mark(2, b"b" * 8, b"a" * 8), Mark(2, b"c" * 8, b"b" * 8)),
+            _wal_example(Mark(2, b"x" * 8, b"0" * 8), Mark(2, b"b" * 8, b"a" * 8)),
+            _wal_example(Mark(2, b"x" * 8, b"0" * 8), Mark(2, b"b" * 8, bytes(8)), junk=b"\x0d"),
         ),
         tokens=words(r"SQLite\x20format\x203\x00 \x0d\x00 \x00 \xff push_to_poll\x20wal \x01\x01 \x02\x02"),
     ),
@@ -358,7 +359,7 @@ ROWS = (
     ),
     Fuzzed(
         name="locks",
-        modules=("stores._sqlite.file",),
+        modules=("stores._sqlite.owner_lock",),
         read=read_locks,
         examples=(b"1: FLOCK  ADVISORY  WRITE 7 08:01:42 0 EOF\n2: POSIX ADVISORY READ 8 08:01:43 0 EOF\n",),
         tokens=words(r"1:\x20FLOCK\x20\x20ADVISORY\x20\x20WRITE\x20 7\x20 08:01:42\x20 \n \x20 : 9"),

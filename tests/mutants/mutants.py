@@ -443,18 +443,18 @@ MUTANTS = [
         "G8",
         "commits what a handler wrote that failed",
         "stores/_sqlite/transaction.py",
-        "                if keep:\n                    self._commit()\n",
-        "                if keep or self.has_begun:\n                    self._commit()\n",
+        "            if keep:\n                self._commit()\n",
+        "            if keep or self.has_begun:\n                self._commit()\n",
         "tests/guarantees/test_g08_same_transaction.py",
     ),
     of(
         "G8",
         "commits effects and records one after the other",
-        "stores/_sqlite/shared.py",
-        "            self._claimed.commit(None, encode_records(records), (), NO_CHANGES, None)\n",
-        "            self._file.connection.execute('COMMIT; -- effects')\n"
-        "            self._file.connection.execute('BEGIN IMMEDIATE')\n"
-        "            self._claimed.commit(None, encode_records(records), (), NO_CHANGES, None)\n",
+        "stores/_sqlite/session.py",
+        "                self._claimed.commit(None, encode_records(records), (), NO_CHANGES, None)\n",
+        "                self._file.connection.execute('COMMIT; -- effects')\n"
+        "                self._file.connection.execute('BEGIN IMMEDIATE')\n"
+        "                self._claimed.commit(None, encode_records(records), (), NO_CHANGES, None)\n",
         "tests/guarantees/test_g08_same_transaction.py",
     ),
     of(
@@ -643,7 +643,7 @@ MUTANTS = [
     of(
         "G5",
         "writes no mark before the WAL begins anew",
-        "stores/_sqlite/wal.py",
+        "stores/_sqlite/file.py",
         "        if self._is_new or self._is_last:\n",
         "        if self._is_new and not self._is_last:\n",
         "tests/stores/test_sqlite_file.py",
@@ -651,7 +651,7 @@ MUTANTS = [
     of(
         "G5",
         "writes no mark after the WAL began anew",
-        "stores/_sqlite/wal.py",
+        "stores/_sqlite/file.py",
         "        if self._is_new or self._is_last:\n",
         "        if self._is_last:\n",
         "tests/stores/test_sqlite_file.py",
@@ -675,7 +675,7 @@ MUTANTS = [
     of(
         "G10",
         "follows a link to the lock file",
-        "stores/_sqlite/file.py",
+        "stores/_sqlite/owner_lock.py",
         'getattr(os, "O_NOFOLLOW", 0) | ',
         "",
         "tests/stores/test_sqlite_file.py",

@@ -13,6 +13,7 @@ import anyio.to_thread
 import trio
 from anyio._backends import _asyncio as anyio_asyncio
 
+from push_to_poll_client.stores._sqlite.thread import StoreThread
 from push_to_poll_client.testing._virtual_time import virtual_time
 
 __all__ = ["START", "Backend", "run"]
@@ -48,11 +49,16 @@ def _no_threads() -> Iterator[None]:
         await anyio.lowlevel.checkpoint()
         return function(*args)
 
-    anyio.to_thread.run_sync = run_sync
+    async def run(_: StoreThread, work: Callable[[], Any], *__: object, **___: object) -> Any:
+        await anyio.lowlevel.checkpoint()
+        return work()
+
+    in_store_thread = StoreThread.run
+    anyio.to_thread.run_sync, StoreThread.run = run_sync, run  # type: ignore[method-assign]
     try:
         yield
     finally:
-        anyio.to_thread.run_sync = in_thread
+        anyio.to_thread.run_sync, StoreThread.run = in_thread, in_store_thread  # type: ignore[method-assign]
 
 
 class _Task(asyncio.Task[Any]):

@@ -20,7 +20,7 @@ import pytest
 from push_to_poll_client import OwnershipLost, StoreBusy, StoreError, StoreMismatch
 from push_to_poll_client._types import DeadLetter, Record, RecordState
 from push_to_poll_client.stores import SQLiteStore
-from push_to_poll_client.stores._sqlite import dead_letters, schema
+from push_to_poll_client.stores._sqlite import dead_letters, owner_lock, schema
 from push_to_poll_client.stores._sqlite import file as file_module
 from push_to_poll_client.stores._sqlite.reader import read_store
 from push_to_poll_client.testing._store_suite import StoreSuite
@@ -103,14 +103,11 @@ class TestSQLiteStore(StoreSuite):
         connection.execute("DROP TRIGGER broken")
 
 
-class HeldByNobody:
-    """A lock as a forked child finds it when another thread of its parent held it: waiting for it never ends."""
+class NotForked:
+    """The thread of a store as a forked child finds it: it takes jobs and never does them."""
 
-    def __enter__(self):
+    async def run(self, *_, **__):
         pytest.fail("would wait for ever")
-
-    def __exit__(self, *exc_info):
-        raise NotImplementedError
 
 
 class TestOwnership:
@@ -180,21 +177,21 @@ class TestOwnership:
         def no_locks(descriptor):
             raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr(file_module, "_lock", no_locks)
+        monkeypatch.setattr(owner_lock, "_lock", no_locks)
         with pytest.raises(StoreError, match=r"store\.db.*No locks available.*local disk"):
             await SQLiteStore(path).claim("a", feed=FEED)
         assert not path.exists()
 
     async def test_a_forked_child_closes_the_lock_without_unlocking_it(self, path):
         """What the child runs, run here; another descriptor stands for the parent's."""
-        lock = file_module.OwnerLock(str(path))
+        lock = owner_lock.OwnerLock(str(path))
         parents = os.dup(lock._descriptor)
-        file_module._close_in_child()
+        owner_lock._close_in_child()
         lock.release()
         with pytest.raises(StoreBusy):
-            file_module.OwnerLock(str(path))
+            owner_lock.OwnerLock(str(path))
         os.close(parents)
-        file_module.OwnerLock(str(path)).release()
+        owner_lock.OwnerLock(str(path)).release()
 
     async def test_a_forked_child_cannot_use_the_session_of_its_parent(self, path, monkeypatch):
         async with claimed(SQLiteStore(path)) as session:
@@ -207,17 +204,17 @@ class TestOwnership:
         async with claimed(SQLiteStore(path)) as session:
             assert session.cursor == "c2"
 
-    async def test_a_store_in_a_forked_child_is_busy_and_does_not_wait_for_locks_of_its_parent(
+    async def test_a_store_in_a_forked_child_is_busy_and_does_not_wait_for_the_thread_of_its_parent(
         self, path, monkeypatch
     ):
         store = SQLiteStore(path)
         async with claimed(store) as session:
             store._process = -1
-            store._mutex = HeldByNobody()
+            store._thread = NotForked()
             with pytest.raises(StoreBusy, match="in use by"):
                 await store.claim("b", feed=FEED)
             assert session._file.connection.execute("SELECT 1").fetchone() == (1,)
-            store._owners["a"], store._file = session, session._file
+            store._owners["a"], store._file, store._thread = session, session._file, session._thread
 
     async def test_a_garbage_collected_session_releases_its_consumer_name(self, path):
         store = SQLiteStore(path)
@@ -254,7 +251,7 @@ class TestThreads:
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
     async def test_a_commit_completes_although_asyncio_cancels_its_task(self, path):
-        """As `asyncio.timeout()` does, which no shield keeps off: the next call waits for the thread."""
+        """As `asyncio.timeout()` does, which no shield keeps off: the caller knows then what was done."""
         begun, go_on, times = threading.Event(), threading.Event(), [DAY]
 
         def clock():
@@ -267,9 +264,13 @@ class TestThreads:
             task = asyncio.ensure_future(session.commit(cursor="c1", records=records("1")))
             await anyio.to_thread.run_sync(begun.wait, 60)
             task.cancel()
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert not task.done()
+            go_on.set()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            asyncio.get_running_loop().call_soon(go_on.set)
+            assert session.cursor == "c1"
             assert await session.unseen(["1"]) == set()
             await session.commit(cursor="c2", records=records("2"))
             assert (session.cursor, session.size) == ("c2", 2)

@@ -11,7 +11,7 @@ import pytest
 from anyio import to_thread
 
 from push_to_poll_client import Record, SQLiteStore, StoreBusy
-from push_to_poll_client.stores import sqlite as sqlite_module
+from push_to_poll_client.stores._sqlite.thread import Job
 from tests.support.forms import GUARD
 
 pytestmark = pytest.mark.anyio
@@ -107,13 +107,14 @@ async def test_a_claim_cancelled_after_any_number_of_steps_of_its_loop_leaves_th
 
 
 async def test_a_claim_cancelled_while_it_waits_for_other_work_on_the_store_leaves_the_file_unlocked(store):
-    store._fair_lock.acquire(store)
+    go_on, begun = threading.Event(), threading.Event()
+    store._thread.submit(Job(lambda: (begun.set(), go_on.wait(GUARD)), lambda: None))
+    await to_thread.run_sync(begun.wait, GUARD)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: store.claim("a", feed=FEED))
-        while not store._fair_lock._waiting:
-            await to_thread.run_sync(lambda: None)
+        await anyio.wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
-    store._fair_lock.release()
+    go_on.set()
     await claim_elsewhere(store)
 
 
@@ -132,7 +133,7 @@ async def test_a_file_stays_open_while_another_session_uses_it(store):
         while len(list(store._owners)) > 1:
             gc.collect()
             await to_thread.run_sync(lambda: None)
-    store._close_dropped()  # as the thread does
+    await store._thread.run(store._close_unused, urgent=True)
     with pytest.raises(StoreBusy):
         await claim_elsewhere(store)
     await session.commit(cursor="1", records=[Record("1")])
@@ -163,7 +164,7 @@ async def test_a_file_stays_open_while_a_handler_of_a_dropped_session_uses_it(tm
     store.connection.execute("CREATE TABLE note(text)")
     del session
     gc.collect()
-    store._close_dropped()  # as the thread does
+    await store._thread.run(store._close_unused, urgent=True)
     store.connection.execute("INSERT INTO note VALUES ('a')")
     with pytest.raises(StoreBusy):
         await claim_elsewhere(store)
@@ -174,21 +175,10 @@ async def test_a_file_stays_open_while_a_handler_of_a_dropped_session_uses_it(tm
 
 async def test_a_session_dropped_in_a_forked_child_leaves_the_file_to_the_parent(store, monkeypatch):
     session = await store.claim("a", feed=FEED)
-    started = []
-    monkeypatch.setattr(sqlite_module, "start_new_thread", lambda *args: started.append(args))
+    submitted = []
     with monkeypatch.context() as forked:
         forked.setattr(os, "getpid", lambda: -1)
+        forked.setattr(store._thread, "submit_from_finalizer", submitted.append)
         store._close_dropped_soon()
-    assert not started
-    await session.release()
-
-
-async def test_a_session_dropped_at_the_end_of_the_interpreter_is_no_error(store, monkeypatch):
-    def too_late(*_):
-        raise RuntimeError("can't create new thread at interpreter shutdown")
-
-    session = await store.claim("a", feed=FEED)
-    with monkeypatch.context() as patched:
-        patched.setattr(sqlite_module, "start_new_thread", too_late)
-        store._close_dropped_soon()
+    assert not submitted
     await session.release()

@@ -18,8 +18,10 @@ from push_to_poll_client import StoreError, StoreUnavailable
 from push_to_poll_client._types import Record
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.stores import SQLiteStore
+from push_to_poll_client.stores._sqlite import file as file_module
 from push_to_poll_client.stores._sqlite import schema, wal
-from push_to_poll_client.stores._sqlite.file import lock_holder, wrap_sqlite_errors
+from push_to_poll_client.stores._sqlite.file import wrap_sqlite_errors
+from push_to_poll_client.stores._sqlite.owner_lock import lock_holder
 from push_to_poll_client.stores._sqlite.reader import read_store
 from tests.support.command_line import typed
 
@@ -172,7 +174,7 @@ class Run:
 
 @pytest.fixture
 def run(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(wal, "_CHECKPOINT_FRAMES", 12)
+    monkeypatch.setattr(file_module, "_CHECKPOINT_FRAMES", 12)
     return Run(path, tmp_path)
 
 
@@ -193,13 +195,13 @@ class TestOwnWAL:
     @pytest.mark.parametrize("disturbance", ["none", "reader", "writer", "vacuum"])
     @pytest.mark.parametrize("transactional", [False, True])
     async def test_the_wal_of_a_killed_owner_is_accepted(self, run, path, monkeypatch, disturbance, transactional):
-        really = wal.Checkpoints._checkpoint
+        really = file_module.Checkpoints._checkpoint
         cursor = None
 
         def checkpoint(self):
             return run.kill_within_checkpoint(cursor, lambda: really(self))
 
-        monkeypatch.setattr(wal.Checkpoints, "_checkpoint", checkpoint)
+        monkeypatch.setattr(file_module.Checkpoints, "_checkpoint", checkpoint)
         for start in (1, 11, 21):
             store = SQLiteStore(path, transactional=transactional, synchronous="NORMAL")  # as FULL, but faster
             async with claimed(store) as session:
@@ -221,7 +223,7 @@ class TestOwnWAL:
                             other.execute("VACUUM")
                         run.kill(cursor)
             run.kill(cursor)
-        monkeypatch.setattr(wal.Checkpoints, "_checkpoint", really)
+        monkeypatch.setattr(file_module.Checkpoints, "_checkpoint", really)
         marks = [read.marks for target, _ in run.killed if (read := wal._read_wal(f"{target}-wal"))]
         assert sum(map(bool, marks)) > 30, "else nothing was compared"
         for target, _ in run.killed:
@@ -419,8 +421,8 @@ class BusyWithCheckpoint:
 class TestCheckpoints:
     @pytest.fixture(autouse=True)
     def _small(self, monkeypatch):
-        monkeypatch.setattr(wal, "_CHECKPOINT_FRAMES", 10)
-        monkeypatch.setattr(wal, "_LARGE_WAL", 200_000)
+        monkeypatch.setattr(file_module, "_CHECKPOINT_FRAMES", 10)
+        monkeypatch.setattr(file_module, "_LARGE_WAL", 200_000)
 
     def size(self, path):
         return Path(f"{path}-wal").stat().st_size
@@ -470,7 +472,7 @@ class TestCheckpoints:
 
         async with claimed(SQLiteStore(path)) as session:
             with monkeypatch.context() as patch:
-                patch.setattr(wal.Checkpoints, "_checkpoint", fail)
+                patch.setattr(file_module.Checkpoints, "_checkpoint", fail)
                 for number in range(60):
                     await commit(session, number)
             assert "goes on growing: database or disk is full" in caplog.text
@@ -482,7 +484,7 @@ class TestCheckpoints:
     async def test_another_checkpoint_is_named_and_not_waited_for(self, path):
         async with claimed(SQLiteStore(path)) as session:
             await commit(session, 1)
-            checkpoints = wal.Checkpoints(BusyWithCheckpoint(), str(path))
+            checkpoints = file_module.Checkpoints(BusyWithCheckpoint(), str(path))
             assert checkpoints._checkpoint() == "another program writes to the file or makes a checkpoint"
             checkpoints.close()
 

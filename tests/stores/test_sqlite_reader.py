@@ -14,9 +14,8 @@ import pytest
 from push_to_poll_client import StoreError
 from push_to_poll_client._types import DeadLetter, Record
 from push_to_poll_client.stores import SQLiteStore
-from push_to_poll_client.stores._sqlite import dead_letters, reader
-from push_to_poll_client.stores._sqlite import file as file_module
-from push_to_poll_client.stores._sqlite.file import OwnerLock, lock_holder
+from push_to_poll_client.stores._sqlite import dead_letters, owner_lock, reader
+from push_to_poll_client.stores._sqlite.owner_lock import OwnerLock, lock_holder
 from push_to_poll_client.stores._sqlite.reader import read_cursors, read_dead_letter, read_dead_letters, read_store
 from tests.support.forms import form
 
@@ -580,13 +579,13 @@ def test_lock_holder_returns_none_after_the_lock_is_released(tmp_path, monkeypat
     path = str(tmp_path / "owned")
     OwnerLock(path).release()
     assert lock_holder(path) is None
-    monkeypatch.setattr(file_module, "_PROC_LOCKS", tmp_path / "missing")
+    monkeypatch.setattr(owner_lock, "_PROC_LOCKS", tmp_path / "missing")
     assert lock_holder(path) is None
 
 
 def test_the_owner_is_found_when_the_list_of_locks_names_another_device(owned, tmp_path, monkeypatch):
     inode = Path(f"{owned}.lock").stat().st_ino
-    monkeypatch.setattr(file_module, "_PROC_LOCKS", tmp_path / "locks")
+    monkeypatch.setattr(owner_lock, "_PROC_LOCKS", tmp_path / "locks")
     for line, owner in [
         (f"1: FLOCK  ADVISORY  WRITE {os.getpid()} fe:ff:{inode} 0 EOF", os.getpid()),
         (f"1: FLOCK  ADVISORY  WRITE {os.getpid() + 1} fe:ff:{inode} 0 EOF", None),
@@ -607,12 +606,12 @@ def test_without_a_list_of_locks_the_owner_is_the_running_process_in_the_lock_fi
         if error is not None:
             raise error
 
-    monkeypatch.setattr(file_module, "_PROC_LOCKS", tmp_path / "missing")
+    monkeypatch.setattr(owner_lock, "_PROC_LOCKS", tmp_path / "missing")
     monkeypatch.setattr(os, "kill", kill)
     assert lock_holder(owned) == (os.getpid() if runs else None)
 
 
 def test_a_lock_file_with_garbage_names_no_owner(tmp_path, monkeypatch):
-    monkeypatch.setattr(file_module, "_PROC_LOCKS", tmp_path / "missing")
+    monkeypatch.setattr(owner_lock, "_PROC_LOCKS", tmp_path / "missing")
     (tmp_path / "owned.lock").write_bytes(b"\xff\x1b[2J")
     assert lock_holder(str(tmp_path / "owned")) is None

@@ -10,6 +10,7 @@ import pytest
 from push_to_poll_client import Record
 from push_to_poll_client.stores import SQLiteStore, _bloom
 from push_to_poll_client.stores._sqlite import records as records_module
+from push_to_poll_client.stores._sqlite import thread
 from push_to_poll_client.stores._sqlite.records import RecordSearch
 from push_to_poll_client.testing._store_suite import StoreSuite
 
@@ -317,11 +318,13 @@ async def test_building_the_filter_can_be_cancelled(claim, monkeypatch):
     session = await claim()
     keys = some_keys(1600)
     await record(session, keys)
-    add, numbers = _bloom.BloomFilters.add, []
+    add, numbers, token = _bloom.BloomFilters.add, [], anyio.lowlevel.current_token()
 
     def cancelling(self, segment, keys):
         numbers.append(segment)
-        anyio.from_thread.run_sync(scope.cancel)
+        anyio.from_thread.run_sync(scope.cancel, token=token)
+        while not thread._this_thread.job.is_cancelled:
+            anyio.from_thread.run(anyio.lowlevel.checkpoint, token=token)
         add(self, segment, keys)
 
     with monkeypatch.context() as slow, anyio.CancelScope() as scope:

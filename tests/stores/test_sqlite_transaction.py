@@ -16,9 +16,9 @@ from anyio import from_thread, to_thread
 
 from push_to_poll_client import OwnershipLost, StoreError, StoreUnavailable
 from push_to_poll_client._protocols import TransactionConflict
-from push_to_poll_client.stores._fair_lock import FairLock
 from push_to_poll_client.stores._sqlite import transaction as transaction_module
-from push_to_poll_client.stores._sqlite.transaction import GAP, LockGaps, in_thread, undo
+from push_to_poll_client.stores._sqlite.thread import Job
+from push_to_poll_client.stores._sqlite.transaction import GAP, LockGaps, undo
 from tests.support.effects import Database, Planned, look
 from tests.support.forms import GUARD
 
@@ -52,21 +52,25 @@ def is_free(database):
         return True
 
 
+async def begin(session):
+    """Begin a transaction, as for a handler whose last call met a conflict."""
+    await session.database.thread.run(partial(session.transaction.begin, lambda: None), session.transaction)
+
+
 @asynccontextmanager
 async def busy(database):
     """A thread of the store is at work until the event loop has gone on."""
     held, go = threading.Event(), threading.Event()
 
     def hold():
-        with database.mutex:
-            held.set()
-            assert go.wait(GUARD)
+        held.set()
+        assert go.wait(GUARD)
 
     async def let_go():
         go.set()
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(to_thread.run_sync, hold)
+        tasks.start_soon(partial(database.thread.run, hold, urgent=True))
         await to_thread.run_sync(held.wait)
         tasks.start_soon(let_go)
         yield
@@ -192,7 +196,7 @@ class TestBlocks:
         await block.__aenter__()
         session.connection.execute("INSERT INTO note(text) VALUES ('a')")
         async with busy(database):
-            await undo(session.transaction, limiter=session.limiter)
+            await undo(session.transaction)
         assert is_free(database)
         with pytest.raises(StoreError, match="or the session was released"):
             await block.__aexit__(None, None, None)
@@ -278,26 +282,28 @@ class TestFirstStatement:
         assert len(errors) == 1
         assert is_free(database)
 
-    async def test_the_end_waits_for_a_thread_that_is_beginning(self, session, database):
-        block = session.effects()
+    async def test_a_thread_that_waits_to_begin_when_its_handler_ends_begins_nothing(self, session, database):
+        errors, go = [], threading.Event()
 
-        def begin():
-            session.transaction.begin(lambda: None)
-            block.has_begun = True
-            block._begin_lock.release()
+        def use():
+            try:
+                session.connection.execute("SELECT 1")
+            except RuntimeError as error:
+                errors.append(error)
 
-        async def begin_when_the_end_waits():
-            await ends.wait()
+        async def let_go():
             await anyio.wait_all_tasks_blocked()
-            await to_thread.run_sync(begin)
+            go.set()
 
-        ends = anyio.Event()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(begin_when_the_end_waits)
-            await block.__aenter__()
-            block._begin_lock.acquire()
-            ends.set()
-            await block.__aexit__(Planned, Planned(), None)
+        async with anyio.create_task_group() as tasks, session.effects():
+            database.thread.submit(Job(lambda: go.wait(GUARD), lambda: None, urgent=True))
+            thread = threading.Thread(target=contextvars.copy_context().run, args=(use,))
+            thread.start()
+            while not session.connection.guard.scope._begin_lock.locked():
+                await to_thread.run_sync(lambda: None)
+            tasks.start_soon(let_go)
+        await to_thread.run_sync(thread.join)
+        assert len(errors) == 1
         assert is_free(database)
 
 
@@ -370,24 +376,24 @@ class TestFailures:
 
     async def test_a_type_error_while_writing_rolls_the_transaction_back(self, session, database):
         with pytest.raises(TypeError):
-            await in_thread(self._raise_within(session), limiter=session.limiter)
+            await session.run(self._raise_within(session))
         assert is_free(database)
 
     @staticmethod
     def _raise_within(session):
         def work():
-            with session.transaction.access(), session.transaction.writing():
+            with session.transaction.writing():
                 raise TypeError
 
         return work
 
     async def test_an_ownership_lost_error_keeps_its_type(self, session, database):
         def lose():
-            with session.transaction.access(), session.transaction.writing():
+            with session.transaction.writing():
                 raise OwnershipLost("somebody else has it")
 
         with pytest.raises(OwnershipLost, match="somebody else has it"):
-            await in_thread(lose, limiter=session.limiter)
+            await session.run(lose)
         assert is_free(database)
 
     async def test_effects_fail_when_their_transaction_was_already_rolled_back(self, session, database):
@@ -448,7 +454,7 @@ class TestFailures:
         async def be_abandoned():
             async with session.effects():
                 session.connection.execute("INSERT INTO note(text) VALUES ('x')")
-                await to_thread.run_sync(session.transaction.abandon)
+                await undo(session.transaction)
                 undone.set()
                 while not other.transaction.is_open:
                     await to_thread.run_sync(lambda: None)
@@ -465,41 +471,31 @@ class TestFailures:
 
 
 class TestRaces:
-    async def test_a_read_takes_a_new_turn_when_its_transaction_ends_while_it_waits(self, session, database):
-        """That thread then takes its turn like any other."""
+    async def test_a_read_takes_its_turn_when_its_transaction_ends_while_it_waits(self, session, database):
         answers, other = [], database.session()
 
         async def ask():
             answers.append(await session.ask("SELECT count(*) FROM note"))
 
-        async with anyio.create_task_group() as tasks:
-            await in_thread(partial(session.transaction.begin, lambda: None), limiter=session.limiter)
-            with database.mutex:
-                tasks.start_soon(ask)
-                while not session.limiter.statistics().borrowed_tokens:
-                    await anyio.lowlevel.checkpoint()
-                await to_thread.run_sync(lambda: None)
-                with session.connection.guard.store_access():
-                    session.transaction.undo()
-                database.fair_lock.release()
+        await begin(session)
+        async with anyio.create_task_group() as tasks, busy(database):
+            tasks.start_soon(ask)
+            tasks.start_soon(undo, session.transaction)
         assert answers == [[(1,)]]
         await other.note("b")
 
     async def test_effects_that_are_released_while_their_end_waits_are_rolled_back(self, session, database):
         async def release():
             await ends.wait()
-            with database.mutex:
+            async with busy(database):
+                released.start_soon(undo, session.transaction)
+                await anyio.wait_all_tasks_blocked()
                 go_on.set()
-                while not session.limiter.statistics().borrowed_tokens:
-                    await anyio.lowlevel.checkpoint()
-                await to_thread.run_sync(lambda: None)
-                with session.connection.guard.store_access():
-                    session.transaction.undo()
-                database.fair_lock.release()
+                await anyio.wait_all_tasks_blocked()
 
         ends, go_on = anyio.Event(), anyio.Event()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(release)
+        async with anyio.create_task_group() as released:
+            released.start_soon(release)
             with pytest.raises(StoreError, match="or the session was released"):
                 await self._write_and_wait(session, ends, go_on)
         assert database.notes() == []
@@ -590,16 +586,15 @@ class TestTurns:
 
     async def test_waiting_for_a_turn_can_be_cancelled(self, database):
         session, done = database.session(), database.session()
-        await in_thread(partial(done.transaction.begin, lambda: None), limiter=done.limiter)
+        await begin(done)
         session.transaction.begin_first = True
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(session.note, "b")
-                while not database.fair_lock._waiting:
+                while not database.thread._waiting:
                     await to_thread.run_sync(lambda: None)
                 scope.cancel()
-        assert not database.fair_lock._waiting
-        await undo(done.transaction, limiter=done.limiter)
+        await undo(done.transaction)
         await session.note("c")
         assert database.notes() == ["c"]
 
@@ -607,15 +602,15 @@ class TestTurns:
     async def test_waiting_for_a_turn_can_be_cancelled_by_asyncio(self, database):
         """That leaves no thread behind which begins a transaction later, for nobody."""
         session, done = database.session(), database.session()
-        await in_thread(partial(done.transaction.begin, lambda: None), limiter=done.limiter)
+        await begin(done)
         session.transaction.begin_first = True
         task = asyncio.ensure_future(session.note("b"))
-        while not database.fair_lock._waiting:
+        while not database.thread._waiting:
             await to_thread.run_sync(lambda: None)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await undo(done.transaction, limiter=done.limiter)
+        await undo(done.transaction)
         assert is_free(database)
         await session.note("c")
         assert database.notes() == ["c"]
@@ -646,9 +641,10 @@ class TestTurns:
         def check():
             checks.append(threading.get_ident())
             if len(checks) == 2:  # in the thread, which the cancellation does not reach any more
-                from_thread.run_sync(scope.cancel)
+                from_thread.run_sync(scope.cancel, token=token)
 
         session.check = check
+        token = anyio.lowlevel.current_token()
         with anyio.CancelScope() as scope:
             await session.note("a")
         assert is_free(database)
@@ -691,44 +687,3 @@ class TestTurns:
             with pytest.raises(error):
                 await task
         assert look(database.path, "SELECT key FROM push_to_poll_record") == ["1", "old"]
-
-    def test_a_turn_can_be_waited_for_in_any_thread_and_for_a_limited_time(self):
-        fair_lock = FairLock()
-        assert fair_lock.acquire(self)
-        assert fair_lock.holder is self
-        for timeout in (0, 0.001, 0.06):
-            assert not fair_lock.acquire(object, timeout=timeout)
-        assert not fair_lock._waiting
-        fair_lock.release()
-        assert fair_lock.acquire(object, timeout=0)
-
-    def test_turns_are_granted_in_the_order_of_requests(self):
-        fair_lock, order = FairLock(), []
-        fair_lock.acquire(self)
-        threads = []
-        for number in range(4):
-            thread = threading.Thread(
-                target=lambda number=number: (fair_lock.acquire(self), order.append(number), fair_lock.release())
-            )
-            thread.start()
-            threads.append(thread)
-            while len(fair_lock._waiting) <= number:
-                pass
-        fair_lock.release()
-        for thread in threads:
-            thread.join()
-        assert order == [0, 1, 2, 3]
-
-    async def test_a_turn_granted_to_a_cancelled_task_is_given_back(self, monkeypatch):
-        """Whoever is called and has gone would keep all others waiting."""
-        fair_lock = FairLock()
-        fair_lock.acquire(self)
-
-        def cancelled():
-            fair_lock.release()
-            raise Planned
-
-        monkeypatch.setattr("push_to_poll_client.stores._fair_lock.from_thread.check_cancelled", cancelled)
-        with pytest.raises(Planned):
-            fair_lock.acquire(self)
-        fair_lock.acquire(self)

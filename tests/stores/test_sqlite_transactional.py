@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import anyio
 import pytest
@@ -299,7 +300,7 @@ class TestSessions:
 
         async def begin():
             session = await store.claim("a", feed=FEED)
-            await to_thread.run_sync(session._transaction.begin, lambda: None)
+            await store._thread.run(partial(session._transaction.begin, lambda: None), session._transaction)
             with store._file.guard.store_access():
                 store._file.connection.execute("INSERT INTO note(text) VALUES ('1')")
 
@@ -329,7 +330,7 @@ class TestSessions:
                     store.connection.execute("INSERT INTO note(text) VALUES ('1')")
                     begun.set()
                     await waits.wait()
-                    while not store._fair_lock._waiting:
+                    while not store._thread._waiting:
                         await to_thread.run_sync(lambda: None)
                     tasks.cancel_scope.cancel()
             await self._claim_and_release(store)

@@ -9,9 +9,10 @@ import threading
 
 import anyio
 
-from push_to_poll_client.stores._fair_lock import FairLock
 from push_to_poll_client.stores._sqlite.connection import Guard, GuardedConnection
-from push_to_poll_client.stores._sqlite.transaction import Effects, LockGaps, Transaction, in_thread
+from push_to_poll_client.stores._sqlite.thread import Job, StoreThread
+from push_to_poll_client.stores._sqlite.transaction import Effects, LockGaps, Transaction, roll_back
+from tests.support.forms import GUARD
 
 SCHEMA = """
     CREATE TABLE account(name TEXT PRIMARY KEY, amount INTEGER NOT NULL CHECK (amount >= 0));
@@ -55,14 +56,18 @@ class Database:
         self.path = path
         make(path)
         self.connection = GuardedConnection(str(path), Guard(str(path)), timeout=0)
-        self.fair_lock = FairLock()
-        self.mutex = threading.Lock()
+        self.thread = StoreThread("test")
         self.gaps = LockGaps()
 
     def session(self):
         return Session(self)
 
     def close(self):
+        ended = threading.Event()
+        self.thread.submit(Job(self._close, ended.set, urgent=True))
+        assert ended.wait(GUARD)
+
+    def _close(self):
         with self.connection.guard.store_access():
             self.connection.close()
 
@@ -76,9 +81,8 @@ class Session:
     def __init__(self, database):
         self.database = database
         self.connection = database.connection
-        self.transaction = Transaction(database.connection, database.fair_lock, database.mutex, database.gaps)
+        self.transaction = Transaction(database.connection, database.thread, database.gaps)
         self.gate = anyio.Lock(fast_acquire=True)
-        self.limiter = anyio.CapacityLimiter(1)
         self.check = lambda: None
 
     def effects(self, *records):
@@ -86,7 +90,6 @@ class Session:
             self.transaction,
             lambda: self.write(*records),
             gate=self.gate,
-            limiter=self.limiter,
             check=self.run_check,
         )
 
@@ -116,15 +119,21 @@ class Session:
     async def commit(self, *keys, before=lambda: None):
         def work():
             before()
-            with self.transaction.access():
-                self.write(*keys)
+            self.write(*keys)
 
         async with self.gate:
-            await in_thread(work, limiter=self.limiter, shield=True)
+            await self.run(work)
 
     async def ask(self, query):
-        def work():
-            with self.transaction.access():
-                return self.connection.execute(query).fetchall()
+        return await self.run(lambda: self.connection.execute(query).fetchall())
 
-        return await in_thread(work, limiter=self.limiter)
+    async def run(self, work, *, urgent=False):
+        """Work in the thread of the store, as a session does."""
+
+        def with_access():
+            with self.connection.guard.store_access():
+                if not self.transaction.is_open:
+                    roll_back(self.connection)
+                return work()
+
+        return await self.database.thread.run(with_access, self.transaction, urgent=urgent)

@@ -292,6 +292,15 @@ _ROLLED_BACK = (
 )
 
 
+def _refusal(name: str, *why: str) -> Callable[..., NoReturn]:
+    """Make a method that a handler may not call."""
+
+    def refuse(connection: "GuardedConnection", *_: object, **__: object) -> NoReturn:
+        connection.refuse(f"call {name}()", *why)
+
+    return refuse
+
+
 class GuardedCursor(sqlite3.Cursor):
     """A cursor that works only in the scope in which it was made."""
 
@@ -475,56 +484,23 @@ class GuardedConnection(sqlite3.Connection):
             self.refuse("call close()", "the store closes it when the last of its consumers has ended")
         super().close()
 
-    def commit(self) -> NoReturn:
-        """For the store alone."""
-        self.refuse("call commit()")
-
-    def rollback(self) -> NoReturn:
-        """For the store alone."""
-        self.refuse("call rollback()")
-
-    def executescript(self, sql_script: str, /) -> NoReturn:  # noqa: ARG002  # the signature of sqlite3
-        """It would commit first."""
-        self.refuse("call executescript()", _SCRIPT_COMMITS)
-
     def __enter__(self) -> NoReturn:
         self.refuse("use `with connection:`")
 
-    def backup(self, *_: Any, **__: Any) -> NoReturn:
-        """It waits, without end, until the transaction has ended that the handler is in."""
-        self.refuse("call backup()", "it waits for the end of the transaction; use a connection of your own")
-
-    def set_authorizer(self, *_: Any, **__: Any) -> NoReturn:
-        """For the store alone."""
-        self.refuse("call set_authorizer()", _AFFECTS_STORE)
-
-    def set_progress_handler(self, *_: Any, **__: Any) -> NoReturn:
-        """It could end a commit."""
-        self.refuse("call set_progress_handler()", _AFFECTS_STORE)
-
-    def setlimit(self, *_: Any) -> NoReturn:
-        """It could make the store's statements too long."""
-        self.refuse("call setlimit()", _AFFECTS_STORE)
-
-    def create_function(self, *_: Any, **__: Any) -> NoReturn:
-        """It could take the place of one that the store's statements call."""
-        self.refuse("call create_function()", _AFFECTS_STORE)
-
-    def create_aggregate(self, *_: Any, **__: Any) -> NoReturn:
-        """As `create_function`."""
-        self.refuse("call create_aggregate()", _AFFECTS_STORE)
-
-    def create_window_function(self, *_: Any, **__: Any) -> NoReturn:
-        """As `create_function`."""
-        self.refuse("call create_window_function()", _AFFECTS_STORE)
-
-    def create_collation(self, *_: Any, **__: Any) -> NoReturn:
-        """It could take the place of the one by which keys are found."""
-        self.refuse("call create_collation()", _AFFECTS_STORE)
-
-    def deserialize(self, *_: Any, **__: Any) -> NoReturn:
-        """It would take the database's place."""
-        self.refuse("call deserialize()", "it would take the place of the store's database")
+    commit = _refusal("commit")
+    rollback = _refusal("rollback")
+    executescript = _refusal("executescript", _SCRIPT_COMMITS)
+    # It waits, without end, until the transaction has ended that the handler is in.
+    backup = _refusal("backup", "it waits for the end of the transaction; use a connection of your own")
+    set_authorizer = _refusal("set_authorizer", _AFFECTS_STORE)
+    set_progress_handler = _refusal("set_progress_handler", _AFFECTS_STORE)  # it could end a commit
+    setlimit = _refusal("setlimit", _AFFECTS_STORE)  # it could make the store's statements too long
+    # What these make could take the place of what the store's statements call, or find keys by.
+    create_function = _refusal("create_function", _AFFECTS_STORE)
+    create_aggregate = _refusal("create_aggregate", _AFFECTS_STORE)
+    create_window_function = _refusal("create_window_function", _AFFECTS_STORE)
+    create_collation = _refusal("create_collation", _AFFECTS_STORE)
+    deserialize = _refusal("deserialize", "it would take the place of the store's database")
 
     @property
     def isolation_level(self) -> None:

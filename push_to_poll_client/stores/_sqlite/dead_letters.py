@@ -83,8 +83,6 @@ class StoredDeadLetters:
         Returns:
             The dead letters in the file then.
         """
-        if not dead_letters and not index.total:
-            return index
         removed: Iterable[str] = settled if index.keys is None else index.keys.intersection(settled)
         if not removed and not dead_letters:
             return index

@@ -1,18 +1,7 @@
 """The database file: one process owns it, and uses it through one connection.
 
-The owner holds a lock of the operating system on a second file, `<path>.lock`. The lock ends with the process,
-also when the process is killed, so it never has to be broken by hand or by age. The lock file stays: a program
-that deletes lock files deletes, sooner or later, one that another process has just locked. The lock file holds the
-owner's process id, which is only shown; the lock of the operating system decides.
-
-In a directory where others may write, they can put a link to a file of yours in place of the lock file.
-So the lock file is opened without following a link, only a regular file with one name is used, and a file that
-holds anything but a process id is left as it is. Side files of SQLite (`-wal`, `-shm`, `-journal`) that are not
-regular files are refused too: SQLite would write to what they lead to.
-
-`lock_holder` finds the owner without taking the lock, which would keep out a consumer that starts at the same
-instant. Linux lists its locks; elsewhere the owner is the process whose id is in the lock file, if that process
-exists.
+The owner holds the lock of `owner_lock.py`. Side files of SQLite (`-wal`, `-shm`, `-journal`) that are not regular
+files are refused: SQLite would write to what they lead to. `Checkpoints` lets the write-ahead log begin anew.
 
 The owner reads the database file through its one connection only: on POSIX, closing any other descriptor of the
 file would drop SQLite's own locks (https://www.sqlite.org/howtocorrupt.html, section 2.2).
@@ -21,225 +10,31 @@ file would drop SQLite's own locks (https://www.sqlite.org/howtocorrupt.html, se
 import contextlib
 import logging
 import os
-import re
 import sqlite3
 import stat
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from push_to_poll_client._exceptions import StoreBusy, StoreError, StoreUnavailable
+from push_to_poll_client._exceptions import StoreError, StoreUnavailable
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._validation import one_line
+from push_to_poll_client.stores._sqlite.owner_lock import OwnerLock
 from push_to_poll_client.stores._sqlite.schema import Synchronous, damage_message, prepare, warn_of_old_sqlite
-from push_to_poll_client.stores._sqlite.wal import Checkpoints, check_wal
+from push_to_poll_client.stores._sqlite.wal import FRAME, HEADER, ID_SIZE, NO_ID, Mark, check_wal
 
-__all__ = ["OpenFile", "OwnerLock", "check_size", "lock_holder", "wrap_invalid_values", "wrap_sqlite_errors"]
-
-
-_MAX_PROCESS_ID = 20
-"""Digits of the longest process id."""
-
-
-def _open_lock_file(path: str, flags: int) -> int:
-    """Open the lock file of `path`, and nothing that a link or a special file in its place would lead to.
-
-    Raises:
-        OSError: It cannot be opened.
-        StoreError: It is not a regular file, or has several names.
-    """
-    # O_NONBLOCK: else opening a FIFO waits for its other end. Windows has neither flag, and no links without a
-    # privilege.
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    descriptor = os.open(f"{path}.lock", flags, 0o600)
-    found = os.fstat(descriptor)
-    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
-        return descriptor
-    os.close(descriptor)
-    raise StoreError(_not_a_lock_file(path))
-
-
-def _not_a_lock_file(path: str) -> str:
-    return (
-        f"{path}: {path}.lock is not a lock file: it is a link, a special file, or holds something else than a "
-        "process id. Nothing was changed; look at who made it, and delete it or name another file"
-    )
-
-
-_PROC_LOCKS = Path("/proc/locks")  # proc_locks(5)
-_PROC_LOCK_LINE = re.compile(r"^\d+: FLOCK +ADVISORY +WRITE +(\d+) (\w+:\w+):(\d+) ", re.MULTILINE)
-
-
-def lock_holder(path: str) -> int | None:
-    """Return the process that owns a file, or None. A process in another container cannot be seen.
-
-    Args:
-        path: The owned file, absolute, links followed; see `OwnerLock`.
-    """
-    try:
-        # Closing it drops no flock of another descriptor.
-        with open(_open_lock_file(path, os.O_RDONLY), "rb") as file:
-            written, stats = file.read(_MAX_PROCESS_ID), os.fstat(file.fileno())
-    except (OSError, StoreError):
-        return None
-    process = int(written) if written.isdigit() else 0
-    try:
-        return _locked_by(_PROC_LOCKS.read_text(), stats, process)
-    except OSError:
-        return process if process and _runs(process) else None
-
-
-def _locked_by(locks: str, stats: os.stat_result, process: int) -> int | None:
-    """Find the holder of a lock file in the text of /proc/locks."""
-    device = f"{os.major(stats.st_dev):02x}:{os.minor(stats.st_dev):02x}"
-    for holder, locked_device, inode in _PROC_LOCK_LINE.findall(locks):
-        # Some file systems list another device here than `stat` returns: there the written process id decides.
-        if int(inode) == stats.st_ino and (locked_device == device or int(holder) == process):
-            return int(holder)
-    return None
-
-
-if sys.platform == "win32":  # pragma: no cover  # the tests run on POSIX
-
-    def _runs(_: int) -> bool:
-        return True  # nothing asks safely: os.kill() ends the process with any signal
-
-else:
-
-    def _runs(process: int) -> bool:
-        try:
-            os.kill(process, 0)
-        except (ProcessLookupError, OverflowError):
-            return False
-        except PermissionError:  # the process exists and belongs to another user
-            return True
-        return True
-
-
-if sys.platform == "win32":  # pragma: no cover  # the tests run on POSIX
-    import msvcrt
-
-    # Windows locks bytes against reading too, so the locked byte lies far after the process id.
-    _LOCKED_BYTE = 1 << 30
-
-    def _lock(descriptor: int) -> None:
-        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError as error:
-            raise BlockingIOError(error.errno, error.strerror) from error
-        finally:
-            os.lseek(descriptor, 0, os.SEEK_SET)
-
-    def _unlock(descriptor: int) -> None:
-        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    # flock, not lockf: a flock belongs to this descriptor, so that a second lock within the process is refused
-    # too, and closing another descriptor of the file does not drop it.
-    def _lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    # Explicitly, not by closing alone: a forked child may hold the descriptor too.
-    def _unlock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-
-_held_locks: set["OwnerLock"] = set()
-
-
-def _close_in_child() -> None:
-    """Close the lock files in a forked child, where they would outlive the parent's lock."""
-    # Only close, never unlock: the lock is the parent's.
-    while _held_locks:
-        os.close(_held_locks.pop()._descriptor)  # noqa: SLF001  # a class of this module
-
-
-if sys.platform != "win32":  # pragma: no branch  # the tests run on POSIX
-    os.register_at_fork(after_in_child=_close_in_child)
-
-
-class OwnerLock:
-    """Ownership of `path` until `release()` or the end of the process. A forked child does not inherit it.
-
-    Args:
-        path: The file to own, which is not touched; the lock is on the file `<path>.lock`.
-
-    Raises:
-        StoreBusy: Another process owns it, or another lock object of this process.
-        StoreError: The lock file cannot be made or locked.
-    """
-
-    def __init__(self, path: str) -> None:
-        try:
-            # Not inherited by programs that this one starts (PEP 446).
-            self._descriptor = _open_lock_file(path, os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            # Of a link the error is ELOOP, of a FreeBSD EMLINK; of a directory EISDIR, of a socket ENXIO.
-            with contextlib.suppress(OSError):
-                if not stat.S_ISREG(os.lstat(f"{path}.lock").st_mode):
-                    raise StoreError(_not_a_lock_file(path)) from None
-            raise StoreError(
-                f"{path}: cannot make the lock file {path}.lock: {error.strerror}; name a file in a directory "
-                "that exists and may be written"
-            ) from error
-        try:
-            self._acquire(path)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
-        _held_locks.add(self)
-
-    def stats(self) -> os.stat_result:
-        """Stat the lock file that is locked, wherever it is now."""
-        return os.fstat(self._descriptor)
-
-    def _acquire(self, path: str) -> None:
-        try:
-            _lock(self._descriptor)
-        except BlockingIOError as error:
-            raise StoreBusy(
-                f"{path} is in use by {self._describe_owner()}; stop it, or name another file"
-            ) from error
-        except OSError as error:
-            raise StoreError(
-                f"{path}: cannot lock {path}.lock: {error.strerror}; name a file on a local disk"
-            ) from error
-        # NULs are what the crash of a machine leaves of a process id.
-        if os.read(self._descriptor, _MAX_PROCESS_ID + 1).strip(b"\0 0123456789") or (
-            os.fstat(self._descriptor).st_size > _MAX_PROCESS_ID
-        ):
-            raise StoreError(_not_a_lock_file(path))
-        with contextlib.suppress(OSError):  # a full disk: the process id is for the message only
-            os.ftruncate(self._descriptor, 0)
-            os.lseek(self._descriptor, 0, os.SEEK_SET)
-            os.write(self._descriptor, str(os.getpid()).encode())
-
-    def _describe_owner(self) -> str:
-        process = os.read(self._descriptor, _MAX_PROCESS_ID).decode("ascii", "replace")
-        if process == str(os.getpid()):
-            return "another store object of this process (share one between consumers)"
-        return f"process {process}" if process.isdecimal() else "another process"
-
-    def release(self) -> None:
-        """Give the ownership back. Does nothing in a forked child."""
-        if self in _held_locks:
-            _held_locks.remove(self)
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, 0)
-            _unlock(self._descriptor)
-            os.close(self._descriptor)
+__all__ = ["OpenFile", "check_size", "wrap_invalid_values", "wrap_sqlite_errors"]
 
 
 _logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 _BUSY_TIMEOUT = 5.0  # seconds to wait for another program that writes to the file; readers do not lock it
+
+_SELECT_MARK = "SELECT mark FROM push_to_poll_wal WHERE id = 1"
+_SELECT_PAGE = "SELECT rootpage FROM sqlite_master WHERE type = 'table' AND name = 'push_to_poll_wal'"
+_SAVE_MARK = "INSERT OR REPLACE INTO push_to_poll_wal(id, mark) VALUES (1, ?)"
 
 _SMALLEST_PAGE = 512  # bytes, in SQLite
 
@@ -308,7 +103,6 @@ class OpenFile:
     def __init__(self, path: str, *, synchronous: Synchronous) -> None:
         self.path = path
         self.process = os.getpid()
-        self.mutex = threading.Lock()
         self._lock = OwnerLock(path)
         try:
             self._open(synchronous)
@@ -342,7 +136,7 @@ class OpenFile:
             raise StoreError(f"{self.path} cannot be used: {error.filename}: {error.strerror}") from error
 
     def _connect(self, *, timeout: float) -> sqlite3.Connection:
-        # Any thread may use it; the mutex lets in one at a time.
+        # Each time that it is opened, the thread of the store may be another one.
         return sqlite3.connect(self.path, timeout=timeout, isolation_level=None, check_same_thread=False)
 
     def _prepare(self, connection: sqlite3.Connection, synchronous: Synchronous) -> None:
@@ -350,9 +144,8 @@ class OpenFile:
 
     @contextlib.contextmanager
     def access(self) -> Iterator[None]:
-        """Give this thread the connection."""
-        with self.mutex:
-            yield
+        """Use the connection in the thread of the store."""
+        yield
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -417,6 +210,112 @@ class OpenFile:
         with contextlib.suppress(sqlite3.Error):  # everything committed is in the file already
             self.connection.close()
         self._lock.release()
+
+
+_CHECKPOINT_FRAMES = 2_000
+"""Pages in the WAL, 8 MB, after which it begins anew. A checkpoint every 1,000, 2,000 or 4,000 pages costs the
+same, and the longest commit takes 6 to 9 ms. Those that SQLite makes by itself write no mark before."""
+
+_LARGE_WAL = 64 << 20
+"""Bytes. A larger file is reported, and cut off when that is possible. A smaller one is written anew from its
+beginning: a commit that makes a file longer takes about a third more time (ext4)."""
+
+
+class Checkpoints:
+    """Marks the database, and lets its WAL begin anew in time. Waits for no other program.
+
+    Args:
+        connection: In WAL mode, without checkpoints of its own.
+        path: The database.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: str) -> None:
+        self._connection = connection
+        self._path = path
+        self._wal = open(f"{path}-wal", "rb", buffering=0)  # noqa: PTH123, SIM115  # closed by `close()`
+        self._is_new = True  # the WAL begins anew with the next commit, or did with the last one
+        self._next = 0  # a checkpoint comes after the commit that finds so many frames in the WAL
+        self._is_last = False  # this commit comes before a checkpoint
+        self._warned = False
+
+    def before_commit(self) -> None:
+        """Write a new mark if it is time for one. Within the transaction.
+
+        Raises:
+            sqlite3.Error: As SQLite raises it.
+        """
+        self._is_last = self._next == 0 or (not self._is_new and self._has_frames(self._next))
+        if self._is_new or self._is_last:
+            self._write_mark()
+
+    def _has_frames(self, count: int) -> bool:
+        # The size of the file tells nothing: after the last frame come those of an earlier time.
+        self._wal.seek(0)
+        header = self._wal.read(HEADER.size) or b""
+        if len(header) < HEADER.size:
+            return False
+        page_size, salts = int.from_bytes(header[8:12]), header[16:24]
+        self._wal.seek(HEADER.size + (count - 1) * (FRAME.size + page_size) + 8)
+        return self._wal.read(len(salts)) == salts
+
+    def _write_mark(self) -> None:
+        (page,) = self._connection.execute(_SELECT_PAGE).fetchone()
+        row = self._connection.execute(_SELECT_MARK).fetchone()
+        previous = Mark.decode(row[0]) if row else None
+        mark = Mark(page, os.urandom(ID_SIZE), previous.id if previous else NO_ID)
+        self._connection.execute(_SAVE_MARK, (mark.encode(),))
+
+    def after_commit(self) -> None:
+        """Let the WAL begin anew if it is time. Never raises: what is committed is in the file already."""
+        self._is_new = False
+        if self._is_last:
+            try:
+                hindrance = self._checkpoint()
+            except sqlite3.Error as error:  # a full disk: the next one may succeed
+                hindrance = one_line(str(error))
+                self._next += _CHECKPOINT_FRAMES
+            self._report(hindrance)
+
+    def _checkpoint(self) -> str | None:
+        """Copy the WAL into the database. Returns what keeps the WAL from beginning anew."""
+        execute = self._connection.execute
+        mode = "TRUNCATE" if self.wal_stats().st_size >= _LARGE_WAL else "RESTART"
+        (timeout,) = execute("PRAGMA busy_timeout").fetchone()
+        execute("PRAGMA busy_timeout = 0")
+        try:
+            busy, frames, copied = execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        finally:
+            execute(f"PRAGMA busy_timeout = {timeout}")
+        # If a reader of the newest state alone is in the way, the next commit may begin the WAL anew all the same.
+        self._is_new = not busy or frames == copied >= 0
+        if self._is_new:
+            self._next = 0 if busy else _CHECKPOINT_FRAMES
+            return None
+        self._next = max(frames, self._next) + _CHECKPOINT_FRAMES
+        if frames < 0:
+            return "another program writes to the file or makes a checkpoint"
+        return "another program has a transaction open in which it reads; end it"
+
+    def wal_stats(self) -> os.stat_result:
+        """Stat the WAL that the connection uses, wherever it is now."""
+        return os.fstat(self._wal.fileno())
+
+    def _report(self, hindrance: str | None) -> None:
+        size = self.wal_stats().st_size
+        if size < _LARGE_WAL:
+            self._warned = False
+        elif hindrance is not None and not self._warned:
+            self._warned = True
+            _logger.warning(
+                "%s-wal has %d MiB and goes on growing: %s",
+                self._path,
+                size >> 20,
+                hindrance,
+            )
+
+    def close(self) -> None:
+        """Close the file, before the connection is closed."""
+        self._wal.close()
 
 
 @contextlib.contextmanager

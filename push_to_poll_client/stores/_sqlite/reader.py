@@ -41,10 +41,10 @@ from push_to_poll_client.stores._sqlite.dead_letters import (
 )
 from push_to_poll_client.stores._sqlite.file import (
     check_size,
-    lock_holder,
     wrap_invalid_values,
     wrap_sqlite_errors,
 )
+from push_to_poll_client.stores._sqlite.owner_lock import lock_holder
 from push_to_poll_client.stores._sqlite.schema import decode_text, encode_text, schema_version
 from push_to_poll_client.stores._sqlite.wal import check_wal
 

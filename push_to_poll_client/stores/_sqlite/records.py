@@ -17,13 +17,13 @@ from operator import attrgetter, itemgetter
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
-from anyio.from_thread import check_cancelled
 
 from push_to_poll_client._types import Record, RecordState
 from push_to_poll_client.stores._bloom import BloomFilters
 from push_to_poll_client.stores._retention import Retention, Segment, SegmentChanges, Segments
 from push_to_poll_client.stores._sqlite.file import wrap_invalid_values
 from push_to_poll_client.stores._sqlite.schema import as_json, encode_keys
+from push_to_poll_client.stores._sqlite.thread import check_cancelled
 
 __all__ = ["EncodedRecords", "RecordChanges", "RecordSearch", "Records", "encode_records"]
 

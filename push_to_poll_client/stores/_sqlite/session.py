@@ -1,17 +1,20 @@
-"""Session of a `SQLiteStore`: one claimed name, read and written in worker threads.
+"""Session of a `SQLiteStore`: one claimed name, read and written in the thread of the store.
 
-`ClaimedName` does the work within the caller's thread, and `SQLiteSession` calls it with at most one hop to a
-worker thread for each call. Both keep in memory what the session's properties show. The copy in memory changes
-only after the transaction that changes the file is committed, so an error leaves both as they were.
+`ClaimedName` does the work in that thread, and `SQLiteSession` calls it with at most one hop for each call.
+`TransactionalSQLiteSession` puts the writes of a handler and the records of its messages into one transaction. All
+keep in memory what the session's properties show. The copy in memory changes only after the transaction that
+changes the file is committed, so an error leaves both as they were.
 """
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from types import MappingProxyType
-from typing import Annotated, NamedTuple, TypeVar, TypeVarTuple
+from typing import Annotated, Any, NamedTuple, TypeVar, TypeVarTuple
 
+import anyio
 import msgspec
-from anyio import CancelScope, CapacityLimiter, to_thread
+from anyio import CancelScope
 
 from push_to_poll_client._exceptions import OwnershipLost, StoreMismatch
 from push_to_poll_client._types import Cursor, DeadLetter, Record, SavedCursor
@@ -22,9 +25,11 @@ from push_to_poll_client.stores._sqlite.dead_letters import StoredDeadLetters
 from push_to_poll_client.stores._sqlite.file import OpenFile, wrap_invalid_values, wrap_sqlite_errors
 from push_to_poll_client.stores._sqlite.names import OtherNames
 from push_to_poll_client.stores._sqlite.records import EncodedRecords, Records, encode_records
-from push_to_poll_client.stores._sqlite.schema import decode_text, encode_keys, encode_text
+from push_to_poll_client.stores._sqlite.schema import decode_text, encode_keys, encode_text, warn_of_old_sqlite
+from push_to_poll_client.stores._sqlite.thread import StoreThread
+from push_to_poll_client.stores._sqlite.transaction import Effects, SharedFile, Transaction
 
-__all__ = ["NO_CHANGES", "ClaimedName", "SQLiteSession", "ownership_lost"]
+__all__ = ["ClaimedName", "SQLiteSession", "TransactionalSQLiteSession"]
 
 
 _CLAIM = """
@@ -144,9 +149,11 @@ class ClaimedName:
                 saved = SavedCursor(cursor, now if read_at is None else read_at)
             prunable_before = self.records.prunable_before(now, saves_cursor=cursor is not None)
             self._save(saved, prunable_before)
-            changes = self.records.write(records, replaced, prunable_before=prunable_before, now=now)
-            index = self._stored_dead_letters.write(self.dead_letter_index, records.settled, dead_letters)
             cursor_state = self._stored_cursors.write_changes(self.cursor_state, saved, state)
+            changes = self.records.write(records, replaced, prunable_before=prunable_before, now=now)
+            index = self.dead_letter_index
+            if dead_letters or index.total:
+                index = self._stored_dead_letters.write(index, records.settled, dead_letters)
         self.records.apply(changes)
         self.dead_letter_index, self.cursor_state = index, cursor_state
 
@@ -178,13 +185,14 @@ class SQLiteSession:
     """A claimed name of a `SQLiteStore`.
 
     Args:
-        file: The open file; the caller holds its mutex while it makes the session.
+        file: The open file. The session is made in the thread of the store, within access to the file.
         name: The name to claim.
         feed: The feed that the name is bound to.
         retention: Which records may be dropped.
         clock: Seconds since the epoch.
-        limiter: Limits the session to one worker thread at a time; belongs to the event loop that claims.
-        on_release: Called with the session by its first `release()`.
+        thread: The thread of the store.
+        on_release: Called with the session by its first `release()`; returns what is left to be done in the thread
+            of the store, or None.
 
     Raises:
         StoreMismatch: The name is bound to another feed.
@@ -199,14 +207,16 @@ class SQLiteSession:
         *,
         retention: Retention,
         clock: Callable[[], float],
-        limiter: CapacityLimiter,
-        on_release: Callable[["SQLiteSession"], None],
+        thread: StoreThread,
+        on_release: Callable[["SQLiteSession"], Callable[[], None] | None],
     ) -> None:
         self.name = name
         self._file = file
-        self._limiter = limiter
+        self._thread = thread
+        self._transaction: Transaction | None = None
         self._on_release = on_release
         self._released = False
+        self._calls = 0  # that wait for the thread
         self._claimed = ClaimedName(file, name, feed, retention=retention, clock=clock)
 
     @property
@@ -341,22 +351,34 @@ class SQLiteSession:
 
     async def release(self) -> None:
         """Give the name back. Never raises; a second call does nothing."""
-        if self._file.process == os.getpid():
-            # Not by the limiter of the session, whose event loop may have ended while a thread used it.
+        if self._file.process != os.getpid():
+            return
+        finish = None if self._released else self._on_release(self)
+        self._released = True
+        if self._calls or finish is not None or (self._transaction is not None and self._transaction.is_open):
             with CancelScope(shield=True):
-                await to_thread.run_sync(self._release_locked, limiter=CapacityLimiter(1))
+                await self._thread.run(partial(self._finish_release, finish), urgent=True)
+
+    def _finish_release(self, finish: Callable[[], None] | None) -> None:
+        if self._transaction is not None:
+            self._transaction.abandon()
+        if finish is not None:
+            finish()
 
     async def _run_in_thread(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         self._check_process()
-        return await to_thread.run_sync(self._run_locked, work, *args, limiter=self._limiter)
+        self._calls += 1
+        try:
+            return await self._thread.run(partial(self._do, work, *args), self._transaction)
+        finally:
+            self._calls -= 1
 
-    def _run_locked(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
-        with self._file.mutex:
-            self._check_released()
-            return work(*args)
+    def _do(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
+        self._check_released()
+        return work(*args)
 
     def _check_process(self) -> None:
-        if self._file.process != os.getpid():  # in a forked child the mutex may stay locked for ever
+        if self._file.process != os.getpid():  # a forked child has no thread of the store
             raise ownership_lost(
                 self._file.path, self.name, "belongs to the process that this one was forked from"
             )
@@ -365,8 +387,106 @@ class SQLiteSession:
         if self._released:
             raise ownership_lost(self._file.path, self.name, "was released")
 
-    def _release_locked(self) -> None:
-        with self._file.mutex:
-            first, self._released = not self._released, True
-        if first:
-            self._on_release(self)
+
+class TransactionalSQLiteSession(SQLiteSession):
+    """A claimed name of a `SQLiteStore` that is transactional.
+
+    For the arguments see `SQLiteSession`.
+    """
+
+    _file: SharedFile
+    _transaction: Transaction
+
+    def __init__(self, file: SharedFile, name: str, feed: str, **others: Any) -> None:
+        super().__init__(file, name, feed, **others)
+        self._transaction = Transaction(file.connection, self._thread, file.gaps)
+        # Written by `effects` and not given to `commit` yet, which is not to write them again.
+        self._written: dict[str, Record] = {}
+
+    def effects(self, records: Sequence[Record], /) -> Effects:
+        """Make what a handler writes within durable together with `records`, or neither (G8).
+
+        That is when the block ends. The handler's first statement begins the transaction; without one, the records
+        are left to the next `commit`, which is given them in any case. What raises out of the block takes back
+        what was written within it. So does a `StoreError` of the block itself.
+
+        Raises:
+            RuntimeError: Within another block of the store.
+            OwnershipLost: The session was released, or the name claimed by somebody else.
+            TransactionConflict: The handler has to be called again, in another block with the same records.
+            StoreError: The transaction could not be begun or committed, or the handler ended it.
+        """
+        self._check_process()
+        warn_of_old_sqlite(shared=True)
+        return Effects(
+            self._transaction,
+            partial(self._commit_effects, records),
+            gate=self._gate,
+            check=self._check_released,
+        )
+
+    def _commit_effects(self, records: Sequence[Record]) -> None:
+        try:
+            with self._file.access(self._transaction):
+                self._claimed.commit(None, encode_records(records), (), NO_CHANGES, None)
+        except BaseException:  # it may have failed before it wrote
+            self._transaction.abandon()
+            raise
+        self._written.update((record.key, record) for record in records)
+
+    async def commit(
+        self,
+        *,
+        cursor: Cursor | None,
+        records: Sequence[Record],
+        dead_letters: Sequence[DeadLetter] = (),
+        state: Mapping[str, str | None] = NO_CHANGES,
+        read_at: float | None = None,
+    ) -> None:
+        """Save all of it, or nothing; see `SQLiteSession.commit`. Records of effects are not written again.
+
+        Raises:
+            RuntimeError: Within a block of effects of the store.
+            OwnershipLost: The session was released, or the name claimed by somebody else; nothing was written.
+            StoreError: The file cannot be written, or holds what this library does not write; nothing was written.
+        """
+        self._file.guard.check_outside()
+        async with self._gate:
+            await super().commit(
+                cursor=cursor,
+                records=[record for record in records if self._written.get(record.key) != record],
+                dead_letters=dead_letters,
+                state=state,
+                read_at=read_at,
+            )
+            for record in records:
+                self._written.pop(record.key, None)
+
+    async def reset(
+        self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = NO_CHANGES
+    ) -> None:
+        """Go on from another place; see `SQLiteSession.reset`.
+
+        Raises:
+            RuntimeError: As for `commit`.
+            OwnershipLost: As for `commit`.
+            StoreError: As for `commit`.
+        """
+        self._file.guard.check_outside()
+        async with self._gate:
+            await super().reset(cursor, forget=forget, state=state)
+
+    @cached_property
+    def _gate(self) -> anyio.Lock:
+        # Made at its first use, in the event loop.
+        return anyio.Lock(fast_acquire=True)
+
+    async def _run_in_thread(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
+        if not self._transaction.is_open:  # else the jobs of other sessions wait for this one
+            self._check_process()
+            self._file.guard.check_outside()
+        return await super()._run_in_thread(work, *args)
+
+    def _do(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
+        with self._file.access(self._transaction):
+            return super()._do(work, *args)

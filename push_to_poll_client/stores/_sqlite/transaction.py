@@ -6,11 +6,11 @@
 A handler that awaits something before its first statement locks nothing meanwhile, and a handler without a
 statement has no transaction: its record is committed later, with others. Nothing is open between two handlers.
 
-BEGIN may have to wait, for a transaction of another session or of another program. A worker thread waits. The
-thread of the event loop must not: everything would stop, and the handler that it waits for may need this thread.
+BEGIN may have to wait, for a transaction of another session or of another program. The thread of a plain handler
+waits. The thread of the event loop must not: everything would stop, and the handler that it waits for may need it.
 There BEGIN waits for at most `MAX_LOOP_WAIT`. Then the block fails with `TransactionConflict`, whatever the
-handler does. The next block of that session begins its transaction before the handler is called, in a worker
-thread, so that a handler has to be called again at most once.
+handler does. The next block of that session begins its transaction before the handler is called, so that a handler
+has to be called again at most once.
 
 SQLite does not queue the programs that wait for its lock; see `LockGaps`.
 """
@@ -22,22 +22,20 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Final, NoReturn, TypeVar
+from typing import Final, NoReturn
 
 import anyio
-from anyio import CapacityLimiter, to_thread
 
 from push_to_poll_client._event_loop import in_own_task
 from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._protocols import TransactionConflict
-from push_to_poll_client.stores._fair_lock import FairLock
 from push_to_poll_client.stores._sqlite.connection import Guard, GuardedConnection, HandlerScope
-from push_to_poll_client.stores._sqlite.file import wrap_sqlite_errors
+from push_to_poll_client.stores._sqlite.file import OpenFile, wrap_sqlite_errors
+from push_to_poll_client.stores._sqlite.schema import Synchronous, prepare
+from push_to_poll_client.stores._sqlite.thread import StoreThread
 
-__all__ = ["Effects", "LockGaps", "Transaction", "in_thread", "roll_back", "undo"]
+__all__ = ["Effects", "LockGaps", "SharedFile", "Transaction", "roll_back", "undo"]
 
-
-_T = TypeVar("_T")
 
 MAX_LOOP_WAIT: Final = 0.25
 """Seconds that a handler's first statement may stop the event loop. Most programs commit in less, and what the
@@ -85,94 +83,66 @@ class LockGaps:
 
 
 class Transaction:
-    """The transactions of one session, one after the other.
+    """The transactions of one session, one after the other. Used in the store's thread, but for `begin_from`.
 
     Args:
         connection: Shared with other sessions.
-        fair_lock: Held by the session that has a transaction open, among all that share the connection.
-        mutex: Held while a thread executes statements of the store.
+        thread: The thread of the store. While a transaction is open, it runs no job of another session.
         gaps: Of the file.
 
     Attributes:
         guard: The guard of the connection.
-        is_open: Whether a transaction is open. Changes only while the mutex is held.
+        gaps: As given.
+        thread: As given.
+        is_open: Whether a transaction is open. Changes only in the thread of the store.
         in_handler: Whether a handler uses the open transaction, which may take any time.
         begin_first: Whether the next handler is to find its transaction begun.
     """
 
-    def __init__(
-        self, connection: GuardedConnection, fair_lock: FairLock, mutex: threading.Lock, gaps: LockGaps
-    ) -> None:
+    def __init__(self, connection: GuardedConnection, thread: StoreThread, gaps: LockGaps) -> None:
         self.guard: Guard = connection.guard
+        self.thread = thread
+        self.gaps = gaps
         self.is_open = False
         self.in_handler = False
         self.begin_first = False
-        self.gaps = gaps
         self._connection = connection
-        self._fair_lock = fair_lock
-        self._mutex = mutex
 
-    @contextlib.contextmanager
-    def access(self) -> Iterator[None]:
-        """Give this worker thread the connection. A transaction that is open at the end keeps the fair lock.
-
-        Raises:
-            BaseException: Cancelled while it waited.
-        """
-        while True:
-            has_lock = self.is_open
-            if not has_lock:
-                self._fair_lock.acquire(self)
-            self._mutex.acquire()
-            if self.is_open or not has_lock:
-                break
-            self._mutex.release()  # the transaction ended while this thread waited for the mutex
-        try:
-            with self.guard.store_access():
-                if not self.is_open:
-                    roll_back(self._connection)  # left by a session that was dropped
-                yield
-        finally:
-            is_over = not self.is_open
-            self._mutex.release()
-            if is_over:
-                self._fair_lock.release()
-
-    def begin(self, check: Callable[[], None]) -> None:
-        """Begin a handler's transaction, in a thread that may wait.
+    def begin(self, check: Callable[[], object], deadline: float | None = None) -> None:
+        """Begin a handler's transaction.
 
         Args:
-            check: Raises if the session is over.
+            check: Raises if the session or the handler is over.
+            deadline: When to give up waiting for another program, by `time.monotonic()`; None to wait as usual.
 
         Raises:
-            BaseException: Cancelled while it waited.
+            TransactionConflict: Another program has a transaction open.
             StoreError: It has not begun.
         """
-        time.sleep(self.gaps.pause)
-        self._fair_lock.acquire(self)
-        self._mutex.acquire()
-        self._begin_with_locks(check)
+        check()
+        with self.guard.store_access():
+            roll_back(self._connection)  # left by a session that was dropped
+            self._begin_immediate(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        self.is_open = self.in_handler = True
+        self.thread.open_transaction = self
 
-    def begin_at_once(self, check: Callable[[], None]) -> None:
-        """Begin a handler's transaction in the thread of the event loop, which waits for `MAX_LOOP_WAIT` at most.
+    def begin_at_once(self, begin: Callable[[float], None]) -> None:
+        """Begin a handler's transaction for the event loop, which waits for `MAX_LOOP_WAIT` at most.
 
         Args:
-            check: As for `begin`.
+            begin: Calls `begin` with this deadline.
 
         Raises:
             TransactionConflict: It has not begun, since another transaction is open.
             StoreError: It has not begun.
         """
-        deadline = time.monotonic() + MAX_LOOP_WAIT
-        holder = self._fair_lock.holder
+        other = self.thread.open_transaction
         # A handler does not go on while this thread waits, so waiting for it would be in vain.
-        wait = 0.0 if isinstance(holder, Transaction) and holder.in_handler else MAX_LOOP_WAIT
-        if not self._fair_lock.acquire(self, timeout=wait):
+        if isinstance(other, Transaction) and other.in_handler:
             raise TransactionConflict(self._conflict)
-        if not self._mutex.acquire(timeout=MAX_LOOP_WAIT):
-            self._fair_lock.release()
+        begin_in_time = partial(begin, time.monotonic() + MAX_LOOP_WAIT)
+        if not self.thread.call(begin_in_time, self, timeout=MAX_LOOP_WAIT):
             raise TransactionConflict(self._conflict)
-        self._begin_with_locks(check, max(0.0, deadline - time.monotonic()))
 
     @property
     def _conflict(self) -> str:
@@ -180,19 +150,6 @@ class Transaction:
             f"{self.guard.path}: another transaction is open, and the event loop must not wait for its end; the "
             "handler is called again when that has ended: let this error pass through it"
         )
-
-    def _begin_with_locks(self, check: Callable[[], None], timeout: float | None = None) -> None:
-        try:
-            with self.guard.store_access():
-                check()
-                roll_back(self._connection)  # left by a session that was dropped
-                self._begin_immediate(timeout)
-                self.is_open = self.in_handler = True
-        finally:
-            has_failed = not self.is_open
-            self._mutex.release()
-            if has_failed:
-                self._fair_lock.release()
 
     def _begin_immediate(self, timeout: float | None = None) -> None:
         with wrap_sqlite_errors(self.guard.path):
@@ -216,7 +173,7 @@ class Transaction:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Commit the statements of the `with` body, together with what is open. Within `access()`.
+        """Commit the statements of the `with` body, together with what is open. Within store access.
 
         Raises:
             StoreError: Nothing was written, and what was open is undone.
@@ -240,15 +197,14 @@ class Transaction:
         self._close()
 
     def abandon(self) -> None:
-        """Undo an open transaction and release the fair lock. In a worker thread, since it waits for the mutex."""
-        with self._mutex:
-            if not self.is_open:
-                return
+        """Undo the transaction if one is open."""
+        if self.is_open:
             with self.guard.store_access():
                 self.undo()
-        self._fair_lock.release()
 
     def _close(self) -> None:
+        if self.is_open:
+            self.thread.open_transaction = None
         self.is_open = self.in_handler = False
         self.gaps.released()
 
@@ -268,14 +224,81 @@ def roll_back(connection: GuardedConnection) -> None:
             connection.execute("ROLLBACK")
 
 
+class SharedFile(OpenFile):
+    """An open file through whose connection handlers write too.
+
+    Args:
+        path: As for `OpenFile`; it may be an application's database.
+        synchronous: As for `OpenFile`.
+
+    Attributes:
+        guard: Decides who may use the connection.
+        gaps: Where handlers leave other programs the lock of the file.
+        active: The transaction of the session that uses the file now, or None, as while a name is claimed.
+    """
+
+    connection: GuardedConnection
+    shared = True
+
+    def __init__(self, path: str, *, synchronous: Synchronous) -> None:
+        self.guard = Guard(path)
+        self.gaps = LockGaps()
+        self.active: Transaction | None = None
+        super().__init__(path, synchronous=synchronous)
+
+    def _open(self, synchronous: Synchronous) -> None:
+        with self.guard.store_access():
+            super()._open(synchronous)
+
+    def _connect(self, *, timeout: float) -> sqlite3.Connection:
+        return GuardedConnection(self.path, self.guard, timeout=timeout)
+
+    def _prepare(self, connection: sqlite3.Connection, synchronous: Synchronous) -> None:
+        prepare(connection, self.path, synchronous=synchronous, shared=True)
+        # A handler cannot set this: in a transaction SQLite ignores it, without an error.
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @contextlib.contextmanager
+    def access(self, transaction: Transaction | None = None) -> Iterator[None]:
+        """Use the connection in the thread of the store, within a transaction of handlers if it is open."""
+        with self.guard.store_access():
+            if transaction is None or not transaction.is_open:
+                roll_back(self.connection)  # left by a session that was dropped
+            self.active = transaction
+            try:
+                yield
+            finally:
+                self.active = None
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit the statements of the `with` body and what the handler wrote before, or none of it.
+
+        Raises:
+            StoreError: SQLite failed; nothing was written, and what the handler wrote is undone.
+        """
+        if self.active is None:
+            with super().transaction():
+                yield
+            return
+        with self.active.writing():
+            yield
+            self.before_commit()
+        self.after_commit()
+
+    def close(self) -> None:
+        """Close the connection and give the file back. Never raises."""
+        with self.guard.store_access():
+            super().close()
+
+
 class Effects(HandlerScope):
     """The context manager around one handler call. To be used once.
 
     Args:
         transaction: Of the session.
-        commit: Commits the open transaction with the records of the messages, within `Transaction.access()`.
+        commit: Commits the open transaction with the records of the messages. Called within store access.
         gate: Held while the handler runs: handlers and commits of a session come one after the other.
-        limiter: Of the session's threads.
         check: Raises if the session is over.
     """
 
@@ -285,7 +308,6 @@ class Effects(HandlerScope):
         "_commit",
         "_failure",
         "_gate",
-        "_limiter",
         "_loop_thread",
         "_transaction",
     )
@@ -296,14 +318,12 @@ class Effects(HandlerScope):
         commit: Callable[[], None],
         *,
         gate: anyio.Lock,
-        limiter: CapacityLimiter,
         check: Callable[[], None],
     ) -> None:
         super().__init__(transaction.guard)
         self._transaction = transaction
         self._commit = commit
         self._gate = gate
-        self._limiter = limiter
         self._check = check
         self._begin_lock = threading.Lock()
         self._failure: StoreError | None = None
@@ -323,13 +343,13 @@ class Effects(HandlerScope):
             if pause := transaction.gaps.pause:
                 await anyio.sleep(pause)
             if transaction.begin_first:
-                await in_thread(partial(transaction.begin, self._check), limiter=self._limiter)
+                await transaction.thread.run(partial(transaction.begin, self._check), transaction)
                 # Only now: after an error the handler is not to be called before its transaction has begun either.
                 transaction.begin_first = False
                 self.has_begun = True
         except BaseException:
             try:
-                await undo(transaction, limiter=self._limiter)
+                await undo(transaction)
             finally:
                 self._gate.release()
             raise
@@ -360,15 +380,20 @@ class Effects(HandlerScope):
             self.guard.check_inside()
             if not self.has_begun:
                 if in_loop:
-                    self._transaction.begin_at_once(self._check)
+                    self._transaction.begin_at_once(self._begin_in_store_thread)
                 else:
-                    self._transaction.begin(self._check)
-                self.has_begun = True
+                    time.sleep(self._transaction.gaps.pause)
+                    self._transaction.thread.call(self._begin_in_store_thread, self._transaction)
         except StoreError as error:
             self._failure = error
             raise
         finally:
             self._begin_lock.release()
+
+    def _begin_in_store_thread(self, deadline: float | None = None) -> None:
+        self.guard.check_inside()  # the handler may have ended since
+        self._transaction.begin(self._check, deadline)
+        self.has_begun = True
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -385,12 +410,11 @@ class Effects(HandlerScope):
         self.leave()
         self._transaction.in_handler = False
         try:
-            # From here on none begins. If one is being begun, the thread waits for that.
+            # From here on none begins. If one is being begun, its end comes before this one.
             if self._begin_lock.locked() or self.has_begun:
                 keep = error is None and self._failure is None
-                await in_own_task(
-                    lambda: to_thread.run_sync(self._end, keep, limiter=self._limiter), cancel_later=True
-                )
+                end = partial(self._transaction.thread.run, partial(self._end, keep), urgent=True)
+                await in_own_task(end, cancel_later=True)
         finally:
             self._gate.release()
         if self._failure is not None and (error is None or isinstance(error, Exception)):
@@ -399,57 +423,23 @@ class Effects(HandlerScope):
             raise type(self._failure)(*self._failure.args) from self._failure
 
     def _end(self, keep: bool) -> None:  # noqa: FBT001
-        with self._begin_lock:
-            if not self.has_begun:
-                return
-            if not self._transaction.is_open:
-                self._transaction.raise_rolled_back()
-            with self._transaction.access():
-                self.close_handles()
-                if not self._transaction.is_open:
-                    self._transaction.raise_rolled_back()
-                if keep:
-                    self._commit()
-                else:
-                    self._transaction.undo()
+        if not self.has_begun:
+            return
+        if not self._transaction.is_open:
+            self._transaction.raise_rolled_back()
+        with self.guard.store_access():
+            self.close_handles()
+            if keep:
+                self._commit()
+            else:
+                self._transaction.undo()
 
 
-async def undo(transaction: Transaction, *, limiter: CapacityLimiter) -> None:
+async def undo(transaction: Transaction) -> None:
     """Undo what is open, if anything is.
 
     Args:
         transaction: The transaction of a session whose gate the caller holds.
-        limiter: Of the session's threads.
     """
     if transaction.is_open:
-        await in_thread(transaction.abandon, limiter=limiter, shield=True)
-
-
-async def in_thread(work: Callable[[], _T], *, limiter: CapacityLimiter, shield: bool = False) -> _T:
-    """Do the work in a worker thread and wait for its end, even if the caller is cancelled.
-
-    Awaiting the thread alone is not enough: asyncio's own cancellation would leave the thread behind in the middle
-    of its work.
-
-    Args:
-        work: Learns of a cancellation from `from_thread.check_cancelled()`. Its exception is raised in any case.
-        limiter: Of threads.
-        shield: Hide a cancellation from the work.
-    """
-    results: list[_T] = []
-    errors: list[Exception] = []
-
-    async def call() -> None:
-        with anyio.CancelScope(shield=shield):
-            try:
-                results.append(await to_thread.run_sync(work, limiter=limiter))
-            except Exception as error:  # noqa: BLE001  # raised below, without a group around it
-                errors.append(error)
-
-    try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(call)
-    finally:
-        if errors:
-            raise errors[0]
-    return results[0]
+        await transaction.thread.run(transaction.abandon, urgent=True)

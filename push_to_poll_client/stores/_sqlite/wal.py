@@ -1,4 +1,4 @@
-"""The write-ahead log: refuse one that belongs to another state of the database, and empty it in time.
+"""The write-ahead log (WAL): refuse one that belongs to another state of the database.
 
 SQLite applies any WAL that lies beside a database, without a check that the two belong together. After a kill the
 WAL stays. If a backup is put back beside it, SQLite mixes pages of two times: a wrong cursor, then damage.
@@ -21,9 +21,7 @@ restore by SQLite's backup API does, the database beside it does not matter.
 Formats: https://www.sqlite.org/fileformat.html, sections 1.3 (database), 1.6 (page) and 4 (WAL).
 """
 
-import logging
 import os
-import sqlite3
 import struct
 import sys
 import zlib
@@ -31,29 +29,21 @@ from contextlib import suppress
 from typing import NamedTuple, Self
 
 from push_to_poll_client._exceptions import StoreError
-from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._validation import one_line
 
-__all__ = ["Checkpoints", "check_wal"]
+__all__ = ["FRAME", "HEADER", "ID_SIZE", "NO_ID", "Mark", "check_wal"]
 
-
-_logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 _PREFIX = b"push_to_poll wal"
-_ID_SIZE = 8
-_NO_ID = bytes(_ID_SIZE)
-_MARK = struct.Struct(f">{len(_PREFIX)}sI{_ID_SIZE}s{_ID_SIZE}sI")
+ID_SIZE = 8
+NO_ID = bytes(ID_SIZE)
+_MARK = struct.Struct(f">{len(_PREFIX)}sI{ID_SIZE}s{ID_SIZE}sI")
 
 _NUMBER_OF_BLOB = 12 + 2 * _MARK.size  # the serial type
 _CELL = bytes((3 + _MARK.size, 1, 3, 0, _NUMBER_OF_BLOB))
 """Begins the one cell of the table: the size of the record, rowid 1, and the header of the record."""
 
-_SELECT_MARK = "SELECT mark FROM push_to_poll_wal WHERE id = 1"
-_SELECT_PAGE = "SELECT rootpage FROM sqlite_master WHERE type = 'table' AND name = 'push_to_poll_wal'"
-_SAVE_MARK = "INSERT OR REPLACE INTO push_to_poll_wal(id, mark) VALUES (1, ?)"
 
-
-class _Mark(NamedTuple):
+class Mark(NamedTuple):
     page: int
     id: bytes
     previous: bytes
@@ -83,8 +73,8 @@ class _Mark(NamedTuple):
 # The WAL beside a database that is about to be opened
 
 _MAGIC = (0x377F0682, 0x377F0683)
-_HEADER = struct.Struct(">8I")  # magic, version, page size, number of checkpoints, two salts, two checksums
-_FRAME = struct.Struct(">6I")  # number of the page, size of the database or 0, two salts, two checksums
+HEADER = struct.Struct(">8I")  # magic, version, page size, number of checkpoints, two salts, two checksums
+FRAME = struct.Struct(">6I")  # number of the page, size of the database or 0, two salts, two checksums
 
 _DATABASE_MAGIC = b"SQLite format 3\0"
 _ROLLBACK_MODE = b"\1\1"  # the versions that write and read; 2 for a database in WAL mode
@@ -92,7 +82,7 @@ _ROLLBACK_MODE = b"\1\1"  # the versions that write and read; 2 for a database i
 
 class _WAL(NamedTuple):
     page_size: int
-    marks: list[tuple[int, _Mark]]
+    marks: list[tuple[int, Mark]]
     is_whole: bool  # one transaction has written each page, as VACUUM or a restore by SQLite's backup API does
 
 
@@ -140,10 +130,10 @@ def _is_foreign(path: str, wal: _WAL) -> bool:
     if wal.is_whole:
         return False  # nothing is left of the database beside it
     pages = {page for page, mark in wal.marks} | {mark.page for _, mark in wal.marks}
-    if len(pages) != 1 or wal.marks[0][1].previous == _NO_ID:
+    if len(pages) != 1 or wal.marks[0][1].previous == NO_ID:
         return False
     (page,) = pages
-    found = _Mark.find(_read_main(path, (page - 1) * wal.page_size, wal.page_size))
+    found = Mark.find(_read_main(path, (page - 1) * wal.page_size, wal.page_size))
     known = {mark_id for _, mark in wal.marks for mark_id in (mark.id, mark.previous)}
     return found is not None and found.page == page and found.id not in known
 
@@ -155,18 +145,18 @@ def _read_wal(path: str) -> _WAL | None:
     except FileNotFoundError:
         return None
     with file:
-        header = file.read(_HEADER.size)
-        if len(header) < _HEADER.size:
+        header = file.read(HEADER.size)
+        if len(header) < HEADER.size:
             return None
-        magic, _, page_size, _, *salts, _, _ = _HEADER.unpack(header)
+        magic, _, page_size, _, *salts, _, _ = HEADER.unpack(header)
         if magic not in _MAGIC:
             return None
         marks, frames, is_whole = [], 0, False
         written = set[int]()  # pages, by the transaction that is read
         # Frames are written anew from the beginning: those of an earlier time have other salts. Checksums are not
         # looked at. A frame too many only makes more marks known.
-        while len(frame := file.read(_FRAME.size + page_size)) == _FRAME.size + page_size:
-            page, size, *frame_salts, _, _ = _FRAME.unpack_from(frame)
+        while len(frame := file.read(FRAME.size + page_size)) == FRAME.size + page_size:
+            page, size, *frame_salts, _, _ = FRAME.unpack_from(frame)
             if frame_salts != salts:
                 break
             frames += 1
@@ -174,7 +164,7 @@ def _read_wal(path: str) -> _WAL | None:
             if size:  # the last frame of its transaction
                 is_whole = is_whole or written.issuperset(range(1, size + 1))
                 written.clear()
-            if mark := _Mark.find(frame[_FRAME.size :]):
+            if mark := Mark.find(frame[FRAME.size :]):
                 marks.append((page, mark))
         return _WAL(page_size, marks, is_whole) if frames else None
 
@@ -220,111 +210,3 @@ def _is_open_elsewhere(file_id: tuple[int, int], descriptor: int) -> bool:
             if other != descriptor and (found.st_dev, found.st_ino) == file_id:
                 return True
     return False
-
-
-# The WAL of an open database
-
-_CHECKPOINT_FRAMES = 2_000
-"""Pages in the WAL, 8 MB, after which it begins anew. A checkpoint every 1,000, 2,000 or 4,000 pages costs the
-same, and the longest commit takes 6 to 9 ms. Those that SQLite makes by itself write no mark before."""
-
-_LARGE_WAL = 64 << 20
-"""Bytes. A larger file is reported, and cut off when that is possible. A smaller one is written anew from its
-beginning: a commit that makes a file longer takes about a third more time (ext4)."""
-
-
-class Checkpoints:
-    """Marks the database, and lets its WAL begin anew in time. Waits for no other program.
-
-    Args:
-        connection: In WAL mode, without checkpoints of its own.
-        path: The database.
-    """
-
-    def __init__(self, connection: sqlite3.Connection, path: str) -> None:
-        self._connection = connection
-        self._path = path
-        self._wal = open(f"{path}-wal", "rb", buffering=0)  # noqa: PTH123, SIM115  # closed by `close()`
-        self._is_new = True  # the WAL begins anew with the next commit, or did with the last one
-        self._next = 0  # a checkpoint comes after the commit that finds so many frames in the WAL
-        self._is_last = False  # this commit comes before a checkpoint
-        self._warned = False
-
-    def before_commit(self) -> None:
-        """Write a new mark if it is time for one. Within the transaction.
-
-        Raises:
-            sqlite3.Error: As SQLite raises it.
-        """
-        self._is_last = self._next == 0 or (not self._is_new and self._has_frames(self._next))
-        if self._is_new or self._is_last:
-            self._write_mark()
-
-    def _has_frames(self, count: int) -> bool:
-        # The size of the file tells nothing: after the last frame come those of an earlier time.
-        self._wal.seek(0)
-        header = self._wal.read(_HEADER.size) or b""
-        if len(header) < _HEADER.size:
-            return False
-        page_size, salts = int.from_bytes(header[8:12]), header[16:24]
-        self._wal.seek(_HEADER.size + (count - 1) * (_FRAME.size + page_size) + 8)
-        return self._wal.read(len(salts)) == salts
-
-    def _write_mark(self) -> None:
-        (page,) = self._connection.execute(_SELECT_PAGE).fetchone()
-        row = self._connection.execute(_SELECT_MARK).fetchone()
-        previous = _Mark.decode(row[0]) if row else None
-        mark = _Mark(page, os.urandom(_ID_SIZE), previous.id if previous else _NO_ID)
-        self._connection.execute(_SAVE_MARK, (mark.encode(),))
-
-    def after_commit(self) -> None:
-        """Let the WAL begin anew if it is time. Never raises: what is committed is in the file already."""
-        self._is_new = False
-        if self._is_last:
-            try:
-                hindrance = self._checkpoint()
-            except sqlite3.Error as error:  # a full disk: the next one may succeed
-                hindrance = one_line(str(error))
-                self._next += _CHECKPOINT_FRAMES
-            self._report(hindrance)
-
-    def _checkpoint(self) -> str | None:
-        """Copy the WAL into the database. Returns what keeps the WAL from beginning anew."""
-        execute = self._connection.execute
-        mode = "TRUNCATE" if self.wal_stats().st_size >= _LARGE_WAL else "RESTART"
-        (timeout,) = execute("PRAGMA busy_timeout").fetchone()
-        execute("PRAGMA busy_timeout = 0")
-        try:
-            busy, frames, copied = execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-        finally:
-            execute(f"PRAGMA busy_timeout = {timeout}")
-        # If a reader of the newest state alone is in the way, the next commit may begin the WAL anew all the same.
-        self._is_new = not busy or frames == copied >= 0
-        if self._is_new:
-            self._next = 0 if busy else _CHECKPOINT_FRAMES
-            return None
-        self._next = max(frames, self._next) + _CHECKPOINT_FRAMES
-        if frames < 0:
-            return "another program writes to the file or makes a checkpoint"
-        return "another program has a transaction open in which it reads; end it"
-
-    def wal_stats(self) -> os.stat_result:
-        """Stat the WAL that the connection uses, wherever it is now."""
-        return os.fstat(self._wal.fileno())
-
-    def _report(self, hindrance: str | None) -> None:
-        size = self.wal_stats().st_size
-        if size < _LARGE_WAL:
-            self._warned = False
-        elif hindrance is not None and not self._warned:
-            self._warned = True
-            _logger.warning(
-                "%s-wal has %d MiB and goes on growing: %s",
-                self._path,
-                size >> 20,
-                hindrance,
-            )
-
-    def close(self) -> None:
-        """Close the file, before the connection is closed."""
-        self._wal.close()

@@ -1,0 +1,243 @@
+"""The one thread in which a store uses its file, for any number of consumers and event loops.
+
+The thread takes one job after another, in the order in which they came. So a consumer that waits costs an entry in
+a queue: 1,000 of them with a thread each would wake each other all the time. A handler's transaction stays open
+between two jobs. While it is, only jobs of its session run, and the others wait in the queue.
+
+The thread starts with the first job and ends when the file is closed. It is a daemon: a program whose session was
+never released can end, and what it was committing is undone by SQLite, as after a kill.
+"""
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import copy_context
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+from weakref import ref
+
+import anyio
+from anyio import CancelScope, from_thread
+
+from push_to_poll_client._event_loop import EventLoop
+
+__all__ = ["Job", "StoreThread", "check_cancelled"]
+
+
+T = TypeVar("T")
+
+_CHECK_INTERVAL = 0.05
+"""Seconds between a handler thread's checks for a cancellation of its task. 20 checks a second cost nothing."""
+
+_this_thread = threading.local()
+
+
+class JobCancelled(BaseException):
+    """The caller of a job was cancelled while the job ran."""
+
+
+def check_cancelled() -> None:
+    """End the job that runs in this thread if its caller was cancelled. For work that takes seconds."""
+    job: Job[Any] | None = getattr(_this_thread, "job", None)
+    if job is not None and job.is_cancelled:
+        raise JobCancelled
+
+
+class Job(Generic[T]):
+    """A call of a function in the thread of the store.
+
+    Args:
+        work: Called with the context of the caller, whose name is in what it logs.
+        notify: Called when the work has ended.
+        transaction: The handlers' transaction of the session, which may be open; `None` for a job without one.
+        urgent: Run it next, also while the transaction of another session is open.
+
+    Attributes:
+        transaction: As given.
+        urgent: As given.
+        is_cancelled: Whether the caller was cancelled.
+        result: What the work returned.
+        error: What it raised; `None` if it returned.
+    """
+
+    result: T
+
+    def __init__(
+        self,
+        work: Callable[[], T],
+        notify: Callable[[], object],
+        transaction: object = None,
+        *,
+        urgent: bool = False,
+    ) -> None:
+        self.transaction = transaction
+        self.urgent = urgent
+        self.is_cancelled = False
+        self.error: BaseException | None = None
+        self._work: Callable[[], T] | None = work
+        self._notify = notify
+        self._context = copy_context()
+        self._taken = threading.Lock()
+
+    def take(self) -> bool:
+        """Whether the job was not taken before: by the thread to run it, or by its caller not to have it run."""
+        return self._taken.acquire(blocking=False)
+
+    def run(self) -> None:
+        """Do the work."""
+        assert self._work is not None  # it runs once  # noqa: S101
+        try:
+            self.result = self._context.run(self._work)
+        except BaseException as error:  # noqa: BLE001  # raised by the caller
+            self.error = error
+        self._work = self.transaction = None  # a session that its caller drops is not held by this thread
+        with suppress(RuntimeError):  # the event loop has ended, and the caller with it
+            self._notify()
+
+
+class StoreThread:
+    """Runs the jobs of one store.
+
+    Args:
+        name: Of the thread.
+
+    Attributes:
+        stays: Whether the thread stays when it has nothing to do, as while the file is open. Set by a job.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.stays: bool = False
+        self._name = name
+        self._lock = threading.Lock()  # never held by the garbage collector, which may interrupt any line
+        self._is_running = False
+        self._inbox = SimpleQueue[Job[Any] | None]()
+        self._urgent = deque[Job[Any]]()  # these two in the thread alone
+        self._waiting = deque[Job[Any]]()
+        self._open_transaction: ref[object] | None = None
+
+    @property
+    def open_transaction(self) -> object | None:
+        """The handlers' transaction that is open, or None."""
+        return None if self._open_transaction is None else self._open_transaction()
+
+    @open_transaction.setter
+    def open_transaction(self, transaction: object | None) -> None:
+        # If its session is dropped meanwhile, that wakes the thread for the jobs that wait for its end.
+        self._open_transaction = None if transaction is None else ref(transaction, lambda _: self._inbox.put(None))
+
+    async def run(self, work: Callable[[], T], transaction: object = None, *, urgent: bool = False) -> T:
+        """Wait for a job, and if it has begun for its end, even if the caller is cancelled.
+
+        Args:
+            work: As for `Job`. Its error is raised in any case, since the caller has to know what was done.
+            transaction: As for `Job`.
+            urgent: As for `Job`; it is done although the caller is cancelled.
+        """
+        done = anyio.Event()
+        loop = EventLoop()
+        job = Job(work, lambda: loop.call(done.set), transaction, urgent=urgent)
+        self.submit(job)
+        try:
+            try:
+                await done.wait()
+            except anyio.get_cancelled_exc_class():
+                if not urgent and job.take():
+                    raise
+                job.is_cancelled = True
+                while not done.is_set():  # asyncio's own cancellation passes through a shield
+                    with CancelScope(shield=True), suppress(anyio.get_cancelled_exc_class()):
+                        await done.wait()
+                if job.error is None or isinstance(job.error, JobCancelled):
+                    raise
+            if job.error is not None:
+                raise job.error
+            return job.result
+        finally:
+            del job  # its error has a traceback with this frame
+
+    def call(self, work: Callable[[], T], transaction: object, *, timeout: float = math.inf) -> bool:
+        """Wait for a job in a thread, or briefly in an event loop.
+
+        Args:
+            work: As for `run`.
+            transaction: As for `Job`.
+            timeout: Seconds until it has to have begun.
+
+        Returns:
+            Whether it has begun in time; then it has ended too.
+
+        Raises:
+            BaseException: The task that waits for this thread was cancelled before the job began.
+        """
+        ended = threading.Event()
+        job = Job(work, ended.set, transaction)
+        self.submit(job)
+        deadline = time.monotonic() + timeout
+        while not ended.wait(min(_CHECK_INTERVAL, max(0.0, deadline - time.monotonic()))):
+            try:
+                with suppress(RuntimeError):  # not a thread of anyio: no task can be cancelled
+                    from_thread.check_cancelled()
+            except BaseException:
+                if job.take():
+                    raise
+                deadline = math.inf
+            if time.monotonic() >= deadline:
+                if job.take():
+                    return False
+                ended.wait()
+        try:
+            if job.error is not None:
+                raise job.error
+        finally:
+            del job
+        return True
+
+    def submit(self, job: "Job[T]") -> None:
+        """Queue a job, in any thread."""
+        with self._lock:
+            self._inbox.put(job)
+            if not self._is_running:
+                threading.Thread(target=self._run_jobs, name=self._name, daemon=True).start()
+                self._is_running = True
+
+    def submit_from_finalizer(self, work: Callable[[], None]) -> None:
+        """Queue a job that nobody waits for, if the thread runs. Waits for nothing."""
+        self._inbox.put(Job(work, lambda: None, urgent=True))
+
+    def _run_jobs(self) -> None:
+        while (job := self._next_job()) is not None:
+            if job.take():
+                _this_thread.job = job
+                job.run()
+            _this_thread.job = job = None
+
+    def _next_job(self) -> "Job[Any] | None":
+        while True:
+            while not self._inbox.empty():
+                self._receive()
+            if (job := self._pop()) is not None:
+                return job
+            if not self._waiting and not self.stays:
+                with self._lock:
+                    if self._inbox.empty():
+                        self._is_running = False
+                        return None
+            self._receive()
+
+    def _pop(self) -> "Job[Any] | None":
+        if self._urgent:
+            return self._urgent.popleft()
+        current = self.open_transaction
+        for position, job in enumerate(self._waiting):
+            if current is None or job.transaction is current:
+                del self._waiting[position]
+                return job
+        return None
+
+    def _receive(self) -> None:
+        job = self._inbox.get()
+        if job is not None:
+            (self._urgent if job.urgent else self._waiting).append(job)

@@ -1,0 +1,150 @@
+"""Many consumers that start at once have few first pages in memory, and none waits for a server or a handler."""
+
+import anyio
+import httpx
+import pytest
+
+from push_to_poll_client import Consumer, HTTPFeed, MemoryStore, _first_pages
+from push_to_poll_client._first_pages import MAX_SHARE, counted_as_first, wait_for_first_page
+from push_to_poll_client.testing import virtual_time
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("few")]
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return virtual_time(request.param)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(_first_pages, "MAX_FIRST_PAGES", 2)
+
+
+class Server:
+    """Has one page for each consumer, and counts the bodies that were read and are not processed yet."""
+
+    def __init__(self):
+        self.bodies = self.most = 0
+        self.hanging = set()
+
+    def consumer(self, name, process):
+        client = httpx.AsyncClient(transport=httpx.MockTransport(self._answer))
+        feed = HTTPFeed(f"https://feed.example/{name}", client=client)
+        return Consumer(feed, store=MemoryStore(), process=process)
+
+    async def _answer(self, request):
+        if request.url.path in self.hanging:
+            await anyio.sleep_forever()
+        if "lastEventId" in request.url.params:
+            return httpx.Response(200, json=[])
+        return httpx.Response(200, stream=Body(self), headers={"content-type": "application/json"})
+
+
+class Body(httpx.AsyncByteStream):
+    def __init__(self, server):
+        self.server = server
+
+    async def __aiter__(self):
+        self.server.bodies += 1
+        self.server.most = max(self.server.most, self.server.bodies)
+        yield b'[{"specversion": "1.0", "id": "1", "source": "s", "type": "t", "data": 1}]'
+
+
+@pytest.fixture
+def server():
+    return Server()
+
+
+async def catch_up(consumers):
+    async with anyio.create_task_group() as tasks:
+        for consumer in consumers:
+            tasks.start_soon(consumer.catch_up)
+
+
+async def test_only_a_few_first_pages_are_in_memory_at_once(server):
+    async def process(_):
+        await anyio.sleep(MAX_SHARE / 4)
+        server.bodies -= 1
+
+    began = anyio.current_time()
+    await catch_up([server.consumer(f"{number}", process) for number in range(10)])
+    assert server.most == 2
+    assert anyio.current_time() - began == pytest.approx(5 * MAX_SHARE / 4)
+
+
+async def test_slow_handlers_keep_the_others_waiting_for_a_moment_only(server):
+    begun = []
+
+    async def process(_):
+        begun.append(anyio.current_time())
+        await anyio.sleep(3600)
+
+    began = anyio.current_time()
+    await catch_up([server.consumer(f"{number}", process) for number in range(10)])
+    assert [moment - began for moment in begun] == pytest.approx(
+        [MAX_SHARE * (number // 2) for number in range(10)]
+    )
+
+
+async def test_a_server_that_does_not_answer_keeps_no_other_consumer_waiting(server):
+    done = []
+
+    async def process(_):
+        done.append(anyio.current_time())
+
+    began = anyio.current_time()
+    server.hanging = {f"/{number}" for number in range(8)}
+    consumers = [server.consumer(f"{number}", process) for number in range(16)]
+    async with anyio.create_task_group() as tasks:
+        for consumer in consumers:
+            tasks.start_soon(consumer.run)
+        await anyio.sleep(MAX_SHARE / 2)
+        tasks.cancel_scope.cancel()
+    assert done == [began] * 8
+
+
+async def test_a_consumer_that_is_cancelled_while_it_waits_lets_the_next_one_in(server):
+    let_in = []
+
+    async def poll(name, seconds):
+        with counted_as_first():
+            await wait_for_first_page(anyio.CancelScope())
+            let_in.append((name, anyio.current_time() - began))
+            await anyio.sleep(seconds)
+
+    async def cancelled(name):
+        with anyio.move_on_after(MAX_SHARE / 4):
+            await poll(name, 0)
+
+    began = anyio.current_time()
+    async with anyio.create_task_group() as tasks:
+        for name in "ab":
+            tasks.start_soon(poll, name, MAX_SHARE / 2)
+        await anyio.wait_all_tasks_blocked()
+        for name in "cd":
+            tasks.start_soon(cancelled, name)
+            await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(poll, "e", 0)
+    assert sorted(let_in[:2]) == [("a", 0), ("b", 0)]
+    assert let_in[2:] == [("e", pytest.approx(MAX_SHARE / 2))]
+
+
+async def test_the_wait_does_not_count_for_the_deadline_of_the_answer():
+    async def poll(seconds):
+        with counted_as_first(), anyio.fail_after(MAX_SHARE / 2) as scope:
+            waited.append(await wait_for_first_page(scope))
+        await anyio.sleep(seconds)
+
+    async def holds():
+        with counted_as_first():
+            await wait_for_first_page(anyio.CancelScope())
+            await anyio.sleep(3600)
+
+    waited = []
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(holds)
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(poll, 0)
+    assert waited == [pytest.approx(MAX_SHARE)]
