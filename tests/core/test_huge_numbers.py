@@ -65,10 +65,10 @@ ARGUMENTS = {
     "SQLiteStore": (lambda **more: SQLiteStore("no.db", **more), "retention max_records"),
     "WebSocketListener": (
         lambda **more: WebSocketListener("wss://feed.example/", **more),
-        "max_age max_silence ping_interval ping_timeout open_timeout max_size",
+        "max_age max_silence ping_interval ping_timeout open_timeout max_body",
     ),
-    "SSEListener": (lambda **more: SSEListener(URL, **more), "max_age max_silence open_timeout max_size"),
-    "LongPollListener": (lambda **more: LongPollListener(URL, **more), "wait max_age open_timeout max_size"),
+    "SSEListener": (lambda **more: SSEListener(URL, **more), "max_age max_silence open_timeout max_body"),
+    "LongPollListener": (lambda **more: LongPollListener(URL, **more), "wait max_age open_timeout max_body"),
     "ConnectionListener": (lambda **more: ConnectionListener(print, name="own", **more), "max_age open_timeout"),
     "PostgresListener": (
         lambda **more: PostgresListener("postgresql://db.example", "c", **more),
@@ -76,7 +76,7 @@ ARGUMENTS = {
     ),
     "RedisListener": (
         lambda **more: RedisListener("redis://cache.example", "c", **more),
-        "max_age max_silence open_timeout max_size",
+        "max_age max_silence open_timeout max_body",
     ),
     "PullWakeListener": (
         lambda **more: PullWakeListener(URL, streams=["orders"], wake_stream="wakes", **more),
