@@ -247,7 +247,7 @@ def test_comments_and_lines_without_data_do_not_count_towards_max_size():
     assert parse(b": keep-alive\nid: 5\nevent: x\nretry: 5\n" * 1000 + b"data\n\n", max_size=20)
 
 
-def test_an_endless_line_is_refused_at_max_size_and_uses_little_memory():
+def test_an_endless_line_is_refused_at_max_body_and_uses_little_memory():
     parser, fed = EventParser(max_size=65_536), 0
     tracemalloc.start()
     with contextlib.suppress(EventTooLarge):
