@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import anyio
 
@@ -33,11 +33,6 @@ from push_to_poll_client import (
     WebSocketListener,
 )
 from push_to_poll_client.durable_streams import DurableStreamFeed
-
-if TYPE_CHECKING:  # names are loaded when they are used, and a wrong one is an error all the same
-    from push_to_poll_client import Nothing  # type: ignore[attr-defined]  # pyright: ignore  # noqa: F401
-    from push_to_poll_client.listeners import Nothing as Nothing2  # type: ignore[attr-defined]  # pyright: ignore  # noqa: F401
-    from push_to_poll_client.testing import Nothing as Nothing3  # type: ignore[attr-defined]  # pyright: ignore  # noqa: F401
 
 
 class OwnFeed:
