@@ -85,7 +85,7 @@ class File:
 
     async def fill(self, session: SQLiteSession, records: int) -> None:
         """Record so many ids."""
-        while (missing := records - session.size) > 0:
+        while (missing := records - session.record_count) > 0:
             keys = islice(self.ids, min(missing, FILLING))
             await session.commit(cursor="c", records=[Record(key) for key in keys])
 
@@ -111,7 +111,7 @@ async def in_memory(file: File) -> float:
         await session.unseen(file.next())
         taken, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        return taken / session.size
+        return taken / session.record_count
 
 
 async def row(path: Path, kind: str, records: int) -> str:

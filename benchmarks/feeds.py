@@ -69,7 +69,7 @@ async def by_hand(asked: httpx.AsyncClient, entries: Callable[[bytes], Any]) -> 
 async def by_feed(feed: Feed) -> int:
     """The same by a feed, from the beginning."""
     page = await feed.fetch(FetchRequest())
-    seen = {message.key: message.data for message in page.messages}
+    seen = {message.dedupe_key: message.data for message in page.messages}
     return len(seen)
 
 

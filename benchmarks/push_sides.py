@@ -269,7 +269,7 @@ async def our_durable_webhook(root: str) -> AsyncIterator[tuple[Listener, str]]:
 
     async with served(app) as url:
         subscription = DurableStreamsWebhook(root, streams=["orders"], callback=url)
-        apps.append(WebhookListener(register_with_server=subscription, stop_at_exit=True, rate=None))
+        apps.append(WebhookListener(subscription=subscription, unsubscribe_on_exit=True, rate=None))
         yield Numbered(apps[0]), url
 
 

@@ -140,13 +140,13 @@ class ListenerChannel:
             self._pushes += 1
         self.wakes.put(NO_HINT if push is None else push)
 
-    def poll(self) -> None:
+    def request_poll(self) -> None:
         """Request a poll, though no push arrived."""
         self.wakes.put(None)
 
-    def registered(self, until: float | None, /) -> None:
+    def subscribed(self, until: float | None, /) -> None:
         """Report until when the server pushes, in seconds since the epoch; `None` if it does not."""
-        self._status = replace(self._status, registered_until=until)
+        self._status = replace(self._status, subscribed_until=until)
 
     @property
     def missed_in_a_row(self) -> int:
@@ -182,7 +182,7 @@ class ListenerChannel:
         """Record that the listener has ended. Whatever it reports later, the channel is down."""
         self._running = False
         self._update_status(up=False)
-        self._status = replace(self._status, since=None, registered_until=None)
+        self._status = replace(self._status, since=None, subscribed_until=None)
 
     def _update_status(self, *, up: bool, error: BaseException | None = None) -> None:
         old = self._status

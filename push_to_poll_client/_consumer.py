@@ -93,7 +93,7 @@ class Consumer(Generic[M_co]):
         max_poll_time: Seconds after which a poll that still finds pages ends at a page boundary, and a new poll
             continues there, so that a feed which grows faster than its handler starves no caller. A `poll_now()`
             without `run()` or `async with` keeps no place, so it goes on to the first cursor that can be saved.
-        flush_interval: Seconds of work that may be uncommitted: what a crash costs. 0: each message is committed
+        commit_interval: Seconds of work that may be uncommitted: what a crash costs. 0: each message is committed
             before the next begins.
         shutdown_timeout: Seconds that the message in hand gets to finish when `run()` is cancelled or stopped. A
             commit gets as long, and 5 seconds at least.
@@ -108,11 +108,12 @@ class Consumer(Generic[M_co]):
         batch_wait: Seconds for which the first message of a batch may wait for the next page to fill it, where
             that is not there yet; 0: not at all. Only a feed with `read_ahead` is asked for a page before the one
             before it is processed.
-        concurrency: Messages, or batches, that are processed at a time. More than 1 needs `key`. Plain functions
-            are in as many threads.
-        key: With `concurrency`: messages for which this function returns the same are processed in the feed's
-            order, one after the other (or in one batch); others at the same time, also while one waits to be tried
-            again. Not asked of an unreadable message; one for which it raises fails, likewise with the next two.
+        concurrency: Messages, or batches, that are processed at a time. More than 1 needs `ordering_key`. Plain
+            functions are in as many threads.
+        ordering_key: With `concurrency`: messages for which this function returns the same are processed in the
+            feed's order, one after the other (or in one batch); others at the same time, also while one waits to
+            be tried again. Not asked of an unreadable message; one for which it raises fails, likewise with the
+            next two.
         dedupe_key: What "already processed" is asked of, a function of a message that returns a str of 1 to 4,096
             characters; `None`: `message.key`.
         fingerprint: What must not change under a dedupe key, a function of a message that returns bytes (as
@@ -147,14 +148,14 @@ class Consumer(Generic[M_co]):
         burst: int = 10,
         wake_delay: float = 0.0,
         max_poll_time: float = 30.0,
-        flush_interval: float = 0.05,
+        commit_interval: float = 0.05,
         shutdown_timeout: float = 10.0,
         retry: AsyncRetrying | None = DEFAULT_RETRY,
         on_failure: OnFailure[M_co] = "stop",
         batch_size: int = 100,
         batch_wait: float = 0.0,
         concurrency: int = 1,
-        key: OrderingKey[M_co] | None = None,
+        ordering_key: OrderingKey[M_co] | None = None,
         dedupe_key: DedupeKey[M_co] | None = None,
         fingerprint: Fingerprint[M_co] | None = None,
         start: Cursor = "inception",
@@ -173,14 +174,14 @@ class Consumer(Generic[M_co]):
             burst=burst,
             wake_delay=wake_delay,
             max_poll_time=max_poll_time,
-            flush_interval=flush_interval,
+            commit_interval=commit_interval,
             shutdown_timeout=shutdown_timeout,
             retry=retry,
             on_failure=on_failure,
             batch_size=batch_size,
             batch_wait=batch_wait,
             concurrency=concurrency,
-            key=key,
+            ordering_key=ordering_key,
             dedupe_key=dedupe_key,
             fingerprint=fingerprint,
             start=start,
@@ -234,7 +235,7 @@ class Consumer(Generic[M_co]):
         """Process one message. Override it with `async def`, or with `def`, which runs in a worker thread.
 
         Not called again for a message whose processing was recorded. An exception means that it failed: it is
-        tried again as `retry` says, and then stops the consumer (G9). `UndecodableMessage` is not tried again.
+        tried again as `retry` says, and then stops the consumer (G9). `DecodeError` is not tried again.
         """
         raise NotImplementedError
 
@@ -471,13 +472,13 @@ class Consumer(Generic[M_co]):
             feed=self._feed_name,
             mode=schedule.mode(loop.time()) if loop and parts else Mode.STOPPED,
             cursor=saved.cursor,
-            token=parts.session.token if parts else None,
+            fencing_token=parts.session.fencing_token if parts else None,
             listeners=tuple(channel.status for channel in self._channels),
             last_poll=stats.last_poll,
             last_progress=stats.last_progress,
             last_caught_up=stats.last_caught_up,
             last_error=stats.last_error,
-            lossy=schedule.lossy,
+            losing_pushes=schedule.losing_pushes,
             dead_letters=saved.dead_letters,
             records=saved.records,
             failing=tuple(stats.failing.values())[-MAX_SHOWN_FAILING:],

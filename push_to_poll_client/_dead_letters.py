@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from push_to_poll_client._exceptions import UndecodableMessage
+from push_to_poll_client._exceptions import DecodeError
 from push_to_poll_client._json import decode
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._protocols import Feed, Session
 from push_to_poll_client._retry import Retry, StopSignal, make_dead_letter
-from push_to_poll_client._types import DeadLetter, Message, Record, RecordState
+from push_to_poll_client._types import DeadLetter, Message, Record, Settlement
 from push_to_poll_client._validation import describe, quoted
 
-__all__ = ["DeadLetters", "Retried", "SessionDeadLetters", "as_json"]
+__all__ = ["DeadLetters", "RetryResult", "SessionDeadLetters", "as_json"]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -44,7 +44,11 @@ class SessionDeadLetters:
             StoreError: The store failed.
         """
         last: DeadLetter | None = None
-        while page := await self.session.dead_letters(after=last, marked=True) if self.session.dead else ():
+        while (
+            page := await self.session.dead_letters(after=last, retry_requested=True)
+            if self.session.dead_letter_count
+            else ()
+        ):
             for last in page:
                 if stop.requested:
                     return False
@@ -72,7 +76,7 @@ class SessionDeadLetters:
         fingerprint = await self._fingerprint(dead_letter)
         failed = await self._try_once(dead_letter)
         if failed is None:
-            self.progress.pending.append(Record(dead_letter.key, fingerprint=fingerprint))
+            self.progress.pending.append(Record(dead_letter.dedupe_key, fingerprint=fingerprint))
         else:
             self.progress.dead_letters.append(failed)
         await self.progress.flush()
@@ -84,13 +88,13 @@ class SessionDeadLetters:
         Raises:
             StoreError: The store failed; the next commit removes it.
         """
-        record = Record(dead_letter.key, RecordState.SKIPPED, await self._fingerprint(dead_letter))
+        record = Record(dead_letter.dedupe_key, Settlement.SKIPPED, await self._fingerprint(dead_letter))
         self.progress.pending.append(record)
         await self.progress.flush()
 
     async def _fingerprint(self, dead_letter: DeadLetter) -> int | None:
         """Return the fingerprint of the content that was given up on, for the new record."""
-        return (await self.progress.fingerprints([dead_letter.key])).get(dead_letter.key)
+        return (await self.progress.fingerprints([dead_letter.dedupe_key])).get(dead_letter.dedupe_key)
 
     async def _try_once(self, dead_letter: DeadLetter) -> DeadLetter | None:
         """Try once; return the dead letter with its new error if that failed."""
@@ -101,9 +105,7 @@ class SessionDeadLetters:
             if not isinstance(message, Message):
                 raise TypeError(f"restore() returned {type(message).__name__}, not a Message")  # noqa: TRY301
         except Exception as error:  # noqa: BLE001  # whatever the user's feed raises
-            unreadable = UndecodableMessage(
-                f"dead letter {quoted(dead_letter.id)} cannot be restored: {describe(error)}"
-            )
+            unreadable = DecodeError(f"dead letter {quoted(dead_letter.id)} cannot be restored: {describe(error)}")
             unreadable.__cause__ = error
             self.retry.log_dead_letter(dead_letter.id, unreadable, dead_letter.attempts)
             return _failed_again(dead_letter, unreadable, now(), tried=0)
@@ -116,7 +118,7 @@ class SessionDeadLetters:
 
 def _failed_again(dead_letter: DeadLetter, error: Exception, now: float, *, tried: int) -> DeadLetter:
     return msgspec.structs.replace(
-        make_dead_letter(dead_letter.key, dead_letter.id, dead_letter.raw, error, now),
+        make_dead_letter(dead_letter.dedupe_key, dead_letter.id, dead_letter.raw, error, now),
         attempts=dead_letter.attempts + tried,
         first_failed=dead_letter.first_failed,
     )
@@ -129,7 +131,7 @@ def restore_from_json(dead_letter: DeadLetter) -> Message:
         ValueError: The bytes are not JSON.
         RecursionError: A value is nested too deep.
     """
-    return Message(dead_letter.id, decode(dead_letter.raw), key=dead_letter.key)
+    return Message(dead_letter.id, decode(dead_letter.raw), dedupe_key=dead_letter.dedupe_key)
 
 
 def as_json(dead_letter: DeadLetter) -> bytes:
@@ -152,7 +154,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Retried:
+class RetryResult:
     """What came of trying dead letters again.
 
     Attributes:
@@ -216,7 +218,7 @@ class DeadLetters(AsyncIterable[DeadLetter]):
         async with self._exclusive() as dead_letters:
             return await dead_letters.require(key)
 
-    async def retry(self, *keys: str) -> Retried:
+    async def retry(self, *keys: str) -> RetryResult:
         """Try them again, once each, whatever `retry` says. One is processed together with its effects (G8).
 
         Args:
@@ -234,7 +236,7 @@ class DeadLetters(AsyncIterable[DeadLetter]):
                 if keys
                 else await self._retry_all()
             )
-        return Retried(results.count(True), results.count(False))
+        return RetryResult(results.count(True), results.count(False))
 
     async def drop(self, *keys: str) -> int:
         """Take them away for good; their messages count as skipped. How many there were.
@@ -275,7 +277,7 @@ class DeadLetters(AsyncIterable[DeadLetter]):
             keys: list[str] = []
             last: DeadLetter | None = None
             while page := await dead_letters.session.dead_letters(after=last):
-                keys.extend(dead_letter.key for dead_letter in page)
+                keys.extend(dead_letter.dedupe_key for dead_letter in page)
                 last = page[-1]
         results = []
         for key in keys:

@@ -3,17 +3,17 @@
     PushToPollError
     ├── FeedError                  a fetch failed; tried again with backoff, the cursor has not moved
     │   ├── FeedRefused            the server refuses this client (401, 404, …): tried again, slowly
-    │   ├── ChainRestart           the pages changed under the walk: from the saved cursor again, at once
+    │   ├── PagesChanged           the pages changed under the walk: from the saved cursor again, at once
     │   ├── CursorExpired          the feed no longer knows the cursor: stops the consumer
     │   └── FeedGone               the feed is gone for good: stops the consumer
     ├── Throttled                  poll_now() alone: the poll may not start within its timeout
     ├── ProcessError               a message failed for good: stops the consumer
-    ├── MessageVerdict             what a handler raises to say itself what becomes of its message
+    ├── HandlerDecision             raised by a handler to decide itself what becomes of its message
     │   ├── RetryMessage           try it again later
     │   ├── DeadLetterMessage      keep it as a dead letter, now
     │   ├── SkipMessage            go past it, now
     │   └── StopConsumer           stop, now
-    ├── UndecodableMessage         an entry or its data cannot be read: fails without a retry
+    ├── DecodeError         an entry or its data cannot be read: fails without a retry
     ├── ContentChanged             an id came back with other content: fails without a retry
     ├── ListenerError              a push channel is broken for good: stops the consumer
     ├── SubscriptionGone           the server has dropped a subscription: it is created anew
@@ -29,16 +29,17 @@ Wrong arguments are `TypeError` and `ValueError`, at construction.
 from push_to_poll_client._validation import check_number
 
 __all__ = [
-    "ChainRestart",
     "ContentChanged",
     "CursorExpired",
     "DeadLetterMessage",
+    "DecodeError",
     "FeedError",
     "FeedGone",
     "FeedRefused",
+    "HandlerDecision",
     "ListenerError",
-    "MessageVerdict",
     "OwnershipLost",
+    "PagesChanged",
     "ProcessError",
     "PushToPollError",
     "RetryMessage",
@@ -50,7 +51,6 @@ __all__ = [
     "StoreUnavailable",
     "SubscriptionGone",
     "Throttled",
-    "UndecodableMessage",
 ]
 
 
@@ -78,7 +78,7 @@ class FeedRefused(FeedError):
     """
 
 
-class ChainRestart(FeedError):
+class PagesChanged(FeedError):
     """The pages changed under the walk: what was fetched since the saved cursor has to be fetched again."""
 
 
@@ -106,31 +106,33 @@ class Throttled(PushToPollError):
     Args:
         message: Who asks to wait and for how long.
         until: When a poll may start, on the clock of `anyio.current_time()`.
+        retry_after: Seconds until then, counted from when it was raised.
     """
 
-    def __init__(self, message: str, *, until: float) -> None:
+    def __init__(self, message: str, *, until: float, retry_after: float) -> None:
         super().__init__(message)
         self.until = until
+        self.retry_after = retry_after
 
 
 class ProcessError(PushToPollError):
     """A message failed for good. It and all after it are not settled; the cursor stands before it.
 
-    The cause is the handler's last error, or the `UndecodableMessage`.
+    The cause is the handler's last error, or the `DecodeError`.
 
     Args:
         message: What happened and what to do.
         id: The id of the message that failed.
-        key: Its dedupe key.
+        dedupe_key: Its dedupe key.
     """
 
-    def __init__(self, message: str, *, id: str, key: str) -> None:
+    def __init__(self, message: str, *, id: str, dedupe_key: str) -> None:
         super().__init__(message)
         self.id = id
-        self.key = key
+        self.dedupe_key = dedupe_key
 
 
-class MessageVerdict(PushToPollError):
+class HandlerDecision(PushToPollError):
     """What a handler raises to say itself what becomes of its message, in place of `retry` and `on_failure`.
 
     Raise one of its subclasses, `from` the error that led to it if there is one: that is kept too.
@@ -143,7 +145,7 @@ class MessageVerdict(PushToPollError):
         super().__init__(reason or "the handler said so")
 
 
-class RetryMessage(MessageVerdict):
+class RetryMessage(HandlerDecision):
     """Try the message again later, however often it was tried; as for a service that says `Retry-After`.
 
     Args:
@@ -161,15 +163,15 @@ class RetryMessage(MessageVerdict):
         self.after = after
 
 
-class DeadLetterMessage(MessageVerdict):
+class DeadLetterMessage(HandlerDecision):
     """Keep the message as a dead letter, now: trying it again would not help."""
 
 
-class SkipMessage(MessageVerdict):
+class SkipMessage(HandlerDecision):
     """Go past the message, now: it is of no interest after all, and that is worth a line in the log."""
 
 
-class StopConsumer(MessageVerdict):
+class StopConsumer(HandlerDecision):
     """Stop the consumer before the message, now."""
 
 
@@ -177,7 +179,7 @@ class ContentChanged(PushToPollError):
     """A message came back with other content than the one that was processed under its dedupe key."""
 
 
-class UndecodableMessage(PushToPollError):
+class DecodeError(PushToPollError):
     """An entry of the feed, or its data, cannot be read."""
 
 

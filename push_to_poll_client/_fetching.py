@@ -55,12 +55,12 @@ def _check_page(page: object, name: str) -> None:
     ):
         raise FeedError(f"{name} returned a Page whose messages are no sequence of Message")
     check_ids(list(map(_id_of, page.messages)), "id", name)
-    cursors = [page.cursor, page.next, *map(_cursor_of, page.messages)]
+    cursors = [page.cursor, page.next_page, *map(_cursor_of, page.messages)]
     if not all(issubclass(kind, str | None) for kind in set(map(type, cursors))):
         raise FeedError(f"{name} returned a Page with a cursor or next that is neither str nor None")
     given = list(filter(None, cursors))
     if len("".join(given)) > MAX_CURSOR and max(map(len, given)) > MAX_CURSOR:
-        raise FeedError(f"{name} returned a Page with a cursor or next of more than {MAX_CURSOR} characters")
+        raise FeedError(f"{name} returned a Page with a cursor or next_page of more than {MAX_CURSOR} characters")
     if page.retry_after is not None and not _is_seconds(page.retry_after):
         raise FeedError(f"{name} returned a Page whose retry_after is no number of seconds")
     if page.poll_within is not None and not (_is_seconds(page.poll_within) and page.poll_within >= 0):
@@ -69,7 +69,7 @@ def _check_page(page: object, name: str) -> None:
         )
     if not isinstance(page.closed, bool) or not isinstance(page.gap, str):
         raise FeedError(f"{name} returned a Page whose closed is no bool, or whose gap is no str")
-    if page.closed and page.next is not None:
+    if page.closed and page.next_page is not None:
         raise FeedError(f"{name} returned a Page that is closed and has a next")
 
 
@@ -80,7 +80,7 @@ def check_ids(ids: Sequence[object], what: str, name: str) -> None:
 
     Args:
         ids: The ids or keys.
-        what: "id" or "key".
+        what: "id" or "dedupe_key".
         name: What the feed's function is called, for the error.
 
     Raises:
@@ -265,10 +265,10 @@ class Gaps:
         if place in self.session.state.get(GAP_KEY, ""):
             return
         gap = Gap(one_line(description))
-        logger.warning("messages may be missing, which the feed can no longer give: %s", gap.what)
+        logger.warning("messages may be missing, which the feed can no longer give: %s", gap.description)
         self.stats.gap(gap)
         await self.progress.flush()
-        stored = msgspec.json.encode(_StoredGap(gap.what, gap.at, place)).decode()
+        stored = msgspec.json.encode(_StoredGap(gap.description, gap.at, place)).decode()
         await self.session.commit(cursor=None, records=[], state={GAP_KEY: stored})
 
 
@@ -392,9 +392,11 @@ class PageReader:
         if page is None:
             return None
         await self.gaps.report(request.cursor, page.gap)
-        may_follow = self.fetcher.read_ahead and page.next not in {None, request.cursor} and not page.retry_after
+        may_follow = (
+            self.fetcher.read_ahead and page.next_page not in {None, request.cursor} and not page.retry_after
+        )
         if may_follow and len(page.messages) >= PREFETCH_MIN_MESSAGES and not self.must_stop:
-            self._next = PrefetchedPage(self.fetcher, replace(request, cursor=page.next, wait=0.0))
+            self._next = PrefetchedPage(self.fetcher, replace(request, cursor=page.next_page, wait=0.0))
             await background.start(self._next.fetch)
         return page
 
@@ -421,6 +423,6 @@ class PageReader:
         if self._next is None:
             return
         page = self._next.page
-        if not continues or page is None or page.next is None:
+        if not continues or page is None or page.next_page is None:
             self._next.apply_retry_after()
             self._next = None

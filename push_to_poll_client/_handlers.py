@@ -101,7 +101,7 @@ def in_transaction(
         while True:
             failure: BaseException | None = None
             try:
-                async with session.effects(records(work)):
+                async with session.transaction(records(work)):
                     try:
                         await handler(work)
                     except BaseException as error:

@@ -14,8 +14,16 @@ from typing import Any, Final, Generic, TypeVar
 from push_to_poll_client._exceptions import FeedError, StoreUnavailable
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._schedule import WakeResult
-from push_to_poll_client._status import Counters, FailingMessage, Gap, PollResult, Resynced
-from push_to_poll_client._types import Clock, Cursor, Fate, M_contra, Message, RecordState, UnreadableMessage
+from push_to_poll_client._status import Counters, FailingMessage, Gap, PollResult, ResyncEvent
+from push_to_poll_client._types import (
+    Clock,
+    Cursor,
+    FailureAction,
+    M_contra,
+    Message,
+    Settlement,
+    UnreadableMessage,
+)
 from push_to_poll_client._validation import describe, one_line, quoted
 
 __all__ = ["ConsumerStats", "Hooks", "RunLog", "SafeHooks", "place_of", "with_start_hook"]
@@ -38,11 +46,11 @@ class Hooks(Generic[M_contra]):
         What is cancelled then comes again, and nothing more is said of it until it does.
         """
 
-    def message_settled(self, message: M_contra | UnreadableMessage, state: RecordState) -> None:
+    def message_settled(self, message: M_contra | UnreadableMessage, state: Settlement) -> None:
         """It is processed, dead or skipped; that is committed soon after."""
 
     def message_failed(
-        self, message: M_contra | UnreadableMessage, error: Exception, attempt: int, fate: Fate
+        self, message: M_contra | UnreadableMessage, error: Exception, attempt: int, action: FailureAction
     ) -> None:
         """The `attempt`th attempt failed, and this becomes of the message."""
 
@@ -53,7 +61,7 @@ class Hooks(Generic[M_contra]):
         overtake it wait too.
         """
 
-    def resynced(self, event: Resynced) -> None:
+    def resynced(self, event: ResyncEvent) -> None:
         """The consumer goes on from another place of the feed than the saved cursor."""
 
     def gap(self, event: Gap) -> None:
@@ -90,16 +98,16 @@ class SafeHooks(Hooks):
     def message_started(self, message: Message) -> None:
         self._call("message_started", message)
 
-    def message_settled(self, message: Message, state: RecordState) -> None:
+    def message_settled(self, message: Message, state: Settlement) -> None:
         self._call("message_settled", message, state)
 
-    def message_failed(self, message: Message, error: Exception, attempt: int, fate: Fate) -> None:
-        self._call("message_failed", message, error, attempt, fate)
+    def message_failed(self, message: Message, error: Exception, attempt: int, action: FailureAction) -> None:
+        self._call("message_failed", message, error, attempt, action)
 
     def message_postponed(self, message: Message, failing: FailingMessage) -> None:
         self._call("message_postponed", message, failing)
 
-    def resynced(self, event: Resynced) -> None:
+    def resynced(self, event: ResyncEvent) -> None:
         self._call("resynced", event)
 
     def gap(self, event: Gap) -> None:
@@ -153,7 +161,7 @@ class ConsumerStats:
         self.last_progress: float | None = None
         self.last_caught_up: float | None = None
         self.last_error: str | None = None
-        self.last_resync: Resynced | None = None
+        self.last_resync: ResyncEvent | None = None
         self.last_gap: Gap | None = None
         self.failing: dict[str, FailingMessage] = {}
         self.standstill: str | None = None
@@ -165,7 +173,7 @@ class ConsumerStats:
     def wake_received(self, result: WakeResult) -> None:
         """Count a wake."""
         self.counts["wakes"] += 1
-        if result is not WakeResult.OWED:
+        if result is not WakeResult.PENDING:
             self.counts[result.value] += 1
 
     def committed(self, messages: int) -> None:
@@ -179,7 +187,7 @@ class ConsumerStats:
         self.failing.pop(key, None)
         self.failing[key] = failing
 
-    def resynced(self, event: Resynced) -> None:
+    def resynced(self, event: ResyncEvent) -> None:
         """Count a resync."""
         self.counts["resyncs"] += 1
         self.last_resync = event

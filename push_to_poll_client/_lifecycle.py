@@ -177,7 +177,7 @@ class OpenSession:
         parts = self.parts
         if parts is None:
             return self._last_saved
-        return SavedProgress(parts.session.cursor, parts.session.size, parts.session.dead)
+        return SavedProgress(parts.session.cursor, parts.session.record_count, parts.session.dead_letter_count)
 
     @property
     def is_kept(self) -> bool:

@@ -5,20 +5,20 @@ The user's mistakes are found here, when the consumer is made, and not at the fi
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 from tenacity import AsyncRetrying
 
 from push_to_poll_client._exceptions import CursorExpired
 from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._protocols import Feed, Listener, Store
-from push_to_poll_client._types import Cursor, Fate, M, UnreadableMessage
+from push_to_poll_client._types import Cursor, FailureAction, M, UnreadableMessage
 from push_to_poll_client._validation import check_not_huge, check_number
 
 __all__ = [
     "BatchHandler",
     "DedupeKey",
-    "FailurePolicy",
+    "FinalAction",
     "Fingerprint",
     "Handler",
     "OnCursorExpired",
@@ -28,7 +28,7 @@ __all__ = [
     "ProcessFunction",
     "Resync",
     "check_cursor",
-    "check_failure_policy",
+    "check_final_action",
     "check_latest",
     "meant_position",
 ]
@@ -111,26 +111,27 @@ OnCursorExpired: TypeAlias = Literal["stop"] | Resync | ResyncFunction
 """What to do when the feed no longer knows the cursor; a function, `async` or not, returns `None` to stop."""
 
 
-FailurePolicy: TypeAlias = Literal["stop", "dead_letter", "skip"]
-"""What becomes of a message that failed for good."""
+FINAL_ACTIONS = (FailureAction.STOP, FailureAction.DEAD_LETTER, FailureAction.SKIP)
+
+FinalAction: TypeAlias = FailureAction | Literal["stop", "dead_letter", "skip"]
+"""What becomes of a message that failed for good: all but `FailureAction.RETRY`."""
 
 OnFailure: TypeAlias = (
-    FailurePolicy | Callable[[M | UnreadableMessage, Exception], FailurePolicy | Awaitable[FailurePolicy]]
+    FinalAction | Callable[[M | UnreadableMessage, Exception], FinalAction | Awaitable[FinalAction]]
 )
-"""One for all messages, or a function that says it for each and its exception."""
+"""One for all messages, or a function that chooses one for each message and its exception."""
 
 
-def check_failure_policy(policy: object) -> Fate:
-    """Return what becomes of a message by this policy.
+def check_final_action(action: object) -> FailureAction:
+    """Return what becomes of a message that failed for good.
 
     Raises:
-        ValueError: It is not a policy.
+        ValueError: The action is unknown, or `FailureAction.RETRY`.
     """
-    if policy not in get_args(FailurePolicy):
-        raise ValueError(
-            f"on_failure must be or return one of {', '.join(map(repr, get_args(FailurePolicy)))}, not {policy!r}"
-        )
-    return Fate(str(policy))
+    if action not in FINAL_ACTIONS:
+        names = ", ".join(repr(str(one)) for one in FINAL_ACTIONS)
+        raise ValueError(f"on_failure must be or return one of {names}, not {action!r}")
+    return FailureAction(str(action))
 
 
 DedupeKey: TypeAlias = Callable[[M], str]
@@ -185,14 +186,14 @@ class Options:
     burst: int
     wake_delay: float
     max_poll_time: float
-    flush_interval: float
+    commit_interval: float
     shutdown_timeout: float
     retry: AsyncRetrying | None
     on_failure: OnFailure[Any]
     batch_size: int
     batch_wait: float
     concurrency: int
-    key: OrderingKey[Any] | None
+    ordering_key: OrderingKey[Any] | None
     dedupe_key: DedupeKey[Any] | None
     fingerprint: Fingerprint[Any] | None
     start: Cursor
@@ -202,18 +203,19 @@ class Options:
 
     def __post_init__(self) -> None:
         self._check_numbers()
-        for name in ("key", "dedupe_key", "fingerprint"):
+        for name in ("ordering_key", "dedupe_key", "fingerprint"):
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise TypeError(f"{name} must be a function of a message or None, not {value!r}")
         if self.retry is not None and not isinstance(self.retry, AsyncRetrying):
             raise TypeError(f"retry must be a tenacity.AsyncRetrying or None, not {self.retry!r}")
         if not callable(self.on_failure):
-            check_failure_policy(self.on_failure)
-        if self.concurrency > 1 and self.key is None:
+            check_final_action(self.on_failure)
+        if self.concurrency > 1 and self.ordering_key is None:
             raise ValueError(
-                f"concurrency={self.concurrency} needs key=: what messages share that must keep their order, as "
-                "key=lambda message: message.subject; where no order matters, key=lambda message: message.id"
+                f"concurrency={self.concurrency} needs ordering_key=: what messages share that must keep their "
+                "order, as ordering_key=lambda message: message.subject; where no order matters, "
+                "ordering_key=lambda message: message.id"
             )
         check_cursor("start", self.start)
         expired = self.on_cursor_expired
@@ -223,7 +225,7 @@ class Options:
     def _check_numbers(self) -> None:
         for name in ("fallback_interval", "degraded_interval", "rate"):
             check_number(name, getattr(self, name), above_zero=True, optional=True)
-        for name in ("wake_delay", "flush_interval", "shutdown_timeout", "batch_wait", "overlap"):
+        for name in ("wake_delay", "commit_interval", "shutdown_timeout", "batch_wait", "overlap"):
             check_number(name, getattr(self, name))
         check_number("max_poll_time", self.max_poll_time, above_zero=True)
         for name in ("batch_size", "concurrency"):

@@ -17,11 +17,11 @@ import anyio
 from push_to_poll_client._dead_letters import SessionDeadLetters
 from push_to_poll_client._event_loop import Background
 from push_to_poll_client._exceptions import (
-    ChainRestart,
     CursorExpired,
     FeedError,
     FeedGone,
     FeedRefused,
+    PagesChanged,
     StoreUnavailable,
 )
 from push_to_poll_client._fetching import PageReader
@@ -244,7 +244,7 @@ class Poller:
             duplicates=self.processor.duplicates,
             pages=poll.pages,
             caught_up=end is End.CAUGHT_UP,
-            postponed=None if retry_at is None else max(retry_at - self.clock(), 0.0),
+            retry_in=None if retry_at is None else max(retry_at - self.clock(), 0.0),
             closed=end is End.CAUGHT_UP and poll.closed,
             standstill=poll.standstill if end is End.STANDSTILL else None,
             dead_lettered=counts["dead_lettered"],
@@ -272,7 +272,7 @@ class Poller:
             return End.INCOMPLETE
         try:
             page = await self.pages.read(request, background)
-        except (ChainRestart, CursorExpired) as error:
+        except (PagesChanged, CursorExpired) as error:
             return await self._recover_position(poll, request, error)
         except FeedError as error:
             if not request.wait and await self._finish_partial_batch(poll):
@@ -322,7 +322,7 @@ class Poller:
         walk = poll.walk
         start = walk.start if walk.place is Place.BEFORE else self.progress.saved
         # A page token can expire although the cursor at which the walk started is good.
-        if isinstance(error, ChainRestart) or walk.position != start:
+        if isinstance(error, PagesChanged) or walk.position != start:
             poll.restarts += 1
             if poll.restarts > MAX_RESTARTS:
                 raise FeedError(f"the walk was started again {MAX_RESTARTS} times in one poll: {describe(error)}")
@@ -352,11 +352,11 @@ class Poller:
 
     def _next_request(self, poll: PollState, request: FetchRequest, page: Page) -> FetchRequest | End:
         settled = self.progress.settled_count
-        if page.next is not None:
-            poll.walk.position = page.next
-            if poll.stands_still(request.cursor, page.next, settled):
-                if page.next == request.cursor:
-                    where = f"back to cursor {quoted(page.next)}"
+        if page.next_page is not None:
+            poll.walk.position = page.next_page
+            if poll.stands_still(request.cursor, page.next_page, settled):
+                if page.next_page == request.cursor:
+                    where = f"back to cursor {quoted(page.next_page)}"
                 else:
                     start = poll.walk.start
                     where = f"around after {'the inception' if start is None else f'cursor {quoted(start)}'}"
@@ -364,7 +364,7 @@ class Poller:
                 return End.STANDSTILL
             if self.pages.must_stop or poll.walk.empty_pages >= MAX_EMPTY_PAGES:
                 return End.UNFINISHED
-            return replace(request, cursor=page.next, wait=0.0)
+            return replace(request, cursor=page.next_page, wait=0.0)
         wait, poll.wait = poll.wait, 0.0
         if (
             not wait

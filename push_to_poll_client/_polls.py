@@ -345,12 +345,13 @@ class Polls:
 
     def _raise_if_throttled(self, until: float) -> None:
         # The time may have passed while the caller waited for another poll.
-        if (earliest := self.schedule.earliest) > max(until, self.clock()):
+        now = self.clock()
+        if (earliest := self.schedule.earliest) > max(until, now):
             raise Throttled(
-                f"a poll may not start for {earliest - self.clock():.1f} s "
-                f"({self.schedule.mode(self.clock())}), which is beyond the timeout; call again then, or let "
-                "run() wait",
+                f"a poll may not start for {earliest - now:.1f} s ({self.schedule.mode(now)}), "
+                "which is beyond the timeout; call again then, or let run() wait",
                 until=earliest,
+                retry_after=earliest - now,
             )
 
 

@@ -63,7 +63,7 @@ from push_to_poll_client._options import (
 )
 from push_to_poll_client._progress import ATTEMPTS_KEY, Progress, TimeOfDay
 from push_to_poll_client._protocols import Session
-from push_to_poll_client._status import Resynced
+from push_to_poll_client._status import ResyncEvent
 from push_to_poll_client._types import Clock, Cursor, CycleDetector, Page, SavedCursor
 from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client._work_queue import WorkItem
@@ -139,8 +139,8 @@ class PollWalk:
         stats.counts["late"] += sum(not item.settled for item in repeated[:last_known])
         for item in repeated[: len(repeated) if passed_at_item is None else passed_at_item]:
             item.cursor = None
-        at_end = page.next is None
-        meets_saved = self.saved is not None and self.saved in {page.cursor, page.next}
+        at_end = page.next_page is None
+        meets_saved = self.saved is not None and self.saved in {page.cursor, page.next_page}
         if passed_at_item is not None or meets_saved or at_end:
             self.place, self.passed_at = Place.PAST, now
         if at_end and passed_at_item is None:
@@ -191,7 +191,7 @@ class Overlap:
             return {LAST_WALK_KEY: None} if known else {}  # it would be too old when an overlap is set again
         if known:
             return {}
-        self._last_walk_began = min(self.session.history[-1].at, self.time_of_day.now())
+        self._last_walk_began = min(self.session.history[-1].read_at, self.time_of_day.now())
         return {LAST_WALK_KEY: repr(self._last_walk_began)}
 
     def begin_walk(self) -> PollWalk:
@@ -244,7 +244,7 @@ class Overlap:
             return history[-1].cursor
         latest = self._last_walk_began - self.options.overlap
         known = history[history.index(self._oldest_start) :] if self._oldest_start in history else history
-        start = next((saved for saved in reversed(known) if saved.at <= latest), None)
+        start = next((saved for saved in reversed(known) if saved.read_at <= latest), None)
         too_old = start is None and len(known) >= FULL_HISTORY and known[0].cursor is not None
         if too_old and not self._warned:
             self._warned = True
@@ -252,7 +252,7 @@ class Overlap:
                 "overlap=%g s reaches further back than the oldest cursor that is kept, which is %.0f s old: what "
                 "becomes visible later than that is not found",
                 self.options.overlap,
-                self.time_of_day.now() - known[0].at,
+                self.time_of_day.now() - known[0].read_at,
             )
         return (start or known[0]).cursor
 
@@ -271,7 +271,7 @@ MOVED_STATE: Mapping[str, str | None] = {**STARTED_STATE, ATTEMPTS_KEY: None, RE
 
 def saved_before(history: Sequence[SavedCursor], latest: float) -> SavedCursor | None:
     """Return the newest cursor saved at this time of day or before; `None` if none of the kept ones was."""
-    return next((saved for saved in reversed(history) if saved.at <= latest), None)
+    return next((saved for saved in reversed(history) if saved.read_at <= latest), None)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -328,7 +328,9 @@ class Position:
     @property
     def _has_started(self) -> bool:
         session = self.session
-        return session.cursor is not None or bool(session.size or session.dead or session.state)
+        return session.cursor is not None or bool(
+            session.record_count or session.dead_letter_count or session.state
+        )
 
     async def rewind(self, to: Cursor | None, *, ago: float | None, forget: bool) -> None:
         """Go on where the user says; see `Consumer.rewind`.
@@ -349,7 +351,7 @@ class Position:
         saved = saved_before(history, now - ago)
         if saved is None:
             raise ValueError(
-                f"no cursor is kept that was saved {ago} s ago; the oldest is {now - history[0].at:.0f} s old"
+                f"no cursor is kept that was saved {ago} s ago; the oldest is {now - history[0].read_at:.0f} s old"
             )
         return saved.cursor
 
@@ -411,7 +413,7 @@ class Position:
         self._report_resync(why, cursor, forget=forget)
 
     def _report_resync(self, why: str, cursor: Cursor | None, *, forget: bool) -> None:
-        event = Resynced(why, cursor, forget)
+        event = ResyncEvent(why, cursor, forget)
         again = "what comes again is processed again" if forget else "what was processed is not processed again"
         logger.warning("goes on from %s, and %s: %s", place_of(cursor), again, why)
         self.stats.resynced(event)

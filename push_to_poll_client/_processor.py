@@ -1,11 +1,11 @@
 """Settle a page: drop duplicates, process what is new, and record the progress.
 
 `Dedupe` finds the messages of a page that were not settled before. It is the only code that calls the user's
-`dedupe_key=`, `key=` and `fingerprint=`. A message for which one of them raises fails like any other (G9), and
-does not reach the handler.
+`dedupe_key=`, `ordering_key=` and `fingerprint=`. A message for which one of them raises fails like any other
+(G9), and does not reach the handler.
 
 `Processor` settles the page. A record says that its message was settled, and the cursor passes only messages that
-have a record (G5, G6). A commit covers whole pages, or the work of `flush_interval` (G7). No commit is in
+have a record (G5, G6). A commit covers whole pages, or the work of `commit_interval` (G7). No commit is in
 progress while a message waits to be tried again.
 """
 
@@ -21,7 +21,7 @@ from typing import Final, TypeAlias
 import anyio
 from anyio.abc import TaskGroup
 
-from push_to_poll_client._exceptions import ContentChanged, UndecodableMessage
+from push_to_poll_client._exceptions import ContentChanged, DecodeError
 from push_to_poll_client._fetching import check_ids
 from push_to_poll_client._hooks import ConsumerStats
 from push_to_poll_client._options import BatchHandler, Fingerprint, Handler, Options
@@ -35,7 +35,7 @@ from push_to_poll_client._workers import WorkRound
 
 __all__ = ["Dedupe", "DedupeErrors", "Processor"]
 
-DedupeErrors: TypeAlias = Mapping[str, UndecodableMessage]
+DedupeErrors: TypeAlias = Mapping[str, DecodeError]
 """The error of each message whose dedupe key could not be computed, by the key that it got instead."""
 
 NO_DEDUPE_ERRORS: Final[DedupeErrors] = MappingProxyType({})
@@ -43,7 +43,7 @@ NO_DEDUPE_ERRORS: Final[DedupeErrors] = MappingProxyType({})
 FINGERPRINT_BITS: Final = 63
 """A changed message goes unnoticed once in 9·10^18, and a store keeps 8 bytes for each fingerprint."""
 
-_key_of = attrgetter("key")
+_key_of = attrgetter("dedupe_key")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -61,7 +61,7 @@ class Dedupe:
 
     def __post_init__(self) -> None:
         self._dedupe_key, self._fingerprint = self.options.dedupe_key, self.options.fingerprint
-        self._ordering_key = self.options.key if self.options.concurrency > 1 else None
+        self._ordering_key = self.options.ordering_key if self.options.concurrency > 1 else None
 
     def dedupe_keys(self, messages: Sequence[Message]) -> tuple[list[str], DedupeErrors]:
         """Return the dedupe keys, and the errors of the messages for which the user's function failed.
@@ -71,16 +71,17 @@ class Dedupe:
         """
         if self._dedupe_key is None:
             keys = list(map(_key_of, messages))
-            check_ids(
-                keys, "key", self.feed_name
-            )  # not with the ids: some messages compute their key when it is read
+            # Not with the ids: some messages compute their key when it is read.
+            check_ids(keys, "dedupe_key", self.feed_name)
             return keys, NO_DEDUPE_ERRORS
-        keys, errors = [], dict[str, UndecodableMessage]()
+        keys, errors = [], dict[str, DecodeError]()
         for message in messages:
             try:
-                keys.append(message.key if message.error else _check_key(self._dedupe_key(message)))
+                keys.append(message.dedupe_key if message.error else _check_key(self._dedupe_key(message)))
             except Exception as error:  # noqa: BLE001  # whatever the user's function raises
-                keys.append(f"dedupe_key= failed: {message.key}")  # the function returns this for no message
+                keys.append(
+                    f"dedupe_key= failed: {message.dedupe_key}"
+                )  # the function returns this for no message
                 errors[keys[-1]] = _undecodable_error(message, "dedupe_key=", error)
         return keys, errors
 
@@ -142,7 +143,7 @@ class Dedupe:
             item.lane = object()
         if item.error is not None or item.message.error is not None:
             return
-        function = "key="
+        function = "ordering_key="
         try:
             if self._ordering_key is not None:
                 lane = self._ordering_key(item.message)
@@ -201,10 +202,10 @@ def _hash_content(content: bytes) -> int:
     return int.from_bytes(digest) >> (64 - FINGERPRINT_BITS)
 
 
-def _undecodable_error(message: Message, function: str, error: Exception) -> UndecodableMessage:
-    if isinstance(error, UndecodableMessage):  # raised by the message's data: it says more
+def _undecodable_error(message: Message, function: str, error: Exception) -> DecodeError:
+    if isinstance(error, DecodeError):  # raised by the message's data: it says more
         return error
-    failed = UndecodableMessage(f"{function} failed for message {quoted(message.id)}: {describe(error)}")
+    failed = DecodeError(f"{function} failed for message {quoted(message.id)}: {describe(error)}")
     failed.__cause__ = error
     return failed
 

@@ -323,7 +323,7 @@ class Progress:
     @property
     def dead_letter_count(self) -> int:
         """Number of dead letters, committed or not."""
-        return self.session.dead + len(self.dead_letters)
+        return self.session.dead_letter_count + len(self.dead_letters)
 
     @property
     def settled_count(self) -> int:
@@ -371,7 +371,7 @@ class Progress:
         if self._committing is not None:
             await self._committing.wait()
         await self._commit(self.caller_cancelled)
-        self.due = self.clock() + self.options.flush_interval
+        self.due = self.clock() + self.options.commit_interval
 
     def finish_by(self, deadline: float) -> None:
         """Give up a commit that has not ended by the deadline, on the event loop's clock; `math.inf` for none."""
@@ -390,7 +390,7 @@ class Progress:
         self.attempts.write_soon()
         if not self.has_uncommitted:
             return None
-        return Uncommitted(tuple(self.session.history), self.session.token, self._take())
+        return Uncommitted(tuple(self.session.history), self.session.fencing_token, self._take())
 
     async def restore(self, uncommitted: Uncommitted) -> bool:
         """Continue with the commit that the last session of this consumer could not make.
@@ -404,7 +404,7 @@ class Progress:
         if tuple(uncommitted.history) != tuple(self.session.history):
             return False
         commit = uncommitted.commit
-        if self.session.token != uncommitted.token + 1:
+        if self.session.fencing_token != uncommitted.token + 1:
             commit = await self._without_recorded(commit)
         for text in commit["state"].values():  # at most one: the attempts
             self.attempts.restore(text)
@@ -418,7 +418,7 @@ class Progress:
         return CommitArguments(
             cursor=commit["cursor"],
             records=[record for record in commit["records"] if record.key in unseen],
-            dead_letters=[letter for letter in commit["dead_letters"] if letter.key in unseen],
+            dead_letters=[letter for letter in commit["dead_letters"] if letter.dedupe_key in unseen],
             state={},
             read_at=commit["read_at"],
         )
@@ -503,7 +503,7 @@ class Progress:
                     len(taken["records"]),
                 )
                 self.refusal = None
-            self.due = began + self.options.flush_interval
+            self.due = began + self.options.commit_interval
             self.stats.committed(len(taken["records"]))
 
     async def _save(self, taken: CommitArguments) -> None:

@@ -85,11 +85,11 @@ class Channel(Protocol):
         """A push arrived: poll soon. `None` is one that said nothing. Never blocks; from any thread."""
         ...
 
-    def poll(self) -> None:
+    def request_poll(self) -> None:
         """Poll soon, though no push arrived: one may have been lost."""
         ...
 
-    def registered(self, until: float | None, /) -> None:
+    def subscribed(self, until: float | None, /) -> None:
         """The server was asked to push, and does until then, in seconds since the epoch.
 
         `math.inf`: until it is asked to stop; `None`: it was not, or does no longer.
@@ -153,17 +153,17 @@ class Session(Protocol):
         ...
 
     @property
-    def token(self) -> int:
+    def fencing_token(self) -> int:
         """The fencing token: one more for each claim of the name. Every write carries it."""
         ...
 
     @property
-    def size(self) -> int:
+    def record_count(self) -> int:
         """Number of dedupe records of the name."""
         ...
 
     @property
-    def dead(self) -> int:
+    def dead_letter_count(self) -> int:
         """How many dead letters the name has."""
         ...
 
@@ -240,12 +240,14 @@ class Session(Protocol):
         """
         ...
 
-    async def dead_letters(self, *, after: DeadLetter | None = None, marked: bool = False) -> Sequence[DeadLetter]:
+    async def dead_letters(
+        self, *, after: DeadLetter | None = None, retry_requested: bool = False
+    ) -> Sequence[DeadLetter]:
         """Some dead letters, in the order of their keys: 100 at most, or fewer that have 16 MiB together.
 
         Args:
             after: The last one that the caller has; `None`: from the first.
-            marked: Those alone that are marked.
+            retry_requested: Only those that the next run is to try again.
 
         Raises:
             StoreError: The store cannot be read.
@@ -272,7 +274,7 @@ class TransactionalSession(Session, Protocol):
     time, as on a server with a connection for each.
     """
 
-    def effects(self, records: Sequence[Record], /) -> AbstractAsyncContextManager[None]:
+    def transaction(self, records: Sequence[Record], /) -> AbstractAsyncContextManager[None]:
         """Make what a handler writes within durable together with `records`, or neither (G8).
 
         That is when the block ends, also if its task is cancelled meanwhile. If the handler wrote nothing, the
@@ -296,7 +298,7 @@ class TransactionConflict(StoreUnavailable):
 
 def is_transactional(session: Session) -> TypeGuard[TransactionalSession]:
     """Whether the session commits a handler's effects too."""
-    return callable(getattr(session, "effects", None))
+    return callable(getattr(session, "transaction", None))
 
 
 class Store(Protocol):

@@ -69,11 +69,11 @@ class Replay:
             await self.gaps.report(position, page.gap)
             in_range, ends = _messages_up_to(page, end)
             done = add_results(done, await self._work_off(in_range))
-            if not ends and page.next in {None, position}:
-                ended = page.next is None
-                standstill = None if ended else standstill_text(f"back to cursor {quoted(page.next)}")
+            if not ends and page.next_page in {None, position}:
+                ended = page.next_page is None
+                standstill = None if ended else standstill_text(f"back to cursor {quoted(page.next_page)}")
                 return replace(done, caught_up=ended, closed=page.closed, standstill=standstill)
-            position = page.next
+            position = page.next_page
             if position is not None and not ends and cycle_detector.repeats_at(position):
                 raise FeedError("the pages of the feed lead in a circle; the replay ends there")
         return done
@@ -115,4 +115,4 @@ def _messages_up_to(page: Page, end: Cursor | None) -> tuple[Sequence[Message], 
     for number, message in enumerate(page.messages):
         if end is not None and message.cursor == end:
             return page.messages[: number + 1], True
-    return page.messages, end is not None and end in {page.cursor, page.next}
+    return page.messages, end is not None and end in {page.cursor, page.next_page}

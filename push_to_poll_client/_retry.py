@@ -21,21 +21,21 @@ from push_to_poll_client._event_loop import error_for_cancellation, sole_cause
 from push_to_poll_client._exceptions import (
     ContentChanged,
     DeadLetterMessage,
-    MessageVerdict,
+    DecodeError,
+    HandlerDecision,
     ProcessError,
     RetryMessage,
     SkipMessage,
     StopConsumer,
     StoreError,
-    UndecodableMessage,
 )
 from push_to_poll_client._handlers import TransactionFailed
 from push_to_poll_client._hooks import ConsumerStats
 from push_to_poll_client._log import ConsumerLog, Tracebacks, handler_error, raised_from
-from push_to_poll_client._options import Handler, Options, check_failure_policy
+from push_to_poll_client._options import Handler, Options, check_final_action
 from push_to_poll_client._progress import Attempt, Progress
 from push_to_poll_client._status import MAX_SHOWN_FAILING, FailingMessage
-from push_to_poll_client._types import Clock, DeadLetter, Fate, Message, RecordState
+from push_to_poll_client._types import Clock, DeadLetter, FailureAction, Message, Settlement
 from push_to_poll_client._validation import check_number, describe, quoted
 
 __all__ = ["Postponed", "Retry", "StopSignal", "failure_of_message", "make_dead_letter"]
@@ -50,7 +50,7 @@ status and the callers that wait for the poll to end do not wait with it."""
 MAX_DEAD_LETTERS: Final = 10_000
 """Dead letters of a consumer name (G11). With more, the fault is not in the messages, and the consumer stops."""
 
-SETTLED_AS: Final = {Fate.DEAD_LETTER: RecordState.DEAD, Fate.SKIP: RecordState.SKIPPED}
+SETTLED_AS: Final = {FailureAction.DEAD_LETTER: Settlement.DEAD_LETTERED, FailureAction.SKIP: Settlement.SKIPPED}
 
 
 class Postponed(Exception):  # not an error: a message waits, and the messages after it wait with it
@@ -80,16 +80,20 @@ class StopSignal:
         self.event = anyio.Event()
 
 
-NOT_RETRYABLE = (UndecodableMessage, ContentChanged)
+NOT_RETRYABLE = (DecodeError, ContentChanged)
 """Failures that another attempt does not change."""
 
-HANDLER_DECISIONS = {DeadLetterMessage: Fate.DEAD_LETTER, SkipMessage: Fate.SKIP, StopConsumer: Fate.STOP}
+HANDLER_DECISIONS = {
+    DeadLetterMessage: FailureAction.DEAD_LETTER,
+    SkipMessage: FailureAction.SKIP,
+    StopConsumer: FailureAction.STOP,
+}
 
 
 class FailureDecision(NamedTuple):
-    """The fate of a message that failed, and for `AGAIN` the seconds until its next attempt."""
+    """What becomes of a message that failed, and for `RETRY` the seconds until its next attempt."""
 
-    fate: Fate
+    action: FailureAction
     delay: float = 0.0
 
 
@@ -113,7 +117,7 @@ class Retry:
 
     async def try_one(
         self, key: str, message: Message, stop: StopSignal, *, error: Exception | None = None
-    ) -> RecordState:
+    ) -> Settlement:
         """Try the message until it is settled.
 
         Args:
@@ -137,7 +141,7 @@ class Retry:
         failure = error or message.error or await self.attempt(message)
         if failure is not None:
             return await self.handle_failure(key, message, failure, stop)
-        return self._finish(key, message, RecordState.PROCESSED)
+        return self._finish(key, message, Settlement.PROCESSED)
 
     async def retry_dead_letter(self, message: Message, *, attempt: int) -> Exception | None:
         """Try a dead letter once; return why it failed again, or `None` if it was processed.
@@ -151,11 +155,11 @@ class Retry:
         """
         failure = message.error or await self.attempt(message)
         if failure is None:
-            self.stats.hooks.message_settled(message, RecordState.PROCESSED)
+            self.stats.hooks.message_settled(message, Settlement.PROCESSED)
             logger.info("dead letter %s was processed at attempt %d", quoted(message.id), attempt)
             return None
         error = failure_of_message(message, failure)
-        self.stats.hooks.message_failed(message, error, attempt, Fate.DEAD_LETTER)
+        self.stats.hooks.message_failed(message, error, attempt, FailureAction.DEAD_LETTER)
         self.log_dead_letter(message.id, error, attempt)
         return error
 
@@ -188,7 +192,7 @@ class Retry:
 
     async def handle_failure(
         self, key: str, message: Message, error: BaseException, stop: StopSignal
-    ) -> RecordState:
+    ) -> Settlement:
         """Apply the failure policy to a message that failed, until it is settled.
 
         Raises:
@@ -198,11 +202,11 @@ class Retry:
             StoreError: As for `try_one`.
         """
         failure: BaseException | None = error
-        state, since = RecordState.PROCESSED, self.clock()
+        state, since = Settlement.PROCESSED, self.clock()
         while failure is not None:
             decision = await self._decide(key, message, failure_of_message(message, failure))
-            if decision.fate is not Fate.AGAIN:
-                state = SETTLED_AS[decision.fate]
+            if decision.action is not FailureAction.RETRY:
+                state = SETTLED_AS[decision.action]
                 break
             await self._wait(decision.delay, stop, since=since)
             self.stats.counts["retries"] += 1
@@ -219,10 +223,10 @@ class Retry:
         """Show a message that waits, if it failed before this consumer was made, or the clock was set back."""
         failing = self.stats.failing
         if key in failing:
-            failing[key] = replace(failing[key], again=attempt.again)
+            failing[key] = replace(failing[key], retry_at=attempt.again)
             return
         why = attempt.error or "its error was not kept"
-        failing[key] = FailingMessage(message.id, attempt.count, why, attempt.again)
+        failing[key] = FailingMessage(message.id, key, attempt.count, why, attempt.again, attempt.first)
         if len(failing) <= MAX_SHOWN_FAILING:
             logger.warning(
                 "message %s failed at attempt %d before this run, again in %.1f s: %s",
@@ -233,8 +237,8 @@ class Retry:
             )
         self.stats.hooks.message_postponed(message, failing[key])
 
-    def _finish(self, key: str, message: Message, state: RecordState) -> RecordState:
-        if state is RecordState.PROCESSED and (failures := self.progress.attempts.count(key)):
+    def _finish(self, key: str, message: Message, state: Settlement) -> Settlement:
+        if state is Settlement.PROCESSED and (failures := self.progress.attempts.count(key)):
             logger.info("message %s was processed at attempt %d", quoted(message.id), failures + 1)
         self._forget(key)
         self.stats.hooks.message_settled(message, state)
@@ -246,7 +250,7 @@ class Retry:
         self.progress.attempts.discard(key)
 
     async def _decide(self, key: str, message: Message, error: Exception) -> FailureDecision:
-        """Decide the fate of a failed message, and carry it out, except for the wait."""
+        """Decide what becomes of a failed message, and carry it out, except for the wait."""
         attempt = self.progress.attempts.record_failure(key)
         try:
             decision = await self._apply_rules(message, error, attempt)
@@ -262,11 +266,11 @@ class Retry:
             raise _stop_error(
                 key, message, f"{describe(error)}; its policy failed: {describe(policy_error)}"
             ) from error
-        self.stats.hooks.message_failed(message, error, attempt.count, decision.fate)
-        if decision.fate is Fate.STOP:
+        self.stats.hooks.message_failed(message, error, attempt.count, decision.action)
+        if decision.action is FailureAction.STOP:
             self._forget(key)
             raise _stop_error(key, message, describe(error)) from error
-        if decision.fate is Fate.DEAD_LETTER:
+        if decision.action is FailureAction.DEAD_LETTER:
             self._add_dead_letter(key, message, error, attempt)
         self._report(key, message, error, attempt, decision)
         return decision
@@ -274,17 +278,17 @@ class Retry:
     async def _apply_rules(self, message: Message, error: Exception, attempt: Attempt) -> FailureDecision:
         """Decide by the handler's exception, `retry=` or `on_failure=`, whose functions may raise anything."""
         if isinstance(error, RetryMessage):
-            return FailureDecision(Fate.AGAIN, error.after)
-        for decision, fate in HANDLER_DECISIONS.items():
+            return FailureDecision(FailureAction.RETRY, error.after)
+        for decision, action in HANDLER_DECISIONS.items():
             if isinstance(error, decision):
-                return FailureDecision(fate)
+                return FailureDecision(action)
         retry, policy = self.options.retry, self.options.on_failure
         if retry is not None and not isinstance(error, NOT_RETRYABLE):
             delay = await self._retry_delay(retry, message, error, attempt)
             if delay is not None:
-                return FailureDecision(Fate.AGAIN, delay)
+                return FailureDecision(FailureAction.RETRY, delay)
         chosen = await self._resolve(policy(message, error)) if callable(policy) else policy
-        return FailureDecision(check_failure_policy(chosen))
+        return FailureDecision(check_final_action(chosen))
 
     async def _retry_delay(
         self, retry: AsyncRetrying, message: Message, error: Exception, attempt: Attempt
@@ -333,10 +337,10 @@ class Retry:
         self, key: str, message: Message, error: Exception, attempt: Attempt, decision: FailureDecision
     ) -> None:
         name, count, why = quoted(message.id), attempt.count, describe(error)
-        details = self._details(error, decision.fate)
-        if decision.fate is Fate.AGAIN:
-            again = self.progress.attempts.postpone(key, decision.delay, why).again
-            self.stats.message_failed(key, FailingMessage(message.id, count, why, again))
+        details = self._details(error, decision.action)
+        if decision.action is FailureAction.RETRY:
+            retry_at = self.progress.attempts.postpone(key, decision.delay, why).again
+            self.stats.message_failed(key, FailingMessage(message.id, key, count, why, retry_at, attempt.first))
             logger.warning(
                 "message %s failed at attempt %d, again in %.1f s: %s",
                 name,
@@ -345,7 +349,7 @@ class Retry:
                 why,
                 **details,
             )
-        elif decision.fate is Fate.SKIP:
+        elif decision.action is FailureAction.SKIP:
             self.stats.counts["skipped"] += 1
             logger.warning("message %s failed at attempt %d and is skipped: %s", name, count, why, **details)
         else:
@@ -361,7 +365,7 @@ class Retry:
     def _details(self, error: Exception, outcome: object) -> dict[str, Any]:
         """Return what each log record of a failure has besides its line: the traceback, or None."""
         # A handler that decides itself has no bug, unless it decided so because of another error.
-        decided = isinstance(error, MessageVerdict) and raised_from(error) is None
+        decided = isinstance(error, HandlerDecision) and raised_from(error) is None
         return {"exc_info": None if decided else self._tracebacks.choose(error, outcome)}
 
     async def _wait(self, seconds: float, stop: StopSignal, *, since: float) -> None:
@@ -410,7 +414,7 @@ def make_dead_letter(key: str, id: str, raw: bytes, error: Exception, now: float
         now: Seconds since the epoch.
     """
     return DeadLetter(
-        key=key,
+        dedupe_key=key,
         id=id,
         raw=raw,
         error=describe(error),
@@ -425,5 +429,5 @@ def _stop_error(key: str, message: Message, why: str) -> ProcessError:
         f"message {quoted(message.id)} failed and stops the consumer: {why}. "
         "It and all after it are not settled; mend the handler or the message, and run again.",
         id=message.id,
-        key=key,
+        dedupe_key=key,
     )

@@ -27,19 +27,19 @@ Limits, of which the latest one counts, whatever the wish:
 
 A wake is a debt (G1). When a poll starts, the debts it finds become *covered*: the flag is cleared before the
 fetch, so a wake that arrives during the poll is a new debt and cannot be erased by an answer that is older than
-it. When the poll succeeds, what it covered is paid. When it fails or is abandoned, it is owed again.
+it. When the poll succeeds, what it covered is paid. When it fails or is abandoned, it is pending again.
 
 The table
 ---------
-"owed" are the wakes that are pending; `-` changes nothing.
+"pending" are the wakes that are pending; `-` changes nothing.
 
     state, event      wake          poll_started      succeeded         failed            abandoned
-    idle             +owed         running           -                 -                 -
-    owed             coalesced     running, covered  -                 -                 -
-    running          +owed         - (G2)            idle, or owed     owed += covered,  owed += covered
-                                                     if woken since    backoff
-    backoff          +owed         running, covered  -                 -                 -
-    paused, standby  +owed         by hand only      as running        as running        as running
+    idle              pending       running           -                 -                 -
+    pending           coalesced     running, covered  -                 -                 -
+    running           pending       - (G2)            idle, or pending  backoff, and what was covered is
+                                                      if woken since    pending again
+    backoff           pending       running, covered  -                 -                 -
+    paused, standby   pending       by hand only      as running        as running        as running
 
 A backoff doubles with each failure of a streak. One success ends the backoff but not the streak. A failure begins
 a new streak if the feed answered well before it for as long as the last delay. So a feed that fails every other
@@ -50,9 +50,9 @@ a timer poll that the feed did not ask for, ends the streak. An empty timer poll
 streak. So a forged push costs four polls. A flood of them costs three more than its rate, and three for each timer
 poll.
 
-A timer poll that finds messages though a channel claims to be up, with no push owed or arriving, is evidence that
-the channel loses pushes. Two in a row with no push proved right in between make the interval the degraded one.
-A poll that comes sooner because the feed asked for it by `poll_within` is not such evidence: the feed knew of
+A timer poll that finds messages though a channel claims to be up, with no push pending or arriving, is evidence
+that the channel loses pushes. Two in a row with no push proved right in between make the interval the degraded
+one. A poll that comes sooner because the feed asked for it by `poll_within` is not such evidence: the feed knew of
 messages that it could not show yet, and their push may have come in time.
 """
 
@@ -115,7 +115,7 @@ class Mode(enum.StrEnum):
     """What a consumer is doing; `STOPPED` when it has no schedule to follow."""
 
     IDLE = "idle"
-    OWED = "owed"
+    PENDING = "pending"
     POLLING = "polling"
     WAITING = "waiting"
     BACKOFF = "backoff"
@@ -128,7 +128,7 @@ class Mode(enum.StrEnum):
 class WakeResult(enum.StrEnum):
     """What became of a wake."""
 
-    OWED = "owed"
+    PENDING = "pending"
     COALESCED = "coalesced"
     DROPPED = "dropped"
 
@@ -146,7 +146,7 @@ _TIME_ATTRIBUTES = (
     "_full_at",
     "_not_before",
     "_ended",
-    "_owed",
+    "_pending",
     "_started",
     "_covered",
     "_retry_at",
@@ -168,8 +168,8 @@ class Schedule:
         wake_delay: Seconds to gather further wakes after the first.
 
     Attributes:
-        paused: The user asked for quiet: nothing starts but by hand. Wakes stay owed.
-        standby: Another replica owns the name: nothing starts. Wakes stay owed.
+        paused: The user asked for quiet: nothing starts but by hand. Wakes stay pending.
+        standby: Another replica owns the name: nothing starts. Wakes stay pending.
         missed_pushes: Timer polls that found what no push had announced while a channel was up.
     """
 
@@ -201,8 +201,8 @@ class Schedule:
         self._resume_at = -math.inf
         self._free_start = False  # earned by a poll that stopped at `max_poll_time`, for the one that goes on
 
-        self._owed: float | None = None  # since when
-        self._owed_to_push = False
+        self._pending: float | None = None  # since when
+        self._pending_push = False
         self._running = False
         self._cause = Cause.START
         self._started = 0.0
@@ -231,16 +231,16 @@ class Schedule:
             now: The time.
             push: A push said so, which promises that there is something.
             known: Its hint equals the saved cursor and no overlap is set. Dropped, if also no poll runs and
-                nothing is owed (G1).
+                nothing is pending (G1).
         """
         self._pushed_meanwhile |= push
-        if known and not self._running and self._owed is None:
+        if known and not self._running and self._pending is None:
             return WakeResult.DROPPED
-        self._owed_to_push |= push
-        if self._owed is not None:
+        self._pending_push |= push
+        if self._pending is not None:
             return WakeResult.COALESCED
-        self._owed = now
-        return WakeResult.OWED
+        self._pending = now
+        return WakeResult.PENDING
 
     def set_channel(self, name: str, *, up: bool) -> None:
         """The push channel `name` is connected, or is not (as it is before its first connection)."""
@@ -272,7 +272,7 @@ class Schedule:
         self._not_before = max(self._not_before, now + asked * (1.0 + 0.1 * jitter))
 
     def poll_started(self, now: float, cause: Cause, *, wait: float = 0.0) -> None:
-        """A poll starts. What is owed is now covered: what arrives from here on is owed anew.
+        """A poll starts. What is pending is now covered: what arrives from here on is pending anew.
 
         Args:
             now: The time.
@@ -285,8 +285,8 @@ class Schedule:
             self._full_at = max(self._full_at, now) + self._spacing
         self._free_start = False
         self._running, self._cause, self._started, self._wait = True, cause, now, wait
-        self._covered, self._covered_push = self._owed, self._owed_to_push
-        self._owed, self._owed_to_push, self._pushed_meanwhile = None, False, False
+        self._covered, self._covered_push = self._pending, self._pending_push
+        self._pending, self._pending_push, self._pushed_meanwhile = None, False, False
 
     def poll_ended(
         self,
@@ -344,7 +344,7 @@ class Schedule:
             return NEVER
         wish = min(self._wishes(), key=lambda decision: decision.at)
         # While a push may be ahead of its data, polls that are answered at once find it, and a held one may not.
-        quiet = self._owed is None and self._repoll_at == math.inf
+        quiet = self._pending is None and self._repoll_at == math.inf
         if can_wait and self._may_wait and quiet and wish.at > max(now, self.earliest):
             wish = Decision(now, Cause.WAIT)
         return Decision(max(wish.at, self.earliest), wish.cause)
@@ -368,15 +368,15 @@ class Schedule:
     @property
     def owes(self) -> bool:
         """A wake is pending."""
-        return self._owed is not None
+        return self._pending is not None
 
     @property
     def degraded(self) -> bool:
         """A channel is down, or loses pushes."""
-        return bool(self._channels) and (self.lossy or not all(self._channels.values()))
+        return bool(self._channels) and (self.losing_pushes or not all(self._channels.values()))
 
     @property
-    def lossy(self) -> bool:
+    def losing_pushes(self) -> bool:
         """A channel that claims to be up seems to lose pushes."""
         return self._evidence >= EVIDENCE
 
@@ -394,7 +394,7 @@ class Schedule:
             (self.paused, Mode.PAUSED),
             (self._not_before > now, Mode.THROTTLED),
             (self._failing or self._resume_at > now, Mode.BACKOFF),
-            (self._owed is not None, Mode.OWED),
+            (self._pending is not None, Mode.PENDING),
         )
         return next((mode for holds, mode in states if holds), Mode.IDLE)
 
@@ -416,8 +416,8 @@ class Schedule:
     def _wishes(self) -> list[Decision]:
         """All wishes; of two for the same time the first one counts."""
         wishes = [Decision(self._repoll_at, Cause.REPOLL), Decision(self._due, Cause.TIMER)]
-        if self._owed is not None:
-            wishes.insert(0, Decision(self._owed + self._wake_delay, Cause.WAKE))
+        if self._pending is not None:
+            wishes.insert(0, Decision(self._pending + self._wake_delay, Cause.WAKE))
         if self._unfinished:
             wishes.insert(0, Decision(-math.inf, Cause.CONTINUATION))
         if self._ended is None:
@@ -438,8 +438,8 @@ class Schedule:
 
     def _owe_again(self) -> None:
         if self._covered is not None:
-            self._owed = self._covered
-            self._owed_to_push |= self._covered_push
+            self._pending = self._covered
+            self._pending_push |= self._covered_push
 
     def _fail(self, now: float, outcome: PollOutcome, jitter: float, *, well_until: float) -> None:
         well_since = self._started if self._well_since is None else self._well_since

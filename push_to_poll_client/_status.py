@@ -17,7 +17,7 @@ __all__ = [
     "Gap",
     "ListenerStatus",
     "PollResult",
-    "Resynced",
+    "ResyncEvent",
     "SavedProgress",
     "Status",
     "add_results",
@@ -41,7 +41,7 @@ class PollResult:
         pages: Pages that it fetched.
         caught_up: Whether it reached the end of the feed. If not: `max_poll_time` was over, the server asks to be
             left alone, the poll was told to stop, a message that failed has to wait, or the feed stands still.
-        postponed: Seconds after which that message may be tried again; `None`: none has to wait.
+        retry_in: Seconds after which that message may be tried again; `None` if none has to wait.
         closed: It caught up with a feed that has ended: nothing will ever follow.
         standstill: Why the feed stands still: it says that there is more, and does not give it. `None` if it does
             not stand still.
@@ -53,7 +53,7 @@ class PollResult:
     duplicates: int
     pages: int
     caught_up: bool
-    postponed: float | None = None
+    retry_in: float | None = None
     closed: bool = False
     standstill: str | None = None
     dead_lettered: int = 0
@@ -76,7 +76,7 @@ def add_results(before: PollResult, last: PollResult) -> PollResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Resynced:
+class ResyncEvent:
     """A consumer went on from another place of its feed than the saved cursor.
 
     Attributes:
@@ -97,11 +97,11 @@ class Gap:
     """Messages may be missing that the feed can no longer give; the consumer goes on behind them.
 
     Attributes:
-        what: In the feed's words, on one line of 500 characters at most.
+        description: In the feed's words, on one line of 500 characters at most.
         at: When that was seen, in seconds since the epoch.
     """
 
-    what: str
+    description: str
     at: float = field(default_factory=time.time)
 
 
@@ -115,15 +115,19 @@ class FailingMessage:
 
     Attributes:
         id: What the feed calls it.
+        dedupe_key: Its dedupe key.
         attempts: How often it was tried.
         error: The last error, in one line. Of a message that failed before a restart, its first 200 characters.
-        again: When it may be tried again.
+        retry_at: When it may be tried again, in seconds since the epoch.
+        since: When it failed first, in seconds since the epoch.
     """
 
     id: str
+    dedupe_key: str
     attempts: int
     error: str
-    again: float
+    retry_at: float
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +140,7 @@ class ListenerStatus:
         since: When that began; `None`: the listener does not run.
         last_error: Why it was down last, cleared by nothing; `None`: it never was.
         pushes: Pushes that arrived by it.
-        registered_until: Until when the server pushes, in seconds since the epoch; `math.inf`: until it is asked
+        subscribed_until: Until when the server pushes, in seconds since the epoch; `math.inf`: until it is asked
             to stop; `None`: it was not asked to, or there is no need to.
     """
 
@@ -145,7 +149,7 @@ class ListenerStatus:
     since: float | None = None
     last_error: str | None = None
     pushes: int = 0
-    registered_until: float | None = None
+    subscribed_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +170,7 @@ class Counters:
         resyncs: How often it went on from another place of the feed than the saved cursor.
         gaps: How often the feed said that messages may be missing.
         wakes: Wakes, whoever they came from.
-        coalesced: Wakes that joined one that was owed already.
+        coalesced: Wakes that joined one that was pending already.
         dropped: Wakes that their own hint made needless.
         missed_pushes: Timer polls that found what no push had announced while a channel was up.
     """
@@ -216,13 +220,13 @@ class Status:
         feed: What the feed calls itself, without secrets.
         mode: What it is doing.
         cursor: The saved cursor; `None` is the inception.
-        token: Its fencing token; `None`: it does not own its name now.
+        fencing_token: Its fencing token; `None` if it does not own its name now.
         listeners: Its push channels.
         last_poll: When the last poll ended; `None`: none has.
         last_progress: When settled messages were committed last; `None`: none were.
         last_caught_up: When a poll that reached the end of the feed started last; `None`: none did.
         last_error: Why the last failed poll failed; `None`: none did.
-        lossy: A push channel that claims to be up seems to lose pushes.
+        losing_pushes: A push channel that claims to be up seems to lose pushes.
         dead_letters: Messages given up on and kept.
         records: Dedupe records.
         failing: Messages that failed and wait to be tried again; if there are more than 100, those that failed
@@ -240,26 +244,26 @@ class Status:
     feed: str
     mode: Mode
     cursor: Cursor | None = None
-    token: int | None = None
+    fencing_token: int | None = None
     listeners: tuple[ListenerStatus, ...] = ()
     last_poll: float | None = None
     last_progress: float | None = None
     last_caught_up: float | None = None
     last_error: str | None = None
-    lossy: bool = False
+    losing_pushes: bool = False
     dead_letters: int = 0
     records: int = 0
     failing: tuple[FailingMessage, ...] = ()
     failing_count: int = 0
-    last_resync: Resynced | None = None
+    last_resync: ResyncEvent | None = None
     last_gap: Gap | None = None
     standstill: str | None = None
     counters: Counters = field(default_factory=Counters)
 
     @property
-    def owner(self) -> bool:
+    def is_owner(self) -> bool:
         """Whether it owns its name now."""
-        return self.token is not None
+        return self.fencing_token is not None
 
     def lag(self, now: float) -> float | None:
         """Seconds by which the consumer may be behind its feed at most, at this time of day; `None`: unknown."""

@@ -13,7 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias
 import msgspec
 from typing_extensions import TypeVar
 
-from push_to_poll_client._exceptions import UndecodableMessage
+from push_to_poll_client._exceptions import DecodeError
 from push_to_poll_client._json import decode
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
     "D",
     "D_co",
     "DeadLetter",
-    "Fate",
+    "FailureAction",
     "FetchRequest",
     "M",
     "M_co",
@@ -35,8 +35,8 @@ __all__ = [
     "Page",
     "Push",
     "Record",
-    "RecordState",
     "SavedCursor",
+    "Settlement",
     "UnreadableMessage",
 ]
 
@@ -67,17 +67,19 @@ class Message(Generic[D_co], metaclass=ABCMeta):  # for classes that are one wit
         id: Names this version of the entry, in 1 to 4,096 characters. A state feed that repeats an entity's id
             makes it from the id and the etag, sequence number or time of change.
         data: What the entry carries, any type.
-        key: What "already processed" is asked of; `None` takes the id.
+        dedupe_key: What "already processed" is asked of; `None` takes the id.
         cursor: Safe to save when this message and all before it are settled; `None` when only the page has
             such a cursor.
     """
 
     __slots__ = ("_cursor", "_data", "_id", "_key")
 
-    def __init__(self, id: str, data: Any = None, *, key: str | None = None, cursor: Cursor | None = None) -> None:
+    def __init__(
+        self, id: str, data: Any = None, *, dedupe_key: str | None = None, cursor: Cursor | None = None
+    ) -> None:
         self._id = id
         self._data = data
-        self._key = id if key is None else key
+        self._key = id if dedupe_key is None else dedupe_key
         self._cursor = cursor
 
     @property
@@ -86,7 +88,7 @@ class Message(Generic[D_co], metaclass=ABCMeta):  # for classes that are one wit
         return self._id
 
     @property
-    def key(self) -> str:
+    def dedupe_key(self) -> str:
         """The dedupe key: what "already processed" is asked of."""
         return self._key
 
@@ -100,7 +102,7 @@ class Message(Generic[D_co], metaclass=ABCMeta):  # for classes that are one wit
         """What the entry carries.
 
         Raises:
-            UndecodableMessage: A feed that decodes lazily found that it cannot. Let it pass through the
+            DecodeError: A feed that decodes lazily found that it cannot. Let it pass through the
                 handler: the message then fails as undecodable, not as the handler's fault.
         """
         return self._data  # type: ignore[no-any-return]
@@ -124,7 +126,7 @@ class Message(Generic[D_co], metaclass=ABCMeta):  # for classes that are one wit
         return raw
 
     @property
-    def error(self) -> UndecodableMessage | None:
+    def error(self) -> DecodeError | None:
         """Why the entry could not be read; `None` for one that could."""
         return None
 
@@ -139,7 +141,7 @@ class UnreadableMessage(Message):
     Args:
         id: The entry's id if that much could be read, else a digest of its bytes.
         error: Why it could not be read.
-        key: The dedupe key; a digest of the entry's bytes, so that a repaired entry is another message.
+        dedupe_key: A digest of the entry's bytes, so that a repaired entry is another message.
         cursor: As for any message; `None` when it could not be read.
         raw: The entry's bytes, for a dead letter.
     """
@@ -149,13 +151,13 @@ class UnreadableMessage(Message):
     def __init__(
         self,
         id: str,
-        error: UndecodableMessage,
+        error: DecodeError,
         *,
-        key: str | None = None,
+        dedupe_key: str | None = None,
         cursor: Cursor | None = None,
         raw: bytes = b"",
     ) -> None:
-        super().__init__(id, key=key, cursor=cursor)
+        super().__init__(id, dedupe_key=dedupe_key, cursor=cursor)
         self._error = error
         self._raw = raw
 
@@ -170,7 +172,7 @@ class UnreadableMessage(Message):
         raise self._error
 
     @property
-    def error(self) -> UndecodableMessage:
+    def error(self) -> DecodeError:
         """Why the entry could not be read."""
         return self._error
 
@@ -218,19 +220,19 @@ class FetchRequest:
     """What a feed is asked.
 
     Attributes:
-        cursor: Where to go on: a cursor or a `Page.next` that this feed returned; `None` is the inception.
+        cursor: Where to go on: a cursor or a `Page.next_page` that this feed returned; `None` is the inception.
         wait: Seconds for which the server may hold its answer when it has nothing new; 0 means answer now.
             Above 0 only for a feed that has `max_wait`.
         hint: What the pushes since the last poll said, or `None`. It may tell a feed what to look at first, never
             what to leave out: wakes without a hint are answered by the same poll. After a failed poll the next one
             has it too, unless the feed refused: whoever may push can write anything into it.
-        fresh: Go past caches: a push or the user said that there is something new.
+        bypass_cache: Go past caches: a push or the user said that there is something new.
     """
 
     cursor: Cursor | None = None
     wait: float = 0.0
     hint: Push | None = None
-    fresh: bool = False
+    bypass_cache: bool = False
 
 
 @dataclass(frozen=True)  # without slots, which make `Page[Entry]()` a TypeError on CPython 3.11
@@ -240,10 +242,10 @@ class Page(Generic[M_co]):
     Attributes:
         messages: In the order in which they are to be processed.
         cursor: Safe to save when the whole page is settled; `None` leaves the saved one.
-        next: Where to fetch the following page at once; `None` when this was the last: caught up.
+        next_page: Where to fetch the following page at once; `None` when this was the last: caught up.
         retry_after: Seconds that the server asks to be left alone, counted from now, also after a success
             (`Backoff`, `X-Poll-Interval`); `None` when it did not ask.
-        closed: The feed has ended: nothing will ever follow this page, which has no `next`. When all of it is
+        closed: The feed has ended: nothing will ever follow this page, which has no `next_page`. When all of it is
             settled, `Consumer.run()` returns.
         gap: What may be missing before the messages of this page, in words, when the feed can no longer give it
             (the message that was read last is listed no more, Matrix' `limited`); empty when nothing is.
@@ -255,18 +257,18 @@ class Page(Generic[M_co]):
 
     messages: Sequence[M_co | UnreadableMessage] = ()
     cursor: Cursor | None = None
-    next: Cursor | None = None
+    next_page: Cursor | None = None
     retry_after: float | None = None
     closed: bool = False
     gap: str = ""
     poll_within: float | None = None
 
 
-class RecordState(enum.StrEnum):
+class Settlement(enum.StrEnum):
     """How a message was settled."""
 
     PROCESSED = "processed"
-    DEAD = "dead"
+    DEAD_LETTERED = "dead"
     SKIPPED = "skipped"
 
 
@@ -280,7 +282,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     """
 
     key: str
-    state: RecordState = RecordState.PROCESSED
+    state: Settlement = Settlement.PROCESSED
     fingerprint: int | None = None
 
 
@@ -288,7 +290,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """A message given up on, kept with its error. Times are seconds since the epoch.
 
     Attributes:
-        key: The dedupe key, by which it is asked for.
+        dedupe_key: The dedupe key, by which it is asked for.
         id: What the feed calls the message.
         raw: The entry as it came (`Message.raw`).
         error: The last one, in one line.
@@ -296,10 +298,10 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         attempts: How often it was tried to process it; 0 for one that could not be read.
         first_failed: When it failed first.
         last_failed: When it failed last.
-        marked: The next run tries it again.
+        retry_requested: The next run tries it again.
     """
 
-    key: str
+    dedupe_key: str
     id: str
     raw: bytes
     error: str
@@ -307,7 +309,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 1
     first_failed: float = 0.0
     last_failed: float = 0.0
-    marked: bool = False
+    retry_requested: bool = False
 
 
 class SavedCursor(NamedTuple):
@@ -315,17 +317,17 @@ class SavedCursor(NamedTuple):
 
     Attributes:
         cursor: The cursor.
-        at: When the page arrived that it is of, in seconds since the epoch.
+        read_at: When the page arrived that it is of, in seconds since the epoch.
     """
 
     cursor: Cursor | None
-    at: float
+    read_at: float
 
 
-class Fate(enum.StrEnum):
-    """What becomes of a message."""
+class FailureAction(enum.StrEnum):
+    """What becomes of a message that failed."""
 
-    AGAIN = "again"
+    RETRY = "retry"
     STOP = "stop"
     DEAD_LETTER = "dead_letter"
     SKIP = "skip"

@@ -17,7 +17,7 @@ from push_to_poll_client._exceptions import RetryMessage, StopConsumer
 from push_to_poll_client._options import BatchHandler
 from push_to_poll_client._progress import MAX_FAILING
 from push_to_poll_client._retry import Postponed, Retry, StopSignal, failure_of_message
-from push_to_poll_client._types import Record, RecordState
+from push_to_poll_client._types import Record, Settlement
 from push_to_poll_client._work_queue import WorkItem, WorkQueue
 
 __all__ = ["WorkRound"]
@@ -141,8 +141,8 @@ class WorkRound:
             await self._try_one(first)
         elif (error := await self._call_batch_handler(batch)) is None:
             for item in batch:
-                self.retry.stats.hooks.message_settled(item.message, RecordState.PROCESSED)
-            await self._record(batch, RecordState.PROCESSED)
+                self.retry.stats.hooks.message_settled(item.message, Settlement.PROCESSED)
+            await self._record(batch, Settlement.PROCESSED)
         elif isinstance(error, WHOLE_BATCH_ERRORS):
             state = await self.retry.handle_failure(first.key, first.message, error, self.stop)
             await self._record([first], state)
@@ -166,7 +166,7 @@ class WorkRound:
         state = await self.retry.try_one(item.key, item.message, self.stop, error=item.error)
         await self._record((item,), state)
 
-    async def _record(self, items: Sequence[WorkItem], state: RecordState) -> None:
+    async def _record(self, items: Sequence[WorkItem], state: Settlement) -> None:
         progress = self._progress
         for item in items:
             progress.pending.append(Record(item.key, state, item.fingerprint))

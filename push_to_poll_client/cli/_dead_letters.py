@@ -12,7 +12,7 @@ import msgspec
 from push_to_poll_client._dead_letters import as_json
 from push_to_poll_client._json import decode
 from push_to_poll_client._protocols import Session
-from push_to_poll_client._types import DeadLetter, Record, RecordState
+from push_to_poll_client._types import DeadLetter, Record, Settlement
 from push_to_poll_client._validation import one_line
 from push_to_poll_client.cli._output import (
     Exit,
@@ -31,9 +31,9 @@ __all__ = ["add_to", "detail_lines", "table_lines"]
 
 
 JSON_HELP = """\
-print JSON, an object on a line for each: key, id, error, attempts, first_failed and
-last_failed (in seconds since the epoch), marked (the next run tries it again). Members may be added, none will
-change"""
+print JSON, an object on a line for each: dedupe_key, id, error, attempts, first_failed
+and last_failed (in seconds since the epoch), retry_requested (the next run tries it again). Members may be added,
+none will change"""
 
 KEY_HELP = "as list shows it, or the id of the message; after -- if it begins with -"
 
@@ -116,7 +116,7 @@ def _retry(options: argparse.Namespace) -> int:
             letter = await session.dead_letter(key)
             assert letter is not None  # this process owns the name  # noqa: S101
             await session.commit(cursor=None, records=[], dead_letters=[_marked(letter)])
-        return session.dead if options.all else len(keys)
+        return session.dead_letter_count if options.all else len(keys)
 
     count = run_with_session(consumer, options.state, mark, instead="dead_letters.retry()")
     _print_count(count, "marked; the next run tries {} again")
@@ -129,7 +129,7 @@ def _drop(options: argparse.Namespace) -> int:
 
     async def drop(session: Session) -> int:
         await _require(session, keys)
-        await session.commit(cursor=None, records=[Record(key, RecordState.SKIPPED) for key in keys])
+        await session.commit(cursor=None, records=[Record(key, Settlement.SKIPPED) for key in keys])
         return len(keys)
 
     count = run_with_session(consumer, options.state, drop, instead="dead_letters.drop()")
@@ -172,7 +172,7 @@ def _find_keys(options: argparse.Namespace, name: str) -> Sequence[str]:
 
 
 def _marked(letter: DeadLetter) -> DeadLetter:
-    return msgspec.structs.replace(letter, marked=True)
+    return msgspec.structs.replace(letter, retry_requested=True)
 
 
 def _unknown_key(number: int) -> UsageError:
@@ -203,11 +203,13 @@ def table_lines(dead_letters: Iterable[DeadLetter]) -> Iterator[str]:
         if is_first:
             yield _row("last failed (UTC)", "attempts", "marked", "key", "error")
         is_first = False
-        key = shell_quoted(letter.key[:_LONGEST_KEY]) + ("..." if len(letter.key) > _LONGEST_KEY else "")
+        key = shell_quoted(letter.dedupe_key[:_LONGEST_KEY]) + (
+            "..." if len(letter.dedupe_key) > _LONGEST_KEY else ""
+        )
         yield _row(
             format_time(letter.last_failed),
             str(letter.attempts),
-            "yes" if letter.marked else "",
+            "yes" if letter.retry_requested else "",
             key,
             one_line(letter.error),
         )
@@ -218,13 +220,13 @@ def table_lines(dead_letters: Iterable[DeadLetter]) -> Iterator[str]:
 def detail_lines(letter: DeadLetter) -> Iterator[str]:
     """Yield the fields of a dead letter, its traceback, and the entry of the feed."""
     fields = {
-        "key": shell_quoted(letter.key),
+        "key": shell_quoted(letter.dedupe_key),
         "id": shell_quoted(letter.id),
         "error": escape_unprintable(letter.error),
         "attempts": str(letter.attempts),
         "first failed": f"{format_time(letter.first_failed)} UTC",
         "last failed": f"{format_time(letter.last_failed)} UTC",
-        "marked": "yes, the next run tries it again" if letter.marked else "no",
+        "marked": "yes, the next run tries it again" if letter.retry_requested else "no",
         "entry": f"{len(letter.raw):,} bytes",
     }
     for name, value in fields.items():

@@ -74,7 +74,7 @@ class Command:
         Raises:
             CommandFailed: The command had another exit code, was killed by a signal, or took too long.
             CommandNotStarted: The command could not be started.
-            UndecodableMessage: The data of the message cannot be read.
+            DecodeError: The data of the message cannot be read.
         """
         await checkpoint_if_cancelled()
         with anyio.CancelScope(shield=True, deadline=self._finish_until) as self._in_flight:

@@ -173,7 +173,7 @@ def json_line(message: Message) -> bytes:
     """Encode a message as one line of JSON: a CloudEvent with all its members, another one as `id` and `data`.
 
     Raises:
-        UndecodableMessage: Its data cannot be read.
+        DecodeError: Its data cannot be read.
     """
     members: dict[str, Any] = {"id": message.id, "data": message.data}
     if isinstance(message, CloudEvent):
@@ -190,7 +190,7 @@ def write_line(message: Message) -> None:
         ReaderGone: Standard output is a pipe whose reader has gone.
         StopConsumer: Standard output cannot be written. This is not a failure of the message, so no policy for
             failing messages may go past it.
-        UndecodableMessage: The data of the message cannot be read.
+        DecodeError: The data of the message cannot be read.
     """
     line = json_line(message)
     try:

@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     progress = find_consumer(options)
     if options.list:
         saved = read_cursors(options.state, progress.name)
-        rows = (f"{format_time(one.at):<19}  {_display_cursor(one.cursor)}" for one in saved)
+        rows = (f"{format_time(one.read_at):<19}  {_display_cursor(one.cursor)}" for one in saved)
         print_lines([f"{'saved (UTC)':<19}  cursor", *rows])
         return Exit.DONE
 
@@ -123,7 +123,7 @@ def _target_cursor(options: argparse.Namespace, history: Sequence[SavedCursor]) 
         saved = saved_before(history, time.time() - options.ago)
         if saved is None:
             raise UsageError(
-                f"--ago: no cursor is kept that is so old; the oldest is of {format_time(history[0].at)} UTC"
+                f"--ago: no cursor is kept that is so old; the oldest is of {format_time(history[0].read_at)} UTC"
             )
         return saved.cursor
     shown: dict[str, Cursor] = {escape_unprintable(one.cursor): one.cursor for one in history if one.cursor}

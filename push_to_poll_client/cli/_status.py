@@ -14,12 +14,12 @@ from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, StoreFil
 __all__ = ["add_to"]
 
 JSON_HELP = """\
-print one JSON object: file, bytes, owner (process id; null: nobody that can be seen), consumers: a list of objects
-with name, feed, cursor (null: the beginning), records (of messages that are settled), dead_letters (how many),
-failing (how many messages failed and are to be tried again), gap (what the feed said last that it can no longer
-give; null: nothing), gap_at (when, in seconds since the epoch), token (larger for each start), last_progress (when
-the newest record was made, in seconds since the epoch; null: there is none) and age (seconds since then). Members
-may be added, none will change"""
+print one JSON object: file, bytes, owner (process id; null: nobody that can be seen), consumers: a list of
+objects with name, feed, cursor (null: the beginning), records (of messages that are settled), dead_letters
+(how many), failing (how many messages failed and are to be tried again), gap (what the feed said last that it
+can no longer give; null: nothing), gap_at (when, in seconds since the epoch), fencing_token (larger for each
+start), last_progress (when the newest record was made, in seconds since the epoch; null: there is none) and
+age (seconds since then). Members may be added, none will change"""
 
 
 def add_to(commands: Commands) -> None:
@@ -75,7 +75,7 @@ def _fields(store: StoreFile, now: float) -> Iterator[tuple[str, object]]:
         yield "failing", f"{progress.failing:,}"
         yield "gap", gap or "none"
         yield "progress", done or "none yet"
-        yield "token", progress.token
+        yield "token", progress.fencing_token
 
 
 def _age(progress: ConsumerProgress, now: float) -> float | None:

@@ -30,13 +30,13 @@ from push_to_poll_client import (
     WebSocketListener,
 )
 from push_to_poll_client._consumer import DEFAULT_RETRY
-from push_to_poll_client._options import FailurePolicy, OnFailure
+from push_to_poll_client._options import FinalAction, OnFailure
 from push_to_poll_client.cli._exec import Command, CommandNotStarted
 from push_to_poll_client.cli._output import Exit, ReaderGone, UsageError, write_line
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._rewind import check_cursor
 from push_to_poll_client.listeners.handshakes import dropbox_challenge
-from push_to_poll_client.listeners.verifiers import anybody, dropbox, github, standard_webhooks, stripe
+from push_to_poll_client.listeners.verifiers import dropbox, github, no_verification, standard_webhooks, stripe
 from push_to_poll_client.listeners.webhook import WebhookListener
 
 __all__ = ["SHUTDOWN_TIMEOUT", "add_to", "listener_for", "same_server", "until_signalled"]
@@ -59,7 +59,7 @@ noticed within a minute."""
 EXEC_ATTEMPTS = 5
 """As the library's default, with the same delays: they outlast a restart of a service that the command calls."""
 
-POLICIES: Final[dict[str, FailurePolicy]] = {"stop": "stop", "dead-letter": "dead_letter", "skip": "skip"}
+POLICIES: Final[dict[str, FinalAction]] = {"stop": "stop", "dead-letter": "dead_letter", "skip": "skip"}
 """The values of --on-failure."""
 
 NO_VERIFICATION = "none"
@@ -270,7 +270,7 @@ def _on_failure(options: argparse.Namespace) -> OnFailure:
     if policy == "dead_letter" and options.state is None:
         raise ValueError("--on-failure dead-letter needs --state, the file in which dead letters are kept")
 
-    def decide(_: Message, error: Exception) -> FailurePolicy:
+    def decide(_: Message, error: Exception) -> FinalAction:
         # A command that cannot be started fails for every message: each would be skipped, or a dead letter.
         return "stop" if isinstance(error, CommandNotStarted) else policy
 
@@ -294,7 +294,7 @@ def _webhook(options: argparse.Namespace) -> WebhookListener | None:
     if how == NO_VERIFICATION:
         if secret_name is not None:
             raise ValueError(f"--webhook-verify {NO_VERIFICATION} needs no secret, leave out --webhook-secret-env")
-        return WebhookListener(anybody())
+        return WebhookListener(no_verification())
     if how not in _VERIFIERS:
         raise ValueError(
             f"--webhook needs --webhook-verify: {', '.join(_VERIFIERS)} or {NO_VERIFICATION}, one of them"
@@ -318,11 +318,12 @@ async def _run_once(consumer: Consumer) -> None:
             if result.standstill is not None:
                 raise FeedError(f"{result.standstill}; the server, or a cache on the way, may not heed the cursor")
             # poll_now() waits until a failed message may be tried again, but not beyond its timeout.
-            if result.postponed is not None and result.postponed > ONCE_TIMEOUT:
+            if result.retry_in is not None and result.retry_in > ONCE_TIMEOUT:
                 raise Throttled(
-                    f"a message that failed may be tried again in {result.postponed:.0f} s, and those after it "
+                    f"a message that failed may be tried again in {result.retry_in:.0f} s, and those after it "
                     "wait too; run this again then",
-                    until=anyio.current_time() + result.postponed,
+                    until=anyio.current_time() + result.retry_in,
+                    retry_after=result.retry_in,
                 )
 
 

@@ -175,7 +175,9 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
 
     def restore(self, letter: DeadLetter, /) -> Message[D_co]:
         """The message of a dead letter."""
-        message: StreamMessage[D_co] = StreamMessage(letter.id, letter.raw, self._framing.decode, key=letter.key)
+        message: StreamMessage[D_co] = StreamMessage(
+            letter.id, letter.raw, self._framing.decode, dedupe_key=letter.dedupe_key
+        )
         message.decoder = self._decoder
         return message
 
@@ -201,7 +203,7 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
             live = {**self._echo, "live": "long-poll"} if wait > 0 else {}
             # The parameters are in the order of their names, for caches (§10.1).
             url = self._http_client.build_url({**live, "offset": start.position.offset})
-            response = await self._request(url, start.position, wait, bypass_cache=request.fresh)
+            response = await self._request(url, start.position, wait, bypass_cache=request.bypass_cache)
             if response.status == HTTPStatus.NOT_MODIFIED:
                 return Page(retry_after=response.retry_after)
             headers = StreamHeaders.from_headers(response.headers, self._http_client.where)
@@ -219,7 +221,7 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
                 return Page(
                     batch.messages,
                     cursor=cursor,
-                    next=None if ended else cursor,
+                    next_page=None if ended else cursor,
                     retry_after=response.retry_after,
                     closed=headers.closed and ended,
                 )

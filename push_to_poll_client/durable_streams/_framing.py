@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from push_to_poll_client._exceptions import CursorExpired, FeedError, UndecodableMessage
+from push_to_poll_client._exceptions import CursorExpired, DecodeError, FeedError
 from push_to_poll_client._http.headers import is_header_value
 from push_to_poll_client._json import DECODE_ERRORS, SAFE_LENGTH, Decoder
 from push_to_poll_client._types import Cursor, D_co, Message
@@ -203,10 +203,10 @@ class StreamMessage(Message[D_co]):
         raw: bytes | msgspec.Raw,
         decode: _Decode,
         *,
-        key: str | None = None,
+        dedupe_key: str | None = None,
         cursor: Cursor | None = None,
     ) -> None:
-        super().__init__(id, key=key, cursor=cursor)
+        super().__init__(id, dedupe_key=dedupe_key, cursor=cursor)
         self._raw = raw
         self._decode: _Decode | None = decode
         self.decoder: DataDecoder[D_co] | None = None
@@ -221,13 +221,13 @@ class StreamMessage(Message[D_co]):
         """Content of the message.
 
         Raises:
-            UndecodableMessage: It cannot be read. Let it pass through the handler.
+            DecodeError: It cannot be read. Let it pass through the handler.
         """
         if self._decode is not None:
             try:
                 data = self._decode(self.raw)
             except DECODE_ERRORS as error:
-                raise UndecodableMessage(f"message {quoted(self.id)} cannot be read: {quoted(error)}") from error
+                raise DecodeError(f"message {quoted(self.id)} cannot be read: {quoted(error)}") from error
             self._data = data if self.decoder is None else self.decoder.decode(data, self)
             self._decode = None
         return self._data  # type: ignore[no-any-return]

@@ -26,7 +26,7 @@ from push_to_poll_client.durable_streams._subscription import (
     root_of,
 )
 from push_to_poll_client.durable_streams._wake_stream import MAX_CLAIM, Claimer, WakeStream, split_channel
-from push_to_poll_client.listeners._backoff import Verdict
+from push_to_poll_client.listeners._backoff import ReconnectAction
 from push_to_poll_client.listeners._failures import unwrap_group
 from push_to_poll_client.listeners._requests import ListenerClient
 from push_to_poll_client.listeners._webhook.types import Control
@@ -64,7 +64,8 @@ class PullWakeListener:
             a wake for what came meanwhile.
         confirm_every: Seconds after which the subscription is confirmed, since the server may have lost it. One
             that was lost is noticed on a connect too.
-        stop_at_exit: Whether to take the subscription back when the consumer ends: not if there are replicas.
+        unsubscribe_on_exit: Whether to take the subscription back when the consumer ends: not if there are
+            replicas.
         auth: Credentials: a bearer token, a pair of user and password, a function (async, or plain and quick)
             that returns a token and is called at each connect, or an `httpx.Auth`. After a 401 the function is
             called once more soon, then the slow retries begin. `None`: the user and password of the URL if it has
@@ -100,10 +101,10 @@ class PullWakeListener:
         worker: str | None = None,
         lease: float = 10.0,
         confirm_every: float = CONFIRM_EVERY,
-        stop_at_exit: bool = False,
+        unsubscribe_on_exit: bool = False,
         auth: Auth | None = None,
         headers: HeaderSource | None = None,
-        classify: Callable[[Exception], Verdict | None] | None = None,
+        classify: Callable[[Exception], ReconnectAction | None] | None = None,
         ssl_context: ssl.SSLContext | None = None,
         max_age: float | None = 600.0,
         max_silence: float | None = 90.0,
@@ -131,7 +132,7 @@ class PullWakeListener:
             client=client,
         )
         self._manager = SubscriptionManager(
-            self._subscription, stop_at_exit=stop_at_exit, log=_log_of_subscriptions
+            self._subscription, unsubscribe_on_exit=unsubscribe_on_exit, log=_log_of_subscriptions
         )
         claimer = Claimer(
             ListenerClient(root, **request_options, timeout=open_timeout, max_body=MAX_CLAIM),

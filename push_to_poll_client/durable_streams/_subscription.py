@@ -36,7 +36,7 @@ from push_to_poll_client.listeners._requests import (
     ListenerResponse,
     UnusableResponse,
 )
-from push_to_poll_client.listeners._webhook.types import WebhookAnswer, WebhookRequest
+from push_to_poll_client.listeners._webhook.types import WebhookRequest, WebhookResponse
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
 CONFIRM_EVERY = 60.0
@@ -260,7 +260,7 @@ def _checked_id(id: object) -> str:
 
 
 class DurableStreamsWebhook(DurableStreamsSubscription):
-    """Webhooks of a Durable Streams server. For `WebhookListener(register_with_server=…)`.
+    """Webhooks of a Durable Streams server. For `WebhookListener(subscription=…)`.
 
         DurableStreamsWebhook(
             "https://streams.example/v1/stream", streams=["orders"], callback="https://me.example/hooks/orders"
@@ -300,7 +300,7 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
         ValueError: An argument has no meaning; the text says which and why.
     """
 
-    answer: WebhookAnswer = WebhookAnswer(200, b'{"done":true}', "application/json")
+    response: WebhookResponse = WebhookResponse(200, b'{"done":true}', "application/json")
 
     def __init__(
         self,

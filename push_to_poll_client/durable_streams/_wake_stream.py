@@ -80,13 +80,13 @@ class ChannelPart:
         """As of the channel."""
         self._channel.wake(push)
 
-    def poll(self) -> None:
+    def request_poll(self) -> None:
         """As of the channel."""
-        self._channel.poll()
+        self._channel.request_poll()
 
-    def registered(self, until: float | None, /) -> None:
+    def subscribed(self, until: float | None, /) -> None:
         """As of the channel."""
-        self._channel.registered(until)
+        self._channel.subscribed(until)
 
     @property
     def missed_in_a_row(self) -> int:

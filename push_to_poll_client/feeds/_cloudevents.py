@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeAlias, cast
 
 import msgspec
 
-from push_to_poll_client._exceptions import FeedError, UndecodableMessage
+from push_to_poll_client._exceptions import DecodeError, FeedError
 from push_to_poll_client._json import DECODE_ERRORS, check_depth, check_page_depth
 from push_to_poll_client._types import Cursor, D, D_co, Message, UnreadableMessage
 from push_to_poll_client._validation import quoted
@@ -50,8 +50,8 @@ class _Batch:
         """Return the bytes of an event: of the first with its key, since the others are duplicates."""
         if self._by_key is None:
             events = _decode_batch(self._events) if isinstance(self._events, bytes) else self._events
-            self._by_key = {_decode_event(raw).key: raw for raw in reversed(events)}
-        return self._by_key[event.key]
+            self._by_key = {_decode_event(raw).dedupe_key: raw for raw in reversed(events)}
+        return self._by_key[event.dedupe_key]
 
 
 _current_batch: ContextVar[_Batch | None] = ContextVar("push_to_poll_client_reading", default=None)
@@ -105,7 +105,7 @@ class CloudEvent(_Struct, Generic[D_co], frozen=True, eq=False, gc=False):
 
         Raises:
             TypeError: `decode` is neither a type that can be decoded nor a function.
-            UndecodableMessage: It is no JSON object; has no id or one that is empty or longer than 1,024
+            DecodeError: It is no JSON object; has no id or one that is empty or longer than 1,024
                 characters; an attribute has another type than `str`; or id or source hold what stores cannot
                 (NUL).
         """
@@ -116,7 +116,7 @@ class CloudEvent(_Struct, Generic[D_co], frozen=True, eq=False, gc=False):
         return f"{type(self).__name__}(id={self.id!r})"
 
     @property
-    def key(self) -> str:
+    def dedupe_key(self) -> str:
         """The dedupe key: an unambiguous encoding of source and id."""
         return _source_prefixes[self._source] + self.id
 
@@ -165,7 +165,7 @@ class CloudEvent(_Struct, Generic[D_co], frozen=True, eq=False, gc=False):
         """All attributes with the extensions, without the data; a new dict each time.
 
         Raises:
-            UndecodableMessage: One of them cannot be read.
+            DecodeError: One of them cannot be read.
         """
         try:
             members = _decode_attributes(self._batch.bytes_of(self))
@@ -181,7 +181,7 @@ class CloudEvent(_Struct, Generic[D_co], frozen=True, eq=False, gc=False):
         Decoded when first read, by `decode=` too if that was given, and then kept.
 
         Raises:
-            UndecodableMessage: It cannot be read. Let it pass through the handler.
+            DecodeError: It cannot be read. Let it pass through the handler.
         """
         data: Any = self._data
         if type(data) is not msgspec.Raw:
@@ -202,8 +202,8 @@ class CloudEvent(_Struct, Generic[D_co], frozen=True, eq=False, gc=False):
         """The event as it came."""
         return bytes(self._batch.bytes_of(self))
 
-    def _undecodable(self, what: str, error: Exception) -> UndecodableMessage:
-        return UndecodableMessage(f"the {what} of event {quoted(self.id)} cannot be read: {quoted(error)}")
+    def _undecodable(self, what: str, error: Exception) -> DecodeError:
+        return DecodeError(f"the {what} of event {quoted(self.id)} cannot be read: {quoted(error)}")
 
 
 MAX_SOURCES = 1024
@@ -252,15 +252,15 @@ _USUAL_COMMAS_PER_EVENT = 10
 
 
 def read_event(event: bytes | msgspec.Raw, decoder: DataDecoder[D_co] | None) -> CloudEvent[D_co]:
-    """Decode one event; raise `UndecodableMessage` like `CloudEvent.from_json`."""
+    """Decode one event; raise `DecodeError` like `CloudEvent.from_json`."""
     with _use_batch([event], decoder):
         try:
             check_depth(event)
             read: CloudEvent[D_co] = _decode_event(event)
         except DECODE_ERRORS as error:
-            raise UndecodableMessage(f"an event cannot be read: {quoted(error)}") from error
+            raise DecodeError(f"an event cannot be read: {quoted(error)}") from error
     if _has_nul([read]):
-        raise UndecodableMessage(f"an event cannot be read: its id {quoted(read.id)} or its source has a NUL")
+        raise DecodeError(f"an event cannot be read: its id {quoted(read.id)} or its source has a NUL")
     return read
 
 
@@ -339,7 +339,7 @@ def _read_one_by_one(
     for event in events:
         try:
             yield read_event(event, decoder)
-        except UndecodableMessage as error:
+        except DecodeError as error:
             unreadable += 1
             if unreadable > MAX_UNREADABLE:
                 raise FeedError(
@@ -348,8 +348,8 @@ def _read_one_by_one(
             raw = bytes(event)
             key, readable_id = unreadable_key(raw), _readable_id(raw)
             # A new error: the traceback of the caught one would keep the whole page alive.
-            reason = UndecodableMessage(f"{where}: {error}; its publisher has to correct it")
-            yield UnreadableMessage(readable_id or key, reason, key=key, cursor=readable_id, raw=raw)
+            reason = DecodeError(f"{where}: {error}; its publisher has to correct it")
+            yield UnreadableMessage(readable_id or key, reason, dedupe_key=key, cursor=readable_id, raw=raw)
 
 
 def _split(page: bytes, where: str) -> Iterator[bytes]:

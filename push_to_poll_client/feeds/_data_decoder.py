@@ -13,7 +13,7 @@ from typing import Any, Generic, NewType, TypeAlias, get_origin
 
 import msgspec
 
-from push_to_poll_client._exceptions import UndecodableMessage
+from push_to_poll_client._exceptions import DecodeError
 from push_to_poll_client._types import D_co, Message
 from push_to_poll_client._validation import describe, one_line, quoted
 
@@ -58,22 +58,22 @@ class DataDecoder(Generic[D_co]):
         """Convert the data of a message.
 
         Raises:
-            UndecodableMessage: It does not fit.
+            DecodeError: It does not fit.
         """
         try:
             return self._convert(data)
-        except UndecodableMessage:
+        except DecodeError:
             raise
         except Exception as error:
             if not self._is_type:
                 text = f"decode= failed for the data of message {quoted(message.id)}: {describe(error)}"
-                raise UndecodableMessage(text) from error
+                raise DecodeError(text) from error
             reason = str(error) if isinstance(error, ValueError) else describe(error)
             if found := _SHOWS_VALUE.fullmatch(reason):
                 reason = f"{found[1]}{found[2] or ''}"
             text = f"the data of message {quoted(message.id)} does not fit {self._name}: {one_line(reason)}"
             # Without its cause: the error of a model shows the data, and a log line would show it.
-            raise UndecodableMessage(f"{text}; correct decode=, or ask its publisher") from None
+            raise DecodeError(f"{text}; correct decode=, or ask its publisher") from None
 
 
 def _convert_to(type_: Any) -> Callable[[Any], Any]:

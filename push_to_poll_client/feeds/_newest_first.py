@@ -18,7 +18,7 @@ from typing import Any
 
 import anyio
 
-from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedGone, FeedRefused
+from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedGone, FeedRefused, PagesChanged
 from push_to_poll_client._types import Cursor, FetchRequest, Page
 from push_to_poll_client.feeds._base import EndOfFeed, longest_wait
 from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
@@ -58,10 +58,10 @@ class NewestFirstReader:
 
         Raises:
             CursorExpired: The cursor was written by another kind of feed.
-            ChainRestart: A document to which the walk led is gone.
+            PagesChanged: A document to which the walk led is gone.
             FeedError: The document could not be read, or the walk does not end.
         """
-        if self._end_of_feed.is_fresh(request.cursor) and not (request.fresh or request.wait):
+        if self._end_of_feed.is_fresh(request.cursor) and not (request.bypass_cache or request.wait):
             return Page()
         start, step = _parse_position(request.cursor)
         self._settle(start)
@@ -80,7 +80,7 @@ class NewestFirstReader:
             FeedError: The newest document could not be read.
         """
         walk = Walk(SeenEntries(), self._max_messages)
-        document = await self._fetch_document(None, FetchRequest(fresh=True), walk.known)
+        document = await self._fetch_document(None, FetchRequest(bypass_cache=True), walk.known)
         if document.unchanged:
             raise FeedError(f"{self._where} does not show yet what is newest")
         walk.add_document(document, self._where, anyio.current_time())
@@ -127,7 +127,7 @@ class NewestFirstReader:
     async def _fetch_next(self, walk: Walk, request: FetchRequest, start: Cursor | None) -> Document:
         try:
             return await self._fetch_document(walk.at, request, walk.known_for_request)
-        except (ChainRestart, FeedRefused):
+        except (PagesChanged, FeedRefused):
             self._walks.pop(start, None)
             raise
         except (CursorExpired, FeedGone) as error:
@@ -135,7 +135,7 @@ class NewestFirstReader:
             if walk.at is None:
                 raise
             text = f"a walk through {self._where} begins again, since what it led to is gone: {error}"
-            raise ChainRestart(text, retry_after=error.retry_after) from error
+            raise PagesChanged(text, retry_after=error.retry_after) from error
         except Exception:
             if walk.record_failure():
                 self._walks.pop(start, None)
@@ -156,20 +156,20 @@ class NewestFirstReader:
             if not walk.may_have_newer:
                 return replace(page, closed=walk.closed, retry_after=wait)
             # Keep the page until it is settled, since more than one request is needed to make it again.
-            walk.page = replace(page, next=page.cursor)
+            walk.page = replace(page, next_page=page.cursor)
             self._keep(start, walk)
             return replace(walk.page, retry_after=wait)
         page = replace(page, cursor=None, retry_after=wait)
         if walk.next_walk is not None:
             walk.next_walk.step = walk.step + 1
             self._keep(start, walk.next_walk)
-            return replace(page, next=_position(start, walk.next_walk.step))
+            return replace(page, next_page=_position(start, walk.next_walk.step))
         self._end_of_feed.remember(start, None, 0.0 if page.messages or walk.may_have_newer else last.fresh_for)
         return replace(page, closed=walk.closed)
 
 
 def _page_to_continue(start: Cursor | None, step: int, retry_after: float | None = None) -> Page:
-    return Page(next=_position(start, step), retry_after=retry_after)
+    return Page(next_page=_position(start, step), retry_after=retry_after)
 
 
 _POSITION = re.compile("(.*) ([0-9]{1,9})", re.DOTALL)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
-from push_to_poll_client._exceptions import ChainRestart, FeedError
+from push_to_poll_client._exceptions import FeedError, PagesChanged
 from push_to_poll_client._http.caching import Validators
 from push_to_poll_client._types import MAX_CURSOR, CycleDetector, FetchRequest, Message, Page
 from push_to_poll_client.feeds._newest_first_cursor import Digests, SeenEntries, digest
@@ -127,7 +127,7 @@ class _HeldDocument:
 
     @classmethod
     def of(cls, address: Address, document: Document, known: Digests) -> "_HeldDocument":
-        digests = [digest(message.key) for message in document.messages]
+        digests = [digest(message.dedupe_key) for message in document.messages]
         pairs = zip(digests, document.messages, strict=True)
         unseen = [pair for pair in pairs if pair[0] not in known]
         return cls(address, document._replace(messages=()), digests, unseen)
@@ -236,7 +236,7 @@ class Walk:
             now: Time on the event loop's clock.
 
         Raises:
-            ChainRestart: It is another document than expected: entries have shifted by more than a document.
+            PagesChanged: It is another document than expected: entries have shifted by more than a document.
             FeedError: The links of the feed go in a circle, do not end, or are too long.
         """
         held = _HeldDocument.of(self._next, document, self.known.messages)
@@ -261,14 +261,14 @@ class Walk:
         return self._failures >= MAX_TRIES
 
     def _check_refetched(self, held: _HeldDocument, where: str) -> None:
-        """Raise ChainRestart if a document that was fetched again has none of its former messages."""
+        """Raise PagesChanged if a document that was fetched again has none of its former messages."""
         expected, self._refetch, self._refetched = self._refetch, None, self._refetch is not None
         if expected is None:
             self._failures = 0
         elif held.address == TOP:
             self._held, self._messages, self._size = [], 0, 0
         elif expected.digests and set(expected.digests).isdisjoint(held.digests):
-            raise ChainRestart(f"{where} shows other messages where a walk was interrupted; it begins again")
+            raise PagesChanged(f"{where} shows other messages where a walk was interrupted; it begins again")
 
     def _is_last(self, held: _HeldDocument) -> bool:
         """Return True if all older documents were seen before."""

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic
 
-from push_to_poll_client._exceptions import UndecodableMessage
+from push_to_poll_client._exceptions import DecodeError
 from push_to_poll_client._http.caching import cache_bypass_headers
 from push_to_poll_client._http.client import Client, ask_again_if_held, check_reserved_parameters
 from push_to_poll_client._http.credentials import Auth
@@ -123,11 +123,11 @@ class HTTPFeed(BaseHTTPFeed, Generic[D_co]):
         if wait > 0:
             query["timeout"] = str(max(1, round(wait * 1000)))  # the specification wants milliseconds
         url = self._http_client.build_url(query)
-        if self._end_of_feed.is_fresh(url) and not (request.fresh or wait):
+        if self._end_of_feed.is_fresh(url) and not (request.bypass_cache or wait):
             return Page()
         known = self._end_of_feed.validators_for(url)
         # A full batch may be cached for a year, and a cache may hold the end of the feed for a while.
-        headers = {"accept": _ACCEPT, **cache_bypass_headers(fresh=request.fresh)}
+        headers = {"accept": _ACCEPT, **cache_bypass_headers(fresh=request.bypass_cache)}
         response = await self._http_client.send_request(url, headers=headers, wait=wait, known=known)
         messages: Sequence[CloudEvent[D_co] | UnreadableMessage] = []
         if self._http_client.check_status(response).status not in _EMPTY_STATUSES:
@@ -143,14 +143,14 @@ class HTTPFeed(BaseHTTPFeed, Generic[D_co]):
         # A server that answers with the event of the cursor itself has no more. One that sends others before it
         # does not heed the cursor, or a cache answers that leaves out the query: what comes next is not known.
         following = None if last == request.cursor and len(messages) <= 1 else last
-        return Page(messages, cursor=last, next=following, retry_after=response.retry_after)
+        return Page(messages, cursor=last, next_page=following, retry_after=response.retry_after)
 
     def restore(self, letter: DeadLetter, /) -> CloudEvent[D_co] | UnreadableMessage:
         """The event of a dead letter: a `CloudEvent`, or an `UnreadableMessage` if it still is one."""
         try:
             return read_event(letter.raw, self._decoder)
-        except UndecodableMessage as error:
-            return UnreadableMessage(letter.id, error, key=letter.key, raw=letter.raw)
+        except DecodeError as error:
+            return UnreadableMessage(letter.id, error, dedupe_key=letter.dedupe_key, raw=letter.raw)
 
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""

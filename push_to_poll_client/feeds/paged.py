@@ -213,7 +213,7 @@ class PagedFeed(BaseHTTPFeed, Generic[D_co]):
 
         Raises:
             CursorExpired: The server says so, as declared.
-            ChainRestart: Likewise.
+            PagesChanged: Likewise.
             FeedGone: Likewise, or by 410.
             FeedRefused: The server refuses this client.
             FeedError: It could not be asked, or does not answer as it was declared to; the text says what was

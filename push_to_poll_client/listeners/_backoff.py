@@ -35,8 +35,8 @@ __all__ = [
     "DOWN_AFTER",
     "STABLE_AFTER",
     "NewsPace",
+    "ReconnectAction",
     "ReconnectBackoff",
-    "Verdict",
     "lifetime",
     "verdict_of_status",
 ]
@@ -86,7 +86,7 @@ LONGEST_DOUBLING = 10
 """Doublings after which the power is no longer computed: the delay reached its cap long before."""
 
 
-class Verdict(enum.Enum):
+class ReconnectAction(enum.Enum):
     """What a failed connection means for the next one."""
 
     RETRY = "retry"
@@ -101,14 +101,14 @@ class Verdict(enum.Enum):
 
 STATUS_VERDICTS = {
     # Passing although 4xx: the server was too slow, too early or too busy for this request.
-    408: Verdict.RETRY,  # Request Timeout (RFC 9110 §15.5.9)
-    425: Verdict.RETRY,  # Too Early (RFC 8470 §5.2)
-    429: Verdict.RETRY,  # Too Many Requests (RFC 6585 §4)
+    408: ReconnectAction.RETRY,  # Request Timeout (RFC 9110 §15.5.9)
+    425: ReconnectAction.RETRY,  # Too Early (RFC 8470 §5.2)
+    429: ReconnectAction.RETRY,  # Too Many Requests (RFC 6585 §4)
     # The one status that says "for good".
-    410: Verdict.GIVE_UP,  # Gone (RFC 9110 §15.5.11)
+    410: ReconnectAction.GIVE_UP,  # Gone (RFC 9110 §15.5.11)
     # Lasting although 5xx: the server does not speak this.
-    501: Verdict.SLOW_RETRY,  # Not Implemented (RFC 9110 §15.6.2)
-    505: Verdict.SLOW_RETRY,  # HTTP Version Not Supported (RFC 9110 §15.6.6)
+    501: ReconnectAction.SLOW_RETRY,  # Not Implemented (RFC 9110 §15.6.2)
+    505: ReconnectAction.SLOW_RETRY,  # HTTP Version Not Supported (RFC 9110 §15.6.6)
 }
 """Statuses that differ from their class. Any other 5xx is retried; any other status (a 200 that did not open a
 channel, a redirect, 401, 403, 404, 407, …) is retried slowly."""
@@ -116,9 +116,9 @@ channel, a redirect, 401, 403, 404, 407, …) is retried slowly."""
 FIRST_SERVER_ERROR = 500
 
 
-def verdict_of_status(status: int) -> Verdict:
+def verdict_of_status(status: int) -> ReconnectAction:
     """Classify an HTTP status (100 to 599) that did not open a channel."""
-    by_class = Verdict.RETRY if status >= FIRST_SERVER_ERROR else Verdict.SLOW_RETRY
+    by_class = ReconnectAction.RETRY if status >= FIRST_SERVER_ERROR else ReconnectAction.SLOW_RETRY
     return STATUS_VERDICTS.get(status, by_class)
 
 
@@ -213,7 +213,9 @@ class ReconnectBackoff:
         renewed, self._renewed = self._renewed, True
         return not renewed
 
-    def delay(self, verdict: Verdict, *, fraction: float, retry_after: float | None = None) -> float | None:
+    def delay(
+        self, verdict: ReconnectAction, *, fraction: float, retry_after: float | None = None
+    ) -> float | None:
         """Count a failure, and return how long to wait after it.
 
         Args:
@@ -226,10 +228,10 @@ class ReconnectBackoff:
         Returns:
             Seconds from now; `None` when the verdict is to give up.
         """
-        if verdict is Verdict.GIVE_UP:
+        if verdict is ReconnectAction.GIVE_UP:
             return None
         self._well_since = None
-        if verdict is Verdict.SLOW_RETRY:
+        if verdict is ReconnectAction.SLOW_RETRY:
             delay = SLOW_DELAY * (1 + SLOW_JITTER * fraction)
         elif self._failures == 0:
             delay = FIRST_DELAY * fraction

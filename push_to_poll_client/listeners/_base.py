@@ -28,7 +28,7 @@ from push_to_poll_client._protocols import Channel
 from push_to_poll_client._secrets import Secrets, hidden, mask
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.listeners._backoff import DOWN_AFTER, ReconnectBackoff, Verdict, lifetime
+from push_to_poll_client.listeners._backoff import DOWN_AFTER, ReconnectAction, ReconnectBackoff, lifetime
 from push_to_poll_client.listeners._failures import Failure, unwrap_group
 from push_to_poll_client.listeners._hints import HintReader
 
@@ -49,7 +49,7 @@ class BaseListener(abc.ABC):
     """
 
     def __init__(
-        self, name: str, *, classify: Callable[[Exception], Verdict | None] | None, log: ConsumerLog
+        self, name: str, *, classify: Callable[[Exception], ReconnectAction | None] | None, log: ConsumerLog
     ) -> None:
         self.name: str = name
         self._classify = classify
@@ -99,11 +99,11 @@ class BaseListener(abc.ABC):
         if failure.hid_a_push:
             channel.wake(Push())
         verdict = self._users_verdict(error) or failure.verdict
-        if failure.orderly and reconnect.was_useful and verdict is Verdict.RETRY:
+        if failure.orderly and reconnect.was_useful and verdict is ReconnectAction.RETRY:
             return self._delay_after_end(failure, channel, reconnect)
-        refused = verdict is Verdict.SLOW_RETRY and failure.unauthorized
+        refused = verdict is ReconnectAction.SLOW_RETRY and failure.unauthorized
         if refused and self._renewable and reconnect.allow_renewal():
-            verdict = Verdict.RETRY
+            verdict = ReconnectAction.RETRY
         delay = reconnect.delay(verdict, fraction=self._fraction(), retry_after=failure.retry_after)
         text = mask(f"{self.name}: {failure.sentence}")
         if delay is None:
@@ -133,7 +133,7 @@ class BaseListener(abc.ABC):
         self._log.log(level, "%s: connected", self.name)
         channel.up()
 
-    def _users_verdict(self, error: Exception) -> Verdict | None:
+    def _users_verdict(self, error: Exception) -> ReconnectAction | None:
         if self._classify is None:
             return None
         try:
@@ -176,7 +176,7 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         *,
         credentials: Credentials | None = None,
         hint: Callable[[_MessageT], Push | None] | None,
-        classify: Callable[[Exception], Verdict | None] | None,
+        classify: Callable[[Exception], ReconnectAction | None] | None,
         max_age: float | None,
         max_silence: float | None,
         open_timeout: float,

@@ -21,7 +21,7 @@ from push_to_poll_client._http.errors import ProxyUnusable, SocksUnusable, Unusa
 from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._secrets import shows_a_secret
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.listeners._backoff import Verdict, verdict_of_status
+from push_to_poll_client.listeners._backoff import ReconnectAction, verdict_of_status
 
 __all__ = [
     "MAX_TEXT",
@@ -59,7 +59,7 @@ class Failure(NamedTuple):
             or after some seconds.
     """
 
-    verdict: Verdict
+    verdict: ReconnectAction
     sentence: str
     cause: Exception | None
     retry_after: float | None = None
@@ -102,7 +102,9 @@ def causes(error: BaseException, *, with_context: bool = False) -> tuple[BaseExc
     return tuple(itertools.islice(chain(), MAX_CAUSES))
 
 
-def verdict_by_type(chain: Sequence[BaseException], table: Sequence[tuple[type[Exception], Verdict]]) -> Verdict:
+def verdict_by_type(
+    chain: Sequence[BaseException], table: Sequence[tuple[type[Exception], ReconnectAction]]
+) -> ReconnectAction:
     """Return the verdict of the first row whose type occurs in the chain; the last row has to match any error."""
     return next(verdict for kind, verdict in table if any(isinstance(cause, kind) for cause in chain))
 
@@ -120,14 +122,17 @@ def describe_error(chain: Sequence[BaseException], quotable: tuple[type[BaseExce
     return f"{type(found).__name__}: {quoted(found, MAX_TEXT)}"
 
 
-ERROR_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
-    (CredentialsFailed, Verdict.RETRY),  # whatever the reason of the provider
-    (ssl.SSLCertVerificationError, Verdict.SLOW_RETRY),  # a wrong certificate, or an eavesdropper
-    (ProxyUnusable, Verdict.SLOW_RETRY),
-    (UnusableRedirect, Verdict.SLOW_RETRY),  # the next response will be like it
-    (httpx.LocalProtocolError, Verdict.SLOW_RETRY),  # the request cannot be sent, such as an invalid header
-    (SocksUnusable, Verdict.GIVE_UP),  # a library is missing
-    (Exception, Verdict.RETRY),  # the network, silence, garbage, and unknown errors
+ERROR_VERDICTS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
+    (CredentialsFailed, ReconnectAction.RETRY),  # whatever the reason of the provider
+    (ssl.SSLCertVerificationError, ReconnectAction.SLOW_RETRY),  # a wrong certificate, or an eavesdropper
+    (ProxyUnusable, ReconnectAction.SLOW_RETRY),
+    (UnusableRedirect, ReconnectAction.SLOW_RETRY),  # the next response will be like it
+    (
+        httpx.LocalProtocolError,
+        ReconnectAction.SLOW_RETRY,
+    ),  # the request cannot be sent, such as an invalid header
+    (SocksUnusable, ReconnectAction.GIVE_UP),  # a library is missing
+    (Exception, ReconnectAction.RETRY),  # the network, silence, garbage, and unknown errors
 )
 """The verdicts on errors that end a request without a status. The first row that matches counts."""
 
@@ -136,7 +141,7 @@ SAFE_TO_QUOTE = (OSError, httpx.NetworkError, httpx.RemoteProtocolError, httpx.P
 
 
 def http_failure_of(
-    error: Exception, *, wanted: str, verdicts: Sequence[tuple[type[Exception], Verdict]] = ()
+    error: Exception, *, wanted: str, verdicts: Sequence[tuple[type[Exception], ReconnectAction]] = ()
 ) -> Failure:
     """Classify and describe the failure of a channel over HTTP.
 

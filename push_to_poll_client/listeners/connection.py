@@ -17,7 +17,7 @@ from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, quoted
-from push_to_poll_client.listeners._backoff import ReconnectBackoff, Verdict, lifetime
+from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff, lifetime
 from push_to_poll_client.listeners._base import BaseListener
 from push_to_poll_client.listeners._failures import MAX_TEXT, Failure, unwrap_group
 
@@ -96,7 +96,7 @@ class ConnectionListener(BaseListener):
         connect: Connect,
         *,
         name: str,
-        classify: Callable[[Exception], Verdict | None] | None = None,
+        classify: Callable[[Exception], ReconnectAction | None] | None = None,
         max_age: float | None = 600.0,
         open_timeout: float = 10.0,
     ) -> None:
@@ -142,5 +142,5 @@ class ConnectionListener(BaseListener):
         text = quoted(error, MAX_TEXT) if str(error) else ""
         is_own_error = isinstance(error, ConnectionEnded | NotAsync)
         sentence = str(error) if is_own_error else f"failed with {type(error).__name__} {text}".strip()
-        verdict = Verdict.GIVE_UP if isinstance(error, NotAsync) else Verdict.RETRY
+        verdict = ReconnectAction.GIVE_UP if isinstance(error, NotAsync) else ReconnectAction.RETRY
         return Failure(verdict, sentence, error, orderly=isinstance(error, ConnectionEnded))

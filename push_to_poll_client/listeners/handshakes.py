@@ -6,14 +6,14 @@ was asked for. Others are one function each:
 
     def okta(request):
         asked = request.headers.get("x-okta-verification-challenge")
-        return WebhookAnswer(body=msgspec.json.encode({"verification": asked})) if asked else None
+        return WebhookResponse(body=msgspec.json.encode({"verification": asked})) if asked else None
 """
 
 from collections.abc import Collection
 
 from push_to_poll_client._http.headers import is_header_value
 from push_to_poll_client._validation import check_not_huge
-from push_to_poll_client.listeners._webhook.types import Handshake, WebhookAnswer, WebhookRequest
+from push_to_poll_client.listeners._webhook.types import Handshake, WebhookRequest, WebhookResponse
 
 __all__ = ["cloudevents_origins", "dropbox_challenge", "graph_validation"]
 
@@ -68,20 +68,20 @@ def cloudevents_origins(origins: Collection[str], *, rate: int | None = None) ->
     if rate is not None and rate < 1:
         raise ValueError(f"rate is at least 1 request a minute, not {rate}")
 
-    def answer(request: WebhookRequest) -> WebhookAnswer | None:
+    def answer(request: WebhookRequest) -> WebhookResponse | None:
         origin = request.headers.get("webhook-request-origin", "")
         if request.method != "OPTIONS" or origin.lower() not in expected:
             return None
         allowed = "*" if rate is None else str(rate)
-        return WebhookAnswer(
+        return WebhookResponse(
             headers={"Allow": "POST", "WebHook-Allowed-Origin": origin, "WebHook-Allowed-Rate": allowed}
         )
 
     return answer
 
 
-def _echo(request: WebhookRequest, method: str, name: str) -> WebhookAnswer | None:
+def _echo(request: WebhookRequest, method: str, name: str) -> WebhookResponse | None:
     text = request.parameter(name) if request.method == method else None
     if text is None or not 0 < len(text) <= MAX_ECHO or not text.isprintable():
         return None
-    return WebhookAnswer(body=text.encode())
+    return WebhookResponse(body=text.encode())

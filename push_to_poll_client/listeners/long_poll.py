@@ -30,7 +30,7 @@ from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.listeners._backoff import DOWN_AFTER, ReconnectBackoff, Verdict
+from push_to_poll_client.listeners._backoff import DOWN_AFTER, ReconnectAction, ReconnectBackoff
 from push_to_poll_client.listeners._base import ReadLoopListener
 from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of, unwrap_group
 from push_to_poll_client.listeners._long_poll_answers import (
@@ -196,7 +196,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         auth: Auth | None = None,
         headers: HeaderSource | None = None,
         hint: Callable[[ListenerResponse], Push | None] | None = None,
-        classify: Callable[[Exception], Verdict | None] | None = None,
+        classify: Callable[[Exception], ReconnectAction | None] | None = None,
         ssl_context: ssl.SSLContext | None = None,
         max_age: float | None = 600.0,
         open_timeout: float = 10.0,

@@ -25,7 +25,7 @@ from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, missing_dependency, one_line
-from push_to_poll_client.listeners._backoff import Verdict
+from push_to_poll_client.listeners._backoff import ReconnectAction
 from push_to_poll_client.listeners._base import ReadLoopListener, refuse_trio, unique_names
 from push_to_poll_client.listeners._failures import Failure, causes, describe_error
 from push_to_poll_client.listeners._hints import Notification
@@ -70,18 +70,18 @@ def failure_of(error: Exception) -> Failure:
     )
 
 
-def _verdict(error: Exception, sqlstate: str | None) -> Verdict:
+def _verdict(error: Exception, sqlstate: str | None) -> ReconnectAction:
     import psycopg
 
     if not isinstance(error, psycopg.Error):
-        return Verdict.RETRY  # the network, silence, and unknown errors
+        return ReconnectAction.RETRY  # the network, silence, and unknown errors
     if sqlstate is not None:
-        return Verdict.RETRY if sqlstate.startswith(TRANSIENT_SQLSTATES) else Verdict.SLOW_RETRY
+        return ReconnectAction.RETRY if sqlstate.startswith(TRANSIENT_SQLSTATES) else ReconnectAction.SLOW_RETRY
     if isinstance(error, psycopg.OperationalError) and not any(
         text in str(error) for text in PERMANENT_ERROR_TEXTS
     ):
-        return Verdict.RETRY
-    return Verdict.SLOW_RETRY
+        return ReconnectAction.RETRY
+    return ReconnectAction.SLOW_RETRY
 
 
 MAX_NAME = 63
@@ -146,7 +146,7 @@ class PostgresListener(ReadLoopListener[Notification]):
         channel: str | Sequence[str],
         *,
         hint: Callable[[Notification], Push | None] | None = None,
-        classify: Callable[[Exception], Verdict | None] | None = None,
+        classify: Callable[[Exception], ReconnectAction | None] | None = None,
         max_age: float | None = 600.0,
         max_silence: float | None = 60.0,
         open_timeout: float = 10.0,

@@ -19,7 +19,7 @@ from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, check_size, missing_dependency, one_line
-from push_to_poll_client.listeners._backoff import Verdict
+from push_to_poll_client.listeners._backoff import ReconnectAction
 from push_to_poll_client.listeners._base import ReadLoopListener, refuse_trio, unique_names
 from push_to_poll_client.listeners._failures import Failure, causes, describe_error, verdict_by_type
 from push_to_poll_client.listeners._hints import Notification
@@ -36,14 +36,20 @@ def failure_of(error: Exception) -> Failure:
     """Classify and describe an error that ended a connection, or an attempt to open one."""
     from redis import exceptions
 
-    verdicts: tuple[tuple[type[Exception], Verdict], ...] = (
-        (exceptions.AuthenticationError, Verdict.SLOW_RETRY),  # a subclass of ConnectionError, as the next two are
-        (exceptions.AuthorizationError, Verdict.SLOW_RETRY),
-        (exceptions.ConnectionError, Verdict.RETRY),  # too many clients too, and BusyLoadingError
-        (exceptions.ClusterDownError, Verdict.RETRY),  # a replica whose master is away
-        (exceptions.ResponseError, Verdict.SLOW_RETRY),  # not permitted, no such database, not a Redis server
-        (exceptions.DataError, Verdict.SLOW_RETRY),
-        (Exception, Verdict.RETRY),  # the network, silence, garbage, and unknown errors
+    verdicts: tuple[tuple[type[Exception], ReconnectAction], ...] = (
+        (
+            exceptions.AuthenticationError,
+            ReconnectAction.SLOW_RETRY,
+        ),  # a subclass of ConnectionError, as the next two are
+        (exceptions.AuthorizationError, ReconnectAction.SLOW_RETRY),
+        (exceptions.ConnectionError, ReconnectAction.RETRY),  # too many clients too, and BusyLoadingError
+        (exceptions.ClusterDownError, ReconnectAction.RETRY),  # a replica whose master is away
+        (
+            exceptions.ResponseError,
+            ReconnectAction.SLOW_RETRY,
+        ),  # not permitted, no such database, not a Redis server
+        (exceptions.DataError, ReconnectAction.SLOW_RETRY),
+        (Exception, ReconnectAction.RETRY),  # the network, silence, garbage, and unknown errors
     )
     quotable = (OSError, TimeoutError, exceptions.RedisError)
     return Failure(
@@ -110,7 +116,7 @@ class RedisListener(ReadLoopListener[Notification]):
         *,
         patterns: str | Sequence[str] = (),
         hint: Callable[[Notification], Push | None] | None = None,
-        classify: Callable[[Exception], Verdict | None] | None = None,
+        classify: Callable[[Exception], ReconnectAction | None] | None = None,
         max_age: float | None = 600.0,
         max_silence: float | None = 60.0,
         open_timeout: float = 10.0,

@@ -26,7 +26,7 @@ from push_to_poll_client._http.transport import CHUNKS_AT_ONCE, unwinding
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, check_size, quoted
-from push_to_poll_client.listeners._backoff import Verdict
+from push_to_poll_client.listeners._backoff import ReconnectAction
 from push_to_poll_client.listeners._base import ReadLoopListener, StopReconnecting
 from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
 from push_to_poll_client.listeners._requests import ListenerClient
@@ -98,9 +98,9 @@ def _check(response: Any) -> None:
         raise NotAnEventStream(f"the server sent Content-Encoding {quoted(encoding)}, but was asked for identity")
 
 
-ERROR_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
-    (NotAnEventStream, Verdict.SLOW_RETRY),  # a login page, a compressing proxy
-    (EventTooLarge, Verdict.SLOW_RETRY),  # the next event will be as large
+ERROR_VERDICTS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
+    (NotAnEventStream, ReconnectAction.SLOW_RETRY),  # a login page, a compressing proxy
+    (EventTooLarge, ReconnectAction.SLOW_RETRY),  # the next event will be as large
 )
 """The verdicts on errors of streams, in addition to those of HTTP. The end of a stream and silence are retried."""
 
@@ -179,7 +179,7 @@ class SSEListener(ReadLoopListener[ServerSentEvent]):
         auth: Auth | None = None,
         headers: HeaderSource | None = None,
         hint: Callable[[ServerSentEvent], Push | None] | None = None,
-        classify: Callable[[Exception], Verdict | None] | None = None,
+        classify: Callable[[Exception], ReconnectAction | None] | None = None,
         ssl_context: ssl.SSLContext | None = None,
         max_age: float | None = 600.0,
         max_silence: float | None = 90.0,

@@ -45,14 +45,14 @@ from push_to_poll_client.listeners._webhook.types import (
     Route,
     Verified,
     Verifier,
-    WebhookAnswer,
     WebhookRequest,
+    WebhookResponse,
     check_response,
 )
 from push_to_poll_client.listeners.subscriptions._manager import SubscriptionManager
 from push_to_poll_client.listeners.subscriptions._types import Subscription
 
-__all__ = ["Control", "Verified", "WebhookAnswer", "WebhookCounters", "WebhookListener", "WebhookRequest"]
+__all__ = ["Control", "Verified", "WebhookCounters", "WebhookListener", "WebhookRequest", "WebhookResponse"]
 
 _log = ConsumerLog(logging.getLogger(__name__))
 _log_of_subscriptions = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.subscriptions"))
@@ -82,8 +82,8 @@ class WebhookListener:
     push again and keeps the subscription.
 
     Args:
-        verify: Says whether a request is authentic; of several one suffices. `anybody()` if all are. `None`: the
-            subscription's.
+        verify: Says whether a request is authentic; of several one suffices. `no_verification()` if all are.
+            `None`: the subscription's.
         name: By which status and log call it.
         handshake: Answers a server's question whether its pushes are wanted, as `dropbox_challenge()`; or several
             such. Asked before the body is read, with an empty one, and again with that of an authentic request.
@@ -93,15 +93,15 @@ class WebhookListener:
         hint: Makes a push of an authentic request, a word about the subscription (`Control`), or `None` of one
             that is no push, such as a ping. One that raises is logged, and the request counts as a plain push.
             `None`: the subscription's, or every request is a push.
-        to: Says for whom a push is, of those that `named()` made: a function that returns their names, or the path
-            in the JSON of the body at which they stand, as "list_folder.accounts". `None`, and what names nobody:
-            all. Names that nobody has are counted, and answered like others. Names may be read from unsigned
-            parts, such as the path: an attacker with one signed request can then wake each listener once.
-        answer: To an authentic request. `None`: the subscription's, or an empty 200.
-        register_with_server: What makes the server push. The consumer that has this very object as its listener
+        route: Says for whom a push is, of those that `listener_for()` made: a function that returns their names,
+            or the path in the JSON of the body at which they stand, as "list_folder.accounts". `None`, and what
+            names nobody: all. Names that nobody has are counted, and answered like others. Names may be read from
+            unsigned parts, such as the path: an attacker with one signed request can then wake each listener once.
+        response: To an authentic request. `None`: the subscription's, or an empty 200.
+        subscription: What makes the server push. The consumer that has this very object as its listener
             keeps it alive, and its state in its store.
-        stop_at_exit: Whether the server is asked to push no more when that consumer stops; else pushes come until
-            the subscription expires, and a consumer that is started again goes on with it.
+        unsubscribe_on_exit: Whether the server is asked to push no more when that consumer stops; else pushes come
+            until the subscription expires, and a consumer that is started again goes on with it.
         max_body: Bytes of the largest body. Pushes are a few KiB, GitHub's 25 MiB at most.
         body_timeout: Seconds in which a body has to be whole.
         rate: Requests a second whose body is looked at, in the long run; 100 of a MiB take a core
@@ -124,10 +124,10 @@ class WebhookListener:
         name: str = "webhook",
         handshake: Handshake | Sequence[Handshake] = (),
         hint: Hint | None = None,
-        to: Route | str | None = None,
-        answer: WebhookAnswer | None = None,
-        register_with_server: Subscription | None = None,
-        stop_at_exit: bool = False,
+        route: Route | str | None = None,
+        response: WebhookResponse | None = None,
+        subscription: Subscription | None = None,
+        unsubscribe_on_exit: bool = False,
         max_body: int = 1024 * 1024,
         body_timeout: float = 10.0,
         rate: float | None = 100.0,
@@ -138,14 +138,15 @@ class WebhookListener:
         check_number("burst", burst, above_zero=True)
         if not isinstance(name, str):
             raise TypeError(f"name is a str, not {type(name).__name__}")
-        subscription = register_with_server
         verifiers = _check_callables("verify", _argument_or_subscription(verify, subscription, "verify"))
         if not verifiers:
-            raise TypeError("give verify: who may wake; anybody() if everybody may")
+            raise TypeError("give verify: who may wake; no_verification() if everybody may")
         self.name: str = name
         self._manager: SubscriptionManager | None = None
         if subscription is not None:
-            self._manager = SubscriptionManager(subscription, stop_at_exit=stop_at_exit, log=_log_of_subscriptions)
+            self._manager = SubscriptionManager(
+                subscription, unsubscribe_on_exit=unsubscribe_on_exit, log=_log_of_subscriptions
+            )
         self._is_managing = False
         self._stats = WebhookStats()
         self._subscribers = WebhookSubscribers(subscribed=self._manager is not None)
@@ -163,7 +164,7 @@ class WebhookListener:
             router=PushRouter(
                 name=name,
                 hints=HintReader(hint, kinds=(Push, Control), log=_log),
-                route=names_at(to) if isinstance(to, str) else _check_callable("to", to),
+                route=names_at(route) if isinstance(route, str) else _check_callable("route", route),
                 control=None if self._manager is None else self._manager.control,
                 subscribers=self._subscribers,
                 stats=self._stats,
@@ -174,7 +175,7 @@ class WebhookListener:
             waiting_bucket=TokenBucket(rate, burst),
             stats=self._stats,
             error_log=self._error_log,
-            response=check_response(_argument_or_subscription(answer, subscription, "answer") or ACCEPTED),
+            response=check_response(_argument_or_subscription(response, subscription, "response") or ACCEPTED),
             max_body=check_size("max_body", max_body),
             body_timeout=body_timeout,
         )
@@ -218,18 +219,20 @@ class WebhookListener:
         if self._manager is None:
             await self._serve_channel(channel, None)
         elif self._is_managing:
-            raise RuntimeError(f"{self.name}: one consumer keeps the subscription, others listen to named(...)")
+            raise RuntimeError(
+                f"{self.name}: one consumer keeps the subscription, others listen to listener_for(...)"
+            )
         else:
             with hidden(self._known_secrets):
                 await self._run_manager(self._manager, channel)
 
-    def named(self, name: str) -> Listener:
+    def listener_for(self, name: str) -> Listener:
         """A listener for pushes that name this one, and for those that are for all.
 
         It shares all else with this one. Give each consumer its own; this one itself hears all pushes.
 
         Args:
-            name: As `to` says it.
+            name: As `route` says it.
 
         Raises:
             TypeError: It is no `str`.
@@ -267,7 +270,7 @@ class _RouteListener:
         self._listen = listen
 
     def __repr__(self) -> str:
-        return f"WebhookListener.named({self.name!r})"
+        return f"WebhookListener.listener_for({self.name!r})"
 
     async def listen(self, channel: Channel, /) -> None:
         """Run until cancelled."""

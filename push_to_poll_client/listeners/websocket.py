@@ -39,7 +39,7 @@ from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, check_size, quoted
-from push_to_poll_client.listeners._backoff import ReconnectBackoff, Verdict, verdict_of_status
+from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff, verdict_of_status
 from push_to_poll_client.listeners._base import ReadLoopListener
 from push_to_poll_client.listeners._failures import (
     MAX_TEXT,
@@ -66,31 +66,31 @@ class NoCommonSubprotocol(NegotiationError):
 
 
 CLOSE_VERDICTS = {
-    1002: Verdict.SLOW_RETRY,  # protocol error
-    1003: Verdict.SLOW_RETRY,  # unsupported data
-    1007: Verdict.SLOW_RETRY,  # invalid data: text that is not UTF-8
-    1008: Verdict.SLOW_RETRY,  # policy violation: often a token that ran out
-    1009: Verdict.SLOW_RETRY,  # message too big
-    1010: Verdict.SLOW_RETRY,  # an extension is missing
-    3000: Verdict.SLOW_RETRY,  # unauthorized
-    3003: Verdict.SLOW_RETRY,  # forbidden
+    1002: ReconnectAction.SLOW_RETRY,  # protocol error
+    1003: ReconnectAction.SLOW_RETRY,  # unsupported data
+    1007: ReconnectAction.SLOW_RETRY,  # invalid data: text that is not UTF-8
+    1008: ReconnectAction.SLOW_RETRY,  # policy violation: often a token that ran out
+    1009: ReconnectAction.SLOW_RETRY,  # message too big
+    1010: ReconnectAction.SLOW_RETRY,  # an extension is missing
+    3000: ReconnectAction.SLOW_RETRY,  # unauthorized
+    3003: ReconnectAction.SLOW_RETRY,  # forbidden
 }
 """Close codes (RFC 6455 §7.4 and the IANA registry) that a soon retry would meet again. All others are retried:
 1000 and 1001 (a server is replaced), 1005 and 1006 (an empty close frame, or none), 1011 to 1014 (trouble of the
 server), and all that this library does not know, such as 4000-4999, which the application defines
 (`classify=`)."""
 
-ERROR_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
-    (CredentialsFailed, Verdict.RETRY),  # whatever the reason of the provider
-    (ssl.SSLCertVerificationError, Verdict.SLOW_RETRY),  # a wrong certificate, or an eavesdropper
-    (EOFError, Verdict.RETRY),  # the connection broke off before the response to the handshake
-    (OSError, Verdict.RETRY),  # the network, a name not found, a timeout, silence
-    (NoCommonSubprotocol, Verdict.GIVE_UP),  # one of the two sides has to be changed
-    (ImportError, Verdict.GIVE_UP),  # a SOCKS proxy without python-socks, or `_unsupported`
-    (ProxyError, Verdict.RETRY),  # the proxy is down or answers garbage
-    (InvalidProxy, Verdict.SLOW_RETRY),  # the proxy's address in the environment is invalid
-    (InvalidHandshake, Verdict.SLOW_RETRY),  # the response does not open a websocket
-    (Exception, Verdict.RETRY),  # unknown: the listener must not stop for good because of it
+ERROR_VERDICTS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
+    (CredentialsFailed, ReconnectAction.RETRY),  # whatever the reason of the provider
+    (ssl.SSLCertVerificationError, ReconnectAction.SLOW_RETRY),  # a wrong certificate, or an eavesdropper
+    (EOFError, ReconnectAction.RETRY),  # the connection broke off before the response to the handshake
+    (OSError, ReconnectAction.RETRY),  # the network, a name not found, a timeout, silence
+    (NoCommonSubprotocol, ReconnectAction.GIVE_UP),  # one of the two sides has to be changed
+    (ImportError, ReconnectAction.GIVE_UP),  # a SOCKS proxy without python-socks, or `_unsupported`
+    (ProxyError, ReconnectAction.RETRY),  # the proxy is down or answers garbage
+    (InvalidProxy, ReconnectAction.SLOW_RETRY),  # the proxy's address in the environment is invalid
+    (InvalidHandshake, ReconnectAction.SLOW_RETRY),  # the response does not open a websocket
+    (Exception, ReconnectAction.RETRY),  # unknown: the listener must not stop for good because of it
 )
 """The verdicts on all other errors. The first row whose type is found among the error and its causes counts: trio
 hides the reason of a failed TLS handshake in the cause."""
@@ -125,7 +125,7 @@ def failure_of(error: Exception) -> Failure:
         requested = requested_delay(error.response.status_code, error.response.headers, time.time())
         verdict = verdict_of_status(error.response.status_code)
         # A proxy cannot know that a channel behind it is gone for good.
-        verdict = Verdict.SLOW_RETRY if verdict is Verdict.GIVE_UP else verdict
+        verdict = ReconnectAction.SLOW_RETRY if verdict is ReconnectAction.GIVE_UP else verdict
     # A cause is printed with its traceback, and the one of `InvalidProxy` quotes the proxy's password.
     cause = None if isinstance(error, InvalidProxy) else error
     return Failure(verdict, sentence, cause, retry_after=requested)
@@ -135,11 +135,11 @@ def _failure_of_close(error: ConnectionClosed) -> Failure:
     by_us = error.sent is not None and not error.rcvd_then_sent
     close = error.sent if by_us else error.rcvd
     if close is None:
-        return Failure(Verdict.RETRY, "the connection was lost without a close frame", error)
+        return Failure(ReconnectAction.RETRY, "the connection was lost without a close frame", error)
     who = "this side" if by_us else "the server"
     sentence = f"{who} closed the connection with {Close(close.code, '')}"
     return Failure(
-        CLOSE_VERDICTS.get(close.code, Verdict.RETRY),
+        CLOSE_VERDICTS.get(close.code, ReconnectAction.RETRY),
         f"{sentence}: {quoted(close.reason, MAX_TEXT)}" if close.reason else sentence,
         error,
         unauthorized=not by_us and close.code in UNAUTHORIZED_CLOSE_CODES,
@@ -209,7 +209,7 @@ class WebSocketListener(ReadLoopListener[str | bytes]):
         auth: Auth | None = None,
         headers: HeaderSource | None = None,
         hint: Callable[[str | bytes], Push | None] | None = None,
-        classify: Callable[[Exception], Verdict | None] | None = None,
+        classify: Callable[[Exception], ReconnectAction | None] | None = None,
         ssl_context: ssl.SSLContext | None = None,
         max_age: float | None = 600.0,
         max_silence: float | None = None,

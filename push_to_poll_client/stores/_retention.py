@@ -279,7 +279,7 @@ def extend_history(history: tuple[SavedCursor, ...], saved: SavedCursor) -> tupl
     Returns the same object if the saved cursor is too near to the last one, and is not added.
     """
     # Below 0 the clock was set back: add the cursor.
-    if history and 0 <= saved.at - history[-1].at < _MIN_HISTORY_INTERVAL:
+    if history and 0 <= saved.read_at - history[-1].read_at < _MIN_HISTORY_INTERVAL:
         return history
     return (*history[1 - MAX_HISTORY :], saved)
 

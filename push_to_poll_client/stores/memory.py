@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 from anyio.lowlevel import checkpoint
 
 from push_to_poll_client._exceptions import OwnershipLost, StoreBusy, StoreMismatch
-from push_to_poll_client._types import Cursor, DeadLetter, Record, RecordState, SavedCursor
+from push_to_poll_client._types import Cursor, DeadLetter, Record, SavedCursor, Settlement
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.stores._rebind import Rebind
 from push_to_poll_client.stores._retention import (
@@ -69,7 +69,7 @@ class MemoryProgress:
             written.append(segment.with_keys(number, taken, now))
         self.records.update(records)
         for key, record in records.items():
-            if record.state is not RecordState.DEAD:
+            if record.state is not Settlement.DEAD_LETTERED:
                 self.dead_letters.pop(key, None)
         changes = self.segments.plan_changes(written, prunable_before=prunable_before, now=now)
         self.segments.apply(changes)
@@ -98,13 +98,13 @@ class MemoryProgress:
 
     def add_dead_letters(self, dead_letters: Sequence[DeadLetter]) -> None:
         """Add dead letters; each replaces the one of its key."""
-        self.dead_letters.update((letter.key, letter) for letter in dead_letters)
+        self.dead_letters.update((letter.dedupe_key, letter) for letter in dead_letters)
 
-    def some_dead_letters(self, after: DeadLetter | None, *, marked: bool) -> list[DeadLetter]:
+    def some_dead_letters(self, after: DeadLetter | None, *, retry_requested: bool) -> list[DeadLetter]:
         """See `Session.dead_letters`."""
-        keys = sorted(key for key in self.dead_letters if after is None or key > after.key)
+        keys = sorted(key for key in self.dead_letters if after is None or key > after.dedupe_key)
         return limit_dead_letters(
-            self.dead_letters[key] for key in keys if self.dead_letters[key].marked or not marked
+            self.dead_letters[key] for key in keys if self.dead_letters[key].retry_requested or not retry_requested
         )
 
 
@@ -226,17 +226,17 @@ class _MemorySession:
         return self._saved.cursor
 
     @property
-    def token(self) -> int:
+    def fencing_token(self) -> int:
         """The fencing token: one more for each claim of the name."""
         return self._token
 
     @property
-    def size(self) -> int:
+    def record_count(self) -> int:
         """Number of dedupe records of the name."""
         return self._progress.segments.size
 
     @property
-    def dead(self) -> int:
+    def dead_letter_count(self) -> int:
         """How many dead letters the name has."""
         return len(self._progress.dead_letters)
 
@@ -318,18 +318,20 @@ class _MemorySession:
         self._progress.change_state(state)
         self._saved = self._progress.saved
 
-    async def dead_letters(self, *, after: DeadLetter | None = None, marked: bool = False) -> Sequence[DeadLetter]:
+    async def dead_letters(
+        self, *, after: DeadLetter | None = None, retry_requested: bool = False
+    ) -> Sequence[DeadLetter]:
         """Some dead letters, in the order of their keys: 100 at most, or fewer that have 16 MiB together.
 
         Args:
             after: The last one that the caller has; `None`: from the first.
-            marked: Those alone that are marked.
+            retry_requested: Only those that the next run is to try again.
 
         Raises:
             OwnershipLost: The session was released.
         """
         await self._checkpoint()
-        return self._progress.some_dead_letters(after, marked=marked)
+        return self._progress.some_dead_letters(after, retry_requested=retry_requested)
 
     async def dead_letter(self, key: str, /) -> DeadLetter | None:
         """The dead letter of a key; `None`: it has none.

@@ -18,7 +18,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeAlias
 
 import anyio
 
-from push_to_poll_client._exceptions import ChainRestart, CursorExpired, UndecodableMessage
+from push_to_poll_client._exceptions import CursorExpired, DecodeError, PagesChanged
 from push_to_poll_client._types import Cursor, FetchRequest, M, Message, Page, UnreadableMessage
 from push_to_poll_client._validation import check_identity
 from push_to_poll_client.testing._virtual_time import Bell
@@ -30,7 +30,7 @@ __all__ = ["Answer", "Asked", "FakeFeed"]
 class _PublishedMessage:
     what: str | Message
     data: Any
-    error: UndecodableMessage | None
+    error: DecodeError | None
     visible_at: float
     hidden_until: int
 
@@ -133,7 +133,7 @@ class FakeFeed(Generic[M]):
         self,
         *what: int | str | M,
         data: Any = None,
-        error: UndecodableMessage | None = None,
+        error: DecodeError | None = None,
         lag: float = 0.0,
         lag_fetches: int = 0,
     ) -> list[str]:
@@ -197,7 +197,7 @@ class FakeFeed(Generic[M]):
         self._restarts = 0
 
     def restart_chain(self, times: int = 1) -> None:
-        """Let the next `times` fetches that go on with a `Page.next` raise `ChainRestart`."""
+        """Let the next `times` fetches that go on with a `Page.next` raise `PagesChanged`."""
         self._restarts = times
 
     def forget(self) -> None:
@@ -234,7 +234,7 @@ class FakeFeed(Generic[M]):
             page = self._ordered(request) or await self._held(request)
         finally:
             await anyio.sleep(self.latency)
-        self._last_next = page.next
+        self._last_next = page.next_page
         return page
 
     async def aclose(self) -> None:
@@ -246,7 +246,7 @@ class FakeFeed(Generic[M]):
         answer = step(request) if callable(step) else step
         if answer is None and self._restarts and request.cursor is not None and request.cursor == self._last_next:
             self._restarts -= 1
-            answer = ChainRestart("The fake feed was told to change its pages under the walk.")
+            answer = PagesChanged("The fake feed was told to change its pages under the walk.")
         if isinstance(answer, BaseException):
             raise answer.with_traceback(None)  # else the traceback grows with each raise
         return answer
@@ -286,7 +286,7 @@ class FakeFeed(Generic[M]):
         return Page(
             [self._message(place) for place in places],
             cursor=self.after(end) if has_cursor else None,
-            next=next_cursor,
+            next_page=next_cursor,
             retry_after=self.retry_after,
             closed=self._ended and not more and len([*self._visible(0, everything, fetch=fetch)]) == everything,
         )

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from push_to_poll_client._dead_letters import restore_from_json
-from push_to_poll_client._exceptions import FeedError, PushToPollError, UndecodableMessage
+from push_to_poll_client._exceptions import DecodeError, FeedError, PushToPollError
 from push_to_poll_client._protocols import Feed
 from push_to_poll_client._types import MAX_CURSOR, Cursor, DeadLetter, FetchRequest, Message, Page, Push
 
@@ -94,7 +94,7 @@ class Steps:
                 f"the walk from {self._first!r} found no end on {MAX_PAGES} pages; the last next is {self._at!r}"
             )
         at, page = self._at, await self._feed.fetch(FetchRequest(self._at))
-        self._at = page.next
+        self._at = page.next_page
         return Step(at, page)
 
 
@@ -263,14 +263,16 @@ class FeedSuite(FeedHooks):
         """Nothing, and nowhere to go on."""
         async with self._opened(0) as feed:
             page = await feed.fetch(FetchRequest())
-        assert (list(page.messages), page.next) == ([], None)
+        assert (list(page.messages), page.next_page) == ([], None)
 
     async def test_the_inception_reads_everything_each_time_in_the_same_order(self) -> None:
         """Ids and dedupe keys name messages: none is there twice, and they stay."""
         self._reads_twice()
         async with self._opened(7) as feed:
             first, second = await walk(feed), await walk(feed)
-        assert len(set(first.ids)) == len({message.key for message in first.messages}) == len(first.ids) == 7
+        assert (
+            len(set(first.ids)) == len({message.dedupe_key for message in first.messages}) == len(first.ids) == 7
+        )
         assert _keys(second) == _keys(first)
 
     async def test_what_is_published_comes_after_what_was_there(self) -> None:
@@ -329,7 +331,7 @@ class FeedSuite(FeedHooks):
             cursor = found.cursors[-1][0]
             page = await feed.fetch(FetchRequest(cursor))
         assert self._follows([message.id for message in page.messages], [], found.ids)
-        assert page.next is None
+        assert page.next_page is None
         assert page.cursor in {None, cursor}
 
     async def test_going_on_after_the_end_finds_what_came_since(self) -> None:
@@ -366,7 +368,7 @@ class FeedSuite(FeedHooks):
             before = await self._known(feed)
             await self.change(feed)
             since = await walk(feed, cursor)
-        names = [(message.id, message.key) for message in since.messages]
+        names = [(message.id, message.dedupe_key) for message in since.messages]
         new = [name for name in names if name not in before]
         assert len(new) == 1
         assert self.repeats or names == new
@@ -380,10 +382,10 @@ class FeedSuite(FeedHooks):
             late = await self._known(feed) - before
             since = await walk(feed, cursor)
         assert len(late) == 1
-        assert late <= {(message.id, message.key) for message in since.messages}
+        assert late <= {(message.id, message.dedupe_key) for message in since.messages}
 
     async def _known(self, feed: Feed) -> set[tuple[str, str]]:
-        return {(message.id, message.key) for message in (await walk(feed)).messages}
+        return {(message.id, message.dedupe_key) for message in (await walk(feed)).messages}
 
     # What may not disturb it
 
@@ -394,10 +396,10 @@ class FeedSuite(FeedHooks):
                 again = await feed.fetch(FetchRequest(at))
                 assert _ids(again) == _ids(page)
                 assert again.cursor == page.cursor
-                if again.next != page.next:
-                    assert None not in {again.next, page.next}
-                    ahead = await feed.fetch(FetchRequest(again.next))
-                    assert _ids(ahead) == _ids(await feed.fetch(FetchRequest(page.next)))
+                if again.next_page != page.next_page:
+                    assert None not in {again.next_page, page.next_page}
+                    ahead = await feed.fetch(FetchRequest(again.next_page))
+                    assert _ids(ahead) == _ids(await feed.fetch(FetchRequest(page.next_page)))
 
     async def test_ids_do_not_depend_on_where_the_feed_ends(self) -> None:
         """A page that is fetched again after more was published begins with the same ids and keys.
@@ -417,17 +419,17 @@ class FeedSuite(FeedHooks):
         """The first page with messages after a cursor, the last page if there are none."""
         steps = Steps(feed, cursor)
         step = await anext(steps)
-        while not step.page.messages and step.page.next is not None:
+        while not step.page.messages and step.page.next_page is not None:
             step = await anext(steps)
         return step
 
     async def test_a_push_and_a_way_past_caches_change_nothing(self) -> None:
-        """`hint` and `fresh` may make an answer newer, never another."""
+        """`hint` and `bypass_cache` may make an answer newer, never another."""
         self._reads_twice()
         async with self._opened(2) as feed:
             found = await walk(feed)
-            hinted = await feed.fetch(FetchRequest(hint=Push(found.cursors[-1][0]), fresh=True))
-            topical = await feed.fetch(FetchRequest(hint=Push("elsewhere", ("a topic",)), fresh=True))
+            hinted = await feed.fetch(FetchRequest(hint=Push(found.cursors[-1][0]), bypass_cache=True))
+            topical = await feed.fetch(FetchRequest(hint=Push("elsewhere", ("a topic",)), bypass_cache=True))
         ids = [message.id for message in found.pages[0].messages]
         assert [message.id for message in hinted.messages] == ids
         assert [message.id for message in topical.messages] == ids
@@ -531,7 +533,7 @@ class FeedSuite(FeedHooks):
         async with self._caught_up() as (feed, cursor):
             _require_long_polling(feed)
             page = await feed.fetch(FetchRequest(cursor, wait=0.05))
-        assert (list(page.messages), page.next) == ([], None)
+        assert (list(page.messages), page.next_page) == ([], None)
 
     async def test_a_held_fetch_that_is_cancelled_leaves_the_feed_usable(self) -> None:
         """As every wake does with it."""
@@ -558,7 +560,7 @@ class FeedSuite(FeedHooks):
                 _check_seconds(getattr(failed.value, "retry_after", None))
                 page = await feed.fetch(FetchRequest(at))
                 ids += [message.id for message in page.messages]
-                if (at := page.next) is None:
+                if (at := page.next_page) is None:
                     break
             self._reads_twice()
             found = await walk(feed)
@@ -632,7 +634,7 @@ class FeedSuite(FeedHooks):
             messages = (await walk(feed)).messages
         assert messages
         for message in messages:
-            for name in ("id", "key"):
+            for name in ("id", "dedupe_key"):
                 _check_text(getattr(message, name), _LONGEST_NAME)
                 with pytest.raises(AttributeError):
                     setattr(message, name, "another")
@@ -645,8 +647,8 @@ class FeedSuite(FeedHooks):
             messages = (await walk(feed)).messages
         async with self._opened(0) as other:
             for message in messages:
-                again = _restore(other, message.id, message.key, message.raw)
-                assert (again.id, again.key, again.raw) == (message.id, message.key, message.raw)
+                again = _restore(other, message.id, message.dedupe_key, message.raw)
+                assert (again.id, again.dedupe_key, again.raw) == (message.id, message.dedupe_key, message.raw)
                 assert (again.error is None) == (message.error is None)
                 assert _data(again) == _data(message)
 
@@ -660,7 +662,7 @@ class FeedSuite(FeedHooks):
                 return
         assert isinstance(message, Message)
         if message.error is not None:
-            assert (message.id, message.key, message.raw) == ("an id", "a key", _BROKEN_RAW[raw])
+            assert (message.id, message.dedupe_key, message.raw) == ("an id", "a key", _BROKEN_RAW[raw])
 
 
 def _ids(page: Page) -> list[str]:
@@ -668,7 +670,7 @@ def _ids(page: Page) -> list[str]:
 
 
 def _keys(found: FeedWalk) -> list[tuple[str, str]]:
-    return [(message.id, message.key) for message in found.messages]
+    return [(message.id, message.dedupe_key) for message in found.messages]
 
 
 def _require_long_polling(feed: Feed) -> None:
@@ -695,7 +697,7 @@ async def _fetch_and_render(feed: Feed, cursor: str | None = None) -> str:
 
 def _restore(feed: Feed, id: str, key: str, raw: bytes) -> Message:
     restore: Any = getattr(feed, "restore", restore_from_json)
-    message: Message = restore(DeadLetter(key=key, id=id, raw=raw, error="broken"))
+    message: Message = restore(DeadLetter(dedupe_key=key, id=id, raw=raw, error="broken"))
     return message
 
 
@@ -707,7 +709,7 @@ def _data(message: Message) -> object:
     """The data, if it can be compared."""
     try:
         data = message.data
-    except UndecodableMessage as error:
+    except DecodeError as error:
         return type(error)
     return data if isinstance(data, _COMPARABLE) else type(data)
 
@@ -717,7 +719,7 @@ def _check_page(page: object) -> None:
     assert isinstance(page.messages, Sequence)
     _check_seconds(page.retry_after)
     _check_seconds(page.poll_within)
-    for cursor in (page.cursor, page.next, *(message.cursor for message in page.messages)):
+    for cursor in (page.cursor, page.next_page, *(message.cursor for message in page.messages)):
         _check_text(cursor, MAX_CURSOR, optional=True)
 
 

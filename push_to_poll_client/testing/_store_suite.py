@@ -10,7 +10,7 @@ import pytest
 
 from push_to_poll_client._exceptions import OwnershipLost, StoreBusy, StoreError, StoreMismatch
 from push_to_poll_client._protocols import Session, Store
-from push_to_poll_client._types import DeadLetter, Record, RecordState
+from push_to_poll_client._types import DeadLetter, Record, Settlement
 
 __all__ = ["StoreSuite"]
 
@@ -72,7 +72,7 @@ _LARGE = 6 << 20
 
 def _dead_letter(key: str, **others: Any) -> DeadLetter:
     return DeadLetter(
-        key=key, id=f"id of {key}", raw=key.encode("utf-8", "surrogatepass"), error="broken", **others
+        dedupe_key=key, id=f"id of {key}", raw=key.encode("utf-8", "surrogatepass"), error="broken", **others
     )
 
 
@@ -105,7 +105,7 @@ class StoreSuite:
         """Let somebody else claim the name although it has an owner, as after a lease that ran out."""
         pytest.skip("the store's suite does not override steal()")
 
-    async def state(self, store: Store, name: str, key: str) -> RecordState | None:  # noqa: ARG002 - likewise
+    async def state(self, store: Store, name: str, key: str) -> Settlement | None:  # noqa: ARG002 - likewise
         """Read the state of a record; `None` when there is none."""
         pytest.skip("the store's suite does not override state()")
 
@@ -202,17 +202,17 @@ class StoreSuite:
     async def test_a_message_that_was_settled_stays_so_however(self) -> None:
         """Dead and skipped messages are not unseen either."""
         async with self._store() as store, self._claimed(store) as session:
-            await session.commit(cursor=None, records=[Record(state, state) for state in RecordState])
-            assert await session.unseen([*RecordState, "other"]) == {"other"}
+            await session.commit(cursor=None, records=[Record(state, state) for state in Settlement])
+            assert await session.unseen([*Settlement, "other"]) == {"other"}
 
     async def test_a_record_replaces_the_one_with_the_same_key(self) -> None:
         """A dead letter that is replayed becomes processed; within a commit the last one counts."""
         async with self._store() as store, self._claimed(store) as session:
-            await session.commit(cursor=None, records=[Record("1", RecordState.DEAD), Record("2")])
-            assert await self.state(store, "a", "1") is RecordState.DEAD
-            replayed = [Record("1", RecordState.SKIPPED), Record("3"), Record("1", RecordState.PROCESSED)]
+            await session.commit(cursor=None, records=[Record("1", Settlement.DEAD_LETTERED), Record("2")])
+            assert await self.state(store, "a", "1") is Settlement.DEAD_LETTERED
+            replayed = [Record("1", Settlement.SKIPPED), Record("3"), Record("1", Settlement.PROCESSED)]
             await session.commit(cursor=None, records=replayed)
-            assert await self.state(store, "a", "1") is RecordState.PROCESSED
+            assert await self.state(store, "a", "1") is Settlement.PROCESSED
             assert await self.state(store, "a", "4") is None
             assert await self._seen(session, ["1", "2", "3", "4"]) == {"1", "2", "3"}
 
@@ -251,7 +251,7 @@ class StoreSuite:
             tokens = []
             for _ in range(3):
                 async with self._claimed(store) as session:
-                    tokens.append(session.token)
+                    tokens.append(session.fencing_token)
                 store = await self.reopen(store)  # noqa: PLW2901 - the same data
             assert tokens == sorted(set(tokens))
 
@@ -298,7 +298,7 @@ class StoreSuite:
         """None of it, neither for this session nor after a restart; the next commit works."""
         async with self._store() as store:
             async with self._claimed(store) as session:
-                await session.commit(cursor="c1", records=[Record("1"), Record("4", RecordState.DEAD)])
+                await session.commit(cursor="c1", records=[Record("1"), Record("4", Settlement.DEAD_LETTERED)])
                 await session.commit(cursor=None, records=[], dead_letters=[_dead_letter("4")], state={"s": "1"})
                 before = await self._all_of(session, "1", "2", "3", "4")
                 with self.failing(store), pytest.raises(StoreError):
@@ -312,7 +312,7 @@ class StoreSuite:
                 await session.commit(cursor=None, records=[Record("3")])
             async with self._claimed(await self.reopen(store)) as session:
                 assert (session.cursor, await session.unseen(["1", "2", "3"])) == ("c1", {"2"})
-                assert (session.dead, dict(session.state)) == (1, {"s": "1"})
+                assert (session.dead_letter_count, dict(session.state)) == (1, {"s": "1"})
 
     async def test_a_reset_that_fails_has_changed_nothing(self) -> None:
         """Also for this session."""
@@ -329,7 +329,15 @@ class StoreSuite:
     async def _all_of(self, session: Session, *keys: str) -> tuple[object, ...]:
         letters = [await session.dead_letter(key) for key in keys]
         known = await session.unseen(keys), await session.fingerprints(keys)
-        return session.cursor, [*session.history], dict(session.state), session.dead, session.size, known, letters
+        return (
+            session.cursor,
+            [*session.history],
+            dict(session.state),
+            session.dead_letter_count,
+            session.record_count,
+            known,
+            letters,
+        )
 
     async def test_a_page_may_be_huge(self) -> None:
         """Ten thousand keys at once."""
@@ -375,14 +383,14 @@ class StoreSuite:
         """Of the records of a key the last one counts, and only that."""
         async with self._store() as store:
             async with self._claimed(store) as session:
-                assert session.size == 0
+                assert session.record_count == 0
                 await session.commit(cursor=None, records=[Record("1"), Record("2"), Record("1")])
-                assert session.size == len({"1", "2"})
-                await session.commit(cursor="c1", records=[Record("2", RecordState.DEAD)])
+                assert session.record_count == len({"1", "2"})
+                await session.commit(cursor="c1", records=[Record("2", Settlement.DEAD_LETTERED)])
                 await session.commit(cursor="c2", records=[Record("2")])
-                assert session.size == len({"1", "2"})
+                assert session.record_count == len({"1", "2"})
             async with self._claimed(await self.reopen(store)) as session:
-                assert session.size == len({"1", "2"})
+                assert session.record_count == len({"1", "2"})
 
     async def test_a_fingerprint_comes_back(self) -> None:
         """Any number of 63 bits, for those keys that have one."""
@@ -391,7 +399,7 @@ class StoreSuite:
         async with self._store() as store:
             async with self._claimed(store) as session:
                 assert dict(await session.fingerprints([])) == {}
-                await session.commit(cursor=None, records=[*records, Record("3", RecordState.DEAD, 3)])
+                await session.commit(cursor=None, records=[*records, Record("3", Settlement.DEAD_LETTERED, 3)])
                 assert dict(await session.fingerprints(keys)) == {"0": 0, "1": (1 << 63) - 1, "3": 3}
             async with self._claimed(await self.reopen(store)) as session:
                 assert dict(await session.fingerprints(keys)) == {"0": 0, "1": (1 << 63) - 1, "3": 3}
@@ -411,7 +419,7 @@ class StoreSuite:
     async def test_a_dead_letter_comes_back_as_it_was(self) -> None:
         """Every part of it, also those that are no text of a kind."""
         full = DeadLetter(
-            key="k",
+            dedupe_key="k",
             id="i\0\ud83d",
             raw=bytes(range(256)),
             error="e\0\ud83d",
@@ -419,33 +427,33 @@ class StoreSuite:
             attempts=7,
             first_failed=1e9 + 0.25,
             last_failed=1e9 + 0.5,
-            marked=True,
+            retry_requested=True,
         )
-        plain = DeadLetter(key="p", id="", raw=b"", error="")
+        plain = DeadLetter(dedupe_key="p", id="", raw=b"", error="")
         async with self._store() as store:
             async with self._claimed(store) as session:
-                assert (session.dead, await session.dead_letter("k")) == (0, None)
+                assert (session.dead_letter_count, await session.dead_letter("k")) == (0, None)
                 await session.commit(
-                    cursor=None, records=[Record("k", RecordState.DEAD)], dead_letters=[full, plain]
+                    cursor=None, records=[Record("k", Settlement.DEAD_LETTERED)], dead_letters=[full, plain]
                 )
-                assert session.dead == len([full, plain])
+                assert session.dead_letter_count == len([full, plain])
                 assert await session.dead_letter("k") == full
             async with self._claimed(await self.reopen(store)) as session:
-                assert session.dead == len([full, plain])
+                assert session.dead_letter_count == len([full, plain])
                 assert [await session.dead_letter(key) for key in "kp"] == [full, plain]
                 assert list(await session.dead_letters()) == [full, plain]
 
     async def test_a_dead_letter_may_be_large(self) -> None:
         """As large as the largest entry of a feed; few are handed out together then, but one at least."""
         letters = [_dead_letter(str(number)) for number in range(4)]
-        huge = DeadLetter(key="huge", id="huge", raw=bytes(20 << 20), error="")
-        large = [DeadLetter(key=one.key, id=one.id, raw=bytes(_LARGE), error="") for one in letters]
+        huge = DeadLetter(dedupe_key="huge", id="huge", raw=bytes(20 << 20), error="")
+        large = [DeadLetter(dedupe_key=one.dedupe_key, id=one.id, raw=bytes(_LARGE), error="") for one in letters]
         async with self._store() as store, self._claimed(store) as session:
             await session.commit(cursor=None, records=[], dead_letters=[*large, huge])
             first = await session.dead_letters()
-            assert [letter.key for letter in first] == ["0", "1"]
+            assert [letter.dedupe_key for letter in first] == ["0", "1"]
             then = await session.dead_letters(after=first[-1])
-            assert [letter.key for letter in then] == ["2", "3"]
+            assert [letter.dedupe_key for letter in then] == ["2", "3"]
             assert list(await session.dead_letters(after=then[-1])) == [huge]
             assert list(await session.dead_letters(after=huge)) == []
 
@@ -458,21 +466,21 @@ class StoreSuite:
             while some := await session.dead_letters(after=read[-1] if read else None):
                 assert len(some) == min(100, len(letters) - len(read))
                 read.extend(some)
-            assert read == sorted(letters, key=lambda letter: letter.key)
-            assert session.dead == len(letters)
+            assert read == sorted(letters, key=lambda letter: letter.dedupe_key)
+            assert session.dead_letter_count == len(letters)
 
     async def test_marked_dead_letters_are_found_among_others(self) -> None:
         """A letter replaces the one of its key, marked or not."""
         async with self._store() as store, self._claimed(store) as session:
             await session.commit(cursor=None, records=[], dead_letters=[_dead_letter(key) for key in "abcd"])
-            assert list(await session.dead_letters(marked=True)) == []
-            marked = [_dead_letter(key, marked=True) for key in "db"]
+            assert list(await session.dead_letters(retry_requested=True)) == []
+            marked = [_dead_letter(key, retry_requested=True) for key in "db"]
             await session.commit(cursor=None, records=[], dead_letters=marked)
-            assert session.dead == len("abcd")
-            assert list(await session.dead_letters(marked=True)) == marked[::-1]
-            assert list(await session.dead_letters(after=_dead_letter("b"), marked=True)) == marked[:1]
+            assert session.dead_letter_count == len("abcd")
+            assert list(await session.dead_letters(retry_requested=True)) == marked[::-1]
+            assert list(await session.dead_letters(after=_dead_letter("b"), retry_requested=True)) == marked[:1]
             await session.commit(cursor=None, records=[], dead_letters=[_dead_letter("b")])
-            assert list(await session.dead_letters(marked=True)) == marked[:1]
+            assert list(await session.dead_letters(retry_requested=True)) == marked[:1]
 
     async def test_a_record_that_is_not_dead_takes_the_dead_letter_away(self) -> None:
         """Processed after all, or skipped; and nobody else's."""
@@ -482,12 +490,12 @@ class StoreSuite:
                 await one.commit(cursor=None, records=[], dead_letters=[_dead_letter(key) for key in keys])
             await session.commit(
                 cursor=None,
-                records=[Record("dead", RecordState.DEAD), *(Record(key) for key in _STRINGS[::2])],
+                records=[Record("dead", Settlement.DEAD_LETTERED), *(Record(key) for key in _STRINGS[::2])],
             )
-            await session.commit(cursor=None, records=[Record(key, RecordState.SKIPPED) for key in _STRINGS[1::2]])
-            assert [letter.key for letter in await session.dead_letters()] == ["dead", "other"]
-            assert session.dead == len(["dead", "other"])
-            assert (other.dead, await other.dead_letter("1")) == (len(keys), _dead_letter("1"))
+            await session.commit(cursor=None, records=[Record(key, Settlement.SKIPPED) for key in _STRINGS[1::2]])
+            assert [letter.dedupe_key for letter in await session.dead_letters()] == ["dead", "other"]
+            assert session.dead_letter_count == len(["dead", "other"])
+            assert (other.dead_letter_count, await other.dead_letter("1")) == (len(keys), _dead_letter("1"))
 
     async def test_a_dead_letter_is_added_with_the_record_of_its_key(self) -> None:
         """What the commit adds stays, also if the same commit settles the one that was there."""
@@ -495,10 +503,13 @@ class StoreSuite:
             await session.commit(cursor=None, records=[Record("1")], dead_letters=[_dead_letter("1")])
             assert await session.dead_letter("1") == _dead_letter("1")
             await session.commit(cursor=None, records=[Record("1")], dead_letters=[_dead_letter("1", attempts=2)])
-            assert (session.dead, await session.dead_letter("1")) == (1, _dead_letter("1", attempts=2))
-            last = [Record("1", RecordState.DEAD), Record("1")]
+            assert (session.dead_letter_count, await session.dead_letter("1")) == (
+                1,
+                _dead_letter("1", attempts=2),
+            )
+            last = [Record("1", Settlement.DEAD_LETTERED), Record("1")]
             await session.commit(cursor=None, records=last)
-            assert session.dead == 0
+            assert session.dead_letter_count == 0
 
     async def test_the_state_is_a_few_texts(self) -> None:
         """Changed name by name, together with all else; any strings."""
@@ -560,7 +571,7 @@ class StoreSuite:
             assert saved.cursor == "199"
             times = [at for _, at in before]
             assert all(later - earlier >= 1 for earlier, later in pairwise(times))
-            assert times[-1] <= saved.at
+            assert times[-1] <= saved.read_at
 
     async def test_a_reset_goes_on_from_another_place(self) -> None:
         """The history begins anew; records, dead letters and the rest of the state stay."""
@@ -581,7 +592,11 @@ class StoreSuite:
                 assert [cursor for cursor, _ in session.history] == [None, "c2"]
             async with self._claimed(await self.reopen(store)) as session:
                 assert [cursor for cursor, _ in session.history] == [None, "c2"]
-                assert (await session.unseen(["1"]), session.dead, session.size) == (set(), 1, 1)
+                assert (await session.unseen(["1"]), session.dead_letter_count, session.record_count) == (
+                    set(),
+                    1,
+                    1,
+                )
                 assert dict(session.state) == {"b": "1"}
 
     async def test_a_reset_may_begin_a_new_dedupe_epoch(self) -> None:
@@ -595,14 +610,14 @@ class StoreSuite:
                     dead_letters=[_dead_letter("2")],
                 )
                 await session.reset(None, forget=True)
-                assert (session.cursor, session.size, session.dead) == (None, 0, 1)
+                assert (session.cursor, session.record_count, session.dead_letter_count) == (None, 0, 1)
                 assert await session.unseen(keys) == set(keys)
                 assert dict(await session.fingerprints(keys)) == {}
                 await session.commit(cursor="c1", records=[Record(keys[5])])
                 assert await self._seen(session, keys) == {keys[5]}
             async with self._claimed(await self.reopen(store)) as session:
                 assert await self._seen(session, keys) == {keys[5]}
-                assert (session.size, dict(await session.fingerprints(keys))) == (1, {})
+                assert (session.record_count, dict(await session.fingerprints(keys))) == (1, {})
 
     async def test_a_session_that_lost_its_name_resets_and_reads_nothing(self) -> None:
         """As for commits."""
@@ -616,7 +631,7 @@ class StoreSuite:
                 with pytest.raises(StoreError):
                     await reading
             async with self._claimed(store) as new:
-                assert (new.cursor, new.dead) == ("c1", 1)
+                assert (new.cursor, new.dead_letter_count) == ("c1", 1)
 
     async def test_an_owner_that_was_replaced_resets_nothing(self) -> None:
         """G10: its token is checked here too."""

@@ -12,7 +12,7 @@ from anyio import to_thread
 
 from push_to_poll_client._exceptions import OwnershipLost, StoreError
 from push_to_poll_client._protocols import Store, TransactionConflict, is_transactional
-from push_to_poll_client._types import Record, RecordState
+from push_to_poll_client._types import Record, Settlement
 from push_to_poll_client.testing._store_suite import StoreSuite
 
 __all__ = ["TransactionalStoreSuite"]
@@ -45,13 +45,13 @@ class TransactionalStoreSuite(StoreSuite):
 
     async def _handle(self, store: Store, session: Any, *texts: str) -> None:
         """Process messages whose keys are these texts."""
-        async with session.effects([Record(text) for text in texts]):
+        async with session.transaction([Record(text) for text in texts]):
             for text in texts:
                 await self.write(store, text)
 
     async def _fail(self, store: Store, session: Any, *texts: str) -> None:
         """Process them, and then not."""
-        async with session.effects([Record(text) for text in texts]):
+        async with session.transaction([Record(text) for text in texts]):
             for text in texts:
                 await self.write(store, text)
             raise _HandlerFailed
@@ -99,7 +99,7 @@ class TransactionalStoreSuite(StoreSuite):
         async with self._transactional() as (store, session):
             await self._handle(store, session, "1")
             await self._handle(store, session, "2")
-            await session.commit(cursor=None, records=[Record("2", RecordState.SKIPPED), Record("other")])
+            await session.commit(cursor=None, records=[Record("2", Settlement.SKIPPED), Record("other")])
             assert await self._seen(session, ["1", "2", "3", "other"]) == {"1", "2", "other"}
             assert await self.written(store) == ["1", "2"]
 
@@ -109,7 +109,7 @@ class TransactionalStoreSuite(StoreSuite):
             async with anyio.create_task_group() as tasks:
                 begun = anyio.Event()
                 tasks.start_soon(self._commit_after, begun, session)
-                async with session.effects([Record("1")]):
+                async with session.transaction([Record("1")]):
                     await self.write(store, "1")
                     begun.set()
                     await anyio.wait_all_tasks_blocked()
@@ -148,7 +148,7 @@ class TransactionalStoreSuite(StoreSuite):
         """It is one that did not finish."""
         async with self._transactional() as (store, session):
             with anyio.CancelScope() as scope:
-                async with session.effects([Record("1")]):
+                async with session.transaction([Record("1")]):
                     await self.write(store, "1")
                     scope.cancel()
                     await anyio.sleep_forever()
@@ -171,7 +171,7 @@ class TransactionalStoreSuite(StoreSuite):
     async def test_a_handler_that_wrote_nothing_is_recorded_by_the_commit(self) -> None:
         """At the latest."""
         async with self._transactional() as (_, session):
-            async with session.effects([Record("1")]):
+            async with session.transaction([Record("1")]):
                 pass
             await session.commit(cursor="c1", records=[Record("1")])
             assert await self._seen(session, ["1", "2"]) == {"1"}
@@ -227,7 +227,7 @@ class TransactionalStoreSuite(StoreSuite):
                 begun = anyio.Event()
                 tasks.start_soon(self._refused, store, begun)
                 await anyio.wait_all_tasks_blocked()
-                async with session.effects([]):
+                async with session.transaction([]):
                     begun.set()
                     await anyio.wait_all_tasks_blocked()
 
@@ -240,7 +240,7 @@ class TransactionalStoreSuite(StoreSuite):
     async def test_a_handler_has_the_connection_in_its_threads_and_tasks(self) -> None:
         """As a plain function does, which runs in a thread."""
         async with self._transactional() as (store, session):
-            async with session.effects([Record("1")]):
+            async with session.transaction([Record("1")]):
                 assert await to_thread.run_sync(lambda: (store.connection,)) == (store.connection,)
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self.write, store, "1")
@@ -280,7 +280,7 @@ class TransactionalStoreSuite(StoreSuite):
         async with self._transactional() as (store, session), self._claimed(store, "b") as other:
             if store.concurrent_transactions:
                 pytest.skip("transactions of the store do not wait for each other")
-            async with session.effects([Record("1")]):
+            async with session.transaction([Record("1")]):
                 await self.write(store, "1")
                 for wait in (
                     partial(other.commit, cursor="c1", records=[]),

@@ -64,7 +64,7 @@ class Transfers:
             Message(str(number), cursor=str(number) if self._by_message else None)
             for number in range(first, last + 1)
         ]
-        return Page(messages, cursor=str(last), next=str(last) if last < self._count else None)
+        return Page(messages, cursor=str(last), next_page=str(last) if last < self._count else None)
 
 
 class Bank(Consumer):
@@ -141,7 +141,7 @@ def crash_around_commit(bank, step, last):
     """Let it crash with the commit that records this message."""
     session = bank._parts.session
     commit, connection = session.commit, session._file.connection
-    if hasattr(session, "effects"):
+    if hasattr(session, "transaction"):
         session._commit_effects = crashing_effects(session._commit_effects, connection, step, last)
         return
 
@@ -180,7 +180,7 @@ def crashing_effects(commit, connection, step, last):
 
 async def live(*, handler, database, journal, life, takes, count, by_message, consumer, crash_at=None, feed=None):
     journal = Journal(journal)
-    settings = {**consumer, "key": lambda message: int(message.id) % ACCOUNTS}
+    settings = {**consumer, "ordering_key": lambda message: int(message.id) % ACCOUNTS}
     bank = HANDLERS[handler](
         Transfers(count, by_message=by_message, **(feed or {})),
         store=SQLiteStore(database, transactional="Elsewhere" not in handler),

@@ -68,7 +68,7 @@ def durable_webhook(*, port, served, callback):
         lease=1.0,
         confirm_every=DEAD,
     )
-    return _served(served, WebhookListener(register_with_server=subscription))
+    return _served(served, WebhookListener(subscription=subscription))
 
 
 def pull_wake(*, port):
@@ -90,7 +90,7 @@ def websub(*, port, served, callback):
     from push_to_poll_client.listeners.webhook import WebhookListener
 
     subscription = WebSub("https://orders.example/", f"http://{HOST}:{callback}/", hub=f"http://{HOST}:{port}/")
-    return _served(served, WebhookListener(register_with_server=subscription))
+    return _served(served, WebhookListener(subscription=subscription))
 
 
 def postgres(*, port):

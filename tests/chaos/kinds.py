@@ -35,7 +35,7 @@ BETWEEN_PUSHES = 0.15
 
 TIMEOUT = 1.0
 HASTE = 10.0
-FLUSH_INTERVAL = 0.05
+COMMIT_INTERVAL = 0.05
 
 
 class DurableStreams:
@@ -143,7 +143,7 @@ class Lane:
             url=server.url,
             push=[(name, self._settings(port))],
             answer_within=TIMEOUT,
-            flush_interval=FLUSH_INTERVAL,
+            commit_interval=COMMIT_INTERVAL,
             fallback_interval=NEVER if kind.finds and not kind.forgives else FALLBACK,
             degraded_interval=DEGRADED,
             rate=RATE,
@@ -293,7 +293,7 @@ class Town:
             handled = lane.consumer.journal.read().handled
             assert lost(ids, handled) == []
             assert disordered(handled) == []
-            assert beyond_g7(handled, killed=lane.consumer.killed, flush_interval=FLUSH_INTERVAL) == []
+            assert beyond_g7(handled, killed=lane.consumer.killed, commit_interval=COMMIT_INTERVAL) == []
             fetches += lane.consumer.journal.fetches
         assert beyond_g2(fetches) == []
         assert beyond_g3(fetches, rate=RATE, burst=BURST) == []

@@ -301,7 +301,7 @@ class ConsumerProcess:
             "takes": takes,
             "answer_within": answer_within,
             "haste": haste,
-            "consumer": {"flush_interval": 0.05, **consumer},
+            "consumer": {"commit_interval": 0.05, **consumer},
         }
         self._child = None
 

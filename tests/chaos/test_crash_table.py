@@ -1,7 +1,7 @@
 """What a crash repeats, in each mode and at each step: the table of `docs/guarantees.md`, cell by cell.
 
 The consumer kills itself, at message 15 of pages of 10, which is in the second page: the first is committed, and
-`flush_interval` is so long that the second is at its end. Repeated is what is begun in the life after it although
+`commit_interval` is so long that the second is at its end. Repeated is what is begun in the life after it although
 it was begun in the life before; where effects and records are one transaction, what was begun was undone.
 """
 
@@ -51,7 +51,7 @@ def test_a_crash_repeats_exactly_the_messages_listed_in_the_table(bank, chance, 
         count=COUNT,
         by_message=True,
         feed={"page_size": PAGE, "read_ahead": False},
-        consumer={"flush_interval": 1000, "rate": None, **settings},
+        consumer={"commit_interval": 1000, "rate": None, **settings},
     )
     assert not bank.live(chance.choice(["asyncio", "trio"]), crash=(step, LAST))
     assert bank.live(chance.choice(["asyncio", "trio"]))
@@ -78,7 +78,7 @@ def lives(handled):
 
 def test_transactional_and_concurrency_are_refused_together_on_sqlite(tmp_path):
     """The one cell that is not there: SQLite has one transaction at a time."""
-    settings = {"concurrency": 2, "key": lambda message: int(message.id) % ACCOUNTS}
+    settings = {"concurrency": 2, "ordering_key": lambda message: int(message.id) % ACCOUNTS}
     store = SQLiteStore(tmp_path / "bank.db", transactional=True)
     with pytest.raises(ValueError, match="one transaction at a time"):
         Consumer(FakeFeed(), store=store, process=print, **settings)

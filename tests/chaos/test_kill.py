@@ -13,7 +13,7 @@ from tests.chaos.processes import GUARD, ConsumerProcess, Load, ServerProcess
 from tests.chaos.verdicts import beyond_g2, beyond_g3, beyond_g7, disordered, lost, redone, unrecorded
 from tests.support.forms import form
 
-FLUSH_INTERVAL = 0.05
+COMMIT_INTERVAL = 0.05
 RATE, BURST = 20, 20
 
 
@@ -32,7 +32,7 @@ class Arena:
             push=push,
             takes=takes,
             fork_server=fork_server,
-            flush_interval=FLUSH_INTERVAL,
+            commit_interval=COMMIT_INTERVAL,
             fallback_interval=0.5,
             degraded_interval=0.5,
             rate=RATE,
@@ -157,7 +157,7 @@ def report(arena, figures):
     assert len(ids) == arena.server.published
     assert lost(ids, handled) == []
     assert disordered(handled) == []
-    assert beyond_g7(handled, killed=killed, flush_interval=FLUSH_INTERVAL) == []
+    assert beyond_g7(handled, killed=killed, commit_interval=COMMIT_INTERVAL) == []
     assert beyond_g2(consumer.journal.fetches) == []
     assert beyond_g3(consumer.journal.fetches, rate=RATE, burst=BURST) == []
     assert unrecorded(arena.server.journal.read().asked, consumer.journal.fetches) == []

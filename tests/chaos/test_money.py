@@ -14,7 +14,7 @@ from tests.chaos.processes import Child
 from tests.chaos.verdicts import beyond_g7, beyond_g7_together, lost, redone
 from tests.support.forms import form
 
-FLUSH_INTERVAL = 0.02
+COMMIT_INTERVAL = 0.02
 
 KILLS = form(5, 100)
 
@@ -57,7 +57,7 @@ def world(handler, takes, *, by_message, count, marks=pytest.mark.long_form):
     ],
 )
 def test_each_transfer_is_done_exactly_once(bank, chance, figures, world):
-    consumer = {"flush_interval": FLUSH_INTERVAL, "batch_size": 20, "rate": None}
+    consumer = {"commit_interval": COMMIT_INTERVAL, "batch_size": 20, "rate": None}
     bank, count = bank(**world, consumer=consumer), world["count"]
     kill_again_and_again(bank, chance)
     done = [number for (number,) in bank.query("SELECT number FROM transfer ORDER BY rowid")]
@@ -72,7 +72,7 @@ def test_each_transfer_is_done_exactly_once(bank, chance, figures, world):
 
 def test_each_transfer_is_done_exactly_once_beside_another_program_that_writes(bank, chance, figures, tmp_path):
     count = form(300, 60_000)
-    consumer = {"flush_interval": FLUSH_INTERVAL, "rate": None}
+    consumer = {"commit_interval": COMMIT_INTERVAL, "rate": None}
     bank = bank(handler="Coroutine", takes=0.0005, by_message=True, count=count, consumer=consumer)
     with (tmp_path / "writer.log").open("ab") as log:
         writer = Child("chaos_writer", bank.database, log=log)
@@ -103,7 +103,7 @@ def test_a_killed_consumer_without_a_transaction_loses_no_message_and_repeats_fe
         takes=0.001,
         count=count,
         by_message=True,
-        consumer={"flush_interval": FLUSH_INTERVAL, "concurrency": concurrency, "rate": None},
+        consumer={"commit_interval": COMMIT_INTERVAL, "concurrency": concurrency, "rate": None},
     )
     kill_again_and_again(bank, chance)
     handled = bank.journal.read().handled
@@ -114,7 +114,7 @@ def test_a_killed_consumer_without_a_transaction_loses_no_message_and_repeats_fe
         f"{sum(again.values())} done again, at most {max(again.values())} after one kill"
     )
     assert lost(ids, handled) == []
-    excused = {"killed": bank.killed, "flush_interval": FLUSH_INTERVAL}
+    excused = {"killed": bank.killed, "commit_interval": COMMIT_INTERVAL}
     assert beyond_g7_together(handled, concurrency=concurrency, **excused) == []
     if concurrency == 1:
         assert beyond_g7(handled, **excused) == []

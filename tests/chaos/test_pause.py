@@ -94,7 +94,7 @@ def test_a_consumer_stopped_with_sigstop_catches_up_after_it_resumes(server, pro
         handled = consumer.journal.read().handled
         assert lost(ids, handled) == []
         assert disordered(handled) == []
-        assert beyond_g7(handled, killed=set(), flush_interval=0) == []
+        assert beyond_g7(handled, killed=set(), commit_interval=0) == []
         fetches += consumer.journal.fetches
     assert beyond_g2(fetches) == []
     assert beyond_g3(fetches, rate=RATE, burst=BURST) == []

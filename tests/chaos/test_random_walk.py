@@ -33,7 +33,7 @@ HASTE = 10.0
 """Delays after failures are so many times shorter than they are, else the walk would be spent in them."""
 
 RATE, BURST = 10, 5
-FLUSH_INTERVAL = 0.05
+COMMIT_INTERVAL = 0.05
 DELAY = 0.1
 """Seconds that the network holds back at most."""
 
@@ -63,7 +63,7 @@ class Walk:
             push=channels,
             takes=0.001,
             answer_within=1.0,
-            flush_interval=FLUSH_INTERVAL,
+            commit_interval=COMMIT_INTERVAL,
             fallback_interval=1.0,
             degraded_interval=0.5,
             rate=RATE,
@@ -229,7 +229,7 @@ def test_no_message_is_lost_through_a_random_sequence_of_faults(walk, figures):
     assert len(ids) == walk.server.published
     assert lost(ids, handled) == []
     assert disordered(handled) == []
-    assert beyond_g7(handled, killed=killed, flush_interval=FLUSH_INTERVAL) == []
+    assert beyond_g7(handled, killed=killed, commit_interval=COMMIT_INTERVAL) == []
     assert beyond_g2(fetches) == []
     assert beyond_g3(fetches, rate=RATE, burst=BURST) == []
     assert impatient(fetches) == []

@@ -86,7 +86,7 @@ def test_no_message_is_lost_when_the_server_is_killed_under_load_and_restarted(
         handled = consumer.journal.read().handled
         assert lost(ids, handled) == []
         assert disordered(handled) == []
-        assert beyond_g7(handled, killed=set(), flush_interval=0) == []
+        assert beyond_g7(handled, killed=set(), commit_interval=0) == []
         fetches += consumer.journal.fetches
         dialled += consumer.journal.dialled
     assert beyond_g2(fetches) == []

@@ -75,7 +75,7 @@ def test_redone_counts_repeated_messages_for_the_life_that_handled_them_first():
     ],
 )
 def test_g7_repetitions_within_the_limits_of_a_kill_are_accepted(handled):
-    assert beyond_g7(handled, killed={1, 2}, flush_interval=0.0501) == []
+    assert beyond_g7(handled, killed={1, 2}, commit_interval=0.0501) == []
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_g7_repetitions_within_the_limits_of_a_kill_are_accepted(handled):
     ],
 )
 def test_g7_repetitions_beyond_the_limits_of_a_kill_are_reported(handled, killed):
-    assert len(beyond_g7(handled, killed=killed, flush_interval=0.0501)) == 1
+    assert len(beyond_g7(handled, killed=killed, commit_interval=0.0501)) == 1
 
 
 def test_a_fetch_of_the_next_page_does_not_start_a_new_poll():
@@ -155,14 +155,14 @@ def test_a_reconnect_sooner_than_the_backoff_allows_is_reported():
     assert beyond_reconnect_policy([Dialled("c", at, "/push") for at in (0, 0, 31, 31)]) == []
 
 
-def test_g7_with_concurrency_only_repetitions_beyond_the_flush_interval_are_reported():
+def test_g7_with_concurrency_only_repetitions_beyond_the_commit_interval_are_reported():
     overlapping = [Handled(1, name, 0.0, 0.01 * place) for place, name in enumerate("abcdefgh", 1)]
     handled = [*overlapping, *life(2, *"abcdefgh")]
-    assert beyond_g7_together(handled, killed={1}, flush_interval=0.0501, concurrency=2) == []
-    assert len(beyond_g7_together(handled, killed={1}, flush_interval=0.0499, concurrency=2)) == 1
-    assert len(beyond_g7_together(handled, killed=set(), flush_interval=0.0501, concurrency=2)) == 1
+    assert beyond_g7_together(handled, killed={1}, commit_interval=0.0501, concurrency=2) == []
+    assert len(beyond_g7_together(handled, killed={1}, commit_interval=0.0499, concurrency=2)) == 1
+    assert len(beyond_g7_together(handled, killed=set(), commit_interval=0.0501, concurrency=2)) == 1
     unfinished = [Handled(1, "x", 0.0), *life(2, "x")]
-    assert beyond_g7_together(unfinished, killed={1}, flush_interval=0.0, concurrency=2) == []
+    assert beyond_g7_together(unfinished, killed={1}, commit_interval=0.0, concurrency=2) == []
 
 
 def test_a_consumer_journal_tells_finished_messages_from_messages_in_progress(tmp_path):

@@ -43,16 +43,17 @@ def redone(handled):
     return {life: sum(last_life[line.id] > life for line in lines) for life, lines in by_life(handled).items()}
 
 
-def beyond_g7(handled, *, killed, flush_interval):
+def beyond_g7(handled, *, killed, commit_interval):
     """What was done twice although no kill excuses it.
 
-    A kill costs what the killed life did since its last commit: the end of its lines. All of these but the one in
-    flight were handled within `flush_interval`, from when the first was entered to when the last but one was left.
+    A kill costs what the killed life did since its last commit: the end of its lines. All of these but the one
+    in flight were handled within `commit_interval`, from when the first was entered to when the last but one was
+    left.
 
     Args:
         handled: All lines.
         killed: The lives that were killed; all others said goodbye, which excuses nothing.
-        flush_interval: That of the consumer, in seconds.
+        commit_interval: That of the consumer, in seconds.
     """
     last_life = {line.id: line.life for line in handled}
     wrong = []
@@ -68,21 +69,21 @@ def beyond_g7(handled, *, killed, flush_interval):
         if len(again) < len(tail):
             wrong.append(f"life {life}: {tail[0].id} was done again, and not all that came after it")
         took = tail[-2].left - tail[0].entered if len(tail) > 1 else 0.0
-        if took > flush_interval:
-            wrong.append(f"life {life}: {len(tail)} done again, which took {took:.4f} s > {flush_interval}")
+        if took > commit_interval:
+            wrong.append(f"life {life}: {len(tail)} done again, which took {took:.4f} s > {commit_interval}")
     return wrong
 
 
-def beyond_g7_together(handled, *, killed, flush_interval, concurrency):
+def beyond_g7_together(handled, *, killed, commit_interval, concurrency):
     """As `beyond_g7`, for a consumer that has several messages in hand.
 
     A kill costs what the killed life ended since its last commit. All of it but those in hand when the commit was
-    due ended within `flush_interval`.
+    due ended within `commit_interval`.
 
     Args:
         handled: All lines.
         killed: The lives that were killed.
-        flush_interval: That of the consumer, in seconds.
+        commit_interval: That of the consumer, in seconds.
         concurrency: How many messages may be in hand.
     """
     last_life = {line.id: line.life for line in handled}
@@ -92,8 +93,8 @@ def beyond_g7_together(handled, *, killed, flush_interval, concurrency):
         if again and life not in killed:
             wrong.append(f"life {life} was not killed, and {len(again)} of its messages were done again")
         took = again[-1 - concurrency] - again[0] if len(again) > concurrency else 0.0
-        if took > flush_interval:
-            wrong.append(f"life {life}: {len(again)} done again, which took {took:.4f} s > {flush_interval}")
+        if took > commit_interval:
+            wrong.append(f"life {life}: {len(again)} done again, which took {took:.4f} s > {commit_interval}")
     return wrong
 
 

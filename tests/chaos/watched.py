@@ -40,11 +40,11 @@ class WatchedListener:
         self.told("pushed")
         self.channel.wake(push)
 
-    def poll(self):
-        self.channel.poll()
+    def request_poll(self):
+        self.channel.request_poll()
 
-    def registered(self, until, /):
-        self.channel.registered(until)
+    def subscribed(self, until, /):
+        self.channel.subscribed(until)
 
     @property
     def missed_in_a_row(self):
@@ -78,7 +78,7 @@ class WatchedFeed(HTTPFeed):
         self._began(fetch)
         try:
             page = await super().fetch(request)
-            fetch.next, fetch.failed = page.next, False
+            fetch.next, fetch.failed = page.next_page, False
         finally:
             fetch.ended = monotonic()
             if fetch.ended - fetch.at > self._timeout:

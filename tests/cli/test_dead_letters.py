@@ -11,7 +11,7 @@ import sys
 import anyio
 import pytest
 
-from push_to_poll_client import DeadLetter, Record, RecordState, SQLiteStore
+from push_to_poll_client import DeadLetter, Record, Settlement, SQLiteStore
 from push_to_poll_client.cli import _dead_letters
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.stores._sqlite.reader import find_dead_letters, read_dead_letters
@@ -23,7 +23,7 @@ from tests.support.forms import GUARD, form
 EVIL = "\x1b[2J\r\nERROR \x9b\u202e"
 TRACEBACK = f"Traceback (most recent call last):\n  here\nValueError: {EVIL}\n"
 GOOD = DeadLetter(
-    key="12:https://shop42",
+    dedupe_key="12:https://shop42",
     id="42",
     raw=b'{"id":"42"}',
     error="ValueError: no such account",
@@ -32,8 +32,10 @@ GOOD = DeadLetter(
     first_failed=1e9,
     last_failed=1e9 + 20,
 )
-BAD = DeadLetter(key=f"{EVIL}ö", id=EVIL, raw=b"\xff\n\x00", error=EVIL * 100, attempts=0, last_failed=1e300)
-HALF = DeadLetter(key="\ud800", id="\ud800", raw=b"", error="\ud800", marked=True)
+BAD = DeadLetter(
+    dedupe_key=f"{EVIL}ö", id=EVIL, raw=b"\xff\n\x00", error=EVIL * 100, attempts=0, last_failed=1e300
+)
+HALF = DeadLetter(dedupe_key="\ud800", id="\ud800", raw=b"", error="\ud800", retry_requested=True)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +56,7 @@ def keep(path, *letters, name="orders", **store):
 
     async def commit():
         session = await SQLiteStore(path, **store).claim(name, feed="feed")
-        dead = [Record(letter.key, RecordState.DEAD) for letter in letters]
+        dead = [Record(letter.dedupe_key, Settlement.DEAD_LETTERED) for letter in letters]
         await session.commit(cursor="c", records=dead, dead_letters=letters)
         await session.release()
 
@@ -120,7 +122,7 @@ def test_list_prints_a_table(state, capsys):
     assert lines == [
         "last failed (UTC)    attempts  marked  key                                       error",
         rf"1e+300                      0          '\u001b[2J\r\nERROR \u009b\u202eö'        {error}",
-        f"2001-09-09 01:47:00         5          {GOOD.key:<40}  ValueError: no such account",
+        f"2001-09-09 01:47:00         5          {GOOD.dedupe_key:<40}  ValueError: no such account",
         r"1970-01-01 00:00:00         1  yes     '\ud800'                                  " + "\ufffd",
     ]
     assert (code, err) == (Exit.DONE, [])
@@ -132,22 +134,22 @@ def test_list_with_json_prints_one_json_object_for_each_dead_letter(state, capsy
     assert code == Exit.DONE
     assert [json.loads(line) for line in lines] == [
         {
-            "key": BAD.key,
+            "dedupe_key": BAD.dedupe_key,
             "id": EVIL,
             "error": EVIL * 100,
             "attempts": 0,
             "first_failed": 0,
             "last_failed": 1e300,
-            "marked": False,
+            "retry_requested": False,
         },
         {
-            "key": "12:https://shop42",
+            "dedupe_key": "12:https://shop42",
             "id": "42",
             "error": "ValueError: no such account",
             "attempts": 5,
             "first_failed": 1e9,
             "last_failed": 1e9 + 20,
-            "marked": False,
+            "retry_requested": False,
         },
     ]
 
@@ -169,17 +171,17 @@ def test_list_and_export_succeed_without_any_dead_letter(state, capsys):
 
 
 def test_a_long_key_is_shortened_in_the_table_and_complete_in_json(state, capsys):
-    keep(state, DeadLetter(key="k" * 100_000, id="1", raw=b"", error=""))
+    keep(state, DeadLetter(dedupe_key="k" * 100_000, id="1", raw=b"", error=""))
     _, (_, line), _ = letters(capsys, state, "list")
     assert f"{'k' * 1000}...  " in line
     assert len(line) < 1100
     _, (line,), _ = letters(capsys, state, "list", "--json")
-    assert json.loads(line)["key"] == "k" * 100_000
+    assert json.loads(line)["dedupe_key"] == "k" * 100_000
 
 
 def test_show_prints_every_field_of_a_dead_letter(state, capsys):
     keep(state, GOOD, BAD, HALF)
-    assert letters(capsys, state, "show", GOOD.key) == (
+    assert letters(capsys, state, "show", GOOD.dedupe_key) == (
         Exit.DONE,
         [
             "key           12:https://shop42",
@@ -202,7 +204,7 @@ def test_show_prints_every_field_of_a_dead_letter(state, capsys):
     )
 
 
-@pytest.mark.parametrize("key", [BAD.key, r"\u001b[2J\r\nERROR \u009b\u202eö"])
+@pytest.mark.parametrize("key", [BAD.dedupe_key, r"\u001b[2J\r\nERROR \u009b\u202eö"])
 def test_show_accepts_a_key_as_stored_or_as_printed(state, capsys, key):
     keep(state, BAD, HALF)
     code, lines, _ = letters(capsys, state, "show", key)
@@ -219,12 +221,12 @@ def test_show_accepts_the_escaped_form_of_a_lone_surrogate_key(state, capsys):
     assert lines[6] == "marked        yes, the next run tries it again"
 
 
-@pytest.mark.parametrize("option", [("export",), ("show", GOOD.key, "--json")])
+@pytest.mark.parametrize("option", [("export",), ("show", GOOD.dedupe_key, "--json")])
 def test_export_and_show_with_json_print_every_field(state, capsys, option):
     keep(state, GOOD)
     _, (line,), _ = letters(capsys, state, *option)
     assert json.loads(line) == {
-        "key": "12:https://shop42",
+        "dedupe_key": "12:https://shop42",
         "id": "42",
         "raw": '{"id":"42"}',
         "error": "ValueError: no such account",
@@ -232,20 +234,20 @@ def test_export_and_show_with_json_print_every_field(state, capsys, option):
         "attempts": 5,
         "first_failed": 1e9,
         "last_failed": 1e9 + 20,
-        "marked": False,
+        "retry_requested": False,
     }
 
 
 def test_export_prints_all_dead_letters(state, capsys):
-    keep(state, *(DeadLetter(key=f"{number:04}", id="1", raw=b"", error="") for number in range(250)))
+    keep(state, *(DeadLetter(dedupe_key=f"{number:04}", id="1", raw=b"", error="") for number in range(250)))
     _, lines, _ = letters(capsys, state, "export")
-    assert [json.loads(line)["key"] for line in lines] == [f"{number:04}" for number in range(250)]
+    assert [json.loads(line)["dedupe_key"] for line in lines] == [f"{number:04}" for number in range(250)]
 
 
 @pytest.mark.slow
 def test_export_keeps_only_some_dead_letters_in_memory(state):
     size = form(4, 15) << 20
-    keep(state, *(DeadLetter(key=str(number), id="1", raw=b"x" * size, error="") for number in range(12)))
+    keep(state, *(DeadLetter(dedupe_key=str(number), id="1", raw=b"x" * size, error="") for number in range(12)))
     program = (
         "import re, sys\nfrom pathlib import Path\nfrom push_to_poll_client.cli import main\n"
         "from push_to_poll_client.stores import _retention\n"
@@ -267,20 +269,22 @@ def test_export_keeps_only_some_dead_letters_in_memory(state):
 
 def test_show_prints_a_large_entry_completely(state, capsys):
     raw = ("é\x1b" * (1 << 17)).encode()
-    keep(state, DeadLetter(key="1", id="1", raw=raw, error=""))
+    keep(state, DeadLetter(dedupe_key="1", id="1", raw=raw, error=""))
     _, lines, _ = letters(capsys, state, "show", "1")
     assert lines[-1] == r"é\u001b" * (1 << 17)
 
 
 def test_list_show_and_export_work_while_a_process_owns_the_store(owned, capsys):
     state, _ = owned
-    for action in (["list"], ["show", GOOD.key], ["show", GOOD.id], ["export"]):
+    for action in (["list"], ["show", GOOD.dedupe_key], ["show", GOOD.id], ["export"]):
         assert letters(capsys, state, *action)[0] == Exit.DONE
     assert typed("rewind", "--state", state, "--list") == Exit.DONE
 
 
 def test_a_closed_output_pipe_is_not_an_error(state):
-    keep(state, *(DeadLetter(key=str(number), id="1", raw=b"x" * 100_000, error="") for number in range(50)))
+    keep(
+        state, *(DeadLetter(dedupe_key=str(number), id="1", raw=b"x" * 100_000, error="") for number in range(50))
+    )
     with command_line.start("dead-letters", "--state", state, "export") as process:
         process.stdout.readline()
         process.stdout.close()
@@ -314,23 +318,23 @@ def test_a_full_disk_is_reported_in_one_sentence(state, monkeypatch, capsys, tmp
 @on_both
 def test_retry_marks_the_given_dead_letters(state, capsys):
     keep(state, GOOD, BAD, HALF)
-    assert letters(capsys, state, "retry", GOOD.key, GOOD.key) == (
+    assert letters(capsys, state, "retry", GOOD.dedupe_key, GOOD.dedupe_key) == (
         Exit.DONE,
         ["1 dead letter is marked; the next run tries it again"],
         [],
     )
-    assert [letter.marked for letter in kept(state)] == [False, True, True]
+    assert [letter.retry_requested for letter in kept(state)] == [False, True, True]
     assert kept(state)[1].raw == GOOD.raw
 
 
 @on_both
 def test_retry_all_marks_every_dead_letter(state, capsys):
-    keep(state, *(DeadLetter(key=f"{number:04}", id="1", raw=b"x", error="e") for number in range(250)))
+    keep(state, *(DeadLetter(dedupe_key=f"{number:04}", id="1", raw=b"x", error="e") for number in range(250)))
     assert letters(capsys, state, "retry", "--all")[:2] == (
         Exit.DONE,
         ["250 dead letters are marked; the next run tries them again"],
     )
-    assert all(letter.marked for letter in kept(state))
+    assert all(letter.retry_requested for letter in kept(state))
     keep(state, name="none")
     assert letters(capsys, state, "retry", "--all", "--name", "none")[1] == [
         "0 dead letters are marked; the next run tries them again"
@@ -340,14 +344,14 @@ def test_retry_all_marks_every_dead_letter(state, capsys):
 @on_both
 def test_drop_removes_dead_letters_and_records_them_as_skipped(state, capsys):
     keep(state, GOOD, BAD, HALF)
-    assert letters(capsys, state, "drop", GOOD.key, r"\ud800") == (
+    assert letters(capsys, state, "drop", GOOD.dedupe_key, r"\ud800") == (
         Exit.DONE,
         ["2 dead letters are gone, and will not be tried again"],
         [],
     )
-    assert [letter.key for letter in kept(state)] == [BAD.key]
+    assert [letter.dedupe_key for letter in kept(state)] == [BAD.dedupe_key]
     with sqlite3.connect(state) as file:
-        states = file.execute("SELECT state FROM push_to_poll_record WHERE key = ?", (GOOD.key,)).fetchall()
+        states = file.execute("SELECT state FROM push_to_poll_record WHERE key = ?", (GOOD.dedupe_key,)).fetchall()
     file.close()
     assert ("skipped",) in states
 
@@ -356,7 +360,7 @@ def test_drop_removes_dead_letters_and_records_them_as_skipped(state, capsys):
 def test_an_unknown_key_is_an_error_and_changes_nothing(state, capsys, action):
     keep(state, GOOD, HALF)
     before = kept(state)
-    code, lines, err = letters(capsys, state, action, GOOD.key, "canary")
+    code, lines, err = letters(capsys, state, action, GOOD.dedupe_key, "canary")
     assert (code, lines) == (Exit.USAGE, [])
     why = "no dead letter has key or id number 2 of those given; nothing was changed, and list shows all"
     assert err == [f"push-to-poll: {why}"]
@@ -364,33 +368,36 @@ def test_an_unknown_key_is_an_error_and_changes_nothing(state, capsys, action):
 
 
 @pytest.mark.parametrize(
-    ("typed_id", "key"), [("42", GOOD.key), (EVIL, BAD.key), (r"\u001b[2J\r\nERROR \u009b\u202e", BAD.key)]
+    ("typed_id", "key"),
+    [("42", GOOD.dedupe_key), (EVIL, BAD.dedupe_key), (r"\u001b[2J\r\nERROR \u009b\u202e", BAD.dedupe_key)],
 )
 def test_show_finds_a_dead_letter_by_the_id_of_its_message(state, capsys, typed_id, key):
     keep(state, GOOD, BAD, HALF)
     code, (line,), _ = letters(capsys, state, "show", typed_id, "--json")
-    assert (code, json.loads(line)["key"]) == (Exit.DONE, key)
+    assert (code, json.loads(line)["dedupe_key"]) == (Exit.DONE, key)
 
 
 def test_show_prefers_the_dead_letter_whose_key_was_given(state, capsys):
-    keep(state, GOOD, DeadLetter(key="42", id="other", raw=b"", error="e"))
+    keep(state, GOOD, DeadLetter(dedupe_key="42", id="other", raw=b"", error="e"))
     _, (line,), _ = letters(capsys, state, "show", "42", "--json")
     assert json.loads(line)["id"] == "other"
 
 
 def test_retry_and_drop_find_dead_letters_by_the_ids_of_their_messages(state, capsys):
     keep(state, GOOD, BAD, HALF)
-    code, lines, _ = letters(capsys, state, "retry", "42", GOOD.key)
+    code, lines, _ = letters(capsys, state, "retry", "42", GOOD.dedupe_key)
     assert (code, lines) == (Exit.DONE, ["1 dead letter is marked; the next run tries it again"])
-    assert [letter.marked for letter in kept(state)] == [False, True, True]
+    assert [letter.retry_requested for letter in kept(state)] == [False, True, True]
     code, lines, _ = letters(capsys, state, "drop", "42", r"\ud800")
     assert (code, lines) == (Exit.DONE, ["2 dead letters are gone, and will not be tried again"])
-    assert [letter.key for letter in kept(state)] == [BAD.key]
+    assert [letter.dedupe_key for letter in kept(state)] == [BAD.dedupe_key]
 
 
 @pytest.mark.parametrize("action", ["show", "retry", "drop"])
 def test_an_id_of_several_dead_letters_is_an_error_that_names_their_keys(state, capsys, action):
-    keep(state, *(DeadLetter(key=f"{number} of\n1", id="1", raw=b"", error="e") for number in range(7)), HALF)
+    keep(
+        state, *(DeadLetter(dedupe_key=f"{number} of\n1", id="1", raw=b"", error="e") for number in range(7)), HALF
+    )
     before = kept(state)
     code, lines, err = letters(capsys, state, action, "1")
     assert (code, lines) == (Exit.USAGE, [])
@@ -407,15 +414,15 @@ def test_a_dead_letter_that_a_consumer_settles_meanwhile_is_not_found(state, cap
 
     def find_and_let_a_consumer_run(*arguments):
         found = find(*arguments)
-        process(state, GOOD.key)
+        process(state, GOOD.dedupe_key)
         return found
 
     monkeypatch.setattr(_dead_letters, "find_dead_letters", find_and_let_a_consumer_run)
-    code, _, err = letters(capsys, state, action, GOOD.key)
+    code, _, err = letters(capsys, state, action, GOOD.dedupe_key)
     assert code == Exit.USAGE
     assert "no dead letter has key or id number 1" in err[0]
     with sqlite3.connect(state) as file:
-        states = file.execute("SELECT state FROM push_to_poll_record WHERE key = ?", (GOOD.key,)).fetchall()
+        states = file.execute("SELECT state FROM push_to_poll_record WHERE key = ?", (GOOD.dedupe_key,)).fetchall()
     file.close()
     assert ("skipped",) not in states
 
@@ -433,16 +440,16 @@ def test_retry_takes_keys_or_all(state, capsys, arguments):
 @pytest.mark.parametrize(
     ("action", "instead"),
     [
-        (["dead-letters", "--state", "{}", "retry", GOOD.key], "dead_letters.retry()"),
+        (["dead-letters", "--state", "{}", "retry", GOOD.dedupe_key], "dead_letters.retry()"),
         (["dead-letters", "--state", "{}", "retry", "--all"], "dead_letters.retry()"),
-        (["dead-letters", "--state", "{}", "drop", GOOD.key], "dead_letters.drop()"),
+        (["dead-letters", "--state", "{}", "drop", GOOD.dedupe_key], "dead_letters.drop()"),
         (["rewind", "--state", "{}", "--to", "inception"], "rewind()"),
     ],
 )
 def test_retry_drop_and_rewind_refuse_a_store_owned_by_a_process(owned, capsys, action, instead):
     state, process = owned
     before = kept(state)
-    assert [(letter.key, letter.marked) for letter in before] == [(GOOD.key, False)]
+    assert [(letter.dedupe_key, letter.retry_requested) for letter in before] == [(GOOD.dedupe_key, False)]
     code = typed(*(word.format(state) for word in action))
     out, err = capsys.readouterr()
     assert (code, out) == (Exit.STATE, "")
@@ -468,12 +475,14 @@ def test_retry_and_drop_do_not_delete_old_records(state, capsys):
         session = await store.claim("orders", feed="feed")
         for number in range(5):
             await session.commit(cursor=str(number), records=[Record(f"{number}-{one}") for one in range(3000)])
-        await session.commit(cursor="c", records=[Record(GOOD.key, RecordState.DEAD)], dead_letters=[GOOD])
+        await session.commit(
+            cursor="c", records=[Record(GOOD.dedupe_key, Settlement.DEAD_LETTERED)], dead_letters=[GOOD]
+        )
         await session.release()
 
     anyio.run(commit)
     assert letters(capsys, state, "retry", "--all")[0] == Exit.DONE
-    assert letters(capsys, state, "drop", GOOD.key)[0] == Exit.DONE
+    assert letters(capsys, state, "drop", GOOD.dedupe_key)[0] == Exit.DONE
     typed("status", "--state", state, "--json")
     assert json.loads(capsys.readouterr().out)["consumers"][0]["records"] >= 15_001
 
@@ -486,7 +495,7 @@ def test_commands_work_on_a_database_shared_with_an_application(state, capsys):
     file.close()
     keep(state, GOOD, transactional=True)
     assert letters(capsys, state, "list")[0] == Exit.DONE
-    assert letters(capsys, state, "drop", GOOD.key)[0] == Exit.DONE
+    assert letters(capsys, state, "drop", GOOD.dedupe_key)[0] == Exit.DONE
     assert typed("rewind", "--state", state, "--to", "inception") == Exit.DONE
 
 
@@ -495,7 +504,7 @@ def test_commands_work_on_a_database_shared_with_an_application(state, capsys):
 
 def test_name_is_required_when_the_file_has_several_consumers(state, capsys):
     for number in range(7):
-        keep(state, DeadLetter(key=f"k{number}", id="1", raw=b"", error=""), name=f"{number}{EVIL}")
+        keep(state, DeadLetter(dedupe_key=f"k{number}", id="1", raw=b"", error=""), name=f"{number}{EVIL}")
     code, lines, (sentence,) = letters(capsys, state, "list")
     assert (code, lines) == (Exit.USAGE, [])
     assert sentence.startswith(r"push-to-poll: --name is missing; the file has '0\x1b[2J\r\nERROR \x9b\u202e', '1")
@@ -603,7 +612,7 @@ def test_a_dead_letter_marked_by_retry_is_processed_by_the_next_run(tmp_path, st
         assert "is a dead letter now: CommandFailed" in err
         (line,) = run("dead-letters", "--state", state, "list", "--json")[1].splitlines()
         assert json.loads(line)["id"].endswith("2")
-        assert run("dead-letters", "--state", state, "retry", json.loads(line)["key"])[0] == Exit.DONE
+        assert run("dead-letters", "--state", state, "retry", json.loads(line)["dedupe_key"])[0] == Exit.DONE
         program.write_text("print('done')")
         assert run(*tail) == (Exit.DONE, "done\n", "")
         assert run("dead-letters", "--state", state, "list")[1] == "no dead letters\n"

@@ -37,7 +37,7 @@ def line(id, entered, pid=KILLED, published=0.0):
 
 
 def beyond(*lines):
-    return figures.beyond_g7(lines, killed=KILLED, flush_interval=0.05)
+    return figures.beyond_g7(lines, killed=KILLED, commit_interval=0.05)
 
 
 def test_handler_file_reads_only_complete_lines(tmp_path):
@@ -58,7 +58,7 @@ def test_a_message_that_was_processed_once_is_not_counted_as_repeated():
     assert beyond(line("a", 1), line("b", 2)) == set()
 
 
-def test_messages_of_the_last_flush_interval_before_a_kill_may_be_repeated():
+def test_messages_of_the_last_commit_interval_before_a_kill_may_be_repeated():
     lines = [line("a", 1.0), line("b", 1.04), line("a", 2, NEXT), line("b", 2, NEXT)]
     assert figures.processed_twice(lines) == {"a", "b"}
     assert beyond(*lines) == set()

@@ -52,7 +52,7 @@ def cursor(path, name, feed):
     async def read():
         session = await SQLiteStore(path).claim(name, feed=feed)
         await session.release()
-        return session.cursor, session.size
+        return session.cursor, session.record_count
 
     return anyio.run(read)
 

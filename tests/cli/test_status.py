@@ -26,7 +26,7 @@ def state(tmp_path, monkeypatch):
         store = SQLiteStore(path, clock=lambda: 1e9)
         fresh = await store.claim("fresh\x1b[2J", feed="https://shop.example/orders")
         busy = await store.claim("busy", feed="feed")
-        letter = DeadLetter(key="0", id="0", raw=b"raw", error="broken")
+        letter = DeadLetter(dedupe_key="0", id="0", raw=b"raw", error="broken")
         records = [Record(str(number)) for number in range(2000)]
         state = {
             "attempts": '{"1":[1,0.0],"2":[3,0.0,5.0,1.0]}',
@@ -86,7 +86,7 @@ def test_status_with_json_prints_one_json_object(state, capsys):
         "failing": 2,
         "gap": "the \x1b of 7",
         "gap_at": 1e9 + 1,
-        "token": 1,
+        "fencing_token": 1,
         "age": 3601.0,
     }
     fresh = {
@@ -98,7 +98,7 @@ def test_status_with_json_prints_one_json_object(state, capsys):
         "failing": 0,
         "gap": None,
         "gap_at": None,
-        "token": 1,
+        "fencing_token": 1,
     }
     assert json.loads(out) == {
         "file": str(state),

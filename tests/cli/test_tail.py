@@ -170,7 +170,7 @@ def test_on_failure_skip_skips_an_unreadable_event(server, tail):
     server.publish(2)
     code, lines, err = tail(server.url, "--once", "--on-failure", "skip")
     assert (code, len(lines)) == (Exit.DONE, 4)
-    assert "failed at attempt 1 and is skipped: UndecodableMessage" in err
+    assert "failed at attempt 1 and is skipped: DecodeError" in err
 
 
 def test_on_failure_dead_letter_keeps_an_unreadable_event_as_a_dead_letter(server, tail, tmp_path):
@@ -179,7 +179,7 @@ def test_on_failure_dead_letter_keeps_an_unreadable_event_as_a_dead_letter(serve
     server.publish(2)
     code, lines, err = tail(server.url, "--once", "--on-failure", "dead-letter", "--state", state)
     assert (code, len(lines)) == (Exit.DONE, 4)
-    assert "failed at attempt 1 and is a dead letter now: UndecodableMessage" in err
+    assert "failed at attempt 1 and is a dead letter now: DecodeError" in err
     (letter,) = read_dead_letters(state, server.url)
     assert letter.attempts == 0
     assert tail(server.url, "--once", "--state", state)[:2] == (Exit.DONE, [])
@@ -233,7 +233,7 @@ def failing(state, name, delay):
 
     async def fail():
         session = await SQLiteStore(state).claim(name, feed=name)
-        (key,) = (message.key for message in await first_messages(name))
+        (key,) = (message.dedupe_key for message in await first_messages(name))
         attempts = msgspec.json.encode({key: [1, time.time(), time.time() + delay, delay]}).decode()
         await session.commit(cursor=None, records=[], state={"attempts": attempts})
         await session.release()
@@ -374,7 +374,7 @@ def test_once_reads_all_pages_of_a_feed_that_asks_for_retry_after(tail, monkeypa
 
 
 def test_every_error_has_its_exit_code():
-    assert exit_code_for(Throttled("wait", until=0.0)) is Exit.FEED
+    assert exit_code_for(Throttled("wait", until=0.0, retry_after=0.0)) is Exit.FEED
     assert exit_code_for(StoreBusy("taken")) is Exit.STATE
     assert exit_code_for(ListenerError("gone")) is Exit.PUSH
     assert exit_code_for(PushToPollError("?")) is Exit.BUG

@@ -21,7 +21,7 @@ import pytest
 
 from push_to_poll_client.cli import _webhook
 from push_to_poll_client.cli._output import Exit
-from push_to_poll_client.listeners.verifiers import anybody
+from push_to_poll_client.listeners.verifiers import no_verification
 from push_to_poll_client.listeners.webhook import WebhookListener
 from push_to_poll_client.testing import serve_in_thread
 from tests.support.command_line import said, start, typed
@@ -377,7 +377,7 @@ async def test_the_webhook_server_closes_its_socket_when_the_task_beside_it_ends
         async with httpx.AsyncClient(timeout=GUARD) as client:
             answers.append(await client.get(f"http://127.0.0.1:{listening.getsockname()[1]}/"))
 
-    await _webhook.serve_in_background(WebhookListener(anybody()), listening, follow)
+    await _webhook.serve_in_background(WebhookListener(no_verification()), listening, follow)
     assert answers[0].status_code == 405
     assert listening.fileno() == -1
 
@@ -410,7 +410,7 @@ async def test_a_connection_that_the_system_refuses_is_logged_once_and_accepted_
             answer = await client.post(f"http://127.0.0.1:{listening.getsockname()[1]}/")
             assert answer.status_code == 200
 
-    await _webhook.serve_in_background(WebhookListener(anybody()), listening, follow)
+    await _webhook.serve_in_background(WebhookListener(no_verification()), listening, follow)
     assert listening.left == 0
     assert [record.getMessage() for record in caplog.records] == [
         "webhook: cannot accept a connection: OSError: [Errno 24] Too many open files"

@@ -10,6 +10,7 @@ from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 from push_to_poll_client import (
     Consumer,
     DeadLetterMessage,
+    DecodeError,
     FeedError,
     MemoryStore,
     Message,
@@ -18,7 +19,6 @@ from push_to_poll_client import (
     RetryMessage,
     SkipMessage,
     StopConsumer,
-    UndecodableMessage,
 )
 from push_to_poll_client.testing import FakeFeed
 from tests.support.consumers import polls_on
@@ -129,7 +129,7 @@ async def test_a_batch_spans_messages_that_were_processed_earlier_out_of_order()
 
 async def test_an_unreadable_message_is_not_in_a_batch_and_is_settled_in_feed_order():
     feed = feed_of("a b")
-    feed.publish("torn", error=UndecodableMessage("no JSON"))
+    feed.publish("torn", error=DecodeError("no JSON"))
     feed.publish("c", "d")
     batches = Batches(feed, on_failure="dead_letter")
     async with batches:
@@ -227,7 +227,7 @@ async def test_a_failing_message_with_a_long_retry_delay_ends_the_poll_and_is_re
     retry = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(60))
     batches = Batches(feed, poison={"3": ValueError()}, retry=retry)
     async with batches:
-        assert (await batches.poll_now()).postponed == pytest.approx(60)
+        assert (await batches.poll_now()).retry_in == pytest.approx(60)
         assert batches.processed == ["1", "2"]
         batches.poison.clear()
         before = len(batches.calls)
@@ -240,7 +240,7 @@ async def test_a_batch_that_raises_retry_message_with_a_long_delay_is_not_split(
     poison = {"5": RetryMessage("429", after=60)}
     batches = Batches(feed, poison=poison)
     async with batches:
-        assert (await batches.poll_now()).postponed == pytest.approx(60)
+        assert (await batches.poll_now()).retry_in == pytest.approx(60)
         assert batches.sizes == [8]
         batches.poison.clear()
         await batches.poll_now(timeout=None)
@@ -425,7 +425,7 @@ async def test_only_processed_messages_are_recorded_while_others_are_held():
             await super().process_batch(messages)
             saved.append((self.status().cursor, self.ledger.recorded))
 
-    batches = Watched(feed, batch_size=7, batch_wait=100.0, flush_interval=0)
+    batches = Watched(feed, batch_size=7, batch_wait=100.0, commit_interval=0)
     async with batches:
         await batches.poll_now()
     assert batches.sizes == [7, 7, 7, 7, 2]
@@ -436,7 +436,7 @@ async def test_only_processed_messages_are_recorded_while_others_are_held():
 async def test_a_page_cursor_is_not_saved_while_messages_of_the_page_are_held():
     feed = following(latency=1.0, cursors="page")
     feed.publish(30)
-    batches = Batches(feed, batch_size=14, batch_wait=100.0, flush_interval=0)
+    batches = Batches(feed, batch_size=14, batch_wait=100.0, commit_interval=0)
     async with batches:
         await batches.poll_now()
     assert batches.sizes == [14, 14, 2]
@@ -448,7 +448,7 @@ async def test_a_message_repeated_by_the_feed_while_it_is_held_is_processed_once
     feed = FakeFeed(read_ahead=True, latency=1.0)
     names = ids(range(10))
     feed.answer(
-        Page([Message(name) for name in names], cursor="c1", next="c1"),
+        Page([Message(name) for name in names], cursor="c1", next_page="c1"),
         Page([Message(name) for name in [*names, "new"]], cursor="c2"),
     )
     batches = Batches(feed, batch_size=50, batch_wait=100.0)
@@ -485,7 +485,7 @@ async def test_messages_left_by_a_slow_batch_may_be_postponed_by_retry_message()
     poison = {"10": RetryMessage("429", after=60)}
     batches = Batches(feed, batch_size=8, takes=3.0, batch_wait=100.0, max_poll_time=2.5, poison=poison)
     async with batches:
-        assert (await batches.poll_now()).postponed == pytest.approx(60)
+        assert (await batches.poll_now()).retry_in == pytest.approx(60)
         assert batches.ledger.recorded == ids(range(1, 9))
         batches.poison.clear()
         while not (await batches.poll_now(timeout=None)).caught_up:
@@ -496,7 +496,12 @@ async def test_messages_left_by_a_slow_batch_may_be_postponed_by_retry_message()
 async def test_held_messages_are_settled_when_the_page_chain_loops():
     feed = FakeFeed(read_ahead=True, latency=1.0)
     first, second = [[Message(name) for name in ids(range(n, n + 10))] for n in (0, 10)]
-    feed.answer(Page(first, next="x"), Page(second, next="y"), Page(first, next="x"), Page(second, next="y"))
+    feed.answer(
+        Page(first, next_page="x"),
+        Page(second, next_page="y"),
+        Page(first, next_page="x"),
+        Page(second, next_page="y"),
+    )
     batches = Batches(feed, batch_size=50, batch_wait=100.0)
     result = await batches.poll_now()
     assert (batches.processed, result.duplicates) == (ids(range(20)), 10)
@@ -524,7 +529,7 @@ async def test_held_messages_at_max_poll_time_may_be_postponed_by_retry_message(
     batches = Waits(feed, batch_size=50, batch_wait=100.0, max_poll_time=2.5)
     async with batches:
         result = await batches.poll_now()
-        assert (result.messages, result.postponed) == (0, pytest.approx(100))
+        assert (result.messages, result.retry_in) == (0, pytest.approx(100))
         assert batches.status().cursor is None
 
 
@@ -582,7 +587,7 @@ async def test_a_failing_message_in_a_batch_of_several_pages_holds_the_messages_
     retry = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(60))
     batches = Batches(feed, batch_size=15, batch_wait=100.0, retry=retry, poison={"13": ValueError()})
     async with batches:
-        assert (await batches.poll_now()).postponed == pytest.approx(60)
+        assert (await batches.poll_now()).retry_in == pytest.approx(60)
         assert batches.processed == batches.ledger.recorded == ids(range(1, 13))
         batches.poison.clear()
         with pytest.raises(TimeoutError), anyio.fail_after(500):
@@ -597,7 +602,7 @@ async def test_a_failing_message_in_a_batch_of_several_pages_holds_the_messages_
 @pytest.mark.parametrize("concurrency", [2, 4])
 async def test_batches_of_different_keys_run_concurrently(concurrency):
     feed = feed_of(" ".join(f"k{n}x" for n in range(40)))
-    batches = Batches(feed, takes=1.0, batch_size=5, concurrency=concurrency, key=lane)
+    batches = Batches(feed, takes=1.0, batch_size=5, concurrency=concurrency, ordering_key=lane)
     async with batches:
         began = anyio.current_time()
         await batches.poll_now()
@@ -609,7 +614,7 @@ async def test_batches_of_different_keys_run_concurrently(concurrency):
 async def test_messages_of_a_key_are_processed_in_feed_order_across_batches():
     names = [f"{'abc'[n % 3]}{n // 3 + 1}" for n in range(30)]
     feed = feed_of(" ".join(names))
-    batches = Batches(feed, takes=1.0, batch_size=4, concurrency=3, key=lane)
+    batches = Batches(feed, takes=1.0, batch_size=4, concurrency=3, ordering_key=lane)
     await batches.poll_now()
     for key in "abc":
         assert [name for call in batches.calls for name in call if name[0] == key] == [
@@ -621,7 +626,7 @@ async def test_messages_of_a_key_are_processed_in_feed_order_across_batches():
 async def test_the_end_of_a_batch_with_two_keys_starts_a_batch_for_each_key():
     """A batch frees several keys, and others had nothing to do."""
     feed = feed_of("a1 b1 a2 a3 b2 b3")
-    batches = Batches(feed, takes=1.0, batch_size=2, concurrency=2, key=lane)
+    batches = Batches(feed, takes=1.0, batch_size=2, concurrency=2, ordering_key=lane)
     await batches.poll_now()
     assert [sorted(call) for call in batches.calls[:1]] == [["a1", "b1"]]
     assert sorted(batches.calls[1:]) == [["a2", "a3"], ["b2", "b3"]]
@@ -631,9 +636,11 @@ async def test_the_end_of_a_batch_with_two_keys_starts_a_batch_for_each_key():
 async def test_a_postponed_message_holds_only_the_messages_of_its_own_key():
     feed = feed_of("a1 b1 c1 a2 b2 c2 a3 c3")
     retry = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(60))
-    batches = Batches(feed, batch_size=6, concurrency=2, key=lane, retry=retry, poison={"b1": ValueError()})
+    batches = Batches(
+        feed, batch_size=6, concurrency=2, ordering_key=lane, retry=retry, poison={"b1": ValueError()}
+    )
     async with batches:
-        assert (await batches.poll_now()).postponed == pytest.approx(60)
+        assert (await batches.poll_now()).retry_in == pytest.approx(60)
         assert sorted(batches.processed) == ["a1", "a2", "a3", "c1", "c2", "c3"]
         assert batches.status().cursor == feed.after(1)
         batches.poison.clear()
@@ -644,12 +651,12 @@ async def test_a_postponed_message_holds_only_the_messages_of_its_own_key():
 
 async def test_messages_after_a_postponed_batch_wait_if_they_share_one_of_its_keys():
     feed = feed_of("a1 b1")
-    feed.publish("torn", error=UndecodableMessage("no JSON"))
+    feed.publish("torn", error=DecodeError("no JSON"))
     feed.publish("b2", "c1")
     poison = {"b1": RetryMessage("429", after=60)}
-    batches = Batches(feed, concurrency=2, key=lane, on_failure="skip", poison=poison)
+    batches = Batches(feed, concurrency=2, ordering_key=lane, on_failure="skip", poison=poison)
     async with batches:
-        assert (await batches.poll_now()).postponed == pytest.approx(60)
+        assert (await batches.poll_now()).retry_in == pytest.approx(60)
         assert batches.calls == [["a1", "b1"], ["c1"]]
         batches.poison.clear()
         await batches.poll_now(timeout=None)
@@ -663,22 +670,22 @@ async def test_postponed_is_the_shorter_delay_of_two_failing_messages_of_a_batch
 
     poison = {"a1": ValueError(), "b1": ValueError()}
     feed = feed_of("a1 b1 c1")
-    batches = Batches(feed, concurrency=2, key=lane, retry=AsyncRetrying(wait=wait), poison=poison)
-    assert (await batches.poll_now()).postponed == pytest.approx(30)
+    batches = Batches(feed, concurrency=2, ordering_key=lane, retry=AsyncRetrying(wait=wait), poison=poison)
+    assert (await batches.poll_now()).retry_in == pytest.approx(30)
     assert batches.processed == ["c1"]
 
 
 async def test_a_postponed_batch_of_several_keys_is_called_once():
     feed = feed_of("a1 b1 c1 d1")
-    batches = Batches(feed, concurrency=2, key=lane, poison={"c1": RetryMessage(after=60)})
-    assert (await batches.poll_now()).postponed == pytest.approx(60)
+    batches = Batches(feed, concurrency=2, ordering_key=lane, poison={"c1": RetryMessage(after=60)})
+    assert (await batches.poll_now()).retry_in == pytest.approx(60)
     assert batches.sizes == [4]
 
 
 async def test_concurrent_batches_are_filled_from_several_pages():
     feed = following(latency=1.0)
     feed.publish(60)
-    batches = Batches(feed, takes=0.1, batch_size=25, batch_wait=100.0, concurrency=4, key=lambda m: m.id)
+    batches = Batches(feed, takes=0.1, batch_size=25, batch_wait=100.0, concurrency=4, ordering_key=lambda m: m.id)
     async with batches:
         await batches.poll_now()
     assert sorted(batches.sizes) == [10, 25, 25]

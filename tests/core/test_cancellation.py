@@ -16,8 +16,8 @@ import pytest
 from tenacity import AsyncRetrying, retry_if_not_exception_type, stop_after_attempt
 
 from push_to_poll_client import (
-    ChainRestart,
     Consumer,
+    DecodeError,
     FeedError,
     FeedGone,
     ListenerError,
@@ -25,12 +25,12 @@ from push_to_poll_client import (
     Message,
     Mode,
     Page,
+    PagesChanged,
     ProcessError,
     Push,
     SQLiteStore,
     StoreError,
     Throttled,
-    UndecodableMessage,
 )
 from push_to_poll_client._validation import describe
 from push_to_poll_client.testing import FakeFeed, ManualListener, virtual_time
@@ -271,7 +271,7 @@ def test_the_rate_limit_holds_across_event_loops():
 async def test_retry_after_of_a_chain_restart_is_respected(running):
     feed = FakeFeed(page_size=1, cursors="chain")
     feed.publish(2)
-    feed.answer(None, ChainRestart("changed", retry_after=30))
+    feed.answer(None, PagesChanged("changed", retry_after=30))
     consumer = running(Log(feed))
     await consumer.until(2)
     assert times(feed)[2] - times(feed)[1] >= 30
@@ -329,7 +329,7 @@ async def test_the_retry_of_a_failed_poll_for_a_wake_is_still_fresh(running):
     feed.fail(FeedError("down"))
     consumer.wake()
     await feed.asked(3)
-    assert [asked.request.fresh for asked in feed.requests] == [False, True, True]
+    assert [asked.request.bypass_cache for asked in feed.requests] == [False, True, True]
 
 
 # Retry
@@ -367,7 +367,7 @@ async def test_a_message_that_is_undecodable_at_a_later_attempt_is_not_retried_a
 
     async def process(message):
         attempts.append(message.id)
-        raise ValueError if len(attempts) == 1 else UndecodableMessage("torn")
+        raise ValueError if len(attempts) == 1 else DecodeError("torn")
 
     feed = FakeFeed()
     feed.publish(1)
@@ -530,7 +530,7 @@ def test_a_consumer_whose_event_loop_was_thrown_away_claims_its_name_again(backe
     feed.publish(1)
     assert anyio.run(consumer.poll_now, backend=second).messages == 1
     assert consumer.processed == ["1", "2", "3"]
-    assert not consumer.status().owner
+    assert not consumer.status().is_owner
     assert "the event loop ended while the consumer was in use" in caplog.text
 
 
@@ -560,7 +560,7 @@ def test_the_end_of_asyncio_run_cuts_the_message_in_hand_and_keeps_what_was_sett
             go_on.wait(GUARD)
 
     handler = process_in_a_thread if plain else process
-    consumer = Consumer(feed, store=store, process=handler, flush_interval=1000, listeners=[ManualListener()])
+    consumer = Consumer(feed, store=store, process=handler, commit_interval=1000, listeners=[ManualListener()])
 
     async def main():
         task = asyncio.create_task(consumer.run())
@@ -569,7 +569,7 @@ def test_the_end_of_asyncio_run_cuts_the_message_in_hand_and_keeps_what_was_sett
 
     asyncio.run(main())
     go_on.set()
-    assert not consumer.status().owner
+    assert not consumer.status().is_owner
     assert caplog.text.count("cancelled while message '3' was in hand: it will be done again") == 1
     in_hand.clear()
     anyio.run(Consumer(feed, store=store, process=lambda message: done.append(message.id)).poll_now)
@@ -640,7 +640,7 @@ def test_run_begins_again_after_its_asyncio_loop_was_closed_under_it(kind, tmp_p
 
     asyncio.run(again())
     assert consumer.processed == ["1", "2", "3"]
-    assert not consumer.status().owner
+    assert not consumer.status().is_owner
 
 
 async def test_another_event_loop_is_refused_while_the_first_one_claims():
@@ -665,7 +665,7 @@ async def test_another_event_loop_is_refused_while_the_first_one_claims():
         Page([{"id": "1"}]),
         Page(iter([Message("1")])),
         Page(cursor=7),
-        Page(next=b"7"),
+        Page(next_page=b"7"),
         Page(retry_after="30"),
         Page(retry_after=float("nan")),
         Page(poll_within="2"),
@@ -688,7 +688,7 @@ async def test_an_empty_string_is_a_valid_cursor():
     class Feed:
         async def fetch(self, request):
             asked.append(request.cursor)
-            return Page([Message(str(len(asked)))], next="" if request.cursor is None else None)
+            return Page([Message(str(len(asked)))], next_page="" if request.cursor is None else None)
 
     async with Log(Feed(), takes=2, max_poll_time=1) as consumer:
         await consumer.poll_now()

@@ -82,7 +82,7 @@ async def test_catch_up_waits_for_a_message_that_is_to_be_tried_again():
     result = await Consumer(feed, store=MemoryStore(), process=process, retry=retry).catch_up()
     assert attempts == ["1", "2", "2", "3"]
     assert 600 <= anyio.current_time() - began < 700
-    assert (result.messages, result.caught_up, result.postponed) == (3, True, None)
+    assert (result.messages, result.caught_up, result.retry_in) == (3, True, None)
 
 
 async def test_catch_up_waits_as_long_as_the_server_asks():
@@ -124,7 +124,7 @@ class Circle:
         await anyio.sleep(1)
         place = int(request.cursor or 0) % self.pages
         messages = [Message(f"m{place}")] if self.messages else []
-        return Page(messages, next=str(place + 1))
+        return Page(messages, next_page=str(place + 1))
 
 
 @pytest.mark.parametrize("messages", [True, False])
@@ -216,7 +216,7 @@ async def test_catch_up_joins_the_polls_of_run_and_counts_each_of_them():
         result = await consumer.catch_up()
         assert (result.messages, result.pages, result.caught_up) == (200, 200, True)
         assert consumer.processed == [str(number) for number in range(1, 201)], "never two polls at a time"
-        assert consumer.status().owner, "run() keeps the name"
+        assert consumer.status().is_owner, "run() keeps the name"
         consumer.stop()
 
 

@@ -96,7 +96,7 @@ async def test_listener_state_and_rewinds_wait_for_the_end_of_the_poll(running):
     consumer = running(Log(feed, listeners=[keeps], takes=10))
     channel = await keeps.there()
     feed.publish(2)
-    channel.poll()
+    channel.request_poll()
 
     async def wait_for(call):
         await call()
@@ -159,8 +159,8 @@ async def test_status_shows_the_time_until_which_a_listener_is_registered(runnin
     consumer = running(Log(FakeFeed(), listeners=[keeps]))
     channel = await keeps.there()
     for until in 1000.0, math.inf, None:
-        channel.registered(until)
-        assert consumer.status().listeners[0].registered_until == until
+        channel.subscribed(until)
+        assert consumer.status().listeners[0].subscribed_until == until
 
 
 async def test_a_poll_requested_by_a_listener_is_not_counted_as_a_push(running):
@@ -170,7 +170,7 @@ async def test_a_poll_requested_by_a_listener_is_not_counted_as_a_push(running):
     await feed.asked(1)
     await anyio.sleep(1)
     before = len(feed.requests)
-    channel.poll()
+    channel.request_poll()
     await feed.asked(before + 1)
     await anyio.sleep(5)
     assert len(feed.requests) == before + 1  # a push that promised something would be asked for again

@@ -11,13 +11,13 @@ from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 from push_to_poll_client import (
     Consumer,
     DeadLetterMessage,
+    DecodeError,
     MemoryStore,
     Mode,
     ProcessError,
     RetryMessage,
     SkipMessage,
     StopConsumer,
-    UndecodableMessage,
 )
 from push_to_poll_client.testing import FakeFeed
 from tests.support.consumers import Log
@@ -79,7 +79,7 @@ async def test_keys_of_any_hashable_type_are_told_apart():
     keys = [None, 1, "1", (1,), 1.5, frozenset("a"), b"1", object()]
     feed = FakeFeed()
     feed.publish(*map(str, range(len(keys))))
-    async with Many(feed, takes=1.0, key=lambda message: keys[int(message.id)], concurrency=16) as many:
+    async with Many(feed, takes=1.0, ordering_key=lambda message: keys[int(message.id)], concurrency=16) as many:
         await many.poll_now()
     assert many.most == len(keys)
 
@@ -91,14 +91,17 @@ async def test_a_message_whose_key_function_fails_is_dead_lettered_alone(key):
     feed = feed_of("a1 bad b1")
     store = Ledger()
     consumer = Many(
-        feed, store=store, key=lambda one: key(one) if one.id == "bad" else one.id, on_failure="dead_letter"
+        feed,
+        store=store,
+        ordering_key=lambda one: key(one) if one.id == "bad" else one.id,
+        on_failure="dead_letter",
     )
     async with consumer:
         await consumer.poll_now()
         (letter,) = await consumer.dead_letters.list()
     assert sorted(consumer.processed) == ["a1", "b1"]
     assert store.states == {"a1": "processed", "bad": "dead", "b1": "processed"}
-    assert letter.error.startswith("UndecodableMessage: key= failed for message 'bad': ")
+    assert letter.error.startswith("DecodeError: ordering_key= failed for message 'bad': ")
     assert ("ZeroDivisionError" in letter.error) or ("unhashable" in letter.error)
 
 
@@ -108,7 +111,7 @@ async def test_messages_whose_key_function_fails_do_not_wait_for_each_other():
         return "skip"
 
     feed = feed_of("bad1 none1 bad2")
-    many = Many(feed, takes=7.0, key=lambda one: 1 / 0 if "bad" in one.id else None, on_failure=decide)
+    many = Many(feed, takes=7.0, ordering_key=lambda one: 1 / 0 if "bad" in one.id else None, on_failure=decide)
     async with many:
         began = anyio.current_time()
         assert (await many.poll_now()).messages == 3
@@ -119,22 +122,24 @@ async def test_an_unreadable_message_fails_with_its_own_error_and_key_is_not_cal
     asked = []
     feed = FakeFeed()
     feed.publish("a1")
-    feed.publish("torn", error=UndecodableMessage("no JSON"))
+    feed.publish("torn", error=DecodeError("no JSON"))
     feed.publish("b1")
-    consumer = Many(feed, key=lambda message: asked.append(message.id) or lane(message), on_failure="dead_letter")
+    consumer = Many(
+        feed, ordering_key=lambda message: asked.append(message.id) or lane(message), on_failure="dead_letter"
+    )
     async with consumer:
         await consumer.poll_now()
         (letter,) = await consumer.dead_letters.list()
     assert (sorted(consumer.processed), asked) == (["a1", "b1"], ["a1", "b1"])
-    assert letter.error == "UndecodableMessage: no JSON"
+    assert letter.error == "DecodeError: no JSON"
 
 
 async def test_an_undecodable_message_error_raised_by_key_stops_the_consumer():
     def key(message):
-        raise UndecodableMessage("the bytes end in the middle")
+        raise DecodeError("the bytes end in the middle")
 
-    consumer = Many(feed_of("a1"), key=key)
-    with pytest.raises(ProcessError, match="stops the consumer: UndecodableMessage: the bytes end in the middle"):
+    consumer = Many(feed_of("a1"), ordering_key=key)
+    with pytest.raises(ProcessError, match="stops the consumer: DecodeError: the bytes end in the middle"):
         await consumer.poll_now()
 
 
@@ -175,7 +180,7 @@ async def test_only_unfinished_messages_are_processed_again_after_a_crash():
 
 @pytest.mark.parametrize(("takes", "flush", "commit"), [(0.01, 0.05, 0.0), (0.01, 0.05, 0.3), (1.0, 0.05, 0.0)])
 @pytest.mark.parametrize("concurrency", [4, 16])
-async def test_g7_a_crash_repeats_at_most_the_flush_interval_and_the_messages_in_progress(
+async def test_g7_a_crash_repeats_at_most_the_commit_interval_and_the_messages_in_progress(
     takes, flush, commit, concurrency
 ):
     """In the time of the flush interval each of the lanes does its share."""
@@ -189,7 +194,7 @@ async def test_g7_a_crash_repeats_at_most_the_flush_interval_and_the_messages_in
             uncommitted.append(len(self.processed) - len(store.recorded))
 
     times = {name: takes * (1 + n % 3) for n, name in enumerate(names)}
-    settings = {"flush_interval": flush, "concurrency": concurrency, "max_poll_time": 1e6}
+    settings = {"commit_interval": flush, "concurrency": concurrency, "max_poll_time": 1e6}
     async with Watched(feed, store=store, times=times, **settings) as many:
         await many.poll_now()
     assert len(store.recorded) == 400
@@ -231,11 +236,11 @@ async def test_several_postponed_messages_are_each_retried_when_their_own_delay_
     many = Many(feed, errors=errors, retry=AsyncRetrying(wait=wait))
     async with many:
         began = anyio.current_time()
-        assert (await many.poll_now()).postponed == pytest.approx(100)
+        assert (await many.poll_now()).retry_in == pytest.approx(100)
         for name, at in (("b1", 100), ("c1", 300), ("a1", 500)):
             result = await many.poll_now(timeout=None)
             assert (many.processed[-1], anyio.current_time() - began) == (name, pytest.approx(at))
-        assert (result.postponed, result.caught_up) == (None, True)
+        assert (result.retry_in, result.caught_up) == (None, True)
     assert many.processed == ["d1", "b1", "c1", "a1"]
 
 
@@ -244,7 +249,7 @@ async def test_a_short_retry_delay_holds_its_own_key_while_other_keys_continue()
     feed = feed_of("a1 a2 b1 b2 b3 b4")
     async with Many(feed, takes=0.1, errors={"a1": [ValueError()]}, retry=retry) as many:
         result = await many.poll_now()
-    assert (result.caught_up, result.postponed) == (True, None)
+    assert (result.caught_up, result.retry_in) == (True, None)
     assert many.processed == ["b1", "b2", "b3", "b4", "a1", "a2"]
 
 
@@ -380,7 +385,7 @@ async def test_a_cancelled_poll_leaves_finished_messages_recorded():
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_finished_messages_are_recorded_when_asyncio_cancels_every_task():
     feed, store = feed_of("a1 b1 c1 d1"), Ledger()
-    many, others = Many(feed, store=store, times={"b1": 1e9}, flush_interval=1e9), asyncio.all_tasks()
+    many, others = Many(feed, store=store, times={"b1": 1e9}, commit_interval=1e9), asyncio.all_tasks()
     running = asyncio.ensure_future(many.run())
     await many.until(3)
     for task in asyncio.all_tasks() - others:
@@ -420,7 +425,7 @@ async def test_system_exit_in_a_handler_is_raised_unchanged_after_other_handlers
 
 async def test_a_failed_commit_is_raised_after_running_handlers_finish(monkeypatch):
     feed, store = feed_of("a1 b1 c1 d1 e1 f1"), Ledger()
-    many = Many(feed, store=store, times={"a1": 1.0, "b1": 2.0, "c1": 3.0, "d1": 4.0}, flush_interval=0)
+    many = Many(feed, store=store, times={"a1": 1.0, "b1": 2.0, "c1": 3.0, "d1": 4.0}, commit_interval=0)
     async with many:
         commit = many._parts.session.commit
 
@@ -451,7 +456,7 @@ async def test_poll_now_inside_a_concurrent_handler_is_a_runtime_error():
             await consumer.poll_now()
         refused.append(message.id)
 
-    consumer = Consumer(feed_of("a1 b1"), store=MemoryStore(), process=process, concurrency=2, key=lane)
+    consumer = Consumer(feed_of("a1 b1"), store=MemoryStore(), process=process, concurrency=2, ordering_key=lane)
     await consumer.poll_now()
     assert sorted(refused) == ["a1", "b1"]
 
@@ -469,7 +474,9 @@ async def test_plain_functions_run_in_as_many_threads_as_concurrency(concurrency
         together.wait(timeout=GUARD)
 
     feed = feed_of(" ".join(f"k{n}x" for n in range(concurrency * 2)), page_size=1_000)
-    consumer = Consumer(feed, store=MemoryStore(), process=process, concurrency=concurrency, key=lambda m: m.id)
+    consumer = Consumer(
+        feed, store=MemoryStore(), process=process, concurrency=concurrency, ordering_key=lambda m: m.id
+    )
     assert (await consumer.poll_now()).messages == concurrency * 2
 
 
@@ -485,7 +492,7 @@ async def test_plain_functions_of_one_key_run_one_after_the_other():
 
     done = threading.Event()
     feed = feed_of(" ".join(mixed(40, "abc")))
-    consumer = Consumer(feed, store=MemoryStore(), process=process, concurrency=4, key=lane)
+    consumer = Consumer(feed, store=MemoryStore(), process=process, concurrency=4, ordering_key=lane)
     assert (await consumer.poll_now()).messages == 40
     assert set(most) == {1}
 
@@ -496,13 +503,17 @@ async def test_plain_functions_of_one_key_run_one_after_the_other():
 @pytest.mark.parametrize(
     ("settings", "error", "why"),
     [
-        ({"concurrency": 4}, ValueError, "concurrency=4 needs key="),
+        ({"concurrency": 4}, ValueError, "concurrency=4 needs ordering_key="),
         ({"concurrency": 0}, ValueError, "concurrency must be at least 1, not 0"),
-        ({"concurrency": -2, "key": lane}, ValueError, "concurrency must be at least 1, not -2"),
-        ({"concurrency": True, "key": lane}, TypeError, "concurrency must be a whole number, not True"),
-        ({"concurrency": 1.5, "key": lane}, TypeError, "concurrency must be a whole number, not 1.5"),
-        ({"concurrency": "4", "key": lane}, TypeError, "concurrency must be a whole number, not '4'"),
-        ({"concurrency": 4, "key": "subject"}, TypeError, "key must be a function of a message or None"),
+        ({"concurrency": -2, "ordering_key": lane}, ValueError, "concurrency must be at least 1, not -2"),
+        ({"concurrency": True, "ordering_key": lane}, TypeError, "concurrency must be a whole number, not True"),
+        ({"concurrency": 1.5, "ordering_key": lane}, TypeError, "concurrency must be a whole number, not 1.5"),
+        ({"concurrency": "4", "ordering_key": lane}, TypeError, "concurrency must be a whole number, not '4'"),
+        (
+            {"concurrency": 4, "ordering_key": "subject"},
+            TypeError,
+            "ordering_key must be a function of a message or None",
+        ),
     ],
 )
 def test_invalid_concurrency_settings_are_refused_at_construction(settings, error, why):
@@ -512,7 +523,7 @@ def test_invalid_concurrency_settings_are_refused_at_construction(settings, erro
 
 async def test_key_without_concurrency_processes_messages_in_feed_order():
     feed = feed_of("a1 b1 a2")
-    consumer = Log(feed, key=lane, takes=1.0)
+    consumer = Log(feed, ordering_key=lane, takes=1.0)
     await consumer.poll_now()
     assert consumer.processed == ["a1", "b1", "a2"]
 

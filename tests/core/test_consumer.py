@@ -23,6 +23,7 @@ from push_to_poll_client import (
     Consumer,
     CursorExpired,
     DeadLetterMessage,
+    DecodeError,
     FeedError,
     FeedGone,
     FeedRefused,
@@ -42,7 +43,6 @@ from push_to_poll_client import (
     StoreMismatch,
     StoreUnavailable,
     Throttled,
-    UndecodableMessage,
 )
 from push_to_poll_client.testing._fake_feed import FakeFeed
 from push_to_poll_client.testing._manual_listener import ManualListener
@@ -98,7 +98,7 @@ async def test_process_and_process_batch_of_the_base_class_raise_not_implemented
         ({"wake_delay": None}, TypeError, "wake_delay must be a number, not None"),
         ({"wake_delay": 100}, ValueError, "shorter than wake_delay"),
         ({"max_poll_time": 0}, ValueError, "max_poll_time"),
-        ({"flush_interval": float("inf")}, ValueError, "flush_interval"),
+        ({"commit_interval": float("inf")}, ValueError, "commit_interval"),
         ({"shutdown_timeout": -1}, ValueError, "shutdown_timeout"),
         ({"rate": 0.01}, ValueError, "asks for more polls than rate=0.01"),
         ({"retry": 3}, TypeError, "retry must be a tenacity.AsyncRetrying or None"),
@@ -199,7 +199,7 @@ async def test_a_message_with_undecodable_data_is_not_retried():
 
         @property
         def data(self):
-            raise UndecodableMessage("torn")
+            raise DecodeError("torn")
 
     attempts = []
 
@@ -234,9 +234,9 @@ async def test_a_message_that_succeeds_after_three_failures_is_settled(caplog, v
     consumer = consumer_of(feed, failing(3))
     result = await consumer.poll_now()
     assert (result.messages, result.caught_up) == (0, False), "the second failure waits longer than a poll does"
-    assert 1 < result.postponed <= 1.5
+    assert 1 < result.retry_in <= 1.5
     while not (result := await consumer.poll_now()).caught_up:  # noqa: ASYNC110  # it says for how long
-        await anyio.sleep(result.postponed)
+        await anyio.sleep(result.retry_in)
     assert result == PollResult(messages=2, duplicates=0, pages=1, caught_up=True)
     assert [record.levelno for record in caplog.records if "attempt" in record.getMessage()] == [
         logging.WARNING
@@ -282,7 +282,7 @@ async def test_the_messages_before_a_failed_one_are_committed_before_the_retry_w
     feed, store = FakeFeed(), MemoryStore()
     feed.publish("a", "b", "c")
     async with (
-        FailsAtC(feed, store=store, flush_interval=1000, retry=AsyncRetrying(wait=wait_fixed(0.9))) as consumer,
+        FailsAtC(feed, store=store, commit_interval=1000, retry=AsyncRetrying(wait=wait_fixed(0.9))) as consumer,
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(consumer.poll_now)
@@ -339,7 +339,7 @@ def gives_up_on(*, dead_letters, skips):
     return process
 
 
-@pytest.mark.parametrize("settings", [{}, {"concurrency": 3, "key": lambda message: message.id}])
+@pytest.mark.parametrize("settings", [{}, {"concurrency": 3, "ordering_key": lambda message: message.id}])
 async def test_poll_now_counts_dead_lettered_and_skipped_messages(settings):
     feed = FakeFeed(page_size=2)
     feed.publish(6)
@@ -435,11 +435,11 @@ async def test_async_with_keeps_ownership_of_the_name_until_it_exits():
     async with Log(feed, store=store) as consumer:
         await consumer.poll_now()
         await consumer.poll_now()
-        assert consumer.status().owner
+        assert consumer.status().is_owner
         assert feed.closed == 0
         with pytest.raises(StoreBusy):
             await Log(feed, store=store).poll_now()
-    assert not consumer.status().owner
+    assert not consumer.status().is_owner
     assert feed.closed == 1
 
 
@@ -567,7 +567,7 @@ async def test_poll_now_and_wakes_are_served_within_bounded_time_during_a_long_b
 
 async def test_any_exception_raised_by_fetch_is_a_failed_poll():
     feed = FakeFeed()
-    for error in (ConnectionError("reset"), UndecodableMessage("not for a fetch to raise")):
+    for error in (ConnectionError("reset"), DecodeError("not for a fetch to raise")):
         feed.fail(error)
         with pytest.raises(FeedError, match=rf"FakeFeed.fetch\(\) raised {type(error).__name__}"):
             await Log(feed).poll_now()
@@ -595,12 +595,12 @@ class Text(str):
         (Message(5), r"a message whose id is of type int; it must be a str: convert it, as with str\(\)"),
         (Message(None), "a message whose id is of type NoneType"),
         (Message(Text("5")), "a message whose id is of type Text"),
-        (Message("5", key=5), "a message whose key is of type int"),
-        (Message(5, key="5"), "a message whose id is of type int"),
+        (Message("5", dedupe_key=5), "a message whose dedupe_key is of type int"),
+        (Message(5, dedupe_key="5"), "a message whose id is of type int"),
         (Message(""), "a message whose id is empty"),
-        (Message("5", key=""), "a message whose key is empty; two such messages would be taken for one"),
+        (Message("5", dedupe_key=""), "a message whose dedupe_key is empty; two such messages would be"),
         (Message("5" * 4097), "a message whose id has 4097 characters, of 4096 at most; make it shorter"),
-        (Message("5", key="5" * 4097), "a message whose key has 4097 characters"),
+        (Message("5", dedupe_key="5" * 4097), "a message whose dedupe_key has 4097 characters"),
     ],
     ids=["int", "None", "Text", "key int", "id int", "empty", "key empty", "long", "key long"],
 )
@@ -758,13 +758,13 @@ async def test_a_chain_that_restarts_for_ever_is_a_failed_poll():
     feed = FakeFeed(page_size=2, cursors="chain")
     feed.publish(6)
     feed.restart_chain(1000)
-    with pytest.raises(FeedError, match="started again 3 times in one poll: ChainRestart"):
+    with pytest.raises(FeedError, match="started again 3 times in one poll: PagesChanged"):
         await Log(feed).poll_now()
 
 
 async def test_a_page_without_new_messages_and_without_a_new_cursor_ends_the_poll():
     feed = FakeFeed()
-    again = Page([Message("1")], cursor="1", next="1")
+    again = Page([Message("1")], cursor="1", next_page="1")
     feed.answer(again, again, again)
     assert (await Log(feed).poll_now()).pages == 2
 
@@ -773,7 +773,7 @@ async def test_a_cycle_of_pages_ends_the_poll():
     class Circle:
         async def fetch(self, request):
             place = int(request.cursor or 0)
-            return Page([Message(str(place))], next=str((place + 1) % 7))
+            return Page([Message(str(place))], next_page=str((place + 1) % 7))
 
     result = await consumer_of(Circle()).poll_now()
     assert result.messages == 7
@@ -855,7 +855,7 @@ async def test_a_refused_hint_is_not_merged_into_the_hint_of_a_later_wake(runnin
     consumer.wake(Push(topics=("orders",)))
     await feed.asked(3)
     asked = feed.requests[2].request
-    assert (asked.hint, asked.fresh) == (Push(topics=("orders",)), True)
+    assert (asked.hint, asked.bypass_cache) == (Push(topics=("orders",)), True)
 
 
 async def test_a_hint_is_dropped_after_two_failed_polls_and_its_wake_still_polls(running):
@@ -877,7 +877,7 @@ async def test_a_hint_is_dropped_after_two_failed_polls_and_its_wake_still_polls
     await consumer.until(1)
     hints = [asked.request.hint for asked in feed.requests[1:4]]
     assert hints == [Push(cursor="forged"), Push(cursor="forged"), None]
-    assert feed.requests[3].request.fresh
+    assert feed.requests[3].request.bypass_cache
 
 
 async def test_a_wake_polls_again_without_its_hint_after_the_feed_refused_the_hint(running):
@@ -889,7 +889,7 @@ async def test_a_wake_polls_again_without_its_hint_after_the_feed_refused_the_hi
     consumer.wake(Push(cursor="forged"))
     await feed.asked(3)
     asked = feed.requests[2].request
-    assert (asked.hint, asked.fresh) == (None, True)
+    assert (asked.hint, asked.bypass_cache) == (None, True)
 
 
 async def test_a_hint_that_arrives_during_a_failing_poll_is_merged_with_the_hint_of_that_poll(running):
@@ -913,7 +913,7 @@ async def test_a_request_is_fresh_after_a_push_and_not_after_the_fallback_interv
     await anyio.sleep(1)
     listener.push()
     await anyio.sleep(200)
-    fresh = [asked.request.fresh for asked in feed.requests]
+    fresh = [asked.request.bypass_cache for asked in feed.requests]
     assert fresh[1] is True
     assert fresh[-1] is False
 
@@ -1189,7 +1189,7 @@ async def test_a_stop_leaves_the_remaining_messages_of_the_page_unprocessed():
 async def test_a_cancelled_poll_now_commits_the_messages_it_processed():
     feed, store = FakeFeed(), MemoryStore()
     feed.publish(3)
-    consumer = Log(feed, store=store, takes=2.0, flush_interval=100)
+    consumer = Log(feed, store=store, takes=2.0, commit_interval=100)
     with anyio.move_on_after(3):
         await consumer.poll_now()
     again = Log(feed, store=store)
@@ -1264,7 +1264,7 @@ async def test_status_shows_a_lossy_push_channel_and_its_missed_pushes(running):
         feed.publish(1)
     await anyio.sleep(61)
     status = consumer.status()
-    assert status.lossy
+    assert status.losing_pushes
     assert status.counters.missed_pushes >= 2
 
 
@@ -1288,7 +1288,7 @@ async def test_status_shows_cursor_mode_listeners_counters_and_lag(running):
     status = consumer.status()
     assert status.cursor == feed.newest
     assert status.mode is Mode.IDLE
-    assert status.token == 1
+    assert status.fencing_token == 1
     assert [(one.name, one.up) for one in status.listeners] == [("push", False), ("push #2", False)]
     assert status.listeners[0].last_error == "OSError: reset by�peer"
     assert status.listeners[0].pushes == 1
@@ -1313,7 +1313,7 @@ async def test_status_of_a_closed_consumer_shows_what_it_had_saved(stores, tmp_p
     await consumer.poll_now()
     status = consumer.status()
     assert (status.cursor, status.records, status.dead_letters) == (feed.newest, 3, 1)
-    assert (status.mode, status.owner, status.token) == (Mode.STOPPED, False, None)
+    assert (status.mode, status.is_owner, status.fencing_token) == (Mode.STOPPED, False, None)
     await consumer.dead_letters.drop("2")
     await consumer.rewind(feed.after(1))
     status = consumer.status()
@@ -1339,7 +1339,7 @@ def test_status_shows_what_was_saved_before_the_event_loop_was_lost():
     with pytest.raises(StoreError, match="gone"):
         anyio.run(consumer.poll_now)
     status = consumer.status()
-    assert (status.cursor, status.records, status.owner) == (feed.newest, 3, False)
+    assert (status.cursor, status.records, status.is_owner) == (feed.newest, 3, False)
 
 
 async def test_a_failed_poll_is_logged_once_with_the_delay_until_the_next_one(running, caplog):

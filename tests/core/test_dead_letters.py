@@ -15,15 +15,15 @@ from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 from push_to_poll_client import (
     CloudEvent,
     DeadLetter,
-    Fate,
+    FailureAction,
     Hooks,
     HTTPFeed,
     MemoryStore,
     Message,
     ProcessError,
     Record,
-    RecordState,
-    Retried,
+    RetryResult,
+    Settlement,
     SkipMessage,
     SQLiteStore,
     StoreBusy,
@@ -72,14 +72,14 @@ async def state_of(store, key):
     unseen = await session.unseen([key])
     letter = await session.dead_letter(key)
     await session.release()
-    return None if unseen else (RecordState.DEAD if letter else "settled")
+    return None if unseen else (Settlement.DEAD_LETTERED if letter else "settled")
 
 
 async def mark(consumer, *keys):
     """As the command line does while no process owns the store."""
     session = await consumer._store.claim("fake-feed", feed="fake-feed")
     letters = [await session.dead_letter(key) for key in keys]
-    marked = [msgspec.structs.replace(letter, marked=True) for letter in letters]
+    marked = [msgspec.structs.replace(letter, retry_requested=True) for letter in letters]
     await session.commit(cursor=None, records=[], dead_letters=marked)
     await session.release()
 
@@ -89,10 +89,10 @@ async def mark(consumer, *keys):
 
 async def test_list_and_get_work_on_a_stopped_consumer_and_release_its_name():
     consumer = await dead("b", "a")
-    assert [letter.key for letter in await consumer.dead_letters.list()] == ["a", "b"]
+    assert [letter.dedupe_key for letter in await consumer.dead_letters.list()] == ["a", "b"]
     letter = await consumer.dead_letters.get("a")
     assert (letter.id, letter.raw, letter.error) == ("a", b'{"n":1}', "ValueError: no such customer: a")
-    assert not consumer.status().owner, "each call gives the name back"
+    assert not consumer.status().is_owner, "each call gives the name back"
 
 
 async def test_list_and_retry_work_on_a_running_consumer_after_its_current_poll(running):
@@ -102,13 +102,13 @@ async def test_list_and_retry_work_on_a_running_consumer_after_its_current_poll(
     await feed.asked(1)
     began = anyio.current_time()
     await anyio.sleep(1)
-    assert [letter.key for letter in await consumer.dead_letters.list()] == ["bad"]
+    assert [letter.dedupe_key for letter in await consumer.dead_letters.list()] == ["bad"]
     assert anyio.current_time() - began == 3.0, "it waits for the poll that runs"
     consumer.failing.clear()
-    assert await consumer.dead_letters.retry("bad") == Retried(processed=1, failed=0)
+    assert await consumer.dead_letters.retry("bad") == RetryResult(processed=1, failed=0)
     assert consumer.processed == ["next", "bad"]
     assert consumer.status().dead_letters == 0
-    assert consumer.status().owner
+    assert consumer.status().is_owner
 
 
 async def test_a_key_without_a_dead_letter_is_a_lookup_error():
@@ -123,11 +123,11 @@ async def test_list_returns_100_dead_letters_at_a_time_and_export_and_retry_cove
     names = [f"{n:03}" for n in range(250)]
     consumer = await dead(*names)
     first = await consumer.dead_letters.list()
-    assert [letter.key for letter in first] == names[:100]
-    assert [letter.key for letter in await consumer.dead_letters.list(after=first[-1])] == names[100:200]
-    assert [json.loads(line)["key"] async for line in consumer.dead_letters.export()] == names
+    assert [letter.dedupe_key for letter in first] == names[:100]
+    assert [letter.dedupe_key for letter in await consumer.dead_letters.list(after=first[-1])] == names[100:200]
+    assert [json.loads(line)["dedupe_key"] async for line in consumer.dead_letters.export()] == names
     consumer.failing.clear()
-    assert await consumer.dead_letters.retry() == Retried(250, 0)
+    assert await consumer.dead_letters.retry() == RetryResult(250, 0)
     assert consumer.processed == names
 
 
@@ -140,15 +140,17 @@ async def test_async_for_yields_all_dead_letters_and_each_may_be_dropped_in_the_
         if claimed:
             await stack.enter_async_context(consumer)
         letters = consumer.dead_letters
-        assert [letter.key async for letter in letters] == names
+        assert [letter.dedupe_key async for letter in letters] == names
         assert [letter.id async for letter in letters] == names, "each loop begins with the first one"
         seen = []
         async for letter in letters:
-            seen.append(letter.key)
-            if letter.key in {"007", "099"}:  # the last one of a page too
-                await letters.drop(letter.key)
+            seen.append(letter.dedupe_key)
+            if letter.dedupe_key in {"007", "099"}:  # the last one of a page too
+                await letters.drop(letter.dedupe_key)
         assert seen == names
-        assert [letter.key async for letter in letters] == [name for name in names if name not in {"007", "099"}]
+        assert [letter.dedupe_key async for letter in letters] == [
+            name for name in names if name not in {"007", "099"}
+        ]
 
 
 async def test_polls_run_between_two_pages_of_an_async_for(running):
@@ -198,7 +200,7 @@ async def test_a_dead_letters_call_inside_process_is_a_runtime_error(call):
     consumer._feed.publish("new")
     await nested.poll_now()
     assert nested.processed == ["new"]
-    assert await nested.dead_letters.retry("a") == Retried(1, 0), "also while a dead letter is tried again"
+    assert await nested.dead_letters.retry("a") == RetryResult(1, 0), "also while a dead letter is tried again"
 
 
 # Try again
@@ -208,12 +210,12 @@ async def test_a_dead_letters_call_inside_process_is_a_runtime_error(call):
 @pytest.mark.parametrize("make", [MemoryStore, lambda: None], ids=["memory", "file"])
 async def test_a_retried_dead_letter_is_processed_once_and_then_removed(make, tmp_path):
     consumer = await dead("a", "b", store=make() or SQLiteStore(tmp_path / "x.db"))
-    assert await state_of(consumer._store, "a") is RecordState.DEAD
+    assert await state_of(consumer._store, "a") is Settlement.DEAD_LETTERED
     consumer.failing.clear()
-    assert await consumer.dead_letters.retry("a") == Retried(processed=1, failed=0)
+    assert await consumer.dead_letters.retry("a") == RetryResult(processed=1, failed=0)
     assert (consumer.processed, consumer.data) == (["a"], [{"n": 1}])
     assert await state_of(consumer._store, "a") == "settled"
-    assert [letter.key for letter in await consumer.dead_letters.list()] == ["b"]
+    assert [letter.dedupe_key for letter in await consumer.dead_letters.list()] == ["b"]
     consumer._feed.publish("a", "b")
     result = await consumer.poll_now()
     assert (result.messages, result.duplicates) == (0, 2), "it is not processed again when the feed repeats it"
@@ -227,14 +229,14 @@ async def test_a_failed_retry_updates_the_dead_letter_and_keeps_the_time_of_the_
     await anyio.sleep(100)
     consumer.failing = {"a"}
     consumer.attempts.clear()
-    assert await consumer.dead_letters.retry("a") == Retried(processed=0, failed=1)
+    assert await consumer.dead_letters.retry("a") == RetryResult(processed=0, failed=1)
     assert consumer.attempts == ["a"], "once, whatever retry= says"
     after = await consumer.dead_letters.get("a")
     assert after.attempts == 4
     assert after.first_failed == before.first_failed
     assert after.last_failed == pytest.approx(before.last_failed + 100)
     assert "no such customer" in after.traceback
-    assert await state_of(consumer._store, "a") is RecordState.DEAD
+    assert await state_of(consumer._store, "a") is Settlement.DEAD_LETTERED
 
 
 async def test_a_retry_of_all_continues_after_dead_letters_that_fail_or_are_gone():
@@ -248,8 +250,8 @@ async def test_a_retry_of_all_continues_after_dead_letters_that_fail_or_are_gone
         await process(message)
 
     consumer._open_session.options = replace(consumer._options, handler=drops_c)
-    assert await consumer.dead_letters.retry() == Retried(processed=1, failed=1)
-    assert [letter.key for letter in await consumer.dead_letters.list()] == ["b"]
+    assert await consumer.dead_letters.retry() == RetryResult(processed=1, failed=1)
+    assert [letter.dedupe_key for letter in await consumer.dead_letters.list()] == ["b"]
 
 
 async def test_a_retry_of_all_and_a_drop_of_many_each_claim_the_name_once(monkeypatch):
@@ -288,7 +290,7 @@ async def test_a_skip_message_from_the_handler_is_a_failed_retry():
         raise SkipMessage("not ours")
 
     consumer._open_session.options = replace(consumer._options, handler=process)
-    assert await consumer.dead_letters.retry("a") == Retried(0, 1)
+    assert await consumer.dead_letters.retry("a") == RetryResult(0, 1)
     assert (await consumer.dead_letters.get("a")).error == "SkipMessage: not ours"
 
 
@@ -327,7 +329,7 @@ async def test_the_message_of_a_dropped_dead_letter_is_skipped_when_it_is_repeat
     assert await consumer.dead_letters.drop("a", "b") == 2
     assert await consumer.dead_letters.list() == []
     records = consumer._store._progress["fake-feed"].records.values()
-    assert {record.state for record in records} == {RecordState.SKIPPED}
+    assert {record.state for record in records} == {Settlement.SKIPPED}
     consumer.failing.clear()
     consumer._feed.publish("a", "b", "c")
     await consumer.poll_now()
@@ -353,7 +355,7 @@ async def test_marked_dead_letters_are_retried_once_before_new_messages_of_the_n
     await consumer.until(2)
     await anyio.sleep(200)
     assert consumer.attempts == ["a", "b", "new"], "before what is new"
-    assert [(one.key, one.marked, one.attempts) for one in await consumer.dead_letters.list()] == [
+    assert [(one.dedupe_key, one.retry_requested, one.attempts) for one in await consumer.dead_letters.list()] == [
         ("b", False, 2),
         ("c", False, 1),
     ]
@@ -363,7 +365,7 @@ async def test_poll_now_retries_a_marked_dead_letter_and_get_does_not():
     consumer = await dead("a")
     consumer.failing.clear()
     await mark(consumer, "a")
-    assert (await consumer.dead_letters.get("a")).marked
+    assert (await consumer.dead_letters.get("a")).retry_requested
     assert consumer.attempts == []
     assert (await consumer.poll_now()).messages == 0, "it is nothing that the feed brought"
     assert consumer.processed == ["a"]
@@ -386,7 +388,7 @@ async def test_the_next_poll_retries_the_remaining_marked_dead_letters_after_a_s
             await consumer.poll_now()
         await consumer.poll_now(timeout=None)
         assert consumer.attempts == ["a", "b"]
-        assert [one.marked for one in await consumer.dead_letters.list()] == [False, False]
+        assert [one.retry_requested for one in await consumer.dead_letters.list()] == [False, False]
 
 
 @pytest.mark.parametrize("how", ["stop", "cancel"])
@@ -400,7 +402,7 @@ async def test_a_stop_or_cancel_finishes_the_current_retry_and_leaves_the_other_
         await anyio.sleep(7)
         consumer.stop() if how == "stop" else tasks.cancel_scope.cancel()
     assert consumer.processed == ["a", "b"]
-    assert [(one.key, one.marked) for one in await consumer.dead_letters.list()] == [("c", True)]
+    assert [(one.dedupe_key, one.retry_requested) for one in await consumer.dead_letters.list()] == [("c", True)]
 
 
 async def test_marks_that_a_stop_has_left_are_retried_by_the_next_poll_of_the_session():
@@ -428,7 +430,7 @@ async def test_the_retry_of_a_marked_dead_letter_is_cancelled_after_the_shutdown
         consumer.stop()
     assert anyio.current_time() - began == 9
     assert consumer.processed == []
-    assert [one.marked for one in await consumer.dead_letters.list()] == [True]
+    assert [one.retry_requested for one in await consumer.dead_letters.list()] == [True]
 
 
 # What comes back of a letter
@@ -464,10 +466,15 @@ async def test_a_retried_dead_letter_of_an_http_feed_is_a_cloud_event_again():
             await process(message)
 
         consumer._parts.dead_letters.retry.handler = watched
-        assert await consumer.dead_letters.retry(letter.key) == Retried(1, 0)
+        assert await consumer.dead_letters.retry(letter.dedupe_key) == RetryResult(1, 0)
     (again,) = seen
     assert isinstance(again, CloudEvent)
-    assert (again.id, again.key, again.subject, again.data) == ("1", letter.key, "s", {"n": [1, None]})
+    assert (again.id, again.dedupe_key, again.subject, again.data) == (
+        "1",
+        letter.dedupe_key,
+        "s",
+        {"n": [1, None]},
+    )
 
 
 async def test_a_retried_unreadable_entry_of_an_http_feed_stays_a_dead_letter_with_its_bytes():
@@ -476,10 +483,10 @@ async def test_a_retried_unreadable_entry_of_an_http_feed_stays_a_dead_letter_wi
         await consumer.poll_now()
         (letter,) = await consumer.dead_letters.list()
         assert (letter.raw, letter.attempts) == (entry, 0)
-        assert await consumer.dead_letters.retry(letter.key) == Retried(0, 1)
+        assert await consumer.dead_letters.retry(letter.dedupe_key) == RetryResult(0, 1)
         (again,) = await consumer.dead_letters.list()
-        assert (again.raw, again.attempts, again.key) == (entry, 0, letter.key)
-        assert again.error.startswith("UndecodableMessage: ")
+        assert (again.raw, again.attempts, again.dedupe_key) == (entry, 0, letter.dedupe_key)
+        assert again.error.startswith("DecodeError: ")
         assert consumer.attempts == []
 
 
@@ -497,10 +504,10 @@ async def test_a_dead_letter_of_a_feed_without_restore_is_decoded_as_json():
     async with Fails(feed, failing=["json", "odd"]) as consumer:
         await consumer.poll_now()
         consumer.failing.clear()
-        assert await consumer.dead_letters.retry() == Retried(1, 1)
+        assert await consumer.dead_letters.retry() == RetryResult(1, 1)
         assert consumer.data == [[1, {"a": "?"}]]
         (letter,) = await consumer.dead_letters.list()
-        assert letter.error.startswith("UndecodableMessage: dead letter 'odd' cannot be restored: DecodeError: ")
+        assert letter.error.startswith("DecodeError: dead letter 'odd' cannot be restored: DecodeError: ")
         assert "DecodeError" in letter.traceback
         assert (letter.raw, letter.attempts) == (b"\xff", 1)
 
@@ -509,7 +516,7 @@ async def test_a_dead_letter_of_a_feed_without_restore_is_decoded_as_json():
 async def test_a_dead_letter_is_kept_if_the_feed_cannot_restore_it(restore):
     consumer = await dead("a")
     consumer._feed.restore = restore
-    assert await consumer.dead_letters.retry("a") == Retried(0, 1)
+    assert await consumer.dead_letters.retry("a") == RetryResult(0, 1)
     letter = await consumer.dead_letters.get("a")
     assert "dead letter 'a' cannot be restored: " in letter.error
     assert letter.raw == b'{"n":1}'
@@ -531,7 +538,7 @@ async def test_a_dead_letter_is_identified_by_its_dedupe_key():
 
 
 def letter_of(**fields):
-    return DeadLetter(**{"key": "k", "id": "i", "raw": b"{}", "error": "e", **fields})
+    return DeadLetter(**{"dedupe_key": "k", "id": "i", "raw": b"{}", "error": "e", **fields})
 
 
 @pytest.mark.parametrize(
@@ -554,20 +561,20 @@ def test_an_exported_dead_letter_contains_its_bytes_as_text_or_base64(raw, field
 
 def test_an_exported_dead_letter_is_utf8_and_escapes_lone_surrogates():
     fields = json.loads(
-        as_json(letter_of(key="\ud800", id="a\udfffb", error="\n", traceback="é", attempts=3)).decode()
+        as_json(letter_of(dedupe_key="\ud800", id="a\udfffb", error="\n", traceback="é", attempts=3)).decode()
     )
-    assert (fields["key"], fields["id"], fields["error"], fields["traceback"]) == (
+    assert (fields["dedupe_key"], fields["id"], fields["error"], fields["traceback"]) == (
         r"\ud800",
         r"a\udfffb",
         "\n",
         "é",
     )
-    assert (fields["attempts"], fields["marked"]) == (3, False)
+    assert (fields["attempts"], fields["retry_requested"]) == (3, False)
 
 
 @given(st.binary(), st.text(st.characters(codec=None)))
 def test_any_exported_dead_letter_is_one_line_of_json(raw, text):
-    line = as_json(letter_of(raw=raw, key=text, error=text))
+    line = as_json(letter_of(raw=raw, dedupe_key=text, error=text))
     assert b"\n" not in line
     assert json.loads(line.decode())["error"] == text.encode("utf-8", "backslashreplace").decode()
 
@@ -575,10 +582,10 @@ def test_any_exported_dead_letter_is_one_line_of_json(raw, text):
 async def test_an_export_that_is_not_read_to_its_end_does_not_block_later_calls():
     consumer = await dead("a", "b")
     async for line in consumer.dead_letters.export():
-        assert json.loads(line)["key"] == "a"
+        assert json.loads(line)["dedupe_key"] == "a"
         break
     async for letter in consumer.dead_letters:
-        assert letter.key == "a"
+        assert letter.dedupe_key == "a"
         break
     assert await use(consumer.dead_letters, "export") == [
         as_json(one) for one in await consumer.dead_letters.list()
@@ -595,7 +602,7 @@ async def test_g9_a_crash_between_dead_letter_and_commit_loses_nothing(monkeypat
     async def refuse(**_):
         raise StoreError("crashed")
 
-    first = Fails(feed, failing=["bad"], store=store, flush_interval=1_000)
+    first = Fails(feed, failing=["bad"], store=store, commit_interval=1_000)
     with suppress(StoreError):
         async with first:
             monkeypatch.setattr(first._parts.session, "commit", refuse)
@@ -604,7 +611,7 @@ async def test_g9_a_crash_between_dead_letter_and_commit_loses_nothing(monkeypat
     second = Fails(feed, failing=["bad"], store=store)
     await second.poll_now()
     assert second.attempts == ["a", "bad", "c"], "all of it is done again"
-    assert [letter.key for letter in await second.dead_letters.list()] == ["bad"]
+    assert [letter.dedupe_key for letter in await second.dead_letters.list()] == ["bad"]
 
 
 class Fates(Hooks):
@@ -613,9 +620,9 @@ class Fates(Hooks):
     def __init__(self):
         self.failed = []
 
-    def message_failed(self, message, error, attempt, fate):
-        if fate is not Fate.AGAIN:
-            self.failed.append((message.id, fate))
+    def message_failed(self, message, error, attempt, action):
+        if action is not FailureAction.RETRY:
+            self.failed.append((message.id, action))
 
 
 STEPS = st.lists(
@@ -646,7 +653,7 @@ class World:
         self.crash_at = None
 
     def consumer(self):
-        consumer = Fails(self.feed, store=self.store, on_failure=self.policy, flush_interval=0)
+        consumer = Fails(self.feed, store=self.store, on_failure=self.policy, commit_interval=0)
         consumer.failing = self.broken
         return consumer
 
@@ -694,13 +701,13 @@ class World:
 
     async def _mark(self, consumer, number):
         session = consumer._parts.session
-        letters = [msgspec.structs.replace(one, marked=True) for one in await session.dead_letters()]
+        letters = [msgspec.structs.replace(one, retry_requested=True) for one in await session.dead_letters()]
         await session.commit(cursor=None, records=[], dead_letters=letters)
 
     async def _drop(self, consumer, number):
         for letter in (await consumer.dead_letters.list())[:1]:
-            await consumer.dead_letters.drop(letter.key)
-            self.dropped.add(letter.key)
+            await consumer.dead_letters.drop(letter.dedupe_key)
+            self.dropped.add(letter.dedupe_key)
 
     async def _replay(self, consumer, number):
         await consumer.replay("inception")
@@ -718,7 +725,7 @@ async def test_a_retried_dead_letter_whose_commit_failed_is_not_tried_again(keys
         with pytest.raises(LookupError):
             await consumer.dead_letters.retry(*keys)
     else:
-        assert await consumer.dead_letters.retry() == Retried(0, 0)
+        assert await consumer.dead_letters.retry() == RetryResult(0, 0)
     assert consumer.attempts == ["1"]
 
 
@@ -740,15 +747,15 @@ def test_every_message_is_processed_dead_lettered_or_skipped_after_any_sequence_
 
 async def check(world, *, settled=False):
     session = await world.store.claim("fake-feed", feed="fake-feed")
-    letters = {letter.key for letter in await session.dead_letters()}
+    letters = {letter.dedupe_key for letter in await session.dead_letters()}
     unseen = await session.unseen(sorted(world.published))
     states = {key: record.state for key, record in world.store._progress["fake-feed"].records.items()}
     passed = 0 if session.cursor is None else int(session.cursor.split("-")[1].split(".")[0])
     await session.release()
-    dead = {key for key, state in states.items() if state is RecordState.DEAD}
+    dead = {key for key, state in states.items() if state is Settlement.DEAD_LETTERED}
     assert letters == dead, "a dead letter for each record that says so, and no other"
     assert not letters & unseen
-    processed = {key for key, state in states.items() if state is RecordState.PROCESSED}
+    processed = {key for key, state in states.items() if state is Settlement.PROCESSED}
     assert processed <= set(world.done), "what is recorded as processed was"
     assert {str(n + 1) for n in range(passed)} & world.published <= set(states), "none is passed over"
     assert not settled or not unseen

@@ -11,12 +11,12 @@ from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 from push_to_poll_client import (
     Consumer,
     ContentChanged,
+    DecodeError,
     MemoryStore,
     Message,
     Page,
     ProcessError,
     SQLiteStore,
-    UndecodableMessage,
 )
 from push_to_poll_client.testing import FakeFeed
 from tests.support.consumers import Log
@@ -39,7 +39,7 @@ def feed_with(*pages):
     last = len(pages)
     feed.answer(
         *(
-            Page([entry(*one) for one in page], cursor=f"c{n}", next=None if n == last else f"c{n}")
+            Page([entry(*one) for one in page], cursor=f"c{n}", next_page=None if n == last else f"c{n}")
             for n, page in enumerate(pages, 1)
         )
     )
@@ -106,9 +106,7 @@ async def test_a_failing_dedupe_key_stops_the_consumer_after_all_earlier_message
     function, why = WRONG[key]
     feed, store = feed_with([("1", "a"), ("2", "b"), ("3", "c")]), Ledger()
     consumer = Reads(feed, store=store, dedupe_key=lambda one: function(one) if one.id == "2" else one.id)
-    with pytest.raises(
-        ProcessError, match="message '2' failed and stops the consumer: UndecodableMessage: "
-    ) as caught:
+    with pytest.raises(ProcessError, match="message '2' failed and stops the consumer: DecodeError: ") as caught:
         await consumer.poll_now()
     assert why in str(caught.value)
     assert caught.value.id == "2"
@@ -141,7 +139,7 @@ async def test_a_message_whose_dedupe_key_fails_follows_the_failure_policy_once(
 async def test_an_unreadable_message_keeps_its_own_key_and_dedupe_key_is_not_called_for_it():
     feed = FakeFeed()
     feed.publish("1", data="a")
-    feed.publish("torn", error=UndecodableMessage("no JSON"))
+    feed.publish("torn", error=DecodeError("no JSON"))
     feed.publish("3", data="c")
     consumer = Reads(feed, dedupe_key=lambda message: message.data, on_failure="dead_letter", fingerprint=content)
     async with consumer:
@@ -149,14 +147,14 @@ async def test_an_unreadable_message_keeps_its_own_key_and_dedupe_key_is_not_cal
         feed.forget()
         assert (await consumer.poll_now()).duplicates == 3
         (letter,) = await consumer.dead_letters.list()
-    assert (letter.key, letter.error) == ("torn", "UndecodableMessage: no JSON")
+    assert (letter.dedupe_key, letter.error) == ("torn", "DecodeError: no JSON")
 
 
 async def test_an_undecodable_message_error_raised_by_dedupe_key_is_reported_unchanged():
     def key(message):
-        raise UndecodableMessage("the bytes end in the middle")
+        raise DecodeError("the bytes end in the middle")
 
-    with pytest.raises(ProcessError, match="stops the consumer: UndecodableMessage: the bytes end in the middle"):
+    with pytest.raises(ProcessError, match="stops the consumer: DecodeError: the bytes end in the middle"):
         await Log(feed_of("a1"), dedupe_key=key).poll_now()
 
 
@@ -172,7 +170,7 @@ async def test_a_dead_letter_whose_dedupe_key_failed_can_be_retried():
     assert consumer.processed == [("1", "a"), ("2", "b")]
 
 
-@pytest.mark.parametrize("name", ["dedupe_key", "fingerprint", "key"])
+@pytest.mark.parametrize("name", ["dedupe_key", "fingerprint", "ordering_key"])
 def test_a_key_option_that_is_not_a_function_is_a_type_error(name):
     with pytest.raises(TypeError, match=f"{name} must be a function of a message or None, not 'id'"):
         Log(FakeFeed(), **{name: "id"})
@@ -198,7 +196,7 @@ async def test_a_replay_computes_the_dedupe_keys_again():
 async def test_fingerprints_still_detect_changed_content_after_a_replay():
     feed = FakeFeed()
     feed.publish("1", data="a")
-    feed.publish("torn", error=UndecodableMessage("no JSON"))
+    feed.publish("torn", error=DecodeError("no JSON"))
     feed.publish("2", data=None)
     consumer = Reads(feed, fingerprint=lambda message: (message.data + "").encode(), on_failure="skip")
     async with consumer:
@@ -406,7 +404,12 @@ async def test_other_content_waits_until_the_first_message_of_the_same_id_is_set
     feed, store = FakeFeed(), Ledger()
     feed.answer(Page([entry("1", "a"), entry("2", "x"), entry("1", "b")]))
     many = Many(
-        feed, store=store, times={"1": 5.0}, key=lambda m: m.data, fingerprint=content, on_failure="dead_letter"
+        feed,
+        store=store,
+        times={"1": 5.0},
+        ordering_key=lambda m: m.data,
+        fingerprint=content,
+        on_failure="dead_letter",
     )
     async with many:
         await many.poll_now()
@@ -468,7 +471,11 @@ def test_a_fingerprint_is_stored_as_63_bits_of_a_digest():
 
 async def test_fingerprints_and_dedupe_keys_work_with_concurrent_messages():
     feed, store = feed_of("a1 b1 a2 b2"), Ledger()
-    settings = {"dedupe_key": lambda m: f"key {m.id}", "fingerprint": lambda m: m.id.encode(), "key": lane}
+    settings = {
+        "dedupe_key": lambda m: f"key {m.id}",
+        "fingerprint": lambda m: m.id.encode(),
+        "ordering_key": lane,
+    }
     async with Many(feed, store=store, **settings) as many:
         await many.poll_now()
         feed.forget()

@@ -59,7 +59,7 @@ async def test_g5_run_returns_at_the_end_of_the_feed_when_all_is_settled_and_com
     assert consumer.processed == [str(number) for number in range(1, 46)]
     assert [record.message for record in caplog.records if record.levelno >= logging.INFO][-1].endswith(LINE)
     session = await store.claim(consumer.name, feed=feed.identity)
-    assert (session.cursor, session.size) == (feed.newest, 45)
+    assert (session.cursor, session.record_count) == (feed.newest, 45)
     assert consumer.status().mode is Mode.STOPPED
     assert len(feed.requests) == 3
 

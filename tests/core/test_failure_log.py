@@ -11,13 +11,13 @@ import pytest
 from push_to_poll_client import (
     Consumer,
     DeadLetterMessage,
+    DecodeError,
     ListenerError,
     MemoryStore,
     ProcessError,
     Push,
     RetryMessage,
     SkipMessage,
-    UndecodableMessage,
 )
 from push_to_poll_client._log import MAX_TRACEBACKS, TRACEBACK_INTERVAL
 from push_to_poll_client.testing import FakeFeed, ManualListener
@@ -238,7 +238,7 @@ class Groups(Consumer):
 async def test_g9_every_way_to_call_a_handler_logs_the_traceback_from_its_first_line(kind, concurrency, caplog):
     feed = FakeFeed()
     feed.publish("1", "2")
-    options = {"concurrency": concurrency, "key": lambda message: message.id} if concurrency > 1 else {}
+    options = {"concurrency": concurrency, "ordering_key": lambda message: message.id} if concurrency > 1 else {}
     consumer = kind(feed, store=MemoryStore(), retry=None, on_failure="skip", **options)
     await consumer.poll_now()
     assert consumer.status().counters.skipped == 2
@@ -279,8 +279,8 @@ async def test_a_batch_with_a_bad_message_is_a_line_for_the_batch_and_those_of_t
 
 async def test_a_message_that_cannot_be_read_is_one_line_unless_a_cause_says_more(caplog):
     feed = FakeFeed()
-    feed.publish("plain", error=UndecodableMessage("not JSON"))
-    caused = UndecodableMessage("your decoder failed")
+    feed.publish("plain", error=DecodeError("not JSON"))
+    caused = DecodeError("your decoder failed")
     try:
         bill({})
     except KeyError as error:
@@ -337,9 +337,7 @@ async def test_a_dead_letter_that_cannot_be_restored_is_logged_with_a_traceback(
     caplog.clear()
     await consumer.dead_letters.retry()
     ((line, shown),) = told(caplog)
-    assert line.startswith(
-        "dead letter '1' failed again at attempt 1: UndecodableMessage: dead letter '1' cannot be"
-    )
+    assert line.startswith("dead letter '1' failed again at attempt 1: DecodeError: dead letter '1' cannot be")
     assert shown
 
 

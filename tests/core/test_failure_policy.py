@@ -17,6 +17,7 @@ from tenacity import (
 from push_to_poll_client import (
     Consumer,
     DeadLetterMessage,
+    DecodeError,
     MemoryStore,
     Message,
     Mode,
@@ -27,7 +28,6 @@ from push_to_poll_client import (
     StopConsumer,
     StoreError,
     StoreUnavailable,
-    UndecodableMessage,
 )
 from push_to_poll_client._progress import Attempts, TimeOfDay
 from push_to_poll_client.testing import FakeFeed
@@ -117,11 +117,11 @@ async def test_attempts_and_retry_waits_continue_after_a_restart(virtual_day):
     feed, store = feed_of("bad"), MemoryStore()
     retry = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(100))
     first = Fails(feed, failing=["bad"], store=store, retry=retry)
-    assert (await first.poll_now()).postponed == pytest.approx(100)
+    assert (await first.poll_now()).retry_in == pytest.approx(100)
     second = Fails(feed, failing=["bad"], store=store, retry=retry)
     result = await second.poll_now()
     assert second.attempts == [], "the wait of the first run is not over"
-    assert 95 < result.postponed <= 100
+    assert 95 < result.retry_in <= 100
     await second.poll_now(timeout=None)
     third = Fails(feed, failing=["bad"], store=store, retry=retry)
     with pytest.raises(ProcessError):
@@ -137,12 +137,12 @@ async def test_a_clock_set_back_between_runs_makes_no_wait_longer(monkeypatch):
     await Fails(feed, failing={"bad": 1}, store=store, **settings).poll_now()
     offset = -3600.0
     waits = Fails(feed, failing={}, store=store)
-    assert (await waits.poll_now()).postponed == pytest.approx(5)
+    assert (await waits.poll_now()).retry_in == pytest.approx(5)
     (failing,) = waits.status().failing
-    assert failing.again == pytest.approx(1e9 - 3600 + anyio.current_time() + 5)
+    assert failing.retry_at == pytest.approx(1e9 - 3600 + anyio.current_time() + 5)
     await anyio.sleep(3)
     result = await Fails(feed, failing={}, store=store).poll_now()
-    assert result.postponed == pytest.approx(2), "the wait goes on, and does not begin anew"
+    assert result.retry_in == pytest.approx(2), "the wait goes on, and does not begin anew"
     await anyio.sleep(2)
     late = Fails(feed, failing={}, store=store)
     await late.poll_now()
@@ -157,7 +157,7 @@ async def test_a_clock_set_back_between_polls_of_one_consumer_corrects_its_statu
     offset = -3600.0
     await consumer.poll_now()
     (failing,) = consumer.status().failing
-    assert failing.again == pytest.approx(1e9 - 3600 + anyio.current_time() + 5)
+    assert failing.retry_at == pytest.approx(1e9 - 3600 + anyio.current_time() + 5)
 
 
 async def test_a_message_that_stopped_the_consumer_gets_all_its_attempts_again():
@@ -258,13 +258,13 @@ async def store_has(store, key):
 async def test_g9_a_dead_letter_is_durable_before_the_cursor_passes_it(monkeypatch):
     commits = []
     feed = feed_of("a", "bad", "c")
-    consumer = Fails(feed, failing=["bad"], retry=TWICE, on_failure="dead_letter", flush_interval=0)
+    consumer = Fails(feed, failing=["bad"], retry=TWICE, on_failure="dead_letter", commit_interval=0)
     async with consumer:
         session = consumer._parts.session
         commit = session.commit
 
         async def watched(**what):
-            commits.append((what["cursor"], [letter.key for letter in what["dead_letters"]]))
+            commits.append((what["cursor"], [letter.dedupe_key for letter in what["dead_letters"]]))
             await commit(**what)
 
         monkeypatch.setattr(session, "commit", watched)
@@ -272,7 +272,7 @@ async def test_g9_a_dead_letter_is_durable_before_the_cursor_passes_it(monkeypat
         assert (feed.after(2), ["bad"]) in commits
         (letter,) = await consumer.dead_letters.list()
     assert consumer.processed == ["a", "c"]
-    assert (letter.key, letter.id, letter.raw, letter.attempts) == ("bad", "bad", b"null", 2)
+    assert (letter.dedupe_key, letter.id, letter.raw, letter.attempts) == ("bad", "bad", b"null", 2)
     assert letter.error == "ValueError: no such customer"
     assert "in process\n" in letter.traceback
     assert letter.last_failed - letter.first_failed == pytest.approx(0.5)
@@ -324,7 +324,7 @@ def test_an_invalid_policy_is_refused_at_construction(setting, error):
 async def test_on_failure_applies_to_an_unreadable_message_without_an_attempt():
     feed = FakeFeed()
     feed.publish("a")
-    feed.publish("garbage", error=UndecodableMessage("no JSON"))
+    feed.publish("garbage", error=DecodeError("no JSON"))
     feed.publish("c")
     for policy, settled in (("skip", 3), ("dead_letter", 3)):
         consumer = Fails(feed, failing=[], on_failure=policy)
@@ -333,7 +333,7 @@ async def test_on_failure_applies_to_an_unreadable_message_without_an_attempt():
             letters = await consumer.dead_letters.list()
         assert consumer.processed == ["a", "c"]
         assert [one for one, _ in consumer.attempts] == ["a", "c"]
-        assert [letter.error for letter in letters] == ["UndecodableMessage: no JSON"] * (policy == "dead_letter")
+        assert [letter.error for letter in letters] == ["DecodeError: no JSON"] * (policy == "dead_letter")
 
 
 async def test_data_that_json_would_change_stops_the_consumer_instead_of_a_dead_letter():
@@ -447,7 +447,12 @@ async def test_on_failure_applies_to_every_message_if_more_fail_than_max_failing
     monkeypatch.setattr("push_to_poll_client._workers.MAX_FAILING", 20)
     names = [str(n) for n in range(100)]
     retry = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(5))
-    settings = {"concurrency": 16, "key": lambda message: message.id, "on_failure": "skip", "retry": retry}
+    settings = {
+        "concurrency": 16,
+        "ordering_key": lambda message: message.id,
+        "on_failure": "skip",
+        "retry": retry,
+    }
     consumer = Fails(feed_of(*names), failing=names, **settings)
     async with consumer:
         with anyio.fail_after(1000):
@@ -507,7 +512,7 @@ async def test_attempts_of_a_message_behind_one_that_waits_are_kept(running, vir
             raise ValueError(message.id)
 
     retry = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(2))
-    lanes = {"concurrency": 4, "key": lambda message: message.id}
+    lanes = {"concurrency": 4, "ordering_key": lambda message: message.id}
     consumer = Consumer(feed, store=MemoryStore(), process=process, retry=retry, on_failure="skip", **lanes)
     running(consumer)
     await anyio.sleep(300)
@@ -523,7 +528,7 @@ async def test_attempts_of_a_message_that_is_not_due_are_kept_while_a_feed_does_
     for postponed in (100, None, 100, None):
         consumer = Fails(feed, failing=["bad"], store=store, retry=retry, on_failure="skip")
         result = await consumer.poll_now()
-        assert result.postponed == (postponed and pytest.approx(postponed, abs=1))
+        assert result.retry_in == (postponed and pytest.approx(postponed, abs=1))
         attempts += consumer.attempts
         if len(feed.requests) == 3:
             await anyio.sleep(101)
@@ -533,7 +538,7 @@ async def test_attempts_of_a_message_that_is_not_due_are_kept_while_a_feed_does_
 async def test_attempts_of_a_message_whose_wait_ends_during_a_poll_that_meets_it_are_kept(virtual_day):
     feed, store = FakeFeed(), MemoryStore()
     retry = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(15))
-    settings = {"concurrency": 2, "key": lambda message: message.id, "retry": retry, "on_failure": "skip"}
+    settings = {"concurrency": 2, "ordering_key": lambda message: message.id, "retry": retry, "on_failure": "skip"}
     for name, takes, attempts in (("bad", 0, 1), ("a", 10, 0), ("b", 20, 0)):
         feed.publish(name)
         consumer = Fails(feed, failing=["bad"], store=store, takes=takes, **settings)
@@ -553,7 +558,7 @@ async def test_attempts_of_all_messages_that_wait_at_a_time_are_kept(options, vi
         feed,
         failing=names,
         concurrency=8,
-        key=lambda message: message.id,
+        ordering_key=lambda message: message.id,
         on_failure="skip",
         retry=AsyncRetrying(stop=stop_after_attempt(4), wait=wait_random(1.5, 60)),
         **options,
@@ -568,7 +573,11 @@ async def test_attempts_of_all_messages_that_wait_at_a_time_are_kept(options, vi
 
 async def test_status_shows_the_messages_that_failed_last_and_counts_them_all(virtual_day):
     names = [str(n) for n in range(150)]
-    settings = {"concurrency": 4, "key": lambda message: message.id, "error": RetryMessage("busy", after=600)}
+    settings = {
+        "concurrency": 4,
+        "ordering_key": lambda message: message.id,
+        "error": RetryMessage("busy", after=600),
+    }
     feed, store = feed_of(*names, page_size=150), MemoryStore()
     consumer = Fails(feed, failing=names, store=store, **settings)
     await consumer.poll_now()
@@ -578,7 +587,11 @@ async def test_status_shows_the_messages_that_failed_last_and_counts_them_all(vi
 
 async def test_a_restart_logs_a_bounded_number_of_messages_that_wait(virtual_day, caplog):
     names = [str(n) for n in range(150)]
-    settings = {"concurrency": 4, "key": lambda message: message.id, "error": RetryMessage("busy", after=600)}
+    settings = {
+        "concurrency": 4,
+        "ordering_key": lambda message: message.id,
+        "error": RetryMessage("busy", after=600),
+    }
     feed, store = feed_of(*names, page_size=150), MemoryStore()
     await Fails(feed, failing=names, store=store, **settings).poll_now()
     caplog.clear()

@@ -38,7 +38,7 @@ async def test_g9_a_gap_is_logged_counted_stored_and_passed_to_hooks(tmp_path, c
     result = await consumer.poll_now()
     assert (result.messages, consumer.processed) == (1, ["41"])
     status = consumer.status()
-    assert (status.counters.gaps, status.last_gap.what) == (1, WHAT)
+    assert (status.counters.gaps, status.last_gap.description) == (1, WHAT)
     assert heard.events == [status.last_gap]
     assert lines(caplog) == [f"fake-feed: messages may be missing, which the feed can no longer give: {WHAT}"]
     (kept,) = read_store(path).progress
@@ -65,14 +65,14 @@ async def test_the_gap_of_a_page_that_is_fetched_again_is_reported_once(caplog):
 
     retry = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(60))
     consumer = Consumer(feed, store=MemoryStore(), process=process, retry=retry)
-    assert (await consumer.poll_now()).postponed
+    assert (await consumer.poll_now()).retry_in
     await consumer.poll_now(timeout=None)
     assert (consumer.status().counters.gaps, len(lines(caplog))) == (1, 1)
 
 
 async def test_every_page_with_a_gap_is_reported(caplog):
     feed = FakeFeed()
-    feed.answer(page("41", next="41"), page("50", next="50"), page("60", gap="what came before 60"))
+    feed.answer(page("41", next_page="41"), page("50", next_page="50"), page("60", gap="what came before 60"))
     consumer = Log(feed)
     await consumer.poll_now()
     assert consumer.status().counters.gaps == 3
@@ -108,7 +108,7 @@ class Slow(MemoryStore):
 async def test_a_gap_is_never_stored_during_another_commit():
     feed = FakeFeed(read_ahead=True)
     many = [Message(f"a{number}", cursor=f"a{number}") for number in range(20)]
-    feed.answer(Page(many, cursor="a19", next="a19"), page("41"))
+    feed.answer(Page(many, cursor="a19", next_page="a19"), page("41"))
     consumer = Log(feed, store=Slow())
     assert (await consumer.poll_now()).messages == 21
 
@@ -116,7 +116,7 @@ async def test_a_gap_is_never_stored_during_another_commit():
 async def test_the_gap_of_a_prefetched_page_is_not_reported_before_the_earlier_page_is_done():
     feed, heard = FakeFeed(read_ahead=True), Heard()
     many = [Message(f"a{number}", cursor=f"a{number}") for number in range(20)]
-    feed.answer(Page(many, cursor="a19", next="a19"), page("41"))
+    feed.answer(Page(many, cursor="a19", next_page="a19"), page("41"))
     consumer = Log(feed, hooks=heard, takes=1.0)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(polls_on, consumer)
@@ -124,17 +124,17 @@ async def test_the_gap_of_a_prefetched_page_is_not_reported_before_the_earlier_p
         await anyio.sleep(5)
         assert heard.events == []
         await consumer.until(21)
-        assert [event.what for event in heard.events] == [WHAT]
+        assert [event.description for event in heard.events] == [WHAT]
         tasks.cancel_scope.cancel()
 
 
 async def test_a_gap_is_stored_together_with_the_messages_settled_before_it():
     feed, store = FakeFeed(), MemoryStore()
-    feed.answer(page("1", gap="", next="1"), page("41"))
-    consumer = Log(feed, store=store, flush_interval=1000)
+    feed.answer(page("1", gap="", next_page="1"), page("41"))
+    consumer = Log(feed, store=store, commit_interval=1000)
     await consumer.poll_now()
     session = await store.claim(consumer.name, feed=feed.identity)
-    assert (session.cursor, session.size) == ("41", 2)
+    assert (session.cursor, session.record_count) == ("41", 2)
     assert WHAT in session.state["gap"]
 
 
@@ -144,7 +144,7 @@ async def test_the_text_of_a_gap_is_shortened_and_printable(caplog, tmp_path):
     feed.answer(page("41", gap="\x1b[2J\n\ud800" + "x" * 1_000_000))
     consumer = Log(feed, store=SQLiteStore(path))
     await consumer.poll_now()
-    what = consumer.status().last_gap.what
+    what = consumer.status().last_gap.description
     assert what.isprintable()
     assert len(what) == 500
     assert what == read_store(path).progress[0].gap
@@ -156,7 +156,7 @@ async def test_a_replay_reports_a_gap_too():
     feed.answer(page("41"))
     consumer = Log(feed, hooks=heard)
     assert (await consumer.replay("inception")).messages == 1
-    assert [event.what for event in heard.events] == [WHAT]
+    assert [event.description for event in heard.events] == [WHAT]
 
 
 def test_a_gap_has_the_time_at_which_it_was_seen():

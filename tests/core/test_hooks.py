@@ -10,13 +10,13 @@ from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
 from push_to_poll_client import (
     Consumer,
+    DecodeError,
     Hooks,
     MemoryStore,
     PollResult,
     ProcessError,
     RetryMessage,
     SkipMessage,
-    UndecodableMessage,
 )
 from push_to_poll_client.testing import FakeFeed
 from tests.support.in_flight import Ledger, feed_of, lane
@@ -38,14 +38,14 @@ class Diary(Hooks):
     def message_settled(self, message, state):
         self.pages.append(("settled", message.id, str(state)))
 
-    def message_failed(self, message, error, attempt, fate):
-        self.pages.append(("failed", message.id, str(error), attempt, str(fate)))
+    def message_failed(self, message, error, attempt, action):
+        self.pages.append(("failed", message.id, str(error), attempt, str(action)))
 
     def resynced(self, event):
         self.pages.append(("resynced", event.cursor))
 
     def gap(self, event):
-        self.pages.append(("gap", event.what))
+        self.pages.append(("gap", event.description))
 
     def caught_up(self, result):
         self.pages.append(("caught up", result.messages))
@@ -103,7 +103,7 @@ async def test_hooks_report_each_attempt_of_a_failing_message_and_its_fate():
     await told.poll_now()
     assert told.diary.of("a") == [
         ("started", "a"),
-        ("failed", "a", "one", 1, "again"),
+        ("failed", "a", "one", 1, "retry"),
         ("started", "a"),
         ("failed", "a", "two", 2, "skip"),
         ("settled", "a", "skipped"),
@@ -114,7 +114,7 @@ async def test_a_message_with_a_delayed_retry_is_settled_in_a_later_poll():
     told = Told(feed_of("a"), errors={"a": [RetryMessage("429", after=60)]})
     async with told:
         await told.poll_now()
-        assert told.diary.pages == [("started", "a"), ("failed", "a", "429", 1, "again")]
+        assert told.diary.pages == [("started", "a"), ("failed", "a", "429", 1, "retry")]
         await told.poll_now(timeout=None)
     assert told.diary.pages[2:] == [("started", "a"), ("settled", "a", "processed"), ("caught up", 1)]
 
@@ -128,7 +128,7 @@ async def test_a_message_that_stops_the_consumer_is_reported_as_failed_and_not_s
 
 async def test_an_unreadable_message_fails_without_being_started():
     feed = FakeFeed()
-    feed.publish("torn", error=UndecodableMessage("no JSON"))
+    feed.publish("torn", error=DecodeError("no JSON"))
     told = Told(feed, on_failure="dead_letter")
     await told.poll_now()
     assert told.diary.of("torn") == [("failed", "torn", "no JSON", 1, "dead_letter"), ("settled", "torn", "dead")]
@@ -141,14 +141,16 @@ async def test_the_settled_hook_is_called_before_the_message_is_committed():
         def message_settled(self, message, state):
             told_by.append((message.id, list(store.recorded)))
 
-    await Told(feed_of("a b"), store=store, hooks=Looks(), flush_interval=0).poll_now()
+    await Told(feed_of("a b"), store=store, hooks=Looks(), commit_interval=0).poll_now()
     assert told_by == [("a", []), ("b", ["a"])]
 
 
 @pytest.mark.parametrize("concurrency", [2, 4])
 async def test_hooks_report_each_attempt_and_outcome_of_concurrent_messages(concurrency):
     errors = {"a1": [SkipMessage("not ours")], "b1": [ValueError("busy")]}
-    told = Told(feed_of("a1 b1 a2 b2 c1 d1"), errors=errors, retry=TWICE, concurrency=concurrency, key=lane)
+    told = Told(
+        feed_of("a1 b1 a2 b2 c1 d1"), errors=errors, retry=TWICE, concurrency=concurrency, ordering_key=lane
+    )
     await told.poll_now()
     diary = told.diary
     assert diary.of("a1") == [
@@ -158,7 +160,7 @@ async def test_hooks_report_each_attempt_and_outcome_of_concurrent_messages(conc
     ]
     assert diary.of("b1") == [
         ("started", "b1"),
-        ("failed", "b1", "busy", 1, "again"),
+        ("failed", "b1", "busy", 1, "retry"),
         ("started", "b1"),
         ("settled", "b1", "processed"),
     ]
@@ -182,7 +184,7 @@ async def test_hooks_report_each_message_of_a_batch_again_when_the_batch_is_spli
 async def test_a_batch_that_is_retried_later_is_reported_as_a_failure_of_its_first_message():
     told = ToldOfBatches(feed_of("a b"), errors={"b": [RetryMessage("429", after=60)]})
     await told.poll_now()
-    assert told.diary.pages == [("started", "a"), ("started", "b"), ("failed", "a", "429", 1, "again")]
+    assert told.diary.pages == [("started", "a"), ("started", "b"), ("failed", "a", "429", 1, "retry")]
 
 
 async def test_a_resync_calls_the_resynced_hook():

@@ -38,7 +38,7 @@ from push_to_poll_client.listeners.handshakes import cloudevents_origins
 from push_to_poll_client.listeners.postgres import PostgresListener
 from push_to_poll_client.listeners.redis import RedisListener
 from push_to_poll_client.listeners.subscriptions import WebSub
-from push_to_poll_client.listeners.verifiers import HMACSignature, anybody, standard_webhooks, stripe, svix
+from push_to_poll_client.listeners.verifiers import HMACSignature, no_verification, standard_webhooks, stripe, svix
 from push_to_poll_client.testing import FakeFeed
 from tests.support.consumers import Log
 
@@ -49,7 +49,7 @@ PAGES = OldestFirst(cursor=from_body("cursor"), send=to_query("since"), more=fro
 ARGUMENTS = {
     "Consumer": (
         lambda **more: Log(FakeFeed(), **more),
-        "fallback_interval degraded_interval rate burst wake_delay max_poll_time flush_interval shutdown_timeout",
+        "fallback_interval degraded_interval rate burst wake_delay max_poll_time commit_interval shutdown_timeout",
     ),
     "Consumer of messages": (
         lambda **more: Log(FakeFeed(), **more),
@@ -88,7 +88,10 @@ ARGUMENTS = {
     ),
     "DurableStreamsSignature": (lambda **more: DurableStreamsSignature(URL, **more), "tolerance"),
     "WebSub": (lambda **more: WebSub(URL, callback=URL, **more), "lease timeout"),
-    "WebhookListener": (lambda **more: WebhookListener(anybody(), **more), "max_body body_timeout rate burst"),
+    "WebhookListener": (
+        lambda **more: WebhookListener(no_verification(), **more),
+        "max_body body_timeout rate burst",
+    ),
     "cloudevents_origins": (lambda **more: cloudevents_origins(["a.example"], **more), "rate"),
     "HMACSignature": (
         lambda **more: HMACSignature("s", header="x", timestamp="y", **more),

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 import push_to_poll_client
 from push_to_poll_client import (
     CloudEvent,
+    DecodeError,
     FetchRequest,
     HTTPFeed,
     Message,
-    UndecodableMessage,
     UnreadableMessage,
     WebhookRequest,
 )
@@ -163,7 +163,7 @@ def test_an_event_that_is_too_deep_does_not_fail_its_page(nested, member):
     assert isinstance(messages[2], UnreadableMessage)
     assert f"nested deeper than {MAX_DEPTH} levels" in str(messages[2].error)
     assert CloudEvent.from_json(fits).id == "2"
-    with pytest.raises(UndecodableMessage, match="nested deeper than"):
+    with pytest.raises(DecodeError, match="nested deeper than"):
         CloudEvent.from_json(too_deep)
 
 

@@ -137,7 +137,7 @@ async def test_a_line_from_a_worker_thread_names_the_consumer(caplog):
 class Told:
     """A channel that logs, as a consumer's does."""
 
-    wake = poll = registered = save = state = None
+    wake = request_poll = subscribed = save = state = None
 
     def __init__(self):
         self.is_up = anyio.Event()

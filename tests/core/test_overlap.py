@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from push_to_poll_client import (
-    ChainRestart,
     CursorExpired,
     FeedError,
     Hooks,
     MemoryStore,
     Message,
     Page,
+    PagesChanged,
     Push,
     StoreError,
 )
@@ -145,7 +145,7 @@ def stories(draw):
             "degraded_interval": None,
             "rate": None,
             "max_poll_time": draw(st.sampled_from([1.0, 5.0, 30.0])),
-            "flush_interval": draw(st.sampled_from([0.0, 0.05, 10.0])),
+            "commit_interval": draw(st.sampled_from([0.0, 0.05, 10.0])),
         },
         draw(st.sampled_from([0.0, 0.05, 1.0, 3.0])),
         tuple(crashes),
@@ -366,9 +366,9 @@ async def test_the_saved_cursor_moves_if_its_message_vanished_and_the_last_page_
     feed = consumer._feed
     one, two, three = (Message(name, cursor=name) for name in ("a", "b", "c"))
     async with consumer:
-        feed.answer(Page([one, two], next="b"), Page())
+        feed.answer(Page([one, two], next_page="b"), Page())
         await consumer.poll_now()
-        feed.answer(Page([one, three], next="c"), Page())
+        feed.answer(Page([one, three], next_page="c"), Page())
         await consumer.poll_now()
         assert consumer.processed == ["a", "b", "c"]
         assert consumer.status().cursor == "c"
@@ -500,7 +500,7 @@ async def test_a_late_message_is_found_if_the_pages_change_during_the_walk(virtu
         await consumer.poll_now()
         await anyio.sleep(3)
         feed.publish("5")
-        feed.answer(ChainRestart("changed"))
+        feed.answer(PagesChanged("changed"))
         await consumer.poll_now()
         assert consumer.processed == ["1", "2", "3", "4", "late", "5"]
         assert consumer.status().cursor == feed.after(6)
@@ -535,7 +535,7 @@ async def test_repeated_messages_of_an_overlap_do_not_count_as_missed_pushes(run
     await anyio.sleep(45)
     assert consumer.status().counters.duplicates >= 9
     assert consumer.status().counters.missed_pushes == 0
-    assert not consumer.status().lossy
+    assert not consumer.status().losing_pushes
 
 
 async def test_g1_a_hint_never_drops_a_wake_of_a_consumer_with_an_overlap(running):

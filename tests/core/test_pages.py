@@ -57,7 +57,7 @@ class Mortal(Log):
     """Dies in the middle of a message: `ledger` then is what its process leaves."""
 
     def __init__(self, feed, ledger, *, dies_at=None, **settings):
-        super().__init__(feed, store=ledger, flush_interval=0.0, **settings)
+        super().__init__(feed, store=ledger, commit_interval=0.0, **settings)
         self.ledger, self.dies_at = ledger, dies_at
         self.life = anyio.CancelScope()
 

@@ -5,7 +5,6 @@ import pytest
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
 from push_to_poll_client import (
-    ChainRestart,
     Consumer,
     CursorExpired,
     DeadLetterMessage,
@@ -15,6 +14,7 @@ from push_to_poll_client import (
     Message,
     Mode,
     Page,
+    PagesChanged,
     PollResult,
     ProcessError,
     Resync,
@@ -235,12 +235,14 @@ async def test_a_poll_fails_when_latest_does_not_return_a_valid_cursor(monkeypat
         await Log(feed, start="latest").poll_now()
 
 
-@pytest.mark.parametrize("page", [{"cursor": "x" * (MAX_CURSOR + 1)}, {"next": "x" * (MAX_CURSOR + 1)}], ids=list)
+@pytest.mark.parametrize(
+    "page", [{"cursor": "x" * (MAX_CURSOR + 1)}, {"next_page": "x" * (MAX_CURSOR + 1)}], ids=list
+)
 async def test_a_poll_fails_when_the_cursor_of_a_page_is_too_long(page):
     feed = feed_of()
     feed.answer(Page([Message("a")], **page))
     consumer = Log(feed)
-    with pytest.raises(FeedError, match="a cursor or next of more than 65536 characters"):
+    with pytest.raises(FeedError, match="a cursor or next_page of more than 65536 characters"):
         await consumer.poll_now()
     assert consumer.processed == []
 
@@ -445,7 +447,7 @@ async def test_rewind_resets_the_attempts_of_a_failing_message(virtual_day):
         await consumer.poll_now()
         await consumer.rewind("inception")
         assert "attempts" not in consumer._parts.session.state
-        assert (await consumer.poll_now()).postponed == pytest.approx(600), "the first of two attempts again"
+        assert (await consumer.poll_now()).retry_in == pytest.approx(600), "the first of two attempts again"
     assert consumer.attempts == ["bad", "bad"]
 
 
@@ -474,9 +476,9 @@ async def test_a_chain_restart_after_a_rewind_does_not_postpone_the_next_poll():
         await consumer.poll_now()
         await consumer.rewind("inception")
         feed.latency = 2
-        feed.answer(ChainRestart("changed"))
+        feed.answer(PagesChanged("changed"))
         result = await consumer.poll_now()
-        assert (result.pages, result.caught_up, result.postponed) == (0, False, None)
+        assert (result.pages, result.caught_up, result.retry_in) == (0, False, None)
         assert consumer.status().mode is not Mode.BACKOFF
 
 
@@ -726,7 +728,7 @@ async def test_a_failing_message_of_a_pending_batch_ends_the_poll_before_a_resyn
     settings = {"batch_size": 100, "batch_wait": 50.0, "on_cursor_expired": Resync("latest", forget=False)}
     async with Waits(feed, retry=TWICE, **settings) as consumer:
         feed.answer(None, None, CursorExpired("gone"))
-        assert (await consumer.poll_now()).postponed == pytest.approx(600)
+        assert (await consumer.poll_now()).retry_in == pytest.approx(600)
         assert consumer.status().counters.resyncs == 0
 
 
@@ -737,7 +739,7 @@ async def test_the_next_poll_starts_at_a_pending_message_that_failed_at_max_poll
 
     feed = feed_of(35, page_size=10, read_ahead=True, latency=1.0)
     async with Waits(feed, batch_size=100, batch_wait=50.0, retry=TWICE, max_poll_time=0.5) as consumer:
-        assert (await consumer.poll_now()).postponed == pytest.approx(600)
+        assert (await consumer.poll_now()).retry_in == pytest.approx(600)
         with pytest.raises(ProcessError, match="'1' failed"):
             await consumer.poll_now(timeout=None)
         assert feed.requests[-1].request.cursor is None
@@ -841,7 +843,7 @@ async def test_a_replay_with_invalid_arguments_is_refused(wrong):
 
 async def test_a_replay_ends_at_an_empty_page_that_leads_to_itself():
     feed = FakeFeed()
-    feed.answer(Page([Message("1")], next="x"), Page([], cursor="x", next="x"))
+    feed.answer(Page([Message("1")], next_page="x"), Page([], cursor="x", next_page="x"))
     consumer = Log(feed)
     result = await consumer.replay("inception")
     assert not result.caught_up, "the feed says that there is more"
@@ -853,7 +855,7 @@ async def test_a_replay_fails_when_the_pages_lead_in_a_circle():
     class Circle:
         async def fetch(self, request):
             place = int(request.cursor or 0)
-            return Page([Message(str(place))], next=str((place + 1) % 7))
+            return Page([Message(str(place))], next_page=str((place + 1) % 7))
 
     consumer = Log(Circle())
     with pytest.raises(FeedError, match="the pages of the feed lead in a circle; the replay ends there"):

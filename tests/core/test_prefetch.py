@@ -6,12 +6,12 @@ import anyio
 import pytest
 
 from push_to_poll_client import (
-    ChainRestart,
     FeedError,
     HTTPFeed,
     MemoryStore,
     Message,
     Page,
+    PagesChanged,
     ProcessError,
     Push,
     Throttled,
@@ -211,7 +211,7 @@ async def test_system_exit_of_a_fetch_ahead_is_raised_after_the_page_before_it_i
 
 async def test_a_chain_restart_of_a_fetch_ahead_applies_after_the_pages_before_it():
     feed = feed_of(30, page_size=10)
-    feed.answer(None, None, ChainRestart("the pages changed"))
+    feed.answer(None, None, PagesChanged("the pages changed"))
     async with Log(feed, takes=0.1) as log:
         result = await log.poll_now()
     assert log.processed == ids(range(1, 31))
@@ -279,7 +279,7 @@ async def test_a_last_page_fetched_by_an_earlier_poll_is_fetched_again():
 async def test_no_page_is_fetched_ahead_when_the_cursor_does_not_change():
     feed = FakeFeed(read_ahead=True)
     messages = [Message(str(number)) for number in range(20)]
-    feed.answer(*[Page(messages, cursor="here", next="here")] * 4)
+    feed.answer(*[Page(messages, cursor="here", next_page="here")] * 4)
     async with Log(feed, takes=1.0) as log:
         await log.poll_now()
     assert cursors(feed) == [None, "here"]
@@ -347,9 +347,9 @@ async def test_prefetch_is_ignored_for_a_feed_without_read_ahead():
 @pytest.mark.parametrize(
     ("second", "asked"),
     [
-        (Page([Message("x")] * 20, cursor="c", next="c", retry_after=1e4), 2),
+        (Page([Message("x")] * 20, cursor="c", next_page="c", retry_after=1e4), 2),
         (Page([Message("x")] * 20, cursor="c"), 2),
-        (Page([Message("x")] * 9, cursor="c", next="d"), 2),
+        (Page([Message("x")] * 9, cursor="c", next_page="d"), 2),
         (None, 3),
     ],
     ids=["a wish to be left alone", "an end", "a short page", "nothing"],
@@ -391,7 +391,7 @@ async def test_fresh_and_hint_of_a_push_are_sent_when_its_poll_continues_with_ke
         log.wake(Push(topics=("orders",)))
         await log.until(15)
         tasks.cancel_scope.cancel()
-    asked = [(one.request.fresh, one.request.hint) for one in feed.requests]
+    asked = [(one.request.bypass_cache, one.request.hint) for one in feed.requests]
     assert asked == [(False, None)] * 2 + [(True, Push(topics=("orders",)))]
 
 
@@ -416,7 +416,7 @@ async def test_a_rewind_or_a_cancellation_drops_the_pages_fetched_ahead(how):
 async def test_retry_after_of_a_dropped_page_still_applies():
     """G3."""
     feed = feed_of(80, page_size=10)
-    feed.answer(None, Page([Message("x")] * 20, cursor="c", next="c", retry_after=1_000.0))
+    feed.answer(None, Page([Message("x")] * 20, cursor="c", next_page="c", retry_after=1_000.0))
     async with Counts(feed) as log:
         with anyio.move_on_after(5.5):
             await log.poll_now()

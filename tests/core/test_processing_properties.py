@@ -42,7 +42,7 @@ def plans(draw, concurrency, *, batches):
         },
         consumer={
             "concurrency": concurrency,
-            "flush_interval": die.choice([0.0, 0.05, 10.0]),
+            "commit_interval": die.choice([0.0, 0.05, 10.0]),
             "shutdown_timeout": die.choice([0.1, 5.0]),
             "waits": die.choice([0.2, 20.0]),
             "hooked": die.choice([False, True]),

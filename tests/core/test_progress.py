@@ -9,11 +9,11 @@ import anyio
 import pytest
 
 from push_to_poll_client import (
-    ChainRestart,
     FeedError,
     MemoryStore,
     Message,
     Page,
+    PagesChanged,
     ProcessError,
     RetryMessage,
     StoreError,
@@ -73,7 +73,7 @@ def pages(*names_of_each):
     last = len(names_of_each)
     feed.answer(
         *(
-            Page([Message(str(name)) for name in names], cursor=f"c{n}", next=None if n == last else f"c{n}")
+            Page([Message(str(name)) for name in names], cursor=f"c{n}", next_page=None if n == last else f"c{n}")
             for n, names in enumerate(names_of_each, 1)
         )
     )
@@ -86,7 +86,7 @@ def ids(numbers):
 
 async def test_pages_in_quick_succession_share_commits_that_run_one_at_a_time():
     feed, store = feed_of(100, latency=0.3), Slow()
-    async with Log(feed, store=store, flush_interval=10.0) as log:
+    async with Log(feed, store=store, commit_interval=10.0) as log:
         began = anyio.current_time()
         result = await log.poll_now()
         assert anyio.current_time() - began < 6.0  # ten pages, of which each takes a second to commit
@@ -100,14 +100,14 @@ async def test_pages_in_quick_succession_share_commits_that_run_one_at_a_time():
 
 async def test_a_poll_ends_after_all_its_messages_are_committed():
     feed, store = feed_of(20), Slow(takes=5.0)
-    async with Log(feed, store=store, flush_interval=10.0) as log:
+    async with Log(feed, store=store, commit_interval=10.0) as log:
         await log.poll_now()
         assert store.keys == ids(range(1, 21))
         assert log.status().counters.messages == 20
 
 
 @pytest.mark.parametrize(("takes", "commit"), [(0.001, 0.03), (0.001, 0.2), (0.02, 0.03), (0.2, 0.01)])
-async def test_uncommitted_work_never_exceeds_the_flush_interval(takes, commit):
+async def test_uncommitted_work_never_exceeds_the_commit_interval(takes, commit):
     """G7, whatever the store takes for a commit."""
     feed, store = feed_of(200), Slow(commit)
     uncommitted = []
@@ -117,7 +117,7 @@ async def test_uncommitted_work_never_exceeds_the_flush_interval(takes, commit):
             await super().process(message)
             uncommitted.append(len(self.processed) - len(store.keys))
 
-    async with Watched(feed, store=store, takes=takes, flush_interval=0.05, max_poll_time=1000) as log:
+    async with Watched(feed, store=store, takes=takes, commit_interval=0.05, max_poll_time=1000) as log:
         await log.poll_now()
     assert log.processed == store.keys == ids(range(1, 201))
     assert max(uncommitted) <= 0.05 / takes + 1.01
@@ -127,7 +127,7 @@ async def test_a_repeat_of_a_message_with_a_pending_commit_is_a_duplicate():
     """G6: whether its commit is under way or not begun."""
     first, second, third = range(10), range(10, 20), range(20, 30)
     feed, store = pages(first, second, third, [*first, *second, *third, 30]), Slow(takes=0.5)
-    async with Log(feed, store=store, flush_interval=10.0) as log:
+    async with Log(feed, store=store, commit_interval=10.0) as log:
         result = await log.poll_now()
     assert log.processed == store.keys == ids(range(31))
     assert (result.messages, result.duplicates) == (31, 30)
@@ -150,14 +150,14 @@ async def test_a_message_committed_during_its_duplicate_lookup_is_a_duplicate():
             return session
 
     feed = pages(range(10), range(10, 20), range(20))
-    async with Log(feed, store=Late(takes=0.5), flush_interval=10.0) as log:
+    async with Log(feed, store=Late(takes=0.5), commit_interval=10.0) as log:
         await log.poll_now()
     assert log.processed == ids(range(20))
 
 
 async def test_a_failed_background_commit_ends_the_poll_and_keeps_the_progress():
     feed, store = feed_of(40, latency=0.3), Slow(takes=0.5)
-    async with Log(feed, store=store, flush_interval=10.0) as log:
+    async with Log(feed, store=store, commit_interval=10.0) as log:
         store.broken = 3  # beside, before the next page, and at the end
         with pytest.raises(OSError, match="disk is full"):
             await log.poll_now()
@@ -170,7 +170,7 @@ async def test_a_failed_background_commit_ends_the_poll_and_keeps_the_progress()
 
 async def test_the_progress_of_a_failed_commit_is_committed_again_in_the_same_poll():
     feed, store = feed_of(40, latency=0.3), Slow(takes=0.5)
-    async with Log(feed, store=store, flush_interval=10.0) as log:
+    async with Log(feed, store=store, commit_interval=10.0) as log:
         store.broken = 1
         result = await log.poll_now()
     assert (result.messages, result.caught_up) == (40, True)
@@ -179,7 +179,7 @@ async def test_the_progress_of_a_failed_commit_is_committed_again_in_the_same_po
 
 async def test_a_failed_commit_at_the_end_of_a_poll_keeps_the_progress():
     feed, store = feed_of(15), Slow(takes=0.5)
-    async with Log(feed, store=store, flush_interval=10.0) as log:
+    async with Log(feed, store=store, commit_interval=10.0) as log:
         store.broken = 3
         with pytest.raises(OSError, match="disk is full"):
             await log.poll_now()
@@ -203,13 +203,13 @@ async def test_the_attempts_of_a_failed_commit_are_committed_by_the_next_one(vir
         feed.fail(FeedError("502"))
         with pytest.raises(FeedError):
             await waits.poll_now()
-    assert (await Log(feed, store=store).poll_now()).postponed == pytest.approx(600, abs=5)
+    assert (await Log(feed, store=store).poll_now()).retry_in == pytest.approx(600, abs=5)
 
 
 async def test_a_failed_background_commit_fails_its_own_poll():
     """Also when nothing of the poll comes after it."""
     feed, store = feed_of(30), Slow(takes=5.0)
-    async with Log(feed, store=store, takes=0.1, flush_interval=100.0, max_poll_time=0.5) as log:
+    async with Log(feed, store=store, takes=0.1, commit_interval=100.0, max_poll_time=0.5) as log:
         store.broken = 2
         with pytest.raises(OSError, match="disk is full"):
             await log.poll_now()
@@ -225,7 +225,7 @@ async def test_a_message_whose_first_commit_failed_is_still_a_duplicate():
 
     first, second = ["x", *range(1, 10)], list(range(10, 20))
     feed, store = pages(first, second, ["x", *range(20, 30)], list(range(30, 40))), FailsOnce(takes=0.5)
-    async with Log(feed, store=store, takes=0.06, flush_interval=100.0) as log:
+    async with Log(feed, store=store, takes=0.06, commit_interval=100.0) as log:
         await log.poll_now()
     assert log.processed.count("x") == 1
 
@@ -239,7 +239,7 @@ async def test_all_messages_before_a_finally_failed_message_are_committed():
             if message.id == "5":
                 raise ValueError
 
-    async with Failing(feed, store=store, flush_interval=100.0, retry=None) as log:
+    async with Failing(feed, store=store, commit_interval=100.0, retry=None) as log:
         with pytest.raises(ProcessError):
             await log.poll_now()
         assert (log.status().cursor, store.keys) == (feed.after(4), ids(range(1, 5)))
@@ -248,7 +248,7 @@ async def test_all_messages_before_a_finally_failed_message_are_committed():
 async def test_all_messages_before_a_failed_fetch_are_committed():
     feed, store = feed_of(30), Slow()
     feed.answer(None, None, FeedError("not now"))
-    async with Log(feed, store=store, flush_interval=10.0) as log:
+    async with Log(feed, store=store, commit_interval=10.0) as log:
         with pytest.raises(FeedError, match="not now"):
             await log.poll_now()
         assert (log.status().cursor, store.keys) == (feed.after(20), ids(range(1, 21)))
@@ -256,8 +256,8 @@ async def test_all_messages_before_a_failed_fetch_are_committed():
 
 async def test_a_chain_restart_repeats_no_settled_message():
     feed, store = feed_of(30), Slow()
-    feed.answer(None, None, ChainRestart("the pages changed"))
-    async with Log(feed, store=store, flush_interval=10.0) as log:
+    feed.answer(None, None, PagesChanged("the pages changed"))
+    async with Log(feed, store=store, commit_interval=10.0) as log:
         result = await log.poll_now()
     assert log.processed == store.keys == ids(range(1, 31))
     assert result.duplicates == 0
@@ -274,7 +274,7 @@ async def test_messages_before_a_failing_message_are_committed_while_it_waits_fo
                 raise ValueError
             await super().process(message)
 
-    async with Failing(feed, store=store, flush_interval=100.0) as log:
+    async with Failing(feed, store=store, commit_interval=100.0) as log:
         with pytest.raises(ProcessError):
             await polls_on(log)
         assert log.status().cursor == feed.after(14)
@@ -283,7 +283,7 @@ async def test_messages_before_a_failing_message_are_committed_while_it_waits_fo
 
 async def test_a_cancelled_poll_lets_its_background_commit_finish():
     feed, store = feed_of(20), Slow(takes=1.0)
-    async with Log(feed, store=store, takes=0.1, flush_interval=100.0) as log:
+    async with Log(feed, store=store, takes=0.1, commit_interval=100.0) as log:
         with anyio.move_on_after(1.25):
             await log.poll_now()
         assert store.keys == ids(range(1, 13))
@@ -308,7 +308,7 @@ async def test_a_stop_waits_for_the_background_commit_and_raises_if_it_fails_twi
     """Even then it tries once more, so that less is processed again."""
     feed, store = hangs_after_its_first_page(), Slow(takes=0.5)
     store.broken = broken
-    log = Log(feed, store=store, flush_interval=10.0)
+    log = Log(feed, store=store, commit_interval=10.0)
 
     async def run():
         try:
@@ -336,7 +336,7 @@ async def test_a_message_that_exceeds_the_shutdown_timeout_loses_no_other_progre
                 await anyio.sleep_forever()
             await super().process(message)
 
-    log = Hanging(feed, store=store, flush_interval=10.0, shutdown_timeout=0.2)
+    log = Hanging(feed, store=store, commit_interval=10.0, shutdown_timeout=0.2)
     store.broken = 1
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(log.run)
@@ -347,7 +347,7 @@ async def test_a_message_that_exceeds_the_shutdown_timeout_loses_no_other_progre
 
 async def test_a_failed_commit_of_a_cancelled_poll_does_not_fail_the_next_poll():
     feed, store = hangs_after_its_first_page(), Slow(takes=0.5)
-    async with Log(feed, store=store, flush_interval=10.0) as log:
+    async with Log(feed, store=store, commit_interval=10.0) as log:
         store.broken = 1
         with anyio.move_on_after(0.7):
             await log.poll_now()
@@ -362,7 +362,7 @@ async def test_a_failed_commit_of_a_cancelled_poll_does_not_fail_the_next_poll()
 async def test_processed_messages_are_recorded_when_asyncio_cancels_every_task(after):
     """As `asyncio.run` does at its end, also to the task that commits."""
     feed, store = hangs_after_its_first_page(), Slow(takes=0.5)
-    log, others = Log(feed, store=store, flush_interval=10.0), asyncio.all_tasks()
+    log, others = Log(feed, store=store, commit_interval=10.0), asyncio.all_tasks()
     running = asyncio.ensure_future(log.run())
     await log.until(10)
     await anyio.sleep(after)
@@ -387,7 +387,7 @@ async def test_the_poll_commits_itself_when_its_commit_task_was_cancelled_before
             task.cancel()
 
     feed, store = hangs_after_its_first_page(), Slow(takes=0.5)
-    log, others = Last(feed, store=store, flush_interval=10.0), asyncio.all_tasks()
+    log, others = Last(feed, store=store, commit_interval=10.0), asyncio.all_tasks()
     running = asyncio.ensure_future(log.poll_now())
     with contextlib.suppress(RuntimeError):  # of the fetch, which was cancelled with it
         await asyncio.wait_for(running, 5)
@@ -407,7 +407,7 @@ async def test_the_pending_keys_of_repeated_pages_are_bounded(monkeypatch):
             return set(keys[:1]) & await super().unsettled(keys)
 
     monkeypatch.setattr(_lifecycle, "Progress", Watched)
-    async with Log(feed, store=store, flush_interval=1e6, max_poll_time=1e6) as log:
+    async with Log(feed, store=store, commit_interval=1e6, max_poll_time=1e6) as log:
         store.takes = 100.0
         await log.poll_now()
     assert 25 < max(most) <= 25 + 20
@@ -423,7 +423,7 @@ async def test_the_next_page_waits_when_too_many_messages_are_uncommitted(monkey
             await super().process(message)
             pending.append(len(self.processed) - len(store.keys))
 
-    async with Watched(feed, store=store, flush_interval=1e6, max_poll_time=1e6) as log:
+    async with Watched(feed, store=store, commit_interval=1e6, max_poll_time=1e6) as log:
         await log.poll_now()
     assert log.processed == store.keys == ids(range(1, 101))
     assert 30 < max(pending) <= 40  # ten under way, and three pages that wait for them
@@ -434,10 +434,10 @@ async def test_a_feed_with_an_unchanged_cursor_is_fetched_while_it_returns_new_m
     feed, store = FakeFeed(read_ahead=True), Slow()
     pages_of_ids = [ids(range(n, n + 10)) for n in (0, 10, 20)]
     feed.answer(
-        *(Page([Message(name) for name in names], cursor="here", next="here") for names in pages_of_ids),
-        Page([Message("20")], cursor="here", next="here"),
+        *(Page([Message(name) for name in names], cursor="here", next_page="here") for names in pages_of_ids),
+        Page([Message("20")], cursor="here", next_page="here"),
     )
-    async with Log(feed, store=store, flush_interval=100.0) as log:
+    async with Log(feed, store=store, commit_interval=100.0) as log:
         result = await log.poll_now()
     assert (result.messages, result.duplicates) == (30, 1)
 
@@ -445,8 +445,8 @@ async def test_a_feed_with_an_unchanged_cursor_is_fetched_while_it_returns_new_m
 async def test_the_cursor_of_a_page_without_messages_is_saved():
     feed = FakeFeed(read_ahead=True)
     feed.answer(
-        Page([Message(str(n)) for n in range(10)], cursor="c1", next="c1"),
-        Page([Message(str(n)) for n in range(10)], cursor="c2", next="c2"),
+        Page([Message(str(n)) for n in range(10)], cursor="c1", next_page="c1"),
+        Page([Message(str(n)) for n in range(10)], cursor="c2", next_page="c2"),
         Page([], cursor="c3"),
     )
     store = Slow(takes=0.1)
@@ -525,8 +525,8 @@ async def test_a_cancelled_poll_now_gives_up_a_commit_that_hangs(concurrency):
         store=store,
         shutdown_timeout=20,
         concurrency=concurrency,
-        key=lambda message: message.id,
-        flush_interval=0,
+        ordering_key=lambda message: message.id,
+        commit_interval=0,
         takes=1,
     )
     scope = anyio.CancelScope()
@@ -546,7 +546,7 @@ async def test_a_cancelled_poll_now_gives_up_a_commit_that_hangs(concurrency):
 
 async def test_a_commit_begun_after_the_shutdown_timeout_still_gets_some_seconds():
     store = Slow(takes=4.0)
-    consumer = Log(feed_of(2, read_ahead=False), store=store, shutdown_timeout=0, flush_interval=1000, takes=1)
+    consumer = Log(feed_of(2, read_ahead=False), store=store, shutdown_timeout=0, commit_interval=1000, takes=1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(consumer.run)
         await consumer.until(1)

@@ -21,12 +21,12 @@ PUBLIC = set(
     """
     Consumer CloudEvent HTTPFeed PagedFeed Entry AtomFeed AtomEntry SQLiteStore MemoryStore
     WebSocketListener SSEListener ServerSentEvent ConnectionListener Connection LongPollListener
-    WebhookListener WebhookRequest WebhookAnswer WebhookCounters JSONHint Verdict
-    Message UnreadableMessage Page FetchRequest Push Cursor Record RecordState DeadLetter SavedCursor
+    WebhookListener WebhookRequest WebhookResponse WebhookCounters JSONHint ReconnectAction
+    Message UnreadableMessage Page FetchRequest Push Cursor Record Settlement DeadLetter SavedCursor
     Feed Listener Channel Store Session TransactionalSession
-    PollResult Status ListenerStatus Counters Mode FailingMessage Hooks Fate DeadLetters Retried Resync Resynced
-    Gap PushToPollError FeedError FeedRefused ChainRestart CursorExpired FeedGone Throttled ProcessError
-    MessageVerdict RetryMessage DeadLetterMessage SkipMessage StopConsumer UndecodableMessage ContentChanged
+    PollResult Status ListenerStatus Counters Mode FailingMessage Hooks FailureAction DeadLetters RetryResult
+    Resync ResyncEvent Gap PushToPollError FeedError FeedRefused PagesChanged CursorExpired FeedGone Throttled
+    ProcessError HandlerDecision RetryMessage DeadLetterMessage SkipMessage StopConsumer DecodeError ContentChanged
     ListenerError SubscriptionGone StoreError StoreUnavailable StoreBusy StoreMismatch OwnershipLost __version__
     """.split()  # noqa: SIM905  # read by people
 )

@@ -86,10 +86,10 @@ def test_g1_a_wake_during_pause_or_standby_is_handled_afterwards(hold):
 def test_g1_a_known_hint_drops_its_own_wake_only_when_no_poll_runs_or_is_due():
     schedule = idle()
     assert schedule.wake(1.0, push=True, known=True) is WakeResult.DROPPED
-    assert schedule.wake(1.0, push=True) is WakeResult.OWED
+    assert schedule.wake(1.0, push=True) is WakeResult.PENDING
     assert schedule.wake(1.0, push=True, known=True) is WakeResult.COALESCED
     schedule.poll_started(1.0, Cause.WAKE)
-    assert schedule.wake(1.1, push=True, known=True) is WakeResult.OWED
+    assert schedule.wake(1.1, push=True, known=True) is WakeResult.PENDING
 
 
 def test_a_hint_never_postpones_a_wake():
@@ -384,7 +384,7 @@ def test_timer_polls_that_find_messages_while_a_channel_is_up_shorten_the_interv
     schedule = idle()
     schedule.set_channel("push", up=True)
     lossy(schedule)
-    assert schedule.lossy
+    assert schedule.losing_pushes
     assert schedule.missed_pushes == 2
     assert schedule.next_poll(200.0) == Decision(210.0, Cause.TIMER)
 
@@ -394,7 +394,7 @@ def test_a_push_followed_by_messages_ends_the_lossy_state():
     schedule.set_channel("push", up=True)
     lossy(schedule)
     pushed(schedule, 300.0, found=1)
-    assert not schedule.lossy
+    assert not schedule.losing_pushes
     assert schedule.interval == 60.0
 
 
@@ -467,7 +467,7 @@ def test_messages_that_the_feed_had_hidden_are_no_evidence_of_a_lossy_channel():
         poll(schedule, at, cause=Cause.MANUAL, poll_within=2.0)
         poll(schedule, at + 1, cause=Cause.TIMER, found=1)
     assert schedule.missed_pushes == 0
-    assert not schedule.lossy
+    assert not schedule.losing_pushes
 
 
 def test_a_feed_that_asks_for_no_more_polls_than_the_timer_does_not_hide_a_lossy_channel():
@@ -475,7 +475,7 @@ def test_a_feed_that_asks_for_no_more_polls_than_the_timer_does_not_hide_a_lossy
     schedule.set_channel("push", up=True)
     for at in (100.0, 160.0, 220.0):
         poll(schedule, at, cause=Cause.TIMER, found=1, poll_within=60.0)
-    assert schedule.lossy
+    assert schedule.losing_pushes
     assert schedule.interval == 10.0
 
 
@@ -571,7 +571,7 @@ def test_the_mode_names_the_state():
     schedule = make()
     assert schedule.mode(0.0) is Mode.IDLE
     schedule.wake(0.0)
-    assert schedule.mode(0.0) is Mode.OWED
+    assert schedule.mode(0.0) is Mode.PENDING
     schedule.poll_started(0.0, Cause.WAKE)
     assert schedule.mode(0.0) is Mode.POLLING
     schedule.poll_ended(0.0, PollOutcome.CAUGHT_UP)
@@ -674,4 +674,4 @@ def test_resume_now_cancels_the_wait_for_a_message():
     schedule.resume_now()
     schedule.wake(1.0)
     assert schedule.next_poll(1.0).at <= 1.0
-    assert schedule.mode(1.0) is Mode.OWED
+    assert schedule.mode(1.0) is Mode.PENDING

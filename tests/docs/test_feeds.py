@@ -147,7 +147,7 @@ async def test_a_declared_feed_reads_all_messages_and_then_only_new_ones(name, s
     vendor.publish(3)
     after, _ = await walk(feed, cursors[-1])
     await feed.aclose()
-    assert len({message.key for message in (*before, *after)}) == 8
+    assert len({message.dedupe_key for message in (*before, *after)}) == 8
     assert (len(before), len(after)) == (5, 3)
 
 
@@ -347,7 +347,7 @@ async def test_the_jmap_feed_of_the_page_reads_new_changed_and_destroyed_entries
     assert before == []
     assert [message.data["id"] for message in after[:3]] == [entry["id"] for _, entry in vendor.entries[5:8]]
     assert after[-1].data == {"id": vendor.entries[1][1]["id"], "destroyed": True}
-    assert len({message.key for message in after}) == 5
+    assert len({message.dedupe_key for message in after}) == 5
 
 
 async def test_the_jmap_feed_of_the_page_raises_cursor_expired(own):
@@ -395,7 +395,7 @@ async def test_the_outbox_of_the_page_hides_rows_behind_a_long_transaction_and_s
         shown = await feed.fetch(FetchRequest(hidden.cursor))
     assert (hidden.messages, hidden.poll_within) == ([], 2)
     assert [message.data for message in shown.messages] == [1, 2]
-    assert (shown.next, shown.poll_within) == (None, None)
+    assert (shown.next_page, shown.poll_within) == (None, None)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

@@ -315,18 +315,18 @@ def test_the_documented_texts_of_push_channels_exist_in_the_package():
 def test_every_error_that_stops_a_consumer_is_explained():
     rows = {spans(row[0])[0] for row in table(OPERATIONS, "error | meaning")}
     kinds = {name: getattr(exceptions, name) for name in exceptions.__all__}
-    passing = {"PushToPollError", "FeedError", "FeedRefused", "ChainRestart", "Throttled", "SubscriptionGone"}
-    of_a_message = {"UndecodableMessage", "ContentChanged"}
+    passing = {"PushToPollError", "FeedError", "FeedRefused", "PagesChanged", "Throttled", "SubscriptionGone"}
+    of_a_message = {"DecodeError", "ContentChanged"}
     assert rows == kinds.keys() - passing - of_a_message - said_by_handlers()
 
 
 def said_by_handlers():
-    verdict = exceptions.MessageVerdict
+    verdict = exceptions.HandlerDecision
     return {verdict.__name__, *(kind.__name__ for kind in verdict.__subclasses__())}
 
 
 def test_every_message_verdict_is_explained():
-    assert said_by_handlers() - {"MessageVerdict"} <= {
+    assert said_by_handlers() - {"HandlerDecision"} <= {
         name.partition("(")[0] for name in spans(section(OPERATIONS, "A message fails"))
     }
 
@@ -339,11 +339,11 @@ def test_every_policy_is_explained():
 
 
 def test_the_documented_members_of_an_exported_dead_letter_match_the_output(tmp_path, capsys):
-    state, letter = str(tmp_path / "orders.db"), DeadLetter(key="1", id="1", raw=b"\xff", error="e")
+    state, letter = str(tmp_path / "orders.db"), DeadLetter(dedupe_key="1", id="1", raw=b"\xff", error="e")
 
     async def bury():
         session = await SQLiteStore(state).claim("orders", feed="feed")
-        texts = msgspec.structs.replace(letter, key="2", raw=b"text")
+        texts = msgspec.structs.replace(letter, dedupe_key="2", raw=b"text")
         await session.commit(cursor=None, records=[], dead_letters=[letter, texts])
         await session.release()
 

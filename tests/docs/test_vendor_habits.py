@@ -16,7 +16,7 @@ from push_to_poll_client import (
     SSEListener,
     WebhookListener,
 )
-from push_to_poll_client.listeners.webhook import WebhookAnswer
+from push_to_poll_client.listeners.webhook import WebhookResponse
 from tests.docs.test_feeds import declared, serve, walk
 from tests.docs.test_push import BLOCKS, placeholders
 from tests.support.channels import TimedChannel
@@ -69,7 +69,7 @@ async def test_a_held_answer_of_couchdb_without_pending_is_read(pending, serve):
         vendor.publish(2)
     await feed.aclose()
     assert [len(page.messages) for page in pages] == [2]
-    assert pages[0].next is None
+    assert pages[0].next_page is None
 
 
 async def test_couchdb_reads_everything_from_a_database_that_was_made_again(serve):
@@ -177,7 +177,7 @@ async def test_a_matrix_server_takes_an_empty_answer_for_a_failure():
     hooks = WebhookListener(lambda request: True)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(hooks)) as client:
         assert not await notify(client, "https://me.example/_matrix/push/v1/notify", "s3cret")
-    assert WebhookAnswer().body == b""
+    assert WebhookResponse().body == b""
 
 
 # ntfy

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from push_to_poll_client import (
     CursorExpired,
     DeadLetter,
+    DecodeError,
     FeedError,
     FeedGone,
     FeedRefused,
     FetchRequest,
     Resync,
     ServerSentEvent,
-    UndecodableMessage,
 )
 from push_to_poll_client.durable_streams import DurableStreamFeed
 from push_to_poll_client.durable_streams._framing import (
@@ -119,15 +119,15 @@ async def test_a_missing_or_invalid_stream_next_offset_is_a_feed_error(feed_of, 
 async def test_boolean_headers_accept_true_in_any_case(feed_of, value):
     feed, _ = feed_of(answer(b"[1]", stream_up_to_date=value), answer(b"[1]", stream_closed=value))
     first, second = await feed.fetch(FetchRequest()), await feed.fetch(FetchRequest())
-    assert (first.next, first.closed) == (None, False)
-    assert (second.next, second.closed) == (None, True)
+    assert (first.next_page, first.closed) == (None, False)
+    assert (second.next_page, second.closed) == (None, True)
 
 
 @pytest.mark.parametrize("value", ["", "yes", "1", "false", "true, true"])
 async def test_any_other_value_of_a_boolean_header_is_false(feed_of, value):
     feed, _ = feed_of(answer(b"[1]", stream_up_to_date=value, stream_closed=value))
     page = await feed.fetch(FetchRequest())
-    assert (page.next, page.closed) == ("9/1", False)
+    assert (page.next_page, page.closed) == ("9/1", False)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ async def test_messages_without_a_new_offset_are_a_feed_error(feed_of):
     feed, _ = feed_of(answer(b"[1]", "9"), answer(b"[1]", "9"))
     page = await feed.fetch(FetchRequest())
     with pytest.raises(FeedError, match="sent messages, and the offset '9' that it was asked for"):
-        await feed.fetch(FetchRequest(page.next))
+        await feed.fetch(FetchRequest(page.next_page))
 
 
 async def test_an_empty_page_without_a_new_offset_ends_the_poll(feed_of):
@@ -216,14 +216,14 @@ async def test_an_answer_without_new_messages_may_have_an_empty_body(feed_of, me
     feed, server = feed_of(empty, messages=messages)
     page = await feed.fetch(FetchRequest(cursor))
     assert (list(page.messages), page.cursor, len(server.asked)) == ([], cursor or "9/0", 1)
-    assert page.next in {None, cursor}  # which ends the poll
+    assert page.next_page in {None, cursor}  # which ends the poll
 
 
 @pytest.mark.parametrize("offset", ["a+b", "a%2Fb", "a#b", "a;b", "!~'\"<>"])
 async def test_an_offset_reaches_the_server_as_it_was_given(feed_of, offset):
     feed, server = feed_of(answer(b"[1]", offset), end(b"[]", offset))
     page = await feed.fetch(FetchRequest())
-    assert (await feed.fetch(FetchRequest(page.next))).next is None
+    assert (await feed.fetch(FetchRequest(page.next_page))).next_page is None
     assert httpx.QueryParams(server.asked[1].removeprefix("GET "))["offset"] == offset
 
 
@@ -252,7 +252,7 @@ async def test_long_polls_do_not_replace_the_stored_etag(feed_of):
     for _ in held:
         await feed.fetch(FetchRequest("9/1", wait=5))
     page = await feed.fetch(FetchRequest("9/1"))
-    assert (list(page.messages), page.cursor, page.next, page.closed) == ([], None, None, False)
+    assert (list(page.messages), page.cursor, page.next_page, page.closed) == ([], None, None, False)
     assert server.known == [None] * 21 + ['"here"']
 
 
@@ -300,7 +300,7 @@ async def test_a_saved_cursor_works_when_the_server_sends_shorter_answers_than_b
     feed, _ = feed_of(answer(b"[0, 1]", "2"), end(b"[2, 3]", "4"))
     first = await feed.fetch(FetchRequest("-1/0/3"))
     assert (list(first.messages), first.cursor) == ([], "2/2/1")
-    assert named(await feed.fetch(FetchRequest(first.next))) == [("3", 3)]
+    assert named(await feed.fetch(FetchRequest(first.next_page))) == [("3", 3)]
 
 
 async def test_a_stream_that_ends_before_the_cursor_raises_cursor_expired(feed_of):
@@ -396,7 +396,7 @@ async def test_undecodable_elements_do_not_affect_the_other_messages(feed_of):
     assert (messages[0].data, messages[5].data) == (1, {"a": "]"})
     assert [message.raw for message in messages][:3] == [b"1", b"tru", b'"\xff"']
     for message in messages[1:5]:
-        with pytest.raises(UndecodableMessage, match=f"message '{message.id}' cannot be read"):
+        with pytest.raises(DecodeError, match=f"message '{message.id}' cannot be read"):
             message.data  # noqa: B018  # it raises
         assert message.error is None
 
@@ -422,7 +422,7 @@ async def test_a_long_answer_is_split_into_pages_of_limited_size(feed_of, elemen
     pages, cursor = [], None
     for _ in range(3):
         pages.append(await feed.fetch(FetchRequest(cursor)))
-        cursor = pages[-1].next
+        cursor = pages[-1].next_page
     assert [len(page.messages) for page in pages] == [most, most, 5_000]
     assert [page.cursor for page in pages] == ["-1/0/10000", "-1/0/20000", "9/25000"]
     assert [message.id for page in pages for message in page.messages] == [str(n) for n in range(25_000)]
@@ -436,7 +436,7 @@ async def test_a_split_answer_of_a_closed_stream_is_closed_only_on_its_last_page
         feed, _ = feed_of(*[whole] * 2, messages=kind)
         feed._max_messages = 2
         first = await feed.fetch(FetchRequest())
-        second = await feed.fetch(FetchRequest(first.next))
+        second = await feed.fetch(FetchRequest(first.next_page))
         assert [len(page.messages) for page in (first, second)] == [2, 1]
         assert [page.closed for page in (first, second)] == [False, True]
 
@@ -459,10 +459,10 @@ async def test_one_fetch_reads_a_line_across_several_answers(feed_of):
         messages="lines",
     )
     first = await feed.fetch(FetchRequest())
-    second = await feed.fetch(FetchRequest(first.next))
+    second = await feed.fetch(FetchRequest(first.next_page))
     assert (named(first), named(second)) == ([("0", "a")], [("2", "bcdefg")])
     assert (first.cursor, second.messages[0].cursor, second.cursor) == ("-1/0/2", "3/7/2", "3/7/2")
-    assert second.next is None
+    assert second.next_page is None
     assert server.asked == [f"GET offset={offset}" for offset in ("-1", "1", "2", "3")]
 
 
@@ -512,7 +512,7 @@ async def test_an_empty_answer_to_a_long_poll_ends_the_wait_for_the_rest_of_a_li
     feed, server = feed_of(end(b"a", "1", kind=TEXT), end(b"", "1", kind=TEXT), messages="lines")
     await feed.fetch(FetchRequest())
     page = await feed.fetch(FetchRequest("-1/0", wait=30))
-    assert (list(page.messages), page.cursor, page.next) == ([], "-1/0", None)
+    assert (list(page.messages), page.cursor, page.next_page) == ([], "-1/0", None)
     assert len(server.asked) == 2
 
 
@@ -534,7 +534,7 @@ async def test_an_undecodable_line_does_not_affect_the_other_lines(feed_of):
     feed, _ = feed_of(*[end(body, kind=TEXT)] * 2, messages="lines")
     lines = (await feed.fetch(FetchRequest())).messages
     assert [line.id for line in lines] == ["0", "2", "4", "5", "7"]
-    with pytest.raises(UndecodableMessage, match="message '2' cannot be read"):
+    with pytest.raises(DecodeError, match="message '2' cannot be read"):
         lines[1].data  # noqa: B018  # it raises
     feed._framing = FRAMINGS["ndjson"]
     values = (await feed.fetch(FetchRequest())).messages
@@ -565,7 +565,7 @@ async def test_a_fetch_is_a_long_poll_only_if_max_wait_is_set(feed_of):
 async def test_the_close_of_a_stream_ends_a_long_poll(feed_of):
     feed, _ = feed_of(1.0, answer(b"", "8", status=204, kind={}, stream_closed="true"))
     page = await feed.fetch(FetchRequest("8/3", wait=20))
-    assert (list(page.messages), page.cursor, page.next, page.closed) == ([], "8/3", None, True)
+    assert (list(page.messages), page.cursor, page.next_page, page.closed) == ([], "8/3", None, True)
 
 
 # Pushes
@@ -625,9 +625,9 @@ def test_invalid_arguments_are_refused_at_construction(settings, kind, text):
     ],
 )
 def test_restore_rebuilds_the_message_of_a_dead_letter(messages, raw, data):
-    letter = DeadLetter(key="k", id="7", raw=raw, error="e")
+    letter = DeadLetter(dedupe_key="k", id="7", raw=raw, error="e")
     message = DurableStreamFeed("https://shop.example/orders", messages=messages).restore(letter)
-    assert (message.id, message.key, message.raw, message.data) == ("7", "k", raw, data)
+    assert (message.id, message.dedupe_key, message.raw, message.data) == ("7", "k", raw, data)
 
 
 # What every feed does
@@ -842,5 +842,5 @@ def test_any_body_gives_valid_messages_or_a_feed_error(kind, body, cursor, offse
     assert len({message.id for message in read.messages}) == len(read.messages)
     for message in read.messages:
         assert StreamPosition.from_cursor(message.cursor).cursor == message.cursor
-        with suppress(UndecodableMessage):
+        with suppress(DecodeError):
             message.data  # noqa: B018  # or it raises

@@ -105,9 +105,9 @@ async def walk(feed, cursor=None):
     while True:
         page = await fetch(feed, following)
         seen += [(message.id, message.data) for message in page.messages]
-        if page.next is None:
+        if page.next_page is None:
             return seen, page
-        following = page.next
+        following = page.next_page
 
 
 class TestPagesOfTwo(FeedSuite):
@@ -219,7 +219,7 @@ async def test_a_long_poll_without_new_messages_is_an_empty_page_with_the_same_c
     feed = feed_of(impatient_server.stream(0))
     cursor = (await fetch(feed)).cursor
     page = await fetch(feed, cursor, wait=GUARD)
-    assert (list(page.messages), page.cursor, page.next) == ([], cursor, None)
+    assert (list(page.messages), page.cursor, page.next_page) == ([], cursor, None)
 
 
 async def test_a_long_poll_that_the_server_holds_too_long_ends_with_an_empty_page(server, feed_of):
@@ -228,7 +228,7 @@ async def test_a_long_poll_that_the_server_holds_too_long_ends_with_an_empty_pag
     cursor = (await fetch(feed)).cursor
     with anyio.fail_after(GUARD):
         page = await fetch(feed, cursor, wait=0.1)
-    assert (list(page.messages), page.cursor, page.next) == ([], cursor, None)
+    assert (list(page.messages), page.cursor, page.next_page) == ([], cursor, None)
 
 
 async def test_early_empty_answers_to_long_polls_do_not_cause_a_busy_loop(impatient_server, feed_of, running):
@@ -270,8 +270,8 @@ async def test_each_request_has_the_expected_query_cache_headers_and_timeout(imp
     async with httpx.AsyncClient(timeout=GUARD, event_hooks=hooks, trust_env=False) as client:
         feed = DurableStreamFeed(impatient_server.stream(0).url, client=client)
         cursor = (await fetch(feed)).cursor
-        for how in ({"wait": 9.0}, {"wait": 9.0}, {"fresh": True}, {}):
-            assert (await fetch(feed, cursor, **how)).next is None
+        for how in ({"wait": 9.0}, {"wait": 9.0}, {"bypass_cache": True}, {}):
+            assert (await fetch(feed, cursor, **how)).next_page is None
     offset, etag = cursor.partition("/")[0], answered[3][2]
     assert asked == [
         ("offset=-1", None, None, GUARD),

@@ -325,7 +325,7 @@ async def test_the_channel_is_up_only_when_subscription_and_wake_stream_are_up(c
     server.answers[listener._subscription.id] = [httpx.Response(500), *[None] * 9]
     channel = await run(server, listener)
     assert [event for _, event in channel.events] == ["down", "up"]
-    assert channel.registered_until == math.inf
+    assert channel.subscribed_until == math.inf
     assert "HTTP 500 instead of a subscription" in str(channel.errors[0])
     asked_for = [request.url.path.rpartition("/")[2] for request in server.requests]
     assert asked_for == [listener._subscription.id, listener._subscription.id, "x", "x", "claim"]
@@ -335,7 +335,7 @@ async def test_the_channel_is_down_when_one_of_its_two_halves_is_down():
     channel = LoggedChannel(Wakes())
     one, other = split_channel(channel)
     one.down()
-    for say in (one.up, other.up, one.down, other.down, one.up, one.poll, other.up):
+    for say in (one.up, other.up, one.down, other.down, one.up, one.request_poll, other.up):
         say()
     assert [event for _, event in channel.events] == ["down", "up", "down", "down", "poll", "up"]
 
@@ -399,10 +399,10 @@ async def test_a_lost_subscription_is_reported_once_while_the_server_refuses_ano
     assert reported == [Control.RECREATE]
 
 
-async def test_the_subscription_is_deleted_at_the_end_only_with_stop_at_exit():
+async def test_the_subscription_is_deleted_at_the_end_only_with_unsubscribe_on_exit():
     for stop in (False, True):
         server = Wakes()
-        await run(server, listener_of(server, stop_at_exit=stop))
+        await run(server, listener_of(server, unsubscribe_on_exit=stop))
         assert bool(server.subscriptions) is not stop
 
 

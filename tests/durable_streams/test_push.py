@@ -101,7 +101,7 @@ def served_hooks():
 def listener_for(url, server, stream, **options):
     options = {"streams": [stream.name], **options}
     subscription = DurableStreamsWebhook(server.root, callback=f"{url}/hook", **options)
-    listener = WebhookListener(register_with_server=subscription, stop_at_exit=True)
+    listener = WebhookListener(subscription=subscription, unsubscribe_on_exit=True)
     listener._manager._fraction = lambda: 0.0  # the least of what is random
     return listener
 
@@ -244,7 +244,7 @@ async def test_a_callback_that_the_server_rejects_stops_the_consumer(server):
     callback = "http://10.0.0.1/?key=c4n4ry"
     subscription = DurableStreamsWebhook(server.root, callback=callback, streams=[stream.name])
     with pytest.raises(ListenerError, match="WEBHOOK_URL_REJECTED: it does not push to this callback") as caught:
-        await run_to_the_end(stream, WebhookListener(register_with_server=subscription))
+        await run_to_the_end(stream, WebhookListener(subscription=subscription))
     assert "c4n4ry" not in str(caught.value)
 
 

@@ -232,7 +232,7 @@ def test_a_webhook_of_another_subscription_is_not_a_push_after_adopt():
 
 
 def test_the_answer_to_a_webhook_reports_done():
-    answer = DurableStreamsWebhook.answer
+    answer = DurableStreamsWebhook.response
     assert (answer.status, json.loads(answer.body), answer.content_type) == (
         200,
         {"done": True},

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from push_to_poll_client import AtomEntry, AtomFeed, DeadLetter, Message, UndecodableMessage, UnreadableMessage
+from push_to_poll_client import AtomEntry, AtomFeed, DeadLetter, DecodeError, Message, UnreadableMessage
 from push_to_poll_client.feeds._atom import entry as entry_module
 from push_to_poll_client.feeds._atom.entry import messages_of
 from push_to_poll_client.feeds._atom.parser import MAX_AUTHORS, MAX_DEPTH, read_document
@@ -38,7 +38,7 @@ def deletion(inner=""):
 
 
 def restored(message):
-    letter = DeadLetter(key=message.key, id=message.id, raw=message.raw, error="")
+    letter = DeadLetter(dedupe_key=message.dedupe_key, id=message.id, raw=message.raw, error="")
     return AtomFeed(URL).restore(letter)
 
 
@@ -50,7 +50,7 @@ def test_the_id_and_key_of_a_message_combine_entry_id_and_updated():
     assert isinstance(message, Message)
     assert message.entry_id == "urn:1"
     assert message.id == "urn:1@2024-01-01T11:00:00Z"
-    assert message.key == "5:urn:1:2024-01-01T11:00:00Z"
+    assert message.dedupe_key == "5:urn:1:2024-01-01T11:00:00Z"
     assert message.updated == datetime(2024, 1, 1, 11, tzinfo=UTC)
     assert message.updated.tzinfo == timezone(timedelta(hours=1))
     assert (message.deleted, message.error, message.cursor) == (False, None, None)
@@ -59,11 +59,11 @@ def test_the_id_and_key_of_a_message_combine_entry_id_and_updated():
 
 def test_two_spellings_of_an_instant_are_one_version():
     (other,) = messages("<entry><id>urn:1</id><updated>2024-01-01T11:00:00.000Z</updated></entry>")
-    assert (other.id, other.key) == (entry().id, entry().key)
+    assert (other.id, other.dedupe_key) == (entry().id, entry().dedupe_key)
 
 
 def test_a_changed_title_with_the_same_updated_gives_the_same_key():
-    assert entry("<title>a</title>").key == entry("<title>b</title>").key
+    assert entry("<title>a</title>").dedupe_key == entry("<title>b</title>").dedupe_key
 
 
 def test_different_entries_and_deletions_have_different_ids_and_keys():
@@ -71,7 +71,7 @@ def test_different_entries_and_deletions_have_different_ids_and_keys():
     marks = [f"<entry><id>{one}</id><updated>2024-01-01</updated></entry>" for one in ids]
     marks += [f'<at:deleted-entry ref="{one}" when="2024-01-01"/>' for one in ids]
     found = messages("".join(marks))
-    assert len({message.key for message in found}) == len({message.id for message in found}) == len(marks)
+    assert len({message.dedupe_key for message in found}) == len({message.id for message in found}) == len(marks)
 
 
 def test_an_entry_id_is_kept_as_written_and_not_resolved_against_a_base():
@@ -88,7 +88,7 @@ def test_a_deleted_entry_becomes_a_message_marked_deleted():
     assert (message.entry_id, message.deleted) == ("urn:1", True)
     assert message.updated == datetime(2024, 1, 1, 11, tzinfo=UTC)
     assert message.id == "urn:1@2024-01-01T11:00:00Z deleted"
-    assert message.key == "deleted:5:urn:1:2024-01-01T11:00:00Z"
+    assert message.dedupe_key == "deleted:5:urn:1:2024-01-01T11:00:00Z"
     assert message.summary == AtomText("<b>spam</b>", "html", "https://shop.example/orders/")
     assert message.link() == "https://shop.example/orders/why"
     assert message.data.tag == "{http://purl.org/atompub/tombstones/1.0}deleted-entry"
@@ -253,7 +253,7 @@ def test_a_category_without_a_term_is_left_out():
 
 def test_an_invalid_published_date_is_an_error_only_when_published_is_read():
     assert entry("<published>2023-01-01T00:00:00Z</published>").published == datetime(2023, 1, 1, tzinfo=UTC)
-    with pytest.raises(UndecodableMessage, match=r"when entry 'urn:1@2024-.*' was published: 'soon' is no date"):
+    with pytest.raises(DecodeError, match=r"when entry 'urn:1@2024-.*' was published: 'soon' is no date"):
         _ = entry("<published>soon</published>").published
 
 
@@ -307,7 +307,12 @@ def test_an_entry_restored_from_raw_has_the_same_content(tag):
     assert message.raw.count(b"xmlns:y") == message.raw.count(b"xml:lang") == message.raw.count(b"xmlns=") == 1
     assert message.raw.endswith(f"{NAMES}{inner}</entry>".encode())
     for one in (message, again):
-        assert (one.id, one.key, one.updated, one.entry_id) == (message.id, message.key, message.updated, "urn:1")
+        assert (one.id, one.dedupe_key, one.updated, one.entry_id) == (
+            message.id,
+            message.dedupe_key,
+            message.updated,
+            "urn:1",
+        )
         assert (one.title.text, one.link()) == ("\u00fc", "https://shop.example/b/c")
         assert one.data[2].tag == ("{urn:other}a" if "urn:other" in tag else '{urn:y&"\n}a')
         assert one.data[2].attrib == {"{urn:z}b": "1"}
@@ -331,7 +336,12 @@ def test_an_entry_with_a_namespace_prefix_can_be_restored_from_raw():
 def test_a_deletion_restored_from_raw_has_the_same_content():
     message = deletion("<at:comment>spam</at:comment>")
     again = restored(message)
-    assert (again.id, again.key, again.raw, again.deleted) == (message.id, message.key, message.raw, True)
+    assert (again.id, again.dedupe_key, again.raw, again.deleted) == (
+        message.id,
+        message.dedupe_key,
+        message.raw,
+        True,
+    )
     assert again.summary == message.summary
 
 
@@ -363,14 +373,19 @@ def test_from_xml_reads_an_entry():
     ],
 )
 def test_from_xml_refuses_a_document_that_is_not_an_entry(markup, why):
-    with pytest.raises(UndecodableMessage) as error:
+    with pytest.raises(DecodeError) as error:
         AtomEntry.from_xml(markup.encode())
     assert str(error.value).startswith("an entry cannot be read: it ")
     assert why in str(error.value)
-    letter = DeadLetter(key="k", id="i", raw=markup.encode(), error="")
+    letter = DeadLetter(dedupe_key="k", id="i", raw=markup.encode(), error="")
     message = AtomFeed(URL).restore(letter)
     assert isinstance(message, UnreadableMessage)
-    assert (message.id, message.key, message.raw, str(message.error)) == ("i", "k", letter.raw, str(error.value))
+    assert (message.id, message.dedupe_key, message.raw, str(message.error)) == (
+        "i",
+        "k",
+        letter.raw,
+        str(error.value),
+    )
 
 
 # What cannot be read, alone
@@ -400,20 +415,20 @@ def test_an_unreadable_entry_does_not_affect_its_neighbours(markup, why, name):
     before, message, after = messages(f"<entry>{NAMES}</entry>{markup}<entry>{other}</entry>")
     assert [before.entry_id, after.entry_id] == ["urn:1", "urn:2"]
     assert isinstance(message, UnreadableMessage)
-    assert message.id == (name or message.key)
-    assert message.key.startswith("unreadable:")
+    assert message.id == (name or message.dedupe_key)
+    assert message.dedupe_key.startswith("unreadable:")
     assert why in str(message.error)
     assert SECRET not in str(message.error)
     assert isinstance(restored(message), UnreadableMessage)
-    with pytest.raises(UndecodableMessage):
+    with pytest.raises(DecodeError):
         _ = message.data
 
 
 def test_an_unreadable_entry_gets_another_key_when_its_content_changes():
     (broken,), (another,) = messages("<entry><id>a</id></entry>"), messages("<entry><id>a</id><b/></entry>")
-    assert broken.key != another.key
+    assert broken.dedupe_key != another.dedupe_key
     (moved,) = messages("<entry><id>a</id></entry>", root=f'<feed xmlns="{ATOM}" xml:base="/elsewhere/">')
-    assert broken.key == moved.key
+    assert broken.dedupe_key == moved.dedupe_key
 
 
 ELEMENTS = form(2_000, entry_module.MAX_ELEMENTS)
@@ -431,7 +446,7 @@ def test_an_entry_with_too_many_elements_fails_when_a_field_is_read(inner, why, 
     message = entry(inner)
     assert message.entry_id == "urn:1"
     for read in (lambda: message.data, lambda: message.title, lambda: message.links, lambda: message.base):
-        with pytest.raises(UndecodableMessage, match=f"entry 'urn:1@.*' cannot be read: it {why}"):
+        with pytest.raises(DecodeError, match=f"entry 'urn:1@.*' cannot be read: it {why}"):
             read()
     assert isinstance(restored(message), UnreadableMessage)
 

@@ -74,7 +74,7 @@ async def walk(feed, cursor=None):
         messages += page.messages
         gaps += [page.gap] if page.gap else []
         cursor = page.cursor or cursor
-        at = page.next
+        at = page.next_page
         if at is None:
             return messages, cursor, gaps
 
@@ -124,7 +124,7 @@ async def test_a_request_has_accept_authorization_and_cache_control_headers():
     assert sent["authorization"] == f"Basic {b64encode(f'user:{SECRET}'.encode()).decode()}"
     assert sent["x-key"] == "1"
     assert "cache-control" not in sent
-    await site.feed().fetch(FetchRequest(fresh=True))
+    await site.feed().fetch(FetchRequest(bypass_cache=True))
     assert site.requests[1].headers["cache-control"] == "no-cache"
 
 
@@ -182,7 +182,7 @@ async def test_a_fetch_sends_the_etag_of_its_cursor_and_handles_304():
     assert page.retry_after == 9
     assert await atom.fetch(FetchRequest(page.cursor)) == await site.feed().fetch(FetchRequest(page.cursor))
     again = await atom.fetch(FetchRequest(page.cursor))
-    assert (list(again.messages), again.cursor, again.next, again.retry_after) == ([], None, None, 7)
+    assert (list(again.messages), again.cursor, again.next_page, again.retry_after) == ([], None, None, 7)
     assert ids((await atom.fetch(FetchRequest())).messages) == ["a"]
 
 
@@ -458,12 +458,12 @@ async def test_an_entry_missing_from_a_complete_feed_is_reported_as_deleted():
     found = await changes([entry("b", 2), entry("a", 1), entry("c", 3)], [entry("d", 4), entry("b", 2)], [])
     assert [said(messages) for messages in found] == [["+a", "+b", "+c"], ["+d", "-c", "-a"], ["-d", "-b"]]
     gone = found[1][1]
-    assert (gone.id, gone.key) == ("c@2024-01-03T00:00:00Z deleted", "deleted:1:c:2024-01-03T00:00:00Z")
+    assert (gone.id, gone.dedupe_key) == ("c@2024-01-03T00:00:00Z deleted", "deleted:1:c:2024-01-03T00:00:00Z")
     assert (gone.updated.day, gone.summary.text) == (3, "It is no longer in its feed, which is complete.")
-    again = AtomFeed(URL).restore(DeadLetter(key=gone.key, id=gone.id, raw=gone.raw, error=""))
-    assert (again.id, again.key, again.deleted, again.entry_id, again.updated) == (
+    again = AtomFeed(URL).restore(DeadLetter(dedupe_key=gone.dedupe_key, id=gone.id, raw=gone.raw, error=""))
+    assert (again.id, again.dedupe_key, again.deleted, again.entry_id, again.updated) == (
         gone.id,
-        gone.key,
+        gone.dedupe_key,
         True,
         "c",
         gone.updated,
@@ -474,7 +474,7 @@ async def test_an_entry_that_returns_unchanged_to_a_complete_feed_is_a_new_messa
     here, gone = [entry('a&amp;"', 1)], []
     found = [message for messages in await changes(here, gone, here, gone, here) for message in messages]
     assert said(found) == ['+a&"', '-a&"'] * 2 + ['+a&"']
-    assert len({message.key for message in found}) == len({message.id for message in found}) == 5
+    assert len({message.dedupe_key for message in found}) == len({message.id for message in found}) == 5
     assert found[4].id == 'a&"@2024-01-01T00:00:00Z (2)'
     assert {type(message.data.tag) for message in found} == {str}
 
@@ -494,7 +494,7 @@ async def test_a_deleted_entry_element_is_not_reported_as_deleted_twice():
     deletion = '<at:deleted-entry ref="a" when="2024-01-05T00:00:00Z"/>'
     found = await changes([entry("a"), entry("b")], [deletion, entry("b")], [deletion], [entry("a"), deletion])
     assert [said(messages) for messages in found] == [["+b", "+a"], ["-a"], ["-b"], ["+a"]]
-    assert len({message.key for messages in found for message in messages}) == 5
+    assert len({message.dedupe_key for messages in found for message in messages}) == 5
 
 
 async def test_a_deletion_has_the_date_of_the_newest_version_of_the_entry():

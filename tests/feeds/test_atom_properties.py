@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from push_to_poll_client import AtomEntry, AtomFeed, DeadLetter, FetchRequest, UndecodableMessage
+from push_to_poll_client import AtomEntry, AtomFeed, DeadLetter, DecodeError, FetchRequest
 from push_to_poll_client.feeds._atom.constructs import Instant
 from push_to_poll_client.feeds._atom.entry import messages_of, parse
 from push_to_poll_client.feeds._atom.parser import as_utf8, read_document
@@ -50,11 +50,11 @@ def looked_at(message):
     try:
         _ = (message.data, message.title, message.summary, message.content, message.links, message.link())
         _ = (message.authors, message.categories, message.base, message.published)
-    except UndecodableMessage:
+    except DecodeError:
         pass
-    letter = DeadLetter(key=message.key, id=message.id, raw=message.raw, error="")
+    letter = DeadLetter(dedupe_key=message.dedupe_key, id=message.id, raw=message.raw, error="")
     again = AtomFeed(URL).restore(letter)
-    assert (again.id, again.key, again.raw) == (message.id, message.key, message.raw)
+    assert (again.id, again.dedupe_key, again.raw) == (message.id, message.dedupe_key, message.raw)
     assert message.error is None or again.error is not None
 
 
@@ -98,7 +98,7 @@ def test_any_bytes_in_any_encoding_are_read_or_refused(body, content_type):
 def test_from_xml_reads_any_bytes_as_an_entry_or_raises_undecodable_message(raw):
     try:
         looked_at(AtomEntry.from_xml(raw))
-    except UndecodableMessage as error:
+    except DecodeError as error:
         fits_a_log(error)
 
 
@@ -197,11 +197,11 @@ async def follow(vendor, deeds):
         while True:
             page = await feed.fetch(FetchRequest(at))
             for message in page.messages:
-                keys.append(message.key)
+                keys.append(message.dedupe_key)
                 known[message.entry_id] = (
                     None if message.deleted else int(message.title.text.removeprefix("Order "))
                 )
-            cursor, at = page.cursor or cursor, page.next
+            cursor, at = page.cursor or cursor, page.next_page
             if at is None:
                 break
     return {name: number for name, number in known.items() if number is not None}, keys

@@ -76,7 +76,7 @@ class Mortal(Log):
     """Dies in the middle of a message, as a process does."""
 
     def __init__(self, feed, store, *, dies_at=None):
-        super().__init__(feed, store=store, name="orders", flush_interval=0.0)
+        super().__init__(feed, store=store, name="orders", commit_interval=0.0)
         self.dies_at = dies_at
         self.entries = []
 

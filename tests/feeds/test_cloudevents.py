@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from push_to_poll_client import _types
-from push_to_poll_client._exceptions import FeedError, UndecodableMessage
+from push_to_poll_client._exceptions import DecodeError, FeedError
 from push_to_poll_client._secrets import Secrets, hidden
 from push_to_poll_client.feeds import CloudEvent
 from push_to_poll_client.feeds import _cloudevents as cloudevents
@@ -126,12 +126,12 @@ class TestAnEvent:
     def test_raises_undecodable_message_when_its_invalid_data_is_read(self, raw):
         message = CloudEvent.from_json(raw)
         for _ in range(2):
-            with pytest.raises(UndecodableMessage, match="data of event '1' cannot be read"):
+            with pytest.raises(DecodeError, match="data of event '1' cannot be read"):
                 _ = message.data
 
     def test_raises_undecodable_message_when_its_invalid_attributes_are_read(self):
         message = CloudEvent.from_json(b'{"id":"1","odd":"\xff","data":5}')
-        with pytest.raises(UndecodableMessage, match="attributes of event '1' cannot be read"):
+        with pytest.raises(DecodeError, match="attributes of event '1' cannot be read"):
             _ = message.attributes
         assert message.data == 5
 
@@ -139,27 +139,30 @@ class TestAnEvent:
         assert "secret" not in repr(CloudEvent.from_json(event(data="secret")))
 
     def test_is_refused_when_it_has_no_id(self):
-        with pytest.raises(UndecodableMessage, match="missing required field `id`"):
+        with pytest.raises(DecodeError, match="missing required field `id`"):
             CloudEvent.from_json(b"{}")
 
     def test_has_the_same_key_as_in_earlier_releases(self):
         # Stores keep it: another key would be another message after an upgrade.
-        assert CloudEvent.from_json(event(id="7", source="/a")).key == "2:/a7"
-        assert CloudEvent.from_json(b'{"id":"7"}').key == "0:7"
-        assert CloudEvent.from_json(event(id="7", source="/as/long/as/can/")).key == "16:/as/long/as/can/7"
-        assert CloudEvent.from_json(event(id="7", source="https://shop.example/")).key == "#Cb-lXve3xUjX0WbU7"
+        assert CloudEvent.from_json(event(id="7", source="/a")).dedupe_key == "2:/a7"
+        assert CloudEvent.from_json(b'{"id":"7"}').dedupe_key == "0:7"
+        assert CloudEvent.from_json(event(id="7", source="/as/long/as/can/")).dedupe_key == "16:/as/long/as/can/7"
+        assert (
+            CloudEvent.from_json(event(id="7", source="https://shop.example/")).dedupe_key == "#Cb-lXve3xUjX0WbU7"
+        )
 
     def test_has_a_short_key_even_with_a_long_source(self):
         """Each record has it twice."""
-        one, other = (CloudEvent.from_json(event(id="7", source=char * 1000)).key for char in "ab")
+        one, other = (CloudEvent.from_json(event(id="7", source=char * 1000)).dedupe_key for char in "ab")
         assert one != other
-        assert CloudEvent.from_json(event(id="7", source="/longer/than/can/")).key.startswith("#")
+        assert CloudEvent.from_json(event(id="7", source="/longer/than/can/")).dedupe_key.startswith("#")
         assert len(one) == len("#") + 16 + len("7")
 
     def test_keeps_its_key_when_the_cache_of_sources_is_full(self, monkeypatch):
         monkeypatch.setattr(cloudevents, "MAX_SOURCES", 3)
         first, again = (
-            [CloudEvent.from_json(event(id="7", source=source)).key for source in ids] for ids in ["abcd", "abcd"]
+            [CloudEvent.from_json(event(id="7", source=source)).dedupe_key for source in ids]
+            for ids in ["abcd", "abcd"]
         )
         assert first == again == [f"1:{source}7" for source in "abcd"]
         assert len(cloudevents._source_prefixes) <= 3
@@ -170,7 +173,7 @@ class TestAnEvent:
     @example(("https://shop.example/", "7"), ("https://shop.example/7", "7"))
     def test_is_a_duplicate_only_if_source_and_id_are_both_equal(self, one, other):
         keys = [
-            message.key
+            message.dedupe_key
             for source, name in (one, other)
             for message in read_batch(page(event(source=source, id=name)), WHERE)
             if not is_unreadable(message)
@@ -247,21 +250,21 @@ class TestAPage:
         assert not any(is_unreadable(message) for message in messages)
         assert is_unreadable(bad)
         assert bad.cursor == readable_id
-        assert bad.id == (readable_id or bad.key)
+        assert bad.id == (readable_id or bad.dedupe_key)
         assert str(bad.error).startswith(WHERE)
         assert len(str(bad.error)) < 500
-        with pytest.raises(UndecodableMessage):
+        with pytest.raises(DecodeError):
             _ = bad.data
 
     def test_gives_an_unreadable_event_a_key_made_from_its_bytes(self):
         one, other, again = read_batch(
             page(b'{"id":"7","type":1}', b'{"id":"7","type":2}', b'{"id":"7","type":1}'), WHERE
         )
-        assert one.key == again.key != other.key
+        assert one.dedupe_key == again.dedupe_key != other.dedupe_key
         # Stores keep it, and whether the rest of the page could be read must not matter.
-        assert one.key == "unreadable:9508525e6b2c898efa4d14e74f9d28db"
+        assert one.dedupe_key == "unreadable:9508525e6b2c898efa4d14e74f9d28db"
         (slow,) = (m for m in read_batch(page(b'{"id":"7","type":1}', b"nul"), WHERE) if m.id == "7")
-        assert slow.key == one.key
+        assert slow.dedupe_key == one.dedupe_key
 
     def test_accepts_an_event_id_of_1024_characters(self):
         (message,) = read_batch(page(event(id="7" * 1024)), WHERE)
@@ -424,8 +427,8 @@ def test_bytes_become_messages_or_a_feed_error(body):
             continue
         for message in messages:
             assert message.id
-            assert message.key
-            (message.id + message.key + (message.cursor or "")).encode()
+            assert message.dedupe_key
+            (message.id + message.dedupe_key + (message.cursor or "")).encode()
 
 
 EVENTS = st.dictionaries(

@@ -249,8 +249,8 @@ async def test_a_more_that_no_answer_has_is_named_after_a_restart_in_the_middle_
     server = Server(rows(400), answer=with_more)
     feed = feed_on(server, pages=forward(more=from_body("has_more")))
     page = await feed.fetch(FetchRequest("100"))
-    assert page.next == "200"
-    assert (await feed.fetch(FetchRequest("200"))).next == "300"
+    assert page.next_page == "200"
+    assert (await feed.fetch(FetchRequest("200"))).next_page == "300"
     assert len(warnings(caplog)) == 1
 
 

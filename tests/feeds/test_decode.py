@@ -17,6 +17,7 @@ import pytest
 from push_to_poll_client import (
     CloudEvent,
     Consumer,
+    DecodeError,
     FetchRequest,
     Hooks,
     HTTPFeed,
@@ -24,7 +25,6 @@ from push_to_poll_client import (
     Message,
     PagedFeed,
     ProcessError,
-    UndecodableMessage,
 )
 from push_to_poll_client.durable_streams import DurableStreamFeed
 from push_to_poll_client.feeds._data_decoder import DataDecoder
@@ -201,7 +201,7 @@ def test_the_data_becomes_what_decode_says(decode, data, decoded):
     ],
 )
 def test_data_that_does_not_fit_fails_with_its_place_and_without_itself(decode, data, text):
-    with pytest.raises(UndecodableMessage) as caught:
+    with pytest.raises(DecodeError) as caught:
         DataDecoder(decode).decode(data, Message("7"))
     assert str(caught.value).startswith("the data of message '7' does not fit ")
     assert text in str(caught.value)
@@ -213,19 +213,19 @@ def test_data_that_does_not_fit_fails_with_its_place_and_without_itself(decode, 
 
 def test_an_error_of_a_function_is_the_cause_of_the_failure():
     with pytest.raises(
-        UndecodableMessage, match="decode= failed for the data of message '7': KeyError: 'total'"
+        DecodeError, match="decode= failed for the data of message '7': KeyError: 'total'"
     ) as caught:
         DataDecoder(doubled).decode({}, Message("7"))
     assert isinstance(caught.value.__cause__, KeyError)
 
 
 def test_a_function_can_say_itself_why_the_data_cannot_be_read():
-    own = UndecodableMessage("its currency is unknown")
+    own = DecodeError("its currency is unknown")
 
     def refuse(data):
         raise own
 
-    with pytest.raises(UndecodableMessage) as caught:
+    with pytest.raises(DecodeError) as caught:
         DataDecoder(refuse).decode({}, Message("7"))
     assert caught.value is own
 
@@ -303,7 +303,7 @@ async def test_data_that_does_not_fit_is_a_dead_letter_at_once_and_a_retry_decod
     consumer = Totals(feed_of(kind, decode, 5, CANARY, 7), store=store, on_failure="dead_letter", hooks=hooks)
     await consumer.catch_up()
     assert consumer.totals == [5, 7]
-    assert [failed[1:] for failed in hooks.attempts] == [(UndecodableMessage, 1, "dead_letter")]
+    assert [failed[1:] for failed in hooks.attempts] == [(DecodeError, 1, "dead_letter")]
     (letter,) = await consumer.dead_letters.list()
     assert json.loads(letter.raw) in (
         {"id": "2", "total": CANARY},
@@ -328,7 +328,7 @@ async def test_data_that_does_not_fit_stops_the_consumer_before_it_or_is_skipped
     consumer = Totals(feed_of(kind, Order, 5, "six", 7))
     with pytest.raises(ProcessError) as caught:
         await consumer.catch_up()
-    assert isinstance(caught.value.__cause__, UndecodableMessage)
+    assert isinstance(caught.value.__cause__, DecodeError)
     skipping = Totals(feed_of(kind, Order, 5, "six", 7), on_failure="skip")
     await skipping.catch_up()
     assert (consumer.totals, skipping.totals) == ([5], [5, 7])
@@ -350,13 +350,13 @@ async def test_an_ordering_key_of_data_that_does_not_fit_fails_as_undecodable(ki
     consumer = Totals(
         feed_of(kind, Order, 5, "six", 7),
         concurrency=2,
-        key=lambda message: message.data.total,
+        ordering_key=lambda message: message.data.total,
         on_failure="dead_letter",
         hooks=hooks,
     )
     await consumer.catch_up()
     assert sorted(consumer.totals) == [5, 7]
-    assert [failed[1:] for failed in hooks.attempts] == [(UndecodableMessage, 1, "dead_letter")]
+    assert [failed[1:] for failed in hooks.attempts] == [(DecodeError, 1, "dead_letter")]
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ async def test_a_deletion_without_data_fits_only_what_may_be_null():
     assert CloudEvent.from_json(deletion, decode=Order | None).data is None
     event = CloudEvent.from_json(deletion, decode=Order)
     assert event.deleted
-    with pytest.raises(UndecodableMessage, match="Expected `object`, got `null`"):
+    with pytest.raises(DecodeError, match="Expected `object`, got `null`"):
         event.data  # noqa: B018  # it raises
 
 
@@ -398,7 +398,7 @@ async def test_readable_events_of_a_page_with_an_unreadable_one_are_decoded():
     client = httpx.AsyncClient(transport=httpx.MockTransport(lambda request: httpx.Response(200, content=page)))
     first, second, third = (await HTTPFeed(URL, decode=Order, client=client).fetch(FetchRequest())).messages
     assert (first.data, second.error is None, third.error) == (Order(5), False, None)
-    with pytest.raises(UndecodableMessage, match="the data of message '3' does not fit Order"):
+    with pytest.raises(DecodeError, match="the data of message '3' does not fit Order"):
         third.data  # noqa: B018  # it raises
 
 

@@ -152,7 +152,7 @@ class Reading(Consumer):
         self.more = anyio.Event()
 
     async def process(self, message):
-        self.place_of[message.key] = place = self.subject.place(message)
+        self.place_of[message.dedupe_key] = place = self.subject.place(message)
         self.places.append(place)
         self.more.set()
         self.more = anyio.Event()

@@ -111,7 +111,7 @@ async def test_a_server_that_holds_its_answer_too_long_is_asked_for_one_at_once(
     began = anyio.current_time()
     page = await feed.fetch(FetchRequest(wait=WAIT))
     assert not page.messages
-    assert page.next is None
+    assert page.next_page is None
     assert anyio.current_time() - began == WAIT + grace
     assert len(server.waits) == 2
     assert server.waits[1] is None

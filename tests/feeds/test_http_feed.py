@@ -123,7 +123,7 @@ class TestWhatIsAsked:
 
     async def test_a_fresh_fetch_sends_cache_control_no_cache(self, serve):
         server = serve(batch())
-        await fetch(HTTPFeed(URL), fresh=True)
+        await fetch(HTTPFeed(URL), bypass_cache=True)
         assert server.last.headers["cache-control"] == "no-cache"
 
     async def test_headers_of_the_user_override_the_default_headers(self, serve):
@@ -158,7 +158,7 @@ class TestWhatAnAnswerMeans:
         page = await fetch(HTTPFeed(URL))
         assert ids(page) == ["1", "2"]
         assert [message.cursor for message in page.messages] == ["1", "2"]
-        assert (page.cursor, page.next, page.retry_after) == ("2", "2", None)
+        assert (page.cursor, page.next_page, page.retry_after) == ("2", "2", None)
 
     @pytest.mark.parametrize("answer", [batch(), httpx.Response(204)])
     async def test_an_empty_batch_or_204_is_the_end_of_the_feed(self, serve, answer):
@@ -169,20 +169,20 @@ class TestWhatAnAnswerMeans:
         # A server that reads "since" as "from" would be asked for its last event without a pause.
         serve(batch("7"))
         page = await fetch(HTTPFeed(URL), "7")
-        assert (ids(page), page.cursor, page.next) == (["7"], "7", None)
+        assert (ids(page), page.cursor, page.next_page) == (["7"], "7", None)
 
     async def test_an_unreadable_last_event_still_gives_the_cursor(self, serve):
         serve(httpx.Response(200, json=[{"id": "1"}, {"id": "2", "type": 5}]))
         page = await fetch(HTTPFeed(URL))
-        assert (page.cursor, page.next) == ("2", "2")
+        assert (page.cursor, page.next_page) == ("2", "2")
 
     async def test_an_unreadable_id_is_never_a_cursor(self, serve):
         serve(httpx.Response(200, json=[{"id": "1"}, {"id": 2}]), httpx.Response(200, json=[{"id": 2}]))
         feed = HTTPFeed(URL)
         page = await feed.fetch(FetchRequest())
-        assert (len(page.messages), page.cursor, page.next) == (2, "1", "1")
+        assert (len(page.messages), page.cursor, page.next_page) == (2, "1", "1")
         page = await fetch(feed, "1")
-        assert (len(page.messages), page.cursor, page.next) == (1, None, None)
+        assert (len(page.messages), page.cursor, page.next_page) == (1, None, None)
 
     @pytest.mark.parametrize(
         "stated",
@@ -294,7 +294,7 @@ class TestTheEnd:
         await anyio.sleep(2)
         assert ids(await fetch(feed, "17")) == ["18"]
 
-    @pytest.mark.parametrize("more", [{"fresh": True}, {"wait": 5}])
+    @pytest.mark.parametrize("more", [{"bypass_cache": True}, {"wait": 5}])
     async def test_a_fetch_with_fresh_or_wait_ignores_max_age(self, serve, more):
         serve(batch(headers={"cache-control": "max-age=60"}), batch("18"))
         feed = HTTPFeed(URL, max_wait=60)

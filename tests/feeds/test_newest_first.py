@@ -8,12 +8,12 @@ import httpx
 import pytest
 
 from push_to_poll_client import (
-    ChainRestart,
     CursorExpired,
     FeedError,
     FeedGone,
     FeedRefused,
     FetchRequest,
+    PagesChanged,
 )
 from push_to_poll_client._http.caching import Validators
 from push_to_poll_client._types import MAX_CURSOR
@@ -182,9 +182,9 @@ async def test_an_unexpected_error_counts_as_a_failure_of_the_document():
     ("raised", "seen"),
     [
         (FeedRefused("no"), FeedRefused),
-        (ChainRestart("no"), ChainRestart),
-        (CursorExpired("no"), ChainRestart),
-        (FeedGone("no"), ChainRestart),
+        (PagesChanged("no"), PagesChanged),
+        (CursorExpired("no"), PagesChanged),
+        (FeedGone("no"), PagesChanged),
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
@@ -212,7 +212,7 @@ async def test_an_error_of_the_newest_document_is_raised_unchanged(raised):
 async def test_retry_after_of_a_gone_document_is_kept():
     documents = Numbered(9)
     documents.errors["2"] = [FeedGone("no", retry_after=7)]
-    with pytest.raises(ChainRestart) as error:
+    with pytest.raises(PagesChanged) as error:
         await reader(documents).poll()
     assert error.value.retry_after == 7
 
@@ -220,7 +220,7 @@ async def test_retry_after_of_a_gone_document_is_kept():
 @KINDS
 async def test_a_consumer_reads_every_message_despite_failed_fetches(kind):
     documents = kind(40)
-    weather = [FeedError("weather"), TimeoutError(), FeedRefused("login"), ChainRestart("again")]
+    weather = [FeedError("weather"), TimeoutError(), FeedRefused("login"), PagesChanged("again")]
     for address in [None, *(str(page) for page in range(2, 14)), *documents.entries, "archive 3", "archive 7"]:
         documents.errors[address] = weather[:1]
     documents.errors["archive 5"] = documents.errors["7"] = documents.errors["020"] = weather
@@ -281,12 +281,12 @@ async def test_a_repeated_request_returns_the_same_page_without_a_fetch(kind):
     while True:
         page = await walk.fetch(FetchRequest(position))
         asked = len(documents.asked)
-        if page.next is None:
+        if page.next_page is None:
             break
         again = await walk.fetch(FetchRequest(position))
         assert (again, len(documents.asked)) == (page, asked)
         found += page.messages
-        position = page.next
+        position = page.next_page
     assert [message.id for message in found] == names(1, 9)
 
 
@@ -469,7 +469,7 @@ async def test_a_page_chain_restarts_if_its_last_document_shows_other_messages()
     documents = Numbered(12)
     one = await stood_still(documents, 2)
     del documents.entries[:6]
-    with pytest.raises(ChainRestart, match="shows other messages"):
+    with pytest.raises(PagesChanged, match="shows other messages"):
         await one.step()
     assert await one.poll() == names(1, 6)
 
@@ -696,7 +696,7 @@ async def test_a_poll_without_news_is_not_repeated_while_the_response_is_fresh()
     assert await one.poll() == ["003"]
 
 
-@pytest.mark.parametrize("options", [{"fresh": True}, {"wait": 1.0}], ids=["fresh", "wait"])
+@pytest.mark.parametrize("options", [{"bypass_cache": True}, {"wait": 1.0}], ids=["fresh", "wait"])
 async def test_a_push_or_a_long_poll_ignores_freshness(options):
     documents = Numbered(2, fresh_for=100)
     one = reader(documents)
@@ -716,7 +716,7 @@ async def test_freshness_is_respected_without_validators():
     await one.poll()
     documents.publish(1)
     assert await one.poll() == []
-    assert await one.poll(fresh=True) == ["003"]
+    assert await one.poll(bypass_cache=True) == ["003"]
 
 
 async def test_freshness_does_not_hide_messages_that_are_not_settled():
@@ -725,7 +725,7 @@ async def test_freshness_does_not_hide_messages_that_are_not_settled():
     await one.poll()
     await one.poll()
     documents.publish(1)
-    request = FetchRequest(one.saved, fresh=True)
+    request = FetchRequest(one.saved, bypass_cache=True)
     assert len((await one.walk.fetch(request)).messages) == 1
     assert await one.poll() == ["003"]
 
@@ -842,9 +842,9 @@ async def test_a_closed_feed_is_reported_only_at_the_end_of_a_page_chain():
     documents.says = {"closed": True}
     for _ in range(2):
         await one.poll()
-        assert [page.closed for page in one.pages if page.next is None][-1] is True
+        assert [page.closed for page in one.pages if page.next_page is None][-1] is True
         one = Reader(NewestFirstReader(documents.look, WHERE), one.saved)
-    assert not any(page.closed for page in one.pages if page.next is not None)
+    assert not any(page.closed for page in one.pages if page.next_page is not None)
 
 
 # What the server asks for

@@ -12,14 +12,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from push_to_poll_client import ChainRestart, FeedError, FeedGone, FeedRefused, FetchRequest
+from push_to_poll_client import FeedError, FeedGone, FeedRefused, FetchRequest, PagesChanged
 from push_to_poll_client.feeds import _newest_first_cursor, _newest_first_walk
 from push_to_poll_client.feeds._newest_first import NewestFirstReader
 from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
 from tests.support.forms import form
 from tests.support.newest_first_server import WHERE, Archived, Following, Numbered
 
-FAILURES = (FeedError("weather"), FeedRefused("login"), FeedGone("gone"), ChainRestart("changed"), KeyError("bug"))
+FAILURES = (FeedError("weather"), FeedRefused("login"), FeedGone("gone"), PagesChanged("changed"), KeyError("bug"))
 
 EXAMPLES = form(60, 5_000)
 
@@ -54,9 +54,9 @@ class Person:
             self.flight.close()
         self.flight, self.position = None, self.saved
 
-    def take_off(self, walk, *, fresh=False):
+    def take_off(self, walk, *, bypass_cache=False):
         """Ask for a page; `None`: it is in the air."""
-        self.flight = walk.fetch(FetchRequest(self.position, fresh=fresh))
+        self.flight = walk.fetch(FetchRequest(self.position, bypass_cache=bypass_cache))
         return self._moved(None)
 
     def land(self, error=None):
@@ -83,7 +83,7 @@ class Person:
         if upto is not None and upto < len(ids):
             return self.begin()
         self.saved = page.cursor or self.saved
-        self.position = self.saved if page.next is None else page.next
+        self.position = self.saved if page.next_page is None else page.next_page
         return None
 
 
@@ -184,7 +184,7 @@ class WalkBackMachine(RuleBasedStateMachine):
     def ask(self, data, fresh):
         person = data.draw(st.sampled_from(self.people))
         if person.flight is None:
-            self.fetched(person, lambda: person.take_off(self.walk, fresh=fresh), None)
+            self.fetched(person, lambda: person.take_off(self.walk, bypass_cache=fresh), None)
 
     @rule(data=st.data(), error=st.one_of(st.none(), st.none(), st.sampled_from(FAILURES)), upto=st.integers(0, 9))
     def answer(self, data, error, upto):
@@ -234,17 +234,17 @@ class WalkBackMachine(RuleBasedStateMachine):
         """To the end, whatever has to begin again. Each request bypasses caches, as after a push."""
         pages, passed = [], set()
         for _ in range(1000):
-            page = self.fetched(person, partial(person.take_off, self.walk, fresh=True), None)
+            page = self.fetched(person, partial(person.take_off, self.walk, bypass_cache=True), None)
             if page is None and person.flight is not None:
                 page = self.fetched(person, person.land, None)
             if page is None:
                 passed = set()
                 continue
             pages.append(page)
-            if page.next is None:
+            if page.next_page is None:
                 return pages
-            assert page.next not in passed
-            passed.add(page.next)
+            assert page.next_page not in passed
+            passed.add(page.next_page)
         raise AssertionError("the walk does not end")
 
     def is_in_order(self, page):

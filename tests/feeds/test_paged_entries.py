@@ -132,7 +132,7 @@ def test_the_name_of_a_list_is_the_default_type_of_its_messages():
         ("b", "moved", False),
         ("a", "gone", True),
     ]
-    assert len({message.key for message in messages}) == 3
+    assert len({message.dedupe_key for message in messages}) == 3
     assert [json.loads(message.raw) for message in messages][::2] == [
         {"added": {"id": "a"}},
         {"gone": {"id": "a"}},
@@ -184,13 +184,13 @@ def test_an_invalid_entries_declaration_is_refused(make, kind, text):
 
 
 def test_message_fields_are_read_from_the_declared_paths():
-    entries = Entries(type=("what", "kind"), time="at", deleted="gone", key="dedupe")
+    entries = Entries(type=("what", "kind"), time="at", deleted="gone", dedupe_key="dedupe")
     body = [
         {"id": 7, "what": {"kind": "paid"}, "at": 1.5, "gone": {"why": "x"}, "dedupe": "k"},
         {"id": "b", "gone": False},
         {"id": "c", "gone": {}},
     ]
-    said = [(m.id, m.key, m.type, m.time, m.deleted) for m in read(entries, body)]
+    said = [(m.id, m.dedupe_key, m.type, m.time, m.deleted) for m in read(entries, body)]
     assert said == [("7", "k", "paid", 1.5, True), ("b", "b", "", None, False), ("c", "c", "", None, False)]
 
 
@@ -210,7 +210,7 @@ def test_each_version_of_an_entry_is_a_message_of_its_own():
         Entries(version="etag"), [{"id": "a", "etag": 1}, {"id": "a", "etag": 2}, {"id": "b", "etag": 1}]
     )
     assert names(messages) == ["a@1", "a@2", "b@1"]
-    assert len({message.key for message in messages}) == 3
+    assert len({message.dedupe_key for message in messages}) == 3
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_each_version_of_an_entry_is_a_message_of_its_own():
 )
 def test_different_pairs_of_id_and_version_have_different_keys(one, other):
     messages = read(Entries(version="v"), [one, other])
-    assert messages[0].key != messages[1].key
+    assert messages[0].dedupe_key != messages[1].dedupe_key
 
 
 def test_an_entry_without_a_version_is_unreadable_unless_it_is_a_deletion():
@@ -233,8 +233,8 @@ def test_an_entry_without_a_version_is_unreadable_unless_it_is_a_deletion():
     assert first.error is None
     assert "an entry has no version at 'etag'" in str(unversioned.error)
     assert gone_now.deleted
-    assert gone_now.key not in {first.key, "a"}
-    assert read(entries, body, start="later")[2].key != gone_now.key
+    assert gone_now.dedupe_key not in {first.dedupe_key, "a"}
+    assert read(entries, body, start="later")[2].dedupe_key != gone_now.dedupe_key
 
 
 def test_a_contents_version_changes_only_with_the_contents_or_the_start_cursor():
@@ -243,9 +243,9 @@ def test_a_contents_version_changes_only_with_the_contents_or_the_start_cursor()
     [same] = read(entries, b'[{"y":2,  "x":1, "id":"a"}]', start="c")
     [other] = read(entries, [{"id": "a", "x": 2, "y": 2}], start="c")
     [later] = read(entries, [{"id": "a", "x": 1, "y": 2}], start="d")
-    assert one.key == same.key
+    assert one.dedupe_key == same.dedupe_key
     assert one.id == same.id
-    assert len({one.key, other.key, later.key}) == 3
+    assert len({one.dedupe_key, other.dedupe_key, later.dedupe_key}) == 3
 
 
 def test_equal_contents_in_different_lists_are_different_messages():
@@ -307,7 +307,7 @@ def test_an_entry_that_cannot_be_read_fails_alone(entry, why):
     assert (before.id, after.id) == ("a", "b")
     assert isinstance(broken, UnreadableMessage)
     assert broken.raw == entry
-    assert broken.key.startswith("unreadable:")
+    assert broken.dedupe_key.startswith("unreadable:")
     text = str(broken.error)
     assert text.startswith("an entry")
     assert why in text
@@ -332,7 +332,7 @@ def test_an_entry_cannot_continue_on_the_next_line():
     "options",
     [
         {"version": lambda e: e["v"]},
-        {"key": lambda e: e["v"]},
+        {"dedupe_key": lambda e: e["v"]},
         {"type": lambda e: e["v"]},
         {"time": lambda e: e["v"]},
         {"deleted": lambda e: e["v"]},
@@ -370,7 +370,7 @@ def test_a_failing_cursor_function_fails_only_its_own_entry():
 def test_unreadable_entries_with_the_same_bytes_have_the_same_key():
     [_, one] = read(Entries(), b'[{"id": 1}, nonsense]')
     [_, same, other] = read(Entries(), b'[{"id": 1}, nonsense , nonsenses]')
-    assert one.key == same.key != other.key
+    assert one.dedupe_key == same.dedupe_key != other.dedupe_key
 
 
 @pytest.mark.parametrize(
@@ -417,14 +417,14 @@ def test_a_page_with_too_many_unreadable_entries_is_refused(monkeypatch):
 
 
 def letter(message):
-    return DeadLetter(key=message.key, id=message.id, raw=message.raw, error="broken")
+    return DeadLetter(dedupe_key=message.dedupe_key, id=message.id, raw=message.raw, error="broken")
 
 
 def test_a_dead_letter_is_restored_to_its_original_message():
     entries = Entries("added", "gone", version=CONTENTS, deletions="gone", time="at")
     for message in read(entries, {"added": [{"id": "a", "at": 1, "gone": 7}], "gone": [{"id": "b"}]}, start="c"):
         again = entries.restore(letter(message))
-        names_of = ("id", "key", "data", "raw", "type", "time", "deleted")
+        names_of = ("id", "dedupe_key", "data", "raw", "type", "time", "deleted")
         assert [getattr(again, name) for name in names_of] == [getattr(message, name) for name in names_of]
 
 
@@ -434,18 +434,20 @@ def test_a_dead_letter_of_an_unreadable_message_stays_unreadable():
     for message in messages[1:]:
         again = entries.restore(letter(message))
         assert isinstance(again, UnreadableMessage)
-        assert (again.id, again.key, again.raw) == (message.id, message.key, message.raw)
+        assert (again.id, again.dedupe_key, again.raw) == (message.id, message.dedupe_key, message.raw)
         assert str(again.error) == str(message.error)
 
 
 def test_a_dead_letter_that_has_become_readable_gets_its_id_and_keeps_its_key():
     [_, message] = read(Entries(), [{"id": "a"}, {"uuid": "b"}])
     again = Entries(id="uuid").restore(letter(message))
-    assert (again.id, again.key, again.error) == ("b", message.key, None)
+    assert (again.id, again.dedupe_key, again.error) == ("b", message.dedupe_key, None)
 
 
 def test_a_dead_letter_of_a_single_list_is_not_read_as_one_of_several_lists():
-    message = Entries("added", "gone").restore(DeadLetter(key="k", id="i", raw=b'{"added": 1, "id": 2}', error=""))
+    message = Entries("added", "gone").restore(
+        DeadLetter(dedupe_key="k", id="i", raw=b'{"added": 1, "id": 2}', error="")
+    )
     assert (message.data, message.type) == ({"added": 1, "id": 2}, "")
 
 
@@ -467,15 +469,20 @@ def test_a_dead_letter_is_restored_with_an_error_unless_the_only_function_select
     entries = Entries(only=lambda entry: entry["kind"] == "message")
     [_, message] = read(Entries(), [{"id": "a"}, {"id": "b", **kind}])
     again = entries.restore(letter(message))
-    assert (again.id, again.key, again.raw, str(again.error)) == ("b", message.key, message.raw, error)
+    assert (again.id, again.dedupe_key, again.raw, str(again.error)) == (
+        "b",
+        message.dedupe_key,
+        message.raw,
+        error,
+    )
 
 
 @pytest.mark.parametrize(
     "raw", [b"", b"{}", b"[]", b'{"added": {}}', b'{"other": {"id": 1}}', b'{"added": \xff}', b"\xff"]
 )
 def test_restoring_a_dead_letter_with_any_raw_bytes_does_not_raise(raw):
-    message = Entries("added", "gone").restore(DeadLetter(key="k", id="i", raw=raw, error=""))
-    assert (message.id, message.key) == ("i", "k")
+    message = Entries("added", "gone").restore(DeadLetter(dedupe_key="k", id="i", raw=raw, error=""))
+    assert (message.id, message.dedupe_key) == ("i", "k")
 
 
 # One entry
@@ -483,7 +490,7 @@ def test_restoring_a_dead_letter_with_any_raw_bytes_does_not_raise(raw):
 
 def test_an_entry_can_be_constructed_directly_for_a_handler_test():
     entry = Entry("1", {"a": 1}, type="paid", deleted=True)
-    assert (entry.id, entry.key, entry.cursor, entry.time) == ("1", "1", None, None)
+    assert (entry.id, entry.dedupe_key, entry.cursor, entry.time) == ("1", "1", None, None)
     assert (entry.raw, entry.type, entry.deleted) == (b'{"a":1}', "paid", True)
     assert repr(entry) == "Entry(id='1')"
 

@@ -13,13 +13,13 @@ import pytest
 import respx
 
 from push_to_poll_client import (
-    ChainRestart,
     CursorExpired,
     FeedError,
     FeedGone,
     FeedRefused,
     FetchRequest,
     Page,
+    PagesChanged,
     Push,
     UnreadableMessage,
 )
@@ -143,12 +143,12 @@ async def test_the_query_of_the_url_is_repeated_on_every_page():
         ),
     )
     first = await feed.fetch(FetchRequest("c0"))
-    second = await feed.fetch(FetchRequest(first.next))
+    second = await feed.fetch(FetchRequest(first.next_page))
     assert [str(request.url) for request in server.requests] == [
         f"{URL}?types=a%2Cb&limit=2&since=c0",
         f"{URL}?types=a%2Cb&limit=2&since=c0&page=p2",
     ]
-    assert (first.cursor, second.cursor, second.next) == (None, "c2", None)
+    assert (first.cursor, second.cursor, second.next_page) == (None, "c2", None)
 
 
 async def test_a_get_request_has_no_body_and_accepts_json():
@@ -161,7 +161,7 @@ async def test_a_get_request_has_no_body_and_accepts_json():
 
 
 async def test_a_fresh_request_bypasses_http_caches():
-    _, server = await fetched(says(page()), request=FetchRequest(fresh=True))
+    _, server = await fetched(says(page()), request=FetchRequest(bypass_cache=True))
     assert server.last.headers["cache-control"] == "no-cache"
 
 
@@ -169,7 +169,7 @@ async def test_a_cursor_is_read_from_and_sent_in_a_header():
     options = {"pages": OldestFirst(cursor=from_header("x-next"), send=to_header("X-Since"))}
     found, server = await fetched(says(page("1"), x_next="c1"), cursor="c0", **options)
     assert server.last.headers["x-since"] == "c0"
-    assert (found.cursor, found.next) == ("c1", "c1")
+    assert (found.cursor, found.next_page) == ("c1", "c1")
 
 
 async def test_a_cursor_is_added_to_the_posted_json_body():
@@ -365,7 +365,7 @@ async def test_json_lines_are_read_with_the_cursor_of_each_line():
     pages = OldestFirst(cursor=from_each("seq"), send=to_query("since"))
     found, _ = await fetched(says(body), entries=Entries(LINES), pages=pages)
     assert [(message.id, message.cursor) for message in found.messages] == [("1", "7"), ("2", "8")]
-    assert (found.cursor, found.next) == ("8", "8")
+    assert (found.cursor, found.next_page) == ("8", "8")
 
 
 async def test_entries_can_have_cursors_besides_the_cursor_of_the_page():
@@ -373,7 +373,7 @@ async def test_entries_can_have_cursors_besides_the_cursor_of_the_page():
     body = {"data": [{"id": 1, "seq": 10}, {"id": 2, "seq": None}], "cursor": "end", "more": True}
     found, _ = await fetched(says(body), pages=pages)
     assert [message.cursor for message in found.messages] == ["10", None]
-    assert (found.cursor, found.next) == ("end", "end")
+    assert (found.cursor, found.next_page) == ("end", "end")
 
 
 async def test_several_lists_are_read_oldest_first_with_their_types_and_deletions():
@@ -390,7 +390,7 @@ async def test_several_lists_are_read_oldest_first_with_their_types_and_deletion
 async def test_an_answer_without_new_entries_is_an_empty_last_page():
     for answer in (says(b"", 204), says(page(cursor="c", more=False))):
         found, _ = await fetched(answer, cursor="c")
-        assert (found.messages, found.next) == ([], None) or (found.messages, found.next) == ((), None)
+        assert (found.messages, found.next_page) == ([], None) or (found.messages, found.next_page) == ((), None)
         assert found.cursor in {None, "c"}
 
 
@@ -399,7 +399,7 @@ async def test_a_repeated_entry_with_the_same_version_keeps_its_dedupe_key():
         says({"data": [{"id": 1, "v": 1}], "cursor": "c", "more": 0}), entries=Entries("data", version="v")
     )
     first, again = [await feed.fetch(FetchRequest(cursor)) for cursor in (None, "c")]
-    assert first.messages[0].key == again.messages[0].key
+    assert first.messages[0].dedupe_key == again.messages[0].dedupe_key
 
 
 # Links
@@ -425,8 +425,8 @@ async def test_a_link_is_saved_as_an_absolute_url(link, saved, place):
     }[place]
     feed, server = feed_on(says(page("1", link=link)), pages=pages, trusted_origins=["https://cdn.example"])
     found = await feed.fetch(FetchRequest())
-    assert (found.cursor or msgspec.json.decode(found.next.removeprefix("page "))[1]) == saved
-    await feed.fetch(FetchRequest(found.next))
+    assert (found.cursor or msgspec.json.decode(found.next_page.removeprefix("page "))[1]) == saved
+    await feed.fetch(FetchRequest(found.next_page))
     assert str(server.last.url) == saved
 
 
@@ -480,7 +480,7 @@ async def test_an_error_names_the_trusted_origin_that_answered():
     feed, _ = feed_on(*answers, pages=pages, trusted_origins=["https://cdn.example"])
     found = await feed.fetch(FetchRequest())
     with pytest.raises(FeedError) as failed:
-        await feed.fetch(FetchRequest(found.next))
+        await feed.fetch(FetchRequest(found.next_page))
     assert str(failed.value) == (
         f"{URL}, which led to https://cdn.example/x?sig=…, does not answer as it was declared to: "
         "there is no list at 'data', but {'oops': number}"
@@ -622,7 +622,7 @@ async def test_a_feed_has_latest_only_if_it_is_declared_or_newest_first():
 
 @pytest.mark.parametrize(
     ("outcome", "kind"),
-    [(expired, CursorExpired), (restart, ChainRestart), (gone, FeedGone), (throttled, FeedError)],
+    [(expired, CursorExpired), (restart, PagesChanged), (gone, FeedGone), (throttled, FeedError)],
 )
 @pytest.mark.parametrize("status_code", [200, 400, 410, 503])
 async def test_an_outcome_takes_precedence_over_the_http_status(outcome, kind, status_code):
@@ -704,7 +704,7 @@ async def test_a_closed_feed_returns_its_last_messages_and_no_next_page():
     outcomes = [closed(from_body("closed"))]
     answer = page("1", cursor="c", more=True, closed=True)
     found, _ = await fetched(says(answer), outcomes=outcomes)
-    assert (ids(found), found.cursor, found.next, found.closed) == (["1"], "c", None, True)
+    assert (ids(found), found.cursor, found.next_page, found.closed) == (["1"], "c", None, True)
 
 
 @pytest.mark.parametrize("status_code", [204, 404, 410])
@@ -845,7 +845,7 @@ async def test_an_answer_with_neither_a_list_nor_a_cursor_is_an_error(entries, b
 )
 async def test_an_empty_page_without_a_cursor_may_be_the_end(entries, body, options):
     found, _ = await fetched(says(body), entries=entries, **options)
-    assert (list(found.messages), found.cursor, found.next) == ([], None, None)
+    assert (list(found.messages), found.cursor, found.next_page) == ([], None, None)
 
 
 @pytest.mark.parametrize("media_type", ["text/html; charset=utf-8", "application/xhtml+xml", "IMAGE/png"])
@@ -884,8 +884,8 @@ async def test_a_full_page_with_an_unreadable_entry_still_leads_to_the_older_pag
         pages=pages,
     )
     found = await feed.fetch(FetchRequest())
-    while found.next and not found.messages:
-        found = await feed.fetch(FetchRequest(found.next))
+    while found.next_page and not found.messages:
+        found = await feed.fetch(FetchRequest(found.next_page))
     assert [message.error is None for message in found.messages] == [True, True, False, True, True]
 
 
@@ -896,10 +896,10 @@ async def test_a_dead_letter_is_restored():
     feed, _ = feed_on(says(b'{"data": [{"id": 1}, nonsense], "cursor": "c"}'))
     found = await feed.fetch(FetchRequest())
     for message in found.messages:
-        again = feed.restore(DeadLetter(key=message.key, id=message.id, raw=message.raw, error=""))
-        assert (again.id, again.key, again.raw, again.error is None) == (
+        again = feed.restore(DeadLetter(dedupe_key=message.dedupe_key, id=message.id, raw=message.raw, error=""))
+        assert (again.id, again.dedupe_key, again.raw, again.error is None) == (
             message.id,
-            message.key,
+            message.dedupe_key,
             message.raw,
             message.error is None,
         )
@@ -946,7 +946,7 @@ async def test_an_empty_page_is_reused_for_max_age_unless_fresh_or_wait_is_reque
     for _ in range(3):
         assert ids(await feed.fetch(FetchRequest("c"))) == []
     assert len(server.requests) == 1
-    await feed.fetch(FetchRequest("c", fresh=True))
+    await feed.fetch(FetchRequest("c", bypass_cache=True))
     await feed.fetch(FetchRequest("c", wait=5))
     await feed.fetch(FetchRequest("d"))
     assert len(server.requests) == 4

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from push_to_poll_client import ChainRestart, CursorExpired, FeedError, FeedGone
+from push_to_poll_client import CursorExpired, FeedError, FeedGone, PagesChanged
 from push_to_poll_client.feeds._paged.body import DeclarationMismatch
 from push_to_poll_client.feeds._paged.outcomes import apply_outcomes
 from push_to_poll_client.feeds._paged.pagination import PagePosition
@@ -288,7 +288,7 @@ def test_invalid_arguments_of_long_poll_are_refused(arguments, kind, text):
     ("outcome", "kind", "text"),
     [
         (expired(status(410)), CursorExpired, "no longer knows the cursor"),
-        (restart(status(410)), ChainRestart, "its pages changed"),
+        (restart(status(410)), PagesChanged, "its pages changed"),
         (throttled(status(410)), FeedError, "asks to be left alone"),
         (gone(status(410)), FeedGone, "gone for good"),
     ],

@@ -29,9 +29,9 @@ async def walk(feed, cursor):
         page = await feed.fetch(FetchRequest(cursor))
         messages += page.messages
         cursors += [page.cursor] if page.cursor is not None else []
-        if page.next is None:
+        if page.next_page is None:
             return messages, cursors
-        cursor = page.next
+        cursor = page.next_page
 
 
 @pytest.mark.parametrize("kind", DECLARED, ids=lambda kind: kind.__name__)
@@ -41,6 +41,6 @@ async def test_a_declared_feed_is_read_to_its_end_and_then_from_its_last_cursor(
     before, cursors = await walk(feed, inception(vendor))
     vendor.publish(3)
     after, _ = await walk(feed, cursors[-1])
-    assert len({message.key for message in (*before, *after)}) == 8
+    assert len({message.dedupe_key for message in (*before, *after)}) == 8
     assert len(before) == 5
     assert len(after) - 3 == AGAIN.get(kind, 0)

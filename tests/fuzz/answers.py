@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from push_to_poll_client import FeedError, FetchRequest, Message, UndecodableMessage
+from push_to_poll_client import DecodeError, FeedError, FetchRequest, Message
 from push_to_poll_client._http.direct_client import DirectClient
 from push_to_poll_client._http.response import Response
 from push_to_poll_client._http.transport import shared_tls_context
@@ -113,12 +113,12 @@ def walk(feed: Any, cursor: str | None = None) -> list[Message]:
     async def fetch() -> None:
         position = cursor
         for _ in range(MOST_PAGES):
-            page = await feed.fetch(FetchRequest(position, fresh=True))
+            page = await feed.fetch(FetchRequest(position, bypass_cache=True))
             assert page.retry_after is None or page.retry_after >= 0
             assert isinstance(page.gap, str)
-            assert not (page.closed and page.next is not None)
+            assert not (page.closed and page.next_page is not None)
             messages.extend(page.messages)
-            position = page.next
+            position = page.next_page
             if position is None:
                 break
             assert isinstance(position, str)
@@ -143,8 +143,8 @@ def look_at(message: Message) -> None:
     """At all that a message has."""
     assert isinstance(message.id, str)
     assert message.id
-    assert isinstance(message.key, str)
-    assert message.key
+    assert isinstance(message.dedupe_key, str)
+    assert message.dedupe_key
     assert message.cursor is None or isinstance(message.cursor, str)
     assert isinstance(message.raw, bytes)
     assert repr(message).isprintable()
@@ -155,5 +155,5 @@ def assert_readable(thing: Any, part: str) -> None:
     """It is there, or it says why it cannot be read, as may be shown to anybody."""
     try:
         getattr(thing, part)
-    except UndecodableMessage as error:
+    except DecodeError as error:
         assert str(error).isprintable()  # noqa: PT017  # it need not be raised

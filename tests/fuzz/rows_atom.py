@@ -6,7 +6,7 @@ from base64 import urlsafe_b64encode
 from datetime import datetime
 from xml.etree import ElementTree as ET
 
-from push_to_poll_client import AtomFeed, FeedError, UndecodableMessage
+from push_to_poll_client import AtomFeed, DecodeError, FeedError
 from push_to_poll_client.feeds._atom.complete_feed import decode_note, document_from_response, encode_note
 from push_to_poll_client.feeds._atom.constructs import Instant
 from push_to_poll_client.feeds._atom.parser import as_utf8
@@ -37,17 +37,17 @@ def read_document(data):
 def look_at_entry(entry):
     assert isinstance(entry.updated, datetime)
     assert entry.order
-    assert "\0" not in entry.key
+    assert "\0" not in entry.dedupe_key
     for part in ("published", "title", "summary", "content", "links", "authors", "categories", "base", "data"):
         assert_readable(entry, part)
     try:
         _ = entry.data
-    except UndecodableMessage:
+    except DecodeError:
         return
     again = AtomEntry.from_xml(entry.raw)
-    assert (again.id, again.key, again.updated, again.deleted) == (
+    assert (again.id, again.dedupe_key, again.updated, again.deleted) == (
         entry.id,
-        entry.key,
+        entry.dedupe_key,
         entry.updated,
         entry.deleted,
     )
@@ -175,7 +175,7 @@ ROWS = (
         name="entries of atom",
         modules=("feeds._atom.entry", "feeds._atom.parser", "feeds._atom.constructs"),
         read=read_entry,
-        errors=(UndecodableMessage,),
+        errors=(DecodeError,),
         examples=(
             ENTRY.replace(b"<entry", b"<entry " + NAMESPACES),
             GONE.replace(b"<at:deleted-entry", b"<at:deleted-entry " + NAMESPACES),

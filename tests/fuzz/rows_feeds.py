@@ -11,11 +11,11 @@ from push_to_poll_client import (
     CloudEvent,
     CursorExpired,
     DeadLetter,
+    DecodeError,
     FeedError,
     HTTPFeed,
     Message,
     ServerSentEvent,
-    UndecodableMessage,
     UnreadableMessage,
 )
 from push_to_poll_client._json import decode
@@ -126,12 +126,12 @@ def read_events(data):
 
 
 def look_at_event(event, value):
-    assert "\0" not in event.key
+    assert "\0" not in event.dedupe_key
     assert event.source == event.source.strip("\0")
     _ = event.type, event.subject, event.time, event.method, event.deleted
     try:
         attributes = event.attributes
-    except UndecodableMessage:
+    except DecodeError:
         attributes = None
     if isinstance(value, dict) and attributes is not None and len(event.raw) < 4000:
         assert event.id == value["id"]
@@ -141,7 +141,7 @@ def look_at_event(event, value):
 def read_event(data):
     event = CloudEvent.from_json(data)
     look_at(event)
-    assert CloudEvent.from_json(event.raw).key == event.key
+    assert CloudEvent.from_json(event.raw).dedupe_key == event.dedupe_key
 
 
 class _Decoded(msgspec.Struct):
@@ -165,11 +165,11 @@ def read_data(data):
     for decoder in _DECODERS:
         try:
             decoder.decode(value, Message("1"))
-        except UndecodableMessage as error:
+        except DecodeError as error:
             unfit.append(str(error))
     assert all(len(text) < 700 and text.isprintable() for text in unfit)
     if len(unfit) == len(_DECODERS):
-        raise UndecodableMessage("it fits nothing")
+        raise DecodeError("it fits nothing")
 
 
 def read_seen(data):
@@ -227,14 +227,14 @@ def _in_parts(framing, data, said):
 
 
 def _named(message):
-    return message.id, message.key, message.raw
+    return message.id, message.dedupe_key, message.raw
 
 
 def restored_from(feed, message):
     """What the feed makes of the message's dead letter is the same message."""
-    letter = DeadLetter(key=message.key, id=message.id, raw=message.raw, error="failed")
+    letter = DeadLetter(dedupe_key=message.dedupe_key, id=message.id, raw=message.raw, error="failed")
     again = feed.restore(letter)
-    assert (again.key, again.raw) == (message.key, message.raw)
+    assert (again.dedupe_key, again.raw) == (message.dedupe_key, message.raw)
     if not isinstance(message, UnreadableMessage):  # which may be read now, and named
         assert again.id == message.id
         assert not isinstance(again, UnreadableMessage)
@@ -312,7 +312,7 @@ ROWS = (
         name="a cloudevent",
         modules=("feeds._cloudevents",),
         read=read_event,
-        errors=(UndecodableMessage,),
+        errors=(DecodeError,),
         examples=(b'{"id": "1", "source": "s", "data": null}', b'{"id": "1", "data_base64": "aGk="}'),
         tokens=(
             *words(r'"id" "source" "data" "data_base64"'),
@@ -325,7 +325,7 @@ ROWS = (
         name="data of messages",
         modules=("feeds._data_decoder",),
         read=read_data,
-        errors=(UndecodableMessage, ValueError, RecursionError),
+        errors=(DecodeError, ValueError, RecursionError),
         examples=(
             b'{"id": "1", "kind": "b", "parts": {"7": [{"id": "2"}]}}',
             b'[{"id": "1", "kind": "c - at `$.kind`"}]',

@@ -10,7 +10,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import CONNECTING, OPEN
 from websockets.uri import parse_uri
 
-from push_to_poll_client import PushToPollError, Verdict
+from push_to_poll_client import PushToPollError, ReconnectAction
 from push_to_poll_client.listeners._base import StopReconnecting
 from push_to_poll_client.listeners._sse_parser import MAX_RETRY, EventParser, EventTooLarge, ServerSentEvent
 from push_to_poll_client.listeners.sse import NotAnEventStream, _check, _fits_header
@@ -114,7 +114,7 @@ def read_failure(data):
 
 
 def _look_at(failure):
-    assert isinstance(failure.verdict, Verdict)
+    assert isinstance(failure.verdict, ReconnectAction)
     assert failure.sentence.isprintable()
     assert len(failure.sentence) < 2500
     assert failure.retry_after is None or failure.retry_after >= 0

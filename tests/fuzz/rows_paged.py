@@ -89,7 +89,7 @@ def _at(value, path):
 
 ENTRIES = {
     "a list": lambda: Entries(type="type", time=("a", 0), deleted="gone"),
-    "a list in an object": lambda: Entries(("a", "b"), id=("id", 0), version="v", key="k"),
+    "a list in an object": lambda: Entries(("a", "b"), id=("id", 0), version="v", dedupe_key="k"),
     "several lists": lambda: Entries("a", "b", version=CONTENTS, deletions="b", optional=True, newest_first=True),
     "lines": lambda: Entries(LINES, version="v", only=lambda entry: entry["a"]),
 }
@@ -101,7 +101,7 @@ def read_entries(data, where):
     parts = entries.find(reply, 200)
     for message in entries.read(parts, each=from_each("c").of, start="s"):
         look_at(message)
-        assert len(message.key) <= 1100
+        assert len(message.dedupe_key) <= 1100
         restored_from(entries, message)
     assert len(reply.entries) <= reply.size <= 200
 

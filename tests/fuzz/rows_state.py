@@ -153,7 +153,7 @@ def read_text(data):
 
 
 def read_letter(data):
-    letter = DeadLetter(key=text_of(data), id="1", raw=data, error=text_of(data), traceback=text_of(data))
+    letter = DeadLetter(dedupe_key=text_of(data), id="1", raw=data, error=text_of(data), traceback=text_of(data))
     written = json.loads(as_json(letter))
     assert written["raw"].encode() == data if "raw" in written else written["raw_base64"]
     message = restore_from_json(letter)

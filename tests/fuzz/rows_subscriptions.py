@@ -3,7 +3,7 @@
 import httpx
 
 from push_to_poll_client.listeners._requests import UnusableResponse
-from push_to_poll_client.listeners._webhook.types import WebhookAnswer, WebhookRequest
+from push_to_poll_client.listeners._webhook.types import WebhookRequest, WebhookResponse
 from push_to_poll_client.listeners.subscriptions import Registration, WebSub
 from push_to_poll_client.listeners.subscriptions._discovery import topic_of
 from push_to_poll_client.listeners.subscriptions._state import SubscriptionState
@@ -42,7 +42,7 @@ def read_question(data):
     for method in ("GET", "POST"):
         request = WebhookRequest(method=method, path=path, query=query, received_at=1e9)
         answer = subscription.handshake(request)
-        assert answer is None or isinstance(answer, WebhookAnswer)
+        assert answer is None or isinstance(answer, WebhookResponse)
         if answer is not None and answer.body:
             assert answer.body.decode("ascii") == request.parameter("hub.challenge")
             assert path.rpartition("/")[2] == "id"

@@ -14,7 +14,7 @@ from push_to_poll_client.listeners.verifiers import (
     bearer,
     dropbox,
     github,
-    shared_token,
+    header_token,
     standard_webhooks,
     stripe,
     svix,
@@ -80,7 +80,7 @@ def _made(text):
 
 
 TOKENS = (
-    shared_token(["one", "two"]),
+    header_token(["one", "two"]),
     bearer(["one", "two"]),
     basic("user", ["one", "two"]),
     token_in_body(["one", "two"]),

@@ -66,7 +66,7 @@ async def test_g5_no_cursor_of_the_old_place_is_saved_after_a_resync():
     feed.publish(16)
     feed.answer(None, None, CursorExpired("gone"))
     resync = Resync("inception", forget=True)
-    consumer = Batches(feed, store=MemoryStore(), batch_size=7, flush_interval=0, on_cursor_expired=resync)
+    consumer = Batches(feed, store=MemoryStore(), batch_size=7, commit_interval=0, on_cursor_expired=resync)
     async with consumer:
         await consumer.poll_now()
     assert saved == [("1", None), ("8", None), ("11", "after-10.0")] * 2

@@ -1,4 +1,4 @@
-"""G7, small redo: a crash repeats only the last `flush_interval` of work and the messages in flight."""
+"""G7, small redo: a crash repeats only the last `commit_interval` of work and the messages in flight."""
 
 import asyncio
 import re
@@ -30,7 +30,7 @@ on_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 
 
 @pytest.mark.parametrize(("takes", "flush", "most"), [(1.0, 0.05, 1), (0.01, 0.05, 6), (0.01, 0.0, 1)])
-async def test_g7_a_crash_repeats_at_most_the_messages_of_the_flush_interval(takes, flush, most, monkeypatch):
+async def test_g7_a_crash_repeats_at_most_the_messages_of_the_commit_interval(takes, flush, most, monkeypatch):
     feed = FakeFeed()
     feed.publish(40)
     recorded, unrecorded = [], []
@@ -40,7 +40,7 @@ async def test_g7_a_crash_repeats_at_most_the_messages_of_the_flush_interval(tak
             await super().process(message)
             unrecorded.append(len(self.processed) - len(recorded))
 
-    consumer = Watched(feed, takes=takes, flush_interval=flush)
+    consumer = Watched(feed, takes=takes, commit_interval=flush)
     async with consumer:
         session = consumer._parts.session
         commit = session.commit
@@ -208,7 +208,9 @@ async def test_g7_a_store_that_refuses_a_commit_is_waited_for_and_nothing_new_is
 async def test_g7_no_message_is_processed_twice_while_the_store_refuses(concurrency, read_ahead):
     feed, store = FakeFeed(page_size=5, read_ahead=read_ahead), RefusingStore()
     feed.publish(60)
-    consumer = Log(feed, store=store, takes=0.03, concurrency=concurrency, key=lambda message: int(message.id) % 7)
+    consumer = Log(
+        feed, store=store, takes=0.03, concurrency=concurrency, ordering_key=lambda message: int(message.id) % 7
+    )
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(consumer.run)
         for count in range(1, 60, 7):
@@ -393,7 +395,7 @@ async def test_g7_a_store_that_refuses_takes_no_error_away(error):
 
     feed, store, handled = FakeFeed(), RefusingStore(), []
     feed.publish(2)
-    consumer = Consumer(feed, store=store, process=process, flush_interval=100.0, shutdown_timeout=1.0)
+    consumer = Consumer(feed, store=store, process=process, commit_interval=100.0, shutdown_timeout=1.0)
     with pytest.raises(SystemExit if isinstance(error, SystemExit) else ProcessError):
         await consumer.run()
     assert handled == ["1", "2"]
@@ -403,7 +405,7 @@ async def test_g7_a_store_that_refuses_takes_no_error_away(error):
 async def test_g7_a_store_that_refuses_takes_no_cancellation_away():
     feed, store = FakeFeed(), RefusingStore("commit")
     feed.publish(3)
-    consumer = Log(feed, store=store, takes=1.0, flush_interval=100.0)
+    consumer = Log(feed, store=store, takes=1.0, commit_interval=100.0)
     task = asyncio.ensure_future(consumer.poll_now())
     await consumer.until(2)
     task.cancel()

@@ -13,10 +13,10 @@ from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 from push_to_poll_client import (
     Consumer,
     DeadLetterMessage,
+    DecodeError,
     ProcessError,
     SQLiteStore,
     StoreError,
-    UndecodableMessage,
 )
 from push_to_poll_client.testing import FakeFeed
 from tests.support.forms import GUARD
@@ -103,10 +103,10 @@ def ids(count, *, but=()):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("flush_interval", [0.0, 0.05, 1000.0])
-async def test_g8_effects_and_records_are_committed_together(kind, flush_interval, path):
+@pytest.mark.parametrize("commit_interval", [0.0, 0.05, 1000.0])
+async def test_g8_effects_and_records_are_committed_together(kind, commit_interval, path):
     feed = feed_of(25, page_size=10)
-    consumer = kind(feed, path, flush_interval=flush_interval, batch_size=4)
+    consumer = kind(feed, path, commit_interval=commit_interval, batch_size=4)
     result = await consumer.poll_now()
     assert (result.messages, result.caught_up) == (25, True)
     assert done(path) == ids(25)
@@ -141,7 +141,7 @@ async def test_g8_a_retried_message_keeps_no_effects_of_failed_attempts(kind, pa
 async def test_g8_a_retry_wait_commits_the_messages_before_and_leaves_no_transaction_open(kind, path):
     feed = feed_of(5)
     retry = AsyncRetrying(wait=wait_fixed(1000))
-    consumer = kind(feed, path, failing=["3"], retry=retry, flush_interval=1000.0, batch_size=10)
+    consumer = kind(feed, path, failing=["3"], retry=retry, commit_interval=1000.0, batch_size=10)
     async with consumer:
         result = await consumer.poll_now()
         assert (result.messages, result.caught_up) == (2, False)
@@ -170,7 +170,13 @@ async def test_g8_no_transaction_is_open_while_a_failure_policy_or_retry_strateg
 
     for retry in (None, AsyncRetrying(retry=never)):
         consumer = Writes(
-            feed_of(4), path, failing=["3"], retry=retry, on_failure=policy, flush_interval=1000.0, name=str(retry)
+            feed_of(4),
+            path,
+            failing=["3"],
+            retry=retry,
+            on_failure=policy,
+            commit_interval=1000.0,
+            name=str(retry),
         )
         await consumer.poll_now()
     assert seen == [ids(2), [*ids(4, but={"3"}), *ids(2)], [*ids(4, but={"3"}), *ids(2)]]
@@ -211,7 +217,7 @@ async def test_g8_effects_that_cannot_be_committed_are_done_by_the_next_poll(kin
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_g8_a_failed_commit_of_the_cursor_repeats_no_effects(kind, path, monkeypatch):
-    consumer = kind(feed_of(12, page_size=5), path, batch_size=2, flush_interval=1000.0)
+    consumer = kind(feed_of(12, page_size=5), path, batch_size=2, commit_interval=1000.0)
     async with consumer:
         session = consumer._parts.session
         commit, calls = session.commit, []
@@ -229,7 +235,7 @@ async def test_g8_a_failed_commit_of_the_cursor_repeats_no_effects(kind, path, m
         assert done(path) == ids(10)
         while not (await consumer.poll_now()).caught_up:
             pass
-        assert session.size == 12
+        assert session.record_count == 12
     assert done(path) == ids(12)
 
 
@@ -300,7 +306,7 @@ async def test_g8_the_transaction_begins_with_the_first_statement_and_ends_with_
             locked.append((is_locked(path), done(path)))
             self.write(message)
 
-    await Looks(feed_of(2), path, flush_interval=1000.0).poll_now()
+    await Looks(feed_of(2), path, commit_interval=1000.0).poll_now()
     assert locked == [(False, []), (True, []), (False, ["1"]), (True, ["1"])]
     assert not is_locked(path)
 
@@ -310,13 +316,13 @@ async def test_g8_a_handler_without_a_statement_begins_no_transaction(path):
 
     class Idle(Writes):
         async def process(self, message):
-            commits.append(self._parts.session.size)
+            commits.append(self._parts.session.record_count)
 
-    consumer = Idle(feed_of(5), path, flush_interval=1000.0)
+    consumer = Idle(feed_of(5), path, commit_interval=1000.0)
     async with consumer:
         await consumer.poll_now()
         assert commits == [0] * 5
-        assert consumer._parts.session.size == 5
+        assert consumer._parts.session.record_count == 5
 
 
 async def test_g8_an_async_handler_that_finds_the_database_locked_is_called_again_with_the_lock(path):
@@ -457,7 +463,7 @@ async def test_g8_polling_another_consumer_of_the_store_inside_process_is_refuse
 
 def test_concurrency_above_one_is_refused_on_a_transactional_sqlite_store(path):
     with pytest.raises(ValueError, match="concurrency=2 on a transactional SQLiteStore, which"):
-        Writes(FakeFeed(), path, concurrency=2, key=lambda message: message.id)
+        Writes(FakeFeed(), path, concurrency=2, ordering_key=lambda message: message.id)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -468,7 +474,7 @@ async def test_a_repeated_message_with_another_fingerprint_fails_and_writes_noth
     feed = FakeFeed()
     for name, data in (("1", "a"), ("2", "b"), ("3", "c"), ("1", "a"), ("3", "other")):
         feed.publish(name, data=data)
-    feed.publish("4", error=UndecodableMessage("no JSON"))
+    feed.publish("4", error=DecodeError("no JSON"))
     consumer = kind(feed, path, fingerprint=fingerprint, on_failure="skip", batch_size=2)
     result = await consumer.poll_now()
     assert (result.messages, result.duplicates) == (5, 1)

@@ -8,10 +8,10 @@ import pytest
 
 from push_to_poll_client import (
     Consumer,
+    DecodeError,
     MemoryStore,
     ProcessError,
     RetryMessage,
-    UndecodableMessage,
 )
 from push_to_poll_client.testing._fake_feed import FakeFeed
 from tests.support.consumers import Log, polls_on
@@ -48,7 +48,7 @@ async def test_g9_a_failing_message_is_retried_and_then_stops_the_consumer_with_
 async def test_g9_an_unreadable_message_fails_without_reaching_the_handler():
     feed = FakeFeed()
     feed.publish("good")
-    feed.publish("torn", error=UndecodableMessage("torn"))
+    feed.publish("torn", error=DecodeError("torn"))
     consumer = Log(feed)
     with pytest.raises(ProcessError, match="torn"):
         await consumer.poll_now()
@@ -67,4 +67,4 @@ async def test_g9_a_message_that_waits_is_shown_by_the_first_poll_after_a_restar
     await anyio.sleep(60)
     await second.poll_now()
     assert second.status().failing == first.status().failing
-    assert second.status().failing[0].again == pytest.approx(1e9 + anyio.current_time() + 540)
+    assert second.status().failing[0].retry_at == pytest.approx(1e9 + anyio.current_time() + 540)

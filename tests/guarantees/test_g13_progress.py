@@ -12,7 +12,6 @@ import anyio
 import pytest
 
 from push_to_poll_client import (
-    ChainRestart,
     Consumer,
     CursorExpired,
     FeedError,
@@ -22,6 +21,7 @@ from push_to_poll_client import (
     MemoryStore,
     Message,
     Page,
+    PagesChanged,
     Resync,
     RetryMessage,
     SQLiteStore,
@@ -40,7 +40,7 @@ def chain_of(count, **settings):
     return feed
 
 
-PAGES_CHANGED = ChainRestart("the pages changed")
+PAGES_CHANGED = PagesChanged("the pages changed")
 PAGES_CHANGED.retry_after = 0.01
 
 
@@ -187,7 +187,7 @@ async def test_g13_a_bare_poll_raises_a_failure_that_does_not_pass_within_its_ti
 async def test_g13_a_bare_poll_ends_on_a_feed_that_gives_nothing_but_pages_without_messages():
     feed = FakeFeed()
     numbers = iter(range(100_000))
-    feed.answer(*[lambda request: Page(next=f"token-{next(numbers)}")] * 2_000)
+    feed.answer(*[lambda request: Page(next_page=f"token-{next(numbers)}")] * 2_000)
     result = await Log(feed).poll_now()
     assert (result.pages, result.caught_up) == (1_000, False)
 
@@ -210,7 +210,7 @@ async def test_g13_a_message_that_waits_at_a_standstill_is_tried_again_when_its_
 
     tried, feed = [], FakeFeed(read_ahead=True)
     messages = [Message(name) for name in ("bad", *"abcdefghij")]
-    feed.answer(*[lambda request: Page(messages, next="a")] * 1_000)
+    feed.answer(*[lambda request: Page(messages, next_page="a")] * 1_000)
     running(Batches(feed, store=MemoryStore(), batch_wait=5, fallback_interval=600))
     await anyio.sleep(60)
     assert len(tried) > 5
@@ -244,7 +244,7 @@ async def test_g13_page_tokens_that_always_expire_are_a_failed_poll(running, cap
 async def test_g13_a_feed_that_leads_back_to_where_it_was_is_named_and_not_called_caught_up(running, caplog):
     feed = FakeFeed()
     circle = {None: "a", "a": "b", "b": "a"}
-    feed.answer(*[lambda request: Page([Message("1")], next=circle[request.cursor])] * 1000)
+    feed.answer(*[lambda request: Page([Message("1")], next_page=circle[request.cursor])] * 1000)
     consumer = running(Log(feed, patience=2_000))
     await anyio.sleep(600)
     status = consumer.status()
@@ -262,7 +262,7 @@ async def test_g13_a_feed_that_leads_back_to_where_it_was_is_named_and_not_calle
 async def test_g13_a_circle_of_pages_that_takes_several_polls_is_named_once(running, caplog, has_messages):
     def page(request):
         place = int(request.cursor or 0) % 100
-        return Page([Message(f"m{place}")] if has_messages else [], next=str(place + 1))
+        return Page([Message(f"m{place}")] if has_messages else [], next_page=str(place + 1))
 
     feed = FakeFeed(latency=1.0)
     feed.answer(*[page] * 10_000)
@@ -291,7 +291,7 @@ async def test_g13_catch_up_reaches_the_end_of_a_feed_however_long_that_takes(cu
 async def test_g13_a_feed_that_gives_pages_without_messages_is_named_and_asked_at_the_rate(running, caplog):
     feed = FakeFeed(latency=0.02)
     numbers = iter(range(100_000))
-    feed.answer(*[lambda request: Page(next=f"token-{next(numbers)}")] * 1000)
+    feed.answer(*[lambda request: Page(next_page=f"token-{next(numbers)}")] * 1000)
     consumer = running(Log(feed, patience=2_000, rate=1, burst=1))
     await anyio.sleep(300)
     assert 290 <= len(feed.requests) <= 315
@@ -301,7 +301,7 @@ async def test_g13_a_feed_that_gives_pages_without_messages_is_named_and_asked_a
     assert warnings(caplog) == [f"fake-feed: the end of the feed is not reached: {consumer.status().standstill}"]
     feed.recover()
     feed.publish("1")
-    feed.answer(Page([Message("x")], next="after-0.0"))
+    feed.answer(Page([Message("x")], next_page="after-0.0"))
     await consumer.until(2)
     await anyio.sleep(1)
     assert consumer.status().standstill is None
@@ -310,7 +310,7 @@ async def test_g13_a_feed_that_gives_pages_without_messages_is_named_and_asked_a
 async def test_g13_pages_without_messages_do_not_keep_a_bare_poll_from_the_end():
     feed = FakeFeed()
     feed.publish("1")
-    feed.answer(*[Page(next=f"token-{number}") for number in range(40)], Page(next="after-0.0"))
+    feed.answer(*[Page(next_page=f"token-{number}") for number in range(40)], Page(next_page="after-0.0"))
     assert (await Log(feed).poll_now()).messages == 1
 
 
@@ -365,7 +365,7 @@ async def test_g13_a_message_that_waits_is_named_in_status_log_and_hook_after_a_
     (failing,) = consumer.status().failing
     assert (failing.id, failing.attempts) == ("bad", 1)
     assert failing.error == "RetryMessage: the bank is closed"
-    assert failing.again == pytest.approx(time_of_day() + 86_400 - 3600 - 7200, abs=10)
+    assert failing.retry_at == pytest.approx(time_of_day() + 86_400 - 3600 - 7200, abs=10)
     assert consumer.status().failing_count == 1
     assert hooks.told == [("bad", failing)]
     (line,) = [record.getMessage() for record in caplog.records if "'bad'" in record.getMessage()]
@@ -383,8 +383,8 @@ async def test_g13_a_message_that_waits_is_named_although_an_earlier_version_did
     await session.commit(cursor=None, records=[], state={"attempts": f'{{"bad":[3,{again - 9},{again},3600.0]}}'})
     await session.release()
     consumer = Log(feed, store=store)
-    assert (await consumer.poll_now()).postponed == pytest.approx(3600, abs=1)
+    assert (await consumer.poll_now()).retry_in == pytest.approx(3600, abs=1)
     (failing,) = consumer.status().failing
-    assert (failing.id, failing.attempts, failing.again) == ("bad", 3, again)
+    assert (failing.id, failing.attempts, failing.retry_at) == ("bad", 3, again)
     assert failing.error == "its error was not kept"
     assert "message 'bad' failed at attempt 3 before this run" in caplog.text

@@ -81,7 +81,7 @@ def fingerprint(path):
 async def _make(path, records):
     session = await SQLiteStore(path).claim("c", feed="f")
     await session.commit(cursor="saved", records=[Record(f"k{n}") for n in range(records)])
-    letter = DeadLetter(key="dead", id="dead", raw=b"raw", error="broken")
+    letter = DeadLetter(dedupe_key="dead", id="dead", raw=b"raw", error="broken")
     await session.commit(cursor="saved", records=[Record("a")], dead_letters=[letter], state={"s": "1"})
     await session.release()
 

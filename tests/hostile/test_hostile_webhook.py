@@ -128,7 +128,7 @@ def hooks_of(**arguments):
         github(SECRET),
         handshake=[dropbox_challenge(), graph_validation(), cloudevents_origins({"events.example"})],
         hint=JSONHint(cursor="cursor"),
-        to="to.names",
+        route="to.names",
         max_body=MAX_BODY,
         **arguments,
     )
@@ -152,7 +152,7 @@ async def test_a_flood_of_forged_and_repeated_requests_causes_one_wake_and_hides
     """
     caplog.set_level(logging.WARNING)
     hooks, feed, dice = hooks_of(rate=None), FakeFeed(), random.Random(1)  # noqa: S311  # the same lies each time
-    consumer = running(Log(feed, listeners=[hooks.named("alice")], fallback_interval=86_400))
+    consumer = running(Log(feed, listeners=[hooks.listener_for("alice")], fallback_interval=86_400))
     await anyio.sleep(60)
     polls, statuses = len(feed.requests), set()
 
@@ -228,7 +228,7 @@ async def test_requests_beyond_the_rate_are_not_verified_and_delay_a_message_by_
 
 
 async def test_unknown_consumer_names_are_not_kept_in_memory():
-    hooks = WebhookListener(lambda request: Verified((request.body,)), to="to.names", rate=None)
+    hooks = WebhookListener(lambda request: Verified((request.body,)), route="to.names", rate=None)
     tracemalloc.start()
     try:
         for number in range(REQUESTS // 10):

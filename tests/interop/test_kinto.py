@@ -133,7 +133,7 @@ async def test_a_deleted_record_is_a_message_marked_as_deleted(server, feed_of):
     collection.put("order-1", state="paid")
     page = await feed.fetch(FetchRequest(cursor))
     said = [(message.id.partition("@")[0], message.deleted) for message in page.messages]
-    page = await feed.fetch(FetchRequest(page.next))
+    page = await feed.fetch(FetchRequest(page.next_page))
     said += [(message.id.partition("@")[0], message.deleted) for message in page.messages]
     assert said == [("order-3", False), ("order-2", True), ("order-1", False)]
     assert page.messages[0].data["state"] == "paid"
@@ -179,10 +179,10 @@ async def test_a_cacheable_page_is_requested_again_only_by_a_fresh_fetch_and_ans
             feed = declared(collection, client=client, auth=None)
             cursor = (await feed.fetch(FetchRequest())).cursor
             for fresh in (False, False, False, True):
-                assert not (await feed.fetch(FetchRequest(cursor, fresh=fresh))).messages
+                assert not (await feed.fetch(FetchRequest(cursor, bypass_cache=fresh))).messages
             assert statuses == [200, 200, 304]
             collection.add(1)
-            assert len((await feed.fetch(FetchRequest(cursor, fresh=True))).messages) == 1
+            assert len((await feed.fetch(FetchRequest(cursor, bypass_cache=True))).messages) == 1
 
 
 async def test_a_new_consumer_name_can_start_at_the_end_of_the_feed(server, feed_of):

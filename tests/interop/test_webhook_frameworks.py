@@ -80,7 +80,7 @@ async def test_a_webhook_mounted_in_a_framework_sees_the_path_below_and_the_raw_
     hooks = WebhookListener(
         verifier,
         handshake=[dropbox_challenge(), cloudevents_origins({"events.example"})],
-        to="to.names",
+        route="to.names",
         max_body=1000,
     )
     app = mount(hooks)

@@ -14,8 +14,8 @@ from push_to_poll_client.listeners._backoff import (
     NEWS_SPACING,
     SLOW_DELAY,
     STABLE_AFTER,
+    ReconnectAction,
     ReconnectBackoff,
-    Verdict,
     lifetime,
     verdict_of_status,
 )
@@ -24,7 +24,7 @@ from push_to_poll_client.testing._virtual_time import START
 fractions = st.floats(0, 1, exclude_max=True)
 
 
-def delays(count, fraction, verdict=Verdict.RETRY):
+def delays(count, fraction, verdict=ReconnectAction.RETRY):
     reconnect = ReconnectBackoff()
     return [reconnect.delay(verdict, fraction=fraction) for _ in range(count)]
 
@@ -39,7 +39,7 @@ def connections_at(lives, fractions, *, until):
         reconnect.connected(now)
         now += lives
         reconnect.ended(now)
-        now += reconnect.delay(Verdict.RETRY, fraction=fraction)
+        now += reconnect.delay(ReconnectAction.RETRY, fraction=fraction)
     return connects
 
 
@@ -85,7 +85,7 @@ def test_connections_in_any_time_window_are_bounded_however_they_end(ends):
         if orderly and reconnect.was_useful:
             now += reconnect.delay_after_end(now, fraction=fraction)
         else:
-            now += reconnect.delay(Verdict.RETRY, fraction=fraction)
+            now += reconnect.delay(ReconnectAction.RETRY, fraction=fraction)
     for first in range(len(connects)):
         for last in range(first, len(connects)):
             assert last - first <= 2 * (BURST + 1 + (connects[last] - connects[first]) / NEWS_SPACING)
@@ -112,63 +112,65 @@ def test_clients_whose_connections_one_push_ends_do_not_come_back_together():
 def test_a_short_connection_does_not_reset_the_backoff():
     reconnect = ReconnectBackoff()
     for _ in range(4):
-        reconnect.delay(Verdict.RETRY, fraction=0.0)
+        reconnect.delay(ReconnectAction.RETRY, fraction=0.0)
     reconnect.connected(100.0)
     reconnect.ended(100.0 + STABLE_AFTER - 0.1)
-    assert reconnect.delay(Verdict.RETRY, fraction=0.0) == 8
+    assert reconnect.delay(ReconnectAction.RETRY, fraction=0.0) == 8
 
 
 def test_a_connection_that_lived_long_enough_resets_the_backoff():
     reconnect = ReconnectBackoff()
     for _ in range(4):
-        reconnect.delay(Verdict.RETRY, fraction=0.0)
+        reconnect.delay(ReconnectAction.RETRY, fraction=0.0)
     reconnect.connected(100.0)
     reconnect.ended(100.0 + STABLE_AFTER)
-    assert reconnect.delay(Verdict.RETRY, fraction=0.5) == 0.5
+    assert reconnect.delay(ReconnectAction.RETRY, fraction=0.5) == 0.5
 
 
 def test_a_failed_attempt_does_not_count_the_time_since_an_older_connection():
     reconnect = ReconnectBackoff()
     reconnect.connected(0.0)
     reconnect.ended(1.0)
-    reconnect.delay(Verdict.RETRY, fraction=0.0)
+    reconnect.delay(ReconnectAction.RETRY, fraction=0.0)
     reconnect.ended(500.0)  # an attempt that never connected
-    assert reconnect.delay(Verdict.RETRY, fraction=0.0) == 1
+    assert reconnect.delay(ReconnectAction.RETRY, fraction=0.0) == 1
 
 
 @given(fraction=fractions)
 def test_a_refused_connection_is_retried_every_few_minutes(fraction):
-    for delay in delays(3, fraction, Verdict.SLOW_RETRY):
+    for delay in delays(3, fraction, ReconnectAction.SLOW_RETRY):
         assert SLOW_DELAY <= delay <= 1.5 * SLOW_DELAY
 
 
 def test_giving_up_has_no_delay():
-    assert ReconnectBackoff().delay(Verdict.GIVE_UP, fraction=0.0, retry_after=5.0) is None
+    assert ReconnectBackoff().delay(ReconnectAction.GIVE_UP, fraction=0.0, retry_after=5.0) is None
 
 
 @given(asked=st.floats(0, 1e12), failures=st.integers(0, 10), fraction=fractions)
 def test_retry_after_is_the_minimum_delay_and_jitter_only_lengthens_it(asked, failures, fraction):
     reconnect = ReconnectBackoff()
     for _ in range(failures):
-        reconnect.delay(Verdict.RETRY, fraction=fraction)
-    delay = reconnect.delay(Verdict.RETRY, fraction=fraction, retry_after=asked)
+        reconnect.delay(ReconnectAction.RETRY, fraction=fraction)
+    delay = reconnect.delay(ReconnectAction.RETRY, fraction=fraction, retry_after=asked)
     assert delay >= min(asked, MAX_NOT_BEFORE)
     assert delay <= max(min(asked, MAX_NOT_BEFORE) * 1.2, 2 * MAX_DELAY)
 
 
 def test_equal_retry_after_does_not_bring_all_clients_back_at_once():
-    returns = {ReconnectBackoff().delay(Verdict.RETRY, fraction=f / 10, retry_after=100.0) for f in range(10)}
+    returns = {
+        ReconnectBackoff().delay(ReconnectAction.RETRY, fraction=f / 10, retry_after=100.0) for f in range(10)
+    }
     assert len(returns) == 10
     assert min(returns) == 100
     assert max(returns) < 120
 
 
 def test_a_huge_retry_after_is_limited_to_one_day():
-    assert ReconnectBackoff().delay(Verdict.RETRY, fraction=0.0, retry_after=3e9) == 86_400
+    assert ReconnectBackoff().delay(ReconnectAction.RETRY, fraction=0.0, retry_after=3e9) == 86_400
 
 
 def test_a_slow_retry_obeys_a_longer_retry_after():
-    assert ReconnectBackoff().delay(Verdict.SLOW_RETRY, fraction=0.0, retry_after=3600.0) == 3600
+    assert ReconnectBackoff().delay(ReconnectAction.SLOW_RETRY, fraction=0.0, retry_after=3600.0) == 3600
 
 
 def test_refused_credentials_are_renewed_once_until_a_connection_lives_long_enough():
@@ -193,9 +195,12 @@ def test_a_connection_is_renewed_between_half_its_maximum_age_and_all_of_it(frac
 @pytest.mark.parametrize(
     ("verdict", "statuses"),
     [
-        (Verdict.RETRY, [408, 425, 429, 500, 502, 503, 504, 507, 529, 599]),
-        (Verdict.SLOW_RETRY, [200, 204, 301, 302, 307, 400, 401, 402, 403, 404, 405, 407, 426, 451, 501, 505]),
-        (Verdict.GIVE_UP, [410]),
+        (ReconnectAction.RETRY, [408, 425, 429, 500, 502, 503, 504, 507, 529, 599]),
+        (
+            ReconnectAction.SLOW_RETRY,
+            [200, 204, 301, 302, 307, 400, 401, 402, 403, 404, 405, 407, 426, 451, 501, 505],
+        ),
+        (ReconnectAction.GIVE_UP, [410]),
     ],
 )
 def test_each_http_status_has_a_retry_verdict(verdict, statuses):

@@ -5,7 +5,7 @@ import logging
 import anyio
 import pytest
 
-from push_to_poll_client import ListenerError, Push, Verdict
+from push_to_poll_client import ListenerError, Push, ReconnectAction
 from push_to_poll_client.listeners.connection import ConnectionListener
 from push_to_poll_client.testing import FakeFeed
 from tests.support.channels import TimedChannel
@@ -121,7 +121,7 @@ async def test_a_connection_is_never_renewed_if_max_age_is_none():
 
 async def test_classify_can_slow_down_retries_or_end_the_listener(caplog):
     caplog.set_level(logging.INFO)
-    verdicts = {"slow": Verdict.SLOW_RETRY, "gone": Verdict.GIVE_UP}
+    verdicts = {"slow": ReconnectAction.SLOW_RETRY, "gone": ReconnectAction.GIVE_UP}
     lives = Lives(failing(OSError("slow"), up=False), failing(OSError("gone"), up=False))
     channel = TimedChannel()
     with pytest.raises(ListenerError, match="mqtt orders: failed with OSError 'gone'; trying again cannot help"):

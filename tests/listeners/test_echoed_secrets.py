@@ -125,7 +125,7 @@ async def test_a_secret_in_the_answer_of_a_hub_is_masked(answer, caplog):
     async with httpx.AsyncClient(transport=Server(ANSWERS[answer])) as client:
         topic, callback = "https://shop.example/topic", "https://me.example/"
         hub = WebSub(topic, callback, secret=CANARY, auth=CANARY, client=client)
-        listener = WebhookListener(register_with_server=hub)
+        listener = WebhookListener(subscription=hub)
         channel = TimedChannel()
         with anyio.move_on_after(10), contextlib.suppress(ListenerError):
             await listener.listen(channel)

@@ -9,7 +9,7 @@ import pytest
 from push_to_poll_client.listeners._webhook import receiver
 from push_to_poll_client.listeners._webhook.counters import CALLBACK_TIMEOUT
 from push_to_poll_client.listeners.handshakes import cloudevents_origins, dropbox_challenge, graph_validation
-from push_to_poll_client.listeners.webhook import WebhookAnswer, WebhookListener, WebhookRequest
+from push_to_poll_client.listeners.webhook import WebhookListener, WebhookRequest, WebhookResponse
 from tests.support.asgi_calls import Signatures, asked, posted, scope_of, signed
 
 pytestmark = pytest.mark.anyio
@@ -77,7 +77,7 @@ async def test_an_echoed_challenge_is_sent_as_plain_text_with_nosniff():
 
 
 async def test_the_answer_to_head_has_no_body():
-    hooks = hooks_with(lambda request: WebhookAnswer(body=b"abc") if request.method == "HEAD" else None)
+    hooks = hooks_with(lambda request: WebhookResponse(body=b"abc") if request.method == "HEAD" else None)
     sent = []
 
     async def send(event):
@@ -142,7 +142,7 @@ async def test_a_custom_async_handshake_can_answer_by_a_request_header():
     async def okta(request):
         await anyio.sleep(1)
         challenge = request.headers.get("x-okta-verification-challenge")
-        return None if challenge is None else WebhookAnswer(200, challenge.encode(), "application/json")
+        return None if challenge is None else WebhookResponse(200, challenge.encode(), "application/json")
 
     hooks = hooks_with(lambda request: None, okta)
     answer = await asked(hooks, scope_of("GET", headers={"X-Okta-Verification-Challenge": "{}"}))
@@ -154,7 +154,7 @@ async def test_a_custom_async_handshake_can_answer_by_a_request_header():
 async def test_a_handshake_in_a_signed_body_is_answered_only_if_the_signature_is_valid():
     def slack(request):
         is_one = request.body and request.json()["type"] == "url_verification"
-        return WebhookAnswer(body=request.json()["challenge"].encode()) if is_one else None
+        return WebhookResponse(body=request.json()["challenge"].encode()) if is_one else None
 
     hooks = hooks_with(slack)
     question = b'{"type": "url_verification", "challenge": "abc"}'
@@ -166,7 +166,12 @@ async def test_a_handshake_in_a_signed_body_is_answered_only_if_the_signature_is
 
 @pytest.mark.parametrize(
     "answer",
-    ["text", WebhookAnswer(99), WebhookAnswer(headers={"X": "a\r\nSet-Cookie: b"}), WebhookAnswer(body="text")],
+    [
+        "text",
+        WebhookResponse(99),
+        WebhookResponse(headers={"X": "a\r\nSet-Cookie: b"}),
+        WebhookResponse(body="text"),
+    ],
 )
 async def test_an_invalid_handshake_answer_is_logged_and_not_sent(answer, caplog):
     caplog.set_level(logging.DEBUG)
@@ -230,7 +235,7 @@ async def test_an_async_handshake_is_limited_by_a_rate_of_its_own():
 
 async def test_a_handshake_that_awaits_for_its_own_question_alone_is_not_used_up_by_other_requests():
     async def answer():
-        return WebhookAnswer(body=b"yes")
+        return WebhookResponse(body=b"yes")
 
     def handshake(request):
         return answer() if request.parameter("ask") else None
@@ -247,7 +252,7 @@ async def test_a_handshake_may_return_any_awaitable():
     class Later:
         def __await__(self):
             yield from anyio.lowlevel.checkpoint().__await__()
-            return WebhookAnswer(body=b"yes")
+            return WebhookResponse(body=b"yes")
 
     hooks = hooks_with(lambda request: Later(), rate=0.001, burst=1)
     assert [(await asked(hooks, scope_of("GET"))).status for _ in range(2)] == [200, 429]

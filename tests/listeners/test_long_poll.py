@@ -10,7 +10,7 @@ import pytest
 
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
-from push_to_poll_client.listeners import Verdict
+from push_to_poll_client.listeners import ReconnectAction
 from push_to_poll_client.listeners._hints import JSONHint
 from push_to_poll_client.listeners._long_poll_answers import NO_NEWS, LongPollReader, LongPollResult
 from push_to_poll_client.listeners._requests import ListenerResponse, UnusableResponse
@@ -345,7 +345,7 @@ async def test_410_ends_the_listener_with_an_error():
 
 
 async def test_classify_can_turn_410_into_a_retry():
-    listener, script = scripted(410, NEVER, classify=lambda error: Verdict.RETRY)
+    listener, script = scripted(410, NEVER, classify=lambda error: ReconnectAction.RETRY)
     assert (await run(listener, script, 10)).events == [(0, "down"), (1, "up")]
 
 

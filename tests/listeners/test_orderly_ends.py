@@ -14,7 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosedOK
 from websockets.frames import Close
 
-from push_to_poll_client import ConnectionListener, Consumer, MemoryStore, Push, SSEListener, Verdict
+from push_to_poll_client import ConnectionListener, Consumer, MemoryStore, Push, ReconnectAction, SSEListener
 from push_to_poll_client.testing import FakeFeed
 from push_to_poll_client.testing._virtual_time import Bell
 from tests.listeners.test_connection import Lives
@@ -170,7 +170,7 @@ async def test_a_failure_after_a_stream_that_ended_in_order_is_one():
 
 
 async def test_classify_overrules_the_short_delay_after_an_event():
-    listener, script = scripted([EVENT, END], classify=lambda error: Verdict.SLOW_RETRY)
+    listener, script = scripted([EVENT, END], classify=lambda error: ReconnectAction.SLOW_RETRY)
     await run(listener, script, 700)
     assert script.connects == [0, 300, 600]
 

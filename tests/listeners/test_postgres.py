@@ -12,7 +12,7 @@ from anyio.to_thread import run_sync
 
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
-from push_to_poll_client.listeners import JSONHint, Verdict
+from push_to_poll_client.listeners import JSONHint, ReconnectAction
 from push_to_poll_client.listeners._hints import Notification
 from push_to_poll_client.listeners.postgres import PostgresListener, failure_of
 from push_to_poll_client.testing import virtual_time
@@ -156,7 +156,10 @@ async def test_a_lost_connection_is_reopened():
 async def test_a_refused_connection_is_retried_slowly_unless_classify_returns_retry():
     refused = psycopg.OperationalError("FATAL:  password authentication failed for user")
     assert (await run(to(refused, Scripted()), 301)).events == [(0, "down"), (300, "up")]
-    assert (await run(to(refused, Scripted(), classify=lambda error: Verdict.RETRY), 9)).events[1] == (0, "up")
+    assert (await run(to(refused, Scripted(), classify=lambda error: ReconnectAction.RETRY), 9)).events[1] == (
+        0,
+        "up",
+    )
 
 
 async def test_an_undecodable_payload_is_a_push_and_reopens_the_connection():
@@ -177,15 +180,15 @@ async def test_trio_is_refused_at_once():
 @pytest.mark.parametrize(
     ("state", "verdict"),
     [
-        ("57P01", Verdict.RETRY),  # shut down
-        ("57P03", Verdict.RETRY),  # starting
-        ("53300", Verdict.RETRY),  # too many clients
-        ("08006", Verdict.RETRY),
-        ("XX000", Verdict.RETRY),
-        ("28P01", Verdict.SLOW_RETRY),  # wrong password
-        ("3D000", Verdict.SLOW_RETRY),  # no such database
-        ("42501", Verdict.SLOW_RETRY),  # not permitted
-        ("25006", Verdict.SLOW_RETRY),  # a standby
+        ("57P01", ReconnectAction.RETRY),  # shut down
+        ("57P03", ReconnectAction.RETRY),  # starting
+        ("53300", ReconnectAction.RETRY),  # too many clients
+        ("08006", ReconnectAction.RETRY),
+        ("XX000", ReconnectAction.RETRY),
+        ("28P01", ReconnectAction.SLOW_RETRY),  # wrong password
+        ("3D000", ReconnectAction.SLOW_RETRY),  # no such database
+        ("42501", ReconnectAction.SLOW_RETRY),  # not permitted
+        ("25006", ReconnectAction.SLOW_RETRY),  # a standby
     ],
 )
 def test_an_sqlstate_decides_between_retry_and_slow_retry(state, verdict):
@@ -195,12 +198,16 @@ def test_an_sqlstate_decides_between_retry_and_slow_retry(state, verdict):
 @pytest.mark.parametrize(
     ("error", "verdict", "sentence"),
     [
-        (psycopg.OperationalError("the database system is starting up"), Verdict.RETRY, "starting up"),
-        (psycopg.OperationalError('database "x" does not exist'), Verdict.SLOW_RETRY, "does not exist"),
-        (psycopg.InterfaceError("cannot use the 'ProactorEventLoop'"), Verdict.SLOW_RETRY, "ProactorEventLoop"),
-        (psycopg.ProgrammingError(CANARY), Verdict.SLOW_RETRY, "failed with ProgrammingError"),
-        (OSError("no route"), Verdict.RETRY, "no route"),
-        (ValueError(CANARY), Verdict.RETRY, "failed with ValueError"),
+        (psycopg.OperationalError("the database system is starting up"), ReconnectAction.RETRY, "starting up"),
+        (psycopg.OperationalError('database "x" does not exist'), ReconnectAction.SLOW_RETRY, "does not exist"),
+        (
+            psycopg.InterfaceError("cannot use the 'ProactorEventLoop'"),
+            ReconnectAction.SLOW_RETRY,
+            "ProactorEventLoop",
+        ),
+        (psycopg.ProgrammingError(CANARY), ReconnectAction.SLOW_RETRY, "failed with ProgrammingError"),
+        (OSError("no route"), ReconnectAction.RETRY, "no route"),
+        (ValueError(CANARY), ReconnectAction.RETRY, "failed with ValueError"),
     ],
 )
 def test_an_error_without_an_sqlstate_has_a_verdict_and_hides_secrets(error, verdict, sentence):

@@ -17,7 +17,7 @@ from redis import exceptions
 
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
-from push_to_poll_client.listeners import JSONHint, Verdict
+from push_to_poll_client.listeners import JSONHint, ReconnectAction
 from push_to_poll_client.listeners.redis import RedisListener, failure_of
 from push_to_poll_client.testing import virtual_time
 from tests.support.channels import HOST, Raw, TimedChannel, listening
@@ -156,17 +156,17 @@ async def test_trio_is_refused_at_once():
 @pytest.mark.parametrize(
     ("error", "verdict"),
     [
-        (exceptions.ConnectionError("Error 111 connecting"), Verdict.RETRY),
-        (exceptions.BusyLoadingError("LOADING"), Verdict.RETRY),
-        (exceptions.MaxConnectionsError("max number of clients reached"), Verdict.RETRY),
-        (exceptions.TimeoutError("timeout"), Verdict.RETRY),
-        (exceptions.MasterDownError("MASTERDOWN"), Verdict.RETRY),
-        (exceptions.InvalidResponse("Protocol Error"), Verdict.RETRY),
-        (OSError("no route"), Verdict.RETRY),
-        (exceptions.AuthenticationError("WRONGPASS"), Verdict.SLOW_RETRY),
-        (exceptions.AuthorizationError("x"), Verdict.SLOW_RETRY),
-        (exceptions.NoPermissionError("NOPERM"), Verdict.SLOW_RETRY),
-        (exceptions.ResponseError("DB index is out of range"), Verdict.SLOW_RETRY),
+        (exceptions.ConnectionError("Error 111 connecting"), ReconnectAction.RETRY),
+        (exceptions.BusyLoadingError("LOADING"), ReconnectAction.RETRY),
+        (exceptions.MaxConnectionsError("max number of clients reached"), ReconnectAction.RETRY),
+        (exceptions.TimeoutError("timeout"), ReconnectAction.RETRY),
+        (exceptions.MasterDownError("MASTERDOWN"), ReconnectAction.RETRY),
+        (exceptions.InvalidResponse("Protocol Error"), ReconnectAction.RETRY),
+        (OSError("no route"), ReconnectAction.RETRY),
+        (exceptions.AuthenticationError("WRONGPASS"), ReconnectAction.SLOW_RETRY),
+        (exceptions.AuthorizationError("x"), ReconnectAction.SLOW_RETRY),
+        (exceptions.NoPermissionError("NOPERM"), ReconnectAction.SLOW_RETRY),
+        (exceptions.ResponseError("DB index is out of range"), ReconnectAction.SLOW_RETRY),
     ],
 )
 def test_an_error_decides_between_retry_and_slow_retry(error, verdict):

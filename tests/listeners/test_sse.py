@@ -13,7 +13,7 @@ import pytest
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._http.errors import ProxyUnusable, SocksUnusable
 from push_to_poll_client._types import Push
-from push_to_poll_client.listeners import ServerSentEvent, SSEListener, Verdict
+from push_to_poll_client.listeners import ReconnectAction, ServerSentEvent, SSEListener
 from push_to_poll_client.listeners._sse_parser import EventTooLarge
 from push_to_poll_client.listeners.sse import NotAnEventStream, StreamEnded, failure_of
 from tests.support.channels import TimedChannel
@@ -466,7 +466,7 @@ UNTRUSTED = ssl.SSLCertVerificationError(1, "certificate verify failed")
     ("verdict", "errors"),
     [
         (
-            Verdict.RETRY,
+            ReconnectAction.RETRY,
             [
                 RESET,
                 httpx.ConnectError("All connection attempts failed"),
@@ -479,7 +479,7 @@ UNTRUSTED = ssl.SSLCertVerificationError(1, "certificate verify failed")
             ],
         ),
         (
-            Verdict.SLOW_RETRY,
+            ReconnectAction.SLOW_RETRY,
             [
                 *(status(code) for code in (201, 206, 301, 302, 307, 400, 401, 403, 404, 407, 418, 501, 505)),
                 NotAnEventStream("the server answered with something else"),
@@ -490,7 +490,7 @@ UNTRUSTED = ssl.SSLCertVerificationError(1, "certificate verify failed")
                 caused_by(httpx.ConnectError(""), hiding(httpx.ConnectError(""), UNTRUSTED)),
             ],
         ),
-        (Verdict.GIVE_UP, [status(410), SocksUnusable("a library is missing")]),
+        (ReconnectAction.GIVE_UP, [status(410), SocksUnusable("a library is missing")]),
     ],
 )
 def test_each_failure_is_classified_with_its_verdict(verdict, errors):
@@ -541,7 +541,7 @@ async def test_http_410_raises_a_listener_error():
 
 async def test_a_classify_function_overrides_the_default_verdicts():
     def classify(error):
-        return {404: Verdict.RETRY, 503: Verdict.GIVE_UP}.get(error.response.status_code)
+        return {404: ReconnectAction.RETRY, 503: ReconnectAction.GIVE_UP}.get(error.response.status_code)
 
     listener, script = scripted(404, 403, 503, classify=classify)
     with pytest.raises(ListenerError, match="HTTP 503"):

@@ -40,7 +40,7 @@ class Story:
         crash = Crash(crash_at)
         vendor = Vendor(self.server, crash, renews=self.renews)
         channel = Channel(self.state, crash)
-        manager = manager_of(vendor, fraction=0.5, stop_at_exit=self.stops)
+        manager = manager_of(vendor, fraction=0.5, unsubscribe_on_exit=self.stops)
         with crash.scope, anyio.move_on_after(seconds):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(manager.run, channel)

@@ -10,7 +10,7 @@ import pytest
 from push_to_poll_client import ListenerError
 from push_to_poll_client.listeners.subscriptions import CustomSubscription, Registration
 from push_to_poll_client.listeners.subscriptions._renewal import failure_of
-from push_to_poll_client.listeners.verifiers import shared_token, token_in_body
+from push_to_poll_client.listeners.verifiers import header_token, token_in_body
 from push_to_poll_client.listeners.webhook import WebhookRequest
 from tests.support.forms import GUARD
 
@@ -131,7 +131,7 @@ def test_arguments_that_are_not_functions_are_a_type_error(functions):
 
 def test_a_request_is_verified_with_the_secrets_of_the_adopted_registrations():
     subscription = CustomSubscription(lambda planned: planned, name="vendor")
-    verify = subscription.verified_by(shared_token)
+    verify = subscription.verified_by(header_token)
     one, two = subscription.plan(), subscription.plan()
 
     def passes(registration):

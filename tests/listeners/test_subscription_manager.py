@@ -560,25 +560,25 @@ async def test_the_subscription_stays_active_at_the_end():
     assert channel.state is not None
 
 
-async def test_stop_at_exit_stops_the_subscription():
+async def test_unsubscribe_on_exit_stops_the_subscription():
     server = Server()
-    channel = await keep(Vendor(server), 5, stop_at_exit=True)
+    channel = await keep(Vendor(server), 5, unsubscribe_on_exit=True)
     assert server.live == {}
     assert channel.state is None
 
 
-async def test_stop_at_exit_stops_a_subscription_that_is_being_created():
+async def test_unsubscribe_on_exit_stops_a_subscription_that_is_being_created():
     server = Server(latency=1)
-    channel = await keep(Vendor(server), 0.5, stop_at_exit=True)
+    channel = await keep(Vendor(server), 0.5, unsubscribe_on_exit=True)
     assert [what for _, what in server.asked] == ["create", "stop"]
     assert channel.state is None
 
 
-async def test_stop_at_exit_waits_only_a_limited_time_for_a_server_that_hangs(caplog):
+async def test_unsubscribe_on_exit_waits_only_a_limited_time_for_a_server_that_hangs(caplog):
     server = Server()
     vendor = Vendor(server)
     channel = Channel()
-    async with keeping(manager_of(vendor, stop_at_exit=True), channel):
+    async with keeping(manager_of(vendor, unsubscribe_on_exit=True), channel):
         await anyio.sleep(5)
         server.latency = 1000
         ended = anyio.current_time()
@@ -590,11 +590,11 @@ async def test_stop_at_exit_waits_only_a_limited_time_for_a_server_that_hangs(ca
     assert len(server.live) == 1
 
 
-async def test_a_failed_stop_at_exit_is_left_for_the_next_run():
+async def test_a_failed_unsubscribe_on_exit_is_left_for_the_next_run():
     server = Server(lifetime=1000)
     server.script["stop"].append(status(503))
     vendor = Vendor(server)
-    channel = await keep(vendor, 5, stop_at_exit=True)
+    channel = await keep(vendor, 5, unsubscribe_on_exit=True)
     assert channel.state is not None
     await keep(vendor, 5, channel)
     assert len(server.live) == 1
@@ -602,7 +602,7 @@ async def test_a_failed_stop_at_exit_is_left_for_the_next_run():
 
 async def test_a_store_error_at_exit_is_logged(caplog):
     channel = Channel()
-    async with keeping(manager_of(Vendor(Server()), stop_at_exit=True), channel):
+    async with keeping(manager_of(Vendor(Server()), unsubscribe_on_exit=True), channel):
         await anyio.sleep(5)
         channel.failing = StoreError("the disk is full")
     assert "vendor: failed at the end: StoreError: the disk is full" in caplog.messages
@@ -629,7 +629,7 @@ async def test_a_permanent_renewal_error_is_raised_after_the_subscription_is_sto
     server = Server(lifetime=100)
     server.script["renew"].append(ListenerError("never again"))
     with pytest.raises(ListenerError, match="never again"):
-        await manager_of(Vendor(server), stop_at_exit=True).run(Channel())
+        await manager_of(Vendor(server), unsubscribe_on_exit=True).run(Channel())
     assert server.live == {}
 
 

@@ -62,7 +62,7 @@ def google():
 @contextlib.asynccontextmanager
 async def subscribed(server, *, channel=None, seconds=5.0, stop=False):
     server.app._manager._fraction = lambda: 0.0
-    server.app._manager._stop_at_exit = stop
+    server.app._manager._unsubscribe_on_exit = stop
     channel = channel or Channel()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.app.listen, channel)

@@ -17,7 +17,7 @@ from push_to_poll_client.listeners.verifiers import (
     bearer,
     dropbox,
     github,
-    shared_token,
+    header_token,
     standard_webhooks,
     stripe,
     svix,
@@ -204,7 +204,7 @@ def test_a_large_request_that_is_signed_by_the_old_and_the_new_key_passes_whiche
 
 
 TOKENS = {
-    "a token in a header": (shared_token, lambda token: request(X_Goog_Channel_Token=token)),
+    "a token in a header": (header_token, lambda token: request(X_Goog_Channel_Token=token)),
     "a bearer": (bearer, lambda token: request(Authorization=f"Bearer {token}")),
     "a token in a body": (token_in_body, lambda token: request(BODY % token.encode())),
     "a password": (

@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from push_to_poll_client.listeners.verifiers import (
     WebhookRequest,
-    anybody,
     basic,
     bearer,
-    shared_token,
+    header_token,
+    no_verification,
     token_in_body,
 )
 from push_to_poll_client.listeners.verifiers._tokens import MAX_ITEMS
@@ -23,7 +23,7 @@ from tests.support.signing import NOW, request
 
 
 def test_a_google_channel_token_must_match_exactly():
-    verify = shared_token("target=calendar&key=s3cret")
+    verify = header_token("target=calendar&key=s3cret")
     assert verify(request(X_Goog_Channel_Token="target=calendar&key=s3cret"))
     for other in ("", "target=calendar", "target=calendar&key=S3cret", "target=calendar&key=s3cret "):
         assert not verify(request(X_Goog_Channel_Token=other))
@@ -32,30 +32,30 @@ def test_a_google_channel_token_must_match_exactly():
 
 @pytest.mark.parametrize("header", ["X-Telegram-Bot-Api-Secret-Token", "X-Gitlab-Token"])
 def test_the_header_of_a_token_can_be_chosen(header):
-    assert shared_token("abc", header)(WebhookRequest(headers={header.lower(): "abc"}))
-    assert not shared_token("abc", header)(request(X_Goog_Channel_Token="abc"))
+    assert header_token("abc", header)(WebhookRequest(headers={header.lower(): "abc"}))
+    assert not header_token("abc", header)(request(X_Goog_Channel_Token="abc"))
 
 
 def test_a_token_that_was_received_twice_is_refused():
-    assert not shared_token("abc")(request(X_Goog_Channel_Token="abc, abc"))
+    assert not header_token("abc")(request(X_Goog_Channel_Token="abc, abc"))
 
 
 def test_each_of_several_tokens_is_accepted():
-    verify = shared_token(["old", b"new"])
+    verify = header_token(["old", b"new"])
     assert verify(request(X_Goog_Channel_Token="old"))
     assert verify(request(X_Goog_Channel_Token="new"))
     assert not verify(request(X_Goog_Channel_Token="oldnew"))
 
 
 def test_a_token_is_compared_as_its_received_bytes():
-    verify = shared_token("schlüssel")
+    verify = header_token("schlüssel")
     assert verify(request(X_Goog_Channel_Token="schlüssel".encode().decode("latin-1")))
     for other in ("schlüssel", "ключ", "\udc80"):
         assert not verify(request(X_Goog_Channel_Token=other))
 
 
 def test_may_pass_gives_the_final_result_for_tokens_in_headers():
-    for verify in (shared_token("abc", "authorization"), bearer("abc"), basic("u", "p")):
+    for verify in (header_token("abc", "authorization"), bearer("abc"), basic("u", "p")):
         for value in ("abc", "Bearer abc", "Basic dTpw", "Bearer abd"):
             asked = request(Authorization=value)
             assert verify.may_pass(asked) == verify(asked)
@@ -99,8 +99,8 @@ def test_basic_credentials_must_match_user_and_password_exactly():
         (lambda: basic("a", ""), ValueError, "empty"),
         (lambda: bearer([]), ValueError, "no secret"),
         (lambda: bearer(None), TypeError, "NoneType"),
-        (lambda: shared_token(""), ValueError, "empty"),
-        (lambda: shared_token("t", "no header"), ValueError, "no name of a header"),
+        (lambda: header_token(""), ValueError, "empty"),
+        (lambda: header_token("t", "no header"), ValueError, "no name of a header"),
         (lambda: token_in_body(""), ValueError, "empty"),
         (lambda: token_in_body("t", "value..x"), ValueError, "a path is names"),
         (lambda: token_in_body("t", None), TypeError, "a path is a str"),
@@ -113,7 +113,7 @@ def test_invalid_arguments_are_refused_at_construction(made, error, text):
 
 
 def test_repr_does_not_show_tokens():
-    for verify in (shared_token("canary"), bearer("canary"), basic("u", "canary"), token_in_body("canary")):
+    for verify in (header_token("canary"), bearer("canary"), basic("u", "canary"), token_in_body("canary")):
         assert "canary" not in repr(verify)
         assert "1 secrets" in repr(verify)
 
@@ -212,8 +212,8 @@ def test_a_name_on_the_path_may_be_written_with_escapes():
 
 
 def test_every_request_passes_if_verification_is_turned_off():
-    assert anybody()(request()) is True
-    assert repr(anybody()) == "anybody()"
+    assert no_verification()(request()) is True
+    assert repr(no_verification()) == "no_verification()"
 
 
 RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)

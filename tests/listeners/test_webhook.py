@@ -23,9 +23,9 @@ from push_to_poll_client.listeners.verifiers import github
 from push_to_poll_client.listeners.webhook import (
     Control,
     Verified,
-    WebhookAnswer,
     WebhookCounters,
     WebhookListener,
+    WebhookResponse,
 )
 from push_to_poll_client.testing import FakeFeed
 from push_to_poll_client.testing._virtual_time import START
@@ -132,10 +132,10 @@ async def test_a_hint_with_a_new_cursor_wakes_and_a_hint_with_the_saved_cursor_d
 
 async def test_the_configured_response_is_sent(verify):
     for answer in (
-        WebhookAnswer(202, b'{"done": true}', "application/json", {"X-Done": "1", "Content-Length": "99"}),
-        WebhookAnswer(204),
+        WebhookResponse(202, b'{"done": true}', "application/json", {"X-Done": "1", "Content-Length": "99"}),
+        WebhookResponse(204),
     ):
-        hooks = WebhookListener(verify, answer=answer)
+        hooks = WebhookListener(verify, response=answer)
         status, headers, body = await posted(hooks)
         assert (status, body) == (answer.status, answer.body)
         assert headers.get("content-type") == (None if status == 204 else "application/json")
@@ -631,8 +631,8 @@ async def test_a_repeated_body_with_new_ids_adds_no_entries_to_the_replay_cache(
 )
 async def test_a_captured_request_with_endless_names_wakes_each_listener_a_few_times(verify, names):
     numbers = iter(range(1, 100))
-    hooks = WebhookListener(verify, to=lambda request: names(next(numbers)))
-    async with hearing(hooks.named("alice"), hooks.named("bob"), hooks) as (alice, bob, everything):
+    hooks = WebhookListener(verify, route=lambda request: names(next(numbers)))
+    async with hearing(hooks.listener_for("alice"), hooks.listener_for("bob"), hooks) as (alice, bob, everything):
         for _ in range(90):
             assert (await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "1"}))).status == 200
     assert len(alice.pushes) <= 2  # for its name, and for everyone
@@ -642,8 +642,8 @@ async def test_a_captured_request_with_endless_names_wakes_each_listener_a_few_t
 
 async def test_a_repeat_with_one_more_name_wakes_the_listener_of_that_name_alone(verify):
     named = iter([["alice"], ["alice", "bob"], ["alice", "bob"]])
-    hooks = WebhookListener(verify, to=lambda request: next(named))
-    async with hearing(hooks.named("alice"), hooks.named("bob")) as (alice, bob):
+    hooks = WebhookListener(verify, route=lambda request: next(named))
+    async with hearing(hooks.listener_for("alice"), hooks.listener_for("bob")) as (alice, bob):
         for _ in range(3):
             await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "1"}))
     assert (len(alice.pushes), len(bob.pushes)) == (1, 1)
@@ -651,18 +651,18 @@ async def test_a_repeat_with_one_more_name_wakes_the_listener_of_that_name_alone
 
 
 async def test_a_repeat_wakes_a_listener_that_was_not_there_before(verify):
-    hooks = WebhookListener(verify, to=lambda request: ["alice", "bob"])
+    hooks = WebhookListener(verify, route=lambda request: ["alice", "bob"])
     headers = signed(b"x", **{"X-Id": "1"})
-    async with hearing(hooks.named("alice")) as alice:
+    async with hearing(hooks.listener_for("alice")) as alice:
         await posted(hooks, b"x", headers=headers)
-        async with hearing(hooks.named("bob")) as bob:
+        async with hearing(hooks.listener_for("bob")) as bob:
             await posted(hooks, b"x", headers=headers)
     assert (len(alice.pushes), len(bob.pushes)) == (1, 1)
 
 
 async def test_an_equal_body_for_another_listener_is_not_a_repeat(verify):
-    hooks = WebhookListener(verify, to=lambda request: [request.path.strip("/")])
-    async with hearing(hooks.named("alice"), hooks.named("bob")) as (alice, bob):
+    hooks = WebhookListener(verify, route=lambda request: [request.path.strip("/")])
+    async with hearing(hooks.listener_for("alice"), hooks.listener_for("bob")) as (alice, bob):
         for path in ("/alice", "/bob", "/alice"):
             await posted(hooks, b"x", path=path, headers=signed(b"x", **{"X-Id": "1"}))
     assert (len(alice.pushes), len(bob.pushes)) == (1, 1)
@@ -683,12 +683,12 @@ async def test_a_request_with_one_known_text_is_a_repeat():
 
 
 def to_names(verify, **more):
-    return WebhookListener(verify, to="to.names", **more)
+    return WebhookListener(verify, route="to.names", **more)
 
 
 async def test_a_push_wakes_the_named_listeners(verify):
     hooks = to_names(verify)
-    alice, bob = hooks.named("alice"), hooks.named("bob")
+    alice, bob = hooks.listener_for("alice"), hooks.listener_for("bob")
     async with hearing(alice, bob, hooks) as (a, b, everything):
         await posted(hooks, naming("alice"))
         await posted(hooks, naming("bob", "alice", "bob"))
@@ -701,7 +701,7 @@ async def test_a_push_wakes_the_named_listeners(verify):
 
 async def test_unknown_names_are_counted_and_get_the_same_response(verify):
     hooks = to_names(verify)
-    async with hearing(hooks.named("alice")) as channel:
+    async with hearing(hooks.listener_for("alice")) as channel:
         answers = {str(await posted(hooks, naming(*names))) for names in (["alice"], ["mallory"], ["m", "alice"])}
     assert len(answers) == 1
     assert len(channel.pushes) == 2
@@ -710,7 +710,7 @@ async def test_unknown_names_are_counted_and_get_the_same_response(verify):
 
 async def test_a_push_with_too_many_names_wakes_every_listener(verify):
     hooks = to_names(verify)
-    async with hearing(hooks.named("alice")) as channel:
+    async with hearing(hooks.listener_for("alice")) as channel:
         await posted(hooks, naming(*map(str, range(1001))))
         await posted(hooks, naming(*map(str, range(1000))))
     assert channel.pushes == [Push()]
@@ -718,7 +718,7 @@ async def test_a_push_with_too_many_names_wakes_every_listener(verify):
 
 
 @pytest.mark.parametrize(
-    ("to", "heard"),
+    ("route", "heard"),
     [
         (lambda request: None, 1),
         (lambda request: [], 0),
@@ -730,17 +730,17 @@ async def test_a_push_with_too_many_names_wakes_every_listener(verify):
     ],
     ids=["None", "nobody", "a text", "an iterator", "another", "no texts", "raises"],
 )
-async def test_a_route_function_chooses_the_listeners_and_a_failing_one_wakes_all(verify, to, heard):
-    hooks = WebhookListener(verify, to=to)
-    async with hearing(hooks.named("alice")) as channel:
+async def test_a_route_function_chooses_the_listeners_and_a_failing_one_wakes_all(verify, route, heard):
+    hooks = WebhookListener(verify, route=route)
+    async with hearing(hooks.listener_for("alice")) as channel:
         assert (await posted(hooks)).status == 200
     assert len(channel.pushes) == heard
 
 
 async def test_several_listeners_can_share_a_name_and_leave_independently(verify):
     hooks = to_names(verify)
-    async with hearing(hooks.named("alice")) as channel:
-        async with hearing(hooks.named("alice"), hooks) as channels:
+    async with hearing(hooks.listener_for("alice")) as channel:
+        async with hearing(hooks.listener_for("alice"), hooks) as channels:
             await posted(hooks, naming("alice"))
         await posted(hooks, naming("alice"))
     await posted(hooks, naming("alice"))
@@ -752,7 +752,7 @@ async def test_one_receiver_serves_several_consumers(verify, running):
     hooks = to_names(verify)
     feeds = {name: FakeFeed() for name in ("alice", "bob")}
     consumers = {
-        name: running(Log(feed, listeners=[hooks.named(name)], fallback_interval=3600))
+        name: running(Log(feed, listeners=[hooks.listener_for(name)], fallback_interval=3600))
         for name, feed in feeds.items()
     }
     await anyio.sleep(1)
@@ -809,24 +809,28 @@ async def test_a_control_message_requests_a_poll_without_a_subscription_manager(
         ({"verify": [7]}, TypeError, "verify is a function, not int"),
         ({"handshake": 7}, TypeError, "handshake is a function, not int"),
         ({"hint": 7}, TypeError, "hint is a function, not int"),
-        ({"to": 7}, TypeError, "to is a function, not int"),
-        ({"to": "a..b"}, ValueError, "a path is names with dots"),
+        ({"route": 7}, TypeError, "route is a function, not int"),
+        ({"route": "a..b"}, ValueError, "a path is names with dots"),
         ({"name": 7}, TypeError, "name is a str, not int"),
         ({"max_body": 0}, ValueError, "max_body is 0"),
         ({"body_timeout": None}, TypeError, "body_timeout must be"),
         ({"rate": 0}, ValueError, "rate must be"),
         ({"burst": 0}, ValueError, "burst must be"),
-        ({"answer": 200}, TypeError, "it is a WebhookAnswer, not int"),
-        ({"answer": WebhookAnswer("200")}, TypeError, "the status is an int"),
-        ({"answer": WebhookAnswer(200, "text")}, TypeError, "the body is bytes"),
-        ({"answer": WebhookAnswer(101)}, ValueError, "the status is 200 to 599, not 101"),
-        ({"answer": WebhookAnswer(600)}, ValueError, "the status is 200 to 599, not 600"),
-        ({"answer": WebhookAnswer(204, b"x")}, ValueError, "an answer of status 204 has no body"),
-        ({"answer": WebhookAnswer(headers={"X": 7})}, TypeError, "headers are a mapping of str to str"),
-        ({"answer": WebhookAnswer(headers={7: "x"})}, TypeError, "headers are a mapping of str to str"),
-        ({"answer": WebhookAnswer(headers={"X": "a\r\nb"})}, ValueError, "a character that may not stand in one"),
-        ({"answer": WebhookAnswer(headers={"X y": "a"})}, ValueError, "a character that may not stand in one"),
-        ({"answer": WebhookAnswer(content_type="é")}, ValueError, "a character that may not stand in one"),
+        ({"response": 200}, TypeError, "it is a WebhookResponse, not int"),
+        ({"response": WebhookResponse("200")}, TypeError, "the status is an int"),
+        ({"response": WebhookResponse(200, "text")}, TypeError, "the body is bytes"),
+        ({"response": WebhookResponse(101)}, ValueError, "the status is 200 to 599, not 101"),
+        ({"response": WebhookResponse(600)}, ValueError, "the status is 200 to 599, not 600"),
+        ({"response": WebhookResponse(204, b"x")}, ValueError, "an answer of status 204 has no body"),
+        ({"response": WebhookResponse(headers={"X": 7})}, TypeError, "headers are a mapping of str to str"),
+        ({"response": WebhookResponse(headers={7: "x"})}, TypeError, "headers are a mapping of str to str"),
+        (
+            {"response": WebhookResponse(headers={"X": "a\r\nb"})},
+            ValueError,
+            "a character that may not stand in one",
+        ),
+        ({"response": WebhookResponse(headers={"X y": "a"})}, ValueError, "a character that may not stand in one"),
+        ({"response": WebhookResponse(content_type="é")}, ValueError, "a character that may not stand in one"),
     ],
 )
 async def test_wrong_arguments_are_refused_at_once(arguments, error, says):
@@ -836,14 +840,17 @@ async def test_wrong_arguments_are_refused_at_once(arguments, error, says):
 
 async def test_a_listener_name_that_is_not_a_str_is_a_type_error(hooks):
     with pytest.raises(TypeError, match="a name is a str, not int"):
-        hooks.named(7)
+        hooks.listener_for(7)
 
 
 async def test_repr_shows_the_name_and_no_secret():
     hooks = WebhookListener(lambda request: request.body == SECRET, name="vendor")
     assert repr(hooks) == "WebhookListener('vendor')"
-    assert repr(hooks.named("alice")) == "WebhookListener.named('vendor alice')"
+    assert repr(hooks.listener_for("alice")) == "WebhookListener.listener_for('vendor alice')"
     consumer = Consumer(
-        FakeFeed(), store=MemoryStore(), listeners=[hooks, hooks.named("alice")], process=lambda message: None
+        FakeFeed(),
+        store=MemoryStore(),
+        listeners=[hooks, hooks.listener_for("alice")],
+        process=lambda message: None,
     )
     assert [listener.name for listener in consumer.status().listeners] == ["vendor", "vendor alice"]

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from push_to_poll_client import MemoryStore
 from push_to_poll_client.listeners._webhook import receiver
 from push_to_poll_client.listeners.subscriptions import CustomSubscription, WebSub
-from push_to_poll_client.listeners.verifiers import github, shared_token
+from push_to_poll_client.listeners.verifiers import github, header_token
 from push_to_poll_client.listeners.webhook import WebhookListener
 from push_to_poll_client.testing import FakeFeed
 from tests.support.asgi_calls import SECRET, asked, scope_of, signature_of
@@ -44,9 +44,9 @@ class Vendor:
     def webhook(self, verify=None, **options):
         subscription = CustomSubscription(self.create, name="vendor")
         verify = (
-            subscription.verified_by(lambda tokens: shared_token(tokens, "X-Token")) if verify is None else verify
+            subscription.verified_by(lambda tokens: header_token(tokens, "X-Token")) if verify is None else verify
         )
-        return WebhookListener(verify, register_with_server=subscription, **options)
+        return WebhookListener(verify, subscription=subscription, **options)
 
     async def push(self, webhook):
         return await asked(webhook, scope_of(headers={"X-Token": self.tokens[-1]}))
@@ -95,7 +95,7 @@ async def test_a_push_after_the_consumer_stopped_is_answered_200_and_one_of_a_la
     await run(stopped, store)
     assert (await vendor.push(stopped)).status == 200
     # Another process goes on: it takes the registration back, and another run makes a new one.
-    await run(vendor.webhook(stop_at_exit=True), store)
+    await run(vendor.webhook(unsubscribe_on_exit=True), store)
     await run(vendor.webhook(), store)
     assert len(vendor.tokens) == 2
     assert is_asked_to_retry(await vendor.push(stopped))
@@ -126,9 +126,9 @@ async def test_the_log_says_once_that_nothing_can_be_verified_yet(caplog):
 async def test_a_hub_that_asks_or_pushes_before_the_registration_is_loaded_is_answered_503(store):
     async with anyio.create_task_group() as tasks:
         hub = Hub(tasks)
-        webhook = hub.app = WebhookListener(register_with_server=WebSub(TOPIC, CALLBACK, client=hub.client()))
+        webhook = hub.app = WebhookListener(subscription=WebSub(TOPIC, CALLBACK, client=hub.client()))
         await run(webhook, store)
-        hub.app = WebhookListener(register_with_server=WebSub(TOPIC, CALLBACK, client=hub.client()))
+        hub.app = WebhookListener(subscription=WebSub(TOPIC, CALLBACK, client=hub.client()))
         assert await hub.push() == [503]
         query = f"hub.mode=subscribe&hub.topic={SELF}&hub.challenge=abc&hub.lease_seconds=9".encode()
         path = hub.forms[0]["hub.callback"].removeprefix(CALLBACK.rpartition("/")[0])

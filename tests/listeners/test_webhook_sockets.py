@@ -78,11 +78,11 @@ async def heard(address, *parts, **more):
 
 
 async def test_a_request_in_one_thread_wakes_the_consumer_in_another():
-    hooks = hooks_with(to="to.names")
+    hooks = hooks_with(route="to.names")
     feeds = FakeFeed(), FakeFeed()
     alice, all_of_it = (
         Log(feed, listeners=[listener], fallback_interval=600, patience=GUARD)
-        for feed, listener in zip(feeds, (hooks.named("alice"), hooks), strict=True)
+        for feed, listener in zip(feeds, (hooks.listener_for("alice"), hooks), strict=True)
     )
     with served(hooks) as (host, port):
         async with anyio.create_task_group() as tasks, httpx.AsyncClient(timeout=GUARD) as client:

@@ -12,7 +12,7 @@ from push_to_poll_client.listeners._webhook.routing import FLOOD_QUIET_TIME
 from push_to_poll_client.listeners.handshakes import dropbox_challenge
 from push_to_poll_client.listeners.subscriptions import _manager
 from push_to_poll_client.listeners.subscriptions._types import Registration
-from push_to_poll_client.listeners.webhook import Control, WebhookAnswer, WebhookListener
+from push_to_poll_client.listeners.webhook import Control, WebhookListener, WebhookResponse
 from push_to_poll_client.testing import FakeFeed
 from tests.support.asgi_calls import Signatures, asked, listened, posted, scope_of, signed
 from tests.support.channels import TimedChannel
@@ -33,9 +33,9 @@ def virtual_clock(monkeypatch):
 class Manager:
     """Does what a test says: what it is told, it writes down."""
 
-    def __init__(self, subscription, *, stop_at_exit, log):
+    def __init__(self, subscription, *, unsubscribe_on_exit, log):
         self.subscription = subscription
-        self.stop_at_exit = stop_at_exit
+        self.unsubscribe_on_exit = unsubscribe_on_exit
         self.expects_handshake = False
         self.is_loaded = True
         self.controls = []
@@ -61,8 +61,8 @@ class Subscription:
 def managers(monkeypatch):
     made = []
 
-    def make(subscription, *, stop_at_exit, log):
-        made.append(Manager(subscription, stop_at_exit=stop_at_exit, log=log))
+    def make(subscription, *, unsubscribe_on_exit, log):
+        made.append(Manager(subscription, unsubscribe_on_exit=unsubscribe_on_exit, log=log))
         return made[-1]
 
     monkeypatch.setattr(webhook, "SubscriptionManager", make)
@@ -70,18 +70,18 @@ def managers(monkeypatch):
 
 
 def subscribed(**arguments):
-    return WebhookListener(Signatures(), register_with_server=Subscription(), **arguments)
+    return WebhookListener(Signatures(), subscription=Subscription(), **arguments)
 
 
 async def test_a_webhook_takes_missing_arguments_from_its_subscription(managers):
     subscription = Subscription()
     subscription.verify = Signatures()
     subscription.hint = lambda request: Push("its")
-    subscription.answer = WebhookAnswer(202)
+    subscription.response = WebhookResponse(202)
     subscription.handshake = dropbox_challenge()
-    hooks = WebhookListener(register_with_server=subscription, stop_at_exit=True)
-    assert (managers[0].subscription, managers[0].stop_at_exit) == (subscription, True)
-    async with hearing(hooks.named("alice")) as channel:
+    hooks = WebhookListener(subscription=subscription, unsubscribe_on_exit=True)
+    assert (managers[0].subscription, managers[0].unsubscribe_on_exit) == (subscription, True)
+    async with hearing(hooks.listener_for("alice")) as channel:
         assert (await posted(hooks)).status == 202
         assert (await posted(hooks, headers={"X-Signature": "x"})).status == 401
         assert (await asked(hooks, QUESTION)).body == b"abc"  # what to answer is its own business
@@ -92,21 +92,21 @@ async def test_arguments_of_the_webhook_override_those_of_its_subscription():
     subscription = Subscription()
     subscription.verify = lambda request: False
     subscription.hint = lambda request: Push("its")
-    subscription.answer = WebhookAnswer(202)
+    subscription.response = WebhookResponse(202)
     hooks = WebhookListener(
         Signatures(),
         hint=lambda request: Push("ours"),
-        answer=WebhookAnswer(204),
-        register_with_server=subscription,
+        response=WebhookResponse(204),
+        subscription=subscription,
     )
-    async with hearing(hooks.named("alice")) as channel:
+    async with hearing(hooks.listener_for("alice")) as channel:
         assert (await posted(hooks)).status == 204
     assert channel.pushes == [Push("ours")]
 
 
 async def test_a_webhook_without_a_verifier_is_a_type_error():
     with pytest.raises(TypeError, match="give verify"):
-        WebhookListener(register_with_server=Subscription())
+        WebhookListener(subscription=Subscription())
 
 
 async def test_a_handshake_is_answered_only_while_one_is_expected(managers):
@@ -140,7 +140,7 @@ async def test_a_notice_of_missed_pushes_requests_a_poll(managers):
 
 async def test_every_listener_is_told_when_the_subscription_goes_up_or_down(managers):
     hooks = subscribed()
-    async with hearing(hooks, hooks.named("alice")) as (channel, alice):
+    async with hearing(hooks, hooks.listener_for("alice")) as (channel, alice):
         await anyio.sleep(1)
         managers[0].channel.up()
         await anyio.sleep(1)
@@ -148,7 +148,7 @@ async def test_every_listener_is_told_when_the_subscription_goes_up_or_down(mana
         await anyio.sleep(1)
         managers[0].channel.up()
         await anyio.sleep(1)
-        async with hearing(hooks.named("bob")) as bob:
+        async with hearing(hooks.listener_for("bob")) as bob:
             pass
     assert channel.events == [(1, "up"), (2, "down"), (3, "up")]
     assert alice.events[:3] == channel.events
@@ -163,10 +163,10 @@ async def test_state_and_events_of_the_subscription_manager_reach_its_consumer(m
         assert kept.state is None
         await kept.save("state")
         assert kept.state == channel.state == "state"
-        kept.registered(7.0)
-        kept.poll()
+        kept.subscribed(7.0)
+        kept.request_poll()
         kept.wake(Push("c"))
-    assert channel.registered_until == 7.0
+    assert channel.subscribed_until == 7.0
     assert channel.events == [(0, "poll"), (0, Push("c"))]
 
 
@@ -203,7 +203,7 @@ async def test_a_subscription_refused_for_good_ends_the_consumer(managers):
 
 async def test_the_end_of_the_subscription_manager_takes_the_other_listeners_down(managers):
     hooks = subscribed()
-    async with hearing(hooks.named("alice")) as alice:
+    async with hearing(hooks.listener_for("alice")) as alice:
         async with hearing(hooks):
             managers[0].channel.up()
             await anyio.sleep(1)
@@ -255,7 +255,7 @@ async def test_the_real_subscription_manager_answers_the_handshake_and_recreates
         Signatures(),
         handshake=dropbox_challenge(),
         hint=lambda request: Control.RECREATE if request.body == b"gone" else Push(),
-        register_with_server=vendor,
+        subscription=vendor,
     )
     feed = FakeFeed()
     consumer = running(Log(feed, listeners=[hooks], fallback_interval=86_400))

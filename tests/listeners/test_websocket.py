@@ -29,7 +29,7 @@ from websockets.http11 import Response
 
 from push_to_poll_client._exceptions import ListenerError, PushToPollError
 from push_to_poll_client._types import Push
-from push_to_poll_client.listeners import Verdict, WebSocketListener
+from push_to_poll_client.listeners import ReconnectAction, WebSocketListener
 from push_to_poll_client.listeners.websocket import (
     NoCommonSubprotocol,
     failure_of,
@@ -412,7 +412,7 @@ async def test_a_1008_close_from_this_side_does_not_reconnect_at_once():
     ("verdict", "errors"),
     [
         (
-            Verdict.RETRY,
+            ReconnectAction.RETRY,
             [
                 RESET,
                 TimeoutError("timed out during opening handshake"),
@@ -433,7 +433,7 @@ async def test_a_1008_close_from_this_side_does_not_reconnect_at_once():
             ],
         ),
         (
-            Verdict.SLOW_RETRY,
+            ReconnectAction.SLOW_RETRY,
             [
                 NegotiationError("unsupported subprotocol: x"),
                 *(status(code) for code in (200, 302, 400, 401, 403, 404, 407, 418, 501, 505)),
@@ -450,7 +450,7 @@ async def test_a_1008_close_from_this_side_does_not_reconnect_at_once():
             ],
         ),
         (
-            Verdict.GIVE_UP,
+            ReconnectAction.GIVE_UP,
             [
                 status(410),
                 NoCommonSubprotocol("the server chose none of the subprotocols x"),
@@ -490,7 +490,7 @@ async def test_a_connection_with_a_chosen_subprotocol_wakes():
 
 async def test_classify_overrides_the_default_reconnect_action():
     def classify(error):
-        return {4001: Verdict.SLOW_RETRY, 4002: Verdict.GIVE_UP}.get(error.rcvd.code)
+        return {4001: ReconnectAction.SLOW_RETRY, 4002: ReconnectAction.GIVE_UP}.get(error.rcvd.code)
 
     listener = Scripted([closed(1008)], [closed(4001)], [closed(4000)], [closed(4002)], classify=classify)
     with pytest.raises(ListenerError, match=r"4002 \(private use\)"):
@@ -567,7 +567,7 @@ def test_an_error_that_may_hold_a_secret_is_named_by_its_type(error):
 
 async def test_a_traceback_does_not_quote_the_password_of_a_proxy():
     wrong = InvalidProxy(f"http://me:{CANARY}@proxy.example/x", "path is meaningless")
-    listener = Scripted(wrong, classify=lambda error: Verdict.GIVE_UP)
+    listener = Scripted(wrong, classify=lambda error: ReconnectAction.GIVE_UP)
     with pytest.raises(ListenerError, match="proxy") as raised:
         await run(listener, 10)
     assert CANARY not in "".join(traceback.format_exception(raised.value))

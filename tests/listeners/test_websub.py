@@ -53,9 +53,11 @@ def websub(servers, topic=TOPIC, callback=CALLBACK, **options):
 
 
 @contextlib.asynccontextmanager
-async def subscribed(hub, subscription=None, *, channel=None, seconds=1.0, stop_at_exit=False):
+async def subscribed(hub, subscription=None, *, channel=None, seconds=1.0, unsubscribe_on_exit=False):
     """The webhook listens for so long, and until the end of the block."""
-    hooks = hub.app = WebhookListener(register_with_server=subscription or websub(hub), stop_at_exit=stop_at_exit)
+    hooks = hub.app = WebhookListener(
+        subscription=subscription or websub(hub), unsubscribe_on_exit=unsubscribe_on_exit
+    )
     hooks._manager._fraction = lambda: 0.0
     channel = channel or Channel()
     async with anyio.create_task_group() as tasks:
@@ -231,7 +233,7 @@ async def test_a_topic_that_moved_is_followed_without_credentials(hub, status):
 @pytest.mark.parametrize("status", [307, 308])
 async def test_a_redirect_to_another_hub_is_followed(hub, status):
     hub.answers = [httpx.Response(status, headers={"location": "https://other.example/hub"})]
-    async with subscribed(hub, websub(hub, auth="c4n4ry"), stop_at_exit=True):
+    async with subscribed(hub, websub(hub, auth="c4n4ry"), unsubscribe_on_exit=True):
         assert hub.requests[1:] == [("POST", HUB), ("POST", "https://other.example/hub")]
         assert hub.forms[0] == hub.forms[1]
         assert len(hub.subscriptions) == 1
@@ -605,7 +607,7 @@ async def test_a_configured_hub_is_used_without_reading_the_topic(hub):
 
 
 async def test_a_subscription_is_ended_at_exit_if_configured(hub):
-    async with subscribed(hub, stop_at_exit=True) as channel:
+    async with subscribed(hub, unsubscribe_on_exit=True) as channel:
         pass
     assert hub.subscriptions == {}
     assert hub.verified == [200, 200]
@@ -622,7 +624,7 @@ async def test_a_subscription_is_kept_at_exit_by_default(hub):
 
 async def test_a_requested_but_unverified_subscription_is_ended_at_exit(hub):
     hub.delay = 2
-    async with subscribed(hub, stop_at_exit=True):
+    async with subscribed(hub, unsubscribe_on_exit=True):
         assert hub.subscriptions == {}
     await anyio.sleep(3)
     assert [form["hub.mode"] for form in hub.forms] == ["subscribe", "unsubscribe"]
@@ -632,7 +634,7 @@ async def test_a_requested_but_unverified_subscription_is_ended_at_exit(hub):
 async def test_a_planned_subscription_is_stopped_once_at_the_hub_of_the_topic(hub):
     subscription = websub(hub)
     subscription.adopt([planned := subscription.plan()])
-    hub.app = WebhookListener(register_with_server=subscription)
+    hub.app = WebhookListener(subscription=subscription)
     await subscription.stop(planned)
     assert hub.forms[0]["hub.mode"] == "unsubscribe"
     assert hub.verified == [200]

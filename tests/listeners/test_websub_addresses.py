@@ -44,9 +44,9 @@ async def hub():
 
 
 @contextlib.asynccontextmanager
-async def subscribed(servers, topic=TOPIC, *, channel=None, stop_at_exit=False, **options):
+async def subscribed(servers, topic=TOPIC, *, channel=None, unsubscribe_on_exit=False, **options):
     subscription = WebSub(topic, CALLBACK, client=servers.client(), **options)
-    hooks = servers.app = WebhookListener(register_with_server=subscription, stop_at_exit=stop_at_exit)
+    hooks = servers.app = WebhookListener(subscription=subscription, unsubscribe_on_exit=unsubscribe_on_exit)
     channel = channel or Channel()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(hooks.listen, channel)
@@ -114,7 +114,7 @@ async def test_a_topic_at_a_private_address_may_lead_to_another_one(hub, topic):
     async with subscribed(hub, topic) as channel:
         assert channel.said("up") == ["up"]
     moved = [redirect("/moved"), naming("http://10.0.0.1/hub")]
-    async with subscribed(hub, topic, channel=channel, stop_at_exit=True):
+    async with subscribed(hub, topic, channel=channel, unsubscribe_on_exit=True):
         pass
     assert [form["hub.mode"] for form in hub.forms] == ["subscribe", "unsubscribe"]
     assert hub.subscriptions == {}
@@ -139,7 +139,7 @@ async def test_a_redirect_to_the_internet_ends_the_right_to_lead_to_private_addr
 async def test_a_hub_that_the_user_gave_may_have_a_private_address(hub):
     for _ in range(2):  # the hub is asked to stop by what was saved
         channel = Channel()
-        async with subscribed(hub, hub="http://10.0.0.1/", channel=channel, stop_at_exit=True):
+        async with subscribed(hub, hub="http://10.0.0.1/", channel=channel, unsubscribe_on_exit=True):
             assert channel.said("up") == ["up"]
         assert hub.subscriptions == {}
 

@@ -29,9 +29,9 @@ async def hub(monkeypatch):
         tasks.cancel_scope.cancel()
 
 
-def consumer_of(hub, feed, store, *, takes=0.0, stop_at_exit=False, others=(), **settings):
+def consumer_of(hub, feed, store, *, takes=0.0, unsubscribe_on_exit=False, others=(), **settings):
     subscription = WebSub(TOPIC, CALLBACK, client=hub.client())
-    hub.app = WebhookListener(register_with_server=subscription, stop_at_exit=stop_at_exit)
+    hub.app = WebhookListener(subscription=subscription, unsubscribe_on_exit=unsubscribe_on_exit)
     settings = {"fallback_interval": 3600, **settings}
     return Log(feed, store=store, takes=takes, listeners=[hub.app, *others], **settings)
 
@@ -58,7 +58,7 @@ async def test_a_restart_of_a_consumer_does_not_subscribe_twice(hub, store):
 
     status = await lived(consumer_of(hub, feed, store), push)
     assert status.listeners[0].up
-    assert status.listeners[0].registered_until == pytest.approx(1e9 + 864_000, abs=5)
+    assert status.listeners[0].subscribed_until == pytest.approx(1e9 + 864_000, abs=5)
     assert status.counters.messages == 1
     status = await lived(consumer_of(hub, feed, store), push)
     assert status.counters.messages == 1
@@ -78,7 +78,7 @@ async def test_a_restart_with_other_arguments_subscribes_anew_and_stops_the_old_
     """The old one may last ten days, in which nothing would be pushed for the new one."""
     for topic, callback, where in (TOPIC, CALLBACK, HUB), arguments:
         subscription = WebSub(topic, callback, hub=where, client=hub.client())
-        hub.app = WebhookListener(register_with_server=subscription)
+        hub.app = WebhookListener(subscription=subscription)
         await lived(Log(FakeFeed(), store=store, listeners=[hub.app], fallback_interval=3600))
     assert [form["hub.mode"] for form in hub.forms] == ["subscribe", "subscribe", "unsubscribe"]
     assert [form["hub.topic"] for form in hub.forms] == [TOPIC, arguments[0], TOPIC]
@@ -89,8 +89,7 @@ async def test_a_restart_with_other_arguments_subscribes_anew_and_stops_the_old_
 async def test_listeners_in_another_order_keep_their_own_subscriptions(hub, store):
     for topics in (TOPIC, OTHER), (OTHER, TOPIC):
         apps = [
-            WebhookListener(register_with_server=WebSub(topic, CALLBACK, hub=HUB, client=hub.client()))
-            for topic in topics
+            WebhookListener(subscription=WebSub(topic, CALLBACK, hub=HUB, client=hub.client())) for topic in topics
         ]
 
         async def either(scope, receive, send, apps=apps):
@@ -115,14 +114,14 @@ async def test_a_self_link_that_is_too_long_is_replaced_by_the_topic_url(hub, st
 async def test_a_consumer_that_ends_may_end_its_subscription(hub, store):
     feed = FakeFeed()
     for lives in range(1, 3):
-        await lived(consumer_of(hub, feed, store, stop_at_exit=True))
+        await lived(consumer_of(hub, feed, store, unsubscribe_on_exit=True))
         assert hub.subscriptions == {}
         assert [form["hub.mode"] for form in hub.forms] == ["subscribe", "unsubscribe"] * lives
 
 
 async def test_a_consumer_ends_its_subscription_while_a_message_is_in_flight(hub, store):
     feed = FakeFeed()
-    consumer = consumer_of(hub, feed, store, stop_at_exit=True, takes=2.0)
+    consumer = consumer_of(hub, feed, store, unsubscribe_on_exit=True, takes=2.0)
 
     async def push():
         feed.publish()
@@ -161,7 +160,7 @@ async def test_a_subscription_that_the_hub_forgot_is_made_again_within_a_few_pol
         assert await hub.push() == [200]
         await anyio.sleep(1)
         status = consumer.status()
-        assert not status.lossy
+        assert not status.losing_pushes
         assert status.counters.messages == len(consumer.processed) == len(set(consumer.processed))
         assert status.lag(1e9 + anyio.current_time()) is not None
 
@@ -179,7 +178,7 @@ async def test_a_hub_that_never_pushes_is_asked_twelve_times_in_a_week(hub, stor
             await anyio.sleep(1200)
 
     status = await lived(consumer, work)
-    assert status.lossy
+    assert status.losing_pushes
     assert subscribes(hub) == 12  # the first one, and eleven more
     assert len(hub.subscriptions) == 1
 

@@ -13,7 +13,7 @@ MUTANTS = [
         "clears the flag late, after the fetch",
         "_schedule.py",
         "            self._succeed(now)\n",
-        "            self._owed = None\n            self._succeed(now)\n",
+        "            self._pending = None\n            self._succeed(now)\n",
     ),
     of(
         "G1",
@@ -49,8 +49,8 @@ MUTANTS = [
         "G1",
         "lets the server hold a fetch in place of a repetition",
         "_schedule.py",
-        "self._owed is None and self._repoll_at == math.inf\n",
-        "self._owed is None\n",
+        "self._pending is None and self._repoll_at == math.inf\n",
+        "self._pending is None\n",
         SCHEDULE,
     ),
     of(
@@ -140,8 +140,8 @@ MUTANTS = [
         "G4",
         "polls no faster while a channel is down",
         "_schedule.py",
-        "        return bool(self._channels) and (self.lossy or not all(self._channels.values()))\n",
-        "        return self.lossy\n",
+        "        return bool(self._channels) and (self.losing_pushes or not all(self._channels.values()))\n",
+        "        return self.losing_pushes\n",
     ),
     of(
         "G4",
@@ -378,8 +378,8 @@ MUTANTS = [
         "G7",
         "counts the flush interval from the end of the commit",
         "_progress.py",
-        "            self.due = began + self.options.flush_interval\n",
-        "            self.due = self.clock() + self.options.flush_interval\n",
+        "            self.due = began + self.options.commit_interval\n",
+        "            self.due = self.clock() + self.options.commit_interval\n",
         "tests/core/test_progress.py",
     ),
     of(
@@ -487,7 +487,7 @@ MUTANTS = [
         "G9",
         "skips what fails for good, without a word",
         "_retry.py",
-        "        if decision.fate is Fate.STOP:\n",
+        "        if decision.action is FailureAction.STOP:\n",
         "        if False:\n",
     ),
     of(
@@ -919,8 +919,8 @@ MUTANTS = [
         "G13",
         "takes a page token that expired for the saved cursor",
         "_poller.py",
-        "isinstance(error, ChainRestart) or walk.position != start:",
-        "isinstance(error, ChainRestart):",
+        "isinstance(error, PagesChanged) or walk.position != start:",
+        "isinstance(error, PagesChanged):",
     ),
     of(
         "G13",

@@ -14,7 +14,7 @@ PUSH = [
         "G1",
         "lets a hint of no interest drop a wake that is pending",
         "_schedule.py",
-        "        if known and not self._running and self._owed is None:\n",
+        "        if known and not self._running and self._pending is None:\n",
         "        if known:\n",
         "tests/core/test_hints.py",
         SCHEDULE,

@@ -165,7 +165,7 @@ class _Draw:
         if happens(0.15):
             plan.wake_delay = choose([0.2, 2.0])
         plan.max_poll_time = choose([30.0, 30.0, 1.0, 3.0, 10.0])
-        plan.flush_interval = choose([0.05, 0.05, 0.0, 1.0])
+        plan.commit_interval = choose([0.05, 0.05, 0.0, 1.0])
         plan.shutdown_timeout = choose([10.0, 0.5, 2.0])
         happens(0.8)  # an option that is gone: numbers of earlier lives stay the same lives
         if happens(0.05):

@@ -13,13 +13,13 @@ from random import Random
 import anyio
 
 from push_to_poll_client import (
-    ChainRestart,
     CursorExpired,
     FeedError,
     FeedRefused,
     FetchRequest,
     Message,
     Page,
+    PagesChanged,
 )
 from push_to_poll_client.testing._virtual_time import Bell
 from tests.simulation.journal import Journal
@@ -205,7 +205,7 @@ class Server:
             return FeedError("400: no long polling")
         token = request.cursor is not None and request.cursor.startswith("t")
         if token and self.troubled and happens("restarts", plan.restarts):
-            return ChainRestart("the pages have changed")
+            return PagesChanged("the pages have changed")
         return None
 
     def _page(self, request: FetchRequest, number: int) -> Page:
@@ -232,7 +232,7 @@ class Server:
         return Page(
             [Message(entry.id, cursor=self._cursor(entry.place + 1) if own else None) for entry in messages],
             cursor=cursor,
-            next=following,
+            next_page=following,
             retry_after=asks,
         )
 

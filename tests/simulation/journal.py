@@ -38,7 +38,7 @@ def _short(value: Any) -> str:
     if isinstance(value, Page):
         asks = "" if value.retry_after is None else f" retry_after={value.retry_after:g}"
         ids = _short(tuple(message.id for message in value.messages))
-        return f"[{ids} cursor={value.cursor} next={value.next}{asks}]"
+        return f"[{ids} cursor={value.cursor} next={value.next_page}{asks}]"
     if isinstance(value, float):
         return f"{value:.3f}"
     if isinstance(value, tuple) and len(value) > 6:

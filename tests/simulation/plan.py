@@ -38,7 +38,7 @@ class FeedPlan(Described):
 
     Attributes:
         cursors: Where cursors are: on each "message", on each "page", at the end of a "chain".
-        tokens: Whether `Page.next` is a token, and not the cursor of the page.
+        tokens: Whether `Page.next_page` is a token, and not the cursor of the page.
         page_size: Messages of a page at most.
         latency: Seconds that an answer travels.
         late: Seconds after which a message becomes visible at the latest.
@@ -150,7 +150,7 @@ class ConsumerPlan(Described):
     degraded_interval: float | None = 10.0
     wake_delay: float = 0.0
     max_poll_time: float = 30.0
-    flush_interval: float = 0.05
+    commit_interval: float = 0.05
     shutdown_timeout: float = 10.0
     start: str = "inception"
     on_cursor_expired: str = "stop"
@@ -161,7 +161,7 @@ class ConsumerPlan(Described):
         """Return the keyword arguments of `Consumer`."""
         names = (
             "batch_size", "batch_wait", "concurrency", "overlap", "rate", "burst", "fallback_interval",
-            "degraded_interval", "wake_delay", "max_poll_time", "flush_interval", "shutdown_timeout", "start",
+            "degraded_interval", "wake_delay", "max_poll_time", "commit_interval", "shutdown_timeout", "start",
         )  # fmt: skip
         options: dict[str, Any] = {name: getattr(self, name) for name in names}
         options["on_cursor_expired"] = EXPIRED_POLICIES[self.on_cursor_expired]
@@ -169,7 +169,7 @@ class ConsumerPlan(Described):
         if self.retry != "default":
             options["retry"] = RETRIES[self.retry]
         if self.concurrency > 1:
-            options["key"] = lambda message: int(message.id) % 7
+            options["ordering_key"] = lambda message: int(message.id) % 7
         return options
 
 

@@ -120,7 +120,7 @@ class Progress(Watcher):
         self.in_vain = False
 
     def on_answer(self, event: Event) -> None:
-        self.following = event.facts["page"].next
+        self.following = event.facts["page"].next_page
 
     def on_error(self, event: Event) -> None:
         self._disturbed(event)

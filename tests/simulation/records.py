@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from push_to_poll_client import Page, Record, RecordState, Status
+from push_to_poll_client import Page, Record, Settlement, Status
 from tests.simulation.feed import Entry
 from tests.simulation.journal import Event
 from tests.simulation.oracle import Oracle, Watcher
@@ -61,7 +61,7 @@ class Records(Watcher):
         if event.facts.get("starts") == "yes":
             self.delivered.clear()
         page, following = self.last_page, event.facts["cursor"] is not None and event.facts["who"] != "replay"
-        if following and page.next == event.facts["cursor"] and not self.plan.feed.read_ahead:
+        if following and page.next_page == event.facts["cursor"] and not self.plan.feed.read_ahead:
             left = [message.id for message in page.messages if message.id not in self.recorded]
             if left:
                 self.oracle.broken("G5", "a page is asked for before the one in front of it is recorded", left[0])
@@ -96,11 +96,11 @@ class Records(Watcher):
         self.begun[event.facts["call"]] = event.at
         if event.facts["who"] in {"replay", "dead letters"}:
             return
-        # A commit in the background may have failed, which the next one notices, `flush_interval` later at most.
+        # A commit in the background may have failed, which the next one notices, `commit_interval` later at most.
         # With concurrency a message may have failed just before, and be in flight until it is tried again.
         in_flight = self.plan.consumer.concurrency > 1 and all(self.failed[name] for name in event.facts["ids"])
         noticed = (
-            self.refused_at is not None and event.at > self.refused_at + self.plan.consumer.flush_interval + 1e-6
+            self.refused_at is not None and event.at > self.refused_at + self.plan.consumer.commit_interval + 1e-6
         )
         if noticed and not in_flight:
             self.oracle.broken(
@@ -149,14 +149,14 @@ class Records(Watcher):
 
     def _record(self, record: Record) -> None:
         key = record.key
-        if record.state is RecordState.PROCESSED and not self.handled[key]:
+        if record.state is Settlement.PROCESSED and not self.handled[key]:
             self.oracle.broken("G9", "a message is recorded that the handler did not process", f"message {key}")
-        if record.state is not RecordState.PROCESSED and not self.failed[key]:
+        if record.state is not Settlement.PROCESSED and not self.failed[key]:
             self.oracle.broken("G9", "a message is given up on that did not fail", f"message {key}")
-        if record.state is RecordState.SKIPPED and not any(f"'{key}'" in line for line in self.lines):
+        if record.state is Settlement.SKIPPED and not any(f"'{key}'" in line for line in self.lines):
             self.oracle.broken("G9", "a message is skipped without a line in the log", f"message {key}")
         self.recorded.add(key)
-        (self.dead.add if record.state is RecordState.DEAD else self.dead.discard)(key)
+        (self.dead.add if record.state is Settlement.DEAD_LETTERED else self.dead.discard)(key)
         self.unrecorded.pop(key, None)
         self.forgiven.discard(key)
 
@@ -235,7 +235,7 @@ class Records(Watcher):
             spans = [ended - began for began, ended in set(left.values())]  # a batch took its time once
             at_once = consumer.concurrency * (consumer.batch_size if consumer.batches else 1)
             stalls = (store.slow_time + store.hanging_time) * 2 * consumer.concurrency
-            if sum(spans) > consumer.flush_interval * consumer.concurrency + max(spans) * (at_once + 1) + stalls:
+            if sum(spans) > consumer.commit_interval * consumer.concurrency + max(spans) * (at_once + 1) + stalls:
                 self.oracle.broken(
                     "G7", "too much is to be done again after a crash", f"{sum(spans):.3f} s of work"
                 )

@@ -53,7 +53,7 @@ class SimulatedStore:
         await self.call("claim", client)
         session = await self.inner.claim(name, feed=feed)
         self.owner = SimulatedSession(self, session, client)
-        self.journal.add("claimed", client, cursor=session.cursor, token=session.token)
+        self.journal.add("claimed", client, cursor=session.cursor, token=session.fencing_token)
         return self.owner
 
     async def call(self, what: str, client: int, *, records: int = 0) -> None:
@@ -105,9 +105,9 @@ class SimulatedSession:
         self._client = client
 
     cursor = property(lambda self: self._session.cursor)
-    token = property(lambda self: self._session.token)
-    size = property(lambda self: self._session.size)
-    dead = property(lambda self: self._session.dead)
+    fencing_token = property(lambda self: self._session.fencing_token)
+    record_count = property(lambda self: self._session.record_count)
+    dead_letter_count = property(lambda self: self._session.dead_letter_count)
     state = property(lambda self: self._session.state)
     history = property(lambda self: self._session.history)
 
@@ -139,7 +139,7 @@ class SimulatedSession:
             self._client,
             cursor=cursor,
             records=tuple(record.key for record in records),
-            dead=tuple(letter.key for letter in dead_letters) or None,
+            dead=tuple(letter.dedupe_key for letter in dead_letters) or None,
             _records=records,
             _owner=self._store.owner is self,
         )
@@ -153,10 +153,12 @@ class SimulatedSession:
         await self._session.reset(cursor, forget=forget, state=state)
         self._store.journal.add("reset", self._client, cursor=cursor, forget=forget, before=before)
 
-    async def dead_letters(self, *, after: DeadLetter | None = None, marked: bool = False) -> Sequence[DeadLetter]:
+    async def dead_letters(
+        self, *, after: DeadLetter | None = None, retry_requested: bool = False
+    ) -> Sequence[DeadLetter]:
         """See `Session.dead_letters`."""
         await self._store.call("dead_letters", self._client)
-        return await self._session.dead_letters(after=after, marked=marked)
+        return await self._session.dead_letters(after=after, retry_requested=retry_requested)
 
     async def dead_letter(self, key: str, /) -> DeadLetter | None:
         """See `Session.dead_letter`."""

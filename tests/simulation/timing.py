@@ -11,7 +11,7 @@ poll in any case, and so does each after ten pages in a row without a message.
 
 import math
 
-from push_to_poll_client import ChainRestart, CursorExpired, FeedRefused
+from push_to_poll_client import CursorExpired, FeedRefused, PagesChanged
 from tests.simulation.journal import Event
 from tests.simulation.oracle import POLLING_CALLS, Oracle, Watcher
 
@@ -292,17 +292,17 @@ class Timing(Watcher):
         page = event.facts["page"]
         self._request_ended(event)
         self.answered = event.at
-        if page.next is not None:
+        if page.next_page is not None:
             # A page that was fetched ahead may be dropped, and asked for again by the continuation.
-            self.credits[page.next] = 2 if self.server.plan.read_ahead else 1
+            self.credits[page.next_page] = 2 if self.server.plan.read_ahead else 1
         if event.facts["who"] == "replay":
             self._asked_for(event.at, page.retry_after)
             return
-        self.had_next = page.next is not None
+        self.had_next = page.next_page is not None
         self.empty_pages = self.empty_pages + 1 if self.had_next and not page.messages else 0
         self.may_begin_again = self.had_next and page.retry_after is not None
         self._asked_for(event.at, page.retry_after)
-        if page.next is None and self.covered:
+        if page.next_page is None and self.covered:
             self.owed, self.covered = None, False
 
     def on_error(self, event: Event) -> None:
@@ -310,14 +310,14 @@ class Timing(Watcher):
         self.answered = event.at
         self._asked_for(event.at, event.facts["asks"])
         self.expired = isinstance(error, CursorExpired)
-        if isinstance(error, ChainRestart | CursorExpired):
+        if isinstance(error, PagesChanged | CursorExpired):
             self.may_begin_again = self.began_again = True
         self._poll_failed(event.at)
         if isinstance(error, FeedRefused):
             self.backoff = 300.0
             self.backoff_until = max(self.backoff_until, event.at + self.backoff)
         self.failed = True
-        if not isinstance(error, ChainRestart | CursorExpired):  # with these the poll goes on
+        if not isinstance(error, PagesChanged | CursorExpired):  # with these the poll goes on
             self.covered, self.poll_failed = False, True
         self._request_ended(event)
 

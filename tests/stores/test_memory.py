@@ -52,7 +52,7 @@ async def test_a_cancelled_commit_writes_nothing():
 async def test_the_size_of_a_session_is_its_number_of_distinct_records():
     session = await MemoryStore().claim("a", feed="f")
     await session.commit(cursor="c1", records=[_types.Record("1"), _types.Record("2"), _types.Record("1")])
-    assert session.size == 2
+    assert session.record_count == 2
 
 
 def test_the_repr_of_a_memory_store_shows_no_keys():

@@ -56,7 +56,7 @@ async def claimed(store, name, feed):
 
 
 def letter(key):
-    return DeadLetter(key=key, id=key, raw=b"raw", error="broken")
+    return DeadLetter(dedupe_key=key, id=key, raw=b"raw", error="broken")
 
 
 async def begin(store, name, feed, cursor="c1", keys=("1", "2")):
@@ -64,7 +64,7 @@ async def begin(store, name, feed, cursor="c1", keys=("1", "2")):
         records = [*map(Record, keys)]
         await session.commit(cursor=f"before {cursor}", records=[])
         await session.commit(cursor=cursor, records=records, dead_letters=[letter("d")], state={"a": "1"})
-        return session.token
+        return session.fencing_token
 
 
 async def progress(store, name, feed):
@@ -72,7 +72,7 @@ async def progress(store, name, feed):
     async with claimed(store, name, feed) as session:
         seen = {"1", "2", "3"} - await session.unseen(["1", "2", "3"])
         history = [saved.cursor for saved in session.history]
-        return session.cursor, seen, session.dead, dict(session.state), history
+        return session.cursor, seen, session.dead_letter_count, dict(session.state), history
 
 
 WHOLE = ("c1", {"1", "2"}, 1, {"a": "1"}, [None, "before c1", "c1"])
@@ -86,7 +86,7 @@ async def test_a_name_goes_on_with_another_feed(store):
     with pytest.raises(StoreMismatch):
         await store.claim("orders", feed=OLD)
     async with claimed(store, "orders", NEW) as session:
-        assert session.token > token + 1, "a former owner can write no more"
+        assert session.fencing_token > token + 1, "a former owner can write no more"
 
 
 async def test_a_name_goes_on_under_another_name(store):

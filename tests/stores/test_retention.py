@@ -62,9 +62,9 @@ async def seen(session, start, stop):
 async def test_the_oldest_records_are_removed_above_max_records(claim):
     session = await claim(max_records=10)
     await add(session, 0, 10)
-    assert session.size == 10
+    assert session.record_count == 10
     await add(session, 10, 13)
-    assert session.size == 10
+    assert session.record_count == 10
     assert await session.unseen(keys(0, 13)) == set(keys(0, 3))
 
 
@@ -88,12 +88,12 @@ async def test_a_record_made_again_goes_with_those_it_was_first_made_with(claim,
         clock.now += 7
         await add(session, number, number + 1)
     await add(session, 0, 4)
-    assert await seen(session, 0, 8) == session.size == 8
+    assert await seen(session, 0, 8) == session.record_count == 8
     for number in range(8, 11):
         clock.now += 6.5
         await add(session, number, number + 1)
     assert await session.unseen(keys(0, 11)) == set(keys(0, 3 if "max_records" in limit else 2))
-    assert session.size == await seen(session, 0, 11)
+    assert session.record_count == await seen(session, 0, 11)
 
 
 async def test_records_are_not_removed_until_a_cursor_after_them_is_saved(claim, clock):
@@ -132,9 +132,9 @@ async def test_records_are_removed_an_eighth_at_a_time_and_never_below_max_recor
     count = form(120, 200)
     for number in range(count):
         await add(session, number, number + 1)
-        assert min(number + 1, 80) <= session.size < 90
-        assert await seen(session, 0, count) == session.size
-    assert session.size == 80
+        assert min(number + 1, 80) <= session.record_count < 90
+        assert await seen(session, 0, count) == session.record_count
+    assert session.record_count == 80
     assert await session.unseen(keys(0, count)) == set(keys(0, count - 80))
 
 
@@ -142,7 +142,7 @@ async def test_the_store_holds_at_most_an_eighth_more_than_max_records(claim):
     session = await claim(max_records=500)
     for start in range(0, 5000, 250):
         await add(session, start, start + 250)
-        assert session.size <= 500 + 500 // 8
+        assert session.record_count <= 500 + 500 // 8
     assert await seen(session, 4500, 5000) == 500
 
 
@@ -169,23 +169,23 @@ async def test_a_replay_takes_no_other_record_away(claim, again):
         session = await claim(max_records=400)
     for start in range(0, 200, 20):
         await add(session, start, start + 20, cursor=None)
-        assert session.size == 400
+        assert session.record_count == 400
     assert await session.unseen(keys(0, 400)) == set()
     for start in range(400, 800, 50):
         await add(session, start, start + 50)
         assert await session.unseen(keys(start - 350, start + 50)) == set()
-    assert await seen(session, 0, 800) == session.size == 400
+    assert await seen(session, 0, 800) == session.record_count == 400
 
 
 async def test_a_page_of_old_and_new_keys_adds_the_new_ones(claim):
     session = await claim(max_records=8)
     await add(session, 0, 4)
     await add(session, 2, 8)
-    assert session.size == 8
+    assert session.record_count == 8
     assert await session.unseen(keys(0, 8)) == set()
     await session.commit(cursor="c", records=[_types.Record(key) for key in ["8", "3", "8", "3"]])
     assert await session.unseen(keys(0, 9)) == {"0"}
-    assert session.size == 8
+    assert session.record_count == 8
 
 
 async def test_no_record_is_removed_without_retention_and_max_records(claim, clock):
@@ -193,7 +193,7 @@ async def test_no_record_is_removed_without_retention_and_max_records(claim, clo
     await add(session, 0, 200)
     clock.now += 1e9
     await add(session, 200, 201)
-    assert session.size == 201
+    assert session.record_count == 201
 
 
 async def test_records_are_kept_for_at_least_30_days_by_default(claim, clock):
@@ -224,7 +224,7 @@ async def test_no_record_is_removed_when_the_clock_was_behind_and_is_set(claim, 
         clock.now += 1
         await add(session, start, start + 20)
     assert await session.unseen(keys(0, 300)) == set()
-    assert session.size == 300
+    assert session.record_count == 300
     for number in range(300, 310):
         clock.now += 7
         await add(session, number, number + 1)

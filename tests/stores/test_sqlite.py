@@ -18,7 +18,7 @@ import anyio.to_thread
 import pytest
 
 from push_to_poll_client import OwnershipLost, StoreBusy, StoreError, StoreMismatch
-from push_to_poll_client._types import DeadLetter, Record, RecordState
+from push_to_poll_client._types import DeadLetter, Record, Settlement
 from push_to_poll_client.stores import SQLiteStore
 from push_to_poll_client.stores._sqlite import dead_letters, owner_lock, schema
 from push_to_poll_client.stores._sqlite import file as file_module
@@ -65,7 +65,7 @@ def records(*keys):
 
 
 def letter(key):
-    return DeadLetter(key=key, id=key, raw=b"raw", error="broken")
+    return DeadLetter(dedupe_key=key, id=key, raw=b"raw", error="broken")
 
 
 class TestSQLiteStore(StoreSuite):
@@ -90,7 +90,7 @@ class TestSQLiteStore(StoreSuite):
         """
         with other_program(self.path) as connection:
             row = connection.execute(query, (name, key)).fetchone()
-        return row and RecordState(row[0])
+        return row and Settlement(row[0])
 
     @contextlib.contextmanager
     def failing(self, store):
@@ -224,7 +224,7 @@ class TestOwnership:
                 gc.collect()
                 await anyio.lowlevel.checkpoint()
         async with claimed(store) as session:
-            assert session.token == 2
+            assert session.fencing_token == 2
 
 
 class TestThreads:
@@ -273,7 +273,7 @@ class TestThreads:
             assert session.cursor == "c1"
             assert await session.unseen(["1"]) == set()
             await session.commit(cursor="c2", records=records("2"))
-            assert (session.cursor, session.size) == ("c2", 2)
+            assert (session.cursor, session.record_count) == ("c2", 2)
 
     async def test_a_cancelled_task_still_releases_its_session(self, path):
         store = SQLiteStore(path)
@@ -296,7 +296,7 @@ class TestThreads:
                 tasks.start_soon(commit, name)
         for name in "abcd":
             async with claimed(store, name) as session:
-                assert (session.cursor, session.size) == (f"{name}19", 20)
+                assert (session.cursor, session.record_count) == (f"{name}19", 20)
 
 
 def test_a_store_serves_one_event_loop_after_another(path):
@@ -423,7 +423,7 @@ class TestFiles:
             assert await session.unseen(["1", "2"]) == {"1", "2"}
             assert await session.unseen([]) == set()
             assert not statements
-            await session.commit(cursor="c1", records=[Record("2"), Record("1", RecordState.DEAD)])
+            await session.commit(cursor="c1", records=[Record("2"), Record("1", Settlement.DEAD_LETTERED)])
             statements.clear()
             assert await session.unseen(["3", "20"]) == {"3", "20"}
             assert not statements
@@ -462,7 +462,7 @@ class TestFiles:
             statements.clear()
             await session.commit(cursor=None, records=records("0"))
             assert sum("dead_letter" in statement for statement in statements) > 0
-            assert session.dead == 0
+            assert session.dead_letter_count == 0
 
     async def test_dead_letters_are_counted_correctly_when_too_many_to_keep_their_keys_in_memory(
         self, path, monkeypatch
@@ -472,9 +472,9 @@ class TestFiles:
             for keys, left in (("abc", 3), ("", 3), ("xb", 2), ("yy", 2), ("ac", 0)):
                 letters = [letter(key) for key in keys] if left == 3 else []
                 await session.commit(cursor=None, records=[] if letters else records(*keys), dead_letters=letters)
-                assert session.dead == left
+                assert session.dead_letter_count == left
         async with claimed(SQLiteStore(path)) as session:
-            assert (session.dead, list(await session.dead_letters())) == (0, [])
+            assert (session.dead_letter_count, list(await session.dead_letters())) == (0, [])
 
     async def test_a_missing_record_table_is_a_store_error(self, path):
         await filled(path)
@@ -505,7 +505,7 @@ class TestFiles:
             )
         assert path.stat().st_size % 4096
         async with claimed(SQLiteStore(path)) as session:
-            assert session.size > 0
+            assert session.record_count > 0
 
     async def test_a_claim_succeeds_when_the_page_size_cannot_be_read(self, path, monkeypatch):
         await filled(path)
@@ -515,7 +515,7 @@ class TestFiles:
 
         monkeypatch.setattr(file_module.Path, "open", refuse)
         async with claimed(SQLiteStore(path)) as session:
-            assert session.size > 0
+            assert session.record_count > 0
 
     async def test_a_file_whose_last_pages_are_in_the_wal_is_not_refused_as_truncated(self, path, tmp_path):
         """What a crash in the middle of a checkpoint leaves: the file is cut, and its side file has the rest."""
@@ -527,7 +527,7 @@ class TestFiles:
         with crashed.open("ab") as file:
             file.write(bytes(500))
         async with claimed(SQLiteStore(crashed)) as session:
-            assert (session.cursor, session.size) == ("c1", 200)
+            assert (session.cursor, session.record_count) == ("c1", 200)
 
     @pytest.mark.parametrize("wal", [False, True])
     @pytest.mark.parametrize("script", ["CREATE TABLE t(x)", "PRAGMA user_version=1", "PRAGMA application_id=-7"])
@@ -578,7 +578,7 @@ class TestFiles:
                 "CREATE TABLE theirs(x); CREATE INDEX i ON theirs(x)"
             )
         async with claimed(SQLiteStore(path)) as session:
-            assert session.size == 200
+            assert session.record_count == 200
 
     async def test_store_tables_are_added_to_a_shared_database_of_an_application(self, path):
         with other_program(path) as connection:
@@ -714,7 +714,7 @@ class TestFiles:
                 connection.execute("UPDATE push_to_poll_consumer SET cursor = 5, at = 'then', behind = x'ff'")
             await session.commit(cursor="c1", records=records("k"))
         async with claimed(SQLiteStore(path)) as session:
-            assert (session.cursor, session.size) == ("c1", 1)
+            assert (session.cursor, session.record_count) == ("c1", 1)
 
     async def test_a_replaced_owner_gets_ownership_lost_although_the_next_one_wrote_the_same_key(self, path):
         """G10: also where it would write itself."""
@@ -790,7 +790,7 @@ class TestFiles:
             session._file.connection.execute(f"PRAGMA max_page_count={pages}")
             with pytest.raises(StoreError, match=r"store\.db cannot be used: .*full; free some space"):
                 await session.commit(cursor="c2", records=records(*map(str, range(1000))))
-            assert (session.cursor, session.size) == ("c1", 1)
+            assert (session.cursor, session.record_count) == ("c1", 1)
             assert await session.unseen(["1", "2"]) == {"2"}
             session._file.connection.execute(f"PRAGMA max_page_count={pages + 1000}")
             await session.commit(cursor="c2", records=records("2"))
@@ -817,7 +817,7 @@ class TestMigration:
         monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, self.STEP))
         for _ in range(2):
             async with claimed(SQLiteStore(path)) as session:
-                assert (session.cursor, session.size) == ("c1", 200)
+                assert (session.cursor, session.record_count) == ("c1", 200)
         with other_program(path) as connection:
             assert connection.execute("SELECT note FROM push_to_poll_consumer").fetchone() == ("moved",)
             assert connection.execute("SELECT version FROM push_to_poll_schema").fetchall() == [(3,)]
@@ -862,7 +862,7 @@ class TestWarning:
                     assert len(caplog.records) == 1, "as of a command, which only claims"
             for name in ("3.db", "4.db"):
                 store = SQLiteStore(tmp_path / name, transactional=True)
-                async with claimed(store) as session, session.effects([]):
+                async with claimed(store) as session, session.transaction([]):
                     pass
         assert [record.levelno for record in caplog.records] == [logging.INFO, logging.WARNING]
 
@@ -879,7 +879,7 @@ class TestWarning:
     async def test_a_fixed_sqlite_version_causes_no_warning(self, path, monkeypatch, caplog, version):
         monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
         with caplog.at_level(logging.INFO, "push_to_poll_client"):
-            async with claimed(SQLiteStore(path, transactional=True)) as session, session.effects([]):
+            async with claimed(SQLiteStore(path, transactional=True)) as session, session.transaction([]):
                 pass
         assert not caplog.records
 

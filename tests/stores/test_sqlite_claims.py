@@ -122,7 +122,7 @@ async def test_a_dropped_session_gives_its_file_back(store):
     await store.claim("a", feed=FEED)
     await wait_until_unlocked(store)
     session = await store.claim("a", feed=FEED)
-    assert session.token == 2
+    assert session.fencing_token == 2
     await session.release()
 
 
@@ -159,7 +159,7 @@ async def test_a_file_stays_open_while_a_handler_of_a_dropped_session_uses_it(tm
     """Closing a connection in the middle of a statement of another thread would crash the process."""
     store = SQLiteStore(tmp_path / "store.db", transactional=True)
     session = await store.claim("a", feed=FEED)
-    effects = session.effects([Record("1")])
+    effects = session.transaction([Record("1")])
     await effects.__aenter__()
     store.connection.execute("CREATE TABLE note(text)")
     del session

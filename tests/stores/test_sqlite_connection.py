@@ -102,7 +102,7 @@ class TestStatements:
         """However it is spelled and run, and when it is swallowed nothing has happened."""
         connection = session.connection
         await session.note("before")
-        async with session.effects():
+        async with session.transaction():
             connection.execute("INSERT INTO note(text) VALUES ('kept')")
             for run in (
                 connection.execute,
@@ -120,7 +120,7 @@ class TestStatements:
         assert await session.ask("SELECT key FROM push_to_poll_record") == [("before",), ("new",), ("old",)]
 
     async def test_a_plain_sqlite3_cursor_cannot_commit(self, session):
-        async with session.effects():
+        async with session.transaction():
             with pytest.raises(sqlite3.DatabaseError, match="not authorized"):  # it would be committed at once
                 sqlite3.Cursor(session.connection).execute("INSERT INTO note(text) VALUES ('a')")
             session.connection.execute("SELECT 1")
@@ -128,7 +128,7 @@ class TestStatements:
                 sqlite3.Cursor(session.connection).execute("COMMIT")
 
     async def test_a_trigger_of_the_application_cannot_change_store_tables(self, session):
-        async with session.effects():
+        async with session.transaction():
             session.connection.execute(
                 "CREATE TRIGGER mine AFTER INSERT ON note BEGIN DELETE FROM push_to_poll_record; END"
             )
@@ -137,7 +137,7 @@ class TestStatements:
 
     @pytest.mark.parametrize("sql", FREE)
     async def test_other_sql_of_a_handler_is_allowed(self, session, sql):
-        async with session.effects():
+        async with session.transaction():
             session.connection.execute(sql).fetchall()
         await session.commit("new")
 
@@ -145,7 +145,7 @@ class TestStatements:
         """What was refused is in no cache of statements, and the store's are there under another spelling."""
         await session.note("begun and ended by the store")
         await session.commit()
-        async with session.effects():
+        async with session.transaction():
             for _ in range(3):
                 for sql in ("COMMIT", "BEGIN IMMEDIATE", "INSERT INTO push_to_poll_record(key) VALUES (?)"):
                     with pytest.raises(RuntimeError, match="a handler may not"):
@@ -154,7 +154,7 @@ class TestStatements:
     async def test_the_store_can_commit_after_a_handler_changed_the_schema(self, session):
         """It makes SQLite compile all statements again, and so ask again: about the store's, for the store."""
         await session.note("a")
-        async with session.effects():
+        async with session.transaction():
             session.connection.execute("CREATE TABLE mine(a)")
         with pytest.raises(Planned):
             await session.fail("CREATE TABLE other(a)")
@@ -163,7 +163,7 @@ class TestStatements:
         await session.commit("2")
 
     async def test_errors_of_sqlite_reach_the_handler_unchanged(self, session):
-        async with session.effects():
+        async with session.transaction():
             with pytest.raises(sqlite3.OperationalError, match="no such table"):
                 session.connection.execute("SELECT * FROM nowhere")
             with pytest.raises(sqlite3.IntegrityError):
@@ -205,7 +205,7 @@ class TestMethods:
         ],
     )
     async def test_methods_that_end_the_transaction_or_change_the_store_are_refused(self, session, database, use):
-        async with session.effects():
+        async with session.transaction():
             session.connection.execute("INSERT INTO note(text) VALUES ('kept')")
             with pytest.raises(RuntimeError, match=r"store\.db: a handler may not .* on the store's connection: "):
                 use(session.connection)
@@ -217,24 +217,24 @@ class TestMethods:
         assert (connection.isolation_level, connection.autocommit, connection.text_factory) == (None, True, str)
 
     async def test_a_row_factory_of_a_handler_does_not_affect_the_store(self, session):
-        async with session.effects():
+        async with session.transaction():
             session.connection.row_factory = lambda cursor, row: {"row": row}
             assert session.connection.execute("SELECT 1").fetchone() == {"row": (1,)}
         assert await session.ask("SELECT 1") == [(1,)]
 
     async def test_blobs_can_be_read_and_written(self, session):
-        async with session.effects():
+        async with session.transaction():
             with session.connection.blobopen("note", "data", 1) as blob:
                 blob.write(b"1")
             with session.connection.blobopen("push_to_poll_record", "data", 1, readonly=True) as blob:
                 assert blob.read() == b"\0"
             session.connection.interrupt()  # nothing runs
         await session.commit()
-        async with session.effects():
+        async with session.transaction():
             assert session.connection.execute("SELECT data FROM note").fetchone() == (b"1",)
 
     async def test_a_dump_can_be_made(self, session):
-        async with session.effects():
+        async with session.transaction():
             assert "CREATE TABLE note" in "".join(session.connection.iterdump())
             assert session.connection.serialize()
 
@@ -258,7 +258,7 @@ class TestWhere:
             use(session.connection)
 
     async def test_a_cursor_cannot_be_used_after_its_handler_ended(self, session):
-        async with session.effects():
+        async with session.transaction():
             cursor = session.connection.execute("SELECT text FROM note UNION SELECT 2")
             other = session.connection.cursor()
         for use in (cursor.execute, lambda sql: other.executemany(sql, []), other.execute):
@@ -266,13 +266,13 @@ class TestWhere:
                 use("SELECT 1")
         with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
             cursor.fetchone()
-        async with session.effects():
+        async with session.transaction():
             with pytest.raises(RuntimeError, match="this cursor is of a message that was processed"):
                 cursor.execute("SELECT 1")
 
     async def test_a_blob_is_closed_when_its_handler_ends(self, session):
         """It would write past the end of the transaction, without a statement."""
-        async with session.effects():
+        async with session.transaction():
             blob = session.connection.blobopen("note", "data", 1)
         with pytest.raises(sqlite3.ProgrammingError, match="closed"):
             blob.write(b"1")
@@ -287,7 +287,7 @@ class TestWhere:
             except RuntimeError as error:
                 answers.append((who, type(error)))
 
-        async with anyio.create_task_group() as others, session.effects():
+        async with anyio.create_task_group() as others, session.transaction():
             async with anyio.create_task_group() as own:
                 own.start_soon(use, "own")
             others.start_soon(use, "started in the block")
@@ -305,7 +305,7 @@ class TestWhere:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(use)
-            async with session.effects():
+            async with session.transaction():
                 begun.set()
                 await anyio.wait_all_tasks_blocked()
         assert answers == ["refused"]
@@ -322,10 +322,10 @@ class TestWhere:
             answers.append("refused")
 
         async with anyio.create_task_group() as tasks:
-            async with session.effects():
+            async with session.transaction():
                 tasks.start_soon(use)
                 await anyio.wait_all_tasks_blocked()
-            async with session.effects():
+            async with session.transaction():
                 go.set()
                 await anyio.wait_all_tasks_blocked()
         assert answers == ["refused"]
@@ -335,7 +335,7 @@ class TestWhere:
         def use():
             return session.connection.execute("SELECT 1").fetchone()
 
-        async with session.effects():
+        async with session.transaction():
             for call in (to_thread.run_sync, asyncio.to_thread):
                 assert await call(use) == (1,)
             loop = asyncio.get_running_loop()
@@ -349,7 +349,7 @@ class TestWhere:
             told.append(str(caught.value))
 
         told = []
-        async with session.effects():
+        async with session.transaction():
             with ThreadPoolExecutor() as executor:
                 executor.submit(use).result()
             thread = threading.Thread(target=use)
@@ -368,8 +368,8 @@ class TestWhere:
     async def test_nested_effects_of_two_databases_can_use_both_connections(self, session, tmp_path):
         other = Database(tmp_path / "other.db")
         try:
-            async with session.effects():
-                async with other.session().effects():
+            async with session.transaction():
+                async with other.session().transaction():
                     session.connection.execute("SELECT 1")
                     other.connection.execute("SELECT 1")
                 session.connection.execute("SELECT 1")
@@ -384,9 +384,9 @@ class TestWhere:
         """A consumer that a handler of another one started goes on in that handler's context."""
         other = Database(tmp_path / "other.db")
         try:
-            async with session.effects():
+            async with session.transaction():
                 context = contextvars.copy_context()
-            block = other.session().effects()
+            block = other.session().transaction()
             context.run(block.enter)
             assert block.outer is None
             context.run(block.leave)
@@ -395,7 +395,7 @@ class TestWhere:
 
     async def test_a_forked_child_cannot_use_the_connection(self, session, monkeypatch):
         """What it would do there, done here."""
-        async with session.effects():
+        async with session.transaction():
             session.connection.execute("SELECT 1")
             block = session.connection.guard.scope
             connection_module._disable_in_child()
@@ -427,7 +427,7 @@ class TestRolledBack:
     @staticmethod
     async def _swallow(session, sql):
         connection = session.connection
-        async with session.effects():
+        async with session.transaction():
             connection.execute(
                 "CREATE TRIGGER mine BEFORE INSERT ON account BEGIN SELECT RAISE(ROLLBACK, 'no'); END"
             )

@@ -111,7 +111,7 @@ class TestInPlace:
             moved = path.with_name("moved.db")
 
             async def handle():
-                async with session.effects([Record("x")]):
+                async with session.transaction([Record("x")]):
                     store.connection.execute("CREATE TABLE note(text)")
                     path.rename(moved)
 
@@ -597,7 +597,7 @@ class TestErrors:
             connection.execute("CREATE TABLE note(text)")
         store = SQLiteStore(path, transactional=True)
         async with claimed(store) as session:
-            async with session.effects([Record("x")]):
+            async with session.transaction([Record("x")]):
                 with pytest.raises(
                     RuntimeError, match=r"(?i)may not make 'json_each' .* hide the function of SQLite"
                 ):

@@ -49,7 +49,7 @@ async def main():
     number = int(session.cursor or 0)
     while True:
         for number in range(number + 1, number + 4):
-            async with session.effects([Record(str(number))]):
+            async with session.transaction([Record(str(number))]):
                 execute = store.connection.execute
                 execute("UPDATE account SET cents = cents - 1 WHERE name = 'a'")
                 execute("INSERT INTO transfer VALUES (?)", (number,))

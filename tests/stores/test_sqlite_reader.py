@@ -139,7 +139,9 @@ def test_a_store_without_an_owner_is_read_without_changing_its_file(closed):
     reading = read_store(closed)
     assert kept(closed) == before
     assert (reading.path, reading.size, reading.owner) == (str(closed), closed.stat().st_size, None)
-    assert [(one.name, one.cursor, one.records, one.token, one.last_progress) for one in reading.progress] == [
+    assert [
+        (one.name, one.cursor, one.records, one.fencing_token, one.last_progress) for one in reading.progress
+    ] == [
         ("a", "c1", 1, 1, 1e9 + 5),
         ("b", None, 2, 1, 1e9 + 2),
         ("\ud800", "\ud800", 0, 1, None),
@@ -210,7 +212,10 @@ def test_an_unfinished_transaction_in_a_rollback_journal_is_not_read(closed):
 
 
 def letters_of(keys):
-    return [DeadLetter(key=key, id=f"id of {key}", raw=b"raw", error="e", marked=key > "5") for key in keys]
+    return [
+        DeadLetter(dedupe_key=key, id=f"id of {key}", raw=b"raw", error="e", retry_requested=key > "5")
+        for key in keys
+    ]
 
 
 async def bury(path, keys):
@@ -225,8 +230,8 @@ def test_dead_letters_are_read_in_the_order_of_their_keys(path):
     anyio.run(bury, path, keys)
     before = kept(path)
     assert list(read_dead_letters(path, "a")) == letters_of(keys)
-    assert list(read_dead_letters(path, "a", marked=True)) == letters_of(key for key in keys if key > "5")
-    assert [read_dead_letter(path, "a", letter.key) for letter in letters_of(keys)] == letters_of(keys)
+    assert list(read_dead_letters(path, "a", retry_requested=True)) == letters_of(key for key in keys if key > "5")
+    assert [read_dead_letter(path, "a", letter.dedupe_key) for letter in letters_of(keys)] == letters_of(keys)
     assert read_dead_letter(path, "a", "250") is None
     assert read_store(path).progress[0].dead_letters == len(keys)
     assert kept(path) == before

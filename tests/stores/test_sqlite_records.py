@@ -128,7 +128,7 @@ async def test_a_single_record_is_replaced_without_a_filter(claim, read):
     await record(session, keys)
     session = await claim()
     await session.commit(cursor=None, records=[Record(keys[300], fingerprint=7)])
-    assert session.size == 1600
+    assert session.record_count == 1600
     assert not read
     assert await session.fingerprints([keys[300]]) == {keys[300]: 7}
 
@@ -142,7 +142,7 @@ async def test_few_keys_are_remembered_that_were_asked_for_and_not_recorded(clai
         assert len(session._claimed.records._unfound) <= 250
     for page in pages:
         await session.commit(cursor="c", records=[Record(key) for key in page])
-    assert session.size == 900
+    assert session.record_count == 900
     assert not session._claimed.records._unfound
 
 
@@ -241,10 +241,10 @@ async def test_expired_records_are_unseen_at_once_and_deleted_by_the_next_commit
     assert await session.unseen([keys[0], keys[-1]]) == set()
     later = [f"{number:032x}" for number in range(9)]
     for key in later:
-        assert session.size >= 1600
+        assert session.record_count >= 1600
         clock.now += 7
         await record(session, [key])
-    assert session.size == 9
+    assert session.record_count == 9
     assert await session.unseen([*keys, *later]) == set(keys)
     assert await check_sweeps(session) == [6, 4, 2, 0]
 
@@ -258,7 +258,7 @@ async def check_sweeps(session):
         rows = session._file.connection.execute("SELECT count(*) FROM push_to_poll_segment").fetchone()[0]
         left.append(rows - len(session._claimed.records._segments.live))
     records = session._file.connection.execute("SELECT count(*) FROM push_to_poll_record").fetchone()[0]
-    assert records == session.size
+    assert records == session.record_count
     return left
 
 
@@ -270,7 +270,7 @@ async def test_each_commit_deletes_a_few_segments_of_an_ended_dedupe_epoch(claim
     await session.reset(None, forget=True)
     if restart:
         session = await claim()
-    assert session.size == 0
+    assert session.record_count == 0
     assert await session.unseen(keys) == set(keys)
     assert not any(asked)
     await record(session, keys[:100])

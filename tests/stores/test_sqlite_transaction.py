@@ -54,7 +54,7 @@ def is_free(database):
 
 async def begin(session):
     """Begin a transaction, as for a handler whose last call met a conflict."""
-    await session.database.thread.run(partial(session.transaction.begin, lambda: None), session.transaction)
+    await session.database.thread.run(partial(session.inner.begin, lambda: None), session.inner)
 
 
 @asynccontextmanager
@@ -78,7 +78,7 @@ async def busy(database):
 
 class TestBlocks:
     async def test_effects_are_committed_with_their_records_when_the_handler_returns(self, session, database):
-        async with session.effects("1", "2"):
+        async with session.transaction("1", "2"):
             assert is_free(database)
             session.connection.execute("INSERT INTO note(text) VALUES ('a')")
             assert not is_free(database)
@@ -88,7 +88,7 @@ class TestBlocks:
         assert is_free(database)
 
     async def test_a_handler_without_a_statement_begins_no_transaction(self, session, database):
-        async with session.effects("1"):
+        async with session.transaction("1"):
             session.connection.cursor()
         with pytest.raises(Planned):
             await session.fail()
@@ -98,7 +98,7 @@ class TestBlocks:
         await session.note("a")
         with pytest.raises(Planned):
             await session.fail("DELETE FROM note", "SAVEPOINT own", "CREATE TABLE mine(a)")
-        assert not session.transaction.is_open
+        assert not session.inner.is_open
         assert is_free(database)
         await session.note("b")
         assert database.notes() == ["a", "b"]
@@ -106,7 +106,7 @@ class TestBlocks:
 
     async def test_a_cancelled_handler_rolls_back_its_writes(self, session, database):
         with anyio.CancelScope() as scope:
-            async with session.effects():
+            async with session.transaction():
                 session.connection.execute("INSERT INTO note(text) VALUES ('half')")
                 scope.cancel()
                 await anyio.sleep_forever()
@@ -118,13 +118,13 @@ class TestBlocks:
     async def test_a_savepoint_of_a_handler_ends_with_the_handler(self, session, database):
         """One that is left open ends with its handler, and the next one cannot go back to it."""
         connection = session.connection
-        async with session.effects():
+        async with session.transaction():
             connection.execute("INSERT INTO note(text) VALUES ('a')")
             connection.execute("SAVEPOINT own")
             connection.execute("INSERT INTO note(text) VALUES ('b')")
             connection.execute("ROLLBACK TO own")
             connection.execute("INSERT INTO note(text) VALUES ('c')")
-        async with session.effects():
+        async with session.transaction():
             with pytest.raises(sqlite3.OperationalError, match="no such savepoint"):
                 connection.execute("ROLLBACK TO own")
         await session.commit()
@@ -133,7 +133,7 @@ class TestBlocks:
     async def test_unread_statements_of_a_handler_do_not_block_the_commit(self, session, database):
         """SQLite releases no savepoint while a statement writes: INSERT ... RETURNING does until it is read."""
         kept = []
-        async with session.effects():
+        async with session.transaction():
             kept.append(session.connection.execute("INSERT INTO note(text) VALUES ('a'), ('b') RETURNING id"))
             kept.append(session.connection.execute("SELECT * FROM note"))
         with pytest.raises(Planned):
@@ -146,7 +146,7 @@ class TestBlocks:
         query = "SELECT count(*) FROM note"
         await session.note("a")
         assert await session.ask(query) == [(2,)]
-        async with session.effects():
+        async with session.transaction():
             session.connection.execute("DELETE FROM note")
             assert await session.ask(query) == [(0,)]
 
@@ -158,7 +158,7 @@ class TestBlocks:
             await session.commit("1")
             done.append(database.notes())
 
-        async with anyio.create_task_group() as tasks, session.effects():
+        async with anyio.create_task_group() as tasks, session.transaction():
             tasks.start_soon(commit)
             await anyio.wait_all_tasks_blocked()
             assert done == []
@@ -167,7 +167,7 @@ class TestBlocks:
 
     async def test_the_end_of_effects_waits_for_a_busy_worker_thread_of_the_store(self, session, database):
         for error, text in ((None, "a"), (Planned, "b")):
-            block = session.effects()
+            block = session.transaction()
             await block.__aenter__()
             session.connection.execute("INSERT INTO note(text) VALUES (?)", (text,))
             async with busy(database):
@@ -184,7 +184,7 @@ class TestBlocks:
     async def test_a_cancelled_end_of_effects_is_completed_first(self, session, database):
         """The caller has to know what was done: the cancellation is raised at its next checkpoint."""
         with anyio.CancelScope() as scope:
-            async with session.effects("1"):
+            async with session.transaction("1"):
                 session.connection.execute("INSERT INTO note(text) VALUES ('a')")
                 scope.cancel()
             assert database.notes() == ["a"]
@@ -192,11 +192,11 @@ class TestBlocks:
         assert scope.cancelled_caught
 
     async def test_a_rollback_waits_for_a_busy_worker_thread_of_the_store(self, session, database):
-        block = session.effects()
+        block = session.transaction()
         await block.__aenter__()
         session.connection.execute("INSERT INTO note(text) VALUES ('a')")
         async with busy(database):
-            await undo(session.transaction)
+            await undo(session.inner)
         assert is_free(database)
         with pytest.raises(StoreError, match="or the session was released"):
             await block.__aexit__(None, None, None)
@@ -215,7 +215,7 @@ class TestFirstStatement:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(conflict)
-            async with first.effects():
+            async with first.transaction():
                 first.connection.execute("INSERT INTO note(text) VALUES ('a')")
                 begun.set()
                 await tried.wait()
@@ -223,7 +223,7 @@ class TestFirstStatement:
         assert database.notes() == ["a", "b"]
 
     async def _swallow(self, session):
-        async with session.effects():
+        async with session.transaction():
             for _ in range(2):
                 with pytest.raises(TransactionConflict):
                     session.connection.execute("INSERT INTO note(text) VALUES ('x')")
@@ -234,16 +234,16 @@ class TestFirstStatement:
             with pytest.raises(TransactionConflict):
                 await session.note("a")
             other.execute("COMMIT")
-        async with session.effects():
+        async with session.transaction():
             assert not is_free(database)
-        async with session.effects():
+        async with session.transaction():
             assert is_free(database)
 
     async def test_a_cancelled_handler_with_a_conflict_raises_the_cancellation(self, session, database):
         with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with anyio.CancelScope() as scope:
-                async with session.effects():
+                async with session.transaction():
                     with pytest.raises(TransactionConflict):
                         session.connection.execute("SELECT 1")
                     scope.cancel()
@@ -253,7 +253,7 @@ class TestFirstStatement:
     async def test_a_thread_that_waits_for_the_lock_keeps_the_event_loop_from_beginning(self, session, database):
         """As when two threads of a handler begin at once: one begins, and none waits for ever."""
         insert = "INSERT INTO note(text) VALUES ('a')"
-        async with session.effects(), anyio.create_task_group() as tasks:
+        async with session.transaction(), anyio.create_task_group() as tasks:
             scope = session.connection.guard.scope
             with scope._begin_lock, pytest.raises(TransactionConflict):
                 session.connection.execute("SELECT 1")
@@ -274,7 +274,7 @@ class TestFirstStatement:
                 errors.append(error)
 
         go = threading.Event()
-        async with session.effects():
+        async with session.transaction():
             thread = threading.Thread(target=contextvars.copy_context().run, args=(use,))
             thread.start()
         go.set()
@@ -295,7 +295,7 @@ class TestFirstStatement:
             await anyio.wait_all_tasks_blocked()
             go.set()
 
-        async with anyio.create_task_group() as tasks, session.effects():
+        async with anyio.create_task_group() as tasks, session.transaction():
             database.thread.submit(Job(lambda: go.wait(GUARD), lambda: None, urgent=True))
             thread = threading.Thread(target=contextvars.copy_context().run, args=(use,))
             thread.start()
@@ -350,7 +350,7 @@ class TestGaps:
         monkeypatch.setattr(
             transaction_module, "time", SimpleNamespace(sleep=pauses.append, monotonic=time.monotonic)
         )
-        async with session.effects():
+        async with session.transaction():
             await to_thread.run_sync(session.connection.execute, "SELECT 1")
         assert pauses == [0.25, 0.25]
 
@@ -365,7 +365,7 @@ class TestFailures:
         assert database.notes() == ["a", "d"]
 
     async def _write_and_record(self, session, *keys):
-        async with session.effects(*keys):
+        async with session.transaction(*keys):
             session.connection.execute("INSERT INTO note(text) VALUES ('b')")
 
     async def test_the_error_of_a_failed_commit_without_effects_does_not_mention_handlers(self, session, database):
@@ -382,14 +382,14 @@ class TestFailures:
     @staticmethod
     def _raise_within(session):
         def work():
-            with session.transaction.writing():
+            with session.inner.writing():
                 raise TypeError
 
         return work
 
     async def test_an_ownership_lost_error_keeps_its_type(self, session, database):
         def lose():
-            with session.transaction.writing():
+            with session.inner.writing():
                 raise OwnershipLost("somebody else has it")
 
         with pytest.raises(OwnershipLost, match="somebody else has it"):
@@ -405,7 +405,7 @@ class TestFailures:
         assert database.notes() == ["b"]
 
     async def _roll_back(self, session, *keys):
-        async with session.effects(*keys):
+        async with session.transaction(*keys):
             session.connection.execute("INSERT INTO note(text) VALUES ('a')")
             with session.connection.guard.store_access():
                 session.connection.execute("ROLLBACK")
@@ -425,7 +425,7 @@ class TestFailures:
         assert database.notes() == ["b"]
 
     async def _write_in_thread(self, session):
-        async with session.effects():
+        async with session.transaction():
             with pytest.raises(StoreUnavailable):
                 await to_thread.run_sync(session.connection.execute, "INSERT INTO note(text) VALUES ('a')")
 
@@ -446,17 +446,17 @@ class TestFailures:
 
         async def use():
             await undone.wait()
-            async with other.effects():
+            async with other.transaction():
                 session.connection.execute("INSERT INTO note(text) VALUES ('a')")
                 await over.wait()
                 session.connection.execute("INSERT INTO note(text) VALUES ('b')")
 
         async def be_abandoned():
-            async with session.effects():
+            async with session.transaction():
                 session.connection.execute("INSERT INTO note(text) VALUES ('x')")
-                await undo(session.transaction)
+                await undo(session.inner)
                 undone.set()
-                while not other.transaction.is_open:
+                while not other.inner.is_open:
                     await to_thread.run_sync(lambda: None)
                 with pytest.raises(StoreError, match="or the session was released"):
                     session.connection.execute("SELECT 1")
@@ -480,7 +480,7 @@ class TestRaces:
         await begin(session)
         async with anyio.create_task_group() as tasks, busy(database):
             tasks.start_soon(ask)
-            tasks.start_soon(undo, session.transaction)
+            tasks.start_soon(undo, session.inner)
         assert answers == [[(1,)]]
         await other.note("b")
 
@@ -488,7 +488,7 @@ class TestRaces:
         async def release():
             await ends.wait()
             async with busy(database):
-                released.start_soon(undo, session.transaction)
+                released.start_soon(undo, session.inner)
                 await anyio.wait_all_tasks_blocked()
                 go_on.set()
                 await anyio.wait_all_tasks_blocked()
@@ -503,7 +503,7 @@ class TestRaces:
 
     @staticmethod
     async def _write_and_wait(session, ends, go_on):
-        async with session.effects():
+        async with session.transaction():
             session.connection.execute("INSERT INTO note(text) VALUES ('a')")
             ends.set()
             await go_on.wait()
@@ -522,7 +522,7 @@ class TestTurns:
                         break
 
         async def write(session, text):
-            async with session.effects():
+            async with session.transaction():
                 for _ in range(3):
                     session.connection.execute("INSERT INTO note(text) VALUES (?)", (text,))
                     await anyio.lowlevel.checkpoint()
@@ -546,7 +546,7 @@ class TestTurns:
 
         async def write(session, text):
             with contextlib.suppress(TransactionConflict):
-                async with session.effects():
+                async with session.transaction():
                     session.connection.execute("INSERT INTO note(text) VALUES (?)", (text,))
 
         async with anyio.create_task_group() as tasks:
@@ -566,7 +566,7 @@ class TestTurns:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask)
-            async with first.effects():
+            async with first.transaction():
                 first.connection.execute("INSERT INTO note(text) VALUES ('a')")
                 begun.set()
                 for _ in range(20):
@@ -577,7 +577,7 @@ class TestTurns:
     async def test_effects_begun_inside_a_handler_are_a_runtime_error(self, database):
         """It would wait for itself."""
         first, second = database.session(), database.session()
-        async with first.effects():
+        async with first.transaction():
             for session in (first, second):
                 with pytest.raises(RuntimeError, match="cannot wait for what other consumers of that store do"):
                     await session.note("b")
@@ -587,14 +587,14 @@ class TestTurns:
     async def test_waiting_for_a_turn_can_be_cancelled(self, database):
         session, done = database.session(), database.session()
         await begin(done)
-        session.transaction.begin_first = True
+        session.inner.begin_first = True
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(session.note, "b")
                 while not database.thread._waiting:
                     await to_thread.run_sync(lambda: None)
                 scope.cancel()
-        await undo(done.transaction)
+        await undo(done.inner)
         await session.note("c")
         assert database.notes() == ["c"]
 
@@ -603,21 +603,21 @@ class TestTurns:
         """That leaves no thread behind which begins a transaction later, for nobody."""
         session, done = database.session(), database.session()
         await begin(done)
-        session.transaction.begin_first = True
+        session.inner.begin_first = True
         task = asyncio.ensure_future(session.note("b"))
         while not database.thread._waiting:
             await to_thread.run_sync(lambda: None)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await undo(done.transaction)
+        await undo(done.inner)
         assert is_free(database)
         await session.note("c")
         assert database.notes() == ["c"]
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
     async def test_effects_begun_while_their_task_is_cancelled_are_rolled_back(self, session, database):
-        session.transaction.begin_first = True
+        session.inner.begin_first = True
         checks, held = [], threading.Event()
 
         def check():
@@ -635,7 +635,7 @@ class TestTurns:
         assert database.notes() == ["b"]
 
     async def test_effects_begun_while_their_scope_is_cancelled_are_rolled_back(self, session, database):
-        session.transaction.begin_first = True
+        session.inner.begin_first = True
         checks = []
 
         def check():
@@ -658,7 +658,7 @@ class TestTurns:
         at_work, end, returned = asyncio.Event(), asyncio.Event(), []
 
         async def handle():
-            async with session.effects("1"):
+            async with session.transaction("1"):
                 session.connection.execute("INSERT INTO note(text) VALUES ('b')")
                 at_work.set()
                 await end.wait()

@@ -13,7 +13,7 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from push_to_poll_client import Record, RecordState, SQLiteStore, StoreError
+from push_to_poll_client import Record, Settlement, SQLiteStore, StoreError
 from push_to_poll_client.stores._sqlite.reader import read_store
 from push_to_poll_client.testing import TransactionalStoreSuite
 from tests.support.forms import GUARD, form
@@ -49,7 +49,7 @@ async def claimed(store, name="a"):
 
 
 async def note(store, session, *texts):
-    async with session.effects([Record(text) for text in texts]):
+    async with session.transaction([Record(text) for text in texts]):
         for text in texts:
             store.connection.execute("INSERT INTO note(text) VALUES (?)", (text,))
 
@@ -68,11 +68,11 @@ signal.alarm(60)
 async def main():
     store = SQLiteStore(sys.argv[1], transactional=True)
     session = await store.claim("a", feed="f")
-    async with session.effects([]):
+    async with session.transaction([]):
         connection = store.connection
         connection.execute("INSERT INTO note(text) VALUES ('before')")
     try:
-        async with session.effects([]):
+        async with session.transaction([]):
             connection.execute("INSERT INTO note(text) VALUES ('parent''s')")
             if not os.fork():
                 try:
@@ -120,7 +120,7 @@ class TestTransactionalSQLiteStore(TransactionalStoreSuite):
             """,
             values=(name, key),
         )
-        return RecordState(rows[0][0]) if rows else None
+        return Settlement(rows[0][0]) if rows else None
 
     @contextlib.contextmanager
     def failing(self, store):
@@ -176,7 +176,7 @@ class TestConnection:
         with pytest.raises(RuntimeError, match=r"app\.db: .* transactional=True"):
             store.connection  # noqa: B018
         async with claimed(store) as session:
-            assert not hasattr(session, "effects")
+            assert not hasattr(session, "transaction")
 
     async def test_the_connection_is_refused_before_a_claim_and_after_its_release(self, store, path):
         assert store.transactional
@@ -190,10 +190,10 @@ class TestConnection:
 
     async def test_effects_of_one_store_do_not_open_the_connection_of_another_store(self, store, tmp_path):
         other = SQLiteStore(tmp_path / "other.db", transactional=True)
-        async with claimed(store) as session, claimed(other) as others, session.effects([]):
+        async with claimed(store) as session, claimed(other) as others, session.transaction([]):
             with pytest.raises(RuntimeError, match=r"other\.db"):
                 other.connection  # noqa: B018
-            async with others.effects([]):
+            async with others.transaction([]):
                 assert other.connection is not store.connection
             await others.commit(cursor="c1", records=[])  # waits for nobody
 
@@ -223,7 +223,7 @@ class TestFile:
         before = application(path, "SELECT * FROM sqlite_master")
         store = SQLiteStore(path, transactional=True)
         async with claimed(store) as session:
-            async with session.effects([Record("1")]):
+            async with session.transaction([Record("1")]):
                 store.connection.execute("INSERT INTO account VALUES ('a', 101)")
             await session.commit(cursor="c1", records=[Record("1")])
         assert application(path, "SELECT * FROM sqlite_master")[: len(before)] == before
@@ -269,7 +269,7 @@ class TestFile:
         assert application(path, "SELECT * FROM later") == []
 
     async def _break_foreign_keys(self, store, session):
-        async with session.effects([]):
+        async with session.transaction([]):
             with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
                 store.connection.execute("INSERT INTO transfer VALUES ('nobody')")
             store.connection.execute("INSERT INTO later VALUES ('nobody')")
@@ -288,7 +288,7 @@ class TestSessions:
         assert notes(path) == ["2"]
 
     async def _released_meanwhile(self, store, session):
-        async with session.effects([Record("1")]):
+        async with session.transaction([Record("1")]):
             connection = store.connection
             connection.execute("INSERT INTO note(text) VALUES ('1')")
             await session.release()
@@ -326,7 +326,7 @@ class TestSessions:
         async with claimed(store) as session:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(claim)
-                async with session.effects([]):
+                async with session.transaction([]):
                     store.connection.execute("INSERT INTO note(text) VALUES ('1')")
                     begun.set()
                     await waits.wait()
@@ -342,7 +342,7 @@ class TestSessions:
     async def test_a_release_does_not_wait_for_the_transaction_of_another_session(self, store):
         async with claimed(store) as session:
             other = await store.claim("b", feed=FEED)
-            async with session.effects([]):
+            async with session.transaction([]):
                 store.connection.execute("INSERT INTO note(text) VALUES ('1')")
                 await other.release()
 
@@ -374,7 +374,7 @@ class TestSessions:
         """Whoever calls processes the messages again, and their effects must not be there twice."""
         async with claimed(store) as session:
             with pytest.raises(AttributeError):
-                async with session.effects([None]):
+                async with session.transaction([None]):
                     store.connection.execute("INSERT INTO note(text) VALUES ('1')")
             await note(store, session, "2")
         assert notes(path) == ["2"]
@@ -389,8 +389,8 @@ class TestSessions:
             await session.commit(cursor=None, records=[Record("1"), Record("2")])
             assert not written
             await note(store, session, "3")
-            await session.commit(cursor=None, records=(Record("3", RecordState.SKIPPED), Record("4")))
-            assert session.size == 4
+            await session.commit(cursor=None, records=(Record("3", Settlement.SKIPPED), Record("4")))
+            assert session.record_count == 4
             assert not session._written
             assert await session.unseen(["1", "2", "3", "4", "5"]) == {"5"}
 

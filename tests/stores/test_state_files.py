@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from push_to_poll_client import Consumer, SQLiteStore
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.listeners.subscriptions import CustomSubscription
-from push_to_poll_client.listeners.verifiers import shared_token
+from push_to_poll_client.listeners.verifiers import header_token
 from push_to_poll_client.listeners.webhook import WebhookListener
 from push_to_poll_client.testing import FakeFeed
 from tests.support.command_line import typed
@@ -69,7 +69,7 @@ async def test_a_dead_letter_is_processed_when_it_is_retried(path):
     consumer = Orders(feed("shop"), store=SQLiteStore(path), name="orders")
     async with consumer:
         (letter,) = await consumer.dead_letters.list()
-        assert (letter.key, letter.error) == ("dead", "DeadLetterMessage: no such customer")
+        assert (letter.dedupe_key, letter.error) == ("dead", "DeadLetterMessage: no such customer")
         await consumer.dead_letters.retry("dead")
         assert await consumer.dead_letters.list() == []
     assert consumer.processed == ["dead"]
@@ -85,7 +85,7 @@ async def test_a_postponed_message_still_waits(path):
     consumer = Orders(waiting, store=SQLiteStore(path), name="waiting")
     result = await consumer.poll_now()
     assert consumer.processed == []
-    assert result.postponed == pytest.approx(86_370, abs=1)
+    assert result.retry_in == pytest.approx(86_370, abs=1)
 
 
 async def test_a_registration_is_kept_and_not_created_again(path):
@@ -96,7 +96,7 @@ async def test_a_registration_is_kept_and_not_created_again(path):
         return replace(planned, expires_at=4e9)
 
     subscription = CustomSubscription(create, name="orders at the shop")
-    webhook = WebhookListener(shared_token("X-Token", "secret"), register_with_server=subscription)
+    webhook = WebhookListener(header_token("X-Token", "secret"), subscription=subscription)
     consumer = Orders(feed("pushed"), store=SQLiteStore(path), name="pushed", listeners=[webhook])
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(consumer.run)

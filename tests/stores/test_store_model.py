@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
 
 from push_to_poll_client import PushToPollError
-from push_to_poll_client._types import DeadLetter, Record, RecordState
+from push_to_poll_client._types import DeadLetter, Record, Settlement
 from push_to_poll_client.stores import MemoryStore, SQLiteStore, _bloom
 from push_to_poll_client.stores._sqlite import records as records_module
 from tests.support.clock import DAY
@@ -26,7 +26,7 @@ STATE = st.dictionaries(st.sampled_from("st"), st.none() | st.sampled_from(["", 
 
 @st.composite
 def letters(draw):
-    return DeadLetter(key=draw(KEYS), id="i", raw=b"r", error="e", marked=draw(st.booleans()))
+    return DeadLetter(dedupe_key=draw(KEYS), id="i", raw=b"r", error="e", retry_requested=draw(st.booleans()))
 
 
 class Stores(RuleBasedStateMachine):
@@ -76,7 +76,7 @@ class Stores(RuleBasedStateMachine):
     @rule(
         pair=sessions,
         cursor=st.none() | KEYS,
-        records=st.lists(st.builds(Record, KEYS, st.sampled_from(RecordState), FINGERPRINTS), max_size=8),
+        records=st.lists(st.builds(Record, KEYS, st.sampled_from(Settlement), FINGERPRINTS), max_size=8),
         dead_letters=st.lists(letters(), max_size=2),
         state=STATE,
         read_at=st.none() | st.floats(0, 100),
@@ -118,7 +118,9 @@ class Stores(RuleBasedStateMachine):
 
     @rule(pair=sessions, after=st.none() | letters(), marked=st.booleans(), key=KEYS)
     def dead_letters(self, pair, after, marked, key):
-        some = self.both(*(lambda s=session: s.dead_letters(after=after, marked=marked) for session in pair))
+        some = self.both(
+            *(lambda s=session: s.dead_letters(after=after, retry_requested=marked) for session in pair)
+        )
         assert some[0] == some[1]
         one = self.both(*(lambda s=session: s.dead_letter(key) for session in pair))
         assert one[0] == one[1]
@@ -141,15 +143,15 @@ class Stores(RuleBasedStateMachine):
     @invariant()
     def sessions_are_alike(self):
         for memory, sqlite in self.live:
-            assert (memory.cursor, memory.token) == (sqlite.cursor, sqlite.token)
+            assert (memory.cursor, memory.fencing_token) == (sqlite.cursor, sqlite.fencing_token)
 
     @invariant()
     def owners_are_alike(self):
         for memory, sqlite in self.live:
             if not sqlite._released:
-                assert memory.size == sqlite.size
+                assert memory.record_count == sqlite.record_count
                 assert (memory.history, memory.state) == (sqlite.history, sqlite.state)
-                assert memory.dead == sqlite.dead == self.rows(sqlite, "dead_letter")
+                assert memory.dead_letter_count == sqlite.dead_letter_count == self.rows(sqlite, "dead_letter")
 
     @invariant()
     def each_record_is_there_and_counts_once(self):
@@ -158,7 +160,7 @@ class Stores(RuleBasedStateMachine):
                 unseen = self.both(*(lambda s=session: s.unseen(ALL_KEYS) for session in pair))
                 seen, recorded = set(ALL_KEYS) - unseen[0], self.recorded.get(pair[1].name, set())
                 assert unseen[0] == unseen[1]
-                assert len(seen) == pair[0].size
+                assert len(seen) == pair[0].record_count
                 most = self.limits["max_records"]
                 assert seen <= recorded if most is not None and len(recorded) > most else seen == recorded
 
@@ -170,15 +172,15 @@ class Stores(RuleBasedStateMachine):
                 records = sqlite._claimed.records
                 kept = len(records._segments.live) + len(records._forgotten)
                 assert self.rows(sqlite, "segment") == kept
-                assert self.rows(sqlite, "record") >= sqlite.size
-                assert records._forgotten or self.rows(sqlite, "record") == sqlite.size
+                assert self.rows(sqlite, "record") >= sqlite.record_count
+                assert records._forgotten or self.rows(sqlite, "record") == sqlite.record_count
 
     def rows(self, sqlite, table):
         query = f"""
             SELECT count(*) FROM push_to_poll_{table} AS t JOIN push_to_poll_consumer AS c ON c.id = t.consumer
             WHERE token = ? AND name = ?
         """  # noqa: S608
-        return sqlite._file.connection.execute(query, (sqlite.token, sqlite.name)).fetchone()[0]
+        return sqlite._file.connection.execute(query, (sqlite.fencing_token, sqlite.name)).fetchone()[0]
 
     def teardown(self):
         self.restart()

@@ -23,7 +23,7 @@ class TimedChannel:
         self.began = anyio.current_time()
         self.events = []
         self.errors = []
-        self.state = self.registered_until = None
+        self.state = self.subscribed_until = None
 
     def up(self):
         self._note("up")
@@ -35,11 +35,11 @@ class TimedChannel:
     def wake(self, push=None, /):
         self._note(push)
 
-    def poll(self):
+    def request_poll(self):
         self._note("poll")
 
-    def registered(self, until, /):
-        self.registered_until = until
+    def subscribed(self, until, /):
+        self.subscribed_until = until
 
     async def save(self, state, /):
         self.state = state
@@ -59,7 +59,7 @@ class Channel:
 
     def __init__(self):
         self.events = []
-        self.error = self.state = self.registered_until = None
+        self.error = self.state = self.subscribed_until = None
         self._changed = None
 
     def up(self):
@@ -72,11 +72,11 @@ class Channel:
     def wake(self, push=None, /):
         self._note(push)
 
-    def poll(self):
+    def request_poll(self):
         self._note("poll")
 
-    def registered(self, until, /):
-        self.registered_until = until
+    def subscribed(self, until, /):
+        self.subscribed_until = until
 
     async def save(self, state, /):
         self.state = state

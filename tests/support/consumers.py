@@ -41,4 +41,4 @@ async def polls_on(consumer):
     """Poll by hand until something stops it, and sleep while a message has to wait. Needs `virtual_day`."""
     while True:
         result = await consumer.poll_now(timeout=None)
-        await anyio.sleep(result.postponed or 1.0)
+        await anyio.sleep(result.retry_in or 1.0)

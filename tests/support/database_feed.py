@@ -59,7 +59,7 @@ class DatabaseFeed:
         end = str(some[-1] if some else start)
         messages = [Message(str(n), cursor=str(n) if self.cursors == "message" else None) for n in some]
         at_end = None if end == "0" or (self.cursors == "message" and not some) else end
-        return Page(messages, cursor=at_end, next=end if more else None)
+        return Page(messages, cursor=at_end, next_page=end if more else None)
 
     def _visible(self, start):
         now = anyio.current_time()

@@ -81,13 +81,13 @@ class Session:
     def __init__(self, database):
         self.database = database
         self.connection = database.connection
-        self.transaction = Transaction(database.connection, database.thread, database.gaps)
+        self.inner = Transaction(database.connection, database.thread, database.gaps)
         self.gate = anyio.Lock(fast_acquire=True)
         self.check = lambda: None
 
-    def effects(self, *records):
+    def transaction(self, *records):
         return Effects(
-            self.transaction,
+            self.inner,
             lambda: self.write(*records),
             gate=self.gate,
             check=self.run_check,
@@ -97,19 +97,19 @@ class Session:
         self.check()
 
     def write(self, *keys):
-        with self.transaction.writing():
+        with self.inner.writing():
             for key in keys:
                 self.connection.execute("INSERT INTO push_to_poll_record(key) VALUES (?)", (key,))
 
     async def note(self, *texts):
         """A handler that writes."""
-        async with self.effects(*texts):
+        async with self.transaction(*texts):
             for text in texts:
                 self.connection.execute("INSERT INTO note(text) VALUES (?)", (text,))
 
     async def fail(self, *statements, keep=None):
         """A handler that writes and then fails."""
-        async with self.effects("failed"):
+        async with self.transaction("failed"):
             for statement in statements:
                 cursor = self.connection.execute(statement)
                 if keep is not None:
@@ -132,8 +132,8 @@ class Session:
 
         def with_access():
             with self.connection.guard.store_access():
-                if not self.transaction.is_open:
+                if not self.inner.is_open:
                     roll_back(self.connection)
                 return work()
 
-        return await self.database.thread.run(with_access, self.transaction, urgent=urgent)
+        return await self.database.thread.run(with_access, self.inner, urgent=urgent)

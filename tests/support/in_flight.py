@@ -38,8 +38,8 @@ class Many(Log):
     list of what its attempts raise one after the other.
     """
 
-    def __init__(self, feed, *, times=None, errors=None, concurrency=4, key=lane, **settings):
-        super().__init__(feed, concurrency=concurrency, key=key, **settings)
+    def __init__(self, feed, *, times=None, errors=None, concurrency=4, ordering_key=lane, **settings):
+        super().__init__(feed, concurrency=concurrency, ordering_key=ordering_key, **settings)
         self.times = times or {}
         self.errors = errors or {}
         self.spans = []

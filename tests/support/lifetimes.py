@@ -202,7 +202,7 @@ def consumer_of(world):
     consumer = cls(
         world.feed,
         store=world.store,
-        key=lane,
+        ordering_key=lane,
         retry=retry,
         on_failure=plan.policy,
         hooks=Hooks() if plan.consumer.get("hooked") else None,

@@ -158,12 +158,12 @@ class Reader:
         self.settled += [message.id for message in page.messages]
         self.gaps += [page.gap] if page.gap else []
         self.saved = page.cursor or self.saved
-        assert page.next not in self.passed  # or the poll would take it for a circle
-        self.passed.add(page.next)
-        if page.next is None:
+        assert page.next_page not in self.passed  # or the poll would take it for a circle
+        self.passed.add(page.next_page)
+        if page.next_page is None:
             self.begin()
             return False
-        self.position = page.next
+        self.position = page.next_page
         return True
 
     async def poll(self, **options):

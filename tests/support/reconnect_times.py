@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 
-from push_to_poll_client.listeners._backoff import ReconnectBackoff, Verdict
+from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff
 
 CLIENTS = 1_000
 
@@ -25,7 +25,7 @@ def _arrival(away, draw):
     reconnect.connected(-3600.0)  # they were connected for long
     while True:
         reconnect.ended(now)
-        now += reconnect.delay(Verdict.RETRY, fraction=draw())
+        now += reconnect.delay(ReconnectAction.RETRY, fraction=draw())
         if now >= away:
             return now - away
 

@@ -166,10 +166,10 @@ class Channel:
     def wake(self, push=None, /):
         self._note(push)
 
-    def poll(self):
+    def request_poll(self):
         self._note("poll")
 
-    def registered(self, until, /):
+    def subscribed(self, until, /):
         self.until = until
 
     async def save(self, state, /):

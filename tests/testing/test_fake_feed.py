@@ -3,7 +3,7 @@
 import anyio
 import pytest
 
-from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, UndecodableMessage
+from push_to_poll_client._exceptions import CursorExpired, DecodeError, FeedError, PagesChanged
 from push_to_poll_client._types import FetchRequest, Message, Page
 from push_to_poll_client.testing._fake_feed import FakeFeed
 
@@ -18,8 +18,8 @@ async def ids(feed, cursor=None, **request):
 async def walk(feed, cursor=None):
     """All pages from the cursor to the end."""
     pages = [await feed.fetch(FetchRequest(cursor))]
-    while pages[-1].next is not None:
-        pages.append(await feed.fetch(FetchRequest(pages[-1].next)))
+    while pages[-1].next_page is not None:
+        pages.append(await feed.fetch(FetchRequest(pages[-1].next_page)))
     return pages
 
 
@@ -43,13 +43,13 @@ async def test_publish_without_arguments_publishes_one_message():
 
 
 async def test_a_published_message_object_is_returned_unchanged():
-    feed, own = FakeFeed(), Message("own", key="k", cursor="here")
+    feed, own = FakeFeed(), Message("own", dedupe_key="k", cursor="here")
     feed.publish(own)
     assert (await feed.fetch(FetchRequest())).messages == [own]
 
 
 async def test_an_unreadable_message_carries_its_error_and_its_cursor():
-    feed, error = FakeFeed(), UndecodableMessage("not JSON")
+    feed, error = FakeFeed(), DecodeError("not JSON")
     feed.publish("bad", error=error)
     (message,) = (await feed.fetch(FetchRequest())).messages
     assert (message.id, message.error, message.cursor) == ("bad", error, feed.after(1))
@@ -60,7 +60,7 @@ async def test_a_page_has_a_cursor_too_if_cursors_is_message():
     feed.publish(3)
     first, last = await walk(feed)
     assert [message.cursor for message in first.messages] == [feed.after(1), feed.after(2)]
-    assert (first.cursor, first.next, last.cursor, last.next) == (
+    assert (first.cursor, first.next_page, last.cursor, last.next_page) == (
         feed.after(2),
         feed.after(2),
         feed.after(3),
@@ -96,9 +96,9 @@ async def test_requests_are_recorded_with_their_times():
     feed = FakeFeed(latency=3)
     began = anyio.current_time()
     await ids(feed)
-    await ids(feed, "c", fresh=True)
+    await ids(feed, "c", bypass_cache=True)
     assert [asked.at - began for asked in feed.requests] == [0, pytest.approx(3)]
-    assert [asked.request for asked in feed.requests] == [FetchRequest(), FetchRequest("c", fresh=True)]
+    assert [asked.request for asked in feed.requests] == [FetchRequest(), FetchRequest("c", bypass_cache=True)]
 
 
 async def test_a_message_published_during_a_fetch_is_not_in_its_page():
@@ -168,7 +168,11 @@ async def test_overlap_repeats_messages_before_the_cursor():
     assert await ids(feed, feed.after(1)) == ["1", "2"]
     assert await ids(feed, feed.after(3)) == ["2", "3", "4"]
     page = await feed.fetch(FetchRequest(feed.newest))
-    assert ([message.id for message in page.messages], page.cursor, page.next) == (["3", "4"], feed.newest, None)
+    assert ([message.id for message in page.messages], page.cursor, page.next_page) == (
+        ["3", "4"],
+        feed.newest,
+        None,
+    )
 
 
 async def test_an_id_can_be_published_twice():
@@ -277,8 +281,8 @@ async def test_restart_chain_fails_one_fetch_in_the_middle_of_a_page_chain(curso
     feed.publish(2)
     feed.restart_chain()
     first = await feed.fetch(FetchRequest())
-    with pytest.raises(ChainRestart):
-        await ids(feed, first.next)
+    with pytest.raises(PagesChanged):
+        await ids(feed, first.next_page)
     assert len(await walk(feed)) == 2
 
 

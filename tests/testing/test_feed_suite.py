@@ -9,7 +9,7 @@ import httpx
 import pytest
 from anyio.to_thread import run_sync
 
-from push_to_poll_client import FeedError, Message, Page, UndecodableMessage, UnreadableMessage
+from push_to_poll_client import DecodeError, FeedError, Message, Page, UnreadableMessage
 from push_to_poll_client.feeds.http_feed import HTTPFeed
 from push_to_poll_client.testing import FakeFeed, FeedSuite, serve_in_thread
 
@@ -123,7 +123,7 @@ class Tickets:
         answer.raise_for_status()
         tickets = [Message(ticket["id"], ticket) for ticket in answer.json()]
         end = tickets[-1].id if tickets else None
-        return Page(tickets, cursor=end, next=end)
+        return Page(tickets, cursor=end, next_page=end)
 
 
 class TestAFeedOfOnesOwn(FeedSuite):
@@ -214,12 +214,12 @@ def test_repeated_messages_must_be_known_and_come_before_new_ones(ids):
 class Unreadable(FakeFeed):
     async def fetch(self, request):
         page = await super().fetch(request)
-        error = UndecodableMessage("broken")
+        error = DecodeError("broken")
         found = [UnreadableMessage(m.id, error, cursor=m.cursor, raw=m.id.encode()) for m in page.messages]
-        return Page(found, page.cursor, page.next)
+        return Page(found, page.cursor, page.next_page)
 
     def restore(self, letter):
-        return UnreadableMessage(letter.id, UndecodableMessage("broken"), key=letter.key, raw=letter.raw)
+        return UnreadableMessage(letter.id, DecodeError("broken"), dedupe_key=letter.dedupe_key, raw=letter.raw)
 
 
 class TestAFeedOfUnreadableMessages(TestAFeedWithFetchAlone):
@@ -262,12 +262,12 @@ class Liar(FakeFeed):
 
 class SkipsOne(Liar):
     def told(self, request, page):
-        return Page(page.messages[:-1], page.cursor, page.next)
+        return Page(page.messages[:-1], page.cursor, page.next_page)
 
 
 class KeepsTheCursorToItself(Liar):
     def told(self, request, page):
-        return Page([Message(m.id) for m in page.messages], None, page.next)
+        return Page([Message(m.id) for m in page.messages], None, page.next_page)
 
 
 class MovesAtTheEnd(Liar):
@@ -278,12 +278,12 @@ class MovesAtTheEnd(Liar):
 class TurnsRound(Liar):
     def told(self, request, page):
         walks = sum(asked.request.cursor is None for asked in self.requests)
-        return Page(page.messages[:: (-1) ** walks], page.cursor, page.next)
+        return Page(page.messages[:: (-1) ** walks], page.cursor, page.next_page)
 
 
 class NeverEnds(Liar):
     def told(self, request, page):
-        return Page(page.messages, page.cursor, page.next or page.cursor or self.after(0))
+        return Page(page.messages, page.cursor, page.next_page or page.cursor or self.after(0))
 
 
 class NewestFirst(Liar):
@@ -320,7 +320,7 @@ class NamesByTheHead(Liar):
 
     def told(self, request, page):
         messages = [Message(f"{m.id}@{len(self._entries)}", m.data, cursor=m.cursor) for m in page.messages]
-        return Page(messages, page.cursor, page.next)
+        return Page(messages, page.cursor, page.next_page)
 
 
 class TrustsHints(Liar):
@@ -358,7 +358,7 @@ class ReusesItsBuffer(Liar):
             def data(self):
                 return feed.first
 
-        return Page([Lazy(m.id, cursor=m.cursor) for m in page.messages], page.cursor, page.next)
+        return Page([Lazy(m.id, cursor=m.cursor) for m in page.messages], page.cursor, page.next_page)
 
 
 class BreaksWhenCancelled(Liar):
@@ -407,7 +407,7 @@ class DropsWhatFailed(Liar):
 
     def told(self, request, page):
         was, self.failed = self.failed, False
-        return Page(page.messages[1:], page.cursor, page.next) if was else page
+        return Page(page.messages[1:], page.cursor, page.next_page) if was else page
 
 
 class FailsInItsOwnWay(Liar):
@@ -482,13 +482,13 @@ class PutsInPages(Liar):
     what = {}  # noqa: RUF012
 
     def told(self, request, page):
-        return Page(**{"messages": page.messages, "cursor": page.cursor, "next": page.next, **self.what})
+        return Page(**{"messages": page.messages, "cursor": page.cursor, "next": page.next_page, **self.what})
 
 
 class MakesMessages(Liar):
     def told(self, request, page):
         made = [self.make(m.id, cursor=m.cursor) for m in page.messages]
-        return Page(made, page.cursor, page.next)
+        return Page(made, page.cursor, page.next_page)
 
     def make(self, id, cursor):
         return Message("", cursor=cursor)
@@ -530,12 +530,12 @@ class MakesMessagesOfObjects(MakesMessages):
 
 class RestoresAnother(Liar):
     def restore(self, letter):
-        return Message(letter.id, key=letter.id + "'")
+        return Message(letter.id, dedupe_key=letter.id + "'")
 
 
 class RestoresOtherData(Liar):
     def restore(self, letter):
-        return Message(letter.id, "other", key=letter.key)
+        return Message(letter.id, "other", dedupe_key=letter.dedupe_key)
 
 
 class RestoresByKey(Liar):
@@ -550,7 +550,7 @@ class RestoresNothing(Liar):
 
 class RestoresAStranger(Liar):
     def restore(self, letter):
-        return UnreadableMessage("stranger", UndecodableMessage("broken"))
+        return UnreadableMessage("stranger", DecodeError("broken"))
 
 
 def put(**what):
@@ -675,19 +675,19 @@ class MintsItsLinks(FakeFeed):
         cursor = request.cursor and request.cursor.partition("#")[0]
         page = await super().fetch(replace(request, cursor=cursor))
         self.minted += 1
-        return replace(page, next=page.next and f"{page.next}#{self.minted}")
+        return replace(page, next_page=page.next_page and f"{page.next_page}#{self.minted}")
 
 
 class MintsLinksElsewhere(MintsItsLinks):
     async def fetch(self, request):
         page = await super().fetch(request)
-        return page if self.minted % 2 or page.next is None else replace(page, next="after 6")
+        return page if self.minted % 2 or page.next_page is None else replace(page, next_page="after 6")
 
 
 class EndsTheSecondTime(MintsItsLinks):
     async def fetch(self, request):
         page = await super().fetch(request)
-        return page if self.minted % 2 else replace(page, next=None)
+        return page if self.minted % 2 else replace(page, next_page=None)
 
 
 class Minted(Suite):

@@ -195,7 +195,7 @@ def reset_first(store, session):
 
 
 def count_all(store, session):
-    changed(session, size=property(lambda self: sum(map(len, self._progress._keys.values())) + 1))
+    changed(session, record_count=property(lambda self: sum(map(len, self._progress._keys.values())) + 1))
 
 
 def keep_no_fingerprints(self, honest, keys):
@@ -224,23 +224,23 @@ def bury_without(**less):
 
 
 def bury_once(self, honest, letters):
-    honest(self, [letter for letter in letters if letter.key not in self.dead_letters])
+    honest(self, [letter for letter in letters if letter.dedupe_key not in self.dead_letters])
 
 
 def hand_out(select):
-    def some_dead_letters(self, honest, after, *, marked):
-        return select(self, lambda: honest(self, after, marked=marked), after, marked)
+    def some_dead_letters(self, honest, after, *, retry_requested):
+        return select(self, lambda: honest(self, after, retry_requested=retry_requested), after, retry_requested)
 
     return some_dead_letters
 
 
 def everything(self, honest, after, marked):
-    letters = sorted(self.dead_letters.values(), key=lambda letter: letter.key)
-    return [letter for letter in letters if after is None or letter.key > after.key]
+    letters = sorted(self.dead_letters.values(), key=lambda letter: letter.dedupe_key)
+    return [letter for letter in letters if after is None or letter.dedupe_key > after.dedupe_key]
 
 
 def from_the_first_on(self, honest, after, marked):
-    return type(self).some_dead_letters(self, None, marked=marked)
+    return type(self).some_dead_letters(self, None, retry_requested=marked)
 
 
 def all_but_the_large(self, honest, after, marked):
@@ -248,8 +248,10 @@ def all_but_the_large(self, honest, after, marked):
 
 
 def in_bytes(self, honest, after, marked):
-    letters = [letter for letter in everything(self, honest, after, marked) if letter.marked or not marked]
-    return sorted(letters, key=lambda letter: letter.key.encode("utf-16", "surrogatepass"))[:100]
+    letters = [
+        letter for letter in everything(self, honest, after, marked) if letter.retry_requested or not marked
+    ]
+    return sorted(letters, key=lambda letter: letter.dedupe_key.encode("utf-16", "surrogatepass"))[:100]
 
 
 def settle_without_taking_away(self, honest, cursor, records, *times):
@@ -349,7 +351,7 @@ LIES = [
     (planted(fingerprints=keep_fingerprints_of_the_processed), FINGERPRINT),
     (planted(fingerprints=keep_the_first_fingerprint), "test_the_newest_fingerprint_counts"),
     (planted(add_dead_letters=bury_without(traceback="")), AS_IT_WAS),
-    (planted(add_dead_letters=bury_without(marked=False)), AS_IT_WAS),
+    (planted(add_dead_letters=bury_without(retry_requested=False)), AS_IT_WAS),
     (planted(add_dead_letters=bury_without(first_failed=1e9)), AS_IT_WAS),
     (planted(some_dead_letters=hand_out(everything)), LARGE),
     (planted(some_dead_letters=hand_out(all_but_the_large)), LARGE),

@@ -72,13 +72,13 @@ def record_what_a_failed_commit_was_given(session, transaction):
 
 
 def take_the_records_for_written(session, transaction):
-    honest = session.effects
+    honest = session.transaction
 
-    def effects(records):
+    def opened(records):
         session._written.update((record.key, record) for record in records)
         return honest(records)
 
-    session.effects = effects
+    session.transaction = opened
 
 
 def forget_the_token(session, transaction):

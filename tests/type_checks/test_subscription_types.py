@@ -3,7 +3,7 @@
 from msgspec.structs import replace
 
 from push_to_poll_client.listeners.subscriptions import CustomSubscription, Registration, Subscription, WebSub
-from push_to_poll_client.listeners.verifiers import shared_token, token_in_body
+from push_to_poll_client.listeners.verifiers import header_token, token_in_body
 from push_to_poll_client.listeners.webhook import WebhookListener
 
 
@@ -23,5 +23,5 @@ def test_websub_and_custom_subscription_are_subscriptions() -> None:
     custom = CustomSubscription(create, renew, stop, name="vendor")
     both: list[Subscription] = [WebSub("https://a.example/feed", "https://me.example/hooks"), custom]
     for one in both:
-        WebhookListener(custom.verified_by(shared_token), register_with_server=one)
-    WebhookListener(custom.verified_by(token_in_body), register_with_server=custom)
+        WebhookListener(custom.verified_by(header_token), subscription=one)
+    WebhookListener(custom.verified_by(token_in_body), subscription=custom)

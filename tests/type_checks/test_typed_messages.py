@@ -21,7 +21,7 @@ from push_to_poll_client import (
     CloudEvent,
     Consumer,
     Entry,
-    Fate,
+    FailureAction,
     Feed,
     FetchRequest,
     Hooks,
@@ -30,7 +30,7 @@ from push_to_poll_client import (
     Message,
     Page,
     PagedFeed,
-    RecordState,
+    Settlement,
     UnreadableMessage,
 )
 from push_to_poll_client.durable_streams import DurableStreamFeed
@@ -91,14 +91,14 @@ class Counts(Hooks[Entry]):
         print(message.type)
 
     def message_failed(
-        self, message: Entry | UnreadableMessage, error: Exception, attempt: int, fate: Fate
+        self, message: Entry | UnreadableMessage, error: Exception, attempt: int, action: FailureAction
     ) -> None:
         if isinstance(message, Entry):
             print(message.type)
 
 
 class CountsAny(Hooks):
-    def message_failed(self, message: Message, error: Exception, attempt: int, fate: Fate) -> None:
+    def message_failed(self, message: Message, error: Exception, attempt: int, action: FailureAction) -> None:
         print(message.id)
 
 
@@ -123,7 +123,7 @@ def test_what_fits_passes_the_type_checkers() -> None:
         PAGED,
         store=STORE,
         concurrency=4,
-        key=lambda m: m.data["customer"] if m.type else m.id,
+        ordering_key=lambda m: m.data["customer"] if m.type else m.id,
         dedupe_key=lambda m: m.type + m.id,
         fingerprint=lambda m: m.raw,
         on_failure=policy,
@@ -207,7 +207,7 @@ def test_decode_gives_the_data_its_type() -> None:
     feeds: list[Feed[Message[Order]]] = [stream, orders]
     assert len(feeds) == 2
     run_any(
-        TypedOrders(orders, store=STORE, concurrency=2, key=lambda m: m.data.customer),
+        TypedOrders(orders, store=STORE, concurrency=2, ordering_key=lambda m: m.data.customer),
         TypedOrders(EVENTS, store=STORE),  # its data is Any
         TypedEntries(paged(Model), store=STORE),
         AnyMessages(orders, store=STORE),
@@ -227,7 +227,7 @@ class WrongMessage(Consumer[Entry]):
 class WrongHook(Hooks[Entry]):
     """It is told of unreadable messages too, which have no `type`."""
 
-    def message_settled(self, message: Entry, state: RecordState) -> None:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+    def message_settled(self, message: Entry, state: Settlement) -> None:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
         print(message.type)
 
 
@@ -247,8 +247,8 @@ def mistakes() -> None:
     Consumer(PAGED, store=STORE, process=total)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Batches(EVENTS, store=STORE, hooks=Counts())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Orders(PAGED, store=STORE, dedupe_key=lambda m: m.source)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-    Orders(PAGED, store=STORE, key=lambda m: m.customer)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-    AnyMessages(PAGED, store=STORE, key=lambda m: m.type)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    Orders(PAGED, store=STORE, ordering_key=lambda m: m.customer)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    AnyMessages(PAGED, store=STORE, ordering_key=lambda m: m.type)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     Orders(PAGED, store=STORE, on_failure=of_entries_alone)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     TypedOrders(HTTPFeed("https://shop.example", decode=Refund), store=STORE)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     TypedEntries(PAGED, store=STORE, dedupe_key=lambda m: m.data.cents)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]

@@ -12,7 +12,7 @@ from push_to_poll_client import (
     CursorExpired,
     DeadLetter,
     DeadLetterMessage,
-    Fate,
+    FailureAction,
     FetchRequest,
     Hooks,
     HTTPFeed,
@@ -21,15 +21,15 @@ from push_to_poll_client import (
     Page,
     PollResult,
     Push,
-    RecordState,
+    ReconnectAction,
     Resync,
-    Retried,
     RetryMessage,
+    RetryResult,
     ServerSentEvent,
+    Settlement,
     SQLiteStore,
     SSEListener,
     Status,
-    Verdict,
     WebSocketListener,
 )
 from push_to_poll_client.durable_streams import DurableStreamFeed
@@ -39,7 +39,7 @@ class OwnFeed:
     async def fetch(self, request: FetchRequest, /) -> Page:
         if request.cursor is not None:
             return Page()
-        return Page([Message("1", {"total": 12})], cursor="1", next="1")
+        return Page([Message("1", {"total": 12})], cursor="1", next_page="1")
 
 
 class FeedThatNamesItsArgument:
@@ -82,10 +82,10 @@ class PlainBatches(Consumer):
 
 
 class Counts(Hooks):
-    def message_failed(self, message: Message, error: Exception, attempt: int, fate: Fate) -> None:
-        print(message.id, error, attempt, fate)
+    def message_failed(self, message: Message, error: Exception, attempt: int, action: FailureAction) -> None:
+        print(message.id, error, attempt, action)
 
-    def message_settled(self, message: Message, state: RecordState) -> None:
+    def message_settled(self, message: Message, state: Settlement) -> None:
         print(message.id, state)
 
 
@@ -94,7 +94,7 @@ class RestoringFeed(OwnFeed):
         return "1"
 
     def restore(self, letter: DeadLetter, /) -> Message:
-        return Message(letter.id, letter.raw, key=letter.key)
+        return Message(letter.id, letter.raw, dedupe_key=letter.dedupe_key)
 
 
 def policy(message: Message, error: Exception) -> Literal["skip", "dead_letter"]:
@@ -117,8 +117,8 @@ def hint_of_an_event(event: ServerSentEvent) -> Push | None:
     return None if event.event == "ping" else Push(cursor=event.id, topics=(event.data,))
 
 
-def classify(error: Exception) -> Verdict | None:
-    return Verdict.GIVE_UP if isinstance(error, PermissionError) else None
+def classify(error: Exception) -> ReconnectAction | None:
+    return ReconnectAction.GIVE_UP if isinstance(error, PermissionError) else None
 
 
 async def token() -> str:
@@ -130,21 +130,21 @@ async def function(message: Message) -> None:
 
 
 def plain_function(message: Message) -> None:
-    print(message.key)
+    print(message.dedupe_key)
 
 
 def awaitable(message: Message) -> Awaitable[None]:
     return function(message)
 
 
-async def give_up_and_go_back() -> Retried:
+async def give_up_and_go_back() -> RetryResult:
     Batches(OwnFeed(), store=MemoryStore(), on_failure=slow_policy, batch_size=10, batch_wait=1.0)
     consumer = PlainBatches(
         RestoringFeed(),
         store=SQLiteStore("orders.db"),
         on_failure=policy,
         concurrency=4,
-        key=lambda message: message.data["customer"],
+        ordering_key=lambda message: message.data["customer"],
         dedupe_key=lambda message: message.id,
         fingerprint=lambda message: message.raw,
         start="latest",
@@ -159,9 +159,9 @@ async def give_up_and_go_back() -> Retried:
         async for line in consumer.dead_letters.export():
             print(line.decode())
         for letter in await consumer.dead_letters.list():
-            await consumer.dead_letters.drop(letter.key)
+            await consumer.dead_letters.drop(letter.dedupe_key)
         async for letter in consumer.dead_letters:
-            await consumer.dead_letters.drop(letter.key)
+            await consumer.dead_letters.drop(letter.dedupe_key)
         return await consumer.dead_letters.retry()
 
 

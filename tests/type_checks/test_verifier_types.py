@@ -5,12 +5,12 @@ from push_to_poll_client.listeners.verifiers import (
     Verified,
     Verifier,
     WebhookRequest,
-    anybody,
     basic,
     bearer,
     dropbox,
     github,
-    shared_token,
+    header_token,
+    no_verification,
     standard_webhooks,
     stripe,
     svix,
@@ -46,11 +46,11 @@ VERIFIERS: list[Verifier] = [
     websub("s"),
     standard_webhooks("whsec_c2VjcmV0"),
     svix(["whsec_c2VjcmV0"], tolerance=60),
-    shared_token("t", "X-Gitlab-Token"),
+    header_token("t", "X-Gitlab-Token"),
     bearer("t"),
     basic("u", "p"),
     token_in_body(["t"], "value.clientState"),
-    anybody(),
+    no_verification(),
 ]
 
 

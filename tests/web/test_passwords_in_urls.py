@@ -13,7 +13,7 @@ from push_to_poll_client.feeds._paged.request import Request
 from push_to_poll_client.feeds._paged.senders import RequestParts
 from push_to_poll_client.listeners import LongPollListener, SSEListener, WebSocketListener
 from push_to_poll_client.listeners._requests import ListenerClient
-from push_to_poll_client.listeners._webhook.types import Verified, WebhookAnswer, WebhookRequest
+from push_to_poll_client.listeners._webhook.types import Verified, WebhookRequest, WebhookResponse
 from push_to_poll_client.listeners.postgres import PostgresListener
 from push_to_poll_client.listeners.redis import RedisListener
 from push_to_poll_client.listeners.subscriptions import Registration, WebSub
@@ -97,7 +97,7 @@ CANARY = "c4n4ry"
 
 HOLDS_A_SECRET = [
     WebhookRequest("POST", "/", CANARY, {CANARY: CANARY}, CANARY.encode()),
-    WebhookAnswer(200, CANARY.encode(), CANARY, {CANARY: CANARY}),
+    WebhookResponse(200, CANARY.encode(), CANARY, {CANARY: CANARY}),
     Verified((CANARY.encode(),)),
     Registration(id=CANARY, details={"secret": CANARY}),
     Claim("wake", 1, CANARY, ()),

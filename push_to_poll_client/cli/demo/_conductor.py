@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from push_to_poll_client.cli.demo._consumer import FLUSH_INTERVAL
+from push_to_poll_client.cli.demo._consumer import COMMIT_INTERVAL
 from push_to_poll_client.cli.demo._figures import (
     FaultPeriod,
     HandlerFile,
@@ -180,7 +180,7 @@ class Demo:
         """Print the figures, and return whether nothing was lost or wrongly processed twice."""
         stats, published = self._server.stats(), self._server.published()
         lost, twice = published - self._handled.ids, processed_twice(self._handled.lines)
-        inexcusable = beyond_g7(self._handled.lines, killed=self._consumer.killed, flush_interval=FLUSH_INTERVAL)
+        inexcusable = beyond_g7(self._handled.lines, killed=self._consumer.killed, commit_interval=COMMIT_INTERVAL)
         live = _polls(stats) - self._polls_before
         coalesced = max(0, stats["pushes_sent"] - live)
         self._screen.say("")

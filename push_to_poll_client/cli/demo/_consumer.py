@@ -17,12 +17,12 @@ import anyio
 
 from push_to_poll_client import Consumer, HTTPFeed, Message, Push, SQLiteStore, WebSocketListener
 
-__all__ = ["FLUSH_INTERVAL", "Orders", "consume", "end_with_parent"]
+__all__ = ["COMMIT_INTERVAL", "Orders", "consume", "end_with_parent"]
 
 FALLBACK_INTERVAL = 0.5
 """Seconds; short, so that the demo sees lost pushes within its half minute. A service would take a minute."""
 
-FLUSH_INTERVAL = 0.05
+COMMIT_INTERVAL = 0.05
 """Seconds of work that a kill may cost (G7)."""
 
 
@@ -44,7 +44,7 @@ class Orders(Consumer):
             # The server pushes the newest cursor.
             listeners=[WebSocketListener(push_url, hint=lambda text: Push(cursor=json.loads(text)["cursor"]))],
             fallback_interval=FALLBACK_INTERVAL,
-            flush_interval=FLUSH_INTERVAL,
+            commit_interval=COMMIT_INTERVAL,
             rate=20,
             burst=20,
         )

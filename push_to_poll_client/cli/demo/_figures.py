@@ -90,22 +90,22 @@ def processed_twice(lines: Iterable[HandlerCall]) -> set[str]:
     return {name for name, times in Counter(line.id for line in lines).items() if times > 1}
 
 
-def beyond_g7(lines: Sequence[HandlerCall], *, killed: int, flush_interval: float) -> set[str]:
+def beyond_g7(lines: Sequence[HandlerCall], *, killed: int, commit_interval: float) -> set[str]:
     """Ids that were processed again although G7 does not allow it.
 
     A kill may repeat the messages that the killed process handled after its last commit: the last of its lines,
-    within `flush_interval`. The next process may handle these once again; no other message may be handled twice.
+    within `commit_interval`. The next process may handle these once again; no other message may be handled twice.
 
     Args:
         lines: All lines of the handler.
         killed: The process that was killed.
-        flush_interval: The interval of the consumer, in seconds.
+        commit_interval: The interval of the consumer, in seconds.
     """
     last = max((line.entered for line in lines if line.pid == killed), default=0.0)
     entered: dict[str, list[HandlerCall]] = defaultdict(list)
     for line in lines:
         entered[line.id].append(line)
-    return {name for name in processed_twice(lines) if not _allowed(entered[name], killed, last - flush_interval)}
+    return {name for name in processed_twice(lines) if not _allowed(entered[name], killed, last - commit_interval)}
 
 
 def _allowed(entered: list[HandlerCall], killed: int, since: float) -> bool:

@@ -12,7 +12,7 @@ from itertools import islice
 from types import MappingProxyType
 from xml.etree.ElementTree import Element, TreeBuilder
 
-from push_to_poll_client._exceptions import UndecodableMessage
+from push_to_poll_client._exceptions import DecodeError
 from push_to_poll_client._types import DeadLetter, Message, UnreadableMessage
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._atom.constructs import (
@@ -101,7 +101,7 @@ class AtomEntry(Message[Element]):
     publisher changed without calling it significant (RFC 4287 §4.2.15) is the same version.
 
     The rest of an entry is parsed when a property needs it, and then kept. Each property but `entry_id`,
-    `updated`, `deleted` and `raw` raises `UndecodableMessage` for an entry that is nested too deep or has too many
+    `updated`, `deleted` and `raw` raises `DecodeError` for an entry that is nested too deep or has too many
     elements. Let it pass through the handler.
 
     To make one, as for tests of a handler, use `AtomEntry.from_xml`.
@@ -128,7 +128,7 @@ class AtomEntry(Message[Element]):
         names: tuple[str, str] | None = None,
     ) -> None:
         name, key = names or _id_and_key(entry_id, instant.text, again, deleted=deleted)
-        super().__init__(name, key=key)
+        super().__init__(name, dedupe_key=key)
         self._source = source
         self._entry_id = entry_id
         self._instant = instant
@@ -140,7 +140,7 @@ class AtomEntry(Message[Element]):
         """Read an `atom:entry` or an `at:deleted-entry` that is a document of its own, in UTF-8.
 
         Raises:
-            UndecodableMessage: It is none, or its id or its date is missing or cannot be read.
+            DecodeError: It is none, or its id or its date is missing or cannot be read.
         """
         return _read_standalone(entry)
 
@@ -172,13 +172,13 @@ class AtomEntry(Message[Element]):
         """Time of the first publication; None if the entry does not say.
 
         Raises:
-            UndecodableMessage: The date cannot be read.
+            DecodeError: The date cannot be read.
         """
         published = self._reader.child_text("published")
         try:
             return None if published is None else Instant.read(published).time
         except ValueError as error:
-            raise UndecodableMessage(f"when entry {quoted(self.id)} was published: {error}") from None
+            raise DecodeError(f"when entry {quoted(self.id)} was published: {error}") from None
 
     @property
     def title(self) -> AtomText | None:
@@ -226,7 +226,7 @@ class AtomEntry(Message[Element]):
             try:
                 self._element = parse(self.raw)
             except ValueError as error:
-                raise UndecodableMessage(f"entry {quoted(self.id)} cannot be read: it {error}") from None
+                raise DecodeError(f"entry {quoted(self.id)} cannot be read: it {error}") from None
         return self._element
 
     @property
@@ -268,13 +268,13 @@ def entry_of(raw: RawEntry, *, again: int = 0, names: tuple[str, str] | None = N
 def restore_entry(letter: DeadLetter) -> AtomEntry | UnreadableMessage:
     """Make the message of a dead letter; an `UnreadableMessage` if it still cannot be read."""
     try:
-        return _read_standalone(letter.raw, (letter.id, letter.key))
-    except UndecodableMessage as error:
-        return UnreadableMessage(letter.id, error, key=letter.key, raw=letter.raw)
+        return _read_standalone(letter.raw, (letter.id, letter.dedupe_key))
+    except DecodeError as error:
+        return UnreadableMessage(letter.id, error, dedupe_key=letter.dedupe_key, raw=letter.raw)
 
 
 def _read_standalone(entry: bytes, names: tuple[str, str] | None = None) -> AtomEntry:
-    """Read an entry that is a document of its own, or raise `UndecodableMessage`."""
+    """Read an entry that is a document of its own, or raise `DecodeError`."""
     there = ""
     try:
         root = parse(entry)
@@ -287,7 +287,7 @@ def _read_standalone(entry: bytes, names: tuple[str, str] | None = None) -> Atom
         name, when = ((text or "").strip() for text in texts)
         message = entry_of(RawEntry(ElementSource(entry), name, when, deleted), names=names)
     except ValueError as error:
-        raise UndecodableMessage(f"an entry cannot be read: it {error}{there}") from error
+        raise DecodeError(f"an entry cannot be read: it {error}{there}") from error
     message._element = root  # noqa: SLF001  # it is parsed already
     return message
 
@@ -318,8 +318,8 @@ class UnreadableEntry(UnreadableMessage):
     def __init__(self, raw: RawEntry, reason: str, order: str) -> None:
         key = unreadable_key(raw.source.markup)
         name = raw.name if 0 < len(raw.name) <= MAX_ID else key
-        error = UndecodableMessage(f"an entry cannot be read: it {reason}; its publisher has to correct it")
-        super().__init__(name, error, key=key, raw=raw.source.standalone)
+        error = DecodeError(f"an entry cannot be read: it {reason}; its publisher has to correct it")
+        super().__init__(name, error, dedupe_key=key, raw=raw.source.standalone)
         self.order = order
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from push_to_poll_client._exceptions import UndecodableMessage
+from push_to_poll_client._exceptions import DecodeError
 from push_to_poll_client._http.headers import resolve_url
 from push_to_poll_client._http.response import Response, find_link
 from push_to_poll_client._json import DECODE_ERRORS, SAFE_LENGTH, Decoder, check_depth, check_page_depth
@@ -385,7 +385,7 @@ def _list_from_array(text: bytes, where: str, max_entries: int, group: str) -> E
 def _list_from_lines(text: bytes, max_entries: int, group: str) -> EntryList:
     _check_entry_count(text.count(b"\n"), max_entries)
     found = EntryList(text, _decode_lines, _split_lines, group)
-    if found.broken and isinstance(found.entries[-1], UndecodableMessage) and not text.endswith(b"\n"):
+    if found.broken and isinstance(found.entries[-1], DecodeError) and not text.endswith(b"\n"):
         raise DeclarationMismatch(f"the body is no lines of JSON, or ends in the middle of one: {outline(text)}")
     return found
 
@@ -411,7 +411,7 @@ def _decode_entry(raw: _Raw) -> Any:
     try:
         return _decode(raw)
     except DECODE_ERRORS as error:
-        return UndecodableMessage(f"an entry is no JSON: {describe(error)}")
+        return DecodeError(f"an entry is no JSON: {describe(error)}")
 
 
 def _check_entry_count(count: int, max_entries: int) -> None:

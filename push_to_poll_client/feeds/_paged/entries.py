@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from push_to_poll_client._exceptions import UndecodableMessage
+from push_to_poll_client._exceptions import DecodeError
 from push_to_poll_client._types import Cursor, D_co, DeadLetter, Message, UnreadableMessage
 from push_to_poll_client._validation import describe
 from push_to_poll_client.feeds._data_decoder import DataDecoder
@@ -55,13 +55,13 @@ class Entry(Message[D_co]):
         id: str,
         data: Any = None,
         *,
-        key: str | None = None,
+        dedupe_key: str | None = None,
         cursor: Cursor | None = None,
         type: str = "",
         time: Any = None,
         deleted: bool = False,
     ) -> None:
-        super().__init__(id, data, key=key, cursor=cursor)
+        super().__init__(id, data, dedupe_key=dedupe_key, cursor=cursor)
         self._type = type
         self._time = time
         self._deleted = deleted
@@ -95,7 +95,7 @@ class Entry(Message[D_co]):
         """The entry, read as JSON, or what `decode=` makes of it when it is first read, and then kept.
 
         Raises:
-            UndecodableMessage: It does not fit `decode=`. Let it pass through the handler.
+            DecodeError: It does not fit `decode=`. Let it pass through the handler.
         """
         if self._decoder is not None:
             self._data = self._decoder.decode(self._data, self)
@@ -163,7 +163,7 @@ class Entries:
         optional: bool = False,
         id: FieldSpec = "id",
         version: FieldSpec | Sentinel | None = None,
-        key: FieldSpec | None = None,
+        dedupe_key: FieldSpec | None = None,
         type: FieldSpec | None = None,
         time: FieldSpec | None = None,
         deleted: FieldSpec | None = None,
@@ -182,7 +182,7 @@ class Entries:
         self._id = Field(id)
         self._version_from_contents = version is CONTENTS
         self._version = None if isinstance(version, Sentinel) else _optional_field(version)
-        self._key, self._type, self._time, self._deleted = map(_optional_field, (key, type, time, deleted))
+        self._key, self._type, self._time, self._deleted = map(_optional_field, (dedupe_key, type, time, deleted))
         self._newest_first = newest_first
         self._only = only
         self._has_read_page = False
@@ -203,7 +203,7 @@ class Entries:
             entry
             for part in lists
             for entry in part.entries
-            if not (part.broken and isinstance(entry, UndecodableMessage))
+            if not (part.broken and isinstance(entry, DecodeError))
         ]
         reply.listed = any(part.listed for part in lists)
         return lists
@@ -254,14 +254,16 @@ class Entries:
         try:
             if self._only is not None and not self._only(_entries_at(part, [0])[0]):
                 return UnreadableMessage(
-                    letter.id, UndecodableMessage(_PASSED_OVER), key=letter.key, raw=letter.raw
+                    letter.id, DecodeError(_PASSED_OVER), dedupe_key=letter.dedupe_key, raw=letter.raw
                 )
             ids = [letter.id]
-            if letter.key.startswith(UNREADABLE_KEY_PREFIX):
+            if letter.dedupe_key.startswith(UNREADABLE_KEY_PREFIX):
                 ids, _ = self._ids_and_keys(part, _entries_at(part, [0]), None)
-            return self._build_messages(part, [0], ids, [letter.key], None)[0]
+            return self._build_messages(part, [0], ids, [letter.dedupe_key], None)[0]
         except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
-            return UnreadableMessage(letter.id, _as_decode_error(error), key=letter.key, raw=letter.raw)
+            return UnreadableMessage(
+                letter.id, _as_decode_error(error), dedupe_key=letter.dedupe_key, raw=letter.raw
+            )
 
     def _read_all(
         self, part: EntryList, places: Sequence[int], each: Field | None, start: Cursor | None
@@ -311,9 +313,7 @@ class Entries:
             keys = [own or key for own, key in zip(given, keys, strict=True)]
         both = ids if keys is ids else (*ids, *keys)
         if max(map(len, both), default=0) > MAX_ID or "\0" in "".join(both):
-            raise UndecodableMessage(
-                f"an entry's id or key is longer than {MAX_ID} characters, or has a NUL in it"
-            )
+            raise DecodeError(f"an entry's id or key is longer than {MAX_ID} characters, or has a NUL in it")
         return ids, keys
 
     def _versions(self, part: EntryList, entries: Sequence[Any], start: Cursor | None) -> list[str] | None:
@@ -345,14 +345,14 @@ def _entries_at(part: EntryList, places: Sequence[int]) -> Sequence[Any]:
     """Return the entries at these places; raise the error of one that could not be decoded."""
     entries = part.entries if len(places) == len(part.entries) else [part.entries[place] for place in places]
     for entry in entries if part.broken else ():
-        if isinstance(entry, UndecodableMessage):
+        if isinstance(entry, DecodeError):
             raise entry
     return entries
 
 
 def _require_all(column: list[str | None], error: str) -> list[str]:
     if None in column:
-        raise UndecodableMessage(error)
+        raise DecodeError(error)
     return column  # type: ignore[return-value]  # checked above
 
 
@@ -372,13 +372,13 @@ def _digests(entries: Sequence[Any], start: Cursor | None, group: str) -> list[s
 
 def _unreadable_message(part: EntryList, place: int, error: Exception, each: Field | None) -> UnreadableMessage:
     raw, entry, cursor = part.raw(place), part.entries[place], None
-    if each is not None and not isinstance(entry, UndecodableMessage):
+    if each is not None and not isinstance(entry, DecodeError):
         with suppress(Exception):
             cursor = text_of(each(entry))
     name = unreadable_key(raw)
-    return UnreadableMessage(name, _as_decode_error(error), key=name, cursor=cursor, raw=raw)
+    return UnreadableMessage(name, _as_decode_error(error), dedupe_key=name, cursor=cursor, raw=raw)
 
 
-def _as_decode_error(error: Exception) -> UndecodableMessage:
-    reason = error if isinstance(error, UndecodableMessage) else f"an entry cannot be read: {describe(error)}"
-    return UndecodableMessage(f"{reason}; correct the declaration, or ask its publisher")
+def _as_decode_error(error: Exception) -> DecodeError:
+    reason = error if isinstance(error, DecodeError) else f"an entry cannot be read: {describe(error)}"
+    return DecodeError(f"{reason}; correct the declaration, or ask its publisher")

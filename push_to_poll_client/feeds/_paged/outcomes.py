@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedGone
+from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedGone, PagesChanged
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.feeds._base import longest_wait
 from push_to_poll_client.feeds._paged.body import Reply, text_of
@@ -86,10 +86,10 @@ def expired(when: Condition, *, start: Condition | None = None) -> Outcome:
 
 
 def restart(when: Condition) -> Outcome:
-    """The pages changed under the walk: `ChainRestart`, from the saved cursor again, at once."""
+    """The pages changed under the walk: `PagesChanged`, from the saved cursor again, at once."""
 
     def error(reply: Reply) -> FeedError:
-        return ChainRestart(f"{reply.where} says that its pages changed (status {reply.status})")
+        return PagesChanged(f"{reply.where} says that its pages changed (status {reply.status})")
 
     return _error_outcome("restart", when, error)
 

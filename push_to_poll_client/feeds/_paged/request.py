@@ -160,7 +160,7 @@ class PageFetcher(Generic[P]):
             raise CursorExpired(f"the cursor is none of {self._client.where}: {describe(error)}") from error
         method = declared.method.upper() if declared.method else "GET" if content is None else "POST"
         key = f"{url} {sorted(parts.headers.items())}" if method == "GET" and content is None else None
-        headers = {"accept": _ACCEPT, **parts.headers, **cache_bypass_headers(fresh=request.fresh)}
+        headers = {"accept": _ACCEPT, **parts.headers, **cache_bypass_headers(fresh=request.bypass_cache)}
         if content is not None:
             headers["content-type"] = "application/x-www-form-urlencoded" if as_form else "application/json"
         return Request(url, method, headers, content, wait, key)
@@ -318,7 +318,7 @@ class OldestFirstFetcher(PageFetcher[OldestFirst]):
         prepared = self._build_request(lambda parts: self._pages.put(parts, position), request)
         key, validators = prepared.key, None
         if key is not None:
-            if self._end_of_feed.is_fresh(key) and not (request.fresh or prepared.wait):
+            if self._end_of_feed.is_fresh(key) and not (request.bypass_cache or prepared.wait):
                 return Page()
             validators = self._end_of_feed.validators_for(key)
         parse = functools.partial(
@@ -340,7 +340,7 @@ class OldestFirstFetcher(PageFetcher[OldestFirst]):
 
     async def latest(self, latest: Latest) -> Cursor | None:
         """As `Feed.latest`."""
-        prepared = self._build_request(latest.put, FetchRequest(fresh=True))
+        prepared = self._build_request(latest.put, FetchRequest(bypass_cache=True))
         parse = functools.partial(
             self._parse,
             read_continuation=lambda reply: self._pages.end(reply, latest),

@@ -52,8 +52,8 @@ from push_to_poll_client.listeners._webhook.types import (
     RequestRejected,
     Verified,
     Verifier,
-    WebhookAnswer,
     WebhookRequest,
+    WebhookResponse,
     check_response,
     too_many_requests,
 )
@@ -99,7 +99,7 @@ def request_of(scope: Scope) -> WebhookRequest:
     )
 
 
-async def send_response(send: Send, response: WebhookAnswer, scope: Scope) -> None:
+async def send_response(send: Send, response: WebhookResponse, scope: Scope) -> None:
     """Send a response, if the client is still there."""
     headers = {name.lower(): value for name, value in response.headers.items()} | FIXED_HEADERS
     if not scope.get("http_version", "1.1").startswith("1"):
@@ -214,13 +214,13 @@ class RequestReceiver:
     waiting_bucket: TokenBucket
     stats: WebhookStats
     error_log: ErrorLog
-    response: WebhookAnswer
+    response: WebhookResponse
     max_body: int
     body_timeout: float
     slots: Slots = field(default_factory=Slots)
     replay_cache: ReplayCache = field(default_factory=ReplayCache)
 
-    async def handle(self, request: WebhookRequest, receive: Receive) -> WebhookAnswer | None:
+    async def handle(self, request: WebhookRequest, receive: Receive) -> WebhookResponse | None:
         """Return the response to a request; None if the client has gone.
 
         Args:
@@ -239,7 +239,7 @@ class RequestReceiver:
             self.stats.count("gone")
             return None
 
-    async def _handle(self, request: WebhookRequest, receive: Receive) -> WebhookAnswer:
+    async def _handle(self, request: WebhookRequest, receive: Receive) -> WebhookResponse:
         check_length(request.headers, self.max_body)
         response = await self._respond_unverified(request)
         if response is not None:
@@ -302,7 +302,7 @@ class RequestReceiver:
         is_expected = self.handshakes and self.expects_handshake()
         return (*self.own_handshakes, *self.handshakes) if is_expected else self.own_handshakes
 
-    async def _respond_unverified(self, request: WebhookRequest) -> WebhookAnswer | None:
+    async def _respond_unverified(self, request: WebhookRequest) -> WebhookResponse | None:
         """Respond to a handshake from any sender; None if the request is not a handshake."""
         waits = list[float]()
 
@@ -323,7 +323,7 @@ class RequestReceiver:
 
     async def _first_response(
         self, handshakes: Sequence[Handshake], request: WebhookRequest
-    ) -> WebhookAnswer | None:
+    ) -> WebhookResponse | None:
         for handshake in handshakes:
             response = await self.error_log.call_safely(
                 "a handshake",
@@ -335,7 +335,7 @@ class RequestReceiver:
         return None
 
 
-_HandshakeResult: TypeAlias = WebhookAnswer | Awaitable[WebhookAnswer | None] | None
+_HandshakeResult: TypeAlias = WebhookResponse | Awaitable[WebhookResponse | None] | None
 
 
 def _check_verifier_result(result: Verified | bool | None) -> Verified | bool | None:  # noqa: FBT001  # as returned

@@ -54,8 +54,8 @@ class WebhookSubscriber:
 
     def __init__(self, channel: Channel) -> None:
         self.wake = channel.wake
-        self.poll = channel.poll
-        self.registered = channel.registered
+        self.request_poll = channel.request_poll
+        self.subscribed = channel.subscribed
         self.save = channel.save
         self._channel = channel
         self._loop = EventLoop()
@@ -79,7 +79,7 @@ class WebhookSubscriber:
         """Note that the server pushes."""
         self._is_pushing = True
         if self._flooded:
-            self._channel.poll()
+            self._channel.request_poll()
         else:
             self._channel.up()
 
@@ -262,7 +262,7 @@ class PushRouter:
             return True
         subscribers = self.subscribers.find(recipients)
         for subscriber in subscribers:
-            subscriber.poll()
+            subscriber.request_poll()
         return bool(subscribers)
 
 

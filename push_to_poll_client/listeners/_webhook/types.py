@@ -30,8 +30,8 @@ __all__ = [
     "Route",
     "Verified",
     "Verifier",
-    "WebhookAnswer",
     "WebhookRequest",
+    "WebhookResponse",
     "check_response",
     "too_many_requests",
 ]
@@ -96,7 +96,7 @@ class WebhookRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class WebhookAnswer:
+class WebhookResponse:
     """What is answered.
 
     Attributes:
@@ -161,7 +161,7 @@ class Verifier(Protocol):
         """
 
 
-Handshake: TypeAlias = Callable[[WebhookRequest], WebhookAnswer | Awaitable[WebhookAnswer | None] | None]
+Handshake: TypeAlias = Callable[[WebhookRequest], WebhookResponse | Awaitable[WebhookResponse | None] | None]
 """Answers a server's question whether its pushes are wanted; `None`: the request is not such a question.
 
 A plain function is called for each request, also of strangers, so it has to be quick. What it returns to be
@@ -192,26 +192,26 @@ Recipient: TypeAlias = str | _Several
 RejectReason: TypeAlias = Literal["refused", "not_ready", "too_large", "too_slow", "limited", "busy", "unasked"]
 """Why a request was refused: a field of `WebhookCounters`."""
 
-ACCEPTED = WebhookAnswer()
+ACCEPTED = WebhookResponse()
 """For an authentic request, unless the subscription or the caller wants another response."""
 
-UNAUTHENTIC = WebhookAnswer(401)
+UNAUTHENTIC = WebhookResponse(401)
 """For anything that is wrong with a signature: to say what would help an attacker."""
 
-NOT_READY = WebhookAnswer(503, headers={"Retry-After": "5"})
+NOT_READY = WebhookResponse(503, headers={"Retry-After": "5"})
 """For anything that is wrong with a signature while the registration may be unknown here: a server sends a push
 again after a 503, and may end the subscription after a 401."""
 
-NOT_ALLOWED = WebhookAnswer(405, headers={"Allow": "POST"})
+NOT_ALLOWED = WebhookResponse(405, headers={"Allow": "POST"})
 """For neither a push nor an expected handshake (RFC 9110 §15.5.6; CloudEvents webhooks §4.2)."""
 
-TOO_LARGE = WebhookAnswer(413, headers={"Connection": "close"})
+TOO_LARGE = WebhookResponse(413, headers={"Connection": "close"})
 """The rest of the body is not read (RFC 9110 §15.5.14)."""
 
-TOO_SLOW = WebhookAnswer(408, headers={"Connection": "close"})
+TOO_SLOW = WebhookResponse(408, headers={"Connection": "close"})
 """The rest of the body is not read (RFC 9110 §15.5.9)."""
 
-BUSY = WebhookAnswer(503, headers={"Retry-After": "1"})
+BUSY = WebhookResponse(503, headers={"Retry-After": "1"})
 """A slot is free again after a moment, unless clients send their bodies slowly on purpose."""
 
 MIN_FINAL_STATUS, MAX_STATUS = 200, 599
@@ -219,9 +219,9 @@ NO_CONTENT = {204, 304}
 """Statuses of responses without a body (RFC 9110 §6.4.1)."""
 
 
-def too_many_requests(wait: float) -> WebhookAnswer:
+def too_many_requests(wait: float) -> WebhookResponse:
     """Ask the client to come back after `wait` seconds, as CloudEvents webhooks §2.2 wants it."""
-    return WebhookAnswer(429, headers={"Retry-After": str(math.ceil(wait))})
+    return WebhookResponse(429, headers={"Retry-After": str(math.ceil(wait))})
 
 
 class RequestRejected(Exception):
@@ -233,22 +233,22 @@ class RequestRejected(Exception):
         hides_pushes: Whether an authentic request could have been rejected in the same way.
     """
 
-    def __init__(self, response: WebhookAnswer, reason: RejectReason, *, hides_pushes: bool = False) -> None:
+    def __init__(self, response: WebhookResponse, reason: RejectReason, *, hides_pushes: bool = False) -> None:
         super().__init__(reason)
         self.response = response
         self.reason = reason
         self.hides_pushes = hides_pushes
 
 
-def check_response(response: Any) -> WebhookAnswer:
+def check_response(response: Any) -> WebhookResponse:
     """Return a response that the caller's code made, if it can be sent.
 
     Raises:
-        TypeError: It is not a `WebhookAnswer`, or a part has the wrong type.
+        TypeError: It is not a `WebhookResponse`, or a part has the wrong type.
         ValueError: It cannot be sent as it is.
     """
-    if not isinstance(response, WebhookAnswer):
-        raise TypeError(f"it is a WebhookAnswer, not {type(response).__name__}")
+    if not isinstance(response, WebhookResponse):
+        raise TypeError(f"it is a WebhookResponse, not {type(response).__name__}")
     if not isinstance(response.status, int) or not isinstance(response.body, bytes):
         raise TypeError("the status is an int and the body is bytes")
     if not MIN_FINAL_STATUS <= response.status <= MAX_STATUS:

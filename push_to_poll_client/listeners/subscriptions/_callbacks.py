@@ -14,7 +14,7 @@ import anyio
 
 from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.listeners._webhook.types import NOT_READY, WebhookAnswer, WebhookRequest
+from push_to_poll_client.listeners._webhook.types import NOT_READY, WebhookRequest, WebhookResponse
 from push_to_poll_client.listeners.subscriptions._types import Registration
 
 __all__ = ["SUBSCRIBE", "UNSUBSCRIBE", "HubCallbacks", "HubRequest", "callback_id"]
@@ -35,9 +35,9 @@ MAX_DIGITS = 10
 MAX_ENDED = 256
 """Subscriptions that were stopped or replaced, and whose pushes are answered 410."""
 
-_OK = WebhookAnswer(200)
-_NOT_FOUND = WebhookAnswer(404)
-_GONE = WebhookAnswer(410)
+_OK = WebhookResponse(200)
+_NOT_FOUND = WebhookResponse(404)
+_GONE = WebhookResponse(410)
 
 
 class HubRequest:
@@ -122,7 +122,7 @@ class HubCallbacks:
         """Return the subscription of that id, if its pushes are accepted."""
         return self._registrations.get(id)
 
-    def respond(self, request: WebhookRequest) -> WebhookAnswer | None:
+    def respond(self, request: WebhookRequest) -> WebhookResponse | None:
         """Respond to a callback of a hub; None if the request is not one.
 
         A push for a subscription that has ended is answered 410, which ends it at the hub too (WebSub §7). A push
@@ -150,7 +150,7 @@ class HubCallbacks:
         topic: str | None,
         hub_request: HubRequest | None,
         registration: Registration | None,
-    ) -> WebhookAnswer:
+    ) -> WebhookResponse:
         challenge = request.parameter("hub.challenge")
         if challenge is None or len(challenge) > MAX_CHALLENGE:
             return _NOT_FOUND
@@ -158,14 +158,14 @@ class HubCallbacks:
             return _NOT_FOUND
         if hub_request is None:  # requested by an earlier run, and the hub asks again
             wanted = registration is not None and mode == SUBSCRIBE and topic == registration.details.get("topic")
-            return WebhookAnswer(200, challenge.encode()) if wanted and topic is not None else _NOT_FOUND
+            return WebhookResponse(200, challenge.encode()) if wanted and topic is not None else _NOT_FOUND
         if (mode, topic) != (hub_request.mode, hub_request.topic):
             return _NOT_FOUND
         if not hub_request.verified:
             hub_request.expires_at = _lease_end(request)
             hub_request.verified, hub_request.denied = True, None
         hub_request.notify_answered()
-        return WebhookAnswer(200, challenge.encode())
+        return WebhookResponse(200, challenge.encode())
 
     def _deny(
         self,
@@ -173,7 +173,7 @@ class HubCallbacks:
         topic: str | None,
         hub_request: HubRequest | None,
         registration: Registration | None,
-    ) -> WebhookAnswer:
+    ) -> WebhookResponse:
         reason = quoted(request.parameter("hub.reason") or "", MAX_REASON)
         if registration is not None and topic is not None and topic == registration.details.get("topic"):
             if registration.id == self._current:  # and not one that was replaced

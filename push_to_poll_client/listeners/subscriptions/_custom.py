@@ -79,10 +79,10 @@ class CustomSubscription:
     def verified_by(self, verifier_of: Callable[[Sequence[str]], Verifier]) -> Verifier:
         """A verifier for the webhook, which goes by the secrets that there are at the time.
 
-            WebhookListener(channels.verified_by(shared_token), register_with_server=channels)
+            WebhookListener(channels.verified_by(header_token), subscription=channels)
 
         Args:
-            verifier_of: Makes a verifier of secrets, as `shared_token` and `token_in_body` do.
+            verifier_of: Makes a verifier of secrets, as `header_token` and `token_in_body` do.
         """
         return _RotatingVerifier(self, verifier_of)
 

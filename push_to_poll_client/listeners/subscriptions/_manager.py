@@ -20,7 +20,7 @@ from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._secrets import mask
 from push_to_poll_client._validation import describe
-from push_to_poll_client.listeners._backoff import ReconnectBackoff, Verdict
+from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff
 from push_to_poll_client.listeners._failures import unwrap_group
 from push_to_poll_client.listeners._webhook.types import Control
 from push_to_poll_client.listeners.subscriptions._renewal import (
@@ -127,14 +127,14 @@ class SubscriptionManager:
 
     Args:
         subscription: What to create, renew and stop.
-        stop_at_exit: Whether to ask the server to push no more when `run` ends, for five seconds at most; what is
-            not stopped by then is stopped by the next run, once it has another.
+        unsubscribe_on_exit: Whether to ask the server to push no more when `run` ends, for five seconds at most;
+            what is not stopped by then is stopped by the next run, once it has another.
         log: Where events are logged.
     """
 
-    def __init__(self, subscription: Subscription, *, stop_at_exit: bool = False, log: ConsumerLog) -> None:
+    def __init__(self, subscription: Subscription, *, unsubscribe_on_exit: bool = False, log: ConsumerLog) -> None:
         self._subscription = subscription
-        self._stop_at_exit = stop_at_exit
+        self._unsubscribe_on_exit = unsubscribe_on_exit
         self._identity = str(getattr(subscription, "identity", subscription.name))
         self._log = log
         self._fraction: Callable[[], float] = random.random
@@ -208,7 +208,7 @@ class SubscriptionManager:
         finally:
             self._loop = self._control_event = None
             self._is_loaded = False
-            if self._stop_at_exit or self._state != self._saved_state:
+            if self._unsubscribe_on_exit or self._state != self._saved_state:
                 await in_own_task(self._shut_down)
 
     # The next step
@@ -235,7 +235,7 @@ class SubscriptionManager:
     async def _apply_controls(self) -> None:
         controls = {self._controls.pop() for _ in range(len(self._controls))}
         if Control.MISSED in controls:
-            self._channel.poll()
+            self._channel.request_poll()
         if self._state.current is None:
             return
         if Control.RECREATE in controls:
@@ -254,14 +254,14 @@ class SubscriptionManager:
         over = self._now().wall - started_at - seconds
         if over > MAX_OVERSLEEP:
             self._log.info("%s: this process was suspended, or its clock set, by %.0f s: polling", self.name, over)
-            self._channel.poll()
+            self._channel.request_poll()
 
     def _check_expiry(self, now: Now) -> None:
         """Report once that the subscription has ended before it was renewed."""
         if self._state.current is not None and self._renewal.is_over(now) and not self._has_expired:
             self._has_expired = True
             self._log.warning("%s: ended before it was renewed; nothing is pushed", self.name)
-            self._channel.registered(None)
+            self._channel.subscribed(None)
             self._channel.down(PushToPollError(f"{self.name}: the subscription has ended"))
 
     def _check_missed_pushes(self, now: Now) -> None:
@@ -333,7 +333,7 @@ class SubscriptionManager:
     def _report_up(self, current: Registration, now: Now) -> None:
         self._reconnect.connected(now.steady)
         self._missed_pushes.registered(self._channel.missed_in_a_row)
-        self._channel.registered(math.inf if current.expires_at is None else current.expires_at)
+        self._channel.subscribed(math.inf if current.expires_at is None else current.expires_at)
         self._channel.up()
 
     # Requests to the server
@@ -388,11 +388,11 @@ class SubscriptionManager:
         await self._save(self._state.lost())
         now = self._now()
         self._reconnect.ended(now.steady)
-        delay = self._reconnect.delay(Verdict.RETRY, fraction=self._fraction()) or 0.0
+        delay = self._reconnect.delay(ReconnectAction.RETRY, fraction=self._fraction()) or 0.0
         self._log.info("%s: lost, creating another in %.1f s: %s", self.name, delay, why)
         self._renewal.lost()
         self._renewal.failed(delay, now)
-        self._channel.registered(None)
+        self._channel.subscribed(None)
         self._channel.down(PushToPollError(f"{self.name}: {why}"))
 
     def _handle_failure(self, error: Exception) -> None:
@@ -412,7 +412,7 @@ class SubscriptionManager:
         if delay is None:
             self._log.error("%s; giving up", text)
             raise report
-        level = logging.WARNING if failure.verdict is Verdict.SLOW_RETRY else logging.INFO
+        level = logging.WARNING if failure.verdict is ReconnectAction.SLOW_RETRY else logging.INFO
         self._log.log(level, "%s; asking again in %.1f s", text, delay)
         self._renewal.failed(delay, now)
 
@@ -432,7 +432,7 @@ class SubscriptionManager:
         """Stop all subscriptions, or save an answer that arrived at the end, in a short time."""
         with anyio.move_on_after(EXIT_TIMEOUT):
             try:
-                await (self._stop_all() if self._stop_at_exit else self._save(self._state))
+                await (self._stop_all() if self._unsubscribe_on_exit else self._save(self._state))
             except Exception as error:  # noqa: BLE001 - nothing fails at the end; the next run does the rest
                 self._log.warning("%s: failed at the end: %s", self.name, describe(error))
             return

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from push_to_poll_client._exceptions import ListenerError, SubscriptionGone
-from push_to_poll_client.listeners._backoff import Verdict
+from push_to_poll_client.listeners._backoff import ReconnectAction
 from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
 from push_to_poll_client.listeners._requests import RESPONSE_VERDICTS
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
@@ -174,9 +174,9 @@ class MissedPushes:
         self._last = missed
 
 
-_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
-    (ListenerError, Verdict.GIVE_UP),
-    (SubscriptionRefused, Verdict.SLOW_RETRY),
+_VERDICTS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
+    (ListenerError, ReconnectAction.GIVE_UP),
+    (SubscriptionRefused, ReconnectAction.SLOW_RETRY),
     *RESPONSE_VERDICTS,
 )
 

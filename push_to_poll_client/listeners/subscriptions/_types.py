@@ -49,7 +49,7 @@ class Subscription(Protocol):
     - `renewable: bool`: `renew` as a rule needs no other in its place. Then a restart begins with it, since the
       server may have dropped, while nobody listened, what it was asked for.
     - `verify`, `handshake`, `hint`: as of a `WebhookListener`, which takes those that it was not given from here.
-    - `answer: WebhookAnswer`: what an authentic push is answered, if not an empty 200.
+    - `response: WebhookResponse`: what an authentic push is answered, if not an empty 200.
 
     Attributes:
         name: By what status and log call it, without secrets.

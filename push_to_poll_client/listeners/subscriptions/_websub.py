@@ -25,7 +25,7 @@ from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._secrets import hidden
 from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
-from push_to_poll_client.listeners._webhook.types import Control, Verified, WebhookAnswer, WebhookRequest
+from push_to_poll_client.listeners._webhook.types import Control, Verified, WebhookRequest, WebhookResponse
 from push_to_poll_client.listeners.subscriptions._callbacks import (
     SUBSCRIBE,
     UNSUBSCRIBE,
@@ -235,7 +235,7 @@ class WebSub:
 
     # Called by the webhook
 
-    def handshake(self, request: WebhookRequest) -> WebhookAnswer | None:
+    def handshake(self, request: WebhookRequest) -> WebhookResponse | None:
         """Answer a hub that asks back or denies; 410 to a push of a subscription that has ended. In any thread."""
         with hidden(self._known_secrets):  # before the reason of the hub is cut
             return self._callbacks.respond(request)

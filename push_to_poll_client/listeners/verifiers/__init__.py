@@ -6,7 +6,13 @@ Any function of a request that returns a bool is a verifier too.
 from push_to_poll_client.listeners._webhook.types import Verified, Verifier, WebhookRequest
 from push_to_poll_client.listeners.verifiers._hmac import HMACSignature
 from push_to_poll_client.listeners.verifiers._standard_webhooks import standard_webhooks, svix
-from push_to_poll_client.listeners.verifiers._tokens import anybody, basic, bearer, shared_token, token_in_body
+from push_to_poll_client.listeners.verifiers._tokens import (
+    basic,
+    bearer,
+    header_token,
+    no_verification,
+    token_in_body,
+)
 from push_to_poll_client.listeners.verifiers._vendors import dropbox, github, stripe, websub
 
 __all__ = [
@@ -14,12 +20,12 @@ __all__ = [
     "Verified",
     "Verifier",
     "WebhookRequest",
-    "anybody",
     "basic",
     "bearer",
     "dropbox",
     "github",
-    "shared_token",
+    "header_token",
+    "no_verification",
     "standard_webhooks",
     "stripe",
     "svix",

@@ -18,10 +18,10 @@ from push_to_poll_client.listeners._webhook.types import Verifier, WebhookReques
 from push_to_poll_client.listeners.verifiers._hmac import header_bytes, header_name
 from push_to_poll_client.listeners.verifiers._secrets import Secrets, TokenSet, secret_bytes
 
-__all__ = ["anybody", "basic", "bearer", "shared_token", "token_in_body"]
+__all__ = ["basic", "bearer", "header_token", "no_verification", "token_in_body"]
 
 
-def shared_token(tokens: Secrets, header: str = "X-Goog-Channel-Token") -> Verifier:
+def header_token(tokens: Secrets, header: str = "X-Goog-Channel-Token") -> Verifier:
     """A header has to be a token that the server was given: Google's `X-Goog-Channel-Token`, for one.
 
     Telegram's is `X-Telegram-Bot-Api-Secret-Token`, GitLab's `X-Gitlab-Token`. The token is compared in constant
@@ -72,7 +72,7 @@ def basic(user: str, password: Secrets) -> Verifier:
     )
 
 
-def anybody() -> Verifier:
+def no_verification() -> Verifier:
     """Whoever sends a request is believed. For networks in which nobody else can, and for trying things out.
 
     Everybody who knows the address can then wake the consumer, as often as the rate limit allows, and write what
@@ -113,7 +113,7 @@ class _NoVerification:
         return True
 
     def __repr__(self) -> str:
-        return "anybody()"
+        return "no_verification()"
 
 
 MAX_ITEMS = 1000

@@ -73,7 +73,7 @@ class StoredCursors:
     def save(self, saved: SavedCursor, *, prunable_before: int) -> bool:
         """Write the cursor and which segments may be dropped. Return False if the name is not owned any more."""
         cursor = None if saved.cursor is None else encode_text(saved.cursor)
-        values = (cursor, saved.at, prunable_before, self._consumer, self._token)
+        values = (cursor, saved.read_at, prunable_before, self._consumer, self._token)
         return bool(self._connection.execute(_SAVE, values).rowcount)
 
     def write_changes(
@@ -96,7 +96,7 @@ class StoredCursors:
             cursor = None if current.saved.cursor is None else encode_text(current.saved.cursor)
             self._connection.execute(
                 _REMEMBER,
-                {"consumer": self._consumer, "most": MAX_HISTORY, "cursor": cursor, "at": current.saved.at},
+                {"consumer": self._consumer, "most": MAX_HISTORY, "cursor": cursor, "at": current.saved.read_at},
             )
         return CursorState(saved, previous, self._change_state(current.state, state))
 

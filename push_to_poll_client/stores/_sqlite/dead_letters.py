@@ -90,10 +90,14 @@ class StoredDeadLetters:
         self._connection.executemany(_ADD, self._rows(dead_letters))
         return self.read_index()
 
-    def read_some(self, after: DeadLetter | None, *, marked: bool) -> list[DeadLetter]:
+    def read_some(self, after: DeadLetter | None, *, retry_requested: bool) -> list[DeadLetter]:
         """See `Session.dead_letters`."""
         return select_dead_letters(
-            self._connection, self._path, self._consumer, after=None if after is None else after.key, marked=marked
+            self._connection,
+            self._path,
+            self._consumer,
+            after=None if after is None else after.dedupe_key,
+            retry_requested=retry_requested,
         )
 
     def read_one(self, key: str) -> DeadLetter | None:
@@ -102,13 +106,13 @@ class StoredDeadLetters:
         return None if row is None else _decode_row(self._path, row)
 
     def _rows(self, dead_letters: Sequence[DeadLetter]) -> Iterator[tuple[Any, ...]]:
-        stored_keys = encode_keys([letter.key for letter in dead_letters])
+        stored_keys = encode_keys([letter.dedupe_key for letter in dead_letters])
         for letter, stored_key in zip(dead_letters, stored_keys, strict=True):
             yield (
                 self._consumer,
                 stored_key,
-                _key_bytes(letter.key),
-                letter.marked,
+                _key_bytes(letter.dedupe_key),
+                letter.retry_requested,
                 encode_text(letter.id),
                 letter.attempts,
                 letter.first_failed,
@@ -120,7 +124,12 @@ class StoredDeadLetters:
 
 
 def select_dead_letters(
-    connection: sqlite3.Connection, path: str, consumer: int, *, after: str | None = None, marked: bool = False
+    connection: sqlite3.Connection,
+    path: str,
+    consumer: int,
+    *,
+    after: str | None = None,
+    retry_requested: bool = False,
 ) -> list[DeadLetter]:
     """Read some dead letters in the order of their keys, within the limits of `limit_dead_letters`.
 
@@ -129,13 +138,13 @@ def select_dead_letters(
         path: The path of the file, for errors.
         consumer: The number of the name in the file.
         after: The key after which to begin; None for the first one.
-        marked: Read only those that are marked.
+        retry_requested: Only those that the next run is to try again.
 
     Raises:
         StoreError: The file holds what this library does not write.
         sqlite3.Error: It cannot be read.
     """
-    query = f"{_SELECT} AND key > ? {'AND marked' if marked else ''} ORDER BY key"
+    query = f"{_SELECT} AND key > ? {'AND marked' if retry_requested else ''} ORDER BY key"
     values = (consumer, b"" if after is None else _key_bytes(after))
     if after is None:
         query = query.replace(" > ", " >= ", 1)
@@ -161,7 +170,7 @@ def _decode_row(path: str, row: Sequence[Any]) -> DeadLetter:
     with wrap_invalid_values(path):
         return msgspec.convert(
             {
-                "key": decode_text(key),
+                "dedupe_key": decode_text(key),
                 "id": decode_text(id_),
                 "raw": raw,
                 "error": decode_text(error),
@@ -169,7 +178,7 @@ def _decode_row(path: str, row: Sequence[Any]) -> DeadLetter:
                 "attempts": attempts,
                 "first_failed": first_failed,
                 "last_failed": last_failed,
-                "marked": bool(marked),
+                "retry_requested": bool(marked),
             },
             DeadLetter,
         )

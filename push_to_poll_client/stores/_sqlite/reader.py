@@ -191,7 +191,7 @@ _YEAR_10000 = 253_402_300_800
 _Timestamp: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=_YEAR_10000)]
 
 _SELECT_PROGRESS = """
-    SELECT name, feed, cursor, token,
+    SELECT name, feed, cursor, token AS fencing_token,
         (
             SELECT coalesce(sum(size), 0) FROM push_to_poll_segment
             WHERE consumer = known.id AND number >= known.first
@@ -229,7 +229,7 @@ class ConsumerProgress:
         records: How many dedupe records it has.
         dead_letters: How many dead letters it has.
         failing: How many messages failed and are to be tried again.
-        token: The fencing token of the last claim.
+        fencing_token: The fencing token of the last claim.
         gap: What the feed said last that it can no longer give; `None`: it said no such thing.
         gap_at: When that was seen, in seconds since the epoch; likewise.
         last_progress: When the newest dedupe record was made, in seconds since the epoch; `None`: there is none.
@@ -241,7 +241,7 @@ class ConsumerProgress:
     records: int
     dead_letters: int
     failing: int
-    token: int
+    fencing_token: int
     gap: str | None
     gap_at: _Timestamp | None
     last_progress: _Timestamp | None
@@ -286,7 +286,9 @@ def _select_progress(path: str, connection: sqlite3.Connection) -> tuple[Consume
     return tuple(consumers)
 
 
-def read_dead_letters(path: str | os.PathLike[str], name: str, *, marked: bool = False) -> Iterator[DeadLetter]:
+def read_dead_letters(
+    path: str | os.PathLike[str], name: str, *, retry_requested: bool = False
+) -> Iterator[DeadLetter]:
     """Read the dead letters of a consumer name, in the order of their keys, as `read_store` reads.
 
     Some at a time, so what changes meanwhile may be seen as it was or as it is.
@@ -294,7 +296,7 @@ def read_dead_letters(path: str | os.PathLike[str], name: str, *, marked: bool =
     Args:
         path: The file.
         name: Of the consumer.
-        marked: Those alone that are marked.
+        retry_requested: Only those that the next run is to try again.
 
     Raises:
         StoreError: As for `read_store`; or there is no such name.
@@ -303,11 +305,11 @@ def read_dead_letters(path: str | os.PathLike[str], name: str, *, marked: bool =
     after: str | None = None
 
     def read_more(connection: sqlite3.Connection, row: sqlite3.Row) -> list[DeadLetter]:
-        return select_dead_letters(connection, absolute, row["id"], after=after, marked=marked)
+        return select_dead_letters(connection, absolute, row["id"], after=after, retry_requested=retry_requested)
 
     while some := _query_consumer(absolute, name, read_more):
         yield from some
-        after = some[-1].key
+        after = some[-1].dedupe_key
 
 
 def read_dead_letter(path: str | os.PathLike[str], name: str, key: str) -> DeadLetter | None:

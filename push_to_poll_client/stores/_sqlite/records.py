@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
 
-from push_to_poll_client._types import Record, RecordState
+from push_to_poll_client._types import Record, Settlement
 from push_to_poll_client.stores._bloom import BloomFilters
 from push_to_poll_client.stores._retention import Retention, Segment, SegmentChanges, Segments
 from push_to_poll_client.stores._sqlite.file import wrap_invalid_values
@@ -259,13 +259,13 @@ def encode_records(records: Sequence[Record]) -> EncodedRecords:
     """Prepare records for the file."""
     # Check all records together first: hardly a page has one with a state or a fingerprint.
     keys = encode_keys(list(map(_key_of, records)))
-    plain = list(map(_state_of, records)).count(RecordState.PROCESSED) == len(records)
+    plain = list(map(_state_of, records)).count(Settlement.PROCESSED) == len(records)
     if plain and list(map(_fingerprint_of, records)).count(None) == len(records):
         return EncodedRecords(keys, keys, None)
     last = dict(zip(keys, records, strict=True))  # of two records with one key the last one counts
-    settled = [key for key, record in last.items() if record.state is not RecordState.DEAD]
+    settled = [key for key, record in last.items() if record.state is not Settlement.DEAD_LETTERED]
     details = [
-        (None if record.state is RecordState.PROCESSED else record.state.value, record.fingerprint)
+        (None if record.state is Settlement.PROCESSED else record.state.value, record.fingerprint)
         for record in last.values()
     ]
     return EncodedRecords(list(last), settled, details)

@@ -122,10 +122,10 @@ class ClaimedName:
         with wrap_sqlite_errors(self._file.path), wrap_invalid_values(self._file.path):
             return msgspec.convert(self.records.search.fingerprints(keys), dict[str, int])
 
-    def some_dead_letters(self, after: DeadLetter | None, marked: bool) -> Sequence[DeadLetter]:  # noqa: FBT001
+    def some_dead_letters(self, after: DeadLetter | None, retry_requested: bool) -> Sequence[DeadLetter]:  # noqa: FBT001
         """See `Session.dead_letters`."""
         with wrap_sqlite_errors(self._file.path):
-            return self._stored_dead_letters.read_some(after, marked=marked)
+            return self._stored_dead_letters.read_some(after, retry_requested=retry_requested)
 
     def dead_letter(self, key: str) -> DeadLetter | None:
         """See `Session.dead_letter`."""
@@ -225,17 +225,17 @@ class SQLiteSession:
         return self._claimed.cursor_state.saved.cursor
 
     @property
-    def token(self) -> int:
+    def fencing_token(self) -> int:
         """The fencing token: one more for each claim of the name."""
         return self._claimed.token
 
     @property
-    def size(self) -> int:
+    def record_count(self) -> int:
         """Number of dedupe records of the name."""
         return self._claimed.records.size
 
     @property
-    def dead(self) -> int:
+    def dead_letter_count(self) -> int:
         """How many dead letters the name has."""
         return self._claimed.dead_letter_index.total
 
@@ -327,18 +327,20 @@ class SQLiteSession:
         """
         await self._run_in_thread(self._claimed.reset, cursor, forget, dict(state))
 
-    async def dead_letters(self, *, after: DeadLetter | None = None, marked: bool = False) -> Sequence[DeadLetter]:
+    async def dead_letters(
+        self, *, after: DeadLetter | None = None, retry_requested: bool = False
+    ) -> Sequence[DeadLetter]:
         """Some dead letters, in the order of their keys: 100 at most, or fewer that have 16 MiB together.
 
         Args:
             after: The last one that the caller has; `None`: from the first.
-            marked: Those alone that are marked.
+            retry_requested: Only those that the next run is to try again.
 
         Raises:
             OwnershipLost: The session was released.
             StoreError: The file cannot be read, or holds what this library does not write.
         """
-        return await self._run_in_thread(self._claimed.some_dead_letters, after, marked)
+        return await self._run_in_thread(self._claimed.some_dead_letters, after, retry_requested)
 
     async def dead_letter(self, key: str, /) -> DeadLetter | None:
         """The dead letter of a key; `None`: it has none.
@@ -400,10 +402,10 @@ class TransactionalSQLiteSession(SQLiteSession):
     def __init__(self, file: SharedFile, name: str, feed: str, **others: Any) -> None:
         super().__init__(file, name, feed, **others)
         self._transaction = Transaction(file.connection, self._thread, file.gaps)
-        # Written by `effects` and not given to `commit` yet, which is not to write them again.
+        # Written by `transaction` and not given to `commit` yet, which is not to write them again.
         self._written: dict[str, Record] = {}
 
-    def effects(self, records: Sequence[Record], /) -> Effects:
+    def transaction(self, records: Sequence[Record], /) -> Effects:
         """Make what a handler writes within durable together with `records`, or neither (G8).
 
         That is when the block ends. The handler's first statement begins the transaction; without one, the records
