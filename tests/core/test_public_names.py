@@ -13,6 +13,7 @@ import pytest
 
 import push_to_poll_client
 from push_to_poll_client import durable_streams, feeds, listeners, stores, testing
+from tests.core.public_names import LIST, public_names
 from tests.support.forms import GUARD
 
 PACKAGES = [push_to_poll_client, durable_streams, feeds, listeners, stores, testing]
@@ -30,6 +31,12 @@ PUBLIC = set(
     ListenerError SubscriptionGone StoreError StoreUnavailable StoreBusy StoreMismatch OwnershipLost __version__
     """.split()  # noqa: SIM905  # read by people
 )
+
+
+def test_the_list_of_public_names_with_their_signatures_is_up_to_date():
+    """Read the change of the list as a whole: same argument, same name, same order, same default."""
+    listed = LIST.read_text().splitlines()
+    assert listed == [*public_names()], "run python -m tests.core.public_names, and read what changed"
 
 
 def test_the_package_exports_exactly_the_listed_public_names():

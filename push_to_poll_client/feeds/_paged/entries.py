@@ -70,7 +70,7 @@ class Entry(Message[D_co]):
         self._decoder: DataDecoder[D_co] | None = None
 
     @classmethod
-    def of_rows(cls, rows: Iterable[tuple[Any, ...]]) -> "list[Entry]":
+    def _of_rows(cls, rows: Iterable[tuple[Any, ...]]) -> "list[Entry]":
         """Make the messages of a page, of the values of their slots: a call for each would take longer."""
         entries = list[Entry]()
         for row in rows:
@@ -293,7 +293,7 @@ class Entries:
         cursors = repeat(None) if cursors is None else cursors
         times = repeat(None) if self._time is None else self._time.read_all(entries)
         gone = self._deletion_flags(part, entries)
-        return Entry.of_rows(
+        return Entry._of_rows(  # noqa: SLF001  # it is for this module
             zip(ids, entries, keys, cursors, types, times, gone, repeat(part), places, strict=False)
         )
 
