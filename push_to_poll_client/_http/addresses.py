@@ -26,8 +26,6 @@ import httpx
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 
-__all__ = ["PrivateAddress", "address_in", "came_from_private", "is_public", "only_public", "peer_of"]
-
 
 class PrivateAddress(PushToPollError):
     """The server is on this machine or in a private network, and it must not be asked."""

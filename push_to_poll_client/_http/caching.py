@@ -14,19 +14,6 @@ from typing import NamedTuple
 
 from push_to_poll_client._http.headers import http_date, is_header_value
 
-__all__ = [
-    "MAX_FRESH",
-    "MAX_VALIDATOR",
-    "Validators",
-    "cache_bypass_headers",
-    "conditional_headers",
-    "directives",
-    "fresh_for",
-    "is_cacheable",
-    "validators_of",
-]
-
-
 MAX_FRESH = 3600.0
 """Longest time in seconds for which a response is taken for fresh. A web server's default for static files may
 give a feed a year by mistake; the feed then lags by an hour at most, for 24 requests a day."""

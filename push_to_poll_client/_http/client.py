@@ -51,16 +51,6 @@ from push_to_poll_client._http.transport import closing, open_client, send, user
 from push_to_poll_client._secrets import Secrets, hidden, hide_in
 from push_to_poll_client._validation import check_identity, check_number, check_size, quoted
 
-__all__ = [
-    "Client",
-    "OutgoingRequest",
-    "RequestSender",
-    "ask_again_if_held",
-    "check_reserved_parameters",
-    "prefer_wait",
-]
-
-
 T = TypeVar("T")
 
 

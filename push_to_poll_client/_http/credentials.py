@@ -20,9 +20,6 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.headers import check_headers, is_header_value
 from push_to_poll_client._secrets import Secrets
 
-__all__ = ["Auth", "Credentials", "CredentialsFailed", "HeaderSource"]
-
-
 Auth: TypeAlias = httpx.Auth | tuple[str, str] | str | Callable[[], str | Awaitable[str | None] | None]
 """An `httpx.Auth` (or one of httpx2), a pair of user and password, a bearer token, or a function, async or plain,
 that returns a bearer token or `None`."""

@@ -21,9 +21,6 @@ import httpx
 
 from push_to_poll_client._http.errors import UnusableRedirect
 
-__all__ = ["DirectClient", "load_httpcore"]
-
-
 READ_SIZE = 256 * 1024
 """Bytes per read; asyncio reads no more at a time."""
 

@@ -11,16 +11,6 @@ from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused, Pu
 from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._http.origins import without_secrets
 
-__all__ = [
-    "HeldTooLong",
-    "ProxyUnusable",
-    "SocksUnusable",
-    "UnusableRedirect",
-    "error_for_exception",
-    "error_for_status",
-    "module_of",
-]
-
 
 class HeldTooLong(FeedError):
     """The server was asked to wait for news, and holds its answer beyond that. It says nothing about the feed."""

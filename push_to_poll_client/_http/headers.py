@@ -20,19 +20,6 @@ import httpx
 from push_to_poll_client._types import MAX_NOT_BEFORE
 from push_to_poll_client._validation import quoted
 
-__all__ = [
-    "MAX_LINKS",
-    "TooManyLinks",
-    "check_headers",
-    "http_date",
-    "is_header_name",
-    "is_header_value",
-    "link_targets",
-    "requested_delay",
-    "resolve_url",
-]
-
-
 is_header_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 """Match a name that a header may have (RFC 9110 §5.6.2)."""
 

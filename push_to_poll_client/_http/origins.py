@@ -16,21 +16,6 @@ import httpx
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._secrets import mask
 
-__all__ = [
-    "Origin",
-    "Origins",
-    "URLSecrets",
-    "check_userinfo",
-    "former_identities",
-    "identity",
-    "origin_of",
-    "page_size_of",
-    "parse_http_url",
-    "parse_origins",
-    "without_secrets",
-]
-
-
 _MAX_SHOWN = 300  # characters of a URL in a log line
 
 # RFC 3986 appendix B, which splits every string there is.

@@ -12,9 +12,6 @@ import anyio
 
 from push_to_poll_client._log import ConsumerLog
 
-__all__ = ["MAX_CONFIRMED_PATHS", "MAX_REMEMBERED_REDIRECTS", "Redirects"]
-
-
 MAX_REMEMBERED_REDIRECTS = 16
 """Redirects remembered for one feed. Its pages move together, by their path."""
 

@@ -24,19 +24,6 @@ from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, link_targ
 from push_to_poll_client._http.transport import CHUNKS_AT_ONCE, unwind
 from push_to_poll_client._validation import quoted
 
-__all__ = [
-    "ACCEPTED_STATUSES",
-    "ACCEPT_ENCODING",
-    "MIN_BODY_PROGRESS",
-    "STALL_TIMEOUT",
-    "BodyError",
-    "Deadline",
-    "Response",
-    "find_link",
-    "read_body",
-]
-
-
 STALL_TIMEOUT = 10.0
 """Seconds in which `MIN_BODY_PROGRESS` bytes of a body must arrive. TCP sends a lost packet again within 3."""
 

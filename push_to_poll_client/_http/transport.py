@@ -22,19 +22,6 @@ from push_to_poll_client._http.errors import ProxyUnusable, SocksUnusable, Unusa
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._version import __version__
 
-__all__ = [
-    "CHUNKS_AT_ONCE",
-    "CLOSE_TIMEOUT",
-    "close_on_failure",
-    "closing",
-    "open_client",
-    "send",
-    "shared_tls_context",
-    "unwind",
-    "unwinding",
-    "user_agent",
-]
-
 
 @functools.cache
 def shared_tls_context() -> ssl.SSLContext:

@@ -27,9 +27,6 @@ from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._state_file import add_state_to, find_consumer, run_with_session
 from push_to_poll_client.stores._sqlite.reader import find_dead_letters, read_dead_letter, read_dead_letters
 
-__all__ = ["add_to", "detail_lines", "table_lines"]
-
-
 JSON_HELP = """\
 print JSON, an object on a line for each: dedupe_key, id, error, attempts, first_failed
 and last_failed (in seconds since the epoch), retry_requested (the next run tries it again). Members may be added,

@@ -25,8 +25,6 @@ from push_to_poll_client import Message
 from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.cli._output import json_line
 
-__all__ = ["Command", "CommandFailed", "CommandNotStarted"]
-
 TERM_GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL. With the ten that a stop leaves the current message the sum is below the
 thirty of Kubernetes and the ninety of systemd."""

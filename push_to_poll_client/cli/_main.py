@@ -13,8 +13,6 @@ from push_to_poll_client.cli import _dead_letters, _rebind, _rewind, _status, _t
 from push_to_poll_client.cli._output import EscapingFormatter, Exit, UsageError, exit_code_for, flush_stdout
 from push_to_poll_client.cli._parser import Commands, Parser
 
-__all__ = ["main"]
-
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 

@@ -29,25 +29,6 @@ from push_to_poll_client._exceptions import (
     Throttled,
 )
 
-__all__ = [
-    "EXIT_CODES",
-    "EscapingFormatter",
-    "Exit",
-    "OutputError",
-    "ReaderGone",
-    "UsageError",
-    "escape_unprintable",
-    "exit_code_for",
-    "flush_stdout",
-    "format_time",
-    "json_line",
-    "print_lines",
-    "shell_quoted",
-    "unescape",
-    "write_line",
-]
-
-
 _PIECE_LENGTH = 65_536
 """Characters that are escaped in one step: an entry may have millions, and each takes 50 times its memory then."""
 

@@ -8,8 +8,6 @@ from typing import NoReturn
 from push_to_poll_client._validation import one_line
 from push_to_poll_client.cli._output import EXIT_CODES, Exit
 
-__all__ = ["Commands", "Parser"]
-
 # Texts of argparse that repeat a value, which would end up in the log of a cron job.
 _ECHOED_VALUE = re.compile(r"(invalid choice|invalid \w+ value|ignored explicit argument):? .*", re.DOTALL)
 _OPTION = re.compile(r"(--?[a-z][a-z-]{0,20})(=.*)?", re.DOTALL)

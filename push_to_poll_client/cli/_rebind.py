@@ -12,8 +12,6 @@ from push_to_poll_client.cli._state_file import add_state_to, find_consumer, run
 from push_to_poll_client.stores._rebind import Rebind
 from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, read_store
 
-__all__ = ["add_to"]
-
 THEN = {
     False: "it goes on from its cursor, with its records and dead letters",
     True: "it goes on from its cursor, which must mean the same there; if it does not: push-to-poll rewind",

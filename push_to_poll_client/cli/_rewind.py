@@ -22,8 +22,6 @@ from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._state_file import add_state_to, find_consumer, run_with_session
 from push_to_poll_client.stores._sqlite.reader import read_cursors
 
-__all__ = ["add_to", "check_cursor"]
-
 FORGET_EFFECTS = {
     False: "what comes again and was processed is not processed again, as long as its record is kept",
     True: "all that comes again is processed again",

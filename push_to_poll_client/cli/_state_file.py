@@ -14,9 +14,6 @@ from push_to_poll_client.stores import SQLiteStore
 from push_to_poll_client.stores._sqlite.owner_lock import lock_holder
 from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, read_store
 
-__all__ = ["add_state_to", "find_consumer", "run_with_session", "run_with_store"]
-
-
 _T = TypeVar("_T")
 
 _MAX_NAMES = 5

@@ -11,8 +11,6 @@ from push_to_poll_client.cli._output import Exit, format_time, print_lines
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, StoreFile, read_store
 
-__all__ = ["add_to"]
-
 JSON_HELP = """\
 print one JSON object: file, bytes, owner (process id; null: nobody that can be seen), consumers: a list of
 objects with name, feed, cursor (null: the beginning), records (of messages that are settled), dead_letters

@@ -39,9 +39,6 @@ from push_to_poll_client.listeners.handshakes import dropbox_challenge
 from push_to_poll_client.listeners.verifiers import dropbox, github, no_verification, standard_webhooks, stripe
 from push_to_poll_client.listeners.webhook import WebhookListener
 
-__all__ = ["SHUTDOWN_TIMEOUT", "add_to", "listener_for", "same_server", "until_signalled"]
-
-
 SHUTDOWN_TIMEOUT = 10.0
 """Seconds that the current message gets to finish after the first signal: the library's default."""
 

@@ -34,9 +34,6 @@ try:
 except ImportError:  # pragma: no cover - on Windows, which has no such limit
     resource = None  # type: ignore[assignment]
 
-__all__ = ["connection_limit", "parse_address", "serve_in_background", "serve_webhook"]
-
-
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 MAX_CONNECTIONS = 1_000

@@ -17,9 +17,6 @@ from push_to_poll_client._exceptions import DecodeError
 from push_to_poll_client._types import D_co, Message
 from push_to_poll_client._validation import describe, one_line, quoted
 
-__all__ = ["DataDecoder", "Decode"]
-
-
 Decode: TypeAlias = type[D_co] | Callable[[Any], D_co]
 """A type that msgspec or pydantic makes of the data, or a function that does."""
 

@@ -31,17 +31,6 @@ import math
 
 from push_to_poll_client._types import MAX_NOT_BEFORE
 
-__all__ = [
-    "DOWN_AFTER",
-    "STABLE_AFTER",
-    "NewsPace",
-    "ReconnectAction",
-    "ReconnectBackoff",
-    "lifetime",
-    "verdict_of_status",
-]
-
-
 FIRST_DELAY = 1.0
 """Seconds: the first delay is drawn from 0 to this, in which 1,000 clients of a restarted server return."""
 

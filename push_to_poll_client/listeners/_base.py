@@ -32,8 +32,6 @@ from push_to_poll_client.listeners._backoff import DOWN_AFTER, ReconnectAction, 
 from push_to_poll_client.listeners._failures import Failure, unwrap_group
 from push_to_poll_client.listeners._hints import HintReader
 
-__all__ = ["BaseListener", "ReadLoopListener", "StopReconnecting", "refuse_trio", "unique_names"]
-
 
 class StopReconnecting(PushToPollError):
     """The server asks not to connect again. Raised by `_connect`."""

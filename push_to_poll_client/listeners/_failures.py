@@ -23,19 +23,6 @@ from push_to_poll_client._secrets import shows_a_secret
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners._backoff import ReconnectAction, verdict_of_status
 
-__all__ = [
-    "MAX_TEXT",
-    "Failure",
-    "causes",
-    "describe_error",
-    "error_response",
-    "failure_of_status",
-    "http_failure_of",
-    "unwrap_group",
-    "verdict_by_type",
-]
-
-
 MAX_TEXT = 200
 """Characters of a server's text quoted in a sentence, so that a log line stays short."""
 

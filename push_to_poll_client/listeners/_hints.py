@@ -12,9 +12,6 @@ from push_to_poll_client._json import decode
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Push
 
-__all__ = ["HintReader", "JSONHint", "Notification", "parse_path", "strings_at"]
-
-
 MAX_VALUE_LENGTH = 1024
 """Characters of the longest text taken from a push; ids, topics and names are shorter, and cursors usually are."""
 

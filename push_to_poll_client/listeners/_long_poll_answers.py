@@ -32,18 +32,6 @@ from push_to_poll_client.listeners._backoff import RETRY_AFTER_JITTER, NewsPace
 from push_to_poll_client.listeners._hints import parse_path
 from push_to_poll_client.listeners._requests import ListenerResponse, UnusableResponse
 
-__all__ = [
-    "NO_NEWS",
-    "LongPollReader",
-    "LongPollResult",
-    "NewsSource",
-    "NextSource",
-    "Pace",
-    "last_at",
-    "query_value",
-]
-
-
 MAX_POSITION = 8192
 """Characters of the longest value that is sent back. CouchDB's have hundreds to a few thousand; servers refuse
 longer addresses."""

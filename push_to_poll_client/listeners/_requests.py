@@ -24,8 +24,6 @@ from push_to_poll_client._secrets import Secrets
 from push_to_poll_client._validation import check_number, check_size
 from push_to_poll_client.listeners._backoff import ReconnectAction
 
-__all__ = ["RESPONSE_VERDICTS", "ListenerClient", "ListenerResponse", "UnusableResponse"]
-
 
 class UnusableResponse(PushToPollError):
     """The response is too large, is encoded, or does not hold what it should."""

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 
 from push_to_poll_client._exceptions import PushToPollError
 
-__all__ = ["MAX_RETRY", "EventParser", "EventTooLarge", "ServerSentEvent"]
-
 MAX_RETRY = 300.0
 """Seconds: the longest `retry` that is obeyed. It is as long as this library waits where only a human can help, so
 a server cannot silence the channel with it; a server that needs more time sends `Retry-After`. There is no

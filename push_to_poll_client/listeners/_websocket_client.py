@@ -27,8 +27,6 @@ from push_to_poll_client._http.origins import check_userinfo
 from push_to_poll_client._http.transport import shared_tls_context, user_agent
 from push_to_poll_client._log import ConsumerLog
 
-__all__ = ["WebSocketConnection", "check_websockets", "open_connection", "parse_url"]
-
 # The listener's, by whose name users configure it.
 _log = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.websocket"))
 

@@ -23,8 +23,6 @@ from push_to_poll_client._types import Cursor, FetchRequest, M, Message, Page, U
 from push_to_poll_client._validation import check_identity
 from push_to_poll_client.testing._virtual_time import Bell
 
-__all__ = ["Answer", "Asked", "FakeFeed"]
-
 
 @dataclass(slots=True)
 class _PublishedMessage:

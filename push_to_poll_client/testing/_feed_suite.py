@@ -18,9 +18,6 @@ from push_to_poll_client._exceptions import DecodeError, FeedError, PushToPollEr
 from push_to_poll_client._protocols import Feed
 from push_to_poll_client._types import MAX_CURSOR, Cursor, DeadLetter, FetchRequest, Message, Page, Push
 
-__all__ = ["MAX_PAGES", "FeedHooks", "FeedSuite", "FeedWalk", "Step", "Steps", "walk"]
-
-
 MAX_PAGES = 200
 """Of a feed with a handful of messages: one that has more never ends."""
 

@@ -7,8 +7,6 @@ from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client.testing._virtual_time import Bell
 
-__all__ = ["ManualListener"]
-
 
 class ManualListener:
     """A listener driven by the test.

@@ -12,8 +12,6 @@ from push_to_poll_client._exceptions import OwnershipLost, StoreBusy, StoreError
 from push_to_poll_client._protocols import Session, Store
 from push_to_poll_client._types import DeadLetter, Record, Settlement
 
-__all__ = ["StoreSuite"]
-
 _FEED = "https://feed.example/"
 
 _STRINGS = (

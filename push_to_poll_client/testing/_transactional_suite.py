@@ -15,8 +15,6 @@ from push_to_poll_client._protocols import Store, TransactionConflict, is_transa
 from push_to_poll_client._types import Record, Settlement
 from push_to_poll_client.testing._store_suite import StoreSuite
 
-__all__ = ["TransactionalStoreSuite"]
-
 
 class _HandlerFailed(Exception):
     """What a handler raises here."""

@@ -15,9 +15,6 @@ import anyio
 
 from push_to_poll_client._validation import missing_dependency
 
-__all__ = ["START", "Bell", "VirtualTimeLoop", "virtual_time"]
-
-
 START: Final = 1000.0
 """Seconds at which virtual clocks start. At 0 a test would not see a time that was never set and is still 0."""
 

@@ -23,8 +23,6 @@ from push_to_poll_client.cli.demo._figures import (
 )
 from push_to_poll_client.cli.demo._processes import STEP_TIMEOUT, ConsumerProcess, ServerProcess
 
-__all__ = ["Demo", "Screen", "print_figure", "print_latency"]
-
 
 class Screen:
     """Progress on standard output: one changing line on a terminal, elsewhere a line every two seconds."""

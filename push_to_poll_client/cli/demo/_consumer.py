@@ -17,8 +17,6 @@ import anyio
 
 from push_to_poll_client import Consumer, HTTPFeed, Message, Push, SQLiteStore, WebSocketListener
 
-__all__ = ["COMMIT_INTERVAL", "Orders", "consume", "end_with_parent"]
-
 FALLBACK_INTERVAL = 0.5
 """Seconds; short, so that the demo sees lost pushes within its half minute. A service would take a minute."""
 

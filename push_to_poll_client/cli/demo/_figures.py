@@ -5,18 +5,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = [
-    "FaultPeriod",
-    "HandlerCall",
-    "HandlerFile",
-    "Latencies",
-    "ObservedPush",
-    "beyond_g7",
-    "latencies",
-    "percentile",
-    "processed_twice",
-]
-
 
 class HandlerCall(NamedTuple):
     """One line of the handler, written when it was called.

@@ -12,8 +12,6 @@ import httpx
 
 from push_to_poll_client.cli.demo._figures import ObservedPush
 
-__all__ = ["ConsumerProcess", "ServerProcess"]
-
 STEP_TIMEOUT = 20.0
 """Seconds to wait for something that should happen at once."""
 

@@ -16,8 +16,6 @@ import anyio
 
 from push_to_poll_client._log import ConsumerLog
 
-__all__ = ["CALLBACK_TIMEOUT", "ErrorLog", "WebhookCounters", "WebhookStats"]
-
 
 @dataclass(frozen=True, slots=True)
 class WebhookCounters:

@@ -21,9 +21,6 @@ from push_to_poll_client.listeners._webhook.types import (
     too_many_requests,
 )
 
-__all__ = ["MAX_BODIES", "MAX_RECIPIENTS", "MAX_REPLAYS", "ROUNDING", "ReplayCache", "Slots", "TokenBucket"]
-
-
 ROUNDING = 1e-6
 """Seconds. A shorter wait is a rounding error of numbers that should cancel out, and counts as no wait."""
 

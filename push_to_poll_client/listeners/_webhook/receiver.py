@@ -58,21 +58,6 @@ from push_to_poll_client.listeners._webhook.types import (
     too_many_requests,
 )
 
-__all__ = [
-    "ClientGone",
-    "Receive",
-    "RequestReceiver",
-    "Scope",
-    "Send",
-    "check_length",
-    "read_body",
-    "refuse_websocket",
-    "request_of",
-    "run_lifespan",
-    "send_response",
-]
-
-
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]

@@ -29,17 +29,6 @@ from push_to_poll_client.listeners._webhook.types import (
     WebhookRequest,
 )
 
-__all__ = [
-    "FLOOD_QUIET_TIME",
-    "MAX_NAMES",
-    "ManagingSubscriber",
-    "PushRouter",
-    "WebhookSubscriber",
-    "WebhookSubscribers",
-    "names_at",
-]
-
-
 FLOOD_QUIET_TIME = 30.0
 """Seconds without a refused request after which a flood is over. Until then the consumer polls at its degraded
 interval, 10 s by default, so that a push that was refused costs that much latency and no more."""

@@ -12,31 +12,6 @@ from push_to_poll_client._http.headers import is_header_name, is_header_value
 from push_to_poll_client._json import decode
 from push_to_poll_client._types import Push
 
-__all__ = [
-    "ACCEPTED",
-    "BUSY",
-    "EVERYONE",
-    "NOT_ALLOWED",
-    "TOO_LARGE",
-    "TOO_SLOW",
-    "UNAUTHENTIC",
-    "UNKNOWN",
-    "Control",
-    "Handshake",
-    "Hint",
-    "Recipient",
-    "RejectReason",
-    "RequestRejected",
-    "Route",
-    "Verified",
-    "Verifier",
-    "WebhookRequest",
-    "WebhookResponse",
-    "check_response",
-    "too_many_requests",
-]
-
-
 MAX_PARAMETERS = 100
 """Fields of a query that are read; handshakes have five."""
 

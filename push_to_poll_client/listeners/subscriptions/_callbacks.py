@@ -17,9 +17,6 @@ from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners._webhook.types import NOT_READY, WebhookRequest, WebhookResponse
 from push_to_poll_client.listeners.subscriptions._types import Registration
 
-__all__ = ["SUBSCRIBE", "UNSUBSCRIBE", "HubCallbacks", "HubRequest", "callback_id"]
-
-
 SUBSCRIBE, UNSUBSCRIBE, DENIED = "subscribe", "unsubscribe", "denied"
 
 MAX_CHALLENGE = 1024

@@ -12,9 +12,6 @@ from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client.listeners._webhook.types import Verifier, WebhookRequest
 from push_to_poll_client.listeners.subscriptions._types import Registration
 
-__all__ = ["CustomSubscription"]
-
-
 Create: TypeAlias = Callable[[Registration], Registration | Awaitable[Registration]]
 Renew: TypeAlias = Callable[[Registration], Registration | Awaitable[Registration | None] | None]
 Stop: TypeAlias = Callable[[Registration], object]

@@ -17,9 +17,6 @@ from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, link_targ
 from push_to_poll_client._http.origins import parse_http_url, without_secrets
 from push_to_poll_client.listeners._requests import UnusableResponse
 
-__all__ = ["MAX_LINK", "Topic", "topic_of", "usable_link"]
-
-
 MAX_LINK = 1024
 """Characters of a URL; a longer one is ignored. The URLs of six subscriptions have to fit into the 16,384
 characters that a listener may save, whatever a topic says about itself."""

@@ -35,9 +35,6 @@ from push_to_poll_client.listeners.subscriptions._renewal import (
 from push_to_poll_client.listeners.subscriptions._state import SubscriptionState, check_registration
 from push_to_poll_client.listeners.subscriptions._types import Registration, Subscription
 
-__all__ = ["SubscriptionManager", "Unsubscriber"]
-
-
 STOP_TIMEOUT = 30.0
 """Seconds for the subscription to stop one registration."""
 

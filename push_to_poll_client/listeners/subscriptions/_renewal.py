@@ -17,18 +17,6 @@ from push_to_poll_client.listeners._failures import Failure, error_response, htt
 from push_to_poll_client.listeners._requests import RESPONSE_VERDICTS
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
-__all__ = [
-    "MAX_SLEEP",
-    "MIN_RENEWAL_INTERVAL",
-    "MissedPushes",
-    "Now",
-    "Renewal",
-    "failure_of",
-    "is_gone",
-    "renewal_time",
-]
-
-
 EARLIEST, LATEST = 0.5, 0.75
 """The shares of its lifetime after which a subscription is renewed, at random between: a fleet of 1,000 that
 subscribed at once, for 10 days, renews over 60 hours, and a quarter of the lifetime is left for what fails."""

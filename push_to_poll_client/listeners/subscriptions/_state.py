@@ -14,9 +14,6 @@ from push_to_poll_client._json import decode
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners.subscriptions._types import Registration
 
-__all__ = ["SubscriptionState", "check_registration"]
-
-
 MAX_PENDING_STOPS = 4
 """Subscriptions that are still to be stopped. If there are more, the oldest are left to expire."""
 

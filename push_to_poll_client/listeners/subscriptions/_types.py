@@ -7,8 +7,6 @@ import msgspec
 
 from push_to_poll_client._exceptions import PushToPollError
 
-__all__ = ["Registration", "Subscription", "SubscriptionRefused"]
-
 
 class SubscriptionRefused(PushToPollError):
     """The server refuses, and will until a person acts. It is asked again every few minutes."""

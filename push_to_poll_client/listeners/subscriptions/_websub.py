@@ -37,9 +37,6 @@ from push_to_poll_client.listeners.subscriptions._discovery import MAX_LINK, top
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 from push_to_poll_client.listeners.verifiers._vendors import websub
 
-__all__ = ["WebSub"]
-
-
 _log = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.subscriptions"))
 
 MAX_SECRET = 199

@@ -5,9 +5,6 @@ from typing import Any, TypeAlias
 
 from push_to_poll_client._validation import missing_dependency
 
-__all__ = ["PublicKey", "public_key", "verify"]
-
-
 KEY_SIZE = 32
 """Bytes of a public key (RFC 8032 §5.1.5)."""
 

@@ -22,23 +22,6 @@ from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._webhook.types import Verified, WebhookRequest
 from push_to_poll_client.listeners.verifiers._secrets import Secrets, any_equal, secret_bytes
 
-__all__ = [
-    "BODY",
-    "SIGNED",
-    "TIMESTAMP",
-    "TOLERANCE",
-    "Algorithm",
-    "HMACSignature",
-    "ParsedSignatures",
-    "Template",
-    "TimestampWindow",
-    "header_bytes",
-    "header_name",
-    "replay_digests",
-    "split_items",
-]
-
-
 TOLERANCE = 300.0
 """Seconds, as Stripe, Slack, Svix and the libraries of Standard Webhooks have it. A request that is repeated later
 is refused for its timestamp, so repetitions have to be remembered for this long."""

@@ -5,8 +5,6 @@ import hmac
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-__all__ = ["Secrets", "TokenSet", "any_equal", "check_secrets", "secret_bytes"]
-
 
 def any_equal(given: Iterable[bytes], expected: Iterable[bytes]) -> bool:
     """Return whether any of `given` equals any of `expected`; all pairs are compared, also after an equal one."""

@@ -23,9 +23,6 @@ from push_to_poll_client.listeners.verifiers._hmac import (
 )
 from push_to_poll_client.listeners.verifiers._secrets import Secrets, any_equal, check_secrets
 
-__all__ = ["standard_webhooks", "svix"]
-
-
 MAX_ED25519 = 4
 """Ed25519 signatures of a request that are verified, each by each key. While a key is replaced there are two; a
 request with more than this is refused. A verification takes 0.1 ms, and 1.4 ms for a MiB, since the whole text is

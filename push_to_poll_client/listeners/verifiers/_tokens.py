@@ -18,8 +18,6 @@ from push_to_poll_client.listeners._webhook.types import Verifier, WebhookReques
 from push_to_poll_client.listeners.verifiers._hmac import header_bytes, header_name
 from push_to_poll_client.listeners.verifiers._secrets import Secrets, TokenSet, secret_bytes
 
-__all__ = ["basic", "bearer", "header_token", "no_verification", "token_in_body"]
-
 
 def header_token(tokens: Secrets, header: str = "X-Goog-Channel-Token") -> Verifier:
     """A header has to be a token that the server was given: Google's `X-Goog-Channel-Token`, for one.

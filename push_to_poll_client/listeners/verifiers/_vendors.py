@@ -3,8 +3,6 @@
 from push_to_poll_client.listeners.verifiers._hmac import TOLERANCE, HMACSignature
 from push_to_poll_client.listeners.verifiers._secrets import Secrets
 
-__all__ = ["dropbox", "github", "stripe", "websub"]
-
 
 def github(secret: Secrets) -> HMACSignature:
     """GitHub: `X-Hub-Signature-256` over the body (docs.github.com, "Validating webhook deliveries").

@@ -33,8 +33,6 @@ from push_to_poll_client.testing._reference.pushes import (
 )
 from push_to_poll_client.testing._reference.webhooks import WebhookSender
 
-__all__ = ["ReferenceApp"]
-
 
 class _WebhookRegistration(TypedDict):
     url: str

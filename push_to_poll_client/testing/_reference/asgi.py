@@ -7,23 +7,6 @@ from typing import Any, TypeAlias
 import anyio
 import anyio.lowlevel
 
-__all__ = [
-    "Header",
-    "Receive",
-    "Scope",
-    "Send",
-    "header",
-    "read_body",
-    "respond",
-    "respond_to_websocket",
-    "retry_after",
-    "run_lifespan",
-    "run_until_disconnect",
-    "start",
-    "wait_for_disconnect",
-]
-
-
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]

@@ -11,9 +11,6 @@ import msgspec
 
 from push_to_poll_client.testing._reference.asgi import Header
 
-__all__ = ["BATCH_TYPE", "Faults", "PushRecord", "SpoiledKind", "Stats", "spoil"]
-
-
 SpoiledKind: TypeAlias = Literal["type", "encoding", "truncated", "bomb", "garbage"]
 
 BATCH_TYPE = b"application/cloudevents-batch+json"

@@ -24,9 +24,6 @@ from push_to_poll_client.testing._reference.asgi import (
 from push_to_poll_client.testing._reference.control import BATCH_TYPE, Faults, Stats, spoil
 from push_to_poll_client.testing._virtual_time import Bell
 
-__all__ = ["DEFAULT_DATA", "EventLog", "FeedEndpoint"]
-
-
 DEFAULT_DATA = {"note": "x" * 80}
 """The data of an event that is published without data; with it the event has about 300 bytes."""
 

@@ -24,8 +24,6 @@ from push_to_poll_client.testing._reference.control import Faults, PushRecord, S
 from push_to_poll_client.testing._reference.feed import EventLog
 from push_to_poll_client.testing._virtual_time import Bell
 
-__all__ = ["ChangesEndpoint", "EventEndpoint", "PushLog", "PushSubscription", "WebSocketEndpoint"]
-
 
 class PushLog:
     """All pushes so far, and what goes wrong with them on every channel.

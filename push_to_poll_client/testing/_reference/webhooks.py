@@ -19,9 +19,6 @@ from push_to_poll_client.testing._reference.control import PushRecord
 from push_to_poll_client.testing._reference.pushes import PushLog, PushSubscription
 from push_to_poll_client.testing._virtual_time import Bell
 
-__all__ = ["WebhookSender"]
-
-
 TIMEOUT = 5.0
 """Seconds for a receiver to answer, after which a push is tried again."""
 
