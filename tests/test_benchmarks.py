@@ -76,7 +76,7 @@ def test_the_benchmark_of_many_consumers_runs_and_prints_a_row_for_each_way(type
         )
 
 
-@pytest.mark.long_form  # the other two show that benchmarks run; this one starts nine servers
+@pytest.mark.long_form  # the others show that benchmarks run; this one starts nine servers
 def test_the_benchmark_of_channels_runs_and_prints_a_ratio_for_each():
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "push.py", "--pushes", "2"],

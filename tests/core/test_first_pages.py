@@ -22,10 +22,11 @@ def few(monkeypatch):
 
 
 class Server:
-    """Has one page for each consumer, and counts the bodies that were read and are not processed yet."""
+    """Has pages of one message for each consumer, and counts the bodies that were read and are not processed."""
 
     def __init__(self):
         self.bodies = self.most = 0
+        self.pages = 1  # for each consumer
         self.hanging = set()
 
     def consumer(self, name, process):
@@ -36,19 +37,21 @@ class Server:
     async def _answer(self, request):
         if request.url.path in self.hanging:
             await anyio.sleep_forever()
-        if "lastEventId" in request.url.params:
+        last = int(request.url.params.get("lastEventId", 0))
+        if last == self.pages:
             return httpx.Response(200, json=[])
-        return httpx.Response(200, stream=Body(self), headers={"content-type": "application/json"})
+        return httpx.Response(200, stream=Body(self, last + 1), headers={"content-type": "application/json"})
 
 
 class Body(httpx.AsyncByteStream):
-    def __init__(self, server):
+    def __init__(self, server, number):
         self.server = server
+        self.number = number
 
     async def __aiter__(self):
         self.server.bodies += 1
         self.server.most = max(self.server.most, self.server.bodies)
-        yield b'[{"specversion": "1.0", "id": "1", "source": "s", "type": "t", "data": 1}]'
+        yield b'[{"specversion": "1.0", "id": "%d", "source": "s", "type": "t", "data": 1}]' % self.number
 
 
 @pytest.fixture
@@ -102,6 +105,30 @@ async def test_a_server_that_does_not_answer_keeps_no_other_consumer_waiting(ser
         await anyio.sleep(MAX_SHARE / 2)
         tasks.cancel_scope.cancel()
     assert done == [began] * 8
+
+
+async def test_a_later_poll_of_a_consumer_does_not_wait_for_first_pages(server):
+    done = []
+
+    async def process(_):
+        done.append(anyio.current_time())
+
+    async def process_slowly(_):
+        await anyio.sleep(3600)
+
+    async with anyio.create_task_group() as tasks:
+        running = server.consumer("running", process)
+        tasks.start_soon(running.run)
+        await running.poll_now()
+        for number in range(2):
+            tasks.start_soon(server.consumer(f"{number}", process_slowly).run)
+        await anyio.wait_all_tasks_blocked()
+        server.pages = 2
+        asked = anyio.current_time()
+        await running.poll_now()
+        tasks.cancel_scope.cancel()
+    assert len(done) == 2
+    assert done[1] == asked
 
 
 async def test_a_consumer_that_is_cancelled_while_it_waits_lets_the_next_one_in(server):
