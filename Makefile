@@ -44,11 +44,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --ignoreexternal --verifytypes push_to_poll_client
+	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --project tests/type_checks
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/feeds.py
 	$(BIN)/python benchmarks/push.py
+	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/many.py
 
 # `make chaos SEEDS=1000` simulates that many lives of a consumer (tests/simulation).

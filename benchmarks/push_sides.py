@@ -19,12 +19,11 @@ from push_to_poll_client import (
     ConnectionListener,
     JSONHint,
     Listener,
-    PullWakeListener,
     Push,
     SSEListener,
     WebSocketListener,
 )
-from push_to_poll_client.durable_streams import DurableStreamsWebhook
+from push_to_poll_client.durable_streams import DurableStreamsWebhook, PullWakeListener
 from push_to_poll_client.listeners.long_poll import LongPollListener
 from push_to_poll_client.listeners.postgres import PostgresListener
 from push_to_poll_client.listeners.redis import RedisListener

@@ -11,7 +11,8 @@ import sys
 
 import anyio
 
-from push_to_poll_client import Consumer, DurableStreamFeed, MemoryStore, Message, PushToPollError, SQLiteStore
+from push_to_poll_client import Consumer, MemoryStore, Message, PushToPollError, SQLiteStore
+from push_to_poll_client.durable_streams import DurableStreamFeed
 
 
 async def show(message: Message) -> None:

@@ -2,9 +2,10 @@
 
     python examples/transfers.py https://bank.example/transfers bank.db
 
-Each event, a CloudEvent with `{"from": …, "to": …, "cents": …}`, moves money between two accounts. What it moves
-is committed together with the record that it was processed, or not at all: kill this at any instant, and start it
-again, as often as you like. Were the two committed one after the other, a crash between them would move it twice.
+The feed follows the HTTP Feeds specification (http-feeds.org). Each event, a CloudEvent with `{"from": …, "to": …,
+"cents": …}`, moves money between two accounts. What it moves is committed together with the record that it was
+processed, or not at all: kill this at any instant, and start it again, as often as you like. Were the two
+committed one after the other, a crash between them would move it twice.
 """
 
 import sqlite3

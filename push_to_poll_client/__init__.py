@@ -3,23 +3,26 @@
 A push says when to ask, the poll says what, each message is processed once. Imports run one way: each of
 these modules may import only those above it and those to its left.
 
-    _version                                        the version
+    _version, _lazy_exports                         the version, public names loaded when they are used
     _event_loop, _secrets, _validation              event loops, secrets to mask, checks of arguments
     _first_pages                                    many consumers that start at once
     _json, _log                                     JSON, log lines
     _exceptions, _types, _protocols                 what all parts share
     _http/                                          HTTP, once, for feeds and listeners
-    _schedule, _wakes                               when to poll
+    _schedule                                       when to poll
     _status, _channels, _hooks, _options            what a user sees, hears of and sets
-    _work_queue, _failure_policy, _overlap          decisions about messages
+    _work_queue                                     the order of messages
     _progress, _fetching, _handlers, _retry         one message: from the feed to the commit
-    _workers, _processor, _dead_letters             one page
-    _position, _poller, _polls                      one poll, and one at a time
+    _position                                       where polls start
+    _workers, _processor, _dead_letters, _replay    one page
+    _poller, _polls                                 one poll, and one at a time
     _lifecycle, _consumer                           a session from its start to its end; where the parts meet
     feeds/, listeners/, stores/                     adapters, which know nothing of each other or of the core
     durable_streams/                                a family of its own, above feeds and listeners
     cli/, testing/                                  for the shell, and for tests
 """
+
+from typing import TYPE_CHECKING
 
 from push_to_poll_client._consumer import Consumer
 from push_to_poll_client._dead_letters import DeadLetters, Retried
@@ -48,6 +51,7 @@ from push_to_poll_client._exceptions import (
     UndecodableMessage,
 )
 from push_to_poll_client._hooks import Hooks
+from push_to_poll_client._lazy_exports import lazy_exports
 from push_to_poll_client._options import Resync
 from push_to_poll_client._protocols import Channel, Feed, Listener, Session, Store, TransactionalSession
 from push_to_poll_client._schedule import Mode
@@ -74,23 +78,35 @@ from push_to_poll_client._types import (
     UnreadableMessage,
 )
 from push_to_poll_client._version import __version__
-from push_to_poll_client.durable_streams import DurableStreamFeed, PullWakeListener
-from push_to_poll_client.feeds import AtomEntry, AtomFeed, CloudEvent, HTTPFeed, PagedFeed
-from push_to_poll_client.listeners import (
-    Connection,
-    ConnectionListener,
-    JSONHint,
-    LongPollListener,
-    ServerSentEvent,
-    SSEListener,
-    Verdict,
-    WebhookAnswer,
-    WebhookCounters,
-    WebhookListener,
-    WebhookRequest,
-    WebSocketListener,
-)
-from push_to_poll_client.stores import MemoryStore, SQLiteStore
+
+if TYPE_CHECKING:
+    from push_to_poll_client.feeds import AtomEntry, AtomFeed, CloudEvent, Entry, HTTPFeed, PagedFeed
+    from push_to_poll_client.listeners import (
+        Connection,
+        ConnectionListener,
+        JSONHint,
+        LongPollListener,
+        ServerSentEvent,
+        SSEListener,
+        Verdict,
+        WebhookAnswer,
+        WebhookCounters,
+        WebhookListener,
+        WebhookRequest,
+        WebSocketListener,
+    )
+    from push_to_poll_client.stores import MemoryStore, SQLiteStore
+else:
+    from push_to_poll_client import feeds, listeners, stores
+
+    _, __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "feeds": feeds.__all__,
+            "listeners": listeners.__all__,
+            "stores": stores.__all__,
+        },
+    )
 
 __all__ = [
     "AtomEntry",
@@ -108,7 +124,7 @@ __all__ = [
     "DeadLetter",
     "DeadLetterMessage",
     "DeadLetters",
-    "DurableStreamFeed",
+    "Entry",
     "FailingMessage",
     "Fate",
     "Feed",
@@ -133,7 +149,6 @@ __all__ = [
     "PagedFeed",
     "PollResult",
     "ProcessError",
-    "PullWakeListener",
     "Push",
     "PushToPollError",
     "Record",

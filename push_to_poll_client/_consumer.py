@@ -11,17 +11,16 @@ from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanag
 from functools import partial
 from itertools import chain, count
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 from weakref import ref
 
 import anyio
 from tenacity import AsyncRetrying, stop_after_attempt, wait_exponential, wait_random
 
-from push_to_poll_client._channels import ListenerChannel
+from push_to_poll_client._channels import ListenerChannel, Wakes
 from push_to_poll_client._dead_letters import DeadLetters, SessionDeadLetters
-from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._handlers import as_handler, batch_of_one
-from push_to_poll_client._hooks import Hooks, SafeHooks
+from push_to_poll_client._hooks import ConsumerStats, Hooks, SafeHooks
 from push_to_poll_client._lifecycle import OpenSession, Runner, SessionParts, not_recorded, when_available
 from push_to_poll_client._log import ConsumerLog, log_as
 from push_to_poll_client._options import (
@@ -32,21 +31,19 @@ from push_to_poll_client._options import (
     Handler,
     OnCursorExpired,
     OnFailure,
+    Options,
     OrderingKey,
     ProcessFunction,
-    ProcessingOptions,
-    ScheduleOptions,
     check_cursor,
     check_latest,
 )
 from push_to_poll_client._polls import Polls
-from push_to_poll_client._protocols import Feed, Listener, Session, Store
-from push_to_poll_client._schedule import Mode
+from push_to_poll_client._protocols import Feed, Listener, Store
+from push_to_poll_client._schedule import Mode, Schedule
 from push_to_poll_client._secrets import known_secrets
-from push_to_poll_client._status import MAX_SHOWN_FAILING, ConsumerStats, PollResult, RunLog, Status
-from push_to_poll_client._types import Cursor, Message, Push
+from push_to_poll_client._status import MAX_SHOWN_FAILING, PollResult, Status
+from push_to_poll_client._types import Cursor, M_co, Push
 from push_to_poll_client._validation import check_number, describe
-from push_to_poll_client._wakes import Wakes
 
 __all__ = ["Consumer"]
 
@@ -67,11 +64,14 @@ def _to_be_awaited(function: Function) -> Function:
     return mark(function)
 
 
-class Consumer:
+class Consumer(Generic[M_co]):
     """Consumes a feed: polls once, then whenever woken, then when it was quiet for the fallback interval.
 
     Subclass it and write `process`, or pass `process=`. Each message is processed once, in order, as long as its
     processing was recorded (G6); what was in hand at a crash is done again (G7).
+
+    `class Orders(Consumer[CloudEvent])` gives `process` the messages of a `Feed[CloudEvent]`, such as `HTTPFeed`;
+    a bare `Consumer` takes any feed, and its messages are `Message`s.
 
     `run()` claims the name in the store, and gives it back. So does each bare `poll_now()` and `catch_up()`;
     `async with consumer` keeps it, and the feed's connections, over several.
@@ -118,7 +118,6 @@ class Consumer:
         fingerprint: What must not change under a dedupe key, a function of a message that returns bytes (as
             `lambda message: message.raw`): a message that comes back with other bytes fails, with
             `ContentChanged`. `None`: it is a duplicate.
-        prefetch: Whether a feed with `read_ahead` is asked for the next page while one is processed.
         start: Where a new name begins: "inception", "latest" (a feed with `latest`), or a cursor. A name that has
             begun goes on from its saved cursor. A slip of these words ("lastest"), or another word for them
             ("earliest", "beginning", "start", "end"), is a `ValueError`.
@@ -136,11 +135,11 @@ class Consumer:
 
     def __init__(
         self,
-        feed: Feed,
+        feed: Feed[M_co],
         *,
         store: Store,
         listeners: Sequence[Listener] = (),
-        process: ProcessFunction | None = None,
+        process: ProcessFunction[M_co] | None = None,
         name: str | None = None,
         fallback_interval: float | None = 60.0,
         degraded_interval: float | None = 10.0,
@@ -151,38 +150,23 @@ class Consumer:
         flush_interval: float = 0.05,
         shutdown_timeout: float = 10.0,
         retry: AsyncRetrying | None = DEFAULT_RETRY,
-        on_failure: OnFailure = "stop",
+        on_failure: OnFailure[M_co] = "stop",
         batch_size: int = 100,
         batch_wait: float = 0.0,
         concurrency: int = 1,
-        key: OrderingKey | None = None,
-        dedupe_key: DedupeKey | None = None,
-        fingerprint: Fingerprint | None = None,
-        prefetch: bool = True,
+        key: OrderingKey[M_co] | None = None,
+        dedupe_key: DedupeKey[M_co] | None = None,
+        fingerprint: Fingerprint[M_co] | None = None,
         start: Cursor = "inception",
         on_cursor_expired: OnCursorExpired = "stop",
         overlap: float = 0.0,
-        hooks: Hooks | None = None,
+        hooks: Hooks[M_co] | None = None,
     ) -> None:
-        handler, batch = self._make_handlers(process, concurrency)
-        self._processing = ProcessingOptions(
+        handler, batch_handler = self._make_handlers(process, concurrency)
+        safe_hooks = None if hooks is None else SafeHooks(hooks)
+        self._options = Options(
             handler=handler,
-            batch=batch,
-            retry=retry,
-            on_failure=on_failure,
-            batch_size=batch_size,
-            batch_wait=batch_wait,
-            concurrency=concurrency,
-            key=key,
-            dedupe_key=dedupe_key,
-            fingerprint=fingerprint,
-            prefetch=prefetch,
-            start=start,
-            on_cursor_expired=on_cursor_expired,
-            overlap=overlap,
-            hooks=None if hooks is None else SafeHooks(hooks),
-        )
-        self._settings = ScheduleOptions(
+            batch_handler=batch_handler,
             fallback_interval=fallback_interval,
             degraded_interval=degraded_interval,
             rate=rate,
@@ -191,13 +175,24 @@ class Consumer:
             max_poll_time=max_poll_time,
             flush_interval=flush_interval,
             shutdown_timeout=shutdown_timeout,
+            retry=retry,
+            on_failure=on_failure,
+            batch_size=batch_size,
+            batch_wait=batch_wait,
+            concurrency=concurrency,
+            key=key,
+            dedupe_key=dedupe_key,
+            fingerprint=fingerprint,
+            start=start,
+            on_cursor_expired=on_cursor_expired,
+            overlap=overlap,
+            hooks=safe_hooks,
         )
         if callable(getattr(listeners, "listen", None)):
             raise TypeError(f"listeners are several: give [{listeners!r}]")
-        self._settings.check_listeners(len(listeners))
         self._feed = _require_method("fetch", feed)
         self._store = _require_method("claim", store)
-        self._processing.check_feed_and_store(feed, store)
+        self._options.check_parts(feed, store, listeners)
         self._feed_name = str(getattr(feed, "identity", type(feed).__qualname__))
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a str or None, not {name!r}")
@@ -205,21 +200,28 @@ class Consumer:
             raise ValueError("name must not be empty; give a short one, such as 'orders', or None for the feed's")
         self.name: str = self._feed_name if name is None else name
         self._known_secrets = known_secrets((feed, *listeners))
+        self._schedule = Schedule(
+            fallback_interval=fallback_interval,
+            degraded_interval=degraded_interval,
+            rate=rate,
+            burst=burst,
+            wake_delay=wake_delay,
+        )
+        self._consumer_stats = ConsumerStats(safe_hooks)
+        self._wakes = Wakes()
         self._channels: list[ListenerChannel] = []
         for listener in listeners:
             self._channels.append(self._make_channel(_require_method("listen", listener)))
-
-        self._schedule = self._settings.make_schedule()
-        self._consumer_stats = ConsumerStats()
-        self._wakes = Wakes()
         self._open_session = OpenSession(
-            self.name,
+            options=self._options,
+            name=self.name,
             feed=feed,
             feed_name=self._feed_name,
             store=store,
             schedule=self._schedule,
+            stats=self._consumer_stats,
             wakes=self._wakes,
-            build_parts=self._build_parts,
+            worth_a_poll=self._worth_a_poll,
         )
         self._runner: Runner | None = None
         self._runners: tuple[ref[Runner], ...] = ()
@@ -227,7 +229,8 @@ class Consumer:
 
     # What the user writes
 
-    def process(self, message: Message) -> Awaitable[None] | None:
+    # Covariant all the same, so that what runs or wakes any `Consumer` takes one of any messages.
+    def process(self, message: M_co) -> Awaitable[None] | None:  # type: ignore[misc]
         """Process one message. Override it with `async def`, or with `def`, which runs in a worker thread.
 
         Not called again for a message whose processing was recorded. An exception means that it failed: it is
@@ -235,7 +238,7 @@ class Consumer:
         """
         raise NotImplementedError
 
-    def process_batch(self, messages: Sequence[Message]) -> Awaitable[None] | None:
+    def process_batch(self, messages: Sequence[M_co]) -> Awaitable[None] | None:
         """Process up to `batch_size` messages at once. Override it in place of `process`, `async` or not.
 
         When it raises, the batch is split in halves until the message that fails stands alone; that one is tried
@@ -284,7 +287,7 @@ class Consumer:
             StoreError: The store is broken for good, or the name has another owner.
             RuntimeError: It runs already.
         """
-        runner = Runner(self._channels, shutdown_timeout=self._settings.shutdown_timeout)
+        runner = Runner(options=self._options, feed_name=self._feed_name, channels=self._channels)
         # Weak: a coroutine that is never awaited leaves nothing behind.
         self._runners = (*(reference for reference in self._runners if reference() is not None), ref(runner))
         return self._run(runner)
@@ -301,23 +304,12 @@ class Consumer:
                 with runner.opening:
                     await when_available(partial(stack.enter_async_context, self), self._consumer_stats)
                 if not runner.opening.cancelled_caught:
-                    await runner.run_until_stopped(self._opened, self._make_run_log())
+                    await runner.run_until_stopped(self._opened)
                 elif count := self._open_session.uncommitted_count:
                     raise not_recorded(self._consumer_stats.last_error, count)
         finally:
             if self._runner is runner:
                 self._runner = None
-
-    def _make_run_log(self) -> RunLog:
-        loop = self._open_session.loop
-        assert loop is not None  # inside `async with self`  # noqa: S101
-        return RunLog(
-            self._feed_name,
-            self._settings.fallback_interval,
-            len(self._channels),
-            stats=self._consumer_stats,
-            clock=loop.time,
-        )
 
     def stop(self) -> None:
         """Make `run()` return, also if it was called and has not begun. A later `run()` works as usual.
@@ -337,8 +329,6 @@ class Consumer:
         Raises:
             TypeError: It is neither. It would fail in the event loop, and take others with it.
         """
-        if not isinstance(push, Push | None):
-            raise TypeError(f"a push is a Push or None, not {type(push).__name__}")
         self._wakes.put(push)
 
     def pause(self) -> None:
@@ -500,7 +490,9 @@ class Consumer:
 
     # Options
 
-    def _make_handlers(self, process: ProcessFunction | None, threads: int) -> tuple[Handler, BatchHandler | None]:
+    def _make_handlers(
+        self, process: ProcessFunction[M_co] | None, threads: int
+    ) -> tuple[Handler[M_co], BatchHandler[M_co] | None]:
         cls = type(self)
         if inspect.iscoroutinefunction(cls.should_poll):
             raise TypeError("should_poll is a plain def: a push is not kept waiting")
@@ -552,18 +544,6 @@ class Consumer:
         if not isinstance(error, GeneratorExit) or not self._open_session.forget_lost_user():
             await self._open_session.leave(keep=keep)
 
-    def _build_parts(self, session: Session, loop: EventLoop) -> SessionParts:
-        return SessionParts(
-            self._feed,
-            session,
-            self._schedule,
-            self._consumer_stats,
-            self._settings,
-            self._processing,
-            self._worth_a_poll,
-            loop.time,
-        )
-
     @property
     def _parts(self) -> SessionParts | None:
         return self._open_session.parts
@@ -597,12 +577,12 @@ class Consumer:
         taken = {channel.name for channel in self._channels}
         name = next(free for free in chain([name], (f"{name} #{n}" for n in count(2))) if free not in taken)
         return ListenerChannel(
-            listener,
-            name,
-            wake=self.wake,
+            listener=listener,
+            name=name,
+            wakes=self._wakes,
             changed=self._channel_changed,
-            saved=self._saved_state,
-            save=self._save_state,
+            saved_state=self._saved_state,
+            save_state=self._save_state,
             missed=lambda: self._schedule.missed_in_a_row,
         )
 

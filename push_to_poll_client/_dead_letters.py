@@ -22,22 +22,20 @@ from push_to_poll_client._validation import describe, quoted
 __all__ = ["DeadLetters", "Retried", "SessionDeadLetters", "as_json"]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class SessionDeadLetters:
     """The dead letters of one session.
 
-    Args:
-        session: Keeps the dead letters.
+    Attributes:
         feed: Makes messages of dead letters, if it has `restore`.
         progress: Commits the outcome of a retry.
         retry: Calls the handler.
     """
 
-    def __init__(self, session: Session, feed: Feed, progress: Progress, retry: Retry) -> None:
-        self.session = session
-        self._restore: Callable[[DeadLetter], Message] = getattr(feed, "restore", restore_from_json)
-        self._progress = progress
-        self._retry = retry
-        self._marked_retried = False
+    session: Session
+    feed: Feed
+    progress: Progress
+    retry: Retry
 
     async def retry_marked(self, stop: StopSignal) -> bool:
         """Retry the dead letters marked for this run, until a stop is requested; return whether all were.
@@ -46,35 +44,12 @@ class SessionDeadLetters:
             StoreError: The store failed.
         """
         last: DeadLetter | None = None
-        while not self._marked_retried:
-            page = await self.session.dead_letters(after=last, marked=True) if self.session.dead else ()
+        while page := await self.session.dead_letters(after=last, marked=True) if self.session.dead else ():
             for last in page:
                 if stop.requested:
                     return False
-                await self.retry(last)
-            self._marked_retried = not page
+                await self.try_again(last)
         return True
-
-    async def commit_pending(self) -> None:
-        """Commit what an earlier call could not: a dead letter that was retried may be processed already.
-
-        Raises:
-            StoreError: The store failed.
-        """
-        await self._progress.flush()
-
-    async def keys(self) -> Sequence[str]:
-        """Return the dedupe keys of all dead letters.
-
-        Raises:
-            StoreError: The store failed.
-        """
-        keys: list[str] = []
-        last: DeadLetter | None = None
-        while page := await self.session.dead_letters(after=last):
-            keys.extend(dead_letter.key for dead_letter in page)
-            last = page[-1]
-        return keys
 
     async def require(self, key: str) -> DeadLetter:
         """Return the dead letter with this dedupe key.
@@ -88,7 +63,7 @@ class SessionDeadLetters:
             raise LookupError(f"there is no dead letter with the key {quoted(key)}")
         return dead_letter
 
-    async def retry(self, dead_letter: DeadLetter) -> bool:
+    async def try_again(self, dead_letter: DeadLetter) -> bool:
         """Try a dead letter once; return whether it is processed now.
 
         Raises:
@@ -97,10 +72,10 @@ class SessionDeadLetters:
         fingerprint = await self._fingerprint(dead_letter)
         failed = await self._try_once(dead_letter)
         if failed is None:
-            self._progress.pending.append(Record(dead_letter.key, fingerprint=fingerprint))
+            self.progress.pending.append(Record(dead_letter.key, fingerprint=fingerprint))
         else:
-            self._progress.dead_letters.append(failed)
-        await self._progress.flush()
+            self.progress.dead_letters.append(failed)
+        await self.progress.flush()
         return failed is None
 
     async def drop(self, dead_letter: DeadLetter) -> None:
@@ -110,36 +85,33 @@ class SessionDeadLetters:
             StoreError: The store failed; the next commit removes it.
         """
         record = Record(dead_letter.key, RecordState.SKIPPED, await self._fingerprint(dead_letter))
-        self._progress.pending.append(record)
-        await self._progress.flush()
+        self.progress.pending.append(record)
+        await self.progress.flush()
 
     async def _fingerprint(self, dead_letter: DeadLetter) -> int | None:
         """Return the fingerprint of the content that was given up on, for the new record."""
-        return (await self._progress.fingerprints([dead_letter.key])).get(dead_letter.key)
+        return (await self.progress.fingerprints([dead_letter.key])).get(dead_letter.key)
 
     async def _try_once(self, dead_letter: DeadLetter) -> DeadLetter | None:
         """Try once; return the dead letter with its new error if that failed."""
-        now = self._progress.time_of_day.now
+        now = self.progress.time_of_day.now
+        restore: Callable[[DeadLetter], Message] = getattr(self.feed, "restore", restore_from_json)
         try:
-            message = _require_message(self._restore(dead_letter))
+            message = restore(dead_letter)
+            if not isinstance(message, Message):
+                raise TypeError(f"restore() returned {type(message).__name__}, not a Message")  # noqa: TRY301
         except Exception as error:  # noqa: BLE001  # whatever the user's feed raises
             unreadable = UndecodableMessage(
                 f"dead letter {quoted(dead_letter.id)} cannot be restored: {describe(error)}"
             )
             unreadable.__cause__ = error
-            self._retry.log_dead_letter(dead_letter.id, unreadable, dead_letter.attempts)
+            self.retry.log_dead_letter(dead_letter.id, unreadable, dead_letter.attempts)
             return _failed_again(dead_letter, unreadable, now(), tried=0)
         tried = 0 if message.error else 1
-        failure = await self._retry.retry_dead_letter(message, attempt=dead_letter.attempts + tried)
+        failure = await self.retry.retry_dead_letter(message, attempt=dead_letter.attempts + tried)
         if failure is None:
             return None
         return _failed_again(dead_letter, failure, now(), tried=tried)
-
-
-def _require_message(message: object) -> Message:
-    if not isinstance(message, Message):
-        raise TypeError(f"restore() returned {type(message).__name__}, not a Message")
-    return message
 
 
 def _failed_again(dead_letter: DeadLetter, error: Exception, now: float, *, tried: int) -> DeadLetter:
@@ -258,7 +230,7 @@ class DeadLetters(AsyncIterable[DeadLetter]):
         """
         async with self._claimed:
             results = (
-                [await self._apply(key, SessionDeadLetters.retry) for key in keys]
+                [await self._apply(key, SessionDeadLetters.try_again) for key in keys]
                 if keys
                 else await self._retry_all()
             )
@@ -299,14 +271,18 @@ class DeadLetters(AsyncIterable[DeadLetter]):
     async def _retry_all(self) -> Sequence[bool]:
         """Retry the dead letters that are there now; a poll or another call may remove some meanwhile."""
         async with self._exclusive() as dead_letters:
-            await dead_letters.commit_pending()
-            keys = await dead_letters.keys()
+            await dead_letters.progress.flush()  # a dead letter that was retried may be processed already
+            keys: list[str] = []
+            last: DeadLetter | None = None
+            while page := await dead_letters.session.dead_letters(after=last):
+                keys.extend(dead_letter.key for dead_letter in page)
+                last = page[-1]
         results = []
         for key in keys:
             async with self._exclusive() as dead_letters:
                 dead_letter = await dead_letters.session.dead_letter(key)
                 if dead_letter is not None:
-                    results.append(await dead_letters.retry(dead_letter))
+                    results.append(await dead_letters.try_again(dead_letter))
         return results
 
     async def _apply(
@@ -314,7 +290,7 @@ class DeadLetters(AsyncIterable[DeadLetter]):
     ) -> Result:
         """Apply the function to one dead letter. Polls can run between two of them."""
         async with self._exclusive() as dead_letters:
-            await dead_letters.commit_pending()
+            await dead_letters.progress.flush()  # a dead letter that was retried may be processed already
             return await function(dead_letters, await dead_letters.require(key))
 
 

@@ -23,7 +23,6 @@ from anyio.abc import TaskGroup
 __all__ = [
     "Background",
     "EventLoop",
-    "TimeOfDay",
     "asyncio_cancellation",
     "error_for_cancellation",
     "in_own_task",
@@ -88,26 +87,6 @@ def _call_soon(loop: asyncio.AbstractEventLoop, thread: int, function: Callable[
         loop.call_soon(function)
     else:
         loop.call_soon_threadsafe(function)
-
-
-class TimeOfDay:
-    """Seconds since the epoch, by the event loop's clock, which does not jump.
-
-    Args:
-        clock: The event loop's clock.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._epoch = wall_clock() - clock()
-
-    def now(self) -> float:
-        """Seconds since the epoch, now."""
-        return self._epoch + self._clock()
-
-    def of(self, moment: float) -> float:
-        """Seconds since the epoch at a moment of the event loop's clock."""
-        return self._epoch + moment
 
 
 START_CHECKPOINTS = 3

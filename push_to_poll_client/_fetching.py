@@ -9,7 +9,7 @@ import hashlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Final, TypeGuard, TypeVar
 
@@ -18,18 +18,17 @@ import msgspec
 
 from push_to_poll_client._event_loop import Background, error_for_cancellation, sole_cause
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client._hooks import Hooks
+from push_to_poll_client._hooks import ConsumerStats
 from push_to_poll_client._http.errors import error_for_exception
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._options import check_latest
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._protocols import Feed, Session
 from push_to_poll_client._schedule import Schedule
-from push_to_poll_client._status import ConsumerStats, Gap
+from push_to_poll_client._status import Gap
 from push_to_poll_client._types import MAX_CURSOR, MAX_ID, Clock, Cursor, FetchRequest, Message, Page
 from push_to_poll_client._validation import describe, one_line
 
-__all__ = ["Fetcher", "Gaps", "PrefetchedPage", "Prefetcher", "check_ids"]
+__all__ = ["Fetcher", "Gaps", "PageReader", "check_ids"]
 
 
 T = TypeVar("T")
@@ -106,33 +105,31 @@ def check_ids(ids: Sequence[object], what: str, name: str) -> None:
         )
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Fetcher:
     """Ask the feed, and turn every exception of the feed into a `FeedError`.
 
-    Args:
-        feed: The user's feed.
-        schedule: Is told what the server asks for, which also holds for further pages.
-        clock: The event loop's clock.
-
     Attributes:
+        schedule: Is told what the server asks for, which also holds for further pages.
         max_wait: Seconds for which the feed can hold an answer; 0 if it cannot.
         must_not_wait: Whether something has happened during this poll that a waiting fetch would delay.
         read_ahead: Whether the feed may be asked for a page before the page in front of it is committed.
+        name: What the feed's function is called, for errors.
     """
 
-    def __init__(self, feed: Feed, schedule: Schedule, clock: Clock) -> None:
-        self.max_wait: float = getattr(feed, "max_wait", None) or 0.0
-        self.must_not_wait = False
-        self.read_ahead: bool = getattr(feed, "read_ahead", False)
-        self._feed = feed
-        self._name = f"{type(feed).__name__}.fetch()"
-        self._schedule = schedule
-        self._clock = clock
-        self._waiting: anyio.CancelScope | None = None
+    feed: Feed
+    schedule: Schedule
+    clock: Clock
+    max_wait: float = field(init=False)
+    must_not_wait: bool = field(default=False, init=False)
+    read_ahead: bool = field(init=False)
+    name: str = field(init=False)
 
-    def begin_poll(self) -> None:
-        """Begin a poll, whose fetches may wait until `cancel_waiting_fetch` is called."""
-        self.must_not_wait = False
+    def __post_init__(self) -> None:
+        self.max_wait = getattr(self.feed, "max_wait", None) or 0.0
+        self.read_ahead = getattr(self.feed, "read_ahead", False)
+        self.name = f"{type(self.feed).__name__}.fetch()"
+        self._waiting: anyio.CancelScope | None = None
 
     def cancel_waiting_fetch(self) -> None:
         """Let no fetch of this poll wait, and cancel the one that does. Its answer is fetched again."""
@@ -149,26 +146,21 @@ class Fetcher:
         Raises:
             FeedError: The fetch failed, or brought a page that cannot be used.
         """
-        if not request.wait:
-            return await self._fetch(request)
-        if self.must_not_wait:
+        if request.wait and self.must_not_wait:
             return None
-        self._waiting = anyio.CancelScope()
-        with self._waiting:
+        scope = anyio.CancelScope()
+        self._waiting = scope if request.wait else None
+        with scope:
             try:
-                return await self._fetch(request)
+                page = await self.fetch_page(request)
+            except FeedError as error:
+                self.apply_retry_after(error.retry_after, since=self.clock())
+                raise
             finally:
                 self._waiting = None
+            self.apply_retry_after(page.retry_after, since=self.clock())
+            return page
         return None
-
-    async def _fetch(self, request: FetchRequest) -> Page:
-        try:
-            page = await self.fetch_page(request)
-        except FeedError as error:
-            self.apply_retry_after(error.retry_after, since=self.now())
-            raise
-        self.apply_retry_after(page.retry_after, since=self.now())
-        return page
 
     async def fetch_page(self, request: FetchRequest) -> Page:
         """Fetch a page, without applying its `retry_after` yet.
@@ -176,8 +168,8 @@ class Fetcher:
         Raises:
             FeedError: The fetch failed, or brought a page that cannot be used.
         """
-        page = await self._call(self._name, lambda: self._feed.fetch(request))
-        _check_page(page, self._name)
+        page = await self._call(self.name, lambda: self.feed.fetch(request))
+        _check_page(page, self.name)
         return page
 
     async def latest(self) -> Cursor | None:
@@ -186,29 +178,25 @@ class Fetcher:
         Raises:
             FeedError: The feed could not tell it.
         """
-        name = f"{type(self._feed).__name__}.latest()"
-        latest = self._feed.latest  # type: ignore[attr-defined]  # looked for before
+        name = f"{type(self.feed).__name__}.latest()"
+        latest = self.feed.latest  # type: ignore[attr-defined]  # looked for before
         try:
             cursor = await self._call(name, latest)
         except FeedError as error:
-            self.apply_retry_after(error.retry_after, since=self.now())
+            self.apply_retry_after(error.retry_after, since=self.clock())
             raise
         if not isinstance(cursor, str | None) or len(cursor or "") > MAX_CURSOR:
             raise FeedError(f"{name} returned no cursor of up to {MAX_CURSOR} characters, and not None")
         return cursor
 
-    def check_latest(self) -> None:
-        """Check that the feed has `latest()`; raise ValueError if not."""
-        check_latest(self._feed)
-
     @property
     def is_allowed(self) -> bool:
         """Whether the server may be asked now (G3)."""
-        return self._schedule.server_not_before <= self._clock()
+        return self.schedule.server_not_before <= self.clock()
 
     async def wait_until_allowed(self) -> None:
         """Wait until the server may be asked, for a request that is not part of a poll (G3)."""
-        await anyio.sleep_until(self._schedule.server_not_before)
+        await anyio.sleep_until(self.schedule.server_not_before)
 
     async def _call(self, name: str, function: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -223,14 +211,65 @@ class Fetcher:
             raise refused  # not from `error`, whose text shows the whole URL
         raise FeedError(f"{name} raised {describe(error)}") from error
 
-    def now(self) -> float:
-        """Seconds on the event loop's clock."""
-        return self._clock()
-
     def apply_retry_after(self, retry_after: object, *, since: float) -> None:
         """Leave the server alone for `retry_after` seconds from `since` on, if it asked for that."""
         if _is_seconds(retry_after):
-            self._schedule.not_before(since, retry_after, jitter=random.random())  # noqa: S311
+            self.schedule.not_before(since, retry_after, jitter=random.random())  # noqa: S311
+
+
+GAP_KEY: Final = "gap"
+"""Name of the last gap in a session's state."""
+
+
+class _StoredGap(msgspec.Struct, frozen=True):
+    """The last gap, as the state keeps it. `push-to-poll status` reads `what` and `at`.
+
+    Attributes:
+        what: Description, in the feed's words.
+        at: When it was seen, in seconds since the epoch.
+        place: Digest of the cursor that its page was requested with, and of its whole description. It shows that a
+            page which is fetched again, also by another session, has the same gap.
+    """
+
+    what: str
+    at: float
+    place: str
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Gaps:
+    """Report the gaps of one session, each once.
+
+    Attributes:
+        session: Keeps the last gap.
+        progress: Is committed before a gap, since there is one commit at a time.
+    """
+
+    session: Session
+    progress: Progress
+    stats: ConsumerStats
+
+    async def report(self, cursor: Cursor | None, description: str) -> None:
+        """Report that messages may be missing before a page, unless this gap is the last one reported.
+
+        Args:
+            cursor: The cursor that the page was requested with.
+            description: What may be missing, in the feed's words; empty if nothing is.
+
+        Raises:
+            StoreError: The gap could not be saved.
+        """
+        if not description:
+            return
+        place = hashlib.blake2b(repr((cursor, description)).encode(), digest_size=16).hexdigest()
+        if place in self.session.state.get(GAP_KEY, ""):
+            return
+        gap = Gap(one_line(description))
+        logger.warning("messages may be missing, which the feed can no longer give: %s", gap.what)
+        self.stats.gap(gap)
+        await self.progress.flush()
+        stored = msgspec.json.encode(_StoredGap(gap.what, gap.at, place)).decode()
+        await self.session.commit(cursor=None, records=[], state={GAP_KEY: stored})
 
 
 class PrefetchedPage:
@@ -247,8 +286,8 @@ class PrefetchedPage:
 
     def __init__(self, fetcher: Fetcher, request: FetchRequest) -> None:
         self.request = request
-        self._fetcher = fetcher
         self.arrived_at = 0.0
+        self._fetcher = fetcher
         self._outcome: Page | BaseException | None = None
         self._done = anyio.Event()
 
@@ -256,11 +295,6 @@ class PrefetchedPage:
     def page(self) -> Page | None:
         """The page; `None` if it has not arrived, or the fetch failed."""
         return self._outcome if isinstance(self._outcome, Page) else None
-
-    @property
-    def last(self) -> bool:
-        """Whether nothing follows. Messages that came after it was fetched are seen only by fetching it again."""
-        return self.page is None or self.page.next is None
 
     async def fetch(self) -> None:
         """Fetch the page, and keep it or its error until its turn."""
@@ -270,7 +304,7 @@ class PrefetchedPage:
             raise
         except BaseException as error:  # noqa: BLE001  # raised when its turn has come
             self._outcome = error
-        self.arrived_at = self._fetcher.now()
+        self.arrived_at = self._fetcher.clock()
         self._done.set()
 
     def apply_retry_after(self) -> None:
@@ -302,127 +336,91 @@ PREFETCH_MIN_MESSAGES: Final = 10
 the last one, and its messages would wait for the request to be sent."""
 
 
-class Prefetcher:
-    """The page that is fetched while the one before it is processed.
-
-    Args:
-        fetcher: Asks the feed.
-        enabled: Whether the feed may be asked ahead of time.
-        may_ask: Returns whether the server may be asked for a further page now.
-    """
-
-    def __init__(self, fetcher: Fetcher, *, enabled: bool, may_ask: Callable[[], bool]) -> None:
-        self._fetcher = fetcher
-        self._enabled = enabled
-        self._may_ask = may_ask
-        self._page: PrefetchedPage | None = None
-
-    def __bool__(self) -> bool:
-        """Whether the next page has arrived, or is on its way."""
-        return self._page is not None
-
-    def pop(self, request: FetchRequest) -> PrefetchedPage | None:
-        """Take the page out, since its turn has come; `None` if it was not fetched ahead."""
-        page, self._page = self._page, None
-        if page is not None and page.request.cursor != request.cursor:  # the walk went on elsewhere
-            page.apply_retry_after()
-            return None
-        return page
-
-    async def begin(self, request: FetchRequest, page: Page, background: Background) -> None:
-        """Start to fetch the next page, now that the turn of a page has come, if that is worth it.
-
-        Args:
-            request: The request for the page. Its hint and its cache setting hold for further pages too.
-            page: The page.
-            background: Runs the fetch.
-        """
-        if not self._enabled or len(page.messages) < PREFETCH_MIN_MESSAGES or page.next in {None, request.cursor}:
-            return
-        if page.retry_after or not self._may_ask():
-            return
-        self._page = PrefetchedPage(self._fetcher, replace(request, cursor=page.next, wait=0.0))
-        await background.start(self._page.fetch)
-
-    async def arrives_by(self, until: float) -> bool:
-        """Wait for the page; return whether it is there by then, on the event loop's clock."""
-        if self._page is None:  # the walk went on elsewhere
-            return False
-        with anyio.CancelScope(deadline=until):
-            await self._page.wait_until_done()
-        return self._page.page is not None
-
-    async def wait_until_done(self) -> None:
-        """Wait for the page, if there is one, since the poll ends here and the next one continues with it."""
-        if self._page is not None:
-            await self._page.wait_until_done()
-
-    def end_poll(self, *, continues: bool) -> None:
-        """Drop the page if the next poll cannot use it.
-
-        Args:
-            continues: Whether the next poll continues here. Even then the feed's last page is dropped: it may no
-                longer be the last one by then (G1).
-        """
-        if self._page is not None and (not continues or self._page.last):
-            self._page.apply_retry_after()
-            self._page = None
-
-
-GAP_KEY: Final = "gap"
-"""Name of the last gap in a session's state."""
-
-
-class _StoredGap(msgspec.Struct, frozen=True):
-    """The last gap, as the state keeps it. `push-to-poll status` reads `what` and `at`.
+@dataclass(kw_only=True, eq=False, repr=False)
+class PageReader:
+    """Read the pages of polls one after the other, with the next one on its way while a page is settled.
 
     Attributes:
-        what: Description, in the feed's words.
-        at: When it was seen, in seconds since the epoch.
-        place: Digest of the cursor that its page was requested with, and of its whole description. It shows that a
-            page which is fetched again, also by another session, has the same gap.
+        gaps: Told of messages that may be missing before a page.
+        deadline: When a poll must read no further page, on the event loop's clock.
+        answered_at: When the last page of the poll arrived, on the event loop's clock; `None` if none did.
     """
 
-    what: str
-    at: float
-    place: str
+    fetcher: Fetcher
+    gaps: Gaps
+    deadline: float = field(default=0.0, init=False)
+    answered_at: float | None = field(default=None, init=False)
+    _next: PrefetchedPage | None = field(default=None, init=False)
 
+    def begin_poll(self) -> None:
+        """Begin a poll, whose fetches may wait until `Fetcher.cancel_waiting_fetch` is called."""
+        self.fetcher.must_not_wait, self.answered_at = False, None
 
-class Gaps:
-    """Report the gaps of one session, each once.
+    @property
+    def must_stop(self) -> bool:
+        """Whether the time of the poll is over, or the server asks to be left alone."""
+        return self.fetcher.clock() >= self.deadline or not self.fetcher.is_allowed
 
-    Args:
-        session: Keeps the last gap.
-        progress: Is committed before a gap, since there is one commit at a time.
-        stats: Are told of each gap.
-        hooks: Are told of each gap.
-    """
+    @property
+    def has_next(self) -> bool:
+        """Whether the next page has arrived, or is on its way."""
+        return self._next is not None
 
-    def __init__(self, session: Session, progress: Progress, stats: ConsumerStats, hooks: Hooks) -> None:
-        self._session = session
-        self._progress = progress
-        self._stats = stats
-        self._hooks = hooks
-
-    async def report(self, cursor: Cursor | None, description: str) -> None:
-        """Report that messages may be missing before a page, unless this gap is the last one reported.
+    async def read(self, request: FetchRequest, background: Background) -> Page | None:
+        """Return the page of a request, and begin to fetch the one after it if that is worth it.
 
         Args:
-            cursor: The cursor that the page was requested with.
-            description: What may be missing, in the feed's words; empty if nothing is.
+            request: The request. Its hint and its cache setting hold for further pages too.
+            background: Runs the next fetch.
+
+        Returns:
+            The page; `None` if the request was to wait, and was cancelled by `Fetcher.cancel_waiting_fetch`.
 
         Raises:
-            StoreError: The gap could not be saved.
+            FeedError: The fetch failed, or brought a page that cannot be used.
+            StoreError: A gap before the page could not be saved.
         """
-        if not description:
+        prefetched, self._next = self._next, None
+        if prefetched is not None and prefetched.request.cursor == request.cursor:
+            page: Page | None = await prefetched.take()
+            self.answered_at = prefetched.arrived_at
+        else:
+            if prefetched is not None:  # the walk went on elsewhere
+                prefetched.apply_retry_after()
+            page = await self.fetcher.fetch(request)
+            self.answered_at = self.fetcher.clock()
+        if page is None:
+            return None
+        await self.gaps.report(request.cursor, page.gap)
+        may_follow = self.fetcher.read_ahead and page.next not in {None, request.cursor} and not page.retry_after
+        if may_follow and len(page.messages) >= PREFETCH_MIN_MESSAGES and not self.must_stop:
+            self._next = PrefetchedPage(self.fetcher, replace(request, cursor=page.next, wait=0.0))
+            await background.start(self._next.fetch)
+        return page
+
+    async def arrives_by(self, until: float) -> bool:
+        """Wait for the next page; return whether it is there by then, on the event loop's clock."""
+        if self._next is None:  # the walk went on elsewhere
+            return False
+        with anyio.CancelScope(deadline=until):
+            await self._next.wait_until_done()
+        return self._next.page is not None
+
+    async def wait_until_done(self) -> None:
+        """Wait for the next page, if there is one, since the poll ends here and the next poll begins with it."""
+        if self._next is not None:
+            await self._next.wait_until_done()
+
+    def end_poll(self, *, continues: bool) -> None:
+        """Drop the next page if the next poll cannot use it.
+
+        Args:
+            continues: Whether the next poll continues here. Even then the feed's last page is dropped: messages
+                that came after it was fetched are seen only by fetching it again (G1).
+        """
+        if self._next is None:
             return
-        place = hashlib.blake2b(repr((cursor, description)).encode(), digest_size=16).hexdigest()
-        if place in self._session.state.get(GAP_KEY, ""):
-            return
-        gap = Gap(one_line(description))
-        logger.warning("messages may be missing, which the feed can no longer give: %s", gap.what)
-        self._stats.gap(gap)
-        self._hooks.gap(gap)
-        await self._progress.flush()
-        stored = msgspec.json.encode(_StoredGap(gap.what, gap.at, place)).decode()
-        await self._session.commit(cursor=None, records=[], state={GAP_KEY: stored})
+        page = self._next.page
+        if not continues or page is None or page.next is None:
+            self._next.apply_retry_after()
+            self._next = None

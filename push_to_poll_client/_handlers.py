@@ -17,17 +17,18 @@ from anyio.lowlevel import RunVar
 from push_to_poll_client._event_loop import in_own_task
 from push_to_poll_client._options import BatchHandler, Handler
 from push_to_poll_client._protocols import TransactionalSession, TransactionConflict
-from push_to_poll_client._types import Message, Record
+from push_to_poll_client._types import M, Message, Record
 
 __all__ = ["TransactionFailed", "as_handler", "batch_of_one", "in_transaction"]
 
 
 MessageOrBatch = TypeVar("MessageOrBatch", Message, Sequence[Message])
+Work = TypeVar("Work")  # a message of the user's type, or a batch of them
 
 
 def as_handler(
-    process: Callable[[MessageOrBatch], Awaitable[None] | None], *, threads: int
-) -> Callable[[MessageOrBatch], Awaitable[None]]:
+    process: Callable[[Work], Awaitable[None] | None], *, threads: int
+) -> Callable[[Work], Awaitable[None]]:
     """Return a coroutine function as it is, and run a plain function in a worker thread.
 
     A plain function would stop the event loop. A thread cannot be interrupted: a cancellation waits until the
@@ -50,7 +51,7 @@ def as_handler(
 
     limiters = RunVar[CapacityLimiter | None](f"threads of {process!r}", None)
 
-    async def in_thread(work: MessageOrBatch) -> None:
+    async def in_thread(work: Work) -> None:
         if threads > 1 and limiters.get() is None:
             limiters.set(CapacityLimiter(threads))
         # In a tuple, since trio treats a thread that returns a coroutine as a mistake.
@@ -63,10 +64,10 @@ def as_handler(
     return in_thread
 
 
-def batch_of_one(batch: BatchHandler) -> Handler:
+def batch_of_one(batch: BatchHandler[M]) -> Handler[M]:
     """Make a handler of single messages out of a handler of batches."""
 
-    async def process(message: Message) -> None:
+    async def process(message: M) -> None:
         await batch([message])
 
     return process

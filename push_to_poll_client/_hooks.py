@@ -1,19 +1,24 @@
-"""Hooks: typed calls that tell telemetry and tests what a consumer does.
+"""Tell what a consumer does: to the user's hooks, in counters, and in the log of a run.
 
-Hooks decide nothing: an exception of a hook is logged, and changes nothing.
+Hooks are typed calls for telemetry and tests. They decide nothing: an exception of a hook is logged, and changes
+nothing. `ConsumerStats` counts for the status, and knows the hooks. `RunLog` writes the few lines of a run.
 """
 
 import inspect
 import logging
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
+from push_to_poll_client._exceptions import FeedError, StoreUnavailable
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._status import FailingMessage, Gap, PollResult, Resynced
-from push_to_poll_client._types import Fate, Message, RecordState
-from push_to_poll_client._validation import describe
+from push_to_poll_client._schedule import WakeResult
+from push_to_poll_client._status import Counters, FailingMessage, Gap, PollResult, Resynced
+from push_to_poll_client._types import Clock, Cursor, Fate, M_contra, Message, RecordState, UnreadableMessage
+from push_to_poll_client._validation import describe, one_line, quoted
 
-__all__ = ["Hooks", "SafeHooks", "with_start_hook"]
+__all__ = ["ConsumerStats", "Hooks", "RunLog", "SafeHooks", "place_of", "with_start_hook"]
 
 
 MessageOrBatch = TypeVar("MessageOrBatch", Message, Sequence[Message])
@@ -21,22 +26,27 @@ MessageOrBatch = TypeVar("MessageOrBatch", Message, Sequence[Message])
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 
-class Hooks:
-    """Override what you want to hear of. Called in the event loop, so they must be short, and never block."""
+class Hooks(Generic[M_contra]):
+    """Override what you want to hear of. Called in the event loop, so they must be short, and never block.
 
-    def message_started(self, message: Message) -> None:
+    `Hooks[Entry]` are for a `Consumer[Entry]`, bare `Hooks` for any.
+    """
+
+    def message_started(self, message: M_contra) -> None:
         """The handler is about to get a message; for each further attempt, and part of a batch, again.
 
         What is cancelled then comes again, and nothing more is said of it until it does.
         """
 
-    def message_settled(self, message: Message, state: RecordState) -> None:
+    def message_settled(self, message: M_contra | UnreadableMessage, state: RecordState) -> None:
         """It is processed, dead or skipped; that is committed soon after."""
 
-    def message_failed(self, message: Message, error: Exception, attempt: int, fate: Fate) -> None:
+    def message_failed(
+        self, message: M_contra | UnreadableMessage, error: Exception, attempt: int, fate: Fate
+    ) -> None:
         """The `attempt`th attempt failed, and this becomes of the message."""
 
-    def message_postponed(self, message: Message, failing: FailingMessage) -> None:
+    def message_postponed(self, message: M_contra | UnreadableMessage, failing: FailingMessage) -> None:
         """It failed before a restart, and still waits for its next attempt, perhaps for hours.
 
         Called once, when a poll meets it; `message_failed` was called by the run before. Messages that may not
@@ -66,7 +76,7 @@ class SafeHooks(Hooks):
         TypeError: It is not a `Hooks`, or one of its methods is a coroutine function, which would not be awaited.
     """
 
-    def __init__(self, hooks: Hooks) -> None:
+    def __init__(self, hooks: Hooks[Any]) -> None:
         if not isinstance(hooks, Hooks):
             raise TypeError(f"hooks must be a Hooks or None, not {hooks!r}")
         for name in HOOK_NAMES:
@@ -127,3 +137,153 @@ def with_start_hook(
         await handler(work)
 
     return process
+
+
+class ConsumerStats:
+    """Collects the figures of `Status`, across runs, and tells the hooks.
+
+    Args:
+        hooks: The user's; `None` if there are none.
+    """
+
+    def __init__(self, hooks: Hooks | None) -> None:
+        self.hooks = hooks or Hooks()
+        self.counts: Counter[str] = Counter()
+        self.last_poll: float | None = None
+        self.last_progress: float | None = None
+        self.last_caught_up: float | None = None
+        self.last_error: str | None = None
+        self.last_resync: Resynced | None = None
+        self.last_gap: Gap | None = None
+        self.failing: dict[str, FailingMessage] = {}
+        self.standstill: str | None = None
+
+    def counters(self, *, missed_pushes: int) -> Counters:
+        """Return the counts as a snapshot."""
+        return Counters(**self.counts, missed_pushes=missed_pushes)
+
+    def wake_received(self, result: WakeResult) -> None:
+        """Count a wake."""
+        self.counts["wakes"] += 1
+        if result is not WakeResult.OWED:
+            self.counts[result.value] += 1
+
+    def committed(self, messages: int) -> None:
+        """Count new messages that are settled and recorded."""
+        if messages:
+            self.counts["messages"] += messages
+            self.last_progress = time.time()
+
+    def message_failed(self, key: str, failing: FailingMessage) -> None:
+        """Keep the failure of the message with this dedupe key, as the one that failed last."""
+        self.failing.pop(key, None)
+        self.failing[key] = failing
+
+    def resynced(self, event: Resynced) -> None:
+        """Count a resync."""
+        self.counts["resyncs"] += 1
+        self.last_resync = event
+        self.hooks.resynced(event)
+
+    def gap(self, gap: Gap) -> None:
+        """Count a gap in the feed."""
+        self.counts["gaps"] += 1
+        self.last_gap = gap
+        self.hooks.gap(gap)
+
+    def poll_ended(self, result: PollResult | Exception, *, began: float) -> None:
+        """Count a poll that began at this time of day."""
+        self.counts["polls"] += 1
+        self.last_poll = time.time()
+        if isinstance(result, Exception):
+            self.counts["failed_polls"] += 1
+            self.last_error = describe(result)
+        elif result.caught_up:
+            self.last_caught_up = began
+            self.hooks.caught_up(result)
+
+
+LONG_BACKLOG: Final = 60.0
+"""Seconds without reaching the end of the feed after which that is logged when it is reached. A feed that grows
+faster than its handler writes a line a minute at most."""
+
+
+def place_of(cursor: Cursor | None) -> str:
+    """Name a place in the feed, for the log."""
+    return "the inception" if cursor is None else f"cursor {quoted(cursor)}"
+
+
+class RunLog:
+    """The log of one call of `run()`: its start, when it caught up or recovered, and its end.
+
+    A poll that succeeds is silent unless something was wrong before it, so an idle consumer writes nothing, and a
+    busy one no line for each poll or push.
+
+    Args:
+        feed: What the feed calls itself.
+        interval: Longest quiet time before a poll, in seconds; `None` if only wakes start polls.
+        listeners: The number of listeners.
+        stats: Counts the messages.
+        clock: The event loop's clock.
+    """
+
+    def __init__(
+        self, feed: str, interval: float | None, listeners: int, *, stats: ConsumerStats, clock: Clock
+    ) -> None:
+        self._feed = feed
+        self._interval = interval
+        self._listeners = listeners
+        self._stats = stats
+        self._clock = clock
+        self._behind_since: float | None = None  # the start of the first poll after the last catch-up
+        self._messages = stats.counts["messages"]  # at that time
+        self._is_news = True  # to have caught up
+        self._failures = 0
+        self._failing_since = 0.0
+
+    def started(self, place: str) -> None:
+        """Log where the run begins, and when it polls."""
+        polling = "only when woken" if self._interval is None else f"every {self._interval:g} s"
+        listeners = _number(self._listeners, "listener")
+        logger.info("started at %s of %s: polling %s, %s", place, one_line(self._feed), polling, listeners)
+
+    def poll_ended(self, result: PollResult | Exception, *, started: float) -> None:
+        """Log that the feed works again, or that its end is reached again.
+
+        Args:
+            result: What the poll did, or why it failed.
+            started: When it started, on the event loop's clock.
+        """
+        if isinstance(result, PollResult):
+            self._poll_succeeded(started, caught_up=result.caught_up)
+        elif isinstance(result, FeedError | StoreUnavailable):
+            self._failing_since = self._failing_since if self._failures else started
+            self._failures, self._is_news = self._failures + 1, True
+            self._be_behind(started)
+
+    def _be_behind(self, since: float) -> None:
+        self._behind_since = since if self._behind_since is None else self._behind_since
+
+    def _poll_succeeded(self, started: float, *, caught_up: bool) -> None:
+        now, count = self._clock(), self._stats.counts["messages"]
+        if self._failures:
+            polls = _number(self._failures, "failed poll")
+            logger.info("recovered after %s in %.1f s", polls, now - self._failing_since)
+            self._failures = 0
+        if not caught_up:
+            self._be_behind(started)
+            return
+        # One long poll is not a backlog: the server may have held its answer.
+        seconds = 0.0 if self._behind_since is None else now - self._behind_since
+        if self._is_news or seconds >= LONG_BACKLOG:
+            messages = _number(count - self._messages, "message")
+            logger.info("caught up: %s in %.1f s", messages, seconds or now - started)
+        self._behind_since, self._is_news, self._messages = None, False, count
+
+    def stopped(self, cursor: Cursor | None, why: str) -> None:
+        """Log where the next run goes on, and why this one ended."""
+        logger.info("stopped at %s: %s", place_of(cursor), why)
+
+
+def _number(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

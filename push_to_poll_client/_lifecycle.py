@@ -1,7 +1,7 @@
 """Build the parts of a session, open and close it, and run it.
 
-`OpenSession` claims the consumer's name for its first user, which builds `SessionParts`, and releases it after its
-last user. `Runner` runs the listeners and the automatic polls of an open session.
+`OpenSession` claims the consumer's name for its first user, builds the parts of a session, and releases the name
+after its last user. `Runner` runs the listeners and the automatic polls of an open session.
 """
 
 import logging
@@ -9,13 +9,14 @@ import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 from weakref import WeakSet
 
 import anyio
 
-from push_to_poll_client._channels import ListenerChannel
+from push_to_poll_client._channels import ListenerChannel, Wakes
 from push_to_poll_client._dead_letters import SessionDeadLetters
 from push_to_poll_client._event_loop import (
     EventLoop,
@@ -25,35 +26,29 @@ from push_to_poll_client._event_loop import (
     sole_cause,
 )
 from push_to_poll_client._exceptions import (
-    CursorExpired,
-    FeedError,
-    FeedGone,
     ListenerError,
     ProcessError,
     PushToPollError,
     StoreMismatch,
     StoreUnavailable,
 )
-from push_to_poll_client._failure_policy import FailureRules
-from push_to_poll_client._fetching import Fetcher, Gaps
+from push_to_poll_client._fetching import Fetcher, Gaps, PageReader
 from push_to_poll_client._handlers import in_transaction
-from push_to_poll_client._hooks import Hooks, with_start_hook
+from push_to_poll_client._hooks import ConsumerStats, RunLog, with_start_hook
 from push_to_poll_client._log import ConsumerLog, ExcInfo, handler_error
-from push_to_poll_client._options import BatchHandler, Handler, ProcessingOptions, ScheduleOptions
-from push_to_poll_client._overlap import Overlap
+from push_to_poll_client._options import Options
 from push_to_poll_client._poller import Poller
 from push_to_poll_client._polls import Polls
-from push_to_poll_client._position import Position, Replay
+from push_to_poll_client._position import Overlap, Position
 from push_to_poll_client._processor import Dedupe, Processor
 from push_to_poll_client._progress import Progress, Uncommitted
 from push_to_poll_client._protocols import Feed, Session, Store, is_transactional
+from push_to_poll_client._replay import Replay
 from push_to_poll_client._retry import Retry, StopSignal
 from push_to_poll_client._schedule import Mode, PollOutcome, Schedule
-from push_to_poll_client._status import ConsumerStats, RunLog, SavedProgress
+from push_to_poll_client._status import SavedProgress
 from push_to_poll_client._types import Clock, Cursor, Push
 from push_to_poll_client._validation import describe
-from push_to_poll_client._wakes import Wakes
-from push_to_poll_client._workers import Workers
 
 __all__ = ["OpenSession", "Runner", "SessionParts", "not_recorded", "when_available"]
 
@@ -63,129 +58,18 @@ logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 T = TypeVar("T")
 
 
+@dataclass(eq=False, repr=False)
 class SessionParts:
-    """The parts that live as long as a session.
+    """The parts that live as long as a session: what `run()` and each call of the consumer work with."""
 
-    Args:
-        feed: The feed to consume.
-        session: Keeps the progress.
-        schedule: Decides when to poll; outlives the session.
-        stats: Counts; outlives the session.
-        settings: The user's options for the schedule.
-        processing: The user's options for messages and positions.
-        worth_a_poll: Returns whether the hint of a push is worth a poll.
-        clock: The event loop's clock.
-
-    Attributes:
-        session: As given.
-        progress: Progress that is not committed yet.
-        processor: Settles pages.
-        dead_letters: The messages that were given up on.
-        position: Chooses where polls start.
-        replay: Replays ranges of the feed.
-        poller: Runs one poll.
-        polls: Runs one poll at a time.
-    """
-
-    def __init__(  # noqa: PLR0917  # each is of another type
-        self,
-        feed: Feed,
-        session: Session,
-        schedule: Schedule,
-        stats: ConsumerStats,
-        settings: ScheduleOptions,
-        processing: ProcessingOptions,
-        worth_a_poll: Callable[[Push], bool],
-        clock: Clock,
-    ) -> None:
-        hooks = processing.hooks or Hooks()
-        progress = Progress(
-            session,
-            stats,
-            flush_interval=settings.flush_interval,
-            shutdown_timeout=settings.shutdown_timeout,
-            clock=clock,
-        )
-        dedupe = Dedupe(
-            progress,
-            feed=f"{type(feed).__name__}.fetch()",
-            dedupe_key=processing.dedupe_key,
-            ordering_key=processing.key if processing.concurrency > 1 else None,
-            fingerprint=processing.fingerprint,
-        )
-        handler, batch_handler = _wrap_handlers(processing, session, dedupe, hooks)
-        rules = FailureRules(processing.retry, processing.on_failure)
-        retry = Retry(handler, progress, rules, stats, hooks=hooks, clock=clock)
-        workers = Workers(
-            retry,
-            progress,
-            batch_handler,
-            concurrency=processing.concurrency,
-            batch_size=processing.batch_size,
-            hooks=hooks,
-            clock=clock,
-        )
-        self.session = session
-        self.progress = progress
-        self.processor = Processor(
-            progress,
-            handler,
-            dedupe,
-            retry,
-            workers,
-            stats,
-            plain=processing.plain,
-            batch_wait=processing.batch_wait,
-            clock=clock,
-        )
-        self.dead_letters = SessionDeadLetters(session, feed, progress, retry)
-
-        fetcher = Fetcher(feed, schedule, clock)
-        gaps = Gaps(session, progress, stats, hooks)
-        overlap = Overlap(
-            session,
-            seconds=processing.overlap,
-            max_poll_time=settings.max_poll_time,
-            clock=clock,
-            time_of_day=progress.time_of_day,
-        )
-        self.position = Position(
-            session,
-            fetcher,
-            progress,
-            overlap,
-            stats,
-            hooks,
-            start=processing.start,
-            on_cursor_expired=processing.on_cursor_expired,
-        )
-        self.replay = Replay(fetcher, dedupe, retry, progress, gaps, stats)
-        self.poller = Poller(
-            fetcher,
-            self.processor,
-            progress,
-            self.position,
-            overlap,
-            self.dead_letters,
-            gaps,
-            schedule,
-            stats,
-            max_poll_time=settings.max_poll_time,
-            prefetch=processing.prefetch,
-            clock=clock,
-        )
-        self.polls = Polls(
-            schedule,
-            session,
-            self.processor,
-            self.poller,
-            fetcher,
-            stats=stats,
-            hooks=hooks,
-            overlaps=processing.overlap > 0,
-            worth_a_poll=worth_a_poll,
-            clock=clock,
-        )
+    session: Session
+    progress: Progress
+    processor: Processor
+    dead_letters: SessionDeadLetters
+    position: Position
+    replay: Replay
+    poller: Poller
+    polls: Polls
 
     async def rewind(self, to: Cursor | None, *, ago: float | None, forget: bool) -> None:
         """See `Consumer.rewind`. Call it while no poll runs."""
@@ -202,20 +86,6 @@ class SessionParts:
         """
         await self.progress.flush()
         await self.session.commit(cursor=None, records=[], state={name: text})
-
-
-def _wrap_handlers(
-    processing: ProcessingOptions, session: Session, dedupe: Dedupe, hooks: Hooks
-) -> tuple[Handler, BatchHandler | None]:
-    """Put the handlers in a transaction if the store has one, and announce calls to the hooks if there are any."""
-    handler, batch_handler = processing.handler, processing.batch
-    if is_transactional(session):
-        handler = in_transaction(handler, session, lambda message: dedupe.records([message]))
-        batch_handler = batch_handler and in_transaction(batch_handler, session, dedupe.records)
-    if processing.hooks is not None:
-        handler = with_start_hook(handler, hooks, lambda message: [message])
-        batch_handler = batch_handler and with_start_hook(batch_handler, hooks, lambda messages: messages)
-    return handler, batch_handler
 
 
 FIRST_STORE_BACKOFF, MAX_STORE_BACKOFF = 0.25, 5.0
@@ -259,45 +129,37 @@ async def when_available(function: Callable[[], Awaitable[T]], stats: ConsumerSt
         delay = min(2 * delay, MAX_STORE_BACKOFF)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class OpenSession:
     """Keeps the consumer's name claimed and its session open while it has users.
 
-    Args:
+    Attributes:
         name: The consumer's name.
         feed: Closed with the last user, unless another consumer of this process uses it too.
         feed_name: What the feed calls itself; the name is bound to it.
         store: Claims the name.
         schedule: Follows the clock of the event loop in use.
         wakes: Keeps wakes while the session is closed.
-        build_parts: Builds the parts of a session.
-
-    Attributes:
+        worth_a_poll: Returns whether the hint of a push is worth a poll.
         loop: The event loop of the last use; `None` before the first.
         parts: The parts of the session; `None` while it is closed.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        feed: Feed,
-        feed_name: str,
-        store: Store,
-        schedule: Schedule,
-        wakes: Wakes,
-        build_parts: Callable[[Session, EventLoop], SessionParts],
-    ) -> None:
-        self.loop: EventLoop | None = None
-        self.parts: SessionParts | None = None
-        self._name = name
-        self._feed = feed
-        self._feed_name = feed_name
-        former = getattr(feed, "former_identity", None) or ()
+    options: Options
+    name: str
+    feed: Feed
+    feed_name: str
+    store: Store
+    schedule: Schedule
+    stats: ConsumerStats
+    wakes: Wakes
+    worth_a_poll: Callable[[Push], bool]
+    loop: EventLoop | None = field(default=None, init=False)
+    parts: SessionParts | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        former = getattr(self.feed, "former_identity", None) or ()
         self._former_names = (former,) if isinstance(former, str) else tuple(former)
-        self._store = store
-        self._schedule = schedule
-        self._wakes = wakes
-        self._build_parts = build_parts
         self._lock = anyio.Lock()
         self._users = self._keepers = self._lost_users = 0
         self._lost_session: Session | None = None
@@ -336,7 +198,7 @@ class OpenSession:
         if self.loop != loop:
             if self.loop is not None:
                 self._leave_loop(self.loop)
-                self._schedule.shift(loop.time() - self.loop.time())  # each event loop has a clock of its own
+                self.schedule.shift(loop.time() - self.loop.time())  # each event loop has a clock of its own
             self.loop, self._lock = loop, anyio.Lock()
         self._users += 1
         self._keepers += keep
@@ -353,12 +215,12 @@ class OpenSession:
         if not self._users:
             return
         if not loop.has_ended:
-            raise RuntimeError(f"{self._name}: in use in another event loop")
+            raise RuntimeError(f"{self.name}: in use in another event loop")
         logger.warning("the event loop ended while the consumer was in use; claiming the name again")
         self._lost_users, self._users, self._keepers = self._lost_users + self._users, 0, 0
-        self._wakes.close()
-        if self._schedule.mode(loop.time()) in {Mode.POLLING, Mode.WAITING}:
-            self._schedule.poll_ended(loop.time(), PollOutcome.ABANDONED)
+        self.wakes.close()
+        if self.schedule.mode(loop.time()) in {Mode.POLLING, Mode.WAITING}:
+            self.schedule.poll_ended(loop.time(), PollOutcome.ABANDONED)
         if self.parts is not None:
             self._uncommitted = self.parts.progress.uncommitted()
             self._last_saved = self.saved
@@ -374,23 +236,23 @@ class OpenSession:
 
     async def _claim(self) -> Session:
         """Claim the name, also if it was bound to what an earlier version called the feed."""
-        former, rebind = self._former_names, getattr(self._store, "rebind", None)
+        former, rebind = self._former_names, getattr(self.store, "rebind", None)
         if not former or rebind is None:
-            return await self._store.claim(self._name, feed=self._feed_name)
-        if self._name == self._feed_name:  # then the name was the former identity too
+            return await self.store.claim(self.name, feed=self.feed_name)
+        if self.name == self.feed_name:  # then the name was the former identity too
             for name in former:
                 with suppress(ValueError):  # the former name is unknown, or the new one has begun
-                    await rebind(name, feed=self._feed_name, new_name=self._name)
+                    await rebind(name, feed=self.feed_name, new_name=self.name)
                     self._log_rebind(name)
         try:
-            return await self._store.claim(self._name, feed=self._feed_name)
+            return await self.store.claim(self.name, feed=self.feed_name)
         except StoreMismatch as mismatch:
             bound_to = mismatch.bound_to
             if bound_to is None or bound_to not in former:
                 raise
-        await rebind(self._name, feed=self._feed_name, new_name=None)
+        await rebind(self.name, feed=self.feed_name, new_name=None)
         self._log_rebind(bound_to)
-        return await self._store.claim(self._name, feed=self._feed_name)
+        return await self.store.claim(self.name, feed=self.feed_name)
 
     def _log_rebind(self, former: str) -> None:
         logger.info("an earlier version called this feed %s; the name goes on", former)
@@ -405,9 +267,9 @@ class OpenSession:
             session = await self._claim()
             self._former_names = ()  # the first claim has settled that
             try:
-                parts = self._build_parts(session, loop)
+                parts = self._build(session, loop.time)
                 await self._restore_uncommitted(parts.progress)
-                self._wakes.open(loop, parts.polls.wake)
+                self.wakes.open(loop, parts.polls.wake)
             except BaseException:  # the session's state cannot be read: do not leave the name claimed
                 await self._close(session.release)
                 raise
@@ -415,6 +277,65 @@ class OpenSession:
             self._leave_feed()
             raise
         self.parts, self._uncommitted = parts, None
+
+    def _build(self, session: Session, clock: Clock) -> SessionParts:
+        """Build the parts of a session, each after those that it works with."""
+        options, stats = self.options, self.stats
+        fetcher = Fetcher(feed=self.feed, schedule=self.schedule, clock=clock)
+        progress = Progress(options=options, session=session, stats=stats, clock=clock)
+        dedupe = Dedupe(options=options, progress=progress, feed_name=fetcher.name)
+
+        handler, batch_handler = options.handler, options.batch_handler
+        if is_transactional(session):
+            handler = in_transaction(handler, session, lambda message: dedupe.records([message]))
+            batch_handler = batch_handler and in_transaction(batch_handler, session, dedupe.records)
+        if options.hooks is not None:
+            handler = with_start_hook(handler, options.hooks, lambda message: [message])
+            batch_handler = batch_handler and with_start_hook(
+                batch_handler, options.hooks, lambda messages: messages
+            )
+
+        retry = Retry(options=options, handler=handler, progress=progress, stats=stats, clock=clock)
+        processor = Processor(
+            options=options,
+            progress=progress,
+            handler=handler,
+            batch_handler=batch_handler,
+            dedupe=dedupe,
+            retry=retry,
+            stats=stats,
+            clock=clock,
+        )
+        dead_letters = SessionDeadLetters(session=session, feed=self.feed, progress=progress, retry=retry)
+        gaps = Gaps(session=session, progress=progress, stats=stats)
+        replay = Replay(fetcher=fetcher, dedupe=dedupe, retry=retry, progress=progress, gaps=gaps, stats=stats)
+
+        overlap = Overlap(options=options, session=session, time_of_day=progress.time_of_day, clock=clock)
+        position = Position(
+            options=options, session=session, fetcher=fetcher, progress=progress, overlap=overlap, stats=stats
+        )
+        poller = Poller(
+            options=options,
+            pages=PageReader(fetcher=fetcher, gaps=gaps),
+            processor=processor,
+            progress=progress,
+            position=position,
+            overlap=overlap,
+            dead_letters=dead_letters,
+            stats=stats,
+            clock=clock,
+        )
+        polls = Polls(
+            options=options,
+            schedule=self.schedule,
+            processor=processor,
+            poller=poller,
+            fetcher=fetcher,
+            stats=stats,
+            worth_a_poll=self.worth_a_poll,
+            clock=clock,
+        )
+        return SessionParts(session, progress, processor, dead_letters, position, replay, poller, polls)
 
     async def _restore_uncommitted(self, progress: Progress) -> None:
         uncommitted = self._uncommitted
@@ -436,19 +357,19 @@ class OpenSession:
             return
         async with self._lock:
             if not self._users and self.parts is not None:
-                self._wakes.close()
+                self.wakes.close()
                 self._last_saved = self.saved
                 parts, self.parts = self.parts, None
                 self._uncommitted = parts.progress.uncommitted()
                 await self._close(parts.session.release)
                 if self._leave_feed():
-                    await self._close(getattr(self._feed, "aclose", None))
+                    await self._close(getattr(self.feed, "aclose", None))
 
     def _leave_feed(self) -> bool:
         """Use the feed no longer; return whether no other session of this process uses it."""
         with _open_sessions_lock:
             _open_sessions.discard(self)
-            return all(other._feed is not self._feed for other in _open_sessions)  # noqa: SLF001  # this class
+            return all(other.feed is not self.feed for other in _open_sessions)
 
     async def _close(self, close: Callable[[], Awaitable[None]] | None) -> None:
         """Close a store or a feed; a failure is only logged, since it undoes nothing."""
@@ -461,23 +382,23 @@ class OpenSession:
             logger.warning("could not be closed: %s", describe(error))
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Runner:
     """Runs the listeners and the automatic polls until stopped, cancelled, or broken.
 
-    Args:
-        channels: One for each listener.
-        shutdown_timeout: Seconds that the messages in flight and a commit get to finish.
-
     Attributes:
+        channels: One for each listener.
         loop: The event loop that it runs in; `None` before it has begun.
         opening: The cancel scope for opening the session, since a store may hang; made by `begin`.
     """
 
-    def __init__(self, channels: Sequence[ListenerChannel], *, shutdown_timeout: float) -> None:
-        self.loop: EventLoop | None = None
-        self.opening: anyio.CancelScope
-        self._channels = channels
-        self._shutdown_timeout = shutdown_timeout
+    options: Options
+    feed_name: str
+    channels: Sequence[ListenerChannel]
+    loop: EventLoop | None = field(default=None, init=False)
+    opening: anyio.CancelScope = field(init=False)
+
+    def __post_init__(self) -> None:
         self._stopped = anyio.Event()
         self._stop = StopSignal()
         self._fatal: BaseException | None = None
@@ -500,12 +421,11 @@ class Runner:
         self.loop = EventLoop()  # from here on `stop` reaches it
         return not self._stop.requested
 
-    async def run_until_stopped(self, parts: SessionParts, log: RunLog) -> None:
+    async def run_until_stopped(self, parts: SessionParts) -> None:
         """Poll and listen.
 
         Args:
             parts: The parts of the open session.
-            log: Told of the start, the polls and the end.
 
         Raises:
             PushToPollError: The error that stopped it, unless it ended by `stop()` or with a feed that has ended.
@@ -513,6 +433,13 @@ class Runner:
         self._is_cancelled = asyncio_cancellation()
         if self._stop.requested:  # while the session was opened
             return
+        log = RunLog(
+            self.feed_name,
+            self.options.fallback_interval,
+            len(self.channels),
+            stats=parts.polls.stats,
+            clock=parts.polls.clock,
+        )
         log.started(parts.position.place)
         parts.polls.begin(log)
         try:
@@ -532,15 +459,15 @@ class Runner:
         deadline = -math.inf
         try:
             async with anyio.create_task_group() as tasks:
-                for channel in self._channels:
+                for channel in self.channels:
                     tasks.start_soon(self._listen, channel)
-                tasks.start_soon(self._poll, parts)
+                tasks.start_soon(self._poll, parts.polls)
                 try:
                     await self._stopped.wait()
                 finally:
                     self._stop.requested = True
                     self._stop.event.set()
-                    deadline = anyio.current_time() + self._shutdown_timeout
+                    deadline = anyio.current_time() + self.options.shutdown_timeout
                     parts.polls.set_in_flight_deadline(deadline)
                     parts.progress.finish_by(deadline)
                 tasks.cancel_scope.cancel()
@@ -570,14 +497,12 @@ class Runner:
                     self._stop_with_error(error)
                 return
 
-    async def _poll(self, parts: SessionParts) -> None:
-        polls = parts.polls
+    async def _poll(self, polls: Polls) -> None:
         try:
-            while not self._stop.requested:
-                await self._poll_once(parts)
-                if polls.closed:
-                    self._stop.requested = True
-                    self._stopped.set()
+            await polls.poll_until_stopped(self._stop)
+            if polls.closed:
+                self._stop.requested = True
+                self._stopped.set()
         except anyio.get_cancelled_exc_class():
             if anyio.current_effective_deadline() > -math.inf and not self._is_cancelled():
                 # Not by the caller of run(), nor by asyncio.run(), which cancels every task when it ends: without
@@ -588,29 +513,6 @@ class Runner:
             self._stop_with_error(error, bug=handler_error(error.__cause__ or error))
         except BaseException as error:  # noqa: BLE001  # raised by run_until_stopped, without a group around it
             self._stop_with_error(error, bug=None if isinstance(error, PushToPollError) else error)
-
-    async def _poll_once(self, parts: SessionParts) -> None:
-        polls = parts.polls
-        try:
-            await polls.poll_when_due(self._stop)
-        except (CursorExpired, FeedGone):
-            raise
-        except FeedError as error:
-            logger.warning("poll failed, next in %.1f s: %s", polls.delay, describe(error))
-            logger.debug("it failed here", exc_info=error)
-        except StoreUnavailable as error:
-            if self._stop.requested:  # `_commit_by` tries again
-                return
-            if count := parts.progress.uncommitted_count:
-                logger.warning(
-                    "the store is unavailable, next try in %.1f s; nothing is processed until %d processed "
-                    "messages are recorded: %s",
-                    polls.delay,
-                    count,
-                    describe(error),
-                )
-            else:
-                logger.warning("the store is unavailable, next try in %.1f s: %s", polls.delay, describe(error))
 
     async def _listen(self, channel: ListenerChannel) -> None:
         channel.started()

@@ -10,10 +10,9 @@ from typing import Any, Literal, TypeAlias, get_args
 from tenacity import AsyncRetrying
 
 from push_to_poll_client._exceptions import CursorExpired
-from push_to_poll_client._hooks import SafeHooks
-from push_to_poll_client._protocols import Feed, Store
-from push_to_poll_client._schedule import Schedule
-from push_to_poll_client._types import Cursor, Fate, Message
+from push_to_poll_client._hooks import Hooks
+from push_to_poll_client._protocols import Feed, Listener, Store
+from push_to_poll_client._types import Cursor, Fate, M, UnreadableMessage
 from push_to_poll_client._validation import check_not_huge, check_number
 
 __all__ = [
@@ -24,11 +23,10 @@ __all__ = [
     "Handler",
     "OnCursorExpired",
     "OnFailure",
+    "Options",
     "OrderingKey",
     "ProcessFunction",
-    "ProcessingOptions",
     "Resync",
-    "ScheduleOptions",
     "check_cursor",
     "check_failure_policy",
     "check_latest",
@@ -116,7 +114,9 @@ OnCursorExpired: TypeAlias = Literal["stop"] | Resync | ResyncFunction
 FailurePolicy: TypeAlias = Literal["stop", "dead_letter", "skip"]
 """What becomes of a message that failed for good."""
 
-OnFailure: TypeAlias = FailurePolicy | Callable[[Message, Exception], FailurePolicy | Awaitable[FailurePolicy]]
+OnFailure: TypeAlias = (
+    FailurePolicy | Callable[[M | UnreadableMessage, Exception], FailurePolicy | Awaitable[FailurePolicy]]
+)
 """One for all messages, or a function that says it for each and its exception."""
 
 
@@ -133,15 +133,15 @@ def check_failure_policy(policy: object) -> Fate:
     return Fate(str(policy))
 
 
-DedupeKey: TypeAlias = Callable[[Message], str]
-OrderingKey: TypeAlias = Callable[[Message], Hashable]
-Fingerprint: TypeAlias = Callable[[Message], bytes]
+DedupeKey: TypeAlias = Callable[[M], str]
+OrderingKey: TypeAlias = Callable[[M], Hashable]
+Fingerprint: TypeAlias = Callable[[M], bytes]
 
 
-ProcessFunction: TypeAlias = Callable[[Message], Awaitable[None] | None]
+ProcessFunction: TypeAlias = Callable[[M], Awaitable[None] | None]
 
-Handler: TypeAlias = Callable[[Message], Awaitable[None]]
-BatchHandler: TypeAlias = Callable[[Sequence[Message]], Awaitable[None]]
+Handler: TypeAlias = Callable[[M], Awaitable[None]]
+BatchHandler: TypeAlias = Callable[[Sequence[M]], Awaitable[None]]
 
 
 def check_latest(feed: Feed) -> None:
@@ -155,15 +155,30 @@ def check_latest(feed: Feed) -> None:
         raise ValueError(text)  # noqa: TRY004  # the option is wrong for this feed; the feed's type is fine
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduleOptions:
-    """The numbers of a consumer, checked one by one and against each other.
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    check_not_huge(name, value)
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The options of a consumer, checked one by one and against each other. `Consumer` documents most of them.
+
+    Attributes:
+        handler: Processes one message.
+        batch_handler: Processes several messages; `None` if there is only `handler`.
 
     Raises:
-        TypeError: A value is not a number.
-        ValueError: A value is out of range, or two contradict each other.
+        TypeError: An option has the wrong type.
+        ValueError: An option is out of range, or two contradict each other.
     """
 
+    # Any: the consumer knows the type of its messages, what is below it only that they are messages.
+    handler: Handler[Any]
+    batch_handler: BatchHandler[Any] | None
     fallback_interval: float | None
     degraded_interval: float | None
     rate: float | None
@@ -172,93 +187,21 @@ class ScheduleOptions:
     max_poll_time: float
     flush_interval: float
     shutdown_timeout: float
-
-    def __post_init__(self) -> None:
-        for name in ("fallback_interval", "degraded_interval", "rate"):
-            check_number(name, getattr(self, name), above_zero=True, optional=True)
-        for name in ("wake_delay", "flush_interval", "shutdown_timeout"):
-            check_number(name, getattr(self, name))
-        check_number("max_poll_time", self.max_poll_time, above_zero=True)
-        if isinstance(self.burst, int):
-            check_not_huge("burst", self.burst)
-        if not isinstance(self.burst, int) or self.burst < 1:
-            raise ValueError(f"burst must be a whole number of polls, at least 1, not {self.burst!r}")
-        self._check_fallback()
-
-    def _check_fallback(self) -> None:
-        # The rate must allow the polls of the timer, and a wake must not be slower than the timer (G4).
-        for name in ("fallback_interval", "degraded_interval"):
-            interval = getattr(self, name)
-            if interval is None:
-                continue
-            if self.rate is not None and interval * self.rate < 1:
-                raise ValueError(f"{name}={interval} asks for more polls than rate={self.rate} a second allows")
-            if interval < self.wake_delay:
-                raise ValueError(f"{name}={interval} is shorter than wake_delay={self.wake_delay}")
-
-    def check_listeners(self, count: int) -> None:
-        """Require a fallback interval with listeners: a push channel loses pushes without a sign (G4)."""
-        if count and self.fallback_interval is None:
-            raise ValueError(
-                "fallback_interval=None together with listeners would lose every message whose push is lost; "
-                "give the longest delay in seconds that is still acceptable"
-            )
-
-    def make_schedule(self) -> Schedule:
-        """Make a schedule with these numbers."""
-        return Schedule(
-            fallback_interval=self.fallback_interval,
-            degraded_interval=self.degraded_interval,
-            rate=self.rate,
-            burst=self.burst,
-            wake_delay=self.wake_delay,
-        )
-
-
-def _check_count(name: str, value: Any, *, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-    check_not_huge(name, value)
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, not {value}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessingOptions:
-    """The arguments of a consumer about messages and positions. `Consumer` documents those not listed here.
-
-    Attributes:
-        handler: Processes one message.
-        batch: Processes several messages; `None` if there is only `handler`.
-
-    Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument is out of range, or two contradict each other.
-    """
-
-    handler: Handler
-    batch: BatchHandler | None
     retry: AsyncRetrying | None
-    on_failure: OnFailure
+    on_failure: OnFailure[Any]
     batch_size: int
     batch_wait: float
     concurrency: int
-    key: OrderingKey | None
-    dedupe_key: DedupeKey | None
-    fingerprint: Fingerprint | None
-    prefetch: bool
+    key: OrderingKey[Any] | None
+    dedupe_key: DedupeKey[Any] | None
+    fingerprint: Fingerprint[Any] | None
     start: Cursor
     on_cursor_expired: OnCursorExpired
     overlap: float
-    hooks: SafeHooks | None
+    hooks: Hooks | None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "concurrency"):
-            _check_count(name, getattr(self, name), minimum=1)
-        if not isinstance(self.prefetch, bool):
-            raise TypeError(f"prefetch must be True or False, got {self.prefetch!r}")
-        for name in ("batch_wait", "overlap"):
-            check_number(name, getattr(self, name))
+        self._check_numbers()
         for name in ("key", "dedupe_key", "fingerprint"):
             value = getattr(self, name)
             if value is not None and not callable(value):
@@ -272,19 +215,45 @@ class ProcessingOptions:
                 f"concurrency={self.concurrency} needs key=: what messages share that must keep their order, as "
                 "key=lambda message: message.subject; where no order matters, key=lambda message: message.id"
             )
-
         check_cursor("start", self.start)
         expired = self.on_cursor_expired
         if expired != "stop" and not isinstance(expired, Resync) and not callable(expired):
             raise TypeError(f"on_cursor_expired must be 'stop', a Resync or a function, not {expired!r}")
 
-    def check_feed_and_store(self, feed: Feed, store: Store) -> None:
-        """Check the options against the feed and the store.
+    def _check_numbers(self) -> None:
+        for name in ("fallback_interval", "degraded_interval", "rate"):
+            check_number(name, getattr(self, name), above_zero=True, optional=True)
+        for name in ("wake_delay", "flush_interval", "shutdown_timeout", "batch_wait", "overlap"):
+            check_number(name, getattr(self, name))
+        check_number("max_poll_time", self.max_poll_time, above_zero=True)
+        for name in ("batch_size", "concurrency"):
+            _check_count(name, getattr(self, name))
+        if isinstance(self.burst, int):
+            check_not_huge("burst", self.burst)
+        if not isinstance(self.burst, int) or self.burst < 1:
+            raise ValueError(f"burst must be a whole number of polls, at least 1, not {self.burst!r}")
+        # The rate must allow the polls of the timer, and a wake must not be slower than the timer (G4).
+        for name in ("fallback_interval", "degraded_interval"):
+            interval = getattr(self, name)
+            if interval is None:
+                continue
+            if self.rate is not None and interval * self.rate < 1:
+                raise ValueError(f"{name}={interval} asks for more polls than rate={self.rate} a second allows")
+            if interval < self.wake_delay:
+                raise ValueError(f"{name}={interval} is shorter than wake_delay={self.wake_delay}")
+
+    def check_parts(self, feed: Feed, store: Store, listeners: Sequence[Listener]) -> None:
+        """Check the options against the feed, the store and the listeners.
 
         Raises:
-            ValueError: The feed cannot tell its end to start there, or the store cannot process several messages
-                at a time.
+            ValueError: The feed cannot tell its end to start there, the store cannot process several messages at a
+                time, or lost pushes would not be noticed.
         """
+        if listeners and self.fallback_interval is None:  # a push channel loses pushes without a sign (G4)
+            raise ValueError(
+                "fallback_interval=None together with listeners would lose every message whose push is lost; "
+                "give the longest delay in seconds that is still acceptable"
+            )
         resyncs_to_latest = isinstance(self.on_cursor_expired, Resync) and self.on_cursor_expired.to == LATEST
         if self.start == LATEST or resyncs_to_latest:
             check_latest(feed)
@@ -300,4 +269,4 @@ class ProcessingOptions:
     @property
     def plain(self) -> bool:
         """Whether messages are processed one by one, without batches, fingerprints or hooks."""
-        return self.concurrency == 1 and not self.batch and not self.fingerprint and not self.hooks
+        return self.concurrency == 1 and not self.batch_handler and not self.fingerprint and not self.hooks

@@ -1,8 +1,8 @@
 """Run one poll: fetch and settle page after page until caught up, or for `max_poll_time`.
 
-A poll goes along a walk (`_overlap.py`), from where it starts or from where the last poll stopped. While a page is
-settled, the next one may be fetched. When the pages change during the walk, it starts again; when the cursor has
-expired, it goes on where the user says. When a fetch fails, the next poll continues at the same place.
+A poll goes along a walk (`_position.py`), from where it starts or from where the last poll stopped. While a page
+is settled, the next one may be fetched. When the pages change during the walk, it starts again; when the cursor
+has expired, it goes on where the user says. When a fetch fails, the next poll continues at the same place.
 `PollState` knows what one poll has done so far, `Poller` does it.
 """
 
@@ -10,7 +10,7 @@ import enum
 import logging
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import anyio
 
@@ -24,16 +24,16 @@ from push_to_poll_client._exceptions import (
     FeedRefused,
     StoreUnavailable,
 )
-from push_to_poll_client._fetching import Fetcher, Gaps, Prefetcher
+from push_to_poll_client._fetching import PageReader
 from push_to_poll_client._first_pages import counted_as_first
+from push_to_poll_client._hooks import ConsumerStats
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._overlap import Overlap, Place, PollWalk
-from push_to_poll_client._position import Position
+from push_to_poll_client._options import Options
+from push_to_poll_client._position import Overlap, Place, PollWalk, Position
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._retry import StopSignal
-from push_to_poll_client._schedule import Schedule
-from push_to_poll_client._status import ConsumerStats, PollResult, standstill_text
+from push_to_poll_client._status import NOTHING_DONE, PollResult, standstill_text
 from push_to_poll_client._types import Clock, Cursor, CycleDetector, FetchRequest, Page, Push
 from push_to_poll_client._validation import describe, quoted
 
@@ -81,8 +81,8 @@ class PollState:
         settled_before: How many messages the session had settled when the poll began.
         counts_before: The counts of the consumer then.
         wait: Seconds for which the server may hold an answer; 0 once that was asked for.
+        last_settled: How many messages the session had settled when the walk last made progress.
         pages: How many pages it has read.
-        read_at: When the current page arrived, on the event loop's clock.
         closed: Whether the current page is the last one of a feed that has ended.
         restarts: How often the walk was started again.
         resynced: Whether the cursor had expired, and the poll went on elsewhere.
@@ -94,16 +94,12 @@ class PollState:
     settled_before: int
     counts_before: Counter[str]
     wait: float
+    last_settled: int
     pages: int = 0
-    read_at: float = 0.0
     closed: bool = False
     restarts: int = 0
     resynced: bool = False
     standstill: str | None = None
-    last_settled: int = 0
-
-    def __post_init__(self) -> None:
-        self.last_settled = self.settled_before
 
     def stands_still(self, position: Cursor | None, following: Cursor, settled: int) -> bool:
         """Whether the walk makes no progress: no new message was settled, and the cursors repeat."""
@@ -113,72 +109,43 @@ class PollState:
         return following == position or self.walk.cycle_detector.repeats_at(following)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Poller:
     """Walks the feed from where the last poll stopped.
 
-    Args:
-        fetcher: Fetches the pages.
+    Attributes:
+        pages: Read the feed.
         processor: Settles the pages.
         progress: Commits what is settled, and knows the saved cursor.
         position: Knows where a name begins, and where it goes on when its cursor has expired.
         overlap: Knows where a walk starts.
         dead_letters: Retries the dead letters that are marked for that.
-        gaps: Told of messages that may be missing before a page.
-        schedule: Knows how long the server asked to be left alone, which holds for further pages too.
-        stats: Counts pages, and is told of what keeps the walk from the end of the feed.
-        max_poll_time: Seconds after which a poll ends at the next page boundary.
-        prefetch: Whether the next page may be fetched while one is processed.
-        clock: The event loop's clock.
-
-    Attributes:
         done: What the last poll did, also if it failed.
-        answered_at: When the last page of the last poll arrived, on the event loop's clock; `None` if none did.
         continues_freely: Whether the next poll continues what the last one read, and so takes no token (G3).
         poll_within: The `Page.poll_within` of the last page of the last poll.
     """
 
-    def __init__(  # noqa: PLR0917  # each is of another type
-        self,
-        fetcher: Fetcher,
-        processor: Processor,
-        progress: Progress,
-        position: Position,
-        overlap: Overlap,
-        dead_letters: SessionDeadLetters,
-        gaps: Gaps,
-        schedule: Schedule,
-        stats: ConsumerStats,
-        *,
-        max_poll_time: float,
-        prefetch: bool,
-        clock: Clock,
-    ) -> None:
-        self._fetcher = fetcher
-        self._processor = processor
-        self._progress = progress
-        self._position = position
-        self._overlap = overlap
-        self._dead_letters = dead_letters
-        self._gaps = gaps
-        self._max_poll_time = max_poll_time
-        self._schedule = schedule
-        self._stats = stats
-        self._clock = clock
-        self.done = PollResult(0, 0, 0, caught_up=False)
-        self.answered_at: float | None = None
-        self.continues_freely = False
-        self.poll_within: float | None = None
-        self._unfinished: PollWalk | None = None
-        self._is_first = True
-        self._deadline = 0.0
-        self._logged_standstill: str | None = None
-        may_prefetch = prefetch and fetcher.read_ahead
-        self._prefetcher = Prefetcher(fetcher, enabled=may_prefetch, may_ask=lambda: not self._must_stop)
+    options: Options
+    pages: PageReader
+    processor: Processor
+    progress: Progress
+    position: Position
+    overlap: Overlap
+    dead_letters: SessionDeadLetters
+    stats: ConsumerStats
+    clock: Clock
+    done: PollResult = field(default=NOTHING_DONE, init=False)
+    continues_freely: bool = field(default=False, init=False)
+    poll_within: float | None = field(default=None, init=False)
+    _is_first: bool = field(default=True, init=False)
+    _is_prepared: bool = field(default=False, init=False)
+    _unfinished: PollWalk | None = field(default=None, init=False)
+    _logged_standstill: str | None = field(default=None, init=False)
 
     @property
     def has_unsaved_place(self) -> bool:
         """Whether the next session would read again all that the last walk of this one has read."""
-        return self._unfinished is not None and self._unfinished.saved == self._progress.saved
+        return self._unfinished is not None and self._unfinished.saved == self.progress.saved
 
     @property
     def should_go_on_if_bare(self) -> bool:
@@ -187,13 +154,13 @@ class Poller:
         if walk is None or walk.empty_pages >= MAX_EMPTY_PAGES_OF_BARE_CALL:
             return False
         # Polls that end at an empty page take a moment each.
-        has_time = walk.empty_pages >= MAX_EMPTY_PAGES and self._clock() < walk.began + self._max_poll_time
+        has_time = walk.empty_pages >= MAX_EMPTY_PAGES and self.clock() < walk.began + self.options.max_poll_time
         return has_time or self.has_unsaved_place
 
     def discard_place(self) -> None:
         """Let the next poll start at the saved cursor."""
         self._unfinished, self.continues_freely = None, False
-        self._prefetcher.end_poll(continues=False)
+        self.pages.end_poll(continues=False)
 
     async def poll(
         self,
@@ -219,18 +186,19 @@ class Poller:
             ProcessError: A message failed for good.
             StoreError: The store could not be read or written.
         """
-        self.done, self.answered_at = PollResult(0, 0, 0, caught_up=False), None
-        self.continues_freely, self.poll_within = False, None
-        self._processor.begin()
-        await self._progress.flush()  # what the last poll could not commit
-        await self._position.ensure_started()
-        await self._processor.run_shielded(self._dead_letters.retry_marked, stop)
-        self._deadline = self._clock() + wait + self._max_poll_time
-        walk, self._unfinished = self._unfinished or self._overlap.begin_walk(), None
+        self.done, self.continues_freely, self.poll_within = NOTHING_DONE, False, None
+        self.pages.begin_poll()
+        self.processor.begin()
+        await self.progress.flush()  # what the last poll could not commit
+        if not self._is_prepared:  # the first poll of the session, or a resync waits to be done
+            await self.position.ensure_started()
+            self._is_prepared = await self.processor.run_shielded(self.dead_letters.retry_marked, stop)
+        self.pages.deadline = self.clock() + wait + self.options.max_poll_time
+        walk, self._unfinished = self._unfinished or self.overlap.begin_walk(), None
         # Messages that were read before come first: only what comes after them is worth a wait.
         first_wait = 0.0 if walk.place is Place.BEFORE else wait
-        settled, counts = self._progress.settled_count, self._stats.counts.copy()
-        poll = PollState(walk, stop, settled, counts, wait - first_wait)
+        settled, counts = self.progress.settled_count, self.stats.counts.copy()
+        poll = PollState(walk, stop, settled, counts, wait - first_wait, last_settled=settled)
         request = FetchRequest(walk.position, first_wait, hint, bypass_cache)
         end: End | None = None
         failure: BaseException | None = None
@@ -239,15 +207,17 @@ class Poller:
                 try:
                     end = await self._process_pages(poll, request, background)
                 except anyio.get_cancelled_exc_class():
-                    self._progress.caller_cancelled()
+                    self.progress.caller_cancelled()
                     raise
         except BaseException as error:
             failure = error
             raise
         finally:
-            self._prefetcher.end_poll(continues=end is End.UNFINISHED)
+            self.pages.end_poll(continues=end is End.UNFINISHED)
+            if failure is None:
+                self.processor.end(caught_up=end is End.CAUGHT_UP)
             try:
-                await self._progress.finish()
+                await self.progress.finish()
             except BaseException as refused:
                 self.discard_place()
                 # It stays pending, and must not take the place of a cancellation, SystemExit or ProcessError.
@@ -257,25 +227,24 @@ class Poller:
             self.done = self._result(poll, end)
         if end is End.GAVE_WAY:
             return None
-        await self._position.mark_started()
-        await self._processor.end(caught_up=end is End.CAUGHT_UP)
+        await self.position.mark_started()
         if end in {End.CAUGHT_UP, End.UNFINISHED}:
             place = poll.walk.place
-            self._unfinished = await self._overlap.leave(poll.walk, at_end=end is End.CAUGHT_UP)
+            self._unfinished = await self.overlap.leave(poll.walk, at_end=end is End.CAUGHT_UP)
             goes_on = self._unfinished is not None and poll.walk.place is place
             self.continues_freely = goes_on and poll.walk.empty_pages < MAX_EMPTY_PAGES
         self._report_standstill(poll, end)
         return self.done
 
     def _result(self, poll: PollState, end: End | None) -> PollResult:
-        retry_at = self._processor.postponed_until
-        counts = self._stats.counts - poll.counts_before
+        retry_at = self.processor.postponed_until
+        counts = self.stats.counts - poll.counts_before
         return PollResult(
-            messages=self._progress.settled_count - poll.settled_before,
-            duplicates=self._processor.duplicates,
+            messages=self.progress.settled_count - poll.settled_before,
+            duplicates=self.processor.duplicates,
             pages=poll.pages,
             caught_up=end is End.CAUGHT_UP,
-            postponed=None if retry_at is None else max(retry_at - self._clock(), 0.0),
+            postponed=None if retry_at is None else max(retry_at - self.clock(), 0.0),
             closed=end is End.CAUGHT_UP and poll.closed,
             standstill=poll.standstill if end is End.STANDSTILL else None,
             dead_lettered=counts["dead_lettered"],
@@ -296,10 +265,13 @@ class Poller:
         self, poll: PollState, request: FetchRequest, background: Background
     ) -> FetchRequest | End:
         """Fetch and settle a page; return the next request, or why the poll stops."""
-        if not await self._finish_batch_if_late(poll):
+        # Messages that wait for this page to fill a batch do not wait for longer than they may.
+        deadline = self.processor.batch_deadline
+        in_time = deadline is None or await self.pages.arrives_by(deadline)
+        if not in_time and not await self._finish_partial_batch(poll):
             return End.INCOMPLETE
         try:
-            page = await self._fetch(poll, request)
+            page = await self.pages.read(request, background)
         except (ChainRestart, CursorExpired) as error:
             return await self._recover_position(poll, request, error)
         except FeedError as error:
@@ -308,24 +280,31 @@ class Poller:
             raise
         if page is None:
             return End.GAVE_WAY
-        if not await self._take_page(poll, request, page, background):
+        walk, read_at = poll.walk, self.pages.answered_at
+        assert read_at is not None  # it has a page  # noqa: S101
+        self.stats.counts["pages"] += 1
+        poll.pages += 1
+        poll.closed, self.poll_within = page.closed, page.poll_within
+        walk.failed_fetches = 0
+        walk.empty_pages = 0 if page.messages else walk.empty_pages + 1
+        is_settled = await self.processor.take_page(
+            page,
+            read_at=read_at,
+            stop=poll.stop,
+            background=background.tasks if self.pages.has_next else None,
+            overlap=walk if walk.place is Place.BEFORE else None,
+        )
+        if not is_settled:
             return End.INCOMPLETE
         following = self._next_request(poll, request, page)
         if isinstance(following, End) and not await self._finish_partial_batch(poll):
             return End.INCOMPLETE
         if following is End.UNFINISHED:
-            await self._prefetcher.wait_until_done()
+            await self.pages.wait_until_done()
         elif isinstance(following, FetchRequest) and following.wait:
             # The walk is complete, whatever becomes of the fetch that the server may hold.
-            await self._overlap.leave(poll.walk, at_end=True)
+            await self.overlap.leave(poll.walk, at_end=True)
         return following
-
-    async def _fetch(self, poll: PollState, request: FetchRequest) -> Page | None:
-        prefetched = self._prefetcher.pop(request)
-        page = await (self._fetcher.fetch(request) if prefetched is None else prefetched.take())
-        poll.read_at = self.answered_at = self._clock() if prefetched is None else prefetched.arrived_at
-        poll.walk.failed_fetches = 0
-        return page
 
     def _keep_place(self, walk: PollWalk, error: FeedError) -> None:
         """Let the next poll continue where a fetch failed, unless the server may not know that place any more."""
@@ -339,19 +318,21 @@ class Poller:
         self, poll: PollState, request: FetchRequest, error: FeedError
     ) -> FetchRequest | End:
         """Find out where to go on when the feed cannot answer."""
-        await self._progress.flush()
+        await self.progress.flush()
         walk = poll.walk
-        start = walk.start if walk.place is Place.BEFORE else self._progress.saved
+        start = walk.start if walk.place is Place.BEFORE else self.progress.saved
         # A page token can expire although the cursor at which the walk started is good.
         if isinstance(error, ChainRestart) or walk.position != start:
             poll.restarts += 1
             if poll.restarts > MAX_RESTARTS:
                 raise FeedError(f"the walk was started again {MAX_RESTARTS} times in one poll: {describe(error)}")
-            if not self._fetcher.is_allowed:  # a poll that fails, since the next one would be no more than this
+            if (
+                not self.pages.fetcher.is_allowed
+            ):  # a poll that fails, since the next one would be no more than this
                 raise FeedError(f"the walk starts again later, as the server asks: {describe(error)}") from error
         elif walk.place is Place.BEFORE:
-            self._position.overlap_start_expired()
-            poll.walk = self._overlap.begin_walk()
+            self.position.overlap_start_expired()
+            poll.walk = self.overlap.begin_walk()
             start = poll.walk.start
         elif poll.resynced:  # the feed does not know the new cursor either
             raise error
@@ -359,33 +340,18 @@ class Poller:
             assert isinstance(error, CursorExpired)  # noqa: S101
             if not await self._finish_partial_batch(poll):
                 return End.INCOMPLETE
-            await self._progress.flush()
-            poll.resynced = True
-            if not await self._position.cursor_expired(error):
+            await self.progress.flush()
+            poll.resynced, self._is_prepared = True, False
+            if not await self.position.cursor_expired(error):
                 return End.INCOMPLETE
-            self._processor.begin_elsewhere()
-            poll.walk = self._overlap.begin_walk()
+            self.processor.begin_elsewhere()
+            poll.walk = self.overlap.begin_walk()
             start = poll.walk.start
         poll.walk.position, poll.walk.cycle_detector = start, CycleDetector()
-        return End.UNFINISHED if self._must_stop else replace(request, cursor=start, wait=0.0)
-
-    async def _take_page(self, poll: PollState, request: FetchRequest, page: Page, background: Background) -> bool:
-        self._stats.counts["pages"] += 1
-        poll.pages += 1
-        poll.closed, self.poll_within = page.closed, page.poll_within
-        poll.walk.empty_pages = 0 if page.messages else poll.walk.empty_pages + 1
-        await self._gaps.report(request.cursor, page.gap)
-        await self._prefetcher.begin(request, page, background)
-        return await self._processor.take_page(
-            page,
-            read_at=poll.read_at,
-            stop=poll.stop,
-            background=background.tasks if self._prefetcher else None,
-            overlap=poll.walk if poll.walk.place is Place.BEFORE else None,
-        )
+        return End.UNFINISHED if self.pages.must_stop else replace(request, cursor=start, wait=0.0)
 
     def _next_request(self, poll: PollState, request: FetchRequest, page: Page) -> FetchRequest | End:
-        settled = self._progress.settled_count
+        settled = self.progress.settled_count
         if page.next is not None:
             poll.walk.position = page.next
             if poll.stands_still(request.cursor, page.next, settled):
@@ -396,7 +362,7 @@ class Poller:
                     where = f"around after {'the inception' if start is None else f'cursor {quoted(start)}'}"
                 poll.standstill = standstill_text(where)
                 return End.STANDSTILL
-            if self._must_stop or poll.walk.empty_pages >= MAX_EMPTY_PAGES:
+            if self.pages.must_stop or poll.walk.empty_pages >= MAX_EMPTY_PAGES:
                 return End.UNFINISHED
             return replace(request, cursor=page.next, wait=0.0)
         wait, poll.wait = poll.wait, 0.0
@@ -404,31 +370,22 @@ class Poller:
             not wait
             or page.closed
             or settled > poll.settled_before
-            or self._must_stop
-            or self._fetcher.must_not_wait
+            or self.pages.must_stop
+            or self.pages.fetcher.must_not_wait
         ):
             return End.CAUGHT_UP
-        poll.walk.position = self._progress.saved
+        poll.walk.position = self.progress.saved
         return replace(request, cursor=poll.walk.position, wait=wait)
 
-    async def _finish_batch_if_late(self, poll: PollState) -> bool:
-        """Settle the messages that wait for the next page to fill a batch, if it does not come in time."""
-        deadline = self._processor.batch_deadline
-        return (
-            deadline is None
-            or await self._prefetcher.arrives_by(deadline)
-            or await self._finish_partial_batch(poll)
-        )
-
     async def _finish_partial_batch(self, poll: PollState) -> bool:
-        return self._processor.batch_deadline is None or await self._processor.finish_partial_batch(poll.stop)
+        return self.processor.batch_deadline is None or await self.processor.finish_partial_batch(poll.stop)
 
     def _report_standstill(self, poll: PollState, end: End) -> None:
         """Say in status and log what keeps the walk from the end of the feed (G13)."""
         walk, text = poll.walk, poll.standstill
-        seconds = self._clock() - walk.began
+        seconds = self.clock() - walk.began
         if text is None and end is End.UNFINISHED and not self.done.messages and self.has_unsaved_place:
-            text = self._stats.standstill  # what was said last still holds, as in each round of a long circle
+            text = self.stats.standstill  # what was said last still holds, as in each round of a long circle
         if text is None and end is End.UNFINISHED and walk.empty_pages >= MAX_EMPTY_PAGES:
             text = (
                 f"the feed says that there is more, and has given {MAX_EMPTY_PAGES} pages or more in a row "
@@ -439,13 +396,7 @@ class Poller:
                 f"no cursor to save was found for {UNSAVED_WARNING:.0f} s or more: a restart would read "
                 f"everything after cursor {quoted(walk.saved)} again"
             )
-        self._stats.standstill = text
+        self.stats.standstill = text
         logged, self._logged_standstill = self._logged_standstill, text
         if text is not None and text != logged:
             logger.warning("the end of the feed is not reached: %s", text)
-
-    @property
-    def _must_stop(self) -> bool:
-        """Whether `max_poll_time` is over, or the server asks to be left alone."""
-        now = self._clock()
-        return now >= self._deadline or self._schedule.server_not_before > now

@@ -18,17 +18,25 @@ from dataclasses import dataclass, field
 import anyio
 
 from push_to_poll_client._event_loop import error_for_cancellation
-from push_to_poll_client._exceptions import FeedError, FeedRefused, PushToPollError, Throttled
+from push_to_poll_client._exceptions import (
+    CursorExpired,
+    FeedError,
+    FeedGone,
+    FeedRefused,
+    PushToPollError,
+    StoreUnavailable,
+    Throttled,
+)
 from push_to_poll_client._fetching import Fetcher
-from push_to_poll_client._hooks import Hooks
+from push_to_poll_client._hooks import ConsumerStats, RunLog
 from push_to_poll_client._log import ConsumerLog
+from push_to_poll_client._options import Options
 from push_to_poll_client._poller import Poller
 from push_to_poll_client._processor import Processor
-from push_to_poll_client._protocols import Session
 from push_to_poll_client._retry import StopSignal
 from push_to_poll_client._schedule import Cause, PollOutcome, Schedule
-from push_to_poll_client._status import ConsumerStats, PollResult, RunLog, add_results
-from push_to_poll_client._types import Clock, Push
+from push_to_poll_client._status import NOTHING_DONE, PollResult, add_results
+from push_to_poll_client._types import NO_HINT, Clock, Push
 from push_to_poll_client._validation import describe
 
 __all__ = ["Polls"]
@@ -46,58 +54,37 @@ _enclosing_polls: ContextVar[tuple["_Poll", ...]] = ContextVar("push_to_poll_cli
 """The polls that the current task is part of, as a handler's task is, and each task that it starts."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Polls:
     """The polls of one session.
 
-    Args:
+    Attributes:
         schedule: Decides when to poll.
-        session: Knows the saved cursor.
         processor: Has the messages in flight.
         poller: Runs one poll.
         fetcher: Fetches pages, and can be waiting for one.
-        stats: Counts wakes and polls.
-        hooks: Told of polls that reached the end of the feed.
-        overlaps: Whether polls start before the saved cursor; then no hint says that there is nothing new.
         worth_a_poll: Returns whether the hint of a push is worth a poll.
-        clock: The event loop's clock.
-
-    Attributes:
-        session: As given.
         closed: Whether the last poll settled the last message of a feed that has ended.
         run_log: Told of polls during `run()`; `None` without it.
     """
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        session: Session,
-        processor: Processor,
-        poller: Poller,
-        fetcher: Fetcher,
-        *,
-        stats: ConsumerStats,
-        hooks: Hooks,
-        overlaps: bool,
-        worth_a_poll: Callable[[Push], bool],
-        clock: Clock,
-    ) -> None:
-        self.session = session
-        self.closed = False
-        self.run_log: RunLog | None = None
-        self._schedule = schedule
-        self._processor = processor
-        self._poller = poller
-        self._fetcher = fetcher
-        self._stats = stats
-        self._hooks = hooks
-        self._overlaps = overlaps
-        self._worth_a_poll = worth_a_poll
-        self._clock = clock
+    options: Options
+    schedule: Schedule
+    processor: Processor
+    poller: Poller
+    fetcher: Fetcher
+    stats: ConsumerStats
+    worth_a_poll: Callable[[Push], bool]
+    clock: Clock
+    closed: bool = field(default=False, init=False)
+    run_log: RunLog | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
         self._lock = anyio.Lock(fast_acquire=True)
         self._started = self._last_finished = 0
         self._calls: list[_Call] = []
         self._news = anyio.Event()
-        self._last_result: PollResult | Exception = PollResult(0, 0, 0, caught_up=False)
+        self._last_result: PollResult | Exception = NOTHING_DONE
         self._hint: Push | None = None
         self._changed = anyio.Event()
         self._current: _Poll | None = None
@@ -107,27 +94,28 @@ class Polls:
     def wake(self, push: Push | None) -> None:
         """Poll soon. Call it in the event loop."""
         # Only a push that says something can be redundant.
-        redundant = push is not None and push != Push() and not self._overlaps and not self._worth_a_poll(push)
-        result = self._schedule.wake(self._clock(), push=push is not None, known=redundant)
-        self._stats.wake_received(result)
+        overlaps = self.options.overlap > 0
+        redundant = push is not None and push != NO_HINT and not overlaps and not self.worth_a_poll(push)
         if push is not None and not redundant:
             self._hint = _merge_hints(self._hint, push)
-        self._fetcher.cancel_waiting_fetch()
+        result = self.schedule.wake(self.clock(), push=push is not None, known=redundant)
+        self.stats.wake_received(result)
+        self.fetcher.cancel_waiting_fetch()
         self.schedule_changed()
 
     def begin(self, run_log: RunLog) -> None:
         """Begin `run()`: poll once, now."""
         self.closed, self.run_log = False, run_log
-        self._schedule.begin()
+        self.schedule.begin()
 
     def position_changed(self) -> None:
         """Poll soon from another place of the feed, even if a message waited to be tried again."""
-        self._schedule.resume_now()
+        self.schedule.resume_now()
         self.wake(None)
 
     def cancel_waiting_fetch(self) -> None:
         """Cancel a waiting fetch."""
-        self._fetcher.cancel_waiting_fetch()
+        self.fetcher.cancel_waiting_fetch()
 
     def schedule_changed(self) -> None:
         """Let those who wait ask the schedule again: something that it depends on has changed."""
@@ -162,16 +150,16 @@ class Polls:
                         raise failure from None
                     if not call.done.pages:
                         raise
-                    if self._poller.has_unsaved_place:
+                    if self.poller.has_unsaved_place:
                         logger.warning("stops before a cursor to save, the next call starts again: %s", throttled)
                     return call.done
                 except FeedError as error:
                     if not self._tries_again(error, place_is_kept):
                         raise
                     failure = error
-                if place_is_kept() or not self._poller.should_go_on_if_bare:
+                if place_is_kept() or not self.poller.should_go_on_if_bare:
                     return call.done
-                if not logged and self._poller.has_unsaved_place:
+                if not logged and self.poller.has_unsaved_place:
                     logged = True
                     logger.info(
                         "no cursor to save was found yet: this call goes on to the first one, since the next call "
@@ -191,7 +179,7 @@ class Polls:
 
     def _tries_again(self, error: FeedError, place_is_kept: Callable[[], bool]) -> bool:
         """Whether a call goes on after a poll that failed, since its place in the feed would be lost."""
-        if place_is_kept() or not self._poller.should_go_on_if_bare:
+        if place_is_kept() or not self.poller.should_go_on_if_bare:
             return False
         logger.warning("poll failed, next in %.1f s: %s", self.delay, describe(error))
         return True
@@ -199,7 +187,7 @@ class Polls:
     @contextmanager
     def _sum_polls(self) -> Iterator["_Call"]:
         """Add up what the polls do that start in the block."""
-        call = _Call(self._started, PollResult(0, 0, 0, caught_up=False))
+        call = _Call(self._started, NOTHING_DONE)
         self._calls.append(call)
         try:
             yield call
@@ -208,25 +196,25 @@ class Polls:
 
     async def _poll_or_join(self, timeout: float | None) -> None:  # noqa: ASYNC109
         """Lead a poll, or wait for one that starts after this call; raise the error with which it failed."""
-        since, until = self._started, math.inf if timeout is None else self._clock() + timeout
+        since, until = self._started, math.inf if timeout is None else self.clock() + timeout
         while True:
             self._raise_if_throttled(until)
-            self._fetcher.cancel_waiting_fetch()
+            self.fetcher.cancel_waiting_fetch()
             async with self._lock:
-                if self._last_finished <= since and self._schedule.earliest <= self._clock():
+                if self._last_finished <= since and self.schedule.earliest <= self.clock():
                     await self._lead(Cause.MANUAL)
                 if self._last_finished > since:
                     if isinstance(self._last_result, Exception):
                         raise _copy(self._last_result)
                     return
             # Wait without the lock: rewind(), dead letters and listeners that save their state need it.
-            with anyio.CancelScope(deadline=self._schedule.earliest):
+            with anyio.CancelScope(deadline=self.schedule.earliest):
                 await self._news.wait()
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
         """Keep polls from running in the block. The block counts as a poll: it cannot wait for one."""
-        self._fetcher.cancel_waiting_fetch()
+        self.fetcher.cancel_waiting_fetch()
         async with self._lock:
             poll = self._current = _Poll(self._started, 0.0, None, bypass_cache=False, stop=None)
             token = _enclosing_polls.set((*(outer for outer in _enclosing_polls.get() if outer.running), poll))
@@ -237,38 +225,61 @@ class Polls:
                 self._current, poll.running = None, False
                 self.schedule_changed()
 
-    async def poll_when_due(self, stop: StopSignal) -> None:
-        """Wait until the schedule decides for a poll, or something changes; if a poll is due, lead it.
+    async def poll_until_stopped(self, stop: StopSignal) -> None:
+        """Poll whenever the schedule decides for it, until a stop is requested or the feed has ended.
+
+        A poll that fails is logged, and the schedule decides when the next one starts.
 
         Args:
             stop: As for `Processor.take_page`.
 
         Raises:
-            Exception: The error with which the poll failed.
+            Exception: The error of a poll after which no other one helps.
         """
-        self._changed = anyio.Event()
-        async with self._lock:
-            # The server may hold its answer if the feed supports that, and no caller waits.
-            waits = self._calls or self._lock.statistics().tasks_waiting
-            can_wait = self._fetcher.max_wait > 0 and not waits
-            decision = self._schedule.next_poll(self._clock(), can_wait=can_wait)
-            if decision.at <= self._clock():
-                result = await self._lead(decision.cause, stop)
-                if isinstance(result, Exception):
-                    raise result
-                return
-        with anyio.CancelScope(deadline=decision.at):
-            await self._changed.wait()
+        while not (stop.requested or self.closed):
+            self._changed = anyio.Event()
+            async with self._lock:
+                # The server may hold its answer if the feed supports that, and no caller waits.
+                waits = self._calls or self._lock.statistics().tasks_waiting
+                can_wait = self.fetcher.max_wait > 0 and not waits
+                decision = self.schedule.next_poll(self.clock(), can_wait=can_wait)
+                is_due = decision.at <= self.clock()
+                result = await self._lead(decision.cause, stop) if is_due else None
+            if isinstance(result, Exception):
+                self._log_failure(result, stop)
+            if not is_due:
+                with anyio.CancelScope(deadline=decision.at):
+                    await self._changed.wait()
+
+    def _log_failure(self, error: Exception, stop: StopSignal) -> None:
+        """Log that a poll failed, or raise the error if another poll does not help."""
+        if not isinstance(error, FeedError | StoreUnavailable) or isinstance(error, CursorExpired | FeedGone):
+            raise error
+        if isinstance(error, FeedError):
+            logger.warning("poll failed, next in %.1f s: %s", self.delay, describe(error))
+            logger.debug("it failed here", exc_info=error)
+        elif stop.requested:  # the runner tries to commit again
+            return
+        elif count := self.poller.progress.uncommitted_count:
+            logger.warning(
+                "the store is unavailable, next try in %.1f s; nothing is processed until %d processed messages "
+                "are recorded: %s",
+                self.delay,
+                count,
+                describe(error),
+            )
+        else:
+            logger.warning("the store is unavailable, next try in %.1f s: %s", self.delay, describe(error))
 
     def set_in_flight_deadline(self, deadline: float) -> None:
-        """Let the messages in flight finish by the deadline, if `poll_when_due` leads the poll."""
+        """Let the messages in flight finish by the deadline, if the poll is one of `run()`."""
         if self._current is not None and self._current.stop is not None:
-            self._processor.in_flight_scope.deadline = deadline
+            self.processor.in_flight_scope.deadline = deadline
 
     @property
     def delay(self) -> float:
         """Seconds until the next poll, if nothing happens."""
-        return max(0.0, self._schedule.next_poll(self._clock()).at - self._clock())
+        return max(0.0, self.schedule.next_poll(self.clock()).at - self.clock())
 
     @property
     def called_from_poll(self) -> bool:
@@ -285,7 +296,7 @@ class Polls:
         result: PollResult | Exception | None = None
         token = _enclosing_polls.set((*(outer for outer in _enclosing_polls.get() if outer.running), poll))
         try:
-            result = await self._poller.poll(
+            result = await self.poller.poll(
                 wait=poll.wait, hint=poll.hint, bypass_cache=poll.bypass_cache, stop=stop
             )
         except Exception as error:  # noqa: BLE001  # the result for each caller that waits for this poll
@@ -298,49 +309,46 @@ class Polls:
         return result
 
     def _start(self, cause: Cause, stop: StopSignal | None) -> "_Poll":
-        wait = min(self._fetcher.max_wait, self._schedule.interval or math.inf) if cause is Cause.WAIT else 0.0
-        bypass_cache = cause in BYPASS_CACHE_CAUSES or self._schedule.owes
-        now = self._clock()
-        self._schedule.poll_started(now, cause, wait=wait)
+        wait = min(self.fetcher.max_wait, self.schedule.interval or math.inf) if cause is Cause.WAIT else 0.0
+        bypass_cache = cause in BYPASS_CACHE_CAUSES or self.schedule.owes
+        now = self.clock()
+        self.schedule.poll_started(now, cause, wait=wait)
         self._started += 1
-        self._fetcher.begin_poll()
         hint, self._hint = self._hint, None
         return _Poll(self._started, wait, hint, bypass_cache, stop, is_retry=cause is Cause.RETRY, started=now)
 
     def _end(self, poll: "_Poll", result: PollResult | Exception | None) -> None:
         self._current, poll.running = None, False
         self.closed = isinstance(result, PollResult) and result.closed
-        self._schedule.poll_ended(
-            self._clock(),
+        self.schedule.poll_ended(
+            self.clock(),
             _outcome_of(result),
             found=result.messages if isinstance(result, PollResult) else 0,
-            free=self._poller.continues_freely,
-            answered_at=self._poller.answered_at,
+            free=self.poller.continues_freely,
+            answered_at=self.poller.pages.answered_at,
             jitter=random.random(),  # noqa: S311  # not for secrets
-            resume_at=self._processor.postponed_until,
-            poll_within=self._poller.poll_within,
+            resume_at=self.processor.postponed_until,
+            poll_within=self.poller.poll_within,
         )
         # Drop the hint if the feed refused it or a retry failed: the sender of a push can write anything into it.
         if result is None or not (isinstance(result, PollResult | FeedRefused) or poll.is_retry):
             self._hint = _merge_hints(poll.hint, self._hint)
         for call in self._calls:
             if poll.number > call.since:
-                call.done = add_results(call.done, self._poller.done)
+                call.done = add_results(call.done, self.poller.done)
         if result is not None:
             self._last_finished, self._last_result = poll.number, result
-            self._stats.poll_ended(result, began=poll.began)
+            self.stats.poll_ended(result, began=poll.began)
             if self.run_log is not None:
                 self.run_log.poll_ended(result, started=poll.started)
-            if isinstance(result, PollResult) and result.caught_up:
-                self._hooks.caught_up(result)
         self.schedule_changed()
 
     def _raise_if_throttled(self, until: float) -> None:
         # The time may have passed while the caller waited for another poll.
-        if (earliest := self._schedule.earliest) > max(until, self._clock()):
+        if (earliest := self.schedule.earliest) > max(until, self.clock()):
             raise Throttled(
-                f"a poll may not start for {earliest - self._clock():.1f} s "
-                f"({self._schedule.mode(self._clock())}), which is beyond the timeout; call again then, or let "
+                f"a poll may not start for {earliest - self.clock():.1f} s "
+                f"({self.schedule.mode(self.clock())}), which is beyond the timeout; call again then, or let "
                 "run() wait",
                 until=earliest,
             )

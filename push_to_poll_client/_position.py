@@ -1,40 +1,261 @@
-"""Choose where polls start: at first, after a rewind and after a resync; and replay ranges of the feed.
+"""Choose where polls start: at first, after a rewind, after a resync, and with `overlap`.
 
 `Position` moves a session to another place of the feed. A move resets the saved cursor and, if the user says so,
 begins a new dedupe epoch. It also forgets failing messages: they may never come again, and a poll would wait for
-them. Where a session goes on from page to page, and saves its cursor, is in `_progress.py`.
+them. `Overlap` begins walks there. A walk reads the feed from its start to the feed's end. It may take several
+polls. Without `overlap` it starts at the saved cursor.
 
-`Replay` gives a range of the feed to the handler again, and leaves the saved cursor where it is.
+Some feeds number a message before it becomes visible: a row gets its id when it is inserted, and can be read only
+after its transaction commits. A poll may pass such a gap without seeing the message. With `overlap=S` the caller
+promises that messages get their places in the order of the feed, and that each is visible at most S seconds later.
+Then a walk starts at the newest saved cursor whose page arrived at least S seconds before the last complete walk
+began.
+
+Why nothing is lost
+-------------------
+(1) A saved cursor came with a page that arrived at a time `at`. A message that gets its place later comes after
+    that cursor.
+(2) The last complete walk began at a time `began`, and read each page after that. A message that it passed without
+    seeing it was not visible at `began`, so it got its place later than `began - S`.
+
+So a message that was passed unseen comes after every cursor with `at <= began - S`, and the next walk starts at
+the newest of these. By induction everything before that cursor is settled: the walk before started there or
+earlier. For a page the arrival counts, since it may have been requested much earlier (long polling). For a walk
+the beginning counts, since its first pages were read long before its last (slow handlers).
+
+A walk is complete if it read from that start to the feed's end, or at least past the cursor that was saved when it
+began, and if its messages are committed. When the newest such walk began is kept in the session's state. A value
+that is older than necessary only makes the next walk longer. After a quiet time the saved cursor itself is old
+enough, and walks start there.
+
+This holds as long as the times of day are right. A clock that is set back makes walks longer; a clock that is set
+forward between two runs shortens the overlap by that jump. Where a cache or a replica lags, `overlap` has to be
+longer by its lag.
+
+What a walk reads again
+-----------------------
+A walk with an overlap first reads what earlier walks have read. No cursor of this part is saved: the saved cursor
+would go back, and with it the knowledge of what was read. A walk has passed the saved cursor when it meets an
+equal cursor, or at the feed's end. On a feed that has cursors on pages only it may never meet it, since pages that
+begin elsewhere end elsewhere. If such a walk takes longer than a poll, and most of its last page was new, it
+jumps: it continues at the saved cursor, and is not complete.
 """
 
+import enum
 import inspect
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import repeat
+from dataclasses import dataclass, field
+from typing import Final
 
-import anyio
-
-from push_to_poll_client._exceptions import CursorExpired, FeedError
-from push_to_poll_client._failure_policy import ATTEMPTS_KEY
-from push_to_poll_client._fetching import Fetcher, Gaps
-from push_to_poll_client._hooks import Hooks
+from push_to_poll_client._exceptions import CursorExpired, StoreError
+from push_to_poll_client._fetching import Fetcher
+from push_to_poll_client._hooks import ConsumerStats, place_of
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._options import INCEPTION, LATEST, OnCursorExpired, Resync, ResyncFunction
-from push_to_poll_client._overlap import Overlap
-from push_to_poll_client._processor import Dedupe
-from push_to_poll_client._progress import Progress
+from push_to_poll_client._options import (
+    INCEPTION,
+    LATEST,
+    Options,
+    Resync,
+    ResyncFunction,
+    check_latest,
+)
+from push_to_poll_client._progress import ATTEMPTS_KEY, Progress, TimeOfDay
 from push_to_poll_client._protocols import Session
-from push_to_poll_client._retry import Postponed, Retry, StopSignal
-from push_to_poll_client._status import ConsumerStats, PollResult, Resynced, add_results, place_of, standstill_text
-from push_to_poll_client._types import Cursor, CycleDetector, FetchRequest, Message, Page, Record, SavedCursor
+from push_to_poll_client._status import Resynced
+from push_to_poll_client._types import Clock, Cursor, CycleDetector, Page, SavedCursor
 from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client._work_queue import WorkItem
 
-__all__ = ["MOVED_STATE", "Position", "Replay", "saved_before"]
+__all__ = ["MOVED_STATE", "Overlap", "Place", "PollWalk", "Position", "saved_before"]
 
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
+
+
+class Place(enum.Enum):
+    """Where a walk is."""
+
+    BEFORE = "before the saved cursor"  # it reads again what earlier walks have read
+    PAST = "past the saved cursor"
+    JUMPED = "past the saved cursor, and what was before it was not read to its end"
+
+
+@dataclass(slots=True, eq=False)
+class PollWalk:
+    """One walk along the feed, which may take several polls.
+
+    Attributes:
+        start: Where it starts, and starts again if the pages change before it has passed the saved cursor.
+        saved: The cursor that was saved when it began.
+        began: When it began, on the event loop's clock.
+        position: Where it continues: everything before is settled.
+        place: Where it is.
+        passed_at: When it passed the saved cursor, on the event loop's clock.
+        mostly_new: Whether most messages of the last page before the saved cursor were new, and had no cursors. A
+            walk along messages with cursors meets the saved one.
+        empty_pages: How many pages without a message it has read in a row.
+        failed_fetches: How many fetches in a row failed at its position.
+        cycle_detector: Detects that its pages lead in a circle, also one that takes several polls.
+    """
+
+    start: Cursor | None
+    saved: Cursor | None
+    began: float
+    position: Cursor | None
+    place: Place
+    passed_at: float
+    mostly_new: bool = False
+    empty_pages: int = 0
+    failed_fetches: int = 0
+    cycle_detector: CycleDetector = field(default_factory=CycleDetector)
+    _last_cursor: Cursor | None = None
+
+    def inspect_page(
+        self, page: Page, items: Sequence[WorkItem], stats: ConsumerStats, now: float
+    ) -> Cursor | None:
+        """Find out whether a page passes the saved cursor, for a walk that is before it.
+
+        Args:
+            page: The page.
+            items: Its messages. Those that may come before the saved cursor lose their cursors.
+            stats: Are told of late arrivals.
+            now: When the page was read, on the event loop's clock.
+
+        Returns:
+            A cursor that may be saved when the whole page is settled; `None` leaves it to the messages.
+        """
+        # The last page of a feed may be empty, and have no cursor.
+        cursors = (page.cursor, *(item.cursor for item in reversed(items)))
+        self._last_cursor = next((cursor for cursor in cursors if cursor is not None), self._last_cursor)
+        new = sum(not item.settled for item in items)
+        self.mostly_new = 2 * new > len(items) and all(item.cursor is None for item in items)
+        passed_at_item: int | None = None
+        if self.saved is not None:
+            passed_at_item = next((index for index, item in enumerate(items) if item.cursor == self.saved), None)
+        repeated = items if passed_at_item is None else items[: passed_at_item + 1]
+        last_known = next((index for index in range(len(repeated) - 1, -1, -1) if repeated[index].settled), 0)
+        stats.counts["late"] += sum(not item.settled for item in repeated[:last_known])
+        for item in repeated[: len(repeated) if passed_at_item is None else passed_at_item]:
+            item.cursor = None
+        at_end = page.next is None
+        meets_saved = self.saved is not None and self.saved in {page.cursor, page.next}
+        if passed_at_item is not None or meets_saved or at_end:
+            self.place, self.passed_at = Place.PAST, now
+        if at_end and passed_at_item is None:
+            return self._last_cursor  # a message that comes now comes after all of the feed
+        return page.cursor if self.place is Place.PAST else None
+
+
+LAST_WALK_KEY: Final = "looked"
+"""Name in a session's state of the time when the last complete walk began, in seconds since the epoch."""
+
+FULL_HISTORY: Final = 257
+"""Length of a history that has lost its oldest cursors: 256, and the saved one."""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Overlap:
+    """Choose where the walks of one session start and continue.
+
+    Attributes:
+        session: Keeps the cursors that were saved.
+
+    Raises:
+        StoreError: The session's state has a value that this library does not write.
+    """
+
+    options: Options
+    session: Session
+    time_of_day: TimeOfDay
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        try:
+            self._last_walk_began = float(self.session.state.get(LAST_WALK_KEY, "-inf"))
+        except ValueError as error:
+            raise StoreError(
+                f"when the overlap was looked at cannot be read from the store: {quoted(error)}; it is damaged, "
+                "or was written by another version"
+            ) from error
+        if self._last_walk_began > self.time_of_day.now():  # the clock was set back: start as far back as possible
+            self._last_walk_began = -math.inf
+        self._oldest_start: SavedCursor | None = None
+        self._warned = False
+
+    def initial_state(self) -> Mapping[str, str | None]:
+        """Changes of the session's state to commit before the first walk; empty if there are none."""
+        known = LAST_WALK_KEY in self.session.state
+        if not self.options.overlap:
+            return {LAST_WALK_KEY: None} if known else {}  # it would be too old when an overlap is set again
+        if known:
+            return {}
+        self._last_walk_began = min(self.session.history[-1].at, self.time_of_day.now())
+        return {LAST_WALK_KEY: repr(self._last_walk_began)}
+
+    def begin_walk(self) -> PollWalk:
+        """Begin a new walk."""
+        start, saved, now = self._start(), self.session.cursor, self.clock()
+        place = Place.PAST if start == saved else Place.BEFORE
+        return PollWalk(start, saved, began=now, position=start, place=place, passed_at=now)
+
+    async def leave(self, walk: PollWalk, *, at_end: bool) -> PollWalk | None:
+        """Return what the next poll starts with: this walk, or `None` for a new one.
+
+        Call it at the end of a poll whose messages are committed. A complete walk is recorded, also if it goes on:
+        the next process, or the next call of a cron job, then reads less again. One that finds no end is left when
+        it has gone far enough past the saved cursor: then the overlap is read again.
+
+        Args:
+            walk: The walk.
+            at_end: Whether it has reached the end of the feed.
+
+        Raises:
+            StoreError: A complete walk could not be recorded. This only makes the next walk longer.
+        """
+        if walk.place is Place.PAST and self.options.overlap:
+            before, self._last_walk_began = self._start(), self.time_of_day.of(walk.began)
+            if self._start() != before:
+                state = {LAST_WALK_KEY: repr(self._last_walk_began)}
+                await self.session.commit(cursor=None, records=[], state=state)
+            if self._is_long_enough(walk):
+                return None
+        if at_end:
+            return None
+        if walk.place is Place.BEFORE and walk.mostly_new:
+            walk.place, walk.position = Place.JUMPED, self.session.cursor
+        return walk
+
+    def _is_long_enough(self, walk: PollWalk) -> bool:
+        # If the saved cursor has not moved, as on a feed that has its only cursor at the end, a new walk would
+        # begin where this one began, and so would all after it.
+        moved = walk.saved != self.session.cursor
+        return moved and self.clock() - walk.passed_at >= max(self.options.max_poll_time, self.options.overlap)
+
+    def start_expired(self) -> None:
+        """Start at no cursor older than the saved one: the feed does not know one of them."""
+        self._oldest_start = self.session.history[-1]
+
+    def _start(self) -> Cursor | None:
+        """Cursor where the next walk starts, the oldest that is kept if it would have to be older."""
+        history = self.session.history
+        if not self.options.overlap:
+            return history[-1].cursor
+        latest = self._last_walk_began - self.options.overlap
+        known = history[history.index(self._oldest_start) :] if self._oldest_start in history else history
+        start = next((saved for saved in reversed(known) if saved.at <= latest), None)
+        too_old = start is None and len(known) >= FULL_HISTORY and known[0].cursor is not None
+        if too_old and not self._warned:
+            self._warned = True
+            logger.warning(
+                "overlap=%g s reaches further back than the oldest cursor that is kept, which is %.0f s old: what "
+                "becomes visible later than that is not found",
+                self.options.overlap,
+                self.time_of_day.now() - known[0].at,
+            )
+        return (start or known[0]).cursor
+
 
 STARTED_STATE = {"started": "yes"}
 """Session state of a name that has begun: `start=` does not apply to it any more."""
@@ -53,40 +274,23 @@ def saved_before(history: Sequence[SavedCursor], latest: float) -> SavedCursor |
     return next((saved for saved in reversed(history) if saved.at <= latest), None)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Position:
     """The position of one session in its feed.
 
-    Args:
+    Attributes:
         session: Keeps the saved cursor.
         fetcher: Asks for the feed's end.
         progress: Knows the attempts of failing messages, which a move forgets.
         overlap: Knows where walks with an overlap start.
-        stats: Counts resyncs.
-        hooks: Told of resyncs.
-        start: Where a new name begins, as `Resync.to`.
-        on_cursor_expired: What to do when the feed no longer knows the saved cursor.
     """
 
-    def __init__(  # noqa: PLR0917  # each is of another type
-        self,
-        session: Session,
-        fetcher: Fetcher,
-        progress: Progress,
-        overlap: Overlap,
-        stats: ConsumerStats,
-        hooks: Hooks,
-        *,
-        start: Cursor,
-        on_cursor_expired: OnCursorExpired,
-    ) -> None:
-        self._session = session
-        self._fetcher = fetcher
-        self._progress = progress
-        self._overlap = overlap
-        self._stats = stats
-        self._hooks = hooks
-        self._start = start
-        self._on_cursor_expired = on_cursor_expired
+    options: Options
+    session: Session
+    fetcher: Fetcher
+    progress: Progress
+    overlap: Overlap
+    stats: ConsumerStats
 
     async def ensure_started(self) -> None:
         """Let a new name begin where `start=` says, and do a resync that had to wait for the server.
@@ -95,13 +299,15 @@ class Position:
             FeedError: The feed's end could not be fetched.
             StoreError: The start could not be saved.
         """
-        if (pending := self._session.state.get(RESYNC_KEY)) is not None:
+        if (pending := self.session.state.get(RESYNC_KEY)) is not None:
             await self._resync("the cursor expired", Resync(LATEST, forget=pending == FORGET))
-        state = dict(self._overlap.initial_state())
-        if not self._has_started and self._start != INCEPTION:
-            await self._session.reset(await self._resolve(self._start), forget=False, state=state | STARTED_STATE)
+        state = dict(self.overlap.initial_state())
+        if not self._has_started and self.options.start != INCEPTION:
+            await self.session.reset(
+                await self._resolve(self.options.start), forget=False, state=state | STARTED_STATE
+            )
         elif state:
-            await self._session.commit(cursor=None, records=[], state=state | STARTED_STATE)
+            await self.session.commit(cursor=None, records=[], state=state | STARTED_STATE)
 
     async def mark_started(self) -> None:
         """Record at the end of a poll that the name has begun, even if the poll found nothing to save.
@@ -110,18 +316,18 @@ class Position:
             StoreError: That could not be saved.
         """
         if not self._has_started:
-            await self._session.commit(cursor=None, records=[], state=STARTED_STATE)
+            await self.session.commit(cursor=None, records=[], state=STARTED_STATE)
 
     @property
     def place(self) -> str:
         """Name of the place where the next poll starts, for the log."""
-        if self._has_started or self._start == INCEPTION:
-            return place_of(self._session.cursor)
-        return "the end" if self._start == LATEST else place_of(self._start)
+        if self._has_started or self.options.start == INCEPTION:
+            return place_of(self.session.cursor)
+        return "the end" if self.options.start == LATEST else place_of(self.options.start)
 
     @property
     def _has_started(self) -> bool:
-        session = self._session
+        session = self.session
         return session.cursor is not None or bool(session.size or session.dead or session.state)
 
     async def rewind(self, to: Cursor | None, *, ago: float | None, forget: bool) -> None:
@@ -133,13 +339,13 @@ class Position:
             StoreError: As for `ensure_started`.
         """
         if to == LATEST:
-            await self._fetcher.wait_until_allowed()
+            await self.fetcher.wait_until_allowed()
         cursor = self._saved_before(ago) if to is None else await self._resolve(to)
         await self._move("the user said so", cursor, forget=forget)
 
     def _saved_before(self, ago: float | None) -> Cursor | None:
         assert ago is not None  # rewind() takes to= or ago=  # noqa: S101
-        now, history = self._progress.time_of_day.now(), self._session.history
+        now, history = self.progress.time_of_day.now(), self.session.history
         saved = saved_before(history, now - ago)
         if saved is None:
             raise ValueError(
@@ -158,14 +364,14 @@ class Position:
             FeedError: As for `ensure_started`.
             StoreError: As for `ensure_started`.
         """
-        policy = self._on_cursor_expired
+        policy = self.options.on_cursor_expired
         resync = await self._call_policy(policy, error) if callable(policy) else policy
         if not isinstance(resync, Resync):
             raise error
         why = f"the cursor expired: {describe(error)}"
-        if resync.to == LATEST and not self._fetcher.is_allowed:
+        if resync.to == LATEST and not self.fetcher.is_allowed:
             pending = FORGET if resync.forget else KEEP
-            await self._session.commit(cursor=None, records=[], state={RESYNC_KEY: pending})
+            await self.session.commit(cursor=None, records=[], state={RESYNC_KEY: pending})
             return False
         await self._resync(why, resync)
         return True
@@ -177,7 +383,10 @@ class Position:
         try:
             result = function(error)
             resync = await result if inspect.isawaitable(result) else result
-            self._check_resync(resync)
+            if resync is not None and not isinstance(resync, Resync):
+                raise TypeError(f"it must return a Resync, or None to stop, not {resync!r}")  # noqa: TRY301
+            if resync is not None and resync.to == LATEST:
+                check_latest(self.fetcher.feed)
         except CursorExpired:
             raise
         except Exception as broken:
@@ -185,140 +394,24 @@ class Position:
             raise CursorExpired(text, start=error.start) from broken
         return resync
 
-    def _check_resync(self, resync: object) -> None:
-        if resync is not None and not isinstance(resync, Resync):
-            raise TypeError(f"it must return a Resync, or None to stop, not {resync!r}")
-        if resync is not None and resync.to == LATEST:
-            self._fetcher.check_latest()
-
     def overlap_start_expired(self) -> None:
         """Go on at the saved cursor: the feed no longer knows the cursor at which a walk was to start."""
-        self._overlap.start_expired()
-        self._report_resync("the cursor that an overlap began with expired", self._session.cursor, forget=False)
+        self.overlap.start_expired()
+        self._report_resync("the cursor that an overlap began with expired", self.session.cursor, forget=False)
 
     async def _resolve(self, to: Cursor) -> Cursor | None:
         if to == LATEST:
-            return await self._fetcher.latest()
+            return await self.fetcher.latest()
         return None if to == INCEPTION else to
 
     async def _move(self, why: str, cursor: Cursor | None, *, forget: bool) -> None:
-        await self._session.reset(cursor, forget=forget, state=MOVED_STATE)
-        self._progress.attempts.forget()
-        self._stats.failing.clear()
+        await self.session.reset(cursor, forget=forget, state=MOVED_STATE)
+        self.progress.attempts.forget()
+        self.stats.failing.clear()
         self._report_resync(why, cursor, forget=forget)
 
     def _report_resync(self, why: str, cursor: Cursor | None, *, forget: bool) -> None:
         event = Resynced(why, cursor, forget)
         again = "what comes again is processed again" if forget else "what was processed is not processed again"
         logger.warning("goes on from %s, and %s: %s", place_of(cursor), again, why)
-        self._stats.resynced(event)
-        self._hooks.resynced(event)
-
-
-class Replay:
-    """Replays ranges of one session's feed. The saved cursor does not move; messages get new records.
-
-    Args:
-        fetcher: Fetches the pages.
-        dedupe: Computes the messages' keys and fingerprints.
-        retry: Settles the messages, one after the other.
-        progress: Commits the records.
-        gaps: Told of messages that may be missing before a page.
-        stats: Count dead-lettered and skipped messages.
-    """
-
-    def __init__(  # noqa: PLR0917  # each is of another type
-        self,
-        fetcher: Fetcher,
-        dedupe: Dedupe,
-        retry: Retry,
-        progress: Progress,
-        gaps: Gaps,
-        stats: ConsumerStats,
-    ) -> None:
-        self._fetcher = fetcher
-        self._dedupe = dedupe
-        self._retry = retry
-        self._progress = progress
-        self._gaps = gaps
-        self._stats = stats
-
-    async def run(self, start: Cursor, end: Cursor | None) -> PollResult:
-        """Replay the messages after `start`, up to the message or page whose cursor is `end`.
-
-        Args:
-            start: Where to begin, as for `Consumer.replay`.
-            end: Where to end; `None` means at the end of the feed.
-
-        Returns:
-            What was done; `caught_up` if the end of the feed was reached before `end`.
-
-        Raises:
-            FeedError: A fetch failed, or the pages lead in a circle. The messages before it are recorded.
-            ProcessError: A message failed for good. The messages before it are recorded.
-            StoreError: The store failed.
-        """
-        await self._progress.flush()  # what an earlier call could not commit
-        latest: Cursor | None = None
-        if LATEST in {start, end}:
-            await self._fetcher.wait_until_allowed()
-            latest = await self._fetcher.latest()
-        named = {INCEPTION: None, LATEST: latest}
-        done, cycle_detector = PollResult(0, 0, 0, caught_up=False), CycleDetector()
-        position = named.get(start, start)
-        end = latest if end == LATEST else end
-        ends = end is not None and end == position
-        while not ends:
-            await self._fetcher.wait_until_allowed()
-            page = await self._fetcher.fetch(FetchRequest(position))
-            assert page is not None  # only a fetch that waits gives way  # noqa: S101
-            await self._gaps.report(position, page.gap)
-            in_range, ends = _messages_up_to(page, end)
-            done = add_results(done, await self._work_off(in_range))
-            if not ends and page.next in {None, position}:
-                ended = page.next is None
-                standstill = None if ended else standstill_text(f"back to cursor {quoted(page.next)}")
-                return replace(done, caught_up=ended, closed=page.closed, standstill=standstill)
-            position = page.next
-            if position is not None and not ends and cycle_detector.repeats_at(position):
-                raise FeedError("the pages of the feed lead in a circle; the replay ends there")
-        return done
-
-    async def _work_off(self, messages: Sequence[Message]) -> PollResult:
-        """Settle the messages of one page; return what was done."""
-        counts_before = self._stats.counts.copy()
-        (keys, errors), now = self._dedupe.dedupe_keys(messages), self._fetcher.now()
-        new = repeat(True, len(keys))  # noqa: FBT003  # all of them, also those that were settled before
-        items = await self._dedupe.make_items(messages, keys, new, errors, in_flight=(), read_at=now, arrived=now)
-        try:
-            for item in items:
-                await self._settle(item)
-        finally:  # the saved cursor is past them: a dead letter that is not committed would not come again
-            await self._progress.flush()
-        counts = self._stats.counts - counts_before
-        return PollResult(
-            messages=len(messages),
-            duplicates=0,
-            pages=1,
-            caught_up=False,
-            dead_lettered=counts["dead_lettered"],
-            skipped=counts["skipped"],
-        )
-
-    async def _settle(self, item: WorkItem) -> None:
-        while True:
-            try:
-                state = await self._retry.try_one(item.key, item.message, StopSignal(), error=item.error)
-            except Postponed as postponed:
-                await anyio.sleep_until(postponed.until)
-            else:
-                self._progress.pending.append(Record(item.key, state, item.fingerprint))
-                return
-
-
-def _messages_up_to(page: Page, end: Cursor | None) -> tuple[Sequence[Message], bool]:
-    """Return the messages of the page up to the one with this cursor, and whether the range ends with them."""
-    for number, message in enumerate(page.messages):
-        if end is not None and message.cursor == end:
-            return page.messages[: number + 1], True
-    return page.messages, end is not None and end in {page.cursor, page.next}
+        self.stats.resynced(event)

@@ -11,6 +11,7 @@ progress while a message waits to be tried again.
 
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
 from operator import attrgetter
@@ -22,15 +23,15 @@ from anyio.abc import TaskGroup
 
 from push_to_poll_client._exceptions import ContentChanged, UndecodableMessage
 from push_to_poll_client._fetching import check_ids
-from push_to_poll_client._options import DedupeKey, Fingerprint, Handler, OrderingKey
-from push_to_poll_client._overlap import PollWalk
+from push_to_poll_client._hooks import ConsumerStats
+from push_to_poll_client._options import BatchHandler, Fingerprint, Handler, Options
+from push_to_poll_client._position import PollWalk
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._retry import Postponed, Retry, StopSignal
-from push_to_poll_client._status import ConsumerStats
 from push_to_poll_client._types import MAX_ID, Clock, Message, Page, Record
 from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client._work_queue import WorkItem, WorkQueue
-from push_to_poll_client._workers import Workers
+from push_to_poll_client._workers import WorkRound
 
 __all__ = ["Dedupe", "DedupeErrors", "Processor"]
 
@@ -45,32 +46,22 @@ FINGERPRINT_BITS: Final = 63
 _key_of = attrgetter("key")
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Dedupe:
     """Computes dedupe keys, ordering keys and fingerprints, and drops duplicates.
 
-    Args:
+    Attributes:
         progress: Knows which messages were settled before.
-        feed: What the feed's function is called, for errors.
-        dedupe_key: Returns the dedupe key of a message; `None` means the message's key.
-        ordering_key: Returns a value that messages share if they must be processed in order; `None` means that
-            all messages share one.
-        fingerprint: Returns bytes that must stay the same under a dedupe key; `None` means that none are compared.
+        feed_name: What the feed's function is called, for errors.
     """
 
-    def __init__(
-        self,
-        progress: Progress,
-        *,
-        feed: str,
-        dedupe_key: DedupeKey | None,
-        ordering_key: OrderingKey | None,
-        fingerprint: Fingerprint | None,
-    ) -> None:
-        self._progress = progress
-        self._feed = feed
-        self._dedupe_key = dedupe_key
-        self._ordering_key = ordering_key
-        self._fingerprint = fingerprint
+    options: Options
+    progress: Progress
+    feed_name: str
+
+    def __post_init__(self) -> None:
+        self._dedupe_key, self._fingerprint = self.options.dedupe_key, self.options.fingerprint
+        self._ordering_key = self.options.key if self.options.concurrency > 1 else None
 
     def dedupe_keys(self, messages: Sequence[Message]) -> tuple[list[str], DedupeErrors]:
         """Return the dedupe keys, and the errors of the messages for which the user's function failed.
@@ -80,7 +71,9 @@ class Dedupe:
         """
         if self._dedupe_key is None:
             keys = list(map(_key_of, messages))
-            check_ids(keys, "key", self._feed)  # not with the ids: some messages compute their key when it is read
+            check_ids(
+                keys, "key", self.feed_name
+            )  # not with the ids: some messages compute their key when it is read
             return keys, NO_DEDUPE_ERRORS
         keys, errors = [], dict[str, UndecodableMessage]()
         for message in messages:
@@ -165,7 +158,7 @@ class Dedupe:
         self, items: Sequence[WorkItem], in_flight: Iterable[WorkItem], fingerprint: Fingerprint
     ) -> None:
         """Let the duplicates whose content has changed fail."""
-        recorded = await self._progress.fingerprints([item.key for item in items if item.settled])
+        recorded = await self.progress.fingerprints([item.key for item in items if item.settled])
         last = {item.key: item for item in in_flight}
         for item in items:
             if item.settled:
@@ -216,61 +209,41 @@ def _undecodable_error(message: Message, function: str, error: Exception) -> Und
     return failed
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Processor:
     """Settles the pages of one session.
 
-    Args:
-        progress: Knows which messages were settled before, and commits those that are settled now.
-        handler: Processes one message.
-        dedupe: Finds the messages that are new.
-        retry: Settles a message that fails.
-        workers: Settle the messages that are not simply processed one after the other.
-        stats: Counts duplicates.
-        plain: Whether messages are simply processed one after the other.
-        batch_wait: Seconds for which the first message of a batch may wait for the next page.
-        clock: The event loop's clock.
-
     Attributes:
+        handler: Processes one message.
+        retry: Settles a message that fails.
+        batch_handler: Processes several messages; `None` if there is only `handler`.
         in_flight_scope: The cancel scope of the messages in flight, so that a stop can set it a deadline.
         duplicates: How many messages of the poll were settled before.
         postponed_until: When the message that ended the poll may be tried again, on the event loop's clock; `None`
             if none did.
     """
 
-    def __init__(  # noqa: PLR0917  # each is of another type
-        self,
-        progress: Progress,
-        handler: Handler,
-        dedupe: Dedupe,
-        retry: Retry,
-        workers: Workers,
-        stats: ConsumerStats,
-        *,
-        plain: bool,
-        batch_wait: float,
-        clock: Clock,
-    ) -> None:
-        self.in_flight_scope = anyio.CancelScope()
-        self.postponed_until: float | None = None
-        self.duplicates = 0
-        self._progress = progress
-        self._handler = handler
-        self._dedupe = dedupe
-        self._retry = retry
-        self._workers = workers
-        self._stats = stats
-        self._plain = plain
-        self._batch_wait = batch_wait
-        self._clock = clock
-        self._work = WorkQueue()
+    options: Options
+    progress: Progress
+    handler: Handler
+    batch_handler: BatchHandler | None
+    dedupe: Dedupe
+    retry: Retry
+    stats: ConsumerStats
+    clock: Clock
+    in_flight_scope: anyio.CancelScope = field(default_factory=anyio.CancelScope, init=False)
+    duplicates: int = field(default=0, init=False)
+    postponed_until: float | None = field(default=None, init=False)
+
+    _work: WorkQueue | None = field(default=None, init=False)  # made for the first page that needs one
 
     def begin(self) -> None:
         """Begin a poll. It fetches again what the last poll left in flight."""
-        self._work, self.postponed_until, self.duplicates = WorkQueue(), None, 0
+        self._work, self.postponed_until, self.duplicates = None, None, 0
 
     def begin_elsewhere(self) -> None:
         """Go on at another place of the feed, when all before is settled: no cursor of the old one is saved."""
-        self._work = WorkQueue()
+        self._work = None
 
     async def take_page(
         self,
@@ -299,43 +272,45 @@ class Processor:
             ProcessError: A message failed for good.
             StoreError: Progress could not be committed.
         """
-        keys, errors = self._dedupe.dedupe_keys(page.messages)
-        unsettled = await self._progress.unsettled(keys)
-        if self._work.left:
+        keys, errors = self.dedupe.dedupe_keys(page.messages)
+        unsettled = await self.progress.unsettled(keys)
+        if self._work is not None and self._work.left:
             unsettled -= {item.key for item in self._work.unsettled}
         new = _new_flags(keys, unsettled)
-        if self._plain and overlap is None and not self._progress.attempts and not errors:
-            self._progress.read_at = read_at
+        if self.options.plain and overlap is None and not self.progress.attempts and not errors:
+            self.progress.read_at = read_at
             work = partial(self._process_in_order, zip(keys, page.messages, new, strict=False))
             complete = await self.run_shielded(work, stop)
             if complete:
-                self._progress.advance(page.cursor, read_at)
+                self.progress.advance(page.cursor, read_at)
         else:
-            await self._enqueue_page(page, keys, new, errors, read_at, overlap)
-            work = partial(self._work_off, fill=background is not None and self._batch_wait > 0)
+            queue = self._work = self._work or WorkQueue()
+            items = await self.dedupe.make_items(
+                page.messages, keys, new, errors, in_flight=queue.unsettled, read_at=read_at, arrived=self.clock()
+            )
+            cursor = page.cursor if overlap is None else overlap.inspect_page(page, items, self.stats, read_at)
+            self._count_duplicates(sum(item.settled for item in items))
+            queue.add(items, read_at, cursor=cursor)
+            self.progress.advance(queue.cursor, queue.read_at)
+            work = partial(self._work_off, queue, fill=background is not None and self.options.batch_wait > 0)
             complete = await self.run_shielded(work, stop)
         if complete:  # else it was stopped, postponed, or overran the deadline of `in_flight_scope`
             if background is None:
-                await self._progress.flush()
+                await self.progress.flush()
             else:
-                await self._progress.commit_in_background(background, keys)
+                await self.progress.commit_in_background(background, keys)
         return complete
 
-    async def end(self, *, caught_up: bool) -> None:
-        """End a poll: forget messages that failed and do not come again.
-
-        Raises:
-            StoreError: Progress could not be committed.
-        """
+    def end(self, *, caught_up: bool) -> None:
+        """End a poll that did not fail: forget messages that failed and do not come again."""
         as_far_as_it_can = caught_up or self.postponed_until is not None
-        if as_far_as_it_can and (self._progress.attempts or self._stats.failing):
-            self._retry.end_walk(caught_up=caught_up)
-            await self._progress.finish()
+        if as_far_as_it_can and (self.progress.attempts or self.stats.failing):
+            self.retry.end_walk(caught_up=caught_up)
 
     async def _process_in_order(self, messages: Iterable[tuple[str, Message, bool]], stop: StopSignal) -> bool:
         # `_work_off` does this too, with a work item for each message. Without work items a catch-up of 20,000
         # messages is 1.5 to 2.4 times as fast over HTTP, and 2.9 to 4.3 times from memory (`MemoryStore`).
-        handler, clock, progress = self._handler, self._clock, self._progress  # local: looked up for each message
+        handler, clock, progress = self.handler, self.clock, self.progress  # local: looked up for each message
         record = progress.pending.append
         for key, message, is_new in messages:
             if stop.requested:
@@ -350,7 +325,7 @@ class Processor:
                 if failure is None:
                     record(Record(key))
                 else:  # not in `except`: a traceback of the next attempt would show this one as its context
-                    record(Record(key, await self._retry.handle_failure(key, message, failure, stop)))
+                    record(Record(key, await self.retry.handle_failure(key, message, failure, stop)))
             else:
                 self._count_duplicates(1)
             if (cursor := message.cursor) is not None:
@@ -359,37 +334,19 @@ class Processor:
                 await progress.flush()
         return True
 
-    async def _enqueue_page(  # noqa: PLR0917  # each is of another type
-        self,
-        page: Page,
-        keys: Sequence[str],
-        new: Iterable[bool],
-        errors: DedupeErrors,
-        read_at: float,
-        overlap: PollWalk | None,
-    ) -> None:
-        in_flight = self._work.unsettled
-        items = await self._dedupe.make_items(
-            page.messages, keys, new, errors, in_flight=in_flight, read_at=read_at, arrived=self._clock()
-        )
-        cursor = page.cursor if overlap is None else overlap.inspect_page(page, items, self._stats, read_at)
-        self._count_duplicates(sum(item.settled for item in items))
-        self._work.add(items, read_at, cursor=cursor)
-        self._progress.advance(self._work.cursor, self._work.read_at)
-
     def _count_duplicates(self, number: int) -> None:
         self.duplicates += number
-        self._stats.counts["duplicates"] += number
+        self.stats.counts["duplicates"] += number
 
-    async def _work_off(self, stop: StopSignal, *, fill: bool) -> bool:
-        await self._workers.work_off(self._work, stop, fill=fill)
-        return not stop.requested if fill else not any(self._work.unsettled)
+    async def _work_off(self, queue: WorkQueue, stop: StopSignal, *, fill: bool) -> bool:
+        await WorkRound(retry=self.retry, batch_handler=self.batch_handler, work=queue, stop=stop, fill=fill).run()
+        return not stop.requested if fill else not any(queue.unsettled)
 
     @property
     def batch_deadline(self) -> float | None:
         """When the messages that wait to fill a batch must not wait any longer; `None` if none wait."""
-        since = self._work.waiting_since
-        return None if since is None else since + self._batch_wait
+        since = None if self._work is None else self._work.waiting_since
+        return None if since is None else since + self.options.batch_wait
 
     async def finish_partial_batch(self, stop: StopSignal | None) -> bool:
         """Settle the messages that wait for the next page, which does not come in time.
@@ -404,7 +361,8 @@ class Processor:
             ProcessError: As for `take_page`.
             StoreError: As for `take_page`.
         """
-        return await self.run_shielded(partial(self._work_off, fill=False), stop)
+        assert self._work is not None  # as there are messages that wait  # noqa: S101
+        return await self.run_shielded(partial(self._work_off, self._work, fill=False), stop)
 
     async def run_shielded(self, work: Callable[[StopSignal], Awaitable[bool]], stop: StopSignal | None) -> bool:
         """Run work that a cancellation must not cut short.

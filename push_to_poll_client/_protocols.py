@@ -13,6 +13,7 @@ from push_to_poll_client._types import (
     Cursor,
     DeadLetter,
     FetchRequest,
+    M_co,
     Page,
     Push,
     Record,
@@ -33,8 +34,8 @@ __all__ = [
 _EMPTY_STATE: Mapping[str, str | None] = MappingProxyType({})
 
 
-class Feed(Protocol):
-    """Where messages are read.
+class Feed(Protocol[M_co]):
+    """Where messages are read: `Feed[CloudEvent]` has `CloudEvent`s, a bare `Feed` any `Message`.
 
     A feed may also have, and the consumer looks for them with `getattr`:
 
@@ -55,7 +56,7 @@ class Feed(Protocol):
       this process that uses the feed object stops.
     """
 
-    async def fetch(self, request: FetchRequest, /) -> Page:
+    async def fetch(self, request: FetchRequest, /) -> Page[M_co]:
         """Ask for what comes after `request.cursor`.
 
         It has to end by itself, by a timeout of its own: a fetch that hangs is a poll that hangs.

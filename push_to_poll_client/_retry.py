@@ -1,28 +1,42 @@
-"""Try one message until it is settled: call the handler, wait, and apply the failure policy (G9).
+"""Try one message until it is settled: call the handler, wait, and decide what becomes of one that fails (G9).
+
+The decision is made by the first of these that applies: an exception that the handler raises to decide itself
+(`RetryMessage`, `DeadLetterMessage`, `SkipMessage`, `StopConsumer`), the option `retry`, the option `on_failure`.
 
 Nothing is open while a message waits for its next attempt: the messages settled before it are committed first. A
 wait of more than a second ends the poll, and the next poll continues at that message when the wait is over.
 """
 
+import inspect
 import logging
 import traceback
-from dataclasses import replace
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
 
 import anyio
 import msgspec
+from tenacity import AsyncRetrying, RetryCallState
 
 from push_to_poll_client._event_loop import error_for_cancellation, sole_cause
-from push_to_poll_client._exceptions import MessageVerdict, ProcessError, StoreError
-from push_to_poll_client._failure_policy import Attempt, FailureDecision, FailureRules
+from push_to_poll_client._exceptions import (
+    ContentChanged,
+    DeadLetterMessage,
+    MessageVerdict,
+    ProcessError,
+    RetryMessage,
+    SkipMessage,
+    StopConsumer,
+    StoreError,
+    UndecodableMessage,
+)
 from push_to_poll_client._handlers import TransactionFailed
-from push_to_poll_client._hooks import Hooks
-from push_to_poll_client._log import ConsumerLog, ExcInfo, Tracebacks, handler_error, raised_from
-from push_to_poll_client._options import Handler
-from push_to_poll_client._progress import Progress
-from push_to_poll_client._status import MAX_SHOWN_FAILING, ConsumerStats, FailingMessage
+from push_to_poll_client._hooks import ConsumerStats
+from push_to_poll_client._log import ConsumerLog, Tracebacks, handler_error, raised_from
+from push_to_poll_client._options import Handler, Options, check_failure_policy
+from push_to_poll_client._progress import Attempt, Progress
+from push_to_poll_client._status import MAX_SHOWN_FAILING, FailingMessage
 from push_to_poll_client._types import Clock, DeadLetter, Fate, Message, RecordState
-from push_to_poll_client._validation import describe, quoted
+from push_to_poll_client._validation import check_number, describe, quoted
 
 __all__ = ["Postponed", "Retry", "StopSignal", "failure_of_message", "make_dead_letter"]
 
@@ -66,35 +80,36 @@ class StopSignal:
         self.event = anyio.Event()
 
 
+NOT_RETRYABLE = (UndecodableMessage, ContentChanged)
+"""Failures that another attempt does not change."""
+
+HANDLER_DECISIONS = {DeadLetterMessage: Fate.DEAD_LETTER, SkipMessage: Fate.SKIP, StopConsumer: Fate.STOP}
+
+
+class FailureDecision(NamedTuple):
+    """The fate of a message that failed, and for `AGAIN` the seconds until its next attempt."""
+
+    fate: Fate
+    delay: float = 0.0
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
 class Retry:
     """Settle messages one by one.
 
-    Args:
+    Attributes:
         handler: Processes one message.
         progress: Keeps attempts and dead letters, and is committed before a wait.
-        rules: Decide the fate of a message that failed.
-        stats: Are told of retries, failures and skipped messages.
-        hooks: Are told of failed and settled messages.
-        clock: The event loop's clock.
     """
 
-    def __init__(
-        self,
-        handler: Handler,
-        progress: Progress,
-        rules: FailureRules,
-        stats: ConsumerStats,
-        *,
-        hooks: Hooks,
-        clock: Clock,
-    ) -> None:
-        self._handler = handler
-        self._progress = progress
-        self._rules = rules
-        self._stats = stats
-        self._hooks = hooks
-        self._clock = clock
-        self._tracebacks = Tracebacks(logger, clock)
+    options: Options
+    handler: Handler
+    progress: Progress
+    stats: ConsumerStats
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        self._tracebacks = Tracebacks(logger, self.clock)
 
     async def try_one(
         self, key: str, message: Message, stop: StopSignal, *, error: Exception | None = None
@@ -113,12 +128,12 @@ class Retry:
             ProcessError: It failed for good, and the policy is to stop.
             StoreError: The messages settled before could not be committed.
         """
-        attempts = self._progress.attempts
+        attempts = self.progress.attempts
         if attempts.knows(key):
             if waiting := attempts.wait_of(key):
                 self._show_waiting(key, message, waiting)
-                await self._wait(waiting.again - attempts.now, stop, since=self._clock())
-            self._stats.counts["retries"] += 1
+                await self._wait(waiting.again - attempts.now, stop, since=self.clock())
+            self.stats.counts["retries"] += 1
         failure = error or message.error or await self.attempt(message)
         if failure is not None:
             return await self.handle_failure(key, message, failure, stop)
@@ -136,11 +151,11 @@ class Retry:
         """
         failure = message.error or await self.attempt(message)
         if failure is None:
-            self._hooks.message_settled(message, RecordState.PROCESSED)
+            self.stats.hooks.message_settled(message, RecordState.PROCESSED)
             logger.info("dead letter %s was processed at attempt %d", quoted(message.id), attempt)
             return None
         error = failure_of_message(message, failure)
-        self._hooks.message_failed(message, error, attempt, Fate.DEAD_LETTER)
+        self.stats.hooks.message_failed(message, error, attempt, Fate.DEAD_LETTER)
         self.log_dead_letter(message.id, error, attempt)
         return error
 
@@ -151,7 +166,7 @@ class Retry:
             quoted(id),
             attempt,
             describe(error),
-            exc_info=self._traceback(error, "dead letter"),
+            **self._details(error, "dead letter"),
         )
 
     def log_batch(self, size: int, error: Exception) -> None:
@@ -160,13 +175,13 @@ class Retry:
             "a batch of %d messages failed, trying its halves: %s",
             size,
             describe(error),
-            exc_info=self._traceback(error, "batch"),
+            **self._details(error, "batch"),
         )
 
     async def attempt(self, message: Message) -> BaseException | None:
         """Call the handler once; return the error if it failed."""
         try:
-            await self._handler(message)
+            await self.handler(message)
         except BaseException as error:  # noqa: BLE001  # `failure_of_message` decides what it means
             return error
         return None
@@ -183,26 +198,26 @@ class Retry:
             StoreError: As for `try_one`.
         """
         failure: BaseException | None = error
-        state, since = RecordState.PROCESSED, self._clock()
+        state, since = RecordState.PROCESSED, self.clock()
         while failure is not None:
             decision = await self._decide(key, message, failure_of_message(message, failure))
             if decision.fate is not Fate.AGAIN:
                 state = SETTLED_AS[decision.fate]
                 break
             await self._wait(decision.delay, stop, since=since)
-            self._stats.counts["retries"] += 1
+            self.stats.counts["retries"] += 1
             failure = await self.attempt(message)
         return self._finish(key, message, state)
 
     def end_walk(self, *, caught_up: bool) -> None:
         """Drop what is kept of messages that do not come again, at the end of a walk from the saved cursor."""
-        attempts, failing = self._progress.attempts, self._stats.failing
+        attempts, failing = self.progress.attempts, self.stats.failing
         attempts.end_walk(caught_up=caught_up)
-        self._stats.failing = {key: one for key, one in failing.items() if attempts.knows(key)}
+        self.stats.failing = {key: one for key, one in failing.items() if attempts.knows(key)}
 
     def _show_waiting(self, key: str, message: Message, attempt: Attempt) -> None:
         """Show a message that waits, if it failed before this consumer was made, or the clock was set back."""
-        failing = self._stats.failing
+        failing = self.stats.failing
         if key in failing:
             failing[key] = replace(failing[key], again=attempt.again)
             return
@@ -213,30 +228,28 @@ class Retry:
                 "message %s failed at attempt %d before this run, again in %.1f s: %s",
                 quoted(message.id),
                 attempt.count,
-                attempt.again - self._progress.attempts.now,
+                attempt.again - self.progress.attempts.now,
                 why,
             )
-        self._hooks.message_postponed(message, failing[key])
+        self.stats.hooks.message_postponed(message, failing[key])
 
     def _finish(self, key: str, message: Message, state: RecordState) -> RecordState:
-        if state is RecordState.PROCESSED and (failures := self._progress.attempts.count(key)):
+        if state is RecordState.PROCESSED and (failures := self.progress.attempts.count(key)):
             logger.info("message %s was processed at attempt %d", quoted(message.id), failures + 1)
         self._forget(key)
-        self._hooks.message_settled(message, state)
+        self.stats.hooks.message_settled(message, state)
         return state
 
     def _forget(self, key: str) -> None:
         # Also for a message that stops the consumer: the next run starts with attempt 1.
-        self._stats.failing.pop(key, None)
-        self._progress.attempts.discard(key)
+        self.stats.failing.pop(key, None)
+        self.progress.attempts.discard(key)
 
     async def _decide(self, key: str, message: Message, error: Exception) -> FailureDecision:
         """Decide the fate of a failed message, and carry it out, except for the wait."""
-        attempts = self._progress.attempts
-        attempt = attempts.record_failure(key)
+        attempt = self.progress.attempts.record_failure(key)
         try:
-            flush = self._progress.flush
-            decision = await self._rules.decide(message, error, attempt, attempts.now, flush)
+            decision = await self._apply_rules(message, error, attempt)
         except StoreError:  # of the commit before a coroutine of the user is awaited
             raise
         except Exception as policy_error:  # the user's function can raise anything
@@ -249,7 +262,7 @@ class Retry:
             raise _stop_error(
                 key, message, f"{describe(error)}; its policy failed: {describe(policy_error)}"
             ) from error
-        self._hooks.message_failed(message, error, attempt.count, decision.fate)
+        self.stats.hooks.message_failed(message, error, attempt.count, decision.fate)
         if decision.fate is Fate.STOP:
             self._forget(key)
             raise _stop_error(key, message, describe(error)) from error
@@ -258,8 +271,51 @@ class Retry:
         self._report(key, message, error, attempt, decision)
         return decision
 
+    async def _apply_rules(self, message: Message, error: Exception, attempt: Attempt) -> FailureDecision:
+        """Decide by the handler's exception, `retry=` or `on_failure=`, whose functions may raise anything."""
+        if isinstance(error, RetryMessage):
+            return FailureDecision(Fate.AGAIN, error.after)
+        for decision, fate in HANDLER_DECISIONS.items():
+            if isinstance(error, decision):
+                return FailureDecision(fate)
+        retry, policy = self.options.retry, self.options.on_failure
+        if retry is not None and not isinstance(error, NOT_RETRYABLE):
+            delay = await self._retry_delay(retry, message, error, attempt)
+            if delay is not None:
+                return FailureDecision(Fate.AGAIN, delay)
+        chosen = await self._resolve(policy(message, error)) if callable(policy) else policy
+        return FailureDecision(check_failure_policy(chosen))
+
+    async def _retry_delay(
+        self, retry: AsyncRetrying, message: Message, error: Exception, attempt: Attempt
+    ) -> float | None:
+        """Seconds until the next attempt, `None` if there is none, by the strategies of tenacity."""
+        # Its own loop is not used, since it waits in place: nothing may be open while a message waits.
+        state = RetryCallState(retry, None, (message,), {})
+        state.attempt_number = attempt.count
+        state.set_exception((type(error), error, error.__traceback__))
+        assert state.outcome_timestamp is not None  # just set  # noqa: S101
+        state.start_time = state.outcome_timestamp - max(0.0, self.progress.attempts.now - attempt.first)
+        if not await self._resolve(retry.retry(state)):
+            return None
+        state.upcoming_sleep = await self._resolve(retry.wait(state))
+        check_number("what retry.wait returns", state.upcoming_sleep)
+        return None if await self._resolve(retry.stop(state)) else state.upcoming_sleep
+
+    async def _resolve(self, result: Any) -> Any:
+        """Result of a function of the user, awaited after a commit if that is a coroutine function."""
+        if not inspect.isawaitable(result):
+            return result
+        try:
+            await self.progress.flush()
+        except BaseException:
+            if inspect.iscoroutine(result):
+                result.close()  # without this Python warns that it was never awaited
+            raise
+        return await result
+
     def _add_dead_letter(self, key: str, message: Message, error: Exception, attempt: Attempt) -> None:
-        progress = self._progress
+        progress = self.progress
         if progress.dead_letter_count >= MAX_DEAD_LETTERS:
             raise _stop_error(
                 key, message, f"there are {progress.dead_letter_count} dead letters already: {describe(error)}"
@@ -277,43 +333,40 @@ class Retry:
         self, key: str, message: Message, error: Exception, attempt: Attempt, decision: FailureDecision
     ) -> None:
         name, count, why = quoted(message.id), attempt.count, describe(error)
-        traceback_of = self._traceback(error, decision.fate)
+        details = self._details(error, decision.fate)
         if decision.fate is Fate.AGAIN:
-            again = self._progress.attempts.postpone(key, decision.delay, why).again
-            self._stats.message_failed(key, FailingMessage(message.id, count, why, again))
+            again = self.progress.attempts.postpone(key, decision.delay, why).again
+            self.stats.message_failed(key, FailingMessage(message.id, count, why, again))
             logger.warning(
                 "message %s failed at attempt %d, again in %.1f s: %s",
                 name,
                 count,
                 decision.delay,
                 why,
-                exc_info=traceback_of,
+                **details,
             )
         elif decision.fate is Fate.SKIP:
-            self._stats.counts["skipped"] += 1
-            logger.warning(
-                "message %s failed at attempt %d and is skipped: %s", name, count, why, exc_info=traceback_of
-            )
+            self.stats.counts["skipped"] += 1
+            logger.warning("message %s failed at attempt %d and is skipped: %s", name, count, why, **details)
         else:
-            self._stats.counts["dead_lettered"] += 1
+            self.stats.counts["dead_lettered"] += 1
             logger.warning(
                 "message %s failed at attempt %d and is a dead letter now: %s",
                 name,
                 count,
                 why,
-                exc_info=traceback_of,
+                **details,
             )
 
-    def _traceback(self, error: Exception, outcome: object) -> ExcInfo | None:
-        """Return the error for `exc_info`, or None if the line is to have no traceback."""
+    def _details(self, error: Exception, outcome: object) -> dict[str, Any]:
+        """Return what each log record of a failure has besides its line: the traceback, or None."""
         # A handler that decides itself has no bug, unless it decided so because of another error.
-        if isinstance(error, MessageVerdict) and raised_from(error) is None:
-            return None
-        return self._tracebacks.choose(error, outcome)
+        decided = isinstance(error, MessageVerdict) and raised_from(error) is None
+        return {"exc_info": None if decided else self._tracebacks.choose(error, outcome)}
 
     async def _wait(self, seconds: float, stop: StopSignal, *, since: float) -> None:
-        until = self._clock() + seconds
-        await self._progress.flush()
+        until = self.clock() + seconds
+        await self.progress.flush()
         if until > since + MAX_WAIT_IN_POLL:
             raise Postponed(until)
         with anyio.CancelScope(deadline=until):

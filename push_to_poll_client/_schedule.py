@@ -58,7 +58,8 @@ messages that it could not show yet, and their push may have come in time.
 
 import enum
 import math
-from dataclasses import dataclass
+
+import msgspec
 
 from push_to_poll_client._types import MAX_NOT_BEFORE
 
@@ -132,8 +133,7 @@ class WakeResult(enum.StrEnum):
     DROPPED = "dropped"
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """Start a poll at time `at`, which may be past (now) or infinite (not until something happens)."""
 
     at: float

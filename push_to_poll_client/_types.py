@@ -8,9 +8,10 @@ import enum
 from abc import ABCMeta
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Generic, NamedTuple, TypeAlias
 
 import msgspec
+from typing_extensions import TypeVar
 
 from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._json import decode
@@ -19,11 +20,17 @@ __all__ = [
     "MAX_CURSOR",
     "MAX_ID",
     "MAX_NOT_BEFORE",
+    "NO_HINT",
     "Cursor",
     "CycleDetector",
+    "D",
+    "D_co",
     "DeadLetter",
     "Fate",
     "FetchRequest",
+    "M",
+    "M_co",
+    "M_contra",
     "Message",
     "Page",
     "Push",
@@ -45,11 +52,16 @@ MAX_ID = 4_096
 """Characters of an id or a key: both are kept for each message. The feeds of this library make up to 1,200."""
 
 
-class Message(metaclass=ABCMeta):  # noqa: B024  # for classes that are one without inheriting it
+D = TypeVar("D", default=Any)
+D_co = TypeVar("D_co", default=Any, covariant=True)
+
+
+class Message(Generic[D_co], metaclass=ABCMeta):  # for classes that are one without inheriting it
     """One version of one entry of the feed.
 
     Immutable, so that what a handler does to it cannot change what it is remembered by (`data` is the
-    handler's own). A feed whose data is dear to decode subclasses this and decodes in `data`.
+    handler's own). A feed whose data is dear to decode subclasses this and decodes in `data`. `Message[Order]` is
+    one whose data is an `Order`.
 
     Args:
         id: Names this version of the entry, in 1 to 4,096 characters. A state feed that repeats an entity's id
@@ -84,14 +96,14 @@ class Message(metaclass=ABCMeta):  # noqa: B024  # for classes that are one with
         return self._cursor
 
     @property
-    def data(self) -> Any:
+    def data(self) -> D_co:
         """What the entry carries.
 
         Raises:
             UndecodableMessage: A feed that decodes lazily found that it cannot. Let it pass through the
                 handler: the message then fails as undecodable, not as the handler's fault.
         """
-        return self._data
+        return self._data  # type: ignore[no-any-return]
 
     @property
     def raw(self) -> bytes:
@@ -163,8 +175,12 @@ class UnreadableMessage(Message):
         return self._error
 
 
-@dataclass(frozen=True, slots=True)
-class Push:
+M = TypeVar("M", bound=Message, default=Message)
+M_co = TypeVar("M_co", bound=Message, default=Message, covariant=True)
+M_contra = TypeVar("M_contra", bound=Message, default=Message, contravariant=True)
+
+
+class Push(msgspec.Struct, frozen=True):
     """What arrived on a push channel. It becomes a wake and is never data.
 
     Attributes:
@@ -184,13 +200,17 @@ class Push:
 
     def __post_init__(self) -> None:
         if isinstance(self.topics, list):
-            object.__setattr__(self, "topics", tuple(self.topics))
+            msgspec.structs.force_setattr(self, "topics", tuple(self.topics))
         if not isinstance(self.cursor, str | None):
             raise TypeError(f"cursor of a Push must be a str or None, not {type(self.cursor).__name__}")
         if not isinstance(self.topics, tuple) or not all(isinstance(topic, str) for topic in self.topics):
             raise TypeError("topics of a Push must be a tuple of str")
         if not isinstance(self.count, int | None):
             raise TypeError(f"count of a Push must be an int or None, not {type(self.count).__name__}")
+
+
+NO_HINT = Push()
+"""A push that says nothing, except that there is something to poll."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +233,8 @@ class FetchRequest:
     fresh: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+@dataclass(frozen=True)  # without slots, which make `Page[Entry]()` a TypeError on CPython 3.11
+class Page(Generic[M_co]):
     """One answer of a feed.
 
     Attributes:
@@ -233,7 +253,7 @@ class Page:
             asks for come first, and only the last page of a poll counts.
     """
 
-    messages: Sequence[Message] = ()
+    messages: Sequence[M_co | UnreadableMessage] = ()
     cursor: Cursor | None = None
     next: Cursor | None = None
     retry_after: float | None = None

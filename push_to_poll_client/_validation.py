@@ -11,6 +11,7 @@ __all__ = [
     "check_identity",
     "check_not_huge",
     "check_number",
+    "check_size",
     "describe",
     "missing_dependency",
     "one_line",
@@ -51,6 +52,16 @@ def check_number(name: str, value: Any, *, above_zero: bool = False, optional: b
     check_not_huge(name, value)
     if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
         raise ValueError(f"{name} must be finite and {'above' if above_zero else 'at least'} 0, not {value!r}")
+
+
+def check_size(name: str, value: int) -> int:
+    """Return an argument that is a number of bytes, at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a {type(value).__name__}; give bytes as an int")
+    check_not_huge(name, value)
+    if value < 1:
+        raise ValueError(f"{name} is {value}; give at least 1 byte")
+    return value
 
 
 MAX_IDENTITY = 1_000

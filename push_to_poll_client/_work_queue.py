@@ -89,7 +89,13 @@ class WorkQueue:
         for item in items:
             self._items.append(item)
             if not item.settled:
-                self._enqueue(item)
+                self._added += 1
+                self.left += 1
+                item.number = self._added
+                waiting = self._lanes.setdefault(item.lane, deque())
+                waiting.append(item)
+                if len(waiting) == 1:
+                    self._offer(item.lane)
         if cursor is not None and self._items:
             self._items[-1].cursor, self._items[-1].read_at = cursor, read_at
         elif cursor is not None:
@@ -129,15 +135,6 @@ class WorkQueue:
         for lane in {item.lane for item in items} - waiting:
             self._busy.discard(lane)
             self._offer(lane)
-
-    def _enqueue(self, item: WorkItem) -> None:
-        self._added += 1
-        self.left += 1
-        item.number = self._added
-        waiting = self._lanes.setdefault(item.lane, deque())
-        waiting.append(item)
-        if len(waiting) == 1:
-            self._offer(item.lane)
 
     def _offer(self, lane: Hashable) -> None:
         """Put the first message of a lane into the heap; `take` skips it if it is out of date by then."""

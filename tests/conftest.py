@@ -19,6 +19,7 @@ import pytest
 import trio
 from coverage import Coverage
 from hypothesis import Phase, is_hypothesis_test, settings
+from respx.mocks import HTTPCoreMocker
 
 import push_to_poll_client
 from push_to_poll_client.testing._virtual_time import virtual_time
@@ -36,6 +37,9 @@ os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
 # A shell starts what runs in its background with SIGINT ignored, and so would all child processes.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Our own clients send by httpcore2, of which respx does not know by itself.
+HTTPCoreMocker.add_targets("httpcore2._async.connection_pool.AsyncConnectionPool")
 
 gc.disable()  # until all tests are collected, which takes a fifth less time so
 

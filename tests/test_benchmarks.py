@@ -58,6 +58,11 @@ def test_the_benchmark_of_feeds_runs_and_prints_a_ratio_for_each(typed):
         assert re.fullmatch(r"a page of 1,000 by [\w ,]+: by hand .* ms, ours .* ms, [0-9.]+ x as fast", row)
 
 
+def test_the_benchmark_of_importing_runs_and_prints_a_ratio(typed):
+    (row,) = typed("imports.py", "--repetitions", "1")
+    assert re.fullmatch(r"importing .*: its dependencies alone \d+ ms of CPU, .* \d+ ms, [0-9.]+ x as long", row)
+
+
 def test_the_benchmark_of_many_consumers_runs_and_prints_a_row_for_each_way(typed, monkeypatch):
     sides = importlib.import_module("sides")
     monkeypatch.setattr(sides, "reference_server", lambda _: in_this_process())

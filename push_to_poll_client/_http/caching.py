@@ -3,7 +3,7 @@
 Two ways to spare a request or a body. While a response is fresh (`max-age`), the same request need not be sent at
 all. Later it is sent with the validators of the last response, and the server answers 304 if nothing changed.
 
-Nothing is kept here. The validators are remembered in memory by `feeds/_end_of_feed.py`, or in the saved cursor
+Nothing is kept here. The validators are remembered in memory by `feeds/_base.py`, or in the saved cursor
 of a newest-first feed by `feeds/_newest_first_cursor.py`; `client.py` sends them.
 """
 

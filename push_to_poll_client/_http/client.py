@@ -25,22 +25,31 @@ import httpx
 
 from push_to_poll_client._exceptions import FeedError, PushToPollError
 from push_to_poll_client._http.caching import Validators, conditional_headers, is_cacheable
-from push_to_poll_client._http.credentials import Auth, FeedCredentials
-from push_to_poll_client._http.errors import HeldTooLong, error_for_status, module_of
-from push_to_poll_client._http.headers import is_header_name, is_header_value, requested_delay
-from push_to_poll_client._http.origins import Origins, Redirects, URLSecrets, parse_http_url, without_secrets
+from push_to_poll_client._http.credentials import Auth, Credentials, CredentialsFailed
+from push_to_poll_client._http.errors import (
+    HeldTooLong,
+    ProxyUnusable,
+    SocksUnusable,
+    UnusableRedirect,
+    error_for_status,
+    module_of,
+)
+from push_to_poll_client._http.headers import requested_delay
+from push_to_poll_client._http.origins import Origins, URLSecrets, parse_http_url, without_secrets
+from push_to_poll_client._http.redirects import Redirects
 from push_to_poll_client._http.response import (
     ACCEPT_ENCODING,
     ACCEPTED_STATUSES,
     MIN_BODY_PROGRESS,
     STALL_TIMEOUT,
+    BodyError,
     Deadline,
     Response,
     read_body,
 )
-from push_to_poll_client._http.transport import close_on_failure, open_client, user_agent
+from push_to_poll_client._http.transport import closing, open_client, send, user_agent
 from push_to_poll_client._secrets import Secrets, hidden, hide_in
-from push_to_poll_client._validation import check_identity, check_not_huge, check_number, quoted
+from push_to_poll_client._validation import check_identity, check_number, check_size, quoted
 
 __all__ = [
     "Client",
@@ -48,9 +57,6 @@ __all__ = [
     "RequestSender",
     "ask_again_if_held",
     "check_reserved_parameters",
-    "check_size",
-    "close_response",
-    "header_fields",
     "prefer_wait",
 ]
 
@@ -58,28 +64,10 @@ __all__ = [
 T = TypeVar("T")
 
 
-def check_size(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a {type(value).__name__}; give bytes as an int")
-    check_not_huge(name, value)
-    if value < 1:
-        raise ValueError(f"{name} is {value}; give at least 1 byte")
-    return value
-
-
 def check_reserved_parameters(url: str, reserved: frozenset[str]) -> None:
     """Raise a ValueError if the query of the URL has a parameter that the feed sets itself."""
     if taken := reserved & httpx.URL(url).params.keys():
         raise ValueError(f"url has {' and '.join(sorted(taken))} in its query, which the feed sets for each poll")
-
-
-def header_fields(headers: Mapping[str, str]) -> httpx.Headers:
-    for name, value in headers.items():
-        if not (isinstance(name, str) and isinstance(value, str)):
-            raise TypeError(f"headers have {quoted(name)}: a {type(value).__name__}; give str for both")
-        if not (is_header_name(name) and is_header_value(value)):
-            raise ValueError(f"the header {quoted(name)} has characters that no header may have")
-    return httpx.Headers(headers)
 
 
 def prefer_wait(wait: float) -> dict[str, str]:
@@ -122,23 +110,17 @@ class OutgoingRequest(NamedTuple):
         return self._replace(method="GET", headers=headers, content=None, known=None, redirected=True)
 
 
-_WRITTEN_HEADERS = ("cookie", "authorization")
-"""Headers that an `httpx.Auth` or the caller's client may add to a request. The last one stays known if there are
-more cookies than `MAX_RECENT`."""
-
 _DEFAULT_AGENT = re.compile(r"python-httpx[0-9]*/[0-9.]+")
 
 
 class RequestSender:
-    """Send requests with a client of its own, or with the caller's.
+    """Send the requests of a feed with a client of its own, or with the caller's.
 
     Args:
         url_secrets: Hide the secrets of URLs in errors and logs.
         credentials: Sent to the feed's own origin.
-        headers: Sent with every request to the feed's own origin.
         timeout: Seconds for one whole response.
         client: An `httpx.AsyncClient` or one of its shape; `None` opens one.
-        secrets: Is told of each secret that is sent.
 
     Attributes:
         errors: Exceptions that `send`, and reading its response, may raise.
@@ -148,78 +130,50 @@ class RequestSender:
         TypeError: `client` is not a client.
     """
 
-    def __init__(
-        self,
-        url_secrets: URLSecrets,
-        credentials: FeedCredentials,
-        headers: Mapping[str, str],
-        timeout: float,
-        client: Any,
-        *,
-        secrets: Secrets,
-    ) -> None:
+    def __init__(self, url_secrets: URLSecrets, credentials: Credentials, timeout: float, client: Any) -> None:
         self._where = url_secrets.where
-        self._secrets = secrets
         self._url_secrets = url_secrets
         self._credentials = credentials
-        self._headers = dict(headers)
         self._timeout = timeout
         self._user_client = client
         self._own_client: httpx.AsyncClient | None = None
         self._module = module = httpx if client is None else module_of(client)
         # The library adds its name to a client that has none of its own. Our own client has it already.
         own_headers = getattr(client, "headers", {})
-        secrets.add_headers(headers)
-        secrets.add_headers(own_headers)
-        secrets.add_body(dict(getattr(client, "params", {})))
+        credentials.secrets.add_headers(own_headers)
+        credentials.secrets.add_body(dict(getattr(client, "params", {})))
         agent = own_headers.get("user-agent", "")
         self._user_agent = {"user-agent": user_agent(agent)} if _DEFAULT_AGENT.fullmatch(agent) else {}
-        # httpx reads the URL of each redirect, and lets errors of others through: a UnicodeError of idna for the
-        # name of a host, a ValueError of urllib for a URL that it cannot join.
         self.read_timeout: type[Exception] = getattr(module, "ReadTimeout", httpx.ReadTimeout)
-        self.errors = (module.HTTPError, module.InvalidURL, httpx.InvalidURL, OSError, ValueError)
+        # Also a redirect to no URL, a proxy that cannot be used, and credentials that did not come.
+        self.errors = (module.HTTPError, module.InvalidURL, OSError, ValueError, *_SENDING_FAILED)
 
     async def send(self, call: OutgoingRequest) -> Any:
         """Return the response with its body unread; the caller closes it."""
         client = self._get_client()
         defaults = {"accept-encoding": ACCEPT_ENCODING, **self._user_agent, **prefer_wait(call.wait)}
         headers = {**defaults, **call.headers, **conditional_headers(call.known)}
-        options: dict[str, Any] = {"auth": None}
         if call.same_origin:
-            headers, options = headers | self._headers, self._credentials.options
-            authorization = await self._credentials.authorization()
-            if authorization is not None:
-                headers["authorization"] = authorization
-        async with close_on_failure(call.url) as extensions:
-            limits = client.timeout
-            read = None if limits.read is None else limits.read + call.wait
-            extensions["timeout"] = {
-                "connect": limits.connect,
-                "read": read,
-                "write": limits.write,
-                "pool": limits.pool,
-            }
-            request = client.build_request(
-                call.method, call.url, headers=headers, content=call.content, extensions=extensions
-            )
-            if not call.same_origin:
-                # A client adds headers, cookies and a query of its own, and any of them may be a secret.
-                request = type(request)(
-                    call.method,
-                    call.url,
-                    headers={"user-agent": user_agent(), **headers},
-                    content=call.content,
-                    extensions=extensions,
-                )
-            try:
-                return await client.send(request, stream=True, follow_redirects=False, **options)
-            finally:
-                if call.same_origin:  # an `httpx.Auth`, or the client, may have written another one
-                    for name in _WRITTEN_HEADERS:
-                        self._secrets.add_headers({name: request.headers.get(name, "")}, recent=True)
+            headers |= await self._credentials.get()
+        limits = client.timeout
+        read = None if limits.read is None else limits.read + call.wait
+        timeout = {"connect": limits.connect, "read": read, "write": limits.write, "pool": limits.pool}
+        return await send(
+            client,
+            call.method,
+            call.url,
+            headers=headers,
+            content=call.content,
+            extensions={"timeout": timeout},
+            credentials=self._credentials if call.same_origin else None,
+        )
 
     async def to_feed_error(self, error: Exception) -> FeedError:
-        """Map an error of httpx to the one to raise from `cause(error)`."""
+        """Map one of `errors` to the one to raise from `cause(error)`."""
+        if isinstance(error, CredentialsFailed):
+            return FeedError(f"{self._where} was not asked: {error}")
+        if isinstance(error, _SENDING_FAILED):
+            return FeedError(f"{self._where} could not be read: {error}; it is asked again later")
         if isinstance(error, self._module.PoolTimeout):
             await self.aclose()  # httpcore #1093: after unlucky cancellations a pool hands out nothing any more
             if self._user_client is not None:
@@ -233,7 +187,8 @@ class RequestSender:
 
     def cause(self, error: Exception) -> Exception | None:
         """Return the error if a traceback may show it. h11 shows the header that it refuses to send."""
-        return None if isinstance(error, self._module.LocalProtocolError) else error
+        hidden = isinstance(error, (self._module.LocalProtocolError, *_SENDING_FAILED))
+        return None if hidden else error
 
     async def aclose(self) -> None:
         """Close the connections. The next `send` opens new ones, in whatever event loop it runs."""
@@ -252,11 +207,8 @@ class RequestSender:
         return self._own_client
 
 
-async def close_response(response: Any) -> None:
-    """Close a response, which gives its connection back to the pool."""
-    if not response.is_closed:
-        with anyio.CancelScope(shield=True):  # else the pool counts the connection as used, for ever
-            await response.aclose()
+_SENDING_FAILED = (CredentialsFailed, ProxyUnusable, SocksUnusable, UnusableRedirect)
+"""Errors of this library whose text says all."""
 
 
 MAX_REDIRECTS = 5
@@ -280,9 +232,9 @@ class Client:
         timeout: Seconds for one whole response, with redirects and a new token.
         max_body: Largest body in bytes, both on the wire and decompressed.
         client: An `httpx.AsyncClient` or one of its shape, which the caller closes; `None` opens one.
-        trusted: Other origins to which links and redirects may lead, as "https://cdn.example". They are asked
-            without credentials, without `headers` and without what the client adds by itself.
-        secrets: Values for the fields of the URL, `{name}` in its path or query.
+        trusted_origins: Other origins to which links and redirects may lead, as "https://cdn.example". They are
+            asked without credentials, without `headers` and without what the client adds by itself.
+        url_secrets: Values for the fields of the URL, `{name}` in its path or query.
         identity: What the feed is called; `None` makes it of the URL.
 
     Attributes:
@@ -303,34 +255,27 @@ class Client:
         timeout: float,
         max_body: int,
         client: Any,
-        trusted: Collection[str] = (),
-        secrets: Mapping[str, str] = MappingProxyType({}),
+        trusted_origins: Collection[str] = (),
+        url_secrets: Mapping[str, str] = MappingProxyType({}),
         identity: str | None = None,
     ) -> None:
         parse_http_url(url)  # its errors show the URL with the fields, not with the secrets
-        url_secrets = URLSecrets(url, secrets)
-        parsed = httpx.URL(url_secrets.url)
+        urls = URLSecrets(url, url_secrets)
+        parsed = httpx.URL(urls.url)
         self._given_identity = None if identity is None else check_identity(identity)
         self._url = parsed.copy_with(userinfo=b"", fragment=None)
         self._base_url = str(self._url.copy_with(query=self._url.query or None))
-        self._origins = Origins(self._url, url_secrets, trusted)
-        self.where = url_secrets.where
-        self._url_secrets = url_secrets
-        self.secrets: Secrets = Secrets()
-        self.secrets.add(*secrets.values())
-        self.secrets.add_url(parsed)
-        self._redirects = Redirects(url_secrets.redact)
-        fields = header_fields(headers or {})
+        self._origins = Origins(self._url, urls, trusted_origins)
+        self.where: str = urls.where
+        self._url_secrets = urls
+        self._redirects = Redirects(urls.redact)
         check_number("timeout", timeout, above_zero=True)
         self._timeout = timeout
         self._max_body = check_size("max_body", max_body)
-        in_url = (parsed.username, parsed.password) if parsed.userinfo else None
-        if sum((in_url is not None, auth is not None, "authorization" in fields)) > 1:
-            raise ValueError(
-                "credentials are given more than once: by auth=, in the URL, or in headers=; choose one"
-            )
-        self._credentials = FeedCredentials(auth if in_url is None else in_url, self.where, self.secrets)
-        self._sender = RequestSender(url_secrets, self._credentials, fields, timeout, client, secrets=self.secrets)
+        self._credentials = Credentials(auth, headers, parsed)
+        self.secrets: Secrets = self._credentials.secrets
+        self.secrets.add(*url_secrets.values())
+        self._sender = RequestSender(urls, self._credentials, timeout, client)
 
     async def mask_secrets(self, call: Awaitable[T]) -> T:
         """Wait for a call of the feed, and mask the secrets of this client in all that it logs and raises.
@@ -501,13 +446,10 @@ class Client:
 
     async def _follow_redirects(self, call: OutgoingRequest, deadline: Deadline) -> Response:
         for _ in range(MAX_REDIRECTS + 1):
-            response = await self._sender.send(call)
-            try:
+            async with closing(await self._sender.send(call)) as response:
                 if response.next_request is None:
                     return await self._read_response(response, call, deadline)
                 call = self._redirected_request(response, call)
-            finally:
-                await close_response(response)
         raise FeedError(f"{self.where} redirects more than {MAX_REDIRECTS} times; ask its publisher for its URL")
 
     def _redirected_request(self, response: Any, call: OutgoingRequest) -> OutgoingRequest:
@@ -529,10 +471,15 @@ class Client:
         body = b""
         if status in ACCEPTED_STATUSES:
             await deadline.wait_for_room()
-            body = await read_body(response, self._max_body, where, deadline)
+            deadline.start_body()
+            try:
+                body = await read_body(response, self._max_body, deadline.add_bytes)
+            except BodyError as error:
+                raise FeedError(f"{where} {error}") from error.__cause__
         elif call.max_error_body:  # the error stands without it, too
-            with anyio.move_on_after(ERROR_BODY_TIMEOUT), suppress(FeedError, *self._sender.errors):
-                body = await read_body(response, call.max_error_body, "", deadline)
+            deadline.start_body()
+            with anyio.move_on_after(ERROR_BODY_TIMEOUT), suppress(BodyError, *self._sender.errors):
+                body = await read_body(response, call.max_error_body, deadline.add_bytes)
         wait = within_poll = requested_delay(status, headers, now)
         if wait is not None:
             within_poll = requested_delay(status, headers, now, within_poll=True)

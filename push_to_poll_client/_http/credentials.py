@@ -1,13 +1,13 @@
-"""Credentials of a feed or a listener, renewed by the caller's function when they expire.
+"""Credentials of a feed or a listener, renewed by the caller's functions when they expire.
 
 Their values go into the headers of requests and nowhere else (G12): no error, log line or `repr` shows them. The
 text of an exception of the caller's function may hold a secret, so errors name only its class, and it is not
 their cause.
 
-A feed keeps its token until the server answers 401 (`FeedCredentials`). A listener gets its headers anew for each
-connection (`ListenerCredentials`).
+A feed keeps what the functions return until the server answers 401; a listener calls them for each connection.
 """
 
+import math
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
@@ -16,212 +16,149 @@ from typing import Any, TypeAlias
 import anyio
 import httpx
 
-from push_to_poll_client._exceptions import FeedError, PushToPollError
-from push_to_poll_client._http.headers import is_header_name, is_header_value
+from push_to_poll_client._exceptions import PushToPollError
+from push_to_poll_client._http.headers import check_headers, is_header_value
 from push_to_poll_client._secrets import Secrets
 
-__all__ = [
-    "Auth",
-    "CredentialsFailed",
-    "FeedCredentials",
-    "HeaderSource",
-    "ListenerCredentials",
-    "TokenSource",
-    "basic_auth_header",
-]
+__all__ = ["Auth", "Credentials", "CredentialsFailed", "HeaderSource"]
 
 
-Auth: TypeAlias = httpx.Auth | tuple[str, str] | str | Callable[[], Awaitable[str | None]]
-"""An `httpx.Auth` (or its equivalent of the given client), a pair of user and password, a bearer token, or an
-async callable that returns a bearer token or `None`."""
+Auth: TypeAlias = httpx.Auth | tuple[str, str] | str | Callable[[], str | Awaitable[str | None] | None]
+"""An `httpx.Auth` (or one of httpx2), a pair of user and password, a bearer token, or a function, async or plain,
+that returns a bearer token or `None`."""
+
+HeaderSource: TypeAlias = Mapping[str, str] | Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]
+"""Headers, or a function, async or plain, that returns them."""
 
 
-class FeedCredentials:
-    """`Authorization` header of a feed's requests.
+class CredentialsFailed(PushToPollError):
+    """The caller's function for headers or token failed. The text names only the class of its error."""
+
+
+class Credentials:
+    """Headers for the requests to one origin, with `Authorization`.
 
     An `httpx.Auth` is left to the client. The other kinds are not turned into one, since between two requests of
     an auth flow httpx reads the whole body of a 401, whatever its size.
 
     Args:
-        auth: See `Auth`; `None` leaves authentication to the client.
-        where: The URL without secrets, for errors.
-        secrets: Is told of each value that is sent.
+        auth: See `Auth`; `None` takes them from the URL, else leaves authentication to the client.
+        headers: Sent with each request; `None` for none.
+        url: Of the feed or the listener, which may have a user and password.
 
     Attributes:
-        options: Keyword arguments for `client.send`.
+        auth_flow: An `httpx.Auth`, for the client to apply; `None` if there is none.
+        secrets: What of these is secret, as far as it is known yet.
 
     Raises:
-        TypeError: `auth` has another type.
-        ValueError: The token has characters that a header may not have.
+        TypeError: `auth` or `headers` has another type.
+        ValueError: Credentials are given twice, or have characters that a header may not have.
     """
 
-    def __init__(self, auth: Auth | None, where: str, secrets: Secrets) -> None:
-        self._where = where
-        self._secrets = secrets
-        self._token_provider: Callable[[], Any] | None = None
-        self._authorization: str | None = None
-        self._is_current = True
-        # With auth=None the client adds no credentials of its own.
-        self.options: dict[str, Any] = {} if auth is None else {"auth": None}
-        match auth:
+    def __init__(self, auth: Auth | None, headers: HeaderSource | None, url: httpx.URL) -> None:
+        self.secrets: Secrets = Secrets()
+        self.secrets.add_url(url)
+        self.auth_flow: Any = None
+        self._token: Callable[[], Any] | None = None
+        self._extra = headers if callable(headers) else None
+        self._fixed = {} if callable(headers) else check_headers({} if headers is None else headers)
+        if bool(url.userinfo) + (auth is not None) + _has_authorization(self._fixed) > 1:
+            raise ValueError(
+                "credentials are given more than once: by auth=, in the URL, or in headers=; choose one"
+            )
+        self._is_given = bool(url.userinfo) or auth is not None
+        match (url.username, url.password) if url.userinfo else auth:
             case None:
                 pass
-            case str():
-                self._authorization = _bearer(auth)
+            case str(token):
+                self._fixed["authorization"] = _bearer(token)
             case (str(user), str(password)):
-                self._authorization = _basic(user, password)
-            case _ if hasattr(auth, "async_auth_flow"):
-                self.options = {"auth": auth}
-            case _ if callable(auth):
-                self._token_provider, self._is_current = auth, False
-            case _:
+                self._fixed["authorization"] = _basic(user, password)
+            case flow if hasattr(flow, "async_auth_flow"):
+                self.auth_flow = flow
+            case function if callable(function):
+                self._token = function
+            case other:
                 raise TypeError(
-                    f"auth is a {type(auth).__name__}; give an httpx.Auth, a pair (user, password), a token, or "
-                    "an async callable that returns a token"
+                    f"auth is a {type(other).__name__}; give an httpx.Auth, a pair (user, password), a token, or "
+                    "a function that returns a token"
                 )
-        if self._authorization is not None:
-            secrets.add_headers({"authorization": self._authorization})
+        self.secrets.add_headers(self._fixed)
+        self._current: Mapping[str, str] | None = None if self.renewable else self._fixed
 
-    async def authorization(self) -> str | None:
-        """Return the header's value, or `None`. A callable is called at first use.
-
-        Raises:
-            FeedError: The callable failed, or its token cannot be sent.
-        """
-        if self._token_provider is not None and not self._is_current:
-            self._authorization, self._is_current = await self._request_token(self._token_provider), True
-        return self._authorization
+    @property
+    def renewable(self) -> bool:
+        """True if the functions may return other values the next time."""
+        return self._token is not None or self._extra is not None
 
     def forget(self) -> bool:
-        """Let the next use call the callable again; return False if there is none."""
-        self._is_current = self._token_provider is None
-        return not self._is_current
+        """Let the next use call the functions again; return False if there are none."""
+        if self.renewable:
+            self._current = None
+        return self.renewable
 
-    async def _request_token(self, provider: Callable[[], Any]) -> str | None:
+    async def get(self, *, within: float = math.inf) -> Mapping[str, str]:
+        """Return the headers. The functions are called at first use, and after `forget()`.
+
+        Args:
+            within: Seconds for these calls: a function that hangs must not silence a channel.
+
+        Raises:
+            CredentialsFailed: A function raised, hung, or returned a value that a header may not have.
+        """
+        if self._current is None:
+            try:
+                with anyio.fail_after(within):
+                    extra, token = await _call(self._extra), await _call(self._token)
+            except Exception as error:  # noqa: BLE001  # of any kind: tokens come from a network, whose faults pass
+                # No cause, which a traceback would show: its text may hold a secret.
+                raise CredentialsFailed(
+                    f"the function given as auth= or headers= failed with {type(error).__name__}; have it log why"
+                ) from None
+            self._current = self._merge(extra, token)
+            self.secrets.add_headers(self._current, recent=True)
+        return self._current
+
+    def _merge(self, extra: Any, token: Any) -> Mapping[str, str]:
+        if isinstance(token, str):
+            self.secrets.add_recent(token)
         try:
-            token = await _get_value(provider)
-        except Exception as error:  # noqa: BLE001  # of any kind: tokens come from a network, whose faults pass
-            # No cause, which a traceback would show: its text may hold a secret.
-            raise FeedError(
-                f"{self._where} was not asked: the callable given as auth= raised {type(error).__name__}; "
-                "have it log why"
+            headers = {**check_headers({} if extra is None else extra), **self._fixed}
+            return headers if token is None else {**headers, "authorization": _bearer(token)}
+        except (TypeError, ValueError) as error:
+            raise CredentialsFailed(
+                f"the function given as auth= or headers= returned what cannot be sent: {error}"
             ) from None
-        if token is not None and not isinstance(token, str):
-            raise TypeError(f"the callable given as auth= returned a {type(token).__name__}, not a token or None")
-        try:
-            self._secrets.add_recent(token)
-            return None if token is None else _bearer(token)
-        except ValueError as error:
-            raise FeedError(f"{self._where} was not asked: {error}") from None
+
+    def options(self, headers: Mapping[str, str], module: Any) -> dict[str, Any]:
+        """Return the arguments of `client.send` for a request with these headers, and a client of this module."""
+        if _has_authorization(headers) or (self._is_given and self.auth_flow is None):
+            return {"auth": None}  # then the client adds no credentials of its own
+        if self.auth_flow is None:
+            return {}
+        kind = getattr(module, "Auth", httpx.Auth)
+        if isinstance(self.auth_flow, kind):
+            return {"auth": self.auth_flow}
+        # Of httpx for a client of httpx2, or the other way round: each checks the class, and no more.
+        return {"auth": type("Auth", (kind,), {"async_auth_flow": self.auth_flow.async_auth_flow})()}
+
+
+def _has_authorization(headers: Mapping[str, str]) -> bool:
+    return any(name.lower() == "authorization" for name in headers)
 
 
 def _basic(user: str, password: str) -> str:
     return f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"  # RFC 7617 §2.1: UTF-8
 
 
-def _bearer(token: str) -> str:
+def _bearer(token: object) -> str:
+    if not isinstance(token, str):
+        raise TypeError(f"a token is a str, not {type(token).__name__}")
     if not token or not is_header_value(token) or " " in token:
         raise ValueError("the token given by auth= is empty, or has a space or a control character in it")
     return f"Bearer {token}"
 
 
-HeaderSource: TypeAlias = Mapping[str, str] | Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]
-"""Headers, or a function that returns them, called at each connect."""
-
-TokenSource: TypeAlias = str | Callable[[], str | Awaitable[str]]
-"""A token, or a function that returns it, called at each connect."""
-
-
-class CredentialsFailed(PushToPollError):
-    """The caller's function for the headers or the token failed. The text names only the class of its error."""
-
-
-class ListenerCredentials:
-    """Headers with which a listener opens its channel.
-
-    Args:
-        headers: Headers, or a function that returns them, async or plain; `None` for none.
-        token: Sent as `Authorization: Bearer` (RFC 6750 §2.1) in place of any such header, or a function that
-            returns it, async or plain; `None` for none.
-
-    Attributes:
-        secrets: What of these is secret, as far as it is known yet.
-
-    Raises:
-        TypeError: The headers or the token have another type.
-        ValueError: The headers or the token have characters that a header may not have.
-    """
-
-    def __init__(self, headers: HeaderSource | None, token: TokenSource | None) -> None:
-        self._headers = headers
-        self._token = token
-        self.secrets: Secrets = Secrets()
-        self.secrets.add_headers(
-            _merge_headers(None if callable(headers) else headers, None if callable(token) else token)
-        )
-
-    @property
-    def renewable(self) -> bool:
-        """True if another call may return other values."""
-        return callable(self._headers) or callable(self._token)
-
-    async def get_headers(self, *, within: float) -> dict[str, str]:
-        """Return the headers, after a call of the caller's functions.
-
-        Args:
-            within: Seconds for these calls: a function that hangs must not silence the channel.
-
-        Raises:
-            CredentialsFailed: A function raised, hung, or returned a value that a header may not have.
-        """
-        try:
-            with anyio.fail_after(within):
-                headers, token = await _get_value(self._headers), await _get_value(self._token)
-        except Exception as error:  # noqa: BLE001  # of any kind: tokens come from a network
-            kind = type(error).__name__
-            # The text of the error may hold the secret itself, so the error is not the cause either.
-            raise CredentialsFailed(f"asking for the headers or the token failed with {kind}") from None
-        try:
-            merged = _merge_headers(headers, token)
-        except (TypeError, ValueError) as error:
-            raise CredentialsFailed(f"the provider gave what cannot be used: {error}") from None
-        if self.renewable:
-            self.secrets.add_headers(merged, recent=True)
-        return merged
-
-
-def basic_auth_header(user: str, password: str) -> dict[str, str]:
-    """Return the header for a user and password (RFC 7617)."""
-    return {"Authorization": _basic(user, password)}
-
-
-async def _get_value(source: Any) -> Any:
-    value = source() if callable(source) else source
+async def _call(function: Callable[[], Any] | None) -> Any:
+    value = None if function is None else function()
     return await value if isawaitable(value) else value
-
-
-def _merge_headers(headers: Any, token: Any) -> dict[str, str]:
-    if not isinstance(headers, Mapping | None):
-        raise TypeError(f"headers are a mapping of str to str, not {type(headers).__name__}")
-    merged = dict(headers or {})
-    if token is not None:
-        merged = {name: value for name, value in merged.items() if str(name).lower() != "authorization"}
-        if not isinstance(token, str):
-            raise TypeError(f"a token is a str, not {type(token).__name__}")
-        if not token:
-            raise ValueError("the token is empty")
-        merged["Authorization"] = f"Bearer {token}"
-    for name, value in merged.items():
-        _check_header(name, value)
-    return merged
-
-
-def _check_header(name: Any, value: Any) -> None:
-    if not isinstance(name, str) or not isinstance(value, str):
-        raise TypeError("headers are a mapping of str to str")
-    if not is_header_name(name):
-        raise ValueError("a header's name holds a character that may not stand in one (RFC 9110 §5.1)")
-    if not is_header_value(value):
-        raise ValueError(
-            f"the value of {name} holds a character that may not stand in a header, such as a line break"
-        )

@@ -3,23 +3,43 @@
 httpx reads 64 KiB at a time from the socket, and each chunk passes a dozen layers: a page of 1,000 events takes
 ten reads where two are enough. Each request also passes cookies, redirects, hooks and a log, which a feed does not
 need.
+
+Only documented parts of httpx and httpcore are used. The connections are those of httpcore2, the successor of
+httpcore, if it is installed. All that a caller sees is of httpx in either case: a program that catches
+`httpx.ConnectError` must not fail because another package installed httpcore2.
 """
 
 import logging
 import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import anyio
-import httpcore
 import httpx
 
-from push_to_poll_client._http.errors import BAD_REDIRECT
+from push_to_poll_client._http.errors import UnusableRedirect
 
-__all__ = ["DirectClient"]
+__all__ = ["DirectClient", "load_httpcore"]
 
 
 READ_SIZE = 256 * 1024
 """Bytes per read; asyncio reads no more at a time."""
+
+_NEEDED = ("AnyIOBackend", "AsyncConnectionPool", "Request", "URL")
+
+
+def load_httpcore() -> Any:
+    """Return httpcore2, or httpcore if that is not installed or has not all that is used here."""
+    try:
+        module = import_module("httpcore2")
+    except ImportError:
+        return import_module("httpcore")
+    return module if all(hasattr(module, name) for name in _NEEDED) else import_module("httpcore")
+
+
+httpcore: Any = load_httpcore()
 
 _logger = logging.getLogger("httpx")
 
@@ -28,13 +48,13 @@ class DirectClient(httpx.AsyncClient):
     """Send as httpx does without cookies and hooks, for callers that follow redirects themselves.
 
     Args:
-        tls: The TLS settings.
+        ssl_context: The TLS settings.
         limits: Limits of the connection pool.
         settings: As for `httpx.AsyncClient`.
     """
 
-    def __init__(self, tls: ssl.SSLContext, limits: httpx.Limits, **settings: Any) -> None:
-        self._direct = _LargeReadTransport(tls, limits)
+    def __init__(self, ssl_context: ssl.SSLContext, limits: httpx.Limits, **settings: Any) -> None:
+        self._direct = _LargeReadTransport(ssl_context, limits)
         super().__init__(transport=self._direct, **settings)
 
     async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
@@ -46,10 +66,10 @@ class DirectClient(httpx.AsyncClient):
         if response.has_redirect_location:
             try:
                 target = _redirect_target(request.url, response.headers["location"])
-            except (httpx.InvalidURL, ValueError):  # the latter from idna and urllib; its text may quote a secret
+            except (httpx.InvalidURL, ValueError):
                 with anyio.CancelScope(shield=True):
                     await response.aclose()
-                raise httpx.RemoteProtocolError(BAD_REDIRECT) from None
+                raise UnusableRedirect from None
             response.next_request = httpx.Request("GET", target)
         return response
 
@@ -61,13 +81,12 @@ def _redirect_target(url: httpx.URL, location: str) -> httpx.URL:
     return url.join(target)
 
 
-class _LargeReadTransport(httpx.AsyncHTTPTransport):
-    """Transport of httpx over sockets that are read in large chunks. It drops the reason phrases of servers."""
+class _LargeReadTransport(httpx.AsyncBaseTransport):
+    """Transport over sockets that are read in large chunks. It drops the reason phrases of servers."""
 
-    def __init__(self, tls: ssl.SSLContext, limits: httpx.Limits) -> None:
-        super().__init__(verify=tls, limits=limits)
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=tls,
+    def __init__(self, ssl_context: ssl.SSLContext, limits: httpx.Limits) -> None:
+        self._connections = httpcore.AsyncConnectionPool(
+            ssl_context=ssl_context,
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
@@ -75,31 +94,74 @@ class _LargeReadTransport(httpx.AsyncHTTPTransport):
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response = await super().handle_async_request(request)
+        url = request.url
+        sent = httpcore.Request(
+            method=request.method,
+            url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            headers=request.headers.raw,
+            content=request.stream,
+            extensions=request.extensions,
+        )
+        with _as_httpx_errors():
+            response = await self._connections.handle_async_request(sent)
         response.extensions.pop("reason_phrase", None)  # httpx logs it, and a server may repeat a secret in it
-        return response
-
-
-class _LargeReadBackend(httpcore.AnyIOBackend):
-    async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
-        return _LargeReadStream(await super().connect_tcp(*args, **options))
-
-
-class _LargeReadStream(httpcore.AsyncNetworkStream):
-    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
-        self._stream = stream
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002, ASYNC109
-        return await self._stream.read(READ_SIZE, timeout)
-
-    async def write(self, *args: Any, **options: Any) -> None:
-        await self._stream.write(*args, **options)
-
-    async def start_tls(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
-        return _LargeReadStream(await self._stream.start_tls(*args, **options))
+        return httpx.Response(
+            response.status,
+            headers=response.headers,
+            stream=_ResponseBody(response.stream),
+            extensions=response.extensions,
+        )
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        await self._connections.aclose()
 
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
+
+class _ResponseBody(httpx.AsyncByteStream):
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _as_httpx_errors():
+            async for chunk in self._stream:
+                yield chunk
+
+    async def aclose(self) -> None:
+        if hasattr(self._stream, "aclose"):  # that of a mock may have none
+            await self._stream.aclose()
+
+
+@contextmanager
+def _as_httpx_errors() -> Iterator[None]:
+    """Raise an error of httpcore as the error of httpx that has the same name."""
+    try:
+        yield
+    except Exception as error:
+        for kind in type(error).__mro__:
+            if getattr(httpcore, kind.__name__, None) is kind and hasattr(httpx, kind.__name__):
+                raise getattr(httpx, kind.__name__)(str(error)) from error
+        raise
+
+
+class _LargeReadBackend:
+    """A network backend of httpcore: sockets as of its own, read in large chunks."""
+
+    def __init__(self) -> None:
+        self._backend = httpcore.AnyIOBackend()
+        self.sleep = self._backend.sleep
+
+    async def connect_tcp(self, *args: Any, **options: Any) -> "_LargeReadStream":
+        return _LargeReadStream(await self._backend.connect_tcp(*args, **options))
+
+
+class _LargeReadStream:
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.write, self.aclose = stream.write, stream.aclose
+        self.get_extra_info = stream.get_extra_info
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002, ASYNC109
+        data: bytes = await self._stream.read(READ_SIZE, timeout)
+        return data
+
+    async def start_tls(self, *args: Any, **options: Any) -> "_LargeReadStream":
+        return _LargeReadStream(await self._stream.start_tls(*args, **options))

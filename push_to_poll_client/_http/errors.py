@@ -7,19 +7,38 @@ from typing import Any
 
 import httpx
 
-from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
+from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused, PushToPollError
 from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._http.origins import without_secrets
 
-__all__ = ["BAD_REDIRECT", "HeldTooLong", "error_for_exception", "error_for_status", "module_of"]
-
-
-BAD_REDIRECT = "a redirect to no URL"
-"""Text of the error that `DirectClient` raises for such a redirect."""
+__all__ = [
+    "HeldTooLong",
+    "ProxyUnusable",
+    "SocksUnusable",
+    "UnusableRedirect",
+    "error_for_exception",
+    "error_for_status",
+    "module_of",
+]
 
 
 class HeldTooLong(FeedError):
     """The server was asked to wait for news, and holds its answer beyond that. It says nothing about the feed."""
+
+
+class ProxyUnusable(PushToPollError):
+    """The environment names a proxy that cannot be one."""
+
+
+class SocksUnusable(PushToPollError):
+    """The environment names a SOCKS proxy, for which a library is missing."""
+
+
+class UnusableRedirect(PushToPollError):
+    """The server answered a redirect to something that is not a URL."""
+
+    def __init__(self, text: str = "the server answered a redirect to something that is not a URL") -> None:
+        super().__init__(text)
 
 
 def module_of(client: Any) -> Any:

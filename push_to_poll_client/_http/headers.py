@@ -18,10 +18,12 @@ from itertools import islice
 import httpx
 
 from push_to_poll_client._types import MAX_NOT_BEFORE
+from push_to_poll_client._validation import quoted
 
 __all__ = [
     "MAX_LINKS",
     "TooManyLinks",
+    "check_headers",
     "http_date",
     "is_header_name",
     "is_header_value",
@@ -37,6 +39,19 @@ is_header_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 is_header_value = re.compile(r"[\t -~]*").fullmatch
 """Match a value that a header may have. h11 refuses others, and shows them in its error. A line break would let a
 value add headers of its own (RFC 9110 §5.5)."""
+
+
+def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return headers that the caller gave, by lower-case names, if they can be sent."""
+    if not isinstance(headers, Mapping):
+        raise TypeError(f"headers are a {type(headers).__name__}; give a mapping of str to str")
+    for name, value in headers.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise TypeError(f"headers have {quoted(name)}: a {type(value).__name__}; give str for both")
+        if not (is_header_name(name) and is_header_value(value)):
+            raise ValueError(f"the header {quoted(name)} has characters that no header may have")
+    return dict(httpx.Headers(headers))
+
 
 _EPOCH = 1e9  # a reset above this is a date (2001 and later), below it a delay (30 years and less)
 _MILLISECONDS = 1e11  # a date above this would be after the year 5000: it is in milliseconds

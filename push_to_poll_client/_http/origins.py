@@ -1,34 +1,24 @@
-"""Decide which origins a feed may reach, hide the secrets of URLs, and remember permanent redirects.
+"""Decide which origins a feed may reach, and hide the secrets of URLs.
 
-A URL passes through three rules. `without_secrets` and `URLSecrets` say how it is shown in errors, logs and
-status. `Origins` says whether it may be asked, and whether credentials go with the request. `Redirects` replaces
-the old URL of a feed that moved by its new one.
-
-Redirects are kept in memory only. A redirect that was a mistake is then forgotten with the process, and the
-WARNING names the URL to configure.
+`without_secrets` and `URLSecrets` say how a URL is shown in errors, logs and status. `Origins` says whether it may
+be asked, and whether credentials go with the request.
 """
 
 import functools
 import hashlib
-import logging
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from typing import TypeAlias
 from urllib.parse import quote, unquote_plus
 
-import anyio
 import httpx
 
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._secrets import mask
 
 __all__ = [
-    "MAX_REMEMBERED_REDIRECTS",
     "Origin",
     "Origins",
-    "Redirects",
     "URLSecrets",
     "check_userinfo",
     "former_identities",
@@ -231,22 +221,24 @@ def origin_of(url: httpx.URL) -> Origin:
     return url.raw_scheme, url.raw_host, url.port
 
 
-def parse_origins(trusted: Collection[str]) -> frozenset[Origin]:
-    if isinstance(trusted, str) or not isinstance(trusted, Collection):
-        raise TypeError(f"trusted is a {type(trusted).__name__}; give a list of origins")
-    return frozenset(map(_parse_origin, trusted))
+def parse_origins(trusted_origins: Collection[str]) -> frozenset[Origin]:
+    if isinstance(trusted_origins, str) or not isinstance(trusted_origins, Collection):
+        raise TypeError(f"trusted_origins is a {type(trusted_origins).__name__}; give a list of origins")
+    return frozenset(map(_parse_origin, trusted_origins))
 
 
 def _parse_origin(text: str) -> Origin:
     if not isinstance(text, str):
-        raise TypeError(f"trusted has a {type(text).__name__} in it; give str")
+        raise TypeError(f"trusted_origins has a {type(text).__name__} in it; give str")
     check_userinfo(text)
     try:
         url = parse_http_url(text)
     except ValueError:
         url = httpx.URL()
     if not url.host or url.userinfo or url.query or url.fragment or url.path != "/":
-        raise ValueError(f"trusted has {without_secrets(text)} in it; give origins, as https://cdn.example")
+        raise ValueError(
+            f"trusted_origins has {without_secrets(text)} in it; give origins, as https://cdn.example"
+        )
     return origin_of(url)
 
 
@@ -325,7 +317,7 @@ def _check_secrets(template: str, secrets: Mapping[str, str]) -> Mapping[str, st
     authority = _SCHEME_AND_AUTHORITY.match(template)
     for name, secret in secrets.items():
         if not (isinstance(name, str) and isinstance(secret, str)):
-            raise TypeError(f"secrets have a {type(secret).__name__} for {name!r}; give str for both")
+            raise TypeError(f"url_secrets have a {type(secret).__name__} for {name!r}; give str for both")
         field = f"{{{name}}}"
         if not 0 < len(secret) <= MAX_SECRET:
             raise ValueError(f"the secret {name!r} has {len(secret)} characters; give 1 to {MAX_SECRET}")
@@ -345,22 +337,22 @@ class Origins:
     Args:
         url: The feed's URL, without user and password.
         url_secrets: Hide its secrets in errors.
-        trusted: Other origins to which the feed may lead.
+        trusted_origins: Other origins to which the feed may lead.
 
     Attributes:
         where: The feed's URL without secrets, for errors.
 
     Raises:
-        TypeError: `trusted` has the wrong type.
-        ValueError: One of `trusted` is not an origin.
+        TypeError: `trusted_origins` has the wrong type.
+        ValueError: One of `trusted_origins` is not an origin.
     """
 
-    def __init__(self, url: httpx.URL, url_secrets: URLSecrets, trusted: Collection[str]) -> None:
+    def __init__(self, url: httpx.URL, url_secrets: URLSecrets, trusted_origins: Collection[str]) -> None:
         self.where = url_secrets.where
         self._url_secrets = url_secrets
         self._feed_origin = origin_of(url)
         self._origin_prefix = str(url.copy_with(raw_path=b"/"))
-        self._trusted = parse_origins(trusted)
+        self._trusted = parse_origins(trusted_origins)
 
     def check_url(self, url: str, *, verb: str, posted: bool) -> tuple[str, bool]:
         """Return the URL to ask in place of a URL that may come from a server.
@@ -405,7 +397,7 @@ class Origins:
         if origin_of(target) not in self._trusted:
             raise FeedError(
                 f"{self.where} {verb} to another origin, {there}, which credentials must not follow; if the "
-                "feed has moved there, give its new URL, or have it asked without them: trusted="
+                "feed has moved there, give its new URL, or have it asked without them: trusted_origins="
             )
         if posted:
             raise FeedError(f"{self.where} {verb} to another origin, {there}, which must not get what is posted")
@@ -413,96 +405,3 @@ class Origins:
             raise FeedError(
                 f"{self.where} {verb} to another origin, {there}, by a URL that holds a secret which is not its"
             )
-
-
-MAX_REMEMBERED_REDIRECTS = 16
-"""Redirects remembered for one feed. Its pages move together, by their path."""
-
-MAX_CONFIRMED_PATHS = 16
-"""Paths remembered at which redirects ended and a page was read: one for each path that the feed has."""
-
-MAX_STEPS = 5
-"""Remembered redirects followed in a row, from the first URL of a feed to its present one."""
-
-MAX_AGE = 3600.0
-"""Seconds until the old URL is asked again, 24 requests a day. A maintenance page with a permanent redirect and
-the status 200 is over by then."""
-
-_logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
-
-
-class Redirects:
-    """Replace the old URLs of a feed by those that permanent redirects led to. For use in an event loop.
-
-    Args:
-        redact: Return a URL as the log may show it.
-    """
-
-    def __init__(self, redact: Callable[[object], str]) -> None:
-        self._redact = redact
-        self._paths: OrderedDict[str, str] = OrderedDict()
-        self._urls: OrderedDict[str, str] = OrderedDict()
-        self._confirmed: OrderedDict[str, None] = OrderedDict()
-        self._since = 0.0
-        self._last_warned: str | None = None
-
-    def resolve(self, url: str) -> str:
-        """Return the present URL for this one."""
-        if not self._paths and not self._urls:
-            return url
-        if not 0 <= anyio.current_time() - self._since < MAX_AGE:
-            self.forget()
-        for _ in range(MAX_STEPS):
-            path, separator, query = url.partition("?")
-            if url in self._urls:
-                url = self._urls[url]
-            elif path in self._paths:
-                url = f"{self._paths[path]}{separator}{query}"
-            else:
-                break
-        return url
-
-    def learn(self, old: str, new: str) -> None:
-        """Remember a permanent redirect, and log a WARNING once for each new URL.
-
-        A redirect that kept the query is used for every query: a feed moves with all its pages.
-        """
-        if not self._paths and not self._urls:
-            self._since = anyio.current_time()
-        (old_path, _, query), (new_path, _, new_query) = old.partition("?"), new.partition("?")
-        if query == new_query:
-            _remember(self._paths, old_path, new_path)
-        else:
-            _remember(self._urls, old, new)
-        shown = self._redact(new)
-        if shown != self._last_warned:
-            self._last_warned = shown
-            _logger.warning("%s has moved for good: configure its new URL, %s", self._redact(old), shown)
-
-    def confirm(self, url: str) -> None:
-        """Note that redirects led to a page of the feed at this URL, so that errors from there are believed."""
-        self._confirmed[_path(url)] = None
-        self._confirmed.move_to_end(_path(url))
-        if len(self._confirmed) > MAX_CONFIRMED_PATHS:
-            self._confirmed.popitem(last=False)
-
-    def is_confirmed(self, url: str) -> bool:
-        """Return True if redirects led to a page of the feed at the path of this URL before."""
-        return _path(url) in self._confirmed
-
-    def forget(self) -> None:
-        """Return to the old URLs: something failed at the new ones, and the redirect may be the reason."""
-        self._paths.clear()
-        self._urls.clear()
-
-
-def _path(url: str) -> str:
-    return url.partition("?")[0]
-
-
-def _remember(redirects: OrderedDict[str, str], old: str, new: str) -> None:
-    redirects.pop(new, None)  # a feed that moved back is at its old URL
-    if old != new:
-        redirects[old] = new
-        if len(redirects) > MAX_REMEMBERED_REDIRECTS:
-            redirects.popitem(last=False)

@@ -10,7 +10,7 @@ told each time how many bytes it may return.
 import re
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ __all__ = [
     "ACCEPT_ENCODING",
     "MIN_BODY_PROGRESS",
     "STALL_TIMEOUT",
+    "BodyError",
     "Deadline",
     "Response",
     "find_link",
@@ -109,6 +110,10 @@ ACCEPT_ENCODING = "gzip"
 _PADDING = b"\0 \t\r\n"
 
 
+class BodyError(Exception):
+    """The body cannot be read. The text follows on the name of the server."""
+
+
 class _IdentityDecoder:
     def decode(self, chunk: bytes, max_length: int) -> bytes:  # noqa: ARG002
         return chunk
@@ -120,10 +125,9 @@ class _IdentityDecoder:
 class _ZlibDecoder:
     """Decompress zlib data in any of its three formats: zlib, gzip or raw."""
 
-    def __init__(self, name: str, wbits: int, where: str) -> None:
+    def __init__(self, name: str, wbits: int) -> None:
         self._zlib = zlib.decompressobj(wbits=wbits)
         self._name = name
-        self._where = where
 
     def decode(self, chunk: bytes, max_length: int) -> bytes:
         if self._zlib.eof:
@@ -132,19 +136,19 @@ class _ZlibDecoder:
         try:
             part = self._zlib.decompress(chunk, max_length)
         except zlib.error as error:
-            raise FeedError(f"{self._where} sent a body that is no {self._name}: {quoted(error)}") from error
+            raise BodyError(f"sent a body that is no {self._name}: {quoted(error)}") from error
         self._check_trailing_data(self._zlib.unused_data)
         return part
 
     def flush(self) -> None:
         if not self._zlib.eof:
-            raise FeedError(f"{self._where} sent a {self._name} body that ends in the middle")
+            raise BodyError(f"sent a {self._name} body that ends in the middle")
 
     def _check_trailing_data(self, data: bytes) -> None:
         # Padding is ignored, as browsers do. A second file, which gzip allows, would be lost.
         if data.strip(_PADDING):
-            raise FeedError(
-                f"{self._where} sent a {self._name} body with something behind its end; "
+            raise BodyError(
+                f"sent a {self._name} body with something behind its end; "
                 'have it sent as it is: headers={"accept-encoding": "identity"}'
             )
 
@@ -152,8 +156,7 @@ class _ZlibDecoder:
 class _DeflateDecoder:
     """Decompress deflate: by the standard in zlib's format (RFC 9110 §8.4.1.2), from many servers raw."""
 
-    def __init__(self, where: str) -> None:
-        self._where = where
+    def __init__(self) -> None:
         self._head = b""
         self._decoder: _ZlibDecoder | None = None
 
@@ -166,65 +169,61 @@ class _DeflateDecoder:
             # RFC 1950 §2.2: a zlib header says 8 for deflate, and is a multiple of 31.
             is_zlib = chunk[0] & 15 == 8 and (chunk[0] * 256 + chunk[1]) % 31 == 0  # noqa: PLR2004
             wbits = zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS
-            self._decoder = _ZlibDecoder("deflate", wbits, self._where)
+            self._decoder = _ZlibDecoder("deflate", wbits)
         return self._decoder.decode(chunk, max_length)
 
     def flush(self) -> None:
-        (self._decoder or _ZlibDecoder("deflate", zlib.MAX_WBITS, self._where)).flush()
+        (self._decoder or _ZlibDecoder("deflate", zlib.MAX_WBITS)).flush()
 
 
-def _decoder_for(encoding: str, where: str) -> _IdentityDecoder | _ZlibDecoder | _DeflateDecoder:
+def _decoder_for(encoding: str) -> _IdentityDecoder | _ZlibDecoder | _DeflateDecoder:
     match encoding.strip().lower():
         case "" | "identity":
             return _IdentityDecoder()
         case "gzip" | "x-gzip":  # two names for one format (RFC 9110 §8.4.1.3)
-            return _ZlibDecoder("gzip", zlib.MAX_WBITS | 16, where)
+            return _ZlibDecoder("gzip", zlib.MAX_WBITS | 16)
         case "deflate":
-            return _DeflateDecoder(where)
+            return _DeflateDecoder()
         case _:
-            raise FeedError(
-                f"{where} sent Content-Encoding {quoted(encoding)}, but was asked for {ACCEPT_ENCODING}"
-            )
+            raise BodyError(f"sent Content-Encoding {quoted(encoding)}, which it was not asked for")
 
 
 _NO_BODY = frozenset({204, 304})
 _SIZE = re.compile(r"[0-9]+")
 
 
-def _check_size(size: int, limit: int, where: str) -> None:
+def _check_size(size: int, limit: int) -> None:
     if size > limit:
-        raise FeedError(f"{where} sent a body of more than {limit} bytes; raise max_body= if that is right")
+        raise BodyError(f"sent a body of more than {limit} bytes; raise max_body= if that is right")
 
 
-async def read_body(response: Any, limit: int, where: str, deadline: Deadline) -> bytes:
+async def read_body(response: Any, limit: int, on_chunk: Callable[[int], None]) -> bytes:
     """Read a streamed `httpx.Response`, or one of another module, to its end.
 
     Args:
         response: Not read yet.
         limit: Largest body in bytes, both on the wire and decompressed. At most one read from the socket is held
             beyond it.
-        where: The URL without secrets, for errors.
-        deadline: Is told of each chunk.
+        on_chunk: Is told the size of each chunk, when it arrives.
 
     Raises:
-        FeedError: The body is too large or does not match its `Content-Encoding`, or that encoding is unknown.
+        BodyError: The body is too large or does not match its `Content-Encoding`, or that encoding is unknown.
     """
     if response.is_stream_consumed:  # by a transport that stores responses, as caches and mocks do
-        _check_size(len(response.content), limit, where)
+        _check_size(len(response.content), limit)
         return bytes(response.content)
     length = response.headers.get("content-length", "")
     if _SIZE.fullmatch(length) and response.status_code not in _NO_BODY:  # 304 may name a length without a body
-        _check_size(int(length[:20]), limit, where)
-    decoder = _decoder_for(response.headers.get("content-encoding", ""), where)
+        _check_size(int(length[:20]), limit)
+    decoder = _decoder_for(response.headers.get("content-encoding", ""))
     parts, size, wire = list[bytes](), 0, 0
     chunks = response.aiter_raw()
-    deadline.start_body()
     try:
         async for chunk in chunks:
-            deadline.add_bytes(len(chunk))
+            on_chunk(len(chunk))
             part = decoder.decode(chunk, min(limit + 1 - size, sys.maxsize))
             wire, size = wire + len(chunk), size + len(part)
-            _check_size(max(wire, size), limit, where)
+            _check_size(max(wire, size), limit)
             parts.append(part)
             if len(parts) % CHUNKS_AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()

@@ -1,18 +1,24 @@
-"""Open the HTTP client of feeds and listeners, and close the connections that failed requests leave open."""
+"""Open the HTTP client of feeds and listeners, send requests, and close the connections that they leave open.
+
+Every request of this library goes through `send`. Redirects are never followed there: httpx would send every
+header but one to another origin (G12).
+"""
 
 import functools
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any, cast
+from typing import Any, Self, cast
 from urllib.request import getproxies
 
 import anyio
 import anyio.lowlevel
 import httpx
 
+from push_to_poll_client._http.credentials import Credentials
+from push_to_poll_client._http.errors import ProxyUnusable, SocksUnusable, UnusableRedirect, module_of
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._version import __version__
 
@@ -20,7 +26,9 @@ __all__ = [
     "CHUNKS_AT_ONCE",
     "CLOSE_TIMEOUT",
     "close_on_failure",
+    "closing",
     "open_client",
+    "send",
     "shared_tls_context",
     "unwind",
     "unwinding",
@@ -47,17 +55,21 @@ KEEP_ALIVE = 90.0
 def open_client(
     timeout: httpx.Timeout,
     *,
-    tls: ssl.SSLContext | None = None,
+    ssl_context: ssl.SSLContext | None = None,
     redact: Callable[[object], str] = without_secrets,
 ) -> httpx.AsyncClient:
     """Open a client that logs no secret and keeps no cookie. A proxy is taken from the environment.
 
     Args:
         timeout: For requests without a timeout of their own.
-        tls: The TLS settings; `None` trusts the certificates that the machine trusts.
+        ssl_context: The TLS settings; `None` trusts the certificates that the machine trusts.
         redact: Return a URL as the log may show it.
+
+    Raises:
+        ProxyUnusable: The environment names a proxy with an invalid address.
+        SocksUnusable: The environment names a SOCKS proxy, and socksio is not installed.
     """
-    tls = tls or shared_tls_context()
+    ssl_context = ssl_context or shared_tls_context()
     limits = httpx.Limits(max_connections=10, max_keepalive_connections=2, keepalive_expiry=KEEP_ALIVE)
     settings: dict[str, Any] = {
         "timeout": timeout,
@@ -68,11 +80,18 @@ def open_client(
             "response": [_restore_url, _drop_challenge],
         },
     }
-    if getproxies().keys() - {"no"}:
-        return httpx.AsyncClient(verify=tls, limits=limits, **settings)
-    from push_to_poll_client._http.direct_client import DirectClient  # takes 80 ms, since it imports trio
+    if not getproxies().keys() - {"no"}:
+        from push_to_poll_client._http.direct_client import DirectClient  # takes 80 ms, since it imports trio
 
-    return DirectClient(tls, limits, **settings)
+        return DirectClient(ssl_context, limits, **settings)
+    try:
+        return httpx.AsyncClient(verify=ssl_context, limits=limits, **settings)
+    except ImportError:
+        raise SocksUnusable(
+            "the environment names a SOCKS proxy, for which httpx needs socksio: pip install 'httpx[socks]'"
+        ) from None
+    except (ValueError, httpx.InvalidURL):  # the text quotes the address, which may hold a password
+        raise ProxyUnusable("the address of the proxy in the environment is not valid; correct it") from None
 
 
 class _RedactedURL(httpx.URL):
@@ -101,11 +120,110 @@ async def _drop_challenge(response: httpx.Response) -> None:
         response.stream = httpx.ByteStream(b"")
 
 
+_WRITTEN_HEADERS = ("cookie", "authorization")
+"""Headers that an `httpx.Auth` or the caller's client may add to a request. The last one stays known if there are
+more cookies than `MAX_RECENT`."""
+
+
+async def send(
+    client: Any,
+    method: str,
+    url: str,
+    *,
+    headers: Mapping[str, str],
+    content: bytes | None,
+    extensions: Mapping[str, Any],
+    credentials: Credentials | None,
+) -> Any:
+    """Send a request, and return its response with the body unread.
+
+    Args:
+        client: An `httpx.AsyncClient`, or one of its shape.
+        method: The HTTP method.
+        url: An absolute URL, without user and password.
+        headers: Of the request.
+        content: The body; `None` sends none.
+        extensions: Of the request; with "timeout".
+        credentials: Of the origin that is asked; `None` for another origin, to which nothing goes that the client
+            adds by itself.
+
+    Raises:
+        CredentialsFailed: The caller's function for headers or token failed.
+        UnusableRedirect: The `Location` of a redirect is not a URL: httpx reads it even if it does not follow it.
+        Exception: No response came.
+    """
+    module = module_of(client)
+    options = {"auth": None} if credentials is None else credentials.options(headers, module)
+    async with close_on_failure(url, extensions) as traced:
+        request = client.build_request(method, url, headers=headers, content=content, extensions=traced)
+        if credentials is None:  # a client adds headers, cookies and a query, and any of them may be a secret
+            headers = {"user-agent": user_agent(), **headers}
+            request = type(request)(method, url, headers=headers, content=content, extensions=traced)
+        if content:
+            request.stream = _cancellable_body(request.stream, content)
+        try:
+            return await client.send(request, stream=True, follow_redirects=False, **options)
+        except (httpx.InvalidURL, module.InvalidURL, UnicodeError):  # the text may quote a part of a secret
+            raise UnusableRedirect from None
+        except OSError:  # the error of an untrusted certificate is a ValueError, too
+            raise
+        except ValueError as error:  # from urllib, with which httpx joins URLs, or a hook of the caller's client
+            raise UnusableRedirect(
+                f"the client raised {type(error).__name__}, as httpx does when a server answers a redirect to "
+                "something that is not a URL"
+            ) from None
+        except getattr(module, "RemoteProtocolError", httpx.RemoteProtocolError) as error:
+            if str(error).startswith("Invalid URL in location header"):
+                raise UnusableRedirect from None
+            raise
+        finally:
+            if credentials is not None:  # an `httpx.Auth`, or the client, may have written another one
+                for name in _WRITTEN_HEADERS:
+                    credentials.secrets.add_headers({name: request.headers.get(name, "")}, recent=True)
+
+
+class _ChunkIterator:
+    """An asynchronous iterator over chunks that is not a generator, so it need not be closed."""
+
+    def __init__(self, *chunks: bytes) -> None:
+        self._chunks = iter(chunks)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for chunk in self._chunks:
+            return chunk
+        raise StopAsyncIteration
+
+
+def _cancellable_body(stream: Any, content: bytes) -> Any:
+    """Make a request body of the client's own stream type that may be dropped before it is sent whole.
+
+    httpx's body is a generator. A request that is cancelled while it is sent leaves the generator to the garbage
+    collector, which makes trio warn.
+    """
+    stream_type = type("AtOnce", (type(stream),), {"__aiter__": lambda _self: _ChunkIterator(content)})
+    return stream_type(content)
+
+
+@asynccontextmanager
+async def closing(resource: Any) -> AsyncIterator[Any]:
+    """Call `aclose()` of a client or response at the end of the block."""
+    try:
+        yield resource
+    finally:
+        # Shielded: a cancelled close leaves its socket to the garbage collector.
+        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            await resource.aclose()
+
+
 CLOSE_TIMEOUT = 2.0
 """Seconds to close a connection. Closing waits for no reply, so only a broken connection takes any time."""
 
 
-def close_on_failure(url: str) -> AbstractAsyncContextManager[dict[str, Any]]:
+@asynccontextmanager
+async def close_on_failure(url: str, extensions: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
     """Close the socket that a request opened, if the block fails or is cancelled during the TLS handshake.
 
     httpcore 1.0.9 forgets the socket of a TLS handshake that is cancelled. A server that stalls there would cost
@@ -114,15 +232,14 @@ def close_on_failure(url: str) -> AbstractAsyncContextManager[dict[str, Any]]:
 
     Args:
         url: Where the request goes. Without TLS nothing is watched, since that costs some 20 µs.
+        extensions: Of the request.
 
     Returns:
-        A context manager whose value is the extensions of the request.
+        A context manager whose value is the extensions to send the request with.
     """
-    return _close_on_failure() if url.startswith("https:") else nullcontext({})
-
-
-@asynccontextmanager
-async def _close_on_failure() -> AsyncIterator[dict[str, Any]]:
+    if not url.startswith("https:"):
+        yield {**extensions}
+        return
     opened: list[Any] = []
 
     async def trace(event: str, info: Mapping[str, Any]) -> None:
@@ -130,9 +247,11 @@ async def _close_on_failure() -> AsyncIterator[dict[str, Any]]:
             opened.append(info["return_value"])
         elif event.endswith("start_tls.complete"):
             opened.clear()
+        if "trace" in extensions:
+            await extensions["trace"](event, info)
 
     try:
-        yield {"trace": trace}
+        yield {**extensions, "trace": trace}
     except BaseException:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
             for stream in opened:

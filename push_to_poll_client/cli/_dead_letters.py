@@ -80,7 +80,7 @@ def _add(
 
 def _list(options: argparse.Namespace) -> int:
     letters = read_dead_letters(options.state, find_consumer(options).name)
-    print_lines(map(_summary, letters) if options.json else (line.encode() for line in table_lines(letters)))
+    print_lines(map(_summary, letters) if options.json else table_lines(letters))
     return Exit.DONE
 
 
@@ -90,7 +90,7 @@ def _show(options: argparse.Namespace) -> int:
     letter = read_dead_letter(options.state, name, key)
     if letter is None:  # a consumer has settled it since
         raise _unknown_key(1)
-    print_lines([as_json(letter)] if options.json else (line.encode() for line in detail_lines(letter)))
+    print_lines([as_json(letter)] if options.json else detail_lines(letter))
     return Exit.DONE
 
 
@@ -106,7 +106,17 @@ def _retry(options: argparse.Namespace) -> int:
     keys = _find_keys(options, consumer.name)
 
     async def mark(session: Session) -> int:
-        return await _mark_all(session) if options.all else await _mark(session, keys)
+        # Some at a time: an entry may have megabytes.
+        last: DeadLetter | None = None
+        while options.all and (letters := await session.dead_letters(after=last)):
+            await session.commit(cursor=None, records=[], dead_letters=list(map(_marked, letters)))
+            last = letters[-1]
+        await _require(session, keys)
+        for key in keys:
+            letter = await session.dead_letter(key)
+            assert letter is not None  # this process owns the name  # noqa: S101
+            await session.commit(cursor=None, records=[], dead_letters=[_marked(letter)])
+        return session.dead if options.all else len(keys)
 
     count = run_with_session(consumer, options.state, mark, instead="dead_letters.retry()")
     _print_count(count, "marked; the next run tries {} again")
@@ -125,24 +135,6 @@ def _drop(options: argparse.Namespace) -> int:
     count = run_with_session(consumer, options.state, drop, instead="dead_letters.drop()")
     _print_count(count, "gone, and will not be tried again")
     return Exit.DONE
-
-
-async def _mark_all(session: Session) -> int:
-    # Some at a time: an entry may have megabytes.
-    last: DeadLetter | None = None
-    while letters := await session.dead_letters(after=last):
-        await session.commit(cursor=None, records=[], dead_letters=list(map(_marked, letters)))
-        last = letters[-1]
-    return session.dead
-
-
-async def _mark(session: Session, keys: Sequence[str]) -> int:
-    await _require(session, keys)
-    for key in keys:  # one at a time: an entry may have megabytes
-        letter = await session.dead_letter(key)
-        assert letter is not None  # this process owns the name  # noqa: S101
-        await session.commit(cursor=None, records=[], dead_letters=[_marked(letter)])
-    return len(keys)
 
 
 async def _require(session: Session, keys: Sequence[str]) -> None:
@@ -191,7 +183,7 @@ def _unknown_key(number: int) -> UsageError:
 
 def _print_count(count: int, what: str) -> None:
     are, them = ("letter is", "it") if count == 1 else ("letters are", "them")
-    print_lines([f"{count} dead {are} {what.format(them)}".encode()])
+    print_lines([f"{count} dead {are} {what.format(them)}"])
 
 
 def _summary(letter: DeadLetter) -> bytes:

@@ -152,17 +152,17 @@ class OutputError(PushToPollError):
 
 def exit_code_for(error: PushToPollError) -> Exit:
     """Choose the exit code for an error that ended the command."""
-    kinds = (
-        (FeedError, Exit.FEED),
-        (Throttled, Exit.FEED),
-        (ProcessError, Exit.MESSAGE),
-        (OutputError, Exit.MESSAGE),
-        (StoreError, Exit.STATE),
-    )
-    for kind, code in kinds:
-        if isinstance(error, kind):
-            return code
-    return Exit.PUSH if isinstance(error, ListenerError) else Exit.BUG
+    match error:
+        case FeedError() | Throttled():
+            return Exit.FEED
+        case ProcessError() | OutputError():
+            return Exit.MESSAGE
+        case StoreError():
+            return Exit.STATE
+        case ListenerError():
+            return Exit.PUSH
+        case _:
+            return Exit.BUG
 
 
 class ReaderGone(BaseException):
@@ -175,7 +175,12 @@ def json_line(message: Message) -> bytes:
     Raises:
         UndecodableMessage: Its data cannot be read.
     """
-    return msgspec.json.encode(_members(message)) + b"\n"
+    members: dict[str, Any] = {"id": message.id, "data": message.data}
+    if isinstance(message, CloudEvent):
+        members = dict(message.attributes)
+        if (data := message.data) is not None:
+            members["data_base64" if isinstance(data, bytes) else "data"] = data
+    return msgspec.json.encode(members) + b"\n"
 
 
 def write_line(message: Message) -> None:
@@ -194,7 +199,7 @@ def write_line(message: Message) -> None:
         raise StopConsumer(str(error)) from error
 
 
-def print_lines(lines: Iterable[bytes]) -> None:
+def print_lines(lines: Iterable[str | bytes]) -> None:
     """Write lines, given without their ends, until the reader has gone. The caller escapes them or writes JSON.
 
     Raises:
@@ -202,7 +207,7 @@ def print_lines(lines: Iterable[bytes]) -> None:
     """
     with contextlib.suppress(ReaderGone):
         for line in lines:
-            _write(line + b"\n")
+            _write((line.encode() if isinstance(line, str) else line) + b"\n")
 
 
 def flush_stdout() -> None:
@@ -229,12 +234,3 @@ def _write(line: bytes) -> None:
         raise OutputError(
             f"standard output cannot be written: {error.strerror}; what was written out ends there"
         ) from error
-
-
-def _members(message: Message) -> dict[str, Any]:
-    if not isinstance(message, CloudEvent):
-        return {"id": message.id, "data": message.data}
-    data = message.data
-    if data is None:
-        return message.attributes
-    return {**message.attributes, "data_base64" if isinstance(data, bytes) else "data": data}

@@ -4,13 +4,11 @@ import argparse
 import re
 from collections.abc import Iterator
 
-import anyio
-
 from push_to_poll_client._http.origins import identity, parse_http_url
 from push_to_poll_client._validation import MAX_IDENTITY
 from push_to_poll_client.cli._output import Exit, UsageError, print_lines, shell_quoted
 from push_to_poll_client.cli._parser import Commands
-from push_to_poll_client.cli._state_file import add_state_to, explain_busy, find_consumer, open_store
+from push_to_poll_client.cli._state_file import add_state_to, find_consumer, run_with_store
 from push_to_poll_client.stores._rebind import Rebind
 from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, read_store
 
@@ -72,15 +70,11 @@ def run(options: argparse.Namespace) -> int:
             "the file has that name already; give another one, or drop all that it has with --replace"
         )
 
-    async def rebind() -> None:
-        store = open_store(options.state)
-        with explain_busy(store):
-            await store.rebind(progress.name, feed=feed, new_name=target, replace=options.replace)
-
-    anyio.run(rebind)
-    print_lines(
-        line.encode() for line in _lines(progress, target, progress.feed if feed is None else feed, others)
+    run_with_store(
+        options.state,
+        lambda store: store.rebind(progress.name, feed=feed, new_name=target, replace=options.replace),
     )
+    print_lines(_lines(progress, target, progress.feed if feed is None else feed, others))
     return Exit.DONE
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from push_to_poll_client._options import INCEPTION, LATEST, meant_position
 from push_to_poll_client._options import check_cursor as check_position
@@ -65,13 +65,25 @@ def run(options: argparse.Namespace) -> int:
         StoreError: The file cannot be used.
         UsageError: An argument has no meaning.
     """
+    if options.list and options.forget:
+        raise UsageError("--list changes nothing, leave out --forget")
+    if options.to is not None and meant_position(options.to) == LATEST:
+        raise UsageError(
+            "--to latest: where the feed ends only the feed can tell; call rewind('latest') of the consumer, or "
+            "name a cursor"
+        )
     try:
-        _check(options)
+        if options.ago is not None:
+            check_number("--ago", options.ago)
+        if options.to is not None:
+            check_cursor("--to", options.to)
     except ValueError as error:
         raise UsageError(str(error)) from error
     progress = find_consumer(options)
     if options.list:
-        print_lines(_table(read_cursors(options.state, progress.name)))
+        saved = read_cursors(options.state, progress.name)
+        rows = (f"{format_time(one.at):<19}  {_display_cursor(one.cursor)}" for one in saved)
+        print_lines([f"{'saved (UTC)':<19}  cursor", *rows])
         return Exit.DONE
 
     async def rewind(session: Session) -> tuple[Cursor | None, Cursor | None]:
@@ -81,12 +93,11 @@ def run(options: argparse.Namespace) -> int:
 
     before, target = run_with_session(progress, options.state, rewind, instead="rewind()")
     print_lines(
-        f"{name:<8}{value}".encode()
-        for name, value in (
-            ("before", _display_cursor(before)),
-            ("now", _display_cursor(target)),
-            ("then", FORGET_EFFECTS[options.forget]),
-        )
+        [
+            f"before  {_display_cursor(before)}",
+            f"now     {_display_cursor(target)}",
+            f"then    {FORGET_EFFECTS[options.forget]}",
+        ]
     )
     return Exit.DONE
 
@@ -106,20 +117,6 @@ def check_cursor(option: str, typed: str) -> None:
     check_position(option, typed)
 
 
-def _check(options: argparse.Namespace) -> None:
-    if options.list and options.forget:
-        raise ValueError("--list changes nothing, leave out --forget")
-    if options.ago is not None:
-        check_number("--ago", options.ago)
-    if options.to is not None and meant_position(options.to) == LATEST:
-        raise ValueError(
-            "--to latest: where the feed ends only the feed can tell; call rewind('latest') of the consumer, or "
-            "name a cursor"
-        )
-    if options.to is not None:
-        check_cursor("--to", options.to)
-
-
 def _target_cursor(options: argparse.Namespace, history: Sequence[SavedCursor]) -> Cursor | None:
     """Find the cursor that --to or --ago names; None is the inception."""
     if options.to is None:
@@ -131,12 +128,6 @@ def _target_cursor(options: argparse.Namespace, history: Sequence[SavedCursor]) 
         return saved.cursor
     shown: dict[str, Cursor] = {escape_unprintable(one.cursor): one.cursor for one in history if one.cursor}
     return None if options.to == INCEPTION else shown.get(options.to, options.to)
-
-
-def _table(history: Sequence[SavedCursor]) -> Iterator[bytes]:
-    yield f"{'saved (UTC)':<19}  cursor".encode()
-    for one in history:
-        yield f"{format_time(one.at):<19}  {_display_cursor(one.cursor)}".encode()
 
 
 def _display_cursor(cursor: Cursor | None) -> str:

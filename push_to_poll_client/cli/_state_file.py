@@ -1,8 +1,7 @@
 """Find a consumer in a state file, and change it while no process owns the file."""
 
 import argparse
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import anyio
@@ -15,7 +14,7 @@ from push_to_poll_client.stores import SQLiteStore
 from push_to_poll_client.stores._sqlite.owner_lock import lock_holder
 from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, read_store
 
-__all__ = ["add_state_to", "explain_busy", "find_consumer", "open_store", "run_with_session"]
+__all__ = ["add_state_to", "find_consumer", "run_with_session", "run_with_store"]
 
 
 _T = TypeVar("_T")
@@ -53,32 +52,33 @@ def find_consumer(options: argparse.Namespace) -> ConsumerProgress:
     return found[0]
 
 
-def open_store(path: str) -> SQLiteStore:
-    """Return the store of a file that a command changes."""
-    # No retention: records that the consumer's own retention keeps must stay. Transactional: the file may be an
-    # application's too.
-    return SQLiteStore(path, retention=None, max_records=None, transactional=True)
-
-
-@contextmanager
-def explain_busy(store: SQLiteStore, *, instead: str = "") -> Iterator[None]:
-    """Name the process that owns the file, and what to do, in the error of a call that needs the file.
+def run_with_store(path: str, work: Callable[[SQLiteStore], Awaitable[_T]], *, instead: str = "") -> _T:
+    """Change a file while no process owns it.
 
     Args:
-        store: Of the file.
-        instead: What can be done besides stopping that process; for the error.
+        path: The file.
+        work: Called with its store.
+        instead: What can be done besides stopping the process that owns the file; for the error.
 
     Raises:
-        StoreBusy: A process owns the file.
+        StoreBusy: A process owns the file; the error names it.
+        StoreError: The file cannot be written.
     """
-    try:
-        yield
-    except StoreBusy as busy:
-        owner = lock_holder(store.path)
-        raise StoreBusy(
-            f"{store.path} is in use by {'another process' if owner is None else f'process {owner}'}; stop it "
-            f"first{instead}"
-        ) from busy
+
+    async def run() -> _T:
+        # No retention: records that the consumer's own retention keeps must stay. Transactional: the file may be
+        # an application's too.
+        store = SQLiteStore(path, retention=None, max_records=None, transactional=True)
+        try:
+            return await work(store)
+        except StoreBusy as busy:
+            owner = lock_holder(store.path)
+            raise StoreBusy(
+                f"{store.path} is in use by {'another process' if owner is None else f'process {owner}'}; stop it "
+                f"first{instead}"
+            ) from busy
+
+    return anyio.run(run)
 
 
 def run_with_session(
@@ -97,13 +97,11 @@ def run_with_session(
         StoreError: The file cannot be written.
     """
 
-    async def claim_and_work() -> _T:
-        store = open_store(path)
-        with explain_busy(store, instead=f", or let it call {instead} of its consumer"):
-            session = await store.claim(progress.name, feed=progress.feed)
+    async def claim_and_work(store: SQLiteStore) -> _T:
+        session = await store.claim(progress.name, feed=progress.feed)
         try:
             return await work(session)
         finally:
             await session.release()
 
-    return anyio.run(claim_and_work)
+    return run_with_store(path, claim_and_work, instead=f", or let it call {instead} of its consumer")

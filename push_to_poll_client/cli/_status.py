@@ -50,43 +50,32 @@ def run(options: argparse.Namespace) -> int:
             "owner": store.owner,
             "consumers": [{**asdict(progress), "age": _age(progress, now)} for progress in store.progress],
         }
-        print_lines([json.dumps(members).encode()])
+        print_lines([json.dumps(members)])
     else:
-        print_lines(line.encode() for line in _lines(store, now))
+        print_lines(f"{name:<10}{value}".rstrip() for name, value in _fields(store, now))
     return Exit.DONE
 
 
-def _lines(store: StoreFile, now: float) -> Iterator[str]:
-    yield _line("file", quoted(store.path, 1000))
-    yield _line("size", f"{store.size:,} bytes")
-    yield _line("owner", "nobody" if store.owner is None else f"process {store.owner}")
+def _fields(store: StoreFile, now: float) -> Iterator[tuple[str, object]]:
+    yield "file", quoted(store.path, 1000)
+    yield "size", f"{store.size:,} bytes"
+    yield "owner", "nobody" if store.owner is None else f"process {store.owner}"
     for progress in store.progress:
-        yield ""
-        yield _line("name", quoted(progress.name))
-        yield _line("feed", quoted(progress.feed))
-        yield _line("cursor", "the beginning" if progress.cursor is None else quoted(progress.cursor))
-        yield _line("records", f"{progress.records:,}")
-        yield _line("dead", f"{progress.dead_letters:,}")
-        yield _line("failing", f"{progress.failing:,}")
-        yield _line("gap", _gap(progress))
-        yield _line("progress", _describe_last_progress(progress, now))
-        yield _line("token", str(progress.token))
-
-
-def _line(name: str, value: str) -> str:
-    return f"{name:<10}{value}"
-
-
-def _describe_last_progress(progress: ConsumerProgress, now: float) -> str:
-    if progress.last_progress is None:
-        return "none yet"
-    return f"{_age(progress, now):,.1f} s ago, at {format_time(progress.last_progress)} UTC"
-
-
-def _gap(progress: ConsumerProgress) -> str:
-    if progress.gap is None or progress.gap_at is None:
-        return "none"
-    return f"{quoted(progress.gap, 500)}, at {format_time(progress.gap_at)} UTC"
+        gap = done = None
+        if progress.gap is not None and progress.gap_at is not None:
+            gap = f"{quoted(progress.gap, 500)}, at {format_time(progress.gap_at)} UTC"
+        if progress.last_progress is not None:
+            done = f"{_age(progress, now):,.1f} s ago, at {format_time(progress.last_progress)} UTC"
+        yield "", ""
+        yield "name", quoted(progress.name)
+        yield "feed", quoted(progress.feed)
+        yield "cursor", "the beginning" if progress.cursor is None else quoted(progress.cursor)
+        yield "records", f"{progress.records:,}"
+        yield "dead", f"{progress.dead_letters:,}"
+        yield "failing", f"{progress.failing:,}"
+        yield "gap", gap or "none"
+        yield "progress", done or "none yet"
+        yield "token", progress.token
 
 
 def _age(progress: ConsumerProgress, now: float) -> float | None:

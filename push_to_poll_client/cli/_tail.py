@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import anyio
 import httpx
@@ -39,9 +39,6 @@ from push_to_poll_client.listeners.handshakes import dropbox_challenge
 from push_to_poll_client.listeners.verifiers import anybody, dropbox, github, standard_webhooks, stripe
 from push_to_poll_client.listeners.webhook import WebhookListener
 
-if TYPE_CHECKING:
-    from push_to_poll_client.cli._webhook import ServedWebhook
-
 __all__ = ["SHUTDOWN_TIMEOUT", "add_to", "listener_for", "same_server", "until_signalled"]
 
 
@@ -49,7 +46,8 @@ SHUTDOWN_TIMEOUT = 10.0
 """Seconds that the current message gets to finish after the first signal: the library's default."""
 
 DEGRADED_INTERVAL = 10.0
-"""Seconds between polls while a push channel is down, unless `--interval` is shorter: the library's default."""
+"""Seconds between polls while a push channel is down, unless `--fallback-interval` is shorter: the library's
+default."""
 
 ONCE_TIMEOUT = 60.0
 """Seconds that `--once` waits if the server asks for a pause. If it asks for more, the command ends."""
@@ -117,14 +115,14 @@ def _add_feed(add: Callable[..., object]) -> None:
     )
     add("--once", action="store_true", help="stop at the end of the feed")
     add(
-        "--interval",
+        "--fallback-interval",
         metavar="S",
         type=float,
         default=60.0,
         help="longest quiet time in seconds before polling anyway (default: 60)",
     )
     add(
-        "--wait",
+        "--max-wait",
         metavar="S",
         type=float,
         help="let the server hold its answer for this many seconds (long polling)",
@@ -205,22 +203,25 @@ def run(options: argparse.Namespace) -> int:
     try:
         command = _command(options)
         webhook = _webhook(options)
-        consumer = _consumer(options, command, webhook)
+        consumer = _consumer(options, command, [] if webhook is None else [webhook])
+        follow = functools.partial(_run_once, consumer) if options.once else consumer.run
+        if webhook is not None:
+            # Not at the head: this module needs uvicorn.
+            from push_to_poll_client.cli._webhook import parse_address, serve_webhook
+
+            follow = functools.partial(serve_webhook, webhook, *parse_address(options.webhook), consumer.run)
     except (TypeError, ValueError) as error:  # of the library's own constructors
         raise UsageError(str(error)) from error
     code = Exit.DONE
     try:
-        follow = functools.partial(_run_once, consumer) if options.once else consumer.run
-        if webhook is not None:
-            follow = functools.partial(webhook.serve, consumer.run)
         code = anyio.run(until_signalled, follow, command)
     except* ReaderGone:
         pass
     return code
 
 
-def _consumer(options: argparse.Namespace, command: Command | None, webhook: "ServedWebhook | None") -> Consumer:
-    if options.once and (options.push or webhook is not None):
+def _consumer(options: argparse.Namespace, command: Command | None, webhooks: list[Listener]) -> Consumer:
+    if options.once and (options.push or webhooks):
         raise ValueError("--once does not wait for pushes, leave out --push and --webhook")
     if options.name is not None and options.state is None:
         raise ValueError("--name is what the consumer is called in the file of --state, add it")
@@ -228,15 +229,14 @@ def _consumer(options: argparse.Namespace, command: Command | None, webhook: "Se
     token = None
     if options.token_env is not None:
         token = _environment_variable("--token-env", options.token_env, "token")
-    listeners = [listener_for(url, feed=options.url, token=token) for url in options.push]
     return Consumer(
-        HTTPFeed(options.url, auth=token, max_wait=options.wait),
+        HTTPFeed(options.url, auth=token, max_wait=options.max_wait),
         store=SQLiteStore(options.state) if options.state is not None else MemoryStore(),
-        listeners=listeners if webhook is None else [*listeners, webhook.listener],
+        listeners=[*(listener_for(url, feed=options.url, token=token) for url in options.push), *webhooks],
         process=command or write_line,
         name=options.name,
-        fallback_interval=options.interval,
-        degraded_interval=min(DEGRADED_INTERVAL, options.interval),
+        fallback_interval=options.fallback_interval,
+        degraded_interval=min(DEGRADED_INTERVAL, options.fallback_interval),
         shutdown_timeout=SHUTDOWN_TIMEOUT,
         retry=_retry(options),
         on_failure=_on_failure(options),
@@ -277,57 +277,36 @@ def _on_failure(options: argparse.Namespace) -> OnFailure:
     return decide
 
 
-def _webhook(options: argparse.Namespace) -> "ServedWebhook | None":
-    """Make the webhook that the options describe, or return None without --webhook.
+def _webhook(options: argparse.Namespace) -> WebhookListener | None:
+    """Make the listener that the options describe, or return None without --webhook.
 
     Raises:
         ValueError: The options contradict each other, or need something that is not installed. The text has no
             value of an option.
     """
+    how, secret_name = options.webhook_verify, options.webhook_secret_env
     if options.webhook is None:
-        if options.webhook_verify is not None or options.webhook_secret_env is not None:
+        if how is not None or secret_name is not None:
             raise ValueError("--webhook-verify and --webhook-secret-env are about --webhook, add it")
         return None
     if find_spec("uvicorn") is None:
         raise ValueError("--webhook needs a server: pip install 'push-to-poll-client[serve]'")
-    # Not at the head: this module needs uvicorn.
-    from push_to_poll_client.cli._webhook import ServedWebhook, parse_address
-
-    host, port = parse_address(options.webhook)
-    how = options.webhook_verify
-    listener = WebhookListener(
-        _verifier(how, options.webhook_secret_env),
-        handshake=[make() for name, make in _HANDSHAKES.items() if name == how],
-    )
-    return ServedWebhook(listener, host, port)
-
-
-def _verifier(how: str | None, name: str | None) -> Any:
-    make = _VERIFIERS.get(how or "")
-    if make is None and how != NO_VERIFICATION:
+    if how == NO_VERIFICATION:
+        if secret_name is not None:
+            raise ValueError(f"--webhook-verify {NO_VERIFICATION} needs no secret, leave out --webhook-secret-env")
+        return WebhookListener(anybody())
+    if how not in _VERIFIERS:
         raise ValueError(
             f"--webhook needs --webhook-verify: {', '.join(_VERIFIERS)} or {NO_VERIFICATION}, one of them"
         )
-    if make is None:
-        if name is not None:
-            raise ValueError(f"--webhook-verify {NO_VERIFICATION} needs no secret, leave out --webhook-secret-env")
-        return anybody()
-    if name is None:
+    if secret_name is None:
         raise ValueError("--webhook-verify needs --webhook-secret-env, the variable in which the secret is")
-    return make(_environment_variable("--webhook-secret-env", name, "secret"))
+    secret = _environment_variable("--webhook-secret-env", secret_name, "secret")
+    handshake = [make() for name, make in _HANDSHAKES.items() if name == how]
+    return WebhookListener(_VERIFIERS[how](secret), handshake=handshake)
 
 
 def _environment_variable(option: str, name: str, what: str) -> str:
-    """Return the value of an environment variable.
-
-    Args:
-        option: The option that gave the name.
-        name: The name of the variable.
-        what: What the variable holds, for the error.
-
-    Raises:
-        ValueError: There is no such variable, or it is empty.
-    """
     if value := os.environ.get(name):
         return value
     raise ValueError(f"{option}: no environment variable has that name; give its name, not the {what}")
@@ -371,7 +350,7 @@ def listener_for(push: str, *, feed: str, token: str | None) -> Listener:
     if kind is None:
         raise ValueError("--push must be a websocket (ws://, wss://) or server-sent events (http://, https://)")
     try:
-        return kind(push, token=token if token is not None and same_server(push, feed) else None)
+        return kind(push, auth=token if token is not None and same_server(push, feed) else None)
     except ValueError as error:
         raise ValueError(f"--push: {error}") from error
 

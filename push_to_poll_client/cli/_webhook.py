@@ -15,7 +15,7 @@ import math
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from typing import Any
 
@@ -34,7 +34,7 @@ try:
 except ImportError:  # pragma: no cover - on Windows, which has no such limit
     resource = None  # type: ignore[assignment]
 
-__all__ = ["ServedWebhook", "connection_limit", "parse_address", "serve_in_background"]
+__all__ = ["connection_limit", "parse_address", "serve_in_background", "serve_webhook"]
 
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
@@ -94,7 +94,7 @@ class _LogLimit:
         return True
 
 
-class _Connection(H11Protocol):
+class _HTTPConnection(H11Protocol):
     """A connection that tells the server when it was opened, answered and closed."""
 
     def __init__(self, config: uvicorn.Config, server: "_StoppableServer") -> None:
@@ -138,10 +138,10 @@ class _Connections:
         self.name = name
         self.batch = max(limit // 16, 1)
         self._limit = limit
-        self._since: dict[_Connection, float] = {}
+        self._since: dict[_HTTPConnection, float] = {}
         self._log_limit = _LogLimit()
 
-    def add(self, connection: _Connection, now: float) -> None:
+    def add(self, connection: _HTTPConnection, now: float) -> None:
         """Note a new connection; at the limit, close another one for it."""
         if len(self._since) >= self._limit:
             self.close_oldest()
@@ -153,12 +153,12 @@ class _Connections:
                 )
         self._since[connection] = now
 
-    def note_response(self, connection: _Connection, now: float) -> None:
+    def note_response(self, connection: _HTTPConnection, now: float) -> None:
         """Note that a request was answered."""
         if self._since.pop(connection, None) is not None:
             self._since[connection] = now
 
-    def remove(self, connection: _Connection) -> None:
+    def remove(self, connection: _HTTPConnection) -> None:
         """Note that a connection has ended."""
         self._since.pop(connection, None)
 
@@ -179,7 +179,7 @@ class _Connections:
             if not connection.in_request or now - since >= REQUEST_TIMEOUT:
                 self._close(connection)
 
-    def _close(self, connection: _Connection) -> None:
+    def _close(self, connection: _HTTPConnection) -> None:
         self.remove(connection)
         connection.transport.abort()  # `close()` would wait for a client that does not read
 
@@ -237,7 +237,7 @@ class _StoppableServer(uvicorn.Server):
     async def _open_connection(self, client: socket.socket) -> None:
         with suppress(OSError):  # it has been closed already
             loop = asyncio.get_running_loop()
-            await loop.connect_accepted_socket(lambda: _Connection(self.config, self), client)
+            await loop.connect_accepted_socket(lambda: _HTTPConnection(self.config, self), client)
 
     async def _pause(self, error: OSError) -> None:
         self.connections.close_oldest()  # gives a file descriptor back
@@ -260,22 +260,7 @@ async def serve_in_background(
     Raises:
         Exception: What `follow` raised, without a group around it.
     """
-    server = _StoppableServer(_config(app), listening, _Connections(name, connection_limit()))
-    error: Exception | None = None
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(server.until_stopped)
-        try:
-            await follow()
-        except Exception as caught:  # noqa: BLE001  # raised below, without a group around it
-            error = caught
-        finally:
-            server.stop()
-    if error is not None:
-        raise error
-
-
-def _config(app: Any) -> uvicorn.Config:
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,
         http="h11",
         ws="none",
@@ -287,6 +272,18 @@ def _config(app: Any) -> uvicorn.Config:
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_GRACE,
     )
+    server = _StoppableServer(config, listening, _Connections(name, connection_limit()))
+    error: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(server.until_stopped)
+        try:
+            await follow()
+        except Exception as caught:  # noqa: BLE001  # raised below, without a group around it
+            error = caught
+        finally:
+            server.stop()
+    if error is not None:
+        raise error
 
 
 _ADDRESS = re.compile(r"(?:\[([0-9A-Za-z:.%]+)\]|([^\s:@\[\]]+)):([0-9]{1,5})")
@@ -305,34 +302,26 @@ def parse_address(text: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3])
 
 
-class ServedWebhook:
-    """A webhook that this process serves.
+async def serve_webhook(
+    listener: WebhookListener, host: str, port: int, follow: Callable[[], Awaitable[object]]
+) -> None:
+    """Serve a webhook while something else runs.
 
     Args:
         listener: The webhook.
         host: The name or address to listen at.
         port: The port to listen at; 0 takes a free one.
+        follow: Runs meanwhile.
 
-    Attributes:
-        listener: As given.
+    Raises:
+        ListenerError: It cannot listen at the address.
+        Exception: What `follow` raised.
     """
-
-    def __init__(self, listener: WebhookListener, host: str, port: int) -> None:
-        self.listener = listener
-        self._address = host, port
-
-    async def serve(self, follow: Callable[[], Awaitable[object]]) -> None:
-        """Serve the webhook while something else runs.
-
-        Raises:
-            ListenerError: It cannot listen at the address.
-            Exception: What `follow` raised.
-        """
-        with _listen(*self._address) as listening:
-            host, port = listening.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            logger.info("%s: listening at http://%s:%d/", self.listener.name, shown, port)
-            await serve_in_background(self.listener, listening, follow, name=self.listener.name)
+    with _listen(host, port) as listening:
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        logger.info("%s: listening at http://%s:%d/", listener.name, shown, port)
+        await serve_in_background(listener, listening, follow, name=listener.name)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -341,22 +330,16 @@ def _listen(host: str, port: int) -> socket.socket:
     Raises:
         ListenerError: That is not possible, and why.
     """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # Name the protocol: otherwise asyncio lets small answers wait for acknowledgements (Nagle's algorithm).
-        listening = socket.socket(family, kind, protocol)
-    except (OSError, UnicodeError) as error:
-        raise _listen_error(error) from None
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(BACKLOG)
-    except OSError as error:
-        listening.close()
-        raise _listen_error(error) from None
+    with ExitStack() as stack:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            # Name the protocol: else asyncio lets small answers wait for acknowledgements (Nagle's algorithm).
+            listening = stack.enter_context(socket.socket(family, kind, protocol))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(BACKLOG)
+        except (OSError, UnicodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not the name of a host"
+            raise ListenerError(f"--webhook: cannot listen there: {why}; choose another HOST:PORT") from None
+        stack.pop_all()
     return listening
-
-
-def _listen_error(error: Exception) -> ListenerError:
-    why = error.strerror if isinstance(error, OSError) else "it is no name of a host"
-    return ListenerError(f"--webhook: cannot listen there: {why}; choose another HOST:PORT")

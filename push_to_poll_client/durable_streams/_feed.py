@@ -5,9 +5,8 @@ headers, and the framing of bodies are in `_framing.py`.
 """
 
 from collections.abc import Collection, Mapping
-from functools import cached_property
 from http import HTTPStatus
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Generic, Literal, TypeAlias
 
 import anyio
 
@@ -16,7 +15,7 @@ from push_to_poll_client._http.caching import cache_bypass_headers
 from push_to_poll_client._http.client import Client, check_reserved_parameters
 from push_to_poll_client._http.credentials import Auth
 from push_to_poll_client._http.response import Response
-from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, Push
+from push_to_poll_client._types import Cursor, D_co, DeadLetter, FetchRequest, Message, Page, Push
 from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.durable_streams._framing import (
     BEGINNING,
@@ -30,11 +29,10 @@ from push_to_poll_client.durable_streams._framing import (
     StreamResponse,
     echo_of,
 )
+from push_to_poll_client.feeds._base import BaseHTTPFeed, EndOfFeed
+from push_to_poll_client.feeds._data_decoder import DataDecoder, Decode
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
-from push_to_poll_client.feeds._end_of_feed import EndOfFeed
-
-__all__ = ["DurableStreamFeed"]
-
+from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 
 MessageFormat: TypeAlias = Literal["json", "ndjson", "lines", "bytes"]
 
@@ -43,19 +41,7 @@ _RESERVED_PARAMETERS = frozenset({"cursor", "live", "offset"})
 _JSON = "application/json"
 
 
-class StreamEvent(Protocol):
-    """What `DurableStreamFeed.hint` looks at: a `ServerSentEvent`."""
-
-    @property
-    def event(self) -> str:
-        """Its type."""
-
-    @property
-    def data(self) -> str:
-        """Its data."""
-
-
-class DurableStreamFeed:
+class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
     """A stream by the Durable Streams Protocol, read to its end and on.
 
     The messages of a stream have no ids, but they keep their places (§4): a message's id is its number, counted
@@ -79,16 +65,20 @@ class DurableStreamFeed:
         messages: How it is cut: "json" is a stream of `application/json`, whose messages have borders of their
             own; "ndjson" has one JSON value a line, "lines" one `str` a line, of which the last one waits for
             its end; "bytes" makes one message of each answer, however the server cuts them, and its id is the
-            range of its bytes.
-        auth: As for `HTTPFeed`.
-        headers: Sent with every request, before the feed's own.
-        max_wait: Seconds for which an answer is waited for when there is nothing new (long polling). The server
-            cannot be asked for a time (§5.7); most hold for 30 s. `None`: no long polling.
-        timeout: Seconds for one whole answer, from connecting to the last byte; a wait comes on top.
-        max_body: Bytes that an answer may have, on the wire and unpacked, and that a line may have.
-        client: An `httpx.AsyncClient`, or one of its shape, to send by; its timeouts hold, a wait comes on top.
-            It stays yours: it is not closed. `None` opens one when needed.
-        trusted: Other origins to which redirects may lead; they are asked without credentials and `headers`.
+            range of its bytes. A line may have `max_body` bytes.
+        max_wait: Seconds to wait for a response when there is nothing new (long polling). The server cannot be
+            asked for a time (§5.7); most hold for 30 s. `None` means no long polling.
+        auth: Credentials: a token (Bearer), a pair of user and password (Basic), an `httpx.Auth`, or an async
+            function that returns a token or `None`, and is called at first use and once more when the server
+            answers 401. `None` sends no credentials, or with `client=` those of the client.
+        headers: Sent with every request, in place of the feed's own of the same name.
+        timeout: Seconds for one whole response, from connecting to the last byte. A wait comes on top.
+        max_body: Bytes that a response may have, on the wire and unpacked. It may have a message for each 160 of
+            them, 104,857 by default.
+        client: An `httpx.AsyncClient`, or one of its shape, to send by. Its timeouts hold, a wait comes on top. It
+            stays yours: it is not closed. `None` opens one when needed.
+        trusted_origins: Other origins to which links and redirects may lead, as "https://cdn.example". They are
+            asked without credentials, without `headers`, and without what a client sends by itself.
         identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
             without secrets and page size; give one if the URL may change, or several feeds have it.
 
@@ -112,41 +102,45 @@ class DurableStreamFeed:
         url: str,
         *,
         messages: MessageFormat = "json",
+        decode: Decode[D_co] | None = None,
+        max_wait: float | None = 35.0,
         auth: Auth | None = None,
         headers: Mapping[str, str] | None = None,
-        max_wait: float | None = 35.0,
         timeout: float = 30.0,
         max_body: int = 16 * 1024 * 1024,
         client: Any = None,
-        trusted: Collection[str] = (),
+        trusted_origins: Collection[str] = (),
         identity: str | None = None,
     ) -> None:
         if messages not in FRAMINGS:
             raise ValueError(f"messages must be {', '.join(map(repr, FRAMINGS))}, not {messages!r}")
         check_number("max_wait", max_wait, above_zero=True, optional=True)
         self.max_wait: float | None = max_wait
-        self._http_client = Client(
-            url,
-            auth=auth,
-            headers=headers,
-            timeout=timeout,
-            max_body=max_body,
-            client=client,
-            trusted=trusted,
-            identity=identity,
+        framing = FRAMINGS[messages]
+        super().__init__(
+            Client(
+                url,
+                auth=auth,
+                headers=headers,
+                timeout=timeout,
+                max_body=max_body,
+                client=client,
+                trusted_origins=trusted_origins,
+                identity=identity,
+            ),
+            identity_suffix="" if framing.is_json or identity is not None else f" as {messages}",
         )
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
-        self._framing = FRAMINGS[messages]
+        self._framing = framing
+        self._decoder = None if decode is None else DataDecoder(decode)
         self._max_messages = max_messages(max_body)
         self._max_body = max_body
         self._end_of_feed = EndOfFeed()
         self._echo: dict[str, str] = {}
         self._unfinished: ReadStart | None = None
-        self._identity_suffix = "" if self._framing.is_json or identity is not None else f" as {messages}"
-        self._known_secrets = self._http_client.secrets
         self.push_url: str = self._http_client.build_url({"live": "sse", "offset": NOW})
 
-    async def fetch(self, request: FetchRequest, /) -> Page:
+    async def fetch(self, request: FetchRequest, /) -> Page[Message[D_co]]:
         """Read what comes after `request.cursor`; if that is nothing, hold on for `request.wait` seconds.
 
         Raises:
@@ -157,7 +151,7 @@ class DurableStreamFeed:
         """
         return await self._http_client.mask_secrets(self._http_fetch(request))
 
-    async def _http_fetch(self, request: FetchRequest) -> Page:
+    async def _http_fetch(self, request: FetchRequest) -> Page[Message[D_co]]:
         wait = min(request.wait, self.max_wait or 0.0)
         if wait > 0:
             with anyio.move_on_after(wait):  # the server may hold for longer, or be gone
@@ -179,37 +173,26 @@ class DurableStreamFeed:
         self._http_client.remember_redirects(response)
         return StreamPosition.counted_from(headers.offset).cursor
 
-    @cached_property
-    def identity(self) -> str:
-        """As given, or made of the URL and of how it is cut. With a query the first use takes some 50 ms."""
-        return self._http_client.identity + self._identity_suffix
-
-    @cached_property
-    def former_identity(self) -> tuple[str, ...]:
-        """Identities that earlier versions made of the URL, newest first, for their state files."""
-        return tuple(name + self._identity_suffix for name in self._http_client.former_identities)
-
-    def restore(self, letter: DeadLetter, /) -> Message:
+    def restore(self, letter: DeadLetter, /) -> Message[D_co]:
         """The message of a dead letter."""
-        return StreamMessage(letter.id, letter.raw, self._framing.decode, key=letter.key)
+        message: StreamMessage[D_co] = StreamMessage(letter.id, letter.raw, self._framing.decode, key=letter.key)
+        message.decoder = self._decoder
+        return message
 
     @staticmethod
-    def hint(event: StreamEvent, /) -> Push | None:
-        """What an event of `push_url` says: a push, unless it is one that only keeps the connection (§5.8)."""
+    def hint(event: ServerSentEvent, /) -> Push | None:
+        """Make a push of an event of `push_url`; None for an event that only keeps the connection (§5.8)."""
         return Push() if event.event != "control" or '"streamClosed"' in event.data else None
 
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
         self._end_of_feed.forget()
         self._unfinished = None
-        await self._http_client.aclose()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._http_client.where!r})"
+        await super().aclose()
 
     # A page
 
-    async def _page(self, request: FetchRequest, wait: float) -> Page:
+    async def _page(self, request: FetchRequest, wait: float) -> Page[Message[D_co]]:
         """Read complete messages. One that goes on in the next response is read on, as far as it is there."""
         start = self._unfinished
         if start is None or start.saved is None or start.saved.cursor != request.cursor:
@@ -248,6 +231,8 @@ class DurableStreamFeed:
         framed = StreamResponse(response.body, start, headers, self._http_client.where)
         size = len(framed.body) + len(start.rest)
         batch = await run_decoder(size, self._framing.read, framed, self._max_messages)
+        for message in batch.messages if self._decoder is not None else ():
+            message.decoder = self._decoder
         if batch.next_start is not None and len(batch.next_start.rest) > self._max_body:
             raise FeedError(f"{framed.where} has a line of more than {self._max_body} bytes; raise max_body=")
         return batch

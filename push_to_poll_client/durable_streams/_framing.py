@@ -28,24 +28,10 @@ import msgspec
 from push_to_poll_client._exceptions import CursorExpired, FeedError, UndecodableMessage
 from push_to_poll_client._http.headers import is_header_value
 from push_to_poll_client._json import DECODE_ERRORS, SAFE_LENGTH, Decoder
-from push_to_poll_client._types import Cursor, Message
+from push_to_poll_client._types import Cursor, D_co, Message
 from push_to_poll_client._validation import quoted
+from push_to_poll_client.feeds._data_decoder import DataDecoder
 from push_to_poll_client.feeds._decoding import split_json
-
-__all__ = [
-    "BEGINNING",
-    "FRAMINGS",
-    "NOW",
-    "ReadStart",
-    "StreamBatch",
-    "StreamHeaders",
-    "StreamMessage",
-    "StreamPosition",
-    "StreamResponse",
-    "echo_of",
-    "is_offset",
-]
-
 
 BEGINNING = "-1"
 NOW = "now"
@@ -121,7 +107,7 @@ MAX_ECHO = 256
 
 
 class StreamHeaders(NamedTuple):
-    """What the headers of a response say.
+    """Headers of a response, read.
 
     Attributes:
         offset: Where to go on (§5.6).
@@ -135,7 +121,7 @@ class StreamHeaders(NamedTuple):
 
     @property
     def ends(self) -> bool:
-        """Whether there is nothing more to request now."""
+        """True if there is nothing more to request now."""
         return self.up_to_date or self.closed
 
     @classmethod
@@ -195,7 +181,7 @@ _USUAL_COMMAS = 10
 """Commas in and after a message. A body with fewer is split by the decoder, at 72 bytes for each message."""
 
 
-class StreamMessage(Message):
+class StreamMessage(Message[D_co]):
     """A message of a stream. Its data is decoded when it is first read, and then kept.
 
     Args:
@@ -204,9 +190,12 @@ class StreamMessage(Message):
         decode: Makes its data from the bytes.
         key: The dedupe key; None for the id.
         cursor: As for any message.
+
+    Attributes:
+        decoder: Makes of that data what the user's `decode=` asks for; `None`: it stays as it is.
     """
 
-    __slots__ = ("_decode", "_raw")
+    __slots__ = ("_decode", "_raw", "decoder")
 
     def __init__(
         self,
@@ -220,6 +209,7 @@ class StreamMessage(Message):
         super().__init__(id, key=key, cursor=cursor)
         self._raw = raw
         self._decode: _Decode | None = decode
+        self.decoder: DataDecoder[D_co] | None = None
 
     @property
     def raw(self) -> bytes:
@@ -227,23 +217,24 @@ class StreamMessage(Message):
         return bytes(self._raw)
 
     @property
-    def data(self) -> Any:
-        """What the message says.
+    def data(self) -> D_co:
+        """Content of the message.
 
         Raises:
             UndecodableMessage: It cannot be read. Let it pass through the handler.
         """
         if self._decode is not None:
             try:
-                self._data = self._decode(self.raw)
+                data = self._decode(self.raw)
             except DECODE_ERRORS as error:
                 raise UndecodableMessage(f"message {quoted(self.id)} cannot be read: {quoted(error)}") from error
+            self._data = data if self.decoder is None else self.decoder.decode(data, self)
             self._decode = None
-        return self._data
+        return self._data  # type: ignore[no-any-return]
 
 
 class ReadStart(NamedTuple):
-    """Where a response begins.
+    """Start of a response.
 
     Attributes:
         position: What was requested.
@@ -299,14 +290,14 @@ class StreamBatch(NamedTuple):
         cut: Whether the response has more messages, so that it is requested again from `end`.
     """
 
-    messages: Sequence[Message]
+    messages: Sequence[StreamMessage[Any]]
     end: StreamPosition
     next_start: ReadStart | None = None
     cut: bool = False
 
 
 class Framing(NamedTuple):
-    """How a stream is cut into messages.
+    """Rule by which a stream is cut into messages.
 
     Attributes:
         read: Reads a response, up to a number of messages.
@@ -381,7 +372,7 @@ def _read_lines(response: StreamResponse, max_messages: int, *, decode: _Decode,
     cut, at = len(lines) == max_messages, position.settled - len(rest_before)
     if response.headers.closed and rest and not cut:
         lines, rest = [*lines, rest], b""
-    messages, decode = list[Message](), _decoder_of(lines, decode)
+    messages, decode = list[StreamMessage[Any]](), _decoder_of(lines, decode)
     for line in lines:
         name, at = position.message_id(at), min(at + len(line) + 1, length)
         if blank or line.strip(_SPACE):

@@ -12,7 +12,7 @@ from typing import Any
 
 import anyio
 
-from push_to_poll_client._http.credentials import HeaderSource, TokenSource
+from push_to_poll_client._http.credentials import Auth, HeaderSource
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
@@ -25,15 +25,12 @@ from push_to_poll_client.durable_streams._subscription import (
     path_in_stream_root,
     root_of,
 )
-from push_to_poll_client.durable_streams._wake_stream import Claimer, WakeStream, split_channel
+from push_to_poll_client.durable_streams._wake_stream import MAX_CLAIM, Claimer, WakeStream, split_channel
 from push_to_poll_client.listeners._backoff import Verdict
 from push_to_poll_client.listeners._failures import unwrap_group
 from push_to_poll_client.listeners._requests import ListenerClient
 from push_to_poll_client.listeners._webhook.types import Control
 from push_to_poll_client.listeners.subscriptions._manager import SubscriptionManager
-
-__all__ = ["PullWakeListener"]
-
 
 _log_of_subscriptions = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.subscriptions"))
 
@@ -68,18 +65,21 @@ class PullWakeListener:
         confirm_every: Seconds after which the subscription is confirmed, since the server may have lost it. One
             that was lost is noticed on a connect too.
         stop_at_exit: Whether to take the subscription back when the consumer ends: not if there are replicas.
-        headers: Sent with each request: a mapping, or a function (async, or plain and quick) that returns one.
-            `None`: none.
-        token: Sent as `Authorization: Bearer`: a string, or a function as for `headers`.
+        auth: Credentials: a bearer token, a pair of user and password, a function (async, or plain and quick)
+            that returns a token and is called at each connect, or an `httpx.Auth`. After a 401 the function is
+            called once more soon, then the slow retries begin. `None`: the user and password of the URL if it has
+            them, else those of `client`.
+        headers: Sent with each request: a mapping, or a function (async, or plain and quick) that returns one and
+            is called at each connect. `None`: none.
         classify: As for `SSEListener`.
-        tls: Whom to trust for `https://`. `None`: the certificates that the machine trusts.
+        ssl_context: The TLS settings. `None`: the certificates that the machine trusts.
         max_age: As for `SSEListener`.
         max_silence: As for `SSEListener`. Servers of Durable Streams say something, or end the stream, within a
             minute (§5.8).
         open_timeout: Seconds for the headers and token to be given, again until the stream is open, and again for
             each claim.
         client: An `httpx.AsyncClient`, or one of its shape, to send by. It stays yours: it is not closed, and the
-            stream keeps one connection of its pool.
+            stream keeps one connection of its pool. `None` opens one for each connection.
 
     Attributes:
         name: The address of the wake stream, without secrets.
@@ -101,17 +101,22 @@ class PullWakeListener:
         lease: float = 10.0,
         confirm_every: float = CONFIRM_EVERY,
         stop_at_exit: bool = False,
+        auth: Auth | None = None,
         headers: HeaderSource | None = None,
-        token: TokenSource | None = None,
         classify: Callable[[Exception], Verdict | None] | None = None,
-        tls: ssl.SSLContext | None = None,
+        ssl_context: ssl.SSLContext | None = None,
         max_age: float | None = 600.0,
         max_silence: float | None = 90.0,
         open_timeout: float = 10.0,
         client: Any = None,
     ) -> None:
         check_number("open_timeout", open_timeout, above_zero=True)
-        request_options = {"headers": headers, "token": token, "tls": tls, "client": client}
+        request_options: dict[str, Any] = {
+            "auth": auth,
+            "headers": headers,
+            "ssl_context": ssl_context,
+            "client": client,
+        }
         path = path_in_stream_root("wake_stream", wake_stream)
         self.name: str = without_secrets(address_below(root_of(root), path))
         client = ListenerClient(root, **request_options)
@@ -129,12 +134,10 @@ class PullWakeListener:
             self._subscription, stop_at_exit=stop_at_exit, log=_log_of_subscriptions
         )
         claimer = Claimer(
-            root,
+            ListenerClient(root, **request_options, timeout=open_timeout, max_body=MAX_CLAIM),
             stream=address_below(root_of(root), path),
             url=lambda action: self._subscription.url(self._subscription.id, action),
             worker=worker or f"push-to-poll-{secrets.token_hex(8)}",
-            timeout=open_timeout,
-            **request_options,
         )
         self._wake_stream = WakeStream(
             address_below(root, path, "live=sse&offset=now"),
@@ -148,7 +151,7 @@ class PullWakeListener:
         )
         self._wake_stream.name = self.name
         self._known_secrets = Secrets()
-        self._known_secrets.include(client.secrets, claimer.secrets)
+        self._known_secrets.include(client.secrets, claimer.client.secrets)
 
     async def listen(self, channel: Channel, /) -> None:
         """Run until cancelled, connect again alone, keep the subscription, report to `channel`.

@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from push_to_poll_client._http.credentials import HeaderSource, TokenSource
+from push_to_poll_client._http.credentials import Auth, HeaderSource
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._json import decode
 from push_to_poll_client._log import ConsumerLog
@@ -32,9 +32,6 @@ from push_to_poll_client.listeners._requests import (
 )
 from push_to_poll_client.listeners._webhook.types import Verified, WebhookRequest
 from push_to_poll_client.listeners.verifiers._ed25519 import PublicKey, public_key, verify
-
-__all__ = ["MAX_KEYS", "MIN_REFRESH_INTERVAL", "TIMEOUT", "DurableStreamsSignature", "KeySet"]
-
 
 MIN_REFRESH_INTERVAL = 60.0
 """Seconds between two requests for the set: a stranger who invents keys costs the server one a minute."""
@@ -107,13 +104,10 @@ class KeySet:
     async def refresh(self) -> None:
         """Request the set now. If that raises, the keys that were known before are kept."""
         with hidden(self._client.secrets):
-            await self._refresh()
-
-    async def _refresh(self) -> None:
-        response = (
-            await self._client.send_request(headers={"accept": "application/jwk-set+json, application/json"})
-        ).expect()
-        self._keys = dict(_keys_of(response))
+            response = await self._client.send_request(
+                headers={"accept": "application/jwk-set+json, application/json"}
+            )
+            self._keys = dict(_keys_of(response.expect()))
         self._stale_at = self._clock() + _lifetime(response.headers)
 
     async def _refresh_if_allowed(self) -> None:
@@ -123,20 +117,15 @@ class KeySet:
             now = self._clock()
             if now >= self._not_before:
                 self._not_before = now + MIN_REFRESH_INTERVAL
-                # Shielded: otherwise a client that hangs up would take the one request of a minute from the
-                # others.
+                # Otherwise a client that hangs up would take the one request of a minute from the others.
                 with anyio.CancelScope(shield=True):
-                    await self._try_to_refresh()
-        finally:
-            self._request_lock.release()
-
-    async def _try_to_refresh(self) -> None:
-        try:
-            await self.refresh()
+                    await self.refresh()
         except Exception as error:  # noqa: BLE001  # a push is verified by the known keys all the same
             with hidden(self._client.secrets):
                 why = http_failure_of(error, wanted="a set of keys", verdicts=RESPONSE_VERDICTS).sentence
             _log.info("%s: %s; %d keys are known", self.name, why, len(self._keys))
+        finally:
+            self._request_lock.release()
 
 
 def _keys_of(response: ListenerResponse) -> Iterator[tuple[str, PublicKey]]:
@@ -190,9 +179,10 @@ class DurableStreamsSignature:
     Args:
         jwks_url: Where the server's public keys are: `{stream-url}/__ds/jwks.json`.
         tolerance: Seconds that the time in the signature may differ from this machine's, both ways.
-        headers: Sent with the request for the keys: a mapping, or a function that returns one.
-        token: Sent with it as `Authorization: Bearer`, or a function that returns it. Keys are public as a rule.
-        tls: Whom to trust for `https://`. `None`: the certificates that the machine trusts.
+        auth: Credentials, as for the listeners. Keys are public as a rule.
+        headers: Sent with the request for the keys: a mapping, or a function (async, or plain and quick) that
+            returns one. `None`: none.
+        ssl_context: The TLS settings. `None`: the certificates that the machine trusts.
         client: An `httpx.AsyncClient`, or one of its shape, to ask by; it stays yours. One client serves one
             event loop: give none if the receiver runs in another one than the consumer.
 
@@ -207,9 +197,9 @@ class DurableStreamsSignature:
         jwks_url: str,
         *,
         tolerance: float = 300.0,
+        auth: Auth | None = None,
         headers: HeaderSource | None = None,
-        token: TokenSource | None = None,
-        tls: ssl.SSLContext | None = None,
+        ssl_context: ssl.SSLContext | None = None,
         client: Any = None,
     ) -> None:
         check_number("tolerance", tolerance, above_zero=True)
@@ -217,16 +207,22 @@ class DurableStreamsSignature:
         self._tolerance = tolerance
         self._keys = KeySet(
             ListenerClient(
-                jwks_url, headers=headers, token=token, client=client, tls=tls, timeout=TIMEOUT, max_body=MAX_SET
+                jwks_url,
+                auth=auth,
+                headers=headers,
+                ssl_context=ssl_context,
+                timeout=TIMEOUT,
+                max_body=MAX_SET,
+                client=client,
             )
         )
 
     def may_pass(self, request: WebhookRequest) -> bool:
-        """Whether it has a signature of the right form and of our time; asked before the body is read."""
+        """Return True if the signature has the right form and a current time. Called before the body is read."""
         return self._parse_signature(request) is not None
 
     async def __call__(self, request: WebhookRequest, /) -> Verified | bool:
-        """Whether the server signed it. A repetition has the same signature: it is told from others by that.
+        """Return a `Verified` if the server signed the request. A repeated request has the same signature.
 
         The server's own retries are signed anew, so they are no repetitions.
         """

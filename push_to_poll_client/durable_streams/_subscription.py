@@ -22,7 +22,7 @@ import msgspec
 
 from push_to_poll_client import _event_loop
 from push_to_poll_client._exceptions import ListenerError
-from push_to_poll_client._http.credentials import HeaderSource, TokenSource
+from push_to_poll_client._http.credentials import Auth, HeaderSource
 from push_to_poll_client._http.origins import parse_http_url, without_secrets
 from push_to_poll_client._json import decode
 from push_to_poll_client._log import ConsumerLog
@@ -38,19 +38,6 @@ from push_to_poll_client.listeners._requests import (
 )
 from push_to_poll_client.listeners._webhook.types import WebhookAnswer, WebhookRequest
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
-
-__all__ = [
-    "CONFIRM_EVERY",
-    "JSON_HEADERS",
-    "DurableStreamsSubscription",
-    "DurableStreamsWebhook",
-    "address_below",
-    "error_code",
-    "path_in_stream_root",
-    "root_of",
-    "topics_of",
-]
-
 
 CONFIRM_EVERY = 60.0
 """Seconds between two confirmations. For so long a server that lost the subscription pushes nothing, and consumers
@@ -161,11 +148,11 @@ class DurableStreamsSubscription:
         response.expect(HTTPStatus.OK, HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
     def adopt(self, registrations: Sequence[Registration]) -> None:
-        """Those whose pushes are welcome."""
+        """Note the registrations whose pushes are accepted."""
         self.registrations = registrations
 
     def url(self, id: str, action: str = "") -> str:
-        """Where a subscription is on the server."""
+        """URL of a subscription at the server, or of one of its actions."""
         return f"{self._base_url}/{quote(id, safe='')}{action}"
 
     async def _on_created(self) -> None:
@@ -295,10 +282,12 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
         confirm_every: Seconds after which the subscription is confirmed, since the server may have lost it. For
             so long it then pushes nothing.
         tolerance: Seconds that the time in a signature may differ from this machine's.
-        headers: Sent with each request: a mapping, or a function that returns one. `None`: none.
-        token: Sent as `Authorization: Bearer`: a string, or a function as for `headers`.
-        tls: Whom to trust for `https://`. `None`: the certificates that the machine trusts.
-        client: An `httpx.AsyncClient`, or one of its shape, to ask by; it stays yours.
+        auth: Credentials, as for the listeners.
+        headers: Sent with each request: a mapping, or a function (async, or plain and quick) that returns one.
+            `None`: none.
+        ssl_context: The TLS settings. `None`: the certificates that the machine trusts.
+        client: An `httpx.AsyncClient`, or one of its shape, to send by. It stays yours: it is not closed. `None`
+            opens one for each request.
 
     Attributes:
         name: By what status and log call it.
@@ -324,11 +313,17 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
         lease: float = 10.0,
         confirm_every: float = CONFIRM_EVERY,
         tolerance: float = 300.0,
+        auth: Auth | None = None,
         headers: HeaderSource | None = None,
-        token: TokenSource | None = None,
-        tls: ssl.SSLContext | None = None,
+        ssl_context: ssl.SSLContext | None = None,
         client: Any = None,
     ) -> None:
+        request_options: dict[str, Any] = {
+            "auth": auth,
+            "headers": headers,
+            "ssl_context": ssl_context,
+            "client": client,
+        }
         super().__init__(
             root_of(root),
             {"type": "webhook", "webhook": {"url": str(parse_http_url(callback))}},
@@ -337,17 +332,12 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
             id=id,
             lease=lease,
             confirm_every=confirm_every,
-            client=ListenerClient(root, headers=headers, token=token, tls=tls, client=client),
+            client=ListenerClient(root, **request_options),
         )
         # Not at the address that a response names (§6.3): it would be asked with our credentials, and §6.5 demands
         # that the keys are here.
         self.verify: DurableStreamsSignature = DurableStreamsSignature(
-            address_below(root, "__ds/jwks.json"),
-            tolerance=tolerance,
-            headers=headers,
-            token=token,
-            tls=tls,
-            client=client,
+            address_below(root, "__ds/jwks.json"), tolerance=tolerance, **request_options
         )
 
     async def _on_created(self) -> None:

@@ -17,9 +17,7 @@ dead worker has the claim, it ends with its lease, and the server writes a wake 
 """
 
 import contextlib
-import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -27,10 +25,8 @@ import anyio
 import httpx
 import msgspec
 
-from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._json import decode
 from push_to_poll_client._protocols import Channel
-from push_to_poll_client._secrets import Secrets
 from push_to_poll_client._types import Push
 from push_to_poll_client.durable_streams._subscription import JSON_HEADERS, topics_of
 from push_to_poll_client.listeners._failures import Failure, http_failure_of
@@ -43,8 +39,6 @@ from push_to_poll_client.listeners._requests import (
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 from push_to_poll_client.listeners._webhook.limits import TokenBucket
 from push_to_poll_client.listeners.sse import EventStream, SSEListener
-
-__all__ = ["ChannelPart", "Claim", "Claimer", "WakeStream", "parse_claim", "split_channel"]
 
 
 class ChannelPart:
@@ -62,7 +56,7 @@ class ChannelPart:
 
     @property
     def is_up(self) -> bool:
-        """Whether this part is up."""
+        """True if this part is up."""
         return self._event.is_set()
 
     async def wait_up(self) -> None:
@@ -147,7 +141,7 @@ class Claim(msgspec.Struct, frozen=True):
 
     @property
     def acks(self) -> list[dict[str, str]]:
-        """How far those streams reached, in the form that the server wants."""
+        """Offsets that those streams had reached, in the form that the server wants."""
         pending = (stream for stream in self.streams if stream.has_pending)
         return [{"stream": stream.path, "offset": stream.tail_offset} for stream in pending]
 
@@ -167,57 +161,22 @@ class Claimer:
     """Claims the wakes of one subscription, one at a time.
 
     Args:
-        root: The address below which the streams are, with the user and password that it may have.
+        client: Sends the requests.
         stream: The address of the wake stream.
         url: Makes the address of an action of the subscription.
         worker: The name of this worker.
-        headers: As of a listener.
-        token: As of a listener.
-        tls: As of a listener.
-        client: As of a listener.
-        timeout: Seconds for each response.
 
     Attributes:
+        client: As given.
         claim: What was claimed, and is not given back or may not be; None if there is nothing.
     """
 
-    def __init__(
-        self,
-        root: str,
-        *,
-        stream: str,
-        url: Callable[[str], str],
-        worker: str,
-        headers: HeaderSource | None,
-        token: TokenSource | None,
-        tls: ssl.SSLContext | None,
-        client: Any,
-        timeout: float,
-    ) -> None:
+    def __init__(self, client: ListenerClient, *, stream: str, url: Callable[[str], str], worker: str) -> None:
+        self.client = client
         self.claim: Claim | None = None
         self._stream = stream
         self._url = url
         self._worker = msgspec.json.encode({"worker": worker})
-        self._client = ListenerClient(
-            root, headers=headers, token=token, tls=tls, client=client, timeout=timeout, max_body=MAX_CLAIM
-        )
-        # A claim is given back by its own token, in place of the listener's credentials (§7.2).
-        self._claim_client = ListenerClient(
-            url(""),
-            headers=headers,
-            token=lambda: "" if self.claim is None else self.claim.token,
-            tls=tls,
-            client=client,
-            timeout=timeout,
-        )
-        self.secrets: Secrets = Secrets()
-        self.secrets.include(self._client.secrets, self._claim_client.secrets)
-
-    @asynccontextmanager
-    async def opened(self) -> AsyncIterator[None]:
-        """Keep connections open between the requests in the block."""
-        async with self._client.reuse_connections(), self._claim_client.reuse_connections():
-            yield
 
     async def make_stream(self) -> None:
         """Make the wake stream if it is not there: the server does not (§7.2).
@@ -227,7 +186,7 @@ class Claimer:
         Raises:
             Exception: There was no response.
         """
-        await self._client.send_request("PUT", self._stream, headers=JSON_HEADERS)
+        await self.client.send_request("PUT", self._stream, headers=JSON_HEADERS)
 
     async def take(self) -> bool:
         """Claim the current wake, if there is one.
@@ -240,12 +199,13 @@ class Claimer:
             UnusableResponse: The response is malformed.
             Exception: It failed.
         """
-        response = await self._client.send_request(
+        response = await self.client.send_request(
             "POST", self._url("/claim"), content=self._worker, headers=JSON_HEADERS
         )
         if response.status in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
             return response.status == HTTPStatus.CONFLICT
         self.claim = parse_claim(response.expect())
+        self.client.secrets.add_recent(self.claim.token)
         return True
 
     async def give_back(self) -> None:
@@ -260,13 +220,18 @@ class Claimer:
         if (claim := self.claim) is None:
             return
         wake = {"wake_id": claim.wake_id, "generation": claim.generation}
-        if not await self._post("/ack", {**wake, "acks": claim.acks, "done": True}):
-            await self._post("/release", wake)
+        if not await self._post("/ack", claim, {**wake, "acks": claim.acks, "done": True}):
+            await self._post("/release", claim, wake)
         self.claim = None
 
-    async def _post(self, action: str, body: object) -> bool:
-        response = await self._claim_client.send_request(
-            "POST", self._url(action), content=msgspec.json.encode(body), headers=JSON_HEADERS
+    async def _post(self, action: str, claim: Claim, body: object) -> bool:
+        response = await self.client.send_request(
+            "POST",
+            self._url(action),
+            content=msgspec.json.encode(body),
+            headers=JSON_HEADERS,
+            # In place of the listener's credentials (§7.2).
+            override={"authorization": f"Bearer {claim.token}"},
         )
         if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR or response.status == HTTPStatus.TOO_MANY_REQUESTS:
             response.expect()
@@ -316,12 +281,12 @@ class WakeStream(SSEListener):
         await self.listen(channel)
 
     @contextlib.asynccontextmanager
-    async def _connect(self, headers: Mapping[str, str]) -> AsyncIterator[EventStream]:
+    async def _connect(self) -> AsyncIterator[EventStream]:
         self._is_claiming = self._has_unreported_wake = False
         await self._subscription.wait_up()  # otherwise a claim could not tell a lost subscription from a new one
-        async with self._claimer.opened():
+        async with self._claimer.client.connected():
             await self._claimer.make_stream()
-            async with super()._connect(headers) as stream:
+            async with super()._connect() as stream:
                 try:
                     await self._give_back()
                 except Exception:

@@ -14,17 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeAlias, cast
 
 import msgspec
 
 from push_to_poll_client._exceptions import FeedError, UndecodableMessage
 from push_to_poll_client._json import DECODE_ERRORS, check_depth, check_page_depth
-from push_to_poll_client._types import Cursor, Message, UnreadableMessage
+from push_to_poll_client._types import Cursor, D, D_co, Message, UnreadableMessage
 from push_to_poll_client._validation import quoted
+from push_to_poll_client.feeds._data_decoder import DataDecoder, Decode
 from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, split_json, unreadable_key
-
-__all__ = ["CloudEvent", "read_batch"]
 
 _Bytes: TypeAlias = bytes | msgspec.Raw
 
@@ -38,15 +37,16 @@ _set_field = msgspec.structs.force_setattr
 
 
 class _Batch:
-    """Bytes of a page, in which an event is looked up when its bytes are first needed."""
+    """Bytes of a page, in which an event is looked up when its bytes are first needed; what makes its data."""
 
-    __slots__ = ("_by_key", "_events")
+    __slots__ = ("_by_key", "_events", "decoder")
 
-    def __init__(self, events: bytes | Sequence[_Bytes]) -> None:
+    def __init__(self, events: bytes | Sequence[_Bytes], decoder: DataDecoder[Any] | None) -> None:
+        self.decoder = decoder
         self._events = events
         self._by_key: dict[str, _Bytes] | None = None
 
-    def bytes_of(self, event: "CloudEvent") -> _Bytes:
+    def bytes_of(self, event: "CloudEvent[Any]") -> _Bytes:
         """Return the bytes of an event: of the first with its key, since the others are duplicates."""
         if self._by_key is None:
             events = _decode_batch(self._events) if isinstance(self._events, bytes) else self._events
@@ -71,7 +71,7 @@ else:
     _Struct = msgspec.Struct
 
 
-class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
+class CloudEvent(_Struct, Generic[D_co], frozen=True, eq=False, gc=False):
     """A message of an HTTP feed: a CloudEvent.
 
     Its dedupe key is made of source and id, by which CloudEvents 1.0 says what a duplicate is. Attributes that
@@ -96,23 +96,20 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
     _batch: _Batch = msgspec.field(name="push_to_poll_client batch", default_factory=_get_current_batch)
 
     @staticmethod
-    def from_json(event: bytes | msgspec.Raw) -> "CloudEvent":
+    def from_json(event: bytes | msgspec.Raw, *, decode: Decode[D] | None = None) -> "CloudEvent[D]":
         """Read one event in JSON.
 
+        Args:
+            event: The event.
+            decode: As for `HTTPFeed`.
+
         Raises:
+            TypeError: `decode` is neither a type that can be decoded nor a function.
             UndecodableMessage: It is no JSON object; has no id or one that is empty or longer than 1,024
                 characters; an attribute has another type than `str`; or id or source hold what stores cannot
                 (NUL).
         """
-        with _use_batch([event]):
-            try:
-                check_depth(event)
-                read = _decode_event(event)
-            except DECODE_ERRORS as error:
-                raise UndecodableMessage(f"an event cannot be read: {quoted(error)}") from error
-        if _has_nul([read]):
-            raise UndecodableMessage(f"an event cannot be read: its id {quoted(read.id)} or its source has a NUL")
-        return read
+        return read_event(event, None if decode is None else DataDecoder(decode))
 
     def __repr__(self) -> str:
         # Data may be large or secret and stays out of logs.
@@ -135,37 +132,37 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
 
     @property
     def source(self) -> str:
-        """Where the event happened, a URI reference; empty when the feed left it out."""
+        """URI reference of the context in which the event happened; "" if the feed left it out."""
         return self._source or ""
 
     @property
     def type(self) -> str:
-        """What happened; empty when the feed left it out."""
+        """Type of the event; "" if the feed left it out."""
         return self._type or ""
 
     @property
     def subject(self) -> str | None:
-        """What it happened to; in an aggregate feed the key of the entry. `None` when there is none."""
+        """Subject of the event; in an aggregate feed the key of the entry. None if there is none."""
         return self._subject
 
     @property
     def time(self) -> str | None:
-        """When it happened, as the feed wrote it (RFC 3339); `None` when it did not. Says nothing about order."""
+        """Time of the event as the feed wrote it (RFC 3339), or None. It says nothing about the order."""
         return self._time
 
     @property
     def method(self) -> str:
-        """What an aggregate feed does to the subject, as the feed wrote it; "PUT" when it did not."""
+        """Method that an aggregate feed applies to the subject, as written; "PUT" if the feed left it out."""
         return self._method or "PUT"
 
     @property
     def deleted(self) -> bool:
-        """Whether the subject is deleted (method "DELETE", in whatever case)."""
+        """True if the subject is deleted (method "DELETE", in upper or lower case)."""
         return self.method.lower() == "delete"
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """All that the event says but its data, extensions included; a new dict at each reading.
+        """All attributes with the extensions, without the data; a new dict each time.
 
         Raises:
             UndecodableMessage: One of them cannot be read.
@@ -178,25 +175,27 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
         return {name: value for name, value in attributes.items() if value is not None}
 
     @property
-    def data(self) -> Any:
+    def data(self) -> D_co:
         """The event's `data`, else the bytes of its `data_base64`; `None` when it has neither.
 
-        Decoded when first read, and then kept.
+        Decoded when first read, by `decode=` too if that was given, and then kept.
 
         Raises:
             UndecodableMessage: It cannot be read. Let it pass through the handler.
         """
         data: Any = self._data
         if type(data) is not msgspec.Raw:
-            return data
+            return data  # type: ignore[no-any-return]
         try:
             data = _decode(data) if data else None
             if data is None and self._data_base64:
                 data = _decode_base64(self._data_base64)
         except DECODE_ERRORS as error:
             raise self._undecodable("data", error) from error
+        if self._batch.decoder is not None:
+            data = self._batch.decoder.decode(data, self)
         _set_field(self, "_data", data)
-        return data
+        return data  # type: ignore[no-any-return]
 
     @property
     def raw(self) -> bytes:
@@ -252,13 +251,29 @@ _USUAL_COMMAS_PER_EVENT = 10
 """Commas in and after an event. With fewer, the decoder counts the events, which takes 72 bytes for each event."""
 
 
-def read_batch(page: bytes, where: str, *, max_events: int) -> Sequence[Message]:
+def read_event(event: bytes | msgspec.Raw, decoder: DataDecoder[D_co] | None) -> CloudEvent[D_co]:
+    """Decode one event; raise `UndecodableMessage` like `CloudEvent.from_json`."""
+    with _use_batch([event], decoder):
+        try:
+            check_depth(event)
+            read: CloudEvent[D_co] = _decode_event(event)
+        except DECODE_ERRORS as error:
+            raise UndecodableMessage(f"an event cannot be read: {quoted(error)}") from error
+    if _has_nul([read]):
+        raise UndecodableMessage(f"an event cannot be read: its id {quoted(read.id)} or its source has a NUL")
+    return read
+
+
+def read_batch(
+    page: bytes, where: str, *, max_events: int, decoder: DataDecoder[D_co] | None = None
+) -> Sequence[CloudEvent[D_co] | UnreadableMessage]:
     """Decode a page of CloudEvents (CloudEvents JSON format §4).
 
     Args:
         page: A JSON array of events.
         where: The URL without secrets, for errors.
         max_events: Number of events that the page may have.
+        decoder: Makes the data of the events; `None`: it is what JSON says.
 
     Returns:
         A `CloudEvent` for each readable event, an `UnreadableMessage` for each other, in the feed's order.
@@ -270,9 +285,13 @@ def read_batch(page: bytes, where: str, *, max_events: int) -> Sequence[Message]
     page = page.removeprefix(_BOM)
     if len(page) > _UNCOUNTED_BYTES_PER_EVENT * max_events:
         _check_count(_count_events(page, where, max_events), max_events, where)
-    messages: Sequence[Message] | None = _read_at_once(page)
+    messages: Sequence[CloudEvent[D_co] | UnreadableMessage] | None = None
+    with _use_batch(page, decoder), suppress(*DECODE_ERRORS):  # one unreadable event fails them all
+        check_page_depth(page)
+        events: list[CloudEvent[D_co]] = _decode_events(page)
+        messages = None if _ESCAPE in page and _has_nul(events) else events
     if messages is None:
-        messages = list(_read_one_by_one(page, where))
+        messages = list(_read_one_by_one(page, where, decoder))
     _check_count(len(messages), max_events, where)
     return messages
 
@@ -294,31 +313,24 @@ def _check_count(count: int, max_events: int, where: str) -> None:
         )
 
 
-def _read_at_once(page: bytes) -> Sequence[CloudEvent] | None:
-    """Decode a page in one pass; `None` if one of its events is unreadable."""
-    with _use_batch(page), suppress(*DECODE_ERRORS):
-        check_page_depth(page)
-        events = _decode_events(page)
-        return None if _ESCAPE in page and _has_nul(events) else events
-    return None
-
-
 @contextmanager
-def _use_batch(events: bytes | Sequence[_Bytes]) -> Iterator[None]:
-    token = _current_batch.set(_Batch(events))
+def _use_batch(events: bytes | Sequence[_Bytes], decoder: DataDecoder[Any] | None) -> Iterator[None]:
+    token = _current_batch.set(_Batch(events, decoder))
     try:
         yield
     finally:
         _current_batch.reset(token)
 
 
-def _has_nul(events: Sequence[CloudEvent]) -> bool:
+def _has_nul(events: Sequence[CloudEvent[Any]]) -> bool:
     """Return True if an id or a source has a NUL, which stores cannot keep."""
     names = (*(event.id for event in events), *{event.source for event in events})
     return "\0" in "".join(names)
 
 
-def _read_one_by_one(page: bytes, where: str) -> Iterator[Message]:
+def _read_one_by_one(
+    page: bytes, where: str, decoder: DataDecoder[D_co] | None
+) -> Iterator[CloudEvent[D_co] | UnreadableMessage]:
     try:
         events: Sequence[_Bytes] = _decode_batch(page)
     except DECODE_ERRORS:
@@ -326,7 +338,7 @@ def _read_one_by_one(page: bytes, where: str) -> Iterator[Message]:
     unreadable = 0
     for event in events:
         try:
-            yield CloudEvent.from_json(event)
+            yield read_event(event, decoder)
         except UndecodableMessage as error:
             unreadable += 1
             if unreadable > MAX_UNREADABLE:

@@ -13,17 +13,6 @@ from typing import ParamSpec, TypeVar
 
 from anyio import to_thread
 
-__all__ = [
-    "MAX_ID",
-    "MAX_UNREADABLE",
-    "UNREADABLE_KEY_PREFIX",
-    "max_messages",
-    "run_decoder",
-    "split_json",
-    "unreadable_key",
-]
-
-
 MAX_ID = 1024
 """Longest id, or other part of a dedupe key, in characters. Real ones have some dozens; a store keeps each
 twice."""

@@ -14,45 +14,15 @@ The order of the files: this reader, one walk (`_newest_first_walk`), and the cu
 import re
 from collections import OrderedDict
 from dataclasses import replace
+from typing import Any
 
 import anyio
 
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedGone, FeedRefused
 from push_to_poll_client._types import Cursor, FetchRequest, Page
+from push_to_poll_client.feeds._base import EndOfFeed, longest_wait
 from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
-from push_to_poll_client.feeds._newest_first_walk import Document, FetchDocument, SortKey, Walk, Walks, longer_wait
-
-__all__ = ["FreshnessCache", "NewestFirstReader"]
-
-
-MAX_CURSORS = 16
-"""Cursors remembered: one for each consumer of the feed."""
-
-
-class FreshnessCache:
-    """Cursors after which there is nothing new while the response is fresh (RFC 9111 §4.2). For an event loop."""
-
-    def __init__(self) -> None:
-        self._times: OrderedDict[Cursor | None, tuple[float, float]] = OrderedDict()
-
-    def __contains__(self, cursor: Cursor | None) -> bool:
-        """Return True if a request with this cursor could only bring an empty response again."""
-        since, until = self._times.get(cursor, (0.0, 0.0))
-        return since <= anyio.current_time() < until
-
-    def note(self, cursor: Cursor | None, seconds: float) -> None:
-        """Note that a request with this cursor brought nothing, and for how many seconds it would again."""
-        self._times.pop(cursor, None)
-        if seconds > 0:
-            now = anyio.current_time()
-            self._times[cursor] = now, now + seconds
-            if len(self._times) > MAX_CURSORS:
-                self._times.popitem(last=False)
-
-    def forget(self) -> None:
-        """Forget all, since the event loop may end, to whose clock the times belong."""
-        self._times.clear()
-
+from push_to_poll_client.feeds._newest_first_walk import MAX_WALKS, Document, FetchDocument, SortKey, Walk
 
 MAX_MESSAGES = 10_000
 """Messages held at once: some 20 MB of usual events, and 100 documents of 100."""
@@ -80,10 +50,10 @@ class NewestFirstReader:
         self._where = where
         self._order = order
         self._max_messages = max_messages
-        self._walks = Walks()
-        self._freshness = FreshnessCache()
+        self._walks: OrderedDict[Cursor | None, Walk] = OrderedDict()  # by the cursors that they began with
+        self._end_of_feed = EndOfFeed()
 
-    async def fetch(self, request: FetchRequest) -> Page:
+    async def fetch(self, request: FetchRequest) -> Page[Any]:  # of the messages of its documents
         """Fetch the next document of a walk, as `Feed.fetch`.
 
         Raises:
@@ -91,10 +61,12 @@ class NewestFirstReader:
             ChainRestart: A document to which the walk led is gone.
             FeedError: The document could not be read, or the walk does not end.
         """
-        if request.cursor in self._freshness and not (request.fresh or request.wait):
+        if self._end_of_feed.is_fresh(request.cursor) and not (request.fresh or request.wait):
             return Page()
         start, step = _parse_position(request.cursor)
-        self._walks.cursor_settled(start)
+        self._settle(start)
+        if start in self._walks:
+            self._walks.move_to_end(start)
         walk = self._walks.get(start) or Walk(SeenEntries.parse(start, self._where), self._max_messages)
         if walk.page is not None or step < walk.step:  # this step was asked for before
             return walk.page or _page_to_continue(start, walk.step)
@@ -119,40 +91,54 @@ class NewestFirstReader:
 
         A page that failed is made again then: its publisher may have corrected it.
         """
-        self._freshness.forget()
-        self._walks.forget()
+        self._end_of_feed.forget()
+        self._walks.clear()
+
+    def _keep(self, start: Cursor | None, walk: Walk) -> None:
+        """Keep a walk, in place of another one that began at this cursor."""
+        self._walks[start] = walk
+        if len(self._walks) > MAX_WALKS:
+            self._walks.popitem(last=False)
+
+    def _settle(self, cursor: Cursor | None) -> None:
+        """Drop the walk whose page has this cursor, since the page is settled; its next walk begins here."""
+        for start, walk in list(self._walks.items()):
+            if walk.page is not None and walk.page.cursor == cursor:
+                del self._walks[start]
+                if walk.next_walk is not None:
+                    self._keep(cursor, walk.next_walk)
 
     async def _continue_walk(self, walk: Walk, request: FetchRequest, start: Cursor | None) -> Page:
         step = walk.step
         document = await self._fetch_next(walk, request, start)
         if walk.step != step:  # a concurrent fetch has added this document
             return _page_to_continue(start, walk.step, document.retry_after)
-        self._freshness.note(start, document.fresh_for if document.unchanged else 0.0)
-        self._walks.drop(start)
+        self._end_of_feed.remember(start, None, document.fresh_for if document.unchanged else 0.0)
+        self._walks.pop(start, None)
         if document.unchanged:
-            wait = longer_wait(document.retry_after, document.poll_interval)
+            wait = longest_wait(document.retry_after, document.poll_interval)
             return Page(retry_after=wait, closed=document.closed, gap=document.missing)
         walk.add_document(document, self._where, anyio.current_time())
         if walk.ended:
             return self._finish_walk(start, walk, document)
-        self._walks.keep(start, walk)
+        self._keep(start, walk)
         return _page_to_continue(start, walk.step, document.retry_after)
 
     async def _fetch_next(self, walk: Walk, request: FetchRequest, start: Cursor | None) -> Document:
         try:
             return await self._fetch_document(walk.at, request, walk.known_for_request)
         except (ChainRestart, FeedRefused):
-            self._walks.drop(start)
+            self._walks.pop(start, None)
             raise
         except (CursorExpired, FeedGone) as error:
-            self._walks.drop(start)
+            self._walks.pop(start, None)
             if walk.at is None:
                 raise
             text = f"a walk through {self._where} begins again, since what it led to is gone: {error}"
             raise ChainRestart(text, retry_after=error.retry_after) from error
         except Exception:
             if walk.record_failure():
-                self._walks.drop(start)
+                self._walks.pop(start, None)
             raise
 
     def _finish_walk(self, start: Cursor | None, walk: Walk, last: Document) -> Page:
@@ -164,21 +150,21 @@ class NewestFirstReader:
         wait = (
             last.retry_after
             if walk.next_walk
-            else longer_wait(last.retry_after, walk.next_poll_delay(anyio.current_time()))
+            else longest_wait(last.retry_after, walk.next_poll_delay(anyio.current_time()))
         )
         if page.cursor != start:
             if not walk.may_have_newer:
                 return replace(page, closed=walk.closed, retry_after=wait)
             # Keep the page until it is settled, since more than one request is needed to make it again.
             walk.page = replace(page, next=page.cursor)
-            self._walks.keep(start, walk)
+            self._keep(start, walk)
             return replace(walk.page, retry_after=wait)
         page = replace(page, cursor=None, retry_after=wait)
         if walk.next_walk is not None:
             walk.next_walk.step = walk.step + 1
-            self._walks.keep(start, walk.next_walk)
+            self._keep(start, walk.next_walk)
             return replace(page, next=_position(start, walk.next_walk.step))
-        self._freshness.note(start, 0.0 if page.messages or walk.may_have_newer else last.fresh_for)
+        self._end_of_feed.remember(start, None, 0.0 if page.messages or walk.may_have_newer else last.fresh_for)
         return replace(page, closed=walk.closed)
 
 

@@ -19,9 +19,6 @@ from push_to_poll_client._http.caching import Validators
 from push_to_poll_client._json import DECODE_ERRORS, decode
 from push_to_poll_client._types import MAX_CURSOR, Cursor
 
-__all__ = ["Digests", "SeenEntries", "digest"]
-
-
 MAX_OLDER_DIGESTS = 256
 """Digests of entries that are no longer in the newest document. They recognise an entry that returns there since
 another was deleted. If all these entries are gone from the feed before the next poll, other messages may be gone

@@ -12,7 +12,6 @@ without a request, as between two polls, the walk fetches its last document agai
 messages is left, the walk begins again at the newest document. Archives do not change, and are not compared.
 """
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -20,10 +19,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from push_to_poll_client._exceptions import ChainRestart, FeedError
 from push_to_poll_client._http.caching import Validators
-from push_to_poll_client._types import MAX_CURSOR, Cursor, CycleDetector, FetchRequest, Message, Page
+from push_to_poll_client._types import MAX_CURSOR, CycleDetector, FetchRequest, Message, Page
 from push_to_poll_client.feeds._newest_first_cursor import Digests, SeenEntries, digest
-
-__all__ = ["Document", "FetchDocument", "SortKey", "Walk", "Walks", "longer_wait"]
 
 
 class Document(NamedTuple):
@@ -369,46 +366,5 @@ class Walk:
         return Walk(seen, self._max_messages, self.above[start], self.above[:start])
 
 
-def longer_wait(one: float | None, other: float | None) -> float | None:
-    """Return the longer of two waits, of which `None` is the shortest."""
-    return max((wait for wait in (one, other) if wait is not None), default=None)
-
-
 MAX_WALKS = 8
 """Walks kept: one for each consumer of the feed. If more consumers have a backlog, their walks keep restarting."""
-
-
-class Walks:
-    """Walks of one feed, by the cursors that they began with."""
-
-    def __init__(self) -> None:
-        self._walks: OrderedDict[Cursor | None, Walk] = OrderedDict()
-
-    def get(self, start: Cursor | None) -> Walk | None:
-        """Return the walk that began at this cursor; `None` if there is none, or it is lost."""
-        walk = self._walks.get(start)
-        if walk is not None:
-            self._walks.move_to_end(start)
-        return walk
-
-    def keep(self, start: Cursor | None, walk: Walk) -> None:
-        """Keep a walk, in place of another one that began at this cursor."""
-        self._walks[start] = walk
-        if len(self._walks) > MAX_WALKS:
-            self._walks.popitem(last=False)
-
-    def drop(self, start: Cursor | None) -> None:
-        """Forget the walk that began at this cursor."""
-        self._walks.pop(start, None)
-
-    def cursor_settled(self, cursor: Cursor | None) -> None:
-        """Drop the walk whose page has this cursor, since the page is settled; its next walk begins here."""
-        for start, walk in list(self._walks.items()):
-            if walk.page is not None and walk.page.cursor == cursor:
-                del self._walks[start]
-                if walk.next_walk is not None:
-                    self.keep(cursor, walk.next_walk)
-
-    def forget(self) -> None:
-        """Forget all walks; each begins again at the newest document."""
-        self._walks.clear()

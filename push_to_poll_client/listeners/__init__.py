@@ -4,26 +4,34 @@ What webhooks are made of is in `verifiers`, `handshakes` and `subscriptions`; t
 `postgres` and `redis`.
 """
 
-from push_to_poll_client.listeners._backoff import Verdict
-from push_to_poll_client.listeners._hints import JSONHint
-from push_to_poll_client.listeners._sse_parser import ServerSentEvent
-from push_to_poll_client.listeners.connection import Connection, ConnectionListener
-from push_to_poll_client.listeners.long_poll import LongPollListener
-from push_to_poll_client.listeners.sse import SSEListener
-from push_to_poll_client.listeners.webhook import WebhookAnswer, WebhookCounters, WebhookListener, WebhookRequest
-from push_to_poll_client.listeners.websocket import WebSocketListener
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Connection",
-    "ConnectionListener",
-    "JSONHint",
-    "LongPollListener",
-    "SSEListener",
-    "ServerSentEvent",
-    "Verdict",
-    "WebSocketListener",
-    "WebhookAnswer",
-    "WebhookCounters",
-    "WebhookListener",
-    "WebhookRequest",
-]
+from push_to_poll_client._lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from push_to_poll_client.listeners._backoff import Verdict as Verdict
+    from push_to_poll_client.listeners._hints import JSONHint as JSONHint
+    from push_to_poll_client.listeners._sse_parser import ServerSentEvent as ServerSentEvent
+    from push_to_poll_client.listeners.connection import Connection as Connection
+    from push_to_poll_client.listeners.connection import ConnectionListener as ConnectionListener
+    from push_to_poll_client.listeners.long_poll import LongPollListener as LongPollListener
+    from push_to_poll_client.listeners.sse import SSEListener as SSEListener
+    from push_to_poll_client.listeners.webhook import WebhookAnswer as WebhookAnswer
+    from push_to_poll_client.listeners.webhook import WebhookCounters as WebhookCounters
+    from push_to_poll_client.listeners.webhook import WebhookListener as WebhookListener
+    from push_to_poll_client.listeners.webhook import WebhookRequest as WebhookRequest
+    from push_to_poll_client.listeners.websocket import WebSocketListener as WebSocketListener
+else:
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "_backoff": ["Verdict"],
+            "_hints": ["JSONHint"],
+            "_sse_parser": ["ServerSentEvent"],
+            "connection": ["Connection", "ConnectionListener"],
+            "long_poll": ["LongPollListener"],
+            "sse": ["SSEListener"],
+            "webhook": ["WebhookAnswer", "WebhookCounters", "WebhookListener", "WebhookRequest"],
+            "websocket": ["WebSocketListener"],
+        },
+    )

@@ -140,8 +140,6 @@ class NewsPace:
     It is a bucket of `BURST` tokens; one comes back in `NEWS_SPACING` seconds (GCRA, as in `_schedule.py`).
     """
 
-    __slots__ = ("_full_at",)
-
     def __init__(self) -> None:
         self._full_at = -math.inf
 
@@ -162,17 +160,6 @@ class ReconnectBackoff:
         was_useful: Whether the last connection brought a push or lasted for `MIN_LIFE` seconds.
         is_routine: Whether it also ended in an orderly way, so that no failure is behind the next connection.
     """
-
-    __slots__ = (
-        "_connected_at",
-        "_failures",
-        "_has_pushed",
-        "_pace",
-        "_renewed",
-        "_well_since",
-        "is_routine",
-        "was_useful",
-    )
 
     def __init__(self) -> None:
         self._failures = 0

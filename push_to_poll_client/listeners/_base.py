@@ -14,7 +14,7 @@ import abc
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypeVar
 
@@ -22,8 +22,7 @@ import anyio
 import anyio.lowlevel
 
 from push_to_poll_client._exceptions import ListenerError, PushToPollError
-from push_to_poll_client._http.credentials import HeaderSource, ListenerCredentials, TokenSource
-from push_to_poll_client._http.origins import without_secrets
+from push_to_poll_client._http.credentials import Credentials
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._secrets import Secrets, hidden, mask
@@ -161,23 +160,21 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
     """A listener that reads one message after the other.
 
     Args:
-        url: Where to connect.
-        headers: Sent at each connect; see `ListenerCredentials`.
-        token: Sent at each connect; see `ListenerCredentials`.
+        name: As for `BaseListener`.
+        credentials: Sent at each connect; `None` if this library sends none.
         hint: Makes a push of a message, or returns `None` to ignore it. `None` means every message is a push.
         classify: As for `BaseListener`.
         max_age: Seconds after which a connection is renewed. `None` means never.
         max_silence: Seconds without a message after which a connection counts as dead. `None` means no limit.
-        open_timeout: Seconds within which the functions for headers and token have to return.
+        open_timeout: Seconds for opening a connection.
         log: As for `BaseListener`.
     """
 
     def __init__(
         self,
-        url: str,
+        name: str,
         *,
-        headers: HeaderSource | None,
-        token: TokenSource | None,
+        credentials: Credentials | None = None,
         hint: Callable[[_MessageT], Push | None] | None,
         classify: Callable[[Exception], Verdict | None] | None,
         max_age: float | None,
@@ -185,21 +182,20 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         open_timeout: float,
         log: ConsumerLog,
     ) -> None:
-        for name, limit in {"max_age": max_age, "max_silence": max_silence}.items():
-            check_number(name, limit, above_zero=True, optional=True)
+        check_number("max_age", max_age, above_zero=True, optional=True)
+        check_number("max_silence", max_silence, above_zero=True, optional=True)
         check_number("open_timeout", open_timeout, above_zero=True)
-        super().__init__(without_secrets(url), classify=classify, log=log)
-        self._credentials = ListenerCredentials(headers, token)
-        self._renewable = self._credentials.renewable
-        self._known_secrets.include(self._credentials.secrets)
-        self._known_secrets.add_url(url)
+        super().__init__(name, classify=classify, log=log)
+        if credentials is not None:
+            self._renewable = credentials.renewable
+            self._known_secrets.include(credentials.secrets)
         self._hints = HintReader(hint, kinds=(Push,), log=log)
         self._max_age = max_age
         self._max_silence = max_silence
         self._open_timeout = open_timeout
 
     @abc.abstractmethod
-    def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Any]:
+    def _connect(self) -> AbstractAsyncContextManager[Any]:
         """Open a connection. Tests replace this."""
 
     @abc.abstractmethod
@@ -208,8 +204,7 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
 
     async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> Exception | None:
         try:
-            headers = await self._credentials.get_headers(within=self._open_timeout)
-            async with self._connect(headers) as connection:
+            async with self._connect() as connection:
                 self._opened(connection, channel, reconnect)
                 await self._receive(connection, channel, reconnect)
         except Exception as error:  # noqa: BLE001 - a listener continues after any error; the verdict says when

@@ -9,7 +9,7 @@ good on every response that is not a stream (WHATWG HTML §9.2.3). A program tha
 import itertools
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -17,19 +17,19 @@ import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.credentials import CredentialsFailed
+from push_to_poll_client._http.errors import ProxyUnusable, SocksUnusable, UnusableRedirect
 from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._secrets import shows_a_secret
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners._backoff import Verdict, verdict_of_status
-from push_to_poll_client.listeners._requests import ProxyUnusable, SocksUnusable, UnusableRedirect
 
 __all__ = [
     "MAX_TEXT",
-    "REDIRECTS_NOT_FOLLOWED",
     "Failure",
     "causes",
     "describe_error",
     "error_response",
+    "failure_of_status",
     "http_failure_of",
     "unwrap_group",
     "verdict_by_type",
@@ -51,20 +51,20 @@ class Failure(NamedTuple):
     Attributes:
         verdict: What this library would do next.
         sentence: What happened, on one line, without secrets and control characters.
+        cause: The error that may be shown with its traceback. `None` if it may quote a secret.
         retry_after: Seconds that the server asked to wait. `None` if it did not ask.
         unauthorized: Whether new credentials may help.
         hid_a_push: Whether something was left unread that may have been a push.
         orderly: Whether the server ended the connection in an orderly way, as some do after each push
             or after some seconds.
-        cause: The error that may be shown with its traceback. `None` if it may quote a secret.
     """
 
     verdict: Verdict
     sentence: str
-    retry_after: float | None
-    unauthorized: bool
-    hid_a_push: bool
     cause: Exception | None
+    retry_after: float | None = None
+    unauthorized: bool = False
+    hid_a_push: bool = False
     orderly: bool = False
 
     @property
@@ -147,25 +147,25 @@ def http_failure_of(
     """
     response = error_response(error)
     if response is not None:
-        status = response.status_code
-        sentence = f"the server answered HTTP {status} instead of {wanted}"
-        return Failure(
-            verdict_of_status(status),
-            f"{sentence}; {REDIRECTS_NOT_FOLLOWED}" if httpx.codes.is_redirect(status) else sentence,
-            retry_after=requested_delay(status, response.headers, time.time()),
-            unauthorized=status == HTTPStatus.UNAUTHORIZED,
-            hid_a_push=False,
-            cause=error,
-        )
+        return failure_of_status(error, response.status_code, response.headers, wanted=wanted)
     chain = causes(error, with_context=True)
     return Failure(
         verdict_by_type(chain, (*verdicts, *ERROR_VERDICTS)),
         str(error) if isinstance(error, PushToPollError) else describe_error(chain, SAFE_TO_QUOTE),
-        retry_after=None,
-        unauthorized=False,
-        hid_a_push=False,
         # A cause is printed with its text, and the text of this one quotes a header.
         cause=None if isinstance(error, httpx.LocalProtocolError) else error,
+    )
+
+
+def failure_of_status(error: Exception, status: int, headers: Mapping[str, str], *, wanted: str) -> Failure:
+    """Classify and describe a response with the wrong status."""
+    sentence = f"the server answered HTTP {status} instead of {wanted}"
+    return Failure(
+        verdict_of_status(status),
+        f"{sentence}; {REDIRECTS_NOT_FOLLOWED}" if httpx.codes.is_redirect(status) else sentence,
+        error,
+        retry_after=requested_delay(status, headers, time.time()),
+        unauthorized=status == HTTPStatus.UNAUTHORIZED,
     )
 
 

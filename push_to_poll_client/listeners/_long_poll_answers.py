@@ -180,8 +180,6 @@ class Pace:
         wait: Seconds for which the server may hold a response.
     """
 
-    __slots__ = ("_early", "_early_in_a_row", "_news", "_not_before")
-
     def __init__(self, wait: float) -> None:
         self._early = min(MIN_HOLD, wait / 2)
         self._early_in_a_row = 0

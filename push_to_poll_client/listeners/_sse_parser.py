@@ -150,6 +150,6 @@ class EventParser:
     def _check(self, size: int, what: str) -> None:
         if self._max_size is not None and size > self._max_size:
             raise EventTooLarge(
-                f"{what} has more than {self._max_size} bytes; a push needs no data: raise max_size= only if the "
+                f"{what} has more than {self._max_size} bytes; a push needs no data: raise max_body= only if the "
                 "server cannot send less"
             )

@@ -8,7 +8,7 @@ import inspect
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import anyio
 
@@ -120,7 +120,10 @@ class ConnectionListener(BaseListener):
         scope = anyio.CancelScope(deadline=anyio.current_time() + self._open_timeout)
         try:
             with scope:
-                await _awaitable(self._connect(connection))
+                running = self._connect(connection)
+                if not inspect.isawaitable(running):
+                    return NotAsync("connect is no async function, so there is no connection to wait for")
+                await running
                 return ConnectionEnded("the connection ended")
         except Exception as error:  # noqa: BLE001 - a listener continues after any error; the verdict says when
             return unwrap_group(error).with_traceback(None)
@@ -140,18 +143,4 @@ class ConnectionListener(BaseListener):
         is_own_error = isinstance(error, ConnectionEnded | NotAsync)
         sentence = str(error) if is_own_error else f"failed with {type(error).__name__} {text}".strip()
         verdict = Verdict.GIVE_UP if isinstance(error, NotAsync) else Verdict.RETRY
-        return Failure(
-            verdict,
-            sentence,
-            retry_after=None,
-            unauthorized=False,
-            hid_a_push=False,
-            cause=error,
-            orderly=isinstance(error, ConnectionEnded),
-        )
-
-
-def _awaitable(result: Any) -> Awaitable[None]:
-    if not inspect.isawaitable(result):
-        raise NotAsync("connect is no async function, so there is no connection to wait for")
-    return result
+        return Failure(verdict, sentence, error, orderly=isinstance(error, ConnectionEnded))

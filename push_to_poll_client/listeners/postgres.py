@@ -13,7 +13,7 @@ the kernel may send it. Elsewhere a query finds it, which is sent after each lon
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -65,8 +65,6 @@ def failure_of(error: Exception) -> Failure:
     return Failure(
         _verdict(error, getattr(error, "sqlstate", None)),
         describe_error(causes(error), quotable) if is_quotable else f"failed with {type(error).__name__}",
-        retry_after=None,
-        unauthorized=False,
         hid_a_push=isinstance(error, UnicodeDecodeError),  # a payload that is not text in the database's encoding
         cause=error if is_quotable else None,
     )
@@ -126,8 +124,8 @@ class PostgresListener(ReadLoopListener[Notification]):
             notification counts as a plain push. `None`: every notification is a push.
         classify: Asked first what a failure means (a `psycopg.Error`, an `OSError`, …); returns a verdict, or
             `None` for the default.
-        max_age: Seconds after which the connection is renewed although nothing is wrong with it, drawn from half
-            of this to all of it. `None`: never.
+        max_age: Seconds after which a connection is renewed although nothing is wrong with it, drawn from half of
+            this to all of it; with 600, a fleet of 1,000 makes 2.2 connections a second. `None`: never.
         max_silence: Seconds without a notification after which the server is asked whether it is there. `None`: it
             never is.
         open_timeout: Seconds for connecting and listening, and again for the answer to that question.
@@ -163,9 +161,7 @@ class PostgresListener(ReadLoopListener[Notification]):
             (conninfo, "", "") if callable(conninfo) else _parse_conninfo(conninfo)
         )
         super().__init__(
-            "",
-            headers=None,
-            token=None,
+            one_line(f"postgresql{location} {','.join(channels)}"),
             hint=hint,
             classify=classify,
             max_age=max_age,
@@ -173,7 +169,6 @@ class PostgresListener(ReadLoopListener[Notification]):
             open_timeout=open_timeout,
             log=_log,
         )
-        self.name: str = one_line(f"postgresql{location} {','.join(channels)}")
         self._known_secrets.add(password)
         self._channels = channels
         self._ping_after = max_silence
@@ -188,7 +183,7 @@ class PostgresListener(ReadLoopListener[Notification]):
         await super().listen(channel)
 
     @asynccontextmanager
-    async def _connect(self, headers: Mapping[str, str]) -> "AsyncIterator[psycopg.AsyncConnection[Any]]":  # noqa: ARG002 - for HTTP
+    async def _connect(self) -> "AsyncIterator[psycopg.AsyncConnection[Any]]":
         from psycopg import sql
 
         connection: Any = None

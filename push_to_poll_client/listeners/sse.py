@@ -8,12 +8,10 @@ comments to keep idle streams alive, so `max_silence` takes a long silence for a
 replaces any other dead connection.
 """
 
-import contextlib
-import functools
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -22,17 +20,16 @@ import anyio.lowlevel
 import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._http.credentials import HeaderSource, TokenSource, basic_auth_header
-from push_to_poll_client._http.errors import module_of
-from push_to_poll_client._http.origins import parse_http_url
-from push_to_poll_client._http.transport import CHUNKS_AT_ONCE, close_on_failure, unwinding
+from push_to_poll_client._http.credentials import Auth, HeaderSource
+from push_to_poll_client._http.origins import without_secrets
+from push_to_poll_client._http.transport import CHUNKS_AT_ONCE, unwinding
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_number, quoted
+from push_to_poll_client._validation import check_number, check_size, quoted
 from push_to_poll_client.listeners._backoff import Verdict
 from push_to_poll_client.listeners._base import ReadLoopListener, StopReconnecting
 from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
-from push_to_poll_client.listeners._requests import closing, open_sender, send
+from push_to_poll_client.listeners._requests import ListenerClient
 from push_to_poll_client.listeners._sse_parser import EventParser, EventTooLarge, ServerSentEvent
 
 __all__ = ["SSEListener"]
@@ -45,12 +42,7 @@ BYTES_AT_ONCE = 4096
 """Bytes parsed before other tasks run. A read can return 256 KiB; parsing as many empty lines takes 0.3 s, and
 parsing 4 KiB of them 5 ms."""
 
-REQUEST_HEADERS = {
-    "Accept": MEDIA_TYPE,
-    "Cache-Control": "no-store",
-    # Decoded, 64 KiB from the socket can be 64 MiB; and a compressor holds small events back.
-    "Accept-Encoding": "identity",
-}
+REQUEST_HEADERS = {"accept": MEDIA_TYPE, "cache-control": "no-store"}
 """Headers of each request (WHATWG HTML §9.2.2). The user's own headers replace them."""
 
 
@@ -89,61 +81,6 @@ class EventStream:
         raise StreamEnded("the server ended the stream")
 
 
-@contextlib.asynccontextmanager
-async def open_stream(
-    url: str,
-    *,
-    headers: Mapping[str, str],
-    last_event_id: str,
-    client: Any,
-    tls: ssl.SSLContext | None,
-    open_timeout: float,
-    max_size: int | None,
-) -> AsyncIterator[EventStream]:
-    """Open a stream, and close it at the end of the block.
-
-    Redirects are not followed: httpx would send every header but one to another origin (G12).
-
-    Args:
-        url: An http address without user and password.
-        headers: Sent with the request.
-        last_event_id: Sent as `Last-Event-ID` unless empty.
-        client: The HTTP client. `None` opens one for this stream.
-        tls: The TLS settings for `https://`. `None` means the certificates that the machine trusts.
-        open_timeout: Seconds until the headers of the response have arrived.
-        max_size: The largest line and event, in bytes. `None` means no limit.
-
-    Raises:
-        StopReconnecting: The server asks the client not to connect again.
-        Exception: The error that ended the attempt or the stream. `failure_of` classifies it.
-    """
-    async with open_sender(client, tls) as sender:
-        response = await _send_request(sender, url, _fields(headers, last_event_id), open_timeout)
-        async with closing(response):
-            _check(response)
-            async with unwinding(response.aiter_bytes()) as chunks:
-                yield EventStream(chunks, EventParser(max_size=max_size, last_event_id=last_event_id))
-
-
-def _fields(headers: Mapping[str, str], last_event_id: str) -> list[tuple[bytes, bytes]]:
-    fields = httpx.Headers(REQUEST_HEADERS)
-    fields.update(headers)
-    if not last_event_id:
-        return fields.raw
-    fields.pop("Last-Event-ID", None)
-    return [*fields.raw, (b"Last-Event-ID", last_event_id.encode())]
-
-
-async def _send_request(sender: Any, url: str, fields: Sequence[tuple[bytes, bytes]], open_timeout: float) -> Any:
-    # The user's client must not replace the credentials of the listener with its own.
-    auth = {"auth": None} if any(name.lower() == b"authorization" for name, _ in fields) else {}
-    async with close_on_failure(url) as extensions:
-        request = sender.build_request("GET", url, headers=fields, timeout=None, extensions=extensions)
-        with anyio.move_on_after(open_timeout):
-            return await send(sender, request, **auth)
-        raise TimeoutError(f"no answer within {open_timeout:g} s")
-
-
 def _check(response: Any) -> None:
     status = response.status_code
     if status == HTTPStatus.NO_CONTENT:
@@ -156,6 +93,7 @@ def _check(response: Any) -> None:
             f"the server answered with Content-Type {quoted(media_type)} instead of {MEDIA_TYPE}"
         )
     encoding = response.headers.get("content-encoding", "identity")
+    # Decoded, 64 KiB from the socket can be 64 MiB; and a compressor holds small events back.
     if encoding.strip().lower() not in {"", "identity"}:
         raise NotAnEventStream(f"the server sent Content-Encoding {quoted(encoding)}, but was asked for identity")
 
@@ -196,20 +134,22 @@ class SSEListener(ReadLoopListener[ServerSentEvent]):
 
     Args:
         url: An `http://` or `https://` address. User and password in it are sent as `Authorization: Basic`.
-        headers: Sent with each request: a mapping, or a function (async, or plain and quick) that returns one
-            and is asked at each connect. `None`: none.
-        token: Sent as `Authorization: Bearer`: a string, or a function as for `headers`. When the server says 401
-            the functions are asked once more soon, then the slow retries begin.
+        last_event_id: Whether to name the last id when connecting again, for a server that then repeats what was
+            missed. Off: every connect wakes and the poll finds what was missed, so repeated pushes are more polls
+            for the same messages.
+        auth: Credentials: a bearer token, a pair of user and password, a function (async, or plain and quick)
+            that returns a token and is called at each connect, or an `httpx.Auth`. After a 401 the function is
+            called once more soon, then the slow retries begin. `None`: the user and password of the URL if it has
+            them, else those of `client`.
+        headers: Sent with each request: a mapping, or a function (async, or plain and quick) that returns one and
+            is called at each connect. `None`: none.
         hint: Makes a push of a `ServerSentEvent`: a `Push` with the cursor or topics that it speaks of, or `None`
             for an event that is no push (a hello, a keep-alive that is no comment). One that raises is logged, and
             the event counts as a plain push. `None`: every event is a push. Comments, and blocks without data,
             are no events.
         classify: Asked first what a failure means (an `httpx.HTTPStatusError`, any other error of the client, an
             `OSError`, …); returns a verdict, or `None` for the default.
-        tls: Whom to trust for `https://`. `None`: the certificates that the machine trusts.
-        last_event_id: Whether to name the last id when connecting again, for a server that then repeats what was
-            missed. Off: every connect wakes and the poll finds what was missed, so repeated pushes are more polls
-            for the same messages.
+        ssl_context: The TLS settings. `None`: the certificates that the machine trusts.
         max_age: Seconds after which a connection is renewed although nothing is wrong with it, drawn from half of
             this to all of it; with 600, a fleet of 1,000 makes 2.2 connections a second. `None`: never.
         max_silence: Seconds without a byte after which the connection is taken for dead. Twice the 40-45 s at
@@ -217,8 +157,8 @@ class SSEListener(ReadLoopListener[ServerSentEvent]):
             that sends none costs a connection and a poll in as many seconds; raise it for such a server.
             `None`: silence is not suspicious, and a dead connection is found at its age.
         open_timeout: Seconds for the headers and token to be given, and again until the answer has begun.
-        max_size: Bytes of the largest line, and of the largest data of an event. A larger one counts as a push and
-            ends the connection; it is retried slowly. `None`: no limit.
+        max_body: Bytes of the largest line, and of the largest data of an event. A larger one counts as a push
+            and ends the connection; it is retried slowly.
         client: An `httpx.AsyncClient`, or one of its shape, to send by. It stays yours: it is not closed, and the
             stream keeps one connection of its pool. `None` opens one for each connection.
 
@@ -235,30 +175,25 @@ class SSEListener(ReadLoopListener[ServerSentEvent]):
         self,
         url: str,
         *,
+        last_event_id: bool = False,
+        auth: Auth | None = None,
         headers: HeaderSource | None = None,
-        token: TokenSource | None = None,
         hint: Callable[[ServerSentEvent], Push | None] | None = None,
         classify: Callable[[Exception], Verdict | None] | None = None,
-        tls: ssl.SSLContext | None = None,
-        last_event_id: bool = False,
+        ssl_context: ssl.SSLContext | None = None,
         max_age: float | None = 600.0,
         max_silence: float | None = 90.0,
         open_timeout: float = 10.0,
-        max_size: int | None = 65_536,
+        max_body: int = 65_536,
         client: Any = None,
     ) -> None:
-        parsed = parse_http_url(url)
-        if parsed.userinfo and token is not None:
-            raise ValueError("give either a token or a user and password in the URL: both make an Authorization")
-        if client is not None and tls is not None:
-            raise ValueError("give either a client or tls: whom a client trusts was said when it was made")
-        if client is not None:
-            module_of(client)
-        check_number("max_size", max_size, above_zero=True, optional=True)
+        check_number("open_timeout", open_timeout, above_zero=True)
+        self._client = ListenerClient(
+            url, auth=auth, headers=headers, ssl_context=ssl_context, timeout=open_timeout, client=client
+        )
         super().__init__(
-            url,
-            headers=headers,
-            token=token,
+            without_secrets(url),
+            credentials=self._client.credentials,
             hint=hint,
             classify=classify,
             max_age=max_age,
@@ -266,23 +201,21 @@ class SSEListener(ReadLoopListener[ServerSentEvent]):
             open_timeout=open_timeout,
             log=_log,
         )
-        self._open = functools.partial(
-            open_stream,
-            str(parsed.copy_with(userinfo=b"", fragment=None)),
-            client=client,
-            tls=tls,
-            open_timeout=open_timeout,
-            max_size=max_size,
-        )
-        self._basic = basic_auth_header(parsed.username, parsed.password) if parsed.userinfo else {}
+        self._max_body = check_size("max_body", max_body)
         self._resumes = last_event_id
         self._last_event_id = ""
         self._retry = 0.0
 
-    def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[EventStream]:
-        has_authorization = any(name.lower() == "authorization" for name in headers)
-        headers = headers if has_authorization else {**self._basic, **headers}
-        return self._open(headers=headers, last_event_id=self._last_event_id)
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[EventStream]:
+        # In bytes, since an id may be any text.
+        resumed = {"last-event-id": self._last_event_id.encode()} if self._last_event_id else {}
+        async with self._client.stream(
+            headers=REQUEST_HEADERS, override=resumed, within=self._open_timeout
+        ) as response:
+            _check(response)
+            async with unwinding(response.aiter_bytes()) as chunks:
+                yield EventStream(chunks, EventParser(max_size=self._max_body, last_event_id=self._last_event_id))
 
     async def _read(self, connection: EventStream) -> Sequence[ServerSentEvent]:
         events = await connection.read()

@@ -15,16 +15,16 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel, Listener
 from push_to_poll_client._secrets import Secrets, hidden
-from push_to_poll_client._validation import check_number
+from push_to_poll_client._types import Push
+from push_to_poll_client._validation import check_number, check_size
+from push_to_poll_client.listeners._hints import HintReader
 from push_to_poll_client.listeners._webhook.counters import ErrorLog, WebhookCounters, WebhookStats
-from push_to_poll_client.listeners._webhook.limits import ReplayCache, Slots, TokenBucket
+from push_to_poll_client.listeners._webhook.limits import TokenBucket
 from push_to_poll_client.listeners._webhook.receiver import (
-    Handshakes,
     Receive,
     RequestReceiver,
     Scope,
     Send,
-    Verifiers,
     refuse_websocket,
     request_of,
     run_lifespan,
@@ -133,7 +133,6 @@ class WebhookListener:
         rate: float | None = 100.0,
         burst: int = 200,
     ) -> None:
-        check_number("max_body", max_body, above_zero=True)
         check_number("body_timeout", body_timeout, above_zero=True)
         check_number("rate", rate, above_zero=True, optional=True)
         check_number("burst", burst, above_zero=True)
@@ -153,39 +152,32 @@ class WebhookListener:
         self._flood_error = PushToPollError(
             f"{name}: requests are refused, since more come than are looked at; pushes may be among them"
         )
-        self._error_log = error_log = ErrorLog(name, _log)
+        self._error_log = ErrorLog(name, _log)
+        hint = _check_callable("hint", _argument_or_subscription(hint, subscription, "hint"))
         self._receiver = RequestReceiver(
-            handshakes=Handshakes(
-                _check_callables("handshake", getattr(subscription, "handshake", None)),
-                _check_callables("handshake", handshake),
-                expecting=lambda: self._manager is None or self._manager.expects_handshake,
-                bucket=TokenBucket(rate, burst),
-                error_log=error_log,
-            ),
-            verifiers=Verifiers(
-                verifiers, is_ready=lambda: self._manager is None or self._manager.is_loaded, error_log=error_log
-            ),
+            verifiers=verifiers,
+            is_ready=lambda: self._manager is None or self._manager.is_loaded,
+            own_handshakes=_check_callables("handshake", getattr(subscription, "handshake", None)),
+            handshakes=_check_callables("handshake", handshake),
+            expects_handshake=lambda: self._manager is None or self._manager.expects_handshake,
             router=PushRouter(
-                name,
-                hint=_check_callable("hint", _argument_or_subscription(hint, subscription, "hint")),
+                name=name,
+                hints=HintReader(hint, kinds=(Push, Control), log=_log),
                 route=names_at(to) if isinstance(to, str) else _check_callable("to", to),
                 control=None if self._manager is None else self._manager.control,
                 subscribers=self._subscribers,
                 stats=self._stats,
-                error_log=error_log,
-                log=_log,
+                error_log=self._error_log,
             ),
             subscribers=self._subscribers,
             bucket=TokenBucket(rate, burst),
-            slots=Slots(),
-            replay_cache=ReplayCache(),
+            waiting_bucket=TokenBucket(rate, burst),
             stats=self._stats,
-            error_log=error_log,
+            error_log=self._error_log,
             response=check_response(_argument_or_subscription(answer, subscription, "answer") or ACCEPTED),
-            max_body=max_body,
+            max_body=check_size("max_body", max_body),
             body_timeout=body_timeout,
         )
-
         self._known_secrets = Secrets()
         self._known_secrets.include(getattr(subscription, "_known_secrets", None))
 

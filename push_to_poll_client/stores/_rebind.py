@@ -1,14 +1,13 @@
 """Arguments of a rebind, the same for every store."""
 
-from dataclasses import dataclass
+import msgspec
 
 from push_to_poll_client._validation import quoted
 
 __all__ = ["Rebind"]
 
 
-@dataclass(frozen=True, slots=True)
-class Rebind:
+class Rebind(msgspec.Struct, frozen=True):
     """Bind a consumer name to another feed, or rename it.
 
     Args:

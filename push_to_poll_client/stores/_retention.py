@@ -19,8 +19,9 @@ the times of all segments move by it.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from push_to_poll_client._types import DeadLetter, SavedCursor
 from push_to_poll_client._validation import check_not_huge
@@ -56,8 +57,7 @@ _SEGMENTS_PER_RETENTION = 8
 """A segment holds at most this part of the records that are kept, by number and by age."""
 
 
-@dataclass(frozen=True, slots=True)
-class Retention:
+class Retention(msgspec.Struct, frozen=True):
     """Which records may be dropped.
 
     Args:

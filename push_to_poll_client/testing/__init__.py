@@ -4,9 +4,9 @@ The server needs uvicorn (the extra `serve`) and the suites need pytest; each is
 """
 
 import sys
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from push_to_poll_client._lazy_exports import lazy_exports
 from push_to_poll_client._validation import missing_dependency
 from push_to_poll_client.testing._fake_feed import Answer, Asked, FakeFeed
 from push_to_poll_client.testing._manual_listener import ManualListener
@@ -19,6 +19,26 @@ if TYPE_CHECKING:
     from push_to_poll_client.testing._store_suite import StoreSuite
     from push_to_poll_client.testing._transactional_suite import TransactionalStoreSuite
     from push_to_poll_client.testing.server import ReferenceServer, serve_in_thread
+else:
+    _SUITES = {
+        "_feed_suite": ["FeedSuite"],
+        "_store_suite": ["StoreSuite"],
+        "_transactional_suite": ["TransactionalStoreSuite"],
+    }
+    _, _import_name, __dir__ = lazy_exports(
+        __name__, {**_SUITES, "server": ["ReferenceServer", "serve_in_thread"]}
+    )
+
+    def __getattr__(name: str) -> Any:
+        if [name] in _SUITES.values():
+            try:
+                import pytest
+            except ImportError as error:
+                raise missing_dependency(name, "pytest", error, remedy="pip install pytest") from error
+            modules = {f"{__name__}.{module}" for module in _SUITES}
+            pytest.register_assert_rewrite(*modules - sys.modules.keys())  # a failing suite shows what it compared
+        return _import_name(name)
+
 
 __all__ = [
     "Answer",
@@ -37,24 +57,3 @@ __all__ = [
     "serve_in_thread",
     "virtual_time",
 ]
-
-_LATER = {
-    "FeedSuite": "_feed_suite",
-    "ReferenceServer": "server",
-    "StoreSuite": "_store_suite",
-    "TransactionalStoreSuite": "_transactional_suite",
-    "serve_in_thread": "server",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = f"{__name__}.{_LATER[name]}"
-    if module.endswith("_suite") and module not in sys.modules:
-        try:
-            pytest = import_module("pytest")
-        except ImportError as error:
-            raise missing_dependency(name, "pytest", error, remedy="pip install pytest") from error
-        pytest.register_assert_rewrite(module)  # a failing suite shows what it compared
-    return getattr(import_module(module), name)

@@ -11,19 +11,19 @@ messages published meanwhile are not in it. A fake that reads after the latency 
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias
 
 import anyio
 
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, UndecodableMessage
-from push_to_poll_client._types import Cursor, FetchRequest, Message, Page, UnreadableMessage
+from push_to_poll_client._types import Cursor, FetchRequest, M, Message, Page, UnreadableMessage
 from push_to_poll_client._validation import check_identity
 from push_to_poll_client.testing._virtual_time import Bell
 
-__all__ = ["Answer", "Asked", "FakeFeed", "MessageLog"]
+__all__ = ["Answer", "Asked", "FakeFeed"]
 
 
 @dataclass(slots=True)
@@ -35,6 +35,7 @@ class _PublishedMessage:
     hidden_until: int
 
     def message(self, cursor: Cursor | None = None) -> Message:
+        """Make the message, with this cursor unless it was published with its own."""
         if isinstance(self.what, Message):
             return self.what
         if self.error is not None:
@@ -42,58 +43,7 @@ class _PublishedMessage:
         return Message(self.what, self.data, cursor=cursor)
 
 
-class MessageLog:
-    """Messages in the order of their publication, each visible from its own moment on."""
-
-    def __init__(self) -> None:
-        self._entries: list[_PublishedMessage] = []
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def add(
-        self,
-        what: Iterable[int | str | Message],
-        data: Any,
-        error: UndecodableMessage | None,
-        *,
-        lag: float,
-        hidden_until: int,
-    ) -> list[str]:
-        """Append; visible after `lag` seconds to fetches whose number is above `hidden_until`."""
-        visible_at = anyio.current_time() + lag if lag else -math.inf
-        first = len(self)
-        for one in self._names(what):
-            self._entries.append(_PublishedMessage(one, data, error, visible_at, hidden_until))
-        return [entry.message().id for entry in self._entries[first:]]
-
-    def _names(self, what: Iterable[int | str | Message]) -> Iterator[str | Message]:
-        for one in what:
-            if isinstance(one, int):
-                for _ in range(one):
-                    yield str(len(self) + 1)
-            else:
-                yield one
-
-    def visible(self, start: int, end: int, *, fetch: int) -> Iterator[int]:
-        """The places from `start` to before `end` that the fetch of this number sees now."""
-        now = anyio.current_time()
-        for place in range(start, end):
-            entry = self._entries[place]
-            if entry.visible_at <= now and entry.hidden_until < fetch:
-                yield place
-
-    def next_visible(self) -> float:
-        """When the next one becomes visible; infinity when none will."""
-        now = anyio.current_time()
-        return min((entry.visible_at for entry in self._entries if entry.visible_at > now), default=math.inf)
-
-    def message(self, place: int, cursor: Cursor | None) -> Message:
-        """The message at this place, with this cursor unless it was published with its own."""
-        return self._entries[place].message(cursor)
-
-
-Answer: TypeAlias = Page | BaseException | None
+Answer: TypeAlias = Page[M] | BaseException | None
 """What a fetch meets: a page, an error that it raises, or `None`, what it would have met anyway."""
 
 _CURSOR = re.compile(r"(?:after|more)-(\d+)\.(\d+)")
@@ -111,13 +61,15 @@ class Asked(NamedTuple):
     request: FetchRequest
 
 
-class FakeFeed:
+class FakeFeed(Generic[M]):
     """A feed to script. All keyword arguments are attributes too, and may be changed at any time.
 
         feed = FakeFeed(page_size=2)
         feed.publish(3)                                # ids "1", "2", "3"
         feed.fail(FeedError("503", retry_after=30))    # the next fetch
         feed.publish("late", lag=5)                    # the push beats the data
+
+    `FakeFeed[Entry]()` is for a `Consumer[Entry]`: publish entries, `feed.publish(Entry("1", type="paid"))`.
 
     To be used from inside one event loop; before it runs, everything without `lag` works too.
 
@@ -166,8 +118,8 @@ class FakeFeed:
         self.identity: str = check_identity(identity)
         self.requests: list[Asked] = []
         self.closed: int = 0
-        self._entries = MessageLog()
-        self._script: deque[Answer | Callable[[FetchRequest], Answer]] = deque()
+        self._entries: list[_PublishedMessage] = []
+        self._script: deque[Answer[M] | Callable[[FetchRequest], Answer[M]]] = deque()
         self._failing: BaseException | None = None
         self._restarts = 0
         self._last_next: Cursor | None = None
@@ -179,7 +131,7 @@ class FakeFeed:
 
     def publish(
         self,
-        *what: int | str | Message,
+        *what: int | str | M,
         data: Any = None,
         error: UndecodableMessage | None = None,
         lag: float = 0.0,
@@ -199,9 +151,14 @@ class FakeFeed:
             Their ids.
         """
         hidden_until = len(self.requests) + lag_fetches if lag_fetches else 0
-        ids = self._entries.add(what or (1,), data, error, lag=lag, hidden_until=hidden_until)
+        visible_at = anyio.current_time() + lag if lag else -math.inf
+        first = len(self._entries)
+        for one in what or (1,):
+            for _ in range(one if isinstance(one, int) else 1):
+                named = str(len(self._entries) + 1) if isinstance(one, int) else one
+                self._entries.append(_PublishedMessage(named, data, error, visible_at, hidden_until))
         self._published.ring()
-        return ids
+        return [entry.message().id for entry in self._entries[first:]]
 
     def end(self) -> None:
         """Nothing is published any more: the last page is closed (`Page.closed`). A held answer comes at once."""
@@ -224,7 +181,7 @@ class FakeFeed:
         else:
             self.answer(*[error] * times)
 
-    def answer(self, *answers: Answer | Callable[[FetchRequest], Answer]) -> None:
+    def answer(self, *answers: Answer[M] | Callable[[FetchRequest], Answer[M]]) -> None:
         """Decide what the next fetches meet, one after the other.
 
         Args:
@@ -266,10 +223,10 @@ class FakeFeed:
     async def latest(self) -> Cursor | None:
         """The cursor behind all that is visible; `None`: nothing is."""
         await anyio.sleep(self.latency)
-        visible = list(self._entries.visible(0, len(self._entries), fetch=len(self.requests) + 1))
+        visible = list(self._visible(0, len(self._entries), fetch=len(self.requests) + 1))
         return self.after(visible[-1] + 1) if visible else None
 
-    async def fetch(self, request: FetchRequest, /) -> Page:
+    async def fetch(self, request: FetchRequest, /) -> Page[M]:
         """Answer, or misbehave as ordered."""
         self.requests.append(Asked(anyio.current_time(), request))
         self._asked.ring()
@@ -284,7 +241,7 @@ class FakeFeed:
         """Count it; the feed can be used again."""
         self.closed += 1
 
-    def _ordered(self, request: FetchRequest) -> Page | None:
+    def _ordered(self, request: FetchRequest) -> Page[M] | None:
         step = self._script.popleft() if self._script else self._failing
         answer = step(request) if callable(step) else step
         if answer is None and self._restarts and request.cursor is not None and request.cursor == self._last_next:
@@ -294,41 +251,48 @@ class FakeFeed:
             raise answer.with_traceback(None)  # else the traceback grows with each raise
         return answer
 
-    async def _held(self, request: FetchRequest) -> Page:
+    async def _held(self, request: FetchRequest) -> Page[M]:
         wait = 0.0 if self.answers_early else min(request.wait, self.max_wait or 0.0)
         ends = anyio.current_time() + wait
         while True:
             page = self._page(request)
             if page.messages or page.closed or anyio.current_time() >= ends:
                 return page
-            with anyio.CancelScope(deadline=min(ends, self._entries.next_visible())):
+            now = anyio.current_time()
+            later = min((entry.visible_at for entry in self._entries if entry.visible_at > now), default=math.inf)
+            with anyio.CancelScope(deadline=min(ends, later)):
                 await self._published.wait()
 
-    def _page(self, request: FetchRequest) -> Page:
+    def _visible(self, start: int, end: int, *, fetch: int) -> Iterator[int]:
+        """Yield the places from `start` to before `end` that the fetch of this number sees now."""
+        now = anyio.current_time()
+        for place in range(start, end):
+            entry = self._entries[place]
+            if entry.visible_at <= now and entry.hidden_until < fetch:
+                yield place
+
+    def _page(self, request: FetchRequest) -> Page[M]:
         start, fetch = self._place(request.cursor), len(self.requests)
-        seen = list(islice(self._entries.visible(start, len(self._entries), fetch=fetch), self.page_size + 1))
+        everything = len(self._entries)
+        seen = list(islice(self._visible(start, everything, fetch=fetch), self.page_size + 1))
         new = seen[: self.page_size]
         more = len(seen) > len(new) or (self.ends_empty and bool(new))
         end = new[-1] + 1 if new else start
-        repeated = self._entries.visible(max(start - self.overlap, 0), start, fetch=fetch)
+        places = (*self._visible(max(start - self.overlap, 0), start, fetch=fetch), *new)
         has_cursor = end > 0 and not (more and self.cursors == "chain")
         next_cursor = None
         if more:
             next_cursor = f"more-{end}.{self._era}" if self.cursors == "chain" else self.after(end)
         return Page(
-            [self._message(place) for place in (*repeated, *new)],
+            [self._message(place) for place in places],
             cursor=self.after(end) if has_cursor else None,
             next=next_cursor,
             retry_after=self.retry_after,
-            closed=self._ended and not more and self._all_visible(fetch),
+            closed=self._ended and not more and len([*self._visible(0, everything, fetch=fetch)]) == everything,
         )
 
-    def _all_visible(self, fetch: int) -> bool:
-        everything = len(self._entries)
-        return sum(1 for _ in self._entries.visible(0, everything, fetch=fetch)) == everything
-
-    def _message(self, place: int) -> Message:
-        return self._entries.message(place, self.after(place + 1) if self.cursors == "message" else None)
+    def _message(self, place: int) -> Any:  # an `M`, or a plain message that the feed made itself
+        return self._entries[place].message(self.after(place + 1) if self.cursors == "message" else None)
 
     def _place(self, cursor: Cursor | None) -> int:
         """Count the messages before `cursor`."""

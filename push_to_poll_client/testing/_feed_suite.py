@@ -251,6 +251,12 @@ class FeedSuite(FeedHooks):
 
     pytestmark: pytest.MarkDecorator = pytest.mark.anyio
 
+    def test_trio_is_installed_so_that_both_event_loops_are_tested(self) -> None:
+        """Skipped without trio, with what to install: anyio then runs the other tests on asyncio alone."""
+        pytest.importorskip(
+            "trio", reason="trio is not installed, so the suite ran on asyncio alone: pip install trio"
+        )
+
     # What is there, and where it goes on
 
     async def test_an_empty_feed_is_at_its_end(self) -> None:

@@ -132,6 +132,12 @@ class StoreSuite:
     async def _seen(self, session: Session, keys: Sequence[str]) -> set[str]:
         return set(keys) - await session.unseen(keys)
 
+    def test_trio_is_installed_so_that_both_event_loops_are_tested(self) -> None:
+        """Skipped without trio, with what to install: anyio then runs the other tests on asyncio alone."""
+        pytest.importorskip(
+            "trio", reason="trio is not installed, so the suite ran on asyncio alone: pip install trio"
+        )
+
     async def test_a_new_name_begins_at_the_inception(self) -> None:
         """No cursor, nothing seen."""
         async with self._store() as store, self._claimed(store) as session:

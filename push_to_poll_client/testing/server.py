@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar, cast
 
 import anyio
@@ -179,10 +179,29 @@ class ReferenceServer:
         Raises:
             OSError: The port is taken.
         """
-        listening = _listen(self._port)
+        with ExitStack() as stack:
+            # Name the protocol: asyncio sends without delay (TCP_NODELAY) only on sockets made with it. Without it
+            # Nagle's algorithm and a client's delayed acknowledgement cost each small answer 40 ms.
+            listening = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(("127.0.0.1", self._port))
+            listening.listen()
+            stack.pop_all()
         self._port = listening.getsockname()[1]
         self.app.open()
-        self._uvicorn = _ThreadedServer(_config(self.app))
+        config = uvicorn.Config(
+            self.app,
+            http=_HangUpProtocol,
+            ws=_WebSocket,
+            ws_ping_interval=None,  # the server must not notice a half-open connection either
+            ws_per_message_deflate=False,
+            lifespan="auto",  # a user's own application may not support it
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=STOP_TIMEOUT,
+        )
+        self._uvicorn = _ThreadedServer(config)
         self._thread = threading.Thread(target=self._uvicorn.run, args=([listening],), daemon=True)
         self._thread.start()
 
@@ -204,7 +223,14 @@ class ReferenceServer:
         if self._uvicorn is None:
             return what()
         result: Future[_T] = Future()
-        self._uvicorn.run_in_loop(lambda: _fulfil(result, what))
+
+        def fulfil() -> None:
+            try:
+                result.set_result(what())
+            except BaseException as error:  # noqa: BLE001  # it is the caller's, in another thread
+                result.set_exception(error)
+
+        self._uvicorn.run_in_loop(fulfil)
         return result.result()
 
 
@@ -213,7 +239,7 @@ def serve_in_thread(app: ReferenceApp | None = None, *, port: int = 0, **kwargs:
     """Run the reference server in a thread.
 
         with serve_in_thread(backlog=100, page_size=10) as server:
-            feed = HTTPFeed(server.url)
+            feed = HTTPFeed(server.url)  # the server follows the HTTP Feeds specification
 
     Args:
         app: What to serve; `None` makes a `ReferenceApp` of the other arguments.
@@ -231,42 +257,6 @@ def serve_in_thread(app: ReferenceApp | None = None, *, port: int = 0, **kwargs:
         server.stop()
 
 
-def _listen(port: int) -> socket.socket:
-    # Name the protocol: asyncio sends without delay (TCP_NODELAY) only on sockets made with it. Without it
-    # Nagle's algorithm and a client's delayed acknowledgement cost each small answer 40 ms.
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(("127.0.0.1", port))
-        listening.listen()
-    except OSError:
-        listening.close()
-        raise
-    return listening
-
-
-def _config(app: ReferenceApp) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=_HangUpProtocol,
-        ws=_WebSocket,
-        ws_ping_interval=None,  # the server must not notice a half-open connection either
-        ws_per_message_deflate=False,
-        lifespan="auto",  # a user's own application may not support it
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=STOP_TIMEOUT,
-    )
-
-
-def _fulfil(result: Future[_T], what: Callable[[], _T]) -> None:
-    try:
-        result.set_result(what())
-    except BaseException as error:  # noqa: BLE001 - it is the caller's, in another thread
-        result.set_exception(error)
-
-
 wait_for_ever: Callable[[], object] = threading.Event().wait
 
 
@@ -279,21 +269,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, 0.
     """
-    options = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with (
-        suppress(KeyboardInterrupt),
-        serve_in_thread(port=options.port, backlog=options.backlog, page_size=options.page_size) as server,
-    ):
-        _announce(server)
-        if options.until_eof:
-            sys.stdin.read()
-        else:
-            wait_for_ever()
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m push_to_poll_client.testing.server", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0, the default, takes a free one")
     parser.add_argument("--backlog", type=int, default=0, metavar="N", help="messages that are there already")
@@ -301,20 +276,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--until-eof", action="store_true", help="end with standard input, as when the parent dies"
     )
-    return parser
-
-
-def _announce(server: ReferenceServer) -> None:
-    addresses = {
-        "url": server.url,
-        "push_url": server.push_url,
-        "sse_url": server.sse_url,
-        "changes_url": server.changes_url,
-        "base_url": server.base_url,
-        "pid": os.getpid(),
-    }
-    sys.stdout.write(json.dumps(addresses) + "\n")
-    sys.stdout.flush()
+    options = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with (
+        suppress(KeyboardInterrupt),
+        serve_in_thread(port=options.port, backlog=options.backlog, page_size=options.page_size) as server,
+    ):
+        names = ("url", "push_url", "sse_url", "changes_url", "base_url")
+        addresses = {name: getattr(server, name) for name in names}
+        sys.stdout.write(json.dumps({**addresses, "pid": os.getpid()}) + "\n")
+        sys.stdout.flush()
+        if options.until_eof:
+            sys.stdin.read()
+        else:
+            wait_for_ever()
+    return 0
 
 
 if __name__ == "__main__":

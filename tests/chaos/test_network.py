@@ -12,7 +12,8 @@ import anyio.to_thread
 import pytest
 
 from push_to_poll_client import FeedError, SSEListener, WebSocketListener
-from push_to_poll_client.listeners import _requests, websocket
+from push_to_poll_client._http import transport
+from push_to_poll_client.listeners import _websocket_client
 from push_to_poll_client.testing import serve_in_thread
 from tests.chaos.chaos_server import RecordingApp
 from tests.chaos.journals import Dialled, ServerJournal
@@ -187,8 +188,8 @@ class World:
 def world(tmp_path, monkeypatch, kind):
     for name in ("ws_proxy", "http_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 0.1)
-    monkeypatch.setattr(_requests, "CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(_websocket_client, "CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(transport, "CLOSE_TIMEOUT", 0.1)
     app = RecordingApp(tmp_path / "server", page_size=100, keep_alive=DEAD / 6)
     with serve_in_thread(app) as server:
         port = int(server.base_url.rpartition(":")[2])

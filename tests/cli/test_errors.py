@@ -17,7 +17,7 @@ ACTS = "\x1b[2J\r\n\x07\x9b\u202e"
 BYTES = "\udcff\udc80"  # what Python makes of bytes that are no UTF-8
 ALL_NUMBERS = ["soon", "nan", "inf", "-1", "1e999", "", " ", ACTS, BYTES, LONG, FEED, CANARY]
 NUMBERS = form(["soon", "nan", "-1", BYTES, CANARY], ALL_NUMBERS)
-"""Numbers for the options that are read as `--interval` is."""
+"""Numbers for the options that are read as `--fallback-interval` is."""
 
 URLS = [
     "",
@@ -108,8 +108,8 @@ USAGE = [
     ["tail", FEED, f"--e={CANARY}"],
     ["tail", FEED, "--state"],
     ["tail", FEED, "--once", "--push", FEED],
-    *(["tail", FEED, "--interval", number] for number in ALL_NUMBERS),
-    *(["tail", FEED, "--wait", number] for number in NUMBERS),
+    *(["tail", FEED, "--fallback-interval", number] for number in ALL_NUMBERS),
+    *(["tail", FEED, "--max-wait", number] for number in NUMBERS),
     *(["tail", FEED, "--exec", "true", "--exec-timeout", number] for number in NUMBERS),
     *(
         ["tail", FEED, "--exec", "true", "--exec-attempts", number]
@@ -249,7 +249,19 @@ def test_an_option_that_was_mistyped_is_named(typo, capsys):
     ("command", "options"),
     [
         ([], ["--help", "--version", "tail", "status", "dead-letters", "rewind", "demo"]),
-        (["tail"], ["URL", "--push", "--state", "--once", "--interval", "--wait", "--token-env", "--verbose"]),
+        (
+            ["tail"],
+            [
+                "URL",
+                "--push",
+                "--state",
+                "--once",
+                "--fallback-interval",
+                "--max-wait",
+                "--token-env",
+                "--verbose",
+            ],
+        ),
         (["tail"], ["--exec CMD", "--exec-timeout", "--exec-attempts"]),
         (["tail"], ["--on-failure WHAT", "stop", "dead-letter", "skip", "--start CURSOR"]),
         (["status"], ["--state FILE", "--json"]),

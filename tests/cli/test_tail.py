@@ -83,11 +83,8 @@ def test_a_printed_line_has_the_original_members_of_the_event():
         {"id": "1", "source": "s", "data_base64": "AAEC"},
         {"id": "1", "source": "s", "method": "DELETE"},
     ):
-        assert (
-            json.loads(msgspec.json.encode(_output._members(CloudEvent.from_json(json.dumps(event).encode()))))
-            == event
-        )
-    assert _output._members(Message("1", {"a": 1})) == {"id": "1", "data": {"a": 1}}
+        assert json.loads(_output.json_line(CloudEvent.from_json(json.dumps(event).encode()))) == event
+    assert json.loads(_output.json_line(Message("1", {"a": 1}))) == {"id": "1", "data": {"a": 1}}
 
 
 def test_a_feed_longer_than_one_poll_is_read_to_its_end(tail, monkeypatch):
@@ -103,8 +100,11 @@ def test_a_feed_longer_than_one_poll_is_read_to_its_end(tail, monkeypatch):
     [
         ([], "the following arguments are required: URL"),
         (["ftp://x/feed"], "url"),
-        (["http://127.0.0.1:1/feed", "--interval", "soon"], "argument --interval: invalid float value;"),
-        (["http://127.0.0.1:1/feed", "--interval", "-1"], "fallback_interval must be finite and above 0"),
+        (
+            ["http://127.0.0.1:1/feed", "--fallback-interval", "soon"],
+            "argument --fallback-interval: invalid float value;",
+        ),
+        (["http://127.0.0.1:1/feed", "--fallback-interval", "-1"], "fallback_interval must be finite and above 0"),
         (["http://127.0.0.1:1/feed", "--push", "ftp://x"], "--push must be a websocket (ws://, wss://) or"),
         (["http://127.0.0.1:1/feed", "--once", "--push", "ws://x"], "--once does not wait for pushes"),
         (
@@ -314,9 +314,9 @@ def test_same_server_accepts_only_a_push_url_with_the_origin_of_the_feed():
 def test_the_scheme_of_a_push_url_selects_the_listener(push, kind, token, monkeypatch):
     made = []
 
-    def make(url, *, token):
-        made.append((url, token))
-        return kind(url, token=token)
+    def make(url, *, auth):
+        made.append((url, auth))
+        return kind(url, auth=auth)
 
     monkeypatch.setitem(_tail._LISTENER_TYPES, push.partition(":")[0].lower(), make)
     assert isinstance(_tail.listener_for(push, feed="https://shop.example/feed", token="t"), kind)

@@ -82,7 +82,7 @@ def started(*arguments):
     ],
 )
 def test_a_signed_request_prints_the_next_message_and_a_signal_ends_the_command(server, number, code):
-    arguments = [server.url, "--webhook", "127.0.0.1:0", *GITHUB, "-v", "--interval", "86400"]
+    arguments = [server.url, "--webhook", "127.0.0.1:0", *GITHUB, "-v", "--fallback-interval", "86400"]
     with started(*arguments) as process:
         url = next(match[1] for line in process.stderr if (match := LISTENING.search(line)))
         assert json.loads(process.stdout.readline())["id"] == FIRST
@@ -432,7 +432,7 @@ def test_a_port_in_use_is_reported_in_one_sentence(server, capsys):
 
 @pytest.mark.parametrize(
     ("host", "why"),
-    [("canary-secret.invalid", "Name or service|Temporary failure|No address"), ("x" * 70, "no name")],
+    [("canary-secret.invalid", "Name or service|Temporary failure|No address"), ("x" * 70, "not the name")],
 )
 def test_an_invalid_host_is_reported_in_one_sentence_without_its_name(capsys, host, why):
     assert typed("tail", FEED, "--webhook", f"{host}:80", *GITHUB) == Exit.PUSH

@@ -347,11 +347,10 @@ async def test_a_batch_is_filled_from_several_pages_that_arrive_within_batch_wai
     [
         (True, {"batch_wait": 0.0}),
         (False, {"batch_wait": 100.0}),
-        (True, {"batch_wait": 100.0, "prefetch": False}),
     ],
-    ids=["it may not wait", "no page is on its way", "none is to be"],
+    ids=["it may not wait", "no page is on its way"],
 )
-async def test_a_batch_does_not_wait_without_batch_wait_read_ahead_or_prefetch(read_ahead, settings):
+async def test_a_batch_does_not_wait_without_batch_wait_or_read_ahead(read_ahead, settings):
     feed = following(latency=1.0, read_ahead=read_ahead)
     feed.publish(30)
     committed = []

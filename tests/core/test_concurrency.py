@@ -315,7 +315,7 @@ async def test_a_skipped_or_dead_lettered_message_does_not_hold_later_messages(p
 
 
 async def test_more_messages_may_fail_at_once_than_attempt_records_are_kept(monkeypatch):
-    monkeypatch.setattr("push_to_poll_client._failure_policy.MAX_FAILING", 10)
+    monkeypatch.setattr("push_to_poll_client._progress.MAX_FAILING", 10)
     feed = FakeFeed(page_size=2_000)
     number = form(15, 1_100)
     feed.publish(*(f"k{n}x" for n in range(number)))

@@ -247,7 +247,7 @@ async def test_a_retry_of_all_continues_after_dead_letters_that_fail_or_are_gone
             consumer._parts.progress.pending.append(Record("c"))
         await process(message)
 
-    consumer._processing = replace(consumer._processing, handler=drops_c)
+    consumer._open_session.options = replace(consumer._options, handler=drops_c)
     assert await consumer.dead_letters.retry() == Retried(processed=1, failed=1)
     assert [letter.key for letter in await consumer.dead_letters.list()] == ["b"]
 
@@ -287,7 +287,7 @@ async def test_a_skip_message_from_the_handler_is_a_failed_retry():
     async def process(message):
         raise SkipMessage("not ours")
 
-    consumer._processing = replace(consumer._processing, handler=process)
+    consumer._open_session.options = replace(consumer._options, handler=process)
     assert await consumer.dead_letters.retry("a") == Retried(0, 1)
     assert (await consumer.dead_letters.get("a")).error == "SkipMessage: not ours"
 
@@ -403,6 +403,19 @@ async def test_a_stop_or_cancel_finishes_the_current_retry_and_leaves_the_other_
     assert [(one.key, one.marked) for one in await consumer.dead_letters.list()] == [("c", True)]
 
 
+async def test_marks_that_a_stop_has_left_are_retried_by_the_next_poll_of_the_session():
+    consumer = await dead("a", "b", "c")
+    consumer.failing.clear()
+    consumer.takes = 5.0
+    await mark(consumer, "a", "b", "c")
+    async with consumer, anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await anyio.sleep(7)
+        consumer.stop()
+        await consumer.poll_now()
+    assert consumer.processed == ["a", "b", "c"]
+
+
 async def test_the_retry_of_a_marked_dead_letter_is_cancelled_after_the_shutdown_timeout():
     consumer = await dead("a", shutdown_timeout=2)
     consumer.failing.clear()
@@ -450,7 +463,7 @@ async def test_a_retried_dead_letter_of_an_http_feed_is_a_cloud_event_again():
             seen.append(message)
             await process(message)
 
-        consumer._parts.dead_letters._retry._handler = watched
+        consumer._parts.dead_letters.retry.handler = watched
         assert await consumer.dead_letters.retry(letter.key) == Retried(1, 0)
     (again,) = seen
     assert isinstance(again, CloudEvent)

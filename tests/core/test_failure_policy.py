@@ -29,8 +29,7 @@ from push_to_poll_client import (
     StoreUnavailable,
     UndecodableMessage,
 )
-from push_to_poll_client._event_loop import TimeOfDay
-from push_to_poll_client._failure_policy import Attempts
+from push_to_poll_client._progress import Attempts, TimeOfDay
 from push_to_poll_client.testing import FakeFeed
 from tests.support.consumers import Log, polls_on
 from tests.support.refusing_store import RefusingStore
@@ -444,7 +443,7 @@ async def test_a_skip_message_raised_inside_a_task_group_skips_the_message():
 
 async def test_on_failure_applies_to_every_message_if_more_fail_than_max_failing(monkeypatch):
     """Else the attempts of the first were forgotten for those of the last, and so on without end."""
-    monkeypatch.setattr("push_to_poll_client._failure_policy.MAX_FAILING", 20)
+    monkeypatch.setattr("push_to_poll_client._progress.MAX_FAILING", 20)
     monkeypatch.setattr("push_to_poll_client._workers.MAX_FAILING", 20)
     names = [str(n) for n in range(100)]
     retry = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(5))
@@ -461,7 +460,7 @@ async def test_on_failure_applies_to_every_message_if_more_fail_than_max_failing
 @pytest.mark.no_cover  # lines are counted where it is quick
 async def test_the_kept_attempts_of_failing_messages_are_bounded(monkeypatch, virtual_day):
     """Of messages that do not come again; each poll is one of a new process, which need not wait before it."""
-    monkeypatch.setattr("push_to_poll_client._failure_policy.MAX_FAILING", 100)
+    monkeypatch.setattr("push_to_poll_client._progress.MAX_FAILING", 100)
     store, feed = MemoryStore(), FakeFeed()
     feed.answer(*(Page([Message(str(n))]) for n in range(120)))
     for n in range(120):

@@ -11,7 +11,6 @@ import pytest
 from push_to_poll_client import (
     AtomFeed,
     ConnectionListener,
-    DurableStreamFeed,
     FeedError,
     FetchRequest,
     HTTPFeed,
@@ -19,7 +18,6 @@ from push_to_poll_client import (
     MemoryStore,
     Page,
     PagedFeed,
-    PullWakeListener,
     RetryMessage,
     SQLiteStore,
     SSEListener,
@@ -29,7 +27,12 @@ from push_to_poll_client import (
 )
 from push_to_poll_client._schedule import MAX_NOT_BEFORE
 from push_to_poll_client._validation import MAX_NUMBER, check_number
-from push_to_poll_client.durable_streams import DurableStreamsSignature, DurableStreamsWebhook
+from push_to_poll_client.durable_streams import (
+    DurableStreamFeed,
+    DurableStreamsSignature,
+    DurableStreamsWebhook,
+    PullWakeListener,
+)
 from push_to_poll_client.feeds.paged import Entries, LongPoll, OldestFirst, from_body, full_page, to_query
 from push_to_poll_client.listeners.handshakes import cloudevents_origins
 from push_to_poll_client.listeners.postgres import PostgresListener
@@ -62,10 +65,10 @@ ARGUMENTS = {
     "SQLiteStore": (lambda **more: SQLiteStore("no.db", **more), "retention max_records"),
     "WebSocketListener": (
         lambda **more: WebSocketListener("wss://feed.example/", **more),
-        "max_age max_silence ping_interval ping_timeout open_timeout max_size",
+        "max_age max_silence ping_interval ping_timeout open_timeout max_body",
     ),
-    "SSEListener": (lambda **more: SSEListener(URL, **more), "max_age max_silence open_timeout max_size"),
-    "LongPollListener": (lambda **more: LongPollListener(URL, **more), "wait max_age open_timeout max_size"),
+    "SSEListener": (lambda **more: SSEListener(URL, **more), "max_age max_silence open_timeout max_body"),
+    "LongPollListener": (lambda **more: LongPollListener(URL, **more), "wait max_age open_timeout max_body"),
     "ConnectionListener": (lambda **more: ConnectionListener(print, name="own", **more), "max_age open_timeout"),
     "PostgresListener": (
         lambda **more: PostgresListener("postgresql://db.example", "c", **more),
@@ -73,7 +76,7 @@ ARGUMENTS = {
     ),
     "RedisListener": (
         lambda **more: RedisListener("redis://cache.example", "c", **more),
-        "max_age max_silence open_timeout max_size",
+        "max_age max_silence open_timeout max_body",
     ),
     "PullWakeListener": (
         lambda **more: PullWakeListener(URL, streams=["orders"], wake_stream="wakes", **more),

@@ -221,6 +221,7 @@ def test_message_data_that_is_too_deep_cannot_be_encoded():
 
 
 THEMSELVES = {
+    "feeds/_data_decoder.py": "what was decoded before, and written again by it",
     "_json.py": "the limit",
     "feeds/_cloudevents.py": "after the depth of the page or the event was looked at",
     "durable_streams/_framing.py": "of short texts, and where values are left as they stand",

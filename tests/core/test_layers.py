@@ -17,6 +17,7 @@ LAYERS = re.findall(r"\b_\w+", push_to_poll_client.__doc__)
 
 SHARED = {
     "_version",
+    "_lazy_exports",
     "_event_loop",
     "_secrets",
     "_validation",

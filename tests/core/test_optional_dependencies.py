@@ -84,6 +84,7 @@ except ImportError as error:
 
 
 def test_a_suite_without_pytest_says_to_install_it(monkeypatch):
+    monkeypatch.delattr(testing, "FeedSuite")
     monkeypatch.delitem(sys.modules, "push_to_poll_client.testing._feed_suite", raising=False)
     monkeypatch.setitem(sys.modules, "pytest", None)
     with pytest.raises(ImportError, match=r"^FeedSuite needs pytest: pip install pytest$"):
@@ -104,3 +105,10 @@ def test_a_package_that_is_installed_and_broken_is_to_be_installed_again():
         "RedisListener needs redis, which is installed but cannot be imported: "
         "pip install --force-reinstall 'push-to-poll-client[redis]' (bad\N{REPLACEMENT CHARACTER}ELF)"
     )
+
+
+@pytest.mark.parametrize("suite", [testing.FeedSuite, testing.StoreSuite, testing.TransactionalStoreSuite])
+def test_a_suite_without_trio_says_that_it_ran_on_asyncio_alone(monkeypatch, suite):
+    monkeypatch.setitem(sys.modules, "trio", None)
+    with pytest.raises(pytest.skip.Exception, match=r"ran on asyncio alone: pip install trio$"):
+        suite().test_trio_is_installed_so_that_both_event_loops_are_tested()

@@ -24,7 +24,7 @@ from push_to_poll_client import (
     Push,
     StoreError,
 )
-from push_to_poll_client._overlap import FULL_HISTORY, LAST_WALK_KEY
+from push_to_poll_client._position import FULL_HISTORY, LAST_WALK_KEY
 from push_to_poll_client.testing import FakeFeed
 from push_to_poll_client.testing._manual_listener import ManualListener
 from push_to_poll_client.testing._virtual_time import START, virtual_time

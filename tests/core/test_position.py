@@ -657,6 +657,17 @@ async def test_a_poll_fails_when_latest_raises_during_a_resync(running, monkeypa
     assert consumer.status().counters.resyncs == 1
 
 
+async def test_g3_a_resync_that_waits_for_the_server_comes_before_the_next_fetch_of_the_session():
+    feed, consumer = await expiring(Resync("latest", forget=False))
+    feed.fail(CursorExpired("gone", retry_after=100))
+    async with consumer:
+        assert not (await consumer.poll_now()).caught_up
+        asked = len(feed.requests)
+        assert (await consumer.poll_now(timeout=None)).caught_up
+        assert [asked_for.request.cursor for asked_for in feed.requests[asked:]] == [await feed.latest()]
+        assert consumer.status().counters.resyncs == 1
+
+
 async def test_a_poll_with_a_resync_still_ends_at_max_poll_time():
     feed, consumer = await expiring(Resync("inception", forget=False), max_poll_time=1)
     feed.latency = 2

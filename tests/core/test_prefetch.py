@@ -317,12 +317,13 @@ class Counts(Log):
         self.ahead.append(len(self.feed.requests) - 1 - (int(message.id) - 1) // 10)
 
 
-@pytest.mark.parametrize("prefetch", [False, True])
-async def test_at_most_one_page_is_fetched_ahead(prefetch):
+@pytest.mark.parametrize("read_ahead", [False, True])
+async def test_at_most_one_page_is_fetched_ahead_and_none_of_a_feed_without_read_ahead(read_ahead):
     feed = feed_of(100, page_size=10, latency=0.1)
-    async with Counts(feed, prefetch=prefetch) as log:
+    feed.read_ahead = read_ahead  # as a user sets it for any feed
+    async with Counts(feed) as log:
         result = await log.poll_now()
-    assert max(log.ahead) == prefetch
+    assert max(log.ahead) == read_ahead
     assert log.processed == ids(range(1, 101))
     assert (result.pages, len(feed.requests), result.caught_up) == (10, 10, True)
     assert cursors(feed) == [None, *(feed.after(10 * n) for n in range(1, 10))]
@@ -421,12 +422,6 @@ async def test_retry_after_of_a_dropped_page_still_applies():
             await log.poll_now()
         with pytest.raises(Throttled):
             await log.poll_now(timeout=900)
-
-
-@pytest.mark.parametrize("prefetch", [-1, 1, None])
-def test_an_invalid_prefetch_is_refused_at_construction(prefetch):
-    with pytest.raises(TypeError, match="prefetch must be True or False"):
-        Log(FakeFeed(), prefetch=prefetch)
 
 
 def test_the_http_feed_reads_ahead():

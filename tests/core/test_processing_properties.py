@@ -44,7 +44,6 @@ def plans(draw, concurrency, *, batches):
             "concurrency": concurrency,
             "flush_interval": die.choice([0.0, 0.05, 10.0]),
             "shutdown_timeout": die.choice([0.1, 5.0]),
-            "prefetch": die.choice([False, True]),
             "waits": die.choice([0.2, 20.0]),
             "hooked": die.choice([False, True]),
             "batch_size": die.randint(1, 7) if batches else 100,

@@ -9,8 +9,8 @@ import anyio.to_thread
 import pytest
 
 from push_to_poll_client import Push
+from push_to_poll_client._channels import CAPACITY, Wakes
 from push_to_poll_client._event_loop import EventLoop, error_for_cancellation, in_own_task
-from push_to_poll_client._wakes import CAPACITY, Wakes
 
 pytestmark = pytest.mark.anyio
 

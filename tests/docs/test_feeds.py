@@ -22,6 +22,7 @@ from tests.feeds.test_declared_suite import From
 from tests.feeds.test_paged_vendors import inception, walk
 from tests.support.consumers import Log
 from tests.support.postgres_server import shared_server
+from tests.vendors.acme import Acme
 from tests.vendors.atom import Atom
 from tests.vendors.calendar import Calendar
 from tests.vendors.couchdb import CouchDB
@@ -53,6 +54,7 @@ DECLARED = {
 }
 
 VENDORS = {
+    "acme": Acme,
     "events": GitHub,
     "orders": Orders,
     "stock": Stock,
@@ -75,6 +77,7 @@ VENDORS = {
 }
 
 CREDENTIALS = {
+    "ACME_KEY": SECRET,
     "GITHUB_TOKEN": SECRET,
     "STRIPE_KEY": f"sk_test_{SECRET}",
     "CLIENT_ID": "client",
@@ -174,6 +177,21 @@ async def test_a_declaration_shows_no_secret(name, serve):
         await walk(feed, inception(vendor))
     await feed.aclose()
     assert SECRET not in f"{refused.value} {feed!r} {feed.identity}"
+
+
+@pytest.mark.parametrize("code", [200, 429])
+async def test_the_wait_of_a_vendors_own_header_is_heeded(code, serve):
+    feed, url = declared("acme")
+    vendor = serve(VENDORS["acme"](1), url)
+    vendor.wait = 7
+    if code == httpx.codes.OK:
+        assert (await feed.fetch(FetchRequest())).retry_after == 7
+    else:
+        vendor.script.append(vendor.throttled(7))
+        with pytest.raises(FeedError, match="asks to be left alone") as throttled:
+            await feed.fetch(FetchRequest())
+        assert throttled.value.retry_after == 7
+    await feed.aclose()
 
 
 async def test_an_idle_consumer_of_syncthing_catches_up_and_sees_events_at_once(serve, running):
@@ -421,3 +439,20 @@ async def test_the_atom_example_of_the_page_prints_new_and_deleted_entries(serve
         "2023-11-14 22:13:21+00:00 Order 2 https://github.com/orders/2",
         f"gone: {vendor.entries[-1]['id']}",
     ]
+
+
+async def test_the_typed_example_of_the_page_gives_the_handler_decoded_data(capsys):
+    names = {}
+    exec(next(block for block in BLOCKS if "decode=Order" in block), names)  # noqa: S102  # it is ours
+    sent = [
+        {"id": "1", "source": "s", "type": "placed", "data": {"customer": "Ada", "cents": 995, "note": "new"}},
+        {"id": "7", "source": "s", "type": "placed", "data": {"customer": "Ada", "cents": "a few"}},
+    ]
+    with respx.mock() as router:
+        router.get("https://shop.example/orders", params={"lastEventId": "7"}).respond(json=[])
+        router.get("https://shop.example/orders").respond(json=sent)
+        await names["orders"].catch_up()
+    assert capsys.readouterr().out == "placed Ada 995\n"
+    (letter,) = await names["orders"].dead_letters.list()
+    said = re.search(r"``(the data of message '7' .*?) ``", PAGE, re.DOTALL)[1].replace("\n", " ")
+    assert said in letter.error

@@ -20,10 +20,8 @@ import pytest
 import push_to_poll_client
 from push_to_poll_client import (
     AtomFeed,
-    Consumer,
     Counters,
     DeadLetter,
-    DurableStreamFeed,
     HTTPFeed,
     ListenerStatus,
     LongPollListener,
@@ -35,7 +33,6 @@ from push_to_poll_client import (
     WebhookListener,
     WebSocketListener,
     _channels,
-    _failure_policy,
     _json,
     _log,
     _progress,
@@ -43,18 +40,17 @@ from push_to_poll_client import (
     _status,
     _types,
     _validation,
-    _wakes,
     durable_streams,
     testing,
 )
 from push_to_poll_client import _exceptions as exceptions
-from push_to_poll_client._http import caching, client, headers, origins, response, transport
+from push_to_poll_client._http import caching, client, headers, origins, redirects, response, transport
 from push_to_poll_client.cli import _tail
 from push_to_poll_client.cli._output import Exit
-from push_to_poll_client.durable_streams import _framing, _signature
+from push_to_poll_client.durable_streams import DurableStreamFeed, _framing, _signature
 from push_to_poll_client.feeds import (
+    _base,
     _decoding,
-    _end_of_feed,
     _newest_first,
     _newest_first_cursor,
     _newest_first_walk,
@@ -179,12 +175,12 @@ def test_the_documented_limits_match_the_code():
             ", once a wait that was asked for is over"
         ),
         f"{client.MAX_REDIRECTS}",
-        f"{origins.MAX_REMEMBERED_REDIRECTS}, for an hour",
-        f"{origins.MAX_CONFIRMED_PATHS}",
+        f"{redirects.MAX_REMEMBERED_REDIRECTS}, for an hour",
+        f"{redirects.MAX_CONFIRMED_PATHS}",
         f"{headers.MAX_LINKS}",
         f"{caching.MAX_VALIDATOR:,} characters",
         f"{caching.MAX_FRESH / 3600:g} hour",
-        f"{_end_of_feed.MAX_URLS}",
+        f"{_base.MAX_ENDS}",
         f"{origins.MAX_SECRET:,} characters",
         f"{_newest_first.MAX_MESSAGES:,}, or {_newest_first_walk.MAX_BYTES >> 20} MiB of documents",
         f"{_newest_first_walk.MAX_DOCUMENTS:,} and {_newest_first_walk.MAX_ADDRESSES:,}",
@@ -198,8 +194,8 @@ def test_the_documented_limits_match_the_code():
         f"{_json.MAX_DEPTH}",
         f"{parser.MAX_TAG >> 10:,} KiB",
         f"{parser.MAX_SCOPE:,} and {constructs.MAX_DATE} characters",
-        f"{default(WebSocketListener, 'max_size') >> 10} KiB",
-        f"{default(SSEListener, 'max_size') >> 10} KiB",
+        f"{default(WebSocketListener, 'max_body') >> 10} KiB",
+        f"{default(SSEListener, 'max_body') >> 10} KiB",
         f"{default(WebhookListener, 'max_body') >> 10:,} KiB, in {default(WebhookListener, 'body_timeout'):g} s",
         f"{limits.MAX_BODIES}",
         f"{default(WebhookListener, 'rate'):g} a second, {default(WebhookListener, 'burst')} at once",
@@ -212,35 +208,36 @@ def test_the_documented_limits_match_the_code():
         f"{handshakes.MAX_ECHO:,} characters, for a hub {_callbacks.MAX_CHALLENGE:,}",
         f"{transport.CHUNKS_AT_ONCE} and {receiver.PIECES_AT_ONCE:,}",
         f"{sse.BYTES_AT_ONCE:,}",
-        f"{default(LongPollListener, 'max_size') >> 10:,} KiB",
-        f"{default(redis.RedisListener, 'max_size') >> 10} KiB",
+        f"{default(LongPollListener, 'max_body') >> 10:,} KiB",
+        f"{default(redis.RedisListener, 'max_body') >> 10} KiB",
         f"{_websub.MAX_TOPIC >> 20} MiB",
         f"{_signature.MAX_KEYS} and {_signature.MAX_SET >> 10} KiB",
         f"{_hints.MAX_TOPICS} and {_hints.MAX_VALUE_LENGTH:,}",
         f"{_channels.MAX_STATE:,} characters",
-        f"{_wakes.CAPACITY}",
+        f"{_channels.CAPACITY}",
         f"{_validation.MAX_TEXT} characters",
         f"1 of each error in {_log.TRACEBACK_INTERVAL:g} s, {_log.MAX_TRACEBACKS} in all",
         f"{_progress.MAX_PENDING:,}",
-        f"{default(Consumer, 'prefetch'):d}",
+        "1",
         f"{_retry.MAX_DEAD_LETTERS:,}",
         f"{_retry.MAX_TRACEBACK:,} characters",
-        f"{_failure_policy.MAX_FAILING:,}",
+        f"{_progress.MAX_FAILING:,}",
         f"{_status.MAX_SHOWN_FAILING}",
-        f"{_failure_policy.MAX_ERROR} characters",
+        f"{_progress.MAX_ERROR} characters",
         f"{_retention.MAX_HISTORY}",
         f"{default(SQLiteStore, 'max_records'):,} for {default(SQLiteStore, 'retention') / 86_400:g} days",
     ]
     assert [row[1] for row in table(GUARANTEES, "what | limit")] == stated
 
 
-@pytest.mark.parametrize("feed", [PagedFeed, AtomFeed, DurableStreamFeed])
-def test_shared_arguments_of_all_feeds_have_the_defaults_of_http_feed(feed):
-    """What they are all given is the same by default, but for how long they wait for what is new."""
+SHARED_BY_FEEDS = ["auth", "headers", "timeout", "max_body", "client", "trusted_origins", "identity"]
+
+
+@pytest.mark.parametrize("feed", [PagedFeed, HTTPFeed, AtomFeed, DurableStreamFeed])
+def test_all_feeds_have_the_same_shared_arguments_last_and_in_the_same_order(feed):
     own, one = inspect.signature(feed).parameters, inspect.signature(HTTPFeed).parameters
-    shared = own.keys() & one.keys() - {"max_wait"}
-    assert {"timeout", "max_body", "auth", "headers", "client", "trusted"} <= shared
-    assert {name: own[name].default for name in shared} == {name: one[name].default for name in shared}
+    assert [name for name in own if name != "url_secrets"][-len(SHARED_BY_FEEDS) :] == SHARED_BY_FEEDS
+    assert [own[name] for name in SHARED_BY_FEEDS] == [one[name] for name in SHARED_BY_FEEDS]
 
 
 # Log lines and errors
@@ -442,6 +439,7 @@ def test_the_documented_program_stops_cleanly_on_sigterm(tmp_path):
     program = python(README)[0].replace("anyio.run(orders.run)\n", "") + python(OPERATIONS)[1]
     with serve_in_thread(backlog=1) as server:
         program = program.replace("wss://shop.example/orders/push", server.push_url)
+        program = program.replace('to_query("after")', 'to_query("lastEventId")')
         program = program.replace("https://shop.example/orders", server.url)
         started = subprocess.Popen(
             [sys.executable, "-u", "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True
@@ -537,11 +535,12 @@ def test_each_tail_of_an_example_that_keeps_state_has_a_name(page):
         assert "--state orders.db" not in command or "--name orders" in command, command
 
 
+@pytest.mark.parametrize("name", SHARED_BY_FEEDS)
 @pytest.mark.parametrize("feed", [PagedFeed, AtomFeed, DurableStreamFeed])
-def test_identity_is_explained_by_the_same_sentences_for_all_feeds(feed):
+def test_shared_arguments_are_explained_by_the_same_sentences_for_all_feeds(feed, name):
     def explained(kind):
         text = inspect.cleandoc(kind.__doc__)  # Python 3.13 takes the indentation away by itself
-        return re.search(r"\n    identity: (.*?)(?:\n\w|\n    \w|\n\n)", text, re.DOTALL)[1]
+        return re.search(rf"\n    {name}: (.*?)(?:\n\w|\n    \w|\n\n)", text, re.DOTALL)[1]
 
     assert explained(feed) == explained(HTTPFeed)
 

@@ -42,10 +42,9 @@ def block_with(text):
 
 
 def at(text, server):
-    """The same text, with the reference server's addresses."""
-    return text.replace("wss://shop.example/orders/push", server.push_url).replace(
-        "https://shop.example/orders", server.url
-    )
+    """The same text, with the reference server's addresses and the name that it has for a cursor."""
+    text = text.replace("wss://shop.example/orders/push", server.push_url).replace('"after"', '"lastEventId"')
+    return text.replace("https://shop.example/orders", server.url)
 
 
 def test_the_first_readme_example_runs_and_has_at_most_fifteen_lines(server, capsys, monkeypatch, tmp_path):
@@ -62,14 +61,14 @@ def stops_after(run, count):
     """`Consumer.run`, which stops when it has processed so many messages."""
 
     async def run_and_stop(self):
-        process, numbers = self._processing.handler, itertools.count(1)
+        process, numbers = self._open_session.options.handler, itertools.count(1)
 
         async def counted(message):
             await process(message)
             if next(numbers) == count:
                 self.stop()
 
-        self._processing = dataclasses.replace(self._processing, handler=counted)
+        self._open_session.options = dataclasses.replace(self._open_session.options, handler=counted)
         with anyio.fail_after(GUARD):
             await run(self)
 
@@ -85,7 +84,9 @@ def test_the_transactional_readme_example_moves_money_exactly_once(monkeypatch, 
 
     async def poll():
         bank = space["bank"]
-        bank._processing = dataclasses.replace(bank._processing, retry=None)  # which takes real time
+        bank._open_session.options = dataclasses.replace(
+            bank._open_session.options, retry=None
+        )  # which takes real time
         await bank.poll_now()
         return await bank.dead_letters.list()
 
@@ -98,6 +99,25 @@ def test_the_transactional_readme_example_moves_money_exactly_once(monkeypatch, 
     with closing(sqlite3.connect("bank.db")) as connection:
         assert dict(connection.execute("SELECT name, cents FROM account")) == {"a": 50, "b": 50}
     assert [letter.error.split(":")[0] for letter in letters] == ["IntegrityError", "DeadLetterMessage"]
+
+
+def test_the_typed_readme_example_gives_the_handler_decoded_data(server, capsys):
+    space = {}
+    exec(compile(at(block_with("TypedOrders"), server), "README.md", "exec"), space)  # noqa: S102  # it is ours
+    server.publish([{"customer": "Ada", "cents": 995}, {"customer": "Ada", "cents": "a few"}])
+
+    async def poll():
+        store = MemoryStore()
+        orders = space["TypedOrders"](
+            space["feed"], store=store, name="orders", on_failure="dead_letter", retry=None
+        )
+        await orders.catch_up()
+        return await orders.dead_letters.list()
+
+    *backlog, letter = anyio.run(poll)
+    assert capsys.readouterr().out == "995\n"
+    assert len(backlog) == 3
+    assert "Expected `int`, got `str` - at `$.cents`" in letter.error
 
 
 def test_the_paged_feed_readme_example_reads_all_events():

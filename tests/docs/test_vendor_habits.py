@@ -185,7 +185,7 @@ async def test_a_matrix_server_takes_an_empty_answer_for_a_failure():
 
 async def hear(listener, vendor):
     """What an hour of a quiet topic, with two messages, wakes."""
-    listener._open.keywords["client"] = httpx.AsyncClient(transport=vendor.stream())
+    listener._client._given_client = httpx.AsyncClient(transport=vendor.stream())
     listener._fraction = lambda: 0.5
     channel = TimedChannel()
     async with anyio.create_task_group() as tasks:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from push_to_poll_client import (
     CursorExpired,
     DeadLetter,
-    DurableStreamFeed,
     FeedError,
     FeedGone,
     FeedRefused,
@@ -23,6 +22,7 @@ from push_to_poll_client import (
     ServerSentEvent,
     UndecodableMessage,
 )
+from push_to_poll_client.durable_streams import DurableStreamFeed
 from push_to_poll_client.durable_streams._framing import (
     FRAMINGS,
     ReadStart,

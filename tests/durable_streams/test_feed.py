@@ -14,7 +14,6 @@ from anyio.to_thread import run_sync
 from push_to_poll_client import (
     Consumer,
     CursorExpired,
-    DurableStreamFeed,
     FeedError,
     FeedGone,
     FeedRefused,
@@ -26,6 +25,7 @@ from push_to_poll_client import (
     SQLiteStore,
     SSEListener,
 )
+from push_to_poll_client.durable_streams import DurableStreamFeed
 from push_to_poll_client.testing import FeedSuite
 from tests.support.consumers import Log
 from tests.support.durable_streams_server import serving

@@ -412,7 +412,7 @@ async def test_the_subscription_is_deleted_at_the_end_only_with_stop_at_exit():
 async def test_claims_are_acknowledged_with_their_own_token_and_no_secret_is_shown(caplog):
     caplog.set_level("DEBUG")
     server = Wakes()
-    listener = listener_of(server, token=CANARY, headers={"x-gate": CANARY})
+    listener = listener_of(server, auth=CANARY, headers={"x-gate": CANARY})
     await run(server, listener, then=server.append)
     sent = {
         request.url.path.rpartition("/")[2]: request.headers["authorization"]

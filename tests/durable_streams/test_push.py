@@ -11,9 +11,9 @@ import httpx
 import pytest
 from anyio.to_thread import run_sync
 
-from push_to_poll_client import DurableStreamFeed, ListenerError
+from push_to_poll_client import ListenerError
 from push_to_poll_client._types import Push
-from push_to_poll_client.durable_streams import PullWakeListener
+from push_to_poll_client.durable_streams import DurableStreamFeed, PullWakeListener
 from push_to_poll_client.durable_streams._subscription import DurableStreamsWebhook
 from push_to_poll_client.listeners.webhook import WebhookListener
 from tests.support.channels import listening

@@ -247,7 +247,7 @@ async def test_a_withdrawn_key_is_refused_after_the_key_set_expires():
         (httpx.Response(200, content=b"[]"), "answered something that is no set of keys (RFC 7517 §5)"),
         (httpx.Response(200, content=b"[" * 60_000), "no set of keys"),
         (httpx.Response(200, content=b'{"keys":' + b"[" * 60_000), "no set of keys"),
-        (httpx.Response(200, content=b"x" * 70_000), "answered more than 65536 bytes"),
+        (httpx.Response(200, content=b"x" * 70_000), "sent a body of more than 65536 bytes"),
     ],
 )
 async def test_known_keys_stay_valid_while_key_requests_fail(failing, told, caplog):
@@ -321,7 +321,7 @@ def test_one_verifier_works_in_one_event_loop_after_another(anyio_backend_name):
 async def test_credentials_are_sent_to_the_key_server_and_not_shown(caplog):
     caplog.set_level(logging.DEBUG)
     keys = Keys(key := Key("ds_1"))
-    verify = keys.verifier(token=CANARY, headers={"x-gate": CANARY})
+    verify = keys.verifier(auth=CANARY, headers={"x-gate": CANARY})
     assert await verify(key.request())
     (request,) = keys.requests
     assert (request.headers["authorization"], request.headers["x-gate"]) == (f"Bearer {CANARY}", CANARY)

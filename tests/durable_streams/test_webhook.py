@@ -177,7 +177,7 @@ async def test_a_400_without_a_known_code_is_an_http_status_error(answer):
 def test_the_id_depends_only_on_the_settings_sent_to_the_server():
     same = subscription_of().id
     assert same.startswith("push-to-poll-")
-    assert subscription_of(streams=["/orders/", "orders"], token="other", confirm_every=7.0).id == same
+    assert subscription_of(streams=["/orders/", "orders"], auth="other", confirm_every=7.0).id == same
     others = [{"streams": ["x"]}, {"pattern": "x"}, {"lease": 20}, {"callback": "https://me.example/"}]
     assert len({same, *(subscription_of(**other).id for other in others)}) == 5
 
@@ -245,7 +245,7 @@ def test_the_answer_to_a_webhook_reports_done():
 
 async def test_the_token_is_sent_to_the_server_and_not_shown(caplog):
     caplog.set_level(logging.DEBUG)
-    subscription = subscription_of(server := Server(), token=CANARY)
+    subscription = subscription_of(server := Server(), auth=CANARY)
     await subscription.create(subscription.plan())
     assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {CANARY}"}
     assert CANARY not in caplog.text + repr(subscription) + subscription.name + repr(subscription.verify)

@@ -107,7 +107,7 @@ def test_the_repr_and_identity_of_an_atom_feed_hide_secrets():
     [
         ({"timeout": 0}, ValueError),
         ({"max_body": "1"}, TypeError),
-        ({"trusted": "x"}, TypeError),
+        ({"trusted_origins": "x"}, TypeError),
         ({"auth": 3}, TypeError),
     ],
 )
@@ -262,7 +262,7 @@ async def test_a_trusted_origin_is_requested_without_credentials():
     site = Site(
         {TOP: feed(entry("b", 2), links={"prev-archive": "https://cdn.example/1"}), "/1": feed(entry("a", 1))}
     )
-    messages, _, _ = await walk(site.feed(trusted=["https://cdn.example"], headers={"x-key": SECRET}))
+    messages, _, _ = await walk(site.feed(trusted_origins=["https://cdn.example"], headers={"x-key": SECRET}))
     assert ids(messages) == ["a", "b"]
     assert "authorization" not in site.requests[1].headers
     assert "x-key" not in site.requests[1].headers
@@ -622,7 +622,7 @@ async def test_an_error_names_the_url_of_the_linked_document_that_failed():
             "/1?token=a": httpx.Response(200, text="<rss/>"),
         }
     )
-    text = await refused(site.feed(trusted=["https://cdn.example"]))
+    text = await refused(site.feed(trusted_origins=["https://cdn.example"]))
     assert text.startswith(f"{WHERE}, which led to https://cdn.example/1?token=…, sent a document that is RSS")
 
 

@@ -152,6 +152,14 @@ async def test_feeds_that_share_a_declaration_learn_nothing_from_each_other():
     assert (result.caught_up, result.messages) == (False, 50)
 
 
+async def test_a_first_page_without_a_readable_entry_is_an_error_in_each_feed_of_a_declaration():
+    entries = Entries("items")
+    right, wrong = (Server([{name: "1", "n": 1}]) for name in ("id", "uuid"))
+    assert (await Log(feed_on(right, entries=entries, pages=forward(from_last("n")))).catch_up()).messages == 1
+    with pytest.raises(FeedError, match="no entry of the first page can be read"):
+        await feed_on(wrong, entries=entries, pages=forward(from_last("n"))).fetch(FetchRequest())
+
+
 async def test_lag_grows_while_a_feed_stands_still(running, virtual_day):
     server = Server(rows(3), size=100, by="time", inclusive=True)
     consumer = running(Log(feed_on(server, pages=forward(from_last("time")))))

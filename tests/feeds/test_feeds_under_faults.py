@@ -355,7 +355,7 @@ async def test_a_consumer_with_a_store_on_disk_recovers_after_a_fault(subject, f
 )
 async def test_a_redirect_to_a_trusted_origin_is_followed_without_sending_secrets(subject, fault, said):
     """But for what may not go there at all: what is posted, and a URL with a secret in it."""
-    cell = Cell(subject, trusted=[ELSEWHERE])
+    cell = Cell(subject, trusted_origins=[ELSEWHERE])
     await cell.live(fault, "at first")
     cell.check_messages()
     await cell.check_cursors()

@@ -83,7 +83,7 @@ def paged_feed(server, **options):
         URL,
         entries=Entries(),
         pages=OldestFirst(cursor=from_each("id"), send=to_query("since")),
-        hold=LongPoll(to_query("timeout"), longest=WAIT),
+        long_poll=LongPoll(to_query("timeout"), longest=WAIT),
         client=server.client(),
         **options,
     )
@@ -94,7 +94,7 @@ def newest_first_feed(server, **options):
         URL,
         entries=Entries(),
         pages=NewestFirst(next=from_last("id"), send=to_query("before"), more=lambda _: False),
-        hold=LongPoll(to_query("timeout"), longest=WAIT),
+        long_poll=LongPoll(to_query("timeout"), longest=WAIT),
         client=server.client(),
         **options,
     )

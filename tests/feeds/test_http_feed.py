@@ -386,9 +386,10 @@ class TestRedirects:
     async def test_a_redirect_to_an_undecodable_host_name_is_a_feed_error(self, serve):
         """Idna's error is a UnicodeError, which httpx lets through."""
         serve(httpx.Response(302, headers={"location": "http://xn--zz/"}))
-        assert "could not be read: RemoteProtocolError 'a redirect to no URL'" in str(await refused(HTTPFeed(URL)))
+        text = "could not be read: the server answered a redirect to something that is not a URL"
+        assert text in str(await refused(HTTPFeed(URL)))
         async with httpx.AsyncClient() as client:
-            assert "could not be read: IDNAError" in str(await refused(HTTPFeed(URL, client=client)))
+            assert text in str(await refused(HTTPFeed(URL, client=client)))
 
     async def test_a_redirect_location_may_leave_out_the_host(self, serve):
         """As browsers and httpx read it."""
@@ -489,7 +490,7 @@ class TestCredentials:
         server = serve(batch("1"))
         feed = HTTPFeed(URL, auth=Provider(RuntimeError(SECRET), "token"))
         error = await refused(feed)
-        assert "raised RuntimeError" in str(error)
+        assert "failed with RuntimeError" in str(error)
         assert server.requests == []
         assert ids(await fetch(feed)) == ["1"]
 
@@ -502,10 +503,10 @@ class TestCredentials:
         assert SECRET not in str(wrong.value)
         assert server.requests == []
 
-    async def test_a_token_callable_that_returns_a_wrong_type_is_a_type_error(self, serve):
+    async def test_a_token_callable_that_returns_a_wrong_type_is_a_feed_error(self, serve):
         serve(batch())
-        with pytest.raises(TypeError, match="returned a int"):
-            await fetch(HTTPFeed(URL, auth=Provider(5)))
+        error = await refused(HTTPFeed(URL, auth=Provider(5)))
+        assert "returned what cannot be sent: a token is a str, not int" in str(error)
 
     async def test_an_httpx_auth_may_send_a_second_request(self, serve):
         challenge = 'Digest realm="shop", nonce="n", qop="auth", algorithm=SHA-256'
@@ -993,5 +994,5 @@ async def test_clients_share_one_tls_context():
     contexts = set()
     for _ in range(2):
         async with open_client(httpx.Timeout(30)) as client:
-            contexts.add(client._transport._pool._ssl_context)
+            contexts.add(client._direct._connections._ssl_context)
     assert len(contexts) == 1

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from push_to_poll_client import (
     AtomFeed,
     Consumer,
-    DurableStreamFeed,
     HTTPFeed,
     MemoryStore,
     PagedFeed,
@@ -18,6 +17,7 @@ from push_to_poll_client import (
 )
 from push_to_poll_client._http.origins import identity
 from push_to_poll_client._validation import MAX_IDENTITY
+from push_to_poll_client.durable_streams import DurableStreamFeed
 from push_to_poll_client.feeds.paged import Entries, OldestFirst, from_last, to_query
 from push_to_poll_client.testing import FakeFeed
 from tests.support.identities import cheap_identities
@@ -169,7 +169,7 @@ def test_the_identities_of_earlier_versions_have_the_framing_of_a_stream():
 
 
 def bot(token, size=10):
-    return paged(f"https://api.example/bot{{token}}/updates?limit={size}", secrets={"token": token})
+    return paged(f"https://api.example/bot{{token}}/updates?limit={size}", url_secrets={"token": token})
 
 
 def test_a_secret_of_the_url_is_part_of_the_identity_and_the_page_size_beside_it_is_not():
@@ -182,7 +182,7 @@ def test_a_secret_of_the_url_is_part_of_the_identity_and_the_page_size_beside_it
         "https://api.example/bot{token}/updates#28968d8f",
         "https://api.example/bot{token}/updates?limit=…#7069d896",
     )
-    assert len(paged("https://api.example/bot{token}/u", secrets={"token": "s"}).former_identity) == 1
+    assert len(paged("https://api.example/bot{token}/u", url_secrets={"token": "s"}).former_identity) == 1
 
 
 def test_the_digest_of_a_secret_takes_long_and_is_short_and_differs_from_feed_to_feed(monkeypatch):
@@ -196,7 +196,10 @@ def test_the_digest_of_a_secret_takes_long_and_is_short_and_differs_from_feed_to
     monkeypatch.setattr(hashlib, "scrypt", scrypt)
     digests = {
         feed.identity.partition("#")[2]
-        for feed in (bot("0000-of-one"), paged("https://api.example/v2/{token}", secrets={"token": "0000-of-one"}))
+        for feed in (
+            bot("0000-of-one"),
+            paged("https://api.example/v2/{token}", url_secrets={"token": "0000-of-one"}),
+        )
     }
     assert len(digests) == 2, "a table made for one feed is of no use for another"
     assert {len(digest) for digest in digests} == {6}

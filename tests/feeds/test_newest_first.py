@@ -411,7 +411,7 @@ async def test_more_page_chains_than_are_kept_restart_without_loss():
     documents.publish(9)
     for each in readers:
         await each.step()
-    assert len(walk._walks._walks) == _newest_first_walk.MAX_WALKS
+    assert len(walk._walks) == _newest_first_walk.MAX_WALKS
     for number, each in enumerate(readers):
         while await each.step():
             pass

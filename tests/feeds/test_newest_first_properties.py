@@ -214,10 +214,10 @@ class WalkBackMachine(RuleBasedStateMachine):
 
     def reads_to_the_end(self, person):
         """To where another poll brings nothing, in one request."""
-        before, begun = len(person.settled), set(self.walk._walks._walks)
+        before, begun = len(person.settled), set(self.walk._walks)
         person.begin()
         self.polls(person)
-        while person.saved in begun and person.saved in self.walk._walks._walks:
+        while person.saved in begun and person.saved in self.walk._walks:
             # Another reader began a walk at this cursor. It is shared, and may hold what was dropped since.
             begun.remove(person.saved)
             person.begin()
@@ -258,7 +258,7 @@ class WalkBackMachine(RuleBasedStateMachine):
 
     @property
     def ways(self):
-        return self.walk._walks._walks.values()
+        return self.walk._walks.values()
 
     @property
     def bound(self):

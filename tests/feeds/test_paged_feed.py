@@ -272,7 +272,7 @@ async def test_credentials_and_headers_are_sent():
 
 
 async def test_a_secret_in_the_url_is_sent_but_not_shown_in_repr_identity_or_errors():
-    options = {"url": "https://api.vendor.example/bot{token}/updates", "secrets": {"token": SECRET}}
+    options = {"url": "https://api.vendor.example/bot{token}/updates", "url_secrets": {"token": SECRET}}
     feed, server = feed_on(says({"error": 1}), **options)
     with pytest.raises(FeedError) as failed:
         await feed.fetch(FetchRequest())
@@ -285,7 +285,9 @@ async def test_a_secret_in_the_url_is_not_in_the_log(caplog):
     caplog.set_level(logging.DEBUG)
     with respx.mock() as router:
         router.route().mock(return_value=says(page("1", cursor="c", more=0)))
-        feed, _ = feed_on(client=None, url="https://api.vendor.example/bot{token}/u", secrets={"token": SECRET})
+        feed, _ = feed_on(
+            client=None, url="https://api.vendor.example/bot{token}/u", url_secrets={"token": SECRET}
+        )
         await feed.fetch(FetchRequest())
         await feed.aclose()
     assert "api.vendor.example" in caplog.text
@@ -297,7 +299,7 @@ async def test_a_secret_in_the_url_is_not_in_the_log(caplog):
 
 async def test_a_long_poll_requests_at_most_the_longest_wait_of_the_server():
     hold = LongPoll(to_query("timeout"), longest=50, per_second=1000, also={"feed": "longpoll"})
-    feed, server = feed_on(says(page()), hold=hold)
+    feed, server = feed_on(says(page()), long_poll=hold)
     assert feed.max_wait == 50
     for wait, query in [(0, {}), (20, {"timeout": "20000"}), (500, {"timeout": "50000"})]:
         await feed.fetch(FetchRequest("c", wait=wait))
@@ -306,7 +308,7 @@ async def test_a_long_poll_requests_at_most_the_longest_wait_of_the_server():
 
 async def test_a_request_that_must_not_be_held_says_so_where_otherwise_is_declared():
     hold = LongPoll(to_query("timeout", otherwise="0"), longest=50, also={"feed": "longpoll"})
-    feed, server = feed_on(says(page(cursor="c")), hold=hold, latest=Latest({"since": "now"}))
+    feed, server = feed_on(says(page(cursor="c")), long_poll=hold, latest=Latest({"since": "now"}))
     await feed.fetch(FetchRequest("c"))
     assert server.query == {"since": "c", "timeout": "0"}
     await feed.fetch(FetchRequest("c", wait=20))
@@ -318,7 +320,7 @@ async def test_a_request_that_must_not_be_held_says_so_where_otherwise_is_declar
 async def test_a_request_for_a_linked_page_says_that_it_must_not_be_held():
     pages = OldestFirst(cursor=from_body("next"), send=as_url())
     hold = LongPoll(to_query("wait", otherwise="0"), longest=30)
-    feed, server = feed_on(says(page()), pages=pages, hold=hold)
+    feed, server = feed_on(says(page()), pages=pages, long_poll=hold)
     await feed.fetch(FetchRequest(f"{URL}?c=2&wait=20"))
     assert str(server.last.url) == f"{URL}?c=2&wait=0"
 
@@ -327,7 +329,7 @@ async def test_a_redirect_that_drops_the_wait_is_followed():
     """It costs time, and no message."""
     hold = LongPoll(to_query("timeout", otherwise="0"), longest=50)
     moved = httpx.Response(302, headers={"location": "/v2/events?since=c"})
-    feed, _ = feed_on(moved, says(page("1", cursor="d")), hold=hold)
+    feed, _ = feed_on(moved, says(page("1", cursor="d")), long_poll=hold)
     assert ids(await feed.fetch(FetchRequest("c"))) == ["1"]
 
 
@@ -343,7 +345,9 @@ async def test_the_wait_in_a_next_link_is_replaced_and_not_repeated():
     pages = OldestFirst(cursor=from_body("next"), send=as_url())
     hold = LongPoll(to_query("wait"), longest=30)
     feed, server = feed_on(
-        lambda request: says(page("1", next=str(request.url.copy_set_param("c", "n%2Fm")))), pages=pages, hold=hold
+        lambda request: says(page("1", next=str(request.url.copy_set_param("c", "n%2Fm")))),
+        pages=pages,
+        long_poll=hold,
     )
     found = await feed.fetch(FetchRequest(wait=20))
     for _ in range(2):
@@ -419,7 +423,7 @@ async def test_a_link_is_saved_as_an_absolute_url(link, saved, place):
         "cursor": OldestFirst(cursor=from_body("link"), send=as_url()),
         "next": OldestFirst(cursor=at_end(from_body("link")), send=as_url(), next=from_body("link")),
     }[place]
-    feed, server = feed_on(says(page("1", link=link)), pages=pages, trusted=["https://cdn.example"])
+    feed, server = feed_on(says(page("1", link=link)), pages=pages, trusted_origins=["https://cdn.example"])
     found = await feed.fetch(FetchRequest())
     assert (found.cursor or msgspec.json.decode(found.next.removeprefix("page "))[1]) == saved
     await feed.fetch(FetchRequest(found.next))
@@ -466,14 +470,14 @@ async def test_an_untrusted_or_invalid_link_fails_the_poll_and_is_not_saved(link
 async def test_a_posted_body_is_not_sent_to_a_linked_trusted_origin():
     pages = OldestFirst(cursor=from_body("link"), send=as_url())
     answer = says(page("1", link="https://cdn.example/x"))
-    error = await refused(answer, pages=pages, json={"secret": SECRET}, trusted=["https://cdn.example"])
+    error = await refused(answer, pages=pages, json={"secret": SECRET}, trusted_origins=["https://cdn.example"])
     assert "must not get what is posted" in str(error)
 
 
 async def test_an_error_names_the_trusted_origin_that_answered():
     pages = OldestFirst(cursor=from_body("link"), send=as_url())
     answers = [says(page("1", link="https://cdn.example/x?sig=1")), says({"oops": 1})]
-    feed, _ = feed_on(*answers, pages=pages, trusted=["https://cdn.example"])
+    feed, _ = feed_on(*answers, pages=pages, trusted_origins=["https://cdn.example"])
     found = await feed.fetch(FetchRequest())
     with pytest.raises(FeedError) as failed:
         await feed.fetch(FetchRequest(found.next))
@@ -937,7 +941,7 @@ async def test_the_etag_is_sent_for_a_lower_case_get_method():
 
 async def test_an_empty_page_is_reused_for_max_age_unless_fresh_or_wait_is_requested():
     feed, server = feed_on(
-        says(page(cursor="c"), cache_control="max-age=60"), hold=LongPoll(to_query("t"), longest=9)
+        says(page(cursor="c"), cache_control="max-age=60"), long_poll=LongPoll(to_query("t"), longest=9)
     )
     for _ in range(3):
         assert ids(await feed.fetch(FetchRequest("c"))) == []
@@ -1055,7 +1059,7 @@ POSTED = OldestFirst(cursor=from_body("c"), send=to_body("cursor"))
         ({"pages": from_link()}, TypeError, "pages is a Reader; give OldestFirst(…) or NewestFirst(…)"),
         ({"outcomes": expired(status(410))}, TypeError, "outcomes is a Outcome; give a list of them"),
         ({"outcomes": [status(410)]}, TypeError, "one of the outcomes is a Reader; give one, as expired(…)"),
-        ({"hold": to_query("t")}, TypeError, "hold is a Sender; give LongPoll(…)"),
+        ({"long_poll": to_query("t")}, TypeError, "long_poll is a Sender; give LongPoll(…)"),
         ({"latest": {"since": "now"}}, TypeError, "latest is a dict; give Latest(…)"),
         ({"hint": "seen"}, TypeError, "hint is a str; give to_query(…), to_header(…) or to_body(…)"),
         ({"json": {}, "form": {}}, ValueError, "both json= and form= are given; a request has one body"),
@@ -1094,18 +1098,18 @@ POSTED = OldestFirst(cursor=from_body("c"), send=to_body("cursor"))
             "to_body('a', 0) leads to no place",
         ),
         ({"hint": to_body("seen")}, ValueError, "to_body('seen') has no body to go to"),
-        ({"hint": as_url()}, ValueError, "as_url() leads to pages; neither hint nor hold can be sent by it"),
-        ({"hold": LongPoll(as_url(), 9)}, ValueError, "as_url() leads to pages"),
+        ({"hint": as_url()}, ValueError, "as_url() leads to pages; neither hint nor long_poll can be sent by it"),
+        ({"long_poll": LongPoll(as_url(), 9)}, ValueError, "as_url() leads to pages"),
         ({"url": f"{URL}?since=0"}, ValueError, "url has 'since' in its query, where to_query('since') puts it"),
         (
-            {"url": f"{URL}?t=0", "hold": LongPoll(to_query("t"), 9)},
+            {"url": f"{URL}?t=0", "long_poll": LongPoll(to_query("t"), 9)},
             ValueError,
             "url has 't' in its query, where to_query",
         ),
         (
-            {"url": f"{URL}?f=n", "hold": LongPoll(to_query("t"), 9, also={"f": "l"})},
+            {"url": f"{URL}?f=n", "long_poll": LongPoll(to_query("t"), 9, also={"f": "l"})},
             ValueError,
-            "url has 'f' in its query, where hold puts it",
+            "url has 'f' in its query, where long_poll puts it",
         ),
         (
             {"url": f"{URL}?o=a", "latest": Latest({"o": "d"})},
@@ -1121,8 +1125,8 @@ POSTED = OldestFirst(cursor=from_body("c"), send=to_body("cursor"))
         ({"url": "ftp://x"}, ValueError, "http"),
         ({"timeout": 0}, ValueError, "timeout"),
         ({"max_body": 0}, ValueError, "max_body"),
-        ({"secrets": {"token": "x"}}, ValueError, "no field {token}"),
-        ({"trusted": ["x"]}, ValueError, "trusted"),
+        ({"url_secrets": {"token": "x"}}, ValueError, "no field {token}"),
+        ({"trusted_origins": ["x"]}, ValueError, "trusted_origins"),
         ({"auth": 7}, TypeError, "auth"),
     ],
 )

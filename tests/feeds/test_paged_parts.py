@@ -294,12 +294,12 @@ def test_invalid_arguments_of_long_poll_are_refused(arguments, kind, text):
     ],
 )
 def test_an_error_outcome_becomes_its_exception(outcome, kind, text):
-    found = apply_outcomes([outcome], reply(code=410), "https://feed.example")
+    found = apply_outcomes([outcome], reply(code=410))
     assert type(found.error) is kind
     assert str(found.error).startswith("https://feed.example ")
     assert text in str(found.error)
     assert "410" in str(found.error)
-    assert apply_outcomes([outcome], reply(), "https://feed.example").error is None
+    assert apply_outcomes([outcome], reply()).error is None
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_an_error_outcome_becomes_its_exception(outcome, kind, text):
 )
 def test_an_expired_cursor_may_have_a_new_start(start, offered):
     outcome = expired(status(410), start=start)
-    found = apply_outcomes([outcome], reply(code=410, location="https://x/"), "x")
+    found = apply_outcomes([outcome], reply(code=410, location="https://x/"))
     assert found.error.start == offered
 
 
@@ -339,28 +339,28 @@ def test_an_expired_cursor_may_have_a_new_start(start, offered):
 def test_a_pause_is_a_given_number_or_is_read_from_the_answer(after, seconds):
     body = {"after": 3, "text": "4", "ms": 1500, "true": True, "nan": "nan", "inf": "inf", "less": -1}
     said = reply(body | {"object": {}, "huge": 10**400})
-    assert apply_outcomes([throttled(status(200), after=after)], said, "x").error.retry_after == seconds
-    assert apply_outcomes([not_ready(status(200), after=after)], said, "x").retry_after == seconds
+    assert apply_outcomes([throttled(status(200), after=after)], said).error.retry_after == seconds
+    assert apply_outcomes([not_ready(status(200), after=after)], said).retry_after == seconds
     if callable(after):
-        assert apply_outcomes([pause(after)], said, "x").retry_after == seconds
+        assert apply_outcomes([pause(after)], said).retry_after == seconds
 
 
 def test_the_longest_of_several_pauses_and_the_first_of_several_errors_count():
     said = reply({"a": 3, "b": 5})
     waits = [pause(from_body("a")), pause(from_body("b")), pause(from_body("c")), not_ready(status(200), after=4)]
-    assert apply_outcomes(waits, said, "x").retry_after == 5
-    found = apply_outcomes([gone(status(200)), restart(status(200))], said, "x")
+    assert apply_outcomes(waits, said).retry_after == 5
+    found = apply_outcomes([gone(status(200)), restart(status(200))], said)
     assert type(found.error) is FeedGone
 
 
 def test_outcomes_mark_a_page_as_not_ready_closed_or_with_a_gap():
     outcomes = [not_ready(status(202)), closed(from_body("closed")), gap(from_body("limited"))]
-    assert apply_outcomes(outcomes, reply({"closed": True, "limited": True}), "x") == apply_outcomes(
-        [closed(status(200)), gap(status(200), "the server says that it left messages out")], reply(), "x"
+    assert apply_outcomes(outcomes, reply({"closed": True, "limited": True})) == apply_outcomes(
+        [closed(status(200)), gap(status(200), "the server says that it left messages out")], reply()
     )
-    assert apply_outcomes(outcomes, reply({}, code=202), "x").empty
-    assert apply_outcomes([gap(status(200), "rooms")], reply(), "x").gap == "rooms"
-    nothing = apply_outcomes(outcomes, reply({}), "x")
+    assert apply_outcomes(outcomes, reply({}, code=202)).empty
+    assert apply_outcomes([gap(status(200), "rooms")], reply()).gap == "rooms"
+    nothing = apply_outcomes(outcomes, reply({}))
     assert (nothing.empty, nothing.closed, nothing.gap, nothing.retry_after) == (False, False, "", None)
 
 

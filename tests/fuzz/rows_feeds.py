@@ -2,18 +2,24 @@
 
 import json
 from functools import partial
+from typing import Literal
+
+import msgspec
+import pydantic
 
 from push_to_poll_client import (
     CloudEvent,
     CursorExpired,
     DeadLetter,
-    DurableStreamFeed,
     FeedError,
     HTTPFeed,
+    Message,
     ServerSentEvent,
     UndecodableMessage,
     UnreadableMessage,
 )
+from push_to_poll_client._json import decode
+from push_to_poll_client.durable_streams import DurableStreamFeed
 from push_to_poll_client.durable_streams._framing import (
     FRAMINGS,
     ReadStart,
@@ -24,6 +30,7 @@ from push_to_poll_client.durable_streams._framing import (
     is_offset,
 )
 from push_to_poll_client.feeds._cloudevents import read_batch
+from push_to_poll_client.feeds._data_decoder import DataDecoder
 from push_to_poll_client.feeds._decoding import split_json
 from push_to_poll_client.feeds._newest_first import _parse_position, _position
 from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
@@ -135,6 +142,34 @@ def read_event(data):
     event = CloudEvent.from_json(data)
     look_at(event)
     assert CloudEvent.from_json(event.raw).key == event.key
+
+
+class _Decoded(msgspec.Struct):
+    id: str
+    kind: Literal["a", "b"] = "a"
+    parts: dict[int, list["_Decoded"]] = {}
+
+
+class _Model(pydantic.BaseModel):
+    id: str
+    kind: Literal["a", "b"] = "a"
+    parts: dict[int, list["_Model"]] = {}
+
+
+_DECODERS = [DataDecoder(decode) for decode in (_Decoded, _Model, list[_Model], dict[str, object])]
+
+
+def read_data(data):
+    """What does not fit has one bounded line, whatever it is."""
+    value, unfit = decode(data), list[str]()
+    for decoder in _DECODERS:
+        try:
+            decoder.decode(value, Message("1"))
+        except UndecodableMessage as error:
+            unfit.append(str(error))
+    assert all(len(text) < 700 and text.isprintable() for text in unfit)
+    if len(unfit) == len(_DECODERS):
+        raise UndecodableMessage("it fits nothing")
 
 
 def read_seen(data):
@@ -285,6 +320,25 @@ ROWS = (
         ),
         frame=(b'{"id":"1","data":', b"}"),
         hostile={"nested": nested(b"[", b"]", b'{"id":"1","data":', b"}")},
+    ),
+    Fuzzed(
+        name="data of messages",
+        modules=("feeds._data_decoder",),
+        read=read_data,
+        errors=(UndecodableMessage, ValueError, RecursionError),
+        examples=(
+            b'{"id": "1", "kind": "b", "parts": {"7": [{"id": "2"}]}}',
+            b'[{"id": "1", "kind": "c - at `$.kind`"}]',
+            b'[{"id": 1, "parts": {"x": 1, "y": 2}}, {}, {}, 3]',
+        ),
+        tokens=(*words(r'"id" "kind" "parts" "7" \x20-\x20at\x20`$'), *JSON_TOKENS),
+        frame=(b'{"id":"1","kind":', b"}"),
+        hostile={
+            "nested": nested(b'{"id":"1","parts":{"1":[', b"]}}"),
+            "a long value": around(b'{"id":"1","kind":"', b"x", b'"}'),
+            "places in a value": around(b'{"id":"1","kind":"', b" - at `$", b'"}'),
+            "faults": around(b"[", b"1,", b"1]"),
+        },
     ),
     Fuzzed(
         name="what was seen",

@@ -23,17 +23,16 @@ from push_to_poll_client._http.client import Client
 from push_to_poll_client._http.errors import error_for_exception, error_for_status
 from push_to_poll_client._http.headers import http_date, requested_delay
 from push_to_poll_client._http.origins import (
-    MAX_REMEMBERED_REDIRECTS,
     Origins,
-    Redirects,
     URLSecrets,
     identity,
     without_secrets,
 )
-from push_to_poll_client._http.response import Deadline, find_link, read_body
+from push_to_poll_client._http.redirects import MAX_REMEMBERED_REDIRECTS, Redirects
+from push_to_poll_client._http.response import BodyError, find_link, read_body
 from push_to_poll_client._types import MAX_NOT_BEFORE
 from push_to_poll_client._validation import describe, one_line, quoted
-from push_to_poll_client.feeds._end_of_feed import EndOfFeed
+from push_to_poll_client.feeds._base import EndOfFeed
 from tests.fuzz.answers import URL, answer_of, direct_client, fields, in_loop, response_of, written
 from tests.fuzz.fuzzed import Fuzzed, around, text_of, words
 from tests.support.identities import cheap_identities
@@ -142,15 +141,10 @@ def read_refusal(data):
 def read_packed(data):
     encoding, _, body = data.partition(b"\n")
     answer = response_of(b"200\ncontent-encoding: " + encoding + b"\n\n" + body)
-    unpacked = in_loop(lambda: _body(answer, 4096))
+    unpacked = in_loop(lambda: read_body(answer, 4096, lambda _: None))
     assert len(unpacked) <= 4096
     if encoding == b"gzip" and body:
         assert zlib.decompressobj(31).decompress(body) == unpacked
-
-
-async def _body(answer, limit):
-    patience = Deadline(30, 0)
-    return await read_body(answer, limit, "the feed", patience)
 
 
 _hidden = URLSecrets("https://api.example/bot{token}/updates?x={other}", {"token": SECRET, "other": "aaab"})
@@ -203,7 +197,7 @@ def read_exchange(data):
         timeout=30,
         max_body=4096,
         client=direct_client(data),
-        trusted=["https://cdn.example"],
+        trusted_origins=["https://cdn.example"],
     )
 
     async def ask():
@@ -385,7 +379,7 @@ ROWS = (
         name="bodies",
         modules=("_http.response",),
         read=read_packed,
-        errors=(FeedError,),
+        errors=(BodyError,),
         examples=(
             b"gzip\n" + gzip.compress(b"hello " * 10, mtime=0),
             b"gzip\n" + gzip.compress(b"hello", mtime=0) + b"\0\0",
@@ -443,7 +437,7 @@ ROWS = (
     ),
     Fuzzed(
         name="moves",
-        modules=("_http.origins",),
+        modules=("_http.redirects",),
         read=read_moves,
         examples=(
             b"https://a.example/1?x\nhttps://a.example/2?x",
@@ -457,7 +451,7 @@ ROWS = (
     ),
     Fuzzed(
         name="exchanges",
-        modules=("_http.client", "_http.response", "feeds._end_of_feed", "_http.origins", "_http.direct_client"),
+        modules=("_http.client", "_http.response", "feeds._base", "_http.direct_client"),
         read=read_exchange,
         errors=(FeedError,),
         examples=(

@@ -13,7 +13,7 @@ from websockets.uri import parse_uri
 from push_to_poll_client import PushToPollError, Verdict
 from push_to_poll_client.listeners._base import StopReconnecting
 from push_to_poll_client.listeners._sse_parser import MAX_RETRY, EventParser, EventTooLarge, ServerSentEvent
-from push_to_poll_client.listeners.sse import NotAnEventStream, _check, _fields, _fits_header
+from push_to_poll_client.listeners.sse import NotAnEventStream, _check, _fits_header
 from push_to_poll_client.listeners.sse import failure_of as sse_failure_of
 from push_to_poll_client.listeners.websocket import NoCommonSubprotocol
 from push_to_poll_client.listeners.websocket import failure_of as websocket_failure_of
@@ -40,7 +40,7 @@ def read_stream(data):
         assert [event for at in range(0, len(data), size) for event in pieces.feed(data[at : at + size])] == events
         assert (pieces.last_event_id, pieces.retry) == (whole.last_event_id, whole.retry)
     if _fits_header(whole.last_event_id):
-        headers = [(b"host", b"h"), *_fields({}, whole.last_event_id)]
+        headers = [(b"host", b"h"), (b"last-event-id", whole.last_event_id.encode())]
         h11.Request(method="GET", target="/", headers=headers)
 
 

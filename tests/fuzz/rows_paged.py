@@ -113,7 +113,7 @@ def read_times(data):
     wrong = []
     for order in ("oldest first", "newest first"):
         try:
-            assert check_order(messages, order, "the feed", "correct it", first=True)
+            assert check_order(messages, order, "the feed", first=True)
         except FeedError as error:
             wrong.append(error)
     assert len(wrong) < 2
@@ -134,7 +134,7 @@ OUTCOMES = (
 
 def read_outcomes(data):
     reply = Reply(answer_of(data))
-    found = apply_outcomes(OUTCOMES, reply, "the feed")
+    found = apply_outcomes(OUTCOMES, reply)
     assert found.retry_after is None or found.retry_after >= 0
     if found.error is not None:
         check_error(found.error)

@@ -12,9 +12,8 @@ from types import SimpleNamespace
 
 from push_to_poll_client import DeadLetter, StoreError
 from push_to_poll_client._dead_letters import as_json, restore_from_json
-from push_to_poll_client._event_loop import TimeOfDay
-from push_to_poll_client._failure_policy import Attempts
-from push_to_poll_client._overlap import Overlap
+from push_to_poll_client._position import Overlap
+from push_to_poll_client._progress import Attempts, TimeOfDay
 from push_to_poll_client._types import SavedCursor
 from push_to_poll_client.cli import _dead_letters, _rebind, _rewind, _status, _tail
 from push_to_poll_client.cli._exec import _argv
@@ -129,9 +128,8 @@ def read_attempts(data):
 def read_looked(data):
     saved = [SavedCursor(f"{n}", float(n)) for n in range(9)]
     session = SimpleNamespace(state={"looked": _kept(data)}, history=saved, cursor=saved[-1].cursor)
-    overlap = Overlap(
-        session, seconds=2.0, max_poll_time=30.0, clock=lambda: 9.0, time_of_day=TimeOfDay(lambda: 9.0)
-    )
+    options = SimpleNamespace(overlap=2.0, max_poll_time=30.0)
+    overlap = Overlap(options=options, session=session, clock=lambda: 9.0, time_of_day=TimeOfDay(lambda: 9.0))
     assert overlap.begin_walk().start in [one.cursor for one in saved]
 
 
@@ -274,7 +272,7 @@ ROWS = (
     ),
     Fuzzed(
         name="attempts",
-        modules=("_failure_policy",),
+        modules=("_progress",),
         read=read_attempts,
         errors=(StoreError,),
         examples=(b'{"a":[1,2.5,3.0,0.5],"b":[2,1.0]}', b"{}"),
@@ -291,7 +289,7 @@ ROWS = (
     ),
     Fuzzed(
         name="when the overlap was looked at",
-        modules=("_overlap",),
+        modules=("_position",),
         read=read_looked,
         errors=(StoreError,),
         examples=(b"5.5", b"-inf", b"1e9"),

@@ -5,8 +5,8 @@ import httpx
 from push_to_poll_client.listeners._requests import UnusableResponse
 from push_to_poll_client.listeners._webhook.types import WebhookAnswer, WebhookRequest
 from push_to_poll_client.listeners.subscriptions import Registration, WebSub
+from push_to_poll_client.listeners.subscriptions._discovery import topic_of
 from push_to_poll_client.listeners.subscriptions._state import SubscriptionState
-from push_to_poll_client.listeners.subscriptions._websub import topic_of
 from tests.fuzz.answers import fields
 from tests.fuzz.fuzzed import Fuzzed, around, nested, text_of, words
 
@@ -61,7 +61,7 @@ def read_book(data):
 ROWS = (
     Fuzzed(
         name="hubs of topics",
-        modules=("listeners.subscriptions._websub",),
+        modules=("listeners.subscriptions._discovery",),
         read=read_topic,
         errors=(UnusableResponse,),
         examples=(

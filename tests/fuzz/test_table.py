@@ -65,8 +65,10 @@ OUR_OWN = {
     "cli._dead_letters": "lines that are shown and not read, and what `as_json` has just made",
     "cli._main": "the exit code of a command",
     "cli.demo": "lines of its own processes",
-    "feeds._paged.validation": "what the user declared",
+    "feeds._paged.declaration": "what the user declared",
     "_http.credentials": "Base64 that it has just made",
+    "listeners._websocket_client": "the address that the user gave",
+    "listeners.long_poll": "the address that the user gave",
     "stores._sqlite.connection": "a list of words for SQLite",
     "testing": "what a test wrote",
 }

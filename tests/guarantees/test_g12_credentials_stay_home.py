@@ -14,13 +14,13 @@ from push_to_poll_client import (
     AtomFeed,
     Consumer,
     DeadLetterMessage,
-    DurableStreamFeed,
     FeedError,
     FetchRequest,
     HTTPFeed,
     MemoryStore,
     PushToPollError,
 )
+from push_to_poll_client.durable_streams import DurableStreamFeed
 from push_to_poll_client.feeds.paged import Entries, OldestFirst, PagedFeed, from_body, to_query
 from tests.support.consumers import Log
 
@@ -77,7 +77,7 @@ WAYS = {
     "a cookie": {"headers": {"Cookie": f"theme=dark; sid={ASCII_CANARY}"}},
     "a header of the client": {"client_headers": {"X-Api-Key": ASCII_CANARY}},
     "a parameter": {"url": f"{URL}?api_key={quote(CANARY, safe='')}"},
-    "a secret of the path": {"url": f"{URL}/{{token}}", "secrets": {"token": CANARY}},
+    "a secret of the path": {"url": f"{URL}/{{token}}", "url_secrets": {"token": CANARY}},
     "a body": {"json": {"filter": {"access_token": CANARY}}},
     "a form": {"form": {"client_secret": CANARY}},
 }
@@ -145,7 +145,7 @@ async def everything_shown(way, answer, caplog):
         entries=Entries("data", id="id"),
         pages=OldestFirst(cursor=from_body("next"), send=to_query("after")),
         client=client,
-        trusted=["https://cdn.example"],
+        trusted_origins=["https://cdn.example"],
         **given,
     )
     shown = []

@@ -121,7 +121,7 @@ SECRET = "canary-secret"
 @contextlib.contextmanager
 def tail_with_webhook(feed, log):
     """A command in a process of its own, which may open `DESCRIPTORS` files and writes its log to a file."""
-    command = [sys.executable, "-m", "push_to_poll_client", "tail", feed, "-v", "--interval", "86400"]
+    command = [sys.executable, "-m", "push_to_poll_client", "tail", feed, "-v", "--fallback-interval", "86400"]
     command += ["--webhook", "127.0.0.1:0", "--webhook-verify", "github", "--webhook-secret-env", "WEBHOOK_SECRET"]
     limited = ["sh", "-c", f'ulimit -Sn {DESCRIPTORS} && exec "$@"', "sh", *command]
     environment = {**os.environ, "WEBHOOK_SECRET": SECRET}

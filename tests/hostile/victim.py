@@ -27,7 +27,7 @@ import anyio
 
 from push_to_poll_client import Consumer, HTTPFeed, Push, Record, SQLiteStore, _schedule, cli, listeners
 from push_to_poll_client._http.transport import shared_tls_context, user_agent
-from push_to_poll_client.listeners import _backoff, websocket
+from push_to_poll_client.listeners import _backoff, _websocket_client
 from push_to_poll_client.stores._sqlite import file as file_module
 
 GUARD = 120
@@ -76,7 +76,7 @@ def _hurry():
     file_module._BUSY_TIMEOUT = 0.2
     _schedule.FIRST_BACKOFF = _schedule.SLOW_BACKOFF = 0.01
     _backoff.FIRST_DELAY = _backoff.BASE_DELAY = _backoff.SLOW_DELAY = 0.01
-    websocket.CLOSE_TIMEOUT = 0.2
+    _websocket_client.CLOSE_TIMEOUT = 0.2
 
 
 def opened(backend, path, *, room=None):

@@ -43,7 +43,9 @@ async def everything_shown(listener, error, caplog):
     """Let each connection fail with an error, and return all that is shown of it."""
 
     @contextlib.asynccontextmanager
-    async def connect(headers):
+    async def connect():
+        if credentials := getattr(listener, "_credentials", None):
+            await credentials.get()
         raise error
         yield
 
@@ -75,14 +77,14 @@ HTTP = "https://shop.example/push"
 @pytest.mark.parametrize(
     ("make", "error"),
     [
-        (lambda: WebSocketListener(WEBSOCKET, token=CANARY), closed(f"who is {CANARY}?")),
-        (lambda: WebSocketListener(WEBSOCKET, token=token), closed(f"who is {CANARY}?")),
+        (lambda: WebSocketListener(WEBSOCKET, auth=CANARY), closed(f"who is {CANARY}?")),
+        (lambda: WebSocketListener(WEBSOCKET, auth=token), closed(f"who is {CANARY}?")),
         (lambda: WebSocketListener(WEBSOCKET, headers={"X-Api-Key": CANARY}), InvalidHeader("Upgrade", CANARY)),
         (lambda: WebSocketListener(f"{WEBSOCKET}?token={CANARY}"), InvalidMessage(f"got /push?token={CANARY}")),
         (lambda: WebSocketListener(f"wss://user:{CANARY}@shop.example"), closed(f"user:{CANARY}")),
-        (lambda: WebSocketListener(WEBSOCKET, token=CANARY), caused(ConnectionResetError(104, "reset"))),
-        (lambda: SSEListener(HTTP, token=CANARY), NotAnEventStream(f"the server sent 'text/{CANARY}'")),
-        (lambda: SSEListener(HTTP, token=CANARY), httpx.RemoteProtocolError(f"illegal status line: {CANARY}")),
+        (lambda: WebSocketListener(WEBSOCKET, auth=CANARY), caused(ConnectionResetError(104, "reset"))),
+        (lambda: SSEListener(HTTP, auth=CANARY), NotAnEventStream(f"the server sent 'text/{CANARY}'")),
+        (lambda: SSEListener(HTTP, auth=CANARY), httpx.RemoteProtocolError(f"illegal status line: {CANARY}")),
         (lambda: SSEListener(f"https://user:{CANARY}@shop.example"), httpx.RemoteProtocolError(CANARY.upper())),
         (lambda: LongPollListener(f"{HTTP}?api_key={CANARY}"), httpx.RemoteProtocolError(CANARY)),
         (lambda: RedisListener(f"redis://:{CANARY}@db", "a"), redis.ResponseError(f"WRONGPASS {CANARY}")),
@@ -122,7 +124,7 @@ async def test_a_secret_in_the_answer_of_a_hub_is_masked(answer, caplog):
     caplog.set_level(logging.DEBUG, "push_to_poll_client")
     async with httpx.AsyncClient(transport=Server(ANSWERS[answer])) as client:
         topic, callback = "https://shop.example/topic", "https://me.example/"
-        hub = WebSub(topic, callback, secret=CANARY, token=CANARY, client=client)
+        hub = WebSub(topic, callback, secret=CANARY, auth=CANARY, client=client)
         listener = WebhookListener(register_with_server=hub)
         channel = TimedChannel()
         with anyio.move_on_after(10), contextlib.suppress(ListenerError):
@@ -138,7 +140,7 @@ async def test_a_secret_in_the_answer_of_a_hub_is_masked(answer, caplog):
 async def test_a_secret_in_the_answer_about_public_keys_is_masked(answer, caplog):
     caplog.set_level(logging.DEBUG, "push_to_poll_client")
     async with httpx.AsyncClient(transport=Server(ANSWERS[answer])) as client:
-        signature = DurableStreamsSignature("https://shop.example/keys", token=CANARY, client=client)
+        signature = DurableStreamsSignature("https://shop.example/keys", auth=CANARY, client=client)
         assert await signature._keys.key("k") is None
     shown = f"{signature!r} {[record.getMessage() for record in caplog.records]}"
     assert "0 keys are known" in shown
@@ -150,7 +152,7 @@ async def test_a_secret_in_the_answer_of_a_stream_server_is_masked(answer, caplo
     caplog.set_level(logging.DEBUG, "push_to_poll_client")
     async with httpx.AsyncClient(transport=Server(ANSWERS[answer])) as client:
         listener = PullWakeListener(
-            "https://shop.example/v1/stream", wake_stream="wakes", pattern="*", token=CANARY, client=client
+            "https://shop.example/v1/stream", wake_stream="wakes", pattern="*", auth=CANARY, client=client
         )
         channel = TimedChannel()
         with anyio.move_on_after(10), contextlib.suppress(ListenerError):

@@ -286,7 +286,7 @@ async def test_white_space_in_a_held_response_restarts_the_timeout():
 
 async def test_the_connection_and_the_credentials_are_renewed_at_max_age():
     tokens = itertools.count()
-    listener, script = scripted(NEVER, max_age=100, token=lambda: f"t{next(tokens)}", wait=1000)
+    listener, script = scripted(NEVER, max_age=100, auth=lambda: f"t{next(tokens)}", wait=1000)
     channel = await run(listener, script, 120)
     assert script.sent("authorization") == ["Bearer t0", "Bearer t1", "Bearer t2"]
     assert channel.events == [(1, "up"), (51, "up"), (101, "up")]
@@ -351,7 +351,7 @@ async def test_classify_can_turn_410_into_a_retry():
 
 async def test_401_requests_a_new_token_once():
     tokens = itertools.count()
-    listener, script = scripted(401, token=lambda: f"t{next(tokens)}")
+    listener, script = scripted(401, auth=lambda: f"t{next(tokens)}")
     await run(listener, script, 200)
     assert script.sent("authorization") == ["Bearer t0", "Bearer t1"]
 
@@ -360,7 +360,7 @@ async def test_401_requests_a_new_token_once():
     ("body", "options", "text"),
     [
         (b"<html>", {"news": "changes"}, "no JSON"),
-        ((200, {}, [b"x" * 101]), {"max_size": 100}, "more than 100 bytes"),
+        ((200, {}, [b"x" * 101]), {"max_body": 100}, "more than 100 bytes"),
         (json.dumps({"at": "x" * 8193}).encode(), {"next": {"since": "at"}}, "a since of more than 8192"),
         (b"{}", {"news": lambda answer: 1 / 0}, "failed with ZeroDivisionError"),
         (b"{}", {"next": lambda answer: {"a": {1: object()}}}, "failed with TypeError"),
@@ -376,7 +376,7 @@ async def test_an_unreadable_answer_wakes_and_delays_the_next_request(body, opti
 async def test_logs_repr_and_name_contain_no_secret(caplog):
     caplog.set_level(logging.DEBUG, "push_to_poll_client")
     listener, script = scripted(
-        (9, b'{"at": "c4n4ry"}'), RESET, (9, 404), NEVER, next={"since": "at"}, token=CANARY
+        (9, b'{"at": "c4n4ry"}'), RESET, (9, 404), NEVER, next={"since": "at"}, auth=CANARY
     )
     await run(listener, script, 400)
     assert CANARY not in caplog.text + repr(listener) + listener.name
@@ -461,10 +461,10 @@ def test_an_unusable_answer_error_of_a_function_is_raised_unchanged():
         ({"news": ""}, ValueError, "a path is"),
         ({"retry_after": 7}, TypeError, "a path is"),
         ({"wait": 0}, ValueError, "wait"),
-        ({"max_size": 0}, ValueError, "max_size"),
+        ({"max_body": 0}, ValueError, "max_body"),
         ({"open_timeout": None}, TypeError, "open_timeout"),
         ({"url": "ftp://x"}, ValueError, "begins with http"),
-        ({"url": "https://me:pw@h/", "token": "t"}, ValueError, "either a token"),
+        ({"url": "https://me:pw@h/", "auth": "t"}, ValueError, "given more than once"),
         ({"client": 7}, TypeError, "httpx.AsyncClient"),
     ],
 )

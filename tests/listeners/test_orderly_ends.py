@@ -214,7 +214,7 @@ async def test_a_websocket_that_the_server_closes_after_each_message_is_opened_a
 
 async def test_a_secret_in_the_reason_of_an_orderly_end_is_masked(caplog):
     caplog.set_level(logging.DEBUG, "push_to_poll_client")
-    listener = ScriptedWebSocket(["x", closed(1000, "goodbye c4n4ry-t0ken")], token="c4n4ry-t0ken")
+    listener = ScriptedWebSocket(["x", closed(1000, "goodbye c4n4ry-t0ken")], auth="c4n4ry-t0ken")
     await run_websocket(listener, 3)
     assert "'goodbye ***'; connecting again" in caplog.text
     assert "c4n4ry" not in caplog.text

@@ -81,7 +81,7 @@ def to(*connections, max_age=None, **options):
     following = iter(connections)
 
     @contextlib.asynccontextmanager
-    async def connect(headers):
+    async def connect():
         connection = next(following)
         if isinstance(connection, Exception):
             raise connection
@@ -133,7 +133,7 @@ async def test_no_ping_is_sent_without_max_silence():
 
 async def test_a_message_that_is_too_large_for_a_hint_is_a_plain_push():
     connection = Scripted(said(b'{"cursor": 1}'), said(b'{"cursor": 12}'))
-    channel = await run(to(connection, hint=JSONHint(cursor="cursor"), max_size=13), 1)
+    channel = await run(to(connection, hint=JSONHint(cursor="cursor"), max_body=13), 1)
     assert channel.pushes == [Push(cursor="1"), Push()]
 
 
@@ -213,7 +213,7 @@ def test_the_name_of_a_listener_shows_the_server_but_no_secret(url, name):
         ((f"http://me:{CANARY}@h", "a"), {}, ValueError, "url is http://h, which redis-py cannot read"),
         ((f"redis://h:{CANARY}", "a"), {}, ValueError, "which redis-py cannot read"),
         (("redis://h", "a"), {"max_silence": 0}, ValueError, "max_silence"),
-        (("redis://h", "a"), {"max_size": None}, TypeError, "max_size"),
+        (("redis://h", "a"), {"max_body": None}, TypeError, "max_body"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(arguments, options, kind, text):

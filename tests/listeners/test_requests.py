@@ -96,7 +96,10 @@ async def test_an_unusable_answer_is_retried_slowly():
 
 async def test_an_answer_above_max_body_is_unusable_and_reading_stops():
     asking, script = asker([b"x" * 60, b"y" * 41], max_body=100)
-    assert await refused(asking, UnusableResponse) == "https://api.example/ask?key=… answered more than 100 bytes"
+    assert (
+        await refused(asking, UnusableResponse)
+        == "https://api.example/ask?key=… sent a body of more than 100 bytes; raise max_body= if that is right"
+    )
     assert script.open == 0
 
 
@@ -105,11 +108,11 @@ async def test_an_answer_of_exactly_max_body_is_read():
     assert (await asking.send_request()).body == b"x" * 100
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "identity, br", "x" * 5000, "\x1b[31m"])
-async def test_a_compressed_answer_is_unusable(encoding):
+@pytest.mark.parametrize("encoding", ["br", "identity, br", "x" * 5000, "\x1b[31m"])
+async def test_an_answer_in_an_unknown_encoding_is_unusable(encoding):
     asking, script = asker((200, {"Content-Encoding": encoding}, [b"\x1f\x8b", END]))
     said = await refused(asking, UnusableResponse)
-    assert "but was asked for identity" in said
+    assert "which it was not asked for" in said
     assert said.isprintable()
     assert len(said) < 300
     assert script.sent("accept-encoding") == ["identity"]
@@ -200,7 +203,7 @@ async def test_a_network_error_is_raised_unchanged():
 
 
 async def test_credentials_are_sent_to_the_origin_of_the_url():
-    asking, script = asker(200, headers={"X-Key": CANARY}, token=lambda: "t")
+    asking, script = asker(200, headers={"X-Key": CANARY}, auth=lambda: "t")
     await asking.send_request()
     await asking.send_request(url="https://API.example:443/other")
     assert script.sent("x-key") == [CANARY] * 2
@@ -219,8 +222,8 @@ async def test_no_credentials_or_client_settings_are_sent_to_another_origin(url)
         "cookies": cookies,
         "auth": ("me", CANARY),
     }
-    asking, script = asker(200, client=client, headers={"X-Key": CANARY}, token=CANARY)
-    asking._client.cookies.set("session", CANARY, domain=httpx.URL(url).host)
+    asking, script = asker(200, client=client, headers={"X-Key": CANARY}, auth=CANARY)
+    asking._given_client.cookies.set("session", CANARY, domain=httpx.URL(url).host)
     await asking.send_request("POST", url, content=b"{}", headers={"Content-Type": "application/json"})
     (request,) = script.requests
     assert CANARY not in repr(request.url)
@@ -237,10 +240,31 @@ async def test_the_user_and_password_of_the_url_are_sent_only_to_its_origin():
     assert script.sent("authorization") == ["Basic bWU6YzRuNHJ5", None]
 
 
-async def test_an_authorization_header_in_any_case_replaces_the_user_and_password_of_the_url():
-    asking, script = asker(200, url="https://me:pw@api.example/", headers={"authorization": "Key k"})
+@pytest.mark.parametrize("name", ["authorization", "Authorization"])
+def test_an_authorization_header_and_a_user_in_the_url_are_refused_together(name):
+    with pytest.raises(ValueError, match="given more than once"):
+        asker(200, url="https://me:pw@api.example/", headers={name: "Key k"})
+
+
+async def test_the_user_of_the_url_replaces_the_authorization_of_the_header_function():
+    asking, script = asker(200, url="https://me:pw@api.example/", headers=lambda: {"Authorization": "Key k"})
     await asking.send_request()
-    assert script.requests[0].headers.get_list("authorization") == ["Key k"]
+    assert script.requests[0].headers.get_list("authorization") == ["Basic bWU6cHc="]
+
+
+async def test_an_auth_flow_of_httpx_is_applied_by_the_client():
+    asking, script = asker(200, auth=httpx.BasicAuth("me", "pw"))
+    await asking.send_request()
+    await asking.send_request(url=ELSEWHERE)
+    assert script.sent("authorization") == ["Basic bWU6cHc=", None]
+
+
+async def test_the_headers_given_as_override_replace_all_others_at_the_origin_alone():
+    asking, script = asker(200, auth=httpx.BasicAuth("me", "pw"), headers={"X-Key": "1"})
+    await asking.send_request(override={"authorization": "Bearer claim", "x-key": "2"})
+    await asking.send_request(url=ELSEWHERE, override={"authorization": "Bearer claim"})
+    assert script.sent("authorization") == ["Bearer claim", None]
+    assert script.sent("x-key") == ["2", None]
 
 
 async def test_a_client_sends_its_own_credentials_when_no_others_are_given():
@@ -251,14 +275,14 @@ async def test_a_client_sends_its_own_credentials_when_no_others_are_given():
 
 
 async def test_a_given_token_replaces_the_auth_of_the_client():
-    asking, script = asker(200, client={"auth": ("other", "x")}, token="t")
+    asking, script = asker(200, client={"auth": ("other", "x")}, auth="t")
     await asking.send_request()
     assert script.sent("authorization") == ["Bearer t"]
 
 
 async def test_a_token_takes_precedence_over_the_authorization_header_of_one_request():
-    asking, script = asker(200, token="t")
-    await asking.send_request(headers={"Authorization": "nobody", "Accept": "text/plain"})
+    asking, script = asker(200, auth="t")
+    await asking.send_request(headers={"authorization": "nobody", "accept": "text/plain"})
     assert script.sent("authorization") == ["Bearer t"]
     assert script.sent("accept") == ["text/plain"]
 
@@ -267,7 +291,7 @@ async def test_a_token_provider_that_hangs_fails_after_timeout():
     async def token():
         await anyio.sleep_forever()
 
-    asking, script = asker(200, token=token, timeout=5)
+    asking, script = asker(200, auth=token, timeout=5)
     assert "failed with TimeoutError" in await refused(asking, CredentialsFailed)
     assert script.requests == []
     await asking.send_request(url=ELSEWHERE)  # to which it does not matter
@@ -278,7 +302,7 @@ async def test_a_token_provider_that_hangs_fails_after_timeout():
 
 async def test_a_given_client_stays_open():
     asking, script = asker(200)
-    async with asking.reuse_connections():
+    async with asking.connected():
         await asking.send_request()
     assert not script.closed
 
@@ -288,7 +312,7 @@ def own(monkeypatch):
     """Clients that are opened, each with a script that is told when it is closed."""
     scripts = []
 
-    def open_client(timeout, *, tls):
+    def open_client(timeout, *, ssl_context):
         scripts.append(Script(200))
         return client_of(scripts[-1])
 
@@ -305,7 +329,7 @@ async def test_each_request_opens_and_closes_its_own_client_when_none_is_given(o
 
 async def test_requests_within_an_opened_block_share_one_client(own):
     asking = ListenerClient(HOME)
-    async with asking.reuse_connections():
+    async with asking.connected():
         await asking.send_request()
         await asking.send_request()
         assert [(len(script.requests), script.closed) for script in own] == [(2, False)]
@@ -321,12 +345,12 @@ async def test_requests_within_an_opened_block_share_one_client(own):
     ("options", "kind", "text"),
     [
         ({"url": "ftp://api.example/"}, ValueError, "begins with http"),
-        ({"url": "https://me:pw@api.example/", "token": "t"}, ValueError, "either a token or a user"),
+        ({"url": "https://me:pw@api.example/", "auth": "t"}, ValueError, "given more than once"),
         ({"client": object()}, TypeError, "httpx.AsyncClient"),
-        ({"client": httpx.AsyncClient(), "tls": ssl.create_default_context()}, ValueError, "a client or tls"),
+        ({"client": httpx.AsyncClient(), "ssl_context": ssl.create_default_context()}, ValueError, "not both"),
         ({"timeout": 0}, ValueError, "timeout"),
         ({"max_body": None}, TypeError, "max_body"),
-        ({"headers": {"A": "b\n"}}, ValueError, "line break"),
+        ({"headers": {"A": "b\n"}}, ValueError, "no header may have"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(options, kind, text):

@@ -3,11 +3,14 @@
 import threading
 
 import anyio
+import httpcore
+import httpcore2
 import httpx
 import httpx2
 import pytest
 from anyio.to_thread import run_sync
 
+from push_to_poll_client._http import direct_client
 from push_to_poll_client.listeners._requests import ListenerClient, UnusableResponse
 from tests.support.channels import HOST, Raw, is_closed
 from tests.support.forms import GUARD
@@ -39,13 +42,16 @@ async def test_a_client_of_httpx2_works_and_sends_no_credentials_to_another_orig
         async with httpx2.AsyncClient(timeout=GUARD, headers={"X-Mine": CANARY}) as client:
             asking = ListenerClient(f"http://me:{CANARY}@{HOST}:{raw.port}/", client=client)
             assert (await asking.send_request()).json() == {}
-            elsewhere = ListenerClient("https://notify.example/", client=client, token=CANARY)
+            elsewhere = ListenerClient("https://notify.example/", client=client, auth=CANARY)
             assert (await elsewhere.send_request(url=f"http://{HOST}:{raw.port}/")).json() == {}
-    assert b"\r\nAuthorization: Basic bWU6YzRuNHJ5\r\n" in asked[0]
+    assert b"\r\nauthorization: Basic bWU6YzRuNHJ5\r\n" in asked[0]
     assert CANARY.encode() not in asked[1]
 
 
-async def test_the_socket_of_a_request_that_ends_early_is_closed():
+@pytest.mark.parametrize("library", [httpcore, httpcore2])
+async def test_the_socket_of_a_request_that_ends_early_is_closed(library, monkeypatch):
+    monkeypatch.setattr(direct_client, "httpcore", library)
+
     def treat(accepted, number):
         accepted.recv(65536)
         accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 500)

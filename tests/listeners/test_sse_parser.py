@@ -232,7 +232,7 @@ def test_a_line_may_have_at_most_max_size_bytes():
     line = b"data:" + b"x" * 95
     assert parse(line + b"\r\n\r\n", max_size=100) == [message("x" * 95)]
     for chunks in ([line + b"x"], [line + b"x\n"], [line, b"x"], [b":" + b"x" * 50, b"x" * 50 + b"\n"]):
-        with pytest.raises(EventTooLarge, match=r"a line has more than 100 bytes; .* max_size="):
+        with pytest.raises(EventTooLarge, match=r"a line has more than 100 bytes; .* max_body="):
             parse(*chunks, max_size=100)
 
 
@@ -247,7 +247,7 @@ def test_comments_and_lines_without_data_do_not_count_towards_max_size():
     assert parse(b": keep-alive\nid: 5\nevent: x\nretry: 5\n" * 1000 + b"data\n\n", max_size=20)
 
 
-def test_an_endless_line_is_refused_at_max_size_and_uses_little_memory():
+def test_an_endless_line_is_refused_at_max_body_and_uses_little_memory():
     parser, fed = EventParser(max_size=65_536), 0
     tracemalloc.start()
     with contextlib.suppress(EventTooLarge):

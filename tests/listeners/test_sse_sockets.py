@@ -109,7 +109,7 @@ async def test_the_listener_reconnects_to_a_restarted_server(server):
             await is_back.wait()
         return "token"
 
-    async with listening(to(server.sse_url, token=token)) as channel:
+    async with listening(to(server.sse_url, auth=token)) as channel:
         await channel.saw("up")
         await run_sync(server.restart)
         is_back.set()
@@ -155,7 +155,7 @@ async def test_a_fresh_token_is_requested_after_http_401(server):
     async def token():
         return next(tokens)
 
-    async with listening(to(server.sse_url, token=token)) as channel:
+    async with listening(to(server.sse_url, auth=token)) as channel:
         await channel.saw("down", "up")
     assert server.stats.streams_refused == 1
 
@@ -322,7 +322,7 @@ async def test_redirects_are_not_followed_so_secrets_stay_with_their_origin(capl
     with Raw(reads(b"")) as elsewhere:
         there = f"HTTP/1.1 307 No\r\nLocation: {at(elsewhere)}\r\nContent-Length: 0\r\n\r\n".encode()
         with Raw(reads(there)) as server:
-            async with listening(to(at(server), headers={"X-Key": CANARY}, token=CANARY)) as channel:
+            async with listening(to(at(server), headers={"X-Key": CANARY}, auth=CANARY)) as channel:
                 await channel.saw("down")
             assert len(server.accepted) == 1
         assert not elsewhere.accepted
@@ -364,7 +364,7 @@ async def test_a_proxy_that_refuses_a_tunnel_never_sees_the_token(monkeypatch, c
 
     with Raw(treat) as proxy:
         monkeypatch.setenv("https_proxy", f"http://me:{CANARY}@{HOST}:{proxy.port}")
-        async with listening(to("https://feed.invalid/events", token=CANARY)) as channel:
+        async with listening(to("https://feed.invalid/events", auth=CANARY)) as channel:
             await channel.saw("down")
     assert asked[0].startswith(b"CONNECT feed.invalid:443 ")
     assert b"Bearer" not in asked[0]
@@ -414,13 +414,13 @@ def tls_server(authority):
 async def test_a_certificate_trusted_by_the_given_tls_context_is_accepted(tls_server, authority):
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(trusting)
-    async with listening(to(tls_server, tls=trusting)) as channel:
+    async with listening(to(tls_server, ssl_context=trusting)) as channel:
         await channel.saw("up", Push())
 
 
 async def test_an_untrusted_certificate_is_retried_slowly(tls_server, caplog):
     caplog.set_level(logging.INFO)
-    async with listening(to(tls_server, token=CANARY)) as channel:
+    async with listening(to(tls_server, auth=CANARY)) as channel:
         await channel.saw("down")
     assert "certificate verify failed" in str(channel.error)
     assert "connecting again in 300.0 s" in caplog.text

@@ -8,6 +8,7 @@ import traceback
 
 import anyio
 import anyio.lowlevel
+import httpx
 import pytest
 from websockets.datastructures import Headers
 from websockets.exceptions import (
@@ -31,9 +32,7 @@ from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import Verdict, WebSocketListener
 from push_to_poll_client.listeners.websocket import (
     NoCommonSubprotocol,
-    closed_as_unreadable,
-    describe_failure,
-    verdict_of,
+    failure_of,
 )
 from tests.support.channels import TimedChannel
 
@@ -92,6 +91,7 @@ class Scripted(WebSocketListener):
 
     def __init__(self, *script, url=URL, fraction=0.0, subprotocol=None, **options):
         super().__init__(url, **options)
+        self._open = self._open_scripted
         self._script = script
         self._fraction = lambda: fraction
         self._subprotocol = subprotocol
@@ -100,7 +100,7 @@ class Scripted(WebSocketListener):
         self.open = 0
 
     @contextlib.asynccontextmanager
-    async def _connect(self, headers):
+    async def _open_scripted(self, *, headers):
         self.connects.append(anyio.current_time())
         self.headers.append(headers)
         step = self._script[min(len(self.connects), len(self._script)) - 1]
@@ -275,7 +275,7 @@ async def test_an_unreadable_message_counts_as_a_push_and_delays_the_reconnect(c
 
 @pytest.mark.parametrize("error", [closed(1009), closed_by_us(1011), LOST, RESET])
 def test_other_connection_failures_do_not_count_as_a_push(error):
-    assert not closed_as_unreadable(error)
+    assert not failure_of(error).hid_a_push
 
 
 # Credentials
@@ -287,28 +287,40 @@ async def test_header_and_token_functions_are_called_at_each_connect():
     async def token():
         return next(tokens)
 
-    listener = Scripted([closed(1012)], token=token, headers=lambda: {"Tenant": next(tenants)})
+    listener = Scripted([closed(1012)], auth=token, headers=lambda: {"Tenant": next(tenants)})
     await run(listener, 2)
     assert listener.headers == [
-        {"Tenant": "x", "Authorization": "Bearer a"},
-        {"Tenant": "y", "Authorization": "Bearer b"},
-        {"Tenant": "z", "Authorization": "Bearer c"},
+        {"tenant": "x", "authorization": "Bearer a"},
+        {"tenant": "y", "authorization": "Bearer b"},
+        {"tenant": "z", "authorization": "Bearer c"},
     ]
 
 
-async def test_fixed_headers_and_token_are_sent_each_time_and_the_token_wins():
-    listener = Scripted([closed(1012)], token="t", headers={"authorization": "Basic eDp5", "A": "b"})
+async def test_fixed_headers_and_token_are_sent_each_time():
+    listener = Scripted([closed(1012)], auth="t", headers={"A": "b"})
     await run(listener, 0.5)
-    assert listener.headers == [{"A": "b", "Authorization": "Bearer t"}] * 2
+    assert listener.headers == [{"a": "b", "authorization": "Bearer t"}] * 2
+
+
+async def test_a_token_replaces_the_authorization_of_the_header_function():
+    listener = Scripted([], auth="t", headers=lambda: {"authorization": "Basic eDp5", "A": "b"})
+    await run(listener, 0.5)
+    assert listener.headers == [{"a": "b", "authorization": "Bearer t"}]
+
+
+async def test_a_pair_and_the_user_of_the_url_are_sent_as_basic_credentials():
+    for listener in (Scripted([], auth=("me", "pw")), Scripted([], url="ws://me:pw@feed.example/")):
+        await run(listener, 0.5)
+        assert listener.headers == [{"authorization": "Basic bWU6cHc="}]
 
 
 async def test_header_and_token_functions_can_be_async_or_plain():
     async def headers():
         return {"A": "b"}
 
-    listener = Scripted([], token=lambda: "t", headers=headers)
+    listener = Scripted([], auth=lambda: "t", headers=headers)
     await run(listener, 1)
-    assert listener.headers == [{"A": "b", "Authorization": "Bearer t"}]
+    assert listener.headers == [{"a": "b", "authorization": "Bearer t"}]
 
 
 @pytest.mark.parametrize(
@@ -316,9 +328,9 @@ async def test_header_and_token_functions_can_be_async_or_plain():
     [
         (lambda: 1 / 0, "ZeroDivisionError"),
         (anyio.sleep_forever, "TimeoutError"),
-        (lambda: "", "the token is empty"),
-        (lambda: f"{CANARY}\nAdmin: yes", "the value of Authorization holds"),
-        (lambda: f"{CANARY}\n", "the value of Authorization holds"),
+        (lambda: "", "the token given by auth= is empty"),
+        (lambda: f"{CANARY}\nAdmin: yes", "has a space or a control character"),
+        (lambda: f"{CANARY}\n", "has a space or a control character"),
         (lambda: None, None),
         (lambda: 5, "a token is a str, not int"),
     ],
@@ -330,24 +342,24 @@ async def test_a_token_provider_that_fails_is_a_failed_attempt(wrong, said, capl
         asked.append(anyio.current_time())
         return "good" if len(asked) > 2 else wrong()
 
-    listener = Scripted([], token=token, open_timeout=10.0)
+    listener = Scripted([], auth=token, open_timeout=10.0)
     channel = await run(listener, 40)
     if said is None:  # no token today: the server has to say what it thinks of that
         assert listener.headers == [{}]
     else:
         assert len(asked) == 3
         assert said in str(channel.errors[0])
-        assert listener.headers == [{"Authorization": "Bearer good"}]
+        assert listener.headers == [{"authorization": "Bearer good"}]
     assert CANARY not in caplog.text + repr(channel.errors)
 
 
 @pytest.mark.parametrize(
     ("headers", "said"),
     [
-        (["A"], "a mapping of str to str, not list"),
-        ({"A": 5}, "a mapping of str to str"),
-        ({"A:B": "c"}, "a header's name"),
-        ({"A": "b\r\nC: d"}, "the value of A holds"),
+        (["A"], "headers are a list; give a mapping of str to str"),
+        ({"A": 5}, "headers have 'A': a int; give str for both"),
+        ({"A:B": "c"}, "the header 'A:B' has characters that no header may have"),
+        ({"A": "b\r\nC: d"}, "the header 'A' has characters that no header may have"),
     ],
 )
 async def test_invalid_headers_fail_the_attempt_and_are_refused_as_an_argument(headers, said):
@@ -361,34 +373,34 @@ async def test_invalid_headers_fail_the_attempt_and_are_refused_as_an_argument(h
 
 async def test_on_401_the_token_function_is_called_again_at_once_and_then_slowly():
     asked = iter(range(100))
-    listener = Scripted(status(401), token=lambda: f"t{next(asked)}")
+    listener = Scripted(status(401), auth=lambda: f"t{next(asked)}")
     await run(listener, 1000)
     assert listener.connects == [0, 0, 300, 600, 900]
-    assert [headers["Authorization"][-2:] for headers in listener.headers] == ["t0", "t1", "t2", "t3", "t4"]
+    assert [headers["authorization"][-2:] for headers in listener.headers] == ["t0", "t1", "t2", "t3", "t4"]
 
 
 async def test_on_401_a_fresh_token_connects_at_once():
     tokens = iter(["old", "new"])
-    listener = Scripted(status(401), [], token=lambda: next(tokens))
+    listener = Scripted(status(401), [], auth=lambda: next(tokens))
     channel = await run(listener, 100)
     assert channel.events == [(0, "down"), (0, "up")]
 
 
 async def test_on_401_a_fixed_token_is_retried_slowly():
-    listener = Scripted(status(401), token="fixed")
+    listener = Scripted(status(401), auth="fixed")
     await run(listener, 400)
     assert listener.connects == [0, 300]
 
 
 @pytest.mark.parametrize("code", [1008, 3000])
 async def test_a_token_that_expired_while_connected_is_renewed_at_once(code):
-    listener = Scripted([100, closed(code)], [100, closed(code)], [closed(code)], [], token=lambda: "t")
+    listener = Scripted([100, closed(code)], [100, closed(code)], [closed(code)], [], auth=lambda: "t")
     await run(listener, 600)
     assert listener.connects == [0, 100, 200, 500]
 
 
 async def test_a_1008_close_from_this_side_does_not_reconnect_at_once():
-    listener = Scripted([closed_by_us(1008)], token=lambda: "t")
+    listener = Scripted([closed_by_us(1008)], auth=lambda: "t")
     await run(listener, 100)
     assert listener.connects == [0]
 
@@ -448,7 +460,7 @@ async def test_a_1008_close_from_this_side_does_not_reconnect_at_once():
     ],
 )
 def test_each_failure_maps_to_its_reconnect_action(verdict, errors):
-    sorted_as = {f"{type(error).__name__}: {error}": verdict_of(error) for error in errors}
+    sorted_as = {f"{type(error).__name__}: {error}": failure_of(error).verdict for error in errors}
     assert sorted_as == dict.fromkeys(sorted_as, verdict)
 
 
@@ -522,7 +534,7 @@ async def test_failures_are_info_with_the_delay_and_giving_up_is_an_error(caplog
         ("INFO", "ConnectionResetError: '[Errno 104] Connection reset by peer'; connecting again in 1.0 s"),
         ("INFO", "connected"),
         ("DEBUG", "renewing the connection at its age"),
-        ("ERROR", "the server answered HTTP 410 instead of opening a websocket; giving up"),
+        ("ERROR", "the server answered HTTP 410 instead of a websocket; giving up"),
     ]
     assert {record.name for record in caplog.records} == {"push_to_poll_client.listeners.websocket"}
 
@@ -534,7 +546,7 @@ async def test_secrets_stay_out_of_names_logs_and_errors(caplog):
         raise RuntimeError(CANARY)
 
     options = {"url": f"wss://me:{CANARY}@feed.example/push?key={CANARY}", "headers": {"X-Key": CANARY}}
-    for listener in (Scripted(RESET, **options), Scripted([], token=token, url=URL)):
+    for listener in (Scripted(RESET, **options), Scripted([], auth=token, url=URL)):
         channel = await run(listener, 10)
         shown = [listener.name, repr(listener), *map(str, channel.errors), *map(repr, channel.errors)]
         assert CANARY not in "".join(shown)
@@ -550,7 +562,7 @@ async def test_secrets_stay_out_of_names_logs_and_errors(caplog):
     ],
 )
 def test_an_error_that_may_hold_a_secret_is_named_by_its_type(error):
-    assert CANARY not in describe_failure(error)
+    assert CANARY not in failure_of(error).sentence
 
 
 async def test_a_traceback_does_not_quote_the_password_of_a_proxy():
@@ -564,8 +576,8 @@ async def test_a_traceback_does_not_quote_the_password_of_a_proxy():
 @pytest.mark.parametrize("reason", ["\x1b[2Jgone\nINFO all is well", "x" * 5000, "\u202egnp", "\x00"])
 def test_text_from_the_server_cannot_forge_a_log_line(reason):
     for error in (closed(1013, reason), InvalidHeader("Sec-WebSocket-Accept", reason)):
-        assert describe_failure(error).isprintable()
-        assert len(describe_failure(error)) < 500
+        assert failure_of(error).sentence.isprintable()
+        assert len(failure_of(error).sentence) < 500
 
 
 @pytest.mark.parametrize(
@@ -588,7 +600,7 @@ def test_text_from_the_server_cannot_forge_a_log_line(reason):
         (
             status(307),
             (
-                "the server answered HTTP 307 instead of opening a websocket; redirects are not followed, "
+                "the server answered HTTP 307 instead of a websocket; redirects are not followed, "
                 "since credentials stay with their origin: use the new address"
             ),
         ),
@@ -601,7 +613,7 @@ def test_text_from_the_server_cannot_forge_a_log_line(reason):
     ],
 )
 def test_each_failure_is_described_in_a_sentence(error, said):
-    assert describe_failure(error) == said
+    assert failure_of(error).sentence == said
 
 
 # Arguments
@@ -627,9 +639,7 @@ def test_a_url_has_to_be_a_websocket_address(url):
     assert raised.value.__context__ is None
 
 
-@pytest.mark.parametrize(
-    "name", ["max_age", "max_silence", "ping_interval", "ping_timeout", "open_timeout", "max_size"]
-)
+@pytest.mark.parametrize("name", ["max_age", "max_silence", "ping_interval", "ping_timeout", "open_timeout"])
 def test_limits_are_finite_numbers_above_0(name):
     for wrong in (0, -1, math.nan, math.inf):
         with pytest.raises(ValueError, match=f"{name} must be finite and above 0, not {wrong}"):
@@ -639,14 +649,26 @@ def test_limits_are_finite_numbers_above_0(name):
             WebSocketListener(URL, **{name: wrong})
 
 
+def test_the_largest_message_has_at_least_one_byte():
+    with pytest.raises(ValueError, match="max_body is 0; give at least 1 byte"):
+        WebSocketListener(URL, max_body=0)
+    with pytest.raises(TypeError, match="max_body is a NoneType"):
+        WebSocketListener(URL, max_body=None)
+
+
+def test_an_auth_flow_is_refused_since_only_an_http_client_can_apply_it():
+    with pytest.raises(TypeError, match="give a pair or a token"):
+        WebSocketListener(URL, auth=httpx.BasicAuth("me", "pw"))
+
+
 def test_a_string_of_subprotocols_is_a_type_error():
     with pytest.raises(TypeError, match="subprotocols is a sequence"):
         WebSocketListener(URL, subprotocols="push.v1")
 
 
 def test_a_token_and_a_user_in_the_url_are_refused_together():
-    with pytest.raises(ValueError, match="either a token or a user") as raised:
-        WebSocketListener(f"ws://me:{CANARY}@feed.example/", token="t")
+    with pytest.raises(ValueError, match="credentials are given more than once") as raised:
+        WebSocketListener(f"ws://me:{CANARY}@feed.example/", auth="t")
     assert CANARY not in str(raised.value)
 
 

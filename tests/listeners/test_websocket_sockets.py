@@ -23,7 +23,7 @@ from websockets.server import ServerProtocol
 
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
-from push_to_poll_client.listeners import WebSocketListener, websocket
+from push_to_poll_client.listeners import WebSocketListener, _websocket_client
 from tests.support.channels import HOST, Channel, Raw, is_closed, listening
 from tests.support.forms import GUARD
 
@@ -42,7 +42,7 @@ def no_proxies_and_short_goodbyes(monkeypatch):
     for name in ("ws", "wss", "socks", "https", "http", "all"):
         monkeypatch.delenv(f"{name}_proxy", raising=False)
         monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
-    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 0.2)
+    monkeypatch.setattr(_websocket_client, "CLOSE_TIMEOUT", 0.2)
 
 
 class Server:
@@ -155,7 +155,7 @@ async def test_a_hint_function_receives_text_and_bytes():
 
 async def test_the_handshake_carries_headers_and_token_and_offers_no_compression():
     with Server(quiet, subprotocols=["push.v2"]) as server:
-        listener = to(server, headers={"Tenant": "x"}, token="t", subprotocols=["push.v1", "push.v2"])
+        listener = to(server, headers={"Tenant": "x"}, auth="t", subprotocols=["push.v1", "push.v2"])
         async with listening(listener) as channel:
             await channel.saw("up")
     headers = server.requests[0].headers
@@ -187,7 +187,7 @@ def tls_server(authority):
 async def test_a_tls_connection_with_a_trusted_certificate_opens(tls_server, authority):
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(trusting)
-    async with listening(WebSocketListener(f"wss://{HOST}:{tls_server.port}/", tls=trusting)) as channel:
+    async with listening(WebSocketListener(f"wss://{HOST}:{tls_server.port}/", ssl_context=trusting)) as channel:
         await channel.saw("up")
     assert await anyio.to_thread.run_sync(tls_server.closes.get) in {1000, 1006}
 
@@ -211,14 +211,14 @@ async def test_a_flood_of_frames_is_parsed_in_small_pieces(secure, at_most, auth
     authority.issue_cert(HOST).configure_cert(context)
     with Server(flood, ssl=context if secure else None) as server:
         scheme, tls = ("wss", trusting) if secure else ("ws", None)
-        async with listening(WebSocketListener(f"{scheme}://{HOST}:{server.port}/", tls=tls)) as channel:
+        async with listening(WebSocketListener(f"{scheme}://{HOST}:{server.port}/", ssl_context=tls)) as channel:
             await channel.saw("up", *[Push()] * 20)
     assert 0 < max(sizes) <= at_most
 
 
 async def test_a_tls_connection_with_an_untrusted_certificate_is_retried_slowly(tls_server, caplog):
     caplog.set_level(logging.INFO)
-    listener = WebSocketListener(f"wss://{HOST}:{tls_server.port}/", token=CANARY)
+    listener = WebSocketListener(f"wss://{HOST}:{tls_server.port}/", auth=CANARY)
     listener._fraction = lambda: 0.0
     async with listening(listener) as channel:
         await channel.saw("down")
@@ -247,7 +247,7 @@ async def test_the_status_and_retry_after_of_a_refusal_set_the_delay(status, hea
     with Refusing((status, headers)) as server:
         async with listening(to(server)) as channel:
             await channel.saw("down")
-    assert f"HTTP {status} instead of opening a websocket; connecting again in {delay} s" in caplog.text
+    assert f"HTTP {status} instead of a websocket; connecting again in {delay} s" in caplog.text
 
 
 async def test_on_401_a_fresh_token_is_asked_for():
@@ -257,7 +257,7 @@ async def test_on_401_a_fresh_token_is_asked_for():
         return next(tokens)
 
     with Refusing((401, {})) as server:
-        async with listening(to(server, token=token)) as channel:
+        async with listening(to(server, auth=token)) as channel:
             await channel.saw("down", "up")
     assert [request.headers["Authorization"] for request in server.requests] == ["Bearer old", "Bearer new"]
 
@@ -298,7 +298,7 @@ async def test_a_redirect_takes_no_secret_to_another_origin(caplog):
     with Server(quiet) as elsewhere:
         there = (302, {"Location": f"ws://{HOST}:{elsewhere.port}/push"})
         with Refusing(there) as server:
-            async with listening(to(server, headers={"X-Key": CANARY}, token=CANARY)) as channel:
+            async with listening(to(server, headers={"X-Key": CANARY}, auth=CANARY)) as channel:
                 await channel.saw("down")
         assert not elsewhere.requests
     assert len(server.requests) == 1
@@ -319,10 +319,10 @@ async def test_a_redirect_within_the_origin_is_not_followed_either():
 @pytest.fixture
 def changed_library(monkeypatch):
     """Classes made before and after the test are not kept for another one."""
-    websocket._client.cache_clear()
+    _websocket_client.check_websockets.cache_clear()
     yield monkeypatch
     monkeypatch.undo()
-    websocket._client.cache_clear()
+    _websocket_client.check_websockets.cache_clear()
 
 
 CLIENTS = (websockets.asyncio.client, websockets.trio.client)
@@ -331,11 +331,13 @@ UNSUITABLE = rf"^WebSocketListener cannot use websockets {re.escape(websockets._
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # asyncio drops the socket of a protocol that refuses it
 async def test_a_redirect_is_refused_if_the_library_no_longer_asks_whether_to_follow_it(changed_library):
-    changed_library.delattr(websocket._NoRedirects, "process_redirect")  # as if it were called by another name
+    changed_library.delattr(
+        _websocket_client._NoRedirects, "process_redirect"
+    )  # as if it were called by another name
     with Refusing((410, {})) as elsewhere:
         there = (302, {"Location": f"ws://{HOST}:{elsewhere.port}/push"})
         with Refusing(there) as server:
-            listener = to(server, headers={"X-Key": CANARY}, token=CANARY)
+            listener = to(server, headers={"X-Key": CANARY}, auth=CANARY)
             with pytest.raises(ListenerError, match="it follows redirects, with your credentials"):
                 await listener.listen(Channel())
         assert not elsewhere.requests
@@ -371,7 +373,7 @@ async def test_an_unsuitable_trio_client_ends_the_listener_before_it_connects(ch
 
 def test_an_error_recommends_the_lowest_version_of_websockets_that_is_permitted():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert f"websockets>={websocket.TESTED}" in project["dependencies"]
+    assert f"websockets>={_websocket_client.TESTED}" in project["dependencies"]
 
 
 async def test_a_refused_connection_is_retried_with_growing_delays(caplog):
@@ -437,7 +439,7 @@ async def test_an_oversize_message_is_a_push_and_retried_slowly(caplog):
         await connection.send("x" * 2000)
 
     with Server(handler) as server:
-        async with listening(to(server, max_size=1000)) as channel:
+        async with listening(to(server, max_body=1000)) as channel:
             await channel.saw("up", Push(), "down")
         assert await anyio.to_thread.run_sync(server.closes.get) == 1009
     assert "1009 (message too big)" in caplog.text
@@ -526,7 +528,7 @@ async def test_a_proxy_that_refuses_is_retried_slowly_and_no_credentials_are_log
 
     with Raw(treat) as proxy:
         monkeypatch.setenv("ws_proxy", f"http://me:{CANARY}@{HOST}:{proxy.port}")
-        listener = WebSocketListener("ws://feed.invalid/push", token=CANARY)
+        listener = WebSocketListener("ws://feed.invalid/push", auth=CANARY)
         listener._fraction = lambda: 0.0
         async with listening(listener) as channel:
             await channel.saw("down")
@@ -593,7 +595,7 @@ async def test_debug_logs_of_a_real_handshake_hold_no_secret(caplog):
 
     with Server(handler, logger=logging.getLogger("nobody")) as server:
         logging.getLogger("nobody").disabled = True
-        listener = to(server, f"/push?key={CANARY}", token=CANARY, headers={"X-Key": CANARY})
+        listener = to(server, f"/push?key={CANARY}", auth=CANARY, headers={"X-Key": CANARY})
         async with listening(listener) as channel:
             await channel.saw("up", Push())
     assert "connected" in caplog.text

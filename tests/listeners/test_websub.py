@@ -204,7 +204,7 @@ async def test_the_same_content_twice_is_two_pushes(hub):
 
 
 async def test_credentials_go_to_the_topic_and_not_to_the_hub(hub):
-    subscription = websub(hub, token="c4n4ry", headers={"x-key": "c4n4ry"})
+    subscription = websub(hub, auth="c4n4ry", headers={"x-key": "c4n4ry"})
     async with subscribed(hub, subscription):
         assert hub.seen[0]["authorization"] == "Bearer c4n4ry"
         assert "c4n4ry" not in str(hub.seen[1])
@@ -222,7 +222,7 @@ async def test_a_topic_that_moved_is_followed_without_credentials(hub, status):
         return landed if request.url.host == "new.example" else await take(request)
 
     hub._take = handle
-    async with subscribed(hub, websub(hub, token="c4n4ry")):
+    async with subscribed(hub, websub(hub, auth="c4n4ry")):
         assert only(hub)[0] == "https://new.example/feed"
     assert hub.requests[:2] == [("GET", TOPIC), ("GET", "https://new.example/feed")]
     assert "authorization" not in hub.seen[1]
@@ -231,7 +231,7 @@ async def test_a_topic_that_moved_is_followed_without_credentials(hub, status):
 @pytest.mark.parametrize("status", [307, 308])
 async def test_a_redirect_to_another_hub_is_followed(hub, status):
     hub.answers = [httpx.Response(status, headers={"location": "https://other.example/hub"})]
-    async with subscribed(hub, websub(hub, token="c4n4ry"), stop_at_exit=True):
+    async with subscribed(hub, websub(hub, auth="c4n4ry"), stop_at_exit=True):
         assert hub.requests[1:] == [("POST", HUB), ("POST", "https://other.example/hub")]
         assert hub.forms[0] == hub.forms[1]
         assert len(hub.subscriptions) == 1

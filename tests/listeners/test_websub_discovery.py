@@ -5,7 +5,7 @@ import pytest
 
 from push_to_poll_client._http.headers import MAX_LINKS
 from push_to_poll_client.listeners._requests import UnusableResponse
-from push_to_poll_client.listeners.subscriptions._websub import MAX_HEAD, topic_of
+from push_to_poll_client.listeners.subscriptions._discovery import MAX_HEAD, topic_of
 
 URL = "https://blog.example/feed?key=c4n4ry"
 HUB, SELF = "https://hub.example/", "https://blog.example/feed.atom"

@@ -167,7 +167,7 @@ class _Draw:
         plan.max_poll_time = choose([30.0, 30.0, 1.0, 3.0, 10.0])
         plan.flush_interval = choose([0.05, 0.05, 0.0, 1.0])
         plan.shutdown_timeout = choose([10.0, 0.5, 2.0])
-        plan.prefetch = happens(0.8)
+        happens(0.8)  # an option that is gone: numbers of earlier lives stay the same lives
         if happens(0.05):
             plan.start = "latest"
         if feed.expires or happens(0.3):

@@ -2,12 +2,11 @@
 
 import zlib
 from dataclasses import dataclass, field, fields
-from inspect import signature
 from typing import Any
 
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
-from push_to_poll_client import Consumer, CursorExpired, Resync
+from push_to_poll_client import CursorExpired, Resync
 
 __all__ = [
     "Action",
@@ -153,7 +152,6 @@ class ConsumerPlan(Described):
     max_poll_time: float = 30.0
     flush_interval: float = 0.05
     shutdown_timeout: float = 10.0
-    prefetch: bool = True
     start: str = "inception"
     on_cursor_expired: str = "stop"
     listener: bool = False
@@ -170,8 +168,6 @@ class ConsumerPlan(Described):
         options["on_failure"] = _policy_by_id if self.on_failure == "mixed" else self.on_failure
         if self.retry != "default":
             options["retry"] = RETRIES[self.retry]
-        if not self.prefetch:
-            options["prefetch"] = NO_PREFETCH
         if self.concurrency > 1:
             options["key"] = lambda message: int(message.id) % 7
         return options
@@ -197,9 +193,6 @@ RETRIES = {
     "for ever": AsyncRetrying(wait=wait_fixed(3.0)),
 }
 RETRY_WAITS = {"default": 10.0, "none": 0.0, "quick": 0.2, "slow": 7.0, "for ever": 3.0}
-
-NO_PREFETCH = type(signature(Consumer).parameters["prefetch"].default)(0)
-"""False, or no pages: the option was a number once."""
 
 EXPIRED_POLICIES: dict[str, Any] = {
     "stop": "stop",

@@ -107,7 +107,7 @@ class Channel:
             await self._change()
 
 
-CLOSING = ("listeners._requests", "listeners.postgres", "listeners.redis")
+CLOSING = ("_http.transport", "listeners.postgres", "listeners.redis")
 """Modules that give a close some time."""
 
 

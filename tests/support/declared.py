@@ -126,7 +126,7 @@ def couchdb(vendor, options):
         pages=OldestFirst(
             cursor=from_body("last_seq"), each=from_each("seq"), send=to_query("since"), more=from_body("pending")
         ),
-        hold=LongPoll(to_query("timeout"), longest=60, per_second=1000, also={"feed": "longpoll"}),
+        long_poll=LongPoll(to_query("timeout"), longest=60, per_second=1000, also={"feed": "longpoll"}),
         latest=Latest({"since": "now", "limit": "1"}),
         **options,
     )
@@ -136,11 +136,11 @@ def couchdb(vendor, options):
 def telegram(vendor, options):
     return PagedFeed(
         f"{vendor.origin}/bot{{token}}/getUpdates",
-        secrets={"token": vendor.token},
+        url_secrets={"token": vendor.token},
         entries=Entries("result", id="update_id"),
         pages=OldestFirst(cursor=from_each("update_id").then(lambda last: last + 1), send=to_query("offset")),
         outcomes=[throttled(status(429), after=from_body("parameters", "retry_after"))],
-        hold=LongPoll(to_query("timeout"), longest=50),
+        long_poll=LongPoll(to_query("timeout"), longest=50),
         **options,
     )
 
@@ -268,7 +268,7 @@ def matrix(vendor, options):
             gap(lambda reply: any(timeline["limited"] for timeline in timelines(reply.body))),
             throttled(status(429), after=from_body("retry_after_ms").then(lambda ms: ms / 1000)),
         ],
-        hold=LongPoll(to_query("timeout"), longest=30, per_second=1000),
+        long_poll=LongPoll(to_query("timeout"), longest=30, per_second=1000),
         latest=Latest({"filter": '{"room": {"timeline": {"limit": 0}}}'}),
         **options,
     )
@@ -332,7 +332,7 @@ def syncthing(vendor, options):
         vendor.url,
         entries=Entries(version="time", type="type", time="time"),
         pages=OldestFirst(cursor=from_each("id"), send=to_query("since", otherwise="0")),
-        hold=LongPoll(to_query("timeout", otherwise="0"), longest=60),
+        long_poll=LongPoll(to_query("timeout", otherwise="0"), longest=60),
         latest=Latest({"since": "0", "limit": "1"}),
         **options,
     )

@@ -6,7 +6,8 @@ from functools import partial
 
 import httpx
 
-from push_to_poll_client import AtomFeed, DurableStreamFeed, HTTPFeed
+from push_to_poll_client import AtomFeed, HTTPFeed
+from push_to_poll_client.durable_streams import DurableStreamFeed
 from tests.feeds.test_paged_vendors import inception
 from tests.support.declared import DECLARED, feed_of
 from tests.support.durable_streams_memory import MemoryStream

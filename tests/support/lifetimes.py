@@ -234,7 +234,7 @@ async def live(world, seconds, how):
                 world.store, consumer.life.world = world.crash(), world.beyond()
                 world.watch()
             tasks.cancel_scope.cancel()
-    assert consumer.life.most <= consumer._processing.concurrency, "more are under way than were asked for"
+    assert consumer.life.most <= consumer._options.concurrency, "more are under way than were asked for"
     for error in errors:
         world.heal(getattr(error, "id", None))
     return not errors

@@ -625,7 +625,7 @@ class Suite(TestFakeFeed):
 
     async def publish_late(self, feed):
         feed.publish("late")
-        entries = feed._entries._entries
+        entries = feed._entries
         entries.insert(0, entries.pop())
 
     async def hang(self, feed):
@@ -660,7 +660,10 @@ async def test_the_suite_fails_for_a_misbehaving_feed(test, lie, caplog):
 
 
 def test_every_test_of_the_suite_has_a_misbehaving_feed():
-    assert {test for test, _ in LIES} == {name for name in dir(FeedSuite) if name.startswith("test_")}
+    tests = {
+        name for name, _ in inspect.getmembers(FeedSuite, inspect.iscoroutinefunction) if name.startswith("test_")
+    }
+    assert {test for test, _ in LIES} == tests
 
 
 class MintsItsLinks(FakeFeed):

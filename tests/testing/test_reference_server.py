@@ -252,7 +252,7 @@ def test_stall_next_stalls_a_body_until_the_client_gives_up(served, client):
     ("how", "seen"),
     [
         ("type", "sent 'text/html', not application/cloudevents-batch"),
-        ("encoding", "sent Content-Encoding 'br', but was asked for gzip"),
+        ("encoding", "sent Content-Encoding 'br', which it was not asked for"),
         ("truncated", "sent a gzip body that ends in the middle"),
         ("bomb", "sent a body of more than 10000 bytes"),
         ("garbage", "no JSON array"),

@@ -12,7 +12,6 @@ from push_to_poll_client import (
     CursorExpired,
     DeadLetter,
     DeadLetterMessage,
-    DurableStreamFeed,
     Fate,
     FetchRequest,
     Hooks,
@@ -33,6 +32,7 @@ from push_to_poll_client import (
     Verdict,
     WebSocketListener,
 )
+from push_to_poll_client.durable_streams import DurableStreamFeed
 
 
 class OwnFeed:
@@ -193,14 +193,14 @@ async def use() -> tuple[PollResult, Status]:
     Consumer(OwnFeed(), store=MemoryStore(), process=awaitable)
     Consumer(OwnFeed(), store=MemoryStore(), process=function)
     stream = DurableStreamFeed("https://shop.example/orders", messages="lines", max_wait=None)
-    listener = SSEListener(stream.push_url, hint=stream.hint, token=token)
+    listener = SSEListener(stream.push_url, hint=stream.hint, auth=token)
     Consumer(stream, store=MemoryStore(), process=function, listeners=[listener], start="latest")
     async with Async(
         HTTPFeed("https://shop.example/orders", auth=("key", "secret")),
         store=SQLiteStore("orders.db"),
         listeners=[
             WebSocketListener("wss://shop.example/orders/push", hint=hint),
-            SSEListener("https://shop.example/events", hint=hint_of_an_event, token=token, classify=classify),
+            SSEListener("https://shop.example/events", hint=hint_of_an_event, auth=token, classify=classify),
         ],
     ) as orders:
         orders.wake()

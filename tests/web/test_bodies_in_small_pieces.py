@@ -8,8 +8,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 
-from push_to_poll_client import FeedError
-from push_to_poll_client._http.response import Deadline, read_body
+from push_to_poll_client._http.response import BodyError, read_body
 from push_to_poll_client._http.transport import CHUNKS_AT_ONCE, unwinding
 from push_to_poll_client.listeners._requests import ListenerClient
 from push_to_poll_client.listeners._sse_parser import EventParser
@@ -70,7 +69,7 @@ class Response:
 
 async def test_the_response_of_a_feed_lets_other_tasks_run():
     async with taken(at_most=3 * CHUNKS_AT_ONCE) as pieces:
-        body = await read_body(Response(pieces.chunks()), PIECES, "the feed", Deadline(30, 0))
+        body = await read_body(Response(pieces.chunks()), PIECES, lambda _: None)
         assert body == b"\n" * PIECES
 
 
@@ -84,8 +83,8 @@ async def test_a_response_that_is_too_large_lets_other_tasks_run_while_the_rest_
             ended.append("innermost")
 
     async with taken(at_most=3 * CHUNKS_AT_ONCE) as pieces:
-        with pytest.raises(FeedError, match="more than 1 bytes"):
-            await read_body(Response(pieces.chunks(end=wait)), 1, "the feed", Deadline(30, 0))
+        with pytest.raises(BodyError, match="more than 1 bytes"):
+            await read_body(Response(pieces.chunks(end=wait)), 1, lambda _: None)
     assert ended == ["innermost"]
 
 

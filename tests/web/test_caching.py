@@ -20,7 +20,7 @@ from push_to_poll_client._http.caching import (
     validators_of,
 )
 from push_to_poll_client._http.response import Response
-from push_to_poll_client.feeds._end_of_feed import MAX_URLS, EndOfFeed
+from push_to_poll_client.feeds._base import MAX_ENDS, EndOfFeed
 
 URL = "https://shop.example/orders"
 MODIFIED = "Tue, 14 Nov 2023 22:13:20 GMT"
@@ -225,7 +225,7 @@ class TestTail:
 
     async def test_the_remembered_urls_are_bounded_and_the_latest_are_kept(self):
         tail = EndOfFeed()
-        for number in range(MAX_URLS + 1):
+        for number in range(MAX_ENDS + 1):
             tail.note(URL, answer(etag='"a"'), empty=True)
             tail.note(f"{URL}?{number}", answer(etag='"a"'), empty=True)
         assert tail.validators_for(URL) is not None

@@ -94,7 +94,7 @@ class TestWhoAsks:
     async def test_the_user_agent_names_this_library_and_httpx(self, serve):
         server = serve(httpx.Response(200))
         await ask(origin())
-        await ask(origin(trusted=[CDN]), f"{CDN}/p")
+        await ask(origin(trusted_origins=[CDN]), f"{CDN}/p")
         async with httpx.AsyncClient() as client:
             await ask(origin(client=client))
         assert [request.headers["user-agent"] for request in server.requests] == [self.OURS] * 3
@@ -226,7 +226,7 @@ class TestLinks:
     )
     async def test_links_to_other_origins_are_refused(self, serve, url, shown):
         server = serve(httpx.Response(200))
-        text = await refused(origin(auth=SECRET, trusted=[CDN]), url)
+        text = await refused(origin(auth=SECRET, trusted_origins=[CDN]), url)
         assert f"{URL} links to another origin, {shown}, which" in text
         assert server.requests == []
 
@@ -242,7 +242,7 @@ class TestTrustedOrigins:
     )
     async def test_a_trusted_origin_is_requested_without_credentials(self, serve, url):
         server = serve(httpx.Response(200))
-        asked = origin(auth=SECRET, headers={"X-Key": SECRET, "accept": "a/b"}, trusted=[CDN])
+        asked = origin(auth=SECRET, headers={"X-Key": SECRET, "accept": "a/b"}, trusted_origins=[CDN])
         answer = await ask(asked, url, headers={"accept": "c/d"})
         assert (str(server.last.url), answer.url) == (f"{CDN}/p",) * 2
         assert SECRET not in str(server.last.headers.raw)
@@ -259,7 +259,7 @@ class TestTrustedOrigins:
             cookies={"session": SECRET},
             params={"key": SECRET},
         ) as client:
-            text = await refused(origin(client=client, auth=auth, trusted=[CDN]), f"{CDN}/p", FeedRefused)
+            text = await refused(origin(client=client, auth=auth, trusted_origins=[CDN]), f"{CDN}/p", FeedRefused)
         assert f"{URL}, which led to {CDN}/p, answered 401 Unauthorized" in text
         (request,) = server.requests
         assert str(request.url) == f"{CDN}/p"
@@ -292,7 +292,7 @@ class TestTrustedOrigins:
             asked.append(1)
             return "a"
 
-        await refused(origin(auth=token, trusted=[CDN]), f"{CDN}/p", FeedRefused)
+        await refused(origin(auth=token, trusted_origins=[CDN]), f"{CDN}/p", FeedRefused)
         assert asked == []
 
     async def test_a_redirect_through_a_trusted_origin_sends_credentials_only_to_the_feed(self, serve):
@@ -301,7 +301,7 @@ class TestTrustedOrigins:
             httpx.Response(302, headers={"location": URL}),
             httpx.Response(200),
         )
-        answer = await ask(origin(auth=SECRET, trusted=[CDN]))
+        answer = await ask(origin(auth=SECRET, trusted_origins=[CDN]))
         assert [request.headers.get("authorization") for request in server.requests] == [
             f"Bearer {SECRET}",
             None,
@@ -311,25 +311,27 @@ class TestTrustedOrigins:
 
     async def test_a_trusted_origin_may_not_redirect_to_an_untrusted_one(self, serve):
         server = serve(httpx.Response(302, headers={"location": "https://evil.example/"}))
-        assert "redirects to another origin, https://evil" in await refused(origin(trusted=[CDN]), f"{CDN}/p")
+        assert "redirects to another origin, https://evil" in await refused(
+            origin(trusted_origins=[CDN]), f"{CDN}/p"
+        )
         assert len(server.requests) == 1
 
     async def test_a_trusted_origin_never_gets_a_posted_body(self, serve):
         """Some vendors want their secret in the body."""
         server = serve(httpx.Response(307, headers={"location": f"{CDN}/p"}))
         posted = {"method": "POST", "content": SECRET.encode()}
-        text = await refused(origin(trusted=[CDN]), **posted)
+        text = await refused(origin(trusted_origins=[CDN]), **posted)
         assert f"{CDN}/, which must not get what is posted" in text
-        await refused(origin(trusted=[CDN]), f"{CDN}/p", **posted)
+        await refused(origin(trusted_origins=[CDN]), f"{CDN}/p", **posted)
         assert len(server.requests) == 1
 
     @pytest.mark.parametrize(
         ("trusted", "error", "text"),
         [
-            (CDN, TypeError, "trusted is a str; give a list"),
-            (5, TypeError, "trusted is a int"),
-            ([5], TypeError, "trusted has a int in it"),
-            ([f"{CDN}/p"], ValueError, f"trusted has {CDN}/p in it; give origins, as https://cdn.example"),
+            (CDN, TypeError, "trusted_origins is a str; give a list"),
+            (5, TypeError, "trusted_origins is a int"),
+            ([5], TypeError, "trusted_origins has a int in it"),
+            ([f"{CDN}/p"], ValueError, f"trusted_origins has {CDN}/p in it; give origins, as https://cdn.example"),
             ([f"{CDN}?a={SECRET}"], ValueError, "give origins"),
             ([f"{CDN}#a"], ValueError, "give origins"),
             ([f"https://me:{SECRET}@cdn.example"], ValueError, "give origins"),
@@ -341,9 +343,12 @@ class TestTrustedOrigins:
     )
     def test_trusted_values_that_are_not_origins_are_refused(self, trusted, error, text):
         with pytest.raises(error) as wrong:
-            origin(trusted=trusted)
+            origin(trusted_origins=trusted)
         assert text in str(wrong.value)
         assert SECRET not in str(wrong.value)
 
     def test_a_trusted_origin_may_end_in_a_slash(self):
-        assert origin(trusted={f"{CDN}/"})._origins._trusted == origin(trusted=(CDN,))._origins._trusted
+        assert (
+            origin(trusted_origins={f"{CDN}/"})._origins._trusted
+            == origin(trusted_origins=(CDN,))._origins._trusted
+        )

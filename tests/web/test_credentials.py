@@ -159,9 +159,9 @@ FEEDS = {
 
 LISTENERS = {
     **SHARED,
-    "token": given(token=CANARY),
-    "callable": given(token=the_canary),
-    "callable of nonsense": given(token=gives_nonsense),
+    "token": given(auth=CANARY),
+    "callable": given(auth=the_canary),
+    "callable of nonsense": given(auth=gives_nonsense),
     "callable for headers": given(headers=lambda: {"Authorization": f"Bearer {CANARY}"}),
 }
 
@@ -287,7 +287,7 @@ async def fall(listener, *, ended=None):
 
 @pytest.mark.parametrize(("kind", "scheme"), [(WebSocketListener, "ws"), (SSEListener, "http")])
 async def test_a_listener_does_not_show_a_secret_in_the_error_of_its_token_provider(kind, scheme, logged):
-    said = await fall(kind(f"{scheme}://127.0.0.1/", token=raises_the_canary))
+    said = await fall(kind(f"{scheme}://127.0.0.1/", auth=raises_the_canary))
     check_nothing_is_said(logged(), *said)
 
 

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import sys
 
 import anyio.lowlevel
 import httpcore
+import httpcore2
 import httpx
 import pytest
 
@@ -37,6 +39,11 @@ def long_way(monkeypatch):
 
     monkeypatch.setattr(httpx.AsyncClient, "send", noted)
     return taken
+
+
+def httpcore_errors():
+    found = [httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError]
+    return [*found, httpcore.UnsupportedProtocol, *(kind for one in found for kind in one.__subclasses__())]
 
 
 async def get(client, **options):
@@ -92,6 +99,48 @@ async def test_the_direct_client_is_not_used_if_a_proxy_is_configured(environmen
         assert isinstance(client, DirectClient) is direct
 
 
+@pytest.fixture(params=[httpcore, httpcore2], ids=["httpcore", "httpcore2"])
+def library(request, monkeypatch):
+    """The library that the client connects with; every test that asks for it runs with each."""
+    monkeypatch.setattr(direct_client, "httpcore", request.param)
+    return request.param
+
+
+def test_httpcore2_is_used_if_it_is_installed():
+    assert direct_client.load_httpcore() is httpcore2
+
+
+def test_httpcore_is_used_if_httpcore2_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "httpcore2", None)
+    assert direct_client.load_httpcore() is httpcore
+
+
+def test_httpcore_is_used_if_httpcore2_lacks_something_that_is_needed(monkeypatch):
+    monkeypatch.delattr(httpcore2, "AnyIOBackend")
+    assert direct_client.load_httpcore() is httpcore
+
+
+@pytest.mark.parametrize("name", sorted({error.__name__ for error in httpcore_errors()}))
+async def test_an_error_of_httpcore_is_raised_as_the_one_of_httpx(name, library, monkeypatch):
+    async def refuse(pool, request):
+        raise getattr(library, name)("what happened")
+
+    monkeypatch.setattr(library.AsyncConnectionPool, "handle_async_request", refuse)
+    async with open_client(httpx.Timeout(5)) as client:
+        with pytest.raises(getattr(httpx, name), match="what happened"):
+            await client.send(client.build_request("GET", URL), stream=True)
+
+
+async def test_another_error_is_raised_unchanged(library, monkeypatch):
+    async def refuse(pool, request):
+        raise KeyError("what happened")
+
+    monkeypatch.setattr(library.AsyncConnectionPool, "handle_async_request", refuse)
+    async with open_client(httpx.Timeout(5)) as client:
+        with pytest.raises(KeyError):
+            await client.send(client.build_request("GET", URL), stream=True)
+
+
 class Socket(httpcore.AsyncNetworkStream):
     """Notes what it is told."""
 
@@ -118,14 +167,14 @@ class Socket(httpcore.AsyncNetworkStream):
         return "info" if info == "socket" else None
 
 
-async def test_a_socket_is_read_in_256_kib_pieces_and_other_calls_are_passed_through(monkeypatch):
+async def test_a_socket_is_read_in_256_kib_pieces_and_other_calls_are_passed_through(library, monkeypatch):
     socket = Socket()
 
     async def connect(backend, host, port, **options):
         socket.told.append((host, port, options))
         return socket
 
-    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
+    monkeypatch.setattr(library.AnyIOBackend, "connect_tcp", connect)
     plain = await direct_client._LargeReadBackend().connect_tcp("feed.example", 443, timeout=1.0)
     tls = await plain.start_tls("context", server_hostname="feed.example", timeout=2.0)
     for stream in (plain, tls):
@@ -163,7 +212,7 @@ class Server(Socket):
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_the_next_request_is_sent_before_a_handler_that_never_awaits_starts(monkeypatch, tmp_path):
+async def test_the_next_request_is_sent_before_a_handler_that_never_awaits_starts(library, monkeypatch, tmp_path):
     """It would else be sent when the page is done, and nothing would overlap."""
     server, sent = Server(), []
 
@@ -173,7 +222,7 @@ async def test_the_next_request_is_sent_before_a_handler_that_never_awaits_start
     async def busy(message):
         sent.append(len(server.told))
 
-    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
+    monkeypatch.setattr(library.AnyIOBackend, "connect_tcp", connect)
     async with Consumer(HTTPFeed(URL), store=SQLiteStore(tmp_path / "state.db"), process=busy) as consumer:
         await consumer.poll_now()
     assert sent == [2] * 10 + [3] * 10
@@ -191,27 +240,27 @@ class Lost(Server):
 
 
 @pytest.mark.parametrize("location", [b"http://feed.example:port/", b"http://xn--zz/", b":https://["])
-async def test_a_redirect_to_an_invalid_url_does_not_leak_a_connection(monkeypatch, location):
+async def test_a_redirect_to_an_invalid_url_does_not_leak_a_connection(library, monkeypatch, location):
     opened = []
 
     async def connect(backend, host, port, **options):
         opened.append(Lost(location))
         return opened[-1]
 
-    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
+    monkeypatch.setattr(library.AnyIOBackend, "connect_tcp", connect)
     feed = HTTPFeed(URL)
     for _ in range(12):  # the pool has ten
-        with pytest.raises(FeedError, match="RemoteProtocolError 'a redirect to no URL'"):
+        with pytest.raises(FeedError, match="answered a redirect to something that is not a URL"):
             await feed.fetch(FetchRequest())
     await feed.aclose()
     assert all(("aclose",) in socket.told for socket in opened)
 
 
-async def test_a_redirect_to_an_invalid_url_is_an_unusable_answer_for_a_push_channel(monkeypatch):
+async def test_a_redirect_to_an_invalid_url_is_an_unusable_answer_for_a_push_channel(library, monkeypatch):
     async def connect(backend, host, port, **options):
         return Lost(b"http://feed.example:port/")
 
-    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
+    monkeypatch.setattr(library.AnyIOBackend, "connect_tcp", connect)
     with pytest.raises(UnusableResponse, match="answered a redirect to something that is not a URL"):
         await ListenerClient(URL).send_request()
 
@@ -223,14 +272,13 @@ async def test_a_closed_client_refuses_to_send():
         await client.send(client.build_request("GET", URL), stream=True)
 
 
-async def test_httpx_connects_through_the_network_backend_of_the_direct_client(monkeypatch):
-    """The pool is httpx's own affair; if it has another name there, this is what tells."""
+async def test_httpx_connects_through_the_network_backend_of_the_direct_client(library, monkeypatch):
     socket = Socket(b"x\r\n\r\n")  # not HTTP
 
     async def connect(backend, host, port, **options):
         return socket
 
-    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
+    monkeypatch.setattr(library.AnyIOBackend, "connect_tcp", connect)
     async with open_client(httpx.Timeout(5)) as client:
         with pytest.raises(httpx.RemoteProtocolError):
             await client.send(client.build_request("GET", URL), stream=True)

@@ -1,8 +1,10 @@
 """An `httpx2.AsyncClient` in place of an httpx one: the same feed, by classes that are no relatives of httpx's."""
 
 import socket
+from contextlib import AsyncExitStack
 
 import anyio
+import httpx
 import httpx2
 import pytest
 
@@ -135,6 +137,17 @@ async def test_credentials_are_taken_from_auth_or_from_the_httpx2_client(server,
             assert len((await fetch(feed)).messages) == 3
 
 
+@pytest.mark.parametrize("auth", [httpx.BasicAuth("me", "pw"), httpx2.BasicAuth("me", "pw")])
+@pytest.mark.parametrize("module", [None, httpx, httpx2])
+async def test_an_auth_of_either_library_serves_with_a_client_of_the_other(server, auth, module):
+    server.faults.authorization = "Basic bWU6cHc="
+    async with AsyncExitStack() as stack:
+        client = None if module is None else await stack.enter_async_context(module.AsyncClient(timeout=GUARD))
+        feed = HTTPFeed(server.url, client=client, auth=auth)
+        stack.push_async_callback(feed.aclose)
+        assert len((await fetch(feed)).messages) == 3
+
+
 async def test_an_expired_token_is_replaced_within_one_fetch(server, client):
     server.faults.authorization = "Bearer new"
     tokens = iter(["old", "new"])
@@ -156,7 +169,7 @@ async def test_a_trusted_origin_gets_no_headers_credentials_or_params_of_the_cli
     async with httpx2.AsyncClient(
         transport=httpx2.MockTransport(answer), auth=("me", "pw"), headers={"x-key": "k"}, params={"k": "v"}
     ) as client:
-        feed = HTTPFeed("https://h.example/", client=client, trusted=["https://cdn.example"])
+        feed = HTTPFeed("https://h.example/", client=client, trusted_origins=["https://cdn.example"])
         assert (await fetch(feed)).messages == []
     assert asked[0].headers["user-agent"].startswith("push-to-poll-client/")
     assert asked[0].headers["user-agent"].endswith(f" python-httpx2/{httpx2.__version__}")

@@ -2,12 +2,12 @@
 
 import pytest
 
-from push_to_poll_client import AtomFeed, DurableStreamFeed, HTTPFeed
+from push_to_poll_client import AtomFeed, HTTPFeed
 from push_to_poll_client._http.client import OutgoingRequest
 from push_to_poll_client._http.origins import check_userinfo, parse_http_url
 from push_to_poll_client._http.response import Response
 from push_to_poll_client.cli._output import Exit
-from push_to_poll_client.durable_streams import DurableStreamsSignature, PullWakeListener
+from push_to_poll_client.durable_streams import DurableStreamFeed, DurableStreamsSignature, PullWakeListener
 from push_to_poll_client.durable_streams._wake_stream import Claim
 from push_to_poll_client.feeds._paged.request import Request
 from push_to_poll_client.feeds._paged.senders import RequestParts
@@ -39,7 +39,7 @@ TAKES_A_URL = {
     "the topic of WebSub": ("https", lambda url: WebSub(url, "https://me.example/")),
     "the callback of WebSub": ("https", lambda url: WebSub("https://shop.example/", url)),
     "the hub of WebSub": ("https", lambda url: WebSub("https://shop.example/", "https://me.example/", hub=url)),
-    "trusted": ("https", lambda url: HTTPFeed("https://shop.example/", trusted=[url])),
+    "trusted_origins": ("https", lambda url: HTTPFeed("https://shop.example/", trusted_origins=[url])),
 }
 
 

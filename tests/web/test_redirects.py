@@ -9,7 +9,7 @@ import pytest
 
 from push_to_poll_client._exceptions import FeedError, FeedRefused
 from push_to_poll_client._http.caching import Validators
-from push_to_poll_client._http.origins import (
+from push_to_poll_client._http.redirects import (
     MAX_AGE,
     MAX_CONFIRMED_PATHS,
     MAX_REMEMBERED_REDIRECTS,
@@ -77,7 +77,7 @@ class TestMethodAndBody:
     async def test_a_post_redirected_as_get_goes_to_a_trusted_origin_without_its_body(self, serve):
         """The body, which may hold a secret, does not go along."""
         server = serve(moved(f"{CDN}/p", 303), httpx.Response(200))
-        await ask(origin(trusted=[CDN], auth=SECRET), method="POST", content=SECRET.encode())
+        await ask(origin(trusted_origins=[CDN], auth=SECRET), method="POST", content=SECRET.encode())
         assert (server.last.method, server.last.content) == ("GET", b"")
         assert "authorization" not in server.last.headers
 
@@ -123,7 +123,7 @@ class TestMoves:
 
     async def test_a_remembered_redirect_to_a_trusted_origin_sends_no_credentials(self, serve):
         server = serve(moved(f"{CDN}/p"), httpx.Response(200))
-        asked = origin(auth=SECRET, trusted=[CDN])
+        asked = origin(auth=SECRET, trusted_origins=[CDN])
         for _ in range(2):
             await read(asked)
         assert urls(server) == ["/orders", f"{CDN}/p", f"{CDN}/p"]

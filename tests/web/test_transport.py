@@ -6,9 +6,8 @@ import anyio
 import httpx
 import pytest
 
-from push_to_poll_client import FeedError
 from push_to_poll_client._http.origins import parse_http_url
-from push_to_poll_client._http.response import Deadline, read_body
+from push_to_poll_client._http.response import BodyError, read_body
 from push_to_poll_client._http.transport import close_on_failure, unwinding
 
 pytestmark = pytest.mark.anyio
@@ -25,7 +24,7 @@ class Stream:
 
 
 async def connect(stream, *events, url="https://feed.example/"):
-    async with close_on_failure(url) as extensions:
+    async with close_on_failure(url, {}) as extensions:
         for event in events:
             await extensions["trace"](event, {"return_value": stream})
         raise TimeoutError
@@ -49,11 +48,22 @@ async def test_a_failed_connect_closes_its_socket_unless_tls_was_completed(event
 
 async def test_a_socket_stays_open_after_success_and_plain_http_is_not_traced():
     stream = Stream()
-    async with close_on_failure("https://feed.example/") as extensions:
+    async with close_on_failure("https://feed.example/", {}) as extensions:
         await extensions["trace"]("connection.connect_tcp.complete", {"return_value": stream})
     assert not stream.closed
-    async with close_on_failure("http://feed.example/") as extensions:
+    async with close_on_failure("http://feed.example/", {}) as extensions:
         assert extensions == {}
+
+
+async def test_the_trace_of_a_request_is_called_beside_ours():
+    seen = []
+
+    async def trace(event, info):
+        seen.append((event, info))
+
+    async with close_on_failure("https://feed.example/", {"trace": trace, "timeout": 1}) as extensions:
+        await extensions["trace"]("http11.send_request_body.complete", {})
+    assert (seen, extensions["timeout"]) == ([("http11.send_request_body.complete", {})], 1)
 
 
 async def test_leaving_a_body_early_ends_its_innermost_generator():
@@ -95,8 +105,8 @@ async def test_a_body_that_is_too_large_has_its_innermost_generator_ended():
             finally:
                 ended.append("inner")
 
-    with pytest.raises(FeedError, match="more than 1 bytes"):
-        await read_body(Response(), 1, "the feed", Deadline(30, 0))
+    with pytest.raises(BodyError, match="more than 1 bytes"):
+        await read_body(Response(), 1, lambda _: None)
     assert ended == ["inner"]
 
 

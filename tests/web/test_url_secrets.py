@@ -32,7 +32,7 @@ ECHOES = [
 
 
 def bot(**given):
-    return origin(TEMPLATE, secrets={"token": TOKEN}, **given)
+    return origin(TEMPLATE, url_secrets={"token": TOKEN}, **given)
 
 
 def check_is_hidden(*texts):
@@ -55,7 +55,7 @@ async def test_a_secret_in_the_path_is_sent_and_not_shown(serve):
 async def test_a_redirect_that_takes_the_secret_to_another_origin_is_refused(serve, echo):
     """Also where the feed may lead to: the server writes the URL that it was asked into its redirects."""
     server = serve(httpx.Response(302, headers={"location": f"{CDN}/bot{echo}/updates"}))
-    asked = bot(trusted=[CDN])
+    asked = bot(trusted_origins=[CDN])
     text = await refused(asked, asked.build_url({}))
     assert text.startswith(f"{SHOWN} redirects to another origin, {CDN}/, by a URL that holds a secret")
     assert len(server.requests) == 1
@@ -98,7 +98,7 @@ async def test_the_secret_is_masked_in_the_error_about_an_invalid_link(serve):
 
 def test_feeds_with_different_secrets_have_different_identities():
     """A cursor of one bot is none of the other's."""
-    one, other = bot(), origin(TEMPLATE, secrets={"token": "5"})
+    one, other = bot(), origin(TEMPLATE, url_secrets={"token": "5"})
     assert one.identity.startswith(f"{SHOWN}#")
     assert one.identity != other.identity
     assert origin(TEMPLATE).identity == origins.identity(TEMPLATE)
@@ -118,14 +118,14 @@ def test_one_secret_may_be_contained_in_another():
         (TEMPLATE, {"key": TOKEN}, ValueError, "url has no field {key} in its path or query"),
         ("https://{token}.example/", {"token": TOKEN}, ValueError, "url has no field {token} in its path"),
         ("https://me:{token}@h.example/", {"token": TOKEN}, ValueError, "url has no field {token} in its path"),
-        (TEMPLATE, {"token": 5}, TypeError, "secrets have a int for 'token'"),
-        (TEMPLATE, {5: TOKEN}, TypeError, "secrets have a str for 5; give str"),
+        (TEMPLATE, {"token": 5}, TypeError, "url_secrets have a int for 'token'"),
+        (TEMPLATE, {5: TOKEN}, TypeError, "url_secrets have a str for 5; give str"),
         ("/bot{token}", {"token": TOKEN}, ValueError, "url is"),
     ],
 )
 def test_invalid_secrets_are_refused_and_not_shown(template, secrets, error, text):
     with pytest.raises(error) as wrong:
-        origin(template, secrets=secrets)
+        origin(template, url_secrets=secrets)
     assert text in str(wrong.value)
     check_is_hidden(str(wrong.value))
 

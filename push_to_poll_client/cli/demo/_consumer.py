@@ -30,7 +30,7 @@ class Orders(Consumer):
     """Writes a line for each message.
 
     Args:
-        url: The URL of the feed.
+        url: The URL of the feed, which follows the HTTP Feeds specification.
         push_url: The URL of the websocket.
         database: The path of the SQLite store.
         handled: The file to write to.

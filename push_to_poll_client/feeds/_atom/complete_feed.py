@@ -34,17 +34,6 @@ from push_to_poll_client.feeds._atom.parser import AtomDocument, ElementSource, 
 from push_to_poll_client.feeds._newest_first_cursor import MAX_OLDER_DIGESTS, MAX_TOP_DIGESTS
 from push_to_poll_client.feeds._newest_first_walk import Document
 
-__all__ = [
-    "EntryState",
-    "EntryStates",
-    "MissingDocuments",
-    "decode_note",
-    "document_from_response",
-    "encode_note",
-    "find_deletions",
-]
-
-
 NOT_FOUND_ATTEMPTS = 3
 """Responses with 404 after which a document is taken for gone: a deployment has ended by then."""
 
@@ -88,7 +77,7 @@ _COMMENT = "It is no longer in its feed, which is complete."
 
 
 class EntryState(NamedTuple):
-    """What a note says of one entry.
+    """State of one entry, as a note has it.
 
     Attributes:
         order: The sort key of its newest version.

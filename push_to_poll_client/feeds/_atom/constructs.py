@@ -17,19 +17,6 @@ from push_to_poll_client._http.headers import http_date
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._atom.parser import ATOM, XML, resolve_reference
 
-__all__ = [
-    "AtomCategory",
-    "AtomLink",
-    "AtomPerson",
-    "AtomText",
-    "ElementReader",
-    "Instant",
-    "inner_html",
-    "inner_xml",
-    "xhtml_div",
-]
-
-
 MAX_DATE = 64
 """Characters of a date. One with nanoseconds and an offset has 35."""
 
@@ -105,12 +92,6 @@ def _format_instant(time: datetime, second: int, fraction: str) -> str:
 _XHTML = "{http://www.w3.org/1999/xhtml}"
 _HTML_NAMESPACES = (_XHTML, "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1998/Math/MathML}")
 """Namespaces whose elements are written without them in HTML, which has no namespaces: browsers know the names."""
-
-
-def xhtml_div(element: Element) -> Element:
-    """Return the `div` that holds the XHTML of a text construct (RFC 4287 §3.1.1.3), else the construct."""
-    found = element.find(f"{_XHTML}div")
-    return element if found is None else found
 
 
 def inner_html(element: Element) -> str:
@@ -268,9 +249,9 @@ def _text_construct(element: Element, base: str) -> AtomText:
     if src is not None:
         return AtomText("", type_ if "type" in element.attrib else "", base, resolve_reference(base, src))
     if type_ == "xhtml":
-        div = xhtml_div(element)
-        return AtomText(
-            inner_html(div), type_, base if div is element else resolve_reference(base, div.get(_BASE, ""))
-        )
+        div = element.find(f"{_XHTML}div")  # which holds the content (RFC 4287 §3.1.1.3)
+        if div is None:
+            return AtomText(inner_html(element), type_, base)
+        return AtomText(inner_html(div), type_, resolve_reference(base, div.get(_BASE, "")))
     is_xml = type_.partition(";")[0].strip().lower().endswith(_XML_SUFFIXES)
     return AtomText(inner_xml(element).strip() if is_xml else _text_content(element), type_, base)

@@ -36,19 +36,6 @@ from push_to_poll_client.feeds._atom.parser import (
 )
 from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, unreadable_key
 
-__all__ = [
-    "MAX_ELEMENTS",
-    "AtomEntry",
-    "UnreadableEntry",
-    "entry_of",
-    "messages_of",
-    "outline",
-    "parse",
-    "restore_entry",
-    "sort_key",
-]
-
-
 MAX_ELEMENTS = 100_000
 """Elements of an entry: about 30 MB in memory. A book has as many."""
 
@@ -107,25 +94,25 @@ _ENTRY = f"{{{ATOM}entry"
 _DELETED_ENTRY = f"{{{TOMBSTONES}deleted-entry"
 
 
-class AtomEntry(Message):
+class AtomEntry(Message[Element]):
     """A message of an `AtomFeed`: one version of an entry, or that the entry was deleted.
 
     A version is named by its `atom:id` and the instant of its `atom:updated`, however that is spelled. What its
     publisher changed without calling it significant (RFC 4287 §4.2.15) is the same version.
 
-    Nothing else is read before somebody asks; then the entry becomes a tree, which is kept. Each property but
-    `entry_id`, `updated`, `deleted` and `raw` raises `UndecodableMessage` for an entry that is too deep or has too
-    many elements. Let it pass through the handler.
+    The rest of an entry is parsed when a property needs it, and then kept. Each property but `entry_id`,
+    `updated`, `deleted` and `raw` raises `UndecodableMessage` for an entry that is nested too deep or has too many
+    elements. Let it pass through the handler.
 
     To make one, as for tests of a handler, use `AtomEntry.from_xml`.
 
     Args:
-        source: Where it stands.
-        entry_id: What it is a version of.
-        instant: When it changed.
-        deleted: It says that the entry was deleted.
-        again: How often the entry was gone before, and came back as it was.
-        names: Id and dedupe key; `None`: made of all that.
+        source: The bytes of the entry.
+        entry_id: The `atom:id` of the entry.
+        instant: Time of the change.
+        deleted: True for a deletion.
+        again: Number of times that the entry was gone and came back unchanged.
+        names: Id and dedupe key; None makes them of the other arguments.
     """
 
     __slots__ = ("_deleted", "_element", "_entry_id", "_instant", "_source")
@@ -155,40 +142,37 @@ class AtomEntry(Message):
         Raises:
             UndecodableMessage: It is none, or its id or its date is missing or cannot be read.
         """
-        try:
-            return _read_standalone(entry)
-        except ValueError as error:
-            raise UndecodableMessage(f"an entry cannot be read: it {error}") from error
+        return _read_standalone(entry)
 
     @property
     def entry_id(self) -> str:
-        """What all versions of the entry have in common: its `atom:id`; of a deletion the `ref`."""
+        """The `atom:id`, which all versions of the entry share; for a deletion its `ref`."""
         return self._entry_id
 
     @property
     def updated(self) -> datetime:
-        """When the entry changed, in the zone that it was written in, or UTC.
+        """Time of the last change, in the zone as written, or UTC.
 
-        Of a deletion, when that was; of an entry that a complete feed has no more, when it changed last.
+        For a deletion its time; for an entry that a complete feed no longer has, the time of its last change.
         """
         return self._instant.time
 
     @property
     def order(self) -> str:
-        """What sorts messages from the oldest to the newest."""
+        """Sort key of messages, from the oldest to the newest."""
         return self._instant.order
 
     @property
     def deleted(self) -> bool:
-        """Whether the entry is gone: by an `at:deleted-entry` (RFC 6721), or because a complete feed lost it."""
+        """True if the entry is gone: by an `at:deleted-entry` (RFC 6721), or because a complete feed lost it."""
         return self._deleted
 
     @property
     def published(self) -> datetime | None:
-        """When the entry was there first; `None`: it does not say.
+        """Time of the first publication; None if the entry does not say.
 
         Raises:
-            UndecodableMessage: It says so by what is no date.
+            UndecodableMessage: The date cannot be read.
         """
         published = self._reader.child_text("published")
         try:
@@ -198,46 +182,46 @@ class AtomEntry(Message):
 
     @property
     def title(self) -> AtomText | None:
-        """What it is called; `None`: nothing."""
+        """Title; None if there is none."""
         return self._reader.text("title")
 
     @property
     def summary(self) -> AtomText | None:
-        """What it is about; of a deletion, its comment. `None`: it has none."""
+        """Summary; for a deletion its comment. None if there is none."""
         return self._reader.text("comment", TOMBSTONES) if self._deleted else self._reader.text("summary")
 
     @property
     def content(self) -> AtomText | None:
-        """What it says, or where that is; `None`: neither."""
+        """Content, or a reference to it; None if there is neither."""
         return self._reader.text("content")
 
     @property
     def links(self) -> Sequence[AtomLink]:
-        """Where it leads."""
+        """Links of the entry."""
         return list(self._reader.links())
 
     def link(self, rel: str = "alternate") -> str | None:
-        """Where its first link of a relation leads, absolute; `None`: there is none."""
+        """Return the absolute target of the first link with a relation; None if there is none."""
         return next((link.href for link in self._reader.links() if link.rel.lower() == rel.lower()), None)
 
     @property
     def authors(self) -> Sequence[AtomPerson]:
-        """Its own, else those of the feed that it was taken from, as its `atom:source` says, else its feed's."""
+        """Authors of the entry, else those of its `atom:source`, else those of the feed."""
         return list(self._reader.persons("author"))
 
     @property
     def categories(self) -> Sequence[AtomCategory]:
-        """What it belongs to."""
+        """Categories of the entry."""
         return list(self._reader.categories())
 
     @property
     def base(self) -> str:
-        """What its references are relative to, unless an element within says something else; "": nothing."""
+        """Base of relative references, unless an inner element has another; "" if there is none."""
         return self._reader.base
 
     @property
     def data(self) -> Element:
-        """All of it, also what has no property here, as an element of `xml.etree`."""
+        """The whole entry as an element of `xml.etree`, with the parts that have no property here."""
         if self._element is None:
             try:
                 self._element = parse(self.raw)
@@ -281,29 +265,29 @@ def entry_of(raw: RawEntry, *, again: int = 0, names: tuple[str, str] | None = N
     return AtomEntry(raw.source, raw.name, instant, deleted=raw.deleted, again=again, names=names)
 
 
-def restore_entry(letter: DeadLetter) -> Message:
+def restore_entry(letter: DeadLetter) -> AtomEntry | UnreadableMessage:
     """Make the message of a dead letter; an `UnreadableMessage` if it still cannot be read."""
     try:
         return _read_standalone(letter.raw, (letter.id, letter.key))
-    except ValueError as error:
-        undecodable = UndecodableMessage(f"an entry cannot be read: it {error}")
-        return UnreadableMessage(letter.id, undecodable, key=letter.key, raw=letter.raw)
+    except UndecodableMessage as error:
+        return UnreadableMessage(letter.id, error, key=letter.key, raw=letter.raw)
 
 
 def _read_standalone(entry: bytes, names: tuple[str, str] | None = None) -> AtomEntry:
-    """Read an entry that is a document of its own."""
-    root = parse(entry)
-    if root.tag not in {_ENTRY, _DELETED_ENTRY}:
-        raise ValueError(f"is no entry of Atom: its root is {local_name(root.tag)}")
-    deleted = root.tag == _DELETED_ENTRY
-    texts = (
-        (root.get("ref"), root.get("when")) if deleted else map(ElementReader(root).child_text, ("id", "updated"))
-    )
-    name, when = ((text or "").strip() for text in texts)
+    """Read an entry that is a document of its own, or raise `UndecodableMessage`."""
+    there = ""
     try:
+        root = parse(entry)
+        if root.tag not in {_ENTRY, _DELETED_ENTRY}:
+            raise ValueError(f"is no entry of Atom: its root is {local_name(root.tag)}")  # noqa: TRY301
+        there = f"; there is {outline(root)}"
+        deleted = root.tag == _DELETED_ENTRY
+        child_text = ElementReader(root).child_text
+        texts = (root.get("ref"), root.get("when")) if deleted else (child_text("id"), child_text("updated"))
+        name, when = ((text or "").strip() for text in texts)
         message = entry_of(RawEntry(ElementSource(entry), name, when, deleted), names=names)
     except ValueError as error:
-        raise ValueError(f"{error}; there is {outline(root)}") from None
+        raise UndecodableMessage(f"an entry cannot be read: it {error}{there}") from error
     message._element = root  # noqa: SLF001  # it is parsed already
     return message
 

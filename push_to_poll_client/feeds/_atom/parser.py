@@ -25,28 +25,6 @@ from xml.sax.saxutils import quoteattr
 
 from push_to_poll_client._validation import quoted
 
-__all__ = [
-    "ATOM",
-    "HISTORY",
-    "MAX_DEPTH",
-    "MAX_URL",
-    "TOMBSTONES",
-    "XML",
-    "AtomDocument",
-    "ElementSource",
-    "InvalidXML",
-    "RawEntry",
-    "Scope",
-    "as_utf8",
-    "local_name",
-    "new_parser",
-    "read_document",
-    "resolve_reference",
-    "run_parser",
-    "start_tag",
-]
-
-
 MAX_DEPTH = 100
 """Levels of nested elements, counted from the entry. Articles have about 20."""
 
@@ -159,30 +137,17 @@ def as_utf8(body: bytes, content_type: str) -> bytes:
 
 
 def _transcode(body: bytes, name: str) -> bytes:
-    codec = _codec(name)
-    if codec in _UTF8_CODECS:
-        return body
-    try:
-        return body.decode(codec).encode()
-    except LookupError:  # a codec for something else than text
-        raise _unknown_encoding(name) from None
-    except UnicodeError as error:
-        raise ValueError(f"is not in {quoted(name)}, in which it is said to be: {quoted(error)}") from None
-
-
-def _codec(name: str) -> str:
-    """Return the name that Python has for an encoding."""
     try:
         codec = codecs.lookup(name).name if _CODEC_NAME.fullmatch(name) else ""
-    except LookupError:
-        codec = ""
-    if not codec or codec in _NOT_FOR_TEXT:
-        raise _unknown_encoding(name)
-    return codec
-
-
-def _unknown_encoding(name: str) -> ValueError:
-    return ValueError(f"is in the encoding {quoted(name)}, which is unknown here; ask for UTF-8")
+        if codec in _UTF8_CODECS:
+            return body
+        if codec and codec not in _NOT_FOR_TEXT:
+            return body.decode(codec).encode()
+    except LookupError:  # there is no such codec, or it is for something else than text
+        pass
+    except UnicodeError as error:
+        raise ValueError(f"is not in {quoted(name)}, in which it is said to be: {quoted(error)}") from None
+    raise ValueError(f"is in the encoding {quoted(name)}, which is unknown here; ask for UTF-8")
 
 
 MAX_URL = 8_192
@@ -196,7 +161,7 @@ _ATTRIBUTE = re.compile(r"""(?<!\s)\s++([^\s=]++)\s*+=\s*+("[^"]*+"|'[^']*+')"""
 
 
 class Scope(NamedTuple):
-    """What an entry inherits from the root of its document.
+    """Attributes that an entry inherits from the root of its document.
 
     Attributes:
         namespaces: Pairs of prefix and URI; the prefix "" is the default namespace.

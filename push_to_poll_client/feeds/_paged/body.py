@@ -21,24 +21,8 @@ from push_to_poll_client._http.headers import resolve_url
 from push_to_poll_client._http.response import Response, find_link
 from push_to_poll_client._json import DECODE_ERRORS, SAFE_LENGTH, Decoder, check_depth, check_page_depth
 from push_to_poll_client._validation import describe, quoted
+from push_to_poll_client.feeds._data_decoder import DataDecoder
 from push_to_poll_client.feeds._decoding import split_json
-
-__all__ = [
-    "LINES",
-    "DeclarationMismatch",
-    "DeclaredLists",
-    "EntryList",
-    "ListSpec",
-    "Path",
-    "Reply",
-    "Sentinel",
-    "elements",
-    "members",
-    "outline",
-    "path_of",
-    "text_of",
-]
-
 
 Path: TypeAlias = str | int | tuple[str | int, ...]
 """The name of a member or the place of an element, or several, each in the one before it."""
@@ -101,7 +85,7 @@ class Reply:
         return _decode_or_none(self.content)
 
     def at(self, *path: str | int) -> Any:
-        """What stands at a place of the body; `None`: nothing does, or it cannot be read."""
+        """Return the value at a path of the body; None if there is none, or it cannot be read."""
         raw = self.raw_at(*path)
         return None if raw is None else _decode_or_none(raw)
 
@@ -122,7 +106,7 @@ class Reply:
         return self._members[parent].get(last)
 
     def outline(self, *path: str | int) -> str:
-        """What stands where a path leads, as far as it does: for errors, without what is said there."""
+        """Describe for errors what is at a path, or at the longest part of it that exists, without the content."""
         for length in range(len(path) - 1, 0, -1):
             if (raw := self.raw_at(*path[:length])) is not None:
                 return f"{outline(raw)} at {' / '.join(map(repr, path[:length]))}"
@@ -284,6 +268,7 @@ class EntryList:
         entries: Decoded; in place of an entry that cannot be decoded, the error.
         group: As given.
         broken: Whether one of the entries is an error.
+        decoder: Makes the data of the messages; `None`: it is what JSON says.
         listed: Whether the list is on the page, even as `null`. For a list that a function made, whether it has
             any entries.
 
@@ -306,6 +291,7 @@ class EntryList:
         self.listed = True
         self.entries: list[Any]
         self.broken: bool = False
+        self.decoder: DataDecoder[Any] | None = None
         try:
             self.entries = decode(text)
         except DECODE_ERRORS:
@@ -363,18 +349,16 @@ class DeclaredLists:
         """Make a list of one entry from what `EntryList.raw` returned."""
         named = members(raw) if len(self.names) > 1 else {}
         group, text = next(iter(named.items())) if len(named) == 1 else ("", raw)
-        return (
-            EntryList(text, _decode_single, _split_single, group)
-            if group in self.names
-            else EntryList(raw, _decode_single, _split_single)
-        )
+        if group not in self.names:
+            group, text = "", raw
+        return EntryList(text, lambda text: [_decode(text)], lambda text: [text], group)
 
     def _read_list(self, name: str, reply: Reply, spec: Any, max_entries: int) -> EntryList:
         if spec is LINES:
             return _list_from_lines(reply.content, max_entries, name)
         if callable(spec):
             encoded = msgspec.json.encode(spec(reply.body))
-            made = _list_from_array(encoded, f"by {_list_name(spec)}", max_entries, name)
+            made = _list_from_array(encoded, f"by {_name(spec)}", max_entries, name)
             made.listed = bool(made.entries)
             return made
         raw = reply.raw_at(*spec)
@@ -423,19 +407,9 @@ def _split_lines(text: _Raw) -> list[bytes]:
     return [line for line in bytes(text).split(b"\n") if line.strip(_SPACE)]
 
 
-def _decode_single(text: _Raw) -> list[Any]:
-    check_depth(text)
-    return [_decode_unchecked(text)]
-
-
-def _split_single(text: _Raw) -> list[_Raw]:
-    return [text]
-
-
 def _decode_entry(raw: _Raw) -> Any:
     try:
-        check_depth(raw)
-        return _decode_unchecked(raw)
+        return _decode(raw)
     except DECODE_ERRORS as error:
         return UndecodableMessage(f"an entry is no JSON: {describe(error)}")
 
@@ -454,16 +428,14 @@ def _describe_location(path: tuple[str | int, ...]) -> str:
 
 def _list_names(where: Sequence[ListSpec]) -> list[str]:
     """Name each list by the last step of its path, or by the whole path if two lists would have the same name."""
-    for named_part in (lambda path: path[-1:], lambda path: path):
-        names = [_list_name(spec, named_part) for spec in where] if len(where) > 1 else [""]
+    if len(where) <= 1:
+        return [""]
+    paths = [(_name(spec),) if callable(spec) or isinstance(spec, Sentinel) else path_of(spec) for spec in where]
+    for names in ([str(path[-1]) for path in paths], [".".join(map(str, path)) for path in paths]):
         if len({*names}) == len(names):
             return names
     raise ValueError(f"two lists have one name: {', '.join(names)}")
 
 
-def _list_name(
-    spec: ListSpec, named_part: Callable[[tuple[str | int, ...]], tuple[str | int, ...]] = lambda path: path
-) -> str:
-    if isinstance(spec, Sentinel) or callable(spec):
-        return getattr(spec, "__name__", repr(spec))
-    return ".".join(map(str, named_part(path_of(spec))))
+def _name(spec: object) -> str:
+    return getattr(spec, "__name__", repr(spec))

@@ -16,8 +16,9 @@ from typing import Any, Final
 import msgspec
 
 from push_to_poll_client._exceptions import UndecodableMessage
-from push_to_poll_client._types import Cursor, DeadLetter, Message, UnreadableMessage
+from push_to_poll_client._types import Cursor, D_co, DeadLetter, Message, UnreadableMessage
 from push_to_poll_client._validation import describe
+from push_to_poll_client.feeds._data_decoder import DataDecoder
 from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, UNREADABLE_KEY_PREFIX, unreadable_key
 from push_to_poll_client.feeds._paged.body import (
     DeclarationMismatch,
@@ -31,11 +32,9 @@ from push_to_poll_client.feeds._paged.body import (
 )
 from push_to_poll_client.feeds._paged.readers import Field, FieldSpec, texts_of
 
-__all__ = ["CONTENTS", "Entries", "Entry"]
 
-
-class Entry(Message):
-    """A message of a `PagedFeed`; its `data` is the entry, read as JSON.
+class Entry(Message[D_co]):
+    """A message of a `PagedFeed`; its `data` is the entry, read as JSON, or what `decode=` makes of it.
 
     It keeps the text of its page alive: do not collect entries, take from them what you need.
 
@@ -47,47 +46,75 @@ class Entry(Message):
         type: What happened, as declared; "" when the entry does not say.
         time: When, as the feed wrote it; `None` when it did not.
         deleted: The entry says that something is gone.
-        part: The list that it stands in; `None`: in none, as in a test of a handler.
-        place: Where in it.
     """
 
-    __slots__ = ("_deleted", "_part", "_place", "_time", "_type")
+    __slots__ = ("_decoder", "_deleted", "_part", "_place", "_time", "_type")
 
-    def __init__(  # noqa: PLR0917  # a page is read by columns, and made of them in their order
+    def __init__(
         self,
         id: str,
         data: Any = None,
+        *,
         key: str | None = None,
         cursor: Cursor | None = None,
         type: str = "",
         time: Any = None,
-        deleted: bool = False,  # noqa: FBT001, FBT002  # likewise
-        part: EntryList | None = None,
-        place: int = 0,
+        deleted: bool = False,
     ) -> None:
-        self._id = id
-        self._data = data
-        self._key = id if key is None else key
-        self._cursor = cursor
+        super().__init__(id, data, key=key, cursor=cursor)
         self._type = type
         self._time = time
         self._deleted = deleted
-        self._part = part
-        self._place = place
+        self._part: EntryList | None = None
+        self._place = 0
+        self._decoder: DataDecoder[D_co] | None = None
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[tuple[Any, ...]]) -> "list[Entry]":
+        """Make the messages of a page, of the values of their slots: a call for each would take longer."""
+        entries = list[Entry]()
+        for row in rows:
+            self = cls.__new__(cls)
+            (
+                self._id,
+                self._data,
+                self._key,
+                self._cursor,
+                self._type,
+                self._time,
+                self._deleted,
+                self._part,
+                self._place,
+            ) = row
+            self._decoder = None if self._part is None else self._part.decoder
+            entries.append(self)
+        return entries
+
+    @property
+    def data(self) -> D_co:
+        """The entry, read as JSON, or what `decode=` makes of it when it is first read, and then kept.
+
+        Raises:
+            UndecodableMessage: It does not fit `decode=`. Let it pass through the handler.
+        """
+        if self._decoder is not None:
+            self._data = self._decoder.decode(self._data, self)
+            self._decoder = None
+        return self._data  # type: ignore[no-any-return]
 
     @property
     def type(self) -> str:
-        """What happened, as declared; "" when the entry does not say."""
+        """Type of the event, as declared; "" if the entry has none."""
         return self._type
 
     @property
     def time(self) -> Any:
-        """When it happened, as the feed wrote it; `None` when it did not. Says nothing about order."""
+        """Time of the event as the feed wrote it, or None. It says nothing about the order."""
         return self._time
 
     @property
     def deleted(self) -> bool:
-        """Whether the entry says that something is gone."""
+        """True if the entry says that something is gone."""
         return self._deleted
 
     @property
@@ -106,24 +133,24 @@ _PASSED_OVER: Final = "only= passes this entry over; drop its dead letter, or co
 
 
 class Entries:
-    """Where the messages are on a page, and where in each stands what it is called.
+    """The places of the messages on a page, and of their names in each.
 
     Args:
-        where: The path that leads to the list: `"data"`, or `("result", "items")`. None: the body itself is the
-            list. Several: several lists, one after the other. `LINES`: each line of the body is an entry. A
-            function: it is given the whole body and returns the list.
-        optional: The server leaves out a list that is empty. Else its absence is taken for a mistake.
-        id: What the entry is called.
-        version: What tells the versions of an entry apart, for feeds of states: a sequence number, a time of
-            change, an etag, or `CONTENTS`. `None`: the id is that of an event, which never changes. An entry
-            without it cannot be read, unless it says that something is gone: then it is as with `CONTENTS`.
-        key: The dedupe key; `None`: made of id and version.
-        type: What happened; `None`: with several lists, the name of the list.
-        time: When it happened. It also shows if the entries stand in another order than declared.
-        deleted: What is there, and neither false nor empty, in an entry which says that something is gone.
-        deletions: The name of the list whose entries all say that.
-        newest_first: The entries of a page stand the newest first, though the pages go forward.
-        only: Which entries are messages, a function of the entry; the others are passed over. `None`: all.
+        where: The path of the list: `"data"`, or `("result", "items")`. Without a path the body itself is the
+            list. Several paths are several lists, one after the other. With `LINES` each line of the body is an
+            entry. A function is given the whole body and returns the list.
+        optional: True if the server leaves out a list that is empty. Otherwise a missing list is an error.
+        id: The id of an entry.
+        version: Tells the versions of an entry apart, for feeds of states: a sequence number, a time of change, an
+            etag, or `CONTENTS`. `None` means that ids name events, which never change. An entry without its
+            version cannot be read, except for a deletion, which is treated as with `CONTENTS`.
+        key: The dedupe key. `None` makes it of id and version.
+        type: The type of the event. `None` means the name of the list if there are several.
+        time: The time of the event. It also shows whether the entries stand in another order than declared.
+        deleted: An entry is a deletion if this field is present and truthy.
+        deletions: The name of the list whose entries are all deletions.
+        newest_first: The entries of a page stand newest first, although the pages go forward.
+        only: Which entries are messages, a function of the entry; the others are passed over. `None` means all.
 
     Raises:
         TypeError: An argument is neither a path nor a function.
@@ -172,11 +199,18 @@ class Entries:
             for part in lists:
                 part.reverse()
         reply.size = sum(len(part.entries) for part in lists)
-        reply.entries = [entry for part in lists for entry in _readable_entries(part)]
+        reply.entries = [
+            entry
+            for part in lists
+            for entry in part.entries
+            if not (part.broken and isinstance(entry, UndecodableMessage))
+        ]
         reply.listed = any(part.listed for part in lists)
         return lists
 
-    def read(self, parts: Sequence[EntryList], *, each: Field | None, start: Cursor | None) -> list[Message]:
+    def read(
+        self, parts: Sequence[EntryList], *, each: Field | None, start: Cursor | None
+    ) -> list[Entry | UnreadableMessage]:
         """The messages of a page.
 
         Args:
@@ -187,10 +221,24 @@ class Entries:
         Raises:
             DeclarationMismatch: No entry of the first page can be read, or too many of another one.
         """
-        messages, unreadable = list[Message](), list[Message]()
+        messages, unreadable = list[Entry | UnreadableMessage](), list[UnreadableMessage]()
         for part in parts:
-            messages += self._read_or_split(part, range(len(part.entries)), each, start, unreadable)
-        _check_unreadable_count(unreadable)
+            spans = [range(len(part.entries))]
+            while spans:
+                places = spans.pop()
+                try:
+                    messages += self._read_all(part, places, each, start)
+                except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
+                    if len(places) > 1:  # each half alone, down to the entry that cannot be read
+                        middle = len(places) // 2
+                        spans += [places[middle:], places[:middle]]
+                        continue
+                    unreadable.append(_unreadable_message(part, places[0], error, each))
+                    messages.append(unreadable[-1])
+                    if len(unreadable) > MAX_UNREADABLE:
+                        raise DeclarationMismatch(
+                            f"a page has more than {MAX_UNREADABLE} unreadable entries"
+                        ) from None
         if unreadable and len(unreadable) == len(messages) and not self._has_read_page:
             first = unreadable[0]
             raise DeclarationMismatch(
@@ -199,9 +247,10 @@ class Entries:
         self._has_read_page = self._has_read_page or bool(messages)
         return messages
 
-    def restore(self, letter: DeadLetter) -> Message:
+    def restore(self, letter: DeadLetter, decoder: DataDecoder[Any] | None = None) -> Entry | UnreadableMessage:
         """The message of a dead letter; an `UnreadableMessage` if it still is one, or is to be passed over."""
         part = self._lists.restore(letter.raw)
+        part.decoder = decoder
         try:
             if self._only is not None and not self._only(_entries_at(part, [0])[0]):
                 return UnreadableMessage(
@@ -214,26 +263,9 @@ class Entries:
         except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
             return UnreadableMessage(letter.id, _as_decode_error(error), key=letter.key, raw=letter.raw)
 
-    def _read_or_split(
-        self, part: EntryList, places: range, each: Field | None, start: Cursor | None, unreadable: list[Message]
-    ) -> Sequence[Message]:
-        """Read all entries at once; if one of them cannot be read, each half alone, down to that one."""
-        try:
-            return self._read_all(part, places, each, start)
-        except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
-            if len(places) == 1:
-                unreadable.append(_unreadable_message(part, places[0], error, each))
-                return unreadable[-1:]
-        _check_unreadable_count(unreadable)
-        middle = len(places) // 2
-        halves = [
-            self._read_or_split(part, half, each, start, unreadable) for half in (places[:middle], places[middle:])
-        ]
-        return [message for half in halves for message in half]
-
     def _read_all(
         self, part: EntryList, places: Sequence[int], each: Field | None, start: Cursor | None
-    ) -> Sequence[Message]:
+    ) -> Sequence[Entry]:
         """Read the entries at these places, without those that `only` passes over; raise if one is unreadable."""
         entries = _entries_at(part, places)
         if self._only is not None:
@@ -250,25 +282,17 @@ class Entries:
         places: Sequence[int],
         ids: Sequence[str],
         keys: Sequence[str],
-        cursors: Sequence[Cursor | None] | None,
-    ) -> list[Message]:
+        cursors: Iterable[Cursor | None] | None,
+    ) -> list[Entry]:
         entries = _entries_at(part, places)
         types: Iterable[str] = repeat(part.group)
         if self._type is not None:
             types = [kind or part.group for kind in texts_of(self._type.read_all(entries))]
-        return list(
-            map(
-                Entry,
-                ids,
-                entries,
-                keys,
-                repeat(None) if cursors is None else cursors,
-                types,
-                repeat(None) if self._time is None else self._time.read_all(entries),
-                self._deletion_flags(part, entries),
-                repeat(part),
-                places,
-            )
+        cursors = repeat(None) if cursors is None else cursors
+        times = repeat(None) if self._time is None else self._time.read_all(entries)
+        gone = self._deletion_flags(part, entries)
+        return Entry.of_rows(
+            zip(ids, entries, keys, cursors, types, times, gone, repeat(part), places, strict=False)
         )
 
     def _ids_and_keys(
@@ -317,12 +341,6 @@ def _optional_field(where: FieldSpec | None) -> Field | None:
     return None if where is None else Field(where)
 
 
-def _readable_entries(part: EntryList) -> list[Any]:
-    if not part.broken:
-        return part.entries
-    return [entry for entry in part.entries if not isinstance(entry, UndecodableMessage)]
-
-
 def _entries_at(part: EntryList, places: Sequence[int]) -> Sequence[Any]:
     """Return the entries at these places; raise the error of one that could not be decoded."""
     entries = part.entries if len(places) == len(part.entries) else [part.entries[place] for place in places]
@@ -336,11 +354,6 @@ def _require_all(column: list[str | None], error: str) -> list[str]:
     if None in column:
         raise UndecodableMessage(error)
     return column  # type: ignore[return-value]  # checked above
-
-
-def _check_unreadable_count(unreadable: Sequence[Message]) -> None:
-    if len(unreadable) > MAX_UNREADABLE:
-        raise DeclarationMismatch(f"a page has more than {MAX_UNREADABLE} unreadable entries")
 
 
 _encode = msgspec.json.Encoder(order="sorted").encode

@@ -15,7 +15,7 @@ or named a standstill. An error is raised only for the first page of a new consu
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
@@ -27,9 +27,6 @@ from push_to_poll_client._types import Message
 from push_to_poll_client.feeds._paged.body import Reply
 from push_to_poll_client.feeds._paged.entries import Entry
 from push_to_poll_client.feeds._paged.readers import Reader
-
-__all__ = ["MissingMore", "Order", "check_order", "may_be_full"]
-
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
@@ -64,15 +61,15 @@ class MissingMore:
     wherever a consumer starts, since nobody knows how many fit on a page. If the server was right, it is empty.
 
     Args:
-        read: What `more` reads.
+        read: What `more` reads; `None` if it is not declared, and cannot be missing.
 
     Attributes:
         exists: Whether an answer had it.
     """
 
-    def __init__(self, read: Reader) -> None:
-        self.exists = False
-        self._read = read
+    def __init__(self, read: Reader | None) -> None:
+        self.exists = read is None
+        self._read = read or Reader(lambda _: None, "nothing")
         self._was_named = False
         self._largest_end = 1
         self._alike = 0  # pages in a row that followed one with as many entries
@@ -115,15 +112,19 @@ class MissingMore:
 
 Order: TypeAlias = Literal["oldest first", "newest first"]
 
+_REMEDIES: Mapping[Order, str] = {
+    "oldest first": "declare NewestFirst(…), or Entries(newest_first=True)",
+    "newest first": "declare OldestFirst(…)",
+}
 
-def check_order(messages: Sequence[Message], order: Order, where: str, remedy: str, *, first: bool) -> bool:
+
+def check_order(messages: Sequence[Message], order: Order, where: str, *, first: bool) -> bool:
     """Check that the times of the entries on a page do not all stand in the other order.
 
     Args:
         messages: The messages of the page, in its order.
         order: The declared order.
         where: The feed's URL without secrets.
-        remedy: What to correct.
         first: The page is the first one that a new consumer reads.
 
     Returns:
@@ -138,7 +139,8 @@ def check_order(messages: Sequence[Message], order: Order, where: str, remedy: s
     if first:
         raise FeedError(
             f"{where} does not answer as it was declared to: by their time the entries of a page stand {other}, "
-            f"where the declaration has them {order}; {remedy}, or leave out time= if the list is not sorted by it"
+            f"where the declaration has them {order}; {_REMEDIES[order]}, "
+            "or leave out time= if the list is not sorted by it"
         )
     logger.warning(
         "%s does not answer as it was declared to: by their time the entries of a page stand %s, where the "
@@ -146,7 +148,7 @@ def check_order(messages: Sequence[Message], order: Order, where: str, remedy: s
         where,
         other,
         order,
-        remedy,
+        _REMEDIES[order],
     )
     return False
 

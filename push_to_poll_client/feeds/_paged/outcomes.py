@@ -1,4 +1,4 @@
-"""What a response means besides its messages: expired, throttled, gone, a gap.
+"""Meanings of a response besides its messages: expired, throttled, gone, a gap.
 
 Each outcome is a condition and what to do when it holds. All outcomes of a feed are applied to each response, in
 the order of their declaration. If several say that the response is an error, the first one counts.
@@ -11,21 +11,9 @@ from typing import Any, TypeAlias
 
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedGone
 from push_to_poll_client._validation import check_number
+from push_to_poll_client.feeds._base import longest_wait
 from push_to_poll_client.feeds._paged.body import Reply, text_of
 from push_to_poll_client.feeds._paged.readers import Condition, reader
-
-__all__ = [
-    "Outcome",
-    "OutcomeResult",
-    "closed",
-    "expired",
-    "gap",
-    "gone",
-    "not_ready",
-    "pause",
-    "restart",
-    "throttled",
-]
 
 
 @dataclass(slots=True)
@@ -47,7 +35,7 @@ class OutcomeResult:
     retry_after: float | None = None
 
 
-Apply: TypeAlias = Callable[[Reply, OutcomeResult, str], None]
+Apply: TypeAlias = Callable[[Reply, OutcomeResult], None]
 
 
 class Outcome:
@@ -55,7 +43,7 @@ class Outcome:
 
     Args:
         when: Whether it does.
-        apply: Says so. It is given the answer, what was found so far, and the URL without secrets.
+        apply: Says so. It is given the answer, and what was found so far.
         text: What it is called.
     """
 
@@ -64,20 +52,20 @@ class Outcome:
         self._apply = apply
         self._text = text
 
-    def look(self, reply: Reply, meaning: OutcomeResult, where: str) -> None:
+    def look(self, reply: Reply, found: OutcomeResult) -> None:
         """Look at an answer."""
         if self._when(reply):
-            self._apply(reply, meaning, where)
+            self._apply(reply, found)
 
     def __repr__(self) -> str:
         return f"{self._text}({self._when})"
 
 
-def apply_outcomes(outcomes: Sequence[Outcome], reply: Reply, where: str) -> OutcomeResult:
+def apply_outcomes(outcomes: Sequence[Outcome], reply: Reply) -> OutcomeResult:
     """Apply all outcomes to a response."""
     found = OutcomeResult()
     for outcome in outcomes:
-        outcome.look(reply, found, where)
+        outcome.look(reply, found)
     return found
 
 
@@ -90,21 +78,20 @@ def expired(when: Condition, *, start: Condition | None = None) -> Outcome:
     """
     read_start = None if start is None else reader(start)
 
-    def apply(reply: Reply, found: OutcomeResult, where: str) -> None:
-        text = f"{where} no longer knows the cursor (status {reply.status})"
-        offered = None if read_start is None else text_of(read_start(reply))
-        _set_error(found, CursorExpired(text, start=offered))
+    def error(reply: Reply) -> FeedError:
+        text = f"{reply.where} no longer knows the cursor (status {reply.status})"
+        return CursorExpired(text, start=None if read_start is None else text_of(read_start(reply)))
 
-    return Outcome(when, apply, "expired")
+    return _error_outcome("expired", when, error)
 
 
 def restart(when: Condition) -> Outcome:
     """The pages changed under the walk: `ChainRestart`, from the saved cursor again, at once."""
 
-    def apply(reply: Reply, found: OutcomeResult, where: str) -> None:
-        _set_error(found, ChainRestart(f"{where} says that its pages changed (status {reply.status})"))
+    def error(reply: Reply) -> FeedError:
+        return ChainRestart(f"{reply.where} says that its pages changed (status {reply.status})")
 
-    return Outcome(when, apply, "restart")
+    return _error_outcome("restart", when, error)
 
 
 def throttled(when: Condition, *, after: Condition | float | None = None) -> Outcome:
@@ -116,20 +103,20 @@ def throttled(when: Condition, *, after: Condition | float | None = None) -> Out
     """
     seconds = _seconds_reader(after)
 
-    def apply(reply: Reply, found: OutcomeResult, where: str) -> None:
-        text = f"{where} asks to be left alone (status {reply.status}); it is asked again later"
-        _set_error(found, FeedError(text, retry_after=seconds(reply)))
+    def error(reply: Reply) -> FeedError:
+        text = f"{reply.where} asks to be left alone (status {reply.status}); it is asked again later"
+        return FeedError(text, retry_after=seconds(reply))
 
-    return Outcome(when, apply, "throttled")
+    return _error_outcome("throttled", when, error)
 
 
 def gone(when: Condition) -> Outcome:
     """The feed is gone for good: `FeedGone`."""
 
-    def apply(reply: Reply, found: OutcomeResult, where: str) -> None:
-        _set_error(found, FeedGone(f"{where} says that it is gone for good (status {reply.status})"))
+    def error(reply: Reply) -> FeedError:
+        return FeedGone(f"{reply.where} says that it is gone for good (status {reply.status})")
 
-    return Outcome(when, apply, "gone")
+    return _error_outcome("gone", when, error)
 
 
 def not_ready(when: Condition, *, after: Condition | float | None = None) -> Outcome:
@@ -141,9 +128,9 @@ def not_ready(when: Condition, *, after: Condition | float | None = None) -> Out
     """
     seconds = _seconds_reader(after)
 
-    def apply(reply: Reply, found: OutcomeResult, _where: str) -> None:
+    def apply(reply: Reply, found: OutcomeResult) -> None:
         found.empty = True
-        found.retry_after = _longest_wait(found.retry_after, seconds(reply))
+        found.retry_after = longest_wait(found.retry_after, seconds(reply))
 
     return Outcome(when, apply, "not_ready")
 
@@ -152,8 +139,8 @@ def pause(after: Condition) -> Outcome:
     """The server asks to be left alone after a success, in its body or a header of its own; read in seconds."""
     seconds = _seconds_reader(reader(after))
 
-    def apply(reply: Reply, found: OutcomeResult, _where: str) -> None:
-        found.retry_after = _longest_wait(found.retry_after, seconds(reply))
+    def apply(reply: Reply, found: OutcomeResult) -> None:
+        found.retry_after = longest_wait(found.retry_after, seconds(reply))
 
     return Outcome(lambda _: True, apply, "pause")
 
@@ -161,7 +148,7 @@ def pause(after: Condition) -> Outcome:
 def closed(when: Condition) -> Outcome:
     """The feed has ended: when this page is settled, nothing will ever follow. The status may be an error's."""
 
-    def apply(_reply: Reply, found: OutcomeResult, _where: str) -> None:
+    def apply(_reply: Reply, found: OutcomeResult) -> None:
         found.closed = True
 
     return Outcome(when, apply, "closed")
@@ -180,14 +167,17 @@ def gap(when: Condition, what: str = "the server says that it left messages out"
     if not isinstance(what, str) or not what:
         raise TypeError(f"what is {what!r}; give a str that says what may be missing")
 
-    def apply(_reply: Reply, found: OutcomeResult, _where: str) -> None:
+    def apply(_reply: Reply, found: OutcomeResult) -> None:
         found.gap = what
 
     return Outcome(when, apply, "gap")
 
 
-def _set_error(found: OutcomeResult, error: FeedError) -> None:
-    found.error = found.error or error
+def _error_outcome(text: str, when: Condition, error: Callable[[Reply], FeedError]) -> Outcome:
+    def apply(reply: Reply, found: OutcomeResult) -> None:
+        found.error = found.error or error(reply)
+
+    return Outcome(when, apply, text)
 
 
 def _seconds_reader(after: Condition | float | None) -> Callable[[Reply], float | None]:
@@ -205,7 +195,3 @@ def _non_negative_number(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) and number >= 0 else None
-
-
-def _longest_wait(one: float | None, other: float | None) -> float | None:
-    return max((wait for wait in (one, other) if wait is not None), default=None)

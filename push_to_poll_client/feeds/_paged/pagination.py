@@ -1,4 +1,4 @@
-"""How one page leads to the next: oldest first, or newest first.
+"""The way from one page to the next: oldest first, or newest first.
 
 `OldestFirst` is for pages that go forward: each has a cursor that may be saved, and leads to newer messages. A
 chain of pages can have cursors of its own, which are valid only within the chain. Such a position is a
@@ -9,7 +9,7 @@ Nothing is skipped in silence. A page that has entries, and lacks the cursor or 
 promises, raises `DeclarationMismatch`, which fails the poll.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -17,9 +17,9 @@ from typing import Final, NamedTuple
 import msgspec
 
 from push_to_poll_client._json import DECODE_ERRORS, decode
-from push_to_poll_client._types import Cursor, Message
+from push_to_poll_client._types import Cursor
 from push_to_poll_client.feeds._paged.body import DeclarationMismatch, Reply, text_of
-from push_to_poll_client.feeds._paged.evidence import MissingMore, check_order, may_be_full
+from push_to_poll_client.feeds._paged.evidence import MissingMore, Order, may_be_full
 from push_to_poll_client.feeds._paged.readers import (
     Condition,
     EachReader,
@@ -36,14 +36,11 @@ from push_to_poll_client.feeds._paged.senders import (
     require_texts,
 )
 
-__all__ = ["AtEnd", "Latest", "NewestFirst", "OldestFirst", "PagePosition", "at_end"]
-
-
 _PAGE_PREFIX: Final = "page "
 
 
 class PagePosition(NamedTuple):
-    """Where a page is: what a cursor or a `Page.next` stands for.
+    """Position of a page, for which a cursor or a `Page.next` stands.
 
     Attributes:
         start: The cursor that its chain of pages began with; `None` is the inception.
@@ -69,15 +66,10 @@ class PagePosition(NamedTuple):
         return self.start if self.page is None else f"{_PAGE_PREFIX}{msgspec.json.encode(self).decode()}"
 
 
-class AtEnd:
-    """A cursor that may be saved only when the chain of pages has been read to its end.
+class AtEnd(NamedTuple):
+    """A cursor that may be saved only when the chain of pages has been read to its end."""
 
-    Args:
-        read: Reads the cursor.
-    """
-
-    def __init__(self, read: Reader) -> None:
-        self.read = read
+    read: Reader
 
 
 def at_end(cursor: Condition) -> AtEnd:
@@ -89,17 +81,17 @@ class OldestFirst:
     """Pages that go forward: a cursor stands for all that came before it.
 
     Args:
-        cursor: Reads the cursor that may be saved when the page is settled. `from_each(…)` gives each message one;
-            `at_end(…)` is for one that may be saved only at the end of a chain of pages.
-        send: Where the cursor goes when it is asked what comes after it.
-        next: Reads what leads to the next page of a chain, where that is not the cursor itself.
-        send_next: Where that goes. The cursor that the chain began with is sent too, unless this is in its place.
-            `None`: as `send`.
-        more: Whether there is a next page. `None`: when there is a `next`; without one, when this page is not
-            empty and its cursor another one than it was asked for by. A page that leads to itself is taken for the
-            end unless it may have been cut off, as one of 100 entries: then the feed stands still. Where `more`
-            reads what no answer had yet, a page that may have been cut off is followed by one more request.
-        each: Reads the cursor of an entry, where it is not `cursor` that does.
+        cursor: Reads the cursor that may be saved once the page is settled. `from_each(…)` gives each message its
+            own; `at_end(…)` is for a cursor that may be saved only at the end of a chain of pages.
+        send: Where the cursor is sent to ask for what comes after it.
+        next: Reads the link to the next page of a chain, if that is not the cursor itself.
+        send_next: Where that link is sent. The cursor that the chain began with is sent too, unless the link takes
+            its place. `None` means as `send`.
+        more: Whether there is a next page. `None` means: if there is a `next`; without `next`, if the page is not
+            empty and its cursor has moved. A page that leads to itself is the end, unless it may have been cut
+            off, as a page of 100 entries: then the feed stands still. While no response has had what `more` reads,
+            a page that may have been cut off is followed by one more request.
+        each: Reads the cursor of an entry, if `cursor` does not.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -116,7 +108,14 @@ class OldestFirst:
         more: Condition | None = None,
         each: EachReader | None = None,
     ) -> None:
-        _check_oldest_first(cursor, next, send_next, each)
+        if each is not None and not isinstance(each, EachReader):
+            raise TypeError(f"each is a {type(each).__name__}; give from_each(…)")
+        if each is not None and isinstance(cursor, AtEnd | EachReader):
+            raise ValueError("each has no meaning with a cursor that is at_end(…), or is read from_each(…) itself")
+        if send_next is not None and next is None and not isinstance(cursor, AtEnd):
+            raise ValueError(
+                "send_next has no meaning without next: where the cursor leads on, it goes where send says"
+            )
         self._at_end = isinstance(cursor, AtEnd)
         self._cursor = cursor.read if isinstance(cursor, AtEnd) else reader(cursor)
         self._send, self._send_next = require_sender("send", send), require_sender("send_next", send_next or send)
@@ -128,10 +127,12 @@ class OldestFirst:
         if self.each is not None and self._send.goes == "url":
             raise ValueError("as_url() has no meaning with a cursor that is read from_each(…) entry")
         self.senders: list[Sender] = [self._send, self._send_next]
+        reads_last = self.each is not None or (isinstance(self._cursor, EntryReader) and self._cursor.place)
+        self.order: Order | None = "oldest first" if reads_last else None
 
     def forget(self) -> None:
         """Forget what pages have shown: a declaration may be shared, and each feed uses a copy of its own."""
-        self._missing_more = None if self._more is None else MissingMore(self._more)
+        self._missing_more = MissingMore(self._more)
         self._largest_page = 0
 
     def put(self, asking: RequestParts, place: PagePosition) -> RequestParts:
@@ -140,11 +141,11 @@ class OldestFirst:
         return asking if place.page is None else self._send_next.put(asking, place.page)
 
     def kept(self, cursor: Cursor | None, reply: Reply) -> Cursor | None:
-        """What may be saved of a cursor that an answer shows; as `Sender.kept`."""
+        """Return the form in which a cursor of a response may be saved; as `Sender.kept`."""
         return None if cursor is None else self._send.kept(cursor, reply)
 
     def ends(self, latest: "Latest") -> Reader:
-        """What reads the cursor of the feed's end."""
+        """Return the reader of the cursor of the feed's end."""
         return latest.cursor or self._cursor
 
     def end(self, reply: Reply, latest: "Latest") -> Cursor | None:
@@ -171,8 +172,7 @@ class OldestFirst:
         if following is None:
             self._check_end(cursor, reply, place)
             return cursor, cursor if self._may_hide_more(cursor, reply, place) else None
-        if self._missing_more is not None:
-            self._missing_more.exists = True
+        self._missing_more.exists = True
         # If nothing states that there is more, the page may only repeat the entries that were asked for.
         more_is_inferred = self._more is None and self._next is None and not self._at_end
         self._largest_page = max(self._largest_page, reply.size)
@@ -186,8 +186,6 @@ class OldestFirst:
     def _may_hide_more(self, cursor: Cursor | None, reply: Reply, place: PagePosition) -> bool:
         """Return whether to ask for the next page although `more` does not announce it."""
         missing, moved = self._missing_more, cursor != place.start
-        if missing is None:
-            return False
         missing.page_came(place.as_cursor, reply, has_news=reply.size > 0 and moved)
         if cursor is None or not moved or not missing.may_hide(reply):
             return False
@@ -224,24 +222,6 @@ class OldestFirst:
             )
         return None
 
-    def check_order(self, messages: Sequence[Message], where: str, *, first: bool) -> bool:
-        """Check the order of the entries if the last one has the cursor; see `check_order`."""
-        remedy = "declare NewestFirst(…), or Entries(newest_first=True)"
-        if self.each is None and not (isinstance(self._cursor, EntryReader) and self._cursor.place):
-            return True
-        return check_order(messages, "oldest first", where, remedy, first=first)
-
-
-def _check_oldest_first(cursor: object, next: object, send_next: object, each: object) -> None:
-    if each is not None and not isinstance(each, EachReader):
-        raise TypeError(f"each is a {type(each).__name__}; give from_each(…)")
-    if each is not None and isinstance(cursor, AtEnd | EachReader):
-        raise ValueError("each has no meaning with a cursor that is at_end(…), or is read from_each(…) itself")
-    if send_next is not None and next is None and not isinstance(cursor, AtEnd):
-        raise ValueError(
-            "send_next has no meaning without next: where the cursor leads on, it goes where send says"
-        )
-
 
 def _explain_missing(read: Reader, reply: Reply) -> str:
     return f"{read} reads nothing in {read.seen(reply)}"
@@ -254,11 +234,12 @@ class NewestFirst:
     published, the next page shows newer messages again. The removed one may then be handed out after those.
 
     Args:
-        next: Reads what leads to the next page, which is older. Without `more`, reading nothing is the end: a name
-            that is wrong makes a feed of one page.
-        send: Where that goes.
-        more: Whether there is an older page. `None`: when there is a `next` and the page is not empty. Where it
-            reads what no answer had yet, a page that may have been cut off is followed by one more request.
+        next: Reads the link to the next page, which is older. Without `more`, reading nothing is the end: with a
+            wrong name the feed has one page.
+        send: Where that link is sent.
+        more: Whether there is an older page. `None` means: if there is a `next` and the page is not empty. While
+            no response has had what `more` reads, a page that may have been cut off is followed by one more
+            request.
 
     Attributes:
         promises: Whether the server itself says that there is an older page, so that one is there.
@@ -269,6 +250,7 @@ class NewestFirst:
     """
 
     each: Final = None
+    order: Order | None = "newest first"
 
     def __init__(self, *, next: Condition, send: Sender, more: Condition | None = None) -> None:
         self._next = reader(next)
@@ -282,17 +264,17 @@ class NewestFirst:
 
     def forget(self) -> None:
         """Forget what pages have shown: a declaration may be shared, and each feed uses a copy of its own."""
-        self._missing_more = None if self._more is None else MissingMore(self._more)
+        self._missing_more = MissingMore(self._more)
 
     def put(self, asking: RequestParts, page: str | None) -> RequestParts:
         """The request for a page; `None` is the newest."""
         return self._send.put(asking, page)
 
     def kept(self, _cursor: Cursor | None, _reply: Reply) -> None:
-        """What may be saved of a cursor that an answer shows: nothing, since the walk makes its own."""
+        """Return None: no cursor of the server is saved, since the walk makes its own."""
 
     def older(self, reply: Reply, page: str | None = None) -> str | None:
-        """What leads to the next page; `None`: there is none.
+        """Return the value that leads to the next page; None if there is no next page.
 
         Args:
             reply: This page.
@@ -303,8 +285,7 @@ class NewestFirst:
         """
         if not (self._more(reply) if self._more else reply.size):
             return self._hidden(reply, page)
-        if self._missing_more is not None:
-            self._missing_more.exists = True
+        self._missing_more.exists = True
         older = text_of(self._next(reply))
         if older is not None:
             return self._send.kept(older, reply)
@@ -317,8 +298,6 @@ class NewestFirst:
     def _hidden(self, reply: Reply, page: str | None) -> str | None:
         """Return the link to a page that `more` does not announce; None if there is no such link."""
         missing, older = self._missing_more, None
-        if missing is None:
-            return None
         missing.page_came(page, reply, has_news=reply.size > 0)
         if missing.may_hide(reply):
             with suppress(Exception):  # `next` need not be there
@@ -330,16 +309,11 @@ class NewestFirst:
 
     def is_doubtful(self, page: str | None) -> bool:
         """Return whether this page was asked for although `more` did not announce it."""
-        return self._missing_more is not None and self._missing_more.is_doubtful(page)
-
-    @staticmethod
-    def check_order(messages: Sequence[Message], where: str, *, first: bool) -> bool:
-        """Check the order of the entries; see `check_order`."""
-        return check_order(messages, "newest first", where, "declare OldestFirst(…)", first=first)
+        return self._missing_more.is_doubtful(page)
 
 
 class Latest:
-    """How the server is asked for the cursor of the feed's end.
+    """Request for the cursor of the feed's end.
 
     Args:
         query: Added to the query of the feed's URL, as `{"since": "now"}`.

@@ -18,29 +18,8 @@ from push_to_poll_client._http.headers import is_header_name
 from push_to_poll_client._validation import check_not_huge, quoted
 from push_to_poll_client.feeds._paged.body import Path, Reply, outline, path_of, text_of
 
-__all__ = [
-    "Condition",
-    "EachReader",
-    "EntryReader",
-    "Field",
-    "FieldSpec",
-    "InferredReader",
-    "Reader",
-    "from_body",
-    "from_each",
-    "from_first",
-    "from_header",
-    "from_last",
-    "from_link",
-    "full_page",
-    "reader",
-    "status",
-    "texts_of",
-]
-
-
 FieldSpec: TypeAlias = Path | Callable[[Any], Any]
-"""Where something stands in an entry, or a function of the entry."""
+"""A path in an entry, or a function of the entry."""
 
 
 class Field:
@@ -102,10 +81,6 @@ _IsLeftOut: TypeAlias = Callable[[Reply], bool]
 _MAX_HEADERS_SHOWN = 20
 
 
-def _never_left_out(_: Reply) -> bool:
-    return False
-
-
 def _describe_headers(reply: Reply) -> str:
     names = sorted({quoted(name, 40) for name in reply.headers})
     return f"the headers {', '.join(names[:_MAX_HEADERS_SHOWN])}"
@@ -130,7 +105,7 @@ class Reader:
         read: Callable[[Reply], Any],
         text: str,
         seen: _Describe = Reply.outline,
-        left_out: _IsLeftOut = _never_left_out,
+        left_out: _IsLeftOut = lambda _: False,
     ) -> None:
         self._read = read
         self._text = text
@@ -138,16 +113,16 @@ class Reader:
         self.left_out = left_out
 
     def __call__(self, reply: Reply) -> Any:
-        """What stands there; `None`: nothing does."""
+        """Return the value; None if there is none."""
         return self._read(reply)
 
     def then(self, function: Callable[[Any], Any]) -> "Reader":
-        """What a function makes of it. It is not asked for what is not there."""
+        """Apply a function to the value. A missing value stays missing."""
         text = f"{self}.then({_function_name(function)})"
         return Reader(_compose(function, self), text, self.seen, self.left_out)
 
     def equals(self, *values: Any) -> "Reader":
-        """Whether it is one of these.
+        """Test whether the value is one of these.
 
         Raises:
             ValueError: There are none.
@@ -236,7 +211,7 @@ def reader(what: Condition) -> Reader:
 
 
 def from_body(*path: str | int) -> Reader:
-    """What stands in a JSON body: `from_body("paging", "next")`."""
+    """Read a value of the JSON body: `from_body("paging", "next")`."""
     steps = path_of(path)
     return Reader(
         lambda reply: reply.at(*steps),
@@ -247,7 +222,7 @@ def from_body(*path: str | int) -> Reader:
 
 
 def from_header(name: str) -> Reader:
-    """The value of a header.
+    """Read the value of a header.
 
     Raises:
         ValueError: No header has such a name.
@@ -263,27 +238,27 @@ def from_header(name: str) -> Reader:
 
 
 def from_link(rel: str = "next") -> Reader:
-    """The target of a `Link` header (RFC 8288), a whole URL."""
+    """Read the target of a `Link` header (RFC 8288), a whole URL."""
     return Reader(lambda reply: reply.link(rel), f"from_link({rel!r})", _describe_headers)
 
 
 def from_first(*path: str | int) -> EntryReader:
-    """What stands in the first entry of the page."""
+    """Read a value of the first entry of the page."""
     return EntryReader(Field(_unwrap_path(path)), 0, f"from_first({_format_path(path)})")
 
 
 def from_last(*path: str | int) -> EntryReader:
-    """What stands in the last entry of the page."""
+    """Read a value of the last entry of the page."""
     return EntryReader(Field(_unwrap_path(path)), -1, f"from_last({_format_path(path)})")
 
 
 def from_each(*path: str | int) -> EachReader:
-    """What stands in every entry: each message has a cursor of its own. Of the page it is that of the last."""
+    """Read a value of every entry, so that each message has its own cursor; the last one is the page's."""
     return EachReader(Field(_unwrap_path(path)), -1, f"from_each({_format_path(path)})")
 
 
 def status(*codes: int) -> Reader:
-    """Whether the HTTP status is one of these.
+    """Test whether the HTTP status is one of these.
 
     Raises:
         ValueError: There are none, or one is no status.
@@ -298,7 +273,7 @@ class InferredReader(Reader):
 
 
 def full_page(size: int) -> Reader:
-    """Whether the page has so many entries, as many as one can have. Those that cannot be read count.
+    """Test whether a page has as many entries as fit on it. Entries that cannot be read count too.
 
     Raises:
         ValueError: The size is no number, or less than 1.

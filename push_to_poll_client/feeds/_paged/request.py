@@ -1,6 +1,6 @@
 """Build a request of a `PagedFeed`, send it, and make a page of the response.
 
-`PagedClient` does this for one page: the declaration says where the cursor goes, what a response means and where
+`PageFetcher` does this for one page: the declaration says where the cursor goes, what a response means and where
 its entries are. `OldestFirstFetcher` and `NewestFirstFetcher` turn such pages into the `fetch` and `latest` of the
 feed, one for each direction in which pages can lead.
 
@@ -13,8 +13,9 @@ import functools
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from http import HTTPStatus
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import unquote_plus, urlencode
 
 import msgspec
@@ -24,22 +25,22 @@ from push_to_poll_client._http.caching import Validators, cache_bypass_headers, 
 from push_to_poll_client._http.client import Client
 from push_to_poll_client._http.response import ACCEPTED_STATUSES, Response
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._types import Cursor, FetchRequest, Message, Page
+from push_to_poll_client._types import Cursor, FetchRequest, Page, UnreadableMessage
 from push_to_poll_client._validation import describe
+from push_to_poll_client.feeds._base import EndOfFeed, longest_wait
+from push_to_poll_client.feeds._data_decoder import DataDecoder
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
-from push_to_poll_client.feeds._end_of_feed import EndOfFeed
 from push_to_poll_client.feeds._newest_first import NewestFirstReader
 from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
-from push_to_poll_client.feeds._newest_first_walk import Document, longer_wait
+from push_to_poll_client.feeds._newest_first_walk import Document
 from push_to_poll_client.feeds._paged.body import DeclarationMismatch, EntryList, Reply
-from push_to_poll_client.feeds._paged.entries import Entries
-from push_to_poll_client.feeds._paged.outcomes import Outcome, OutcomeResult, apply_outcomes
+from push_to_poll_client.feeds._paged.declaration import Declaration
+from push_to_poll_client.feeds._paged.entries import Entry
+from push_to_poll_client.feeds._paged.evidence import check_order
+from push_to_poll_client.feeds._paged.outcomes import OutcomeResult, apply_outcomes
 from push_to_poll_client.feeds._paged.pagination import Latest, NewestFirst, OldestFirst, PagePosition
 from push_to_poll_client.feeds._paged.readers import EntryReader
-from push_to_poll_client.feeds._paged.senders import LongPoll, RequestParts, Sender
-
-__all__ = ["NewestFirstFetcher", "OldestFirstFetcher", "PagedClient", "ParsedResponse", "Request"]
-
+from push_to_poll_client.feeds._paged.senders import RequestParts
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
@@ -57,6 +58,7 @@ _PAGE_STATUSES = ACCEPTED_STATUSES - _NO_PAGE_STATUSES
 _NON_JSON_TYPES = ("html", "xml", "image/", "multipart/")
 """Parts of media types that are not JSON. JSON goes by many names, so all others are tried."""
 
+P = TypeVar("P", bound=OldestFirst | NewestFirst)
 T = TypeVar("T")
 
 
@@ -91,61 +93,41 @@ class ParsedResponse(NamedTuple, Generic[T]):
 
     response: Response
     outcome: OutcomeResult
-    messages: Sequence[Message] = ()
+    messages: Sequence[Entry | UnreadableMessage] = ()
     continuation: T | None = None
     no_page: bool = False
 
     @property
     def retry_after(self) -> float | None:
         """Seconds that the server asks to wait, by its headers or as declared; the longer of the two."""
-        waits = (self.response.retry_after, self.outcome.retry_after)
-        return max((wait for wait in waits if wait is not None), default=None)
+        return longest_wait(self.response.retry_after, self.outcome.retry_after)
 
 
-class PagedClient:
-    """Fetches and reads single pages.
+class PageFetcher(Generic[P]):
+    """Fetches and reads single pages; its subclasses follow them in one direction.
 
     Args:
         client: Sends the requests.
-        entries: Which messages a page has.
+        declared: How the server is asked, and what its responses mean.
         pages: How one page leads to the next.
-        outcomes: What responses mean besides their messages.
-        hold: How the server is asked to hold its response; `None` if it cannot.
-        hint: Where a push's hint goes; `None` if nowhere.
-        body: The body of every request; `None` if it has none.
-        as_form: Whether the body is sent as a form instead of JSON.
-        method: The method of every request; `None` for POST with a body and GET without.
         max_body: Bytes that a response may have.
+        decoder: Makes the data of the messages; `None`: it is what JSON says.
     """
 
     def __init__(
-        self,
-        client: Client,
-        entries: Entries,
-        pages: OldestFirst | NewestFirst,
-        outcomes: Sequence[Outcome],
-        *,
-        hold: LongPoll | None,
-        hint: Sender | None,
-        body: Mapping[str, Any] | None,
-        as_form: bool,
-        method: str | None,
-        max_body: int,
+        self, client: Client, declared: Declaration, pages: P, max_body: int, decoder: DataDecoder[Any] | None
     ) -> None:
-        self._base_parts = RequestParts(body=body)
         self._client = client
-        self._entries = entries
-        self._pages = pages
+        self._declared = declared
+        # A declaration may be shared, and parts of it remember what pages have shown: each feed has copies.
+        self._entries, self._pages = copy(declared.entries), copy(pages)
+        self._pages.forget()
         self._each = None if pages.each is None else pages.each.of
-        self._outcomes = outcomes
-        self._hold = hold
-        self._hint = hint
-        self._as_form = as_form
-        self._method = method
         self._max_entries = max_messages(max_body)
-        self._check_link = functools.partial(client.check_link, posted=body is not None)
+        self._order_is_wrong = False
+        self._decoder = decoder
 
-    def build_request(
+    def _build_request(
         self, put_position: Callable[[RequestParts], RequestParts], request: FetchRequest
     ) -> Request:
         """Build the request for one page.
@@ -157,106 +139,93 @@ class PagedClient:
         Raises:
             CursorExpired: The cursor cannot be sent, so this feed never gave it.
         """
-        wait = 0.0 if self._hold is None else min(request.wait, self._hold.longest)
+        declared, long_poll, hint = self._declared, self._declared.long_poll, self._declared.hint
+        wait = 0.0 if long_poll is None else min(request.wait, long_poll.longest)
+        as_form = declared.form is not None
         try:
-            parts = self._add_wait_and_hint(put_position(self._base_parts), request, wait)
+            parts = put_position(RequestParts(body=declared.body))
+            if long_poll is not None:
+                parts = long_poll.put(parts, wait)
+            if hint is not None:
+                try:
+                    parts = hint.put(parts, request.hint.cursor if request.hint else None)
+                except ValueError:  # a hint comes from a push, which can contain anything
+                    parts = hint.put(parts, None)
             target = None if parts.url is None else _without_parameters(parts.url, parts.query.keys())
             url = self._client.build_url(parts.query, target)
             content = None
             if parts.body is not None:
-                content = urlencode(parts.body).encode() if self._as_form else msgspec.json.encode(parts.body)
+                content = urlencode(parts.body).encode() if as_form else msgspec.json.encode(parts.body)
         except ValueError as error:
             raise CursorExpired(f"the cursor is none of {self._client.where}: {describe(error)}") from error
-        method = self._method or ("GET" if content is None else "POST")
+        method = declared.method.upper() if declared.method else "GET" if content is None else "POST"
         key = f"{url} {sorted(parts.headers.items())}" if method == "GET" and content is None else None
         headers = {"accept": _ACCEPT, **parts.headers, **cache_bypass_headers(fresh=request.fresh)}
         if content is not None:
-            headers["content-type"] = "application/x-www-form-urlencoded" if self._as_form else "application/json"
+            headers["content-type"] = "application/x-www-form-urlencoded" if as_form else "application/json"
         return Request(url, method, headers, content, wait, key)
 
-    def _add_wait_and_hint(self, parts: RequestParts, request: FetchRequest, wait: float) -> RequestParts:
-        if self._hold is not None:
-            parts = self._hold.put(parts, wait)
-        if self._hint is None:
-            return parts
-        try:
-            return self._hint.put(parts, request.hint.cursor if request.hint else None)
-        except ValueError:  # a hint comes from a push, which can contain anything
-            return self._hint.put(parts, None)
-
-    async def fetch_page(
+    async def _fetch_page(
         self,
         request: Request,
-        position: PagePosition,
-        read_continuation: Callable[[Reply], T],
-        *,
+        parse: Callable[[Response], ParsedResponse[T]],
         validators: Validators | None = None,
-        read_entries: bool = True,
-        may_be_absent: bool = False,
     ) -> ParsedResponse[T]:
         """Send a request and read the page.
 
         Args:
-            request: As `build_request` returned it.
-            position: Where the page is.
-            read_continuation: Reads from the response what its caller needs besides the messages.
+            request: As `_build_request` returned it.
+            parse: `_parse`, with its other arguments.
             validators: Those of a response that is still known; the server may answer with 304.
-            read_entries: Whether to read the messages.
-            may_be_absent: Whether nothing but a doubt says that there is such a page, so that an answer which says
-                that there is none is no error. (401, 403 and 429 do not say that.)
 
         Raises:
             FeedError: There is no page; a subclass says why.
         """
-        url, method, headers, content, wait, _ = request
         response = await self._client.send_request(
-            url,
-            method=method,
-            headers=headers,
-            content=content,
-            wait=wait,
+            request.url,
+            method=request.method,
+            headers=request.headers,
+            content=request.content,
+            wait=request.wait,
             known=validators,
             max_error_body=MAX_ERROR,
         )
-        self._check_redirect(url, response)
-        parsed = await run_decoder(
-            len(response.body),
-            self._parse,
-            response,
-            position,
-            read_continuation,
-            read_entries=read_entries,
-            may_be_absent=may_be_absent,
-        )
-        self._client.remember_redirects(response)
-        return parsed
-
-    def _check_redirect(self, requested_url: str, response: Response) -> None:
-        """Refuse a redirect that lost the parameter which every request has.
-
-        Without any cursor such a server returns the newest messages, and those before them would never be seen.
-        """
+        # Without any cursor a server returns the newest messages, and those before them would never be seen.
         for sender in self._pages.senders:
-            if sender.is_lost(requested_url, response.url):
+            if sender.is_lost(request.url, response.url):
                 raise FeedError(
                     f"{response.where} redirects to a URL without {sender.name!r}, which says what comes next; "
                     "ask its publisher for its URL"
                 )
+        parsed = await run_decoder(len(response.body), parse, response)
+        self._client.remember_redirects(response)
+        return parsed
 
     def _parse(
         self,
         response: Response,
-        position: PagePosition,
-        read_continuation: Callable[[Reply], T],
         *,
-        read_entries: bool,
-        may_be_absent: bool,
+        read_continuation: Callable[[Reply], T],
+        start: Cursor | None = None,
+        read_entries: bool = True,
+        may_be_absent: bool = False,
     ) -> ParsedResponse[T]:
-        reply = Reply(response, self._check_link)
+        """Read a response.
+
+        Args:
+            response: As it came.
+            read_continuation: Reads what its caller needs besides the messages.
+            start: The cursor that the chain of pages began with.
+            read_entries: Whether to read the messages.
+            may_be_absent: Whether nothing but a doubt says that there is such a page, so that an answer which says
+                that there is none is no error. (401, 403 and 429 do not say that.)
+        """
+        posted = self._declared.body is not None
+        reply = Reply(response, functools.partial(self._client.check_link, posted=posted))
         with _declaration_errors(reply, response.retry_after):
             may_have_entries = read_entries and response.status in _PAGE_STATUSES
             lists = self._find_lists(reply, response) if may_have_entries else []
-            outcome = self._apply_outcomes_or_raise_status(reply, response)
+            outcome = self._apply_outcomes(reply, response)
             reply.ends = outcome.closed
             no_page = outcome.empty or (outcome.closed and response.status not in ACCEPTED_STATUSES)
             no_page = no_page or (may_be_absent and response.status in _ABSENT_STATUSES)
@@ -264,8 +233,16 @@ class PagedClient:
                 return ParsedResponse(response, outcome, no_page=True)
             if isinstance(lists, Exception):
                 raise lists
-            messages = self._entries.read(lists, each=self._each, start=position.start)
+            for part in lists:
+                part.decoder = self._decoder
+            messages = self._entries.read(lists, each=self._each, start=start)
             return ParsedResponse(response, outcome, messages, read_continuation(reply))
+
+    def _check_order(self, parsed: ParsedResponse[T], *, first: bool) -> None:
+        """Look at the order of the entries, until it is found to be wrong."""
+        order, where = self._pages.order, parsed.response.where
+        if order is not None and not self._order_is_wrong:
+            self._order_is_wrong = not check_order(parsed.messages, order, where, first=first)
 
     def _find_lists(self, reply: Reply, response: Response) -> list[EntryList] | Exception:
         """Return the lists of entries, or the error to raise if the response means nothing else."""
@@ -276,18 +253,15 @@ class PagedClient:
         except Exception as error:  # noqa: BLE001  # raised later
             return error
 
-    def _apply_outcomes_or_raise_status(self, reply: Reply, response: Response) -> OutcomeResult:
+    def _apply_outcomes(self, reply: Reply, response: Response) -> OutcomeResult:
         """Apply the outcomes; if one cannot read an error response, the status says more than that."""
         try:
-            return self._apply_outcomes(reply, response)
+            outcome = apply_outcomes(self._declared.outcomes, reply)
         except FeedError:
             raise
         except Exception:
             self._client.check_status(response)
             raise
-
-    def _apply_outcomes(self, reply: Reply, response: Response) -> OutcomeResult:
-        outcome = apply_outcomes(self._outcomes, reply, reply.where)
         if outcome.error is None:
             return outcome
         outcome.error.retry_after = outcome.error.retry_after or response.retry_after
@@ -324,49 +298,55 @@ def _without_parameters(url: str, names: Collection[str]) -> str:
     return f"{path}{mark if kept else ''}{'&'.join(kept)}"
 
 
-_OldestFirstResponse: TypeAlias = ParsedResponse[tuple[Cursor | None, Cursor | None]]
-"""Its continuation is the cursor that may be saved and the position of the next page."""
+class OldestFirstFetcher(PageFetcher[OldestFirst]):
+    """Fetches pages that go forward."""
 
-
-class OldestFirstFetcher:
-    """Fetches pages that go forward.
-
-    Args:
-        client: Fetches single pages.
-        pages: How one page leads to the next.
-    """
-
-    def __init__(self, client: PagedClient, pages: OldestFirst) -> None:
-        self._client = client
-        self._pages = pages
+    def __init__(
+        self,
+        client: Client,
+        declared: Declaration,
+        pages: OldestFirst,
+        max_body: int,
+        decoder: DataDecoder[Any] | None,
+    ) -> None:
+        super().__init__(client, declared, pages, max_body, decoder)
         self._end_of_feed = EndOfFeed()
-        self._checks_order = True
 
-    async def fetch(self, request: FetchRequest) -> Page:
+    async def fetch(self, request: FetchRequest) -> Page[Entry]:
         """As `Feed.fetch`."""
         position = PagePosition.of(request.cursor)
-        prepared = self._client.build_request(lambda parts: self._pages.put(parts, position), request)
-        if prepared.key is None:
-            return self._page(await self._fetch(prepared, position))
-        if self._end_of_feed.is_fresh(prepared.key) and not (request.fresh or prepared.wait):
-            return Page()
-        parsed = await self._fetch(prepared, position, self._end_of_feed.validators_for(prepared.key))
-        page = self._page(parsed)
-        # A later 304 may stand for this page only if nothing on it is to be settled, saved or followed.
-        has_news = page.messages or page.next or page.closed or page.gap
-        empty = not has_news and page.cursor in {None, position.start}
-        self._end_of_feed.note(prepared.key, parsed.response, empty=empty)
-        return page
+        prepared = self._build_request(lambda parts: self._pages.put(parts, position), request)
+        key, validators = prepared.key, None
+        if key is not None:
+            if self._end_of_feed.is_fresh(key) and not (request.fresh or prepared.wait):
+                return Page()
+            validators = self._end_of_feed.validators_for(key)
+        parse = functools.partial(
+            self._parse,
+            read_continuation=lambda reply: self._pages.leads_to(reply, position),
+            start=position.start,
+        )
+        parsed = await self._fetch_page(prepared, parse, validators)
+        self._check_order(parsed, first=position == PagePosition(None))
+        closed, gap = parsed.outcome.closed, parsed.outcome.gap
+        cursor, following = parsed.continuation or (None, None)
+        following = None if closed else following
+        if key is not None:
+            # A later 304 may stand for this page only if nothing on it is to be settled, saved or followed.
+            has_news = parsed.messages or following or closed or gap
+            empty = not has_news and cursor in {None, position.start}
+            self._end_of_feed.note(key, parsed.response, empty=empty)
+        return Page(parsed.messages, cursor, following, parsed.retry_after, closed=closed, gap=gap)
 
     async def latest(self, latest: Latest) -> Cursor | None:
         """As `Feed.latest`."""
-        prepared = self._client.build_request(latest.put, FetchRequest(fresh=True))
-        parsed = await self._client.fetch_page(
-            prepared,
-            PagePosition(None),
-            lambda reply: self._pages.end(reply, latest),
+        prepared = self._build_request(latest.put, FetchRequest(fresh=True))
+        parse = functools.partial(
+            self._parse,
+            read_continuation=lambda reply: self._pages.end(reply, latest),
             read_entries=isinstance(self._pages.ends(latest), EntryReader),
         )
+        parsed = await self._fetch_page(prepared, parse)
         if parsed.no_page:
             raise FeedError(
                 f"{parsed.response.where} has no cursor of the feed's end yet; it is asked again later"
@@ -377,79 +357,44 @@ class OldestFirstFetcher:
         """Forget what depends on the event loop, which may end now."""
         self._end_of_feed.forget()
 
-    async def _fetch(
-        self, prepared: Request, position: PagePosition, validators: Validators | None = None
-    ) -> _OldestFirstResponse:
-        parsed = await self._client.fetch_page(
-            prepared, position, lambda reply: self._pages.leads_to(reply, position), validators=validators
-        )
-        if self._checks_order:
-            first = position == PagePosition(None)
-            self._checks_order = self._pages.check_order(parsed.messages, parsed.response.where, first=first)
-        return parsed
 
-    def _page(self, parsed: _OldestFirstResponse) -> Page:
-        closed, gap = parsed.outcome.closed, parsed.outcome.gap
-        cursor, following = parsed.continuation or (None, None)
-        following = None if closed else following
-        return Page(parsed.messages, cursor, following, parsed.retry_after, closed=closed, gap=gap)
+class NewestFirstFetcher(PageFetcher[NewestFirst]):
+    """Fetches pages that go back."""
 
-
-class NewestFirstFetcher:
-    """Fetches pages that go back.
-
-    Args:
-        client: Fetches single pages.
-        pages: How one page leads to the next.
-        where: The URL without secrets, for errors.
-    """
-
-    def __init__(self, client: PagedClient, pages: NewestFirst, where: str) -> None:
-        self._client = client
-        self._pages = pages
-        self._where = where
-        self._checks_order = True
-        self._reader = NewestFirstReader(self._fetch_document, where)
-
-    async def fetch(self, request: FetchRequest) -> Page:
-        """As `Feed.fetch`."""
-        return await self._reader.fetch(request)
-
-    async def latest(self) -> Cursor | None:
-        """As `Feed.latest`."""
-        return await self._reader.latest()
-
-    def forget(self) -> None:
-        """Forget what depends on the event loop, which may end now."""
-        self._reader.forget()
+    def __init__(
+        self,
+        client: Client,
+        declared: Declaration,
+        pages: NewestFirst,
+        max_body: int,
+        decoder: DataDecoder[Any] | None,
+    ) -> None:
+        super().__init__(client, declared, pages, max_body, decoder)
+        reader = NewestFirstReader(self._fetch_document, client.where)
+        self.fetch, self.latest, self.forget = reader.fetch, reader.latest, reader.forget
 
     async def _fetch_document(self, page: str | None, request: FetchRequest, known: SeenEntries) -> Document:
-        prepared = self._client.build_request(lambda parts: self._pages.put(parts, page), request)
+        prepared = self._build_request(lambda parts: self._pages.put(parts, page), request)
         is_doubtful = self._pages.is_doubtful(page)
+        parse = functools.partial(
+            self._parse, read_continuation=lambda reply: self._pages.older(reply, page), may_be_absent=is_doubtful
+        )
         try:
-            parsed = await self._client.fetch_page(
-                prepared,
-                PagePosition(None),
-                lambda reply: self._pages.older(reply, page),
-                validators=known.validators,
-                may_be_absent=is_doubtful,
-            )
+            parsed = await self._fetch_page(prepared, parse, known.validators)
         except (CursorExpired, FeedGone):
             if is_doubtful:
                 return Document()
             raise
         if is_doubtful and parsed.response.status in _ABSENT_STATUSES:
             return Document()
-        older = parsed.continuation
-        if self._checks_order:
-            first = page is None and not known.messages
-            self._checks_order = self._pages.check_order(parsed.messages, self._where, first=first)
+        where, older = self._client.where, parsed.continuation
+        self._check_order(parsed, first=page is None and not known.messages)
         if page is not None and not is_doubtful:
             self._check_page_exists(parsed)
         elif page is None and not known.messages and parsed.messages and older is None and self._pages.supposes:
             logger.info(
                 "the newest page of %s has %d entries and leads to no older one; if there are more, correct next=",
-                self._where,
+                where,
                 len(parsed.messages),
             )
         return Document(
@@ -457,7 +402,7 @@ class NewestFirstFetcher:
             older,
             size=len(parsed.response.body),
             validators=parsed.response.validators,
-            retry_after=longer_wait(parsed.response.within_poll, parsed.outcome.retry_after),
+            retry_after=longest_wait(parsed.response.within_poll, parsed.outcome.retry_after),
             unchanged=page is None and _is_unchanged(parsed, known),
             missing=parsed.outcome.gap,
             fresh_for=0.0 if parsed.outcome.empty else fresh_for(parsed.response.headers),
@@ -468,14 +413,12 @@ class NewestFirstFetcher:
     def _check_page_exists(self, parsed: ParsedResponse[Any]) -> None:
         """Raise for an older page that is missing: if the walk ended there, what is on it would never be seen."""
         if parsed.outcome.empty:
-            raise FeedError(
-                f"{self._where} is not ready in the middle of its pages", retry_after=parsed.retry_after
-            )
-        if parsed.response.status == HTTPStatus.NO_CONTENT and self._pages.promises:
-            raise FeedError(
-                f"{self._where} has no content where the page before says that there is more; it is asked again",
-                retry_after=parsed.retry_after,
-            )
+            text = "is not ready in the middle of its pages"
+        elif parsed.response.status == HTTPStatus.NO_CONTENT and self._pages.promises:
+            text = "has no content where the page before says that there is more; it is asked again"
+        else:
+            return
+        raise FeedError(f"{self._client.where} {text}", retry_after=parsed.retry_after)
 
 
 def _is_unchanged(parsed: ParsedResponse[Any], known: SeenEntries) -> bool:

@@ -4,6 +4,7 @@ A request is built from `RequestParts`, which are never changed: each sender ret
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -13,20 +14,6 @@ from push_to_poll_client._http.headers import is_header_name, is_header_value
 from push_to_poll_client._json import DECODE_ERRORS, decode
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.feeds._paged.body import Reply, path_of
-
-__all__ = [
-    "LongPoll",
-    "RequestParts",
-    "Sender",
-    "as_url",
-    "require_sender",
-    "require_text",
-    "require_texts",
-    "to_body",
-    "to_header",
-    "to_query",
-]
-
 
 Destination: TypeAlias = Literal["query", "header", "body", "url"]
 
@@ -98,7 +85,7 @@ class Sender:
         return self._put(asking, value)
 
     def kept(self, value: str, reply: Reply) -> str:
-        """What is kept in a cursor, of what an answer leads on by.
+        """Return the form in which a value of a response is kept in a cursor.
 
         Raises:
             FeedError: It is a URL that is not to be asked.
@@ -107,7 +94,7 @@ class Sender:
         return reply.leads_to(value) if self.goes == "url" else value
 
     def is_lost(self, asked: str, answered: str) -> bool:
-        """Whether a redirect dropped what is always said, without which a server means something else.
+        """Return True if a redirect dropped a parameter that is always sent.
 
         Args:
             asked: The URL that was asked.
@@ -217,7 +204,7 @@ def as_url() -> Sender:
 
 @dataclass(frozen=True, slots=True)
 class LongPoll:
-    """How the server is asked to hold its answer until there is something new.
+    """Request to hold the response until there is something new.
 
     A poll that must be answered at once asks for no wait. If the server holds an answer by default, name by
     `otherwise` what asks it not to: `to_query("timeout", otherwise="0")`. That is sent as it is, whatever
@@ -311,7 +298,6 @@ def _set_at_path(body: Any, steps: tuple[str | int, ...], value: Any) -> Any:
 
 
 def _decode_or_text(value: str) -> Any:
-    try:
+    with suppress(*DECODE_ERRORS):
         return decode(value)
-    except DECODE_ERRORS:
-        return value
+    return value

@@ -30,7 +30,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -60,12 +60,10 @@ from push_to_poll_client.listeners._webhook.types import (
 
 __all__ = [
     "ClientGone",
-    "Handshakes",
     "Receive",
     "RequestReceiver",
     "Scope",
     "Send",
-    "Verifiers",
     "check_length",
     "read_body",
     "refuse_websocket",
@@ -178,135 +176,6 @@ async def read_body(receive: Receive, *, max_body: int, max_time: float) -> byte
     raise RequestRejected(TOO_SLOW, "too_slow")
 
 
-class Verifiers:
-    """The verifiers of one webhook: a request that passes one of them is authentic.
-
-    Args:
-        verifiers: The verifiers.
-        is_ready: Returns whether they know all that they need: the registration, if there is a subscription.
-        error_log: Where rejections and failures are logged.
-    """
-
-    def __init__(
-        self, verifiers: Sequence[Verifier], *, is_ready: Callable[[], bool], error_log: ErrorLog
-    ) -> None:
-        self._verifiers = verifiers
-        self._is_ready = is_ready
-        self._error_log = error_log
-
-    def candidates(self, request: WebhookRequest) -> Sequence[Verifier]:
-        """Return the verifiers that the request may pass, judged without its body; reject it if there are none."""
-        if verifiers := [verifier for verifier in self._verifiers if self._may_pass(verifier, request)]:
-            return verifiers
-        raise self._rejected("without a signature or token of the expected form and time")
-
-    async def verify(self, request: WebhookRequest, candidates: Sequence[Verifier]) -> Verified:
-        """Verify a complete request by the first verifier that it passes; reject it if it passes none."""
-        for verifier in candidates:
-            result = await self._error_log.call_safely(
-                "a verifier", partial(verifier, request), check=_check_verifier_result
-            )
-            if result:
-                return result if isinstance(result, Verified) else Verified()
-        raise self._rejected("whose signature or token is wrong; is the secret its sender's?")
-
-    def _rejected(self, why: str) -> RequestRejected:
-        if not self._is_ready():
-            self._error_log.log_not_ready()
-            return RequestRejected(NOT_READY, "not_ready")
-        self._error_log.log_rejected(why)
-        return RequestRejected(UNAUTHENTIC, "refused")
-
-    def _may_pass(self, verifier: Verifier, request: WebhookRequest) -> bool:
-        may_pass = getattr(verifier, "may_pass", None)
-        try:
-            return may_pass is None or bool(may_pass(request))
-        except Exception as error:  # noqa: BLE001  # an error of a verifier, too, means "not authentic"
-            self._error_log.log_failure("a verifier's may_pass", error)
-            return False
-
-
-def _check_verifier_result(result: Verified | bool | None) -> Verified | bool | None:  # noqa: FBT001  # as returned
-    """Refuse other true values: they may be a mistake, such as a function that returns a verifier."""
-    if result is None or isinstance(result, Verified | bool):
-        return result
-    raise TypeError(f"a verifier says Verified, True, False or None, not {type(result).__name__}")
-
-
-_HandshakeResult: TypeAlias = WebhookAnswer | Awaitable[WebhookAnswer | None] | None
-
-
-class Handshakes:
-    """The handshakes of one webhook.
-
-    Args:
-        always: Handshakes that know by themselves what is expected.
-        expected: Handshakes that are tried only while one is expected.
-        expecting: Returns whether one is expected.
-        bucket: Limits the unsigned requests for which a handshake waits.
-        error_log: Where a failure is logged.
-    """
-
-    def __init__(
-        self,
-        always: Sequence[Handshake],
-        expected: Sequence[Handshake],
-        *,
-        expecting: Callable[[], bool],
-        bucket: TokenBucket,
-        error_log: ErrorLog,
-    ) -> None:
-        self._always = always
-        self._expected = expected
-        self._expecting = expecting
-        self._bucket = bucket
-        self._error_log = error_log
-
-    async def respond_unverified(self, request: WebhookRequest, now: float) -> WebhookAnswer | None:
-        """Respond to a handshake from any sender; None if the request is not a handshake.
-
-        Args:
-            request: Without a body.
-            now: Seconds on a clock that never goes back.
-        """
-        waits = list[float]()
-
-        def limited(handshake: Handshake, request: WebhookRequest) -> _HandshakeResult:
-            result = handshake(request)
-            if inspect.isawaitable(result) and (wait := self._bucket.take(now)):
-                if inspect.iscoroutine(result):
-                    result.close()  # Python would warn that it was never awaited
-                waits.append(wait)
-                return None
-            return result
-
-        response = await self._first_response([partial(limited, one) for one in self._active], request)
-        if response is None and waits and request.method != "POST":  # a POST may be a push
-            raise RequestRejected(too_many_requests(waits[0]), "limited")
-        return response
-
-    async def respond(self, request: WebhookRequest) -> WebhookAnswer | None:
-        """Respond to a handshake in an authentic request; None if the request is not a handshake."""
-        return await self._first_response(self._active, request)
-
-    @property
-    def _active(self) -> Sequence[Handshake]:
-        return (*self._always, *self._expected) if self._expected and self._expecting() else self._always
-
-    async def _first_response(
-        self, handshakes: Sequence[Handshake], request: WebhookRequest
-    ) -> WebhookAnswer | None:
-        for handshake in handshakes:
-            response = await self._error_log.call_safely(
-                "a handshake",
-                partial(handshake, request),
-                check=lambda answer: None if answer is None else check_response(answer),
-            )
-            if response is not None:
-                return response
-        return None
-
-
 monotonic = time.monotonic
 """One clock for all event loops in which requests arrive: the clocks of two event loops need not agree."""
 
@@ -316,32 +185,40 @@ class RequestReceiver:
     """Takes each request of one webhook through all steps.
 
     Attributes:
-        handshakes: Tried before and after verification.
-        verifiers: Decide whether a request is authentic.
+        verifiers: A request that passes one of them is authentic.
+        is_ready: Returns whether they know all that they need: the registration, if there is a subscription.
+        own_handshakes: Those that know by themselves what is expected.
+        handshakes: Those that are tried only while one is expected.
+        expects_handshake: Returns whether one is expected.
         router: Wakes the consumers.
         subscribers: The consumers, which are told about a flood.
         bucket: Limits the bodies that are read a second.
-        slots: Limits the bodies that are held at a time.
-        replay_cache: The authentic requests that were received.
+        waiting_bucket: Limits the unsigned requests for which a handshake waits.
         stats: Where everything is counted.
-        error_log: Where a replay is logged.
+        error_log: Where rejections, failures and replays are logged.
         response: Sent for an authentic request.
         max_body: Bytes.
         body_timeout: Seconds for a body.
+        slots: Limits the bodies that are held at a time.
+        replay_cache: The authentic requests that were received.
     """
 
-    handshakes: Handshakes
-    verifiers: Verifiers
+    verifiers: Sequence[Verifier]
+    is_ready: Callable[[], bool]
+    own_handshakes: Sequence[Handshake]
+    handshakes: Sequence[Handshake]
+    expects_handshake: Callable[[], bool]
     router: PushRouter
     subscribers: WebhookSubscribers
     bucket: TokenBucket
-    slots: Slots
-    replay_cache: ReplayCache
+    waiting_bucket: TokenBucket
     stats: WebhookStats
     error_log: ErrorLog
     response: WebhookAnswer
     max_body: int
     body_timeout: float
+    slots: Slots = field(default_factory=Slots)
+    replay_cache: ReplayCache = field(default_factory=ReplayCache)
 
     async def handle(self, request: WebhookRequest, receive: Receive) -> WebhookAnswer | None:
         """Return the response to a request; None if the client has gone.
@@ -364,19 +241,21 @@ class RequestReceiver:
 
     async def _handle(self, request: WebhookRequest, receive: Receive) -> WebhookAnswer:
         check_length(request.headers, self.max_body)
-        response = await self.handshakes.respond_unverified(request, monotonic())
+        response = await self._respond_unverified(request)
         if response is not None:
             self.stats.count("handshakes")
             return response
         if request.method != "POST":
             raise RequestRejected(NOT_ALLOWED, "unasked")
-        candidates = self.verifiers.candidates(request)
+        verifiers = [verifier for verifier in self.verifiers if self._may_pass(verifier, request)]
+        if not verifiers:
+            raise self._rejected("without a signature or token of the expected form and time")
         with self.slots.acquire():
             self.bucket.take_or_reject(monotonic())
             body = await read_body(receive, max_body=self.max_body, max_time=self.body_timeout)
             request = replace(request, body=body)
-            verified = await self.verifiers.verify(request, candidates)
-        response = await self.handshakes.respond(request)
+            verified = await self._verify(request, verifiers)
+        response = await self._first_response(self._active_handshakes, request)
         if response is not None:
             self.stats.count("handshakes")
             return response
@@ -388,3 +267,79 @@ class RequestReceiver:
         elif self.router.dispatch(request, recipients):
             self.replay_cache.add(verified, recipients, now)
         return self.response
+
+    # Verification
+
+    def _may_pass(self, verifier: Verifier, request: WebhookRequest) -> bool:
+        """Return whether a request may pass a verifier, judged without its body."""
+        may_pass = getattr(verifier, "may_pass", None)
+        try:
+            return may_pass is None or bool(may_pass(request))
+        except Exception as error:  # noqa: BLE001  # an error of a verifier, too, means "not authentic"
+            self.error_log.log_failure("a verifier's may_pass", error)
+            return False
+
+    async def _verify(self, request: WebhookRequest, verifiers: Sequence[Verifier]) -> Verified:
+        for verifier in verifiers:
+            result = await self.error_log.call_safely(
+                "a verifier", partial(verifier, request), check=_check_verifier_result
+            )
+            if result:
+                return result if isinstance(result, Verified) else Verified()
+        raise self._rejected("whose signature or token is wrong; is the secret its sender's?")
+
+    def _rejected(self, why: str) -> RequestRejected:
+        if not self.is_ready():
+            self.error_log.log_not_ready()
+            return RequestRejected(NOT_READY, "not_ready")
+        self.error_log.log_rejected(why)
+        return RequestRejected(UNAUTHENTIC, "refused")
+
+    # Handshakes
+
+    @property
+    def _active_handshakes(self) -> Sequence[Handshake]:
+        is_expected = self.handshakes and self.expects_handshake()
+        return (*self.own_handshakes, *self.handshakes) if is_expected else self.own_handshakes
+
+    async def _respond_unverified(self, request: WebhookRequest) -> WebhookAnswer | None:
+        """Respond to a handshake from any sender; None if the request is not a handshake."""
+        waits = list[float]()
+
+        def limited(handshake: Handshake, request: WebhookRequest) -> _HandshakeResult:
+            result = handshake(request)
+            if inspect.isawaitable(result) and (wait := self.waiting_bucket.take(monotonic())):
+                if inspect.iscoroutine(result):
+                    result.close()  # Python would warn that it was never awaited
+                waits.append(wait)
+                return None
+            return result
+
+        handshakes = [partial(limited, one) for one in self._active_handshakes]
+        response = await self._first_response(handshakes, request)
+        if response is None and waits and request.method != "POST":  # a POST may be a push
+            raise RequestRejected(too_many_requests(waits[0]), "limited")
+        return response
+
+    async def _first_response(
+        self, handshakes: Sequence[Handshake], request: WebhookRequest
+    ) -> WebhookAnswer | None:
+        for handshake in handshakes:
+            response = await self.error_log.call_safely(
+                "a handshake",
+                partial(handshake, request),
+                check=lambda answer: None if answer is None else check_response(answer),
+            )
+            if response is not None:
+                return response
+        return None
+
+
+_HandshakeResult: TypeAlias = WebhookAnswer | Awaitable[WebhookAnswer | None] | None
+
+
+def _check_verifier_result(result: Verified | bool | None) -> Verified | bool | None:  # noqa: FBT001  # as returned
+    """Refuse other true values: they may be a mistake, such as a function that returns a verifier."""
+    if result is None or isinstance(result, Verified | bool):
+        return result
+    raise TypeError(f"a verifier says Verified, True, False or None, not {type(result).__name__}")

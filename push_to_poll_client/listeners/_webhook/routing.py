@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
@@ -15,7 +16,6 @@ import anyio
 
 from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners._hints import HintReader, parse_path, strings_at
@@ -24,7 +24,6 @@ from push_to_poll_client.listeners._webhook.types import (
     EVERYONE,
     UNKNOWN,
     Control,
-    Hint,
     Recipient,
     Route,
     WebhookRequest,
@@ -201,79 +200,67 @@ MAX_NAMES = 1_000
 """Names that are read from a push. A push with more names is for all subscribers."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class PushRouter:
     """Acts on authentic requests. Whatever the caller's functions do, no push is lost.
 
-    Args:
+    Attributes:
         name: The webhook's.
-        hint: Makes a push of a request; None if each request is a push.
+        hints: Makes a push of a request.
         route: Returns the names of the subscribers that a request is for; None if all.
         control: Called with what the server says about the subscription; None if the webhook has none, so that
             consumers poll instead.
         subscribers: The consumers.
         stats: Where each push is counted.
         error_log: Where a failure of `route` is logged.
-        log: Where a failure of `hint` is logged.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        hint: Hint | None,
-        route: Route | None,
-        control: Callable[[Control], None] | None,
-        subscribers: WebhookSubscribers,
-        stats: WebhookStats,
-        error_log: ErrorLog,
-        log: ConsumerLog,
-    ) -> None:
-        self._name = name
-        self._hints = HintReader[WebhookRequest, Push | Control](hint, kinds=(Push, Control), log=log)
-        self._route = route
-        self._control = control
-        self._subscribers = subscribers
-        self._stats = stats
-        self._error_log = error_log
+    name: str
+    hints: HintReader[WebhookRequest, Push | Control]
+    route: Route | None
+    control: Callable[[Control], None] | None
+    subscribers: WebhookSubscribers
+    stats: WebhookStats
+    error_log: ErrorLog
 
     def recipients_of(self, request: WebhookRequest) -> Sequence[Recipient]:
         """Return for whom a request is: at least one recipient, each once."""
         names = self._names_in(request)
         if names is None:
             return (EVERYONE,)
-        known = self._subscribers.known(names)
-        self._stats.count("unknown_names", len(names) - len(known))
+        known = self.subscribers.known(names)
+        self.stats.count("unknown_names", len(names) - len(known))
         return known or (UNKNOWN,)
 
     def _names_in(self, request: WebhookRequest) -> Sequence[str] | None:
-        if self._route is None:
+        if self.route is None:
             return None
         try:
-            return _check_names(self._route(request))
+            return _check_names(self.route(request))
         except Exception as error:  # noqa: BLE001  # the caller's function fails, perhaps by a stranger's text
-            self._error_log.log_failure("to (its push is taken to be for all)", error)
+            self.error_log.log_failure("to (its push is taken to be for all)", error)
             return None
 
     def dispatch(self, request: WebhookRequest, recipients: Sequence[Recipient]) -> bool:
         """Act on an authentic request that is not a repetition; return whether a subscriber got it."""
-        push = self._hints.read(request, self._name)
+        push = self.hints.read(request, self.name)
         if push is None:
-            self._stats.count("ignored")
+            self.stats.count("ignored")
             return False
         if isinstance(push, Control):
-            self._stats.count("controls")
+            self.stats.count("controls")
             return self._apply_control(push, recipients)
-        subscribers = self._subscribers.find(recipients)
+        subscribers = self.subscribers.find(recipients)
         for subscriber in subscribers:
             subscriber.wake(push)
-        self._stats.count("woken" if subscribers else "unheard")
+        self.stats.count("woken" if subscribers else "unheard")
         return bool(subscribers)
 
     def _apply_control(self, control: Control, recipients: Sequence[Recipient]) -> bool:
-        if self._control is not None and control is not Control.MISSED:
-            self._control(control)
+        if self.control is not None and control is not Control.MISSED:
+            self.control(control)
             return True
-        subscribers = self._subscribers.find(recipients)
+        subscribers = self.subscribers.find(recipients)
         for subscriber in subscribers:
             subscriber.poll()
         return bool(subscribers)

@@ -81,8 +81,6 @@ def renewal_time(registration: Registration, now: float, fraction: float) -> flo
 class Renewal:
     """Time of the next step of a subscription: its creation while there is none, else its renewal."""
 
-    __slots__ = ("_due_steady", "_due_wall", "_ends", "_not_before")
-
     def __init__(self) -> None:
         self._due_wall = self._due_steady = self._not_before = -math.inf
         self._ends: float | None = None
@@ -139,8 +137,6 @@ messages, is asked 11 times in the first week, and then once a day; a fleet of 1
 
 class MissedPushes:
     """Decide whether missed pushes are a reason to renew early: the server may have forgotten the subscription."""
-
-    __slots__ = ("_before", "_interval", "_last", "_missed_at", "_not_before")
 
     def __init__(self) -> None:
         self._before = self._last = 0

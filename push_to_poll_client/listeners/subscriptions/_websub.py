@@ -1,24 +1,17 @@
 """Subscribe at a WebSub hub (W3C Recommendation of 2018-01-23).
 
-Discovery. A topic names its hub in `Link` headers; where there are none, in the links of an Atom or RSS feed
-before its entries, or of an HTML page in its head. The body of a page is not read: its users may have written the
-links.
-
-What a hub asks back is answered in `_callbacks.py`; `_manager.py` decides when to subscribe again.
+`_discovery.py` finds the hub, `_callbacks.py` answers what it asks back, and `_manager.py` decides when to
+subscribe again.
 """
 
 import hashlib
 import ipaddress
 import logging
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from html.parser import HTMLParser
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from secrets import token_urlsafe
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
-from xml.parsers import expat
 
 import anyio
 import httpx
@@ -26,8 +19,7 @@ import httpx
 from push_to_poll_client import _event_loop
 from push_to_poll_client._exceptions import SubscriptionGone
 from push_to_poll_client._http.addresses import came_from_private
-from push_to_poll_client._http.credentials import HeaderSource, TokenSource
-from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, link_targets, resolve_url
+from push_to_poll_client._http.credentials import Auth, HeaderSource
 from push_to_poll_client._http.origins import parse_http_url, without_secrets
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._secrets import hidden
@@ -41,172 +33,11 @@ from push_to_poll_client.listeners.subscriptions._callbacks import (
     HubRequest,
     callback_id,
 )
+from push_to_poll_client.listeners.subscriptions._discovery import MAX_LINK, topic_of, usable_link
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 from push_to_poll_client.listeners.verifiers._vendors import websub
 
-__all__ = ["MAX_LINK", "Topic", "WebSub", "is_usable", "topic_of"]
-
-
-MAX_LINK = 1024
-"""Characters of a URL; a longer one is ignored. The URLs of six subscriptions have to fit into the 16,384
-characters that a listener may save, whatever a topic says about itself."""
-
-MAX_HEAD = 64 * 1024
-"""Bytes of an HTML page that are searched for its head."""
-
-_PIECE = 64 * 1024
-"""Bytes of an Atom or RSS feed that are parsed at a time."""
-
-_ATOM_LINK = "http://www.w3.org/2005/Atom}link"
-_ENTRIES = frozenset({"http://www.w3.org/2005/Atom}entry", "item", "http://purl.org/rss/1.0/}item"})
-
-
-class Topic(NamedTuple):
-    """A topic and its hub.
-
-    Attributes:
-        url: What the hub calls the topic.
-        hub: The hub's URL.
-    """
-
-    url: str
-    hub: str
-
-
-class _Link(NamedTuple):
-    relations: str
-    target: str
-
-
-def topic_of(headers: httpx.Headers, body: bytes, url: str) -> Topic:
-    """Read the topic and its hub from the response of a topic.
-
-    Args:
-        headers: Of the response.
-        body: Of the response.
-        url: Of the response.
-
-    Returns:
-        Its first hub with https, or its first one; and its `self`, or `url` if it has none. If `url` has https and
-        the hub does not, https is put in its place.
-
-    Raises:
-        UnusableResponse: It names no hub, or only one that would have to be asked without https.
-    """
-    fields = headers.get("link", "")
-    found = {relation: list(_until_too_many(link_targets(fields, relation, url))) for relation in ("hub", "self")}
-    hubs = _usable_links(found["hub"], url)
-    if not hubs:
-        links = list(islice(_links_in_body(headers, body), MAX_LINKS))
-        found = {
-            relation: [one.target for one in links if relation in one.relations.lower().split()]
-            for relation in found
-        }
-        hubs = _usable_links(found["hub"], url)
-    if not hubs:
-        raise UnusableResponse(f"{without_secrets(url)} names no hub (WebSub §4), so nobody can be asked to push")
-    named = next(iter(_usable_links(found["self"], url)), url)
-    if (hub := next((one for one in hubs if one.startswith("https:")), None)) is not None:
-        return Topic(named, hub)
-    if not url.startswith("https:"):
-        return Topic(named, hubs[0])
-    # Many feeds still name a hub by http:// that has https, too.
-    if (hub := next(filter(None, map(_by_https, hubs)), None)) is None:
-        raise UnusableResponse(
-            f"{without_secrets(url)} names a hub without https, {without_secrets(hubs[0])}, but has https itself; "
-            "give hub= if that hub is right"
-        )
-    return Topic(named, hub)
-
-
-def _by_https(link: str) -> str | None:
-    url = httpx.URL(link)
-    return str(url.copy_with(scheme="https")) if url.port is None else None
-
-
-def _until_too_many(found: Iterator[str]) -> Iterator[str]:
-    try:
-        yield from found
-    except TooManyLinks:
-        return
-
-
-def _usable_links(found: Iterable[str], url: str) -> list[str]:
-    links = (_usable_link(target, url) for target in found)
-    return [link for link in links if link is not None]
-
-
-def _usable_link(target: str, base: str) -> str | None:
-    """Return where a server's link or redirect leads, without user and password; `None` if it cannot be asked."""
-    link = resolve_url(target, base) if target.strip() else None
-    return str(httpx.URL(link).copy_with(userinfo=b"")) if link is not None and is_usable(link) else None
-
-
-def is_usable(link: str) -> bool:
-    """Return whether a link is an http URL of no more than `MAX_LINK` characters."""
-    try:
-        parse_http_url(link)
-    except ValueError:
-        return False
-    return len(link) <= MAX_LINK
-
-
-def _links_in_body(headers: httpx.Headers, body: bytes) -> Iterable[_Link]:
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if "html" in kind:
-        return _links_in_html(body)
-    return _links_in_xml(body) if kind.endswith("xml") else ()
-
-
-def _links_in_xml(document: bytes) -> list[_Link]:
-    """Read the links before the first entry, or before malformed XML: by then a feed has named its hub."""
-    parser, links = expat.ParserCreate(None, "}"), list[_Link]()
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        if name in _ENTRIES or len(links) >= MAX_LINKS:
-            raise _StopLinkSearch
-        if name == _ATOM_LINK:
-            links.append(_Link(attributes.get("rel", ""), attributes.get("href", "")))
-
-    def stop(*_: object) -> None:
-        raise _StopLinkSearch
-
-    parser.StartElementHandler = start
-    parser.StartDoctypeDeclHandler = stop
-    try:
-        for at in range(0, len(document), _PIECE):
-            parser.Parse(document[at : at + _PIECE], False)  # noqa: FBT003 - it takes no keywords
-    except (_StopLinkSearch, expat.ExpatError, ValueError, LookupError):
-        pass
-    return links
-
-
-class _StopLinkSearch(Exception):
-    """The rest of a document is not read."""
-
-
-def _links_in_html(document: bytes) -> list[_Link]:
-    head = _HTMLHeadParser()
-    with suppress(_StopLinkSearch, AssertionError):  # the parser raises AssertionError on some malformed pages
-        head.feed(document[:MAX_HEAD].decode("utf-8", "replace"))
-    return head.links
-
-
-class _HTMLHeadParser(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.links: list[_Link] = []
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        if tag == "body" or len(self.links) >= MAX_LINKS:
-            raise _StopLinkSearch
-        if tag == "link":
-            given = dict(reversed(attrs))  # of two equal names the first counts
-            self.links.append(_Link(given.get("rel") or "", given.get("href") or ""))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "head":
-            raise _StopLinkSearch
+__all__ = ["WebSub"]
 
 
 _log = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.subscriptions"))
@@ -270,11 +101,13 @@ class WebSub:
             callback tells its pushes from others.
         lease: Seconds for which pushes are asked for (§8.2: "10 days is a good default"). How long they come is
             the hub's to say; where it does not, which it must, this counts.
-        headers: Sent to the topic: a mapping, or a function that returns one.
-        token: Sent to it as `Authorization: Bearer`, or a function that returns it.
-        client: An `httpx.AsyncClient` or one of its shape, which stays yours. `None` opens one for each request.
-        tls: Whom to trust; `None`: the certificates that the machine trusts.
+        auth: Credentials for the topic, as for the listeners.
+        headers: Sent to the topic: a mapping, or a function (async, or plain and quick) that returns one. `None`:
+            none.
+        ssl_context: The TLS settings. `None`: the certificates that the machine trusts.
         timeout: Seconds for each answer of topic and hub.
+        client: An `httpx.AsyncClient`, or one of its shape, to send by. It stays yours: it is not closed. `None`
+            opens one for each request.
 
     Attributes:
         name: "WebSub" and the topic without secrets.
@@ -294,11 +127,11 @@ class WebSub:
         hub: str | None = None,
         secret: str | None = None,
         lease: float = 864_000.0,
+        auth: Auth | None = None,
         headers: HeaderSource | None = None,
-        token: TokenSource | None = None,
-        client: Any = None,
-        tls: ssl.SSLContext | None = None,
+        ssl_context: ssl.SSLContext | None = None,
         timeout: float = 30.0,
+        client: Any = None,
     ) -> None:
         check_number("lease", lease, above_zero=True)
         parsed = parse_http_url(callback)
@@ -315,7 +148,13 @@ class WebSub:
         self._secret = secret
         self._lease = lease
         self._client = ListenerClient(
-            topic, headers=headers, token=token, client=client, tls=tls, timeout=timeout, max_body=MAX_TOPIC
+            topic,
+            auth=auth,
+            headers=headers,
+            ssl_context=ssl_context,
+            timeout=timeout,
+            max_body=MAX_TOPIC,
+            client=client,
         )
         self._known_secrets = self._client.secrets
         self._known_secrets.add(secret)
@@ -498,7 +337,7 @@ class WebSub:
             )
             if response.status not in redirects:
                 return target, response
-            link = _usable_link(response.headers.get("location", ""), target.url)
+            link = usable_link(response.headers.get("location", ""), target.url)
             if link is None:
                 raise UnusableResponse(
                     f"{response.url} redirects to no http address of {MAX_LINK} characters at most"

@@ -1,6 +1,6 @@
 """Verify an HMAC signature (RFC 2104), laid out as a vendor declares it.
 
-The parts: a window for timestamps, templates of what is signed, the layout of the header, and the verifier.
+The parts: a window for timestamps, templates of what is signed, and the verifier, which reads the header.
 
 It uses the standard library only. The vendors' libraries raise errors that no caller expects on malformed input
 (`standardwebhooks` 1.1: `ValueError`, `binascii.Error`, `UnicodeDecodeError`; `stripe` 16.1: `TypeError`), read
@@ -30,7 +30,6 @@ __all__ = [
     "Algorithm",
     "HMACSignature",
     "ParsedSignatures",
-    "SignatureLayout",
     "Template",
     "TimestampWindow",
     "header_bytes",
@@ -192,58 +191,6 @@ def split_items(value: str | None, separator: str | None) -> list[str]:
     return items if len(items) <= MAX_ITEMS else []
 
 
-class SignatureLayout:
-    """The layout of a header with signatures. Its arguments are those of `HMACSignature`."""
-
-    def __init__(
-        self,
-        *,
-        header: str,
-        prefix: str,
-        separator: str | None,
-        algorithm: Algorithm | Sequence[Algorithm],
-        any_case: bool,
-        timestamp: str | None,
-    ) -> None:
-        self.header = header_name(header)
-        self._prefixes = _prefixes(prefix, (algorithm,) if isinstance(algorithm, str) else tuple(algorithm))
-        if not isinstance(separator, str | None):
-            raise TypeError(f"separator must be a str or None, not {type(separator).__name__}")
-        if separator == "":
-            raise ValueError("separator is empty; None is for a header that is no list")
-        self._separator = separator
-        self._any_case = any_case
-        self._timestamp_header: str | None = None
-        self._timestamp_prefix: str | None = None
-        if isinstance(timestamp, str) and timestamp and separator and not is_header_name(timestamp):
-            self._timestamp_prefix = timestamp
-        elif timestamp is not None:
-            self._timestamp_header = header_name(timestamp)
-
-    def read(self, request: WebhookRequest) -> ParsedSignatures | None:
-        """Return what a request states; None if it has no signature."""
-        items = split_items(request.headers.get(self.header), self._separator)
-        signatures = tuple(found for item in items if (found := self._signature(item)))
-        return ParsedSignatures(signatures, self._timestamp(request, items)) if signatures else None
-
-    def _signature(self, item: str) -> tuple[str, bytes] | None:
-        for prefix, algorithm in self._prefixes:
-            if item.startswith(prefix):
-                text = item.removeprefix(prefix)
-                # A character that is not ASCII becomes "?", which no signature has.
-                return algorithm, (text.lower() if self._any_case else text).encode("ascii", "replace")
-        return None
-
-    def _timestamp(self, request: WebhookRequest, items: Sequence[str]) -> str:
-        if self._timestamp_header is not None:
-            return request.headers.get(self._timestamp_header, "")
-        if self._timestamp_prefix is None:
-            return ""
-        prefix = self._timestamp_prefix
-        found = [item.removeprefix(prefix) for item in items if item.startswith(prefix)]
-        return found[0] if len(found) == 1 else ""
-
-
 def _prefixes(prefix: str, algorithms: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     if not isinstance(prefix, str):
         raise TypeError(f"prefix must be a str, not {type(prefix).__name__}")
@@ -313,14 +260,19 @@ class HMACSignature:
             raise ValueError(f"encoding is hex or base64, not {encoding!r}")
         self._keys = secret_bytes(secrets)
         self._encoding = encoding
-        self._layout = SignatureLayout(
-            header=header,
-            prefix=prefix,
-            separator=separator,
-            algorithm=algorithm,
-            any_case=encoding == "hex",
-            timestamp=timestamp,
-        )
+        self._header = header_name(header)
+        self._prefixes = _prefixes(prefix, (algorithm,) if isinstance(algorithm, str) else tuple(algorithm))
+        if not isinstance(separator, str | None):
+            raise TypeError(f"separator must be a str or None, not {type(separator).__name__}")
+        if separator == "":
+            raise ValueError("separator is empty; None is for a header that is no list")
+        self._separator = separator
+        self._timestamp_header: str | None = None
+        self._timestamp_prefix: str | None = None
+        if isinstance(timestamp, str) and timestamp and separator and not is_header_name(timestamp):
+            self._timestamp_prefix = timestamp
+        elif timestamp is not None:
+            self._timestamp_header = header_name(timestamp)
         timed = timestamp is not None
         self._signed = _signed_template(signed, timed=timed)
         self._timestamp_window = TimestampWindow(tolerance, timestamp_unit) if timed else None
@@ -328,12 +280,12 @@ class HMACSignature:
 
     def may_pass(self, request: WebhookRequest) -> bool:
         """Whether the headers alone are those of an authentic request: signed, and of now."""
-        stated = self._layout.read(request)
+        stated = self._read(request)
         return stated is not None and self._valid_until(stated, request) is not None
 
     def __call__(self, request: WebhookRequest, /) -> Verified | None:
         """What there is to say of an authentic request; `None`: it is not authentic."""
-        stated = self._layout.read(request)
+        stated = self._read(request)
         until = None if stated is None else self._valid_until(stated, request)
         if stated is None or until is None:
             return None
@@ -345,7 +297,30 @@ class HMACSignature:
         return Verified(once, until if math.isfinite(until) else None)
 
     def __repr__(self) -> str:
-        return f"HMACSignature(header={self._layout.header!r}, {len(self._keys)} secrets)"
+        return f"HMACSignature(header={self._header!r}, {len(self._keys)} secrets)"
+
+    def _read(self, request: WebhookRequest) -> ParsedSignatures | None:
+        """Return what a request states; None if it has no signature."""
+        items = split_items(request.headers.get(self._header), self._separator)
+        signatures = tuple(found for item in items if (found := self._signature(item)))
+        return ParsedSignatures(signatures, self._timestamp(request, items)) if signatures else None
+
+    def _signature(self, item: str) -> tuple[str, bytes] | None:
+        for prefix, algorithm in self._prefixes:
+            if item.startswith(prefix):
+                text = item.removeprefix(prefix)
+                # A character that is not ASCII becomes "?", which no signature has.
+                return algorithm, (text.lower() if self._encoding == "hex" else text).encode("ascii", "replace")
+        return None
+
+    def _timestamp(self, request: WebhookRequest, items: Sequence[str]) -> str:
+        if self._timestamp_header is not None:
+            return request.headers.get(self._timestamp_header, "")
+        if self._timestamp_prefix is None:
+            return ""
+        prefix = self._timestamp_prefix
+        found = [item.removeprefix(prefix) for item in items if item.startswith(prefix)]
+        return found[0] if len(found) == 1 else ""
 
     def _valid_until(self, stated: ParsedSignatures, request: WebhookRequest) -> float | None:
         """Return when a request will be refused for its age; None if it is refused now."""

@@ -16,8 +16,8 @@ Messages live in memory for as long as the application does, also while no serve
 server that says when it begins and when it ends (ASGI's lifespan).
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypedDict
 
 import msgspec
 
@@ -25,16 +25,18 @@ from push_to_poll_client._json import decode
 from push_to_poll_client.testing._reference.asgi import Receive, Scope, Send, read_body, respond, run_lifespan
 from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
 from push_to_poll_client.testing._reference.feed import DEFAULT_DATA, EventLog, FeedEndpoint
-from push_to_poll_client.testing._reference.pushes import ChangesEndpoint, EventEndpoint, PushEndpoint, PushLog
+from push_to_poll_client.testing._reference.pushes import (
+    ChangesEndpoint,
+    EventEndpoint,
+    PushLog,
+    WebSocketEndpoint,
+)
 from push_to_poll_client.testing._reference.webhooks import WebhookSender
 
 __all__ = ["ReferenceApp"]
 
 
-_ControlHandler: TypeAlias = Callable[[bytes], object]
-
-
-class _WebhookRegistration(msgspec.Struct):
+class _WebhookRegistration(TypedDict):
     url: str
     secret: str | None
 
@@ -67,10 +69,10 @@ class ReferenceApp:
         self._log = EventLog()
         self._feed = FeedEndpoint(self._log, self.faults, self.stats, page_size=page_size)
         self._pushes = PushLog(self.faults, self.stats)
-        self._push = PushEndpoint(self._pushes, self.faults, self.stats)
-        self._events = EventEndpoint(self._pushes, self.faults, self.stats, keep_alive=keep_alive)
-        self._changes = ChangesEndpoint(self._log, self._pushes, self.faults, self.stats)
-        self._webhooks = WebhookSender(self._pushes, self.faults, self.stats, retries=webhook_retries)
+        self._push = WebSocketEndpoint(self._pushes)
+        self._events = EventEndpoint(self._pushes, keep_alive=keep_alive)
+        self._changes = ChangesEndpoint(self._log, self._pushes)
+        self._webhooks = WebhookSender(self._pushes, retries=webhook_retries)
         self._append([DEFAULT_DATA] * backlog)
 
     @property
@@ -132,19 +134,18 @@ class ReferenceApp:
             await run_lifespan(receive, send, self._webhooks.run)
         elif scope["type"] == "websocket":
             await self._push(scope, receive, send)
-        elif (scope["method"], scope["path"]) == ("GET", "/feed"):
-            await self._feed(scope, receive, send)
-        elif (scope["method"], scope["path"]) == ("GET", "/events"):
-            await self._events(scope, receive, send)
-        elif (scope["method"], scope["path"]) == ("GET", "/changes"):
-            await self._changes(scope, receive, send)
         else:
-            await self._control(scope, receive, send)
+            endpoints: dict[tuple[str, str], Callable[[Scope, Receive, Send], Awaitable[None]]] = {
+                ("GET", "/feed"): self._feed,
+                ("GET", "/events"): self._events,
+                ("GET", "/changes"): self._changes,
+            }
+            await endpoints.get((scope["method"], scope["path"]), self._control)(scope, receive, send)
 
     async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
-        handlers: dict[tuple[str, str], _ControlHandler] = {
+        handlers: dict[tuple[str, str], Callable[[bytes], object]] = {
             ("POST", "/publish"): lambda body: self.publish(decode(body, type=int | list[Any])),
-            ("POST", "/webhooks"): self._register,
+            ("POST", "/webhooks"): lambda body: self.send_webhooks(**decode(body, type=_WebhookRegistration)),
             ("POST", "/faults"): self._set_faults,
             ("GET", "/stats"): lambda _: self.stats.as_dict(),
             ("GET", "/pushes"): lambda _: self.pushes,
@@ -155,10 +156,6 @@ class ReferenceApp:
         except (msgspec.DecodeError, ValueError) as error:
             status, result = 400, str(error)
         await respond(send, status, msgspec.json.encode(result), [(b"content-type", b"application/json")])
-
-    def _register(self, body: bytes) -> list[str]:
-        webhook = decode(body, type=_WebhookRegistration)
-        return self.send_webhooks(webhook.url, webhook.secret)
 
     def _set_faults(self, body: bytes) -> dict[str, Any]:
         changes = decode(body, type=dict[str, Any])

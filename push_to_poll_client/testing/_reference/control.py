@@ -230,21 +230,10 @@ class Stats:
                 setattr(self, name, getattr(self, name) + step)
             self._changed.notify_all()
 
-    def count_fetch(self, at: float) -> None:
-        """Count a request that arrived at this time."""
-        self.fetched_at.append(at)
-        self.count(fetches=1)
-
-    def count_status(self, status: int) -> None:
-        """Count an answer of the feed."""
+    def count_status(self, counter: dict[int, int], status: int) -> None:
+        """Count an answer, in one of the counters by status."""
         with self._changed:
-            self.statuses[status] = self.statuses.get(status, 0) + 1
-            self._changed.notify_all()
-
-    def count_webhook(self, status: int) -> None:
-        """Count an answer to a webhook."""
-        with self._changed:
-            self.webhooks[status] = self.webhooks.get(status, 0) + 1
+            counter[status] = counter.get(status, 0) + 1
             self._changed.notify_all()
 
     def wait_for(self, happened: Callable[["Stats"], object], *, timeout: float = 60.0) -> None:

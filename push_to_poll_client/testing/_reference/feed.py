@@ -124,7 +124,8 @@ class FeedEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        self._stats.count_fetch(time.monotonic())
+        self._stats.fetched_at.append(time.monotonic())
+        self._stats.count(fetches=1)
         refusal = self._fault_response(scope)
         if refusal is not None:
             await self._respond(send, *refusal)
@@ -153,7 +154,10 @@ class FeedEndpoint:
         query = parse_qs(scope["query_string"].decode("latin-1"))
         after = query.get("lastEventId", [None])[0]
         events = self._log.page(after, self.page_size)
-        if not events and (wait := _seconds(query.get("timeout", ["0"])[0])) > 0:
+        timeout = query.get("timeout", ["0"])[0]
+        # HTTP Feeds has milliseconds. Anything that is not a number asks for no wait.
+        wait = min(int(timeout) / 1000, LONGEST_HOLD) if timeout.isdecimal() else 0.0
+        if not events and wait > 0:
             await self._hold(after, wait, receive)
             events = self._log.page(after, self.page_size)
         self._stats.count(empty=not events)
@@ -184,26 +188,16 @@ class FeedEndpoint:
         else:
             await self._respond(send, 200, [_BATCH], body)
             return
-        await _hang_up(scope, receive)
+        # Close the connection in the middle of the answer, where the server lets an application do so.
+        if (close := scope.get("state", {}).get("hang_up")) is not None:
+            close()
+            await wait_for_disconnect(receive)
 
     async def _send_half(self, send: Send, body: bytes) -> None:
-        self._stats.count_status(200)
+        self._stats.count_status(self._stats.statuses, 200)
         await start(send, 200, [_BATCH, (b"content-length", b"%d" % len(body))])
         await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
 
     async def _respond(self, send: Send, status: int, headers: list[Header], body: bytes = b"") -> None:
-        self._stats.count_status(status)
+        self._stats.count_status(self._stats.statuses, status)
         await respond(send, status, body, headers)
-
-
-def _seconds(timeout: str) -> float:
-    # HTTP Feeds has milliseconds. Anything that is not a number asks for no wait.
-    return min(int(timeout) / 1000, LONGEST_HOLD) if timeout.isdecimal() else 0.0
-
-
-async def _hang_up(scope: Scope, receive: Receive) -> None:
-    """Close the connection in the middle of the answer, where the server lets an application do so."""
-    close = scope.get("state", {}).get("hang_up")
-    if close is not None:
-        close()
-        await wait_for_disconnect(receive)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qs
 
 import anyio
@@ -23,7 +24,7 @@ from push_to_poll_client.testing._reference.control import Faults, PushRecord, S
 from push_to_poll_client.testing._reference.feed import EventLog
 from push_to_poll_client.testing._virtual_time import Bell
 
-__all__ = ["ChangesEndpoint", "EventEndpoint", "PushEndpoint", "PushLog", "PushSubscription"]
+__all__ = ["ChangesEndpoint", "EventEndpoint", "PushLog", "PushSubscription", "WebSocketEndpoint"]
 
 
 class PushLog:
@@ -34,6 +35,8 @@ class PushLog:
         stats: The counters.
 
     Attributes:
+        faults: As given.
+        stats: As given.
         pushes: The push of each publication, oldest first.
         closings: The code of each time that all connections were to be closed.
         bell: Rings when there is something new in either.
@@ -43,8 +46,8 @@ class PushLog:
         self.pushes: list[PushRecord] = []
         self.closings: list[int] = []
         self.bell = Bell()
-        self._faults = faults
-        self._stats = stats
+        self.faults = faults
+        self.stats = stats
 
     def open(self) -> None:
         """Begin with a new server, whose event loop is another one: tasks that wait in the old one are gone."""
@@ -52,9 +55,9 @@ class PushLog:
 
     def push(self, cursor: str) -> None:
         """Tell every connection that `cursor` is the newest."""
-        record = PushRecord(cursor, time.monotonic(), dropped=self._faults.drops_push())
-        record.times += self._faults.takes("push_twice_next")
-        self._stats.count(pushes_dropped=record.dropped)
+        record = PushRecord(cursor, time.monotonic(), dropped=self.faults.drops_push())
+        record.times += self.faults.takes("push_twice_next")
+        self.stats.count(pushes_dropped=record.dropped)
         self.pushes.append(record)
         self.bell.ring()
 
@@ -65,24 +68,24 @@ class PushLog:
 
     def fault_response(self, scope: Scope) -> tuple[int, list[Header]] | None:
         """The status and headers with which a connection is refused; `None`: it is not."""
-        wanted = self._faults.authorization
+        wanted = self.faults.authorization
         if wanted is not None and header(scope, b"authorization") != wanted:
             return 401, []
-        status = self._faults.refuse_status
-        return None if status is None else (status, retry_after(self._faults.retry_after))
+        status = self.faults.refuse_status
+        return None if status is None else (status, retry_after(self.faults.retry_after))
 
     def sends(self, record: PushRecord) -> bool:
         """Whether this push goes out on one more connection; counts it."""
-        if record.dropped or self._faults.half_open:
+        if record.dropped or self.faults.half_open:
             return False
         record.sent += 1
-        self._stats.count(pushes_sent=record.times)
+        self.stats.count(pushes_sent=record.times)
         return True
 
     async def until_due(self, record: PushRecord) -> None:
         """Wait for as long as pushes are late."""
-        if self._faults.push_latency:
-            await anyio.sleep(record.at + self._faults.push_latency - time.monotonic())
+        if self.faults.push_latency:
+            await anyio.sleep(record.at + self.faults.push_latency - time.monotonic())
 
 
 class PushSubscription:
@@ -121,6 +124,37 @@ class PushSubscription:
         return None
 
 
+class _PushEndpoint:
+    """A push channel, of any kind.
+
+    Args:
+        log: The pushes.
+    """
+
+    def __init__(self, log: PushLog) -> None:
+        self._log = log
+        self._faults = log.faults
+        self._stats = log.stats
+        self._open: set[anyio.CancelScope] = set()
+
+    def shut(self) -> None:
+        """End what is open, for a server that ends: it would wait for it."""
+        for scope in self._open:
+            scope.cancel()
+
+    async def _run(self, receive: Receive, work: Callable[[], Awaitable[None]], counter: str) -> None:
+        """Run `work` until it ends, the client has gone or the server ends; count it as long as it runs."""
+        scope = anyio.CancelScope()
+        self._open.add(scope)
+        self._stats.count(**{counter: 1})
+        try:
+            with scope:
+                await run_until_disconnect(receive, work)
+        finally:
+            self._open.remove(scope)
+            self._stats.count(**{counter: -1})
+
+
 DEFAULT_WAIT = "30"
 """Seconds for which an answer is held if nobody says for how long, Dropbox's default."""
 
@@ -128,27 +162,17 @@ LONGEST_WAIT = 480.0
 """Seconds for which an answer is held at most, Dropbox's limit."""
 
 
-class ChangesEndpoint:
+class ChangesEndpoint(_PushEndpoint):
     """The push channel as a long poll. Who does not say after which event waits for the next one.
 
     Args:
         events: What is in the feed.
         log: The pushes.
-        faults: The switches.
-        stats: The counters.
     """
 
-    def __init__(self, events: EventLog, log: PushLog, faults: Faults, stats: Stats) -> None:
+    def __init__(self, events: EventLog, log: PushLog) -> None:
+        super().__init__(log)
         self._events = events
-        self._log = log
-        self._faults = faults
-        self._stats = stats
-        self._holds: set[anyio.CancelScope] = set()
-
-    def shut(self) -> None:
-        """Answer what is held, for a server that ends."""
-        for hold in self._holds:
-            hold.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -162,23 +186,19 @@ class ChangesEndpoint:
         after = query.get("after", [self._events.newest])[0]
         early = self._faults.accept_and_close is not None or self._faults.takes("early_next")
         if not early and (self._faults.half_open or not self._is_news(after)):
-            await self._hold(receive, _seconds(query.get("wait", [DEFAULT_WAIT])[0]))
-        await self._respond(send, after, news=not early and self._is_news(after))
+            wait = query.get("wait", [DEFAULT_WAIT])[0]
+            # Anything that is not a number asks for no wait.
+            seconds = min(float(wait), LONGEST_WAIT) if wait.replace(".", "", 1).isdecimal() else 0.0
+            subscription = PushSubscription(self._log)
+            await self._run(receive, lambda: self._until_push(subscription, seconds), "long_polls_held")
+        news = not early and self._is_news(after)
+        answer: dict[str, object] = {"changes": news, "cursor": self._events.newest if news else after}
+        if self._faults.backoff is not None:
+            answer["backoff"] = self._faults.backoff
+        await respond(send, 200, msgspec.json.encode(answer), [(b"content-type", b"application/json")])
 
     def _is_news(self, after: str) -> bool:
         return bool(self._events.page(after, 1))
-
-    async def _hold(self, receive: Receive, wait: float) -> None:
-        """Wait for a push, the end of the wait, the client's disconnect or the server's end."""
-        hold, subscription = anyio.CancelScope(), PushSubscription(self._log)
-        self._holds.add(hold)
-        self._stats.count(long_polls_held=1)
-        try:
-            with hold:
-                await run_until_disconnect(receive, lambda: self._until_push(subscription, wait))
-        finally:
-            self._holds.remove(hold)
-            self._stats.count(long_polls_held=-1)
 
     async def _until_push(self, subscription: PushSubscription, wait: float) -> None:
         with anyio.move_on_after(wait):
@@ -186,42 +206,21 @@ class ChangesEndpoint:
         if self._faults.half_open:
             await anyio.sleep_forever()
 
-    async def _respond(self, send: Send, after: str, *, news: bool) -> None:
-        answer: dict[str, object] = {"changes": news, "cursor": self._events.newest if news else after}
-        if self._faults.backoff is not None:
-            answer["backoff"] = self._faults.backoff
-        await respond(send, 200, msgspec.json.encode(answer), [(b"content-type", b"application/json")])
-
-
-def _seconds(wait: str) -> float:
-    # Anything that is not a number asks for no wait.
-    return min(float(wait), LONGEST_WAIT) if wait.replace(".", "", 1).isdecimal() else 0.0
-
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
-class EventEndpoint:
+class EventEndpoint(_PushEndpoint):
     """The push channel as an event stream. Nobody is told again what came before: `Last-Event-ID` is not read.
 
     Args:
         log: The pushes.
-        faults: The switches.
-        stats: The counters.
         keep_alive: Seconds without a push after which a comment is sent; `None` sends none.
     """
 
-    def __init__(self, log: PushLog, faults: Faults, stats: Stats, *, keep_alive: float | None) -> None:
-        self._log = log
-        self._faults = faults
-        self._stats = stats
+    def __init__(self, log: PushLog, *, keep_alive: float | None) -> None:
+        super().__init__(log)
         self._keep_alive = keep_alive
-        self._streams: set[anyio.CancelScope] = set()
-
-    def shut(self) -> None:
-        """End all streams, for a server that ends: it would wait for them."""
-        for stream in self._streams:
-            stream.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one stream."""
@@ -235,19 +234,8 @@ class EventEndpoint:
         await start(send, 200, [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")])
         self._stats.count(streams_accepted=1)
         if self._faults.accept_and_close is None:
-            await self._serve(receive, send, subscription)
+            await self._run(receive, lambda: self._send_events(send, subscription), "streams_open")
         await send({"type": "http.response.body", "body": b""})
-
-    async def _serve(self, receive: Receive, send: Send, subscription: PushSubscription) -> None:
-        self._stats.count(streams_open=1)
-        stream = anyio.CancelScope()
-        self._streams.add(stream)
-        try:
-            with stream:
-                await run_until_disconnect(receive, lambda: self._send_events(send, subscription))
-        finally:
-            self._streams.remove(stream)
-            self._stats.count(streams_open=-1)
 
     async def _send_events(self, send: Send, subscription: PushSubscription) -> None:
         while True:
@@ -262,19 +250,8 @@ class EventEndpoint:
                 await send({"type": "http.response.body", "body": text, "more_body": True})
 
 
-class PushEndpoint:
-    """The push channel as a websocket.
-
-    Args:
-        log: The pushes.
-        faults: The switches.
-        stats: The counters.
-    """
-
-    def __init__(self, log: PushLog, faults: Faults, stats: Stats) -> None:
-        self._log = log
-        self._faults = faults
-        self._stats = stats
+class WebSocketEndpoint(_PushEndpoint):
+    """The push channel as a websocket."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -289,15 +266,8 @@ class PushEndpoint:
         self._stats.count(websockets_accepted=1)
         if self._faults.accept_and_close is not None:
             await send({"type": "websocket.close", "code": self._faults.accept_and_close})
-            return
-        await self._serve(receive, send, subscription)
-
-    async def _serve(self, receive: Receive, send: Send, subscription: PushSubscription) -> None:
-        self._stats.count(websockets_open=1)
-        try:
-            await run_until_disconnect(receive, lambda: _send_pushes(send, subscription))
-        finally:
-            self._stats.count(websockets_open=-1)
+        else:
+            await self._run(receive, lambda: _send_pushes(send, subscription), "websockets_open")
 
 
 async def _send_pushes(send: Send, subscription: PushSubscription) -> None:

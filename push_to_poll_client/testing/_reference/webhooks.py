@@ -8,13 +8,14 @@ import binascii
 import hmac
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import anyio
 import httpx
 import msgspec
 
 from push_to_poll_client._http.origins import parse_http_url
-from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
+from push_to_poll_client.testing._reference.control import PushRecord
 from push_to_poll_client.testing._reference.pushes import PushLog, PushSubscription
 from push_to_poll_client.testing._virtual_time import Bell
 
@@ -27,19 +28,13 @@ TIMEOUT = 5.0
 FORGED_KEY = b"a key that the receiver does not have"
 
 
+@dataclass(eq=False)
 class _PushReceiver:
-    """An address that pushes are sent to.
+    """An address that pushes are sent to."""
 
-    Args:
-        url: The address.
-        key: The key for the signatures.
-        subscription: The pushes to send.
-    """
-
-    def __init__(self, url: str, key: bytes, subscription: PushSubscription) -> None:
-        self.url = url
-        self.key = key
-        self.subscription = subscription
+    url: str
+    key: bytes
+    subscription: PushSubscription
 
 
 class WebhookSender:
@@ -49,15 +44,11 @@ class WebhookSender:
 
     Args:
         log: The pushes.
-        faults: The switches.
-        stats: The counters.
         retries: Seconds before each further attempt.
     """
 
-    def __init__(self, log: PushLog, faults: Faults, stats: Stats, *, retries: Sequence[float]) -> None:
+    def __init__(self, log: PushLog, *, retries: Sequence[float]) -> None:
         self._log = log
-        self._faults = faults
-        self._stats = stats
         self._retries = retries
         self._receivers: dict[str, _PushReceiver] = {}
         self._bell = Bell()
@@ -79,9 +70,9 @@ class WebhookSender:
         if secret is None:
             self._receivers.pop(url, None)
         else:
-            self._receivers[url] = _PushReceiver(
-                str(parse_http_url(url)), _decode_secret(secret), self._subscription()
-            )
+            if not (key := binascii.a2b_base64(secret.removeprefix("whsec_"), strict_mode=True)):
+                raise ValueError("the secret is empty")
+            self._receivers[url] = _PushReceiver(str(parse_http_url(url)), key, self._subscription())
         self._bell.ring()
         return list(self._receivers)
 
@@ -117,14 +108,14 @@ class WebhookSender:
         for delay in (0.0, *self._retries):
             await anyio.sleep(delay)
             status = await self._send(client, receiver, record)
-            self._stats.count_webhook(status)
+            self._log.stats.count_status(self._log.stats.webhooks, status)
             if httpx.codes.is_success(status):
                 return
-        self._stats.count(webhooks_given_up=1)
+        self._log.stats.count(webhooks_given_up=1)
 
     async def _send(self, client: httpx.AsyncClient, receiver: _PushReceiver, record: PushRecord) -> int:
         """Send a push, and return the status of the answer, or 0 without an answer."""
-        key = FORGED_KEY if self._faults.takes("forge_next") else receiver.key
+        key = FORGED_KEY if self._log.faults.takes("forge_next") else receiver.key
         body = msgspec.json.encode({"cursor": record.cursor})
         headers = {"content-type": "application/json", **_signature_headers(f"push_{record.cursor}", body, key)}
         try:
@@ -138,9 +129,3 @@ def _signature_headers(id: str, body: bytes, key: bytes) -> dict[str, str]:
     mac = hmac.digest(key, f"{id}.{now}.".encode() + body, "sha256")
     signature = binascii.b2a_base64(mac, newline=False).decode()
     return {"webhook-id": id, "webhook-timestamp": now, "webhook-signature": f"v1,{signature}"}
-
-
-def _decode_secret(secret: str) -> bytes:
-    if not (key := binascii.a2b_base64(secret.removeprefix("whsec_"), strict_mode=True)):
-        raise ValueError("the secret is empty")
-    return key

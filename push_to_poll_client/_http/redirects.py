@@ -1,0 +1,108 @@
+"""Remember the permanent redirects of a feed: `Redirects` replaces its old URL by the new one.
+
+They are kept in memory only. A redirect that was a mistake is then forgotten with the process, and the WARNING
+names the URL to configure.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+
+import anyio
+
+from push_to_poll_client._log import ConsumerLog
+
+__all__ = ["MAX_CONFIRMED_PATHS", "MAX_REMEMBERED_REDIRECTS", "Redirects"]
+
+
+MAX_REMEMBERED_REDIRECTS = 16
+"""Redirects remembered for one feed. Its pages move together, by their path."""
+
+MAX_CONFIRMED_PATHS = 16
+"""Paths remembered at which redirects ended and a page was read: one for each path that the feed has."""
+
+MAX_STEPS = 5
+"""Remembered redirects followed in a row, from the first URL of a feed to its present one."""
+
+MAX_AGE = 3600.0
+"""Seconds until the old URL is asked again, 24 requests a day. A maintenance page with a permanent redirect and
+the status 200 is over by then."""
+
+_logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
+
+
+class Redirects:
+    """Replace the old URLs of a feed by those that permanent redirects led to. For use in an event loop.
+
+    Args:
+        redact: Return a URL as the log may show it.
+    """
+
+    def __init__(self, redact: Callable[[object], str]) -> None:
+        self._redact = redact
+        self._paths: OrderedDict[str, str] = OrderedDict()
+        self._urls: OrderedDict[str, str] = OrderedDict()
+        self._confirmed: OrderedDict[str, None] = OrderedDict()
+        self._since = 0.0
+        self._last_warned: str | None = None
+
+    def resolve(self, url: str) -> str:
+        """Return the present URL for this one."""
+        if not self._paths and not self._urls:
+            return url
+        if not 0 <= anyio.current_time() - self._since < MAX_AGE:
+            self.forget()
+        for _ in range(MAX_STEPS):
+            path, separator, query = url.partition("?")
+            if url in self._urls:
+                url = self._urls[url]
+            elif path in self._paths:
+                url = f"{self._paths[path]}{separator}{query}"
+            else:
+                break
+        return url
+
+    def learn(self, old: str, new: str) -> None:
+        """Remember a permanent redirect, and log a WARNING once for each new URL.
+
+        A redirect that kept the query is used for every query: a feed moves with all its pages.
+        """
+        if not self._paths and not self._urls:
+            self._since = anyio.current_time()
+        (old_path, _, query), (new_path, _, new_query) = old.partition("?"), new.partition("?")
+        if query == new_query:
+            _remember(self._paths, old_path, new_path)
+        else:
+            _remember(self._urls, old, new)
+        shown = self._redact(new)
+        if shown != self._last_warned:
+            self._last_warned = shown
+            _logger.warning("%s has moved for good: configure its new URL, %s", self._redact(old), shown)
+
+    def confirm(self, url: str) -> None:
+        """Note that redirects led to a page of the feed at this URL, so that errors from there are believed."""
+        self._confirmed[_path(url)] = None
+        self._confirmed.move_to_end(_path(url))
+        if len(self._confirmed) > MAX_CONFIRMED_PATHS:
+            self._confirmed.popitem(last=False)
+
+    def is_confirmed(self, url: str) -> bool:
+        """Return True if redirects led to a page of the feed at the path of this URL before."""
+        return _path(url) in self._confirmed
+
+    def forget(self) -> None:
+        """Return to the old URLs: something failed at the new ones, and the redirect may be the reason."""
+        self._paths.clear()
+        self._urls.clear()
+
+
+def _path(url: str) -> str:
+    return url.partition("?")[0]
+
+
+def _remember(redirects: OrderedDict[str, str], old: str, new: str) -> None:
+    redirects.pop(new, None)  # a feed that moved back is at its old URL
+    if old != new:
+        redirects[old] = new
+        if len(redirects) > MAX_REMEMBERED_REDIRECTS:
+            redirects.popitem(last=False)

@@ -1,0 +1,248 @@
+"""Open websocket connections with the `websockets` library, protected against what a server may do.
+
+Here is all that depends on how `websockets` and asyncio work inside. What a protection needs is checked when a
+listener is made; without it there is an `ImportError`. Smaller reads are the exception: where they cannot be set,
+the connection works without them.
+"""
+
+import asyncio
+import contextlib
+import functools
+import importlib
+import logging
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import anyio
+import httpx
+import websockets.exceptions
+import websockets.version
+from websockets.exceptions import InvalidURI
+from websockets.frames import CloseCode
+from websockets.http11 import USER_AGENT
+from websockets.uri import parse_uri
+
+from push_to_poll_client._http.origins import check_userinfo
+from push_to_poll_client._http.transport import shared_tls_context, user_agent
+from push_to_poll_client._log import ConsumerLog
+
+__all__ = ["WebSocketConnection", "check_websockets", "open_connection", "parse_url"]
+
+# The listener's, by whose name users configure it.
+_log = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.websocket"))
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds for a server to answer a close frame; then the connection is dropped. A server that does not answer
+delays a planned reconnect or a stop by this time, and by twice this time if it does not even read."""
+
+MAX_QUEUE = 16
+"""Frames that wait to be read before TCP holds the server up. With the default `max_size` they take 1 MiB at
+most."""
+
+
+class WebSocketConnection(Protocol):
+    """The part of a connection that the listener uses."""
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The subprotocol that the server chose; `None` if it chose none."""
+        ...
+
+    async def recv(self) -> str | bytes:
+        """Wait for the next message."""
+        ...
+
+
+def parse_url(url: str) -> httpx.URL:
+    """Parse a websocket address.
+
+    Raises:
+        ValueError: The address is invalid. The text quotes neither it nor the parser, as both may hold a password.
+    """
+    try:
+        parse_uri(url)
+        parsed = httpx.URL(url)
+    except InvalidURI as error:
+        reason = error.msg
+    except (ValueError, httpx.InvalidURL):
+        reason = "it cannot be parsed"
+    else:
+        check_userinfo(url)
+        return parsed
+    raise ValueError(f"url is no websocket address such as wss://host/path: {reason}")
+
+
+@contextlib.asynccontextmanager
+async def open_connection(
+    url: str,
+    *,
+    headers: Mapping[str, str],
+    ssl_context: ssl.SSLContext | None,
+    **options: Any,
+) -> AsyncIterator[WebSocketConnection]:
+    """Open a connection, and close it at the end of the block.
+
+    No compression: it would take 50 KiB of buffers instead of 15, and a push carries no data. No redirects: the
+    library would send every header but three to another origin (G12). The library's own iterator that reconnects
+    is not used, since the delays are those of `_backoff.py`.
+
+    Args:
+        url: A websocket address, without user and password.
+        headers: Sent with the handshake.
+        ssl_context: The TLS settings for `wss://`. `None` means the certificates that the machine trusts.
+        options: As of the `connect` of `websockets`.
+
+    Raises:
+        Exception: The error that ended the attempt or the connection. `failure_of` classifies it.
+    """
+    client = check_websockets(_backend())
+    async with client.connect(
+        url,
+        create_connection=_Once(client.connection),
+        additional_headers=headers,
+        user_agent_header=user_agent(USER_AGENT),
+        compression=None,
+        ssl=(ssl_context or shared_tls_context()) if url.startswith("wss:") else None,
+        close_timeout=CLOSE_TIMEOUT,
+        max_queue=MAX_QUEUE,
+        logger=_QuietLogger(_log.logger),
+        **options,
+    ) as connection:
+        try:
+            yield connection
+        finally:
+            await _close(connection)
+
+
+class _QuietLogger(ConsumerLog):
+    """Keeps the library from logging frames and handshakes, with `Authorization`, at level DEBUG.
+
+    Its errors (on trio a ping without an answer, with a traceback) become INFO without the traceback: they are
+    passing failures, which the listener describes itself.
+    """
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
+        return level > logging.DEBUG and super().isEnabledFor(level)
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        super().log(min(level, logging.INFO), msg, *args, **{**kwargs, "exc_info": None, "extra": None})
+
+
+class _NoRedirects:
+    """Makes a redirect a failure instead of following it."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
+
+
+class _Once:
+    """Creates one connection for one `connect()`.
+
+    If `websockets` no longer calls `process_redirect()`, a second connection follows a redirect. It is refused
+    before anything is sent.
+    """
+
+    def __init__(self, connection: Callable[..., Any]) -> None:
+        self._connection = connection
+        self._created = False
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if self._created:
+            raise _unsupported("it follows redirects, with your credentials, and no longer lets us prevent that")
+        self._created = True
+        return self._connection(*args, **options)
+
+
+class _AbortOnBackpressure:
+    """Aborts the connection when the server does not read and the write buffer reaches 32 KiB.
+
+    A push channel sends only pongs. On asyncio, the library would store the pongs to a flood of pings without a
+    limit, and even a close would wait for room in the buffer without a timeout. On trio, TCP holds up the flood.
+    """
+
+    transport: Any
+
+    def pause_writing(self) -> None:
+        self.transport.abort()
+
+
+READ_SIZE = 4096
+"""Bytes that are read before other tasks run. asyncio reads 256 KiB at a time, which can be 87,000 frames; the
+library parses them in 0.2 s without a break, and those of 4 KiB in 4 ms. With TLS on asyncio a record is read, of
+16 KiB at most."""
+
+
+class _SmallReads:
+    """Reads little at a time.
+
+    What it sets is not documented. Where it is missing, as in uvloop, nothing changes.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        stream = getattr(self, "stream", None)
+        if stream is not None:  # trio's; the library does not say how much it wants
+            stream.receive_some = functools.partial(stream.receive_some, READ_SIZE)
+
+    def connection_made(self, transport: Any) -> None:
+        tls: Any = getattr(transport, "_ssl_protocol", None)
+        if hasattr(transport, "max_size"):
+            transport.max_size = READ_SIZE
+        elif hasattr(tls, "max_size") and hasattr(tls, "_ssl_buffer"):
+            tls.max_size = READ_SIZE
+            tls._ssl_buffer = bytearray()  # noqa: SLF001  # before the next read one of that size is made
+        super().connection_made(transport)  # type: ignore[misc]
+
+
+def _backend() -> str:
+    return "asyncio" if anyio.get_cancelled_exc_class() is asyncio.CancelledError else "trio"
+
+
+class _LibraryClasses(NamedTuple):
+    connect: Any
+    connection: Any
+
+
+@functools.cache
+def check_websockets(backend: str = "asyncio") -> _LibraryClasses:
+    """Return the library's classes for an event loop, with the protections that this module adds.
+
+    Raises:
+        ImportError: A protection would have no effect in the installed version of `websockets`.
+    """
+    module = importlib.import_module(f"websockets.{backend}.client")
+    if not hasattr(websockets.exceptions, "TooManyFragments"):
+        raise _unsupported("it stores the fragments of a message without a limit")
+    if not callable(getattr(module.connect, "process_redirect", None)):
+        raise _unsupported("it has no connect.process_redirect(), by which we keep credentials from other servers")
+    if backend == "asyncio" and not issubclass(module.ClientConnection, asyncio.Protocol):
+        raise _unsupported("its connection is not an asyncio.Protocol, so what waits to be sent has no limit")
+    return _LibraryClasses(
+        type("connect", (_NoRedirects, module.connect), {}),
+        type("ClientConnection", (_AbortOnBackpressure, _SmallReads, module.ClientConnection), {}),
+    )
+
+
+TESTED = "17.4"
+"""The version of `websockets` that an error recommends: the lowest that pyproject.toml permits."""
+
+
+def _unsupported(reason: str) -> ImportError:
+    return ImportError(
+        f"WebSocketListener cannot use websockets {websockets.version.version}: {reason}; "
+        f"update push-to-poll-client, or pip install 'websockets=={TESTED}'"
+    )
+
+
+async def _close(connection: Any) -> None:
+    """Send a close frame, and make sure that no socket stays open.
+
+    Shielded, since a cancelled close would leave its socket to the garbage collector. The timeout is in addition
+    to the library's own, since a server that does not read holds up even the sending of the close frame. On trio,
+    a cancellation also reaches the library's tasks, so a stop there closes the socket without a close frame.
+    """
+    with anyio.move_on_after(2 * CLOSE_TIMEOUT, shield=True):
+        await (connection.close if _backend() == "asyncio" else connection.aclose)(CloseCode.NORMAL_CLOSURE)
+    if _backend() == "asyncio":
+        connection.transport.abort()

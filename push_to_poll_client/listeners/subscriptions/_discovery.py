@@ -1,0 +1,178 @@
+"""Find the hub of a WebSub topic (W3C Recommendation of 2018-01-23, §4).
+
+A topic names its hub in `Link` headers; where there are none, in the links of an Atom or RSS feed before its
+entries, or of an HTML page in its head. The body of a page is not read: its users may have written the links.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from html.parser import HTMLParser
+from itertools import islice
+from typing import Any, NamedTuple
+from xml.parsers import expat
+
+import httpx
+
+from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, link_targets, resolve_url
+from push_to_poll_client._http.origins import parse_http_url, without_secrets
+from push_to_poll_client.listeners._requests import UnusableResponse
+
+__all__ = ["MAX_LINK", "Topic", "topic_of", "usable_link"]
+
+
+MAX_LINK = 1024
+"""Characters of a URL; a longer one is ignored. The URLs of six subscriptions have to fit into the 16,384
+characters that a listener may save, whatever a topic says about itself."""
+
+MAX_HEAD = 64 * 1024
+"""Bytes of an HTML page that are searched for its head."""
+
+_PIECE = 64 * 1024
+"""Bytes of an Atom or RSS feed that are parsed at a time."""
+
+_ATOM_LINK = "http://www.w3.org/2005/Atom}link"
+_ENTRIES = frozenset({"http://www.w3.org/2005/Atom}entry", "item", "http://purl.org/rss/1.0/}item"})
+
+
+class Topic(NamedTuple):
+    """A topic and its hub.
+
+    Attributes:
+        url: What the hub calls the topic.
+        hub: The hub's URL.
+    """
+
+    url: str
+    hub: str
+
+
+class _Link(NamedTuple):
+    relations: str
+    target: str
+
+
+def topic_of(headers: httpx.Headers, body: bytes, url: str) -> Topic:
+    """Read the topic and its hub from the response of a topic.
+
+    Args:
+        headers: Of the response.
+        body: Of the response.
+        url: Of the response.
+
+    Returns:
+        Its first hub with https, or its first one; and its `self`, or `url` if it has none. If `url` has https and
+        the hub does not, https is put in its place.
+
+    Raises:
+        UnusableResponse: It names no hub, or only one that would have to be asked without https.
+    """
+    fields = headers.get("link", "")
+    found = {relation: list(_until_too_many(link_targets(fields, relation, url))) for relation in ("hub", "self")}
+    hubs = _usable_links(found["hub"], url)
+    if not hubs:
+        links = list(islice(_links_in_body(headers, body), MAX_LINKS))
+        found = {
+            relation: [one.target for one in links if relation in one.relations.lower().split()]
+            for relation in found
+        }
+        hubs = _usable_links(found["hub"], url)
+    if not hubs:
+        raise UnusableResponse(f"{without_secrets(url)} names no hub (WebSub §4), so nobody can be asked to push")
+    named = next(iter(_usable_links(found["self"], url)), url)
+    if (hub := next((one for one in hubs if one.startswith("https:")), None)) is not None:
+        return Topic(named, hub)
+    if not url.startswith("https:"):
+        return Topic(named, hubs[0])
+    # Many feeds still name a hub by http:// that has https, too.
+    if (hub := next(filter(None, map(_by_https, hubs)), None)) is None:
+        raise UnusableResponse(
+            f"{without_secrets(url)} names a hub without https, {without_secrets(hubs[0])}, but has https itself; "
+            "give hub= if that hub is right"
+        )
+    return Topic(named, hub)
+
+
+def _by_https(link: str) -> str | None:
+    url = httpx.URL(link)
+    return str(url.copy_with(scheme="https")) if url.port is None else None
+
+
+def _until_too_many(found: Iterator[str]) -> Iterator[str]:
+    try:
+        yield from found
+    except TooManyLinks:
+        return
+
+
+def _usable_links(found: Iterable[str], url: str) -> list[str]:
+    links = (usable_link(target, url) for target in found)
+    return [link for link in links if link is not None]
+
+
+def usable_link(target: str, base: str) -> str | None:
+    """Return where a server's link or redirect leads, without user and password; `None` if it cannot be asked."""
+    link = resolve_url(target, base) if target.strip() else None
+    if link is None or len(link) > MAX_LINK:
+        return None
+    with suppress(ValueError):
+        parse_http_url(link)
+        return str(httpx.URL(link).copy_with(userinfo=b""))
+    return None
+
+
+def _links_in_body(headers: httpx.Headers, body: bytes) -> Iterable[_Link]:
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if "html" in kind:
+        return _links_in_html(body)
+    return _links_in_xml(body) if kind.endswith("xml") else ()
+
+
+def _links_in_xml(document: bytes) -> list[_Link]:
+    """Read the links before the first entry, or before malformed XML: by then a feed has named its hub."""
+    parser, links = expat.ParserCreate(None, "}"), list[_Link]()
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        if name in _ENTRIES or len(links) >= MAX_LINKS:
+            raise _StopLinkSearch
+        if name == _ATOM_LINK:
+            links.append(_Link(attributes.get("rel", ""), attributes.get("href", "")))
+
+    def stop(*_: object) -> None:
+        raise _StopLinkSearch
+
+    parser.StartElementHandler = start
+    parser.StartDoctypeDeclHandler = stop
+    try:
+        for at in range(0, len(document), _PIECE):
+            parser.Parse(document[at : at + _PIECE], False)  # noqa: FBT003 - it takes no keywords
+    except (_StopLinkSearch, expat.ExpatError, ValueError, LookupError):
+        pass
+    return links
+
+
+class _StopLinkSearch(Exception):
+    """The rest of a document is not read."""
+
+
+def _links_in_html(document: bytes) -> list[_Link]:
+    head = _HTMLHeadParser()
+    with suppress(_StopLinkSearch, AssertionError):  # the parser raises AssertionError on some malformed pages
+        head.feed(document[:MAX_HEAD].decode("utf-8", "replace"))
+    return head.links
+
+
+class _HTMLHeadParser(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[_Link] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag == "body" or len(self.links) >= MAX_LINKS:
+            raise _StopLinkSearch
+        if tag == "link":
+            given = dict(reversed(attrs))  # of two equal names the first counts
+            self.links.append(_Link(given.get("rel") or "", given.get("href") or ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "head":
+            raise _StopLinkSearch
