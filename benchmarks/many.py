@@ -42,7 +42,9 @@ async def ignore(_: Message) -> None:
 async def catch_up(url: str, names: range, store: SQLiteStore, client: httpx.AsyncClient | None) -> int:
     """Run a consumer for each name until all have caught up. Returns the highest number of threads."""
     consumers = [
-        Consumer(HTTPFeed(f"{url}?consumer={name}", client=client), store=store, name=f"{name}", process=ignore)
+        Consumer(
+            HTTPFeed(url, client=client, identity=f"feed {name}"), store=store, name=f"{name}", process=ignore
+        )
         for name in names
     ]
     threads = 0

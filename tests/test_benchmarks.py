@@ -71,7 +71,7 @@ def test_the_benchmark_of_many_consumers_runs_and_prints_a_row_for_each_way(type
     for row in rows:
         assert re.fullmatch(
             r"\d+ consumers of one file, [\w =,._()]+: [0-9.]+ s of processor time, [0-9.]+ x as much for each as "
-            r"with \d+; [12] threads, [0-9,]+ switches, -?\d+ KiB each",
+            r"with \d+; \d+ threads, [0-9,]+ switches, -?\d+ KiB each",
             row,
         )
 
