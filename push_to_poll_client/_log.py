@@ -79,7 +79,9 @@ class ConsumerLog(logging.LoggerAdapter[logging.Logger]):
         """Log a line whose traceback is bounded, and in which the text of an error does nothing to a terminal."""
         if isinstance(exc_info, BaseException):
             exc_info = type(exc_info), exc_info, exc_info.__traceback__
-        file, line, function, _ = self.logger.findCaller(stacklevel=stacklevel)
+        file, line, function, _ = self.logger.findCaller(
+            stacklevel=stacklevel + 1
+        )  # this method is one call deeper
         _, kwargs = self.process(msg, {"extra": extra})
         record = self.logger.makeRecord(
             self.logger.name, level, file, line, msg, args, exc_info, function, kwargs["extra"]

@@ -5,6 +5,9 @@ The decision is made by the first of these that applies: an exception that the h
 
 Nothing is open while a message waits for its next attempt: the messages settled before it are committed first. A
 wait of more than a second ends the poll, and the next poll continues at that message when the wait is over.
+
+The log lines of a message that fails: `_report` has those of its attempts, `_show_waiting` that of a message that
+failed before this run. One that stops the consumer is logged by `Runner`, which ends the run.
 """
 
 import inspect
@@ -363,7 +366,7 @@ class Retry:
             )
 
     def _details(self, error: Exception, outcome: object) -> dict[str, Any]:
-        """Return what each log record of a failure has besides its line: the traceback, or None."""
+        """Return what the log record of a failed attempt has besides its line: the traceback, or None."""
         # A handler that decides itself has no bug, unless it decided so because of another error.
         decided = isinstance(error, HandlerDecision) and raised_from(error) is None
         return {"exc_info": None if decided else self._tracebacks.choose(error, outcome)}

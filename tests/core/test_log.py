@@ -190,6 +190,8 @@ def test_a_record_says_where_the_line_was_written(caplog):
     with log_as("orders"):
         logger.info("one")
         logger.log(logging.WARNING, "two")
+        logger.warning("three", exc_info=ValueError("x"))
+    assert len(caplog.records) == 3
     assert {(record.filename, record.funcName) for record in caplog.records} == {
         ("test_log.py", "test_a_record_says_where_the_line_was_written")
     }

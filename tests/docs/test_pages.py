@@ -423,7 +423,7 @@ def test_the_documented_backup_works_while_the_state_file_is_in_use(state, monke
 
 @pytest.mark.slow
 def test_the_documented_script_reads_to_the_end_of_the_feed(tmp_path):
-    program = python(OPERATIONS)[0] + "\nmain()\n"
+    program = python(OPERATIONS)[0]
     with serve_in_thread(backlog=3) as server:
         program = program.replace("https://shop.example/orders", server.url)
         for lines in (3, 0):
