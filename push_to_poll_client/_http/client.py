@@ -261,7 +261,7 @@ class Client:
         self._redirects = Redirects(urls.redact)
         check_number("timeout", timeout, above_zero=True)
         self._timeout = timeout
-        self._max_body = check_size("max_body", max_body)
+        self.max_body: int = check_size("max_body", max_body)
         self._credentials = Credentials(auth, headers, parsed)
         self.secrets: Secrets = self._credentials.secrets
         self.secrets.add(*url_secrets.values())
@@ -463,7 +463,7 @@ class Client:
             await deadline.wait_for_room()
             deadline.start_body()
             try:
-                body = await read_body(response, self._max_body, deadline.add_bytes)
+                body = await read_body(response, self.max_body, deadline.add_bytes)
             except BodyError as error:
                 raise FeedError(f"{where} {error}") from error.__cause__
         elif call.max_error_body:  # the error stands without it, too

@@ -31,7 +31,7 @@ from push_to_poll_client.durable_streams._framing import (
 )
 from push_to_poll_client.feeds._base import BaseHTTPFeed, EndOfFeed
 from push_to_poll_client.feeds._data_decoder import DataDecoder, Decode
-from push_to_poll_client.feeds._decoding import max_messages, run_decoder
+from push_to_poll_client.feeds._decoding import run_decoder
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 
 MessageFormat: TypeAlias = Literal["json", "ndjson", "lines", "bytes"]
@@ -133,8 +133,6 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
         self._framing = framing
         self._decoder = None if decode is None else DataDecoder(decode)
-        self._max_messages = max_messages(max_body)
-        self._max_body = max_body
         self._end_of_feed = EndOfFeed()
         self._echo: dict[str, str] = {}
         self._unfinished: ReadStart | None = None
@@ -235,8 +233,10 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
         batch = await run_decoder(size, self._framing.read, framed, self._max_messages)
         for message in batch.messages if self._decoder is not None else ():
             message.decoder = self._decoder
-        if batch.next_start is not None and len(batch.next_start.rest) > self._max_body:
-            raise FeedError(f"{framed.where} has a line of more than {self._max_body} bytes; raise max_body=")
+        if batch.next_start is not None and len(batch.next_start.rest) > self._http_client.max_body:
+            raise FeedError(
+                f"{framed.where} has a line of more than {self._http_client.max_body} bytes; raise max_body="
+            )
         return batch
 
     def _check_type(self, response: Response) -> None:

@@ -14,6 +14,7 @@ import anyio
 from push_to_poll_client._http.caching import Validators, fresh_for
 from push_to_poll_client._http.client import Client
 from push_to_poll_client._http.response import Response
+from push_to_poll_client.feeds._decoding import max_messages
 
 
 class BaseHTTPFeed:
@@ -27,6 +28,7 @@ class BaseHTTPFeed:
     def __init__(self, client: Client, *, identity_suffix: str = "") -> None:
         self._http_client = client
         self._known_secrets = client.secrets
+        self._max_messages = max_messages(client.max_body)
         self._identity_suffix = identity_suffix
 
     @cached_property

@@ -17,7 +17,7 @@ from push_to_poll_client.feeds._atom.complete_feed import MissingDocuments, docu
 from push_to_poll_client.feeds._atom.constructs import AtomCategory, AtomLink, AtomPerson, AtomText
 from push_to_poll_client.feeds._atom.entry import AtomEntry, restore_entry, sort_key
 from push_to_poll_client.feeds._base import BaseHTTPFeed
-from push_to_poll_client.feeds._decoding import max_messages, run_decoder
+from push_to_poll_client.feeds._decoding import run_decoder
 from push_to_poll_client.feeds._newest_first import NewestFirstReader
 from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
 from push_to_poll_client.feeds._newest_first_walk import Document
@@ -104,7 +104,6 @@ class AtomFeed(BaseHTTPFeed):
         )
         self._reader = NewestFirstReader(self._fetch_document, self._http_client.where, order=sort_key)
         self._missing_documents = MissingDocuments()
-        self._max_entries = max_messages(max_body)
 
     async def fetch(self, request: FetchRequest, /) -> Page[AtomEntry]:
         """Fetch the next document on the way back from the newest one to what `request.cursor` has seen.
@@ -154,7 +153,7 @@ class AtomFeed(BaseHTTPFeed):
             response,
             known.note,
             newest=address is None,
-            max_entries=self._max_entries,
+            max_entries=self._max_messages,
         )
         self._http_client.remember_redirects(response)
         return document

@@ -13,7 +13,7 @@ from push_to_poll_client._validation import check_number
 from push_to_poll_client.feeds._base import BaseHTTPFeed, EndOfFeed
 from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch, read_event
 from push_to_poll_client.feeds._data_decoder import DataDecoder, Decode
-from push_to_poll_client.feeds._decoding import max_messages, run_decoder
+from push_to_poll_client.feeds._decoding import run_decoder
 
 __all__ = ["CloudEvent", "HTTPFeed"]
 
@@ -104,7 +104,6 @@ class HTTPFeed(BaseHTTPFeed, Generic[D_co]):
         self._end_of_feed = EndOfFeed()
         self._decoder = None if decode is None else DataDecoder(decode)
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
-        self._max_messages = max_messages(max_body)
 
     async def fetch(self, request: FetchRequest, /) -> Page[CloudEvent[D_co]]:
         """Ask for the events after `request.cursor`.

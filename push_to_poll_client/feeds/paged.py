@@ -190,21 +190,17 @@ class PagedFeed(BaseHTTPFeed, Generic[D_co]):
             form=form,
             method=method,
             read_ahead=read_ahead,
+            decoder=None if decode is None else DataDecoder(decode),
         )
         self.max_wait: float | None = None if long_poll is None else long_poll.longest
         self.read_ahead: bool = read_ahead
         self._known_secrets.add_body(declared.body or {})
-        self._decoder = None if decode is None else DataDecoder(decode)
         self._fetcher: OldestFirstFetcher | NewestFirstFetcher
         if isinstance(pages, NewestFirst):
-            self._fetcher = newest_first = NewestFirstFetcher(
-                self._http_client, declared, pages, max_body, self._decoder
-            )
+            self._fetcher = newest_first = NewestFirstFetcher(self._http_client, declared, pages)
             self.latest = lambda: self._http_client.mask_secrets(newest_first.latest())
         else:
-            self._fetcher = oldest_first = OldestFirstFetcher(
-                self._http_client, declared, pages, max_body, self._decoder
-            )
+            self._fetcher = oldest_first = OldestFirstFetcher(self._http_client, declared, pages)
             if latest is not None:
                 self.latest = lambda: self._http_client.mask_secrets(oldest_first.latest(latest))
 
@@ -238,7 +234,7 @@ class PagedFeed(BaseHTTPFeed, Generic[D_co]):
 
         One that `only` passes over is unreadable, too: it is to be dropped.
         """
-        return self._declared.entries.restore(letter, self._decoder)
+        return self._declared.entries.restore(letter, self._declared.decoder)
 
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""

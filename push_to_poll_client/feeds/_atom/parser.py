@@ -39,15 +39,12 @@ TOMBSTONES = "http://purl.org/atompub/tombstones/1.0}"
 XML = "http://www.w3.org/XML/1998/namespace}"
 """Prefixes of the names of RFC 4287, RFC 5005, RFC 6721 and XML itself, as expat gives them."""
 
-_TRUNCATED_ERRORS = frozenset(
-    expat.errors.codes[text]
-    for text in (
-        expat.errors.XML_ERROR_NO_ELEMENTS,
-        expat.errors.XML_ERROR_UNCLOSED_TOKEN,
-        expat.errors.XML_ERROR_UNCLOSED_CDATA_SECTION,
-        expat.errors.XML_ERROR_PARTIAL_CHAR,
-    )
-)
+_TRUNCATED_ERRORS = {
+    expat.errors.XML_ERROR_NO_ELEMENTS,
+    expat.errors.XML_ERROR_UNCLOSED_TOKEN,
+    expat.errors.XML_ERROR_UNCLOSED_CDATA_SECTION,
+    expat.errors.XML_ERROR_PARTIAL_CHAR,
+}
 
 
 class InvalidXML(ValueError):
@@ -77,10 +74,10 @@ def run_parser(parser: expat.XMLParserType, document: bytes) -> None:
                 raise InvalidXML(f"has a tag or a comment of more than {MAX_TAG} bytes")
         parser.Parse(b"", True)  # noqa: FBT003
     except expat.ExpatError as error:
-        reason = "ends in the middle" if error.code in _TRUNCATED_ERRORS else expat.ErrorString(error.code)
-        raise InvalidXML(
-            f"is no well-formed XML: {reason} at line {error.lineno}, column {error.offset}"
-        ) from None
+        text = expat.ErrorString(error.code)
+        reason = "ends in the middle" if text in _TRUNCATED_ERRORS else text
+        where = f"at line {error.lineno}, column {error.offset}"
+        raise InvalidXML(f"is no well-formed XML: {reason} {where}") from None
 
 
 def local_name(name: str) -> str:

@@ -8,6 +8,7 @@ import msgspec
 
 from push_to_poll_client._http.headers import is_header_name
 from push_to_poll_client._validation import describe
+from push_to_poll_client.feeds._data_decoder import DataDecoder
 from push_to_poll_client.feeds._paged.entries import Entries
 from push_to_poll_client.feeds._paged.outcomes import Outcome
 from push_to_poll_client.feeds._paged.pagination import Latest, NewestFirst, OldestFirst
@@ -33,6 +34,7 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
     form: Mapping[str, str] | None
     method: str | None
     read_ahead: bool
+    decoder: DataDecoder[Any] | None
 
     @property
     def body(self) -> Mapping[str, Any] | None:

@@ -28,7 +28,6 @@ from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Cursor, FetchRequest, Page, UnreadableMessage
 from push_to_poll_client._validation import describe
 from push_to_poll_client.feeds._base import EndOfFeed, longest_wait
-from push_to_poll_client.feeds._data_decoder import DataDecoder
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
 from push_to_poll_client.feeds._newest_first import NewestFirstReader
 from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
@@ -109,23 +108,18 @@ class PageFetcher(Generic[P]):
     Args:
         client: Sends the requests.
         declared: How the server is asked, and what its responses mean.
-        pages: How one page leads to the next.
-        max_body: Bytes that a response may have.
-        decoder: Makes the data of the messages; `None`: it is what JSON says.
+        pages: How one page leads to the next, as declared.
     """
 
-    def __init__(
-        self, client: Client, declared: Declaration, pages: P, max_body: int, decoder: DataDecoder[Any] | None
-    ) -> None:
+    def __init__(self, client: Client, declared: Declaration, pages: P) -> None:
         self._client = client
         self._declared = declared
         # A declaration may be shared, and parts of it remember what pages have shown: each feed has copies.
         self._entries, self._pages = copy(declared.entries), copy(pages)
         self._pages.forget()
         self._each = None if pages.each is None else pages.each.of
-        self._max_entries = max_messages(max_body)
+        self._max_entries = max_messages(client.max_body)
         self._order_is_wrong = False
-        self._decoder = decoder
 
     def _build_request(
         self, put_position: Callable[[RequestParts], RequestParts], request: FetchRequest
@@ -234,7 +228,7 @@ class PageFetcher(Generic[P]):
             if isinstance(lists, Exception):
                 raise lists
             for part in lists:
-                part.decoder = self._decoder
+                part.decoder = self._declared.decoder
             messages = self._entries.read(lists, each=self._each, start=start)
             return ParsedResponse(response, outcome, messages, read_continuation(reply))
 
@@ -301,15 +295,8 @@ def _without_parameters(url: str, names: Collection[str]) -> str:
 class OldestFirstFetcher(PageFetcher[OldestFirst]):
     """Fetches pages that go forward."""
 
-    def __init__(
-        self,
-        client: Client,
-        declared: Declaration,
-        pages: OldestFirst,
-        max_body: int,
-        decoder: DataDecoder[Any] | None,
-    ) -> None:
-        super().__init__(client, declared, pages, max_body, decoder)
+    def __init__(self, client: Client, declared: Declaration, pages: OldestFirst) -> None:
+        super().__init__(client, declared, pages)
         self._end_of_feed = EndOfFeed()
 
     async def fetch(self, request: FetchRequest) -> Page[Entry]:
@@ -361,15 +348,8 @@ class OldestFirstFetcher(PageFetcher[OldestFirst]):
 class NewestFirstFetcher(PageFetcher[NewestFirst]):
     """Fetches pages that go back."""
 
-    def __init__(
-        self,
-        client: Client,
-        declared: Declaration,
-        pages: NewestFirst,
-        max_body: int,
-        decoder: DataDecoder[Any] | None,
-    ) -> None:
-        super().__init__(client, declared, pages, max_body, decoder)
+    def __init__(self, client: Client, declared: Declaration, pages: NewestFirst) -> None:
+        super().__init__(client, declared, pages)
         reader = NewestFirstReader(self._fetch_document, client.where)
         self.fetch, self.latest, self.forget = reader.fetch, reader.latest, reader.forget
 
