@@ -41,18 +41,13 @@ class TransactionalStoreSuite(StoreSuite):
         """Read the texts that are committed, in the order of their writing, as another program does."""
         raise NotImplementedError
 
-    async def _handle(self, store: Store, session: Any, *texts: str) -> None:
-        """Process messages whose keys are these texts."""
+    async def _handle(self, store: Store, session: Any, *texts: str, fails: bool = False) -> None:
+        """Process messages whose keys are these texts, or fail at the end."""
         async with session.transaction([Record(text) for text in texts]):
             for text in texts:
                 await self.write(store, text)
-
-    async def _fail(self, store: Store, session: Any, *texts: str) -> None:
-        """Process them, and then not."""
-        async with session.transaction([Record(text) for text in texts]):
-            for text in texts:
-                await self.write(store, text)
-            raise _HandlerFailed
+            if fails:
+                raise _HandlerFailed
 
     @asynccontextmanager
     async def _transactional(self) -> AsyncIterator[tuple[Any, Any]]:
@@ -63,10 +58,11 @@ class TransactionalStoreSuite(StoreSuite):
                 assert is_transactional(session)
                 yield store, session
 
-    async def _both_or_neither(self, store: Any, *texts: str) -> set[str]:
-        """Those of the texts that are written, which have to be those that are recorded."""
-        async with self._claimed(await self.reopen(store)) as session:
-            written, seen = await self.written(store), await self._seen(session, texts)
+    async def _both_or_neither(self, store: Any, session: Any, *texts: str) -> set[str]:
+        """After a restart, those of the texts that are written, which have to be those that are recorded."""
+        await session.release()
+        async with self._claimed(await self.reopen(store)) as reader:
+            written, seen = await self.written(store), await self._seen(reader, texts)
         assert sorted(written) == sorted(seen)
         return seen
 
@@ -80,8 +76,7 @@ class TransactionalStoreSuite(StoreSuite):
             await session.commit(cursor="c1", records=[Record("1"), Record("2"), Record("3")])
             assert await self.written(store) == ["1", "2", "3"]
             assert session.cursor == "c1"
-            await session.release()
-            assert await self._both_or_neither(store, "1", "2", "3", "4") == {"1", "2", "3"}
+            assert await self._both_or_neither(store, session, "1", "2", "3", "4") == {"1", "2", "3"}
 
     async def test_effects_are_not_durable_without_their_records(self) -> None:
         """Whoever goes between the handler and the commit has done both."""
@@ -89,8 +84,7 @@ class TransactionalStoreSuite(StoreSuite):
             await self._handle(store, session, "1")
             await session.commit(cursor=None, records=[Record("1")])
             await self._handle(store, session, "2")
-            await session.release()
-            assert await self._both_or_neither(store, "1", "2") == {"1", "2"}
+            assert await self._both_or_neither(store, session, "1", "2") == {"1", "2"}
 
     async def test_records_of_effects_need_not_be_given_again(self) -> None:
         """A record that is given again and differs replaces the first."""
@@ -125,17 +119,16 @@ class TransactionalStoreSuite(StoreSuite):
         async with self._transactional() as (store, session):
             await self._handle(store, session, "1")
             with pytest.raises(_HandlerFailed):
-                await self._fail(store, session, "2", "3")
+                await self._handle(store, session, "2", "3", fails=True)
             await self._handle(store, session, "4")
             await session.commit(cursor=None, records=[Record("1"), Record("4")])
-            await session.release()
-            assert await self._both_or_neither(store, "1", "2", "3", "4") == {"1", "4"}
+            assert await self._both_or_neither(store, session, "1", "2", "3", "4") == {"1", "4"}
 
     async def test_a_handler_that_raises_at_first_leaves_nothing_open(self) -> None:
         """It may be tried again for hours, and others write meanwhile."""
         async with self._transactional() as (store, session), self._claimed(store, "b") as other:
             with pytest.raises(_HandlerFailed):
-                await self._fail(store, session, "1")
+                await self._handle(store, session, "1", fails=True)
             await self._handle(store, other, "2")
             await other.commit(cursor=None, records=[Record("2")])
             await self._handle(store, session, "1")
@@ -151,8 +144,7 @@ class TransactionalStoreSuite(StoreSuite):
                     scope.cancel()
                     await anyio.sleep_forever()
             await session.commit(cursor="c1", records=[])
-            await session.release()
-            assert await self._both_or_neither(store, "1") == set()
+            assert await self._both_or_neither(store, session, "1") == set()
 
     async def test_a_commit_that_fails_takes_back_no_effects(self) -> None:
         """Nor does it record what it was given besides."""
@@ -163,8 +155,7 @@ class TransactionalStoreSuite(StoreSuite):
             assert session.cursor is None
             await self._handle(store, session, "2")
             await session.commit(cursor="c2", records=[Record("1"), Record("2")])
-            await session.release()
-            assert await self._both_or_neither(store, "1", "2", "3") == {"1", "2"}
+            assert await self._both_or_neither(store, session, "1", "2", "3") == {"1", "2"}
 
     async def test_a_handler_that_wrote_nothing_is_recorded_by_the_commit(self) -> None:
         """At the latest."""
@@ -180,8 +171,7 @@ class TransactionalStoreSuite(StoreSuite):
             await self.steal(store, "a")
             with pytest.raises(OwnershipLost):
                 await self._handle_and_commit(store, session, "1")
-            await session.release()
-            assert await self._both_or_neither(store, "1") == set()
+            assert await self._both_or_neither(store, session, "1") == set()
 
     async def _handle_and_commit(self, store: Any, session: Any, text: str) -> None:
         await self._handle(store, session, text)
@@ -194,7 +184,7 @@ class TransactionalStoreSuite(StoreSuite):
                 await session.release()
                 with pytest.raises(StoreError):
                     await self._handle(store, session, "1")
-            assert await self._both_or_neither(store, "1") == set()
+            assert await self._both_or_neither(store, session, "1") == set()
 
     async def test_a_reset_loses_no_effects(self) -> None:
         """Nor does it separate them from their records."""
@@ -202,8 +192,7 @@ class TransactionalStoreSuite(StoreSuite):
             await self._handle(store, session, "1")
             await session.reset("c1", forget=False)
             assert session.cursor == "c1"
-            await session.release()
-            assert await self._both_or_neither(store, "1", "2") == {"1"}
+            assert await self._both_or_neither(store, session, "1", "2") == {"1"}
 
     async def test_the_session_reads_while_its_effects_are_not_committed(self) -> None:
         """Of the next page, say."""
@@ -265,7 +254,7 @@ class TransactionalStoreSuite(StoreSuite):
 
     async def _handle_many(self, store: Any, session: Any, name: str) -> None:
         with pytest.raises(_HandlerFailed):
-            await self._again(self._fail, store, session, f"{name}0")
+            await self._again(partial(self._handle, fails=True), store, session, f"{name}0")
         for number in range(1, 10):
             await self._again(self._handle, store, session, f"{name}{number}")
             await anyio.lowlevel.checkpoint()

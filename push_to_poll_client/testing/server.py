@@ -97,10 +97,19 @@ class ReferenceServer:
     Args:
         app: What to serve; `None` makes a new one.
         port: Where; 0 takes a free one, which `restart()` keeps.
+
+    Attributes:
+        app: As given, or the new one.
+        faults: The switches; set them whenever you like.
+        stats: The counters, as they are now.
+        pushes: The push of each publication, oldest first.
     """
 
     def __init__(self, app: ReferenceApp | None = None, *, port: int = 0) -> None:
         self.app: ReferenceApp = ReferenceApp() if app is None else app
+        self.faults: Faults = self.app.faults
+        self.stats: Stats = self.app.stats
+        self.pushes: Sequence[PushRecord] = self.app.pushes
         self._port = port
         self._uvicorn: _ThreadedServer | None = None
         self._thread: threading.Thread | None = None
@@ -124,21 +133,6 @@ class ReferenceServer:
     def sse_url(self) -> str:
         """The push channel as server-sent events."""
         return f"{self.base_url}/events"
-
-    @property
-    def faults(self) -> Faults:
-        """The switches; set them whenever you like."""
-        return self.app.faults
-
-    @property
-    def stats(self) -> Stats:
-        """The counters, as they are now."""
-        return self.app.stats
-
-    @property
-    def pushes(self) -> Sequence[PushRecord]:
-        """The push of each publication, oldest first."""
-        return self.app.pushes
 
     @property
     def changes_url(self) -> str:

@@ -22,7 +22,15 @@ from typing import Any, TypedDict
 import msgspec
 
 from push_to_poll_client._json import decode
-from push_to_poll_client.testing._reference.asgi import Receive, Scope, Send, read_body, respond, run_lifespan
+from push_to_poll_client.testing._reference.asgi import (
+    JSON,
+    Receive,
+    Scope,
+    Send,
+    read_body,
+    respond,
+    run_lifespan,
+)
 from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
 from push_to_poll_client.testing._reference.feed import DEFAULT_DATA, EventLog, FeedEndpoint
 from push_to_poll_client.testing._reference.pushes import (
@@ -52,6 +60,7 @@ class ReferenceApp:
     Attributes:
         faults: The switches.
         stats: The counters.
+        pushes: The push of each publication, oldest first.
     """
 
     def __init__(
@@ -67,16 +76,12 @@ class ReferenceApp:
         self._log = EventLog()
         self._feed = FeedEndpoint(self._log, self.faults, self.stats, page_size=page_size)
         self._pushes = PushLog(self.faults, self.stats)
+        self.pushes: Sequence[PushRecord] = self._pushes.pushes
         self._push = WebSocketEndpoint(self._pushes)
         self._events = EventEndpoint(self._pushes, keep_alive=keep_alive)
         self._changes = ChangesEndpoint(self._log, self._pushes)
         self._webhooks = WebhookSender(self._pushes, retries=webhook_retries)
         self._append([DEFAULT_DATA] * backlog)
-
-    @property
-    def pushes(self) -> Sequence[PushRecord]:
-        """The push of each publication, oldest first."""
-        return self._pushes.pushes
 
     def publish(self, what: int | list[Any] = 1) -> list[str]:
         """Publish this many events, or one with each data of the list; then push once.
@@ -153,7 +158,7 @@ class ReferenceApp:
             status, result = (404, "no such place") if handle is None else (200, handle(await read_body(receive)))
         except (msgspec.DecodeError, ValueError) as error:
             status, result = 400, str(error)
-        await respond(send, status, msgspec.json.encode(result), [(b"content-type", b"application/json")])
+        await respond(send, status, [JSON], msgspec.json.encode(result))
 
     def _set_faults(self, body: bytes) -> dict[str, Any]:
         changes = decode(body, type=dict[str, Any])

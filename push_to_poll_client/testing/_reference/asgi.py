@@ -12,6 +12,8 @@ Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Header: TypeAlias = tuple[bytes, bytes]
 
+JSON: Header = (b"content-type", b"application/json")
+
 
 def header(scope: Scope, name: bytes) -> str | None:
     """The value of a request header, by its name in lower case; `None` when it was not sent."""
@@ -69,7 +71,7 @@ async def start(send: Send, status: int, headers: Iterable[Header]) -> None:
     await send({"type": "http.response.start", "status": status, "headers": list(headers)})
 
 
-async def respond(send: Send, status: int, body: bytes, headers: Iterable[Header]) -> None:
+async def respond(send: Send, status: int, headers: Iterable[Header], body: bytes = b"") -> None:
     """Send a whole answer."""
     length = (b"content-length", b"%d" % len(body))
     await start(send, status, [length, *headers])

@@ -197,4 +197,4 @@ class FeedEndpoint:
 
     async def _respond(self, send: Send, status: int, headers: list[Header], body: bytes = b"") -> None:
         self._stats.count_status(self._stats.statuses, status)
-        await respond(send, status, body, headers)
+        await respond(send, status, headers, body)

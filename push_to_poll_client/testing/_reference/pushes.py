@@ -9,6 +9,7 @@ import anyio
 import msgspec
 
 from push_to_poll_client.testing._reference.asgi import (
+    JSON,
     Header,
     Receive,
     Scope,
@@ -177,8 +178,7 @@ class ChangesEndpoint(_PushEndpoint):
         self._stats.count(long_polls=1)
         refusal = self._log.fault_response(scope)
         if refusal is not None:
-            status, headers = refusal
-            await respond(send, status, b"", headers)
+            await respond(send, *refusal)
             return
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         after = query.get("after", [self._events.newest])[0]
@@ -193,7 +193,7 @@ class ChangesEndpoint(_PushEndpoint):
         answer: dict[str, object] = {"changes": news, "cursor": self._events.newest if news else after}
         if self._faults.backoff is not None:
             answer["backoff"] = self._faults.backoff
-        await respond(send, 200, msgspec.json.encode(answer), [(b"content-type", b"application/json")])
+        await respond(send, 200, [JSON], msgspec.json.encode(answer))
 
     def _is_news(self, after: str) -> bool:
         return bool(self._events.page(after, 1))
@@ -225,8 +225,7 @@ class EventEndpoint(_PushEndpoint):
         refusal = self._log.fault_response(scope)
         if refusal is not None:
             self._stats.count(streams_refused=1)
-            status, headers = refusal
-            await respond(send, status, b"", headers)
+            await respond(send, *refusal)
             return
         subscription = PushSubscription(self._log)
         await start(send, 200, [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")])
