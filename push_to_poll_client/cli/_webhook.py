@@ -11,7 +11,6 @@ and the demo need uvicorn, so `_tail.py` imports this module only with --webhook
 
 import asyncio
 import logging
-import math
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -27,6 +26,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._validation import describe
+from push_to_poll_client.listeners._webhook.limits import TokenBucket
 from push_to_poll_client.listeners.webhook import WebhookListener
 
 try:
@@ -77,20 +77,6 @@ def connection_limit() -> int:
     return max(min(descriptors // 2, MAX_CONNECTIONS), 1)
 
 
-class _LogLimit:
-    """Lets one log line of a kind pass in each `LOG_INTERVAL`."""
-
-    def __init__(self) -> None:
-        self._not_before = -math.inf
-
-    def passes(self, now: float) -> bool:
-        """Return whether a line may be logged now, and count it."""
-        if now < self._not_before:
-            return False
-        self._not_before = now + LOG_INTERVAL
-        return True
-
-
 class _HTTPConnection(H11Protocol):
     """A connection that tells the server when it was opened, answered and closed."""
 
@@ -136,13 +122,13 @@ class _Connections:
         self.batch = max(limit // 16, 1)
         self._limit = limit
         self._since: dict[_HTTPConnection, float] = {}
-        self._log_limit = _LogLimit()
+        self._log_limit = TokenBucket(1 / LOG_INTERVAL, 1)
 
     def add(self, connection: _HTTPConnection, now: float) -> None:
         """Note a new connection; at the limit, close another one for it."""
         if len(self._since) >= self._limit:
             self.close_oldest()
-            if self._log_limit.passes(now):
+            if not self._log_limit.take(now):
                 logger.warning(
                     "%s: %d connections are open, the limit: each new one closes the oldest idle one",
                     self.name,
@@ -189,7 +175,7 @@ class _StoppableServer(uvicorn.Server):
         self.connections = connections
         self._listening = listening
         self._stopping = anyio.Event()
-        self._log_limit = _LogLimit()
+        self._log_limit = TokenBucket(1 / LOG_INTERVAL, 1)
 
     def stop(self) -> None:
         """End the server."""
@@ -238,7 +224,7 @@ class _StoppableServer(uvicorn.Server):
 
     async def _pause(self, error: OSError) -> None:
         self.connections.close_oldest()  # gives a file descriptor back
-        if self._log_limit.passes(anyio.current_time()):
+        if not self._log_limit.take(anyio.current_time()):
             logger.warning("%s: cannot accept a connection: %s", self.connections.name, describe(error))
         await anyio.sleep(ACCEPT_PAUSE)
 

@@ -112,15 +112,10 @@ class PullWakeListener:
         client: Any = None,
     ) -> None:
         check_number("open_timeout", open_timeout, above_zero=True)
-        request_options: dict[str, Any] = {
-            "auth": auth,
-            "headers": headers,
-            "ssl_context": ssl_context,
-            "client": client,
-        }
+        options: dict[str, Any] = {"auth": auth, "headers": headers, "ssl_context": ssl_context, "client": client}
         path = path_in_stream_root("wake_stream", wake_stream)
         self.name: str = without_secrets(address_below(root_of(root), path))
-        client = ListenerClient(root, **request_options)
+        client = ListenerClient(root, **options)
         self._subscription = DurableStreamsSubscription(
             root_of(root),
             {"type": "pull-wake", "wake_stream": path},
@@ -135,7 +130,7 @@ class PullWakeListener:
             self._subscription, unsubscribe_on_exit=unsubscribe_on_exit, log=_log_of_subscriptions
         )
         claimer = Claimer(
-            ListenerClient(root, **request_options, timeout=open_timeout, max_body=MAX_CLAIM),
+            ListenerClient(root, **options, timeout=open_timeout, max_body=MAX_CLAIM),
             stream=address_below(root_of(root), path),
             url=lambda action: self._subscription.url(self._subscription.id, action),
             worker=worker or f"push-to-poll-{secrets.token_hex(8)}",
@@ -148,7 +143,7 @@ class PullWakeListener:
             max_age=max_age,
             max_silence=max_silence,
             open_timeout=open_timeout,
-            **request_options,
+            **options,
         )
         self._wake_stream.name = self.name
         self._known_secrets = Secrets()
@@ -161,20 +156,17 @@ class PullWakeListener:
             ListenerError: The server does not take the subscription, or the wake stream is broken for good.
             RuntimeError: Another consumer has this very object.
         """
-        with hidden(self._known_secrets):
-            await self._listen(channel)
-
-    async def _listen(self, channel: Channel) -> None:
         subscription, stream = split_channel(channel)
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._manager.run, subscription)
-                await self._wake_stream.follow(
-                    stream, subscription=subscription, on_lost=lambda: self._manager.control(Control.RECREATE)
-                )
-                tasks.cancel_scope.cancel()
-        except ExceptionGroup as group:
-            raise unwrap_group(group) from None
+        with hidden(self._known_secrets):
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._manager.run, subscription)
+                    await self._wake_stream.follow(
+                        stream, subscription=subscription, on_lost=lambda: self._manager.control(Control.RECREATE)
+                    )
+                    tasks.cancel_scope.cancel()
+            except ExceptionGroup as group:
+                raise unwrap_group(group) from None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"

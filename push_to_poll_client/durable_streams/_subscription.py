@@ -318,12 +318,7 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
         ssl_context: ssl.SSLContext | None = None,
         client: Any = None,
     ) -> None:
-        request_options: dict[str, Any] = {
-            "auth": auth,
-            "headers": headers,
-            "ssl_context": ssl_context,
-            "client": client,
-        }
+        options: dict[str, Any] = {"auth": auth, "headers": headers, "ssl_context": ssl_context, "client": client}
         super().__init__(
             root_of(root),
             {"type": "webhook", "webhook": {"url": str(parse_http_url(callback))}},
@@ -332,12 +327,12 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
             id=id,
             lease=lease,
             confirm_every=confirm_every,
-            client=ListenerClient(root, **request_options),
+            client=ListenerClient(root, **options),
         )
         # Not at the address that a response names (§6.3): it would be asked with our credentials, and §6.5 demands
         # that the keys are here.
         self.verify: DurableStreamsSignature = DurableStreamsSignature(
-            address_below(root, "__ds/jwks.json"), tolerance=tolerance, **request_options
+            address_below(root, "__ds/jwks.json"), tolerance=tolerance, **options
         )
 
     async def _on_created(self) -> None:

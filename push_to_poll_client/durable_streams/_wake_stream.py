@@ -252,14 +252,7 @@ class WakeStream(SSEListener):
         settings: As of any `SSEListener`.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        claimer: Claimer,
-        subscription_id: str,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, url: str, *, claimer: Claimer, subscription_id: str, **settings: Any) -> None:
         super().__init__(url, hint=self._push_of, **settings)
         self._claimer = claimer
         self._subscription_id = subscription_id

@@ -14,10 +14,7 @@ from push_to_poll_client.cli._output import Exit, UsageError
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli.demo._conductor import Demo
 
-__all__ = [
-    "add_to",
-]
-
+__all__ = ["add_to"]
 
 MIN_LIVE = 10
 """Fewer live messages leave no room for four faults."""
