@@ -15,7 +15,6 @@ from push_to_poll_client._protocols import Session
 from push_to_poll_client._types import DeadLetter, Record, Settlement
 from push_to_poll_client._validation import one_line
 from push_to_poll_client.cli._output import (
-    Exit,
     UsageError,
     escape_unprintable,
     format_time,
@@ -68,35 +67,32 @@ def add_to(commands: Commands) -> None:
 
 
 def _add(
-    actions: Commands, name: str, run: Callable[[argparse.Namespace], int], help: str
+    actions: Commands, name: str, run: Callable[[argparse.Namespace], None], help: str
 ) -> argparse.ArgumentParser:
     parser = actions.add(name, run, help=help, description=f"{help[0].upper()}{help[1:]}.")
     parser.add_argument("--name", metavar="NAME", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
-def _list(options: argparse.Namespace) -> int:
+def _list(options: argparse.Namespace) -> None:
     letters = read_dead_letters(options.state, find_consumer(options).name)
     print_lines(map(_summary, letters) if options.json else table_lines(letters))
-    return Exit.DONE
 
 
-def _show(options: argparse.Namespace) -> int:
+def _show(options: argparse.Namespace) -> None:
     name = find_consumer(options).name
     (key,) = _find_keys(options, name)
     letter = read_dead_letter(options.state, name, key)
     if letter is None:  # a consumer has settled it since
         raise _unknown_key(1)
     print_lines([as_json(letter)] if options.json else detail_lines(letter))
-    return Exit.DONE
 
 
-def _export(options: argparse.Namespace) -> int:
+def _export(options: argparse.Namespace) -> None:
     print_lines(map(as_json, read_dead_letters(options.state, find_consumer(options).name)))
-    return Exit.DONE
 
 
-def _retry(options: argparse.Namespace) -> int:
+def _retry(options: argparse.Namespace) -> None:
     if options.all == bool(options.keys):
         raise UsageError("retry takes keys, or --all")
     consumer = find_consumer(options)
@@ -117,10 +113,9 @@ def _retry(options: argparse.Namespace) -> int:
 
     count = run_with_session(consumer, options.state, mark, instead="dead_letters.retry()")
     _print_count(count, "marked; the next run tries {} again")
-    return Exit.DONE
 
 
-def _drop(options: argparse.Namespace) -> int:
+def _drop(options: argparse.Namespace) -> None:
     consumer = find_consumer(options)
     keys = _find_keys(options, consumer.name)
 
@@ -131,7 +126,6 @@ def _drop(options: argparse.Namespace) -> int:
 
     count = run_with_session(consumer, options.state, drop, instead="dead_letters.drop()")
     _print_count(count, "gone, and will not be tried again")
-    return Exit.DONE
 
 
 async def _require(session: Session, keys: Sequence[str]) -> None:

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        return int(options.run(options))
+        return int(options.run(options) or Exit.DONE)
     except UsageError as error:
         return _print_error(one_line(str(error)), Exit.USAGE)
     except KeyboardInterrupt:  # before or after a command handles its signals

@@ -61,14 +61,14 @@ class Commands:
         self._parsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
 
     def add(
-        self, name: str, run: Callable[[argparse.Namespace], int] | None, *, help: str, description: str
+        self, name: str, run: Callable[[argparse.Namespace], int | None] | None, *, help: str, description: str
     ) -> argparse.ArgumentParser:
         """Add a command.
 
         Args:
             name: The word to type.
-            run: Called with the parsed arguments; returns the exit code. None for a command with commands of its
-                own.
+            run: Called with the parsed arguments; returns the exit code, or None when it is done. None for a
+                command with commands of its own.
             help: The line in the list of commands.
             description: The head of the command's own help.
         """

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from push_to_poll_client._http.origins import identity, parse_http_url
 from push_to_poll_client._validation import MAX_IDENTITY
-from push_to_poll_client.cli._output import Exit, UsageError, print_lines, shell_quoted
+from push_to_poll_client.cli._output import UsageError, print_lines, shell_quoted
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._state_file import add_state_to, find_consumer, run_with_store
 from push_to_poll_client.stores._rebind import Rebind
@@ -45,7 +45,7 @@ def add_to(commands: Commands) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
     """Rebind the name, and print what it was and what it is.
 
     Raises:
@@ -54,11 +54,8 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.feed is None and options.new_name is None:
         raise UsageError("give --feed, --new-name or both")
-    try:
-        feed = None if options.feed is None else _identity(_check_text("--feed", options.feed))
-        new_name = None if options.new_name is None else _check_text("--new-name", options.new_name)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    feed = None if options.feed is None else _identity(_check_text("--feed", options.feed))
+    new_name = None if options.new_name is None else _check_text("--new-name", options.new_name)
     progress = find_consumer(options)
     asked = Rebind(progress.name, feed, new_name, options.replace)
     target = asked.target(progress.feed)
@@ -73,7 +70,6 @@ def run(options: argparse.Namespace) -> int:
         lambda store: store.rebind(progress.name, feed=feed, new_name=target, replace=options.replace),
     )
     print_lines(_lines(progress, target, progress.feed if feed is None else feed, others))
-    return Exit.DONE
 
 
 _TEXTS = {"--feed": "the feed's URL or identity", "--new-name": "a name"}
@@ -85,7 +81,7 @@ def _check_text(option: str, typed: str) -> str:
     except UnicodeEncodeError:  # bytes that are no text
         typed = ""
     if not 0 < len(typed) <= MAX_IDENTITY:
-        raise ValueError(f"{option} must be {_TEXTS[option]}, of 1 to {MAX_IDENTITY:,} characters")
+        raise UsageError(f"{option} must be {_TEXTS[option]}, of 1 to {MAX_IDENTITY:,} characters")
     return typed
 
 
@@ -98,7 +94,7 @@ def _identity(typed: str) -> str:
     try:
         parse_http_url(shown)
     except ValueError as error:
-        raise ValueError(f"--feed: {error}") from None
+        raise UsageError(f"--feed: {error}") from None
     return identity(shown)
 
 

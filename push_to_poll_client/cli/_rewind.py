@@ -11,7 +11,6 @@ from push_to_poll_client._protocols import Session
 from push_to_poll_client._types import MAX_CURSOR, Cursor, SavedCursor
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.cli._output import (
-    Exit,
     UsageError,
     escape_unprintable,
     format_time,
@@ -56,7 +55,7 @@ def add_to(commands: Commands) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
     """List the saved cursors, or go to one.
 
     Raises:
@@ -82,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
         saved = read_cursors(options.state, progress.name)
         rows = (f"{format_time(one.read_at):<19}  {_display_cursor(one.cursor)}" for one in saved)
         print_lines([f"{'saved (UTC)':<19}  cursor", *rows])
-        return Exit.DONE
+        return
 
     async def rewind(session: Session) -> tuple[Cursor | None, Cursor | None]:
         before, target = session.cursor, _target_cursor(options, session.history)
@@ -97,7 +96,6 @@ def run(options: argparse.Namespace) -> int:
             f"then    {FORGET_EFFECTS[options.forget]}",
         ]
     )
-    return Exit.DONE
 
 
 def check_cursor(option: str, typed: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.cli._output import Exit, format_time, print_lines
+from push_to_poll_client.cli._output import format_time, print_lines
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, StoreFile, read_store
 
@@ -33,7 +33,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
     """Print the progress of each consumer.
 
     Raises:
@@ -51,7 +51,6 @@ def run(options: argparse.Namespace) -> int:
         print_lines([json.dumps(members)])
     else:
         print_lines(f"{name:<10}{value}".rstrip() for name, value in _fields(store, now))
-    return Exit.DONE
 
 
 def _fields(store: StoreFile, now: float) -> Iterator[tuple[str, object]]:

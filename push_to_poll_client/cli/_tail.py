@@ -223,9 +223,7 @@ def _consumer(options: argparse.Namespace, command: Command | None, webhooks: li
     if options.name is not None and options.state is None:
         raise ValueError("--name is what the consumer is called in the file of --state, add it")
     check_cursor("--start", options.start)
-    token = None
-    if options.token_env is not None:
-        token = _environment_variable("--token-env", options.token_env, "token")
+    token = None if options.token_env is None else _environment_variable("--token-env", options.token_env, "token")
     return Consumer(
         HTTPFeed(options.url, auth=token, max_wait=options.max_wait),
         store=SQLiteStore(options.state) if options.state is not None else MemoryStore(),

@@ -205,17 +205,8 @@ class DurableStreamsSignature:
         check_number("tolerance", tolerance, above_zero=True)
         public_key(_ANY_KEY)
         self._tolerance = tolerance
-        self._keys = KeySet(
-            ListenerClient(
-                jwks_url,
-                auth=auth,
-                headers=headers,
-                ssl_context=ssl_context,
-                timeout=TIMEOUT,
-                max_body=MAX_SET,
-                client=client,
-            )
-        )
+        options: dict[str, Any] = {"auth": auth, "headers": headers, "ssl_context": ssl_context, "client": client}
+        self._keys = KeySet(ListenerClient(jwks_url, **options, timeout=TIMEOUT, max_body=MAX_SET))
 
     def may_pass(self, request: WebhookRequest) -> bool:
         """Return True if the signature has the right form and a current time. Called before the body is read."""

@@ -17,7 +17,7 @@ from push_to_poll_client._progress import Attempts, TimeOfDay
 from push_to_poll_client._types import SavedCursor
 from push_to_poll_client.cli import _dead_letters, _rebind, _rewind, _status, _tail
 from push_to_poll_client.cli._exec import _argv
-from push_to_poll_client.cli._output import escape_unprintable, format_time, shell_quoted, unescape
+from push_to_poll_client.cli._output import UsageError, escape_unprintable, format_time, shell_quoted, unescape
 from push_to_poll_client.cli._parser import Commands, Parser
 from push_to_poll_client.cli._rebind import _identity
 from push_to_poll_client.cli._rewind import check_cursor
@@ -337,7 +337,7 @@ ROWS = (
         name="commands and cursors",
         modules=("cli._exec", "cli._rewind", "cli._rebind"),
         read=read_command,
-        errors=(ValueError,),
+        errors=(UsageError, ValueError),
         examples=(b'cat \'a b\' "c\\"d"', b"cat", b"no-such-command x", b"https://h/orders?limit=9"),
         tokens=words(r"""cat\x20 ' " \\ \x20 # \x00 \xff \n / """),
         frame=(b"cat ", b""),

@@ -274,23 +274,16 @@ class Entries:
             places = [place for place, entry in zip(places, entries, strict=True) if self._only(entry)]
             entries = [part.entries[place] for place in places]
         ids, keys = self._ids_and_keys(part, entries, start)
-        return self._build_messages(
-            part, places, ids, keys, None if each is None else texts_of(each.read_all(entries))
-        )
+        return self._build_messages(part, places, ids, keys, each)
 
     def _build_messages(
-        self,
-        part: EntryList,
-        places: Sequence[int],
-        ids: Sequence[str],
-        keys: Sequence[str],
-        cursors: Iterable[Cursor | None] | None,
+        self, part: EntryList, places: Sequence[int], ids: Sequence[str], keys: Sequence[str], each: Field | None
     ) -> list[Entry]:
         entries = _entries_at(part, places)
         types: Iterable[str] = repeat(part.group)
         if self._type is not None:
             types = [kind or part.group for kind in texts_of(self._type.read_all(entries))]
-        cursors = repeat(None) if cursors is None else cursors
+        cursors = repeat(None) if each is None else texts_of(each.read_all(entries))
         times = repeat(None) if self._time is None else self._time.read_all(entries)
         gone = self._deletion_flags(part, entries)
         return Entry._of_rows(  # noqa: SLF001  # it is for this module
