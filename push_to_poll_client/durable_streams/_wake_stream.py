@@ -38,10 +38,11 @@ from push_to_poll_client.listeners._requests import (
 )
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 from push_to_poll_client.listeners._webhook.limits import TokenBucket
+from push_to_poll_client.listeners._webhook.routing import ForwardedChannel
 from push_to_poll_client.listeners.sse import EventStream, SSEListener
 
 
-class ChannelPart:
+class ChannelPart(ForwardedChannel):
     """A `Channel` for one of two parts that report to the same channel, which is up while both parts are.
 
     Args:
@@ -50,7 +51,7 @@ class ChannelPart:
     """
 
     def __init__(self, channel: Channel, parts_up: "set[ChannelPart]") -> None:
-        self._channel = channel
+        super().__init__(channel)
         self._parts_up = parts_up
         self._event = anyio.Event()
 
@@ -75,32 +76,6 @@ class ChannelPart:
         self._event = anyio.Event() if self._event.is_set() else self._event
         self._parts_up.discard(self)
         self._channel.down(error)
-
-    def wake(self, push: Push | None = None, /) -> None:
-        """As of the channel."""
-        self._channel.wake(push)
-
-    def request_poll(self) -> None:
-        """As of the channel."""
-        self._channel.request_poll()
-
-    def subscribed(self, until: float | None, /) -> None:
-        """As of the channel."""
-        self._channel.subscribed(until)
-
-    @property
-    def missed_in_a_row(self) -> int:
-        """As of the channel."""
-        return self._channel.missed_in_a_row
-
-    @property
-    def state(self) -> str | None:
-        """As of the channel."""
-        return self._channel.state
-
-    async def save(self, state: str | None, /) -> None:
-        """As of the channel."""
-        await self._channel.save(state)
 
 
 def split_channel(channel: Channel) -> tuple[ChannelPart, ChannelPart]:

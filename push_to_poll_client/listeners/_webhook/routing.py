@@ -34,12 +34,8 @@ FLOOD_QUIET_TIME = 30.0
 interval, 10 s by default, so that a push that was refused costs that much latency and no more."""
 
 
-class WebhookSubscriber:
-    """One consumer that listens to the webhook, with its channel.
-
-    It is made in the consumer's event loop, and is used only there unless a method says otherwise. The channel is
-    up while the server pushes, as far as is known, and no flood hides pushes.
-    """
+class ForwardedChannel:
+    """Forwards to a channel all but whether it is up, of which each subclass has its own idea."""
 
     def __init__(self, channel: Channel) -> None:
         self.wake = channel.wake
@@ -47,12 +43,6 @@ class WebhookSubscriber:
         self.subscribed = channel.subscribed
         self.save = channel.save
         self._channel = channel
-        self._loop = EventLoop()
-        self._context = copy_context()  # has the name of this consumer, for the log
-        self._is_pushing = False
-        self._flooded = False
-        self._has_rejected = False
-        self._flood_started = anyio.Event()
 
     @property
     def missed_in_a_row(self) -> int:
@@ -63,6 +53,23 @@ class WebhookSubscriber:
     def state(self) -> str | None:
         """State that the channel has saved."""
         return self._channel.state
+
+
+class WebhookSubscriber(ForwardedChannel):
+    """One consumer that listens to the webhook, with its channel.
+
+    It is made in the consumer's event loop, and is used only there unless a method says otherwise. The channel is
+    up while the server pushes, as far as is known, and no flood hides pushes.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel)
+        self._loop = EventLoop()
+        self._context = copy_context()  # has the name of this consumer, for the log
+        self._is_pushing = False
+        self._flooded = False
+        self._has_rejected = False
+        self._flood_started = anyio.Event()
 
     def up(self) -> None:
         """Note that the server pushes."""
