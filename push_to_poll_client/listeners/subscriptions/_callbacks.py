@@ -129,26 +129,18 @@ class HubCallbacks:
         callback = callback_id(request)
         if request.method != "GET":
             return _GONE if callback in self._ended and callback not in self._registrations else None
-        mode, topic = request.parameter("hub.mode"), request.parameter("hub.topic")
-        if mode is None:
+        if (mode := request.parameter("hub.mode")) is None:
             return None
         if not self._is_loaded:
             return NOT_READY  # 404 would say that the subscription is not wanted
         with self._lock:
-            hub_request, registration = self._requests.get(callback), self._registrations.get(callback)
-        if mode == DENIED:
-            return self._deny(request, topic, hub_request, registration)
-        return self._verify(request, mode, topic, hub_request, registration)
+            known = self._requests.get(callback), self._registrations.get(callback)
+        return self._deny(request, *known) if mode == DENIED else self._verify(request, mode, *known)
 
     def _verify(
-        self,
-        request: WebhookRequest,
-        mode: str,
-        topic: str | None,
-        hub_request: HubRequest | None,
-        registration: Registration | None,
+        self, request: WebhookRequest, mode: str, hub_request: HubRequest | None, registration: Registration | None
     ) -> WebhookResponse:
-        challenge = request.parameter("hub.challenge")
+        topic, challenge = request.parameter("hub.topic"), request.parameter("hub.challenge")
         if challenge is None or len(challenge) > MAX_CHALLENGE:
             return _NOT_FOUND
         if not (challenge.isascii() and challenge.isprintable()):
@@ -165,12 +157,9 @@ class HubCallbacks:
         return WebhookResponse(200, challenge.encode())
 
     def _deny(
-        self,
-        request: WebhookRequest,
-        topic: str | None,
-        hub_request: HubRequest | None,
-        registration: Registration | None,
+        self, request: WebhookRequest, hub_request: HubRequest | None, registration: Registration | None
     ) -> WebhookResponse:
+        topic = request.parameter("hub.topic")
         reason = quoted(request.parameter("hub.reason") or "", MAX_REASON)
         if registration is not None and topic is not None and topic == registration.details.get("topic"):
             if registration.id == self._current:  # and not one that was replaced

@@ -47,14 +47,7 @@ class CustomSubscription:
         TypeError: One of them is no function.
     """
 
-    def __init__(
-        self,
-        create: Create,
-        renew: Renew | None = None,
-        stop: Stop | None = None,
-        *,
-        name: str,
-    ) -> None:
+    def __init__(self, create: Create, renew: Renew | None = None, stop: Stop | None = None, *, name: str) -> None:
         for what, function in {"create": create, "renew": renew, "stop": stop}.items():
             if not callable(function) and (function is not None or what == "create"):
                 raise TypeError(f"{what} is a {type(function).__name__}; give a function")

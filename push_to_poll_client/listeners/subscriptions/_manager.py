@@ -127,9 +127,16 @@ class SubscriptionManager:
         unsubscribe_on_exit: Whether to ask the server to push no more when `run` ends, for five seconds at most;
             what is not stopped by then is stopped by the next run, once it has another.
         log: Where events are logged.
+
+    Attributes:
+        name: Name of the subscription.
+        is_loaded: True while the subscription knows the registrations in the store. To be read from any thread.
+            After `run` has ended it goes on with those that it knows, and another process may have made others.
     """
 
     def __init__(self, subscription: Subscription, *, unsubscribe_on_exit: bool = False, log: ConsumerLog) -> None:
+        self.name = subscription.name
+        self.is_loaded = False
         self._subscription = subscription
         self._unsubscribe_on_exit = unsubscribe_on_exit
         self._identity = str(getattr(subscription, "identity", subscription.name))
@@ -141,7 +148,6 @@ class SubscriptionManager:
         self._controls: set[Control] = set()
         self._state = self._saved_state = SubscriptionState()
         self._is_requesting = False
-        self._is_loaded = False
         self._reset()
         if (bind := getattr(subscription, "bind", None)) is not None:
             bind(self.control)
@@ -154,22 +160,9 @@ class SubscriptionManager:
         self._has_expired = False
 
     @property
-    def name(self) -> str:
-        """Name of the subscription."""
-        return self._subscription.name
-
-    @property
     def expects_handshake(self) -> bool:
         """Whether the server may send a handshake, after a request that was made. From any thread."""
         return self._is_requesting or self._state.planned is not None
-
-    @property
-    def is_loaded(self) -> bool:
-        """True while the subscription knows the registrations in the store. From any thread.
-
-        After `run` has ended it goes on with those that it knows, and another process may have made others.
-        """
-        return self._is_loaded
 
     def control(self, control: Control) -> None:
         """Take what the server says about the subscription itself. Never blocks; from any thread.
@@ -199,12 +192,12 @@ class SubscriptionManager:
         self._loop = EventLoop()
         try:
             await self._restore()
-            self._is_loaded = True
+            self.is_loaded = True
             while True:
                 await self._step()
         finally:
             self._loop = self._control_event = None
-            self._is_loaded = False
+            self.is_loaded = False
             if self._unsubscribe_on_exit or self._state != self._saved_state:
                 await in_own_task(self._shut_down)
 
@@ -223,7 +216,7 @@ class SubscriptionManager:
         if min(wait, stop_wait) > 0:
             await self._sleep(min(wait, stop_wait, MAX_SLEEP), control_event)
         elif wait > 0:
-            await self._stop_replaced()
+            await self._stop(self._state.leaving[0], self._fraction())
         elif current is None or self._state.planned is not None:
             await self._create()
         else:
@@ -315,7 +308,12 @@ class SubscriptionManager:
         if (adopt := getattr(self._subscription, "adopt", None)) is not None:
             adopt(self._state.registrations)
 
-    def _report_registered(self, current: Registration, due: float) -> None:
+    async def _registered(
+        self, in_state: Callable[[Registration, float], SubscriptionState], current: Registration
+    ) -> None:
+        """Save that the server has registered the subscription, and report it."""
+        due = renewal_time(current, self._now().wall, self._fraction())
+        await self._save(in_state(current, due))
         now = self._now()
         self._renewal.registered(current.expires_at, due, now, just_now=True)
         self._has_expired = self._renewal.is_over(now)
@@ -348,9 +346,7 @@ class SubscriptionManager:
         except Exception as error:  # noqa: BLE001 - the manager goes on after any error; the verdict tells how
             self._handle_failure(error)
         else:
-            due = self._renewal_time(registration)
-            await self._save(self._state.created(registration, due))
-            self._report_registered(registration, due)
+            await self._registered(self._state.created, registration)
 
     async def _renew(self, current: Registration) -> None:
         try:
@@ -365,10 +361,8 @@ class SubscriptionManager:
         if renewed is None:
             self._renewal.make_due()
             await self._save(self._state.plan(self._subscription.plan()))
-            return
-        due = self._renewal_time(renewed)
-        await self._save(self._state.renewed(renewed, due))
-        self._report_registered(renewed, due)
+        else:
+            await self._registered(self._state.renewed, renewed)
 
     async def _request(self, call: Callable[[Registration], Awaitable[_T]], registration: Registration) -> _T:
         self._is_requesting = True
@@ -377,9 +371,6 @@ class SubscriptionManager:
                 return await call(registration)
         finally:
             self._is_requesting = False
-
-    def _renewal_time(self, registration: Registration) -> float:
-        return renewal_time(registration, self._now().wall, self._fraction())
 
     async def _handle_loss(self, why: str) -> None:
         await self._save(self._state.lost())
@@ -415,11 +406,10 @@ class SubscriptionManager:
 
     # Stopping
 
-    async def _stop_replaced(self) -> None:
-        registration = self._state.leaving[0]
+    async def _stop(self, registration: Registration, fraction: float) -> None:
         self._is_requesting = True
         try:
-            is_over = await self._unsubscriber.stop(registration, self._now(), self._fraction())
+            is_over = await self._unsubscriber.stop(registration, self._now(), fraction)
         finally:
             self._is_requesting = False
         if is_over:
@@ -437,13 +427,8 @@ class SubscriptionManager:
 
     async def _stop_all(self) -> None:
         await self._save(self._state.stop_all())
-        self._is_requesting = True
-        try:
-            for registration in self._state.leaving:
-                if await self._unsubscriber.stop(registration, self._now(), 0.0):
-                    await self._save(self._state.stopped(registration))
-        finally:
-            self._is_requesting = False
+        for registration in self._state.leaving:
+            await self._stop(registration, 0.0)
 
     def _now(self) -> Now:
         return Now(_event_loop.wall_clock(), anyio.current_time())

@@ -273,8 +273,6 @@ class WebSub:
         return topic.url, await _led_by(response, target, topic.hub)
 
     async def _ask_hub(self, hub: _Target, registration: Registration, request: HubRequest) -> None:
-        request.hub, request.public_only = hub
-
         def form(hub: _Target) -> bytes:
             request.hub, request.public_only = hub
             request.signed = _is_confidential(hub.url)
