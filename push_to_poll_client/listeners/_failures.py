@@ -114,10 +114,7 @@ ERROR_VERDICTS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
     (ssl.SSLCertVerificationError, ReconnectAction.SLOW_RETRY),  # a wrong certificate, or an eavesdropper
     (ProxyUnusable, ReconnectAction.SLOW_RETRY),
     (UnusableRedirect, ReconnectAction.SLOW_RETRY),  # the next response will be like it
-    (
-        httpx.LocalProtocolError,
-        ReconnectAction.SLOW_RETRY,
-    ),  # the request cannot be sent, such as an invalid header
+    (httpx.LocalProtocolError, ReconnectAction.SLOW_RETRY),  # the request cannot be sent: an invalid header
     (SocksUnusable, ReconnectAction.GIVE_UP),  # a library is missing
     (Exception, ReconnectAction.RETRY),  # the network, silence, garbage, and unknown errors
 )

@@ -12,7 +12,7 @@ import importlib
 import logging
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import anyio
 import httpx
@@ -39,19 +39,6 @@ MAX_QUEUE = 16
 most."""
 
 
-class WebSocketConnection(Protocol):
-    """The part of a connection that the listener uses."""
-
-    @property
-    def subprotocol(self) -> str | None:
-        """The subprotocol that the server chose; `None` if it chose none."""
-        ...
-
-    async def recv(self) -> str | bytes:
-        """Wait for the next message."""
-        ...
-
-
 def parse_url(url: str) -> httpx.URL:
     """Parse a websocket address.
 
@@ -73,13 +60,9 @@ def parse_url(url: str) -> httpx.URL:
 
 @contextlib.asynccontextmanager
 async def open_connection(
-    url: str,
-    *,
-    headers: Mapping[str, str],
-    ssl_context: ssl.SSLContext | None,
-    **options: Any,
-) -> AsyncIterator[WebSocketConnection]:
-    """Open a connection, and close it at the end of the block.
+    url: str, *, headers: Mapping[str, str], ssl_context: ssl.SSLContext | None, **options: Any
+) -> AsyncIterator[Any]:
+    """Open a connection of `websockets`, and close it at the end of the block.
 
     No compression: it would take 50 KiB of buffers instead of 15, and a push carries no data. No redirects: the
     library would send every header but three to another origin (G12). The library's own iterator that reconnects
@@ -94,10 +77,10 @@ async def open_connection(
     Raises:
         Exception: The error that ended the attempt or the connection. `failure_of` classifies it.
     """
-    client = check_websockets(_backend())
-    async with client.connect(
+    connect, connection_class = check_websockets(_backend())
+    async with connect(
         url,
-        create_connection=_Once(client.connection),
+        create_connection=_Once(connection_class),
         additional_headers=headers,
         user_agent_header=user_agent(USER_AGENT),
         compression=None,
@@ -197,14 +180,9 @@ def _backend() -> str:
     return "asyncio" if anyio.get_cancelled_exc_class() is asyncio.CancelledError else "trio"
 
 
-class _LibraryClasses(NamedTuple):
-    connect: Any
-    connection: Any
-
-
 @functools.cache
-def check_websockets(backend: str = "asyncio") -> _LibraryClasses:
-    """Return the library's classes for an event loop, with the protections that this module adds.
+def check_websockets(backend: str = "asyncio") -> tuple[Any, Any]:
+    """Return `connect` and the connection of the library for an event loop, with the protections of this module.
 
     Raises:
         ImportError: A protection would have no effect in the installed version of `websockets`.
@@ -216,7 +194,7 @@ def check_websockets(backend: str = "asyncio") -> _LibraryClasses:
         raise _unsupported("it has no connect.process_redirect(), by which we keep credentials from other servers")
     if backend == "asyncio" and not issubclass(module.ClientConnection, asyncio.Protocol):
         raise _unsupported("its connection is not an asyncio.Protocol, so what waits to be sent has no limit")
-    return _LibraryClasses(
+    return (
         type("connect", (_NoRedirects, module.connect), {}),
         type("ClientConnection", (_AbortOnBackpressure, _SmallReads, module.ClientConnection), {}),
     )

@@ -37,17 +37,12 @@ def failure_of(error: Exception) -> Failure:
     from redis import exceptions
 
     verdicts: tuple[tuple[type[Exception], ReconnectAction], ...] = (
-        (
-            exceptions.AuthenticationError,
-            ReconnectAction.SLOW_RETRY,
-        ),  # a subclass of ConnectionError, as the next two are
+        # The first two are subclasses of ConnectionError, and ClusterDownError is one of ResponseError.
+        (exceptions.AuthenticationError, ReconnectAction.SLOW_RETRY),
         (exceptions.AuthorizationError, ReconnectAction.SLOW_RETRY),
         (exceptions.ConnectionError, ReconnectAction.RETRY),  # too many clients too, and BusyLoadingError
         (exceptions.ClusterDownError, ReconnectAction.RETRY),  # a replica whose master is away
-        (
-            exceptions.ResponseError,
-            ReconnectAction.SLOW_RETRY,
-        ),  # not permitted, no such database, not a Redis server
+        (exceptions.ResponseError, ReconnectAction.SLOW_RETRY),  # not permitted, no such database, no Redis server
         (exceptions.DataError, ReconnectAction.SLOW_RETRY),
         (Exception, ReconnectAction.RETRY),  # the network, silence, garbage, and unknown errors
     )

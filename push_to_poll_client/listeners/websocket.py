@@ -19,6 +19,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from websockets.exceptions import (
     ConnectionClosed,
@@ -49,12 +50,7 @@ from push_to_poll_client.listeners._failures import (
     failure_of_status,
     verdict_by_type,
 )
-from push_to_poll_client.listeners._websocket_client import (
-    WebSocketConnection,
-    check_websockets,
-    open_connection,
-    parse_url,
-)
+from push_to_poll_client.listeners._websocket_client import check_websockets, open_connection, parse_url
 
 __all__ = ["WebSocketListener"]
 
@@ -248,18 +244,18 @@ class WebSocketListener(ReadLoopListener[str | bytes]):
         self._subprotocols = tuple(subprotocols or ())
 
     @asynccontextmanager
-    async def _connect(self) -> AsyncIterator[WebSocketConnection]:
+    async def _connect(self) -> AsyncIterator[Any]:
         self._credentials.forget()
         headers = await self._credentials.get(within=self._open_timeout)
         async with self._open(headers=headers) as connection:
             yield connection
 
-    def _opened(self, connection: WebSocketConnection, channel: Channel, reconnect: ReconnectBackoff) -> None:
+    def _opened(self, connection: Any, channel: Channel, reconnect: ReconnectBackoff) -> None:
         if self._subprotocols and connection.subprotocol is None:
             raise NoCommonSubprotocol(f"the server chose none of the subprotocols {', '.join(self._subprotocols)}")
         super()._opened(connection, channel, reconnect)
 
-    async def _read(self, connection: WebSocketConnection) -> Sequence[str | bytes]:
+    async def _read(self, connection: Any) -> Sequence[str | bytes]:
         return (await connection.recv(),)
 
     def _failure(self, error: Exception) -> Failure:
