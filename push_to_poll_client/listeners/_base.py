@@ -7,7 +7,7 @@ pushed while there was no connection.
 decides when to connect again. `ReadLoopListener` adds what all channels share that read one message after the
 other: credentials, hints, the largest age of a connection, and the longest silence.
 
-`unique_names` and `refuse_trio` are checks that the listeners for databases share.
+`unique_names` is a check that the listeners for databases share.
 """
 
 import abc
@@ -43,15 +43,14 @@ class BaseListener(abc.ABC):
     Args:
         name: The listener's name in log and status.
         classify: Called first for each failure; overrules the listener's verdict unless it returns `None`.
-        log: The logger of the listener's module.
     """
 
-    def __init__(
-        self, name: str, *, classify: Callable[[Exception], ReconnectAction | None] | None, log: ConsumerLog
-    ) -> None:
+    _log: ConsumerLog  # of the listener's module
+    _asyncio_library: str | None = None  # a library that the listener needs, and that does not run on trio
+
+    def __init__(self, name: str, *, classify: Callable[[Exception], ReconnectAction | None] | None) -> None:
         self.name: str = name
         self._classify = classify
-        self._log = log
         self._known_secrets = Secrets()
         self._fraction: Callable[[], float] = random.random
         self._renewable = False  # whether another request for credentials can return different ones
@@ -74,8 +73,15 @@ class BaseListener(abc.ABC):
         Returns when the server asks to be left alone, where the channel has a way to ask that.
 
         Raises:
-            ListenerError: Trying again cannot help: the server said "for good", or `classify` did.
+            ListenerError: Trying again cannot help: the server said "for good", or `classify` did. Or the event
+                loop is trio's, on which a library that the listener needs does not run.
         """
+        is_asyncio = isinstance(anyio.lowlevel.current_token().native_token, asyncio.AbstractEventLoop)
+        if self._asyncio_library is not None and not is_asyncio:
+            raise ListenerError(
+                f"{self.name}: {self._asyncio_library} runs on asyncio alone; run the consumer there, or take "
+                "another channel"
+            )
         with hidden(self._known_secrets):
             await self._keep_connected(channel)
 
@@ -165,7 +171,6 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         max_age: Seconds after which a connection is renewed. `None` means never.
         max_silence: Seconds without a message after which a connection counts as dead. `None` means no limit.
         open_timeout: Seconds for opening a connection.
-        log: As for `BaseListener`.
     """
 
     def __init__(
@@ -178,16 +183,15 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         max_age: float | None,
         max_silence: float | None,
         open_timeout: float,
-        log: ConsumerLog,
     ) -> None:
         check_number("max_age", max_age, above_zero=True, optional=True)
         check_number("max_silence", max_silence, above_zero=True, optional=True)
         check_number("open_timeout", open_timeout, above_zero=True)
-        super().__init__(name, classify=classify, log=log)
+        super().__init__(name, classify=classify)
         if credentials is not None:
             self._renewable = credentials.renewable
             self._known_secrets.include(credentials.secrets)
-        self._hints = HintReader(hint, kinds=(Push,), log=log)
+        self._hints = HintReader(hint, kinds=(Push,), log=self._log)
         self._max_age = max_age
         self._max_silence = max_silence
         self._open_timeout = open_timeout
@@ -257,11 +261,3 @@ def unique_names(argument: str, given: str | Sequence[str]) -> tuple[str, ...]:
     if not all(names):
         raise ValueError(f"{argument} has an empty name")
     return tuple(dict.fromkeys(names))
-
-
-def refuse_trio(name: str, library: str) -> None:
-    """Raise `ListenerError` if the event loop is trio's."""
-    if not isinstance(anyio.lowlevel.current_token().native_token, asyncio.AbstractEventLoop):
-        raise ListenerError(
-            f"{name}: {library} runs on asyncio alone; run the consumer there, or take another channel"
-        )

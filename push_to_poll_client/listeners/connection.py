@@ -23,8 +23,6 @@ from push_to_poll_client.listeners._failures import MAX_TEXT, Failure, unwrap_gr
 
 __all__ = ["Connection", "ConnectionListener"]
 
-_log = ConsumerLog(logging.getLogger(__name__))
-
 
 class ConnectionEnded(PushToPollError):
     """The function returned."""
@@ -91,6 +89,8 @@ class ConnectionListener(BaseListener):
         ValueError: A limit is not above 0.
     """
 
+    _log = ConsumerLog(logging.getLogger(__name__))
+
     def __init__(
         self,
         connect: Connect,
@@ -106,7 +106,7 @@ class ConnectionListener(BaseListener):
             raise TypeError(f"name is a str, not {type(name).__name__}")
         check_number("max_age", max_age, above_zero=True, optional=True)
         check_number("open_timeout", open_timeout, above_zero=True)
-        super().__init__(name, classify=classify, log=_log)
+        super().__init__(name, classify=classify)
         self._connect = connect
         self._max_age = max_age
         self._open_timeout = open_timeout

@@ -50,8 +50,6 @@ from push_to_poll_client.listeners._requests import (
 
 __all__ = ["LongPollListener"]
 
-_log = ConsumerLog(logging.getLogger(__name__))
-
 HELD_AFTER = 1.0
 """Seconds after which the server is taken to hold a request that was sent and has no response."""
 
@@ -183,6 +181,8 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
             credentials.
     """
 
+    _log = ConsumerLog(logging.getLogger(__name__))
+
     def __init__(
         self,
         url: str,
@@ -224,7 +224,6 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
             max_age=max_age,
             max_silence=None,  # each request has its own end
             open_timeout=open_timeout,
-            log=_log,
         )
         self._method = method
         self._ask = ask if ask is None or callable(ask) else _checked(ask)

@@ -22,11 +22,10 @@ import anyio
 from push_to_poll_client._http.origins import check_userinfo
 from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, missing_dependency, one_line
 from push_to_poll_client.listeners._backoff import ReconnectAction
-from push_to_poll_client.listeners._base import ReadLoopListener, refuse_trio, unique_names
+from push_to_poll_client.listeners._base import ReadLoopListener, unique_names
 from push_to_poll_client.listeners._failures import Failure, causes, describe_error
 from push_to_poll_client.listeners._hints import Notification
 
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     import psycopg
 
 __all__ = ["PostgresListener"]
-
-_log = ConsumerLog(logging.getLogger(__name__))
 
 TRANSIENT_SQLSTATES = ("08", "40", "53", "55", "57", "58", "XX")
 """Classes of SQLSTATE that are retried soon: connections, rollbacks, resources (53300: too many clients), objects
@@ -140,6 +137,9 @@ class PostgresListener(ReadLoopListener[Notification]):
             limit is not above 0.
     """
 
+    _log = ConsumerLog(logging.getLogger(__name__))
+    _asyncio_library = "psycopg"
+
     def __init__(
         self,
         conninfo: "str | Connect",
@@ -167,20 +167,10 @@ class PostgresListener(ReadLoopListener[Notification]):
             max_age=max_age,
             max_silence=None,  # a query is sent instead
             open_timeout=open_timeout,
-            log=_log,
         )
         self._known_secrets.add(password)
         self._channels = channels
         self._ping_after = max_silence
-
-    async def listen(self, channel: Channel, /) -> None:
-        """Run until cancelled, connect again alone, report to `channel`.
-
-        Raises:
-            ListenerError: Trying again cannot help: `classify` says so, or this is not asyncio.
-        """
-        refuse_trio(self.name, "psycopg")
-        await super().listen(channel)
 
     @asynccontextmanager
     async def _connect(self) -> "AsyncIterator[psycopg.AsyncConnection[Any]]":

@@ -20,7 +20,7 @@ from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, check_size, missing_dependency, one_line
 from push_to_poll_client.listeners._backoff import ReconnectAction
-from push_to_poll_client.listeners._base import ReadLoopListener, refuse_trio, unique_names
+from push_to_poll_client.listeners._base import ReadLoopListener, unique_names
 from push_to_poll_client.listeners._failures import Failure, causes, describe_error, verdict_by_type
 from push_to_poll_client.listeners._hints import Notification
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import redis.asyncio
 
 __all__ = ["RedisListener"]
-
-_log = ConsumerLog(logging.getLogger(__name__))
 
 
 def failure_of(error: Exception) -> Failure:
@@ -104,6 +102,9 @@ class RedisListener(ReadLoopListener[Notification]):
         ValueError: The URL cannot be read, there is no channel, or a limit is not above 0.
     """
 
+    _log = ConsumerLog(logging.getLogger(__name__))
+    _asyncio_library = "redis-py"
+
     def __init__(
         self,
         url: "str | redis.asyncio.Redis",
@@ -131,21 +132,11 @@ class RedisListener(ReadLoopListener[Notification]):
             max_age=max_age,
             max_silence=None,  # the server is pinged instead
             open_timeout=open_timeout,
-            log=_log,
         )
         self._known_secrets.add_url(url)
         self._known_secrets.add_body(getattr(getattr(url, "connection_pool", None), "connection_kwargs", {}))
         self._ping_after = max_silence
         self._max_body = max_body
-
-    async def listen(self, channel: Channel, /) -> None:
-        """Run until cancelled, connect again alone, report to `channel`.
-
-        Raises:
-            ListenerError: Trying again cannot help: `classify` says so, or this is not asyncio.
-        """
-        refuse_trio(self.name, "redis-py")
-        await super().listen(channel)
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[Any]:

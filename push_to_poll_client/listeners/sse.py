@@ -34,8 +34,6 @@ from push_to_poll_client.listeners._sse_parser import EventParser, EventTooLarge
 
 __all__ = ["SSEListener"]
 
-_log = ConsumerLog(logging.getLogger(__name__))
-
 MEDIA_TYPE = "text/event-stream"
 
 BYTES_AT_ONCE = 4096
@@ -171,6 +169,8 @@ class SSEListener(ReadLoopListener[ServerSentEvent]):
         ValueError: The URL is no http address, a limit is not above 0, or there are two credentials.
     """
 
+    _log = ConsumerLog(logging.getLogger(__name__))
+
     def __init__(
         self,
         url: str,
@@ -199,7 +199,6 @@ class SSEListener(ReadLoopListener[ServerSentEvent]):
             max_age=max_age,
             max_silence=max_silence,
             open_timeout=open_timeout,
-            log=_log,
         )
         self._max_body = check_size("max_body", max_body)
         self._resumes = last_event_id

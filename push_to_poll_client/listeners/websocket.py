@@ -54,8 +54,6 @@ from push_to_poll_client.listeners._websocket_client import check_websockets, op
 
 __all__ = ["WebSocketListener"]
 
-_log = ConsumerLog(logging.getLogger(__name__))
-
 
 class NoCommonSubprotocol(NegotiationError):
     """The server chose none of the subprotocols offered. Its messages may come from a proxy that knows none."""
@@ -195,6 +193,8 @@ class WebSocketListener(ReadLoopListener[str | bytes]):
         ValueError: The URL is no websocket address, a limit is not above 0, or there are two credentials.
     """
 
+    _log = ConsumerLog(logging.getLogger(__name__))
+
     def __init__(
         self,
         url: str,
@@ -229,7 +229,6 @@ class WebSocketListener(ReadLoopListener[str | bytes]):
             max_age=max_age,
             max_silence=max_silence,
             open_timeout=open_timeout,
-            log=_log,
         )
         self._open = functools.partial(
             open_connection,
