@@ -47,6 +47,7 @@ class Deadline:
 
     Attributes:
         scope: The cancel scope in which to send the request and read the response.
+        still_held: True if the server was asked to wait, and has sent next to nothing since.
     """
 
     def __init__(self, timeout: float, wait: float) -> None:
@@ -55,7 +56,7 @@ class Deadline:
         self._end = self._hold_end + timeout
         self._first_end = self._end if wait <= 0 else min(self._end, self._hold_end + HOLD_GRACE)
         self._missing = 0
-        self._waits = wait > 0
+        self.still_held = wait > 0
         self.scope = anyio.CancelScope(deadline=self._first_end)
 
     def start_body(self) -> None:
@@ -67,7 +68,7 @@ class Deadline:
         """Note how many bytes of the body arrived."""
         self._missing -= size
         if self._missing <= 0:
-            self._waits = False
+            self.still_held = False
             self.start_body()
 
     async def wait_for_room(self) -> None:
@@ -79,11 +80,6 @@ class Deadline:
     def expect_response(self) -> None:
         """Note that another request is sent, whose response has to arrive before the same deadline."""
         self.scope.deadline = self._first_end
-
-    @property
-    def still_held(self) -> bool:
-        """True if the server was asked to wait, and has sent next to nothing since."""
-        return self._waits
 
     @property
     def stalled(self) -> bool:
@@ -99,14 +95,6 @@ _PADDING = b"\0 \t\r\n"
 
 class BodyError(Exception):
     """The body cannot be read. The text follows on the name of the server."""
-
-
-class _IdentityDecoder:
-    def decode(self, chunk: bytes, max_length: int) -> bytes:  # noqa: ARG002
-        return chunk
-
-    def flush(self) -> None:
-        pass
 
 
 class _ZlibDecoder:
@@ -163,10 +151,11 @@ class _DeflateDecoder:
         (self._decoder or _ZlibDecoder("deflate", zlib.MAX_WBITS)).flush()
 
 
-def _decoder_for(encoding: str) -> _IdentityDecoder | _ZlibDecoder | _DeflateDecoder:
+def _decoder_for(encoding: str) -> _ZlibDecoder | _DeflateDecoder | None:
+    """Return a decoder for the body; `None` if it is not encoded."""
     match encoding.strip().lower():
         case "" | "identity":
-            return _IdentityDecoder()
+            return None
         case "gzip" | "x-gzip":  # two names for one format (RFC 9110 §8.4.1.3)
             return _ZlibDecoder("gzip", zlib.MAX_WBITS | 16)
         case "deflate":
@@ -208,7 +197,9 @@ async def read_body(response: Any, limit: int, on_chunk: Callable[[int], None]) 
     try:
         async for chunk in chunks:
             on_chunk(len(chunk))
-            part = decoder.decode(chunk, min(limit + 1 - size, sys.maxsize))
+            part = chunk
+            if decoder is not None:
+                part = decoder.decode(chunk, min(limit + 1 - size, sys.maxsize))
             wire, size = wire + len(chunk), size + len(part)
             _check_size(max(wire, size), limit)
             parts.append(part)
@@ -217,7 +208,7 @@ async def read_body(response: Any, limit: int, on_chunk: Callable[[int], None]) 
     except BaseException:
         await unwind(chunks)
         raise
-    if wire:
+    if wire and decoder is not None:
         decoder.flush()
     return b"".join(parts)
 

@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from push_to_poll_client._event_loop import Background
-from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel, Listener
 from push_to_poll_client._secrets import Secrets, hidden
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, check_size
 from push_to_poll_client.listeners._hints import HintReader
-from push_to_poll_client.listeners._webhook.counters import ErrorLog, WebhookCounters, WebhookStats
+from push_to_poll_client.listeners._webhook.counters import WebhookCounters, WebhookJournal
 from push_to_poll_client.listeners._webhook.limits import TokenBucket
 from push_to_poll_client.listeners._webhook.receiver import (
     Receive,
@@ -148,12 +147,8 @@ class WebhookListener:
                 subscription, unsubscribe_on_exit=unsubscribe_on_exit, log=_log_of_subscriptions
             )
         self._is_managing = False
-        self._stats = WebhookStats()
+        self._journal = WebhookJournal(name, _log)
         self._subscribers = WebhookSubscribers(subscribed=self._manager is not None)
-        self._flood_error = PushToPollError(
-            f"{name}: requests are refused, since more come than are looked at; pushes may be among them"
-        )
-        self._error_log = ErrorLog(name, _log)
         hint = _check_callable("hint", _argument_or_subscription(hint, subscription, "hint"))
         self._receiver = RequestReceiver(
             verifiers=verifiers,
@@ -162,19 +157,15 @@ class WebhookListener:
             handshakes=_check_callables("handshake", handshake),
             expects_handshake=lambda: self._manager is None or self._manager.expects_handshake,
             router=PushRouter(
-                name=name,
                 hints=HintReader(hint, kinds=(Push, Control), log=_log),
                 route=names_at(route) if isinstance(route, str) else _check_callable("route", route),
                 control=None if self._manager is None else self._manager.control,
                 subscribers=self._subscribers,
-                stats=self._stats,
-                error_log=self._error_log,
+                journal=self._journal,
             ),
-            subscribers=self._subscribers,
             bucket=TokenBucket(rate, burst),
             waiting_bucket=TokenBucket(rate, burst),
-            stats=self._stats,
-            error_log=self._error_log,
+            journal=self._journal,
             response=check_response(_argument_or_subscription(response, subscription, "response") or ACCEPTED),
             max_body=check_size("max_body", max_body),
             body_timeout=body_timeout,
@@ -243,19 +234,19 @@ class WebhookListener:
 
     def counters(self) -> WebhookCounters:
         """What has been seen so far, from any thread."""
-        return self._stats.counters()
+        return self._journal.counters()
 
     async def _serve_channel(self, channel: Channel, name: str | None) -> None:
         subscriber = WebhookSubscriber(channel)
         with self._subscribers.joined(subscriber, name):
-            await subscriber.watch_floods(self._error_log, self._flood_error)
+            await subscriber.watch_floods(self._journal)
 
     async def _run_manager(self, manager: SubscriptionManager, channel: Channel) -> None:
         subscriber, self._is_managing = ManagingSubscriber(channel, self._subscribers), True
         try:
             with self._subscribers.joined(subscriber, None):
                 async with Background() as background:
-                    await background.start(lambda: subscriber.watch_floods(self._error_log, self._flood_error))
+                    await background.start(lambda: subscriber.watch_floods(self._journal))
                     await manager.run(subscriber)
         finally:
             self._subscribers.broadcast_state(subscriber, None, up=False)

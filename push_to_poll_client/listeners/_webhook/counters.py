@@ -14,6 +14,7 @@ from typing import TypeVar, cast
 
 import anyio
 
+from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._log import ConsumerLog
 
 
@@ -58,24 +59,6 @@ class WebhookCounters:
     unasked: int = 0
 
 
-class WebhookStats:
-    """Counts what happens at a webhook. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def count(self, name: str, by: int = 1) -> None:
-        """Increase a counter, named as the field of `WebhookCounters`."""
-        with self._lock:
-            self._counts[name] += by
-
-    def counters(self) -> WebhookCounters:
-        """Return a snapshot."""
-        with self._lock:
-            return WebhookCounters(**self._counts)
-
-
 _T = TypeVar("_T")
 
 CALLBACK_TIMEOUT = 8.0
@@ -83,18 +66,33 @@ CALLBACK_TIMEOUT = 8.0
 for a response."""
 
 
-class ErrorLog:
-    """Calls the caller's functions and logs what goes wrong at a webhook.
+class WebhookJournal:
+    """Counts what happens at a webhook, calls the caller's functions, and logs what goes wrong.
 
     Args:
         name: The webhook's.
         log: Where it is logged: the first of each kind as a warning or info, the others for debugging.
+
+    Attributes:
+        name: As given.
     """
 
     def __init__(self, name: str, log: ConsumerLog) -> None:
-        self._name = name
+        self.name = name
         self._log = log
         self._logged: set[str] = set()
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Increase a counter, named as the field of `WebhookCounters`. From any thread."""
+        with self._lock:
+            self._counts[name] += by
+
+    def counters(self) -> WebhookCounters:
+        """Return a snapshot. From any thread."""
+        with self._lock:
+            return WebhookCounters(**self._counts)
 
     async def call_safely(
         self, what: str, call: Callable[[], _T | Awaitable[_T]], *, check: Callable[[_T], _T]
@@ -118,34 +116,36 @@ class ErrorLog:
 
     def log_failure(self, what: str, error: Exception) -> None:
         """Log that a function of the caller failed."""
-        self._log.log(
-            self._level(what, logging.WARNING), "%s: %s failed with %s", self._name, what, type(error).__name__
-        )
+        level = self._level(what, logging.WARNING)
+        self._log.log(level, "%s: %s failed with %s", self.name, what, type(error).__name__)
 
     def log_rejected(self, why: str) -> None:
         """Log that a request was not authentic: without the counters this is the only sign of a wrong secret."""
-        self._log.log(self._level(why, logging.INFO), "%s: refused a request %s", self._name, why)
+        self._log.log(self._level(why, logging.INFO), "%s: refused a request %s", self.name, why)
 
     def log_not_ready(self) -> None:
         """Log that a request could not be verified because the registration may be unknown here."""
         self._log.log(
             self._level("not ready", logging.INFO),
             "%s: answered 503 to a request that cannot be verified while no consumer keeps the subscription",
-            self._name,
+            self.name,
         )
 
-    def log_flood(self) -> None:
-        """Log that requests are refused that may be pushes: until that ends, the channel is down."""
+    def log_flood(self) -> PushToPollError:
+        """Log that requests are refused that may be pushes; return why the channel is down until that ends."""
         self._log.log(
             self._level("flood", logging.WARNING),
             "%s: requests are refused, since more come than are looked at; pushes may be among them",
-            self._name,
+            self.name,
+        )
+        return PushToPollError(
+            f"{self.name}: requests are refused, since more come than are looked at; pushes may be among them"
         )
 
     def log_replay(self) -> None:
         """Log that a request was repeated: a sender whose bodies are all equal gets 200, but wakes only once."""
         level = self._level("replayed", logging.INFO)
-        self._log.log(level, "%s: a request that came before came again, and wakes nobody", self._name)
+        self._log.log(level, "%s: a request that came before came again, and wakes nobody", self.name)
 
     def _level(self, what: str, first: int) -> int:
         level = logging.DEBUG if what in self._logged else first

@@ -38,9 +38,9 @@ import anyio
 import anyio.lowlevel
 
 from push_to_poll_client import _event_loop
-from push_to_poll_client.listeners._webhook.counters import ErrorLog, WebhookStats
+from push_to_poll_client.listeners._webhook.counters import WebhookJournal
 from push_to_poll_client.listeners._webhook.limits import ReplayCache, Slots, TokenBucket
-from push_to_poll_client.listeners._webhook.routing import PushRouter, WebhookSubscribers
+from push_to_poll_client.listeners._webhook.routing import PushRouter
 from push_to_poll_client.listeners._webhook.types import (
     NO_CONTENT,
     NOT_ALLOWED,
@@ -175,12 +175,10 @@ class RequestReceiver:
         own_handshakes: Those that know by themselves what is expected.
         handshakes: Those that are tried only while one is expected.
         expects_handshake: Returns whether one is expected.
-        router: Wakes the consumers.
-        subscribers: The consumers, which are told about a flood.
+        router: Wakes the consumers, and tells them about a flood.
         bucket: Limits the bodies that are read a second.
         waiting_bucket: Limits the unsigned requests for which a handshake waits.
-        stats: Where everything is counted.
-        error_log: Where rejections, failures and replays are logged.
+        journal: Where everything is counted, and rejections, failures and replays are logged.
         response: Sent for an authentic request.
         max_body: Bytes.
         body_timeout: Seconds for a body.
@@ -194,11 +192,9 @@ class RequestReceiver:
     handshakes: Sequence[Handshake]
     expects_handshake: Callable[[], bool]
     router: PushRouter
-    subscribers: WebhookSubscribers
     bucket: TokenBucket
     waiting_bucket: TokenBucket
-    stats: WebhookStats
-    error_log: ErrorLog
+    journal: WebhookJournal
     response: WebhookResponse
     max_body: int
     body_timeout: float
@@ -212,23 +208,22 @@ class RequestReceiver:
             request: Without its body.
             receive: Of ASGI, for the body.
         """
-        self.stats.count("received")
+        self.journal.count("received")
         try:
             return await self._handle(request, receive)
         except RequestRejected as rejected:
-            self.stats.count(rejected.reason)
+            self.journal.count(rejected.reason)
             if rejected.hides_pushes:
-                self.subscribers.note_rejected()
+                self.router.subscribers.note_rejected()
             return rejected.response
         except ClientGone:
-            self.stats.count("gone")
+            self.journal.count("gone")
             return None
 
     async def _handle(self, request: WebhookRequest, receive: Receive) -> WebhookResponse:
         check_length(request.headers, self.max_body)
         response = await self._respond_unverified(request)
         if response is not None:
-            self.stats.count("handshakes")
             return response
         if request.method != "POST":
             raise RequestRejected(NOT_ALLOWED, "unasked")
@@ -242,13 +237,12 @@ class RequestReceiver:
             verified = await self._verify(request, verifiers)
         response = await self._first_response(self._active_handshakes, request)
         if response is not None:
-            self.stats.count("handshakes")
             return response
         now = request.received_at
         recipients = self.replay_cache.unseen(verified, self.router.recipients_of(request), now)
         if not recipients:
-            self.stats.count("replayed")
-            self.error_log.log_replay()
+            self.journal.count("replayed")
+            self.journal.log_replay()
         elif self.router.dispatch(request, recipients):
             self.replay_cache.add(verified, recipients, now)
         return self.response
@@ -261,12 +255,12 @@ class RequestReceiver:
         try:
             return may_pass is None or bool(may_pass(request))
         except Exception as error:  # noqa: BLE001  # an error of a verifier, too, means "not authentic"
-            self.error_log.log_failure("a verifier's may_pass", error)
+            self.journal.log_failure("a verifier's may_pass", error)
             return False
 
     async def _verify(self, request: WebhookRequest, verifiers: Sequence[Verifier]) -> Verified:
         for verifier in verifiers:
-            result = await self.error_log.call_safely(
+            result = await self.journal.call_safely(
                 "a verifier", partial(verifier, request), check=_check_verifier_result
             )
             if result:
@@ -275,9 +269,9 @@ class RequestReceiver:
 
     def _rejected(self, why: str) -> RequestRejected:
         if not self.is_ready():
-            self.error_log.log_not_ready()
+            self.journal.log_not_ready()
             return RequestRejected(NOT_READY, "not_ready")
-        self.error_log.log_rejected(why)
+        self.journal.log_rejected(why)
         return RequestRejected(UNAUTHENTIC, "refused")
 
     # Handshakes
@@ -310,12 +304,13 @@ class RequestReceiver:
         self, handshakes: Sequence[Handshake], request: WebhookRequest
     ) -> WebhookResponse | None:
         for handshake in handshakes:
-            response = await self.error_log.call_safely(
+            response = await self.journal.call_safely(
                 "a handshake",
                 partial(handshake, request),
                 check=lambda answer: None if answer is None else check_response(answer),
             )
             if response is not None:
+                self.journal.count("handshakes")
                 return response
         return None
 

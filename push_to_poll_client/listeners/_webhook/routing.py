@@ -15,11 +15,10 @@ from itertools import islice
 import anyio
 
 from push_to_poll_client._event_loop import EventLoop
-from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners._hints import HintReader, parse_path, strings_at
-from push_to_poll_client.listeners._webhook.counters import ErrorLog, WebhookStats
+from push_to_poll_client.listeners._webhook.counters import WebhookJournal
 from push_to_poll_client.listeners._webhook.types import (
     EVERYONE,
     UNKNOWN,
@@ -97,13 +96,12 @@ class WebhookSubscriber(ForwardedChannel):
             self._has_rejected = True
             self.call_soon(self._start_flood)
 
-    async def watch_floods(self, error_log: ErrorLog, error: PushToPollError) -> None:
-        """Log each flood, and report it to the channel as `error`, until cancelled."""
+    async def watch_floods(self, journal: WebhookJournal) -> None:
+        """Log each flood, and report it to the channel, until cancelled."""
         while True:
             await self._flood_started.wait()
             self._flooded = True
-            error_log.log_flood()
-            self._channel.down(error)
+            self._channel.down(journal.log_flood())
             while self._has_rejected:
                 self._has_rejected = False
                 self._flood_started = anyio.Event()
@@ -201,23 +199,19 @@ class PushRouter:
     """Acts on authentic requests. Whatever the caller's functions do, no push is lost.
 
     Attributes:
-        name: The webhook's.
         hints: Makes a push of a request.
         route: Returns the names of the subscribers that a request is for; None if all.
         control: Called with what the server says about the subscription; None if the webhook has none, so that
             consumers poll instead.
         subscribers: The consumers.
-        stats: Where each push is counted.
-        error_log: Where a failure of `route` is logged.
+        journal: Where each push is counted, and a failure of `route` is logged.
     """
 
-    name: str
     hints: HintReader[WebhookRequest, Push | Control]
     route: Route | None
     control: Callable[[Control], None] | None
     subscribers: WebhookSubscribers
-    stats: WebhookStats
-    error_log: ErrorLog
+    journal: WebhookJournal
 
     def recipients_of(self, request: WebhookRequest) -> Sequence[Recipient]:
         """Return for whom a request is: at least one recipient, each once."""
@@ -225,7 +219,7 @@ class PushRouter:
         if names is None:
             return (EVERYONE,)
         known = self.subscribers.known(names)
-        self.stats.count("unknown_names", len(names) - len(known))
+        self.journal.count("unknown_names", len(names) - len(known))
         return known or (UNKNOWN,)
 
     def _names_in(self, request: WebhookRequest) -> Sequence[str] | None:
@@ -234,22 +228,22 @@ class PushRouter:
         try:
             return _check_names(self.route(request))
         except Exception as error:  # noqa: BLE001  # the caller's function fails, perhaps by a stranger's text
-            self.error_log.log_failure("to (its push is taken to be for all)", error)
+            self.journal.log_failure("to (its push is taken to be for all)", error)
             return None
 
     def dispatch(self, request: WebhookRequest, recipients: Sequence[Recipient]) -> bool:
         """Act on an authentic request that is not a repetition; return whether a subscriber got it."""
-        push = self.hints.read(request, self.name)
+        push = self.hints.read(request, self.journal.name)
         if push is None:
-            self.stats.count("ignored")
+            self.journal.count("ignored")
             return False
         if isinstance(push, Control):
-            self.stats.count("controls")
+            self.journal.count("controls")
             return self._apply_control(push, recipients)
         subscribers = self.subscribers.find(recipients)
         for subscriber in subscribers:
             subscriber.wake(push)
-        self.stats.count("woken" if subscribers else "unheard")
+        self.journal.count("woken" if subscribers else "unheard")
         return bool(subscribers)
 
     def _apply_control(self, control: Control, recipients: Sequence[Recipient]) -> bool:
