@@ -54,6 +54,12 @@ def check_number(name: str, value: Any, *, above_zero: bool = False, optional: b
         raise ValueError(f"{name} must be finite and {'above' if above_zero else 'at least'} 0, not {value!r}")
 
 
+def check_str(what: str, value: object) -> None:
+    """Raise a `TypeError` if an argument is not a `str`; `what` says what it is."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is a str, not {type(value).__name__}")
+
+
 def check_size(name: str, value: int) -> int:
     """Return an argument that is a number of bytes, at least 1."""
     if isinstance(value, bool) or not isinstance(value, int):

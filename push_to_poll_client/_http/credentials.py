@@ -19,6 +19,7 @@ import httpx
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.headers import check_headers, is_header_value
 from push_to_poll_client._secrets import Secrets
+from push_to_poll_client._validation import check_str
 
 Auth: TypeAlias = httpx.Auth | tuple[str, str] | str | Callable[[], str | Awaitable[str | None] | None]
 """An `httpx.Auth` (or one of httpx2), a pair of user and password, a bearer token, or a function, async or plain,
@@ -148,9 +149,8 @@ def _basic(user: str, password: str) -> str:
     return f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"  # RFC 7617 §2.1: UTF-8
 
 
-def _bearer(token: object) -> str:
-    if not isinstance(token, str):
-        raise TypeError(f"a token is a str, not {type(token).__name__}")
+def _bearer(token: str) -> str:
+    check_str("a token", token)
     if not token or not is_header_value(token) or " " in token:
         raise ValueError("the token given by auth= is empty, or has a space or a control character in it")
     return f"Bearer {token}"

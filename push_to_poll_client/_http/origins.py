@@ -7,7 +7,7 @@ be asked, and whether credentials go with the request.
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeAlias
 from urllib.parse import quote, unquote_plus
 
@@ -272,8 +272,6 @@ class URLSecrets:
                 f"{_cut(_redacted_and_query(_without_page_size(template))[0])}#{_digest(named)}",
                 f"{_cut(_redacted_and_query(template)[0])}#{_digest(self.url)}",
             )
-        self.redact: Callable[[object], str] = self._redact if secrets else without_secrets
-        """Return any URL as `without_secrets` shows it, with these secrets replaced by their fields."""
 
     @functools.cached_property
     def identity(self) -> str:
@@ -294,7 +292,8 @@ class URLSecrets:
             text = pattern.sub(field, text)
         return text
 
-    def _redact(self, url: object) -> str:
+    def redact(self, url: object) -> str:
+        """Return any URL as `without_secrets` shows it, with these secrets replaced by their fields."""
         return without_secrets(self.mask(str(url)))
 
 

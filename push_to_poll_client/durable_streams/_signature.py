@@ -24,12 +24,7 @@ from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._secrets import hidden
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._failures import http_failure_of
-from push_to_poll_client.listeners._requests import (
-    RESPONSE_VERDICTS,
-    ListenerClient,
-    ListenerResponse,
-    UnusableResponse,
-)
+from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
 from push_to_poll_client.listeners._webhook.types import Verified, WebhookRequest
 from push_to_poll_client.listeners.verifiers._ed25519 import PublicKey, public_key, verify
 
@@ -122,7 +117,7 @@ class KeySet:
                     await self.refresh()
         except Exception as error:  # noqa: BLE001  # a push is verified by the known keys all the same
             with hidden(self._client.secrets):
-                why = http_failure_of(error, wanted="a set of keys", verdicts=RESPONSE_VERDICTS).sentence
+                why = http_failure_of(error, wanted="a set of keys").sentence
             _log.info("%s: %s; %d keys are known", self.name, why, len(self._keys))
         finally:
             self._request_lock.release()

@@ -27,15 +27,10 @@ from push_to_poll_client._http.origins import parse_http_url, without_secrets
 from push_to_poll_client._json import decode
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_number
+from push_to_poll_client._validation import check_number, check_str
 from push_to_poll_client.durable_streams._signature import DurableStreamsSignature
 from push_to_poll_client.listeners._failures import http_failure_of
-from push_to_poll_client.listeners._requests import (
-    RESPONSE_VERDICTS,
-    ListenerClient,
-    ListenerResponse,
-    UnusableResponse,
-)
+from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
 from push_to_poll_client.listeners._webhook.types import WebhookRequest, WebhookResponse
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
@@ -240,10 +235,9 @@ def _streams_of(streams: Iterable[str], pattern: str | None) -> dict[str, object
     return named if pattern is None else {**named, "pattern": path_in_stream_root("pattern", pattern)}
 
 
-def path_in_stream_root(name: str, path: object) -> str:
+def path_in_stream_root(name: str, path: str) -> str:
     """Check a path, and return it as servers have it: without slashes at its ends."""
-    if not isinstance(path, str):
-        raise TypeError(f"{name}: a path is a str, not {type(path).__name__}")
+    check_str(f"{name}: a path", path)
     if not path.strip("/"):
         raise ValueError(f"{name}: a path is empty")
     return path.strip("/")
@@ -340,7 +334,7 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
         try:
             await self.verify.refresh()
         except Exception as error:  # noqa: BLE001  # they are requested again when a push comes
-            why = http_failure_of(error, wanted="a set of keys", verdicts=RESPONSE_VERDICTS).sentence
+            why = http_failure_of(error, wanted="a set of keys").sentence
             _log.info("%s: %s", self.name, why)
 
     def hint(self, request: WebhookRequest, /) -> Push | None:

@@ -30,12 +30,7 @@ from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client.durable_streams._subscription import JSON_HEADERS, topics_of
 from push_to_poll_client.listeners._failures import Failure, http_failure_of
-from push_to_poll_client.listeners._requests import (
-    RESPONSE_VERDICTS,
-    ListenerClient,
-    ListenerResponse,
-    UnusableResponse,
-)
+from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 from push_to_poll_client.listeners._webhook.limits import TokenBucket
 from push_to_poll_client.listeners._webhook.routing import ForwardedChannel
@@ -304,7 +299,7 @@ class WakeStream(SSEListener):
     def _failure(self, error: Exception) -> Failure:
         failure = super()._failure(error)
         if self._is_claiming:
-            failure = http_failure_of(error, wanted="a claim", verdicts=RESPONSE_VERDICTS)
+            failure = http_failure_of(error, wanted="a claim")
         return failure._replace(hid_a_push=failure.hid_a_push or self._has_unreported_wake)
 
     def _streams_in(self, event: ServerSentEvent) -> list[str] | None:

@@ -22,6 +22,7 @@ from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._secrets import shows_a_secret
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners._backoff import ReconnectAction, verdict_of_status
+from push_to_poll_client.listeners._requests import UnusableResponse
 
 MAX_TEXT = 200
 """Characters of a server's text quoted in a sentence, so that a log line stays short."""
@@ -110,10 +111,11 @@ def describe_error(chain: Sequence[BaseException], quotable: tuple[type[BaseExce
 
 
 ERROR_VERDICTS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
+    (UnusableResponse, ReconnectAction.SLOW_RETRY),  # the next response will be like it
     (CredentialsFailed, ReconnectAction.RETRY),  # whatever the reason of the provider
     (ssl.SSLCertVerificationError, ReconnectAction.SLOW_RETRY),  # a wrong certificate, or an eavesdropper
     (ProxyUnusable, ReconnectAction.SLOW_RETRY),
-    (UnusableRedirect, ReconnectAction.SLOW_RETRY),  # the next response will be like it
+    (UnusableRedirect, ReconnectAction.SLOW_RETRY),
     (httpx.LocalProtocolError, ReconnectAction.SLOW_RETRY),  # the request cannot be sent: an invalid header
     (SocksUnusable, ReconnectAction.GIVE_UP),  # a library is missing
     (Exception, ReconnectAction.RETRY),  # the network, silence, garbage, and unknown errors

@@ -11,20 +11,20 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from push_to_poll_client._json import decode
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Push
+from push_to_poll_client._validation import check_str
 
 MAX_VALUE_LENGTH = 1024
 """Characters of the longest text taken from a push; ids, topics and names are shorter, and cursors usually are."""
 
 
-def parse_path(path: object) -> tuple[str, ...]:
+def parse_path(path: str) -> tuple[str, ...]:
     """Split a path such as "changed.topics" into its steps.
 
     Raises:
         TypeError: The path is not a `str`.
         ValueError: A step is empty.
     """
-    if not isinstance(path, str):
-        raise TypeError(f"a path is a str, not {type(path).__name__}")
+    check_str("a path", path)
     steps = tuple(path.split("."))
     if not all(steps):
         raise ValueError(f"a path is names with dots between them, not {path!r}")

@@ -22,17 +22,10 @@ from push_to_poll_client._http.transport import closing, open_client, send
 from push_to_poll_client._json import decode
 from push_to_poll_client._secrets import Secrets
 from push_to_poll_client._validation import check_number, check_size
-from push_to_poll_client.listeners._backoff import ReconnectAction
 
 
 class UnusableResponse(PushToPollError):
     """The response is too large, is encoded, or does not hold what it should."""
-
-
-RESPONSE_VERDICTS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
-    (UnusableResponse, ReconnectAction.SLOW_RETRY),
-)
-"""Verdicts for `http_failure_of`: the next response will be like this one."""
 
 
 class ListenerResponse(NamedTuple):

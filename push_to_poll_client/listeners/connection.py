@@ -16,7 +16,7 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_number, quoted
+from push_to_poll_client._validation import check_number, check_str, quoted
 from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff, lifetime
 from push_to_poll_client.listeners._base import BaseListener
 from push_to_poll_client.listeners._failures import MAX_TEXT, Failure, unwrap_group
@@ -102,8 +102,7 @@ class ConnectionListener(BaseListener):
     ) -> None:
         if not callable(connect):
             raise TypeError(f"connect is an async function of a Connection, not {connect!r}")
-        if not isinstance(name, str):
-            raise TypeError(f"name is a str, not {type(name).__name__}")
+        check_str("name", name)
         check_number("max_age", max_age, above_zero=True, optional=True)
         check_number("open_timeout", open_timeout, above_zero=True)
         super().__init__(name, classify=classify)

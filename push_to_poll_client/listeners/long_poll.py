@@ -41,12 +41,7 @@ from push_to_poll_client.listeners._long_poll_answers import (
     Pace,
     query_value,
 )
-from push_to_poll_client.listeners._requests import (
-    RESPONSE_VERDICTS,
-    ListenerClient,
-    ListenerResponse,
-    UnusableResponse,
-)
+from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
 
 __all__ = ["LongPollListener"]
 
@@ -361,7 +356,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         return await send(str(httpx.URL(self._client.url).copy_merge_params(query)) if query else None)
 
     def _failure(self, error: Exception) -> Failure:
-        failure = http_failure_of(error, wanted="an answer to a long poll", verdicts=RESPONSE_VERDICTS)
+        failure = http_failure_of(error, wanted="an answer to a long poll")
         response = error_response(error)
         refused = self._tracks_position and response is not None and response.status_code in BAD_POSITION_STATUSES
         self._position, self._params_with_news = {}, None

@@ -15,7 +15,7 @@ from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel, Listener
 from push_to_poll_client._secrets import Secrets, hidden
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_number, check_size
+from push_to_poll_client._validation import check_number, check_size, check_str
 from push_to_poll_client.listeners._hints import HintReader
 from push_to_poll_client.listeners._webhook.counters import WebhookCounters, WebhookJournal
 from push_to_poll_client.listeners._webhook.limits import TokenBucket
@@ -135,8 +135,7 @@ class WebhookListener:
         check_number("body_timeout", body_timeout, above_zero=True)
         check_number("rate", rate, above_zero=True, optional=True)
         check_number("burst", burst, above_zero=True)
-        if not isinstance(name, str):
-            raise TypeError(f"name is a str, not {type(name).__name__}")
+        check_str("name", name)
         verifiers = _check_callables("verify", _argument_or_subscription(verify, subscription, "verify"))
         if not verifiers:
             raise TypeError("give verify: who may wake; no_verification() if everybody may")
@@ -228,8 +227,7 @@ class WebhookListener:
         Raises:
             TypeError: It is no `str`.
         """
-        if not isinstance(name, str):
-            raise TypeError(f"a name is a str, not {type(name).__name__}")
+        check_str("a name", name)
         return _RouteListener(f"{self.name} {name}", lambda channel: self._serve_channel(channel, name))
 
     def counters(self) -> WebhookCounters:

@@ -11,12 +11,7 @@ from push_to_poll_client.listeners._failures import http_failure_of
 from push_to_poll_client.listeners._hints import JSONHint
 from push_to_poll_client.listeners._long_poll_answers import LongPollReader
 from push_to_poll_client.listeners._long_poll_answers import query_value as text_of_json
-from push_to_poll_client.listeners._requests import (
-    RESPONSE_VERDICTS,
-    ListenerClient,
-    ListenerResponse,
-    UnusableResponse,
-)
+from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
 from push_to_poll_client.listeners.postgres import failure_of as postgres_failure_of
 from push_to_poll_client.listeners.redis import _notification
 from push_to_poll_client.listeners.redis import failure_of as redis_failure_of
@@ -52,7 +47,7 @@ def read_answer(data):
         assert len(answer.body) <= LARGEST
         answer.expect().json()
     except (UnusableResponse, httpx.HTTPStatusError) as error:
-        failure = http_failure_of(error, wanted="news", verdicts=RESPONSE_VERDICTS)
+        failure = http_failure_of(error, wanted="news")
         assert failure.sentence.isprintable()
         assert len(failure.sentence) < 500
         assert failure.retry_after is None or 0 <= failure.retry_after <= 86_400

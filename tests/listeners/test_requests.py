@@ -11,12 +11,7 @@ from push_to_poll_client._http.credentials import CredentialsFailed
 from push_to_poll_client.listeners import ReconnectAction
 from push_to_poll_client.listeners import _requests as sending
 from push_to_poll_client.listeners._failures import http_failure_of
-from push_to_poll_client.listeners._requests import (
-    RESPONSE_VERDICTS,
-    ListenerClient,
-    ListenerResponse,
-    UnusableResponse,
-)
+from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
 from tests.support.scripted import END, RESET, Script, client_of
 
 pytestmark = pytest.mark.anyio
@@ -87,7 +82,7 @@ async def test_expect_raises_an_http_status_error_for_another_status(status, exp
 
 
 async def test_an_unusable_answer_is_retried_slowly():
-    failure = http_failure_of(UnusableResponse("it answered x"), wanted="", verdicts=RESPONSE_VERDICTS)
+    failure = http_failure_of(UnusableResponse("it answered x"), wanted="")
     assert (failure.verdict, failure.sentence) == (ReconnectAction.SLOW_RETRY, "it answered x")
 
 

@@ -402,7 +402,7 @@ def test_an_invalid_secret_is_refused_and_not_shown(vendor, secrets, error, text
         ({"header": "no header"}, ValueError, "no name of a header"),
         ({"header": ""}, ValueError, "no name of a header"),
         ({"header": None}, TypeError, "not NoneType"),
-        ({"prefix": None}, TypeError, "prefix must be a str"),
+        ({"prefix": None}, TypeError, "prefix is a str"),
         ({"separator": ""}, ValueError, "separator is empty"),
         ({"separator": 1}, TypeError, "separator must be"),
         ({"algorithm": "md5"}, ValueError, "not 'md5'"),

@@ -14,7 +14,6 @@ from typing import NamedTuple
 from push_to_poll_client._exceptions import ListenerError, SubscriptionGone
 from push_to_poll_client.listeners._backoff import ReconnectAction
 from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
-from push_to_poll_client.listeners._requests import RESPONSE_VERDICTS
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
 EARLIEST, LATEST = 0.5, 0.75
@@ -165,7 +164,6 @@ class MissedPushes:
 _VERDICTS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
     (ListenerError, ReconnectAction.GIVE_UP),
     (SubscriptionRefused, ReconnectAction.SLOW_RETRY),
-    *RESPONSE_VERDICTS,
 )
 
 _GONE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})

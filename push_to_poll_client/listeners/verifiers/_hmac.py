@@ -18,7 +18,7 @@ from string import Formatter
 from typing import Literal, NamedTuple, TypeAlias
 
 from push_to_poll_client._http.headers import is_header_name
-from push_to_poll_client._validation import check_number
+from push_to_poll_client._validation import check_number, check_str
 from push_to_poll_client.listeners._webhook.types import Verified, WebhookRequest
 from push_to_poll_client.listeners.verifiers._secrets import Secrets, any_equal, secret_bytes
 
@@ -72,15 +72,14 @@ def header_bytes(value: str) -> bytes | None:
         return None
 
 
-def header_name(name: object) -> str:
+def header_name(name: str) -> str:
     """Check the name of a header, and return it in lower case, as requests have it.
 
     Raises:
         TypeError: It is not a `str`.
         ValueError: It is not the name of a header.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"the name of a header is a str, not {type(name).__name__}")
+    check_str("the name of a header", name)
     if not is_header_name(name):
         raise ValueError(f"{name!r} is no name of a header (RFC 9110 §5.1)")
     return name.lower()
@@ -102,8 +101,7 @@ class Template:
     """
 
     def __init__(self, text: str, *, known: frozenset[str]) -> None:
-        if not isinstance(text, str):
-            raise TypeError(f"a template is a str, not {type(text).__name__}")
+        check_str("a template", text)
         self._pieces = tuple(_pieces(text))
         self._known = known
         self.names = frozenset(piece for piece in self._pieces if isinstance(piece, str))
@@ -175,8 +173,7 @@ def split_items(value: str | None, separator: str | None) -> list[str]:
 
 
 def _prefixes(prefix: str, algorithms: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    if not isinstance(prefix, str):
-        raise TypeError(f"prefix must be a str, not {type(prefix).__name__}")
+    check_str("prefix", prefix)
     for algorithm in algorithms:
         if algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm is one of {', '.join(ALGORITHMS)}, not {algorithm!r}")

@@ -13,6 +13,7 @@ from msgspec import Meta, defstruct
 from msgspec.json import Decoder
 
 from push_to_poll_client._json import DECODE_ERRORS
+from push_to_poll_client._validation import check_str
 from push_to_poll_client.listeners._hints import parse_path
 from push_to_poll_client.listeners._webhook.types import Verifier, WebhookRequest
 from push_to_poll_client.listeners.verifiers._hmac import header_bytes, header_name
@@ -60,8 +61,7 @@ def basic(user: str, password: Secrets) -> Verifier:
         TypeError: The user is no `str`, or a password is neither `str` nor `bytes`.
         ValueError: A password is empty, or the user has a colon in it.
     """
-    if not isinstance(user, str):
-        raise TypeError(f"user is a str, not {type(user).__name__}")
+    check_str("user", user)
     if ":" in user:
         raise ValueError("user has a colon in it, which would end it (RFC 7617 §2)")
     pairs = [user.encode() + b":" + key for key in secret_bytes(password)]
