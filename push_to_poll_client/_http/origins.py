@@ -206,12 +206,6 @@ def origin_of(url: httpx.URL) -> Origin:
     return url.raw_scheme, url.raw_host, url.port
 
 
-def parse_origins(trusted_origins: Collection[str]) -> frozenset[Origin]:
-    if isinstance(trusted_origins, str) or not isinstance(trusted_origins, Collection):
-        raise TypeError(f"trusted_origins is a {type(trusted_origins).__name__}; give a list of origins")
-    return frozenset(map(_parse_origin, trusted_origins))
-
-
 def _parse_origin(text: str) -> Origin:
     if not isinstance(text, str):
         raise TypeError(f"trusted_origins has a {type(text).__name__} in it; give str")
@@ -336,7 +330,9 @@ class Origins:
         self._url_secrets = url_secrets
         self._feed_origin = origin_of(url)
         self._origin_prefix = str(url.copy_with(raw_path=b"/"))
-        self._trusted = parse_origins(trusted_origins)
+        if isinstance(trusted_origins, str) or not isinstance(trusted_origins, Collection):
+            raise TypeError(f"trusted_origins is a {type(trusted_origins).__name__}; give a list of origins")
+        self._trusted = frozenset(map(_parse_origin, trusted_origins))
 
     def check_url(self, url: str, *, verb: str, posted: bool) -> tuple[str, bool]:
         """Return the URL to ask in place of a URL that may come from a server.

@@ -21,7 +21,7 @@ from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._first_pages import wait_for_first_page
 from push_to_poll_client._http.caching import Validators, validators_of
 from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, link_targets, resolve_url
-from push_to_poll_client._http.transport import CHUNKS_AT_ONCE, unwind
+from push_to_poll_client._http.transport import CHUNKS_AT_ONCE, unwinding
 from push_to_poll_client._validation import quoted
 
 STALL_TIMEOUT = 10.0
@@ -193,8 +193,7 @@ async def read_body(response: Any, limit: int, on_chunk: Callable[[int], None]) 
         _check_size(int(length[:20]), limit)
     decoder = _decoder_for(response.headers.get("content-encoding", ""))
     parts, size, wire = list[bytes](), 0, 0
-    chunks = response.aiter_raw()
-    try:
+    async with unwinding(response.aiter_raw()) as chunks:
         async for chunk in chunks:
             on_chunk(len(chunk))
             part = chunk
@@ -205,9 +204,6 @@ async def read_body(response: Any, limit: int, on_chunk: Callable[[int], None]) 
             parts.append(part)
             if len(parts) % CHUNKS_AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()
-    except BaseException:
-        await unwind(chunks)
-        raise
     if wire and decoder is not None:
         decoder.flush()
     return b"".join(parts)

@@ -253,23 +253,18 @@ CHUNKS_AT_ONCE = 100
 
 @asynccontextmanager
 async def unwinding(chunks: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Stop reading a body at the end of the block, even if it was not read to its end."""
-    try:
-        yield chunks
-    finally:
-        await unwind(chunks)
-
-
-async def unwind(chunks: AsyncIterator[bytes]) -> None:
-    """Stop reading a body before its end.
+    """Stop reading a body at the end of the block, even if it was not read to its end.
 
     httpx reads through half a dozen nested generators. Closing the outer one drops the inner ones: the garbage
     collector ends them, and trio warns about that. A cancelled read unwinds them all. It never waits: chunks that
     have arrived are skipped, and the first wait ends the reading.
     """
-    while not await _has_unwound(chunks):
-        with anyio.CancelScope(shield=True):
-            await anyio.lowlevel.checkpoint()
+    try:
+        yield chunks
+    finally:
+        while not await _has_unwound(chunks):
+            with anyio.CancelScope(shield=True):
+                await anyio.lowlevel.checkpoint()
 
 
 async def _has_unwound(chunks: AsyncIterator[bytes]) -> bool:

@@ -4,7 +4,6 @@ For consumers that no webhook can reach. The subscription is kept alive by `list
 `_wake_stream.py` says what a wake means and why none is lost.
 """
 
-import logging
 import secrets
 import ssl
 from collections.abc import Callable, Iterable
@@ -14,7 +13,6 @@ import anyio
 
 from push_to_poll_client._http.credentials import Auth, HeaderSource
 from push_to_poll_client._http.origins import without_secrets
-from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._secrets import Secrets, hidden
 from push_to_poll_client._validation import check_number
@@ -31,8 +29,6 @@ from push_to_poll_client.listeners._failures import unwrap_group
 from push_to_poll_client.listeners._requests import ListenerClient
 from push_to_poll_client.listeners._webhook.types import Control
 from push_to_poll_client.listeners.subscriptions._manager import SubscriptionManager
-
-_log_of_subscriptions = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.subscriptions"))
 
 
 class PullWakeListener:
@@ -126,9 +122,7 @@ class PullWakeListener:
             confirm_every=confirm_every,
             client=client,
         )
-        self._manager = SubscriptionManager(
-            self._subscription, unsubscribe_on_exit=unsubscribe_on_exit, log=_log_of_subscriptions
-        )
+        self._manager = SubscriptionManager(self._subscription, unsubscribe_on_exit=unsubscribe_on_exit)
         claimer = Claimer(
             ListenerClient(root, **options, timeout=open_timeout, max_body=MAX_CLAIM),
             stream=address_below(root_of(root), path),

@@ -91,8 +91,10 @@ class EventParser:
         for piece in self._rest_of(chunk).splitlines(keepends=True):  # of bytes: at CR, LF and CRLF alone
             self._line += piece
             if piece.endswith((b"\r", b"\n")):
-                event = self._process_line(self._ended_line())
-                if event is not None:
+                line = self._ended_line()
+                if line:
+                    self._read_field(line)
+                elif (event := self._dispatch()) is not None:
                     events.append(event)
         self._check(len(self._line), "a line")
         return events
@@ -116,27 +118,19 @@ class EventParser:
             return text.removeprefix(_BOM)
         return text
 
-    def _process_line(self, line: str) -> ServerSentEvent | None:
-        if not line:
-            return self._dispatch()
+    def _read_field(self, line: str) -> None:
         name, _, value = line.partition(":")  # a comment has no name
-        self._set(name, value.removeprefix(" "))
-        return None
-
-    def _set(self, name: str, value: str) -> None:
+        value = value.removeprefix(" ")
         if name == "data":
-            self._add(value)
+            self._data.append(value)
+            self._data_size += len(value) + 1
+            self._check(self._data_size, "the data of an event")
         elif name == "event":
             self._type = value
         elif name == "id" and "\0" not in value:
             self._id = value
         elif name == "retry" and _is_number(value):
             self.retry = min(float(value) / 1000, MAX_RETRY)  # float: takes any number of digits
-
-    def _add(self, line: str) -> None:
-        self._data.append(line)
-        self._data_size += len(line) + 1
-        self._check(self._data_size, "the data of an event")
 
     def _dispatch(self) -> ServerSentEvent | None:
         """Return the event that a blank line completes, if there is one."""

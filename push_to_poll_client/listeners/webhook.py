@@ -54,7 +54,6 @@ from push_to_poll_client.listeners.subscriptions._types import Subscription
 __all__ = ["Control", "Verified", "WebhookCounters", "WebhookListener", "WebhookRequest", "WebhookResponse"]
 
 _log = ConsumerLog(logging.getLogger(__name__))
-_log_of_subscriptions = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.subscriptions"))
 
 _T = TypeVar("_T")
 
@@ -142,9 +141,7 @@ class WebhookListener:
         self.name: str = name
         self._manager: SubscriptionManager | None = None
         if subscription is not None:
-            self._manager = SubscriptionManager(
-                subscription, unsubscribe_on_exit=unsubscribe_on_exit, log=_log_of_subscriptions
-            )
+            self._manager = SubscriptionManager(subscription, unsubscribe_on_exit=unsubscribe_on_exit)
         self._is_managing = False
         self._journal = WebhookJournal(name, _log)
         self._subscribers = WebhookSubscribers(subscribed=self._manager is not None)

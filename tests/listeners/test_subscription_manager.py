@@ -20,8 +20,6 @@ from tests.support.subscription_server import Channel, Server, Vendor
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day")]
 
-LOG = logging.getLogger("push_to_poll_client.test")
-
 
 def status(code, **headers):
     request = httpx.Request("POST", "https://vendor.example/?key=c4n4ry")
@@ -31,7 +29,7 @@ def status(code, **headers):
 
 
 def manager_of(vendor, *, fraction=0.0, **options):
-    manager = SubscriptionManager(vendor, log=LOG, **options)
+    manager = SubscriptionManager(vendor, **options)
     manager._fraction = lambda: fraction
     return manager
 

@@ -33,7 +33,7 @@ def virtual_clock(monkeypatch):
 class Manager:
     """Does what a test says: what it is told, it writes down."""
 
-    def __init__(self, subscription, *, unsubscribe_on_exit, log):
+    def __init__(self, subscription, *, unsubscribe_on_exit):
         self.subscription = subscription
         self.unsubscribe_on_exit = unsubscribe_on_exit
         self.expects_handshake = False
@@ -61,8 +61,8 @@ class Subscription:
 def managers(monkeypatch):
     made = []
 
-    def make(subscription, *, unsubscribe_on_exit, log):
-        made.append(Manager(subscription, unsubscribe_on_exit=unsubscribe_on_exit, log=log))
+    def make(subscription, *, unsubscribe_on_exit):
+        made.append(Manager(subscription, unsubscribe_on_exit=unsubscribe_on_exit))
         return made[-1]
 
     monkeypatch.setattr(webhook, "SubscriptionManager", make)

@@ -35,6 +35,8 @@ from push_to_poll_client.listeners.subscriptions._renewal import (
 from push_to_poll_client.listeners.subscriptions._state import SubscriptionState, check_registration
 from push_to_poll_client.listeners.subscriptions._types import Registration, Subscription
 
+_log = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.subscriptions"))
+
 STOP_TIMEOUT = 30.0
 """Seconds for the subscription to stop one registration."""
 
@@ -46,9 +48,8 @@ and 50 if it refuses."""
 class Unsubscriber:
     """Stops registrations, one after the other. Each is tried until it is stopped, has expired, or is left."""
 
-    def __init__(self, subscription: Subscription, log: ConsumerLog) -> None:
+    def __init__(self, subscription: Subscription) -> None:
         self._subscription = subscription
-        self._log = log
         self._reset()
 
     def _reset(self) -> None:
@@ -82,7 +83,7 @@ class Unsubscriber:
         except Exception as failed:  # noqa: BLE001 - it is tried again, unless the server says that it is gone
             error = unwrap_group(failed).with_traceback(None)
         else:
-            self._log.info("%s: stopped what was replaced", self._subscription.name)
+            _log.info("%s: stopped what was replaced", self._subscription.name)
             return True
         if is_gone(error):
             return True
@@ -91,13 +92,9 @@ class Unsubscriber:
         self._attempts += 1
         endless = registration.expires_at is None and self._attempts >= MAX_ATTEMPTS
         if delay is None or endless:
-            self._log.warning(
-                "%s: could not be stopped, and is left: %s", self._subscription.name, failure.sentence
-            )
+            _log.warning("%s: could not be stopped, and is left: %s", self._subscription.name, failure.sentence)
             return True
-        self._log.info(
-            "%s: not stopped, trying again in %.1f s: %s", self._subscription.name, delay, failure.sentence
-        )
+        _log.info("%s: not stopped, trying again in %.1f s: %s", self._subscription.name, delay, failure.sentence)
         self._not_before = now.steady + delay
         return False
 
@@ -126,7 +123,6 @@ class SubscriptionManager:
         subscription: What to create, renew and stop.
         unsubscribe_on_exit: Whether to ask the server to push no more when `run` ends, for five seconds at most;
             what is not stopped by then is stopped by the next run, once it has another.
-        log: Where events are logged.
 
     Attributes:
         name: Name of the subscription.
@@ -134,13 +130,12 @@ class SubscriptionManager:
             After `run` has ended it goes on with those that it knows, and another process may have made others.
     """
 
-    def __init__(self, subscription: Subscription, *, unsubscribe_on_exit: bool = False, log: ConsumerLog) -> None:
+    def __init__(self, subscription: Subscription, *, unsubscribe_on_exit: bool = False) -> None:
         self.name = subscription.name
         self.is_loaded = False
         self._subscription = subscription
         self._unsubscribe_on_exit = unsubscribe_on_exit
         self._identity = str(getattr(subscription, "identity", subscription.name))
-        self._log = log
         self._fraction: Callable[[], float] = random.random
         self._channel: Channel
         self._loop: EventLoop | None = None
@@ -156,7 +151,7 @@ class SubscriptionManager:
         self._renewal = Renewal()
         self._missed_pushes = MissedPushes()
         self._reconnect = ReconnectBackoff()
-        self._unsubscriber = Unsubscriber(self._subscription, self._log)
+        self._unsubscriber = Unsubscriber(self._subscription)
         self._has_expired = False
 
     @property
@@ -243,14 +238,14 @@ class SubscriptionManager:
             await control_event.wait()
         over = self._now().wall - started_at - seconds
         if over > MAX_OVERSLEEP:
-            self._log.info("%s: this process was suspended, or its clock set, by %.0f s: polling", self.name, over)
+            _log.info("%s: this process was suspended, or its clock set, by %.0f s: polling", self.name, over)
             self._channel.request_poll()
 
     def _check_expiry(self, now: Now) -> None:
         """Report once that the subscription has ended before it was renewed."""
         if self._state.current is not None and self._renewal.is_over(now) and not self._has_expired:
             self._has_expired = True
-            self._log.warning("%s: ended before it was renewed; nothing is pushed", self.name)
+            _log.warning("%s: ended before it was renewed; nothing is pushed", self.name)
             self._channel.subscribed(None)
             self._channel.down(PushToPollError(f"{self.name}: the subscription has ended"))
 
@@ -259,7 +254,7 @@ class SubscriptionManager:
         if self._state.current is None or self._state.planned is not None or self._has_expired:
             return
         if self._missed_pushes.is_renewal_due(self._channel.missed_in_a_row, now):
-            self._log.warning(
+            _log.warning(
                 "%s: polls found messages that no push announced; asking for the subscription again, since the "
                 "server may have forgotten it",
                 self.name,
@@ -275,7 +270,7 @@ class SubscriptionManager:
                 SubscriptionState() if text is None else SubscriptionState.from_text(text, self._identity)
             )
         except ValueError:
-            self._log.warning("%s: what was saved of it cannot be read; subscribing anew", self.name)
+            _log.warning("%s: what was saved of it cannot be read; subscribing anew", self.name)
             self._state = SubscriptionState()
         self._saved_state = self._state
         self._adopt()
@@ -284,7 +279,7 @@ class SubscriptionManager:
             due = math.inf if self._state.renew_at is None else self._state.renew_at
             self._renewal.registered(current.expires_at, due, now, just_now=False)
             if not self._renewal.is_over(now):
-                self._log.info("%s: registered in an earlier run", self.name)
+                _log.info("%s: registered in an earlier run", self.name)
                 self._report_up(current, now)
         if self._state.planned is not None or getattr(self._subscription, "renewable", False):
             self._renewal.make_due()
@@ -318,11 +313,11 @@ class SubscriptionManager:
         self._renewal.registered(current.expires_at, due, now, just_now=True)
         self._has_expired = self._renewal.is_over(now)
         if self._has_expired:
-            self._log.warning("%s: registered until a time in the past; is this machine's clock right?", self.name)
+            _log.warning("%s: registered until a time in the past; is this machine's clock right?", self.name)
         else:
             delay = due - now.wall
             when = "never" if math.isinf(delay) else f"in {delay:.0f} s"
-            self._log.info("%s: registered, to be renewed %s", self.name, when)
+            _log.info("%s: registered, to be renewed %s", self.name, when)
         self._report_up(current, now)
 
     def _report_up(self, current: Registration, now: Now) -> None:
@@ -377,7 +372,7 @@ class SubscriptionManager:
         now = self._now()
         self._reconnect.ended(now.steady)
         delay = self._reconnect.delay(ReconnectAction.RETRY, fraction=self._fraction()) or 0.0
-        self._log.info("%s: lost, creating another in %.1f s: %s", self.name, delay, why)
+        _log.info("%s: lost, creating another in %.1f s: %s", self.name, delay, why)
         self._renewal.lost()
         self._renewal.failed(delay, now)
         self._channel.subscribed(None)
@@ -398,10 +393,10 @@ class SubscriptionManager:
         if self._state.current is None or self._renewal.is_over(now) or delay is None:
             self._channel.down(report)
         if delay is None:
-            self._log.error("%s; giving up", text)
+            _log.error("%s; giving up", text)
             raise report
         level = logging.WARNING if failure.verdict is ReconnectAction.SLOW_RETRY else logging.INFO
-        self._log.log(level, "%s; asking again in %.1f s", text, delay)
+        _log.log(level, "%s; asking again in %.1f s", text, delay)
         self._renewal.failed(delay, now)
 
     # Stopping
@@ -421,9 +416,9 @@ class SubscriptionManager:
             try:
                 await (self._stop_all() if self._unsubscribe_on_exit else self._save(self._state))
             except Exception as error:  # noqa: BLE001 - nothing fails at the end; the next run does the rest
-                self._log.warning("%s: failed at the end: %s", self.name, describe(error))
+                _log.warning("%s: failed at the end: %s", self.name, describe(error))
             return
-        self._log.warning("%s: not ended within %g s; the next run goes on", self.name, EXIT_TIMEOUT)
+        _log.warning("%s: not ended within %g s; the next run goes on", self.name, EXIT_TIMEOUT)
 
     async def _stop_all(self) -> None:
         await self._save(self._state.stop_all())

@@ -103,24 +103,22 @@ class Template:
     def __init__(self, text: str, *, known: frozenset[str]) -> None:
         check_str("a template", text)
         self._pieces = tuple(_pieces(text))
-        self._known = known
         self.names = frozenset(piece for piece in self._pieces if isinstance(piece, str))
         for name in self.names - known:
             header_name(name)
 
     def fill(self, request: WebhookRequest, known: Mapping[str, bytes]) -> bytes | None:
-        """Return the bytes for a request; None if a header is missing or empty."""
-        pieces = [self._bytes_of(piece, request, known) for piece in self._pieces]
+        """Return the bytes for a request and all `known` names; None if a header is missing or empty."""
+        pieces = [_bytes_of(piece, request, known) for piece in self._pieces]
         found = [piece for piece in pieces if piece is not None]
         return b"".join(found) if len(found) == len(pieces) else None
 
-    def _bytes_of(self, piece: str | bytes, request: WebhookRequest, known: Mapping[str, bytes]) -> bytes | None:
-        if isinstance(piece, bytes):
-            return piece
-        if piece in self._known:
-            return known.get(piece)
-        # An empty id would make all requests without one repetitions of each other.
-        return header_bytes(request.headers.get(piece, "")) or None
+
+def _bytes_of(piece: str | bytes, request: WebhookRequest, known: Mapping[str, bytes]) -> bytes | None:
+    if isinstance(piece, bytes):
+        return piece
+    # An empty id would make all requests without one repetitions of each other.
+    return known[piece] if piece in known else header_bytes(request.headers.get(piece, "")) or None
 
 
 def _pieces(text: str) -> list[str | bytes]:
