@@ -23,16 +23,15 @@ from push_to_poll_client.cli._rebind import _identity
 from push_to_poll_client.cli._rewind import check_cursor
 from push_to_poll_client.cli._tail import listener_for, same_server
 from push_to_poll_client.stores._retention import Retention
-from push_to_poll_client.stores._sqlite.cursors import StoredCursors
+from push_to_poll_client.stores._sqlite.claimed_name import ClaimedName, read_history, read_state
 from push_to_poll_client.stores._sqlite.dead_letters import select_dead_letters
 from push_to_poll_client.stores._sqlite.file import wrap_sqlite_errors
 from push_to_poll_client.stores._sqlite.names import _find as find_name
 from push_to_poll_client.stores._sqlite.owner_lock import _locked_by
 from push_to_poll_client.stores._sqlite.reader import _select_progress
-from push_to_poll_client.stores._sqlite.records import Records
-from push_to_poll_client.stores._sqlite.schema import MIGRATIONS, encode_keys, encode_text, schema_version
+from push_to_poll_client.stores._sqlite.records import Records, encode_keys
+from push_to_poll_client.stores._sqlite.schema import MIGRATIONS, encode_text, schema_version
 from push_to_poll_client.stores._sqlite.schema import decode_text as text_restored
-from push_to_poll_client.stores._sqlite.session import ClaimedName
 from push_to_poll_client.stores._sqlite.wal import Mark, check_wal
 from tests.fuzz.fuzzed import Fuzzed, around, nested, text_of, words
 from tests.fuzz.rows_feeds import JSON_TOKENS
@@ -79,8 +78,9 @@ def read_file(data):
 
 
 def read_place():
-    place = StoredCursors(_file, "the file", 1, 1).read(SavedCursor(None, 0.0))
-    assert all(isinstance(value, str) for pair in place.state.items() for value in pair)
+    read_history(_file, "the file", 1)
+    state = read_state(_file, "the file", 1)
+    assert all(isinstance(value, str) for pair in state.items() for value in pair)
 
 
 READERS = (
@@ -252,9 +252,8 @@ ROWS = (
         name="state files",
         modules=(
             "stores._sqlite.schema",
-            "stores._sqlite.session",
             "stores._sqlite.dead_letters",
-            "stores._sqlite.cursors",
+            "stores._sqlite.claimed_name",
             "stores._sqlite.reader",
             "stores._sqlite.records",
             "stores._sqlite.file",

@@ -197,15 +197,15 @@ async def test_g8_effects_that_cannot_be_committed_are_done_by_the_next_poll(kin
         claimed = consumer._parts.session._claimed
         calls = []
         # Within the transaction of the effects, before it is committed.
-        write = claimed._stored_cursors.write_changes
+        write = claimed.records.write
 
-        def fails(*what):
+        def fails(*what, **when):
             calls.append(what)
             if len(calls) == 4:
                 raise StoreError("planted")
-            return write(*what)
+            return write(*what, **when)
 
-        monkeypatch.setattr(claimed._stored_cursors, "write_changes", fails)
+        monkeypatch.setattr(claimed.records, "write", fails)
         with pytest.raises(StoreError, match="planted"):
             await consumer.poll_now()
         assert done(path) == ids(len(done(path)))

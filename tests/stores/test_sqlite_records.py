@@ -96,7 +96,7 @@ async def test_descending_keys_are_found_in_each_segment(claim, asked, again):
     session = await claim()
     keys = [f"{number:08x}" for number in range(600, 0, -1)]
     await record(session, keys)
-    assert len(session._claimed.records._segments.live) == 3
+    assert len(session._claimed.records.segments.live) == 3
     if again:
         session = await claim()
     for start in range(0, 600, 50):
@@ -256,7 +256,7 @@ async def check_sweeps(session):
         if left:
             await session.commit(cursor="c", records=[Record("g" * number)])
         rows = session._file.connection.execute("SELECT count(*) FROM push_to_poll_segment").fetchone()[0]
-        left.append(rows - len(session._claimed.records._segments.live))
+        left.append(rows - len(session._claimed.records.segments.live))
     records = session._file.connection.execute("SELECT count(*) FROM push_to_poll_record").fetchone()[0]
     assert records == session.record_count
     return left

@@ -170,7 +170,7 @@ class Stores(RuleBasedStateMachine):
         for _, sqlite in self.live:
             if not sqlite._released:
                 records = sqlite._claimed.records
-                kept = len(records._segments.live) + len(records._forgotten)
+                kept = len(records.segments.live) + len(records._forgotten)
                 assert self.rows(sqlite, "segment") == kept
                 assert self.rows(sqlite, "record") >= sqlite.record_count
                 assert records._forgotten or self.rows(sqlite, "record") == sqlite.record_count

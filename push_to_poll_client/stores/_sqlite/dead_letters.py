@@ -9,7 +9,8 @@ import msgspec
 from push_to_poll_client._types import DeadLetter
 from push_to_poll_client.stores._retention import limit_dead_letters
 from push_to_poll_client.stores._sqlite.file import wrap_invalid_values
-from push_to_poll_client.stores._sqlite.schema import as_json, decode_text, encode_keys, encode_text
+from push_to_poll_client.stores._sqlite.records import as_json, encode_keys
+from push_to_poll_client.stores._sqlite.schema import decode_text, encode_text
 
 __all__ = ["DeadLetterIndex", "StoredDeadLetters", "select_dead_letters", "select_keys_of_message"]
 

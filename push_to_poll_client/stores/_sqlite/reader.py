@@ -33,7 +33,7 @@ import msgspec
 from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._types import Cursor, DeadLetter, SavedCursor
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.stores._sqlite.cursors import read_history
+from push_to_poll_client.stores._sqlite.claimed_name import read_history
 from push_to_poll_client.stores._sqlite.dead_letters import (
     StoredDeadLetters,
     select_dead_letters,

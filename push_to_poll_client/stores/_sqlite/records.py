@@ -7,9 +7,12 @@ say which keys may be in which segments. The filters are built at their first us
 A key has one record. Most commits are of keys that were just searched for and not found: their records are added
 without another search. A commit of other keys searches for them first, and replaces the records where they are.
 
-`RecordSearch` finds records, `encode_records` prepares them for the file, and `Records` writes and drops them.
+`encode_keys` prepares keys for the file and `encode_records` records, `RecordSearch` finds them, and `Records`
+writes and drops them.
 """
 
+import hashlib
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, repeat
@@ -21,11 +24,51 @@ import msgspec
 from push_to_poll_client._types import Record, Settlement
 from push_to_poll_client.stores._bloom import BloomFilters
 from push_to_poll_client.stores._retention import Retention, Segment, SegmentChanges, Segments
-from push_to_poll_client.stores._sqlite.file import wrap_invalid_values
-from push_to_poll_client.stores._sqlite.schema import as_json, encode_keys
+from push_to_poll_client.stores._sqlite.file import wrap_invalid_values, wrap_sqlite_errors
+from push_to_poll_client.stores._sqlite.schema import NO_TEXT
 from push_to_poll_client.stores._sqlite.thread import check_cancelled
 
-__all__ = ["EncodedRecords", "RecordChanges", "RecordSearch", "Records", "encode_records"]
+__all__ = [
+    "EncodedRecords",
+    "RecordChanges",
+    "RecordSearch",
+    "Records",
+    "as_json",
+    "encode_keys",
+    "encode_records",
+]
+
+
+_LONGEST_KEY = 200
+"""Characters. A longer key is stored as a digest: a key that spills out of its page of the index is slow."""
+
+_DIGEST_PREFIX = "\x7f"
+"""Begins each digest. A key that has this character anywhere is stored as a digest too, so that no key equals the
+digest of another one."""
+
+_SPECIAL = re.compile(f"[\0{_DIGEST_PREFIX}{NO_TEXT}]")
+"""Characters that make a key be stored as a digest. SQLite's JSON ends a text at a NUL."""
+
+
+def as_json(values: Sequence[object]) -> str:
+    """Encode a sequence as one value for SQLite's `json_each`."""
+    return msgspec.json.encode(values).decode()
+
+
+def encode_keys(keys: Sequence[str]) -> Sequence[str]:
+    """Encode keys for the file: unchanged, or as a digest."""
+    # Check all keys together first: hardly a page has one that needs a digest.
+    text = "".join(keys)
+    plain = text.isascii() and "\0" not in text and _DIGEST_PREFIX not in text
+    if plain and max(map(len, keys), default=0) <= _LONGEST_KEY:
+        return keys
+    return [_encode_key(key) for key in keys]
+
+
+def _encode_key(key: str) -> str:
+    if len(key) <= _LONGEST_KEY and not _SPECIAL.search(key):
+        return key
+    return _DIGEST_PREFIX + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
 
 
 # One statement for all keys, given as one JSON array: other threads run while SQLite works. With a statement for
@@ -297,6 +340,7 @@ class Records:
         prunable_before: Segments before this number may be dropped.
 
     Attributes:
+        segments: The segments that hold the records. Changed by `apply` and `apply_reset`.
         search: Finds records.
 
     Raises:
@@ -314,29 +358,24 @@ class Records:
         prunable_before: int,
     ) -> None:
         self._connection = connection
+        self._path = path
         self._consumer = consumer
-        self._retention = retention
         with wrap_invalid_values(path):
             rows = msgspec.convert(connection.execute(_SELECT_SEGMENTS, (consumer,)).fetchall(), list[_SegmentRow])
         live = [Segment(*row) for row in rows if row.number >= first]
         next_number = max([first, *(row.number + 1 for row in rows)])
-        self._segments = Segments(retention, live, next_number=next_number, prunable_before=prunable_before)
+        self.segments = Segments(retention, live, next_number=next_number, prunable_before=prunable_before)
         self._forgotten = [row.number for row in rows if row.number < first]
         self._highest_expected = ""
         self._unfound = set[str]()
-        self.search = RecordSearch(connection, consumer, self._segments, retention)
-
-    @property
-    def size(self) -> int:
-        """Number of records."""
-        return self._segments.size
+        self.search = RecordSearch(connection, consumer, self.segments, retention)
 
     def are_new(self, keys: Sequence[str]) -> bool:
         """Tell from the ranges of keys whether none of these keys can have a record."""
         if not keys:
             return True
         low, high = min(keys), max(keys)
-        nearby = next(self._segments.overlapping(low, high), None)
+        nearby = next(self.segments.overlapping(low, high), None)
         if low <= self._highest_expected or nearby is not None:
             return False
         self._note_unfound(keys)
@@ -362,16 +401,8 @@ class Records:
         if self._unfound.issuperset(records.keys):  # as nearly always
             return {}
         keys = [key for key in records.keys if key not in self._unfound]
-        return self.search.segments_of(keys)
-
-    def prunable_before(self, now: float, *, saves_cursor: bool) -> int:
-        """The number of the segment before which segments may be dropped.
-
-        Args:
-            now: Seconds since the epoch.
-            saves_cursor: The commit of these records saves a cursor too.
-        """
-        return self._segments.current(now).number if saves_cursor else self._segments.prunable_before
+        with wrap_sqlite_errors(self._path):
+            return self.search.segments_of(keys)
 
     def write(
         self, records: EncodedRecords, replaced: Mapping[str, int], *, prunable_before: int, now: float
@@ -387,17 +418,17 @@ class Records:
         if replaced:
             records, values = records.divided(replaced)
             self._connection.execute(_REPLACE, {"consumer": self._consumer, "given": values})
-        shares = self._segments.allocate(len(records.keys), now)
+        shares = self.segments.allocate(len(records.keys), now)
         if len(shares) > 1 and records.details is None:  # else a key that comes twice may be in two segments
             records = records.deduplicated()
-            shares = self._segments.allocate(len(records.keys), now)
+            shares = self.segments.allocate(len(records.keys), now)
         written, added, start = [], [], 0
         for segment, number in shares:
             keys, values = records.encode_slice(start, start + number)
             written.append(self._add(segment, keys, values, plain=records.details is None, now=now))
             added.append((segment.number, keys))
             start += number
-        changes = self._segments.plan_changes(written, prunable_before=prunable_before, now=now)
+        changes = self.segments.plan_changes(written, prunable_before=prunable_before, now=now)
         if changes.clock_step:
             self._connection.execute(_MOVE_TIMES, {"consumer": self._consumer, "step": changes.clock_step})
         for segment in written:
@@ -414,22 +445,22 @@ class Records:
 
     def apply(self, changes: RecordChanges) -> None:
         """Take over the changes after their commit."""
-        self._segments.apply(changes.segments)
-        self._forgotten = [*self._forgotten, *changes.segments.dropped][changes.swept :]
         self.search.update(changes.keys, dropped=changes.segments.dropped)
+        self.segments.apply(changes.segments)
+        self._forgotten = [*self._forgotten, *changes.segments.dropped][changes.swept :]
         for _, keys in changes.keys:
             self._unfound.difference_update(keys)
 
     def forget_all(self) -> None:
         """Forget all records. Later commits delete them from the file, one segment each."""
-        self._forget_before(self._segments.next_number)
+        self._forget_before(self.segments.next_number)
 
     def apply_reset(self, prunable_before: int, *, forget: bool) -> None:
         """Take over a reset after its commit: which segments may be dropped, and whether all are forgotten."""
-        self._segments.prunable_before = prunable_before
+        self.segments.prunable_before = prunable_before
         if forget:
-            self._forgotten += [segment.number for segment in self._segments.live]
-            self._segments.forget()
+            self._forgotten += [segment.number for segment in self.segments.live]
+            self.segments.forget()
             self.search.forget()
 
     def _add(self, segment: Segment, keys: Sequence[str], values: str, *, plain: bool, now: float) -> Segment:

@@ -1,7 +1,7 @@
 """Tables of a store's database, their migrations, and the encoding of strings.
 
-Strings. A feed may send any string, also one that SQLite or its JSON cannot represent, so names and keys are
-encoded before they are stored. An application's database may be in UTF-16.
+Strings. A feed may send any string, also one that SQLite cannot represent, so strings are encoded before they are
+stored; `records.py` does it for keys, which go through SQLite's JSON. An application's database may be in UTF-16.
 
 Tables. All tables of this library have one prefix, and a table holds the version of the schema. SQLite's own
 numbers for that purpose, `application_id` and `user_version`, belong to the application, whose database this may
@@ -9,14 +9,10 @@ be too. Nothing is written to a database that is refused.
 """
 
 import functools
-import hashlib
 import logging
 import re
 import sqlite3
-from collections.abc import Sequence
 from typing import Literal
-
-import msgspec
 
 from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._log import ConsumerLog
@@ -24,12 +20,11 @@ from push_to_poll_client._validation import quoted
 
 __all__ = [
     "MIGRATIONS",
+    "NO_TEXT",
     "OLDEST_SQLITE",
     "Synchronous",
-    "as_json",
     "damage_message",
     "decode_text",
-    "encode_keys",
     "encode_text",
     "prepare",
     "schema_version",
@@ -37,21 +32,11 @@ __all__ = [
 ]
 
 
-_LONGEST_KEY = 200
-"""Characters. A longer key is stored as a digest: a key that spills out of its page of the index is slow."""
-
-_DIGEST_PREFIX = "\x7f"
-"""Begins each digest. A key that has this character anywhere is stored as a digest too, so that no key equals the
-digest of another one."""
-
-_NO_TEXT = "\ud800-\udfff\ufffe\uffff"
+NO_TEXT = "\ud800-\udfff\ufffe\uffff"
 """Characters that TEXT cannot hold: halves of surrogate pairs, which JSON can spell but UTF-8 cannot encode, and
 those two that SQLite replaces by U+FFFD in a database in UTF-16."""
 
-_BLOB_NEEDED = re.compile(f"[{_NO_TEXT}]")
-
-_SPECIAL = re.compile(f"[\0{_DIGEST_PREFIX}{_NO_TEXT}]")
-"""Characters that make a key be stored as a digest. SQLite's JSON ends a text at a NUL."""
+_BLOB_NEEDED = re.compile(f"[{NO_TEXT}]")
 
 
 def encode_text(text: str) -> str | bytes:
@@ -68,27 +53,6 @@ def decode_text(value: object) -> object:
         UnicodeDecodeError: A BLOB that `encode_text` did not make.
     """
     return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
-
-
-def as_json(values: Sequence[object]) -> str:
-    """Encode a sequence as one value for SQLite's `json_each`."""
-    return msgspec.json.encode(values).decode()
-
-
-def encode_keys(keys: Sequence[str]) -> Sequence[str]:
-    """Encode keys for the file: unchanged, or as a digest."""
-    # Check all keys together first: hardly a page has one that needs a digest.
-    text = "".join(keys)
-    plain = text.isascii() and "\0" not in text and _DIGEST_PREFIX not in text
-    if plain and max(map(len, keys), default=0) <= _LONGEST_KEY:
-        return keys
-    return [_encode_key(key) for key in keys]
-
-
-def _encode_key(key: str) -> str:
-    if len(key) <= _LONGEST_KEY and not _SPECIAL.search(key):
-        return key
-    return _DIGEST_PREFIX + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
 
 
 OLDEST_SQLITE = (3, 24, 0)

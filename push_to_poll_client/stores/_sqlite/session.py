@@ -1,184 +1,34 @@
 """Session of a `SQLiteStore`: one claimed name, read and written in the thread of the store.
 
-`ClaimedName` does the work in that thread, and `SQLiteSession` calls it with at most one hop for each call.
-`TransactionalSQLiteSession` puts the writes of a handler and the records of its messages into one transaction. All
-keep in memory what the session's properties show. The copy in memory changes only after the transaction that
-changes the file is committed, so an error leaves both as they were.
+`SQLiteSession` calls its `ClaimedName` in that thread, with at most one hop for each call.
+`TransactionalSQLiteSession` puts the writes of a handler and the records of its messages into one transaction.
 """
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple, TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
 import anyio
-import msgspec
 from anyio import CancelScope
 
-from push_to_poll_client._exceptions import OwnershipLost, StoreMismatch
 from push_to_poll_client._types import Cursor, DeadLetter, Record, SavedCursor
-from push_to_poll_client._validation import quoted
 from push_to_poll_client.stores._retention import Retention
-from push_to_poll_client.stores._sqlite.cursors import StoredCursors
-from push_to_poll_client.stores._sqlite.dead_letters import StoredDeadLetters
-from push_to_poll_client.stores._sqlite.file import OpenFile, wrap_invalid_values, wrap_sqlite_errors
-from push_to_poll_client.stores._sqlite.names import OtherNames
-from push_to_poll_client.stores._sqlite.records import EncodedRecords, Records, encode_records
-from push_to_poll_client.stores._sqlite.schema import decode_text, encode_keys, encode_text, warn_of_old_sqlite
+from push_to_poll_client.stores._sqlite.claimed_name import ClaimedName, ownership_lost
+from push_to_poll_client.stores._sqlite.file import OpenFile
+from push_to_poll_client.stores._sqlite.records import encode_keys, encode_records
+from push_to_poll_client.stores._sqlite.schema import warn_of_old_sqlite
 from push_to_poll_client.stores._sqlite.thread import StoreThread
 from push_to_poll_client.stores._sqlite.transaction import Effects, SharedFile, Transaction
 
-__all__ = ["ClaimedName", "SQLiteSession", "TransactionalSQLiteSession"]
+__all__ = ["SQLiteSession", "TransactionalSQLiteSession"]
 
-
-_CLAIM = """
-    INSERT INTO push_to_poll_consumer(name, feed, token, at) VALUES (?, ?, 1, ?)
-    ON CONFLICT(name) DO UPDATE SET token = token + 1
-"""
-_SELECT_CONSUMER = "SELECT id, token, cursor, at, feed, first, behind FROM push_to_poll_consumer WHERE name = ?"
-
-_MAX_FEED_SHOWN = 300
-"""Characters of a feed's name that are shown: most addresses are shorter, and the two can be compared."""
 
 NO_CHANGES: Mapping[str, str | None] = MappingProxyType({})
 
 _Ts = TypeVarTuple("_Ts")
 _T = TypeVar("_T")
-
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
-"""No consumer counts that far, and a sum with it is still an integer to SQLite."""
-
-
-class _ConsumerRow(NamedTuple):
-    """Row of a name, in the order of `_SELECT_CONSUMER`."""
-
-    id: int
-    token: _Count
-    cursor: str | None
-    at: float
-    feed: str
-    first: _Count
-    prunable_before: _Count
-
-
-class ClaimedName:
-    """A name of a `SQLiteStore`, claimed by the constructor. For the arguments see `SQLiteSession`.
-
-    Attributes:
-        name: The claimed name.
-        token: The fencing token.
-        cursor_state: Its cursor, history and state.
-        dead_letter_index: The number and keys of its dead letters.
-        records: Its dedupe records.
-
-    Raises:
-        StoreMismatch: The name is bound to another feed.
-        StoreError: The file cannot be written, or holds what this library does not write.
-    """
-
-    def __init__(
-        self, file: OpenFile, name: str, feed: str, *, retention: Retention, clock: Callable[[], float]
-    ) -> None:
-        self.name = name
-        self._file = file
-        self._clock = clock
-        with file.transaction():
-            row = self._claim(encode_text(name), feed)
-            consumer = (file.connection, file.path, row.id)
-            self.records = Records(*consumer, retention, first=row.first, prunable_before=row.prunable_before)
-            self._stored_dead_letters = StoredDeadLetters(*consumer)
-            self.dead_letter_index = self._stored_dead_letters.read_index()
-            self._stored_cursors = StoredCursors(*consumer, row.token)
-            self.cursor_state = self._stored_cursors.read(SavedCursor(row.cursor, row.at))
-            others = OtherNames.read(file.connection, name, feed) if row.token == 1 else None
-        self.token = row.token
-        if others is not None:
-            others.log(file.path, name, feed)
-
-    def _claim(self, name: str | bytes, feed: str) -> _ConsumerRow:
-        execute = self._file.connection.execute
-        execute(_CLAIM, (name, encode_text(feed), self._clock()))
-        with wrap_invalid_values(self._file.path):
-            row = msgspec.convert(
-                list(map(decode_text, execute(_SELECT_CONSUMER, (name,)).fetchone())), _ConsumerRow
-            )
-        if row.feed != feed:
-            raise StoreMismatch(
-                f"{self._file.path}: the name {quoted(self.name)} is bound to the feed "
-                f"{quoted(row.feed, _MAX_FEED_SHOWN)}, not to {quoted(feed, _MAX_FEED_SHOWN)}; if that is the "
-                "same feed at another address, rebind the name (push-to-poll rebind), else use another name",
-                bound_to=row.feed,
-            )
-        return row
-
-    def known_keys(self, keys: Sequence[str]) -> set[str]:
-        """Return those of the encoded keys that have a record."""
-        with wrap_sqlite_errors(self._file.path):
-            return self.records.find(keys)
-
-    def fingerprints(self, keys: Sequence[str]) -> Mapping[str, int]:
-        """Return the fingerprint of each encoded key whose newest record has one."""
-        with wrap_sqlite_errors(self._file.path), wrap_invalid_values(self._file.path):
-            return msgspec.convert(self.records.search.fingerprints(keys), dict[str, int])
-
-    def some_dead_letters(self, after: DeadLetter | None, retry_requested: bool) -> Sequence[DeadLetter]:  # noqa: FBT001
-        """See `Session.dead_letters`."""
-        with wrap_sqlite_errors(self._file.path):
-            return self._stored_dead_letters.read_some(after, retry_requested=retry_requested)
-
-    def dead_letter(self, key: str) -> DeadLetter | None:
-        """See `Session.dead_letter`."""
-        with wrap_sqlite_errors(self._file.path):
-            return self._stored_dead_letters.read_one(key)
-
-    def commit(
-        self,
-        cursor: Cursor | None,
-        records: EncodedRecords,
-        dead_letters: Sequence[DeadLetter],
-        state: Mapping[str, str | None],
-        read_at: float | None,
-    ) -> None:
-        """See `Session.commit`."""
-        with wrap_sqlite_errors(self._file.path):
-            replaced = self.records.segments_of(records)
-        with self._file.transaction():
-            now, saved = self._clock(), self.cursor_state.saved
-            if cursor is not None and cursor != saved.cursor:
-                saved = SavedCursor(cursor, now if read_at is None else read_at)
-            prunable_before = self.records.prunable_before(now, saves_cursor=cursor is not None)
-            self._save(saved, prunable_before)
-            cursor_state = self._stored_cursors.write_changes(self.cursor_state, saved, state)
-            changes = self.records.write(records, replaced, prunable_before=prunable_before, now=now)
-            index = self.dead_letter_index
-            if dead_letters or index.total:
-                index = self._stored_dead_letters.write(index, records.settled, dead_letters)
-        self.records.apply(changes)
-        self.dead_letter_index, self.cursor_state = index, cursor_state
-
-    def reset(self, cursor: Cursor | None, forget: bool, state: Mapping[str, str | None]) -> None:  # noqa: FBT001
-        """See `Session.reset`."""
-        with self._file.transaction():
-            now = self._clock()
-            saved = SavedCursor(cursor, now)
-            prunable_before = self.records.prunable_before(now, saves_cursor=True)
-            self._save(saved, prunable_before)
-            cursor_state = self._stored_cursors.restart(self.cursor_state, saved, state)
-            if forget:
-                self.records.forget_all()
-        self.cursor_state = cursor_state
-        self.records.apply_reset(prunable_before, forget=forget)
-
-    def _save(self, saved: SavedCursor, prunable_before: int) -> None:
-        # Fails unless the fencing token is still ours: the lock file can be deleted, the token cannot.
-        if not self._stored_cursors.save(saved, prunable_before=prunable_before):
-            raise ownership_lost(self._file.path, self.name, "was claimed by somebody else")
-
-
-def ownership_lost(path: str, name: str, why: str) -> OwnershipLost:
-    """Build the error for a session that does not own its name any more."""
-    return OwnershipLost(f"{path}: the name {quoted(name)} {why}; nothing was written; claim it again")
 
 
 class SQLiteSession:
@@ -232,7 +82,7 @@ class SQLiteSession:
     @property
     def record_count(self) -> int:
         """Number of dedupe records of the name."""
-        return self._claimed.records.size
+        return self._claimed.records.segments.size
 
     @property
     def dead_letter_count(self) -> int:
@@ -257,10 +107,10 @@ class SQLiteSession:
             OwnershipLost: The session was released.
             StoreError: The file cannot be read.
         """
+        self._check_process()
+        self._check_released()
         stored_keys = encode_keys(keys)
         if self._claimed.records.are_new(stored_keys):  # then no thread has to ask the file
-            self._check_process()
-            self._check_released()
             return set(keys)
         seen = await self._run_in_thread(self._claimed.known_keys, tuple(stored_keys))
         if not seen:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 from weakref import ref
@@ -138,7 +139,7 @@ class StoreThread:
         """
         done = anyio.Event()
         loop = EventLoop()
-        job = Job(work, lambda: loop.call(done.set), transaction, urgent=urgent)
+        job = Job(work, partial(loop.call, done.set), transaction, urgent=urgent)
         self.submit(job)
         try:
             try:
