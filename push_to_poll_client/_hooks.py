@@ -13,7 +13,6 @@ from typing import Any, Final, Generic, TypeVar
 
 from push_to_poll_client._exceptions import FeedError, StoreUnavailable
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._schedule import WakeResult
 from push_to_poll_client._status import Counters, FailingMessage, Gap, PollResult, ResyncEvent
 from push_to_poll_client._types import (
     Clock,
@@ -169,18 +168,6 @@ class ConsumerStats:
     def counters(self, *, missed_pushes: int) -> Counters:
         """Return the counts as a snapshot."""
         return Counters(**self.counts, missed_pushes=missed_pushes)
-
-    def wake_received(self, result: WakeResult) -> None:
-        """Count a wake."""
-        self.counts["wakes"] += 1
-        if result is not WakeResult.PENDING:
-            self.counts[result.value] += 1
-
-    def committed(self, messages: int) -> None:
-        """Count new messages that are settled and recorded."""
-        if messages:
-            self.counts["messages"] += messages
-            self.last_progress = time.time()
 
     def message_failed(self, key: str, failing: FailingMessage) -> None:
         """Keep the failure of the message with this dedupe key, as the one that failed last."""

@@ -34,7 +34,7 @@ from push_to_poll_client._options import Options
 from push_to_poll_client._poller import Poller
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._retry import StopSignal
-from push_to_poll_client._schedule import Cause, PollOutcome, Schedule
+from push_to_poll_client._schedule import Cause, PollOutcome, Schedule, WakeResult
 from push_to_poll_client._status import NOTHING_DONE, PollResult, add_results
 from push_to_poll_client._types import NO_HINT, Clock, Push
 from push_to_poll_client._validation import describe
@@ -99,7 +99,9 @@ class Polls:
         if push is not None and not redundant:
             self._hint = _merge_hints(self._hint, push)
         result = self.schedule.wake(self.clock(), push=push is not None, known=redundant)
-        self.stats.wake_received(result)
+        self.stats.counts["wakes"] += 1
+        if result is not WakeResult.PENDING:
+            self.stats.counts[result.value] += 1
         self.fetcher.cancel_waiting_fetch()
         self.schedule_changed()
 

@@ -274,11 +274,12 @@ class Processor:
             StoreError: Progress could not be committed.
         """
         keys, errors = self.dedupe.dedupe_keys(page.messages)
+        in_order = self.options.plain and overlap is None and not errors and not self.progress.attempts
         unsettled = await self.progress.unsettled(keys)
         if self._work is not None and self._work.left:
             unsettled -= {item.key for item in self._work.unsettled}
         new = _new_flags(keys, unsettled)
-        if self.options.plain and overlap is None and not self.progress.attempts and not errors:
+        if in_order:
             self.progress.read_at = read_at
             work = partial(self._process_in_order, zip(keys, page.messages, new, strict=False))
             complete = await self.run_shielded(work, stop)

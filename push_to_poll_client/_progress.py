@@ -29,6 +29,7 @@ only when the wait of their message is over.
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -504,7 +505,9 @@ class Progress:
                 )
                 self.refusal = None
             self.due = began + self.options.commit_interval
-            self.stats.committed(len(taken["records"]))
+            if taken["records"]:
+                self.stats.counts["messages"] += len(taken["records"])
+                self.stats.last_progress = time.time()
 
     async def _save(self, taken: CommitArguments) -> None:
         began = self.clock()
