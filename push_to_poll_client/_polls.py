@@ -321,6 +321,7 @@ class Polls:
 
     def _end(self, poll: "_Poll", result: PollResult | Exception | None) -> None:
         self._current, poll.running = None, False
+        self.schedule_changed()  # who waits goes on after this function
         self.closed = isinstance(result, PollResult) and result.closed
         self.schedule.poll_ended(
             self.clock(),
@@ -343,7 +344,6 @@ class Polls:
             self.stats.poll_ended(result, began=poll.began)
             if self.run_log is not None:
                 self.run_log.poll_ended(result, started=poll.started)
-        self.schedule_changed()
 
     def _raise_if_throttled(self, until: float) -> None:
         # The time may have passed while the caller waited for another poll.

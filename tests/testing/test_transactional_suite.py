@@ -82,7 +82,7 @@ def take_the_records_for_written(session, transaction):
 
 
 def forget_the_token(session, transaction):
-    session._claimed._save = lambda *_: None
+    session._claimed._save = lambda *_, **__: None
 
 
 def process_after_release(session, transaction):
