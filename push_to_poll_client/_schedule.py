@@ -327,7 +327,8 @@ class Schedule:
             self._unfinished = outcome is PollOutcome.MORE
             self._free_start = self._unfinished and free
             self._resume_at = -math.inf if resume_at is None else resume_at
-            self._succeed(now)
+            self._failing = False
+            self._well_since = now if self._well_since is None else self._well_since
             self._learn(now, found, jitter)
             self._poll_within = None if poll_within is None else min(poll_within, MAX_NOT_BEFORE)
 
@@ -450,11 +451,6 @@ class Schedule:
         delay = SLOW_BACKOFF if outcome is PollOutcome.REFUSED else min(doubled, MAX_BACKOFF)
         self._backoff = delay * (0.5 + 0.5 * jitter)
         self._failing, self._retry_at, self._well_since = True, now + self._backoff, None
-
-    def _succeed(self, now: float) -> None:
-        self._failing = False
-        if self._well_since is None:
-            self._well_since = now
 
     def _learn(self, now: float, found: int, jitter: float) -> None:
         """Take from a successful poll what it says about pushes and about waiting."""

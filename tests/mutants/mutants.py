@@ -12,8 +12,8 @@ MUTANTS = [
         "G1",
         "clears the flag late, after the fetch",
         "_schedule.py",
-        "            self._succeed(now)\n",
-        "            self._pending = None\n            self._succeed(now)\n",
+        "            self._failing = False\n",
+        "            self._pending = None\n            self._failing = False\n",
     ),
     of(
         "G1",
