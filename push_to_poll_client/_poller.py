@@ -253,10 +253,10 @@ class Poller:
 
     async def _process_pages(self, poll: PollState, request: FetchRequest, background: Background) -> End:
         following: FetchRequest | End = request
-        first, self._is_first = self._is_first, False
-        with counted_as_first() if first else nullcontext():
+        with counted_as_first() if self._is_first else nullcontext():
             while isinstance(following, FetchRequest):
                 following = await self._process_page(poll, following, background)
+                self._is_first = self._is_first and not poll.pages
         if following is End.CAUGHT_UP and poll.walk.place is Place.JUMPED:
             return End.INCOMPLETE  # the next walk reads what this one left out
         return following

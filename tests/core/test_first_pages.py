@@ -28,6 +28,7 @@ class Server:
         self.bodies = self.most = 0
         self.pages = 1  # for each consumer
         self.hanging = set()
+        self.is_down = False
 
     def consumer(self, name, process):
         client = httpx.AsyncClient(transport=httpx.MockTransport(self._answer))
@@ -37,6 +38,8 @@ class Server:
     async def _answer(self, request):
         if request.url.path in self.hanging:
             await anyio.sleep_forever()
+        if self.is_down:
+            return httpx.Response(503)
         last = int(request.url.params.get("lastEventId", 0))
         if last == self.pages:
             return httpx.Response(200, json=[])
@@ -129,6 +132,22 @@ async def test_a_later_poll_of_a_consumer_does_not_wait_for_first_pages(server):
         tasks.cancel_scope.cancel()
     assert len(done) == 2
     assert done[1] == asked
+
+
+async def test_first_pages_are_few_too_when_the_server_was_down_at_the_first_polls(server):
+    async def process(_):
+        await anyio.sleep(MAX_SHARE / 4)
+        server.bodies -= 1
+
+    server.is_down = True
+    async with anyio.create_task_group() as tasks:
+        for number in range(100):
+            tasks.start_soon(server.consumer(f"{number}", process).run)
+        await anyio.sleep(0.01)
+        server.is_down = False
+        await anyio.sleep(60)
+        tasks.cancel_scope.cancel()
+    assert (server.most, server.bodies) == (2, 0)
 
 
 async def test_a_consumer_that_is_cancelled_while_it_waits_lets_the_next_one_in(server):
