@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 from functools import partial
+from weakref import ref
 
 import anyio
 import anyio.lowlevel
@@ -249,3 +250,65 @@ async def test_a_handlers_thread_that_waits_can_be_cancelled():
         held.let_go()
         await held.thread.run(lambda: None)
     assert done == []
+
+
+class Object:
+    """What a job uses, to which weak references are possible."""
+
+
+async def test_a_job_whose_thread_cannot_start_is_not_done_later(monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    thread, done = StoreThread("test"), []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            await thread.run(partial(done.append, "refused"))
+    await thread.run(partial(done.append, "next"))
+    assert done == ["next"]
+
+
+async def test_a_job_that_is_taken_back_keeps_nothing_until_its_turn_comes():
+    async with Held() as held:
+        used, mine = Object(), Transaction()
+        kept = [ref(used), ref(mine)]
+        with anyio.move_on_after(0):
+            await held.thread.run(partial(id, used), mine)
+        began = held.thread.call(partial(id, used), mine, timeout=0.0)
+        assert not began
+        del used, mine
+        await anyio.wait_all_tasks_blocked()  # the event loop lets go of the cancellation
+        gc.collect()
+        assert [reference() for reference in kept] == [None, None]
+
+
+async def test_an_error_of_a_job_keeps_nothing_when_its_caller_has_handled_it():
+    """A session that its caller drops gives its name back, also where the garbage collector comes late."""
+
+    def fail(_):
+        raise ZeroDivisionError
+
+    thread, kept = StoreThread("test"), []
+
+    async def fail_in_job():
+        used = Object()
+        kept.append(ref(used))
+        with pytest.raises(ZeroDivisionError):
+            await thread.run(partial(fail, used))
+
+    def fail_in_call():
+        used = Object()
+        kept.append(ref(used))
+        with pytest.raises(ZeroDivisionError):
+            thread.call(partial(fail, used), None)
+
+    gc.collect()
+    gc.disable()
+    try:
+        await fail_in_job()
+        await to_thread.run_sync(fail_in_call)
+        await thread.run(lambda: None)
+        assert [reference() for reference in kept] == [None, None]
+    finally:
+        gc.enable()

@@ -87,6 +87,13 @@ class Job(Generic[T]):
         """Whether the job was not taken before: by the thread to run it, or by its caller not to have it run."""
         return self._taken.acquire(blocking=False)
 
+    def withdraw(self) -> bool:
+        """Whether the job is not to be run any more, since it has not begun."""
+        if not self.take():
+            return False
+        self._work = self.transaction = None  # the job may stay in the queue until a handler's transaction ends
+        return True
+
     def run(self) -> None:
         """Do the work."""
         assert self._work is not None  # it runs once  # noqa: S101
@@ -145,7 +152,7 @@ class StoreThread:
             try:
                 await done.wait()
             except anyio.get_cancelled_exc_class():
-                if not urgent and job.take():
+                if not urgent and job.withdraw():
                     raise
                 job.is_cancelled = True
                 while not done.is_set():  # asyncio's own cancellation passes through a shield
@@ -157,7 +164,7 @@ class StoreThread:
                 raise job.error
             return job.result
         finally:
-            del job  # its error has a traceback with this frame
+            job.error = None  # its traceback has a frame that holds the job, and so the session
 
     def call(self, work: Callable[[], T], transaction: object, *, timeout: float = math.inf) -> bool:
         """Wait for a job in a thread, or briefly in an event loop.
@@ -182,27 +189,27 @@ class StoreThread:
                 with suppress(RuntimeError):  # not a thread of anyio: no task can be cancelled
                     from_thread.check_cancelled()
             except BaseException:
-                if job.take():
+                if job.withdraw():
                     raise
                 deadline = math.inf
             if time.monotonic() >= deadline:
-                if job.take():
+                if job.withdraw():
                     return False
                 ended.wait()
         try:
             if job.error is not None:
                 raise job.error
         finally:
-            del job
+            job.error = None  # as in `run`
         return True
 
     def submit(self, job: "Job[T]") -> None:
         """Queue a job, in any thread."""
         with self._lock:
-            self._inbox.put(job)
-            if not self._is_running:
+            if not self._is_running:  # started first: it may fail, and then the job must not be done later
                 threading.Thread(target=self._run_jobs, name=self._name, daemon=True).start()
                 self._is_running = True
+            self._inbox.put(job)
 
     def submit_from_finalizer(self, work: Callable[[], None]) -> None:
         """Queue a job that nobody waits for, if the thread runs. Waits for nothing."""
