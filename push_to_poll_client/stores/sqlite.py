@@ -69,7 +69,7 @@ class SQLiteStore:
       they get their turn.
     - A handler in a thread (a plain function, or what it awaits in `anyio.to_thread.run_sync`) waits for the
       transaction of another consumer, and up to 5 s for that of another program. In an `async` handler the first
-      statement stops the event loop for 0.05 s at most. Then it raises `StoreUnavailable`, and the handler is
+      statement stops the event loop for 0.25 s at most. Then it raises `StoreUnavailable`, and the handler is
       called once more from its beginning, with its transaction begun. That is not a failed attempt, but what the
       handler did elsewhere before is repeated.
     - For many small messages override `process_batch`: a batch is one transaction.
@@ -158,9 +158,10 @@ class SQLiteStore:
                 f"{self._path}: this store keeps its connection to itself; to write in its transactions, make it "
                 "with SQLiteStore(..., transactional=True)"
             )
-        if not isinstance(self._file, SharedFile) or self._file.guard.scope is None:
+        file = self._file  # outside a handler the thread of the store may close it at any moment
+        if not isinstance(file, SharedFile) or file.guard.scope is None:
             raise RuntimeError(f"{self._path}: {OUTSIDE_HANDLER}")
-        return self._file.connection
+        return file.connection
 
     @property
     def path(self) -> str:
@@ -233,8 +234,9 @@ class SQLiteStore:
     def _prepare_for_claim(self) -> None:
         if self._process != os.getpid():  # forked: file, lock and thread are the parent's
             self._start_unopened()
-        if isinstance(self._file, SharedFile):
-            self._file.guard.check_outside()
+        file = self._file  # the thread of the store may close it at any moment
+        if isinstance(file, SharedFile):
+            file.guard.check_outside()
 
     def _check_unowned(self, name: str) -> None:
         if name in self._owners:

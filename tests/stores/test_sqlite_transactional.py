@@ -427,3 +427,22 @@ def test_threads_of_one_handler_do_not_block_each_other_for_ever(tmp_path):
     application(path, "CREATE TABLE note(number)")
     subprocess.run([sys.executable, "-c", THREADS, path], check=True, timeout=GUARD, capture_output=True)
     assert application(path, "SELECT count(*) FROM note") == [(60 * 4 * 5,)]
+
+
+async def test_the_file_may_be_closed_while_another_consumer_claims_its_name(path, monkeypatch):
+    """The thread of the store closes it, between any two steps of a claim or of a look at `connection`."""
+    store = SQLiteStore(path, transactional=True)
+    session = await store.claim("a", feed=FEED)
+    file, looks = store._file, []
+
+    def look(_):
+        looks.append(len(looks))
+        return file if len(looks) == 1 else None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SQLiteStore, "_file", property(look), raising=False)
+        store._prepare_for_claim()
+        looks.clear()
+        with pytest.raises(RuntimeError, match="only while a message is processed"):
+            _ = store.connection
+    await session.release()
