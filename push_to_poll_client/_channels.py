@@ -20,9 +20,6 @@ from push_to_poll_client._status import ListenerStatus
 from push_to_poll_client._types import NO_HINT, Push
 from push_to_poll_client._validation import describe
 
-__all__ = ["ListenerChannel", "Wakes"]
-
-
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 CAPACITY = 64

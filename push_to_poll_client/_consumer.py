@@ -45,8 +45,6 @@ from push_to_poll_client._status import MAX_SHOWN_FAILING, PollResult, Status
 from push_to_poll_client._types import Cursor, M_co, Push
 from push_to_poll_client._validation import check_number, describe
 
-__all__ = ["Consumer"]
-
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 DEFAULT_RETRY: Final = AsyncRetrying(

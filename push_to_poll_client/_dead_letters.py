@@ -19,8 +19,6 @@ from push_to_poll_client._retry import Retry, StopSignal, make_dead_letter
 from push_to_poll_client._types import DeadLetter, Message, Record, Settlement
 from push_to_poll_client._validation import describe, quoted
 
-__all__ = ["DeadLetters", "RetryResult", "SessionDeadLetters", "as_json"]
-
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SessionDeadLetters:

@@ -20,15 +20,6 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-__all__ = [
-    "Background",
-    "EventLoop",
-    "asyncio_cancellation",
-    "error_for_cancellation",
-    "in_own_task",
-    "sole_cause",
-]
-
 T = TypeVar("T")
 
 wall_clock = time.time

@@ -28,9 +28,6 @@ from push_to_poll_client._status import Gap
 from push_to_poll_client._types import MAX_CURSOR, MAX_ID, Clock, Cursor, FetchRequest, Message, Page
 from push_to_poll_client._validation import describe, one_line
 
-__all__ = ["Fetcher", "Gaps", "PageReader", "check_ids"]
-
-
 T = TypeVar("T")
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))

@@ -16,9 +16,6 @@ from typing import Final
 import anyio
 from anyio.lowlevel import RunVar
 
-__all__ = ["MAX_FIRST_PAGES", "MAX_SHARE", "counted_as_first", "wait_for_first_page"]
-
-
 MAX_FIRST_PAGES: Final = 32
 """First pages in memory for each event loop: 20 MB of the usual 1,000 messages. 1,000 consumers had 600 MB."""
 

@@ -19,9 +19,6 @@ from push_to_poll_client._options import BatchHandler, Handler
 from push_to_poll_client._protocols import TransactionalSession, TransactionConflict
 from push_to_poll_client._types import M, Message, Record
 
-__all__ = ["TransactionFailed", "as_handler", "batch_of_one", "in_transaction"]
-
-
 MessageOrBatch = TypeVar("MessageOrBatch", Message, Sequence[Message])
 Work = TypeVar("Work")  # a message of the user's type, or a batch of them
 

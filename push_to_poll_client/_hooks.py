@@ -25,9 +25,6 @@ from push_to_poll_client._types import (
 )
 from push_to_poll_client._validation import describe, one_line, quoted
 
-__all__ = ["ConsumerStats", "Hooks", "RunLog", "SafeHooks", "place_of", "with_start_hook"]
-
-
 MessageOrBatch = TypeVar("MessageOrBatch", Message, Sequence[Message])
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))

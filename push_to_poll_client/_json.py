@@ -13,8 +13,6 @@ from typing import Any, Generic, TypeVar, overload
 
 import msgspec
 
-__all__ = ["DECODE_ERRORS", "MAX_DEPTH", "SAFE_LENGTH", "Decoder", "check_depth", "check_page_depth", "decode"]
-
 MAX_DEPTH = 500
 """Levels of nested arrays and objects. CPython 3.11 has room for 1,000 calls, and a handler takes up to 200."""
 

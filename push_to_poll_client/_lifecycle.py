@@ -50,9 +50,6 @@ from push_to_poll_client._status import SavedProgress
 from push_to_poll_client._types import Clock, Cursor, Push
 from push_to_poll_client._validation import describe
 
-__all__ = ["OpenSession", "Runner", "SessionParts", "not_recorded", "when_available"]
-
-
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 T = TypeVar("T")

@@ -15,8 +15,6 @@ from typing import Any, Final, TypeAlias
 from push_to_poll_client._secrets import Secrets, hidden
 from push_to_poll_client._validation import one_line
 
-__all__ = ["ConsumerLog", "ExcInfo", "Tracebacks", "handler_error", "log_as", "raised_from"]
-
 _current_consumer: ContextVar[str | None] = ContextVar("push_to_poll_client_consumer", default=None)
 
 MAX_PREFIX: Final = 60

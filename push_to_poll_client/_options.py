@@ -15,25 +15,6 @@ from push_to_poll_client._protocols import Feed, Listener, Store
 from push_to_poll_client._types import Cursor, FailureAction, M, UnreadableMessage
 from push_to_poll_client._validation import check_not_huge, check_number
 
-__all__ = [
-    "BatchHandler",
-    "DedupeKey",
-    "FinalAction",
-    "Fingerprint",
-    "Handler",
-    "OnCursorExpired",
-    "OnFailure",
-    "Options",
-    "OrderingKey",
-    "ProcessFunction",
-    "Resync",
-    "check_cursor",
-    "check_final_action",
-    "check_latest",
-    "meant_position",
-]
-
-
 INCEPTION, LATEST = "inception", "latest"
 
 OTHER_WORDS = {"beginning": INCEPTION, "earliest": INCEPTION, "start": INCEPTION, "end": LATEST}

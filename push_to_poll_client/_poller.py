@@ -37,9 +37,6 @@ from push_to_poll_client._status import NOTHING_DONE, PollResult, standstill_tex
 from push_to_poll_client._types import Clock, Cursor, CycleDetector, FetchRequest, Page, Push
 from push_to_poll_client._validation import describe, quoted
 
-__all__ = ["Poller"]
-
-
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 MAX_RESTARTS = 3

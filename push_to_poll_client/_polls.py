@@ -39,9 +39,6 @@ from push_to_poll_client._status import NOTHING_DONE, PollResult, add_results
 from push_to_poll_client._types import NO_HINT, Clock, Push
 from push_to_poll_client._validation import describe
 
-__all__ = ["Polls"]
-
-
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 BYPASS_CACHE_CAUSES = {Cause.WAKE, Cause.REPOLL, Cause.MANUAL}

@@ -68,9 +68,6 @@ from push_to_poll_client._types import Clock, Cursor, CycleDetector, Page, Saved
 from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client._work_queue import WorkItem
 
-__all__ = ["MOVED_STATE", "Overlap", "Place", "PollWalk", "Position", "saved_before"]
-
-
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 

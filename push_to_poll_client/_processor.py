@@ -33,8 +33,6 @@ from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client._work_queue import WorkItem, WorkQueue
 from push_to_poll_client._workers import WorkRound
 
-__all__ = ["Dedupe", "DedupeErrors", "Processor"]
-
 DedupeErrors: TypeAlias = Mapping[str, DecodeError]
 """The error of each message whose dedupe key could not be computed, by the key that it got instead."""
 

@@ -49,9 +49,6 @@ from push_to_poll_client._options import Options
 from push_to_poll_client._protocols import Session, is_transactional
 from push_to_poll_client._types import Clock, Cursor, DeadLetter, Record, SavedCursor
 
-__all__ = ["ATTEMPTS_KEY", "MAX_FAILING", "Attempt", "Attempts", "Progress", "TimeOfDay", "Uncommitted"]
-
-
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 

@@ -20,17 +20,6 @@ from push_to_poll_client._types import (
     SavedCursor,
 )
 
-__all__ = [
-    "Channel",
-    "Feed",
-    "Listener",
-    "Session",
-    "Store",
-    "TransactionConflict",
-    "TransactionalSession",
-    "is_transactional",
-]
-
 _EMPTY_STATE: Mapping[str, str | None] = MappingProxyType({})
 
 

@@ -18,8 +18,6 @@ from push_to_poll_client._types import Cursor, CycleDetector, FetchRequest, Mess
 from push_to_poll_client._validation import quoted
 from push_to_poll_client._work_queue import WorkItem
 
-__all__ = ["Replay"]
-
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Replay:

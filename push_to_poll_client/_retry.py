@@ -41,9 +41,6 @@ from push_to_poll_client._status import MAX_SHOWN_FAILING, FailingMessage
 from push_to_poll_client._types import Clock, DeadLetter, FailureAction, Message, Settlement
 from push_to_poll_client._validation import check_number, describe, quoted
 
-__all__ = ["Postponed", "Retry", "StopSignal", "failure_of_message", "make_dead_letter"]
-
-
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 MAX_WAIT_IN_POLL: Final = 1.0

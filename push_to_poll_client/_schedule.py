@@ -63,8 +63,6 @@ import msgspec
 
 from push_to_poll_client._types import MAX_NOT_BEFORE
 
-__all__ = ["Cause", "Decision", "Mode", "PollOutcome", "Schedule", "WakeResult"]
-
 FIRST_BACKOFF = 1.0
 """Seconds after the first failure of a streak: a blip costs one second."""
 

@@ -21,8 +21,6 @@ from itertools import chain
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-__all__ = ["MASK", "MIN_SECRET", "Secrets", "hidden", "hide_in", "known_secrets", "mask", "shows_a_secret"]
-
 MASK = "***"
 
 MIN_SECRET = 6

@@ -10,20 +10,6 @@ from typing import Final
 from push_to_poll_client._schedule import Mode
 from push_to_poll_client._types import Cursor
 
-__all__ = [
-    "NOTHING_DONE",
-    "Counters",
-    "FailingMessage",
-    "Gap",
-    "ListenerStatus",
-    "PollResult",
-    "ResyncEvent",
-    "SavedProgress",
-    "Status",
-    "add_results",
-    "standstill_text",
-]
-
 
 def standstill_text(where: str) -> str:
     """Say that a feed stands still, and where it leads."""

@@ -16,31 +16,6 @@ from typing_extensions import TypeVar
 from push_to_poll_client._exceptions import DecodeError
 from push_to_poll_client._json import decode
 
-__all__ = [
-    "MAX_CURSOR",
-    "MAX_ID",
-    "MAX_NOT_BEFORE",
-    "NO_HINT",
-    "Cursor",
-    "CycleDetector",
-    "D",
-    "D_co",
-    "DeadLetter",
-    "FailureAction",
-    "FetchRequest",
-    "M",
-    "M_co",
-    "M_contra",
-    "Message",
-    "Page",
-    "Push",
-    "Record",
-    "SavedCursor",
-    "Settlement",
-    "UnreadableMessage",
-]
-
-
 Cursor: TypeAlias = str
 """An opaque string, handed back to the feed unchanged. Equality is the only comparison. Where a cursor may be
 `None`, that is the inception: the beginning of the feed."""

@@ -5,20 +5,6 @@ from typing import Any
 
 from push_to_poll_client._secrets import mask
 
-__all__ = [
-    "MAX_IDENTITY",
-    "MAX_NUMBER",
-    "check_identity",
-    "check_not_huge",
-    "check_number",
-    "check_size",
-    "describe",
-    "missing_dependency",
-    "one_line",
-    "quoted",
-]
-
-
 MAX_NUMBER = 2**63 - 1
 """Largest number that an argument may be. What is larger overflows in zlib, SQLite, timeouts or as a `float`."""
 

@@ -1,6 +1,4 @@
 """The version of this library. The build reads it from here, so it is known without installing, too."""
 
-__all__ = ["__version__"]
-
 __version__ = "0.1.0"
 """As in `pip show push-to-poll-client`."""

@@ -17,8 +17,6 @@ from heapq import heappop, heappush
 
 from push_to_poll_client._types import Cursor, Message
 
-__all__ = ["WorkItem", "WorkQueue"]
-
 
 @dataclass(slots=True, eq=False)
 class WorkItem:

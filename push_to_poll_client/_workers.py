@@ -20,9 +20,6 @@ from push_to_poll_client._retry import Postponed, Retry, StopSignal, failure_of_
 from push_to_poll_client._types import Record, Settlement
 from push_to_poll_client._work_queue import WorkItem, WorkQueue
 
-__all__ = ["WorkRound"]
-
-
 WHOLE_BATCH_ERRORS = (RetryMessage, StopConsumer)
 """Errors that a handler means for the whole batch: splitting it would call the handler again for nothing."""
 

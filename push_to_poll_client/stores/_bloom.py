@@ -12,9 +12,6 @@ from collections import deque
 from collections.abc import Sequence
 from functools import cache
 
-__all__ = ["BloomFilters", "Candidates"]
-
-
 _KEYS_PER_WORD = 2
 """32 bits for a key."""
 

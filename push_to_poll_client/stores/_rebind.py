@@ -4,8 +4,6 @@ import msgspec
 
 from push_to_poll_client._validation import quoted
 
-__all__ = ["Rebind"]
-
 
 class Rebind(msgspec.Struct, frozen=True):
     """Bind a consumer name to another feed, or rename it.

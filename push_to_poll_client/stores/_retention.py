@@ -26,19 +26,6 @@ import msgspec
 from push_to_poll_client._types import DeadLetter, SavedCursor
 from push_to_poll_client._validation import check_not_huge
 
-__all__ = [
-    "DEFAULT_MAX_RECORDS",
-    "DEFAULT_RETENTION",
-    "MAX_HISTORY",
-    "Retention",
-    "Segment",
-    "SegmentChanges",
-    "Segments",
-    "extend_history",
-    "limit_dead_letters",
-]
-
-
 DEFAULT_RETENTION = 30 * 86_400.0
 """Seconds. It must outlast the longest replay that the feed can give, or messages are processed again: Stripe
 lists its events for 30 days, Remote Settings replays silently to a cursor older than 21 days."""

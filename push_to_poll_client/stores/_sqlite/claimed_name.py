@@ -21,9 +21,6 @@ from push_to_poll_client.stores._sqlite.names import OtherNames
 from push_to_poll_client.stores._sqlite.records import EncodedRecords, Records
 from push_to_poll_client.stores._sqlite.schema import decode_text, encode_text
 
-__all__ = ["ClaimedName", "CursorState", "ownership_lost", "read_history", "read_state"]
-
-
 _CLAIM = """
     INSERT INTO push_to_poll_consumer(name, feed, token, at) VALUES (?, ?, 1, ?)
     ON CONFLICT(name) DO UPDATE SET token = token + 1

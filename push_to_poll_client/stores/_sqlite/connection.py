@@ -23,16 +23,6 @@ from weakref import WeakSet, ref
 from push_to_poll_client._exceptions import OwnershipLost, StoreError
 from push_to_poll_client._validation import quoted
 
-__all__ = [
-    "OUTSIDE_HANDLER",
-    "Guard",
-    "GuardedConnection",
-    "GuardedCursor",
-    "HandlerScope",
-    "mark_as_store",
-]
-
-
 _PREFIX = "push_to_poll_"
 """What the store's own tables begin with."""
 

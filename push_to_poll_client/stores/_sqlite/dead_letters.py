@@ -12,9 +12,6 @@ from push_to_poll_client.stores._sqlite.file import wrap_invalid_values
 from push_to_poll_client.stores._sqlite.records import as_json, encode_keys
 from push_to_poll_client.stores._sqlite.schema import decode_text, encode_text
 
-__all__ = ["DeadLetterIndex", "StoredDeadLetters", "select_dead_letters", "select_keys_of_message"]
-
-
 _COLUMNS = "key, marked, id, attempts, first_failed, last_failed, error, traceback, raw"
 
 _SELECT = f"SELECT {_COLUMNS} FROM push_to_poll_dead_letter WHERE consumer = ?"  # noqa: S608

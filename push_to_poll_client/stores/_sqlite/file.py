@@ -25,9 +25,6 @@ from push_to_poll_client.stores._sqlite.owner_lock import OwnerLock
 from push_to_poll_client.stores._sqlite.schema import Synchronous, damage_message, prepare, warn_of_old_sqlite
 from push_to_poll_client.stores._sqlite.wal import FRAME, HEADER, ID_SIZE, NO_ID, Mark, check_wal
 
-__all__ = ["OpenFile", "check_size", "wrap_invalid_values", "wrap_sqlite_errors"]
-
-
 _logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 _BUSY_TIMEOUT = 5.0  # seconds to wait for another program that writes to the file; readers do not lock it

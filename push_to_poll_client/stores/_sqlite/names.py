@@ -18,9 +18,6 @@ from push_to_poll_client.stores._rebind import Rebind
 from push_to_poll_client.stores._sqlite.file import OpenFile, wrap_invalid_values
 from push_to_poll_client.stores._sqlite.schema import decode_text, encode_text
 
-__all__ = ["TABLES_OF_A_NAME", "OtherNames", "rebind"]
-
-
 _logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 _SELECT_OTHERS = """

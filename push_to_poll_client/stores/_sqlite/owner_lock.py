@@ -23,9 +23,6 @@ from pathlib import Path
 
 from push_to_poll_client._exceptions import StoreBusy, StoreError
 
-__all__ = ["OwnerLock", "lock_holder"]
-
-
 _MAX_PROCESS_ID = 20
 """Digits of the longest process id."""
 

@@ -48,18 +48,6 @@ from push_to_poll_client.stores._sqlite.owner_lock import lock_holder
 from push_to_poll_client.stores._sqlite.schema import decode_text, encode_text, schema_version
 from push_to_poll_client.stores._sqlite.wal import check_wal
 
-__all__ = [
-    "ConsumerProgress",
-    "StoreFile",
-    "find_dead_letters",
-    "query_read_only",
-    "read_cursors",
-    "read_dead_letter",
-    "read_dead_letters",
-    "read_store",
-]
-
-
 _T = TypeVar("_T")
 
 _ATTEMPTS = 20

@@ -28,17 +28,6 @@ from push_to_poll_client.stores._sqlite.file import wrap_invalid_values, wrap_sq
 from push_to_poll_client.stores._sqlite.schema import NO_TEXT
 from push_to_poll_client.stores._sqlite.thread import check_cancelled
 
-__all__ = [
-    "EncodedRecords",
-    "RecordChanges",
-    "RecordSearch",
-    "Records",
-    "as_json",
-    "encode_keys",
-    "encode_records",
-]
-
-
 _LONGEST_KEY = 200
 """Characters. A longer key is stored as a digest: a key that spills out of its page of the index is slow."""
 

@@ -18,20 +18,6 @@ from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._validation import quoted
 
-__all__ = [
-    "MIGRATIONS",
-    "NO_TEXT",
-    "OLDEST_SQLITE",
-    "Synchronous",
-    "damage_message",
-    "decode_text",
-    "encode_text",
-    "prepare",
-    "schema_version",
-    "warn_of_old_sqlite",
-]
-
-
 NO_TEXT = "\ud800-\udfff\ufffe\uffff"
 """Characters that TEXT cannot hold: halves of surrogate pairs, which JSON can spell but UTF-8 cannot encode, and
 those two that SQLite replaces by U+FFFD in a database in UTF-16."""

@@ -22,9 +22,6 @@ from push_to_poll_client.stores._sqlite.schema import warn_of_old_sqlite
 from push_to_poll_client.stores._sqlite.thread import StoreThread
 from push_to_poll_client.stores._sqlite.transaction import Effects, SharedFile, Transaction
 
-__all__ = ["SQLiteSession", "TransactionalSQLiteSession"]
-
-
 NO_CHANGES: Mapping[str, str | None] = MappingProxyType({})
 
 _Ts = TypeVarTuple("_Ts")

@@ -25,9 +25,6 @@ from anyio import CancelScope, from_thread
 
 from push_to_poll_client._event_loop import EventLoop
 
-__all__ = ["Job", "StoreThread", "check_cancelled"]
-
-
 T = TypeVar("T")
 
 _CHECK_INTERVAL = 0.05

@@ -34,9 +34,6 @@ from push_to_poll_client.stores._sqlite.file import OpenFile, wrap_sqlite_errors
 from push_to_poll_client.stores._sqlite.schema import Synchronous, prepare
 from push_to_poll_client.stores._sqlite.thread import StoreThread
 
-__all__ = ["Effects", "LockGaps", "SharedFile", "Transaction", "roll_back", "undo"]
-
-
 MAX_LOOP_WAIT: Final = 0.25
 """Seconds that a handler's first statement may stop the event loop. Most programs commit in less, and what the
 handler has done elsewhere before it would be done again."""

@@ -30,9 +30,6 @@ from typing import NamedTuple, Self
 
 from push_to_poll_client._exceptions import StoreError
 
-__all__ = ["FRAME", "HEADER", "ID_SIZE", "NO_ID", "Mark", "check_wal"]
-
-
 _PREFIX = b"push_to_poll wal"
 ID_SIZE = 8
 NO_ID = bytes(ID_SIZE)
