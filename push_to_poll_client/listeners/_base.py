@@ -61,7 +61,11 @@ class BaseListener(abc.ABC):
 
     @abc.abstractmethod
     async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> Exception | None:
-        """Run one connection. Return why it ended; `None` if it only reached its maximum age."""
+        """Run one connection. Return why it ended; `None` if it only reached its maximum age.
+
+        After `None` the listener connects again at once. An end that can come soon after the connect, such as a
+        bound that a server reaches, is an error whose `Failure` is `orderly`: connects after it are paced.
+        """
 
     @abc.abstractmethod
     def _failure(self, error: Exception) -> Failure:
@@ -162,6 +166,9 @@ the other consumers of the process, would wait for all of them."""
 
 class ReadLoopListener(BaseListener, Generic[_MessageT]):
     """A listener that reads one message after the other.
+
+    A subclass takes its own arguments first, then the common ones in the order that
+    tests/listeners/test_arguments.py has.
 
     Args:
         name: As for `BaseListener`.
