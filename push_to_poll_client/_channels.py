@@ -94,7 +94,7 @@ class ListenerChannel:
     Attributes:
         listener: The listener.
         name: Its name in status and log, unique among the channels of a consumer.
-        wakes: Wake the consumer.
+        wakes: Where pushes are put, for the consumer.
         changed: Called whenever the channel comes up or goes down.
         saved_state: Returns the text that the store has under a name; `None` if it has none.
         save_state: Saves a text under a name, between two polls; `None` deletes it.

@@ -2,8 +2,8 @@
 
 A page that arrives takes ten times the memory of the consumer that it is for. So the body of a consumer's first
 answer is read only when few others are being worked off. A consumer waits with the headers of its answer in hand,
-so a server that does not answer keeps nobody waiting; nor does a slow handler, or a body that stalls, for longer
-than `MAX_SHARE`.
+so a server that does not answer delays no other consumer. A slow handler, or a body that stalls, delays the others
+for `MAX_SHARE` at most.
 """
 
 import math

@@ -56,7 +56,7 @@ class Job(Generic[T]):
     Attributes:
         transaction: As given.
         urgent: As given.
-        is_cancelled: Whether the caller was cancelled.
+        is_cancelled: True once the caller was cancelled.
         result: What the work returned.
         error: What it raised; `None` if it returned.
     """
@@ -81,11 +81,11 @@ class Job(Generic[T]):
         self._taken = threading.Lock()
 
     def take(self) -> bool:
-        """Whether the job was not taken before: by the thread to run it, or by its caller not to have it run."""
+        """Take the job, to run it or to withdraw it. Return False if it was taken before. From any thread."""
         return self._taken.acquire(blocking=False)
 
     def withdraw(self) -> bool:
-        """Whether the job is not to be run any more, since it has not begun."""
+        """Keep the job from running if it has not begun. Return whether it is kept from it."""
         if not self.take():
             return False
         self._work = self.transaction = None  # the job may stay in the queue until a handler's transaction ends
