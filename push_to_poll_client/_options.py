@@ -13,7 +13,7 @@ from push_to_poll_client._exceptions import CursorExpired
 from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._protocols import Feed, Listener, Store
 from push_to_poll_client._types import Cursor, FailureAction, M, UnreadableMessage
-from push_to_poll_client._validation import check_not_huge, check_number
+from push_to_poll_client._validation import check_count, check_number
 
 INCEPTION, LATEST = "inception", "latest"
 
@@ -137,14 +137,6 @@ def check_latest(feed: Feed) -> None:
         raise ValueError(text)  # noqa: TRY004  # the option is wrong for this feed; the feed's type is fine
 
 
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-    check_not_huge(name, value)
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """The options of a consumer, checked one by one and against each other. `Consumer` documents most of them.
@@ -209,12 +201,8 @@ class Options:
         for name in ("wake_delay", "commit_interval", "shutdown_timeout", "batch_wait", "overlap"):
             check_number(name, getattr(self, name))
         check_number("max_poll_time", self.max_poll_time, above_zero=True)
-        for name in ("batch_size", "concurrency"):
-            _check_count(name, getattr(self, name))
-        if isinstance(self.burst, int):
-            check_not_huge("burst", self.burst)
-        if not isinstance(self.burst, int) or self.burst < 1:
-            raise ValueError(f"burst must be a whole number of polls, at least 1, not {self.burst!r}")
+        for name in ("burst", "batch_size", "concurrency"):
+            check_count(name, getattr(self, name))
         # The rate must allow the polls of the timer, and a wake must not be slower than the timer (G4).
         for name in ("fallback_interval", "degraded_interval"):
             interval = getattr(self, name)

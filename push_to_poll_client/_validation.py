@@ -46,13 +46,18 @@ def check_str(what: str, value: object) -> None:
         raise TypeError(f"{what} is a str, not {type(value).__name__}")
 
 
-def check_size(name: str, value: int) -> int:
-    """Return an argument that is a number of bytes, at least 1."""
+def check_count(name: str, value: object) -> int:
+    """Return an argument that is a whole number, as of messages or bytes.
+
+    Raises:
+        TypeError: The value is not a whole number.
+        ValueError: The value is below 1 or above `MAX_NUMBER`.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a {type(value).__name__}; give bytes as an int")
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
     check_not_huge(name, value)
     if value < 1:
-        raise ValueError(f"{name} is {value}; give at least 1 byte")
+        raise ValueError(f"{name} must be at least 1, not {value}")
     return value
 
 

@@ -49,7 +49,7 @@ from push_to_poll_client._http.response import (
 )
 from push_to_poll_client._http.transport import closing, open_client, send, user_agent
 from push_to_poll_client._secrets import Secrets, hidden, hide_in
-from push_to_poll_client._validation import check_identity, check_number, check_size, quoted
+from push_to_poll_client._validation import check_count, check_identity, check_number, quoted
 
 T = TypeVar("T")
 
@@ -261,7 +261,7 @@ class Client:
         self._redirects = Redirects(urls.redact)
         check_number("timeout", timeout, above_zero=True)
         self._timeout = timeout
-        self.max_body: int = check_size("max_body", max_body)
+        self.max_body: int = check_count("max_body", max_body)
         self._credentials = Credentials(auth, headers, parsed)
         self.secrets: Secrets = self._credentials.secrets
         self.secrets.add(*url_secrets.values())

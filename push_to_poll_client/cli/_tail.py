@@ -31,6 +31,7 @@ from push_to_poll_client import (
 )
 from push_to_poll_client._consumer import DEFAULT_RETRY
 from push_to_poll_client._options import FinalAction, OnFailure
+from push_to_poll_client._validation import check_count
 from push_to_poll_client.cli._exec import Command, CommandNotStarted
 from push_to_poll_client.cli._output import Exit, ReaderGone, UsageError, write_line
 from push_to_poll_client.cli._parser import Commands
@@ -253,9 +254,7 @@ def _retry(options: argparse.Namespace) -> AsyncRetrying | None:
     if options.exec is None:  # a line that cannot be written now cannot be written a second later either
         return None
     attempts = EXEC_ATTEMPTS if options.exec_attempts is None else options.exec_attempts
-    if attempts < 1:
-        raise ValueError(f"--exec-attempts must be at least 1, not {attempts}")
-    return DEFAULT_RETRY.copy(stop=stop_after_attempt(attempts))
+    return DEFAULT_RETRY.copy(stop=stop_after_attempt(check_count("--exec-attempts", attempts)))
 
 
 def _on_failure(options: argparse.Namespace) -> OnFailure:

@@ -21,7 +21,7 @@ from push_to_poll_client._http.response import BodyError, read_body
 from push_to_poll_client._http.transport import closing, open_client, send
 from push_to_poll_client._json import decode
 from push_to_poll_client._secrets import Secrets
-from push_to_poll_client._validation import check_number, check_size
+from push_to_poll_client._validation import check_count, check_number
 
 
 class UnusableResponse(PushToPollError):
@@ -139,7 +139,7 @@ class ListenerClient:
         self._connected_client: Any = None
         self._ssl_context = ssl_context
         self._timeout = timeout
-        self._max_body = check_size("max_body", max_body)
+        self._max_body = check_count("max_body", max_body)
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:

@@ -12,7 +12,7 @@ was asked for. Others are one function each:
 from collections.abc import Collection
 
 from push_to_poll_client._http.headers import is_header_value
-from push_to_poll_client._validation import check_not_huge
+from push_to_poll_client._validation import check_count
 from push_to_poll_client.listeners._webhook.types import Handshake, WebhookRequest, WebhookResponse
 
 __all__ = ["cloudevents_origins", "dropbox_challenge", "graph_validation"]
@@ -53,7 +53,7 @@ def cloudevents_origins(origins: Collection[str], *, rate: int | None = None) ->
         rate: Requests a minute that are allowed at most; `None`: any.
 
     Raises:
-        TypeError: `origins` is a text, or holds what is none; `rate` is no whole number.
+        TypeError: `origins` is a text, or holds what is none; `rate` is not a whole number.
         ValueError: An origin cannot stand in a header, there is none, or the rate is below 1.
     """
     if isinstance(origins, str) or not all(isinstance(origin, str) for origin in origins):
@@ -61,12 +61,8 @@ def cloudevents_origins(origins: Collection[str], *, rate: int | None = None) ->
     if not origins or not all(0 < len(origin) <= MAX_ORIGIN and is_header_value(origin) for origin in origins):
         raise ValueError("origins are names of senders, such as eventemitter.example.com")
     expected = frozenset(origin.lower() for origin in origins)
-    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int)):
-        raise TypeError(f"rate is a whole number or None, not {rate!r}")
     if rate is not None:
-        check_not_huge("rate", rate)
-    if rate is not None and rate < 1:
-        raise ValueError(f"rate is at least 1 request a minute, not {rate}")
+        check_count("rate", rate)
 
     def answer(request: WebhookRequest) -> WebhookResponse | None:
         origin = request.headers.get("webhook-request-origin", "")

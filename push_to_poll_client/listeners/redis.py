@@ -18,7 +18,7 @@ from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_number, check_size, missing_dependency, one_line
+from push_to_poll_client._validation import check_count, check_number, missing_dependency, one_line
 from push_to_poll_client.listeners._backoff import ReconnectAction
 from push_to_poll_client.listeners._base import ReadLoopListener, unique_names
 from push_to_poll_client.listeners._failures import Failure, causes, describe_error, verdict_by_type
@@ -122,7 +122,7 @@ class RedisListener(ReadLoopListener[Notification]):
         if not self._channels + self._patterns:
             raise ValueError("there is neither a channel nor a pattern; name one")
         check_number("max_silence", max_silence, above_zero=True, optional=True)
-        check_size("max_body", max_body)
+        check_count("max_body", max_body)
         self._new_pool = _pool_factory(url)
         location = without_secrets(url) if isinstance(url, str) and not url.startswith("unix:") else "redis"
         super().__init__(

@@ -25,7 +25,7 @@ from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._http.transport import CHUNKS_AT_ONCE, unwinding
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_number, check_size, quoted
+from push_to_poll_client._validation import check_count, check_number, quoted
 from push_to_poll_client.listeners._backoff import ReconnectAction
 from push_to_poll_client.listeners._base import ReadLoopListener, StopReconnecting
 from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
@@ -200,7 +200,7 @@ class SSEListener(ReadLoopListener[ServerSentEvent]):
             max_silence=max_silence,
             open_timeout=open_timeout,
         )
-        self._max_body = check_size("max_body", max_body)
+        self._max_body = check_count("max_body", max_body)
         self._resumes = last_event_id
         self._last_event_id = ""
         self._retry = 0.0

@@ -15,7 +15,7 @@ from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel, Listener
 from push_to_poll_client._secrets import Secrets, hidden
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_number, check_size, check_str
+from push_to_poll_client._validation import check_count, check_number, check_str
 from push_to_poll_client.listeners._hints import HintReader
 from push_to_poll_client.listeners._webhook.counters import WebhookCounters, WebhookJournal
 from push_to_poll_client.listeners._webhook.limits import TokenBucket
@@ -163,7 +163,7 @@ class WebhookListener:
             waiting_bucket=TokenBucket(rate, burst),
             journal=self._journal,
             response=check_response(_argument_or_subscription(response, subscription, "response") or ACCEPTED),
-            max_body=check_size("max_body", max_body),
+            max_body=check_count("max_body", max_body),
             body_timeout=body_timeout,
         )
         self._known_secrets = Secrets()

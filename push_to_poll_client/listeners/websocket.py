@@ -39,7 +39,7 @@ from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_number, check_size, quoted
+from push_to_poll_client._validation import check_count, check_number, quoted
 from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff, verdict_of_status
 from push_to_poll_client.listeners._base import ReadLoopListener
 from push_to_poll_client.listeners._failures import (
@@ -238,7 +238,7 @@ class WebSocketListener(ReadLoopListener[str | bytes]):
             open_timeout=open_timeout,
             ping_interval=ping_interval,
             ping_timeout=ping_timeout,
-            max_size=check_size("max_body", max_body),
+            max_size=check_count("max_body", max_body),
         )
         self._subprotocols = tuple(subprotocols or ())
 

@@ -954,9 +954,9 @@ class TestWrongArguments:
             ({"timeout": float("nan")}, ValueError, "timeout must be finite and above 0, not nan"),
             ({"timeout": float("inf")}, ValueError, "timeout must be finite and above 0, not inf"),
             ({"timeout": None}, TypeError, "timeout must be a number, not None"),
-            ({"max_body": 0}, ValueError, "max_body is 0"),
-            ({"max_body": 1e6}, TypeError, "max_body is a float"),
-            ({"max_body": True}, TypeError, "max_body is a bool"),
+            ({"max_body": 0}, ValueError, "max_body must be at least 1, not 0"),
+            ({"max_body": 1e6}, TypeError, "max_body must be a whole number, not 1000000.0"),
+            ({"max_body": True}, TypeError, "max_body must be a whole number, not True"),
             ({"client": httpx}, TypeError, "client is a module"),
         ],
     )

@@ -812,7 +812,7 @@ async def test_a_control_message_requests_a_poll_without_a_subscription_manager(
         ({"route": 7}, TypeError, "route is a function, not int"),
         ({"route": "a..b"}, ValueError, "a path is names with dots"),
         ({"name": 7}, TypeError, "name is a str, not int"),
-        ({"max_body": 0}, ValueError, "max_body is 0"),
+        ({"max_body": 0}, ValueError, "max_body must be at least 1, not 0"),
         ({"body_timeout": None}, TypeError, "body_timeout must be"),
         ({"rate": 0}, ValueError, "rate must be"),
         ({"burst": 0}, ValueError, "burst must be"),

@@ -650,9 +650,9 @@ def test_limits_are_finite_numbers_above_0(name):
 
 
 def test_the_largest_message_has_at_least_one_byte():
-    with pytest.raises(ValueError, match="max_body is 0; give at least 1 byte"):
+    with pytest.raises(ValueError, match="max_body must be at least 1, not 0"):
         WebSocketListener(URL, max_body=0)
-    with pytest.raises(TypeError, match="max_body is a NoneType"):
+    with pytest.raises(TypeError, match="max_body must be a whole number, not None"):
         WebSocketListener(URL, max_body=None)
 
 
