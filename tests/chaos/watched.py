@@ -22,7 +22,7 @@ class WatchedListener:
         self.listener, self.told = listener, told
         self.name = listener.name
         if connect := getattr(listener, "_connect", None):
-            listener._connect = lambda: (dials(), connect())[1]
+            listener._connect = lambda *connection: (dials(), connect(*connection))[1]
 
     async def listen(self, channel):
         self.channel = channel
