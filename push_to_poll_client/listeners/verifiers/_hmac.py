@@ -1,6 +1,6 @@
 """Verify an HMAC signature (RFC 2104), laid out as a vendor declares it.
 
-The parts: a window for timestamps, templates of what is signed, and the verifier, which reads the header.
+The parts: secrets, templates of what is signed, and the verifier, which reads the header.
 
 It uses the standard library only. The vendors' libraries raise errors that no caller expects on malformed input
 (`standardwebhooks` 1.1: `ValueError`, `binascii.Error`, `UnicodeDecodeError`; `stripe` 16.1: `TypeError`), read
@@ -13,14 +13,68 @@ import hashlib
 import hmac
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from string import Formatter
 from typing import Literal, NamedTuple, TypeAlias
 
 from push_to_poll_client._http.headers import is_header_name
 from push_to_poll_client._validation import check_number, check_str
 from push_to_poll_client.listeners._webhook.types import Verified, WebhookRequest
-from push_to_poll_client.listeners.verifiers._secrets import Secrets, any_equal, secret_bytes
+
+
+def any_equal(given: Iterable[bytes], expected: Iterable[bytes]) -> bool:
+    """Return whether any of `given` equals any of `expected`; all pairs are compared, also after an equal one."""
+    wanted = tuple(expected)
+    # `any` would stop at the first.
+    return sum(hmac.compare_digest(one, other) for one in given for other in wanted) > 0
+
+
+class TokenSet:
+    """The tokens of which a request has to show one. Digests are compared, since all have the same length."""
+
+    def __init__(self, tokens: Iterable[bytes]) -> None:
+        self._digests = tuple(hashlib.sha256(token).digest() for token in tokens)
+
+    def __contains__(self, given: bytes) -> bool:
+        return any_equal([hashlib.sha256(given).digest()], self._digests)
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+
+Secrets: TypeAlias = str | bytes | Sequence[str | bytes]
+"""A secret, or several that are all valid: the new one and the old one while they are exchanged."""
+
+
+def secret_bytes(secrets: Secrets) -> tuple[bytes, ...]:
+    """Return the bytes of each secret; a `str` is encoded in UTF-8.
+
+    Raises:
+        TypeError: A secret is neither `str` nor `bytes`.
+        ValueError: There is no secret, or one is empty, or is a `str` with white space around it.
+    """
+    return tuple(secret.encode() if isinstance(secret, str) else secret for secret in check_secrets(secrets))
+
+
+def check_secrets(secrets: object) -> tuple[str | bytes, ...]:
+    """Return each secret as it was given; raises as `secret_bytes` does. No error shows a secret."""
+    if isinstance(secrets, str | bytes):
+        secrets = (secrets,)
+    if not isinstance(secrets, Sequence):
+        raise TypeError(f"a secret is a str or bytes, or a sequence of them, not {type(secrets).__name__}")
+    if not secrets:
+        raise ValueError("there is no secret: everybody could have sent what it verifies")
+    found = tuple(secrets)
+    for secret in found:
+        if not isinstance(secret, str | bytes):
+            raise TypeError(f"a secret is a str or bytes, not {type(secret).__name__}")
+        if not secret:
+            raise ValueError("a secret is empty: everybody knows it. Is the setting that holds it set?")
+        if isinstance(secret, str) and secret != secret.strip():
+            # No request would be verified, and nothing would say why. A caller who means it gives bytes.
+            raise ValueError("a secret has white space around it, as the text of a whole file has; strip it")
+    return found
+
 
 TOLERANCE = 300.0
 """Seconds, as Stripe, Slack, Svix and the libraries of Standard Webhooks have it. A request that is repeated later
@@ -29,34 +83,6 @@ is refused for its timestamp, so repetitions have to be remembered for this long
 _read_number = re.compile(r"[1-9][0-9]{0,15}").fullmatch
 """`int()` would also take signs, spaces, underscores and digits of every script, and `float()` would take
 "nan"."""
-
-
-class TimestampWindow:
-    """Refuses timestamps that are too old or in the future.
-
-    A request with a future timestamp could be repeated for longer than it is remembered.
-
-    Args:
-        tolerance: Seconds that a timestamp may lie before the receiver's clock, or after it.
-        unit: Seconds that the number 1 in a timestamp stands for.
-    """
-
-    def __init__(self, tolerance: float, unit: float) -> None:
-        self._tolerance = tolerance
-        self._unit = unit
-
-    def valid_until(self, timestamp: str, now: float) -> float | None:
-        """Return when a timestamp will be refused, in seconds since the epoch; None if it is refused now.
-
-        Args:
-            timestamp: As the sender wrote it: only digits, at most 16, and no zero first.
-            now: In seconds since the epoch.
-        """
-        if not _read_number(timestamp):
-            return None
-        signed_at = int(timestamp) * self._unit
-        # It still passes at the very end of the tolerance, and no longer one second later.
-        return signed_at + self._tolerance + 1 if abs(now - signed_at) <= self._tolerance else None
 
 
 BODY = "body"
@@ -145,29 +171,18 @@ MAX_ITEMS = 16
 each item costs a comparison for each secret."""
 
 
-class ParsedSignatures(NamedTuple):
-    """What the headers of a request state.
+class _Stated(NamedTuple):
+    """What the headers of a request state, whose timestamp is not refused.
 
     Attributes:
-        signatures: An algorithm and the bytes of a signature, in its encoding; at least one.
-        timestamp: The text of the timestamp; empty if there is none, or if there are two.
+        signatures: By algorithm, in their encoding; at least one.
+        timestamp: The text of the timestamp; empty if there is none.
+        until: When the timestamp will be refused, in seconds since the epoch; infinite if there is none.
     """
 
-    signatures: tuple[tuple[str, bytes], ...]
+    signatures: Mapping[str, Sequence[bytes]]
     timestamp: str
-
-
-def split_items(value: str | None, separator: str | None) -> list[str]:
-    """Return the items of a header; empty if the header is missing or has too many.
-
-    Args:
-        value: Of the header.
-        separator: Stands between the items; None if the whole value is one item.
-    """
-    if value is None:
-        return []
-    items = [value] if separator is None else value.split(separator, MAX_ITEMS)
-    return items if len(items) <= MAX_ITEMS else []
+    until: float
 
 
 def _prefixes(prefix: str, algorithms: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
@@ -252,46 +267,52 @@ class HMACSignature:
         elif timestamp is not None:
             self._timestamp_header = header_name(timestamp)
         timed = timestamp is not None
+        self._timestamp_unit = timestamp_unit
+        self._tolerance = tolerance
         self._signed = _signed_template(signed, timed=timed)
-        self._timestamp_window = TimestampWindow(tolerance, timestamp_unit) if timed else None
         self._once = _once_templates(once, timed=timed)
 
     def may_pass(self, request: WebhookRequest) -> bool:
         """Whether the headers alone are those of an authentic request: signed, and of now."""
-        stated = self._read(request)
-        return stated is not None and self._valid_until(stated, request) is not None
+        return self._read(request) is not None
 
     def __call__(self, request: WebhookRequest, /) -> Verified | None:
         """What there is to say of an authentic request; `None`: it is not authentic."""
-        stated = self._read(request)
-        until = None if stated is None else self._valid_until(stated, request)
-        if stated is None or until is None:
+        if (stated := self._read(request)) is None:
             return None
         known = {BODY: request.body, TIMESTAMP: stated.timestamp.encode()}
         signed = self._signed.fill(request, known)
-        if signed is None or not self._matches(signed, stated):
+        # All algorithms are tried, since a stop at the first that fits would show in the time.
+        if signed is None or not sum(self._fits(signed, *one) for one in stated.signatures.items()):
             return None
-        once = replay_digests(self._once, request, {**known, SIGNED: signed})
-        return Verified(once, until if math.isfinite(until) else None)
+        once = _replay_digests(self._once, request, {**known, SIGNED: signed})
+        return Verified(once, stated.until if math.isfinite(stated.until) else None)
 
     def __repr__(self) -> str:
         return f"HMACSignature(header={self._header!r}, {len(self._keys)} secrets)"
 
-    def _read(self, request: WebhookRequest) -> ParsedSignatures | None:
-        """Return what a request states; None if it has no signature."""
-        items = split_items(request.headers.get(self._header), self._separator)
-        signatures = tuple(found for item in items if (found := self._signature(item)))
-        return ParsedSignatures(signatures, self._timestamp(request, items)) if signatures else None
-
-    def _signature(self, item: str) -> tuple[str, bytes] | None:
-        for prefix, algorithm in self._prefixes:
-            if item.startswith(prefix):
+    def _read(self, request: WebhookRequest) -> _Stated | None:
+        """Return what the headers state; None if they are not those of an authentic request."""
+        value = request.headers.get(self._header)
+        if value is None:
+            return None
+        items = [value] if self._separator is None else value.split(self._separator, MAX_ITEMS)
+        if len(items) > MAX_ITEMS:
+            return None
+        signatures: dict[str, list[bytes]] = {}
+        for item in items:
+            prefix, algorithm = next((one for one in self._prefixes if item.startswith(one[0])), ("", ""))
+            if algorithm:
                 text = item.removeprefix(prefix)
                 # A character that is not ASCII becomes "?", which no signature has.
-                return algorithm, (text.lower() if self._encoding == "hex" else text).encode("ascii", "replace")
-        return None
+                given = (text.lower() if self._encoding == "hex" else text).encode("ascii", "replace")
+                signatures.setdefault(algorithm, []).append(given)
+        timestamp = self._timestamp(request, items)
+        until = self._valid_until(timestamp, request.received_at)
+        return _Stated(signatures, timestamp, until) if signatures and until is not None else None
 
     def _timestamp(self, request: WebhookRequest, items: Sequence[str]) -> str:
+        """Return the text of the timestamp; empty if there is none, or if there are two."""
         if self._timestamp_header is not None:
             return request.headers.get(self._timestamp_header, "")
         if self._timestamp_prefix is None:
@@ -300,30 +321,27 @@ class HMACSignature:
         found = [item.removeprefix(prefix) for item in items if item.startswith(prefix)]
         return found[0] if len(found) == 1 else ""
 
-    def _valid_until(self, stated: ParsedSignatures, request: WebhookRequest) -> float | None:
-        """Return when a request will be refused for its age; None if it is refused now."""
-        if self._timestamp_window is None:
+    def _valid_until(self, timestamp: str, now: float) -> float | None:
+        """Return when a timestamp will be refused; None if it is now: it is too old, or in the future."""
+        if TIMESTAMP not in self._signed.names:
             return math.inf
-        return self._timestamp_window.valid_until(stated.timestamp, request.received_at)
+        if not _read_number(timestamp):
+            return None
+        signed_at = int(timestamp) * self._timestamp_unit
+        # A request with a future timestamp could be repeated for longer than it is remembered. One from the past
+        # still passes at the very end of the tolerance, and no longer one second later.
+        return signed_at + self._tolerance + 1 if abs(now - signed_at) <= self._tolerance else None
 
-    def _matches(self, signed: bytes, stated: ParsedSignatures) -> bool:
-        given = {
-            algorithm: [one for its, one in stated.signatures if its == algorithm]
-            for algorithm, _ in stated.signatures
-        }
-        fits = []
-        for algorithm, signatures in given.items():
-            macs = [hmac.digest(key, signed, algorithm) for key in self._keys]
-            encoded = [
-                binascii.hexlify(mac) if self._encoding == "hex" else binascii.b2a_base64(mac, newline=False)
-                for mac in macs
-            ]
-            fits.append(any_equal(signatures, encoded))
-        # Only now, since a stop at the first algorithm that fits would show in the time.
-        return any(fits)
+    def _fits(self, signed: bytes, algorithm: str, given: Sequence[bytes]) -> bool:
+        macs = [hmac.digest(key, signed, algorithm) for key in self._keys]
+        encoded = [
+            binascii.hexlify(mac) if self._encoding == "hex" else binascii.b2a_base64(mac, newline=False)
+            for mac in macs
+        ]
+        return any_equal(given, encoded)
 
 
-def replay_digests(
+def _replay_digests(
     templates: Sequence[Template], request: WebhookRequest, known: Mapping[str, bytes]
 ) -> tuple[bytes, ...]:
     """Return a digest of each filled template: bounded in size, and never equal for two templates."""

@@ -5,23 +5,11 @@ has the same code, and neither knows Ed25519.
 """
 
 import binascii
-import hmac
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
-from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._webhook.types import Verified, Verifier, WebhookRequest
 from push_to_poll_client.listeners.verifiers import _ed25519
-from push_to_poll_client.listeners.verifiers._hmac import (
-    BODY,
-    SIGNED,
-    TOLERANCE,
-    Template,
-    TimestampWindow,
-    replay_digests,
-    split_items,
-)
-from push_to_poll_client.listeners.verifiers._secrets import Secrets, any_equal, check_secrets
+from push_to_poll_client.listeners.verifiers._hmac import TOLERANCE, HMACSignature, Secrets, check_secrets
 
 MAX_ED25519 = 4
 """Ed25519 signatures of a request that are verified, each by each key. While a key is replaced there are two; a
@@ -52,7 +40,7 @@ def standard_webhooks(secrets: Secrets, *, tolerance: float = TOLERANCE) -> Veri
         TypeError: A secret is neither `str` nor `bytes`, or the tolerance is no number.
         ValueError: A secret is empty, no Base64, no key, or the private one; or the tolerance is not above 0.
     """
-    return _StandardWebhooks(secrets, ("webhook",), tolerance)
+    return _StandardWebhooks(secrets, "webhook", tolerance)
 
 
 def svix(secrets: Secrets, *, tolerance: float = TOLERANCE) -> Verifier:
@@ -69,83 +57,64 @@ def svix(secrets: Secrets, *, tolerance: float = TOLERANCE) -> Verifier:
         TypeError: A secret is neither `str` nor `bytes`, or the tolerance is no number.
         ValueError: A secret is empty, no Base64, no key, or the private one; or the tolerance is not above 0.
     """
-    return _StandardWebhooks(secrets, ("svix", "webhook"), tolerance)
+    return _BySender(
+        {f"{name}-signature": _StandardWebhooks(secrets, name, tolerance) for name in ("svix", "webhook")}
+    )
 
 
-class _SenderHeaders(NamedTuple):
-    """The headers of one kind of sender, and the templates made of them."""
-
-    timestamp: str
-    signature: str
-    signed: Template
-    once: tuple[Template, ...]
-
-
-class _StandardWebhooks:
-    def __init__(self, secrets: Secrets, senders: Sequence[str], tolerance: float) -> None:
-        check_number("tolerance", tolerance, above_zero=True)
+class _StandardWebhooks(HMACSignature):
+    def __init__(self, secrets: Secrets, sender: str, tolerance: float) -> None:
+        # The first dots in the signed text separate id, timestamp and body (specification, "Signature scheme"). If
+        # an id has a dot in it, the same signature fits another id: so the signed text is remembered too.
+        super().__init__(
+            secrets,
+            header=f"{sender}-signature",
+            separator=" ",
+            prefix="v1,",
+            encoding="base64",
+            signed=f"{{{sender}-id}}.{{timestamp}}.{{body}}",
+            timestamp=f"{sender}-timestamp",
+            tolerance=tolerance,
+            once=[f"{{{sender}-id}}", "{signed}"],
+        )
+        self._prefixes += (("v1a,", "ed25519"),)
         given = check_secrets(secrets)
         public = [secret for secret in given if isinstance(secret, str) and secret.startswith("whpk_")]
         self._public = tuple(_ed25519.public_key(_decode_secret(secret, "whpk_")) for secret in public)
-        self._shared = tuple(_shared_key(secret) for secret in given if secret not in public)
-        self._senders = tuple(_sender_headers(sender) for sender in senders)
-        self._timestamp_window = TimestampWindow(tolerance, 1)
-
-    def may_pass(self, request: WebhookRequest) -> bool:
-        """Return whether the headers may be those of an authentic request."""
-        names = self._headers_for(request)
-        return self._valid_until(names, request) is not None and bool(_signatures(names, request))
-
-    def __call__(self, request: WebhookRequest, /) -> Verified | None:
-        names = self._headers_for(request)
-        until = self._valid_until(names, request)
-        signatures = _signatures(names, request)
-        if until is None or not signatures:
-            return None
-        signed = names.signed.fill(request, {BODY: request.body})
-        if signed is None or not self._matches(signed, signatures):
-            return None
-        return Verified(replay_digests(names.once, request, {SIGNED: signed}), until)
+        self._keys = tuple(_shared_key(secret) for secret in given if secret not in public)
 
     def __repr__(self) -> str:
-        shared, public = len(self._shared), len(self._public)
-        return f"StandardWebhooks({self._senders[0].signature!r}, {shared} secrets, {public} public keys)"
+        return f"StandardWebhooks({self._header!r}, {len(self._keys)} secrets, {len(self._public)} public keys)"
 
-    def _headers_for(self, request: WebhookRequest) -> _SenderHeaders:
-        return next((names for names in self._senders if names.signature in request.headers), self._senders[-1])
-
-    def _valid_until(self, names: _SenderHeaders, request: WebhookRequest) -> float | None:
-        return self._timestamp_window.valid_until(request.headers.get(names.timestamp, ""), request.received_at)
-
-    def _matches(self, signed: bytes, signatures: Sequence[tuple[str, bytes]]) -> bool:
-        shared = [given for kind, given in signatures if kind == "v1"]
-        public = [given for kind, given in signatures if kind == "v1a"]
-        fits = False
-        if shared:
-            macs = [hmac.digest(key, signed, "sha256") for key in self._shared]
-            fits = any_equal(shared, [binascii.b2a_base64(mac, newline=False) for mac in macs])
-        if public and self._public and len(public) <= MAX_ED25519:
-            tried = max(1, MAX_HASHED // (len(self._public) * len(signed)))
-            decoded = [_base64(given) for given in public[:tried]]
-            # `any` would stop at the first.
-            fitting = sum(_ed25519.verify(key, one, signed) for one in decoded for key in self._public)
-            fits = fits or fitting > 0
-        return fits
+    def _fits(self, signed: bytes, algorithm: str, given: Sequence[bytes]) -> bool:
+        if algorithm != "ed25519":
+            return super()._fits(signed, algorithm, given)
+        if not self._public or len(given) > MAX_ED25519:
+            return False
+        tried = max(1, MAX_HASHED // (len(self._public) * len(signed)))
+        decoded = [_base64(one) for one in given[:tried]]
+        # `any` would stop at the first.
+        return sum(_ed25519.verify(key, one, signed) for one in decoded for key in self._public) > 0
 
 
-def _sender_headers(sender: str) -> _SenderHeaders:
-    # The first dots in the signed text separate id, timestamp and body (specification, "Signature scheme"). If an
-    # id has a dot in it, the same signature fits another id: so the signed text is remembered too.
-    signed = Template(f"{{{sender}-id}}.{{{sender}-timestamp}}.{{body}}", known=frozenset({BODY}))
-    once = [Template(text, known=frozenset({SIGNED})) for text in (f"{{{sender}-id}}", "{signed}")]
-    return _SenderHeaders(f"{sender}-timestamp", f"{sender}-signature", signed, tuple(once))
+class _BySender:
+    """Takes the verifier of the first of these headers that a request has, or the last one."""
 
+    def __init__(self, by_header: Mapping[str, _StandardWebhooks]) -> None:
+        self._by_header = by_header
 
-def _signatures(names: _SenderHeaders, request: WebhookRequest) -> list[tuple[str, bytes]]:
-    items = split_items(request.headers.get(names.signature), " ")
-    parted = [item.partition(",") for item in items]
-    # A character that is not ASCII becomes "?", which no signature has.
-    return [(kind, text.encode("ascii", "replace")) for kind, _, text in parted if kind in ("v1", "v1a")]
+    def may_pass(self, request: WebhookRequest) -> bool:
+        return self._verifier_for(request).may_pass(request)
+
+    def __call__(self, request: WebhookRequest, /) -> Verified | None:
+        return self._verifier_for(request)(request)
+
+    def __repr__(self) -> str:
+        return repr(next(iter(self._by_header.values())))
+
+    def _verifier_for(self, request: WebhookRequest) -> _StandardWebhooks:
+        *_, last = self._by_header.values()
+        return next((verifier for header, verifier in self._by_header.items() if header in request.headers), last)
 
 
 def _base64(text: bytes) -> bytes:

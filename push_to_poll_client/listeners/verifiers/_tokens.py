@@ -16,8 +16,13 @@ from push_to_poll_client._json import DECODE_ERRORS
 from push_to_poll_client._validation import check_str
 from push_to_poll_client.listeners._hints import parse_path
 from push_to_poll_client.listeners._webhook.types import Verifier, WebhookRequest
-from push_to_poll_client.listeners.verifiers._hmac import header_bytes, header_name
-from push_to_poll_client.listeners.verifiers._secrets import Secrets, TokenSet, secret_bytes
+from push_to_poll_client.listeners.verifiers._hmac import (
+    Secrets,
+    TokenSet,
+    header_bytes,
+    header_name,
+    secret_bytes,
+)
 
 
 def header_token(tokens: Secrets, header: str = "X-Goog-Channel-Token") -> Verifier:

@@ -1,7 +1,6 @@
 """Declare the signatures of well-known vendors."""
 
-from push_to_poll_client.listeners.verifiers._hmac import TOLERANCE, HMACSignature
-from push_to_poll_client.listeners.verifiers._secrets import Secrets
+from push_to_poll_client.listeners.verifiers._hmac import TOLERANCE, HMACSignature, Secrets
 
 
 def github(secret: Secrets) -> HMACSignature:
