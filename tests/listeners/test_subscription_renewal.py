@@ -74,7 +74,7 @@ def test_a_renewal_is_due_before_the_expiry_and_not_before_now(expires_at, renew
 
 def test_a_renewal_is_due_when_the_first_of_the_two_clocks_reaches_it():
     renewal = Renewal()
-    renewal.registered(NOW + 100, NOW + 50, Now(NOW, STEADY), just_now=False)
+    renewal.registered(until(NOW + 100), NOW + 50, Now(NOW, STEADY), just_now=False)
     assert renewal.wait(Now(NOW + 10, STEADY + 10)) == 40
     assert renewal.wait(Now(NOW + 60, STEADY + 10)) == 0  # the machine slept, and one of its clocks with it
     assert renewal.wait(Now(NOW - 86400, STEADY + 49)) == 1  # the clock was set back
@@ -83,7 +83,7 @@ def test_a_renewal_is_due_when_the_first_of_the_two_clocks_reaches_it():
 
 def test_a_new_registration_is_not_renewed_within_the_minimum_time():
     renewal = Renewal()
-    renewal.registered(NOW + 2, NOW + 1, Now(NOW, STEADY), just_now=True)
+    renewal.registered(until(NOW + 2), NOW + 1, Now(NOW, STEADY), just_now=True)
     renewal.make_due()
     assert renewal.wait(Now(NOW, STEADY)) == MIN_RENEWAL_INTERVAL
     assert renewal.wait(Now(NOW, STEADY + MIN_RENEWAL_INTERVAL)) == 0
@@ -91,18 +91,16 @@ def test_a_new_registration_is_not_renewed_within_the_minimum_time():
 
 def test_a_registration_that_arrives_expired_is_renewed_after_a_minute():
     renewal = Renewal()
-    renewal.registered(NOW - 1, NOW, Now(NOW, STEADY), just_now=True)
-    assert renewal.is_over(Now(NOW, STEADY))
+    renewal.registered(until(NOW - 1), NOW, Now(NOW, STEADY), just_now=True)
     assert renewal.wait(Now(NOW, STEADY)) == CLOCK_SKEW_DELAY
 
 
 def test_a_missing_registration_is_created_at_once_or_after_the_retry_delay():
     renewal = Renewal()
     assert renewal.wait(Now(NOW, STEADY)) == 0
-    assert not renewal.is_over(Now(NOW, STEADY))
-    renewal.registered(None, math.inf, Now(NOW, STEADY), just_now=True)
+    renewal.registered(until(), math.inf, Now(NOW, STEADY), just_now=True)
     assert renewal.wait(Now(NOW, STEADY + 99)) == math.inf
-    renewal.lost()
+    renewal.make_due()
     renewal.failed(5, Now(NOW, STEADY + 99))
     assert renewal.wait(Now(NOW, STEADY + 99)) == 5
 

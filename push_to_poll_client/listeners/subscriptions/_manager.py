@@ -1,7 +1,8 @@
 """Keep a subscription alive: create it, renew it, replace it when it is lost, and stop it.
 
 The times are chosen in `_renewal.py`, and what survives a restart is in `_state.py`. The subscription itself knows
-what to ask its server for. What was replaced is stopped by the `Unsubscriber`, which tries again after a failure.
+what to ask its server for. What was replaced is stopped, one after the other; each is tried until it is stopped,
+has expired, or is left.
 """
 
 import logging
@@ -21,7 +22,7 @@ from push_to_poll_client._protocols import Channel
 from push_to_poll_client._secrets import mask
 from push_to_poll_client._validation import describe
 from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff
-from push_to_poll_client.listeners._failures import unwrap_group
+from push_to_poll_client.listeners._failures import Failure
 from push_to_poll_client.listeners._webhook.types import Control
 from push_to_poll_client.listeners.subscriptions._renewal import (
     MAX_SLEEP,
@@ -30,6 +31,7 @@ from push_to_poll_client.listeners.subscriptions._renewal import (
     Renewal,
     failure_of,
     is_gone,
+    is_over,
     renewal_time,
 )
 from push_to_poll_client.listeners.subscriptions._state import SubscriptionState, check_registration
@@ -43,60 +45,6 @@ STOP_TIMEOUT = 30.0
 MAX_ATTEMPTS = 10
 """Attempts after which a registration that does not expire is left: after some 4 minutes if the server is down,
 and 50 if it refuses."""
-
-
-class Unsubscriber:
-    """Stops registrations, one after the other. Each is tried until it is stopped, has expired, or is left."""
-
-    def __init__(self, subscription: Subscription) -> None:
-        self._subscription = subscription
-        self._reset()
-
-    def _reset(self) -> None:
-        self._reconnect = ReconnectBackoff()
-        self._not_before = -math.inf
-        self._attempts = 0
-
-    def wait(self, registration: Registration, now: Now) -> float:
-        """Return the seconds until the next attempt, or until the registration expires."""
-        ends = math.inf if registration.expires_at is None else registration.expires_at - now.wall
-        return max(min(self._not_before - now.steady, ends), 0.0)
-
-    async def stop(self, registration: Registration, now: Now, fraction: float) -> bool:
-        """Ask the server to push no more; return True if it need not be asked again.
-
-        Args:
-            registration: What to stop.
-            now: This moment.
-            fraction: A random number, 0 ≤ fraction < 1.
-        """
-        is_over = registration.expires_at is not None and registration.expires_at <= now.wall
-        is_over = is_over or await self._try_stop(registration, now, fraction)
-        if is_over:
-            self._reset()
-        return is_over
-
-    async def _try_stop(self, registration: Registration, now: Now, fraction: float) -> bool:
-        try:
-            with anyio.fail_after(STOP_TIMEOUT):
-                await self._subscription.stop(registration)
-        except Exception as failed:  # noqa: BLE001 - it is tried again, unless the server says that it is gone
-            error = unwrap_group(failed).with_traceback(None)
-        else:
-            _log.info("%s: stopped what was replaced", self._subscription.name)
-            return True
-        if is_gone(error):
-            return True
-        failure = failure_of(error)
-        delay = self._reconnect.delay(failure.verdict, fraction=fraction, retry_after=failure.retry_after)
-        self._attempts += 1
-        endless = registration.expires_at is None and self._attempts >= MAX_ATTEMPTS
-        if delay is None or endless:
-            _log.warning("%s: could not be stopped, and is left: %s", self._subscription.name, failure.sentence)
-            return True
-        _log.info("%s: not stopped, trying again in %.1f s: %s", self._subscription.name, delay, failure.sentence)
-        self._not_before = now.steady + delay
-        return False
 
 
 _T = TypeVar("_T")
@@ -151,8 +99,13 @@ class SubscriptionManager:
         self._renewal = Renewal()
         self._missed_pushes = MissedPushes()
         self._reconnect = ReconnectBackoff()
-        self._unsubscriber = Unsubscriber(self._subscription)
         self._has_expired = False
+        self._reset_stop()
+
+    def _reset_stop(self) -> None:
+        self._stop_reconnect = ReconnectBackoff()
+        self._stop_attempts = 0
+        self._next_stop = -math.inf
 
     @property
     def expects_handshake(self) -> bool:
@@ -207,11 +160,11 @@ class SubscriptionManager:
         wait = self._renewal.wait(now)
         # What was replaced is not stopped before another subscription is in its place.
         may_stop = bool(self._state.leaving) and current is not None and self._state.planned is None
-        stop_wait = self._unsubscriber.wait(self._state.leaving[0], now) if may_stop else math.inf
+        stop_wait = self._stop_wait(self._state.leaving[0], now) if may_stop else math.inf
         if min(wait, stop_wait) > 0:
             await self._sleep(min(wait, stop_wait, MAX_SLEEP), control_event)
         elif wait > 0:
-            await self._stop(self._state.leaving[0], self._fraction())
+            await self._stop(self._state.leaving[0])
         elif current is None or self._state.planned is not None:
             await self._create()
         else:
@@ -243,7 +196,7 @@ class SubscriptionManager:
 
     def _check_expiry(self, now: Now) -> None:
         """Report once that the subscription has ended before it was renewed."""
-        if self._state.current is not None and self._renewal.is_over(now) and not self._has_expired:
+        if is_over(self._state.current, now) and not self._has_expired:
             self._has_expired = True
             _log.warning("%s: ended before it was renewed; nothing is pushed", self.name)
             self._channel.subscribed(None)
@@ -277,8 +230,8 @@ class SubscriptionManager:
         if (current := self._state.current) is not None:
             now = self._now()
             due = math.inf if self._state.renew_at is None else self._state.renew_at
-            self._renewal.registered(current.expires_at, due, now, just_now=False)
-            if not self._renewal.is_over(now):
+            self._renewal.registered(current, due, now, just_now=False)
+            if not is_over(current, now):
                 _log.info("%s: registered in an earlier run", self.name)
                 self._report_up(current, now)
         if self._state.planned is not None or getattr(self._subscription, "renewable", False):
@@ -310,8 +263,8 @@ class SubscriptionManager:
         due = renewal_time(current, self._now().wall, self._fraction())
         await self._save(in_state(current, due))
         now = self._now()
-        self._renewal.registered(current.expires_at, due, now, just_now=True)
-        self._has_expired = self._renewal.is_over(now)
+        self._renewal.registered(current, due, now, just_now=True)
+        self._has_expired = is_over(current, now)
         if self._has_expired:
             _log.warning("%s: registered until a time in the past; is this machine's clock right?", self.name)
         else:
@@ -348,8 +301,8 @@ class SubscriptionManager:
             answer = await self._request(self._subscription.renew, current)
             renewed = None if answer is None else check_registration(answer)
         except Exception as error:  # noqa: BLE001 - as in `_create`
-            if is_gone(unwrap_group(error)):
-                await self._handle_loss(failure_of(unwrap_group(error)).sentence)
+            if is_gone(error):
+                await self._handle_loss(failure_of(error).sentence)
             else:
                 self._handle_failure(error)
             return
@@ -359,10 +312,15 @@ class SubscriptionManager:
         else:
             await self._registered(self._state.renewed, renewed)
 
-    async def _request(self, call: Callable[[Registration], Awaitable[_T]], registration: Registration) -> _T:
+    async def _request(
+        self,
+        call: Callable[[Registration], Awaitable[_T]],
+        registration: Registration,
+        within: float = CALL_TIMEOUT,
+    ) -> _T:
         self._is_requesting = True
         try:
-            with anyio.fail_after(CALL_TIMEOUT):
+            with anyio.fail_after(within):
                 return await call(registration)
         finally:
             self._is_requesting = False
@@ -373,7 +331,7 @@ class SubscriptionManager:
         self._reconnect.ended(now.steady)
         delay = self._reconnect.delay(ReconnectAction.RETRY, fraction=self._fraction()) or 0.0
         _log.info("%s: lost, creating another in %.1f s: %s", self.name, delay, why)
-        self._renewal.lost()
+        self._renewal.make_due()
         self._renewal.failed(delay, now)
         self._channel.subscribed(None)
         self._channel.down(PushToPollError(f"{self.name}: {why}"))
@@ -384,13 +342,13 @@ class SubscriptionManager:
         Raises:
             ListenerError: Trying again cannot help.
         """
-        failure, now = failure_of(unwrap_group(error)), self._now()
+        failure, now = failure_of(error), self._now()
         self._reconnect.ended(now.steady)
         delay = self._reconnect.delay(failure.verdict, fraction=self._fraction(), retry_after=failure.retry_after)
         text = mask(f"{self.name}: {failure.sentence}")
         report = PushToPollError(text) if delay is not None else ListenerError(f"{text}; trying again cannot help")
         report.__cause__ = failure.shown_cause
-        if self._state.current is None or self._renewal.is_over(now) or delay is None:
+        if self._state.current is None or is_over(self._state.current, now) or delay is None:
             self._channel.down(report)
         if delay is None:
             _log.error("%s; giving up", text)
@@ -401,14 +359,37 @@ class SubscriptionManager:
 
     # Stopping
 
-    async def _stop(self, registration: Registration, fraction: float) -> None:
-        self._is_requesting = True
-        try:
-            is_over = await self._unsubscriber.stop(registration, self._now(), fraction)
-        finally:
-            self._is_requesting = False
-        if is_over:
-            await self._save(self._state.stopped(registration))
+    def _stop_wait(self, registration: Registration, now: Now) -> float:
+        """Return the seconds until the next attempt to stop, or until the registration expires."""
+        ends = math.inf if registration.expires_at is None else registration.expires_at - now.wall
+        return max(min(self._next_stop - now.steady, ends), 0.0)
+
+    async def _stop(self, registration: Registration) -> None:
+        """Ask the server to push no more, unless the registration has expired."""
+        if not is_over(registration, self._now()):
+            try:
+                await self._request(self._subscription.stop, registration, STOP_TIMEOUT)
+            except Exception as error:  # noqa: BLE001 - it is tried again, unless the server says that it is gone
+                if not is_gone(error) and not self._leaves(registration, failure_of(error)):
+                    return
+            else:
+                _log.info("%s: stopped what was replaced", self.name)
+        self._reset_stop()
+        await self._save(self._state.stopped(registration))
+
+    def _leaves(self, registration: Registration, failure: Failure) -> bool:
+        """Return whether a registration that could not be stopped is not tried again."""
+        delay = self._stop_reconnect.delay(
+            failure.verdict, fraction=self._fraction(), retry_after=failure.retry_after
+        )
+        self._stop_attempts += 1
+        endless = registration.expires_at is None and self._stop_attempts >= MAX_ATTEMPTS
+        if delay is None or endless:
+            _log.warning("%s: could not be stopped, and is left: %s", self.name, failure.sentence)
+            return True
+        _log.info("%s: not stopped, trying again in %.1f s: %s", self.name, delay, failure.sentence)
+        self._next_stop = self._now().steady + delay
+        return False
 
     async def _shut_down(self) -> None:
         """Stop all subscriptions, or save an answer that arrived at the end, in a short time."""
@@ -423,7 +404,7 @@ class SubscriptionManager:
     async def _stop_all(self) -> None:
         await self._save(self._state.stop_all())
         for registration in self._state.leaving:
-            await self._stop(registration, 0.0)
+            await self._stop(registration)
 
     def _now(self) -> Now:
         return Now(_event_loop.wall_clock(), anyio.current_time())

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from push_to_poll_client._exceptions import ListenerError, SubscriptionGone
 from push_to_poll_client.listeners._backoff import ReconnectAction
-from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
+from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of, unwrap_group
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
 EARLIEST, LATEST = 0.5, 0.75
@@ -48,6 +48,11 @@ class Now(NamedTuple):
     steady: float
 
 
+def is_over(registration: Registration | None, now: Now) -> bool:
+    """Return whether a registration has ended; False if there is none, or if it does not end."""
+    return registration is not None and registration.expires_at is not None and registration.expires_at <= now.wall
+
+
 def renewal_time(registration: Registration, now: float, fraction: float) -> float:
     """Return when to renew what was registered just now, in seconds since the epoch; infinite if never.
 
@@ -70,26 +75,19 @@ class Renewal:
 
     def __init__(self) -> None:
         self._due_wall = self._due_steady = self._not_before = -math.inf
-        self._ends: float | None = None
 
-    def registered(self, ends: float | None, due: float, now: Now, *, just_now: bool) -> None:
+    def registered(self, registration: Registration, due: float, now: Now, *, just_now: bool) -> None:
         """Note that the subscription is in force.
 
         Args:
-            ends: Until when, in seconds since the epoch; None if it does not end.
+            registration: As the server answered.
             due: When to renew it, in seconds since the epoch.
             now: This moment.
             just_now: Whether the server answered this now, and not in an earlier run.
         """
-        self._ends = ends
         self._due_wall, self._due_steady = due, now.steady + (due - now.wall)
-        pause = CLOCK_SKEW_DELAY if self.is_over(now) else MIN_RENEWAL_INTERVAL
+        pause = CLOCK_SKEW_DELAY if is_over(registration, now) else MIN_RENEWAL_INTERVAL
         self._not_before = now.steady + pause if just_now else -math.inf
-
-    def lost(self) -> None:
-        """Note that the subscription is lost: another one is due."""
-        self._ends = None
-        self.make_due()
 
     def make_due(self) -> None:
         """Make the next step due as soon as it is allowed."""
@@ -103,10 +101,6 @@ class Renewal:
         """Return the seconds until the next step; 0 if it is due, infinite if it never is."""
         due = min(self._due_wall - now.wall, self._due_steady - now.steady)
         return max(due, self._not_before - now.steady, 0.0)
-
-    def is_over(self, now: Now) -> bool:
-        """Return whether the subscription in force has ended."""
-        return self._ends is not None and self._ends <= now.wall
 
 
 MIN_MISSED = 2
@@ -171,6 +165,7 @@ _GONE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 
 def failure_of(error: Exception) -> Failure:
     """Return what an error means for the next attempt. `httpx.HTTPStatusError` is classified by its status."""
+    error = unwrap_group(error)
     failure = http_failure_of(error, wanted="a subscription", verdicts=_VERDICTS)
     sentence = failure.sentence
     # An error without a sentence of its own is most likely a mistake in a function of the caller: name its place.
@@ -182,5 +177,6 @@ def failure_of(error: Exception) -> Failure:
 
 def is_gone(error: Exception) -> bool:
     """Return whether the server does not have the subscription that it was asked to renew or stop."""
+    error = unwrap_group(error)
     response = error_response(error)
     return isinstance(error, SubscriptionGone) or (response is not None and response.status_code in _GONE)
