@@ -19,16 +19,7 @@ from push_to_poll_client._validation import check_count, check_number, check_str
 from push_to_poll_client.listeners._hints import HintReader
 from push_to_poll_client.listeners._webhook.counters import WebhookCounters, WebhookJournal
 from push_to_poll_client.listeners._webhook.limits import TokenBucket
-from push_to_poll_client.listeners._webhook.receiver import (
-    Receive,
-    RequestReceiver,
-    Scope,
-    Send,
-    refuse_websocket,
-    request_of,
-    run_lifespan,
-    send_response,
-)
+from push_to_poll_client.listeners._webhook.receiver import Receive, RequestReceiver, Scope, Send
 from push_to_poll_client.listeners._webhook.routing import (
     ManagingSubscriber,
     PushRouter,
@@ -183,16 +174,7 @@ class WebhookListener:
         Raises:
             ValueError: It is of another kind.
         """
-        if scope["type"] == "http":
-            response = await self._receiver.handle(request_of(scope), receive)
-            if response is not None:
-                await send_response(send, response, scope)
-        elif scope["type"] == "websocket":
-            await refuse_websocket(receive, send)
-        elif scope["type"] == "lifespan":
-            await run_lifespan(receive, send)
-        else:
-            raise ValueError(f"{self.name} takes HTTP requests, not ASGI's {scope['type']!r}")
+        await self._receiver(scope, receive, send)
 
     async def listen(self, channel: Channel, /) -> None:
         """Wake `channel` on every authentic push, whomever it is for, until cancelled.

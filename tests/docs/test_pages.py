@@ -69,7 +69,6 @@ from push_to_poll_client.listeners import (
     websocket,
 )
 from push_to_poll_client.listeners._webhook import limits, receiver, routing, types
-from push_to_poll_client.listeners._webhook import limits as limits_module
 from push_to_poll_client.listeners.subscriptions import _callbacks, _websub
 from push_to_poll_client.listeners.verifiers import _hmac, _standard_webhooks, _tokens
 from push_to_poll_client.stores import _retention
@@ -197,9 +196,9 @@ def test_the_documented_limits_match_the_code():
         f"{default(WebSocketListener, 'max_body') >> 10} KiB",
         f"{default(SSEListener, 'max_body') >> 10} KiB",
         f"{default(WebhookListener, 'max_body') >> 10:,} KiB, in {default(WebhookListener, 'body_timeout'):g} s",
-        f"{limits.MAX_BODIES}",
+        f"{receiver.MAX_BODIES}",
         f"{default(WebhookListener, 'rate'):g} a second, {default(WebhookListener, 'burst')} at once",
-        f"{limits_module.MAX_REPLAYS:,} and {limits_module.MAX_RECIPIENTS:,}",
+        f"{limits.MAX_REPLAYS:,}",
         f"{_hmac.MAX_ITEMS} and {_standard_webhooks.MAX_ED25519}",
         f"{_standard_webhooks.MAX_HASHED:,}",
         f"{_tokens.MAX_ITEMS:,}",

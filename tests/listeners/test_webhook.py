@@ -16,7 +16,8 @@ from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client.listeners._hints import JSONHint
 from push_to_poll_client.listeners._webhook import receiver
 from push_to_poll_client.listeners._webhook.counters import CALLBACK_TIMEOUT
-from push_to_poll_client.listeners._webhook.limits import MAX_BODIES, ROUNDING, ReplayCache, TokenBucket
+from push_to_poll_client.listeners._webhook.limits import ROUNDING, ReplayCache, TokenBucket
+from push_to_poll_client.listeners._webhook.receiver import MAX_BODIES
 from push_to_poll_client.listeners._webhook.routing import FLOOD_QUIET_TIME
 from push_to_poll_client.listeners._webhook.types import EVERYONE
 from push_to_poll_client.listeners.verifiers import github
@@ -591,29 +592,29 @@ ALL = (EVERYONE,)
 async def test_the_replay_cache_evicts_the_oldest_entry():
     replays = ReplayCache(3)
     for text in (b"a", b"b", b"a", b"c", b"d"):
-        replays.add(Verified((text,), 10.0), ALL, 9.0)
+        replays.add(Verified((text,), 10.0), ALL)
     assert len(replays) == 3
     seen = [not replays.unseen(Verified((text,)), ALL, 9.0) for text in (b"a", b"b", b"c", b"d")]
     assert seen == [True, False, True, True]
 
 
 async def test_the_replay_cache_evicts_the_oldest_entry_when_it_has_too_many_names():
-    replays = ReplayCache(max_recipients=4)
+    replays = ReplayCache(4)
     for text, names in ((b"a", "xy"), (b"b", "xyz"), (b"b", "xz"), (b"c", "x")):
-        replays.add(Verified((text,)), names, 0.0)
+        replays.add(Verified((text,)), names)
     assert [replays.unseen(Verified((text,)), "x", 0.0) for text in (b"a", b"b", b"c")] == [["x"], [], []]
 
 
 async def test_an_expired_entry_of_the_replay_cache_says_nothing_of_its_names():
     replays = ReplayCache()
-    replays.add(Verified((b"a",), 10.0), "xy", 0.0)
-    replays.add(Verified((b"a",), 20.0), "x", 10.0)
+    replays.add(Verified((b"a",), 10.0), "xy")
+    replays.add(Verified((b"a",), 20.0), "x")
     assert replays.unseen(Verified((b"a",)), "xy", 11.0) == ["y"]
 
 
 async def test_a_repeated_body_with_new_ids_adds_no_entries_to_the_replay_cache():
     replays = ReplayCache(3)
-    replays.add(Verified((b"body", b"0")), ALL, 0.0)
+    replays.add(Verified((b"body", b"0")), ALL)
     assert not any(replays.unseen(Verified((b"body", b"%d" % number)), ALL, 0.0) for number in range(9))
     assert len(replays) == 2
 

@@ -26,10 +26,11 @@ the consumers are told about the flood.
 """
 
 import inspect
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -39,9 +40,10 @@ import anyio.lowlevel
 
 from push_to_poll_client import _event_loop
 from push_to_poll_client.listeners._webhook.counters import WebhookJournal
-from push_to_poll_client.listeners._webhook.limits import ReplayCache, Slots, TokenBucket
+from push_to_poll_client.listeners._webhook.limits import ReplayCache, TokenBucket
 from push_to_poll_client.listeners._webhook.routing import PushRouter
 from push_to_poll_client.listeners._webhook.types import (
+    BUSY,
     NO_CONTENT,
     NOT_ALLOWED,
     NOT_READY,
@@ -98,21 +100,6 @@ async def send_response(send: Send, response: WebhookResponse, scope: Scope) -> 
         await send({"type": "http.response.body", "body": body})
 
 
-async def run_lifespan(receive: Receive, send: Send) -> None:
-    """Confirm startup and shutdown to the server: there is nothing to do for either."""
-    while True:
-        stage = (await receive())["type"]
-        await send({"type": f"{stage}.complete"})
-        if stage == "lifespan.shutdown":
-            return
-
-
-async def refuse_websocket(receive: Receive, send: Send) -> None:
-    """Close a WebSocket before it is open: the server answers 403."""
-    await receive()
-    await send({"type": "websocket.close", "code": 1008})
-
-
 MAX_DIGITS = 18
 """Digits of a declared length. A length with more digits is above any limit."""
 
@@ -165,6 +152,10 @@ monotonic = time.monotonic
 """One clock for all event loops in which requests arrive: the clocks of two event loops need not agree."""
 
 
+MAX_BODIES = 64
+"""Bodies held at a time. With the default `max_body` they take 64 MiB, however slowly they are sent."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RequestReceiver:
     """Takes each request of one webhook through all steps.
@@ -182,7 +173,6 @@ class RequestReceiver:
         response: Sent for an authentic request.
         max_body: Bytes.
         body_timeout: Seconds for a body.
-        slots: Limits the bodies that are held at a time.
         replay_cache: The authentic requests that were received.
     """
 
@@ -198,10 +188,27 @@ class RequestReceiver:
     response: WebhookResponse
     max_body: int
     body_timeout: float
-    slots: Slots = field(default_factory=Slots)
     replay_cache: ReplayCache = field(default_factory=ReplayCache)
+    _slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(MAX_BODIES))
 
-    async def handle(self, request: WebhookRequest, receive: Receive) -> WebhookResponse | None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take a request, as an ASGI application does."""
+        if scope["type"] == "http":
+            response = await self._respond(request_of(scope), receive)
+            if response is not None:
+                await send_response(send, response, scope)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})  # before it is open: the server answers 403
+        elif scope["type"] == "lifespan":
+            stage = ""
+            while stage != "lifespan.shutdown":  # nothing is to be done at startup or shutdown
+                stage = (await receive())["type"]
+                await send({"type": f"{stage}.complete"})
+        else:
+            raise ValueError(f"{self.journal.name} takes HTTP requests, not ASGI's {scope['type']!r}")
+
+    async def _respond(self, request: WebhookRequest, receive: Receive) -> WebhookResponse | None:
         """Return the response to a request; None if the client has gone.
 
         Args:
@@ -230,7 +237,7 @@ class RequestReceiver:
         verifiers = [verifier for verifier in self.verifiers if self._may_pass(verifier, request)]
         if not verifiers:
             raise self._rejected("without a signature or token of the expected form and time")
-        with self.slots.acquire():
+        with self._slot():
             self.bucket.take_or_reject(monotonic())
             body = await read_body(receive, max_body=self.max_body, max_time=self.body_timeout)
             request = replace(request, body=body)
@@ -238,14 +245,24 @@ class RequestReceiver:
         response = await self._first_response(self._active_handshakes, request)
         if response is not None:
             return response
-        now = request.received_at
-        recipients = self.replay_cache.unseen(verified, self.router.recipients_of(request), now)
+        recipients = self.router.recipients_of(request)
+        recipients = self.replay_cache.unseen(verified, recipients, request.received_at)
         if not recipients:
             self.journal.count("replayed")
             self.journal.log_replay()
         elif self.router.dispatch(request, recipients):
-            self.replay_cache.add(verified, recipients, now)
+            self.replay_cache.add(verified, recipients)
         return self.response
+
+    @contextmanager
+    def _slot(self) -> Iterator[None]:
+        """Hold one of the slots for bodies, or reject the request if none is free."""
+        if not self._slots.acquire(blocking=False):
+            raise RequestRejected(BUSY, "busy", hides_pushes=True)
+        try:
+            yield
+        finally:
+            self._slots.release()
 
     # Verification
 
