@@ -14,13 +14,14 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 T = TypeVar("T")
+ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 wall_clock = time.time
 
@@ -140,10 +141,10 @@ def asyncio_cancellation() -> Callable[[], bool]:
     return lambda: task.cancelling() > before
 
 
-def sole_cause(error: BaseException) -> BaseException:
+def sole_cause(error: ErrorT) -> ErrorT:
     """Return the error in a group of one, as a task group raises it; any other error as it is."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+        error = cast("ErrorT", error.exceptions[0])
     return error
 
 

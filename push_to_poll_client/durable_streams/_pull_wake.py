@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 
+from push_to_poll_client._event_loop import sole_cause
 from push_to_poll_client._http.credentials import Auth, HeaderSource
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._protocols import Channel
@@ -25,7 +26,6 @@ from push_to_poll_client.durable_streams._subscription import (
 )
 from push_to_poll_client.durable_streams._wake_stream import MAX_CLAIM, Claimer, WakeStream, split_channel
 from push_to_poll_client.listeners._backoff import ReconnectAction
-from push_to_poll_client.listeners._failures import unwrap_group
 from push_to_poll_client.listeners._requests import ListenerClient
 from push_to_poll_client.listeners._webhook.types import Control
 from push_to_poll_client.listeners.subscriptions._manager import SubscriptionManager
@@ -160,7 +160,7 @@ class PullWakeListener:
                     )
                     tasks.cancel_scope.cancel()
             except ExceptionGroup as group:
-                raise unwrap_group(group) from None
+                raise sole_cause(group) from None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"

@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 import anyio
 import anyio.lowlevel
 
+from push_to_poll_client._event_loop import sole_cause
 from push_to_poll_client._exceptions import ListenerError, PushToPollError
 from push_to_poll_client._http.credentials import Credentials
 from push_to_poll_client._log import ConsumerLog
@@ -29,7 +30,7 @@ from push_to_poll_client._secrets import Secrets, hidden, mask
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._backoff import DOWN_AFTER, ReconnectAction, ReconnectBackoff, lifetime
-from push_to_poll_client.listeners._failures import Failure, unwrap_group
+from push_to_poll_client.listeners._failures import Failure
 from push_to_poll_client.listeners._hints import HintReader
 
 
@@ -113,13 +114,12 @@ class BaseListener(abc.ABC):
         if refused and self._renewable and reconnect.allow_renewal():
             verdict = ReconnectAction.RETRY
         delay = reconnect.delay(verdict, fraction=self._fraction(), retry_after=failure.retry_after)
-        text = mask(f"{self.name}: {failure.sentence}")
+        report = failure.to_error(self.name, is_final=delay is None)
+        channel.down(report)
         if delay is None:
-            self._log.error("%s; giving up", text)
-            broken = ListenerError(f"{text}; trying again cannot help: correct or remove it")
-            raise _report_down(broken, failure, channel)
-        self._log.info("%s; connecting again in %.1f s", text, delay)
-        _report_down(PushToPollError(text), failure, channel)
+            self._log.error("%s: %s; giving up", self.name, mask(failure.sentence))
+            raise report
+        self._log.info("%s; connecting again in %.1f s", report, delay)
         return delay
 
     def _delay_after_end(self, failure: Failure, channel: Channel, reconnect: ReconnectBackoff) -> float:
@@ -131,7 +131,7 @@ class BaseListener(abc.ABC):
         self._log.log(level, "%s: %s; connecting again (logged once)", self.name, failure.sentence)
         self._ended_in_order = True
         if delay > DOWN_AFTER:
-            _report_down(PushToPollError(f"{self.name}: {failure.sentence}"), failure, channel)
+            channel.down(failure.to_error(self.name))
         return delay
 
     def _report_up(self, channel: Channel, reconnect: ReconnectBackoff) -> None:
@@ -149,12 +149,6 @@ class BaseListener(abc.ABC):
         except Exception as failure:  # noqa: BLE001 - a bug in the user's function must not end the listener
             self._log.warning("%s: classify failed with %s", self.name, type(failure).__name__)
             return None
-
-
-def _report_down(error: PushToPollError, failure: Failure, channel: Channel) -> PushToPollError:
-    error.__cause__ = failure.shown_cause
-    channel.down(error)
-    return error
 
 
 _MessageT = TypeVar("_MessageT")
@@ -218,7 +212,7 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
                 await self._receive(connection, channel, reconnect)
         except Exception as error:  # noqa: BLE001 - a listener continues after any error; the verdict says when
             # The traceback refers to the headers, and the status keeps the error for a long time.
-            return unwrap_group(error).with_traceback(None)
+            return sole_cause(error).with_traceback(None)
         self._log.debug("%s: renewing the connection at its age", self.name)
         return None
 

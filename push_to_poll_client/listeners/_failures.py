@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import httpx
 
-from push_to_poll_client._exceptions import PushToPollError
+from push_to_poll_client._exceptions import ListenerError, PushToPollError
 from push_to_poll_client._http.credentials import CredentialsFailed
 from push_to_poll_client._http.errors import ProxyUnusable, SocksUnusable, UnusableRedirect
 from push_to_poll_client._http.headers import requested_delay
-from push_to_poll_client._secrets import shows_a_secret
+from push_to_poll_client._secrets import mask, shows_a_secret
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners._backoff import ReconnectAction, verdict_of_status
 from push_to_poll_client.listeners._requests import UnusableResponse
@@ -55,17 +55,18 @@ class Failure(NamedTuple):
     hid_a_push: bool = False
     orderly: bool = False
 
-    @property
-    def shown_cause(self) -> Exception | None:
-        """The cause, unless it shows a secret that the server said back."""
-        return None if self.cause is None or shows_a_secret(self.cause) else self.cause
+    def to_error(self, name: str, *, is_final: bool = False) -> PushToPollError:
+        """Return the error to report, without secrets that the server said back.
 
-
-def unwrap_group(error: Exception) -> Exception:
-    """Return the only error in a group, or the error itself: trio's nurseries wrap what passes through them."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+        Args:
+            name: What the failure happened to.
+            is_final: Whether there is no other attempt.
+        """
+        text = mask(f"{name}: {self.sentence}")
+        final = f"{text}; trying again cannot help: correct or remove it"
+        error = ListenerError(final) if is_final else PushToPollError(text)
+        error.__cause__ = None if self.cause is None or shows_a_secret(self.cause) else self.cause
+        return error
 
 
 MAX_CAUSES = 10

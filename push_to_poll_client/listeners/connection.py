@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import anyio
 
+from push_to_poll_client._event_loop import sole_cause
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
@@ -19,7 +20,7 @@ from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, check_str, quoted
 from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff, lifetime
 from push_to_poll_client.listeners._base import BaseListener
-from push_to_poll_client.listeners._failures import MAX_TEXT, Failure, unwrap_group
+from push_to_poll_client.listeners._failures import MAX_TEXT, Failure
 
 __all__ = ["Connection", "ConnectionListener"]
 
@@ -125,7 +126,7 @@ class ConnectionListener(BaseListener):
                 await running
                 return ConnectionEnded("the connection ended")
         except Exception as error:  # noqa: BLE001 - a listener continues after any error; the verdict says when
-            return unwrap_group(error).with_traceback(None)
+            return sole_cause(error).with_traceback(None)
         if reconnect.is_connected:
             self._log.debug("%s: renewing the connection at its age", self.name)
             return None

@@ -22,6 +22,7 @@ import anyio
 import httpx
 import msgspec
 
+from push_to_poll_client._event_loop import Background
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.credentials import Auth, HeaderSource
 from push_to_poll_client._http.headers import requested_delay
@@ -32,7 +33,7 @@ from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._backoff import DOWN_AFTER, ReconnectAction, ReconnectBackoff
 from push_to_poll_client.listeners._base import ReadLoopListener
-from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of, unwrap_group
+from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
 from push_to_poll_client.listeners._long_poll_answers import (
     NO_NEWS,
     LongPollReader,
@@ -71,30 +72,6 @@ RequestParamsSource: TypeAlias = RequestParams | Callable[[], RequestParams | Aw
 
 class AskFailed(PushToPollError):
     """The user's `ask` failed. Only the class of its error is named."""
-
-
-class _LongPollConnection:
-    """The state of a channel until its next failure or renewal.
-
-    Attributes:
-        channel: Where to report.
-        on_up: Reports that the channel is up, which wakes the consumer.
-        is_up: Whether that was reported, and no push could have been lost since.
-        unanswered: Requests in a row without a response.
-    """
-
-    channel: Channel
-    on_up: Callable[[], None]
-
-    def __init__(self) -> None:
-        self.is_up = False
-        self.unanswered = 0
-
-    def up(self) -> None:
-        """Report that the channel is up, unless that was reported already."""
-        if not self.is_up:
-            self.is_up = True
-            self.on_up()
 
 
 class LongPollListener(ReadLoopListener[ListenerResponse]):
@@ -250,23 +227,30 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
             self._is_listening = False
 
     @asynccontextmanager
-    async def _connect(self) -> AsyncIterator[_LongPollConnection]:
+    async def _connect(self) -> AsyncIterator[None]:
         async with self._client.connected():
-            yield _LongPollConnection()
+            yield
 
-    def _opened(self, connection: _LongPollConnection, channel: Channel, reconnect: ReconnectBackoff) -> None:
-        connection.channel = channel
-        connection.on_up = functools.partial(super()._opened, connection, channel, reconnect)
+    def _opened(self, connection: None, channel: Channel, reconnect: ReconnectBackoff) -> None:
+        self._channel = channel
+        self._report_opened = functools.partial(super()._opened, connection, channel, reconnect)
+        self._is_up = False  # whether it was reported as up, and no push could have been lost since
+        self._unanswered = 0  # requests in a row without a response
 
-    async def _read(self, connection: _LongPollConnection) -> Sequence[ListenerResponse]:
-        await self._pause(connection)
+    def _up(self) -> None:
+        if not self._is_up:
+            self._is_up = True
+            self._report_opened()
+
+    async def _read(self, connection: None) -> Sequence[ListenerResponse]:  # noqa: ARG002 - it has no state
+        await self._pause()
         params = await self._wait_for_params()
         sent_at = anyio.current_time()
-        response = await self._get_response(connection, params)
+        response = await self._get_response(params)
         result = NO_NEWS if response is None else self._reader.read(response)
         held = anyio.current_time() - sent_at
         if result.news or not self._pace.is_early(held):
-            connection.up()
+            self._up()
         requested = None if response is None else requested_delay(response.status, response.headers, time.time())
         self._position = {**self._position, **result.position}
         self._pace.answered(
@@ -279,13 +263,13 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         self._params_with_news = params if result.news else None
         return () if response is None or not result.news else (response,)
 
-    async def _pause(self, connection: _LongPollConnection) -> None:
+    async def _pause(self) -> None:
         pause = self._pace.pause(anyio.current_time())
         if pause > DOWN_AFTER:
             reason = "the server asked for that, or does not wait for news"
-            connection.channel.down(PushToPollError(f"{self.name}: asked again in {pause:.1f} s, for {reason}"))
+            self._channel.down(PushToPollError(f"{self.name}: asked again in {pause:.1f} s, for {reason}"))
         if pause > DOWN_AFTER or (pause and not self._tracks_position):
-            connection.is_up = False
+            self._is_up = False
         await anyio.sleep(pause)
 
     async def _wait_for_params(self) -> RequestParams:
@@ -309,42 +293,35 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         except Exception as error:  # noqa: BLE001 - the function may raise anything, and the text may hold a secret
             raise AskFailed(f"ask failed with {type(error).__name__}") from None
 
-    async def _get_response(
-        self, connection: _LongPollConnection, params: RequestParams
-    ) -> ListenerResponse | None:
+    async def _get_response(self, params: RequestParams) -> ListenerResponse | None:
         """Return the response; `None` if none came in time, and that may pass."""
         try:
-            response = await self._send_and_mark_up(connection, params)
+            response = await self._send_and_mark_up(params)
             response = response if response.status == HTTPStatus.NOT_MODIFIED else response.expect()
         except (TimeoutError, httpx.HTTPStatusError) as error:
-            connection.unanswered += 1
+            self._unanswered += 1
             failed = error_response(error)
             timed_out = failed is None or failed.status_code in PROXY_TIMEOUT_STATUSES
-            if not (connection.is_up and connection.unanswered < MAX_UNANSWERED and timed_out):
+            if not (self._is_up and self._unanswered < MAX_UNANSWERED and timed_out):
                 raise
             return None
-        connection.unanswered = 0
+        self._unanswered = 0
         return response
 
-    async def _send_and_mark_up(self, connection: _LongPollConnection, params: RequestParams) -> ListenerResponse:
+    async def _send_and_mark_up(self, params: RequestParams) -> ListenerResponse:
         """Send the request, and report the channel as up once the server has held it for a while."""
-        if connection.is_up:
+        if self._is_up:
             return await self._send(params)
         sent = anyio.Event()
 
         async def watch() -> None:
             await sent.wait()
             await anyio.sleep(HELD_AFTER)
-            connection.up()
+            self._up()
 
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(watch)
-                response = await self._send(params, sent.set)
-                tasks.cancel_scope.cancel()
-        except ExceptionGroup as group:
-            raise unwrap_group(group) from None
-        return response
+        async with Background() as background:
+            await background.start(watch)
+            return await self._send(params, sent.set)
 
     async def _send(self, params: RequestParams, on_sent: Callable[[], None] | None = None) -> ListenerResponse:
         send = functools.partial(

@@ -22,7 +22,7 @@ import httpx
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.credentials import Auth, HeaderSource
 from push_to_poll_client._http.origins import without_secrets
-from push_to_poll_client._http.transport import CHUNKS_AT_ONCE, unwinding
+from push_to_poll_client._http.transport import unwinding
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_count, check_number, quoted
@@ -58,7 +58,6 @@ class EventStream:
     def __init__(self, chunks: AsyncIterator[bytes], parser: EventParser) -> None:
         self.parser = parser
         self._chunks = chunks
-        self._read_chunks = 0
 
     async def read(self) -> Sequence[ServerSentEvent]:
         """Wait for the next bytes, and return the events that they complete, often none.
@@ -68,11 +67,8 @@ class EventStream:
             EventTooLarge: The stream cannot be read any further.
         """
         async for chunk in self._chunks:
-            self._read_chunks += 1
-            if self._read_chunks % CHUNKS_AT_ONCE == 0:
-                await anyio.lowlevel.checkpoint()
-            events = self.parser.feed(chunk[:BYTES_AT_ONCE])
-            for start in range(BYTES_AT_ONCE, len(chunk), BYTES_AT_ONCE):
+            events = list[ServerSentEvent]()
+            for start in range(0, len(chunk), BYTES_AT_ONCE):
                 await anyio.lowlevel.checkpoint()
                 events += self.parser.feed(chunk[start : start + BYTES_AT_ONCE])
             return events

@@ -345,16 +345,14 @@ class SubscriptionManager:
         failure, now = failure_of(error), self._now()
         self._reconnect.ended(now.steady)
         delay = self._reconnect.delay(failure.verdict, fraction=self._fraction(), retry_after=failure.retry_after)
-        text = mask(f"{self.name}: {failure.sentence}")
-        report = PushToPollError(text) if delay is not None else ListenerError(f"{text}; trying again cannot help")
-        report.__cause__ = failure.shown_cause
+        report = failure.to_error(self.name, is_final=delay is None)
         if self._state.current is None or is_over(self._state.current, now) or delay is None:
             self._channel.down(report)
         if delay is None:
-            _log.error("%s; giving up", text)
+            _log.error("%s: %s; giving up", self.name, mask(failure.sentence))
             raise report
         level = logging.WARNING if failure.verdict is ReconnectAction.SLOW_RETRY else logging.INFO
-        _log.log(level, "%s; asking again in %.1f s", text, delay)
+        _log.log(level, "%s; asking again in %.1f s", report, delay)
         self._renewal.failed(delay, now)
 
     # Stopping

@@ -11,9 +11,10 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple
 
+from push_to_poll_client._event_loop import sole_cause
 from push_to_poll_client._exceptions import ListenerError, SubscriptionGone
 from push_to_poll_client.listeners._backoff import ReconnectAction
-from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of, unwrap_group
+from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
 EARLIEST, LATEST = 0.5, 0.75
@@ -165,7 +166,7 @@ _GONE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 
 def failure_of(error: Exception) -> Failure:
     """Return what an error means for the next attempt. `httpx.HTTPStatusError` is classified by its status."""
-    error = unwrap_group(error)
+    error = sole_cause(error)
     failure = http_failure_of(error, wanted="a subscription", verdicts=_VERDICTS)
     sentence = failure.sentence
     # An error without a sentence of its own is most likely a mistake in a function of the caller: name its place.
@@ -177,6 +178,6 @@ def failure_of(error: Exception) -> Failure:
 
 def is_gone(error: Exception) -> bool:
     """Return whether the server does not have the subscription that it was asked to renew or stop."""
-    error = unwrap_group(error)
+    error = sole_cause(error)
     response = error_response(error)
     return isinstance(error, SubscriptionGone) or (response is not None and response.status_code in _GONE)
