@@ -172,25 +172,28 @@ def test_only_the_newest_registrations_to_stop_are_kept():
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (None, "returned a NoneType; return a Registration"),
+        (None, "create returned a NoneType; return a Registration"),
         ({"id": "1"}, "returned a dict; return a Registration"),
         (Registration(id="1", expires_at="1700000000000"), "cannot be kept: .*expires_at"),
-        (Registration(id="1", expires_at=1.7e12), "in milliseconds; give seconds"),  # Google says it so
-        (Registration(id="1", renew_at=1.7e12), "in milliseconds"),
+        (
+            Registration(id="1", expires_at=1.7e12),
+            "with the time 17.*; give seconds since the epoch, not milliseconds",
+        ),  # Google says it so
+        (Registration(id="1", renew_at=1.7e12), "not milliseconds"),
         (Registration(id=1), "cannot be kept: .*id"),
         (Registration(id="1", details={"n": 1}), "cannot be kept: .*details"),
         (Registration(id="1", details={"n": object()}), "cannot be kept"),
-        (Registration(id="1", expires_at=math.inf), "None stands for never"),
-        (Registration(id="1", renew_at=math.nan), "None stands for never"),
+        (Registration(id="1", expires_at=math.inf), "None for never"),
+        (Registration(id="1", renew_at=math.nan), "None for never"),
     ],
 )
 def test_an_invalid_return_value_of_a_subscription_is_a_listener_error(answer, why):
     with pytest.raises(ListenerError, match=why):
-        check_registration(answer)
+        check_registration(answer, "create")
 
 
 def test_a_valid_registration_is_returned_unchanged():
-    assert check_registration(replace(ONE, details={"a": "b"})) == replace(ONE, details={"a": "b"})
+    assert check_registration(replace(ONE, details={"a": "b"}), "create") == replace(ONE, details={"a": "b"})
 
 
 # Missed pushes

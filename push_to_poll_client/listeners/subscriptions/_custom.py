@@ -3,12 +3,12 @@
 import inspect
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
 from secrets import token_urlsafe
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import anyio.to_thread
 
-from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client.listeners._webhook.types import Verifier, WebhookRequest
 from push_to_poll_client.listeners.subscriptions._types import Registration
 
@@ -86,60 +86,40 @@ class CustomSubscription:
 
     async def create(self, planned: Registration, /) -> Registration:
         """Call the user's function."""
-        created = await _call(self._create, planned)
-        if not isinstance(created, Registration):
-            raise ListenerError(f"create returned a {type(created).__name__}; return a Registration")
-        return created
+        return cast("Registration", await _call(self._create, planned))  # the manager checks what it returned
 
     async def renew(self, registration: Registration, /) -> Registration | None:
         """Call the user's function."""
-        if self._renew is None:
-            return None
-        renewed = await _call(self._renew, registration)
-        if not isinstance(renewed, Registration | None):
-            raise ListenerError(f"renew returned a {type(renewed).__name__}; return a Registration, or None")
-        return renewed
+        return cast("Registration | None", await _call(self._renew, registration))
 
     async def stop(self, registration: Registration, /) -> None:
         """Call the user's function."""
-        if self._stop is not None:
-            await _call(self._stop, registration)
+        await _call(self._stop, registration)
 
 
 class _RotatingVerifier:
-    """Makes a new verifier when the secrets have changed. In any thread: two may make the same."""
+    """Makes a new verifier when the secrets have changed. While there are none, nothing is authentic."""
 
     def __init__(self, subscription: CustomSubscription, verifier_of: Callable[[Sequence[str]], Verifier]) -> None:
         self._subscription = subscription
-        self._verifier_of = verifier_of
-        self._cached: tuple[tuple[str, ...], Verifier] = ((), _refuse_all)
+        self._verifier_of = lru_cache(maxsize=1)(verifier_of)
 
     def may_pass(self, request: WebhookRequest) -> bool:
         """Return whether a request has the headers of an authentic one."""
-        verifier = self._verifier
-        may_pass = getattr(verifier, "may_pass", None)
-        return verifier is not _refuse_all if may_pass is None else bool(may_pass(request))
+        if not (secrets := self._subscription.secrets):
+            return False
+        may_pass = getattr(self._verifier_of(secrets), "may_pass", None)
+        return may_pass is None or bool(may_pass(request))
 
     def __call__(self, request: WebhookRequest, /) -> Any:
-        return self._verifier(request)
-
-    @property
-    def _verifier(self) -> Verifier:
-        secrets, verifier = self._cached
-        if secrets != self._subscription.secrets:
-            secrets = self._subscription.secrets
-            verifier = self._verifier_of(secrets) if secrets else _refuse_all
-            self._cached = secrets, verifier
-        return verifier
+        secrets = self._subscription.secrets
+        return self._verifier_of(secrets)(request) if secrets else False
 
 
-def _refuse_all(_: WebhookRequest) -> bool:
-    """Nothing is registered, so nothing is authentic."""
-    return False
-
-
-async def _call(function: Callable[[Registration], Any], registration: Registration) -> Any:
+async def _call(function: Callable[[Registration], Any] | None, registration: Registration) -> Any:
     """Call an async function, or a plain one in a thread, so that it does not stop the event loop."""
+    if function is None:
+        return None
     called = getattr(function, "__call__", None)  # noqa: B004 - not whether it can be called, but what is
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called):
         return await function(registration)

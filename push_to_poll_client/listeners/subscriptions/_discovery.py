@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from html.parser import HTMLParser
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 from xml.parsers import expat
 
 import httpx
@@ -31,24 +31,7 @@ _ATOM_LINK = "http://www.w3.org/2005/Atom}link"
 _ENTRIES = frozenset({"http://www.w3.org/2005/Atom}entry", "item", "http://purl.org/rss/1.0/}item"})
 
 
-class Topic(NamedTuple):
-    """A topic and its hub.
-
-    Attributes:
-        url: What the hub calls the topic.
-        hub: The hub's URL.
-    """
-
-    url: str
-    hub: str
-
-
-class _Link(NamedTuple):
-    relations: str
-    target: str
-
-
-def topic_of(headers: httpx.Headers, body: bytes, url: str) -> Topic:
+def topic_of(headers: httpx.Headers, body: bytes, url: str) -> tuple[str, str]:
     """Read the topic and its hub from the response of a topic.
 
     Args:
@@ -57,8 +40,8 @@ def topic_of(headers: httpx.Headers, body: bytes, url: str) -> Topic:
         url: Of the response.
 
     Returns:
-        Its first hub with https, or its first one; and its `self`, or `url` if it has none. If `url` has https and
-        the hub does not, https is put in its place.
+        What the hub calls the topic: its `self`, or `url` if it has none. And its first hub with https, or its
+        first one. If `url` has https and the hub does not, https is put in its place.
 
     Raises:
         UnusableResponse: It names no hub, or only one that would have to be asked without https.
@@ -69,7 +52,7 @@ def topic_of(headers: httpx.Headers, body: bytes, url: str) -> Topic:
     if not hubs:
         links = list(islice(_links_in_body(headers, body), MAX_LINKS))
         found = {
-            relation: [one.target for one in links if relation in one.relations.lower().split()]
+            relation: [target for relations, target in links if relation in relations.lower().split()]
             for relation in found
         }
         hubs = _usable_links(found["hub"], url)
@@ -77,16 +60,16 @@ def topic_of(headers: httpx.Headers, body: bytes, url: str) -> Topic:
         raise UnusableResponse(f"{without_secrets(url)} names no hub (WebSub §4), so nobody can be asked to push")
     named = next(iter(_usable_links(found["self"], url)), url)
     if (hub := next((one for one in hubs if one.startswith("https:")), None)) is not None:
-        return Topic(named, hub)
+        return (named, hub)
     if not url.startswith("https:"):
-        return Topic(named, hubs[0])
+        return (named, hubs[0])
     # Many feeds still name a hub by http:// that has https, too.
     if (hub := next(filter(None, map(_by_https, hubs)), None)) is None:
         raise UnusableResponse(
             f"{without_secrets(url)} names a hub without https, {without_secrets(hubs[0])}, but has https itself; "
             "give hub= if that hub is right"
         )
-    return Topic(named, hub)
+    return (named, hub)
 
 
 def _by_https(link: str) -> str | None:
@@ -117,22 +100,22 @@ def usable_link(target: str, base: str) -> str | None:
     return None
 
 
-def _links_in_body(headers: httpx.Headers, body: bytes) -> Iterable[_Link]:
+def _links_in_body(headers: httpx.Headers, body: bytes) -> Iterable[tuple[str, str]]:
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if "html" in kind:
         return _links_in_html(body)
     return _links_in_xml(body) if kind.endswith("xml") else ()
 
 
-def _links_in_xml(document: bytes) -> list[_Link]:
+def _links_in_xml(document: bytes) -> list[tuple[str, str]]:
     """Read the links before the first entry, or before malformed XML: by then a feed has named its hub."""
-    parser, links = expat.ParserCreate(None, "}"), list[_Link]()
+    parser, links = expat.ParserCreate(None, "}"), list[tuple[str, str]]()
 
     def start(name: str, attributes: dict[str, str]) -> None:
         if name in _ENTRIES or len(links) >= MAX_LINKS:
             raise _StopLinkSearch
         if name == _ATOM_LINK:
-            links.append(_Link(attributes.get("rel", ""), attributes.get("href", "")))
+            links.append((attributes.get("rel", ""), attributes.get("href", "")))
 
     def stop(*_: object) -> None:
         raise _StopLinkSearch
@@ -151,7 +134,7 @@ class _StopLinkSearch(Exception):
     """The rest of a document is not read."""
 
 
-def _links_in_html(document: bytes) -> list[_Link]:
+def _links_in_html(document: bytes) -> list[tuple[str, str]]:
     head = _HTMLHeadParser()
     with suppress(_StopLinkSearch, AssertionError):  # the parser raises AssertionError on some malformed pages
         head.feed(document[:MAX_HEAD].decode("utf-8", "replace"))
@@ -161,14 +144,14 @@ def _links_in_html(document: bytes) -> list[_Link]:
 class _HTMLHeadParser(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.links: list[_Link] = []
+        self.links: list[tuple[str, str]] = []
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         if tag == "body" or len(self.links) >= MAX_LINKS:
             raise _StopLinkSearch
         if tag == "link":
             given = dict(reversed(attrs))  # of two equal names the first counts
-            self.links.append(_Link(given.get("rel") or "", given.get("href") or ""))
+            self.links.append((given.get("rel") or "", given.get("href") or ""))
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "head":

@@ -287,7 +287,7 @@ class SubscriptionManager:
             planned = self._subscription.plan()
             await self._save(self._state.plan(planned))
         try:
-            registration = check_registration(await self._request(self._subscription.create, planned))
+            registration = check_registration(await self._request(self._subscription.create, planned), "create")
         except SubscriptionGone as error:
             await self._save(self._state.plan_failed())
             self._handle_failure(error)
@@ -299,7 +299,7 @@ class SubscriptionManager:
     async def _renew(self, current: Registration) -> None:
         try:
             answer = await self._request(self._subscription.renew, current)
-            renewed = None if answer is None else check_registration(answer)
+            renewed = None if answer is None else check_registration(answer, "renew")
         except Exception as error:  # noqa: BLE001 - as in `_create`
             if is_gone(error):
                 await self._handle_loss(failure_of(error).sentence)

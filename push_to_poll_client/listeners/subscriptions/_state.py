@@ -103,22 +103,24 @@ IN_MILLISECONDS = 1e11
 renewed, and pushes would end without a word."""
 
 
-def check_registration(answer: object) -> Registration:
+def check_registration(answer: object, call: str) -> Registration:
     """Check what `create` or `renew` of a subscription returned.
 
     Raises:
         ListenerError: It is not a `Registration`, or a part has a wrong type or value.
     """
     if not isinstance(answer, Registration):
-        raise ListenerError(f"it returned a {type(answer).__name__}; return a Registration")
+        raise ListenerError(f"{call} returned a {type(answer).__name__}; return a Registration")
     try:
         registration = msgspec.convert(msgspec.to_builtins(answer), Registration)
     except (ValueError, TypeError) as error:
-        raise ListenerError(f"it returned a Registration that cannot be kept: {quoted(error)}") from None
-    if not all(moment is None or math.isfinite(moment) for moment in (answer.expires_at, answer.renew_at)):
-        raise ListenerError("it returned a Registration with an infinite time; None stands for never")
-    if any(moment is not None and moment >= IN_MILLISECONDS for moment in (answer.expires_at, answer.renew_at)):
-        raise ListenerError("it returned a Registration with a time in milliseconds; give seconds since the epoch")
+        raise ListenerError(f"{call} returned a Registration that cannot be kept: {quoted(error)}") from None
+    for moment in (answer.expires_at, answer.renew_at):
+        if moment is not None and not abs(moment) < IN_MILLISECONDS:
+            raise ListenerError(
+                f"{call} returned a Registration with the time {moment}; give seconds since the epoch, not "
+                "milliseconds, or None for never"
+            )
     return registration
 
 

@@ -269,8 +269,8 @@ class WebSub:
             "GET", _Target(self._client.url, public_only=False), _REDIRECT_STATUSES
         )
         response.expect()
-        topic = topic_of(response.headers, response.body, target.url)
-        return topic.url, await _led_by(response, target, topic.hub)
+        topic, hub = topic_of(response.headers, response.body, target.url)
+        return topic, await _led_by(response, target, hub)
 
     async def _ask_hub(self, hub: _Target, registration: Registration, request: HubRequest) -> None:
         def form(hub: _Target) -> bytes:
