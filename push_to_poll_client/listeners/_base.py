@@ -174,6 +174,8 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         open_timeout: Seconds for opening a connection.
     """
 
+    _pings = False  # whether `_read` itself asks the server, after a silence, whether it is there
+
     def __init__(
         self,
         name: str,
@@ -233,7 +235,7 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
                         await anyio.lowlevel.checkpoint()
 
     async def _read_in_time(self, connection: Any) -> Sequence[_MessageT]:
-        with anyio.move_on_after(self._max_silence):
+        with anyio.move_on_after(None if self._pings else self._max_silence):
             return await self._read(connection)
         raise TimeoutError(f"no message for {self._max_silence:g} s")
 

@@ -6,10 +6,9 @@ good on every response that is not a stream (WHATWG HTML §9.2.3). A program tha
 `STATUS_VERDICTS` of `_backoff.py`.
 """
 
-import itertools
 import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -73,42 +72,34 @@ MAX_CAUSES = 10
 """Errors in a chain of causes that are looked at."""
 
 
-def causes(error: BaseException, *, with_context: bool = False) -> tuple[BaseException, ...]:
-    """Return the error, its cause, the cause's cause, and so on.
+def failure_of_error(
+    error: Exception,
+    verdicts: Sequence[tuple[type[Exception], ReconnectAction]],
+    quotable: tuple[type[BaseException], ...],
+    *,
+    with_context: bool = False,
+) -> Failure:
+    """Classify and describe an error: by its own sentence, by type and text, or by its type alone.
 
     Args:
         error: What happened.
+        verdicts: The first row counts whose type occurs among the error and its causes; the last matches any.
+        quotable: Types of errors whose text holds no secret.
         with_context: Whether to follow the context of an error without a cause, too: httpcore raises `from None`,
             which hides the reason of a failed TLS handshake.
     """
-
-    def chain() -> Iterator[BaseException]:
-        current: BaseException | None = error
-        while current is not None:
-            yield current
-            current = current.__cause__ or (current.__context__ if with_context else None)
-
-    return tuple(itertools.islice(chain(), MAX_CAUSES))
-
-
-def verdict_by_type(
-    chain: Sequence[BaseException], table: Sequence[tuple[type[Exception], ReconnectAction]]
-) -> ReconnectAction:
-    """Return the verdict of the first row whose type occurs in the chain; the last row has to match any error."""
-    return next(verdict for kind, verdict in table if any(isinstance(cause, kind) for cause in chain))
-
-
-def describe_error(chain: Sequence[BaseException], quotable: tuple[type[BaseException], ...]) -> str:
-    """Describe an error without a sentence of its own: by type and text, or by its type alone.
-
-    Args:
-        chain: The error and its causes.
-        quotable: Types of errors whose text holds no secret.
-    """
-    found = next((cause for cause in chain if isinstance(cause, quotable) and str(cause)), None)
-    if found is None:
-        return f"failed with {type(chain[0]).__name__}"
-    return f"{type(found).__name__}: {quoted(found, MAX_TEXT)}"
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and len(chain) < MAX_CAUSES:
+        chain.append(current)
+        current = current.__cause__ or (current.__context__ if with_context else None)
+    sentence = str(error)
+    if not isinstance(error, PushToPollError):
+        found = next((cause for cause in chain if isinstance(cause, quotable) and str(cause)), None)
+        sentence = f"failed with {type(error).__name__}"
+        sentence = sentence if found is None else f"{type(found).__name__}: {quoted(found, MAX_TEXT)}"
+    verdict = next(verdict for kind, verdict in verdicts if any(isinstance(cause, kind) for cause in chain))
+    return Failure(verdict, sentence, error)
 
 
 ERROR_VERDICTS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
@@ -140,13 +131,9 @@ def http_failure_of(
     response = error_response(error)
     if response is not None:
         return failure_of_status(error, response.status_code, response.headers, wanted=wanted)
-    chain = causes(error, with_context=True)
-    return Failure(
-        verdict_by_type(chain, (*verdicts, *ERROR_VERDICTS)),
-        str(error) if isinstance(error, PushToPollError) else describe_error(chain, SAFE_TO_QUOTE),
-        # A cause is printed with its text, and the text of this one quotes a header.
-        cause=None if isinstance(error, httpx.LocalProtocolError) else error,
-    )
+    failure = failure_of_error(error, (*verdicts, *ERROR_VERDICTS), SAFE_TO_QUOTE, with_context=True)
+    # A cause is printed with its text, and the text of this one quotes a header.
+    return failure._replace(cause=None) if isinstance(error, httpx.LocalProtocolError) else failure
 
 
 def failure_of_status(error: Exception, status: int, headers: Mapping[str, str], *, wanted: str) -> Failure:

@@ -23,10 +23,10 @@ from push_to_poll_client._http.origins import check_userinfo
 from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_number, missing_dependency, one_line
+from push_to_poll_client._validation import missing_dependency, one_line
 from push_to_poll_client.listeners._backoff import ReconnectAction
 from push_to_poll_client.listeners._base import ReadLoopListener, unique_names
-from push_to_poll_client.listeners._failures import Failure, causes, describe_error
+from push_to_poll_client.listeners._failures import Failure, failure_of_error
 from push_to_poll_client.listeners._hints import Notification
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def failure_of(error: Exception) -> Failure:
 
     quotable = (OSError, TimeoutError, psycopg.OperationalError, psycopg.DatabaseError, psycopg.InterfaceError)
     is_quotable = isinstance(error, quotable) and not isinstance(error, psycopg.ProgrammingError)
-    return Failure(
-        _verdict(error, getattr(error, "sqlstate", None)),
-        describe_error(causes(error), quotable) if is_quotable else f"failed with {type(error).__name__}",
+    verdict = _verdict(error, getattr(error, "sqlstate", None))
+    failure = failure_of_error(error, [(Exception, verdict)], quotable if is_quotable else ())
+    return failure._replace(
         hid_a_push=isinstance(error, UnicodeDecodeError),  # a payload that is not text in the database's encoding
         cause=error if is_quotable else None,
     )
@@ -139,6 +139,7 @@ class PostgresListener(ReadLoopListener[Notification]):
 
     _log = ConsumerLog(logging.getLogger(__name__))
     _asyncio_library = "psycopg"
+    _pings = True
 
     def __init__(
         self,
@@ -156,7 +157,6 @@ class PostgresListener(ReadLoopListener[Notification]):
             raise ValueError("channel is none; name one")
         if any(len(name.encode()) > MAX_NAME or "\0" in name for name in channels):
             raise ValueError(f"a channel's name has {MAX_NAME} bytes at most, and none that is 0")
-        check_number("max_silence", max_silence, above_zero=True, optional=True)
         self._new_connection, location, password = (
             (conninfo, "", "") if callable(conninfo) else _parse_conninfo(conninfo)
         )
@@ -165,12 +165,11 @@ class PostgresListener(ReadLoopListener[Notification]):
             hint=hint,
             classify=classify,
             max_age=max_age,
-            max_silence=None,  # a query is sent instead
+            max_silence=max_silence,
             open_timeout=open_timeout,
         )
         self._known_secrets.add(password)
         self._channels = channels
-        self._ping_after = max_silence
 
     @asynccontextmanager
     async def _connect(self) -> "AsyncIterator[psycopg.AsyncConnection[Any]]":
@@ -192,14 +191,16 @@ class PostgresListener(ReadLoopListener[Notification]):
                     await connection.close()
 
     async def _read(self, connection: "psycopg.AsyncConnection[Any]") -> Sequence[Notification]:
-        notices = connection.notifies(timeout=self._ping_after, stop_after=1)
+        notices = connection.notifies(timeout=self._max_silence, stop_after=1)
         notifications = [Notification(notice.channel, notice.payload) async for notice in notices]
         if notifications:
             return notifications
         with anyio.move_on_after(self._open_timeout):
             await connection.execute("SELECT 1")
             return ()
-        raise TimeoutError(f"no notification for {self._ping_after:g} s, and no answer for {self._open_timeout:g}")
+        raise TimeoutError(
+            f"no notification for {self._max_silence:g} s, and no answer for {self._open_timeout:g}"
+        )
 
     def _failure(self, error: Exception) -> Failure:
         return failure_of(error)

@@ -18,10 +18,10 @@ from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_count, check_number, missing_dependency, one_line
+from push_to_poll_client._validation import check_count, missing_dependency, one_line
 from push_to_poll_client.listeners._backoff import ReconnectAction
 from push_to_poll_client.listeners._base import ReadLoopListener, unique_names
-from push_to_poll_client.listeners._failures import Failure, causes, describe_error, verdict_by_type
+from push_to_poll_client.listeners._failures import Failure, failure_of_error
 from push_to_poll_client.listeners._hints import Notification
 
 if TYPE_CHECKING:
@@ -45,11 +45,8 @@ def failure_of(error: Exception) -> Failure:
         (Exception, ReconnectAction.RETRY),  # the network, silence, garbage, and unknown errors
     )
     quotable = (OSError, TimeoutError, exceptions.RedisError)
-    return Failure(
-        verdict_by_type([error], verdicts),
-        describe_error(causes(error), quotable),
-        cause=error if isinstance(error, quotable) else None,
-    )
+    failure = failure_of_error(error, verdicts, quotable)
+    return failure if isinstance(error, quotable) else failure._replace(cause=None)
 
 
 RESP3_SETTING_PREFIXES = ("maint_notifications_", "orig_")
@@ -104,6 +101,7 @@ class RedisListener(ReadLoopListener[Notification]):
 
     _log = ConsumerLog(logging.getLogger(__name__))
     _asyncio_library = "redis-py"
+    _pings = True
 
     def __init__(
         self,
@@ -121,7 +119,6 @@ class RedisListener(ReadLoopListener[Notification]):
         self._channels, self._patterns = unique_names("channels", channels), unique_names("patterns", patterns)
         if not self._channels + self._patterns:
             raise ValueError("there is neither a channel nor a pattern; name one")
-        check_number("max_silence", max_silence, above_zero=True, optional=True)
         check_count("max_body", max_body)
         self._new_pool = _pool_factory(url)
         location = without_secrets(url) if isinstance(url, str) and not url.startswith("unix:") else "redis"
@@ -130,12 +127,11 @@ class RedisListener(ReadLoopListener[Notification]):
             hint=hint,
             classify=classify,
             max_age=max_age,
-            max_silence=None,  # the server is pinged instead
+            max_silence=max_silence,
             open_timeout=open_timeout,
         )
         self._known_secrets.add_url(url)
         self._known_secrets.add_body(getattr(getattr(url, "connection_pool", None), "connection_kwargs", {}))
-        self._ping_after = max_silence
         self._max_body = max_body
 
     @asynccontextmanager
@@ -167,7 +163,7 @@ class RedisListener(ReadLoopListener[Notification]):
         return pubsub
 
     async def _read(self, connection: Any) -> Sequence[Notification]:
-        message = await connection.get_message(timeout=self._ping_after) or await self._ping(connection)
+        message = await connection.get_message(timeout=self._max_silence) or await self._ping(connection)
         return (_notification(message),) if _has_type(message, PUBLISHED) else ()
 
     async def _ping(self, pubsub: Any) -> Any:
@@ -175,7 +171,7 @@ class RedisListener(ReadLoopListener[Notification]):
             await pubsub.ping()
             return await pubsub.get_message(timeout=None)
         raise TimeoutError(
-            f"no message for {self._ping_after:g} s, and no answer to a ping for {self._open_timeout:g}"
+            f"no message for {self._max_silence:g} s, and no answer to a ping for {self._open_timeout:g}"
         )
 
     def _pass_on(self, message: Notification, channel: Channel) -> bool:
@@ -193,8 +189,7 @@ def _has_type(message: Any, types: frozenset[str]) -> bool:
 
 
 def _notification(message: Mapping[str, Any]) -> Notification:
-    channel, data = message["channel"], message["data"]
-    return Notification(channel.decode("utf-8", "replace"), data)
+    return Notification(message["channel"].decode("utf-8", "replace"), message["data"])
 
 
 def _pool_factory(url: Any) -> Callable[[float], Any]:

@@ -32,24 +32,15 @@ from websockets.exceptions import (
 )
 from websockets.frames import Close
 
-from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.credentials import Auth, Credentials, CredentialsFailed, HeaderSource
 from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_count, check_number, quoted
-from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff, verdict_of_status
+from push_to_poll_client.listeners._backoff import ReconnectAction, verdict_of_status
 from push_to_poll_client.listeners._base import ReadLoopListener
-from push_to_poll_client.listeners._failures import (
-    MAX_TEXT,
-    Failure,
-    causes,
-    describe_error,
-    failure_of_status,
-    verdict_by_type,
-)
+from push_to_poll_client.listeners._failures import MAX_TEXT, Failure, failure_of_error, failure_of_status
 from push_to_poll_client.listeners._websocket_client import check_websockets, open_connection, parse_url
 
 __all__ = ["WebSocketListener"]
@@ -108,21 +99,17 @@ def failure_of(error: Exception) -> Failure:
         return _failure_of_close(error)
     if isinstance(error, InvalidStatus):
         return failure_of_status(error, error.response.status_code, error.response.headers, wanted="a websocket")
-    if isinstance(error, PushToPollError):
-        sentence = str(error)
-    elif isinstance(error, InvalidProxy):
-        sentence = "the address of the proxy in the environment is not valid"
-    else:
-        sentence = describe_error(causes(error), SAFE_TO_QUOTE)
-    verdict, requested = verdict_by_type(causes(error), ERROR_VERDICTS), None
+    failure = failure_of_error(error, ERROR_VERDICTS, SAFE_TO_QUOTE)
+    if isinstance(error, InvalidProxy):
+        # A cause is printed with its traceback, and this one quotes the proxy's password.
+        return failure._replace(sentence="the address of the proxy in the environment is not valid", cause=None)
     if isinstance(error, InvalidProxyStatus):
-        requested = requested_delay(error.response.status_code, error.response.headers, time.time())
         verdict = verdict_of_status(error.response.status_code)
         # A proxy cannot know that a channel behind it is gone for good.
         verdict = ReconnectAction.SLOW_RETRY if verdict is ReconnectAction.GIVE_UP else verdict
-    # A cause is printed with its traceback, and the one of `InvalidProxy` quotes the proxy's password.
-    cause = None if isinstance(error, InvalidProxy) else error
-    return Failure(verdict, sentence, cause, retry_after=requested)
+        requested = requested_delay(error.response.status_code, error.response.headers, time.time())
+        return failure._replace(verdict=verdict, retry_after=requested)
+    return failure
 
 
 def _failure_of_close(error: ConnectionClosed) -> Failure:
@@ -247,12 +234,11 @@ class WebSocketListener(ReadLoopListener[str | bytes]):
         self._credentials.forget()
         headers = await self._credentials.get(within=self._open_timeout)
         async with self._open(headers=headers) as connection:
+            if self._subprotocols and connection.subprotocol is None:
+                raise NoCommonSubprotocol(
+                    f"the server chose none of the subprotocols {', '.join(self._subprotocols)}"
+                )
             yield connection
-
-    def _opened(self, connection: Any, channel: Channel, reconnect: ReconnectBackoff) -> None:
-        if self._subprotocols and connection.subprotocol is None:
-            raise NoCommonSubprotocol(f"the server chose none of the subprotocols {', '.join(self._subprotocols)}")
-        super()._opened(connection, channel, reconnect)
 
     async def _read(self, connection: Any) -> Sequence[str | bytes]:
         return (await connection.recv(),)

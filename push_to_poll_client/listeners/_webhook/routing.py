@@ -239,20 +239,17 @@ class PushRouter:
             return False
         if isinstance(push, Control):
             self.journal.count("controls")
-            return self._apply_control(push, recipients)
+            if self.control is not None and push is not Control.MISSED:
+                self.control(push)
+                return True
         subscribers = self.subscribers.find(recipients)
         for subscriber in subscribers:
-            subscriber.wake(push)
-        self.journal.count("woken" if subscribers else "unheard")
-        return bool(subscribers)
-
-    def _apply_control(self, control: Control, recipients: Sequence[Recipient]) -> bool:
-        if self.control is not None and control is not Control.MISSED:
-            self.control(control)
-            return True
-        subscribers = self.subscribers.find(recipients)
-        for subscriber in subscribers:
-            subscriber.request_poll()
+            if isinstance(push, Control):
+                subscriber.request_poll()
+            else:
+                subscriber.wake(push)
+        if not isinstance(push, Control):
+            self.journal.count("woken" if subscribers else "unheard")
         return bool(subscribers)
 
 
