@@ -61,10 +61,10 @@ class BaseListener(abc.ABC):
         return f"{type(self).__name__}({self.name!r})"
 
     @abc.abstractmethod
-    async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> Exception | None:
-        """Run one connection. Return why it ended; `None` if it only reached its maximum age.
+    async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> None:
+        """Run one connection until it reaches its maximum age, and raise if it ends for another reason.
 
-        After `None` the listener connects again at once. An end that can come soon after the connect, such as a
+        After a return the listener connects again at once. An end that can come soon after the connect, such as a
         bound that a server reaches, is an error whose `Failure` is `orderly`: connects after it are paced.
         """
 
@@ -93,7 +93,13 @@ class BaseListener(abc.ABC):
     async def _keep_connected(self, channel: Channel) -> None:
         reconnect = ReconnectBackoff()
         while True:
-            error = await self._run_connection(channel, reconnect)
+            error: Exception | None = None
+            try:
+                await self._run_connection(channel, reconnect)
+                self._log.debug("%s: renewing the connection at its age", self.name)
+            except Exception as raised:  # noqa: BLE001 - a listener continues after any error; its action says when
+                # The traceback refers to the headers, and the status keeps the error for a long time.
+                error = sole_cause(raised).with_traceback(None)
             reconnect.ended(anyio.current_time())
             if isinstance(error, StopReconnecting):
                 self._log.info("%s: %s", self.name, error)
@@ -207,16 +213,10 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
     async def _read(self, connection: Any) -> Sequence[_MessageT]:
         """Wait for something to arrive. An empty result is no message, but shows that the connection lives."""
 
-    async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> Exception | None:
-        try:
-            async with self._connect() as connection:
-                self._opened(connection, channel, reconnect)
-                await self._receive(connection, channel, reconnect)
-        except Exception as error:  # noqa: BLE001 - a listener continues after any error; the verdict says when
-            # The traceback refers to the headers, and the status keeps the error for a long time.
-            return sole_cause(error).with_traceback(None)
-        self._log.debug("%s: renewing the connection at its age", self.name)
-        return None
+    async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> None:
+        async with self._connect() as connection:
+            self._opened(connection, channel, reconnect)
+            await self._receive(connection, channel, reconnect)
 
     def _opened(self, connection: Any, channel: Channel, reconnect: ReconnectBackoff) -> None:  # noqa: ARG002 - subclasses use it
         self._report_up(channel, reconnect)

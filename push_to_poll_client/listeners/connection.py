@@ -12,7 +12,6 @@ from typing import TypeAlias
 
 import anyio
 
-from push_to_poll_client._event_loop import sole_cause
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
@@ -111,26 +110,21 @@ class ConnectionListener(BaseListener):
         self._max_age = max_age
         self._open_timeout = open_timeout
 
-    async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> Exception | None:
+    async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> None:
         def wake(push: Push) -> None:
             reconnect.pushed()
             channel.wake(push)
 
         connection = Connection(up=lambda: self._opened(channel, reconnect, scope), wake=wake)
         scope = anyio.CancelScope(deadline=anyio.current_time() + self._open_timeout)
-        try:
-            with scope:
-                running = self._connect(connection)
-                if not inspect.isawaitable(running):
-                    return NotAsync("connect is no async function, so there is no connection to wait for")
-                await running
-                return ConnectionEnded("the connection ended")
-        except Exception as error:  # noqa: BLE001 - a listener continues after any error; the verdict says when
-            return sole_cause(error).with_traceback(None)
-        if reconnect.is_connected:
-            self._log.debug("%s: renewing the connection at its age", self.name)
-            return None
-        return TimeoutError(f"not up within {self._open_timeout:g} s")
+        with scope:
+            running = self._connect(connection)
+            if not inspect.isawaitable(running):
+                raise NotAsync("connect is no async function, so there is no connection to wait for")
+            await running
+            raise ConnectionEnded("the connection ended")
+        if not reconnect.is_connected:
+            raise TimeoutError(f"not up within {self._open_timeout:g} s")
 
     def _opened(self, channel: Channel, reconnect: ReconnectBackoff, scope: anyio.CancelScope) -> None:
         # The deadline was that for `up()`; from here on it is that of the connection's age.
