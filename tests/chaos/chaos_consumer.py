@@ -36,7 +36,7 @@ import anyio  # noqa: E402  # what takes time comes after what must not wait
 
 from push_to_poll_client import Consumer, SQLiteStore, _schedule  # noqa: E402
 from push_to_poll_client.listeners import _backoff, long_poll  # noqa: E402
-from push_to_poll_client.listeners.subscriptions import _manager, _renewal  # noqa: E402
+from push_to_poll_client.listeners.subscriptions import _manager, _state  # noqa: E402
 from tests.chaos.chaos_listeners import listener  # noqa: E402
 from tests.chaos.journals import Journal  # noqa: E402
 from tests.chaos.watched import WatchedFeed, WatchedListener  # noqa: E402
@@ -62,7 +62,7 @@ def hasten(haste):
         (_schedule, ("FIRST_BACKOFF", "MAX_BACKOFF")),
         (_backoff, ("FIRST_DELAY", "BASE_DELAY", "MAX_DELAY", "STABLE_AFTER")),
         (long_poll, ("HELD_AFTER",)),
-        (_renewal, ("MIN_RENEWAL_INTERVAL",)),
+        (_state, ("MIN_RENEWAL_INTERVAL",)),
         (_manager, ("MAX_OVERSLEEP", "MAX_SLEEP")),
     ):
         for name in names:

@@ -42,7 +42,7 @@ def server():
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
     """Subscriptions may be confirmed as often as a test wants."""
-    monkeypatch.setattr("push_to_poll_client.listeners.subscriptions._renewal.MIN_RENEWAL_INTERVAL", 0.0)
+    monkeypatch.setattr("push_to_poll_client.listeners.subscriptions._state.MIN_RENEWAL_INTERVAL", 0.0)
 
 
 class Noted:

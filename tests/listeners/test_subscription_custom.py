@@ -8,7 +8,7 @@ import anyio.to_thread
 import pytest
 
 from push_to_poll_client.listeners.subscriptions import CustomSubscription, Registration
-from push_to_poll_client.listeners.subscriptions._renewal import failure_of
+from push_to_poll_client.listeners.subscriptions._manager import failure_of
 from push_to_poll_client.listeners.verifiers import header_token, token_in_body
 from push_to_poll_client.listeners.webhook import WebhookRequest
 from tests.support.forms import GUARD

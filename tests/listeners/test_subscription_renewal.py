@@ -9,21 +9,19 @@ from msgspec.structs import replace
 
 from push_to_poll_client import ListenerError
 from push_to_poll_client.listeners.subscriptions import Registration
-from push_to_poll_client.listeners.subscriptions._renewal import (
+from push_to_poll_client.listeners.subscriptions._state import (
     CLOCK_SKEW_DELAY,
     DEFAULT_RENEWAL_INTERVAL,
     FIRST_EARLY_RENEWAL_INTERVAL,
     MAX_EARLY_RENEWAL_INTERVAL,
+    MAX_PENDING_STOPS,
     MIN_RENEWAL_INTERVAL,
     MissedPushes,
     Now,
     Renewal,
-    renewal_time,
-)
-from push_to_poll_client.listeners.subscriptions._state import (
-    MAX_PENDING_STOPS,
     SubscriptionState,
     check_registration,
+    renewal_time,
 )
 from push_to_poll_client.testing._virtual_time import START
 from tests.support.clock import DAY

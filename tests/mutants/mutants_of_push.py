@@ -86,7 +86,7 @@ PUSH = [
     of(
         "G4",
         "renews by the time of day alone, which jumps",
-        "listeners/subscriptions/_renewal.py",
+        "listeners/subscriptions/_state.py",
         "due = min(self._due_wall - now.wall, self._due_steady - now.steady)",
         "due = self._due_wall - now.wall",
         "tests/listeners/test_subscription_renewal.py",
@@ -102,7 +102,7 @@ PUSH = [
     of(
         "G11",
         "asks a server that never pushes again each hour, without end",
-        "listeners/subscriptions/_renewal.py",
+        "listeners/subscriptions/_state.py",
         "FIRST_EARLY_RENEWAL_INTERVAL if has_helped else doubled\n",
         "FIRST_EARLY_RENEWAL_INTERVAL\n",
         "tests/listeners/test_subscription_renewal.py",

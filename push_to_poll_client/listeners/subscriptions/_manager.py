@@ -1,6 +1,6 @@
 """Keep a subscription alive: create it, renew it, replace it when it is lost, and stop it.
 
-The times are chosen in `_renewal.py`, and what survives a restart is in `_state.py`. The subscription itself knows
+What survives a restart, and when to renew, is in `_state.py`. The subscription itself knows
 what to ask its server for. What was replaced is stopped, one after the other; each is tried until it is stopped,
 has expired, or is left.
 """
@@ -8,34 +8,36 @@ has expired, or is left.
 import logging
 import math
 import random
+import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from http import HTTPStatus
+from pathlib import Path
 from typing import TypeVar
 
 import anyio
 
 from push_to_poll_client import _event_loop
-from push_to_poll_client._event_loop import EventLoop, in_own_task
+from push_to_poll_client._event_loop import EventLoop, in_own_task, sole_cause
 from push_to_poll_client._exceptions import ListenerError, PushToPollError, SubscriptionGone
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._secrets import mask
 from push_to_poll_client._validation import describe
 from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff
-from push_to_poll_client.listeners._failures import Failure
+from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
 from push_to_poll_client.listeners._webhook.types import Control
-from push_to_poll_client.listeners.subscriptions._renewal import (
+from push_to_poll_client.listeners.subscriptions._state import (
     MAX_SLEEP,
     MissedPushes,
     Now,
     Renewal,
-    failure_of,
-    is_gone,
+    SubscriptionState,
+    check_registration,
     is_over,
     renewal_time,
 )
-from push_to_poll_client.listeners.subscriptions._state import SubscriptionState, check_registration
-from push_to_poll_client.listeners.subscriptions._types import Registration, Subscription
+from push_to_poll_client.listeners.subscriptions._types import Registration, Subscription, SubscriptionRefused
 
 _log = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.subscriptions"))
 
@@ -45,6 +47,33 @@ STOP_TIMEOUT = 30.0
 MAX_ATTEMPTS = 10
 """Attempts after which a registration that does not expire is left: after some 4 minutes if the server is down,
 and 50 if it refuses."""
+
+
+_VERDICTS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
+    (ListenerError, ReconnectAction.GIVE_UP),
+    (SubscriptionRefused, ReconnectAction.SLOW_RETRY),
+)
+
+_GONE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
+
+
+def failure_of(error: Exception) -> Failure:
+    """Return what an error means for the next attempt. `httpx.HTTPStatusError` is classified by its status."""
+    error = sole_cause(error)
+    failure = http_failure_of(error, wanted="a subscription", verdicts=_VERDICTS)
+    sentence = failure.sentence
+    # An error without a sentence of its own is most likely a mistake in a function of the caller: name its place.
+    if sentence == f"failed with {type(error).__name__}" and (frames := traceback.extract_tb(error.__traceback__)):
+        sentence += f" in {frames[-1].name}, line {frames[-1].lineno} of {Path(frames[-1].filename).name}"
+    error.with_traceback(None)  # the traceback holds secrets, and the status keeps the error for long
+    return failure._replace(sentence=sentence)
+
+
+def is_gone(error: Exception) -> bool:
+    """Return whether the server does not have the subscription that it was asked to renew or stop."""
+    error = sole_cause(error)
+    response = error_response(error)
+    return isinstance(error, SubscriptionGone) or (response is not None and response.status_code in _GONE)
 
 
 _T = TypeVar("_T")
