@@ -3,12 +3,40 @@
 Anyone who knows the address can send anything. Limits bound what that costs before the request is verified, and
 the response gives nothing away; with the server's own secret a sender gains a poll within the rate.
 
-The steps of a request are in `_webhook/receiver.py`, the consumers that listen in `_webhook/routing.py`.
+The steps, in this order, with the status of a request that goes no further:
+
+    length      a body whose declared length is too large is not read                        413
+    handshake   an expected handshake is answered; any other method than POST is rejected    405, 429
+    headers     a request without the headers of an authentic one is rejected                401, 503
+    slots       only so many bodies are held at a time                                       503
+    rate        only so many bodies are read a second                                        429
+    body        the body is read, up to its limits of size and time                          413, 408
+    signature   the request is verified                                                      401, 503
+    handshake   some handshakes are part of a signed body
+    replay      a repeated request gets the same response, and wakes no consumer             200
+    routing     the consumers that the push is for are woken                                 200
+
+Handshakes are tried twice at most: before anything is read, since most are in the query or in headers and come
+unsigned; and again with the body of an authentic request, since some are there (Slack, Zoom). A handshake that is
+a plain function is called for each request: to answer costs no more than to refuse, and no flood keeps the own
+handshake of the server from being answered. Only those that wait are limited, by a rate of their own.
+
+The verifier of a subscription knows what its consumer has loaded from the store. While that consumer does not run,
+a request that no verifier accepts may be authentic all the same, so it is answered 503 in place of 401.
+
+Messages are not processed here. A request that is rejected by rate or for want of a slot may have been a push, so
+the consumers are told about the flood.
 """
 
+import inspect
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 from push_to_poll_client._event_loop import Background
 from push_to_poll_client._log import ConsumerLog
@@ -17,27 +45,41 @@ from push_to_poll_client._secrets import Secrets, hidden
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_count, check_number, check_str
 from push_to_poll_client.listeners._hints import HintReader
+from push_to_poll_client.listeners._webhook.asgi import (
+    ClientGone,
+    Receive,
+    Scope,
+    Send,
+    check_length,
+    read_body,
+    request_of,
+    send_response,
+)
 from push_to_poll_client.listeners._webhook.counters import WebhookCounters, WebhookJournal
-from push_to_poll_client.listeners._webhook.limits import TokenBucket
-from push_to_poll_client.listeners._webhook.receiver import Receive, RequestReceiver, Scope, Send
+from push_to_poll_client.listeners._webhook.limits import ReplayCache, TokenBucket
 from push_to_poll_client.listeners._webhook.routing import (
     ManagingSubscriber,
     PushRouter,
     WebhookSubscriber,
-    WebhookSubscribers,
     names_at,
 )
 from push_to_poll_client.listeners._webhook.types import (
     ACCEPTED,
+    BUSY,
+    NOT_ALLOWED,
+    NOT_READY,
+    UNAUTHENTIC,
     Control,
     Handshake,
     Hint,
+    RequestRejected,
     Route,
     Verified,
     Verifier,
     WebhookRequest,
     WebhookResponse,
     check_response,
+    too_many_requests,
 )
 from push_to_poll_client.listeners.subscriptions._manager import SubscriptionManager
 from push_to_poll_client.listeners.subscriptions._types import Subscription
@@ -47,6 +89,14 @@ __all__ = ["Control", "Verified", "WebhookCounters", "WebhookListener", "Webhook
 _log = ConsumerLog(logging.getLogger(__name__))
 
 _T = TypeVar("_T")
+
+
+monotonic = time.monotonic
+"""One clock for all event loops in which requests arrive: the clocks of two event loops need not agree."""
+
+
+MAX_BODIES = 64
+"""Bodies held at a time. With the default `max_body` they take 64 MiB, however slowly they are sent."""
 
 
 class WebhookListener:
@@ -130,32 +180,26 @@ class WebhookListener:
         if not verifiers:
             raise TypeError("give verify: who may wake; no_verification() if everybody may")
         self.name: str = name
+        self._verifiers = verifiers
+        self._own_handshakes = _check_callables("handshake", getattr(subscription, "handshake", None))
+        self._handshakes = _check_callables("handshake", handshake)
+        self._response = check_response(_argument_or_subscription(response, subscription, "response") or ACCEPTED)
+        self._max_body = check_count("max_body", max_body)
+        self._body_timeout = body_timeout
+        self._bucket, self._waiting_bucket = TokenBucket(rate, burst), TokenBucket(rate, burst)
+        self._slots = threading.Semaphore(MAX_BODIES)
+        self._replay_cache = ReplayCache()
         self._manager: SubscriptionManager | None = None
         if subscription is not None:
             self._manager = SubscriptionManager(subscription, unsubscribe_on_exit=unsubscribe_on_exit)
         self._is_managing = False
         self._journal = WebhookJournal(name, _log)
-        self._subscribers = WebhookSubscribers(subscribed=self._manager is not None)
         hint = _check_callable("hint", _argument_or_subscription(hint, subscription, "hint"))
-        self._receiver = RequestReceiver(
-            verifiers=verifiers,
-            is_ready=lambda: self._manager is None or self._manager.is_loaded,
-            own_handshakes=_check_callables("handshake", getattr(subscription, "handshake", None)),
-            handshakes=_check_callables("handshake", handshake),
-            expects_handshake=lambda: self._manager is None or self._manager.expects_handshake,
-            router=PushRouter(
-                hints=HintReader(hint, kinds=(Push, Control), log=_log),
-                route=names_at(route) if isinstance(route, str) else _check_callable("route", route),
-                control=None if self._manager is None else self._manager.control,
-                subscribers=self._subscribers,
-                journal=self._journal,
-            ),
-            bucket=TokenBucket(rate, burst),
-            waiting_bucket=TokenBucket(rate, burst),
+        self._router = PushRouter(
+            HintReader(hint, kinds=(Push, Control), log=_log),
+            names_at(route) if isinstance(route, str) else _check_callable("route", route),
+            control=None if self._manager is None else self._manager.control,
             journal=self._journal,
-            response=check_response(_argument_or_subscription(response, subscription, "response") or ACCEPTED),
-            max_body=check_count("max_body", max_body),
-            body_timeout=body_timeout,
         )
         self._known_secrets = Secrets()
         self._known_secrets.include(getattr(subscription, "_known_secrets", None))
@@ -174,7 +218,20 @@ class WebhookListener:
         Raises:
             ValueError: It is of another kind.
         """
-        await self._receiver(scope, receive, send)
+        if scope["type"] == "http":
+            response = await self._respond(request_of(scope), receive)
+            if response is not None:
+                await send_response(send, response, scope)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})  # before it is open: the server answers 403
+        elif scope["type"] == "lifespan":
+            stage = ""
+            while stage != "lifespan.shutdown":  # nothing is to be done at startup or shutdown
+                stage = (await receive())["type"]
+                await send({"type": f"{stage}.complete"})
+        else:
+            raise ValueError(f"{self.name} takes HTTP requests, not ASGI's {scope['type']!r}")
 
     async def listen(self, channel: Channel, /) -> None:
         """Wake `channel` on every authentic push, whomever it is for, until cancelled.
@@ -215,19 +272,144 @@ class WebhookListener:
 
     async def _serve_channel(self, channel: Channel, name: str | None) -> None:
         subscriber = WebhookSubscriber(channel)
-        with self._subscribers.joined(subscriber, name):
+        with self._router.joined(subscriber, name):
             await subscriber.watch_floods(self._journal)
 
     async def _run_manager(self, manager: SubscriptionManager, channel: Channel) -> None:
-        subscriber, self._is_managing = ManagingSubscriber(channel, self._subscribers), True
+        subscriber, self._is_managing = ManagingSubscriber(channel, self._router), True
         try:
-            with self._subscribers.joined(subscriber, None):
+            with self._router.joined(subscriber, None):
                 async with Background() as background:
                     await background.start(lambda: subscriber.watch_floods(self._journal))
                     await manager.run(subscriber)
         finally:
-            self._subscribers.broadcast_state(subscriber, None, up=False)
+            self._router.broadcast_state(subscriber, None, up=False)
             self._is_managing = False
+
+    # A request
+
+    async def _respond(self, request: WebhookRequest, receive: Receive) -> WebhookResponse | None:
+        """Return the response to a request; None if the client has gone.
+
+        Args:
+            request: Without its body.
+            receive: Of ASGI, for the body.
+        """
+        self._journal.count("received")
+        try:
+            return await self._handle(request, receive)
+        except RequestRejected as rejected:
+            self._journal.count(rejected.reason)
+            if rejected.hides_pushes:
+                self._router.note_rejected()
+            return rejected.response
+        except ClientGone:
+            self._journal.count("gone")
+            return None
+
+    async def _handle(self, request: WebhookRequest, receive: Receive) -> WebhookResponse:
+        check_length(request.headers, self._max_body)
+        response = await self._respond_unverified(request)
+        if response is not None:
+            return response
+        if request.method != "POST":
+            raise RequestRejected(NOT_ALLOWED, "unasked")
+        verifiers = [verifier for verifier in self._verifiers if self._may_pass(verifier, request)]
+        if not verifiers:
+            raise self._rejected("without a signature or token of the expected form and time")
+        with self._slot():
+            self._bucket.take_or_reject(monotonic())
+            body = await read_body(receive, max_body=self._max_body, max_time=self._body_timeout)
+            request = replace(request, body=body)
+            verified = await self._verify(request, verifiers)
+        response = await self._first_response(self._active_handshakes, request)
+        if response is not None:
+            return response
+        recipients = self._router.recipients_of(request)
+        recipients = self._replay_cache.unseen(verified, recipients, request.received_at)
+        if not recipients:
+            self._journal.count("replayed")
+            self._journal.log_replay()
+        elif self._router.dispatch(request, recipients):
+            self._replay_cache.add(verified, recipients)
+        return self._response
+
+    @contextmanager
+    def _slot(self) -> Iterator[None]:
+        """Hold one of the slots for bodies, or reject the request if none is free."""
+        if not self._slots.acquire(blocking=False):
+            raise RequestRejected(BUSY, "busy", hides_pushes=True)
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    # Verification
+
+    def _may_pass(self, verifier: Verifier, request: WebhookRequest) -> bool:
+        """Return whether a request may pass a verifier, judged without its body."""
+        may_pass = getattr(verifier, "may_pass", None)
+        try:
+            return may_pass is None or bool(may_pass(request))
+        except Exception as error:  # noqa: BLE001  # an error of a verifier, too, means "not authentic"
+            self._journal.log_failure("a verifier's may_pass", error)
+            return False
+
+    async def _verify(self, request: WebhookRequest, verifiers: Sequence[Verifier]) -> Verified:
+        for verifier in verifiers:
+            result = await self._journal.call_safely(
+                "a verifier", partial(verifier, request), check=_check_verifier_result
+            )
+            if result:
+                return result if isinstance(result, Verified) else Verified()
+        raise self._rejected("whose signature or token is wrong; is the secret its sender's?")
+
+    def _rejected(self, why: str) -> RequestRejected:
+        if self._manager is not None and not self._manager.is_loaded:
+            self._journal.log_not_ready()
+            return RequestRejected(NOT_READY, "not_ready")
+        self._journal.log_rejected(why)
+        return RequestRejected(UNAUTHENTIC, "refused")
+
+    # Handshakes
+
+    @property
+    def _active_handshakes(self) -> Sequence[Handshake]:
+        is_expected = self._manager is None or self._manager.expects_handshake
+        return (*self._own_handshakes, *self._handshakes) if is_expected else self._own_handshakes
+
+    async def _respond_unverified(self, request: WebhookRequest) -> WebhookResponse | None:
+        """Respond to a handshake from any sender; None if the request is not a handshake."""
+        waits = list[float]()
+
+        def limited(handshake: Handshake, request: WebhookRequest) -> _HandshakeResult:
+            result = handshake(request)
+            if inspect.isawaitable(result) and (wait := self._waiting_bucket.take(monotonic())):
+                if inspect.iscoroutine(result):
+                    result.close()  # Python would warn that it was never awaited
+                waits.append(wait)
+                return None
+            return result
+
+        handshakes = [partial(limited, one) for one in self._active_handshakes]
+        response = await self._first_response(handshakes, request)
+        if response is None and waits and request.method != "POST":  # a POST may be a push
+            raise RequestRejected(too_many_requests(waits[0]), "limited")
+        return response
+
+    async def _first_response(
+        self, handshakes: Sequence[Handshake], request: WebhookRequest
+    ) -> WebhookResponse | None:
+        for handshake in handshakes:
+            response = await self._journal.call_safely(
+                "a handshake",
+                partial(handshake, request),
+                check=lambda answer: None if answer is None else check_response(answer),
+            )
+            if response is not None:
+                self._journal.count("handshakes")
+                return response
+        return None
 
 
 class _RouteListener:
@@ -259,3 +441,13 @@ def _check_callable(name: str, argument: Any) -> Any:
     if argument is not None and not callable(argument):
         raise TypeError(f"{name} is a function, not {type(argument).__name__}")
     return argument
+
+
+_HandshakeResult: TypeAlias = WebhookResponse | Awaitable[WebhookResponse | None] | None
+
+
+def _check_verifier_result(result: Verified | bool | None) -> Verified | bool | None:  # noqa: FBT001  # as returned
+    """Refuse other true values: they may be a mistake, such as a function that returns a verifier."""
+    if result is None or isinstance(result, Verified | bool):
+        return result
+    raise TypeError(f"a verifier says Verified, True, False or None, not {type(result).__name__}")

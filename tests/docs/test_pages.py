@@ -66,9 +66,10 @@ from push_to_poll_client.listeners import (
     sse,
     subscriptions,
     verifiers,
+    webhook,
     websocket,
 )
-from push_to_poll_client.listeners._webhook import limits, receiver, routing, types
+from push_to_poll_client.listeners._webhook import asgi, limits, routing, types
 from push_to_poll_client.listeners.subscriptions import _callbacks, _websub
 from push_to_poll_client.listeners.verifiers import _hmac, _standard_webhooks, _tokens
 from push_to_poll_client.stores import _retention
@@ -196,7 +197,7 @@ def test_the_documented_limits_match_the_code():
         f"{default(WebSocketListener, 'max_body') >> 10} KiB",
         f"{default(SSEListener, 'max_body') >> 10} KiB",
         f"{default(WebhookListener, 'max_body') >> 10:,} KiB, in {default(WebhookListener, 'body_timeout'):g} s",
-        f"{receiver.MAX_BODIES}",
+        f"{webhook.MAX_BODIES}",
         f"{default(WebhookListener, 'rate'):g} a second, {default(WebhookListener, 'burst')} at once",
         f"{limits.MAX_REPLAYS:,}",
         f"{_hmac.MAX_ITEMS} and {_standard_webhooks.MAX_ED25519}",
@@ -205,7 +206,7 @@ def test_the_documented_limits_match_the_code():
         f"{types.MAX_QUERY:,} characters",
         f"{routing.MAX_NAMES:,}",
         f"{handshakes.MAX_ECHO:,} characters, for a hub {_callbacks.MAX_CHALLENGE:,}",
-        f"{transport.CHUNKS_AT_ONCE} and {receiver.PIECES_AT_ONCE:,}",
+        f"{transport.CHUNKS_AT_ONCE} and {asgi.PIECES_AT_ONCE:,}",
         f"{sse.BYTES_AT_ONCE:,}",
         f"{default(LongPollListener, 'max_body') >> 10:,} KiB",
         f"{default(redis.RedisListener, 'max_body') >> 10} KiB",

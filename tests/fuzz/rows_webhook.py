@@ -1,7 +1,7 @@
 """Webhooks: what anybody may send to an address, before and after it is found to be authentic."""
 
 from push_to_poll_client.cli._webhook import MAX_PORT, parse_address
-from push_to_poll_client.listeners._webhook.receiver import check_length, request_of
+from push_to_poll_client.listeners._webhook.asgi import check_length, request_of
 from push_to_poll_client.listeners._webhook.routing import MAX_NAMES, names_at
 from push_to_poll_client.listeners._webhook.types import RequestRejected, WebhookRequest
 from push_to_poll_client.listeners.handshakes import (
@@ -69,7 +69,7 @@ ROWS = (
     ),
     Fuzzed(
         name="requests to webhooks",
-        modules=("listeners._webhook.receiver", "listeners._webhook.types"),
+        modules=("listeners._webhook.asgi", "listeners._webhook.types"),
         read=read_request,
         errors=(RequestRejected,),
         examples=(

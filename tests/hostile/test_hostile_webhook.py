@@ -19,7 +19,6 @@ import anyio.lowlevel
 import pytest
 
 from push_to_poll_client.listeners._hints import JSONHint
-from push_to_poll_client.listeners._webhook import receiver
 from push_to_poll_client.listeners._webhook.limits import MAX_REPLAYS
 from push_to_poll_client.listeners.handshakes import cloudevents_origins, dropbox_challenge, graph_validation
 from push_to_poll_client.listeners.verifiers import github
@@ -141,7 +140,7 @@ def anyio_backend(request):
 
 @pytest.fixture(autouse=True)
 def virtual_clock(monkeypatch):
-    monkeypatch.setattr(receiver, "monotonic", anyio.current_time)
+    monkeypatch.setattr("push_to_poll_client.listeners.webhook.monotonic", anyio.current_time)
 
 
 @pytest.mark.no_cover  # lines are counted where it is quick
@@ -199,7 +198,7 @@ async def test_a_sender_with_the_secret_causes_only_polls_within_the_rate(runnin
     await anyio.sleep(10)
     took = anyio.current_time() - began
     assert len(feed.requests) - polls <= BURST + 4 + RATE * took
-    assert len(hooks._receiver.replay_cache) == min(MAX_REPLAYS, REQUESTS // 2)
+    assert len(hooks._replay_cache) == min(MAX_REPLAYS, REQUESTS // 2)
 
 
 async def test_requests_beyond_the_rate_are_not_verified_and_delay_a_message_by_degraded_interval(running):
@@ -285,7 +284,7 @@ def whole(coroutine):
 @pytest.mark.parametrize("anyio_backend", [None])
 def test_a_wrong_signature_takes_the_same_work_wherever_it_differs(anyio_backend, monkeypatch):
     """Counts of work, not seconds: no digit that is right makes it longer."""
-    monkeypatch.setattr(receiver, "monotonic", time.monotonic)
+    monkeypatch.setattr("push_to_poll_client.listeners.webhook.monotonic", time.monotonic)
     monkeypatch.setattr(anyio, "move_on_after", lambda seconds: _Nothing())
     hooks = WebhookListener(github(SECRET), rate=None)
     right = signature(BODY)["X-Hub-Signature-256"]

@@ -6,7 +6,6 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from push_to_poll_client.listeners._webhook import receiver
 from push_to_poll_client.listeners._webhook.counters import CALLBACK_TIMEOUT
 from push_to_poll_client.listeners.handshakes import cloudevents_origins, dropbox_challenge, graph_validation
 from push_to_poll_client.listeners.webhook import WebhookListener, WebhookRequest, WebhookResponse
@@ -19,7 +18,7 @@ TEXT = "text/plain; charset=utf-8"
 
 @pytest.fixture(autouse=True)
 def virtual_clock(monkeypatch):
-    monkeypatch.setattr(receiver, "monotonic", anyio.current_time)
+    monkeypatch.setattr("push_to_poll_client.listeners.webhook.monotonic", anyio.current_time)
 
 
 def hooks_with(*handshakes, **more):

@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from push_to_poll_client import Push, _event_loop
-from push_to_poll_client.listeners._webhook import receiver
 from push_to_poll_client.listeners.subscriptions import _manager
 from tests.support.subscription_server import Channel
 from tests.vendors.google_push import LIFETIME, GooglePush
@@ -30,7 +29,7 @@ def few_looks(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def virtual_clock(monkeypatch):
-    monkeypatch.setattr(receiver, "monotonic", anyio.current_time)
+    monkeypatch.setattr("push_to_poll_client.listeners.webhook.monotonic", anyio.current_time)
 
 
 class Today(datetime):

@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from push_to_poll_client import Consumer, MemoryStore, Push, PushToPollError
 from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client.listeners._hints import JSONHint
-from push_to_poll_client.listeners._webhook import receiver
 from push_to_poll_client.listeners._webhook.counters import CALLBACK_TIMEOUT
 from push_to_poll_client.listeners._webhook.limits import ROUNDING, ReplayCache, TokenBucket
-from push_to_poll_client.listeners._webhook.receiver import MAX_BODIES
 from push_to_poll_client.listeners._webhook.routing import FLOOD_QUIET_TIME
 from push_to_poll_client.listeners._webhook.types import EVERYONE
 from push_to_poll_client.listeners.verifiers import github
 from push_to_poll_client.listeners.webhook import (
+    MAX_BODIES,
     Control,
     Verified,
     WebhookCounters,
@@ -55,7 +54,7 @@ LOG = "push_to_poll_client.listeners.webhook"
 @pytest.fixture(autouse=True)
 def virtual_clock(monkeypatch):
     """The limits go by the virtual clock."""
-    monkeypatch.setattr(receiver, "monotonic", anyio.current_time)
+    monkeypatch.setattr("push_to_poll_client.listeners.webhook.monotonic", anyio.current_time)
 
 
 @pytest.fixture
@@ -520,7 +519,7 @@ async def test_a_flood_notice_that_arrives_after_the_flood_is_ignored(verify):
     """A loop may be called when what it is called for is over."""
     hooks = WebhookListener(verify)
     async with hearing(hooks) as channel:
-        (listening,) = hooks._subscribers.find()
+        (listening,) = hooks._router.find()
         listening._start_flood()
         await anyio.sleep(1)
     assert channel.events == [(0, "up")]
@@ -533,7 +532,7 @@ async def test_a_listener_of_an_ended_event_loop_is_not_notified(hooks, monkeypa
             raise RuntimeError("the loop has ended")
 
         monkeypatch.setattr(EventLoop, "call", ended)
-        hooks._subscribers.note_rejected()
+        hooks._router.note_rejected()
     assert channel.events == [(0, "up")]
 
 

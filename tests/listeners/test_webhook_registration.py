@@ -8,7 +8,6 @@ import pytest
 from msgspec.structs import replace
 
 from push_to_poll_client import MemoryStore
-from push_to_poll_client.listeners._webhook import receiver
 from push_to_poll_client.listeners.subscriptions import CustomSubscription, WebSub
 from push_to_poll_client.listeners.verifiers import github, header_token
 from push_to_poll_client.listeners.webhook import WebhookListener
@@ -22,7 +21,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day")]
 
 @pytest.fixture(autouse=True)
 def virtual_clock(monkeypatch):
-    monkeypatch.setattr(receiver, "monotonic", anyio.current_time)
+    monkeypatch.setattr("push_to_poll_client.listeners.webhook.monotonic", anyio.current_time)
 
 
 @pytest.fixture

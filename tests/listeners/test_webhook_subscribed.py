@@ -7,7 +7,6 @@ import pytest
 
 from push_to_poll_client import ListenerError, Push
 from push_to_poll_client.listeners import webhook
-from push_to_poll_client.listeners._webhook import receiver
 from push_to_poll_client.listeners._webhook.routing import FLOOD_QUIET_TIME
 from push_to_poll_client.listeners.handshakes import dropbox_challenge
 from push_to_poll_client.listeners.subscriptions import _manager
@@ -27,7 +26,7 @@ QUESTION = scope_of("GET", query=b"challenge=abc")
 
 @pytest.fixture(autouse=True)
 def virtual_clock(monkeypatch):
-    monkeypatch.setattr(receiver, "monotonic", anyio.current_time)
+    monkeypatch.setattr("push_to_poll_client.listeners.webhook.monotonic", anyio.current_time)
 
 
 class Manager:

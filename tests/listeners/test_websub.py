@@ -16,7 +16,6 @@ import pytest
 
 from push_to_poll_client import Push, SubscriptionGone
 from push_to_poll_client.listeners._requests import UnusableResponse
-from push_to_poll_client.listeners._webhook import receiver
 from push_to_poll_client.listeners._webhook.types import WebhookRequest
 from push_to_poll_client.listeners.subscriptions import Registration, WebSub
 from push_to_poll_client.listeners.subscriptions._callbacks import MAX_CHALLENGE
@@ -32,7 +31,7 @@ TEN_DAYS = 864_000
 
 @pytest.fixture(autouse=True)
 def virtual_clock(monkeypatch):
-    monkeypatch.setattr(receiver, "monotonic", anyio.current_time)
+    monkeypatch.setattr("push_to_poll_client.listeners.webhook.monotonic", anyio.current_time)
 
 
 @pytest.fixture

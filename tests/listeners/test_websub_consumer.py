@@ -5,7 +5,6 @@ import httpx
 import pytest
 
 from push_to_poll_client import MemoryStore
-from push_to_poll_client.listeners._webhook import receiver
 from push_to_poll_client.listeners.subscriptions import WebSub
 from push_to_poll_client.listeners.webhook import WebhookListener
 from push_to_poll_client.testing import FakeFeed
@@ -23,7 +22,7 @@ def store():
 
 @pytest.fixture
 async def hub(monkeypatch):
-    monkeypatch.setattr(receiver, "monotonic", anyio.current_time)
+    monkeypatch.setattr("push_to_poll_client.listeners.webhook.monotonic", anyio.current_time)
     async with anyio.create_task_group() as tasks:
         yield Hub(tasks)
         tasks.cancel_scope.cancel()

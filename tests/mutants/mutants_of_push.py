@@ -154,9 +154,9 @@ PUSH = [
     of(
         "G1",
         "remembers a push that nobody heard, and takes its retry for a repetition",
-        "listeners/_webhook/receiver.py",
-        "elif self.router.dispatch(request, recipients):",
-        "elif self.router.dispatch(request, recipients) or True:",
+        "listeners/webhook.py",
+        "elif self._router.dispatch(request, recipients):",
+        "elif self._router.dispatch(request, recipients) or True:",
         WEBHOOK,
         "-k",
         "no_consumer_listens",
@@ -164,7 +164,7 @@ PUSH = [
     of(
         "G4",
         "keeps it to itself that a flood hides pushes",
-        "listeners/_webhook/receiver.py",
+        "listeners/webhook.py",
         "            if rejected.hides_pushes:",
         "            if False:",
         WEBHOOK,
@@ -174,7 +174,7 @@ PUSH = [
     of(
         "G11",
         "reads a piece of a body beyond the limit",
-        "listeners/_webhook/receiver.py",
+        "listeners/_webhook/asgi.py",
         "if len(body) + len(part) > max_body:",
         "if len(body) > max_body:",
         WEBHOOK,
@@ -184,9 +184,9 @@ PUSH = [
     of(
         "G11",
         "answers a handshake that nobody expects",
-        "listeners/_webhook/receiver.py",
-        "is_expected = self.handshakes and self.expects_handshake()",
-        "is_expected = self.handshakes",
+        "listeners/webhook.py",
+        "is_expected = self._manager is None or self._manager.expects_handshake",
+        "is_expected = True",
         "tests/listeners/test_webhook_subscribed.py",
         "-k",
         "only_while_one_is_expected",
@@ -338,8 +338,8 @@ PUSH = [
     of(
         "G1",
         "refuses a push for good before the registration is loaded",
-        "listeners/_webhook/receiver.py",
-        "        if not self.is_ready():\n",
+        "listeners/webhook.py",
+        "        if self._manager is not None and not self._manager.is_loaded:\n",
         "        if False:\n",
         "tests/listeners/test_webhook_registration.py",
     ),
@@ -354,7 +354,7 @@ PUSH = [
     of(
         "G11",
         "lets any request of a stranger use up the rate of handshakes",
-        "listeners/_webhook/receiver.py",
+        "listeners/webhook.py",
         "if inspect.isawaitable(result) and (wait",
         "if (wait",
         "tests/listeners/test_handshakes.py",
@@ -410,7 +410,7 @@ PUSH = [
     of(
         "G11",
         "reads a webhook's body without a break, however many pieces it has",
-        "listeners/_webhook/receiver.py",
+        "listeners/_webhook/asgi.py",
         "if pieces % PIECES_AT_ONCE == 0:",
         "if False:",
         "tests/web/test_bodies_in_small_pieces.py",

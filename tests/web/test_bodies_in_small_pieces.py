@@ -12,7 +12,7 @@ from push_to_poll_client._http.response import BodyError, read_body
 from push_to_poll_client._http.transport import CHUNKS_AT_ONCE, unwinding
 from push_to_poll_client.listeners._requests import ListenerClient
 from push_to_poll_client.listeners._sse_parser import EventParser
-from push_to_poll_client.listeners._webhook import receiver
+from push_to_poll_client.listeners._webhook import asgi
 from push_to_poll_client.listeners.sse import EventStream, StreamEnded
 
 pytestmark = pytest.mark.anyio
@@ -115,12 +115,12 @@ async def test_an_event_stream_lets_other_tasks_run():
 
 
 async def test_the_body_of_a_webhook_request_lets_other_tasks_run():
-    async with taken(at_most=3 * receiver.PIECES_AT_ONCE) as pieces:
+    async with taken(at_most=3 * asgi.PIECES_AT_ONCE) as pieces:
 
         async def receive():
             pieces.take()
             return {"type": "http.request", "body": b"x", "more_body": next(left) > 0}
 
-        count = 5 * receiver.PIECES_AT_ONCE
+        count = 5 * asgi.PIECES_AT_ONCE
         left = iter(range(count - 1, -1, -1))
-        assert await receiver.read_body(receive, max_body=count, max_time=30) == b"x" * count
+        assert await asgi.read_body(receive, max_body=count, max_time=30) == b"x" * count

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
@@ -119,30 +118,51 @@ class WebhookSubscriber(ForwardedChannel):
 class ManagingSubscriber(WebhookSubscriber):
     """The consumer that keeps the subscription: it tells the others whether the server pushes."""
 
-    def __init__(self, channel: Channel, subscribers: "WebhookSubscribers") -> None:
+    def __init__(self, channel: Channel, router: "PushRouter") -> None:
         super().__init__(channel)
-        self._subscribers = subscribers
+        self._router = router
 
     def up(self) -> None:
         """Note that the server pushes, here and in all other subscribers."""
         super().up()
-        self._subscribers.broadcast_state(self, None)
+        self._router.broadcast_state(self, None)
 
     def down(self, error: BaseException | None = None) -> None:
         """Note that the server does not push, here and in all other subscribers."""
         super().down(error)
-        self._subscribers.broadcast_state(self, error, up=False)
+        self._router.broadcast_state(self, error, up=False)
 
 
-class WebhookSubscribers:
-    """All consumers that listen to one webhook. Thread-safe.
+MAX_NAMES = 1_000
+"""Names that are read from a push. A push with more names is for all subscribers."""
+
+
+class PushRouter:
+    """The consumers that listen to one webhook, and what an authentic request is for them. Thread-safe.
+
+    Whatever the caller's functions do, no push is lost.
 
     Args:
-        subscribed: Whether the webhook has a subscription, without which the server does not push.
+        hints: Makes a push of a request.
+        route: Returns the names of the subscribers that a request is for; None if all.
+        control: Called with what the server says about the subscription; None if the webhook has none. Then
+            consumers poll instead; and the server pushes always, as far as is known.
+        journal: Where each push is counted, and a failure of `route` is logged.
     """
 
-    def __init__(self, *, subscribed: bool) -> None:
-        self._is_pushing = not subscribed
+    def __init__(
+        self,
+        hints: HintReader[WebhookRequest, Push | Control],
+        route: Route | None,
+        *,
+        control: Callable[[Control], None] | None,
+        journal: WebhookJournal,
+    ) -> None:
+        self._hints = hints
+        self._route = route
+        self._control = control
+        self._journal = journal
+        self._is_pushing = control is None
         self._by_name: dict[str | None, tuple[WebhookSubscriber, ...]] = {}
         self._lock = threading.Lock()
 
@@ -162,11 +182,6 @@ class WebhookSubscribers:
                 self._by_name |= {name: left}
                 if not left:
                     del self._by_name[name]
-
-    def known(self, names: Iterable[str]) -> Sequence[str]:
-        """Return the names for which a subscriber listens."""
-        with self._lock:
-            return [name for name in names if name in self._by_name]
 
     def find(self, recipients: Iterable[Recipient] = (EVERYONE,)) -> list[WebhookSubscriber]:
         """Return the subscribers of these recipients, all by default; among them are those that listen for all."""
@@ -189,67 +204,44 @@ class WebhookSubscribers:
             if subscriber is not source:
                 subscriber.call_soon(subscriber.up if up else partial(subscriber.down, error))
 
-
-MAX_NAMES = 1_000
-"""Names that are read from a push. A push with more names is for all subscribers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PushRouter:
-    """Acts on authentic requests. Whatever the caller's functions do, no push is lost.
-
-    Attributes:
-        hints: Makes a push of a request.
-        route: Returns the names of the subscribers that a request is for; None if all.
-        control: Called with what the server says about the subscription; None if the webhook has none, so that
-            consumers poll instead.
-        subscribers: The consumers.
-        journal: Where each push is counted, and a failure of `route` is logged.
-    """
-
-    hints: HintReader[WebhookRequest, Push | Control]
-    route: Route | None
-    control: Callable[[Control], None] | None
-    subscribers: WebhookSubscribers
-    journal: WebhookJournal
-
     def recipients_of(self, request: WebhookRequest) -> Sequence[Recipient]:
         """Return for whom a request is: at least one recipient, each once."""
         names = self._names_in(request)
         if names is None:
             return (EVERYONE,)
-        known = self.subscribers.known(names)
-        self.journal.count("unknown_names", len(names) - len(known))
+        with self._lock:
+            known = [name for name in names if name in self._by_name]
+        self._journal.count("unknown_names", len(names) - len(known))
         return known or (UNKNOWN,)
 
     def _names_in(self, request: WebhookRequest) -> Sequence[str] | None:
-        if self.route is None:
+        if self._route is None:
             return None
         try:
-            return _check_names(self.route(request))
+            return _check_names(self._route(request))
         except Exception as error:  # noqa: BLE001  # the caller's function fails, perhaps by a stranger's text
-            self.journal.log_failure("to (its push is taken to be for all)", error)
+            self._journal.log_failure("to (its push is taken to be for all)", error)
             return None
 
     def dispatch(self, request: WebhookRequest, recipients: Sequence[Recipient]) -> bool:
         """Act on an authentic request that is not a repetition; return whether a subscriber got it."""
-        push = self.hints.read(request, self.journal.name)
+        push = self._hints.read(request, self._journal.name)
         if push is None:
-            self.journal.count("ignored")
+            self._journal.count("ignored")
             return False
         if isinstance(push, Control):
-            self.journal.count("controls")
-            if self.control is not None and push is not Control.MISSED:
-                self.control(push)
+            self._journal.count("controls")
+            if self._control is not None and push is not Control.MISSED:
+                self._control(push)
                 return True
-        subscribers = self.subscribers.find(recipients)
+        subscribers = self.find(recipients)
         for subscriber in subscribers:
             if isinstance(push, Control):
                 subscriber.request_poll()
             else:
                 subscriber.wake(push)
         if not isinstance(push, Control):
-            self.journal.count("woken" if subscribers else "unheard")
+            self._journal.count("woken" if subscribers else "unheard")
         return bool(subscribers)
 
 

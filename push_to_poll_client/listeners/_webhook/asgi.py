@@ -1,0 +1,106 @@
+"""Read a request and send a response as an ASGI application does: bounded in size and time."""
+
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+import anyio
+import anyio.lowlevel
+
+from push_to_poll_client import _event_loop
+from push_to_poll_client.listeners._webhook.types import (
+    NO_CONTENT,
+    TOO_LARGE,
+    TOO_SLOW,
+    RequestRejected,
+    WebhookRequest,
+    WebhookResponse,
+)
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+FIXED_HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
+"""Dropbox asks for the first, so that no browser shows an echo as a page; a response is for one request only."""
+
+
+def request_of(scope: Scope) -> WebhookRequest:
+    """Build the request, without its body."""
+    # ASGI 3 has the whole path in `path`, with the mount point in front; older servers cut it off.
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    if path == root or path.startswith(f"{root}/"):
+        path = path[len(root) :]
+    headers = defaultdict[str, list[str]](list)
+    for name, value in scope["headers"]:
+        headers[name.decode("latin-1").lower()].append(value.decode("latin-1"))
+    return WebhookRequest(
+        method=scope["method"],
+        path=path.rstrip("/") or "/",
+        query=scope.get("query_string", b"").decode("latin-1"),
+        headers={name: ", ".join(values) for name, values in headers.items()},
+        received_at=_event_loop.wall_clock(),
+    )
+
+
+async def send_response(send: Send, response: WebhookResponse, scope: Scope) -> None:
+    """Send a response, if the client is still there."""
+    headers = {name.lower(): value for name, value in response.headers.items()} | FIXED_HEADERS
+    if not scope.get("http_version", "1.1").startswith("1"):
+        headers.pop("connection", None)  # it is malformed there (RFC 9113 §8.2.2)
+    if response.status not in NO_CONTENT:
+        headers |= {"content-type": response.content_type, "content-length": str(len(response.body))}
+    body = b"" if scope["method"] == "HEAD" else response.body
+    fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    with suppress(OSError):  # a client that has gone, in servers of ASGI 2.4
+        await send({"type": "http.response.start", "status": response.status, "headers": fields})
+        await send({"type": "http.response.body", "body": body})
+
+
+MAX_DIGITS = 18
+"""Digits of a declared length. A length with more digits is above any limit."""
+
+
+class ClientGone(Exception):
+    """The client hung up before its request was complete, so no response can be sent."""
+
+
+def check_length(headers: Mapping[str, str], max_body: int) -> None:
+    """Reject a body whose declared length is above `max_body` bytes. A malformed length is ignored."""
+    length = headers.get("content-length", "").strip()
+    if not length.isascii() or not length.isdigit():
+        return
+    if len(length) > MAX_DIGITS or int(length) > max_body:
+        raise RequestRejected(TOO_LARGE, "too_large")
+
+
+PIECES_AT_ONCE = 1_000
+"""Pieces of a body that are read before other tasks run. A server may have all of them ready, and a MiB in pieces
+of one byte takes a second. A thousand take 1 ms."""
+
+
+async def read_body(receive: Receive, *, max_body: int, max_time: float) -> bytes:
+    """Read the whole body, or raise `RequestRejected` or `ClientGone`.
+
+    Args:
+        receive: Of ASGI.
+        max_body: Bytes.
+        max_time: Seconds.
+    """
+    body, more, pieces = bytearray(), True, 0
+    with anyio.move_on_after(max_time):
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise ClientGone
+            part = message.get("body", b"")
+            if len(body) + len(part) > max_body:
+                raise RequestRejected(TOO_LARGE, "too_large")
+            body += part
+            more = message.get("more_body", False)
+            pieces += 1
+            if pieces % PIECES_AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()
+        return bytes(body)
+    raise RequestRejected(TOO_SLOW, "too_slow")
