@@ -13,6 +13,7 @@ other: credentials, hints, the largest age of a connection, and the longest sile
 import abc
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -44,14 +45,27 @@ class BaseListener(abc.ABC):
     Args:
         name: The listener's name in log and status.
         classify: Called first for each failure; overrules the listener's verdict unless it returns `None`.
+        max_age: Seconds after which a connection is renewed. `None` means never.
+        open_timeout: Seconds for opening a connection.
     """
 
     _log: ConsumerLog  # of the listener's module
     _asyncio_library: str | None = None  # a library that the listener needs, and that does not run on trio
 
-    def __init__(self, name: str, *, classify: Callable[[Exception], ReconnectAction | None] | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        classify: Callable[[Exception], ReconnectAction | None] | None,
+        max_age: float | None,
+        open_timeout: float,
+    ) -> None:
+        check_number("max_age", max_age, above_zero=True, optional=True)
+        check_number("open_timeout", open_timeout, above_zero=True)
         self.name: str = name
         self._classify = classify
+        self._max_age = max_age
+        self._open_timeout = open_timeout
         self._known_secrets = Secrets()
         self._fraction: Callable[[], float] = random.random
         self._renewable = False  # whether another request for credentials can return different ones
@@ -147,6 +161,10 @@ class BaseListener(abc.ABC):
         self._log.log(level, "%s: connected", self.name)
         channel.up()
 
+    def _draw_age(self) -> float:
+        """Return the seconds that the connection which just opened may last."""
+        return math.inf if self._max_age is None else lifetime(self._max_age, self._fraction())
+
     def _users_verdict(self, error: Exception) -> ReconnectAction | None:
         if self._classify is None:
             return None
@@ -175,9 +193,9 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         credentials: Sent at each connect; `None` if this library sends none.
         hint: Makes a push of a message, or returns `None` to ignore it. `None` means every message is a push.
         classify: As for `BaseListener`.
-        max_age: Seconds after which a connection is renewed. `None` means never.
+        max_age: As for `BaseListener`.
         max_silence: Seconds without a message after which a connection counts as dead. `None` means no limit.
-        open_timeout: Seconds for opening a connection.
+        open_timeout: As for `BaseListener`.
     """
 
     _pings = False  # whether `_read` itself asks the server, after a silence, whether it is there
@@ -190,20 +208,16 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         hint: Callable[[_MessageT], Push | None] | None,
         classify: Callable[[Exception], ReconnectAction | None] | None,
         max_age: float | None,
-        max_silence: float | None,
+        max_silence: float | None = None,
         open_timeout: float,
     ) -> None:
-        check_number("max_age", max_age, above_zero=True, optional=True)
         check_number("max_silence", max_silence, above_zero=True, optional=True)
-        check_number("open_timeout", open_timeout, above_zero=True)
-        super().__init__(name, classify=classify)
+        super().__init__(name, classify=classify, max_age=max_age, open_timeout=open_timeout)
         if credentials is not None:
             self._renewable = credentials.renewable
             self._known_secrets.include(credentials.secrets)
         self._hints = HintReader(hint, kinds=(Push,), log=self._log)
-        self._max_age = max_age
         self._max_silence = max_silence
-        self._open_timeout = open_timeout
 
     @abc.abstractmethod
     def _connect(self) -> AbstractAsyncContextManager[Any]:
@@ -222,9 +236,8 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         self._report_up(channel, reconnect)
 
     async def _receive(self, connection: Any, channel: Channel, reconnect: ReconnectBackoff) -> None:
-        age = None if self._max_age is None else lifetime(self._max_age, self._fraction())
         passed_on = 0
-        with anyio.move_on_after(age):
+        with anyio.move_on_after(self._draw_age()):
             while True:
                 # Counted over all reads: a read that finds a message waiting may not let other tasks run either.
                 for message in await self._read_in_time(connection):

@@ -107,18 +107,17 @@ class HintReader(Generic[_MessageT, _HintT]):
         if self._hint is None:
             return Push()
         try:
-            return self._checked(self._hint(message))
+            hint = self._hint(message)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a hint must not lose the push
-            level = logging.DEBUG if self._failed else logging.WARNING
-            self._failed = True
-            self._log.log(level, "%s: hint failed with %s, taken for a plain push", name, type(error).__name__)
-            return Push()
-
-    def _checked(self, hint: object) -> _HintT | None:
-        if hint is not None and not isinstance(hint, self._kinds):
-            kinds = ", ".join(kind.__name__ for kind in self._kinds)
-            raise TypeError(f"a hint is one of {kinds}, or None, not {type(hint).__name__}")
-        return hint
+            failed = type(error).__name__
+        else:
+            if hint is None or isinstance(hint, self._kinds):
+                return hint
+            failed = TypeError.__name__
+        level = logging.DEBUG if self._failed else logging.WARNING
+        self._failed = True
+        self._log.log(level, "%s: hint failed with %s, taken for a plain push", name, failed)
+        return Push()
 
 
 MAX_TOPICS = 64

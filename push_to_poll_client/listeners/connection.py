@@ -6,7 +6,6 @@ loop of `_base.py` calls the function again, so its author needs no code for del
 
 import inspect
 import logging
-import math
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
@@ -16,8 +15,8 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_number, check_str, quoted
-from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff, lifetime
+from push_to_poll_client._validation import check_str, quoted
+from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff
 from push_to_poll_client.listeners._base import BaseListener
 from push_to_poll_client.listeners._failures import MAX_TEXT, Failure
 
@@ -103,12 +102,8 @@ class ConnectionListener(BaseListener):
         if not callable(connect):
             raise TypeError(f"connect is an async function of a Connection, not {connect!r}")
         check_str("name", name)
-        check_number("max_age", max_age, above_zero=True, optional=True)
-        check_number("open_timeout", open_timeout, above_zero=True)
-        super().__init__(name, classify=classify)
+        super().__init__(name, classify=classify, max_age=max_age, open_timeout=open_timeout)
         self._connect = connect
-        self._max_age = max_age
-        self._open_timeout = open_timeout
 
     async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> None:
         def wake(push: Push) -> None:
@@ -128,8 +123,7 @@ class ConnectionListener(BaseListener):
 
     def _opened(self, channel: Channel, reconnect: ReconnectBackoff, scope: anyio.CancelScope) -> None:
         # The deadline was that for `up()`; from here on it is that of the connection's age.
-        age = math.inf if self._max_age is None else lifetime(self._max_age, self._fraction())
-        scope.deadline = anyio.current_time() + age
+        scope.deadline = anyio.current_time() + self._draw_age()
         self._report_up(channel, reconnect)
 
     def _failure(self, error: Exception) -> Failure:

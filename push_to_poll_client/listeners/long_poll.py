@@ -194,7 +194,6 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
             hint=hint,
             classify=classify,
             max_age=max_age,
-            max_silence=None,  # each request has its own end
             open_timeout=open_timeout,
         )
         self._method = method

@@ -202,8 +202,7 @@ class PostgresListener(ReadLoopListener[Notification]):
             f"no notification for {self._max_silence:g} s, and no answer for {self._open_timeout:g}"
         )
 
-    def _failure(self, error: Exception) -> Failure:
-        return failure_of(error)
+    _failure = staticmethod(failure_of)
 
 
 def _parse_conninfo(conninfo: str) -> tuple[Connect, str, str]:

@@ -180,8 +180,7 @@ class RedisListener(ReadLoopListener[Notification]):
             return True
         return super()._pass_on(message, channel)
 
-    def _failure(self, error: Exception) -> Failure:
-        return failure_of(error)
+    _failure = staticmethod(failure_of)
 
 
 def _has_type(message: Any, types: frozenset[str]) -> bool:

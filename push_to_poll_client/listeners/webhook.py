@@ -318,7 +318,8 @@ class WebhookListener:
         if not verifiers:
             raise self._rejected("without a signature or token of the expected form and time")
         with self._slot():
-            self._bucket.take_or_reject(monotonic())
+            if wait := self._bucket.take(monotonic()):
+                raise RequestRejected(too_many_requests(wait), "limited", hides_pushes=True)
             body = await read_body(receive, max_body=self._max_body, max_time=self._body_timeout)
             request = replace(request, body=body)
             verified = await self._verify(request, verifiers)

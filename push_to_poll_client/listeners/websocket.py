@@ -243,5 +243,4 @@ class WebSocketListener(ReadLoopListener[str | bytes]):
     async def _read(self, connection: Any) -> Sequence[str | bytes]:
         return (await connection.recv(),)
 
-    def _failure(self, error: Exception) -> Failure:
-        return failure_of(error)
+    _failure = staticmethod(failure_of)

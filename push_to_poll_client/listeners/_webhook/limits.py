@@ -12,13 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import product
 
-from push_to_poll_client.listeners._webhook.types import (
-    EVERYONE,
-    Recipient,
-    RequestRejected,
-    Verified,
-    too_many_requests,
-)
+from push_to_poll_client.listeners._webhook.types import EVERYONE, Recipient, Verified
 
 ROUNDING = 1e-6
 """Seconds. A shorter wait is a rounding error of numbers that should cancel out, and counts as no wait."""
@@ -52,11 +46,6 @@ class TokenBucket:
                 return wait
             self._full_at = max(self._full_at, now) + self._spacing
             return 0.0
-
-    def take_or_reject(self, now: float) -> None:
-        """Take a token, or reject the request if there is none."""
-        if wait := self.take(now):
-            raise RequestRejected(too_many_requests(wait), "limited", hides_pushes=True)
 
 
 MAX_REPLAYS = 20_000

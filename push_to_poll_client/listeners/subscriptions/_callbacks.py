@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
+from typing import NamedTuple
 
 import anyio
 
@@ -37,14 +38,20 @@ _NOT_FOUND = WebhookResponse(404)
 _GONE = WebhookResponse(410)
 
 
+class HubTarget(NamedTuple):
+    """A server to ask, and whether it has to be on the internet, since a server there named it."""
+
+    url: str
+    public_only: bool
+
+
 class HubRequest:
     """A request to a hub, and what became of it.
 
     Attributes:
         mode: `SUBSCRIBE` or `UNSUBSCRIBE`.
         topic: The topic's URL.
-        hub: The hub's URL, once it is known.
-        public_only: Whether the hub has to be on the internet.
+        hub: The hub, once it was asked.
         signed: Whether the hub was given the secret.
         verified: Whether the hub has asked back, and was told that the request is wanted.
         expires_at: When the hub ends the subscription, in seconds since the epoch; None if it did not say.
@@ -54,8 +61,7 @@ class HubRequest:
     def __init__(self, mode: str, topic: str) -> None:
         self.mode = mode
         self.topic = topic
-        self.hub: str | None = None
-        self.public_only = True
+        self.hub: HubTarget | None = None
         self.signed = True
         self.verified = False
         self.expires_at: float | None = None

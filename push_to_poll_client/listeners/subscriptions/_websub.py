@@ -10,7 +10,7 @@ import logging
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from secrets import token_urlsafe
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlencode
 
 import anyio
@@ -31,6 +31,7 @@ from push_to_poll_client.listeners.subscriptions._callbacks import (
     UNSUBSCRIBE,
     HubCallbacks,
     HubRequest,
+    HubTarget,
     callback_id,
 )
 from push_to_poll_client.listeners.subscriptions._discovery import MAX_LINK, topic_of, usable_link
@@ -60,13 +61,6 @@ UNVERIFY_TIMEOUT = 10.0
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 _HUB_REDIRECT_STATUSES = frozenset({307, 308})
 _TRANSIENT_STATUSES = frozenset({401, 403, 407, 408, 425, 429})
-
-
-class _Target(NamedTuple):
-    """A server to ask, and whether it has to be on the internet, since a server there named it."""
-
-    url: str
-    public_only: bool
 
 
 class WebSub:
@@ -203,8 +197,9 @@ class WebSub:
         if not request.verified:
             raise TimeoutError(f"the hub did not ask back within {VERIFY_TIMEOUT:g} s")
         ends = request.expires_at
-        details = {"topic": request.topic, "hub": request.hub or ""}
-        if not request.public_only:
+        asked = request.hub or hub
+        details = {"topic": request.topic, "hub": asked.url}
+        if not asked.public_only:
             details["private"] = "allowed"
         if request.signed:
             details["secret"] = planned.details["secret"]
@@ -251,32 +246,32 @@ class WebSub:
         _log.warning("%s: the hub has ended the subscription: %s", self.name, self._known_secrets.mask(reason))
         self._control(Control.RECREATE)
 
-    async def _topic_of(self, registration: Registration) -> tuple[str, _Target]:
+    async def _topic_of(self, registration: Registration) -> tuple[str, HubTarget]:
         """Return where a subscription was requested, as far as that is known."""
         details, request = registration.details, self._callbacks.request_for(registration.id)
         if hub := details.get("hub"):
             public_only = hub != self._hub and details.get("private") != "allowed"
-            return details["topic"], _Target(hub, public_only)
+            return details["topic"], HubTarget(hub, public_only)
         if request is not None and request.hub is not None:
-            return request.topic, _Target(request.hub, request.public_only)
+            return request.topic, request.hub
         return await self._discover()
 
-    async def _discover(self) -> tuple[str, _Target]:
+    async def _discover(self) -> tuple[str, HubTarget]:
         """Return what the hub calls the topic, and the hub."""
         if self._hub is not None:
-            return self._client.url, _Target(self._hub, public_only=False)
+            return self._client.url, HubTarget(self._hub, public_only=False)
         target, response = await self._request(
-            "GET", _Target(self._client.url, public_only=False), _REDIRECT_STATUSES
+            "GET", HubTarget(self._client.url, public_only=False), _REDIRECT_STATUSES
         )
         response.expect()
         topic, hub = topic_of(response.headers, response.body, target.url)
         return topic, await _led_by(response, target, hub)
 
-    async def _ask_hub(self, hub: _Target, registration: Registration, request: HubRequest) -> None:
-        def form(hub: _Target) -> bytes:
-            request.hub, request.public_only = hub
+    async def _ask_hub(self, hub: HubTarget, registration: Registration, request: HubRequest) -> None:
+        def form(hub: HubTarget) -> bytes:
+            request.hub = hub
             request.signed = _is_confidential(hub.url)
-            return self._form(registration, request)
+            return self._form(registration, request, hub)
 
         _, response = await self._request("POST", hub, _HUB_REDIRECT_STATUSES, form)
         if request.verified:
@@ -289,7 +284,7 @@ class WebSub:
             _log.info("%s: the hub answered HTTP %d: %s", self.name, response.status, quoted(why, MAX_REASON))
         response.expect()
 
-    def _form(self, registration: Registration, request: HubRequest) -> bytes:
+    def _form(self, registration: Registration, request: HubRequest, hub: HubTarget) -> bytes:
         self._known_secrets.add_recent(registration.id, registration.details.get("secret"))
         path, mark, query = self._callback.partition("?")
         fields = {
@@ -299,15 +294,15 @@ class WebSub:
         }
         if request.mode == SUBSCRIBE:
             fields["hub.lease_seconds"] = str(max(int(self._lease), 1))
-            fields |= self._secret_for(registration, request)
+            fields |= self._secret_for(registration, request, hub)
         return urlencode(fields).encode()
 
-    def _secret_for(self, registration: Registration, request: HubRequest) -> Mapping[str, str]:
+    def _secret_for(self, registration: Registration, request: HubRequest, hub: HubTarget) -> Mapping[str, str]:
         if request.signed:
             return {"hub.secret": registration.details["secret"]}
         if self._secret is not None:
             raise UnusableResponse(
-                f"the hub {without_secrets(request.hub)} has no https, so it is not given the secret; leave out "
+                f"the hub {without_secrets(hub.url)} has no https, so it is not given the secret; leave out "
                 "secret= to do without"
             )
         _log.warning(
@@ -319,10 +314,10 @@ class WebSub:
     async def _request(
         self,
         method: str,
-        target: _Target,
+        target: HubTarget,
         redirects: frozenset[int],
-        form: Callable[[_Target], bytes] | None = None,
-    ) -> tuple[_Target, ListenerResponse]:
+        form: Callable[[HubTarget], bytes] | None = None,
+    ) -> tuple[HubTarget, ListenerResponse]:
         """Send a request and follow redirects; credentials go to the topic's origin alone (G12)."""
         for _ in range(MAX_REDIRECTS + 1):
             content = None if form is None else form(target)
@@ -345,10 +340,10 @@ class WebSub:
         raise UnusableResponse(f"{without_secrets(target.url)}: more than {MAX_REDIRECTS} redirects")
 
 
-async def _led_by(response: ListenerResponse, source: _Target, url: str) -> _Target:
+async def _led_by(response: ListenerResponse, source: HubTarget, url: str) -> HubTarget:
     """Return where a response led. Only what is on this machine or in a private network may lead there."""
     private = not source.public_only and await came_from_private(httpx.URL(source.url), response.peer)
-    return _Target(url, public_only=not private)
+    return HubTarget(url, public_only=not private)
 
 
 def _is_confidential(hub: str) -> bool:
