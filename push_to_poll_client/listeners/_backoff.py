@@ -88,7 +88,7 @@ class ReconnectAction(enum.Enum):
     """Cannot succeed any more: the listener raises `ListenerError`."""
 
 
-STATUS_VERDICTS = {
+STATUS_ACTIONS = {
     # Passing although 4xx: the server was too slow, too early or too busy for this request.
     408: ReconnectAction.RETRY,  # Request Timeout (RFC 9110 §15.5.9)
     425: ReconnectAction.RETRY,  # Too Early (RFC 8470 §5.2)
@@ -105,10 +105,10 @@ channel, a redirect, 401, 403, 404, 407, …) is retried slowly."""
 FIRST_SERVER_ERROR = 500
 
 
-def verdict_of_status(status: int) -> ReconnectAction:
+def action_of_status(status: int) -> ReconnectAction:
     """Classify an HTTP status (100 to 599) that did not open a channel."""
     by_class = ReconnectAction.RETRY if status >= FIRST_SERVER_ERROR else ReconnectAction.SLOW_RETRY
-    return STATUS_VERDICTS.get(status, by_class)
+    return STATUS_ACTIONS.get(status, by_class)
 
 
 def lifetime(max_age: float, fraction: float) -> float:
@@ -202,25 +202,23 @@ class ReconnectBackoff:
         renewed, self._renewed = self._renewed, True
         return not renewed
 
-    def delay(
-        self, verdict: ReconnectAction, *, fraction: float, retry_after: float | None = None
-    ) -> float | None:
+    def delay(self, action: ReconnectAction, *, fraction: float, retry_after: float | None = None) -> float | None:
         """Count a failure, and return how long to wait after it.
 
         Args:
-            verdict: What the failure means.
+            action: What the failure means.
             fraction: A random number, 0 ≤ fraction < 1. All jitter is drawn upwards, so no delay is shorter than
                 the smallest figure of its range.
             retry_after: Seconds that the server asked to wait (RFC 9110 §10.2.3), counted from now; obeyed for a
                 day at most. `None` if it did not ask.
 
         Returns:
-            Seconds from now; `None` when the verdict is to give up.
+            Seconds from now; `None` when the action is to give up.
         """
-        if verdict is ReconnectAction.GIVE_UP:
+        if action is ReconnectAction.GIVE_UP:
             return None
         self._well_since = None
-        if verdict is ReconnectAction.SLOW_RETRY:
+        if action is ReconnectAction.SLOW_RETRY:
             delay = SLOW_DELAY * (1 + SLOW_JITTER * fraction)
         elif self._failures == 0:
             delay = FIRST_DELAY * fraction

@@ -44,7 +44,7 @@ class BaseListener(abc.ABC):
 
     Args:
         name: The listener's name in log and status.
-        classify: Called first for each failure; overrules the listener's verdict unless it returns `None`.
+        classify: Called first for each failure; overrules the listener's action unless it returns `None`.
         max_age: Seconds after which a connection is renewed. `None` means never.
         open_timeout: Seconds for opening a connection.
     """
@@ -84,7 +84,7 @@ class BaseListener(abc.ABC):
 
     @abc.abstractmethod
     def _failure(self, error: Exception) -> Failure:
-        """Return verdict and description of an error that ended a connection."""
+        """Return action and description of an error that ended a connection."""
 
     async def listen(self, channel: Channel, /) -> None:
         """Run until cancelled, connect again alone, report to `channel`.
@@ -127,13 +127,13 @@ class BaseListener(abc.ABC):
         failure = self._failure(error)
         if failure.hid_a_push:
             channel.wake(Push())
-        verdict = self._users_verdict(error) or failure.verdict
-        if failure.orderly and reconnect.was_useful and verdict is ReconnectAction.RETRY:
+        action = self._users_action(error) or failure.action
+        if failure.orderly and reconnect.was_useful and action is ReconnectAction.RETRY:
             return self._delay_after_end(failure, channel, reconnect)
-        refused = verdict is ReconnectAction.SLOW_RETRY and failure.unauthorized
+        refused = action is ReconnectAction.SLOW_RETRY and failure.unauthorized
         if refused and self._renewable and reconnect.allow_renewal():
-            verdict = ReconnectAction.RETRY
-        delay = reconnect.delay(verdict, fraction=self._fraction(), retry_after=failure.retry_after)
+            action = ReconnectAction.RETRY
+        delay = reconnect.delay(action, fraction=self._fraction(), retry_after=failure.retry_after)
         report = failure.to_error(self.name, is_final=delay is None)
         channel.down(report)
         if delay is None:
@@ -165,7 +165,7 @@ class BaseListener(abc.ABC):
         """Return the seconds that the connection which just opened may last."""
         return math.inf if self._max_age is None else lifetime(self._max_age, self._fraction())
 
-    def _users_verdict(self, error: Exception) -> ReconnectAction | None:
+    def _users_action(self, error: Exception) -> ReconnectAction | None:
         if self._classify is None:
             return None
         try:

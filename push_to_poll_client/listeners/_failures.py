@@ -1,9 +1,9 @@
-"""Say why a connection ended: a verdict for the next attempt, and a sentence for log and status.
+"""Say why a connection ended: what to do next, and a sentence for log and status.
 
 The first part serves every kind of channel; `http_failure_of` is for those that use HTTP. A browser gives up for
 good on every response that is not a stream (WHATWG HTML §9.2.3). A program that runs for months must not: 429 and
-503 pass, and the next deployment may fix a 404. The verdicts are in `ERROR_VERDICTS` and, for statuses, in
-`STATUS_VERDICTS` of `_backoff.py`.
+503 pass, and the next deployment may fix a 404. The rules are in `ERROR_ACTIONS` and, for statuses, in
+`STATUS_ACTIONS` of `_backoff.py`.
 """
 
 import ssl
@@ -20,7 +20,7 @@ from push_to_poll_client._http.errors import ProxyUnusable, SocksUnusable, Unusa
 from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._secrets import mask, shows_a_secret
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.listeners._backoff import ReconnectAction, verdict_of_status
+from push_to_poll_client.listeners._backoff import ReconnectAction, action_of_status
 from push_to_poll_client.listeners._requests import UnusableResponse
 
 MAX_TEXT = 200
@@ -36,7 +36,7 @@ class Failure(NamedTuple):
     """The end of a connection, or of an attempt to open one.
 
     Attributes:
-        verdict: What this library would do next.
+        action: What this library would do next.
         sentence: What happened, on one line, without secrets and control characters.
         cause: The error that may be shown with its traceback. `None` if it may quote a secret.
         retry_after: Seconds that the server asked to wait. `None` if it did not ask.
@@ -46,7 +46,7 @@ class Failure(NamedTuple):
             or after some seconds.
     """
 
-    verdict: ReconnectAction
+    action: ReconnectAction
     sentence: str
     cause: Exception | None
     retry_after: float | None = None
@@ -74,7 +74,7 @@ MAX_CAUSES = 10
 
 def failure_of_error(
     error: Exception,
-    verdicts: Sequence[tuple[type[Exception], ReconnectAction]],
+    actions: Sequence[tuple[type[Exception], ReconnectAction]],
     quotable: tuple[type[BaseException], ...],
     *,
     with_context: bool = False,
@@ -83,7 +83,7 @@ def failure_of_error(
 
     Args:
         error: What happened.
-        verdicts: The first row counts whose type occurs among the error and its causes; the last matches any.
+        actions: The first row counts whose type occurs among the error and its causes; the last matches any.
         quotable: Types of errors whose text holds no secret.
         with_context: Whether to follow the context of an error without a cause, too: httpcore raises `from None`,
             which hides the reason of a failed TLS handshake.
@@ -98,11 +98,11 @@ def failure_of_error(
         found = next((cause for cause in chain if isinstance(cause, quotable) and str(cause)), None)
         sentence = f"failed with {type(error).__name__}"
         sentence = sentence if found is None else f"{type(found).__name__}: {quoted(found, MAX_TEXT)}"
-    verdict = next(verdict for kind, verdict in verdicts if any(isinstance(cause, kind) for cause in chain))
-    return Failure(verdict, sentence, error)
+    action = next(action for kind, action in actions if any(isinstance(cause, kind) for cause in chain))
+    return Failure(action, sentence, error)
 
 
-ERROR_VERDICTS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
+ERROR_ACTIONS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
     (UnusableResponse, ReconnectAction.SLOW_RETRY),  # the next response will be like it
     (CredentialsFailed, ReconnectAction.RETRY),  # whatever the reason of the provider
     (ssl.SSLCertVerificationError, ReconnectAction.SLOW_RETRY),  # a wrong certificate, or an eavesdropper
@@ -112,26 +112,26 @@ ERROR_VERDICTS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
     (SocksUnusable, ReconnectAction.GIVE_UP),  # a library is missing
     (Exception, ReconnectAction.RETRY),  # the network, silence, garbage, and unknown errors
 )
-"""The verdicts on errors that end a request without a status. The first row that matches counts."""
+"""The actions after errors that end a request without a status. The first row that matches counts."""
 
 SAFE_TO_QUOTE = (OSError, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
 """Errors whose text holds no secret. (`LocalProtocolError` quotes a header.)"""
 
 
 def http_failure_of(
-    error: Exception, *, wanted: str, verdicts: Sequence[tuple[type[Exception], ReconnectAction]] = ()
+    error: Exception, *, wanted: str, actions: Sequence[tuple[type[Exception], ReconnectAction]] = ()
 ) -> Failure:
     """Classify and describe the failure of a channel over HTTP.
 
     Args:
         error: What happened; an `httpx.HTTPStatusError` for a response with the wrong status.
         wanted: The response that was expected, such as "an event stream".
-        verdicts: The verdicts on the caller's own errors, looked at before `ERROR_VERDICTS`.
+        actions: The actions after the caller's own errors, looked at before `ERROR_ACTIONS`.
     """
     response = error_response(error)
     if response is not None:
         return failure_of_status(error, response.status_code, response.headers, wanted=wanted)
-    failure = failure_of_error(error, (*verdicts, *ERROR_VERDICTS), SAFE_TO_QUOTE, with_context=True)
+    failure = failure_of_error(error, (*actions, *ERROR_ACTIONS), SAFE_TO_QUOTE, with_context=True)
     # A cause is printed with its text, and the text of this one quotes a header.
     return failure._replace(cause=None) if isinstance(error, httpx.LocalProtocolError) else failure
 
@@ -140,7 +140,7 @@ def failure_of_status(error: Exception, status: int, headers: Mapping[str, str],
     """Classify and describe a response with the wrong status."""
     sentence = f"the server answered HTTP {status} instead of {wanted}"
     return Failure(
-        verdict_of_status(status),
+        action_of_status(status),
         f"{sentence}; {REDIRECTS_NOT_FOLLOWED}" if httpx.codes.is_redirect(status) else sentence,
         error,
         retry_after=requested_delay(status, headers, time.time()),

@@ -78,7 +78,7 @@ class ConnectionListener(BaseListener):
     Args:
         connect: The function. It is cancelled to end it.
         name: By what status and log call it; without secrets.
-        classify: What an error means; returns a verdict, or `None` to try again.
+        classify: What an error means; returns a `ReconnectAction`, or `None` to try again.
         max_age: Seconds after which a connection is renewed although nothing is wrong with it, drawn from half of
             this to all of it; with 600, a fleet of 1,000 makes 2.2 connections a second. `None`: never.
         open_timeout: Seconds in which it has to say `up()`.
@@ -130,5 +130,5 @@ class ConnectionListener(BaseListener):
         text = quoted(error, MAX_TEXT) if str(error) else ""
         is_own_error = isinstance(error, ConnectionEnded | NotAsync)
         sentence = str(error) if is_own_error else f"failed with {type(error).__name__} {text}".strip()
-        verdict = ReconnectAction.GIVE_UP if isinstance(error, NotAsync) else ReconnectAction.RETRY
-        return Failure(verdict, sentence, error, orderly=isinstance(error, ConnectionEnded))
+        action = ReconnectAction.GIVE_UP if isinstance(error, NotAsync) else ReconnectAction.RETRY
+        return Failure(action, sentence, error, orderly=isinstance(error, ConnectionEnded))

@@ -133,7 +133,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         hint: Makes a push of the answer (its `status`, `headers`, `body` and `json()`): a `Push`, or `None` for
             one that is no push after all. One that raises is logged, and the answer counts as a plain push.
         classify: Asked first what a failure means (an `httpx.HTTPStatusError`, any other error of the client, an
-            `OSError`, …); returns a verdict, or `None` for the default.
+            `OSError`, …); returns a `ReconnectAction`, or `None` for the default.
         ssl_context: The TLS settings. `None`: the certificates that the machine trusts.
         max_age: Seconds after which a connection is renewed although nothing is wrong with it, drawn from half of
             this to all of it; with 600, a fleet of 1,000 makes 2.2 connections a second. `None`: never.

@@ -59,15 +59,15 @@ def failure_of(error: Exception) -> Failure:
 
     quotable = (OSError, TimeoutError, psycopg.OperationalError, psycopg.DatabaseError, psycopg.InterfaceError)
     is_quotable = isinstance(error, quotable) and not isinstance(error, psycopg.ProgrammingError)
-    verdict = _verdict(error, getattr(error, "sqlstate", None))
-    failure = failure_of_error(error, [(Exception, verdict)], quotable if is_quotable else ())
+    action = _action(error, getattr(error, "sqlstate", None))
+    failure = failure_of_error(error, [(Exception, action)], quotable if is_quotable else ())
     return failure._replace(
         hid_a_push=isinstance(error, UnicodeDecodeError),  # a payload that is not text in the database's encoding
         cause=error if is_quotable else None,
     )
 
 
-def _verdict(error: Exception, sqlstate: str | None) -> ReconnectAction:
+def _action(error: Exception, sqlstate: str | None) -> ReconnectAction:
     import psycopg
 
     if not isinstance(error, psycopg.Error):
@@ -119,8 +119,8 @@ class PostgresListener(ReadLoopListener[Notification]):
         hint: Makes a push of a `Notification` (its `channel`, and its payload as `data`, a `str` of less than
             8,000 bytes): a `Push`, or `None` for one that is no push. One that raises is logged, and the
             notification counts as a plain push. `None`: every notification is a push.
-        classify: Asked first what a failure means (a `psycopg.Error`, an `OSError`, …); returns a verdict, or
-            `None` for the default.
+        classify: Asked first what a failure means (a `psycopg.Error`, an `OSError`, …); returns a
+            `ReconnectAction`, or `None` for the default.
         max_age: Seconds after which a connection is renewed although nothing is wrong with it, drawn from half of
             this to all of it; with 600, a fleet of 1,000 makes 2.2 connections a second. `None`: never.
         max_silence: Seconds without a notification after which the server is asked whether it is there. `None`: it

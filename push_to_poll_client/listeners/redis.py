@@ -34,7 +34,7 @@ def failure_of(error: Exception) -> Failure:
     """Classify and describe an error that ended a connection, or an attempt to open one."""
     from redis import exceptions
 
-    verdicts: tuple[tuple[type[Exception], ReconnectAction], ...] = (
+    actions: tuple[tuple[type[Exception], ReconnectAction], ...] = (
         # The first two are subclasses of ConnectionError, and ClusterDownError is one of ResponseError.
         (exceptions.AuthenticationError, ReconnectAction.SLOW_RETRY),
         (exceptions.AuthorizationError, ReconnectAction.SLOW_RETRY),
@@ -45,7 +45,7 @@ def failure_of(error: Exception) -> Failure:
         (Exception, ReconnectAction.RETRY),  # the network, silence, garbage, and unknown errors
     )
     quotable = (OSError, TimeoutError, exceptions.RedisError)
-    failure = failure_of_error(error, verdicts, quotable)
+    failure = failure_of_error(error, actions, quotable)
     return failure if isinstance(error, quotable) else failure._replace(cause=None)
 
 
@@ -80,8 +80,8 @@ class RedisListener(ReadLoopListener[Notification]):
         hint: Makes a push of a `Notification` (its `channel`, and its `data`, which is `bytes`): a `Push`, or
             `None` for one that is no push. One that raises is logged, and the message counts as a plain push.
             `None`: every message is a push.
-        classify: Asked first what a failure means (a `redis.RedisError`, an `OSError`, …); returns a verdict, or
-            `None` for the default.
+        classify: Asked first what a failure means (a `redis.RedisError`, an `OSError`, …); returns a
+            `ReconnectAction`, or `None` for the default.
         max_age: Seconds after which a connection is renewed although nothing is wrong with it, drawn from half of
             this to all of it; with 600, a fleet of 1,000 makes 2.2 connections a second. `None`: never.
         max_silence: Seconds without a message after which the server is pinged. `None`: it never is.

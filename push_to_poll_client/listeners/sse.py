@@ -92,16 +92,16 @@ def _check(response: Any) -> None:
         raise NotAnEventStream(f"the server sent Content-Encoding {quoted(encoding)}, but was asked for identity")
 
 
-ERROR_VERDICTS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
+ERROR_ACTIONS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
     (NotAnEventStream, ReconnectAction.SLOW_RETRY),  # a login page, a compressing proxy
     (EventTooLarge, ReconnectAction.SLOW_RETRY),  # the next event will be as large
 )
-"""The verdicts on errors of streams, in addition to those of HTTP. The end of a stream and silence are retried."""
+"""The actions after errors of streams, before those of HTTP. The end of a stream and silence are retried."""
 
 
 def failure_of(error: Exception) -> Failure:
     """Classify and describe an error that ended a stream, or an attempt to open one."""
-    failure = http_failure_of(error, wanted="an event stream", verdicts=ERROR_VERDICTS)
+    failure = http_failure_of(error, wanted="an event stream", actions=ERROR_ACTIONS)
     return failure._replace(hid_a_push=isinstance(error, EventTooLarge), orderly=isinstance(error, StreamEnded))
 
 
@@ -142,7 +142,7 @@ class SSEListener(ReadLoopListener[ServerSentEvent]):
             the event counts as a plain push. `None`: every event is a push. Comments, and blocks without data,
             are no events.
         classify: Asked first what a failure means (an `httpx.HTTPStatusError`, any other error of the client, an
-            `OSError`, …); returns a verdict, or `None` for the default.
+            `OSError`, …); returns a `ReconnectAction`, or `None` for the default.
         ssl_context: The TLS settings. `None`: the certificates that the machine trusts.
         max_age: Seconds after which a connection is renewed although nothing is wrong with it, drawn from half of
             this to all of it; with 600, a fleet of 1,000 makes 2.2 connections a second. `None`: never.

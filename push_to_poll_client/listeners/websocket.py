@@ -3,7 +3,7 @@
 First failures are classified and described, then comes the listener. `_websocket_client.py` opens connections, and
 `_base.py` connects again.
 
-The verdicts on failures are in two tables, `CLOSE_VERDICTS` and `ERROR_VERDICTS`, and in `STATUS_VERDICTS` of
+The actions after failures are in two tables, `CLOSE_ACTIONS` and `ERROR_ACTIONS`, and in `STATUS_ACTIONS` of
 `_backoff.py`. Text from the server (close reasons, header values) may be hostile, so it is escaped and cut before
 it becomes part of a sentence. An error that may hold a secret of the user's (the address of a proxy, an unknown
 error) is named by its type alone.
@@ -38,7 +38,7 @@ from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_count, check_number, quoted
-from push_to_poll_client.listeners._backoff import ReconnectAction, verdict_of_status
+from push_to_poll_client.listeners._backoff import ReconnectAction, action_of_status
 from push_to_poll_client.listeners._base import ReadLoopListener
 from push_to_poll_client.listeners._failures import MAX_TEXT, Failure, failure_of_error, failure_of_status
 from push_to_poll_client.listeners._websocket_client import check_websockets, open_connection, parse_url
@@ -50,7 +50,7 @@ class NoCommonSubprotocol(NegotiationError):
     """The server chose none of the subprotocols offered. Its messages may come from a proxy that knows none."""
 
 
-CLOSE_VERDICTS = {
+CLOSE_ACTIONS = {
     1002: ReconnectAction.SLOW_RETRY,  # protocol error
     1003: ReconnectAction.SLOW_RETRY,  # unsupported data
     1007: ReconnectAction.SLOW_RETRY,  # invalid data: text that is not UTF-8
@@ -65,7 +65,7 @@ CLOSE_VERDICTS = {
 server), and all that this library does not know, such as 4000-4999, which the application defines
 (`classify=`)."""
 
-ERROR_VERDICTS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
+ERROR_ACTIONS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
     (CredentialsFailed, ReconnectAction.RETRY),  # whatever the reason of the provider
     (ssl.SSLCertVerificationError, ReconnectAction.SLOW_RETRY),  # a wrong certificate, or an eavesdropper
     (EOFError, ReconnectAction.RETRY),  # the connection broke off before the response to the handshake
@@ -77,8 +77,8 @@ ERROR_VERDICTS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
     (InvalidHandshake, ReconnectAction.SLOW_RETRY),  # the response does not open a websocket
     (Exception, ReconnectAction.RETRY),  # unknown: the listener must not stop for good because of it
 )
-"""The verdicts on all other errors. The first row whose type is found among the error and its causes counts: trio
-hides the reason of a failed TLS handshake in the cause."""
+"""The actions after all other errors. The first row whose type is found among the error and its causes counts:
+trio hides the reason of a failed TLS handshake in the cause."""
 
 UNAUTHORIZED_CLOSE_CODES = frozenset({1008, 3000})
 """Refusals that new credentials may lift. A connection whose token expires is closed with one of these codes."""
@@ -99,16 +99,16 @@ def failure_of(error: Exception) -> Failure:
         return _failure_of_close(error)
     if isinstance(error, InvalidStatus):
         return failure_of_status(error, error.response.status_code, error.response.headers, wanted="a websocket")
-    failure = failure_of_error(error, ERROR_VERDICTS, SAFE_TO_QUOTE)
+    failure = failure_of_error(error, ERROR_ACTIONS, SAFE_TO_QUOTE)
     if isinstance(error, InvalidProxy):
         # A cause is printed with its traceback, and this one quotes the proxy's password.
         return failure._replace(sentence="the address of the proxy in the environment is not valid", cause=None)
     if isinstance(error, InvalidProxyStatus):
-        verdict = verdict_of_status(error.response.status_code)
+        action = action_of_status(error.response.status_code)
         # A proxy cannot know that a channel behind it is gone for good.
-        verdict = ReconnectAction.SLOW_RETRY if verdict is ReconnectAction.GIVE_UP else verdict
+        action = ReconnectAction.SLOW_RETRY if action is ReconnectAction.GIVE_UP else action
         requested = requested_delay(error.response.status_code, error.response.headers, time.time())
-        return failure._replace(verdict=verdict, retry_after=requested)
+        return failure._replace(action=action, retry_after=requested)
     return failure
 
 
@@ -120,7 +120,7 @@ def _failure_of_close(error: ConnectionClosed) -> Failure:
     who = "this side" if by_us else "the server"
     sentence = f"{who} closed the connection with {Close(close.code, '')}"
     return Failure(
-        CLOSE_VERDICTS.get(close.code, ReconnectAction.RETRY),
+        CLOSE_ACTIONS.get(close.code, ReconnectAction.RETRY),
         f"{sentence}: {quoted(close.reason, MAX_TEXT)}" if close.reason else sentence,
         error,
         unauthorized=not by_us and close.code in UNAUTHORIZED_CLOSE_CODES,
@@ -159,8 +159,8 @@ class WebSocketListener(ReadLoopListener[str | bytes]):
             that it speaks of, or `None` for a message that is no push (a hello, an acknowledgement, a keep-alive).
             One that raises is logged, and the message counts as a plain push. `None`: every message is a push.
         classify: Asked first what a failure means (an exception of `websockets`, an `OSError`, …); returns a
-            verdict, or `None` for the default. Close codes 4000-4999, the application's own, are retried by
-            default.
+            `ReconnectAction`, or `None` for the default. Close codes 4000-4999, the application's own, are retried
+            by default.
         ssl_context: The TLS settings. `None`: the certificates that the machine trusts.
         max_age: Seconds after which a connection is renewed although nothing is wrong with it, drawn from half of
             this to all of it; with 600, a fleet of 1,000 makes 2.2 connections a second. `None`: never.

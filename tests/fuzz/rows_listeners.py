@@ -114,7 +114,7 @@ def read_failure(data):
 
 
 def _look_at(failure):
-    assert isinstance(failure.verdict, ReconnectAction)
+    assert isinstance(failure.action, ReconnectAction)
     assert failure.sentence.isprintable()
     assert len(failure.sentence) < 2500
     assert failure.retry_after is None or failure.retry_after >= 0

@@ -16,17 +16,17 @@ from push_to_poll_client.listeners._backoff import (
     STABLE_AFTER,
     ReconnectAction,
     ReconnectBackoff,
+    action_of_status,
     lifetime,
-    verdict_of_status,
 )
 from push_to_poll_client.testing._virtual_time import START
 
 fractions = st.floats(0, 1, exclude_max=True)
 
 
-def delays(count, fraction, verdict=ReconnectAction.RETRY):
+def delays(count, fraction, action=ReconnectAction.RETRY):
     reconnect = ReconnectBackoff()
-    return [reconnect.delay(verdict, fraction=fraction) for _ in range(count)]
+    return [reconnect.delay(action, fraction=fraction) for _ in range(count)]
 
 
 def connections_at(lives, fractions, *, until):
@@ -193,7 +193,7 @@ def test_a_connection_is_renewed_between_half_its_maximum_age_and_all_of_it(frac
 
 
 @pytest.mark.parametrize(
-    ("verdict", "statuses"),
+    ("action", "statuses"),
     [
         (ReconnectAction.RETRY, [408, 425, 429, 500, 502, 503, 504, 507, 529, 599]),
         (
@@ -203,5 +203,5 @@ def test_a_connection_is_renewed_between_half_its_maximum_age_and_all_of_it(frac
         (ReconnectAction.GIVE_UP, [410]),
     ],
 )
-def test_each_http_status_has_a_retry_verdict(verdict, statuses):
-    assert {status: verdict_of_status(status) for status in statuses} == dict.fromkeys(statuses, verdict)
+def test_each_http_status_has_a_retry_action(action, statuses):
+    assert {status: action_of_status(status) for status in statuses} == dict.fromkeys(statuses, action)

@@ -121,11 +121,11 @@ async def test_a_connection_is_never_renewed_if_max_age_is_none():
 
 async def test_classify_can_slow_down_retries_or_end_the_listener(caplog):
     caplog.set_level(logging.INFO)
-    verdicts = {"slow": ReconnectAction.SLOW_RETRY, "gone": ReconnectAction.GIVE_UP}
+    actions = {"slow": ReconnectAction.SLOW_RETRY, "gone": ReconnectAction.GIVE_UP}
     lives = Lives(failing(OSError("slow"), up=False), failing(OSError("gone"), up=False))
     channel = TimedChannel()
     with pytest.raises(ListenerError, match="mqtt orders: failed with OSError 'gone'; trying again cannot help"):
-        await listener(lives, classify=lambda error: verdicts.get(str(error))).listen(channel)
+        await listener(lives, classify=lambda error: actions.get(str(error))).listen(channel)
     assert channel.events == [(0.0, "down"), (300.0, "down")]
     assert "connecting again in 300.0 s" in caplog.text
 

@@ -178,7 +178,7 @@ async def test_trio_is_refused_at_once():
 
 
 @pytest.mark.parametrize(
-    ("state", "verdict"),
+    ("state", "action"),
     [
         ("57P01", ReconnectAction.RETRY),  # shut down
         ("57P03", ReconnectAction.RETRY),  # starting
@@ -191,12 +191,12 @@ async def test_trio_is_refused_at_once():
         ("25006", ReconnectAction.SLOW_RETRY),  # a standby
     ],
 )
-def test_an_sqlstate_decides_between_retry_and_slow_retry(state, verdict):
-    assert failure_of(psycopg.errors.lookup(state)("said")).verdict is verdict
+def test_an_sqlstate_decides_between_retry_and_slow_retry(state, action):
+    assert failure_of(psycopg.errors.lookup(state)("said")).action is action
 
 
 @pytest.mark.parametrize(
-    ("error", "verdict", "sentence"),
+    ("error", "action", "sentence"),
     [
         (psycopg.OperationalError("the database system is starting up"), ReconnectAction.RETRY, "starting up"),
         (psycopg.OperationalError('database "x" does not exist'), ReconnectAction.SLOW_RETRY, "does not exist"),
@@ -210,9 +210,9 @@ def test_an_sqlstate_decides_between_retry_and_slow_retry(state, verdict):
         (ValueError(CANARY), ReconnectAction.RETRY, "failed with ValueError"),
     ],
 )
-def test_an_error_without_an_sqlstate_has_a_verdict_and_hides_secrets(error, verdict, sentence):
+def test_an_error_without_an_sqlstate_has_an_action_and_hides_secrets(error, action, sentence):
     failure = failure_of(error)
-    assert failure.verdict is verdict
+    assert failure.action is action
     assert sentence in failure.sentence
     assert CANARY not in f"{failure.sentence}{failure.cause}"
 

@@ -154,7 +154,7 @@ async def test_trio_is_refused_at_once():
 
 
 @pytest.mark.parametrize(
-    ("error", "verdict"),
+    ("error", "action"),
     [
         (exceptions.ConnectionError("Error 111 connecting"), ReconnectAction.RETRY),
         (exceptions.BusyLoadingError("LOADING"), ReconnectAction.RETRY),
@@ -169,9 +169,9 @@ async def test_trio_is_refused_at_once():
         (exceptions.ResponseError("DB index is out of range"), ReconnectAction.SLOW_RETRY),
     ],
 )
-def test_an_error_decides_between_retry_and_slow_retry(error, verdict):
+def test_an_error_decides_between_retry_and_slow_retry(error, action):
     failure = failure_of(error)
-    assert failure.verdict is verdict
+    assert failure.action is action
     assert str(error) in failure.sentence
 
 

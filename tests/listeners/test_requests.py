@@ -83,7 +83,7 @@ async def test_expect_raises_an_http_status_error_for_another_status(status, exp
 
 async def test_an_unusable_answer_is_retried_slowly():
     failure = http_failure_of(UnusableResponse("it answered x"), wanted="")
-    assert (failure.verdict, failure.sentence) == (ReconnectAction.SLOW_RETRY, "it answered x")
+    assert (failure.action, failure.sentence) == (ReconnectAction.SLOW_RETRY, "it answered x")
 
 
 # What bounds it

@@ -440,7 +440,7 @@ async def test_the_last_event_id_is_not_sent_again_after_http_400():
     assert script.sent("last-event-id") == [None, "1", None]
 
 
-# Verdicts
+# Actions
 
 
 def status(code):
@@ -463,7 +463,7 @@ UNTRUSTED = ssl.SSLCertVerificationError(1, "certificate verify failed")
 
 
 @pytest.mark.parametrize(
-    ("verdict", "errors"),
+    ("action", "errors"),
     [
         (
             ReconnectAction.RETRY,
@@ -493,9 +493,9 @@ UNTRUSTED = ssl.SSLCertVerificationError(1, "certificate verify failed")
         (ReconnectAction.GIVE_UP, [status(410), SocksUnusable("a library is missing")]),
     ],
 )
-def test_each_failure_is_classified_with_its_verdict(verdict, errors):
-    sorted_as = {f"{type(error).__name__}: {error}": failure_of(error).verdict for error in errors}
-    assert sorted_as == dict.fromkeys(sorted_as, verdict)
+def test_each_failure_is_classified_with_its_action(action, errors):
+    sorted_as = {f"{type(error).__name__}: {error}": failure_of(error).action for error in errors}
+    assert sorted_as == dict.fromkeys(sorted_as, action)
 
 
 @pytest.mark.parametrize(
@@ -539,7 +539,7 @@ async def test_http_410_raises_a_listener_error():
     assert channel.errors[-1] is raised.value
 
 
-async def test_a_classify_function_overrides_the_default_verdicts():
+async def test_a_classify_function_overrides_the_default_actions():
     def classify(error):
         return {404: ReconnectAction.RETRY, 503: ReconnectAction.GIVE_UP}.get(error.response.status_code)
 

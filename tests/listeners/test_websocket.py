@@ -405,11 +405,11 @@ async def test_a_1008_close_from_this_side_does_not_reconnect_at_once():
     assert listener.connects == [0]
 
 
-# Verdicts
+# Actions
 
 
 @pytest.mark.parametrize(
-    ("verdict", "errors"),
+    ("action", "errors"),
     [
         (
             ReconnectAction.RETRY,
@@ -459,9 +459,9 @@ async def test_a_1008_close_from_this_side_does_not_reconnect_at_once():
         ),
     ],
 )
-def test_each_failure_maps_to_its_reconnect_action(verdict, errors):
-    sorted_as = {f"{type(error).__name__}: {error}": failure_of(error).verdict for error in errors}
-    assert sorted_as == dict.fromkeys(sorted_as, verdict)
+def test_each_failure_maps_to_its_reconnect_action(action, errors):
+    sorted_as = {f"{type(error).__name__}: {error}": failure_of(error).action for error in errors}
+    assert sorted_as == dict.fromkeys(sorted_as, action)
 
 
 async def test_http_410_raises_listener_error():

@@ -49,7 +49,7 @@ MAX_ATTEMPTS = 10
 and 50 if it refuses."""
 
 
-_VERDICTS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
+_ACTIONS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
     (ListenerError, ReconnectAction.GIVE_UP),
     (SubscriptionRefused, ReconnectAction.SLOW_RETRY),
 )
@@ -60,7 +60,7 @@ _GONE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 def failure_of(error: Exception) -> Failure:
     """Return what an error means for the next attempt. `httpx.HTTPStatusError` is classified by its status."""
     error = sole_cause(error)
-    failure = http_failure_of(error, wanted="a subscription", verdicts=_VERDICTS)
+    failure = http_failure_of(error, wanted="a subscription", actions=_ACTIONS)
     sentence = failure.sentence
     # An error without a sentence of its own is most likely a mistake in a function of the caller: name its place.
     if sentence == f"failed with {type(error).__name__}" and (frames := traceback.extract_tb(error.__traceback__)):
@@ -320,7 +320,7 @@ class SubscriptionManager:
         except SubscriptionGone as error:
             await self._save(self._state.plan_failed())
             self._handle_failure(error)
-        except Exception as error:  # noqa: BLE001 - the manager goes on after any error; the verdict tells how
+        except Exception as error:  # noqa: BLE001 - the manager goes on after any error; the action tells how
             self._handle_failure(error)
         else:
             await self._registered(self._state.created, registration)
@@ -373,14 +373,14 @@ class SubscriptionManager:
         """
         failure, now = failure_of(error), self._now()
         self._reconnect.ended(now.steady)
-        delay = self._reconnect.delay(failure.verdict, fraction=self._fraction(), retry_after=failure.retry_after)
+        delay = self._reconnect.delay(failure.action, fraction=self._fraction(), retry_after=failure.retry_after)
         report = failure.to_error(self.name, is_final=delay is None)
         if self._state.current is None or is_over(self._state.current, now) or delay is None:
             self._channel.down(report)
         if delay is None:
             _log.error("%s: %s; giving up", self.name, mask(failure.sentence))
             raise report
-        level = logging.WARNING if failure.verdict is ReconnectAction.SLOW_RETRY else logging.INFO
+        level = logging.WARNING if failure.action is ReconnectAction.SLOW_RETRY else logging.INFO
         _log.log(level, "%s; asking again in %.1f s", report, delay)
         self._renewal.failed(delay, now)
 
@@ -407,7 +407,7 @@ class SubscriptionManager:
     def _leaves(self, registration: Registration, failure: Failure) -> bool:
         """Return whether a registration that could not be stopped is not tried again."""
         delay = self._stop_reconnect.delay(
-            failure.verdict, fraction=self._fraction(), retry_after=failure.retry_after
+            failure.action, fraction=self._fraction(), retry_after=failure.retry_after
         )
         self._stop_attempts += 1
         endless = registration.expires_at is None and self._stop_attempts >= MAX_ATTEMPTS
