@@ -223,7 +223,6 @@ class ListenerClient:
         url: str | None = None,
         *,
         wait: float = 0.0,
-        trickles: bool = False,
         **options: Unpack[RequestOptions],
     ) -> ListenerResponse:
         """Send one request, and read its response.
@@ -232,9 +231,8 @@ class ListenerClient:
             method: The HTTP method.
             url: An absolute URL. `None` means the server's. Only the server's origin gets credentials (G12). A
                 user and password in the URL are dropped: a server may have named it.
-            wait: Seconds for which the server may hold its response, in addition to the timeout.
-            trickles: Whether each chunk of the response restarts the timeout, for a server that sends white space
-                to keep the connection alive.
+            wait: Seconds for which the server may hold its response, in addition to the timeout. Each chunk then
+                restarts both, since such servers send white space to keep the connection alive.
             options: See `RequestOptions`.
 
         Raises:
@@ -253,7 +251,7 @@ class ListenerClient:
             try:
                 async with self.stream(method, url, on_start=restart, **options) as response:
                     peer = peer_of(response.extensions.get("network_stream"))
-                    body = await read_body(response, self._max_body, restart if trickles else lambda _: None)
+                    body = await read_body(response, self._max_body, restart if wait else lambda _: None)
                     return ListenerResponse(response.status_code, response.headers, body, where, response, peer)
             except UnusableRedirect as error:
                 raise UnusableResponse(f"{where}: {error}") from None

@@ -323,9 +323,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
             return await self._send(params, sent.set)
 
     async def _send(self, params: RequestParams, on_sent: Callable[[], None] | None = None) -> ListenerResponse:
-        send = functools.partial(
-            self._client.send_request, self._method, wait=self._wait, trickles=True, on_sent=on_sent
-        )
+        send = functools.partial(self._client.send_request, self._method, wait=self._wait, on_sent=on_sent)
         if self._method == "POST":
             return await send(content=msgspec.json.encode(params), headers={"content-type": "application/json"})
         query = {name: query_value(value) for name, value in params.items()}

@@ -330,7 +330,9 @@ class WebhookListener:
         recipients = self._replay_cache.unseen(verified, recipients, request.received_at)
         if not recipients:
             self._journal.count("replayed")
-            self._journal.log_replay()
+            # A sender whose bodies are all equal gets 200, but wakes only once.
+            level = self._journal.level("replayed", logging.INFO)
+            _log.log(level, "%s: a request that came before came again, and wakes nobody", self.name)
         elif self._router.dispatch(request, recipients):
             self._replay_cache.add(verified, recipients)
         return self._response
@@ -367,9 +369,14 @@ class WebhookListener:
 
     def _rejected(self, why: str) -> RequestRejected:
         if self._manager is not None and not self._manager.is_loaded:
-            self._journal.log_not_ready()
+            _log.log(
+                self._journal.level("not ready", logging.INFO),
+                "%s: answered 503 to a request that cannot be verified while no consumer keeps the subscription",
+                self.name,
+            )
             return RequestRejected(NOT_READY, "not_ready")
-        self._journal.log_rejected(why)
+        # Without the counters this is the only sign of a wrong secret.
+        _log.log(self._journal.level(why, logging.INFO), "%s: refused a request %s", self.name, why)
         return RequestRejected(UNAUTHENTIC, "refused")
 
     # Handshakes

@@ -93,7 +93,7 @@ async def test_listeners_in_another_order_keep_their_own_subscriptions(hub, stor
 
         async def either(scope, receive, send, apps=apps):
             path = scope["path"].rpartition("/")[2]
-            mine = [app for app in apps if app._manager._subscription._callbacks.request_for(path)]
+            mine = [app for app in apps if app._manager._subscription._callbacks.requests.get(path)]
             await (*mine, apps[0])[0](scope, receive, send)
 
         hub.app = either

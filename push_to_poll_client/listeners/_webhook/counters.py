@@ -116,25 +116,13 @@ class WebhookJournal:
 
     def log_failure(self, what: str, error: Exception) -> None:
         """Log that a function of the caller failed."""
-        level = self._level(what, logging.WARNING)
+        level = self.level(what, logging.WARNING)
         self._log.log(level, "%s: %s failed with %s", self.name, what, type(error).__name__)
-
-    def log_rejected(self, why: str) -> None:
-        """Log that a request was not authentic: without the counters this is the only sign of a wrong secret."""
-        self._log.log(self._level(why, logging.INFO), "%s: refused a request %s", self.name, why)
-
-    def log_not_ready(self) -> None:
-        """Log that a request could not be verified because the registration may be unknown here."""
-        self._log.log(
-            self._level("not ready", logging.INFO),
-            "%s: answered 503 to a request that cannot be verified while no consumer keeps the subscription",
-            self.name,
-        )
 
     def log_flood(self) -> PushToPollError:
         """Log that requests are refused that may be pushes; return why the channel is down until that ends."""
         self._log.log(
-            self._level("flood", logging.WARNING),
+            self.level("flood", logging.WARNING),
             "%s: requests are refused, since more come than are looked at; pushes may be among them",
             self.name,
         )
@@ -142,12 +130,8 @@ class WebhookJournal:
             f"{self.name}: requests are refused, since more come than are looked at; pushes may be among them"
         )
 
-    def log_replay(self) -> None:
-        """Log that a request was repeated: a sender whose bodies are all equal gets 200, but wakes only once."""
-        level = self._level("replayed", logging.INFO)
-        self._log.log(level, "%s: a request that came before came again, and wakes nobody", self.name)
-
-    def _level(self, what: str, first: int) -> int:
+    def level(self, what: str, first: int) -> int:
+        """Return the level for a line: `first` for the first of its kind, then DEBUG."""
         level = logging.DEBUG if what in self._logged else first
         self._logged.add(what)
         return level

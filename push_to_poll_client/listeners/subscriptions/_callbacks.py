@@ -88,12 +88,16 @@ class HubCallbacks:
 
     Args:
         on_denied: Called when a hub ends a subscription that is in force, with its reason, fit for a log.
+
+    Attributes:
+        requests: The last request for each subscription, by its id.
+        registrations: The subscriptions whose pushes are accepted, by their ids.
     """
 
     def __init__(self, on_denied: Callable[[str], None]) -> None:
         self._on_denied = on_denied
-        self._requests: dict[str, HubRequest] = {}
-        self._registrations: Mapping[str, Registration] = MappingProxyType({})
+        self.requests: dict[str, HubRequest] = {}
+        self.registrations: Mapping[str, Registration] = MappingProxyType({})
         self._current: str | None = None
         self._is_loaded = False
         self._ended: deque[str] = deque(maxlen=MAX_ENDED)
@@ -102,28 +106,20 @@ class HubCallbacks:
     def expect_callback(self, id: str, mode: str, topic: str) -> HubRequest:
         """Expect the hub to ask back; an equal request that it may have answered already is returned again."""
         with self._lock:
-            known = self._requests.get(id)
+            known = self.requests.get(id)
             if known is None or (known.mode, known.topic, known.denied) != (mode, topic, None):
-                self._requests[id] = HubRequest(mode, topic)
-            return self._requests[id]
-
-    def request_for(self, id: str) -> HubRequest | None:
-        """Return the last request for a subscription."""
-        return self._requests.get(id)
+                self.requests[id] = HubRequest(mode, topic)
+            return self.requests[id]
 
     def adopt(self, registrations: Sequence[Registration]) -> None:
         """Accept the pushes of these subscriptions, the newest first; all others have ended."""
         with self._lock:
             self._is_loaded = True
             known = {one.id: one for one in registrations}
-            self._ended.extend(self._registrations.keys() - known.keys())
-            self._requests = {one: request for one, request in self._requests.items() if one in known}
-            self._registrations = MappingProxyType(known)
+            self._ended.extend(self.registrations.keys() - known.keys())
+            self.requests = {one: request for one, request in self.requests.items() if one in known}
+            self.registrations = MappingProxyType(known)
             self._current = next((one.id for one in registrations if "topic" in one.details), None)
-
-    def registration(self, id: str) -> Registration | None:
-        """Return the subscription of that id, if its pushes are accepted."""
-        return self._registrations.get(id)
 
     def respond(self, request: WebhookRequest) -> WebhookResponse | None:
         """Respond to a callback of a hub; None if the request is not one.
@@ -134,13 +130,13 @@ class HubCallbacks:
         """
         callback = callback_id(request)
         if request.method != "GET":
-            return _GONE if callback in self._ended and callback not in self._registrations else None
+            return _GONE if callback in self._ended and callback not in self.registrations else None
         if (mode := request.parameter("hub.mode")) is None:
             return None
         if not self._is_loaded:
             return NOT_READY  # 404 would say that the subscription is not wanted
         with self._lock:
-            known = self._requests.get(callback), self._registrations.get(callback)
+            known = self.requests.get(callback), self.registrations.get(callback)
         return self._deny(request, *known) if mode == DENIED else self._verify(request, mode, *known)
 
     def _verify(

@@ -234,7 +234,7 @@ class WebSub:
 
     def verify(self, request: WebhookRequest) -> Verified | None:
         """What is known of a push by the callback of a subscription, signed by its secret. In any thread."""
-        registration = self._callbacks.registration(callback_id(request))
+        registration = self._callbacks.registrations.get(callback_id(request))
         if registration is None:
             return None
         secret = registration.details.get("secret")
@@ -248,7 +248,7 @@ class WebSub:
 
     async def _topic_of(self, registration: Registration) -> tuple[str, HubTarget]:
         """Return where a subscription was requested, as far as that is known."""
-        details, request = registration.details, self._callbacks.request_for(registration.id)
+        details, request = registration.details, self._callbacks.requests.get(registration.id)
         if hub := details.get("hub"):
             public_only = hub != self._hub and details.get("private") != "allowed"
             return details["topic"], HubTarget(hub, public_only)
