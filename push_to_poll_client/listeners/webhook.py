@@ -91,7 +91,7 @@ _log = ConsumerLog(logging.getLogger(__name__))
 _T = TypeVar("_T")
 
 
-monotonic = time.monotonic
+monotonic: Callable[[], float] = time.monotonic
 """One clock for all event loops in which requests arrive: the clocks of two event loops need not agree."""
 
 
