@@ -57,12 +57,7 @@ from push_to_poll_client.listeners._webhook.asgi import (
 )
 from push_to_poll_client.listeners._webhook.counters import WebhookCounters, WebhookJournal
 from push_to_poll_client.listeners._webhook.limits import ReplayCache, TokenBucket
-from push_to_poll_client.listeners._webhook.routing import (
-    ManagingSubscriber,
-    PushRouter,
-    WebhookSubscriber,
-    names_at,
-)
+from push_to_poll_client.listeners._webhook.routing import PushRouter, WebhookSubscriber, names_at
 from push_to_poll_client.listeners._webhook.types import (
     ACCEPTED,
     BUSY,
@@ -276,7 +271,7 @@ class WebhookListener:
             await subscriber.watch_floods(self._journal)
 
     async def _run_manager(self, manager: SubscriptionManager, channel: Channel) -> None:
-        subscriber, self._is_managing = ManagingSubscriber(channel, self._router), True
+        subscriber, self._is_managing = WebhookSubscriber(channel, self._router), True
         try:
             with self._router.joined(subscriber, None):
                 async with Background() as background:

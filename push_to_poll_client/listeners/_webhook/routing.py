@@ -58,10 +58,15 @@ class WebhookSubscriber(ForwardedChannel):
 
     It is made in the consumer's event loop, and is used only there unless a method says otherwise. The channel is
     up while the server pushes, as far as is known, and no flood hides pushes.
+
+    Args:
+        channel: The consumer's.
+        router: Given to the consumer that keeps the subscription: it tells the others whether the server pushes.
     """
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, router: "PushRouter | None" = None) -> None:
         super().__init__(channel)
+        self._router = router
         self._loop = EventLoop()
         self._context = copy_context()  # has the name of this consumer, for the log
         self._is_pushing = False
@@ -76,11 +81,15 @@ class WebhookSubscriber(ForwardedChannel):
             self._channel.request_poll()
         else:
             self._channel.up()
+        if self._router is not None:
+            self._router.broadcast_state(self, None)
 
     def down(self, error: BaseException | None = None) -> None:
         """Note that the server does not push."""
         self._is_pushing = False
         self._channel.down(error)
+        if self._router is not None:
+            self._router.broadcast_state(self, error, up=False)
 
     def call_soon(self, call: Callable[[], None]) -> None:
         """Call a function in this consumer's event loop, unless the loop has ended. From any thread."""
@@ -113,24 +122,6 @@ class WebhookSubscriber(ForwardedChannel):
         # The flood may be over when the event loop calls this.
         if self._has_rejected:
             self._flood_started.set()
-
-
-class ManagingSubscriber(WebhookSubscriber):
-    """The consumer that keeps the subscription: it tells the others whether the server pushes."""
-
-    def __init__(self, channel: Channel, router: "PushRouter") -> None:
-        super().__init__(channel)
-        self._router = router
-
-    def up(self) -> None:
-        """Note that the server pushes, here and in all other subscribers."""
-        super().up()
-        self._router.broadcast_state(self, None)
-
-    def down(self, error: BaseException | None = None) -> None:
-        """Note that the server does not push, here and in all other subscribers."""
-        super().down(error)
-        self._router.broadcast_state(self, error, up=False)
 
 
 MAX_NAMES = 1_000
