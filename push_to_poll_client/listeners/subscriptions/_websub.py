@@ -8,7 +8,8 @@ import hashlib
 import ipaddress
 import logging
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from secrets import token_urlsafe
 from typing import Any
 from urllib.parse import urlencode
@@ -268,11 +269,7 @@ class WebSub:
         return topic, await _led_by(response, target, hub)
 
     async def _ask_hub(self, hub: HubTarget, registration: Registration, request: HubRequest) -> None:
-        def form(hub: HubTarget) -> bytes:
-            request.hub = hub
-            request.signed = _is_confidential(hub.url)
-            return self._form(registration, request, hub)
-
+        form = partial(self._form, registration, request)
         _, response = await self._request("POST", hub, _HUB_REDIRECT_STATUSES, form)
         if request.verified:
             return  # whatever the response is
@@ -285,6 +282,9 @@ class WebSub:
         response.expect()
 
     def _form(self, registration: Registration, request: HubRequest, hub: HubTarget) -> bytes:
+        """Return what to send to a hub, which is noted in the request; redirects may lead to another one."""
+        request.hub = hub
+        request.signed = _is_confidential(hub.url)
         self._known_secrets.add_recent(registration.id, registration.details.get("secret"))
         path, mark, query = self._callback.partition("?")
         fields = {
@@ -294,22 +294,20 @@ class WebSub:
         }
         if request.mode == SUBSCRIBE:
             fields["hub.lease_seconds"] = str(max(int(self._lease), 1))
-            fields |= self._secret_for(registration, request, hub)
+            if request.signed:
+                fields["hub.secret"] = registration.details["secret"]
+            elif self._secret is not None:
+                raise UnusableResponse(
+                    f"the hub {without_secrets(hub.url)} has no https, so it is not given the secret; leave out "
+                    "secret= to do without"
+                )
+            else:
+                _log.warning(
+                    "%s: the hub has no https, so it is given no secret, and anybody who learns the callback can "
+                    "wake",
+                    self.name,
+                )
         return urlencode(fields).encode()
-
-    def _secret_for(self, registration: Registration, request: HubRequest, hub: HubTarget) -> Mapping[str, str]:
-        if request.signed:
-            return {"hub.secret": registration.details["secret"]}
-        if self._secret is not None:
-            raise UnusableResponse(
-                f"the hub {without_secrets(hub.url)} has no https, so it is not given the secret; leave out "
-                "secret= to do without"
-            )
-        _log.warning(
-            "%s: the hub has no https, so it is given no secret, and anybody who learns the callback can wake",
-            self.name,
-        )
-        return {}
 
     async def _request(
         self,

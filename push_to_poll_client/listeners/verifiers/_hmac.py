@@ -270,7 +270,10 @@ class HMACSignature:
         self._timestamp_unit = timestamp_unit
         self._tolerance = tolerance
         self._signed = _signed_template(signed, timed=timed)
-        self._once = _once_templates(once, timed=timed)
+        if isinstance(once, str):
+            raise TypeError("once must be a sequence of templates, not one")
+        once = (["{signed}"] if timed else []) if once is None else once
+        self._once = [Template(text, known=frozenset({BODY, TIMESTAMP, SIGNED})) for text in once]
 
     def may_pass(self, request: WebhookRequest) -> bool:
         """Whether the headers alone are those of an authentic request: signed, and of now."""
@@ -363,10 +366,3 @@ def _signed_template(signed: str | None, *, timed: bool) -> Template:
     if (TIMESTAMP in template.names) != timed:
         raise ValueError("signed must have {timestamp} in it if there is one: one that is not signed says nothing")
     return template
-
-
-def _once_templates(once: Sequence[str] | None, *, timed: bool) -> tuple[Template, ...]:
-    if isinstance(once, str):
-        raise TypeError("once must be a sequence of templates, not one")
-    given = (("{signed}",) if timed else ()) if once is None else once
-    return tuple(Template(text, known=frozenset({BODY, TIMESTAMP, SIGNED})) for text in given)
