@@ -146,8 +146,10 @@ def test_the_tolerance_applies_to_past_and_future_timestamps(away):
 
 def test_svix_accepts_its_own_header_names_and_the_standard_ones():
     own, standard = delivery(v1(), names="svix"), delivery(v1())
-    assert svix(SECRET)(own)
-    assert svix(SECRET)(standard)
+    for whole in (own, standard):
+        assert svix(SECRET).may_pass(whole)
+        assert svix(SECRET)(whole)
+    assert not svix(SECRET).may_pass(request(BODY))
     assert standard_webhooks(SECRET)(standard)
     assert not standard_webhooks(SECRET)(own)
 
