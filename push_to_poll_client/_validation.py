@@ -9,13 +9,11 @@ MAX_NUMBER = 2**63 - 1
 """Largest number that an argument may be. What is larger overflows in zlib, SQLite, timeouts or as a `float`."""
 
 
-def check_not_huge(name: str, value: float) -> None:
-    """Raise a `ValueError` if a number is above `MAX_NUMBER`, or as far below 0. The number is not shown."""
+def _check_not_huge(name: str, value: float) -> None:
     # Before any arithmetic: `math.isfinite` and `str` raise errors of their own for an `int` of enough digits.
-    if isinstance(value, int) and not -MAX_NUMBER <= value <= MAX_NUMBER:
-        raise ValueError(f"{name} must be between 0 and 2**63 - 1, got a whole number beyond that")
-    if isinstance(value, float) and math.isfinite(value) and abs(value) > MAX_NUMBER:
-        raise ValueError(f"{name} must be between 0 and 2**63 - 1, got {value!r}")
+    if MAX_NUMBER < abs(value) < math.inf:
+        got = repr(value) if isinstance(value, float) else "a whole number beyond that"
+        raise ValueError(f"{name} must be between 0 and 2**63 - 1, got {got}")
 
 
 def check_number(name: str, value: Any, *, above_zero: bool = False, optional: bool = False) -> None:
@@ -35,15 +33,9 @@ def check_number(name: str, value: Any, *, above_zero: bool = False, optional: b
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number{' or None' if optional else ''}, not {value!r}")
-    check_not_huge(name, value)
+    _check_not_huge(name, value)
     if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
         raise ValueError(f"{name} must be finite and {'above' if above_zero else 'at least'} 0, not {value!r}")
-
-
-def check_str(what: str, value: object) -> None:
-    """Raise a `TypeError` if an argument is not a `str`; `what` says what it is."""
-    if not isinstance(value, str):
-        raise TypeError(f"{what} is a str, not {type(value).__name__}")
 
 
 def check_count(name: str, value: object) -> int:
@@ -55,10 +47,16 @@ def check_count(name: str, value: object) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
-    check_not_huge(name, value)
+    _check_not_huge(name, value)
     if value < 1:
         raise ValueError(f"{name} must be at least 1, not {value}")
     return value
+
+
+def check_str(what: str, value: object) -> None:
+    """Raise a `TypeError` if an argument is not a `str`; `what` says what it is."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is a str, not {type(value).__name__}")
 
 
 MAX_IDENTITY = 1_000

@@ -169,7 +169,7 @@ class WebhookListener:
     ) -> None:
         check_number("body_timeout", body_timeout, above_zero=True)
         check_number("rate", rate, above_zero=True, optional=True)
-        check_number("burst", burst, above_zero=True)
+        check_count("burst", burst)
         check_str("name", name)
         verifiers = _check_callables("verify", _argument_or_subscription(verify, subscription, "verify"))
         if not verifiers:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import msgspec
 
 from push_to_poll_client._types import DeadLetter, SavedCursor
-from push_to_poll_client._validation import check_not_huge
+from push_to_poll_client._validation import check_count, check_number
 
 DEFAULT_RETENTION = 30 * 86_400.0
 """Seconds. It must outlast the longest replay that the feed can give, or messages are processed again: Stripe
@@ -52,6 +52,7 @@ class Retention(msgspec.Struct, frozen=True):
         count: The number of records of a name above which the oldest may be dropped, or None to keep any number.
 
     Raises:
+        TypeError: `age` is not a number, or `count` not a whole number.
         ValueError: One of the two is not above 0, or above 2**63 - 1.
     """
 
@@ -59,15 +60,9 @@ class Retention(msgspec.Struct, frozen=True):
     count: int | None
 
     def __post_init__(self) -> None:
-        for name, value in (("retention", self.age), ("max_records", self.count)):
-            if value is not None:
-                check_not_huge(name, value)
-        if self.age is not None and not self.age > 0:
-            raise ValueError(
-                f"retention must be above 0 seconds, or None to keep records of any age, not {self.age}"
-            )
-        if self.count is not None and self.count < 1:
-            raise ValueError(f"max_records must be at least 1, or None to keep any number, not {self.count}")
+        check_number("retention", self.age, above_zero=True, optional=True)
+        if self.count is not None:
+            check_count("max_records", self.count)
 
     @property
     def capacity(self) -> int:

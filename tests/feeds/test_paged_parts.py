@@ -116,9 +116,9 @@ def test_full_page_counts_unreadable_entries():
         (status, ValueError, "HTTP has"),
         (lambda: status("410"), ValueError, "HTTP has"),
         (lambda: status(4100), ValueError, "HTTP has"),
-        (lambda: full_page(0), ValueError, "number of entries"),
-        (lambda: full_page(size=True), ValueError, "number of entries"),
-        (lambda: full_page("100"), ValueError, "number of entries"),
+        (lambda: full_page(0), ValueError, "size must be at least 1, not 0"),
+        (lambda: full_page(size=True), TypeError, "size must be a whole number, not True"),
+        (lambda: full_page("100"), TypeError, "size must be a whole number, not '100'"),
         (lambda: from_body("a").equals(), ValueError, "never holds"),
     ],
 )

@@ -393,7 +393,7 @@ PUSH = [
         "G11",
         "lets a number overflow that is too large",
         "_validation.py",
-        "    check_not_huge(name, value)\n    if not",
+        "    _check_not_huge(name, value)\n    if not",
         "    if not",
         "tests/core/test_huge_numbers.py",
     ),

@@ -59,7 +59,16 @@ def test_the_repr_of_a_memory_store_shows_no_keys():
     assert repr(MemoryStore()) == "MemoryStore(0 names)"
 
 
-@pytest.mark.parametrize("wrong", [{"retention": 0}, {"retention": float("nan")}, {"max_records": 0}])
-def test_a_limit_that_is_not_positive_is_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"retention": 0}, ValueError),
+        ({"retention": float("nan")}, ValueError),
+        ({"retention": "30 days"}, TypeError),
+        ({"max_records": 0}, ValueError),
+        ({"max_records": 1e6}, TypeError),
+    ],
+)
+def test_a_limit_that_is_not_a_positive_number_is_refused(wrong, error):
+    with pytest.raises(error, match=f"{next(iter(wrong))} must be"):
         MemoryStore(**wrong)

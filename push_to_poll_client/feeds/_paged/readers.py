@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from push_to_poll_client._http.headers import is_header_name
-from push_to_poll_client._validation import check_not_huge, quoted
+from push_to_poll_client._validation import check_count, quoted
 from push_to_poll_client.feeds._paged.body import Path, Reply, outline, path_of, text_of
 
 FieldSpec: TypeAlias = Path | Callable[[Any], Any]
@@ -276,12 +276,10 @@ def full_page(size: int) -> Reader:
     """Test whether a page has as many entries as fit on it. Entries that cannot be read count too.
 
     Raises:
-        ValueError: The size is no number, or less than 1.
+        TypeError: The size is not a whole number.
+        ValueError: The size is less than 1.
     """
-    if isinstance(size, int):
-        check_not_huge("size", size)
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ValueError(f"full_page() is given {size!r}; give the number of entries that a page can have")
+    check_count("size", size)
     return InferredReader(lambda reply: reply.size >= size, f"full_page({size})")
 
 
