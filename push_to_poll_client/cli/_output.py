@@ -85,12 +85,10 @@ class EscapingFormatter(logging.Formatter):
         """The line."""
         return escape_unprintable(super().formatMessage(record))
 
-    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name
-        """The traceback, or an empty text: the handler is a command, whose failures say all in their line."""
-        return super().formatException(ei) if self._tracebacks else ""
-
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and the traceback if there is one."""
+        """The line, and the traceback if there is one and it is shown."""
+        if not self._tracebacks:  # the handler is a command, whose failures say all in their line
+            record = logging.makeLogRecord({**vars(record), "exc_info": None, "exc_text": None})
         return "\n  ".join(map(escape_unprintable, super().format(record).split("\n")))
 
 

@@ -195,6 +195,13 @@ sys.exit(os.stat("runs").st_size < 2)
     assert "failed at attempt 1, again in" in err
 
 
+def test_the_failure_of_a_command_has_a_traceback_only_with_vv(server, tail):
+    server.publish(1)
+    arguments = [server.url, "--once", "--exec-attempts=1", "--on-failure=skip", "--exec", "false"]
+    assert len(said(tail(*arguments)[2])) == 1
+    assert "Traceback" in tail("-vv", *arguments)[2]
+
+
 def test_a_failing_command_is_run_at_most_exec_attempts_times(server, tail, python, tmp_path):
     server.publish(1)
     program = python('open("runs", "a").write("x"); sys.exit(1)')
