@@ -11,7 +11,7 @@ these modules may import only those above it and those to its left.
     _http/                                          HTTP, once, for feeds and listeners
     _schedule                                       when to poll
     _status, _channels, _hooks, _options            what a user sees, hears of and sets
-    _work_queue                                     the order of messages
+    _work_queue, _failure_log                       the order of messages, and the log of those that fail
     _progress, _fetching, _handlers, _retry         one message: from the feed to the commit
     _position                                       where polls start
     _workers, _processor, _dead_letters, _replay    one page

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from push_to_poll_client._exceptions import DecodeError
+from push_to_poll_client._failure_log import Failure
 from push_to_poll_client._json import decode
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._protocols import Feed, Session
@@ -96,7 +97,6 @@ class SessionDeadLetters:
 
     async def _try_once(self, dead_letter: DeadLetter) -> DeadLetter | None:
         """Try once; return the dead letter with its new error if that failed."""
-        now = self.progress.time_of_day.now
         restore: Callable[[DeadLetter], Message] = getattr(self.feed, "restore", restore_from_json)
         try:
             message = restore(dead_letter)
@@ -105,21 +105,16 @@ class SessionDeadLetters:
         except Exception as error:  # noqa: BLE001  # whatever the user's feed raises
             unreadable = DecodeError(f"dead letter {quoted(dead_letter.id)} cannot be restored: {describe(error)}")
             unreadable.__cause__ = error
-            self.retry.log_dead_letter(dead_letter.id, unreadable, dead_letter.attempts)
-            return _failed_again(dead_letter, unreadable, now(), tried=0)
+            return self._failed_again(dead_letter, unreadable, tried=0)
         tried = 0 if message.error else 1
         failure = await self.retry.retry_dead_letter(message, attempt=dead_letter.attempts + tried)
-        if failure is None:
-            return None
-        return _failed_again(dead_letter, failure, now(), tried=tried)
+        return None if failure is None else self._failed_again(dead_letter, failure, tried=tried)
 
-
-def _failed_again(dead_letter: DeadLetter, error: Exception, now: float, *, tried: int) -> DeadLetter:
-    return msgspec.structs.replace(
-        make_dead_letter(dead_letter.dedupe_key, dead_letter.id, dead_letter.raw, error, now),
-        attempts=dead_letter.attempts + tried,
-        first_failed=dead_letter.first_failed,
-    )
+    def _failed_again(self, dead_letter: DeadLetter, error: Exception, *, tried: int) -> DeadLetter:
+        key, name, attempts = dead_letter.dedupe_key, dead_letter.id, dead_letter.attempts + tried
+        self.retry.failure_log.dead_letter_failed(Failure(key, name, attempts, describe(error), error))
+        failed = make_dead_letter(key, name, dead_letter.raw, error, self.progress.time_of_day.now())
+        return msgspec.structs.replace(failed, attempts=attempts, first_failed=dead_letter.first_failed)
 
 
 def restore_from_json(dead_letter: DeadLetter) -> Message:

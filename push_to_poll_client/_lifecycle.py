@@ -35,7 +35,7 @@ from push_to_poll_client._exceptions import (
 from push_to_poll_client._fetching import Fetcher, Gaps, PageReader
 from push_to_poll_client._handlers import in_transaction
 from push_to_poll_client._hooks import ConsumerStats, RunLog, with_start_hook
-from push_to_poll_client._log import ConsumerLog, ExcInfo, handler_error
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._options import Options
 from push_to_poll_client._poller import Poller
 from push_to_poll_client._polls import Polls
@@ -506,8 +506,6 @@ class Runner:
                 # this, polling would end and nothing would say so.
                 self._stop_with_error(RuntimeError("the task that polls was cancelled, perhaps by a handler"))
             raise
-        except ProcessError as error:
-            self._stop_with_error(error, bug=handler_error(error.__cause__ or error))
         except BaseException as error:  # noqa: BLE001  # raised by run_until_stopped, without a group around it
             self._stop_with_error(error, bug=None if isinstance(error, PushToPollError) else error)
 
@@ -538,9 +536,10 @@ class Runner:
             broken.__cause__ = error
             self._stop_with_error(broken, bug=error)
 
-    def _stop_with_error(self, error: BaseException, *, bug: BaseException | ExcInfo | None = None) -> None:
+    def _stop_with_error(self, error: BaseException, *, bug: BaseException | None = None) -> None:
         """Stop, and log why, with the traceback of `bug` if there is one."""
-        if isinstance(error, Exception):  # SystemExit and the like are not logged
+        # Not SystemExit and the like; and the line of a message that fails is in `FailureLog`.
+        if isinstance(error, Exception) and not isinstance(error, ProcessError):
             logger.error("stops: %s", describe(error), exc_info=bug)
         self._fatal = error if self._fatal is None else self._fatal
         self._stop.requested = True

@@ -1,4 +1,4 @@
-"""Name the consumer in each log line of the library, and limit its tracebacks.
+"""Name the consumer in each log line of the library, and bound its tracebacks.
 
 A consumer sets its name while it is at work. Tasks and worker threads inherit it, so a feed, a store or a listener
 logs under the name of the consumer that uses it, and does not have to know it.
@@ -6,7 +6,7 @@ logs under the name of the consumer that uses it, and does not have to know it.
 
 import logging
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import TracebackType
@@ -99,17 +99,6 @@ def _shortened(name: str) -> str:
     return one_line(name if len(name) <= MAX_PREFIX else f"{name[:half]}…{name[1 - half :]}")
 
 
-TRACEBACK_INTERVAL: Final = 600.0
-"""Seconds for which the traceback of an error is not logged again. A bug that fails each message at each attempt
-costs a traceback or two in ten minutes, and one line an attempt."""
-
-MAX_TRACEBACKS: Final = 100
-"""Tracebacks in that time, of as many different errors (G11)."""
-
-MAX_CHAIN: Final = 20
-"""Errors that are compared of those that one was raised from, or that a group has."""
-
-
 ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
 
 MAX_TRACEBACK_TEXT: Final = 16_384
@@ -122,69 +111,3 @@ def traceback_text(error: ExcInfo) -> str:
     text = "\n".join(map(one_line, lines))
     half = MAX_TRACEBACK_TEXT // 2
     return text if len(text) <= MAX_TRACEBACK_TEXT else f"{text[:half]}\n…\n{text[-half:]}"
-
-
-MACHINERY: Final = {"push_to_poll_client", "anyio", "asyncio", "outcome", "trio"}
-"""Packages that stand between the consumer and the user's handler, which may run in a thread."""
-
-
-def handler_error(error: BaseException) -> ExcInfo:
-    """Return an error for `exc_info`, with a traceback that begins in the user's handler."""
-    start = error.__traceback__
-    while start and start.tb_frame.f_globals.get("__name__", "").partition(".")[0] in MACHINERY:
-        start = start.tb_next
-    return type(error), error, start or error.__traceback__
-
-
-class Tracebacks:
-    """Chooses which errors of a handler are logged with their tracebacks.
-
-    Those are the first of each kind in ten minutes. Errors are of one kind if they have the same class and went
-    through the same lines of code, and so did the errors that they were raised from. At level DEBUG it is each.
-
-    Args:
-        log: Where they are logged.
-        clock: The event loop's clock.
-    """
-
-    def __init__(self, log: ConsumerLog, clock: Callable[[], float]) -> None:
-        self._log = log
-        self._clock = clock
-        self._logged: dict[int, float] = {}
-
-    def choose(self, error: Exception, outcome: object) -> ExcInfo | None:
-        """Return what to log as `exc_info`: the error, or None.
-
-        Args:
-            error: The error.
-            outcome: What the line says besides the error; an error with another outcome is of another kind.
-        """
-        if error.__traceback__ is None and raised_from(error) is None:
-            return None
-        if self._log.isEnabledFor(logging.DEBUG):
-            return handler_error(error)
-        kind, now = hash((outcome, *_places(error))), self._clock()
-        self._logged = {one: at for one, at in self._logged.items() if now < at + TRACEBACK_INTERVAL}
-        if kind in self._logged or len(self._logged) >= MAX_TRACEBACKS:
-            return None
-        self._logged[kind] = now
-        return handler_error(error)
-
-
-def raised_from(error: BaseException) -> BaseException | None:
-    """Return the error that an error was raised from, as its traceback shows it; None if there is none."""
-    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def _places(error: BaseException) -> Iterator[tuple[object, ...]]:
-    """Yield the class and the lines of code of an error, and of those that its traceback shows too."""
-    found, left = 0, [error]
-    while left and found < MAX_CHAIN:  # errors can have been raised from each other in a circle
-        found, one = found + 1, left.pop()
-        kind, _, start = handler_error(one)
-        lines = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(start))
-        yield (kind.__module__, kind.__qualname__, *lines)
-        if isinstance(one, BaseExceptionGroup):
-            left.extend(one.exceptions)
-        if (origin := raised_from(one)) is not None:
-            left.append(origin)

@@ -5,9 +5,6 @@ The decision is made by the first of these that applies: an exception that the h
 
 Nothing is open while a message waits for its next attempt: the messages settled before it are committed first. A
 wait of more than a second ends the poll, and the next poll continues at that message when the wait is over.
-
-The log lines of a message that fails: `_report` has those of its attempts, `_show_waiting` that of a message that
-failed before this run. One that stops the consumer is logged by `Runner`, which ends the run.
 """
 
 import inspect
@@ -25,16 +22,16 @@ from push_to_poll_client._exceptions import (
     ContentChanged,
     DeadLetterMessage,
     DecodeError,
-    HandlerDecision,
     ProcessError,
     RetryMessage,
     SkipMessage,
     StopConsumer,
     StoreError,
 )
+from push_to_poll_client._failure_log import Failure, FailureLog, handler_error
 from push_to_poll_client._handlers import TransactionFailed
 from push_to_poll_client._hooks import ConsumerStats
-from push_to_poll_client._log import ConsumerLog, Tracebacks, handler_error, raised_from
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._options import Handler, Options, check_final_action
 from push_to_poll_client._progress import Attempt, Progress
 from push_to_poll_client._status import MAX_SHOWN_FAILING, FailingMessage
@@ -113,7 +110,7 @@ class Retry:
     clock: Clock
 
     def __post_init__(self) -> None:
-        self._tracebacks = Tracebacks(logger, self.clock)
+        self.failure_log = FailureLog(self.clock)
 
     async def try_one(
         self, key: str, message: Message, stop: StopSignal, *, error: Exception | None = None
@@ -160,27 +157,7 @@ class Retry:
             return None
         error = failure_of_message(message, failure)
         self.stats.hooks.message_failed(message, error, attempt, FailureAction.DEAD_LETTER)
-        self.log_dead_letter(message.id, error, attempt)
         return error
-
-    def log_dead_letter(self, id: str, error: Exception, attempt: int) -> None:
-        """Log that a dead letter failed again."""
-        logger.warning(
-            "dead letter %s failed again at attempt %d: %s",
-            quoted(id),
-            attempt,
-            describe(error),
-            **self._details(error, "dead letter"),
-        )
-
-    def log_batch(self, size: int, error: Exception) -> None:
-        """Log that a batch failed, of which no message may fail alone."""
-        logger.warning(
-            "a batch of %d messages failed, trying its halves: %s",
-            size,
-            describe(error),
-            **self._details(error, "batch"),
-        )
 
     async def attempt(self, message: Message) -> BaseException | None:
         """Call the handler once; return the error if it failed."""
@@ -228,13 +205,8 @@ class Retry:
         why = attempt.error or "its error was not kept"
         failing[key] = FailingMessage(message.id, key, attempt.count, why, attempt.again, attempt.first)
         if len(failing) <= MAX_SHOWN_FAILING:
-            logger.warning(
-                "message %s failed at attempt %d before this run, again in %.1f s: %s",
-                quoted(message.id),
-                attempt.count,
-                attempt.again - self.progress.attempts.now,
-                why,
-            )
+            failure = Failure(key, message.id, attempt.count, why, None)
+            self.failure_log.failed_before_this_run(failure, attempt.again - self.progress.attempts.now)
         self.stats.hooks.message_postponed(message, failing[key])
 
     def _finish(self, key: str, message: Message, state: Settlement) -> Settlement:
@@ -251,28 +223,31 @@ class Retry:
 
     async def _decide(self, key: str, message: Message, error: Exception) -> FailureDecision:
         """Decide what becomes of a failed message, and carry it out, except for the wait."""
-        attempt = self.progress.attempts.record_failure(key)
+        attempts, counts = self.progress.attempts, self.stats.counts
+        attempt = attempts.record_failure(key)
+        failure = Failure(key, message.id, attempt.count, describe(error), error)
         try:
             decision = await self._apply_rules(message, error, attempt)
         except StoreError:  # of the commit before a coroutine of the user is awaited
             raise
-        except Exception as policy_error:  # the user's function can raise anything
-            logger.warning(
-                "retry= or on_failure= failed for message %s, which stops the consumer: %s",
-                quoted(message.id),
-                describe(policy_error),
-                exc_info=policy_error,
-            )
-            raise _stop_error(
-                key, message, f"{describe(error)}; its policy failed: {describe(policy_error)}"
-            ) from error
+        except Exception as policy_error:  # noqa: BLE001  # the user's function can raise anything
+            why = describe(policy_error)
+            self.failure_log.policy_failed(failure._replace(why=why, error=policy_error))
+            raise self._stop(failure, f"{failure.why}; its policy failed: {why}") from error
         self.stats.hooks.message_failed(message, error, attempt.count, decision.action)
         if decision.action is FailureAction.STOP:
             self._forget(key)
-            raise _stop_error(key, message, describe(error)) from error
-        if decision.action is FailureAction.DEAD_LETTER:
-            self._add_dead_letter(key, message, error, attempt)
-        self._report(key, message, error, attempt, decision)
+            raise self._stop(failure, failure.why) from error
+        if decision.action is FailureAction.RETRY:
+            retry_at = attempts.postpone(key, decision.delay, failure.why).again
+            failing = FailingMessage(message.id, key, attempt.count, failure.why, retry_at, attempt.first)
+            self.stats.message_failed(key, failing)
+        elif decision.action is FailureAction.SKIP:
+            counts["skipped"] += 1
+        else:
+            self._add_dead_letter(message, error, failure, attempt)
+            counts["dead_lettered"] += 1
+        self.failure_log.message_failed(failure, decision.action, decision.delay)
         return decision
 
     async def _apply_rules(self, message: Message, error: Exception, attempt: Attempt) -> FailureDecision:
@@ -318,55 +293,30 @@ class Retry:
             raise
         return await result
 
-    def _add_dead_letter(self, key: str, message: Message, error: Exception, attempt: Attempt) -> None:
-        progress = self.progress
+    def _add_dead_letter(self, message: Message, error: Exception, failure: Failure, attempt: Attempt) -> None:
+        progress, why = self.progress, failure.why
         if progress.dead_letter_count >= MAX_DEAD_LETTERS:
-            raise _stop_error(
-                key, message, f"there are {progress.dead_letter_count} dead letters already: {describe(error)}"
-            )
+            raise self._stop(
+                failure, f"there are {progress.dead_letter_count} dead letters already: {why}"
+            ) from error
         try:
-            dead_letter = make_dead_letter(key, message.id, message.raw, error, progress.attempts.now)
+            dead_letter = make_dead_letter(failure.key, message.id, message.raw, error, progress.attempts.now)
         except Exception as broken:  # noqa: BLE001  # an exception of the user can fail to give its own text
-            raise _stop_error(key, message, f"{describe(error)}; it cannot be kept: {describe(broken)}") from error
+            raise self._stop(failure, f"{why}; it cannot be kept: {describe(broken)}") from error
         attempts = 0 if message.error is not None else attempt.count
         progress.dead_letters.append(
             msgspec.structs.replace(dead_letter, attempts=attempts, first_failed=attempt.first)
         )
 
-    def _report(
-        self, key: str, message: Message, error: Exception, attempt: Attempt, decision: FailureDecision
-    ) -> None:
-        name, count, why = quoted(message.id), attempt.count, describe(error)
-        details = self._details(error, decision.action)
-        if decision.action is FailureAction.RETRY:
-            retry_at = self.progress.attempts.postpone(key, decision.delay, why).again
-            self.stats.message_failed(key, FailingMessage(message.id, key, count, why, retry_at, attempt.first))
-            logger.warning(
-                "message %s failed at attempt %d, again in %.1f s: %s",
-                name,
-                count,
-                decision.delay,
-                why,
-                **details,
-            )
-        elif decision.action is FailureAction.SKIP:
-            self.stats.counts["skipped"] += 1
-            logger.warning("message %s failed at attempt %d and is skipped: %s", name, count, why, **details)
-        else:
-            self.stats.counts["dead_lettered"] += 1
-            logger.warning(
-                "message %s failed at attempt %d and is a dead letter now: %s",
-                name,
-                count,
-                why,
-                **details,
-            )
-
-    def _details(self, error: Exception, outcome: object) -> dict[str, Any]:
-        """Return what the log record of a failed attempt has besides its line: the traceback, or None."""
-        # A handler that decides itself has no bug, unless it decided so because of another error.
-        decided = isinstance(error, HandlerDecision) and raised_from(error) is None
-        return {"exc_info": None if decided else self._tracebacks.choose(error, outcome)}
+    def _stop(self, failure: Failure, why: str) -> ProcessError:
+        """Log that a message stops the consumer, and return the error to raise."""
+        self.failure_log.message_failed(failure._replace(why=why), FailureAction.STOP)
+        return ProcessError(
+            f"message {quoted(failure.id)} failed and stops the consumer: {why}. "
+            "It and all after it are not settled; mend the handler or the message, and run again.",
+            id=failure.id,
+            dedupe_key=failure.key,
+        )
 
     async def _wait(self, seconds: float, stop: StopSignal, *, since: float) -> None:
         until = self.clock() + seconds
@@ -421,13 +371,4 @@ def make_dead_letter(key: str, id: str, raw: bytes, error: Exception, now: float
         traceback="".join(traceback.format_exception(*handler_error(error)))[-MAX_TRACEBACK:],
         first_failed=now,
         last_failed=now,
-    )
-
-
-def _stop_error(key: str, message: Message, why: str) -> ProcessError:
-    return ProcessError(
-        f"message {quoted(message.id)} failed and stops the consumer: {why}. "
-        "It and all after it are not settled; mend the handler or the message, and run again.",
-        id=message.id,
-        dedupe_key=key,
     )

@@ -148,7 +148,7 @@ def test_processed_messages_are_recorded_and_a_failed_one_is_processed_by_the_ne
         python("data = json.load(sys.stdin)['data']; print(data); sys.exit(3 if data == 2 else 0)"),
     )
     assert (code, lines) == (Exit.MESSAGE, [1, 2])
-    assert len(said(err)) == 1
+    assert len(said(err)) == 2  # the line in the log, and why the command ended
     assert f"CommandFailed: {sys.executable!r} exited with 3. It and all after it are not settled" in err
     print_data = python("print(json.load(sys.stdin)['data'])")
     assert tail(server.url, "--once", "--state", state, "--exec", print_data)[:2] == (Exit.DONE, [2, 3])
@@ -168,7 +168,7 @@ def test_an_exit_status_other_than_0_fails_the_message_and_names_it(server, tail
     assert (code, lines) == (Exit.MESSAGE, [])
     assert f"message {name!r} failed and stops the consumer" in err
     assert says in err
-    assert len(said(err)) == 1
+    assert len(said(err)) == 2
 
 
 def test_control_characters_in_an_id_are_quoted(tail, python, monkeypatch):
@@ -178,7 +178,7 @@ def test_control_characters_in_an_id_are_quoted(tail, python, monkeypatch):
     code, _, err = tail("http://127.0.0.1:1/feed", "--once", "--exec-attempts=1", "--exec", python("sys.exit(1)"))
     assert code == Exit.MESSAGE
     assert r"'\x1b[2J\r\nforged' failed" in err
-    assert len(err.splitlines()) == 1
+    assert len(err.splitlines()) == 2
     assert "\x1b" not in err
 
 
@@ -309,7 +309,7 @@ def test_a_command_that_cannot_be_started_fails_the_message(server, tail, tmp_pa
     code, _, err = tail(server.url, "--once", "--exec-attempts=1", "--exec", "./program")
     assert code == Exit.MESSAGE
     assert "CommandNotStarted: './program' could not be started: Exec format error" in err
-    assert len(said(err)) == 1
+    assert len(said(err)) == 2
 
 
 @pytest.mark.parametrize("policy", ["skip", "dead-letter"])

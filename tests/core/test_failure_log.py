@@ -3,7 +3,7 @@
 import logging
 import threading
 import traceback
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import anyio
 import pytest
@@ -18,8 +18,9 @@ from push_to_poll_client import (
     Push,
     RetryMessage,
     SkipMessage,
+    StopConsumer,
 )
-from push_to_poll_client._log import MAX_TRACEBACKS, TRACEBACK_INTERVAL
+from push_to_poll_client._failure_log import MAX_TRACEBACKS, TRACEBACK_INTERVAL, FailureLog
 from push_to_poll_client.testing import FakeFeed, ManualListener
 from tests.support.consumers import Log
 
@@ -93,11 +94,20 @@ async def test_g9_a_message_that_is_processed_after_failing_is_logged(caplog, ru
     ]
 
 
+CALLS = {
+    "run": Consumer.run,
+    "poll_now": Consumer.poll_now,
+    "catch_up": Consumer.catch_up,
+    "replay": lambda consumer: consumer.replay("inception"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("policy", ["skip", "dead_letter", "stop"])
-async def test_g9_a_message_that_is_given_up_at_once_has_one_line_with_the_traceback(policy, caplog):
+async def test_g9_a_message_that_is_given_up_at_once_has_one_line_with_the_traceback(policy, call, caplog):
     consumer = Broken(with_bad("bad"), retry=None, on_failure=policy)
     with anyio.move_on_after(5), nullcontext() if policy != "stop" else pytest.raises(ProcessError) as raised:
-        await consumer.run()
+        await CALLS[call](consumer)
     if policy == "stop":
         assert 'return order["customer"]' in "".join(traceback.format_exception(raised.value))
     ((line, shown),) = told(caplog)
@@ -107,17 +117,36 @@ async def test_g9_a_message_that_is_given_up_at_once_has_one_line_with_the_trace
     assert 'return order["customer"]' in caplog.text
 
 
+POLICY_BUG = "KeyError: 'a bug of the policy'"
+
+
+async def test_g9_each_of_several_messages_that_stop_the_consumer_at_once_has_a_line(caplog):
+    """One of their errors is raised."""
+    consumer = Broken(
+        with_bad("1", "2"), retry=None, concurrency=4, ordering_key=lambda message: message.id, on_failure="stop"
+    )
+    with pytest.raises(ProcessError):
+        await consumer.run()
+    assert begin(told(caplog)) == [
+        ("message '1' failed at attempt 1 and stops the consumer", True),
+        ("message '2' failed at attempt 1 and stops the consumer", False),
+    ]
+
+
 async def test_g9_a_bug_in_the_failure_policy_is_logged_with_its_traceback(caplog):
     def policy(message, error):
         return {}["a bug of the policy"]
 
     with pytest.raises(ProcessError):
         await Broken(with_bad("bad"), retry=None, on_failure=policy).poll_now()
-    ((line, shown),) = told(caplog)
-    assert line == (
-        "retry= or on_failure= failed for message 'bad', which stops the consumer: KeyError: 'a bug of the policy'"
-    )
-    assert shown
+    failed = "KeyError: 'customer'"
+    assert told(caplog) == [
+        (f"retry= or on_failure= failed for message 'bad', which stops the consumer: {POLICY_BUG}", True),
+        (
+            f"message 'bad' failed at attempt 1 and stops the consumer: {failed}; its policy failed: {POLICY_BUG}",
+            True,
+        ),
+    ]
     assert 'return {}["a bug of the policy"]' in caplog.text
 
 
@@ -291,7 +320,7 @@ async def test_a_message_that_cannot_be_read_is_one_line_unless_a_cause_says_mor
     assert 'return order["customer"]' in caplog.text
 
 
-@pytest.mark.parametrize("decision", [RetryMessage, SkipMessage, DeadLetterMessage])
+@pytest.mark.parametrize("decision", [RetryMessage, SkipMessage, DeadLetterMessage, StopConsumer])
 async def test_what_a_handler_decides_itself_is_a_line_without_a_traceback_unless_an_error_led_to_it(
     decision, caplog
 ):
@@ -309,7 +338,8 @@ async def test_what_a_handler_decides_itself_is_a_line_without_a_traceback_unles
         feed = FakeFeed()
         feed.publish(number)
         caplog.clear()
-        await Consumer(feed, store=MemoryStore(), process=process).poll_now()
+        with suppress(ProcessError):
+            await Consumer(feed, store=MemoryStore(), process=process).poll_now()
         assert [has for _, has in told(caplog)] == [shown], number
 
 
@@ -339,6 +369,44 @@ async def test_a_dead_letter_that_cannot_be_restored_is_logged_with_a_traceback(
     ((line, shown),) = told(caplog)
     assert line.startswith("dead letter '1' failed again at attempt 1: DecodeError: dead letter '1' cannot be")
     assert shown
+
+
+async def test_every_line_of_a_failure_has_the_fields_that_are_given_in_one_place(caplog, monkeypatch):
+    monkeypatch.setattr(FailureLog, "_details", lambda self, failure, outcome: {"extra": {"failure": failure}})
+    store = MemoryStore()
+
+    class Fails(Consumer):
+        async def process_batch(self, messages):
+            raise RetryMessage(after=60) if messages[-1].id == "again" else KeyError("customer")
+
+    def poll(feed):
+        return Fails(feed, store=store, retry=None, on_failure=lambda message, _: message.id).poll_now()
+
+    feed = FakeFeed()
+    feed.publish("skip", "dead_letter")
+    await poll(feed)
+    await Fails(feed, store=store).dead_letters.retry()
+    feed.publish("again")
+    for _ in range(2):
+        await poll(feed)
+    for wrong in ("stop", "unknown"):
+        bad = FakeFeed(identity=wrong)
+        bad.publish(wrong)
+        with pytest.raises(ProcessError):
+            await poll(bad)
+    lines = [line for line, _ in begin(told(caplog))]
+    fields = [(record.failure.key, record.failure.attempt) for record in caplog.records]
+    assert list(zip(lines, fields, strict=True)) == [
+        ("a batch of 2 messages failed", ("skip", 1)),
+        ("message 'skip' failed at attempt 1 and is skipped", ("skip", 1)),
+        ("message 'dead_letter' failed at attempt 1 and is a dead letter now", ("dead_letter", 1)),
+        ("dead letter 'dead_letter' failed again at attempt 2", ("dead_letter", 2)),
+        ("message 'again' failed at attempt 1", ("again", 1)),
+        ("message 'again' failed at attempt 1 before this run", ("again", 1)),
+        ("message 'stop' failed at attempt 1 and stops the consumer", ("stop", 1)),
+        ("retry= or on_failure= failed for message 'unknown'", ("unknown", 1)),
+        ("message 'unknown' failed at attempt 1 and stops the consumer", ("unknown", 1)),
+    ]
 
 
 async def test_the_error_that_stops_a_consumer_has_the_traceback_of_the_bug(caplog):

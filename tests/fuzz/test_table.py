@@ -57,7 +57,8 @@ TAKES_APART = {
 
 OUR_OWN = {
     "_http.transport": "addresses that the user gave, and the name of a module",
-    "_log": "names of modules",
+    "_log": "tracebacks that it has just made",
+    "_failure_log": "names of modules",
     "_secrets": "headers and URLs that the user gave",
     "_fetching": "JSON that it has just made",
     "_processor": "digests that it has just made",

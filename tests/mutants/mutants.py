@@ -508,7 +508,7 @@ MUTANTS = [
     of(
         "G9",
         "logs no traceback of a message that fails",
-        "_log.py",
+        "_failure_log.py",
         "        self._logged[kind] = now\n        return handler_error(error)\n",
         "        self._logged[kind] = now\n        return None\n",
         "tests/core/test_failure_log.py",
@@ -524,7 +524,7 @@ MUTANTS = [
     of(
         "G11",
         "logs a traceback for each message that fails",
-        "_log.py",
+        "_failure_log.py",
         "        if kind in self._logged or len(self._logged) >= MAX_TRACEBACKS:\n",
         "        if False:\n",
         "tests/core/test_failure_log.py",
