@@ -49,7 +49,8 @@ def arguments(kind):
 def test_common_arguments_have_one_name_order_and_default(kind):
     common = [name for name in arguments(kind) if name in DEFAULTS]
     assert common == [name for name in DEFAULTS if name in common]
-    assert [*arguments(kind)][-len(common) :] == common or kind is WebSub  # which has a timeout before its client
+    in_order = [*arguments(kind)][-len(common) :] == common or kind is WebSub  # its timeout is before its client
+    assert in_order, f"put the arguments that others do not have before {common[0]}"
     for name in common:
         assert arguments(kind)[name].default in DEFAULTS[name], name
     assert not GONE & arguments(kind).keys()
