@@ -514,6 +514,14 @@ MUTANTS = [
         "tests/core/test_failure_log.py",
     ),
     of(
+        "G9",
+        "logs a message that stops the consumer a second time",
+        "_lifecycle.py",
+        "        if isinstance(error, Exception) and not isinstance(error, ProcessError):\n",
+        "        if isinstance(error, Exception):\n",
+        "tests/core/test_failure_log.py",
+    ),
+    of(
         "G11",
         "logs a line for each poll that reaches the end of the feed",
         "_hooks.py",
