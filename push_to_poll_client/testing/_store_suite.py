@@ -1,7 +1,7 @@
 """Conformance suite for every store: in memory, on a disk, or on a server."""
 # ruff: noqa: S101 - a suite asserts; pytest explains asserts of the module that a test class comes from
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from itertools import pairwise
 from typing import Any
@@ -36,6 +36,28 @@ def _dead_letter(key: str, **others: Any) -> DeadLetter:
     return DeadLetter(
         dedupe_key=key, id=f"id of {key}", raw=key.encode("utf-8", "surrogatepass"), error="broken", **others
     )
+
+
+_WRITES: dict[str, Callable[[Session], Awaitable[object]]] = {
+    "commit": lambda session: session.commit(
+        cursor="c2",
+        records=[Record("2"), Record("3", fingerprint=3), Record("4")],
+        dead_letters=[_dead_letter("2")],
+        state={"s": "2"},
+    ),
+    "commit without a cursor": lambda session: session.commit(
+        cursor=None, records=[Record("2")], state={"s": "2"}
+    ),
+    "reset": lambda session: session.reset(None, forget=True, state={"s": "2"}),
+}
+"""Each would change what `_claimed_with_progress` has saved."""
+
+_READS: dict[str, Callable[[Session], Awaitable[object]]] = {
+    "unseen": lambda session: session.unseen(["2"]),
+    "fingerprints": lambda session: session.fingerprints(["1"]),
+    "dead_letters": lambda session: session.dead_letters(),
+    "dead_letter": lambda session: session.dead_letter("4"),
+}
 
 
 class StoreSuite:
@@ -91,6 +113,41 @@ class StoreSuite:
         finally:
             await session.release()
 
+    @asynccontextmanager
+    async def _durable(self, store: Store, *keys: str) -> AsyncIterator[Session]:
+        """A session; the next owner after a restart has to see what it saw at the end, of these keys."""
+        async with self._claimed(store) as session:
+            yield session
+            before = await self._shown(session, *keys)
+        async with self._claimed(await self.reopen(store)) as session:
+            assert await self._shown(session, *keys) == before
+
+    @asynccontextmanager
+    async def _claimed_with_progress(self, store: Store) -> AsyncIterator[tuple[Session, dict[str, object]]]:
+        """A session that has saved something, and what it shows."""
+        async with self._claimed(store) as session:
+            await session.commit(
+                cursor="c1",
+                records=[Record("1"), Record("4", Settlement.DEAD_LETTERED)],
+                dead_letters=[_dead_letter("4")],
+                state={"s": "1"},
+            )
+            yield session, await self._shown(session, *"1234")
+
+    async def _shown(self, session: Session, *keys: str) -> dict[str, object]:
+        letters = [*await session.dead_letters()]
+        return {
+            "cursor": session.cursor,
+            "history": [*session.history],
+            "state": dict(session.state),
+            "record count": session.record_count,
+            "dead letter count": session.dead_letter_count,
+            "unseen": await session.unseen(keys),
+            "fingerprints": dict(await session.fingerprints(keys)),
+            "dead letters": letters,
+            "dead letters by key": [await session.dead_letter(letter.dedupe_key) for letter in letters],
+        }
+
     async def _seen(self, session: Session, keys: Sequence[str]) -> set[str]:
         return set(keys) - await session.unseen(keys)
 
@@ -101,59 +158,29 @@ class StoreSuite:
         )
 
     async def test_a_new_name_begins_at_the_inception(self) -> None:
-        """No cursor, nothing seen."""
-        async with self._store() as store, self._claimed(store) as session:
+        """No cursor, nothing seen; and nothing is unseen among no keys: a page may be empty."""
+        async with self._store() as store, self._durable(store) as session:
             assert session.cursor is None
             assert await session.unseen(["1", "2"]) == {"1", "2"}
-
-    async def test_nothing_is_unseen_among_no_keys(self) -> None:
-        """A page may be empty."""
-        async with self._store() as store, self._claimed(store) as session:
             assert await session.unseen([]) == set()
 
-    async def test_a_commit_saves_cursor_and_records_together(self) -> None:
-        """And the session that made it sees them at once."""
-        async with self._store() as store, self._claimed(store) as session:
+    async def test_what_was_committed_is_there_at_once_and_after_a_restart(self) -> None:
+        """Cursor and records together, for the session that made it and for the next owner."""
+        async with self._store() as store, self._durable(store, *"123") as session:
             await session.commit(cursor="c1", records=[Record("1"), Record("2")])
             assert session.cursor == "c1"
             assert await session.unseen(["1", "2", "3"]) == {"3"}
 
-    async def test_what_was_committed_is_there_after_a_restart(self) -> None:
-        """Cursor and records, to the next owner."""
-        async with self._store() as store:
-            async with self._claimed(store) as session:
-                await session.commit(cursor="c1", records=[Record("1")])
-            async with self._claimed(await self.reopen(store)) as session:
-                assert session.cursor == "c1"
-                assert await session.unseen(["1", "2"]) == {"2"}
-
     async def test_a_commit_without_a_cursor_leaves_the_saved_one(self) -> None:
-        """Progress in the middle of a page is records alone."""
-        async with self._store() as store:
-            async with self._claimed(store) as session:
-                await session.commit(cursor=None, records=[Record("1")])
-                assert session.cursor is None
-                await session.commit(cursor="c1", records=[])
-                await session.commit(cursor=None, records=[Record("2")])
-                assert session.cursor == "c1"
-            async with self._claimed(await self.reopen(store)) as session:
+        """Progress in the middle of a page is records alone; a commit of nothing changes nothing."""
+        async with self._store() as store, self._durable(store, *"12") as session:
+            await session.commit(cursor=None, records=[Record("1")])
+            assert session.cursor is None
+            await session.commit(cursor="c1", records=[])
+            for records in ([Record("2")], []):
+                await session.commit(cursor=None, records=records)
                 assert session.cursor == "c1"
                 assert await session.unseen(["1", "2"]) == set()
-
-    async def test_a_commit_of_nothing_changes_nothing(self) -> None:
-        """It need not be avoided."""
-        async with self._store() as store, self._claimed(store) as session:
-            await session.commit(cursor="c1", records=[Record("1")])
-            await session.commit(cursor=None, records=[])
-            assert session.cursor == "c1"
-            assert await self._seen(session, ["1"]) == {"1"}
-
-    async def test_a_cursor_may_go_back(self) -> None:
-        """Cursors have no order."""
-        async with self._store() as store, self._claimed(store) as session:
-            for cursor in ("2", "1"):
-                await session.commit(cursor=cursor, records=[])
-                assert session.cursor == cursor
 
     async def test_keys_asked_for_twice_are_answered_once(self) -> None:
         """A page may repeat a message."""
@@ -179,11 +206,11 @@ class StoreSuite:
             assert await self._seen(session, ["1", "2", "3", "4"]) == {"1", "2", "3"}
 
     async def test_names_have_nothing_in_common(self) -> None:
-        """Each has its owner, cursor, feed and records, at the same time."""
+        """Each has its owner, cursor, feed, records and state, at the same time."""
         async with self._store() as store, self._claimed(store, "a") as a:
             async with self._claimed(store, "A", feed="https://other.example/") as other:
-                await a.commit(cursor="c1", records=[Record("1")])
-                assert other.cursor is None
+                await a.commit(cursor="c1", records=[Record("1")], state={"a": "1"})
+                assert (other.cursor, dict(other.state)) == (None, {})
                 assert await other.unseen(["1"]) == {"1"}
                 await other.commit(cursor="d1", records=[Record("2")])
             assert a.cursor == "c1"
@@ -229,70 +256,44 @@ class StoreSuite:
                     await store.claim("a", feed=_FEED)
                 await second.commit(cursor="c1", records=[])
 
-    async def test_a_released_session_writes_nothing(self) -> None:
+    @pytest.mark.parametrize("call", [*_WRITES, *_READS])
+    async def test_a_released_session_writes_and_reads_nothing(self, call: str) -> None:
         """Whether or not there is a new owner."""
+        perform = {**_WRITES, **_READS}[call]
         async with self._store() as store:
-            async with self._claimed(store) as old:
-                await old.commit(cursor="c1", records=[Record("1")])
+            async with self._claimed_with_progress(store) as (old, before):
+                pass
             with pytest.raises(StoreError):
-                await old.commit(cursor="c2", records=[Record("2")])
+                await perform(old)
             async with self._claimed(store) as new:
                 with pytest.raises(StoreError):
-                    await old.commit(cursor="c2", records=[Record("2")])
-                with pytest.raises(StoreError):
-                    await old.unseen(["2"])
-                assert (new.cursor, await new.unseen(["1", "2"])) == ("c1", {"2"})
+                    await perform(old)
+                assert await self._shown(new, *"1234") == before
 
-    async def test_an_owner_that_was_replaced_writes_nothing(self) -> None:
-        """The fencing token is checked with each commit: what slept through its lease is refused (G10)."""
+    @pytest.mark.parametrize("write", _WRITES)
+    async def test_an_owner_that_was_replaced_writes_nothing(self, write: str) -> None:
+        """The fencing token is checked with each write: what slept through its lease is refused (G10)."""
         async with self._store() as store:
-            async with self._claimed(store) as old:
-                await old.commit(cursor="c1", records=[Record("1")])
+            async with self._claimed_with_progress(store) as (old, before):
                 await self.steal(store, "a")
-                for cursor in ("c2", None):
-                    with pytest.raises(OwnershipLost):
-                        await old.commit(cursor=cursor, records=[Record("2")])
+                with pytest.raises(OwnershipLost):
+                    await _WRITES[write](old)
                 assert old.cursor == "c1"
             async with self._claimed(await self.reopen(store)) as new:
-                assert (new.cursor, await new.unseen(["1", "2"])) == ("c1", {"2"})
+                assert await self._shown(new, *"1234") == before
 
-    async def test_a_commit_that_fails_has_written_nothing(self) -> None:
+    @pytest.mark.parametrize("write", _WRITES)
+    async def test_a_write_that_fails_has_written_nothing(self, write: str) -> None:
         """None of it, neither for this session nor after a restart; the next commit works."""
         async with self._store() as store:
-            async with self._claimed(store) as session:
-                await session.commit(cursor="c1", records=[Record("1"), Record("4", Settlement.DEAD_LETTERED)])
-                await session.commit(cursor=None, records=[], dead_letters=[_dead_letter("4")], state={"s": "1"})
-                before = await self._all_of(session, "1", "2", "3", "4")
+            async with self._claimed_with_progress(store) as (session, before):
                 with self.failing(store), pytest.raises(StoreError):
-                    await session.commit(
-                        cursor="c2",
-                        records=[Record("2"), Record("3", fingerprint=3), Record("4")],
-                        dead_letters=[_dead_letter("2")],
-                        state={"s": "2"},
-                    )
-                assert await self._all_of(session, "1", "2", "3", "4") == before
+                    await _WRITES[write](session)
+                assert await self._shown(session, *"1234") == before
+            async with self._durable(await self.reopen(store), *"1234") as session:
+                assert await self._shown(session, *"1234") == before
                 await session.commit(cursor=None, records=[Record("3")])
-            async with self._claimed(await self.reopen(store)) as session:
-                assert (session.cursor, await session.unseen(["1", "2", "3"])) == ("c1", {"2"})
-                assert (session.dead_letter_count, dict(session.state)) == (1, {"s": "1"})
-
-    async def test_a_reset_that_fails_has_changed_nothing(self) -> None:
-        """Also for this session."""
-        async with self._store() as store:
-            async with self._claimed(store) as session:
-                await session.commit(cursor="c1", records=[Record("1")])
-                before = await self._all_of(session, "1")
-                with self.failing(store), pytest.raises(StoreError):
-                    await session.reset("c0", forget=True, state={"s": "1"})
-                assert await self._all_of(session, "1") == before
-            async with self._claimed(await self.reopen(store)) as session:
-                assert await self._all_of(session, "1") == before
-
-    async def _all_of(self, session: Session, *keys: str) -> tuple[object, ...]:
-        letters = [await session.dead_letter(key) for key in keys]
-        counts = session.dead_letter_count, session.record_count
-        known = await session.unseen(keys), await session.fingerprints(keys)
-        return session.cursor, [*session.history], dict(session.state), counts, known, letters
+                assert await session.unseen(["1", "2", "3", "4"]) == {"2"}
 
     async def test_a_page_may_be_huge(self) -> None:
         """Ten thousand keys at once."""
@@ -305,22 +306,18 @@ class StoreSuite:
     async def test_a_key_may_be_any_string(self) -> None:
         """And is no other's: each is recorded while all the rest stay unseen."""
         assert len(set(_STRINGS)) == len(_STRINGS)
-        async with self._store() as store:
-            async with self._claimed(store) as session:
-                for number, key in enumerate(_STRINGS):
-                    assert await session.unseen(_STRINGS) == set(_STRINGS[number:])
-                    await session.commit(cursor=None, records=[Record(key)])
-            async with self._claimed(await self.reopen(store)) as session:
-                assert await session.unseen([*_STRINGS, "other"]) == {"other"}
+        async with self._store() as store, self._durable(store, *_STRINGS, "other") as session:
+            for number, key in enumerate(_STRINGS):
+                assert await session.unseen(_STRINGS) == set(_STRINGS[number:])
+                await session.commit(cursor=None, records=[Record(key)])
+            assert await session.unseen([*_STRINGS, "other"]) == {"other"}
 
     async def test_a_cursor_may_be_any_string(self) -> None:
-        """It comes back unchanged, and the empty string is not the inception."""
+        """It comes back unchanged; the empty string is not the inception, and cursors have no order."""
         async with self._store() as store:
             for cursor in _STRINGS:
-                async with self._claimed(store) as session:
+                async with self._durable(store) as session:
                     await session.commit(cursor=cursor, records=[])
-                store = await self.reopen(store)  # noqa: PLW2901 - the same data
-                async with self._claimed(store) as session:
                     assert session.cursor == cursor
 
     async def test_a_name_and_a_feed_may_be_any_string(self) -> None:
@@ -336,33 +333,26 @@ class StoreSuite:
 
     async def test_the_size_counts_the_records(self) -> None:
         """Of the records of a key the last one counts, and only that."""
-        async with self._store() as store:
-            async with self._claimed(store) as session:
-                assert session.record_count == 0
-                await session.commit(cursor=None, records=[Record("1"), Record("2"), Record("1")])
-                assert session.record_count == len({"1", "2"})
-                await session.commit(cursor="c1", records=[Record("2", Settlement.DEAD_LETTERED)])
-                await session.commit(cursor="c2", records=[Record("2")])
-                assert session.record_count == len({"1", "2"})
-            async with self._claimed(await self.reopen(store)) as session:
-                assert session.record_count == len({"1", "2"})
+        async with self._store() as store, self._durable(store) as session:
+            assert session.record_count == 0
+            await session.commit(cursor=None, records=[Record("1"), Record("2"), Record("1")])
+            assert session.record_count == len({"1", "2"})
+            await session.commit(cursor="c1", records=[Record("2", Settlement.DEAD_LETTERED)])
+            await session.commit(cursor="c2", records=[Record("2")])
+            assert session.record_count == len({"1", "2"})
 
     async def test_a_fingerprint_comes_back(self) -> None:
         """Any number of 63 bits, for those keys that have one."""
-        keys = ["0", "1", "2", "3", "4"]
         records = [Record("0", fingerprint=0), Record("1", fingerprint=(1 << 63) - 1), Record("2")]
-        async with self._store() as store:
-            async with self._claimed(store) as session:
-                assert dict(await session.fingerprints([])) == {}
-                await session.commit(cursor=None, records=[*records, Record("3", Settlement.DEAD_LETTERED, 3)])
-                assert dict(await session.fingerprints(keys)) == {"0": 0, "1": (1 << 63) - 1, "3": 3}
-            async with self._claimed(await self.reopen(store)) as session:
-                assert dict(await session.fingerprints(keys)) == {"0": 0, "1": (1 << 63) - 1, "3": 3}
+        async with self._store() as store, self._durable(store, *"01234") as session:
+            assert dict(await session.fingerprints([])) == {}
+            await session.commit(cursor=None, records=[*records, Record("3", Settlement.DEAD_LETTERED, 3)])
+            assert dict(await session.fingerprints([*"01234"])) == {"0": 0, "1": (1 << 63) - 1, "3": 3}
 
     async def test_the_newest_fingerprint_counts(self) -> None:
         """Within a commit, and over many records in between."""
         between = [Record(f"{number:036}", fingerprint=number) for number in range(_MANY)]
-        async with self._store() as store, self._claimed(store) as session:
+        async with self._store() as store, self._durable(store, "1", between[7].key) as session:
             await session.commit(cursor=None, records=[Record("1", fingerprint=1), Record("1", fingerprint=2)])
             assert dict(await session.fingerprints(["1"])) == {"1": 2}
             await session.commit(cursor=None, records=between)
@@ -385,18 +375,13 @@ class StoreSuite:
             retry_requested=True,
         )
         plain = DeadLetter(dedupe_key="p", id="", raw=b"", error="")
-        async with self._store() as store:
-            async with self._claimed(store) as session:
-                assert (session.dead_letter_count, await session.dead_letter("k")) == (0, None)
-                await session.commit(
-                    cursor=None, records=[Record("k", Settlement.DEAD_LETTERED)], dead_letters=[full, plain]
-                )
-                assert session.dead_letter_count == len([full, plain])
-                assert await session.dead_letter("k") == full
-            async with self._claimed(await self.reopen(store)) as session:
-                assert session.dead_letter_count == len([full, plain])
-                assert [await session.dead_letter(key) for key in "kp"] == [full, plain]
-                assert list(await session.dead_letters()) == [full, plain]
+        buried = [Record("k", Settlement.DEAD_LETTERED)]
+        async with self._store() as store, self._durable(store) as session:
+            assert (session.dead_letter_count, await session.dead_letter("k")) == (0, None)
+            await session.commit(cursor=None, records=buried, dead_letters=[full, plain])
+            assert session.dead_letter_count == len([full, plain])
+            assert [await session.dead_letter(key) for key in "kp"] == [full, plain]
+            assert list(await session.dead_letters()) == [full, plain]
 
     async def test_a_dead_letter_may_be_large(self) -> None:
         """As large as the largest entry of a feed; few are handed out together then, but one at least."""
@@ -465,21 +450,15 @@ class StoreSuite:
 
     async def test_the_state_is_a_few_texts(self) -> None:
         """Changed name by name, together with all else; any strings."""
-        texts = {text: text for text in _STRINGS}
-        async with self._store() as store:
-            async with self._claimed(store) as session:
-                assert dict(session.state) == {}
-                await session.commit(cursor="c", records=[Record("1")], state={**texts, "a": "b"})
-                assert dict(session.state) == {**texts, "a": "b"}
-                await session.commit(cursor=None, records=[])
-                await session.commit(cursor=None, records=[], state={"": None, "none": None, "new": "1"})
-                await session.commit(cursor=None, records=[], state={"new": "2"})
-            left = {**texts, "a": "b", "new": "2"}
-            del left[""]
-            again = await self.reopen(store)
-            async with self._claimed(again) as session, self._claimed(again, "other") as other:
-                assert dict(session.state) == left
-                assert dict(other.state) == {}
+        texts = {text: text for text in _STRINGS if text}
+        async with self._store() as store, self._durable(store) as session:
+            assert dict(session.state) == {}
+            await session.commit(cursor="c", records=[Record("1")], state={**texts, "": "of no name"})
+            assert dict(session.state) == {**texts, "": "of no name"}
+            await session.commit(cursor=None, records=[])
+            await session.commit(cursor=None, records=[], state={"": None, "none": None, "new": "1"})
+            await session.commit(cursor=None, records=[], state={"new": "2"})
+            assert dict(session.state) == {**texts, "new": "2"}
 
     async def test_the_state_that_was_read_does_not_change(self) -> None:
         """Who looks at it while something is committed sees one state."""
@@ -491,25 +470,18 @@ class StoreSuite:
 
     async def test_the_history_begins_where_the_name_does(self) -> None:
         """And ends with the saved cursor."""
-        async with self._store() as store:
-            async with self._claimed(store) as session:
-                assert [cursor for cursor, _ in session.history] == [None]
-                await session.commit(cursor=None, records=[Record("1")])
-                assert [cursor for cursor, _ in session.history] == [None]
-                await session.commit(cursor="c1", records=[])
-                assert [cursor for cursor, _ in session.history] == [None, "c1"]
-                history = [*session.history]
-            async with self._claimed(await self.reopen(store)) as session:
-                assert [*session.history] == history
+        async with self._store() as store, self._durable(store) as session:
+            assert [cursor for cursor, _ in session.history] == [None]
+            await session.commit(cursor=None, records=[Record("1")])
+            assert [cursor for cursor, _ in session.history] == [None]
+            await session.commit(cursor="c1", records=[])
+            assert [cursor for cursor, _ in session.history] == [None, "c1"]
 
     async def test_a_cursor_is_as_old_as_its_page(self) -> None:
         """Whoever reads again what lies behind it has to know when it was read, not when it was saved."""
-        async with self._store() as store:
-            async with self._claimed(store) as session:
-                await session.commit(cursor="c1", records=[], read_at=1_000.5)
-                assert session.history[-1] == ("c1", 1_000.5)
-            async with self._claimed(await self.reopen(store)) as session:
-                assert session.history[-1] == ("c1", 1_000.5)
+        async with self._store() as store, self._durable(store) as session:
+            await session.commit(cursor="c1", records=[], read_at=1_000.5)
+            assert session.history[-1] == ("c1", 1_000.5)
 
     async def test_the_history_has_a_cursor_of_a_second(self) -> None:
         """However many are saved in it; saving the saved one again is no news."""
@@ -527,68 +499,29 @@ class StoreSuite:
 
     async def test_a_reset_goes_on_from_another_place(self) -> None:
         """The history begins anew; records, dead letters and the rest of the state stay."""
-        async with self._store() as store:
-            async with self._claimed(store) as session:
-                await session.commit(
-                    cursor="c1",
-                    records=[Record("1", fingerprint=1)],
-                    dead_letters=[_dead_letter("2")],
-                    state={"a": "1", "b": "1"},
-                )
-                for cursor in ("c0", None):
-                    await session.reset(cursor, forget=False, state={"a": cursor})
-                    assert session.cursor == cursor
-                    assert [cursor for cursor, _ in session.history] == [cursor]
-                assert await session.unseen(["1", "2"]) == {"2"}
-                await session.commit(cursor="c2", records=[])
-                assert [cursor for cursor, _ in session.history] == [None, "c2"]
-            async with self._claimed(await self.reopen(store)) as session:
-                assert [cursor for cursor, _ in session.history] == [None, "c2"]
-                assert await session.unseen(["1"]) == set()
-                assert (session.dead_letter_count, session.record_count) == (1, 1)
-                assert dict(session.state) == {"b": "1"}
+        records, letters = [Record("1", fingerprint=1)], [_dead_letter("2")]
+        async with self._store() as store, self._durable(store, *"12") as session:
+            await session.commit(cursor="c1", records=records, dead_letters=letters, state={"a": "1", "b": "1"})
+            for cursor in ("c0", None):
+                await session.reset(cursor, forget=False, state={"a": cursor})
+                assert session.cursor == cursor
+                assert [cursor for cursor, _ in session.history] == [cursor]
+            assert await session.unseen(["1", "2"]) == {"2"}
+            await session.commit(cursor="c2", records=[])
+            assert [cursor for cursor, _ in session.history] == [None, "c2"]
+            assert (session.dead_letter_count, session.record_count) == (1, 1)
+            assert dict(session.state) == {"b": "1"}
 
     async def test_a_reset_may_begin_a_new_dedupe_epoch(self) -> None:
         """What was recorded counts no more, and what is recorded then does."""
         keys = [f"{number:036}" for number in range(_MANY)]
-        async with self._store() as store:
-            async with self._claimed(store) as session:
-                await session.commit(
-                    cursor="c1",
-                    records=[Record(key, fingerprint=1) for key in keys],
-                    dead_letters=[_dead_letter("2")],
-                )
-                await session.reset(None, forget=True)
-                assert (session.cursor, session.record_count, session.dead_letter_count) == (None, 0, 1)
-                assert await session.unseen(keys) == set(keys)
-                assert dict(await session.fingerprints(keys)) == {}
-                await session.commit(cursor="c1", records=[Record(keys[5])])
-                assert await self._seen(session, keys) == {keys[5]}
-            async with self._claimed(await self.reopen(store)) as session:
-                assert await self._seen(session, keys) == {keys[5]}
-                assert (session.record_count, dict(await session.fingerprints(keys))) == (1, {})
-
-    async def test_a_session_that_lost_its_name_resets_and_reads_nothing(self) -> None:
-        """As for commits."""
-        async with self._store() as store:
-            session = await store.claim("a", feed=_FEED)
-            await session.commit(cursor="c1", records=[], dead_letters=[_dead_letter("1")])
-            await session.release()
-            with pytest.raises(StoreError):
-                await session.reset(None, forget=True)
-            for reading in (session.fingerprints(["1"]), session.dead_letters(), session.dead_letter("1")):
-                with pytest.raises(StoreError):
-                    await reading
-            async with self._claimed(store) as new:
-                assert (new.cursor, new.dead_letter_count) == ("c1", 1)
-
-    async def test_an_owner_that_was_replaced_resets_nothing(self) -> None:
-        """G10: its token is checked here too."""
-        async with self._store() as store:
-            async with self._claimed(store) as old:
-                await old.commit(cursor="c1", records=[Record("1")], state={"a": "1"})
-                await self.steal(store, "a")
-                with pytest.raises(OwnershipLost):
-                    await old.reset(None, forget=True, state={"a": None})
-            async with self._claimed(await self.reopen(store)) as new:
-                assert (new.cursor, await new.unseen(["1"]), dict(new.state)) == ("c1", set(), {"a": "1"})
+        records, letters = [Record(key, fingerprint=1) for key in keys], [_dead_letter("2")]
+        async with self._store() as store, self._durable(store, *keys) as session:
+            await session.commit(cursor="c1", records=records, dead_letters=letters)
+            await session.reset(None, forget=True)
+            assert (session.cursor, session.record_count, session.dead_letter_count) == (None, 0, 1)
+            assert await session.unseen(keys) == set(keys)
+            assert dict(await session.fingerprints(keys)) == {}
+            await session.commit(cursor="c1", records=[Record(keys[5])])
+            assert await self._seen(session, keys) == {keys[5]}
+            assert (session.record_count, dict(await session.fingerprints(keys))) == (1, {})

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from push_to_poll_client import OwnershipLost, StoreError
+from push_to_poll_client._types import SavedCursor
 from push_to_poll_client.stores import MemoryStore
 from push_to_poll_client.testing._store_suite import StoreSuite
 
@@ -194,6 +195,52 @@ def reset_first(store, session):
     changed(session, reset=reset)
 
 
+def lose_at_a_restart(**losses):
+    """The next owner finds these parts of the progress as the functions leave them."""
+
+    def lie(store, session):
+        if session.fencing_token > 1:
+            for name, lose in losses.items():
+                setattr(session._progress, name, lose(getattr(session._progress, name)))
+            session._saved = session._progress.saved
+
+    return lie
+
+
+def without_fingerprints(records):
+    return {key: msgspec.structs.replace(record, fingerprint=None) for key, record in records.items()}
+
+
+def clear_the_cursor_if_nothing_comes(store, session):
+    honest = session.commit
+
+    async def commit(self, *, cursor, records):
+        if cursor is None and not records:
+            self._saved = SavedCursor(None, 0)
+        else:
+            await honest(cursor=cursor, records=records)
+
+    changed(session, commit=commit)
+
+
+def never_go_back(store, session):
+    honest = session.commit
+
+    async def commit(self, *, cursor, records):
+        await honest(cursor=max(cursor, session.cursor or cursor), records=records)
+
+    changed(session, commit=commit)
+
+
+def take_no_keys_for_one(store, session):
+    honest = session.unseen
+
+    async def unseen(self, keys):
+        return await honest(keys or [""])
+
+    changed(session, unseen=unseen)
+
+
 def count_all(store, session):
     changed(session, record_count=property(lambda self: sum(map(len, self._progress._keys.values())) + 1))
 
@@ -329,7 +376,7 @@ def restart_and_forget(self, honest, cursor, now, *, forget):
     honest(self, cursor, now, forget=True)
 
 
-FAILS = "test_a_commit_that_fails_has_written_nothing"
+FAILS = "test_a_write_that_fails_has_written_nothing[commit]"
 FINGERPRINT = "test_a_fingerprint_comes_back"
 AS_IT_WAS = "test_a_dead_letter_comes_back_as_it_was"
 LARGE = "test_a_dead_letter_may_be_large"
@@ -340,11 +387,24 @@ STATE = "test_the_state_is_a_few_texts"
 RESET = "test_a_reset_goes_on_from_another_place"
 EPOCH = "test_a_reset_may_begin_a_new_dedupe_epoch"
 
+WRITES = ["commit", "commit without a cursor", "reset"]
+CALLS = [*WRITES, "unseen", "fingerprints", "dead_letters", "dead_letter"]
+
 LIES = [
     (save_first("dead_letters"), FAILS),
     (save_first("state"), FAILS),
     (save_first("records"), FAILS),
-    (reset_first, "test_a_reset_that_fails_has_changed_nothing"),
+    (reset_first, "test_a_write_that_fails_has_written_nothing[reset]"),
+    (lose_at_a_restart(records=lambda _: {}), "test_what_was_committed_is_there_at_once_and_after_a_restart"),
+    (lose_at_a_restart(saved=lambda _: SavedCursor(None, 0)), "test_a_cursor_may_be_any_string"),
+    (lose_at_a_restart(saved=lambda saved: SavedCursor(saved.cursor, 0)), "test_a_cursor_is_as_old_as_its_page"),
+    (lose_at_a_restart(previous=lambda _: ()), "test_the_history_begins_where_the_name_does"),
+    (lose_at_a_restart(state=lambda _: {}), STATE),
+    (lose_at_a_restart(dead_letters=lambda _: {}), AS_IT_WAS),
+    (lose_at_a_restart(records=without_fingerprints), FINGERPRINT),
+    (clear_the_cursor_if_nothing_comes, "test_a_commit_without_a_cursor_leaves_the_saved_one"),
+    (never_go_back, "test_a_cursor_may_be_any_string"),
+    (take_no_keys_for_one, "test_a_new_name_begins_at_the_inception"),
     (count_all, "test_the_size_counts_the_records"),
     (planted(fingerprints=keep_no_fingerprints), FINGERPRINT),
     (planted(fingerprints=keep_small_fingerprints), FINGERPRINT),
@@ -375,18 +435,17 @@ LIES = [
     (planted(restart=restart_and(state=dict)), RESET),
     (planted(restart=restart_without_forgetting), EPOCH),
     (planted(restart=restart_and(dead_letters=dict)), EPOCH),
-    (forget_the_token, "test_a_session_that_lost_its_name_resets_and_reads_nothing"),
-    (forget_the_token, "test_an_owner_that_was_replaced_resets_nothing"),
-    (save_the_cursor_first, "test_a_commit_that_fails_has_written_nothing"),
-    (save_records_first, "test_a_commit_that_fails_has_written_nothing"),
+    *((forget_the_token, f"test_a_released_session_writes_and_reads_nothing[{call}]") for call in CALLS),
+    *((forget_the_token, f"test_an_owner_that_was_replaced_writes_nothing[{write}]") for write in WRITES),
+    (save_the_cursor_first, FAILS),
+    (save_records_first, FAILS),
+    (save_records_first, "test_a_write_that_fails_has_written_nothing[commit without a cursor]"),
     (take_none_for_a_cursor, "test_a_commit_without_a_cursor_leaves_the_saved_one"),
     (spell_keys(str.strip), "test_a_key_may_be_any_string"),
     (spell_keys(str.lower), "test_a_key_may_be_any_string"),
     (spell_keys(lambda key: key[:1000]), "test_a_key_may_be_any_string"),
     (spell_keys(lambda key: key.split("\0", maxsplit=1)[0]), "test_a_key_may_be_any_string"),
     (spell_keys(lambda key: key.encode("utf-8", "replace")), "test_a_key_may_be_any_string"),
-    (forget_the_token, "test_a_released_session_writes_nothing"),
-    (forget_the_token, "test_an_owner_that_was_replaced_writes_nothing"),
     (release_for_others, "test_releasing_twice_is_releasing_once"),
     (share_everything, "test_names_have_nothing_in_common"),
     (forget_the_feed, "test_a_name_is_bound_to_its_feed"),
@@ -415,6 +474,7 @@ async def test_the_suite_detects_a_misbehaving_store(lie, test):
             yield
             store.broken = False
 
+    test, *case = test.removesuffix("]").split("[")
     with anyio.fail_after(100), pytest.raises((AssertionError, pytest.fail.Exception, StoreError)) as caught:
-        await getattr(Caught(), test)()
+        await getattr(Caught(), test)(*case)
     assert not isinstance(caught.value, OwnershipLost)
