@@ -34,24 +34,52 @@ class Step(NamedTuple):
     page: Page
 
 
-class FeedWalk(NamedTuple):
-    """From a cursor to the end.
+class FeedWalk:
+    """Page after page, until there is no next one. No generator: nothing is left open by who stops half way.
+
+    Args:
+        feed: What to read.
+        cursor: Where to begin.
 
     Attributes:
-        steps: The pages, in the order in which they were fetched.
+        steps: The pages so far, in the order in which they were fetched.
     """
 
-    steps: Sequence[Step]
+    def __init__(self, feed: Feed, cursor: Cursor | None = None) -> None:
+        self.steps: list[Step] = []
+        self._feed = feed
+        self._first = self._next = cursor
+
+    def __aiter__(self) -> "FeedWalk":
+        return self
+
+    async def __anext__(self) -> Step:
+        if self.is_over:
+            raise StopAsyncIteration
+        if len(self.steps) == MAX_PAGES:
+            raise AssertionError(
+                f"the walk from {self._first!r} found no end on {MAX_PAGES} pages; the last next is {self._next!r}"
+            )
+        step = Step(self._next, await self._feed.fetch(FetchRequest(self._next)))
+        self._next = step.page.next_page
+        self.steps.append(step)
+        return step
+
+    async def finish(self) -> "FeedWalk":
+        """Read the rest."""
+        async for _ in self:
+            pass
+        return self
 
     @property
-    def pages(self) -> Sequence[Page]:
-        """As they came."""
-        return [step.page for step in self.steps]
+    def is_over(self) -> bool:
+        """Whether the last page was read."""
+        return bool(self.steps) and self._next is None
 
     @property
     def messages(self) -> list[Message]:
         """Of all pages."""
-        return [message for page in self.pages for message in page.messages]
+        return [message for step in self.steps for message in step.page.messages]
 
     @property
     def ids(self) -> list[str]:
@@ -59,60 +87,98 @@ class FeedWalk(NamedTuple):
         return [message.id for message in self.messages]
 
     @property
+    def keys(self) -> list[tuple[str, str]]:
+        """Ids and dedupe keys of all messages."""
+        return [(message.id, message.dedupe_key) for message in self.messages]
+
+    @property
     def cursors(self) -> list[tuple[Cursor, int]]:
         """Each cursor that may be saved, and how many messages are settled then."""
-        found: list[tuple[Cursor, int]] = []
+        found: list[tuple[Cursor | None, int]] = []
         settled = 0
-        for page in self.pages:
+        for _, page in self.steps:
             for message in page.messages:
                 settled += 1
-                found += [(message.cursor, settled)] if message.cursor is not None else []
-            found += [(page.cursor, settled)] if page.cursor is not None else []
-        return found
-
-
-class Steps:
-    """Page after page, until there is no next one. No generator: nothing is left open by who stops half way."""
-
-    def __init__(self, feed: Feed, cursor: Cursor | None = None) -> None:
-        self._feed = feed
-        self._first = self._at = cursor
-        self._number = 0
-
-    def __aiter__(self) -> "Steps":
-        return self
-
-    async def __anext__(self) -> Step:
-        if self._number and self._at is None:
-            raise StopAsyncIteration
-        self._number += 1
-        if self._number > MAX_PAGES:
-            raise AssertionError(
-                f"the walk from {self._first!r} found no end on {MAX_PAGES} pages; the last next is {self._at!r}"
-            )
-        at, page = self._at, await self._feed.fetch(FetchRequest(self._at))
-        self._at = page.next_page
-        return Step(at, page)
+                found.append((message.cursor, settled))
+            found.append((page.cursor, settled))
+        return [(cursor, settled) for cursor, settled in found if cursor is not None]
 
 
 async def walk(feed: Feed, cursor: Cursor | None = None) -> FeedWalk:
     """All of it."""
-    return FeedWalk([step async for step in Steps(feed, cursor)])
+    return await FeedWalk(feed, cursor).finish()
 
 
 _TEST_TIMEOUT = 30.0
 """Seconds after which a test gives up; what it waits for takes milliseconds."""
 
+_WAIT = 10.0
+"""Seconds for which a feed is asked to hold an answer, if it can for so long."""
 
-class FeedHooks:
-    """To be overridden; `FeedSuite` says how.
+_FETCH_ERRORS = (FeedError, httpx.HTTPError, httpx.InvalidURL)
+"""What a failed fetch raises: what the library has for it, or what httpx does, which consumers read alike."""
 
-    Attributes:
-        secrets: What the feed was given that nobody may see.
-        acknowledges: To fetch from a cursor takes away what stands before it, so nothing is read twice.
-        repeats: What a cursor leads to may begin with some of what stands before it.
-        longest_fetch: Seconds within which each fetch ends, also when the server hangs.
+_LONGEST_NAME = 4096
+"""Characters of an id or a key: each is kept as long as its dedupe record."""
+
+_GARBAGE_CURSORS = {
+    "empty": "",
+    "spaces": "  ",
+    "a word": "garbage",
+    "a number": "-1",
+    "a large number": "9" * 400,
+    "a NUL": "a\0b",
+    "a line": "a\r\nx: b",
+    "a URL": "https://elsewhere.invalid/?a=b#c",
+    "no URL": "http://[",
+    "markup": "<a href='&'>",
+    "JSON": '{"a": [1, null]}',
+    "deep JSON": "[" * 5000,
+    "base64": "eyJhIjogMX0=",
+    "enormous": "x" * MAX_CURSOR,
+}
+"""What a user may give as a cursor, and what an older version of a feed may have saved."""
+
+_BROKEN_RAW = {"nothing": b"", "no text": b"\xff\xfe\0", "cut": b'{"id": "1', "another": b'"x"', "null": b"null"}
+"""What a dead letter may hold that another version kept."""
+
+_COMPARABLE = (str, int, float, bool, bytes, list, dict, type(None))
+"""Data of which it can be told whether it is the same."""
+
+
+class FeedSuite:
+    """Derive a test class from it, write `make_feed` and `publish`, and pytest does the rest.
+
+    The tests run on each backend of your `anyio_backend` fixture.
+
+        class TestMyFeed(FeedSuite):
+            secrets = ("t0k3n",)
+
+            async def make_feed(self, count):
+                self.server = ...
+                return MyFeed(self.server.url, token="t0k3n")
+            async def publish(self, feed, count):
+                ...
+
+    What else you tell it is tested too, and skipped, with its reason, as long as you do not:
+
+    - `secrets`: what the feed was given and nobody may see, in an error, a log, its name or its messages.
+    - `acknowledges = True`: to fetch from a cursor takes away what stands before it, as with Telegram or a queue.
+    - `repeats = True`: what a cursor leads to may begin with some of what stands before it, as where the cursor is
+      a time that several messages have; dedupe drops them.
+    - `reopen(feed)`: another feed of the same server, as after a restart: a saved cursor means the same to it.
+    - `break_next(feed)`: the next fetch fails; nothing is lost by it.
+    - `hang(feed)`: the server stops in the middle of its next answer; the fetch ends within `longest_fetch`
+      seconds all the same, 30 if you do not say: give the feed a short timeout.
+    - `change(feed)`: an entry changes that is there: what comes is a new message.
+    - `publish_late(feed)`: a message appears before some that are there: it is found.
+    - `held(feed)`: returns when the server holds an answer; for a feed with `max_wait` in another thread.
+    - `close(feed)`: what is to be done when a test is over, besides `aclose()`.
+
+    Of the feed itself `latest`, `max_wait`, `read_ahead`, `identity` and `restore` are tested if it has them.
     """
+
+    pytestmark: pytest.MarkDecorator = pytest.mark.anyio
 
     secrets: tuple[str, ...] = ()
     acknowledges: bool = False
@@ -137,7 +203,7 @@ class FeedHooks:
             await feed.aclose()
 
     async def reopen(self, feed: Feed) -> Feed:  # noqa: ARG002 - likewise
-        """Make another feed of the same server, as after a restart. It is not closed by the suite."""
+        """Make another feed of the same server, as after a restart. The suite closes it."""
         pytest.skip("the feed's suite does not override reopen()")
 
     async def break_next(self, feed: Feed) -> None:  # noqa: ARG002 - likewise
@@ -179,75 +245,6 @@ class FeedHooks:
         if self.acknowledges:
             pytest.skip("the feed acknowledges by being fetched: nothing is read twice")
 
-
-_WAIT = 10.0
-"""Seconds for which a feed is asked to hold an answer, if it can for so long."""
-
-_FETCH_ERRORS = (FeedError, httpx.HTTPError, httpx.InvalidURL)
-"""What a failed fetch raises: what the library has for it, or what httpx does, which consumers read alike."""
-
-_LONGEST_NAME = 4096
-"""Characters of an id or a key: each is kept as long as its dedupe record."""
-
-_GARBAGE_CURSORS = {
-    "empty": "",
-    "spaces": "  ",
-    "a word": "garbage",
-    "a number": "-1",
-    "a large number": "9" * 400,
-    "a NUL": "a\0b",
-    "a line": "a\r\nx: b",
-    "a URL": "https://elsewhere.invalid/?a=b#c",
-    "no URL": "http://[",
-    "markup": "<a href='&'>",
-    "JSON": '{"a": [1, null]}',
-    "deep JSON": "[" * 5000,
-    "base64": "eyJhIjogMX0=",
-    "enormous": "x" * MAX_CURSOR,
-}
-"""What a user may give as a cursor, and what an older version of a feed may have saved."""
-
-_BROKEN_RAW = {"nothing": b"", "no text": b"\xff\xfe\0", "cut": b'{"id": "1', "another": b'"x"', "null": b"null"}
-"""What a dead letter may hold that another version kept."""
-
-_COMPARABLE = (str, int, float, bool, bytes, list, dict, type(None))
-"""Data of which it can be told whether it is the same."""
-
-
-class FeedSuite(FeedHooks):
-    """Derive a test class from it, write `make_feed` and `publish`, and pytest does the rest.
-
-    The tests run on each backend of your `anyio_backend` fixture.
-
-        class TestMyFeed(FeedSuite):
-            secrets = ("t0k3n",)
-
-            async def make_feed(self, count):
-                self.server = ...
-                return MyFeed(self.server.url, token="t0k3n")
-            async def publish(self, feed, count):
-                ...
-
-    What else you tell it is tested too, and skipped, with its reason, as long as you do not:
-
-    - `secrets`: what the feed was given and nobody may see, in an error, a log, its name or its messages.
-    - `acknowledges = True`: to fetch from a cursor takes away what stands before it, as with Telegram or a queue.
-    - `repeats = True`: what a cursor leads to may begin with some of what stands before it, as where the cursor is
-      a time that several messages have; dedupe drops them.
-    - `reopen(feed)`: another feed of the same server, as after a restart: a saved cursor means the same to it.
-    - `break_next(feed)`: the next fetch fails; nothing is lost by it.
-    - `hang(feed)`: the server stops in the middle of its next answer; the fetch ends within `longest_fetch`
-      seconds all the same, 30 if you do not say: give the feed a short timeout.
-    - `change(feed)`: an entry changes that is there: what comes is a new message.
-    - `publish_late(feed)`: a message appears before some that are there: it is found.
-    - `held(feed)`: returns when the server holds an answer; for a feed with `max_wait` in another thread.
-    - `close(feed)`: what is to be done when a test is over, besides `aclose()`.
-
-    Of the feed itself `latest`, `max_wait`, `read_ahead`, `identity` and `restore` are tested if it has them.
-    """
-
-    pytestmark: pytest.MarkDecorator = pytest.mark.anyio
-
     def test_trio_is_installed_so_that_both_event_loops_are_tested(self) -> None:
         """Skipped without trio, with what to install: anyio then runs the other tests on asyncio alone."""
         pytest.importorskip(
@@ -263,71 +260,46 @@ class FeedSuite(FeedHooks):
         assert (list(page.messages), page.next_page) == ([], None)
 
     async def test_the_inception_reads_everything_each_time_in_the_same_order(self) -> None:
-        """Ids and dedupe keys name messages: none is there twice, and they stay."""
+        """Ids and dedupe keys name messages: none is there twice, and they stay. What is published comes last."""
         self._reads_twice()
         async with self._opened(7) as feed:
             first, second = await walk(feed), await walk(feed)
-        assert (
-            len(set(first.ids)) == len({message.dedupe_key for message in first.messages}) == len(first.ids) == 7
-        )
-        assert _keys(second) == _keys(first)
-
-    async def test_what_is_published_comes_after_what_was_there(self) -> None:
-        """A feed grows at its end."""
-        self._reads_twice()
-        async with self._opened(3) as feed:
-            before = await walk(feed)
             await self.publish(feed, 2)
-            after = await walk(feed)
-        assert after.ids[:3] == before.ids
-        assert len(after.ids) == 5
-
-    async def test_a_walk_ends(self) -> None:
-        """The last page has no `next`, also when there is nothing new."""
-        async with self._opened(7) as feed:
-            found = await walk(feed)
-            since = await walk(feed, found.cursors[-1][0])
-        assert len(found.ids) == 7
-        assert self._follows(since.ids, [], found.ids)
+            third = await walk(feed)
+        assert len(set(first.ids)) == len({key for _, key in first.keys}) == len(first.ids) == 7
+        assert second.keys == first.keys
+        assert third.keys[:7] == first.keys
+        assert len(third.ids) == 9
 
     async def test_every_cursor_that_may_be_saved_reads_exactly_the_rest(self) -> None:
         """Whether it stands on a message or on a page."""
-        self._reads_twice()
-        async with self._opened(7) as feed:
-            found = await walk(feed)
-            rests = [(await walk(feed, cursor)).ids for cursor, _ in found.cursors]
-        assert rests
-        self._check_rests(rests, found)
+        await self._check_cursors(restart=False)
 
     async def test_a_saved_cursor_means_the_same_after_a_restart(self) -> None:
         """All that a feed has to know is in its cursors. Needs `reopen`."""
+        await self._check_cursors(restart=True)
+
+    async def _check_cursors(self, *, restart: bool) -> None:
         self._reads_twice()
-        async with self._opened(5) as feed:
+        async with self._opened(7) as feed:
             found = await walk(feed)
-            rests = []
-            for cursor, _ in found.cursors:
-                reopened = await self.reopen(feed)
-                rests.append((await walk(reopened, cursor)).ids)
-                await self.close(reopened)
-        self._check_rests(rests, found)
+            assert found.cursors, "no page and no message has a cursor"
+            for cursor, settled in found.cursors:
+                reader = await self.reopen(feed) if restart else feed
+                rest = await walk(reader, cursor)
+                if restart:
+                    await self.close(reader)
+                assert self._follows(rest.ids, found.ids[settled:], found.ids[:settled])
 
-    def _check_rests(self, rests: Sequence[list[str]], found: FeedWalk) -> None:
-        for ids, (_, settled) in zip(rests, found.cursors, strict=True):
-            assert self._follows(ids, found.ids[settled:], found.ids[:settled])
-
-    async def test_a_walk_that_found_something_ends_with_a_cursor_behind_it(self) -> None:
-        """Else the same messages would come for ever."""
-        async with self._opened(5) as feed:
+    async def test_a_walk_ends_with_a_cursor_behind_all_messages_that_stays(self) -> None:
+        """Else the same would come for ever. An empty page has no cursor, or the one it was asked with."""
+        async with self._opened(7) as feed:
             found = await walk(feed)
-        assert found.cursors[-1][1] == 5
-
-    async def test_at_the_end_the_cursor_stays(self) -> None:
-        """An empty page has no cursor, or the one it was asked with."""
-        async with self._opened(2) as feed:
-            found = await walk(feed)
-            cursor = found.cursors[-1][0]
+            assert found.cursors, "no page and no message has a cursor"
+            cursor, settled = found.cursors[-1]
             page = await feed.fetch(FetchRequest(cursor))
-        assert self._follows([message.id for message in page.messages], [], found.ids)
+        assert settled == len(found.ids) == 7
+        assert self._follows(_ids(page), [], found.ids)
         assert page.next_page is None
         assert page.cursor in {None, cursor}
 
@@ -341,9 +313,10 @@ class FeedSuite(FeedHooks):
         assert len(news) == 2
         assert self._follows(since.ids, news, everything[:-2])
 
-    async def test_nothing_old_comes_after_the_latest_cursor(self) -> None:
+    @pytest.mark.parametrize("count", [0, 3], ids=["empty feed", "feed with messages"])
+    async def test_only_what_is_new_comes_after_the_latest_cursor(self, count: int) -> None:
         """For feeds that have `latest`."""
-        async with self._opened(3) as feed:
+        async with self._opened(count) as feed:
             cursor = await _latest(feed)
             quiet = await walk(feed, cursor)
             await self.publish(feed, 2)
@@ -351,45 +324,33 @@ class FeedSuite(FeedHooks):
             again = await walk(feed, await _latest(feed))
         assert (quiet.ids, len(since.ids), again.ids) == ([], 2, [])
 
-    async def test_what_comes_first_comes_after_the_latest_cursor_of_an_empty_feed(self) -> None:
-        """For feeds that have `latest`."""
-        async with self._opened(0) as feed:
-            cursor = await _latest(feed)
-            await self.publish(feed, 2)
-            since = await walk(feed, cursor)
-        assert len(since.ids) == 2
-
     async def test_an_entry_that_changes_is_a_new_message(self) -> None:
         """Its id names the version. Needs `change`."""
         async with self._caught_up() as (feed, cursor):
-            before = await self._known(feed)
+            before = (await walk(feed)).keys
             await self.change(feed)
             since = await walk(feed, cursor)
-        names = [(message.id, message.dedupe_key) for message in since.messages]
-        new = [name for name in names if name not in before]
+        new = [key for key in since.keys if key not in before]
         assert len(new) == 1
-        assert self.repeats or names == new
+        assert self.repeats or since.keys == new
 
     async def test_a_message_that_appears_before_others_is_found(self) -> None:
         """From the cursor behind them, if not alone then with those that are known. Needs `publish_late`."""
         self._reads_twice()
         async with self._caught_up() as (feed, cursor):
-            before = await self._known(feed)
+            before = (await walk(feed)).keys
             await self.publish_late(feed)
-            late = await self._known(feed) - before
+            late = {*(await walk(feed)).keys}.difference(before)
             since = await walk(feed, cursor)
         assert len(late) == 1
-        assert late <= {(message.id, message.dedupe_key) for message in since.messages}
-
-    async def _known(self, feed: Feed) -> set[tuple[str, str]]:
-        return {(message.id, message.dedupe_key) for message in (await walk(feed)).messages}
+        assert late <= {*since.keys}
 
     # What may not disturb it
 
     async def test_a_page_that_is_asked_for_again_is_there_again(self) -> None:
         """To be fetched is not to be settled. A `next` may be another one each time, and lead to the same page."""
         async with self._opened(7) as feed:
-            async for at, page in Steps(feed):
+            async for at, page in FeedWalk(feed):
                 again = await feed.fetch(FetchRequest(at))
                 assert _ids(again) == _ids(page)
                 assert again.cursor == page.cursor
@@ -405,68 +366,56 @@ class FeedSuite(FeedHooks):
         """
         async with self._caught_up() as (feed, cursor):
             await self.publish(feed, 1)
-            step = await self._first_messages(feed, cursor)
+            found = FeedWalk(feed, cursor)
+            async for step in found:
+                if step.page.messages:
+                    break
             await self.publish(feed, 2)
             again = await walk(feed, step.at)
-        before = _keys(FeedWalk([step]))
-        assert before
-        assert _keys(again)[: len(before)] == before
-
-    async def _first_messages(self, feed: Feed, cursor: Cursor) -> Step:
-        """The first page with messages after a cursor, the last page if there are none."""
-        steps = Steps(feed, cursor)
-        step = await anext(steps)
-        while not step.page.messages and step.page.next_page is not None:
-            step = await anext(steps)
-        return step
+        assert found.keys
+        assert again.keys[: len(found.keys)] == found.keys
 
     async def test_a_push_and_a_way_past_caches_change_nothing(self) -> None:
         """`hint` and `bypass_cache` may make an answer newer, never another."""
         self._reads_twice()
         async with self._opened(2) as feed:
             found = await walk(feed)
-            hinted = await feed.fetch(FetchRequest(hint=Push(found.cursors[-1][0]), bypass_cache=True))
-            topical = await feed.fetch(FetchRequest(hint=Push("elsewhere", ("a topic",)), bypass_cache=True))
-        ids = [message.id for message in found.pages[0].messages]
-        assert [message.id for message in hinted.messages] == ids
-        assert [message.id for message in topical.messages] == ids
+            for hint in (Push(found.cursors[-1][0]), Push("elsewhere", ("a topic",))):
+                page = await feed.fetch(FetchRequest(hint=hint, bypass_cache=True))
+                assert _ids(page) == _ids(found.steps[0].page)
 
     async def test_two_walks_do_not_disturb_each_other(self) -> None:
         """Two consumers may have one feed."""
-        self._reads_twice()
-        async with self._opened(7) as feed:
-            found = await walk(feed)
-            middle, settled = found.cursors[len(found.cursors) // 2]
-            one, other = Steps(feed), Steps(feed, middle)
-            first, second = [await anext(one)], [await anext(other)]
-            first += [step async for step in one]
-            second += [step async for step in other]
-        assert FeedWalk(first).ids == found.ids
-        assert self._follows(FeedWalk(second).ids, found.ids[settled:], found.ids[:settled])
+        async with self._two_walks() as (one, other):
+            await anext(one)
+            await anext(other)
+            await one.finish()
+            await other.finish()
 
     async def test_two_walks_at_once_do_not_disturb_each_other(self) -> None:
         """Nor do their requests."""
+        async with self._two_walks() as (one, other), anyio.create_task_group() as tasks:
+            tasks.start_soon(one.finish)
+            tasks.start_soon(other.finish)
+
+    @asynccontextmanager
+    async def _two_walks(self) -> AsyncIterator[tuple[FeedWalk, FeedWalk]]:
+        """One from the inception and one from a cursor in the middle, to be finished."""
         self._reads_twice()
-        walks = dict[int, FeedWalk]()
-
-        async def follow(cursor: str | None, settled: int) -> None:
-            walks[settled] = await walk(feed, cursor)
-
         async with self._opened(7) as feed:
             found = await walk(feed)
             middle, settled = found.cursors[len(found.cursors) // 2]
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(follow, None, 0)
-                tasks.start_soon(follow, middle, settled)
-        assert walks[0].ids == found.ids
-        assert self._follows(walks[settled].ids, found.ids[settled:], found.ids[:settled])
+            one, other = FeedWalk(feed), FeedWalk(feed, middle)
+            yield one, other
+        assert one.ids == found.ids
+        assert self._follows(other.ids, found.ids[settled:], found.ids[:settled])
 
     async def test_a_page_ahead_is_the_same_page(self) -> None:
         """Fetched while the one before it is in hand, which stays readable. For feeds that have `read_ahead`."""
         async with self._opened(7) as feed:
             if not getattr(feed, "read_ahead", False):
                 pytest.skip("the feed has no read_ahead: the next fetch starts after the commit")
-            at_once = [(step.at, _contents(step.page.messages)) async for step in Steps(feed)]
+            at_once = [(step.at, _contents(step.page.messages)) async for step in FeedWalk(feed)]
             pages = list[Page]()
 
             async def ask(at: str | None) -> None:
@@ -549,20 +498,16 @@ class FeedSuite(FeedHooks):
     async def test_a_fetch_that_fails_loses_nothing(self) -> None:
         """It raises `FeedError`, or what httpx does; its cursor gives the same afterwards. Needs `break_next`."""
         async with self._opened(5) as feed:
-            at, ids = None, list[str]()
-            while True:
+            found = FeedWalk(feed)
+            while not found.is_over:
                 await self.break_next(feed)
                 with pytest.raises(_FETCH_ERRORS) as failed:
-                    await feed.fetch(FetchRequest(at))
+                    await anext(found)
                 _check_seconds(getattr(failed.value, "retry_after", None))
-                page = await feed.fetch(FetchRequest(at))
-                ids += [message.id for message in page.messages]
-                if (at := page.next_page) is None:
-                    break
+                await anext(found)
+            assert len(found.ids) == 5
             self._reads_twice()
-            found = await walk(feed)
-        assert ids == found.ids
-        assert len(ids) == 5
+            assert (await walk(feed)).ids == found.ids
 
     async def test_a_fetch_ends_although_the_server_hangs(self) -> None:
         """A fetch that hangs is a poll that hangs. Needs `hang`."""
@@ -600,7 +545,7 @@ class FeedSuite(FeedHooks):
         async with self._opened(3) as feed:
             said = [repr(feed), str(feed), getattr(feed, "identity", "")]
             said += [await _fetch_and_render(feed, cursor) for cursor in (None, *_GARBAGE_CURSORS.values())]
-            if type(self).break_next is not FeedHooks.break_next:
+            if type(self).break_next is not FeedSuite.break_next:
                 await self.break_next(feed)
                 said.append(await _fetch_and_render(feed))
         text = "\n".join([*said, caplog.text])
@@ -622,7 +567,7 @@ class FeedSuite(FeedHooks):
     async def test_pages_are_as_a_consumer_needs_them(self) -> None:
         """Cursors that a store can keep, seconds that are a number."""
         async with self._opened(5) as feed:
-            async for _, page in Steps(feed):
+            async for _, page in FeedWalk(feed):
                 _check_page(page)
 
     async def test_messages_are_what_they_are_remembered_by(self) -> None:
@@ -666,10 +611,6 @@ def _ids(page: Page) -> list[str]:
     return [message.id for message in page.messages]
 
 
-def _keys(found: FeedWalk) -> list[tuple[str, str]]:
-    return [(message.id, message.dedupe_key) for message in found.messages]
-
-
 def _require_long_polling(feed: Feed) -> None:
     if not getattr(feed, "max_wait", None):
         pytest.skip("the feed has no max_wait: it cannot hold an answer")
@@ -679,7 +620,7 @@ async def _latest(feed: Any) -> str | None:
     if not hasattr(feed, "latest"):
         pytest.skip("the feed has no latest(): nothing can start at its end")
     cursor: str | None = await feed.latest()
-    _check_text(cursor, MAX_CURSOR, optional=True)
+    _check_cursor(cursor)
     return cursor
 
 
@@ -717,17 +658,20 @@ def _check_page(page: object) -> None:
     _check_seconds(page.retry_after)
     _check_seconds(page.poll_within)
     for cursor in (page.cursor, page.next_page, *(message.cursor for message in page.messages)):
-        _check_text(cursor, MAX_CURSOR, optional=True)
+        _check_cursor(cursor)
+
+
+def _check_cursor(cursor: object) -> None:
+    if cursor is not None:
+        _check_text(cursor, MAX_CURSOR)
 
 
 def _check_seconds(value: object) -> None:
     assert value is None or (isinstance(value, int | float) and math.isfinite(value) and value >= 0), value
 
 
-def _check_text(value: object, longest: int, *, optional: bool = False) -> None:
+def _check_text(value: object, longest: int) -> None:
     """A text that every store can keep."""
-    if optional and value is None:
-        return
     assert isinstance(value, str)
     assert value.encode(), "it is empty"
     assert len(value) <= longest
