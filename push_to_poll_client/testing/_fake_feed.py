@@ -12,7 +12,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, Literal, NamedTuple, TypeAlias
 
@@ -59,6 +59,7 @@ class Asked(NamedTuple):
     request: FetchRequest
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class FakeFeed(Generic[M]):
     """A feed to script. All keyword arguments are attributes too, and may be changed at any time.
 
@@ -90,32 +91,21 @@ class FakeFeed(Generic[M]):
         closed: How often `aclose()` was called.
     """
 
-    def __init__(
-        self,
-        *,
-        page_size: int = 100,
-        latency: float = 0.0,
-        cursors: Literal["message", "page", "chain"] = "message",
-        overlap: int = 0,
-        ends_empty: bool = False,
-        max_wait: float | None = None,
-        answers_early: bool = False,
-        retry_after: float | None = None,
-        read_ahead: bool = False,
-        identity: str = "fake-feed",
-    ) -> None:
-        self.page_size = page_size
-        self.latency = latency
-        self.cursors = cursors
-        self.overlap = overlap
-        self.ends_empty = ends_empty
-        self.max_wait = max_wait
-        self.answers_early = answers_early
-        self.retry_after = retry_after
-        self.read_ahead = read_ahead
-        self.identity: str = check_identity(identity)
-        self.requests: list[Asked] = []
-        self.closed: int = 0
+    page_size: int = 100
+    latency: float = 0.0
+    cursors: Literal["message", "page", "chain"] = "message"
+    overlap: int = 0
+    ends_empty: bool = False
+    max_wait: float | None = None
+    answers_early: bool = False
+    retry_after: float | None = None
+    read_ahead: bool = False
+    identity: str = "fake-feed"
+    requests: list[Asked] = field(default_factory=list, init=False)
+    closed: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        check_identity(self.identity)
         self._entries: list[_PublishedMessage] = []
         self._script: deque[Answer[M] | Callable[[FetchRequest], Answer[M]]] = deque()
         self._failing: BaseException | None = None
