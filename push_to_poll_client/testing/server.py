@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar, cast
 
 import anyio
+from anyio.from_thread import BlockingPortal
 
 from push_to_poll_client._validation import missing_dependency
 from push_to_poll_client.testing._reference.app import ReferenceApp
@@ -65,30 +66,24 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
 
 class _ThreadedServer(uvicorn.Server):
-    """Knows the event loop it runs in, and stops without waiting for its next tick."""
+    """Takes calls from other threads as soon as it has started, and stops without waiting for its next tick."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._loop: Future[asyncio.AbstractEventLoop] = Future()
+        self.portal: Future[BlockingPortal] = Future()
         self._stop = asyncio.Event()
-
-    def run_in_loop(self, call: Callable[[], None]) -> None:
-        """Run in the server's event loop, from any thread; waits until the server has started."""
-        self._loop.result(START_TIMEOUT).call_soon_threadsafe(call)
 
     def stop(self) -> None:
         """End the server. To be called in its event loop."""
         self.should_exit = True
         self._stop.set()
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._loop.set_result(asyncio.get_running_loop())
-
     async def main_loop(self) -> None:
-        while not await self.on_tick(0):  # each second a new Date header
-            with anyio.move_on_after(1):
-                await self._stop.wait()
+        async with BlockingPortal() as portal:
+            self.portal.set_result(portal)
+            while not await self.on_tick(0):  # each second a new Date header
+                with anyio.move_on_after(1):
+                    await self._stop.wait()
 
 
 class ReferenceServer:
@@ -203,8 +198,9 @@ class ReferenceServer:
         """Stop serving: websockets are closed with 1012, what is held, stalled or a stream ends. Twice is once."""
         server, self._uvicorn = self._uvicorn, None
         if server is not None and self._thread is not None:
-            server.run_in_loop(self.app.shut)
-            server.run_in_loop(server.stop)
+            portal = server.portal.result(START_TIMEOUT)
+            portal.call(self.app.shut)
+            portal.call(server.stop)
             self._thread.join()
 
     def restart(self) -> None:
@@ -214,18 +210,7 @@ class ReferenceServer:
 
     def _call(self, what: Callable[[], _T]) -> _T:
         """Run in the event loop of the server, or in this thread while it is stopped."""
-        if self._uvicorn is None:
-            return what()
-        result: Future[_T] = Future()
-
-        def fulfil() -> None:
-            try:
-                result.set_result(what())
-            except BaseException as error:  # noqa: BLE001  # it is the caller's, in another thread
-                result.set_exception(error)
-
-        self._uvicorn.run_in_loop(fulfil)
-        return result.result()
+        return what() if self._uvicorn is None else self._uvicorn.portal.result(START_TIMEOUT).call(what)
 
 
 @contextmanager

@@ -301,7 +301,7 @@ def test_long_polls_are_answered_when_all_connections_are_closed_and_when_the_se
 def test_push_latency_delays_pushes_on_every_channel(backend, monkeypatch):
     app = ReferenceApp()
     app.faults.push_latency = 7.0
-    monkeypatch.setattr("push_to_poll_client.testing._reference.pushes.time.monotonic", anyio.current_time)
+    monkeypatch.setattr("push_to_poll_client.testing._reference.state.time.monotonic", anyio.current_time)
 
     async def main():
         said = []

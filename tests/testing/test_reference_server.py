@@ -130,7 +130,7 @@ def test_a_page_of_a_long_backlog_is_read_as_one_slice():
             return super().__getitem__(what)
 
     slices, app = [], ReferenceApp(backlog=20_000)
-    app._log._events = Events(app._log._events)
+    app._state.events = Events(app._state.events)
     with serve_in_thread(app) as served, httpx.Client(timeout=GUARD) as client:
         last = client.get(served.url, params=after("000000019000")).json()
         whole = client.get(served.url, params=after("000000019999"))
@@ -697,6 +697,32 @@ async def test_a_stop_aborts_stalled_fetches(served):
         tasks.start_soon(stop)
         with anyio.fail_after(GUARD), pytest.raises(httpx.RemoteProtocolError):
             await client.get(served.url)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("path", ["/feed", "/events", "/changes"])
+def test_a_request_that_arrives_while_the_server_ends_is_not_held(backend, path):
+    async def main():
+        said, began = [], anyio.current_time()
+
+        async def send(message):
+            said.append(message["type"])
+
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": path,
+            "headers": [],
+            "query_string": b"timeout=9000&wait=9",
+        }
+        app.shut()
+        await app(scope, anyio.sleep_forever, send)
+        assert said == ["http.response.start", "http.response.body"]
+        assert anyio.current_time() == began
+
+    app = ReferenceApp()
+    name, options = testing.virtual_time(backend)
+    anyio.run(main, backend=name, backend_options=options)
 
 
 def test_after_a_restart_fetches_are_held_again(served, client):

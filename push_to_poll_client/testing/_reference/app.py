@@ -16,7 +16,7 @@ Messages live in memory for as long as the application does, also while no serve
 server that says when it begins and when it ends (ASGI's lifespan).
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 import msgspec
@@ -32,14 +32,16 @@ from push_to_poll_client.testing._reference.asgi import (
     run_lifespan,
 )
 from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
-from push_to_poll_client.testing._reference.feed import DEFAULT_DATA, EventLog, FeedEndpoint
-from push_to_poll_client.testing._reference.pushes import (
-    ChangesEndpoint,
-    EventEndpoint,
-    PushLog,
-    WebSocketEndpoint,
-)
+from push_to_poll_client.testing._reference.feed import serve_feed
+from push_to_poll_client.testing._reference.pushes import serve_changes, serve_events, serve_websocket
+from push_to_poll_client.testing._reference.state import DEFAULT_DATA, ReferenceState
 from push_to_poll_client.testing._reference.webhooks import WebhookSender
+
+_ENDPOINTS = {
+    ("GET", "/feed"): serve_feed,
+    ("GET", "/events"): serve_events,
+    ("GET", "/changes"): serve_changes,
+}
 
 
 class _WebhookRegistration(TypedDict):
@@ -71,17 +73,12 @@ class ReferenceApp:
         keep_alive: float | None = 15.0,
         webhook_retries: Sequence[float] = (0.1, 1.0, 5.0),
     ) -> None:
-        self.faults: Faults = Faults()
-        self.stats: Stats = Stats()
-        self._log = EventLog()
-        self._feed = FeedEndpoint(self._log, self.faults, self.stats, page_size=page_size)
-        self._pushes = PushLog(self.faults, self.stats)
-        self.pushes: Sequence[PushRecord] = self._pushes.pushes
-        self._push = WebSocketEndpoint(self._pushes)
-        self._events = EventEndpoint(self._pushes, keep_alive=keep_alive)
-        self._changes = ChangesEndpoint(self._log, self._pushes)
-        self._webhooks = WebhookSender(self._pushes, retries=webhook_retries)
-        self._append([DEFAULT_DATA] * backlog)
+        self._state = ReferenceState(page_size, keep_alive)
+        self.faults: Faults = self._state.faults
+        self.stats: Stats = self._state.stats
+        self.pushes: Sequence[PushRecord] = self._state.pushes
+        self._webhooks = WebhookSender(self._state, retries=webhook_retries)
+        self._state.append([DEFAULT_DATA] * backlog)
 
     def publish(self, what: int | list[Any] = 1) -> list[str]:
         """Publish this many events, or one with each data of the list; then push once.
@@ -89,15 +86,9 @@ class ReferenceApp:
         Returns:
             Their ids. None were published and nothing is pushed when it is empty.
         """
-        ids = self._append([DEFAULT_DATA] * what if isinstance(what, int) else what)
+        ids = self._state.append([DEFAULT_DATA] * what if isinstance(what, int) else what)
         if ids:
-            self._feed.published()
-            self._pushes.push(ids[-1])
-        return ids
-
-    def _append(self, datas: list[Any]) -> list[str]:
-        ids = [self._log.append(data, undecodable=self.faults.takes("undecodable_next")) for data in datas]
-        self.stats.count(published=len(ids))
+            self._state.push(ids[-1])
         return ids
 
     def send_webhooks(self, url: str, secret: str | None) -> list[str]:
@@ -118,32 +109,26 @@ class ReferenceApp:
 
     def close_websockets(self, code: int = 1012) -> None:
         """Close all websockets that are open now, with this code; end all event streams, answer all long polls."""
-        self._pushes.close_all(code)
+        self._state.close_all(code)
 
     def open(self) -> None:
         """A server begins to run the application."""
-        self._feed.open()
-        self._pushes.open()
+        self._state.open()
 
     def shut(self) -> None:
         """The server is about to end: what is held or stalled ends now."""
-        self._feed.shut()
-        self._events.shut()
-        self._changes.shut()
+        self._state.shut()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or one websocket, or send webhooks for as long as a server runs."""
         if scope["type"] == "lifespan":
             await run_lifespan(receive, send, self._webhooks.run)
         elif scope["type"] == "websocket":
-            await self._push(scope, receive, send)
+            await serve_websocket(self._state, scope, receive, send)
+        elif (serve := _ENDPOINTS.get((scope["method"], scope["path"]))) is not None:
+            await serve(self._state, scope, receive, send)
         else:
-            endpoints: dict[tuple[str, str], Callable[[Scope, Receive, Send], Awaitable[None]]] = {
-                ("GET", "/feed"): self._feed,
-                ("GET", "/events"): self._events,
-                ("GET", "/changes"): self._changes,
-            }
-            await endpoints.get((scope["method"], scope["path"]), self._control)(scope, receive, send)
+            await self._control(scope, receive, send)
 
     async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
         handlers: dict[tuple[str, str], Callable[[bytes], object]] = {

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from contextlib import suppress
 from typing import Any, TypeAlias
+from urllib.parse import parse_qsl
 
 import anyio
 import anyio.lowlevel
@@ -15,10 +16,14 @@ Header: TypeAlias = tuple[bytes, bytes]
 JSON: Header = (b"content-type", b"application/json")
 
 
-def header(scope: Scope, name: bytes) -> str | None:
-    """The value of a request header, by its name in lower case; `None` when it was not sent."""
-    values: list[bytes] = [value for key, value in scope["headers"] if key == name]
-    return values[0].decode("latin-1") if values else None
+def is_authorized(scope: Scope, wanted: str | None) -> bool:
+    """Whether a request has this header `Authorization`; `None` wants none."""
+    return wanted is None or dict(scope["headers"]).get(b"authorization") == wanted.encode()
+
+
+def query_of(scope: Scope) -> dict[str, str]:
+    """The parameters of a request."""
+    return dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
 
 
 async def read_body(receive: Receive) -> bytes:
@@ -66,22 +71,17 @@ async def run_until_disconnect(receive: Receive, work: Callable[[], Awaitable[No
     await anyio.lowlevel.checkpoint()
 
 
-async def start(send: Send, status: int, headers: Iterable[Header]) -> None:
+async def start(send: Send, status: int, headers: Iterable[Header], *, kind: str = "http") -> None:
     """Send status and headers."""
-    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+    await send({"type": f"{kind}.response.start", "status": status, "headers": list(headers)})
 
 
-async def respond(send: Send, status: int, headers: Iterable[Header], body: bytes = b"") -> None:
-    """Send a whole answer."""
-    length = (b"content-length", b"%d" % len(body))
-    await start(send, status, [length, *headers])
-    await send({"type": "http.response.body", "body": body})
-
-
-async def respond_to_websocket(send: Send, status: int, headers: Iterable[Header]) -> None:
-    """Refuse a websocket's handshake with this status."""
-    await send({"type": "websocket.http.response.start", "status": status, "headers": list(headers)})
-    await send({"type": "websocket.http.response.body", "body": b""})
+async def respond(
+    send: Send, status: int, headers: Iterable[Header], body: bytes = b"", *, kind: str = "http"
+) -> None:
+    """Send a whole answer. The kind "websocket.http" is one that refuses a websocket's handshake."""
+    await start(send, status, [(b"content-length", b"%d" % len(body)), *headers], kind=kind)
+    await send({"type": f"{kind}.response.body", "body": body})
 
 
 def retry_after(value: float | str | None) -> list[Header]:

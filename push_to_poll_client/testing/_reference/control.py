@@ -1,7 +1,5 @@
 """Faults and counters of the reference server, for a test to set and to read."""
 
-import functools
-import gzip
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -9,38 +7,7 @@ from typing import Literal, TypeAlias, get_type_hints
 
 import msgspec
 
-from push_to_poll_client.testing._reference.asgi import Header
-
 SpoiledKind: TypeAlias = Literal["type", "encoding", "truncated", "bomb", "garbage"]
-
-BATCH_TYPE = b"application/cloudevents-batch+json"
-BOMB_SIZE = 64 * 1024 * 1024
-"""Bytes of a decompressed bomb; compressed it has 65,000."""
-
-
-def spoil(how: SpoiledKind, body: bytes) -> tuple[list[Header], bytes]:
-    """Make the headers and the body of a spoiled answer."""
-    match how:
-        case "type":
-            return [(b"content-type", b"text/html")], b"<html><title>Please log in</title></html>"
-        case "encoding":
-            return _encoded(b"br"), body
-        case "truncated":
-            packed = gzip.compress(body)
-            return _encoded(b"gzip"), packed[: len(packed) // 2]
-        case "bomb":
-            return _encoded(b"gzip"), _bomb()
-        case _:
-            return [(b"content-type", BATCH_TYPE)], bytes(range(256))
-
-
-def _encoded(encoding: bytes) -> list[Header]:
-    return [(b"content-type", BATCH_TYPE), (b"content-encoding", encoding)]
-
-
-@functools.cache
-def _bomb() -> bytes:
-    return gzip.compress(bytes(BOMB_SIZE))
 
 
 @dataclass(slots=True)

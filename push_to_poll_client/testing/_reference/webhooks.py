@@ -16,7 +16,7 @@ import msgspec
 
 from push_to_poll_client._http.origins import parse_http_url
 from push_to_poll_client.testing._reference.control import PushRecord
-from push_to_poll_client.testing._reference.pushes import PushLog, PushSubscription
+from push_to_poll_client.testing._reference.state import PushSubscription, ReferenceState
 from push_to_poll_client.testing._virtual_time import Bell
 
 TIMEOUT = 5.0
@@ -40,12 +40,12 @@ class WebhookSender:
     What was not delivered when the server ends is given up, as in a crash.
 
     Args:
-        log: The pushes.
+        state: The pushes.
         retries: Seconds before each further attempt.
     """
 
-    def __init__(self, log: PushLog, *, retries: Sequence[float]) -> None:
-        self._log = log
+    def __init__(self, state: ReferenceState, *, retries: Sequence[float]) -> None:
+        self._state = state
         self._retries = retries
         self._receivers: dict[str, _PushReceiver] = {}
         self._bell = Bell()
@@ -74,7 +74,7 @@ class WebhookSender:
         return list(self._receivers)
 
     def _subscription(self) -> PushSubscription:
-        return PushSubscription(self._log, closes=False)
+        return PushSubscription(self._state, closes=False)
 
     async def run(self) -> None:
         """Send, until cancelled."""
@@ -105,14 +105,14 @@ class WebhookSender:
         for delay in (0.0, *self._retries):
             await anyio.sleep(delay)
             status = await self._send(client, receiver, record)
-            self._log.stats.count_status(self._log.stats.webhooks, status)
+            self._state.stats.count_status(self._state.stats.webhooks, status)
             if httpx.codes.is_success(status):
                 return
-        self._log.stats.count(webhooks_given_up=1)
+        self._state.stats.count(webhooks_given_up=1)
 
     async def _send(self, client: httpx.AsyncClient, receiver: _PushReceiver, record: PushRecord) -> int:
         """Send a push, and return the status of the answer, or 0 without an answer."""
-        key = FORGED_KEY if self._log.faults.takes("forge_next") else receiver.key
+        key = FORGED_KEY if self._state.faults.takes("forge_next") else receiver.key
         body = msgspec.json.encode({"cursor": record.cursor})
         headers = {"content-type": "application/json", **_signature_headers(f"push_{record.cursor}", body, key)}
         try:

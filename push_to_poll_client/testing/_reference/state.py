@@ -1,0 +1,165 @@
+"""What the reference server knows: the events, their pushes, and the requests that it holds."""
+
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import anyio
+import msgspec
+
+from push_to_poll_client.testing._reference.asgi import Receive, run_until_disconnect
+from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
+from push_to_poll_client.testing._virtual_time import Bell
+
+DEFAULT_DATA = {"note": "x" * 80}
+"""The data of an event that is published without data; with it the event has about 300 bytes."""
+
+_DIGITS = 12
+
+
+@dataclass(eq=False)
+class ReferenceState:
+    """All that the endpoints share.
+
+    Attributes:
+        page_size: Events on a page of the feed, at most.
+        keep_alive: Seconds without a push after which an event stream gets a comment; `None`: it gets none.
+        faults: The switches.
+        stats: The counters.
+        events: In the order of their publication, encoded. Ids are their places, padded so that they sort as text.
+        previous_body: Of the last page.
+        pushes: The push of each publication, oldest first.
+        closings: The code of each time that all connections were to be closed.
+        bell: Rings when there is something new in the last two.
+    """
+
+    page_size: int
+    keep_alive: float | None
+    faults: Faults = field(default_factory=Faults)
+    stats: Stats = field(default_factory=Stats)
+    events: list[bytes] = field(default_factory=list)
+    previous_body: bytes = b"[]"
+    pushes: list[PushRecord] = field(default_factory=list)
+    closings: list[int] = field(default_factory=list)
+    bell: Bell = field(default_factory=Bell)
+    _held: set[anyio.CancelScope] = field(default_factory=set)
+    _is_shut: bool = False
+
+    def append(self, datas: Iterable[Any]) -> list[str]:
+        """Append an event with each of these data, without a push, and return their ids.
+
+        An object gets a member `sent`, if it has none: the time of its publication in seconds on the clock of
+        `time.monotonic()`, which the processes of one machine share.
+        """
+        ids = []
+        for data in datas:
+            place = f"{len(self.events) + 1:0{_DIGITS}d}"
+            event = {
+                "specversion": "1.0",
+                "id": place,
+                # A number makes it a JSON object that is no CloudEvent.
+                "source": 7 if self.faults.takes("undecodable_next") else "https://reference.example/orders",
+                "type": "example.order",
+                "time": datetime.now(UTC).isoformat(),
+                "subject": f"orders/{place}",
+                "region": "north",  # an extension attribute, which clients must keep
+                "data": {"sent": time.monotonic(), **data} if isinstance(data, dict) else data,
+            }
+            self.events.append(msgspec.json.encode(event))
+            ids.append(place)
+        self.stats.count(published=len(ids))
+        return ids
+
+    @property
+    def newest(self) -> str:
+        """The id of the newest event; "" when there is none."""
+        return f"{len(self.events):0{_DIGITS}d}" if self.events else ""
+
+    def page(self, after: str, size: int) -> list[bytes]:
+        """At most `size` events after the id; from the first when there is no event of this id."""
+        known = len(after) == _DIGITS and after.isdecimal() and int(after) <= len(self.events)
+        start = int(after) if known else 0
+        return self.events[start : start + size]
+
+    def push(self, cursor: str) -> None:
+        """Tell every connection that `cursor` is the newest."""
+        times = 1 + self.faults.takes("push_twice_next")
+        record = PushRecord(cursor, time.monotonic(), dropped=self.faults.drops_push(), times=times)
+        self.stats.count(pushes_dropped=record.dropped)
+        self.pushes.append(record)
+        self.bell.ring()
+
+    def close_all(self, code: int) -> None:
+        """Close all connections with this code."""
+        self.closings.append(code)
+        self.bell.ring()
+
+    def open(self) -> None:
+        """Begin with a new server, whose event loop is another one: tasks that wait in the old one are gone."""
+        self.bell = Bell()
+        self._is_shut = False
+
+    def shut(self) -> None:
+        """End what is held, for a server that ends: it would wait for it."""
+        self._is_shut = True
+        for scope in self._held:
+            scope.cancel()
+
+    async def hold(
+        self, receive: Receive, work: Callable[[], Awaitable[None]], *counters: str, until_shut: bool = True
+    ) -> None:
+        """Run `work` until it ends, the client has gone or the server ends; count it as long as it runs."""
+        scope = anyio.CancelScope()
+        if until_shut:
+            self._held.add(scope)
+            if self._is_shut:
+                scope.cancel()
+        self.stats.count(**dict.fromkeys(counters, 1))
+        try:
+            with scope:
+                await run_until_disconnect(receive, work)
+        finally:
+            self._held.discard(scope)
+            self.stats.count(**dict.fromkeys(counters, -1))
+
+
+class PushSubscription:
+    """One connection's place among the pushes: it hears what comes after it was made.
+
+    Args:
+        state: The pushes.
+        closes: Whether it ends when all connections are closed.
+    """
+
+    def __init__(self, state: ReferenceState, *, closes: bool = True) -> None:
+        self._state = state
+        self._pushed = len(state.pushes)
+        self._closed = len(state.closings) if closes else sys.maxsize
+        self._due: list[PushRecord] = []
+
+    @property
+    def code(self) -> int | None:
+        """The code with which to close; `None`: stay open."""
+        return next(iter(self._state.closings[self._closed :]), None)
+
+    async def next(self) -> PushRecord | None:
+        """Wait for the next push to send, and count it; `None`: close instead."""
+        state = self._state
+        while self.code is None:
+            if self._due:
+                return self._due.pop()
+            if self._pushed == len(state.pushes):
+                await state.bell.wait()
+                continue
+            record = state.pushes[self._pushed]
+            if state.faults.push_latency:
+                await anyio.sleep(record.at + state.faults.push_latency - time.monotonic())
+            self._pushed += 1
+            if not (record.dropped or state.faults.half_open):
+                record.sent += 1
+                state.stats.count(pushes_sent=record.times)
+                self._due = [record] * record.times
+        return None
