@@ -40,14 +40,16 @@ class FeedWalk:
     Args:
         feed: What to read.
         cursor: Where to begin.
+        wait: Seconds for which the feed may hold each answer.
 
     Attributes:
         steps: The pages so far, in the order in which they were fetched.
     """
 
-    def __init__(self, feed: Feed, cursor: Cursor | None = None) -> None:
+    def __init__(self, feed: Feed, cursor: Cursor | None = None, *, wait: float = 0.0) -> None:
         self.steps: list[Step] = []
         self._feed = feed
+        self._wait = wait
         self._first = self._next = cursor
 
     def __aiter__(self) -> "FeedWalk":
@@ -60,7 +62,7 @@ class FeedWalk:
             raise AssertionError(
                 f"the walk from {self._first!r} found no end on {MAX_PAGES} pages; the last next is {self._next!r}"
             )
-        step = Step(self._next, await self._feed.fetch(FetchRequest(self._next)))
+        step = Step(self._next, await self._feed.fetch(FetchRequest(self._next, self._wait)))
         self._next = step.page.next_page
         self.steps.append(step)
         return step
@@ -460,19 +462,15 @@ class FeedSuite:
 
     async def test_a_held_answer_comes_with_the_publication(self) -> None:
         """Long polling, for feeds that have `max_wait`."""
-        pages: list[Page] = []
-
-        async def fetch() -> None:
-            pages.append(await feed.fetch(FetchRequest(cursor, wait=_WAIT)))
-
         async with self._caught_up() as (feed, cursor):
             _require_long_polling(feed)
+            held = FeedWalk(feed, cursor, wait=_WAIT)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(fetch)
+                tasks.start_soon(held.__anext__)
                 await self.held(feed)
-                assert pages == []
+                assert not held.steps
                 await self.publish(feed, 1)
-        assert len(pages[0].messages) == 1
+        assert len(held.ids) == 1
 
     async def test_a_held_answer_comes_empty_when_the_wait_ends(self) -> None:
         """Long polling, for feeds that have `max_wait`."""

@@ -66,24 +66,30 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
 
 class _ThreadedServer(uvicorn.Server):
-    """Takes calls from other threads as soon as it has started, and stops without waiting for its next tick."""
+    """Runs in a thread, takes calls from others as soon as it has started, and stops before its next tick."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, listening: socket.socket) -> None:
         super().__init__(config)
-        self.portal: Future[BlockingPortal] = Future()
-        self._stop = asyncio.Event()
+        self._portal: Future[BlockingPortal] = Future()
+        self._stopped = asyncio.Event()
+        self._thread = threading.Thread(target=self.run, args=([listening],), daemon=True)
+        self._thread.start()
+
+    def call(self, what: Callable[[], _T]) -> _T:
+        """Call in the event loop of the server, once it has started."""
+        return self._portal.result(START_TIMEOUT).call(what)
 
     def stop(self) -> None:
-        """End the server. To be called in its event loop."""
-        self.should_exit = True
-        self._stop.set()
+        """End the server."""
+        self.call(self._stopped.set)
+        self._thread.join()
 
     async def main_loop(self) -> None:
         async with BlockingPortal() as portal:
-            self.portal.set_result(portal)
-            while not await self.on_tick(0):  # each second a new Date header
+            self._portal.set_result(portal)
+            while not (await self.on_tick(0) or self._stopped.is_set()):  # each second a new Date header
                 with anyio.move_on_after(1):
-                    await self._stop.wait()
+                    await self._stopped.wait()
 
 
 class ReferenceServer:
@@ -107,7 +113,6 @@ class ReferenceServer:
         self.pushes: Sequence[PushRecord] = self.app.pushes
         self._port = port
         self._uvicorn: _ThreadedServer | None = None
-        self._thread: threading.Thread | None = None
 
     @property
     def base_url(self) -> str:
@@ -190,18 +195,14 @@ class ReferenceServer:
             proxy_headers=False,
             timeout_graceful_shutdown=STOP_TIMEOUT,
         )
-        self._uvicorn = _ThreadedServer(config)
-        self._thread = threading.Thread(target=self._uvicorn.run, args=([listening],), daemon=True)
-        self._thread.start()
+        self._uvicorn = _ThreadedServer(config, listening)
 
     def stop(self) -> None:
         """Stop serving: websockets are closed with 1012, what is held, stalled or a stream ends. Twice is once."""
         server, self._uvicorn = self._uvicorn, None
-        if server is not None and self._thread is not None:
-            portal = server.portal.result(START_TIMEOUT)
-            portal.call(self.app.shut)
-            portal.call(server.stop)
-            self._thread.join()
+        if server is not None:
+            server.call(self.app.shut)
+            server.stop()
 
     def restart(self) -> None:
         """Stop and serve again on the same port, with the same messages."""
@@ -210,7 +211,7 @@ class ReferenceServer:
 
     def _call(self, what: Callable[[], _T]) -> _T:
         """Run in the event loop of the server, or in this thread while it is stopped."""
-        return what() if self._uvicorn is None else self._uvicorn.portal.result(START_TIMEOUT).call(what)
+        return what() if self._uvicorn is None else self._uvicorn.call(what)
 
 
 @contextmanager

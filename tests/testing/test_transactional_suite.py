@@ -102,7 +102,7 @@ def wait_for_yourself(session, transaction):
 LIES = [
     (keep_what_a_failed_handler_wrote, "test_a_handler_that_raises_takes_back_its_own"),
     (keep_what_a_failed_handler_wrote, "test_a_cancelled_handler_takes_back_its_own"),
-    (commit_effects_before_their_records, "test_effects_are_not_durable_without_their_records"),
+    (commit_effects_before_their_records, "test_effects_are_durable_when_the_handler_returns"),
     (forget_the_records_of_effects, "test_records_of_effects_need_not_be_given_again"),
     (forget_the_records_of_effects, "test_a_reset_loses_no_effects"),
     (commit_later, "test_effects_are_durable_when_the_handler_returns"),

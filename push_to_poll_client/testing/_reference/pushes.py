@@ -5,7 +5,6 @@ import msgspec
 
 from push_to_poll_client.testing._reference.asgi import (
     JSON,
-    Header,
     Receive,
     Scope,
     Send,
@@ -26,19 +25,22 @@ LONGEST_WAIT = 480.0
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
-def _refusal(state: ReferenceState, scope: Scope) -> tuple[int, list[Header]] | None:
-    """The status and headers with which a connection is refused; `None`: it is not."""
+async def _is_refused(state: ReferenceState, scope: Scope, send: Send, *counters: str, kind: str = "http") -> bool:
+    """Refuse a connection if the faults say so, and count it."""
+    status, headers = state.faults.refuse_status, retry_after(state.faults.retry_after)
     if not is_authorized(scope, state.faults.authorization):
-        return 401, []
-    status = state.faults.refuse_status
-    return None if status is None else (status, retry_after(state.faults.retry_after))
+        status, headers = 401, []
+    if status is None:
+        return False
+    state.stats.count(**dict.fromkeys(counters, 1))
+    await respond(send, status, headers, kind=kind)
+    return True
 
 
 async def serve_changes(state: ReferenceState, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a long poll. One that does not say after which event waits for the next one."""
     state.stats.count(long_polls=1)
-    if (refusal := _refusal(state, scope)) is not None:
-        await respond(send, *refusal)
+    if await _is_refused(state, scope, send):
         return
     query, faults = query_of(scope), state.faults
     after, wait = query.get("after", state.newest), query.get("wait", DEFAULT_WAIT)
@@ -64,9 +66,7 @@ async def serve_changes(state: ReferenceState, scope: Scope, receive: Receive, s
 
 async def serve_events(state: ReferenceState, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve an event stream. Nobody is told again what came before: `Last-Event-ID` is not read."""
-    if (refusal := _refusal(state, scope)) is not None:
-        state.stats.count(streams_refused=1)
-        await respond(send, *refusal)
+    if await _is_refused(state, scope, send, "streams_refused"):
         return
     subscription = PushSubscription(state)
 
@@ -92,9 +92,7 @@ async def serve_events(state: ReferenceState, scope: Scope, receive: Receive, se
 async def serve_websocket(state: ReferenceState, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve a websocket."""
     await receive()
-    if (refusal := _refusal(state, scope)) is not None:
-        state.stats.count(websockets_refused=1)
-        await respond(send, *refusal, kind="websocket.http")
+    if await _is_refused(state, scope, send, "websockets_refused", kind="websocket.http"):
         return
     subscription = PushSubscription(state)
 
