@@ -184,6 +184,19 @@ def save_first(what):
     return lie
 
 
+def write_with_the_next_commit(store, session):
+    honest, failed = session.commit, []
+
+    async def commit(self, **given):
+        if store.broken:
+            failed.append(given)
+            raise StoreError("planted")
+        for write in (*failed, given):
+            await honest(**write)
+
+    changed(session, commit=commit)
+
+
 def reset_first(store, session):
     honest = session.reset
 
@@ -404,6 +417,7 @@ LIES = [
     (save_first("dead_letters"), FAILS),
     (save_first("state"), FAILS),
     (save_first("records"), FAILS),
+    (write_with_the_next_commit, FAILS),
     (reset_first, "test_a_write_that_fails_has_written_nothing[reset]"),
     (lose_at_a_restart(records=lambda _: {}), "test_what_was_committed_is_there_at_once_and_after_a_restart"),
     (answer_each_time, "test_what_was_committed_is_there_at_once_and_after_a_restart"),
