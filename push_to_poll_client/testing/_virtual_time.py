@@ -23,7 +23,7 @@ class Bell:
     """Wakes all who wait, each time it rings. Who waits for a state looks at it, waits, and looks again."""
 
     def __init__(self) -> None:
-        self._event: anyio.Event | None = None
+        self._event: anyio.Event | None = None  # of the event loop that waits: the bell may be made in another one
 
     def ring(self) -> None:
         """Wake all who wait now. From inside the event loop, or before it runs."""

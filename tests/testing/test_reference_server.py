@@ -749,6 +749,17 @@ def test_a_given_app_is_served():
         assert ids(httpx.get(served.url, timeout=GUARD)) == [FIRST]
 
 
+def test_an_app_that_is_made_and_started_in_another_event_loop_holds_fetches():
+    """Trio's, say; the server's is asyncio's."""
+
+    async def main():
+        with serve_in_thread() as served:
+            async with httpx.AsyncClient(timeout=GUARD) as client:
+                assert ids(await client.get(served.url, params={"timeout": "20"})) == []
+
+    anyio.run(main, backend="trio")
+
+
 @pytest.mark.anyio
 async def test_without_a_server_the_app_answers_in_memory():
     app = ReferenceApp(backlog=1)

@@ -264,6 +264,27 @@ def answer_each_time(store, session):
     changed(session, unseen=unseen)
 
 
+def forget_what_is_not_processed(store, session):
+    honest = session.unseen
+
+    async def unseen(self, keys):
+        states = {key: record.state for key, record in self._progress.records.items()}
+        return await honest(keys) | {key for key in keys if states.get(key, "processed") != "processed"}
+
+    changed(session, unseen=unseen)
+
+
+def refuse_large_pages(store, session):
+    honest = session.unseen
+
+    async def unseen(self, keys):
+        if len(keys) > 999:
+            raise StoreError("too many SQL variables")
+        return await honest(keys)
+
+    changed(session, unseen=unseen)
+
+
 def count_all(store, session):
     changed(session, record_count=property(lambda self: sum(map(len, self._progress._keys.values())) + 1))
 
@@ -420,6 +441,8 @@ LIES = [
     (write_with_the_next_commit, FAILS),
     (reset_first, "test_a_write_that_fails_has_written_nothing[reset]"),
     (lose_at_a_restart(records=lambda _: {}), "test_what_was_committed_is_there_at_once_and_after_a_restart"),
+    (forget_what_is_not_processed, "test_a_message_that_was_settled_stays_so_however"),
+    (refuse_large_pages, "test_a_page_may_be_huge"),
     (answer_each_time, "test_what_was_committed_is_there_at_once_and_after_a_restart"),
     (lose_at_a_restart(saved=lambda _: SavedCursor(None, 0)), "test_a_cursor_may_be_any_string"),
     (lose_at_a_restart(saved=lambda saved: SavedCursor(saved.cursor, 0)), "test_a_cursor_is_as_old_as_its_page"),

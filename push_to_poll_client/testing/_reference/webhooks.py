@@ -69,18 +69,17 @@ class WebhookSender:
         else:
             if not (key := binascii.a2b_base64(secret.removeprefix("whsec_"), strict_mode=True)):
                 raise ValueError("the secret is empty")
-            self._receivers[url] = _PushReceiver(str(parse_http_url(url)), key, self._subscription())
+            self._receivers[url] = _PushReceiver(
+                str(parse_http_url(url)), key, PushSubscription(self._state, closes=False)
+            )
         self._bell.ring()
         return list(self._receivers)
-
-    def _subscription(self) -> PushSubscription:
-        return PushSubscription(self._state, closes=False)
 
     async def run(self) -> None:
         """Send, until cancelled."""
         self._bell = Bell()
         for receiver in self._receivers.values():
-            receiver.subscription = self._subscription()
+            receiver.subscription = PushSubscription(self._state, closes=False)
         async with (
             httpx.AsyncClient(trust_env=False, timeout=TIMEOUT) as client,
             anyio.create_task_group() as tasks,
@@ -113,16 +112,16 @@ class WebhookSender:
     async def _send(self, client: httpx.AsyncClient, receiver: _PushReceiver, record: PushRecord) -> int:
         """Send a push, and return the status of the answer, or 0 without an answer."""
         key = FORGED_KEY if self._state.faults.takes("forge_next") else receiver.key
+        push_id, now = f"push_{record.cursor}", str(int(time.time()))
         body = msgspec.json.encode({"cursor": record.cursor})
-        headers = {"content-type": "application/json", **_signature_headers(f"push_{record.cursor}", body, key)}
+        mac = hmac.digest(key, f"{push_id}.{now}.".encode() + body, "sha256")
+        headers = {
+            "content-type": "application/json",
+            "webhook-id": push_id,
+            "webhook-timestamp": now,
+            "webhook-signature": f"v1,{binascii.b2a_base64(mac, newline=False).decode()}",
+        }
         try:
             return (await client.post(receiver.url, content=body, headers=headers)).status_code
         except httpx.HTTPError:
             return 0
-
-
-def _signature_headers(id: str, body: bytes, key: bytes) -> dict[str, str]:
-    now = str(int(time.time()))
-    mac = hmac.digest(key, f"{id}.{now}.".encode() + body, "sha256")
-    signature = binascii.b2a_base64(mac, newline=False).decode()
-    return {"webhook-id": id, "webhook-timestamp": now, "webhook-signature": f"v1,{signature}"}
