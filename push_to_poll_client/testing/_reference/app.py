@@ -22,25 +22,16 @@ from typing import Any, TypedDict
 import msgspec
 
 from push_to_poll_client._json import decode
-from push_to_poll_client.testing._reference.asgi import (
-    JSON,
-    Receive,
-    Scope,
-    Send,
-    read_body,
-    respond,
-    run_lifespan,
-)
+from push_to_poll_client.testing._reference import endpoints
+from push_to_poll_client.testing._reference.asgi import JSON, Exchange, Receive, Scope, Send
 from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
-from push_to_poll_client.testing._reference.feed import serve_feed
-from push_to_poll_client.testing._reference.pushes import serve_changes, serve_events, serve_websocket
 from push_to_poll_client.testing._reference.state import DEFAULT_DATA, ReferenceState
 from push_to_poll_client.testing._reference.webhooks import WebhookSender
 
 _ENDPOINTS = {
-    ("GET", "/feed"): serve_feed,
-    ("GET", "/events"): serve_events,
-    ("GET", "/changes"): serve_changes,
+    ("GET", "/feed"): endpoints.serve_feed,
+    ("GET", "/events"): endpoints.serve_events,
+    ("GET", "/changes"): endpoints.serve_changes,
 }
 
 
@@ -121,16 +112,17 @@ class ReferenceApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or one websocket, or send webhooks for as long as a server runs."""
+        exchange = Exchange(scope, receive, send)
         if scope["type"] == "lifespan":
-            await run_lifespan(receive, send, self._webhooks.run)
+            await exchange.run_lifespan(self._webhooks.run)
         elif scope["type"] == "websocket":
-            await serve_websocket(self._state, scope, receive, send)
+            await endpoints.serve_websocket(self._state, exchange)
         elif (serve := _ENDPOINTS.get((scope["method"], scope["path"]))) is not None:
-            await serve(self._state, scope, receive, send)
+            await serve(self._state, exchange)
         else:
-            await self._control(scope, receive, send)
+            await self._control(exchange)
 
-    async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _control(self, exchange: Exchange) -> None:
         handlers: dict[tuple[str, str], Callable[[bytes], object]] = {
             ("POST", "/publish"): lambda body: self.publish(decode(body, type=int | list[Any])),
             ("POST", "/webhooks"): lambda body: self.send_webhooks(**decode(body, type=_WebhookRegistration)),
@@ -138,12 +130,14 @@ class ReferenceApp:
             ("GET", "/stats"): lambda _: self.stats.as_dict(),
             ("GET", "/pushes"): lambda _: self.pushes,
         }
-        handle = handlers.get((scope["method"], scope["path"]))
+        handle = handlers.get((exchange.scope["method"], exchange.scope["path"]))
         try:
-            status, result = (404, "no such place") if handle is None else (200, handle(await read_body(receive)))
+            status, result = (
+                (404, "no such place") if handle is None else (200, handle(await exchange.read_body()))
+            )
         except (msgspec.DecodeError, ValueError) as error:
             status, result = 400, str(error)
-        await respond(send, status, [JSON], msgspec.json.encode(result))
+        await exchange.respond(status, [JSON], msgspec.json.encode(result))
 
     def _set_faults(self, body: bytes) -> dict[str, Any]:
         changes = decode(body, type=dict[str, Any])

@@ -1,7 +1,8 @@
 """The parts of ASGI that the reference server needs."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
@@ -16,72 +17,74 @@ Header: TypeAlias = tuple[bytes, bytes]
 JSON: Header = (b"content-type", b"application/json")
 
 
-def is_authorized(scope: Scope, wanted: str | None) -> bool:
-    """Whether a request has this header `Authorization`; `None` wants none."""
-    return wanted is None or dict(scope["headers"]).get(b"authorization") == wanted.encode()
+@dataclass(slots=True)
+class Exchange:
+    """A request, the connection of a websocket, or the lifespan of a server, and what is answered."""
 
+    scope: Scope
+    receive: Receive
+    send: Send
 
-def query_of(scope: Scope) -> dict[str, str]:
-    """The parameters of a request."""
-    return dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+    def is_authorized(self, wanted: str | None) -> bool:
+        """Whether the request has this header `Authorization`; `None` wants none."""
+        return wanted is None or dict(self.scope["headers"]).get(b"authorization") == wanted.encode()
 
+    @property
+    def query(self) -> dict[str, str]:
+        """The parameters of the request."""
+        return dict(parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True))
 
-async def read_body(receive: Receive) -> bytes:
-    """The whole body of a request."""
-    parts: list[bytes] = []
-    more = True
-    while more:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return b"".join(parts)
+    async def read_body(self) -> bytes:
+        """The whole body of the request."""
+        parts: list[bytes] = []
+        more = True
+        while more:
+            message = await self.receive()
+            parts.append(message.get("body", b""))
+            more = message.get("more_body", False)
+        return b"".join(parts)
 
+    async def run_lifespan(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run `work` from when a server says that it begins to when it says that it ends (ASGI's lifespan)."""
+        await self.receive()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(work)
+            await self.send({"type": "lifespan.startup.complete"})
+            await self.receive()
+            tasks.cancel_scope.cancel()
+        await anyio.lowlevel.checkpoint()  # as below
+        await self.send({"type": "lifespan.shutdown.complete"})
 
-async def run_lifespan(receive: Receive, send: Send, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run `work` from when a server says that it begins to when it says that it ends (ASGI's lifespan)."""
-    await receive()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(work)
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        tasks.cancel_scope.cancel()
-    await anyio.lowlevel.checkpoint()  # as below
-    await send({"type": "lifespan.shutdown.complete"})
+    async def wait_for_disconnect(self) -> None:
+        """Return when the client has gone."""
+        while not (await self.receive())["type"].endswith(".disconnect"):
+            pass
 
+    async def run_until_disconnect(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run `work` until it ends or the client has gone."""
 
-async def wait_for_disconnect(receive: Receive) -> None:
-    """Return when the client has gone."""
-    while not (await receive())["type"].endswith(".disconnect"):
-        pass
+        async def watch() -> None:
+            await self.wait_for_disconnect()
+            tasks.cancel_scope.cancel()
 
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            with suppress(OSError):  # by which a server answers a `send` to a client that has gone (ASGI 2.4)
+                await work()
+            tasks.cancel_scope.cancel()
+        # After a cancellation CPython 3.11 traces the caller only when it is resumed: coverage would miss lines.
+        await anyio.lowlevel.checkpoint()
 
-async def run_until_disconnect(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
-    """Run `work` until it ends or the client has gone."""
+    async def start(self, status: int, headers: Sequence[Header]) -> None:
+        """Send status and headers."""
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def watch() -> None:
-        await wait_for_disconnect(receive)
-        tasks.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch)
-        with suppress(OSError):  # by which a server answers a `send` to a client that has gone (ASGI 2.4)
-            await work()
-        tasks.cancel_scope.cancel()
-    # After a cancellation CPython 3.11 traces the caller only when it is resumed; coverage would miss its lines.
-    await anyio.lowlevel.checkpoint()
-
-
-async def start(send: Send, status: int, headers: Iterable[Header], *, kind: str = "http") -> None:
-    """Send status and headers."""
-    await send({"type": f"{kind}.response.start", "status": status, "headers": list(headers)})
-
-
-async def respond(
-    send: Send, status: int, headers: Iterable[Header], body: bytes = b"", *, kind: str = "http"
-) -> None:
-    """Send a whole answer. The kind "websocket.http" is one that refuses a websocket's handshake."""
-    await start(send, status, [(b"content-length", b"%d" % len(body)), *headers], kind=kind)
-    await send({"type": f"{kind}.response.body", "body": body})
+    async def respond(self, status: int, headers: Sequence[Header], body: bytes = b"") -> None:
+        """Send a whole answer; to a websocket it is one that refuses the handshake."""
+        kind = "websocket.http" if self.scope["type"] == "websocket" else "http"
+        headers = [(b"content-length", b"%d" % len(body)), *headers]
+        await self.send({"type": f"{kind}.response.start", "status": status, "headers": headers})
+        await self.send({"type": f"{kind}.response.body", "body": body})
 
 
 def retry_after(value: float | str | None) -> list[Header]:

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from push_to_poll_client.testing._reference.asgi import Receive, run_until_disconnect
+from push_to_poll_client.testing._reference.asgi import Exchange
 from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
 from push_to_poll_client.testing._virtual_time import Bell
 
@@ -109,7 +109,7 @@ class ReferenceState:
             scope.cancel()
 
     async def hold(
-        self, receive: Receive, work: Callable[[], Awaitable[None]], *counters: str, until_shut: bool = True
+        self, exchange: Exchange, work: Callable[[], Awaitable[None]], *counters: str, until_shut: bool = True
     ) -> None:
         """Run `work` until it ends, the client has gone or the server ends; count it as long as it runs."""
         scope = anyio.CancelScope()
@@ -120,7 +120,7 @@ class ReferenceState:
         self.stats.count(**dict.fromkeys(counters, 1))
         try:
             with scope:
-                await run_until_disconnect(receive, work)
+                await exchange.run_until_disconnect(work)
         finally:
             self._held.discard(scope)
             self.stats.count(**dict.fromkeys(counters, -1))
