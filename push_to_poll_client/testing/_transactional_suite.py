@@ -71,33 +71,29 @@ class TransactionalStoreSuite(StoreSuite):
         return seen
 
     async def test_effects_are_durable_when_the_handler_returns(self) -> None:
-        """And their records with them, also without a commit: nothing is open until the next handler begins."""
+        """And their records with them, which a commit need not give again: nothing is open until the next handler.
+
+        A record that is given again and differs replaces the first.
+        """
         async with self._transactional() as (store, session):
             await self._handle(store, session, "1")
             assert await self.written(store) == ["1"]
             await self._handle(store, session, "2", "3")
             assert await self.written(store) == ["1", "2", "3"]
-            await session.commit(cursor="c1", records=[Record("1"), Record("2"), Record("3")])
+            await session.commit(cursor="c1", records=[Record("2", Settlement.SKIPPED), Record("other")])
             assert await self.written(store) == ["1", "2", "3"]
             assert session.cursor == "c1"
+            assert await self._seen(session, ["1", "2", "3", "4", "other"]) == {"1", "2", "3", "other"}
             await self._handle(store, session, "4")
             assert await self._both_or_neither(store, session, *"12345") == {*"1234"}
-
-    async def test_records_of_effects_need_not_be_given_again(self) -> None:
-        """A record that is given again and differs replaces the first."""
-        async with self._transactional() as (store, session):
-            await self._handle(store, session, "1")
-            await self._handle(store, session, "2")
-            await session.commit(cursor=None, records=[Record("2", Settlement.SKIPPED), Record("other")])
-            assert await self._seen(session, ["1", "2", "3", "other"]) == {"1", "2", "other"}
-            assert await self.written(store) == ["1", "2"]
 
     async def test_a_commit_does_not_cut_a_message_in_two(self) -> None:
         """One from another task, as of a dead letter, waits for the message in hand or leaves it alone."""
         async with self._transactional() as (store, session):
             async with anyio.create_task_group() as tasks:
                 begun = anyio.Event()
-                tasks.start_soon(self._commit_after, begun, session)
+                commit = partial(session.commit, cursor="c1", records=[Record("other")])
+                tasks.start_soon(self._call_after, begun, commit)
                 async with session.transaction([Record("1")]):
                     await self.write(store, "1")
                     begun.set()
@@ -107,9 +103,9 @@ class TransactionalStoreSuite(StoreSuite):
             assert await self.written(store) == ["1", "2"]
             assert await self._seen(session, ["1", "other"]) == {"1", "other"}
 
-    async def _commit_after(self, begun: anyio.Event, session: Any) -> None:
+    async def _call_after(self, begun: anyio.Event, call: Callable[[], Awaitable[None]]) -> None:
         await begun.wait()
-        await session.commit(cursor="c1", records=[Record("other")])
+        await call()
 
     async def test_a_handler_that_raises_takes_back_its_own(self) -> None:
         """What it wrote, and nothing else; its message is not processed."""
@@ -195,23 +191,20 @@ class TransactionalStoreSuite(StoreSuite):
             await session.commit(cursor=None, records=[Record("2")])
 
     async def test_the_connection_is_for_handlers_alone(self) -> None:
-        """Elsewhere it says what to do instead."""
+        """Elsewhere, also in another task while a message is processed, it says what to do instead."""
         async with self._transactional() as (store, session):
             for _ in range(2):
-                with pytest.raises(RuntimeError, match="while a message is processed"):
-                    store.connection  # noqa: B018 - a property
+                await self._check_no_connection(store)
                 await self._handle(store, session, "1")
             async with anyio.create_task_group() as tasks:
                 begun = anyio.Event()
-                tasks.start_soon(self._refused, store, begun)
+                tasks.start_soon(self._call_after, begun, partial(self._check_no_connection, store))
                 await anyio.wait_all_tasks_blocked()
                 async with session.transaction([]):
                     begun.set()
                     await anyio.wait_all_tasks_blocked()
 
-    async def _refused(self, store: Any, begun: anyio.Event) -> None:
-        """Another task, while a message is processed."""
-        await begun.wait()
+    async def _check_no_connection(self, store: Any) -> None:
         with pytest.raises(RuntimeError, match="while a message is processed"):
             store.connection  # noqa: B018 - a property
 

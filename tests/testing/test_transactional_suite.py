@@ -103,7 +103,7 @@ LIES = [
     (keep_what_a_failed_handler_wrote, "test_a_handler_that_raises_takes_back_its_own"),
     (keep_what_a_failed_handler_wrote, "test_a_cancelled_handler_takes_back_its_own"),
     (commit_effects_before_their_records, "test_effects_are_durable_when_the_handler_returns"),
-    (forget_the_records_of_effects, "test_records_of_effects_need_not_be_given_again"),
+    (forget_the_records_of_effects, "test_effects_are_durable_when_the_handler_returns"),
     (forget_the_records_of_effects, "test_a_reset_loses_no_effects"),
     (commit_later, "test_effects_are_durable_when_the_handler_returns"),
     (leave_it_open, "test_a_handler_that_raises_at_first_leaves_nothing_open"),
