@@ -5,7 +5,7 @@ these modules may import only those above it and those to its left.
 
     _version, _lazy_exports                         the version, public names loaded when they are used
     _event_loop, _secrets, _validation              event loops, secrets to mask, checks of arguments
-    _first_pages                                    many consumers that start at once
+    _first_polls                                    many consumers that start at once
     _json, _log                                     JSON, log lines
     _exceptions, _types, _protocols                 what all parts share
     _http/                                          HTTP, once, for feeds and listeners

@@ -25,7 +25,7 @@ from push_to_poll_client._exceptions import (
     StoreUnavailable,
 )
 from push_to_poll_client._fetching import PageReader
-from push_to_poll_client._first_pages import counted_as_first
+from push_to_poll_client._first_polls import first_poll
 from push_to_poll_client._hooks import ConsumerStats
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._options import Options
@@ -250,7 +250,7 @@ class Poller:
 
     async def _process_pages(self, poll: PollState, request: FetchRequest, background: Background) -> End:
         following: FetchRequest | End = request
-        with counted_as_first() if self._is_first else nullcontext():
+        async with first_poll() if self._is_first else nullcontext():
             while isinstance(following, FetchRequest):
                 following = await self._process_page(poll, following, background)
                 self._is_first = self._is_first and not poll.pages

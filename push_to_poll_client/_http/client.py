@@ -460,7 +460,6 @@ class Client:
         where = self.where if call.same_origin else self._origins.describe_source(call.url)
         body = b""
         if status in ACCEPTED_STATUSES:
-            await deadline.wait_for_room()
             deadline.start_body()
             try:
                 body = await read_body(response, self.max_body, deadline.add_bytes)

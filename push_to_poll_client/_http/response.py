@@ -18,7 +18,6 @@ import anyio
 import anyio.lowlevel
 
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client._first_pages import wait_for_first_page
 from push_to_poll_client._http.caching import Validators, validators_of
 from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, link_targets, resolve_url
 from push_to_poll_client._http.transport import CHUNKS_AT_ONCE, unwinding
@@ -70,12 +69,6 @@ class Deadline:
         if self._missing <= 0:
             self.still_held = False
             self.start_body()
-
-    async def wait_for_room(self) -> None:
-        """Wait until the first page of a consumer may be read. The time does not count."""
-        waited = await wait_for_first_page(self.scope)
-        self._hold_end += waited
-        self._end += waited
 
     def expect_response(self) -> None:
         """Note that another request is sent, whose response has to arrive before the same deadline."""
