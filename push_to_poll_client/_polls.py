@@ -83,7 +83,6 @@ class Polls:
         self._news = anyio.Event()
         self._last_result: PollResult | Exception = NOTHING_DONE
         self._hint: Push | None = None
-        self._changed = anyio.Event()
         self._current: _Poll | None = None
 
     # Wakes
@@ -118,7 +117,6 @@ class Polls:
 
     def schedule_changed(self) -> None:
         """Let those who wait ask the schedule again: something that it depends on has changed."""
-        self._changed.set()
         self._news.set()
         self._news = anyio.Event()
 
@@ -236,7 +234,7 @@ class Polls:
             Exception: The error of a poll after which no other one helps.
         """
         while not (stop.requested or self.closed):
-            self._changed = anyio.Event()
+            news = self._news
             async with self._lock:
                 # The server may hold its answer if the feed supports that, and no caller waits.
                 waits = self._calls or self._lock.statistics().tasks_waiting
@@ -248,7 +246,7 @@ class Polls:
                 self._log_failure(result, stop)
             if not is_due:
                 with anyio.CancelScope(deadline=decision.at):
-                    await self._changed.wait()
+                    await news.wait()
 
     def _log_failure(self, error: Exception, stop: StopSignal) -> None:
         """Log that a poll failed, or raise the error if another poll does not help."""
