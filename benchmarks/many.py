@@ -2,12 +2,14 @@
 
 Each figure is of a process of its own, from the start of its consumers until all have caught up with a feed of 100
 messages. A quarter of the consumers is measured too: what each of them costs shows whether the cost is linear.
+The same is measured for as many loops by hand, which share a client and keep nothing.
 """
 
 import argparse
 import functools
 import gc
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -26,9 +28,13 @@ COLLECTOR = 50_000
 """Objects after which Python looks for garbage; by itself it does after 700, or 2,000 from Python 3.14 on."""
 
 WAYS = {
-    "a client each": {},
-    "one client": {"shared": True},
-    f"one client, gc.set_threshold({COLLECTOR:_})": {"shared": True, "threshold": COLLECTOR},
+    "loops by hand, one client": {"shared": True, "by_hand": True},
+    "consumers of one file, a client each": {},
+    "consumers of one file, one client": {"shared": True},
+    f"consumers of one file, one client, gc.set_threshold({COLLECTOR:_})": {
+        "shared": True,
+        "threshold": COLLECTOR,
+    },
 }
 
 UNIT = 1024 if sys.platform == "darwin" else 1
@@ -37,6 +43,20 @@ UNIT = 1024 if sys.platform == "darwin" else 1
 
 async def ignore(_: Message) -> None:
     """Do nothing."""
+
+
+async def catch_up_by_hand(url: str, loops: int, client: httpx.AsyncClient) -> int:
+    """Read the feed to its end in so many tasks. Returns the number of threads."""
+
+    async def loop() -> None:
+        cursor = None
+        while events := (await client.get(url, params={"lastEventId": cursor} if cursor else {})).json():
+            cursor = events[-1]["id"]
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(loops):
+            tasks.start_soon(loop)
+    return threading.active_count()
 
 
 async def catch_up(url: str, names: range, store: SQLiteStore, client: httpx.AsyncClient | None) -> int:
@@ -59,16 +79,21 @@ async def catch_up(url: str, names: range, store: SQLiteStore, client: httpx.Asy
     return threads
 
 
-async def measure(url: str, consumers: int, *, shared: bool = False, threshold: int = 0) -> None:
+async def measure(
+    url: str, consumers: int, *, shared: bool = False, threshold: int = 0, by_hand: bool = False
+) -> None:
     """Print the figures of this process as JSON."""
     if threshold:
         gc.set_threshold(threshold, 20, 100)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
     client = httpx.AsyncClient(limits=limits, timeout=60) if shared else None
     with state_file() as store:
         await catch_up(url, range(1), store, client)  # what is loaded once is not counted
         before = resource.getrusage(resource.RUSAGE_SELF)
-        threads = await catch_up(url, range(1, consumers + 1), store, client)
+        if client is not None and by_hand:
+            threads = await catch_up_by_hand(url, consumers, client)
+        else:
+            threads = await catch_up(url, range(1, consumers + 1), store, client)
         after = resource.getrusage(resource.RUSAGE_SELF)
     if client is not None:
         await client.aclose()
@@ -102,22 +127,27 @@ def main() -> None:
     parser.add_argument("--consumers", type=int, default=1_000)
     parser.add_argument("--measure", metavar="URL", help=argparse.SUPPRESS)
     parser.add_argument("--shared", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--by_hand", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--threshold", type=int, default=0, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.measure:
-        options = {"shared": asked.shared, "threshold": asked.threshold}
+        options = {"shared": asked.shared, "threshold": asked.threshold, "by_hand": asked.by_hand}
         anyio.run(functools.partial(measure, asked.measure, asked.consumers, **options))
         return
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # each consumer has a socket, here and in the server
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     few = max(asked.consumers // 4, 1)
     with reference_server(MESSAGES) as places:
+        by_hand = math.nan
         for way, options in WAYS.items():
             part, whole = (measured(places["url"], number, options) for number in (few, asked.consumers))
+            by_hand = whole["cpu"] if "by_hand" in options else by_hand
             linearity = (whole["cpu"] / asked.consumers) / (part["cpu"] / few)
+            ratio = whole["cpu"] / by_hand
             print(
-                f"{asked.consumers:,} consumers of one file, {way}: {whole['cpu']:.2f} s of processor time, "
-                f"{linearity:.2f} x as much for each as with {few:,}; {whole['threads']:.0f} threads, "
+                f"{asked.consumers:,} {way}: {whole['cpu']:.2f} s of processor time, "
+                f"{linearity:.2f} x as much for each as with {few:,}, {ratio:.2f} x as much as by hand; "
+                f"{whole['threads']:.0f} threads, "
                 f"{whole['switches']:,.0f} switches, {whole['kib'] / asked.consumers:.0f} KiB each",
                 flush=True,
             )
