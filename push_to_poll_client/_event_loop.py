@@ -87,33 +87,30 @@ trio the order of tasks within a turn is random, and it may take one more."""
 
 
 class Background:
-    """Tasks that run in the background, and are cancelled at the end of the block. Without any it costs nothing.
+    """Tasks that run in the background, and are cancelled at the end of the block.
 
     Attributes:
-        tasks: The task group; `None` before the first task was started.
+        tasks: The task group, for functions that do not raise.
     """
 
-    def __init__(self) -> None:
-        self.tasks: TaskGroup | None = None
+    tasks: TaskGroup
 
     async def start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Start a function that does not raise, and give it the turns that it needs to send a request."""
-        if self.tasks is None:
-            self.tasks = await anyio.create_task_group().__aenter__()
         self.tasks.start_soon(function)
         for _ in range(START_CHECKPOINTS):
             await anyio.lowlevel.checkpoint()
 
     async def __aenter__(self) -> Self:
+        self.tasks = await anyio.create_task_group().__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # Not given to the task group: the error of the block is raised bare, not in a group.
-        if self.tasks is not None:
-            self.tasks.cancel_scope.cancel()
-            await self.tasks.__aexit__(None, None, None)
+        self.tasks.cancel_scope.cancel()
+        await self.tasks.__aexit__(None, None, None)
 
 
 def error_for_cancellation(cancelled: BaseException, name: str) -> RuntimeError:

@@ -32,14 +32,14 @@ from push_to_poll_client._exceptions import (
     StoreMismatch,
     StoreUnavailable,
 )
-from push_to_poll_client._fetching import Fetcher, Gaps, PageReader
+from push_to_poll_client._fetching import Fetcher
 from push_to_poll_client._handlers import in_transaction
 from push_to_poll_client._hooks import ConsumerStats, RunLog, with_start_hook
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._options import Options
 from push_to_poll_client._poller import Poller
 from push_to_poll_client._polls import Polls
-from push_to_poll_client._position import Overlap, Position
+from push_to_poll_client._position import Position
 from push_to_poll_client._processor import Dedupe, Processor
 from push_to_poll_client._progress import Progress, Uncommitted
 from push_to_poll_client._protocols import Feed, Session, Store, is_transactional
@@ -296,7 +296,6 @@ class OpenSession:
         processor = Processor(
             options=options,
             progress=progress,
-            handler=handler,
             batch_handler=batch_handler,
             dedupe=dedupe,
             retry=retry,
@@ -304,20 +303,16 @@ class OpenSession:
             clock=clock,
         )
         dead_letters = SessionDeadLetters(session=session, feed=self.feed, progress=progress, retry=retry)
-        gaps = Gaps(session=session, progress=progress, stats=stats)
-        replay = Replay(fetcher=fetcher, dedupe=dedupe, retry=retry, progress=progress, gaps=gaps, stats=stats)
-
-        overlap = Overlap(options=options, session=session, time_of_day=progress.time_of_day, clock=clock)
         position = Position(
-            options=options, session=session, fetcher=fetcher, progress=progress, overlap=overlap, stats=stats
+            options=options, session=session, fetcher=fetcher, progress=progress, stats=stats, clock=clock
         )
+        replay = Replay(processor=processor, position=position)
         poller = Poller(
             options=options,
-            pages=PageReader(fetcher=fetcher, gaps=gaps),
+            fetcher=fetcher,
             processor=processor,
             progress=progress,
             position=position,
-            overlap=overlap,
             dead_letters=dead_letters,
             stats=stats,
             clock=clock,
@@ -325,9 +320,7 @@ class OpenSession:
         polls = Polls(
             options=options,
             schedule=self.schedule,
-            processor=processor,
             poller=poller,
-            fetcher=fetcher,
             stats=stats,
             worth_a_poll=self.worth_a_poll,
             clock=clock,

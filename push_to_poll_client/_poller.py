@@ -3,19 +3,19 @@
 A poll goes along a walk (`_position.py`), from where it starts or from where the last poll stopped. While a page
 is settled, the next one may be fetched. When the pages change during the walk, it starts again; when the cursor
 has expired, it goes on where the user says. When a fetch fails, the next poll continues at the same place.
-`PollState` knows what one poll has done so far, `Poller` does it.
+A `Poll` knows what one poll has done so far, `Poller` does it.
 """
 
 import enum
 import logging
-from collections import Counter
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import anyio
 
 from push_to_poll_client._dead_letters import SessionDeadLetters
-from push_to_poll_client._event_loop import Background
 from push_to_poll_client._exceptions import (
     CursorExpired,
     FeedError,
@@ -24,18 +24,19 @@ from push_to_poll_client._exceptions import (
     PagesChanged,
     StoreUnavailable,
 )
-from push_to_poll_client._fetching import PageReader
+from push_to_poll_client._fetching import Fetcher
 from push_to_poll_client._first_polls import first_poll
 from push_to_poll_client._hooks import ConsumerStats
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._options import Options
-from push_to_poll_client._position import Overlap, Place, PollWalk, Position
+from push_to_poll_client._poll_state import Place, Poll, PollWalk
+from push_to_poll_client._position import Position
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._progress import Progress
-from push_to_poll_client._retry import StopSignal
-from push_to_poll_client._status import NOTHING_DONE, PollResult, standstill_text
-from push_to_poll_client._types import Clock, Cursor, CycleDetector, FetchRequest, Page, Push
+from push_to_poll_client._status import PollResult, standstill_text
+from push_to_poll_client._types import Clock, CycleDetector, FetchRequest, Page
 from push_to_poll_client._validation import describe, quoted
+from push_to_poll_client._work_queue import WorkQueue
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
@@ -68,72 +69,26 @@ class End(enum.Enum):
     GAVE_WAY = "the waiting fetch was cancelled"
 
 
-@dataclass(slots=True, eq=False)
-class PollState:
-    """What one poll has done so far.
-
-    Attributes:
-        walk: The walk that it goes along.
-        stop: As for `Processor.take_page`.
-        settled_before: How many messages the session had settled when the poll began.
-        counts_before: The counts of the consumer then.
-        wait: Seconds for which the server may hold an answer; 0 once that was asked for.
-        last_settled: How many messages the session had settled when the walk last made progress.
-        pages: How many pages it has read.
-        closed: Whether the current page is the last one of a feed that has ended.
-        restarts: How often the walk was started again.
-        resynced: Whether the cursor had expired, and the poll went on elsewhere.
-        standstill: Why the feed stands still; `None` if it does not.
-    """
-
-    walk: PollWalk
-    stop: StopSignal | None
-    settled_before: int
-    counts_before: Counter[str]
-    wait: float
-    last_settled: int
-    pages: int = 0
-    closed: bool = False
-    restarts: int = 0
-    resynced: bool = False
-    standstill: str | None = None
-
-    def stands_still(self, position: Cursor | None, following: Cursor, settled: int) -> bool:
-        """Whether the walk makes no progress: no new message was settled, and the cursors repeat."""
-        if settled > self.last_settled:
-            self.last_settled, self.walk.cycle_detector = settled, CycleDetector()
-            return False
-        return following == position or self.walk.cycle_detector.repeats_at(following)
-
-
 @dataclass(kw_only=True, eq=False, repr=False)
 class Poller:
     """Walks the feed from where the last poll stopped.
 
     Attributes:
-        pages: Read the feed.
+        fetcher: Reads the feed.
         processor: Settles the pages.
         progress: Commits what is settled, and knows the saved cursor.
-        position: Knows where a name begins, and where it goes on when its cursor has expired.
-        overlap: Knows where a walk starts.
+        position: Knows where a walk starts, and where it goes on when the cursor has expired.
         dead_letters: Retries the dead letters that are marked for that.
-        done: What the last poll did, also if it failed.
-        continues_freely: Whether the next poll continues what the last one read, and so takes no token (G3).
-        poll_within: The `Page.poll_within` of the last page of the last poll.
     """
 
     options: Options
-    pages: PageReader
+    fetcher: Fetcher
     processor: Processor
     progress: Progress
     position: Position
-    overlap: Overlap
     dead_letters: SessionDeadLetters
     stats: ConsumerStats
     clock: Clock
-    done: PollResult = field(default=NOTHING_DONE, init=False)
-    continues_freely: bool = field(default=False, init=False)
-    poll_within: float | None = field(default=None, init=False)
     _is_first: bool = field(default=True, init=False)
     _is_prepared: bool = field(default=False, init=False)
     _unfinished: PollWalk | None = field(default=None, init=False)
@@ -156,24 +111,11 @@ class Poller:
 
     def discard_place(self) -> None:
         """Let the next poll start at the saved cursor."""
-        self._unfinished, self.continues_freely = None, False
-        self.pages.end_poll(continues=False)
+        self._unfinished = None
+        self.fetcher.end_poll(continues=False)
 
-    async def poll(
-        self,
-        *,
-        wait: float = 0.0,
-        hint: Push | None = None,
-        bypass_cache: bool = False,
-        stop: StopSignal | None = None,
-    ) -> PollResult | None:
+    async def poll(self, poll: Poll) -> PollResult | None:
         """Fetch and settle pages.
-
-        Args:
-            wait: Seconds for which the server may hold the first answer.
-            hint: The push that caused this poll.
-            bypass_cache: Whether to bypass caches.
-            stop: As for `Processor.take_page`.
 
         Returns:
             What was done; `None` if the waiting fetch was cancelled.
@@ -183,26 +125,25 @@ class Poller:
             ProcessError: A message failed for good.
             StoreError: The store could not be read or written.
         """
-        self.done, self.continues_freely, self.poll_within = NOTHING_DONE, False, None
-        self.pages.begin_poll()
-        self.processor.begin()
         await self.progress.flush()  # what the last poll could not commit
         if not self._is_prepared:  # the first poll of the session, or a resync waits to be done
             await self.position.ensure_started()
-            self._is_prepared = await self.processor.run_shielded(self.dead_letters.retry_marked, stop)
-        self.pages.deadline = self.clock() + wait + self.options.max_poll_time
-        walk, self._unfinished = self._unfinished or self.overlap.begin_walk(), None
+            retry_marked = partial(self.dead_letters.retry_marked, poll.stop)
+            self._is_prepared = await self.processor.run_shielded(retry_marked, poll)
+        poll.deadline = self.clock() + poll.wait + self.options.max_poll_time
+        poll.walk, self._unfinished = self._unfinished or self.position.begin_walk(), None
+        poll.settled_before = poll.last_settled = self.progress.settled_count
+        poll.counts_before = self.stats.counts.copy()
         # Messages that were read before come first: only what comes after them is worth a wait.
-        first_wait = 0.0 if walk.place is Place.BEFORE else wait
-        settled, counts = self.progress.settled_count, self.stats.counts.copy()
-        poll = PollState(walk, stop, settled, counts, wait - first_wait, last_settled=settled)
-        request = FetchRequest(walk.position, first_wait, hint, bypass_cache)
+        first_wait = 0.0 if poll.walk.place is Place.BEFORE else poll.wait
+        poll.wait -= first_wait
+        request = FetchRequest(poll.walk.position, first_wait, poll.hint, poll.bypass_cache)
         end: End | None = None
         failure: BaseException | None = None
         try:
-            async with Background() as background:
+            async with poll.exit_stack:
                 try:
-                    end = await self._process_pages(poll, request, background)
+                    end = await self._process_pages(poll, request)
                 except anyio.get_cancelled_exc_class():
                     self.progress.caller_cancelled()
                     raise
@@ -210,9 +151,11 @@ class Poller:
             failure = error
             raise
         finally:
-            self.pages.end_poll(continues=end is End.UNFINISHED)
-            if failure is None:
-                self.processor.end(caught_up=end is End.CAUGHT_UP)
+            caught_up = end is End.CAUGHT_UP
+            self.fetcher.end_poll(continues=end is End.UNFINISHED)
+            is_as_far_as_it_can = failure is None and (caught_up or poll.postponed_until is not None)
+            if is_as_far_as_it_can and (self.progress.attempts or self.stats.failing):
+                self.processor.retry.end_walk(caught_up=caught_up)
             try:
                 await self.progress.finish()
             except BaseException as refused:
@@ -221,24 +164,24 @@ class Poller:
                 if failure is None or not isinstance(refused, StoreUnavailable):
                     raise
                 logger.warning("the commit at the end of a poll that failed: %s", describe(refused))
-            self.done = self._result(poll, end)
+            poll.done = self._result(poll, end)
         if end is End.GAVE_WAY:
             return None
         await self.position.mark_started()
         if end in {End.CAUGHT_UP, End.UNFINISHED}:
             place = poll.walk.place
-            self._unfinished = await self.overlap.leave(poll.walk, at_end=end is End.CAUGHT_UP)
+            self._unfinished = await self.position.leave(poll.walk, at_end=caught_up)
             goes_on = self._unfinished is not None and poll.walk.place is place
-            self.continues_freely = goes_on and poll.walk.empty_pages < MAX_EMPTY_PAGES
+            poll.continues_freely = goes_on and poll.walk.empty_pages < MAX_EMPTY_PAGES
         self._report_standstill(poll, end)
-        return self.done
+        return poll.done
 
-    def _result(self, poll: PollState, end: End | None) -> PollResult:
-        retry_at = self.processor.postponed_until
+    def _result(self, poll: Poll, end: End | None) -> PollResult:
+        retry_at = poll.postponed_until
         counts = self.stats.counts - poll.counts_before
         return PollResult(
             messages=self.progress.settled_count - poll.settled_before,
-            duplicates=self.processor.duplicates,
+            duplicates=poll.duplicates,
             pages=poll.pages,
             caught_up=end is End.CAUGHT_UP,
             retry_in=None if retry_at is None else max(retry_at - self.clock(), 0.0),
@@ -248,59 +191,51 @@ class Poller:
             skipped=counts["skipped"],
         )
 
-    async def _process_pages(self, poll: PollState, request: FetchRequest, background: Background) -> End:
+    async def _process_pages(self, poll: Poll, request: FetchRequest) -> End:
         following: FetchRequest | End = request
         async with first_poll() if self._is_first else nullcontext():
             while isinstance(following, FetchRequest):
-                following = await self._process_page(poll, following, background)
+                following = await self._process_page(poll, following)
                 self._is_first = self._is_first and not poll.pages
         if following is End.CAUGHT_UP and poll.walk.place is Place.JUMPED:
             return End.INCOMPLETE  # the next walk reads what this one left out
         return following
 
-    async def _process_page(
-        self, poll: PollState, request: FetchRequest, background: Background
-    ) -> FetchRequest | End:
+    async def _process_page(self, poll: Poll, request: FetchRequest) -> FetchRequest | End:
         """Fetch and settle a page; return the next request, or why the poll stops."""
         # Messages that wait for this page to fill a batch do not wait for longer than they may.
-        deadline = self.processor.batch_deadline
-        in_time = deadline is None or await self.pages.arrives_by(deadline)
-        if not in_time and not await self._finish_partial_batch(poll):
+        since = poll.work.waiting_since
+        in_time = since is None or await self.fetcher.arrives_by(since + self.options.batch_wait)
+        if not in_time and not await self.processor.finish_partial_batch(poll):
             return End.INCOMPLETE
         try:
-            page = await self.pages.read(request, background)
+            page = await self.fetcher.read(request, poll)
         except (PagesChanged, CursorExpired) as error:
             return await self._recover_position(poll, request, error)
         except FeedError as error:
-            if not request.wait and await self._finish_partial_batch(poll):
+            if not request.wait and await self.processor.finish_partial_batch(poll):
                 self._keep_place(poll.walk, error)
             raise
         if page is None:
             return End.GAVE_WAY
-        walk, read_at = poll.walk, self.pages.answered_at
-        assert read_at is not None  # it has a page  # noqa: S101
+        if page.gap:
+            await self.position.report_gap(request.cursor, page.gap)
+        walk = poll.walk
         self.stats.counts["pages"] += 1
         poll.pages += 1
-        poll.closed, self.poll_within = page.closed, page.poll_within
+        poll.closed, poll.poll_within = page.closed, page.poll_within
         walk.failed_fetches = 0
         walk.empty_pages = 0 if page.messages else walk.empty_pages + 1
-        is_settled = await self.processor.take_page(
-            page,
-            read_at=read_at,
-            stop=poll.stop,
-            background=background.tasks if self.pages.has_next else None,
-            overlap=walk if walk.place is Place.BEFORE else None,
-        )
-        if not is_settled:
+        fetches_next = self.fetcher.has_next
+        if not await self.processor.take_page(page, poll, fill=fetches_next and self.options.batch_wait > 0):
             return End.INCOMPLETE
-        following = self._next_request(poll, request, page)
-        if isinstance(following, End) and not await self._finish_partial_batch(poll):
+        # A commit covers the whole page. It may go on while the next page is read and settled.
+        await self.progress.page_settled(poll.background if fetches_next else None)
+        following = await self._next_request(poll, request, page)
+        if isinstance(following, End) and not await self.processor.finish_partial_batch(poll):
             return End.INCOMPLETE
         if following is End.UNFINISHED:
-            await self.pages.wait_until_done()
-        elif isinstance(following, FetchRequest) and following.wait:
-            # The walk is complete, whatever becomes of the fetch that the server may hold.
-            await self.overlap.leave(poll.walk, at_end=True)
+            await self.fetcher.arrives_by(math.inf)  # the next poll begins with the page that is fetched ahead
         return following
 
     def _keep_place(self, walk: PollWalk, error: FeedError) -> None:
@@ -311,9 +246,7 @@ class Poller:
         if may_be_known and walk.position != walk.start:
             self._unfinished = walk
 
-    async def _recover_position(
-        self, poll: PollState, request: FetchRequest, error: FeedError
-    ) -> FetchRequest | End:
+    async def _recover_position(self, poll: Poll, request: FetchRequest, error: FeedError) -> FetchRequest | End:
         """Find out where to go on when the feed cannot answer."""
         await self.progress.flush()
         walk = poll.walk
@@ -323,31 +256,29 @@ class Poller:
             poll.restarts += 1
             if poll.restarts > MAX_RESTARTS:
                 raise FeedError(f"the walk was started again {MAX_RESTARTS} times in one poll: {describe(error)}")
-            if (
-                not self.pages.fetcher.is_allowed
-            ):  # a poll that fails, since the next one would be no more than this
+            if not self.fetcher.is_allowed:  # a poll that fails, since the next one would be no more than this
                 raise FeedError(f"the walk starts again later, as the server asks: {describe(error)}") from error
         elif walk.place is Place.BEFORE:
             self.position.overlap_start_expired()
-            poll.walk = self.overlap.begin_walk()
+            poll.walk = self.position.begin_walk()
             start = poll.walk.start
         elif poll.resynced:  # the feed does not know the new cursor either
             raise error
         else:
             assert isinstance(error, CursorExpired)  # noqa: S101
-            if not await self._finish_partial_batch(poll):
+            if not await self.processor.finish_partial_batch(poll):
                 return End.INCOMPLETE
             await self.progress.flush()
             poll.resynced, self._is_prepared = True, False
             if not await self.position.cursor_expired(error):
                 return End.INCOMPLETE
-            self.processor.begin_elsewhere()
-            poll.walk = self.overlap.begin_walk()
+            poll.work = WorkQueue()  # all before is settled, and no cursor of the old place is saved
+            poll.walk = self.position.begin_walk()
             start = poll.walk.start
         poll.walk.position, poll.walk.cycle_detector = start, CycleDetector()
-        return End.UNFINISHED if self.pages.must_stop else replace(request, cursor=start, wait=0.0)
+        return End.UNFINISHED if self.fetcher.must_stop(poll) else replace(request, cursor=start, wait=0.0)
 
-    def _next_request(self, poll: PollState, request: FetchRequest, page: Page) -> FetchRequest | End:
+    async def _next_request(self, poll: Poll, request: FetchRequest, page: Page) -> FetchRequest | End:
         settled = self.progress.settled_count
         if page.next_page is not None:
             poll.walk.position = page.next_page
@@ -359,7 +290,7 @@ class Poller:
                     where = f"around after {'the inception' if start is None else f'cursor {quoted(start)}'}"
                 poll.standstill = standstill_text(where)
                 return End.STANDSTILL
-            if self.pages.must_stop or poll.walk.empty_pages >= MAX_EMPTY_PAGES:
+            if self.fetcher.must_stop(poll) or poll.walk.empty_pages >= MAX_EMPTY_PAGES:
                 return End.UNFINISHED
             return replace(request, cursor=page.next_page, wait=0.0)
         wait, poll.wait = poll.wait, 0.0
@@ -367,21 +298,20 @@ class Poller:
             not wait
             or page.closed
             or settled > poll.settled_before
-            or self.pages.must_stop
-            or self.pages.fetcher.must_not_wait
+            or poll.must_not_wait
+            or self.fetcher.must_stop(poll)
         ):
             return End.CAUGHT_UP
         poll.walk.position = self.progress.saved
+        # The walk is complete, whatever becomes of the fetch that the server may hold.
+        await self.position.leave(poll.walk, at_end=True)
         return replace(request, cursor=poll.walk.position, wait=wait)
 
-    async def _finish_partial_batch(self, poll: PollState) -> bool:
-        return self.processor.batch_deadline is None or await self.processor.finish_partial_batch(poll.stop)
-
-    def _report_standstill(self, poll: PollState, end: End) -> None:
+    def _report_standstill(self, poll: Poll, end: End) -> None:
         """Say in status and log what keeps the walk from the end of the feed (G13)."""
         walk, text = poll.walk, poll.standstill
         seconds = self.clock() - walk.began
-        if text is None and end is End.UNFINISHED and not self.done.messages and self.has_unsaved_place:
+        if text is None and end is End.UNFINISHED and not poll.done.messages and self.has_unsaved_place:
             text = self.stats.standstill  # what was said last still holds, as in each round of a long circle
         if text is None and end is End.UNFINISHED and walk.empty_pages >= MAX_EMPTY_PAGES:
             text = (

@@ -9,7 +9,6 @@ result, and another caller leads instead.
 import logging
 import math
 import random
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -27,12 +26,11 @@ from push_to_poll_client._exceptions import (
     StoreUnavailable,
     Throttled,
 )
-from push_to_poll_client._fetching import Fetcher
 from push_to_poll_client._hooks import ConsumerStats, RunLog
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._options import Options
+from push_to_poll_client._poll_state import Poll
 from push_to_poll_client._poller import Poller
-from push_to_poll_client._processor import Processor
 from push_to_poll_client._retry import StopSignal
 from push_to_poll_client._schedule import Cause, PollOutcome, Schedule, WakeResult
 from push_to_poll_client._status import NOTHING_DONE, PollResult, add_results
@@ -47,7 +45,7 @@ BYPASS_CACHE_CAUSES = {Cause.WAKE, Cause.REPOLL, Cause.MANUAL}
 MAX_TOPICS = 64
 """Topics that a merged hint can have. With more it names none, which means all: a flood must not grow it."""
 
-_enclosing_polls: ContextVar[tuple["_Poll", ...]] = ContextVar("push_to_poll_client_inside", default=())
+_enclosing_polls: ContextVar[tuple[Poll, ...]] = ContextVar("push_to_poll_client_inside", default=())
 """The polls that the current task is part of, as a handler's task is, and each task that it starts."""
 
 
@@ -57,9 +55,7 @@ class Polls:
 
     Attributes:
         schedule: Decides when to poll.
-        processor: Has the messages in flight.
         poller: Runs one poll.
-        fetcher: Fetches pages, and can be waiting for one.
         worth_a_poll: Returns whether the hint of a push is worth a poll.
         closed: Whether the last poll settled the last message of a feed that has ended.
         run_log: Told of polls during `run()`; `None` without it.
@@ -67,9 +63,7 @@ class Polls:
 
     options: Options
     schedule: Schedule
-    processor: Processor
     poller: Poller
-    fetcher: Fetcher
     stats: ConsumerStats
     worth_a_poll: Callable[[Push], bool]
     clock: Clock
@@ -83,7 +77,7 @@ class Polls:
         self._news = anyio.Event()
         self._last_result: PollResult | Exception = NOTHING_DONE
         self._hint: Push | None = None
-        self._current: _Poll | None = None
+        self._current: Poll | None = None
 
     # Wakes
 
@@ -98,7 +92,7 @@ class Polls:
         self.stats.counts["wakes"] += 1
         if result is not WakeResult.PENDING:
             self.stats.counts[result.value] += 1
-        self.fetcher.cancel_waiting_fetch()
+        self.cancel_waiting_fetch()
         self.schedule_changed()
 
     def begin(self, run_log: RunLog) -> None:
@@ -112,8 +106,9 @@ class Polls:
         self.wake(None)
 
     def cancel_waiting_fetch(self) -> None:
-        """Cancel a waiting fetch."""
-        self.fetcher.cancel_waiting_fetch()
+        """Let no fetch of the poll that runs wait for the server."""
+        if self._current is not None:
+            self._current.give_way()
 
     def schedule_changed(self) -> None:
         """Let those who wait ask the schedule again: something that it depends on has changed."""
@@ -196,7 +191,7 @@ class Polls:
         since, until = self._started, math.inf if timeout is None else self.clock() + timeout
         while True:
             self._raise_if_throttled(until)
-            self.fetcher.cancel_waiting_fetch()
+            self.cancel_waiting_fetch()
             async with self._lock:
                 if self._last_finished <= since and self.schedule.earliest <= self.clock():
                     await self._lead(Cause.MANUAL)
@@ -211,9 +206,10 @@ class Polls:
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
         """Keep polls from running in the block. The block counts as a poll: it cannot wait for one."""
-        self.fetcher.cancel_waiting_fetch()
+        self.cancel_waiting_fetch()
         async with self._lock:
-            poll = self._current = _Poll(self._started, 0.0, None, bypass_cache=False, stop=None)
+            now = self.clock()
+            poll = self._current = Poll(number=self._started, cause=Cause.MANUAL, started=now, answered_at=now)
             token = _enclosing_polls.set((*(outer for outer in _enclosing_polls.get() if outer.running), poll))
             try:
                 yield
@@ -238,7 +234,7 @@ class Polls:
             async with self._lock:
                 # The server may hold its answer if the feed supports that, and no caller waits.
                 waits = self._calls or self._lock.statistics().tasks_waiting
-                can_wait = self.fetcher.max_wait > 0 and not waits
+                can_wait = self.poller.fetcher.max_wait > 0 and not waits
                 decision = self.schedule.next_poll(self.clock(), can_wait=can_wait)
                 is_due = decision.at <= self.clock()
                 result = await self._lead(decision.cause, stop) if is_due else None
@@ -270,8 +266,8 @@ class Polls:
 
     def set_in_flight_deadline(self, deadline: float) -> None:
         """Let the messages in flight finish by the deadline, if the poll is one of `run()`."""
-        if self._current is not None and self._current.stop is not None:
-            self.processor.in_flight_scope.deadline = deadline
+        if self._current is not None and self._current.cause is not Cause.MANUAL:
+            self._current.in_flight.deadline = deadline
 
     @property
     def delay(self) -> float:
@@ -293,9 +289,7 @@ class Polls:
         result: PollResult | Exception | None = None
         token = _enclosing_polls.set((*(outer for outer in _enclosing_polls.get() if outer.running), poll))
         try:
-            result = await self.poller.poll(
-                wait=poll.wait, hint=poll.hint, bypass_cache=poll.bypass_cache, stop=stop
-            )
+            result = await self.poller.poll(poll)
         except Exception as error:  # noqa: BLE001  # the result for each caller that waits for this poll
             result = error
         except anyio.get_cancelled_exc_class() as cancelled:
@@ -305,16 +299,27 @@ class Polls:
             self._end(poll, result)
         return result
 
-    def _start(self, cause: Cause, stop: StopSignal | None) -> "_Poll":
-        wait = min(self.fetcher.max_wait, self.schedule.interval or math.inf) if cause is Cause.WAIT else 0.0
+    def _start(self, cause: Cause, stop: StopSignal | None) -> Poll:
+        wait = (
+            min(self.poller.fetcher.max_wait, self.schedule.interval or math.inf) if cause is Cause.WAIT else 0.0
+        )
         bypass_cache = cause in BYPASS_CACHE_CAUSES or self.schedule.owes
         now = self.clock()
         self.schedule.poll_started(now, cause, wait=wait)
         self._started += 1
         hint, self._hint = self._hint, None
-        return _Poll(self._started, wait, hint, bypass_cache, stop, is_retry=cause is Cause.RETRY, started=now)
+        return Poll(
+            number=self._started,
+            cause=cause,
+            started=now,
+            answered_at=now,
+            stop=stop or StopSignal(),
+            wait=wait,
+            hint=hint,
+            bypass_cache=bypass_cache,
+        )
 
-    def _end(self, poll: "_Poll", result: PollResult | Exception | None) -> None:
+    def _end(self, poll: Poll, result: PollResult | Exception | None) -> None:
         self._current, poll.running = None, False
         self.schedule_changed()  # who waits goes on after this function
         self.closed = isinstance(result, PollResult) and result.closed
@@ -322,18 +327,18 @@ class Polls:
             self.clock(),
             _outcome_of(result),
             found=result.messages if isinstance(result, PollResult) else 0,
-            free=self.poller.continues_freely,
-            answered_at=self.poller.pages.answered_at,
+            free=poll.continues_freely,
+            answered_at=poll.answered_at,
             jitter=random.random(),  # noqa: S311  # not for secrets
-            resume_at=self.processor.postponed_until,
-            poll_within=self.poller.poll_within,
+            resume_at=poll.postponed_until,
+            poll_within=poll.poll_within,
         )
         # Drop the hint if the feed refused it or a retry failed: the sender of a push can write anything into it.
-        if result is None or not (isinstance(result, PollResult | FeedRefused) or poll.is_retry):
+        if result is None or not (isinstance(result, PollResult | FeedRefused) or poll.cause is Cause.RETRY):
             self._hint = _merge_hints(poll.hint, self._hint)
         for call in self._calls:
             if poll.number > call.since:
-                call.done = add_results(call.done, self.poller.done)
+                call.done = add_results(call.done, poll.done)
         if result is not None:
             self._last_finished, self._last_result = poll.number, result
             self.stats.poll_ended(result, began=poll.began)
@@ -363,21 +368,6 @@ class _Call:
 
     since: int
     done: PollResult
-
-
-@dataclass(slots=True, eq=False)
-class _Poll:
-    """A poll, while it runs and after."""
-
-    number: int
-    wait: float
-    hint: Push | None
-    bypass_cache: bool
-    stop: StopSignal | None
-    is_retry: bool = False
-    started: float = 0.0  # by the event loop's clock
-    began: float = field(default_factory=time.time)
-    running: bool = True
 
 
 def _merge_hints(old: Push | None, new: Push | None) -> Push | None:

@@ -2,8 +2,8 @@
 
 `Position` moves a session to another place of the feed. A move resets the saved cursor and, if the user says so,
 begins a new dedupe epoch. It also forgets failing messages: they may never come again, and a poll would wait for
-them. `Overlap` begins walks there. A walk reads the feed from its start to the feed's end. It may take several
-polls. Without `overlap` it starts at the saved cursor.
+them. Walks begin there, and gaps before them are reported. A walk reads the feed from its start to the feed's end.
+It may take several polls. Without `overlap` it starts at the saved cursor.
 
 Some feeds number a message before it becomes visible: a row gets its id when it is inserted, and can be read only
 after its transaction commits. A poll may pass such a gap without seeing the message. With `overlap=S` the caller
@@ -41,218 +41,35 @@ begin elsewhere end elsewhere. If such a walk takes longer than a poll, and most
 jumps: it continues at the saved cursor, and is not complete.
 """
 
-import enum
+import hashlib
 import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from push_to_poll_client._exceptions import CursorExpired, StoreError
 from push_to_poll_client._fetching import Fetcher
 from push_to_poll_client._hooks import ConsumerStats, place_of
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._options import (
-    INCEPTION,
-    LATEST,
-    Options,
-    Resync,
-    ResyncFunction,
-    check_latest,
-)
-from push_to_poll_client._progress import ATTEMPTS_KEY, Progress, TimeOfDay
+from push_to_poll_client._options import INCEPTION, LATEST, Options, Resync, ResyncFunction, check_latest
+from push_to_poll_client._poll_state import Place, PollWalk
+from push_to_poll_client._progress import ATTEMPTS_KEY, Progress
 from push_to_poll_client._protocols import Session
-from push_to_poll_client._status import ResyncEvent
-from push_to_poll_client._types import Clock, Cursor, CycleDetector, Page, SavedCursor
-from push_to_poll_client._validation import describe, quoted
-from push_to_poll_client._work_queue import WorkItem
+from push_to_poll_client._status import Gap, ResyncEvent
+from push_to_poll_client._types import Clock, Cursor, SavedCursor
+from push_to_poll_client._validation import describe, one_line, quoted
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
-
-
-class Place(enum.Enum):
-    """Where a walk is."""
-
-    BEFORE = "before the saved cursor"  # it reads again what earlier walks have read
-    PAST = "past the saved cursor"
-    JUMPED = "past the saved cursor, and what was before it was not read to its end"
-
-
-@dataclass(slots=True, eq=False)
-class PollWalk:
-    """One walk along the feed, which may take several polls.
-
-    Attributes:
-        start: Where it starts, and starts again if the pages change before it has passed the saved cursor.
-        saved: The cursor that was saved when it began.
-        began: When it began, on the event loop's clock.
-        position: Where it continues: everything before is settled.
-        place: Where it is.
-        passed_at: When it passed the saved cursor, on the event loop's clock.
-        mostly_new: Whether most messages of the last page before the saved cursor were new, and had no cursors. A
-            walk along messages with cursors meets the saved one.
-        empty_pages: How many pages without a message it has read in a row.
-        failed_fetches: How many fetches in a row failed at its position.
-        cycle_detector: Detects that its pages lead in a circle, also one that takes several polls.
-    """
-
-    start: Cursor | None
-    saved: Cursor | None
-    began: float
-    position: Cursor | None
-    place: Place
-    passed_at: float
-    mostly_new: bool = False
-    empty_pages: int = 0
-    failed_fetches: int = 0
-    cycle_detector: CycleDetector = field(default_factory=CycleDetector)
-    _last_cursor: Cursor | None = None
-
-    def inspect_page(
-        self, page: Page, items: Sequence[WorkItem], stats: ConsumerStats, now: float
-    ) -> Cursor | None:
-        """Find out whether a page passes the saved cursor, for a walk that is before it.
-
-        Args:
-            page: The page.
-            items: Its messages. Those that may come before the saved cursor lose their cursors.
-            stats: Are told of late arrivals.
-            now: When the page was read, on the event loop's clock.
-
-        Returns:
-            A cursor that may be saved when the whole page is settled; `None` leaves it to the messages.
-        """
-        # The last page of a feed may be empty, and have no cursor.
-        cursors = (page.cursor, *(item.cursor for item in reversed(items)))
-        self._last_cursor = next((cursor for cursor in cursors if cursor is not None), self._last_cursor)
-        new = sum(not item.settled for item in items)
-        self.mostly_new = 2 * new > len(items) and all(item.cursor is None for item in items)
-        passed_at_item: int | None = None
-        if self.saved is not None:
-            passed_at_item = next((index for index, item in enumerate(items) if item.cursor == self.saved), None)
-        repeated = items if passed_at_item is None else items[: passed_at_item + 1]
-        last_known = next((index for index in range(len(repeated) - 1, -1, -1) if repeated[index].settled), 0)
-        stats.counts["late"] += sum(not item.settled for item in repeated[:last_known])
-        for item in repeated[: len(repeated) if passed_at_item is None else passed_at_item]:
-            item.cursor = None
-        at_end = page.next_page is None
-        meets_saved = self.saved is not None and self.saved in {page.cursor, page.next_page}
-        if passed_at_item is not None or meets_saved or at_end:
-            self.place, self.passed_at = Place.PAST, now
-        if at_end and passed_at_item is None:
-            return self._last_cursor  # a message that comes now comes after all of the feed
-        return page.cursor if self.place is Place.PAST else None
-
 
 LAST_WALK_KEY: Final = "looked"
 """Name in a session's state of the time when the last complete walk began, in seconds since the epoch."""
 
 FULL_HISTORY: Final = 257
 """Length of a history that has lost its oldest cursors: 256, and the saved one."""
-
-
-@dataclass(kw_only=True, eq=False, repr=False)
-class Overlap:
-    """Choose where the walks of one session start and continue.
-
-    Attributes:
-        session: Keeps the cursors that were saved.
-
-    Raises:
-        StoreError: The session's state has a value that this library does not write.
-    """
-
-    options: Options
-    session: Session
-    time_of_day: TimeOfDay
-    clock: Clock
-
-    def __post_init__(self) -> None:
-        try:
-            self._last_walk_began = float(self.session.state.get(LAST_WALK_KEY, "-inf"))
-        except ValueError as error:
-            raise StoreError(
-                f"when the overlap was looked at cannot be read from the store: {quoted(error)}; it is damaged, "
-                "or was written by another version"
-            ) from error
-        if self._last_walk_began > self.time_of_day.now():  # the clock was set back: start as far back as possible
-            self._last_walk_began = -math.inf
-        self._oldest_start: SavedCursor | None = None
-        self._warned = False
-
-    def initial_state(self) -> Mapping[str, str | None]:
-        """Changes of the session's state to commit before the first walk; empty if there are none."""
-        known = LAST_WALK_KEY in self.session.state
-        if not self.options.overlap:
-            return {LAST_WALK_KEY: None} if known else {}  # it would be too old when an overlap is set again
-        if known:
-            return {}
-        self._last_walk_began = min(self.session.history[-1].read_at, self.time_of_day.now())
-        return {LAST_WALK_KEY: repr(self._last_walk_began)}
-
-    def begin_walk(self) -> PollWalk:
-        """Begin a new walk."""
-        start, saved, now = self._start(), self.session.cursor, self.clock()
-        place = Place.PAST if start == saved else Place.BEFORE
-        return PollWalk(start, saved, began=now, position=start, place=place, passed_at=now)
-
-    async def leave(self, walk: PollWalk, *, at_end: bool) -> PollWalk | None:
-        """Return what the next poll starts with: this walk, or `None` for a new one.
-
-        Call it at the end of a poll whose messages are committed. A complete walk is recorded, also if it goes on:
-        the next process, or the next call of a cron job, then reads less again. One that finds no end is left when
-        it has gone far enough past the saved cursor: then the overlap is read again.
-
-        Args:
-            walk: The walk.
-            at_end: Whether it has reached the end of the feed.
-
-        Raises:
-            StoreError: A complete walk could not be recorded. This only makes the next walk longer.
-        """
-        if walk.place is Place.PAST and self.options.overlap:
-            before, self._last_walk_began = self._start(), self.time_of_day.of(walk.began)
-            if self._start() != before:
-                state = {LAST_WALK_KEY: repr(self._last_walk_began)}
-                await self.session.commit(cursor=None, records=[], state=state)
-            if self._is_long_enough(walk):
-                return None
-        if at_end:
-            return None
-        if walk.place is Place.BEFORE and walk.mostly_new:
-            walk.place, walk.position = Place.JUMPED, self.session.cursor
-        return walk
-
-    def _is_long_enough(self, walk: PollWalk) -> bool:
-        # If the saved cursor has not moved, as on a feed that has its only cursor at the end, a new walk would
-        # begin where this one began, and so would all after it.
-        moved = walk.saved != self.session.cursor
-        return moved and self.clock() - walk.passed_at >= max(self.options.max_poll_time, self.options.overlap)
-
-    def start_expired(self) -> None:
-        """Start at no cursor older than the saved one: the feed does not know one of them."""
-        self._oldest_start = self.session.history[-1]
-
-    def _start(self) -> Cursor | None:
-        """Cursor where the next walk starts, the oldest that is kept if it would have to be older."""
-        history = self.session.history
-        if not self.options.overlap:
-            return history[-1].cursor
-        latest = self._last_walk_began - self.options.overlap
-        known = history[history.index(self._oldest_start) :] if self._oldest_start in history else history
-        start = next((saved for saved in reversed(known) if saved.read_at <= latest), None)
-        too_old = start is None and len(known) >= FULL_HISTORY and known[0].cursor is not None
-        if too_old and not self._warned:
-            self._warned = True
-            logger.warning(
-                "overlap=%g s reaches further back than the oldest cursor that is kept, which is %.0f s old: what "
-                "becomes visible later than that is not found",
-                self.options.overlap,
-                self.time_of_day.now() - known[0].read_at,
-            )
-        return (start or known[0]).cursor
-
 
 STARTED_STATE = {"started": "yes"}
 """Session state of a name that has begun: `start=` does not apply to it any more."""
@@ -271,23 +88,57 @@ def saved_before(history: Sequence[SavedCursor], latest: float) -> SavedCursor |
     return next((saved for saved in reversed(history) if saved.read_at <= latest), None)
 
 
+GAP_KEY: Final = "gap"
+"""Name of the last gap in a session's state."""
+
+
+class _StoredGap(msgspec.Struct, frozen=True):
+    """The last gap, as the state keeps it. `push-to-poll status` reads `what` and `at`.
+
+    Attributes:
+        what: Description, in the feed's words.
+        at: When it was seen, in seconds since the epoch.
+        place: Digest of the cursor that its page was requested with, and of its whole description. It shows that a
+            page which is fetched again, also by another session, has the same gap.
+    """
+
+    what: str
+    at: float
+    place: str
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class Position:
     """The position of one session in its feed.
 
     Attributes:
-        session: Keeps the saved cursor.
+        session: Keeps the cursors that were saved.
         fetcher: Asks for the feed's end.
         progress: Knows the attempts of failing messages, which a move forgets.
-        overlap: Knows where walks with an overlap start.
+
+    Raises:
+        StoreError: The session's state has a value that this library does not write.
     """
 
     options: Options
     session: Session
     fetcher: Fetcher
     progress: Progress
-    overlap: Overlap
     stats: ConsumerStats
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        try:
+            self._last_walk_began = float(self.session.state.get(LAST_WALK_KEY, "-inf"))
+        except ValueError as error:
+            raise StoreError(
+                f"when the overlap was looked at cannot be read from the store: {quoted(error)}; it is damaged, "
+                "or was written by another version"
+            ) from error
+        if self._last_walk_began > self.progress.time_of_day.now():  # the clock was set back: start at the oldest
+            self._last_walk_began = -math.inf
+        self._oldest_start: SavedCursor | None = None
+        self._warned = False
 
     async def ensure_started(self) -> None:
         """Let a new name begin where `start=` says, and do a resync that had to wait for the server.
@@ -298,7 +149,7 @@ class Position:
         """
         if (pending := self.session.state.get(RESYNC_KEY)) is not None:
             await self._resync("the cursor expired", Resync(LATEST, forget=pending == FORGET))
-        state = dict(self.overlap.initial_state())
+        state = dict(self._initial_state())
         if not self._has_started and self.options.start != INCEPTION:
             await self.session.reset(
                 await self._resolve(self.options.start), forget=False, state=state | STARTED_STATE
@@ -394,8 +245,8 @@ class Position:
         return resync
 
     def overlap_start_expired(self) -> None:
-        """Go on at the saved cursor: the feed no longer knows the cursor at which a walk was to start."""
-        self.overlap.start_expired()
+        """Go on at the saved cursor: the feed no longer knows the older one at which a walk was to start."""
+        self._oldest_start = self.session.history[-1]
         self._report_resync("the cursor that an overlap began with expired", self.session.cursor, forget=False)
 
     async def _resolve(self, to: Cursor) -> Cursor | None:
@@ -414,3 +265,95 @@ class Position:
         again = "what comes again is processed again" if forget else "what was processed is not processed again"
         logger.warning("goes on from %s, and %s: %s", place_of(cursor), again, why)
         self.stats.resynced(event)
+
+    # Walks
+
+    def _initial_state(self) -> Mapping[str, str | None]:
+        """Changes of the session's state to commit before the first walk; empty if there are none."""
+        known = LAST_WALK_KEY in self.session.state
+        if not self.options.overlap:
+            return {LAST_WALK_KEY: None} if known else {}  # it would be too old when an overlap is set again
+        if known:
+            return {}
+        self._last_walk_began = min(self.session.history[-1].read_at, self.progress.time_of_day.now())
+        return {LAST_WALK_KEY: repr(self._last_walk_began)}
+
+    def begin_walk(self) -> PollWalk:
+        """Begin a new walk."""
+        start, saved, now = self._start(), self.session.cursor, self.clock()
+        place = Place.PAST if start == saved else Place.BEFORE
+        return PollWalk(start, saved, began=now, position=start, place=place, passed_at=now)
+
+    async def leave(self, walk: PollWalk, *, at_end: bool) -> PollWalk | None:
+        """Return what the next poll starts with: this walk, or `None` for a new one.
+
+        Call it at the end of a poll whose messages are committed. A complete walk is recorded, also if it goes on:
+        the next process, or the next call of a cron job, then reads less again. One that finds no end is left when
+        it has gone far enough past the saved cursor: then the overlap is read again.
+
+        Args:
+            walk: The walk.
+            at_end: Whether it has reached the end of the feed.
+
+        Raises:
+            StoreError: A complete walk could not be recorded. This only makes the next walk longer.
+        """
+        if walk.place is Place.PAST and self.options.overlap:
+            before, self._last_walk_began = self._start(), self.progress.time_of_day.of(walk.began)
+            if self._start() != before:
+                state = {LAST_WALK_KEY: repr(self._last_walk_began)}
+                await self.session.commit(cursor=None, records=[], state=state)
+            if self._is_long_enough(walk):
+                return None
+        if at_end:
+            return None
+        if walk.place is Place.BEFORE and walk.mostly_new:
+            walk.place, walk.position = Place.JUMPED, self.session.cursor
+        return walk
+
+    def _is_long_enough(self, walk: PollWalk) -> bool:
+        # If the saved cursor has not moved, as on a feed that has its only cursor at the end, a new walk would
+        # begin where this one began, and so would all after it.
+        moved = walk.saved != self.session.cursor
+        return moved and self.clock() - walk.passed_at >= max(self.options.max_poll_time, self.options.overlap)
+
+    def _start(self) -> Cursor | None:
+        """Cursor where the next walk starts, the oldest that is kept if it would have to be older."""
+        history = self.session.history
+        if not self.options.overlap:
+            return history[-1].cursor
+        latest = self._last_walk_began - self.options.overlap
+        known = history[history.index(self._oldest_start) :] if self._oldest_start in history else history
+        start = saved_before(known, latest)
+        too_old = start is None and len(known) >= FULL_HISTORY and known[0].cursor is not None
+        if too_old and not self._warned:
+            self._warned = True
+            logger.warning(
+                "overlap=%g s reaches further back than the oldest cursor that is kept, which is %.0f s old: what "
+                "becomes visible later than that is not found",
+                self.options.overlap,
+                self.progress.time_of_day.now() - known[0].read_at,
+            )
+        return (start or known[0]).cursor
+
+    # Gaps
+
+    async def report_gap(self, cursor: Cursor | None, description: str) -> None:
+        """Report that messages may be missing before a page, unless this gap is the last one reported.
+
+        Args:
+            cursor: The cursor that the page was requested with.
+            description: What may be missing, in the feed's words.
+
+        Raises:
+            StoreError: The gap could not be saved.
+        """
+        place = hashlib.blake2b(repr((cursor, description)).encode(), digest_size=16).hexdigest()
+        if place in self.session.state.get(GAP_KEY, ""):
+            return
+        gap = Gap(one_line(description))
+        logger.warning("messages may be missing, which the feed can no longer give: %s", gap.description)
+        self.stats.gap(gap)
+        await self.progress.flush()
+        stored = msgspec.json.encode(_StoredGap(gap.description, gap.at, place)).decode()
+        await self.session.commit(cursor=None, records=[], state={GAP_KEY: stored})

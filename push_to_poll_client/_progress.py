@@ -37,10 +37,9 @@ from typing import Final, TypedDict
 
 import anyio
 import msgspec
-from anyio.abc import TaskGroup
 
 from push_to_poll_client import _event_loop
-from push_to_poll_client._event_loop import in_own_task
+from push_to_poll_client._event_loop import Background, in_own_task
 from push_to_poll_client._exceptions import StoreError, StoreUnavailable
 from push_to_poll_client._hooks import ConsumerStats
 from push_to_poll_client._json import Decoder
@@ -238,8 +237,7 @@ class Attempts:
 
 
 MAX_PENDING = 50_000
-"""Keys of settled pages that may wait for their commit (G11). With more, the next page waits until they are
-committed."""
+"""Settled messages that may wait for their commit (G11). With more, the next page waits for it."""
 
 MIN_COMMIT_TIMEOUT: Final = 5.0
 """Seconds that a commit gets in any case while the consumer stops: it may be of a message that ended late."""
@@ -305,7 +303,6 @@ class Progress:
         self._taken: CommitArguments | None = None  # by the commit that runs
         self._refused_since = 0.0  # when the first of the commits began that were refused in a row
         self._taken_count = 0
-        self._pending_keys = set[str]()
         self._committing_keys = set[str]()
         self._committing: anyio.Event | None = None
         self._lock = anyio.Lock(fast_acquire=True)
@@ -337,14 +334,10 @@ class Progress:
         if self._committing is None:
             await self.flush()
         # Read before the store is asked: these keys may be committed before it answers.
-        # Messages that waited to fill a batch are of earlier pages than the keys of the page that is settled.
         settled_since = {record.key for record in self.pending}
-        uncommitted = (self._committing_keys, self._pending_keys, settled_since)
+        committing = self._committing_keys
         unseen = await self.session.unseen(keys)
-        for settled in uncommitted:
-            if not unseen.isdisjoint(settled):
-                unseen = unseen - settled
-        return unseen
+        return unseen - committing - settled_since if committing or settled_since else unseen
 
     async def fingerprints(self, keys: list[str]) -> Mapping[str, int]:
         """Return the fingerprints of the keys whose messages were settled with one.
@@ -432,24 +425,20 @@ class Progress:
             self.attempts.write_soon()
         await self.flush()
 
-    async def commit_in_background(self, tasks: TaskGroup, keys: list[str]) -> None:
-        """Commit while the caller continues with the next page. The next flush tries a failed commit again.
+    async def page_settled(self, background: Background | None) -> None:
+        """Commit at the end of a page, while the caller continues with the next page if there is a background.
 
-        A transactional session has one transaction, so there the caller waits.
-
-        Args:
-            tasks: Run the commit.
-            keys: The keys of the page that is settled.
+        The next flush tries a failed commit again. A transactional session has one transaction, so the caller
+        waits.
 
         Raises:
             StoreError: As for `flush`, if the caller had to wait.
         """
-        self._pending_keys.update(keys)
-        if self._transactional or len(self._pending_keys) > MAX_PENDING:
+        if background is None or self._transactional or len(self.pending) > MAX_PENDING:
             await self.flush()
         elif self._committing is None:
             self._committing = anyio.Event()
-            tasks.start_soon(self._commit_all, self._committing)
+            background.tasks.start_soon(self._commit_all, self._committing)
 
     async def _commit_all(self, done: anyio.Event) -> None:
         try:
@@ -469,7 +458,7 @@ class Progress:
     async def _commit(self, on_cancel: Callable[[], object] = lambda: None) -> None:
         """Commit what is there now; more may arrive meanwhile. A cancellation waits for the commit."""
         if not self.has_uncommitted and not self._lock.locked():
-            self.cursor, self._pending_keys = None, set()
+            self.cursor = None
             return
         try:
             await in_own_task(self._commit_in_turn, cancel_later=True, on_cancel=on_cancel)
@@ -480,7 +469,7 @@ class Progress:
     async def _commit_in_turn(self) -> None:
         async with self._lock:
             if not self.has_uncommitted:
-                self.cursor, self._pending_keys = None, set()
+                self.cursor = None
                 return
             began = self.clock()
             taken = self._taken = self._take()
@@ -534,10 +523,10 @@ class Progress:
             state=self.attempts.take_changes(),
             read_at=self.time_of_day.of(self.read_at),
         )
-        self._committing_keys = self._pending_keys.union(record.key for record in self.pending)
+        self._committing_keys = {record.key for record in self.pending}
         self._taken_count += len(self.pending)
         self.pending.clear()
-        self.cursor, self.dead_letters, self._pending_keys = None, [], set()
+        self.cursor, self.dead_letters = None, []
         return taken
 
     def _put_back(self, taken: CommitArguments) -> None:
@@ -548,4 +537,3 @@ class Progress:
         self.dead_letters[:0] = taken["dead_letters"]
         self._taken_count -= len(taken["records"])
         self.cursor = taken["cursor"] if self.cursor is None else self.cursor
-        self._pending_keys |= self._committing_keys

@@ -7,12 +7,10 @@ from itertools import repeat
 import anyio
 
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client._fetching import Fetcher, Gaps
-from push_to_poll_client._hooks import ConsumerStats
 from push_to_poll_client._options import INCEPTION, LATEST
-from push_to_poll_client._processor import Dedupe
-from push_to_poll_client._progress import Progress
-from push_to_poll_client._retry import Postponed, Retry, StopSignal
+from push_to_poll_client._position import Position
+from push_to_poll_client._processor import Processor
+from push_to_poll_client._retry import Postponed, StopSignal
 from push_to_poll_client._status import NOTHING_DONE, PollResult, add_results, standstill_text
 from push_to_poll_client._types import Cursor, CycleDetector, FetchRequest, Message, Page, Record
 from push_to_poll_client._validation import quoted
@@ -21,19 +19,10 @@ from push_to_poll_client._work_queue import WorkItem
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Replay:
-    """Replays ranges of one session's feed. The saved cursor does not move; messages get new records.
+    """Replays ranges of one session's feed. The saved cursor does not move; messages get new records."""
 
-    Attributes:
-        dedupe: Computes the messages' keys and fingerprints.
-        retry: Settles the messages, one after the other.
-    """
-
-    fetcher: Fetcher
-    dedupe: Dedupe
-    retry: Retry
-    progress: Progress
-    gaps: Gaps
-    stats: ConsumerStats
+    processor: Processor
+    position: Position
 
     async def run(self, start: Cursor, end: Cursor | None) -> PollResult:
         """Replay the messages after `start`, up to the message or page whose cursor is `end`.
@@ -50,21 +39,22 @@ class Replay:
             ProcessError: A message failed for good. The messages before it are recorded.
             StoreError: The store failed.
         """
-        await self.progress.flush()  # what an earlier call could not commit
+        await self.processor.progress.flush()  # what an earlier call could not commit
+        fetcher = self.position.fetcher
         latest: Cursor | None = None
         if LATEST in {start, end}:
-            await self.fetcher.wait_until_allowed()
-            latest = await self.fetcher.latest()
+            await fetcher.wait_until_allowed()
+            latest = await fetcher.latest()
         named = {INCEPTION: None, LATEST: latest}
         done, cycle_detector = NOTHING_DONE, CycleDetector()
         position = named.get(start, start)
         end = latest if end == LATEST else end
         ends = end is not None and end == position
         while not ends:
-            await self.fetcher.wait_until_allowed()
-            page = await self.fetcher.fetch(FetchRequest(position))
-            assert page is not None  # only a fetch that waits gives way  # noqa: S101
-            await self.gaps.report(position, page.gap)
+            await fetcher.wait_until_allowed()
+            page = await fetcher.fetch(FetchRequest(position))
+            if page.gap:
+                await self.position.report_gap(position, page.gap)
             in_range, ends = _messages_up_to(page, end)
             done = add_results(done, await self._work_off(in_range))
             if not ends and page.next_page in {None, position}:
@@ -78,16 +68,17 @@ class Replay:
 
     async def _work_off(self, messages: Sequence[Message]) -> PollResult:
         """Settle the messages of one page; return what was done."""
-        counts_before = self.stats.counts.copy()
-        (keys, errors), now = self.dedupe.dedupe_keys(messages), self.fetcher.clock()
+        dedupe, stats, now = self.processor.dedupe, self.processor.stats, self.processor.clock()
+        counts_before = stats.counts.copy()
+        keys, errors = dedupe.dedupe_keys(messages)
         new = repeat(True, len(keys))  # noqa: FBT003  # all of them, also those that were settled before
-        items = await self.dedupe.make_items(messages, keys, new, errors, in_flight=(), read_at=now, arrived=now)
+        items = await dedupe.make_items(messages, keys, new, errors, in_flight=(), read_at=now, arrived=now)
         try:
             for item in items:
                 await self._try_one(item)
         finally:  # the saved cursor is past them: a dead letter that is not committed would not come again
-            await self.progress.flush()
-        counts = self.stats.counts - counts_before
+            await self.processor.progress.flush()
+        counts = stats.counts - counts_before
         return PollResult(
             messages=len(messages),
             duplicates=0,
@@ -100,11 +91,11 @@ class Replay:
     async def _try_one(self, item: WorkItem) -> None:
         while True:
             try:
-                state = await self.retry.try_one(item.key, item.message, StopSignal(), error=item.error)
+                state = await self.processor.retry.try_one(item.key, item.message, StopSignal(), error=item.error)
             except Postponed as postponed:
                 await anyio.sleep_until(postponed.until)
             else:
-                self.progress.pending.append(Record(item.key, state, item.fingerprint))
+                self.processor.progress.pending.append(Record(item.key, state, item.fingerprint))
                 return
 
 

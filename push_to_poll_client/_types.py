@@ -316,12 +316,13 @@ MAX_NOT_BEFORE = 86_400.0
 century, does not end a consumer (G3)."""
 
 
+@dataclass(slots=True, eq=False)
 class CycleDetector:
     """Detects that a walk along cursors goes in a circle, after three rounds at most (Brent's algorithm)."""
 
-    def __init__(self) -> None:
-        self._mark: Cursor | None = None
-        self._steps, self._limit = 0, 1
+    _mark: Cursor | None = None
+    _steps: int = 0
+    _limit: int = 1
 
     def repeats_at(self, position: Cursor) -> bool:
         """Return True if the walk was at this position before."""

@@ -12,7 +12,7 @@ is found without a search. An entry that is out of date is skipped when it comes
 
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from push_to_poll_client._types import Cursor, Message
@@ -47,6 +47,7 @@ class WorkItem:
     number: int = 0
 
 
+@dataclass(slots=True, eq=False)
 class WorkQueue:
     """The messages of one page, or of several that follow each other.
 
@@ -56,15 +57,14 @@ class WorkQueue:
         left: Number of messages that are not begun.
     """
 
-    def __init__(self) -> None:
-        self.cursor: Cursor | None = None
-        self.read_at = 0.0
-        self.left = 0
-        self._items: deque[WorkItem] = deque()
-        self._lanes: dict[Hashable, deque[WorkItem]] = {}
-        self._heads: list[tuple[int, WorkItem]] = []
-        self._busy: set[Hashable] = set()
-        self._added = 0
+    cursor: Cursor | None = None
+    read_at: float = 0.0
+    left: int = 0
+    _items: deque[WorkItem] = field(default_factory=deque)
+    _lanes: dict[Hashable, deque[WorkItem]] = field(default_factory=dict)
+    _heads: list[tuple[int, WorkItem]] = field(default_factory=list)
+    _busy: set[Hashable] = field(default_factory=set)
+    _added: int = 0
 
     @property
     def unsettled(self) -> Iterable[WorkItem]:

@@ -17,7 +17,6 @@ from push_to_poll_client import (
     ProcessError,
     RetryMessage,
     StoreError,
-    _lifecycle,
     _progress,
 )
 from push_to_poll_client.testing import FakeFeed
@@ -393,24 +392,6 @@ async def test_the_poll_commits_itself_when_its_commit_task_was_cancelled_before
         await asyncio.wait_for(running, 5)
     assert log.processed == store.keys == ids(range(1, 11))
     gc.collect()
-
-
-async def test_the_pending_keys_of_repeated_pages_are_bounded(monkeypatch):
-    """G11: of pages that bring nothing new, nothing is pending but their keys."""
-    monkeypatch.setattr(_progress, "MAX_PENDING", 25)
-    feed, store = pages(range(10), *[range(n, n + 10) for n in range(0, 200, 10)]), Slow(takes=0.0)
-    most = []
-
-    class Watched(_progress.Progress):
-        async def unsettled(self, keys):
-            most.append(len(self._pending_keys) + len(self._committing_keys))
-            return set(keys[:1]) & await super().unsettled(keys)
-
-    monkeypatch.setattr(_lifecycle, "Progress", Watched)
-    async with Log(feed, store=store, commit_interval=1e6, max_poll_time=1e6) as log:
-        store.takes = 100.0
-        await log.poll_now()
-    assert 25 < max(most) <= 25 + 20
 
 
 async def test_the_next_page_waits_when_too_many_messages_are_uncommitted(monkeypatch):

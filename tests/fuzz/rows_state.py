@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 from push_to_poll_client import DeadLetter, StoreError
 from push_to_poll_client._dead_letters import as_json, restore_from_json
-from push_to_poll_client._position import Overlap
+from push_to_poll_client._position import Position
 from push_to_poll_client._progress import Attempts, TimeOfDay
 from push_to_poll_client._types import SavedCursor
 from push_to_poll_client.cli import _dead_letters, _rebind, _rewind, _status, _tail
@@ -129,8 +129,11 @@ def read_looked(data):
     saved = [SavedCursor(f"{n}", float(n)) for n in range(9)]
     session = SimpleNamespace(state={"looked": _kept(data)}, history=saved, cursor=saved[-1].cursor)
     options = SimpleNamespace(overlap=2.0, max_poll_time=30.0)
-    overlap = Overlap(options=options, session=session, clock=lambda: 9.0, time_of_day=TimeOfDay(lambda: 9.0))
-    assert overlap.begin_walk().start in [one.cursor for one in saved]
+    progress = SimpleNamespace(time_of_day=TimeOfDay(lambda: 9.0))
+    position = Position(
+        options=options, session=session, fetcher=None, progress=progress, stats=None, clock=lambda: 9.0
+    )
+    assert position.begin_walk().start in [one.cursor for one in saved]
 
 
 def _kept(data):

@@ -60,7 +60,6 @@ OUR_OWN = {
     "_log": "tracebacks that it has just made",
     "_failure_log": "names of modules",
     "_secrets": "headers and URLs that the user gave",
-    "_fetching": "JSON that it has just made",
     "_processor": "digests that it has just made",
     "_types": "JSON that it has just made",
     "cli._dead_letters": "lines that are shown and not read, and what `as_json` has just made",

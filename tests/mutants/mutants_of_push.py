@@ -289,7 +289,7 @@ PUSH = [
         "G1",
         "sends a hint again and again with which the feed fails",
         "_polls.py",
-        " or poll.is_retry)",
+        " or poll.cause is Cause.RETRY)",
         ")",
         "tests/core/test_consumer.py",
         "-k",
