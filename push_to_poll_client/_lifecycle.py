@@ -278,9 +278,10 @@ class OpenSession:
     def _build(self, session: Session, clock: Clock) -> SessionParts:
         """Build the parts of a session, each after those that it works with."""
         options, stats = self.options, self.stats
+        shared = (options, session, stats, clock)
         fetcher = Fetcher(feed=self.feed, schedule=self.schedule, clock=clock)
-        progress = Progress(options=options, session=session, stats=stats, clock=clock)
-        dedupe = Dedupe(options=options, progress=progress, feed_name=fetcher.name)
+        progress = Progress(*shared)
+        dedupe = Dedupe(*shared, progress=progress, feed_name=fetcher.name)
 
         handler, batch_handler = options.handler, options.batch_handler
         if is_transactional(session):
@@ -293,38 +294,19 @@ class OpenSession:
             )
 
         retry = Retry(options=options, handler=handler, progress=progress, stats=stats, clock=clock)
-        processor = Processor(
-            options=options,
-            progress=progress,
-            batch_handler=batch_handler,
-            dedupe=dedupe,
-            retry=retry,
-            stats=stats,
-            clock=clock,
-        )
+        processor = Processor(*shared, progress=progress, batch_handler=batch_handler, dedupe=dedupe, retry=retry)
         dead_letters = SessionDeadLetters(session=session, feed=self.feed, progress=progress, retry=retry)
-        position = Position(
-            options=options, session=session, fetcher=fetcher, progress=progress, stats=stats, clock=clock
-        )
-        replay = Replay(processor=processor, position=position)
+        position = Position(*shared, fetcher=fetcher, progress=progress)
         poller = Poller(
-            options=options,
+            *shared,
             fetcher=fetcher,
             processor=processor,
             progress=progress,
             position=position,
             dead_letters=dead_letters,
-            stats=stats,
-            clock=clock,
         )
-        polls = Polls(
-            options=options,
-            schedule=self.schedule,
-            poller=poller,
-            stats=stats,
-            worth_a_poll=self.worth_a_poll,
-            clock=clock,
-        )
+        polls = Polls(*shared, schedule=self.schedule, poller=poller, worth_a_poll=self.worth_a_poll)
+        replay = Replay(processor=processor, position=position)
         return SessionParts(session, progress, processor, dead_letters, position, replay, poller, polls)
 
     async def _restore_uncommitted(self, progress: Progress) -> None:

@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeAlias
 from tenacity import AsyncRetrying
 
 from push_to_poll_client._exceptions import CursorExpired
-from push_to_poll_client._hooks import Hooks
-from push_to_poll_client._protocols import Feed, Listener, Store
-from push_to_poll_client._types import Cursor, FailureAction, M, UnreadableMessage
+from push_to_poll_client._hooks import ConsumerStats, Hooks
+from push_to_poll_client._protocols import Feed, Listener, Session, Store
+from push_to_poll_client._types import Clock, Cursor, FailureAction, M, UnreadableMessage
 from push_to_poll_client._validation import check_count, check_number
 
 INCEPTION, LATEST = "inception", "latest"
@@ -241,3 +241,19 @@ class Options:
     def plain(self) -> bool:
         """Whether messages are processed one by one, without batches, fingerprints or hooks."""
         return self.concurrency == 1 and not self.batch_handler and not self.fingerprint and not self.hooks
+
+
+@dataclass(eq=False, repr=False)
+class SessionPart:
+    """What each part of a session works with.
+
+    Attributes:
+        session: The claimed name, with its saved progress.
+        stats: Counts for the status, and tells the hooks.
+        clock: The event loop's clock.
+    """
+
+    options: Options
+    session: Session
+    stats: ConsumerStats
+    clock: Clock

@@ -26,15 +26,14 @@ from push_to_poll_client._exceptions import (
 )
 from push_to_poll_client._fetching import Fetcher
 from push_to_poll_client._first_polls import first_poll
-from push_to_poll_client._hooks import ConsumerStats
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._options import Options
+from push_to_poll_client._options import SessionPart
 from push_to_poll_client._poll_state import Place, Poll, PollWalk
 from push_to_poll_client._position import Position
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._status import PollResult, standstill_text
-from push_to_poll_client._types import Clock, CycleDetector, FetchRequest, Page
+from push_to_poll_client._types import CycleDetector, FetchRequest, Page
 from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client._work_queue import WorkQueue
 
@@ -70,7 +69,7 @@ class End(enum.Enum):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Poller:
+class Poller(SessionPart):
     """Walks the feed from where the last poll stopped.
 
     Attributes:
@@ -81,14 +80,11 @@ class Poller:
         dead_letters: Retries the dead letters that are marked for that.
     """
 
-    options: Options
     fetcher: Fetcher
     processor: Processor
     progress: Progress
     position: Position
     dead_letters: SessionDeadLetters
-    stats: ConsumerStats
-    clock: Clock
     _is_first: bool = field(default=True, init=False)
     _is_prepared: bool = field(default=False, init=False)
     _unfinished: PollWalk | None = field(default=None, init=False)

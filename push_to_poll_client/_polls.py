@@ -26,15 +26,15 @@ from push_to_poll_client._exceptions import (
     StoreUnavailable,
     Throttled,
 )
-from push_to_poll_client._hooks import ConsumerStats, RunLog
+from push_to_poll_client._hooks import RunLog
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._options import Options
+from push_to_poll_client._options import SessionPart
 from push_to_poll_client._poll_state import Poll
 from push_to_poll_client._poller import Poller
 from push_to_poll_client._retry import StopSignal
 from push_to_poll_client._schedule import Cause, PollOutcome, Schedule, WakeResult
 from push_to_poll_client._status import NOTHING_DONE, PollResult, add_results
-from push_to_poll_client._types import NO_HINT, Clock, Push
+from push_to_poll_client._types import NO_HINT, Push
 from push_to_poll_client._validation import describe
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
@@ -50,7 +50,7 @@ _enclosing_polls: ContextVar[tuple[Poll, ...]] = ContextVar("push_to_poll_client
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Polls:
+class Polls(SessionPart):
     """The polls of one session.
 
     Attributes:
@@ -61,12 +61,9 @@ class Polls:
         run_log: Told of polls during `run()`; `None` without it.
     """
 
-    options: Options
     schedule: Schedule
     poller: Poller
-    stats: ConsumerStats
     worth_a_poll: Callable[[Push], bool]
-    clock: Clock
     closed: bool = field(default=False, init=False)
     run_log: RunLog | None = field(default=None, init=False)
 

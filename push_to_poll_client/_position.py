@@ -53,14 +53,13 @@ import msgspec
 
 from push_to_poll_client._exceptions import CursorExpired, StoreError
 from push_to_poll_client._fetching import Fetcher
-from push_to_poll_client._hooks import ConsumerStats, place_of
+from push_to_poll_client._hooks import place_of
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._options import INCEPTION, LATEST, Options, Resync, ResyncFunction, check_latest
+from push_to_poll_client._options import INCEPTION, LATEST, Resync, ResyncFunction, SessionPart, check_latest
 from push_to_poll_client._poll_state import Place, PollWalk
 from push_to_poll_client._progress import ATTEMPTS_KEY, Progress
-from push_to_poll_client._protocols import Session
 from push_to_poll_client._status import Gap, ResyncEvent
-from push_to_poll_client._types import Clock, Cursor, SavedCursor
+from push_to_poll_client._types import Cursor, SavedCursor
 from push_to_poll_client._validation import describe, one_line, quoted
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
@@ -108,11 +107,10 @@ class _StoredGap(msgspec.Struct, frozen=True):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Position:
+class Position(SessionPart):
     """The position of one session in its feed.
 
     Attributes:
-        session: Keeps the cursors that were saved.
         fetcher: Asks for the feed's end.
         progress: Knows the attempts of failing messages, which a move forgets.
 
@@ -120,12 +118,8 @@ class Position:
         StoreError: The session's state has a value that this library does not write.
     """
 
-    options: Options
-    session: Session
     fetcher: Fetcher
     progress: Progress
-    stats: ConsumerStats
-    clock: Clock
 
     def __post_init__(self) -> None:
         try:

@@ -21,13 +21,12 @@ from typing import Final, TypeAlias
 import anyio
 
 from push_to_poll_client._exceptions import ContentChanged, DecodeError, FeedError
-from push_to_poll_client._hooks import ConsumerStats
-from push_to_poll_client._options import BatchHandler, Fingerprint, Options
+from push_to_poll_client._options import BatchHandler, Fingerprint, SessionPart
 from push_to_poll_client._poll_state import Place, Poll
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._retry import Postponed, Retry
 from push_to_poll_client._schedule import Cause
-from push_to_poll_client._types import MAX_ID, Clock, Message, Page, Record
+from push_to_poll_client._types import MAX_ID, Message, Page, Record
 from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client._work_queue import WorkItem
 from push_to_poll_client._workers import WorkRound
@@ -44,7 +43,7 @@ _id_of, _key_of = attrgetter("id"), attrgetter("dedupe_key")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Dedupe:
+class Dedupe(SessionPart):
     """Computes dedupe keys, ordering keys and fingerprints, and drops duplicates.
 
     Attributes:
@@ -52,7 +51,6 @@ class Dedupe:
         feed_name: What the feed's function is called, for errors.
     """
 
-    options: Options
     progress: Progress
     feed_name: str
 
@@ -241,7 +239,7 @@ def _undecodable_error(message: Message, function: str, error: Exception) -> Dec
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Processor:
+class Processor(SessionPart):
     """Settles the pages of one session.
 
     Attributes:
@@ -249,13 +247,10 @@ class Processor:
         batch_handler: Processes several messages; `None` if there is only the handler of `retry`.
     """
 
-    options: Options
     progress: Progress
     batch_handler: BatchHandler | None
     dedupe: Dedupe
     retry: Retry
-    stats: ConsumerStats
-    clock: Clock
 
     async def take_page(self, page: Page, poll: Poll, *, fill: bool = False) -> bool:
         """Settle the messages of a page that has arrived.

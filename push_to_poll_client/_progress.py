@@ -41,12 +41,11 @@ import msgspec
 from push_to_poll_client import _event_loop
 from push_to_poll_client._event_loop import Background, in_own_task
 from push_to_poll_client._exceptions import StoreError, StoreUnavailable
-from push_to_poll_client._hooks import ConsumerStats
 from push_to_poll_client._json import Decoder
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._options import Options
-from push_to_poll_client._protocols import Session, is_transactional
-from push_to_poll_client._types import Clock, Cursor, DeadLetter, Record, SavedCursor
+from push_to_poll_client._options import SessionPart
+from push_to_poll_client._protocols import is_transactional
+from push_to_poll_client._types import Cursor, DeadLetter, Record, SavedCursor
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
@@ -270,7 +269,7 @@ class Uncommitted:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Progress:
+class Progress(SessionPart):
     """The progress of one session.
 
     Attributes:
@@ -285,10 +284,6 @@ class Progress:
         StoreError: The session's state has a value that this library does not write.
     """
 
-    options: Options
-    session: Session
-    stats: ConsumerStats
-    clock: Clock
     pending: list[Record] = field(default_factory=list, init=False)
     cursor: Cursor | None = field(default=None, init=False)
     read_at: float = field(init=False)

@@ -130,9 +130,7 @@ def read_looked(data):
     session = SimpleNamespace(state={"looked": _kept(data)}, history=saved, cursor=saved[-1].cursor)
     options = SimpleNamespace(overlap=2.0, max_poll_time=30.0)
     progress = SimpleNamespace(time_of_day=TimeOfDay(lambda: 9.0))
-    position = Position(
-        options=options, session=session, fetcher=None, progress=progress, stats=None, clock=lambda: 9.0
-    )
+    position = Position(options, session, None, lambda: 9.0, fetcher=None, progress=progress)
     assert position.begin_walk().start in [one.cursor for one in saved]
 
 
