@@ -206,7 +206,7 @@ class Consumer(Generic[M_co]):
             burst=burst,
             wake_delay=wake_delay,
         )
-        self._consumer_stats = ConsumerStats(safe_hooks)
+        self._consumer_stats = ConsumerStats(safe_hooks or Hooks())
         self._wakes = Wakes()
         self._channels: list[ListenerChannel] = []
         for listener in listeners:

@@ -7,7 +7,7 @@ another. Each works for single messages and for batches.
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import anyio.lowlevel
 import anyio.to_thread
@@ -15,11 +15,12 @@ from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
 from push_to_poll_client._event_loop import in_own_task
+from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._options import BatchHandler, Handler
 from push_to_poll_client._protocols import TransactionalSession, TransactionConflict
 from push_to_poll_client._types import M, Message, Record
 
-MessageOrBatch = TypeVar("MessageOrBatch", Message, Sequence[Message])
+MessageOrBatch: TypeAlias = Message | Sequence[Message]
 Work = TypeVar("Work")  # a message of the user's type, or a batch of them
 
 
@@ -82,23 +83,21 @@ class TransactionFailed(BaseException):
 
 
 def in_transaction(
-    handler: Callable[[MessageOrBatch], Awaitable[None]],
-    session: TransactionalSession,
-    records: Callable[[MessageOrBatch], Sequence[Record]],
-) -> Callable[[MessageOrBatch], Awaitable[None]]:
+    handler: Handler[Any], session: TransactionalSession, records: Callable[[Sequence[Message]], Sequence[Record]]
+) -> Handler[Any]:
     """Wrap a handler so that its writes through the store's connection are committed with the records (G8).
 
     Args:
         handler: Processes a message, or a batch.
         session: Has the connection that the handler writes through.
-        records: Makes the records of a message, or of a batch.
+        records: Makes the records of messages.
     """
 
     async def process(work: MessageOrBatch) -> None:
         while True:
             failure: BaseException | None = None
             try:
-                async with session.transaction(records(work)):
+                async with session.transaction(records(_messages_of(work))):
                     try:
                         await handler(work)
                     except BaseException as error:
@@ -113,3 +112,18 @@ def in_transaction(
             return
 
     return process
+
+
+def with_start_hook(handler: Handler[Any], hooks: Hooks) -> Handler[Any]:
+    """Wrap a handler so that the hooks are told of each message before the handler gets it, or a batch."""
+
+    async def process(work: MessageOrBatch) -> None:
+        for message in _messages_of(work):
+            hooks.message_started(message)
+        await handler(work)
+
+    return process
+
+
+def _messages_of(work: MessageOrBatch) -> Sequence[Message]:
+    return [work] if isinstance(work, Message) else work

@@ -8,24 +8,15 @@ import inspect
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Generic, TypeVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, Generic
 
 from push_to_poll_client._exceptions import FeedError, StoreUnavailable
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._status import Counters, FailingMessage, Gap, PollResult, ResyncEvent
-from push_to_poll_client._types import (
-    Clock,
-    Cursor,
-    FailureAction,
-    M_contra,
-    Message,
-    Settlement,
-    UnreadableMessage,
-)
+from push_to_poll_client._types import Clock, Cursor, FailureAction, M_contra, Settlement, UnreadableMessage
 from push_to_poll_client._validation import describe, one_line, quoted
-
-MessageOrBatch = TypeVar("MessageOrBatch", Message, Sequence[Message])
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
@@ -88,29 +79,9 @@ class SafeHooks(Hooks):
                 raise TypeError(
                     f"hooks are called and not awaited: {type(hooks).__name__}.{name} must be a plain def"
                 )
+            setattr(self, name, partial(self._call, name))
         self._hooks = hooks
         self._failed = set[str]()
-
-    def message_started(self, message: Message) -> None:
-        self._call("message_started", message)
-
-    def message_settled(self, message: Message, state: Settlement) -> None:
-        self._call("message_settled", message, state)
-
-    def message_failed(self, message: Message, error: Exception, attempt: int, action: FailureAction) -> None:
-        self._call("message_failed", message, error, attempt, action)
-
-    def message_postponed(self, message: Message, failing: FailingMessage) -> None:
-        self._call("message_postponed", message, failing)
-
-    def resynced(self, event: ResyncEvent) -> None:
-        self._call("resynced", event)
-
-    def gap(self, event: Gap) -> None:
-        self._call("gap", event)
-
-    def caught_up(self, result: PollResult) -> None:
-        self._call("caught_up", result)
 
     def _call(self, name: str, *args: Any) -> None:
         try:
@@ -128,39 +99,24 @@ class SafeHooks(Hooks):
                 )
 
 
-def with_start_hook(
-    handler: Callable[[MessageOrBatch], Awaitable[None]],
-    hooks: Hooks,
-    messages: Callable[[MessageOrBatch], Sequence[Message]],
-) -> Callable[[MessageOrBatch], Awaitable[None]]:
-    """Wrap a handler so that the hooks are told of each message before the handler gets it."""
-
-    async def process(work: MessageOrBatch) -> None:
-        for message in messages(work):
-            hooks.message_started(message)
-        await handler(work)
-
-    return process
-
-
+@dataclass(eq=False, repr=False)
 class ConsumerStats:
     """Collects the figures of `Status`, across runs, and tells the hooks.
 
-    Args:
-        hooks: The user's; `None` if there are none.
+    Attributes:
+        failing: By dedupe key, in the order of their last failures.
     """
 
-    def __init__(self, hooks: Hooks | None) -> None:
-        self.hooks = hooks or Hooks()
-        self.counts: Counter[str] = Counter()
-        self.last_poll: float | None = None
-        self.last_progress: float | None = None
-        self.last_caught_up: float | None = None
-        self.last_error: str | None = None
-        self.last_resync: ResyncEvent | None = None
-        self.last_gap: Gap | None = None
-        self.failing: dict[str, FailingMessage] = {}
-        self.standstill: str | None = None
+    hooks: Hooks
+    counts: Counter[str] = field(default_factory=Counter)
+    last_poll: float | None = None
+    last_progress: float | None = None
+    last_caught_up: float | None = None
+    last_error: str | None = None
+    last_resync: ResyncEvent | None = None
+    last_gap: Gap | None = None
+    failing: dict[str, FailingMessage] = field(default_factory=dict)
+    standstill: str | None = None
 
     def counters(self, *, missed_pushes: int) -> Counters:
         """Return the counts as a snapshot."""
@@ -205,39 +161,34 @@ def place_of(cursor: Cursor | None) -> str:
     return "the inception" if cursor is None else f"cursor {quoted(cursor)}"
 
 
+@dataclass(eq=False, repr=False)
 class RunLog:
     """The log of one call of `run()`: its start, when it caught up or recovered, and its end.
 
     A poll that succeeds is silent unless something was wrong before it, so an idle consumer writes nothing, and a
     busy one no line for each poll or push.
 
-    Args:
-        feed: What the feed calls itself.
-        interval: Longest quiet time before a poll, in seconds; `None` if only wakes start polls.
-        listeners: The number of listeners.
+    Attributes:
         stats: Counts the messages.
         clock: The event loop's clock.
     """
 
-    def __init__(
-        self, feed: str, interval: float | None, listeners: int, *, stats: ConsumerStats, clock: Clock
-    ) -> None:
-        self._feed = feed
-        self._interval = interval
-        self._listeners = listeners
-        self._stats = stats
-        self._clock = clock
-        self._behind_since: float | None = None  # the start of the first poll after the last catch-up
-        self._messages = stats.counts["messages"]  # at that time
-        self._is_news = True  # to have caught up
-        self._failures = 0
-        self._failing_since = 0.0
+    stats: ConsumerStats
+    clock: Clock
+    _behind_since: float | None = None  # the start of the first poll after the last catch-up
+    _messages: int = field(init=False)  # at that time
+    _is_news: bool = True  # to have caught up
+    _failures: int = 0
+    _failing_since: float = 0.0
 
-    def started(self, place: str) -> None:
-        """Log where the run begins, and when it polls."""
-        polling = "only when woken" if self._interval is None else f"every {self._interval:g} s"
-        listeners = _number(self._listeners, "listener")
-        logger.info("started at %s of %s: polling %s, %s", place, one_line(self._feed), polling, listeners)
+    def __post_init__(self) -> None:
+        self._messages = self.stats.counts["messages"]
+
+    def started(self, place: str, feed: str, interval: float | None, listeners: int) -> None:
+        """Log where the run begins, and when it polls: every `interval` seconds at least, and when woken."""
+        polling = "only when woken" if interval is None else f"every {interval:g} s"
+        count = _number(listeners, "listener")
+        logger.info("started at %s of %s: polling %s, %s", place, one_line(feed), polling, count)
 
     def poll_ended(self, result: PollResult | Exception, *, started: float) -> None:
         """Log that the feed works again, or that its end is reached again.
@@ -257,7 +208,7 @@ class RunLog:
         self._behind_since = since if self._behind_since is None else self._behind_since
 
     def _poll_succeeded(self, started: float, *, caught_up: bool) -> None:
-        now, count = self._clock(), self._stats.counts["messages"]
+        now, count = self.clock(), self.stats.counts["messages"]
         if self._failures:
             polls = _number(self._failures, "failed poll")
             logger.info("recovered after %s in %.1f s", polls, now - self._failing_since)

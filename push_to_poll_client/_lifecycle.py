@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import anyio
@@ -33,10 +33,10 @@ from push_to_poll_client._exceptions import (
     StoreUnavailable,
 )
 from push_to_poll_client._fetching import Fetcher
-from push_to_poll_client._handlers import in_transaction
-from push_to_poll_client._hooks import ConsumerStats, RunLog, with_start_hook
+from push_to_poll_client._handlers import in_transaction, with_start_hook
+from push_to_poll_client._hooks import ConsumerStats, RunLog
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._options import Options
+from push_to_poll_client._options import Handler, Options
 from push_to_poll_client._poller import Poller
 from push_to_poll_client._polls import Polls
 from push_to_poll_client._position import Position
@@ -283,16 +283,12 @@ class OpenSession:
         progress = Progress(*shared)
         dedupe = Dedupe(*shared, progress=progress, feed_name=fetcher.name)
 
-        handler, batch_handler = options.handler, options.batch_handler
-        if is_transactional(session):
-            handler = in_transaction(handler, session, lambda message: dedupe.records([message]))
-            batch_handler = batch_handler and in_transaction(batch_handler, session, dedupe.records)
-        if options.hooks is not None:
-            handler = with_start_hook(handler, options.hooks, lambda message: [message])
-            batch_handler = batch_handler and with_start_hook(
-                batch_handler, options.hooks, lambda messages: messages
-            )
+        def wrap(handler: Handler[Any]) -> Handler[Any]:
+            if is_transactional(session):
+                handler = in_transaction(handler, session, dedupe.records)
+            return handler if options.hooks is None else with_start_hook(handler, options.hooks)
 
+        handler, batch_handler = wrap(options.handler), options.batch_handler and wrap(options.batch_handler)
         retry = Retry(options=options, handler=handler, progress=progress, stats=stats, clock=clock)
         processor = Processor(*shared, progress=progress, batch_handler=batch_handler, dedupe=dedupe, retry=retry)
         dead_letters = SessionDeadLetters(session=session, feed=self.feed, progress=progress, retry=retry)
@@ -405,14 +401,8 @@ class Runner:
         self._is_cancelled = asyncio_cancellation()
         if self._stop.requested:  # while the session was opened
             return
-        log = RunLog(
-            self.feed_name,
-            self.options.fallback_interval,
-            len(self.channels),
-            stats=parts.polls.stats,
-            clock=parts.polls.clock,
-        )
-        log.started(parts.position.place)
+        log = RunLog(parts.polls.stats, parts.polls.clock)
+        log.started(parts.position.place, self.feed_name, self.options.fallback_interval, len(self.channels))
         parts.polls.begin(log)
         try:
             await self._poll_and_listen(parts)
