@@ -14,7 +14,7 @@ these modules may import only those above it and those to its left.
     _work_queue, _failure_log                       the order of messages, and the log of those that fail
     _progress, _handlers, _retry                    one message: from the handler to the commit
     _poll_state, _fetching, _position               what a poll knows, reads, and where it starts
-    _workers, _processor, _dead_letters, _replay    one page
+    _workers, _processor, _dead_letters             one page
     _poller, _polls                                 one poll, and one at a time
     _lifecycle, _consumer                           a session from its start to its end; where the parts meet
     feeds/, listeners/, stores/                     adapters, which know nothing of each other or of the core

@@ -16,6 +16,7 @@ from functools import partial
 from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Listener
+from push_to_poll_client._schedule import Schedule
 from push_to_poll_client._status import ListenerStatus
 from push_to_poll_client._types import NO_HINT, Push
 from push_to_poll_client._validation import describe
@@ -95,19 +96,19 @@ class ListenerChannel:
         listener: The listener.
         name: Its name in status and log, unique among the channels of a consumer.
         wakes: Where pushes are put, for the consumer.
+        schedule: Is told whether the channel is up, and counts the messages that no push announced.
         changed: Called whenever the channel comes up or goes down.
         saved_state: Returns the text that the store has under a name; `None` if it has none.
         save_state: Saves a text under a name, between two polls; `None` deletes it.
-        missed: Returns how many timer polls in a row found messages that no push had announced.
     """
 
     listener: Listener
     name: str
     wakes: Wakes
-    changed: Callable[["ListenerChannel"], None]
+    schedule: Schedule
+    changed: Callable[[], None]
     saved_state: Callable[[str], str | None]
     save_state: Callable[[str, str | None], Awaitable[None]]
-    missed: Callable[[], int]
     _running: bool = field(default=False, init=False)
     _pushes: int = field(default=0, init=False)
 
@@ -148,7 +149,7 @@ class ListenerChannel:
     @property
     def missed_in_a_row(self) -> int:
         """Timer polls in a row that found messages which no push had announced."""
-        return self.missed()
+        return self.schedule.missed_in_a_row
 
     @property
     def state(self) -> str | None:
@@ -186,4 +187,5 @@ class ListenerChannel:
         since = old.since if up == old.up and old.since is not None else time.time()
         last_error = old.last_error if error is None else describe(error)
         self._status = replace(old, up=up, since=since, last_error=last_error)
-        self.changed(self)
+        self.schedule.set_channel(self.name, up=up)
+        self.changed()

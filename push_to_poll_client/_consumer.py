@@ -459,7 +459,7 @@ class Consumer(Generic[M_co]):
         if LATEST in {start, end}:
             check_latest(self._feed)
         async with self._exclusive("replay()") as parts:
-            return await parts.replay.run(start, end)
+            return await parts.poller.replay(start, end)
 
     def status(self) -> Status:
         """A snapshot, from any thread."""
@@ -579,10 +579,10 @@ class Consumer(Generic[M_co]):
             listener=listener,
             name=name,
             wakes=self._wakes,
-            changed=self._channel_changed,
+            schedule=self._schedule,
+            changed=self._schedule_changed,
             saved_state=self._saved_state,
             save_state=self._save_state,
-            missed=lambda: self._schedule.missed_in_a_row,
         )
 
     def _saved_state(self, key: str) -> str | None:
@@ -605,10 +605,6 @@ class Consumer(Generic[M_co]):
             with self._log_as_consumer():  # the push may come from another consumer's handler
                 logger.log(level, "should_poll failed, the push counts: %s", describe(error), exc_info=error)
             return True
-
-    def _channel_changed(self, channel: ListenerChannel) -> None:
-        self._schedule.set_channel(channel.name, up=channel.status.up)
-        self._schedule_changed()
 
     def _schedule_changed(self) -> None:
         if self._parts is not None:

@@ -224,11 +224,10 @@ class DeadLetters(AsyncIterable[DeadLetter]):
             RuntimeError: Called while processing a message of this consumer.
         """
         async with self._claimed:
-            results = (
-                [await self._apply(key, SessionDeadLetters.try_again) for key in keys]
-                if keys
-                else await self._retry_all()
-            )
+            # Those that are there now; a poll or another call may remove some meanwhile.
+            chosen = keys or [dead_letter.dedupe_key async for dead_letter in self]
+            retry = SessionDeadLetters.try_again
+            results = [await self._apply(key, retry, must_exist=bool(keys)) for key in chosen]
         return RetryResult(results.count(True), results.count(False))
 
     async def drop(self, *keys: str) -> int:
@@ -263,30 +262,19 @@ class DeadLetters(AsyncIterable[DeadLetter]):
         """Iterate over all of them; `async for` raises as `list` does."""
         return _Iterator(self, lambda dead_letter: dead_letter)
 
-    async def _retry_all(self) -> Sequence[bool]:
-        """Retry the dead letters that are there now; a poll or another call may remove some meanwhile."""
-        async with self._exclusive() as dead_letters:
-            await dead_letters.progress.flush()  # a dead letter that was retried may be processed already
-            keys: list[str] = []
-            last: DeadLetter | None = None
-            while page := await dead_letters.session.dead_letters(after=last):
-                keys.extend(dead_letter.dedupe_key for dead_letter in page)
-                last = page[-1]
-        results = []
-        for key in keys:
-            async with self._exclusive() as dead_letters:
-                dead_letter = await dead_letters.session.dead_letter(key)
-                if dead_letter is not None:
-                    results.append(await dead_letters.try_again(dead_letter))
-        return results
-
     async def _apply(
-        self, key: str, function: Callable[[SessionDeadLetters, DeadLetter], Awaitable[Result]]
-    ) -> Result:
+        self,
+        key: str,
+        function: Callable[[SessionDeadLetters, DeadLetter], Awaitable[Result]],
+        *,
+        must_exist: bool = True,
+    ) -> Result | None:
         """Apply the function to one dead letter. Polls can run between two of them."""
         async with self._exclusive() as dead_letters:
             await dead_letters.progress.flush()  # a dead letter that was retried may be processed already
-            return await function(dead_letters, await dead_letters.require(key))
+            find = dead_letters.require if must_exist else dead_letters.session.dead_letter
+            dead_letter = await find(key)
+            return None if dead_letter is None else await function(dead_letters, dead_letter)
 
 
 class _Iterator(AsyncIterator[Result]):

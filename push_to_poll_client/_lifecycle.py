@@ -43,7 +43,6 @@ from push_to_poll_client._position import Position
 from push_to_poll_client._processor import Dedupe, Processor
 from push_to_poll_client._progress import Progress, Uncommitted
 from push_to_poll_client._protocols import Feed, Session, Store, is_transactional
-from push_to_poll_client._replay import Replay
 from push_to_poll_client._retry import Retry, StopSignal
 from push_to_poll_client._schedule import Mode, PollOutcome, Schedule
 from push_to_poll_client._status import SavedProgress
@@ -64,7 +63,6 @@ class SessionParts:
     processor: Processor
     dead_letters: SessionDeadLetters
     position: Position
-    replay: Replay
     poller: Poller
     polls: Polls
 
@@ -302,8 +300,7 @@ class OpenSession:
             dead_letters=dead_letters,
         )
         polls = Polls(*shared, schedule=self.schedule, poller=poller, worth_a_poll=self.worth_a_poll)
-        replay = Replay(processor=processor, position=position)
-        return SessionParts(session, progress, processor, dead_letters, position, replay, poller, polls)
+        return SessionParts(session, progress, processor, dead_letters, position, poller, polls)
 
     async def _restore_uncommitted(self, progress: Progress) -> None:
         uncommitted = self._uncommitted

@@ -1,4 +1,4 @@
-"""Run one poll: fetch and settle page after page until caught up, or for `max_poll_time`.
+"""Run one poll: fetch and settle page after page until caught up, or for `max_poll_time`. Replay a range.
 
 A poll goes along a walk (`_position.py`), from where it starts or from where the last poll stopped. While a page
 is settled, the next one may be fetched. When the pages change during the walk, it starts again; when the cursor
@@ -9,9 +9,11 @@ A `Poll` knows what one poll has done so far, `Poller` does it.
 import enum
 import logging
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import repeat
 
 import anyio
 
@@ -27,15 +29,16 @@ from push_to_poll_client._exceptions import (
 from push_to_poll_client._fetching import Fetcher
 from push_to_poll_client._first_polls import first_poll
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._options import SessionPart
+from push_to_poll_client._options import INCEPTION, LATEST, SessionPart
 from push_to_poll_client._poll_state import Place, Poll, PollWalk
 from push_to_poll_client._position import Position
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._progress import Progress
-from push_to_poll_client._status import PollResult, standstill_text
-from push_to_poll_client._types import CycleDetector, FetchRequest, Page
+from push_to_poll_client._retry import Postponed, StopSignal
+from push_to_poll_client._status import NOTHING_DONE, PollResult, add_results, standstill_text
+from push_to_poll_client._types import Cursor, CycleDetector, FetchRequest, Message, Page, Record
 from push_to_poll_client._validation import describe, quoted
-from push_to_poll_client._work_queue import WorkQueue
+from push_to_poll_client._work_queue import WorkItem, WorkQueue
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
@@ -323,3 +326,87 @@ class Poller(SessionPart):
         logged, self._logged_standstill = self._logged_standstill, text
         if text is not None and text != logged:
             logger.warning("the end of the feed is not reached: %s", text)
+
+    # Replay
+
+    async def replay(self, start: Cursor, end: Cursor | None) -> PollResult:
+        """Give a range of the feed to the handler again: what is after `start`, up to the cursor `end`.
+
+        Call it while no poll runs. The saved cursor does not move; messages get new records.
+
+        Args:
+            start: Where to begin, as for `Consumer.replay`.
+            end: Where to end; `None` means at the end of the feed.
+
+        Returns:
+            What was done; `caught_up` if the end of the feed was reached before `end`.
+
+        Raises:
+            FeedError: A fetch failed, or the pages lead in a circle. The messages before it are recorded.
+            ProcessError: A message failed for good. The messages before it are recorded.
+            StoreError: The store failed.
+        """
+        await self.progress.flush()  # what an earlier call could not commit
+        latest: Cursor | None = None
+        if LATEST in {start, end}:
+            await self.fetcher.wait_until_allowed()
+            latest = await self.fetcher.latest()
+        named = {INCEPTION: None, LATEST: latest}
+        done, cycle_detector = NOTHING_DONE, CycleDetector()
+        position = named.get(start, start)
+        end = latest if end == LATEST else end
+        ends = end is not None and end == position
+        while not ends:
+            await self.fetcher.wait_until_allowed()
+            page = await self.fetcher.fetch(FetchRequest(position))
+            if page.gap:
+                await self.position.report_gap(position, page.gap)
+            in_range, ends = _messages_up_to(page, end)
+            done = add_results(done, await self._replay_page(in_range))
+            if not ends and page.next_page in {None, position}:
+                ended = page.next_page is None
+                standstill = None if ended else standstill_text(f"back to cursor {quoted(page.next_page)}")
+                return replace(done, caught_up=ended, closed=page.closed, standstill=standstill)
+            position = page.next_page
+            if position is not None and not ends and cycle_detector.repeats_at(position):
+                raise FeedError("the pages of the feed lead in a circle; the replay ends there")
+        return done
+
+    async def _replay_page(self, messages: Sequence[Message]) -> PollResult:
+        """Settle the messages of one page; return what was done."""
+        dedupe, counts_before, now = self.processor.dedupe, self.stats.counts.copy(), self.clock()
+        keys, errors = dedupe.dedupe_keys(messages)
+        new = repeat(True, len(keys))  # noqa: FBT003  # all of them, also those that were settled before
+        items = await dedupe.make_items(messages, keys, new, errors, in_flight=(), read_at=now, arrived=now)
+        try:
+            for item in items:
+                await self._replay_one(item)
+        finally:  # the saved cursor is past them: a dead letter that is not committed would not come again
+            await self.progress.flush()
+        counts = self.stats.counts - counts_before
+        return PollResult(
+            messages=len(messages),
+            duplicates=0,
+            pages=1,
+            caught_up=False,
+            dead_lettered=counts["dead_lettered"],
+            skipped=counts["skipped"],
+        )
+
+    async def _replay_one(self, item: WorkItem) -> None:
+        while True:
+            try:
+                state = await self.processor.retry.try_one(item.key, item.message, StopSignal(), error=item.error)
+            except Postponed as postponed:
+                await anyio.sleep_until(postponed.until)
+            else:
+                self.progress.pending.append(Record(item.key, state, item.fingerprint))
+                return
+
+
+def _messages_up_to(page: Page, end: Cursor | None) -> tuple[Sequence[Message], bool]:
+    """Return the messages of the page up to the one with this cursor, and whether the range ends with them."""
+    for number, message in enumerate(page.messages):
+        if end is not None and message.cursor == end:
+            return page.messages[: number + 1], True
+    return page.messages, end is not None and end in {page.cursor, page.next_page}
