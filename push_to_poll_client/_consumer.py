@@ -522,7 +522,7 @@ class Consumer(Generic[M_co]):
     ) -> None:
         """Give back what `__aenter__` took."""
         with self._log_as_consumer():
-            await self._leave(error, keep=True)
+            await self._open_session.leave(error, keep=True)
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[SessionParts]:
@@ -536,12 +536,7 @@ class Consumer(Generic[M_co]):
                 error = raised
                 raise
             finally:
-                await self._leave(error, keep=False)
-
-    async def _leave(self, error: BaseException | None, *, keep: bool) -> None:
-        # Python destroys the coroutines of an event loop that was thrown away, and these cannot await anything.
-        if not isinstance(error, GeneratorExit) or not self._open_session.forget_lost_user():
-            await self._open_session.leave(keep=keep)
+                await self._open_session.leave(error, keep=False)
 
     @property
     def _parts(self) -> SessionParts | None:

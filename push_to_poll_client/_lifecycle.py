@@ -201,8 +201,8 @@ class OpenSession:
             async with self._lock:
                 if self.parts is None:
                     await self._open(loop)
-        except BaseException:
-            await self.leave(keep=keep)
+        except BaseException as error:
+            await self.leave(error, keep=keep)
             raise
 
     def _leave_loop(self, loop: EventLoop) -> None:
@@ -221,13 +221,6 @@ class OpenSession:
             self._last_saved = self.saved
             self._lost_session, self.parts = self.parts.session, None
             self._leave_feed()
-
-    def forget_lost_user(self) -> bool:
-        """Whether a coroutine that is destroyed was one of those whose event loop has ended."""
-        if not self._lost_users:
-            return False
-        self._lost_users -= 1
-        return True
 
     async def _claim(self) -> Session:
         """Claim the name, also if it was bound to what an earlier version called the feed."""
@@ -311,8 +304,17 @@ class OpenSession:
                 len(uncommitted.commit["records"]),
             )
 
-    async def leave(self, *, keep: bool) -> None:
-        """Remove a user, added with the same `keep`, and close the session after the last one."""
+    async def leave(self, error: BaseException | None, *, keep: bool) -> None:
+        """Remove a user, added with the same `keep`, and close the session after the last one.
+
+        Args:
+            error: With which the user leaves.
+            keep: As for `enter`.
+        """
+        # Python destroys the coroutines of an event loop that was thrown away, and these cannot await anything.
+        if isinstance(error, GeneratorExit) and self._lost_users:
+            self._lost_users -= 1
+            return
         self._keepers -= keep
         await in_own_task(self._leave)
 

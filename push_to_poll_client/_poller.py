@@ -96,7 +96,7 @@ class Poller(SessionPart):
     @property
     def has_unsaved_place(self) -> bool:
         """Whether the next session would read again all that the last walk of this one has read."""
-        return self._unfinished is not None and self._unfinished.saved == self.progress.saved
+        return self._unfinished is not None and self._unfinished.saved == self.session.cursor
 
     @property
     def should_go_on_if_bare(self) -> bool:
@@ -249,7 +249,7 @@ class Poller(SessionPart):
         """Find out where to go on when the feed cannot answer."""
         await self.progress.flush()
         walk = poll.walk
-        start = walk.start if walk.place is Place.BEFORE else self.progress.saved
+        start = walk.start if walk.place is Place.BEFORE else self.session.cursor
         # A page token can expire although the cursor at which the walk started is good.
         if isinstance(error, PagesChanged) or walk.position != start:
             poll.restarts += 1
@@ -301,7 +301,7 @@ class Poller(SessionPart):
             or self.fetcher.must_stop(poll)
         ):
             return End.CAUGHT_UP
-        poll.walk.position = self.progress.saved
+        poll.walk.position = self.session.cursor
         # The walk is complete, whatever becomes of the fetch that the server may hold.
         await self.position.leave(poll.walk, at_end=True)
         return replace(request, cursor=poll.walk.position, wait=wait)

@@ -206,14 +206,20 @@ class Polls(SessionPart):
         self.cancel_waiting_fetch()
         async with self._lock:
             now = self.clock()
-            poll = self._current = Poll(number=self._started, cause=Cause.MANUAL, started=now, answered_at=now)
-            token = _enclosing_polls.set((*(outer for outer in _enclosing_polls.get() if outer.running), poll))
-            try:
+            with self._running(Poll(number=self._started, cause=Cause.MANUAL, started=now, answered_at=now)):
                 yield
-            finally:
-                _enclosing_polls.reset(token)
-                self._current, poll.running = None, False
-                self.schedule_changed()
+
+    @contextmanager
+    def _running(self, poll: Poll) -> Iterator[None]:
+        """Let this be the poll that runs, with all that the current task does in the block."""
+        self._current = poll
+        token = _enclosing_polls.set((*(outer for outer in _enclosing_polls.get() if outer.running), poll))
+        try:
+            yield
+        finally:
+            _enclosing_polls.reset(token)
+            self._current, poll.running = None, False
+            self.schedule_changed()
 
     async def poll_until_stopped(self, stop: StopSignal) -> None:
         """Poll whenever the schedule decides for it, until a stop is requested or the feed has ended.
@@ -282,30 +288,15 @@ class Polls(SessionPart):
         Returns:
             What was done, or the error with which the poll failed; `None` if the waiting fetch was cancelled.
         """
-        poll = self._current = self._start(cause, stop)
-        result: PollResult | Exception | None = None
-        token = _enclosing_polls.set((*(outer for outer in _enclosing_polls.get() if outer.running), poll))
-        try:
-            result = await self.poller.poll(poll)
-        except Exception as error:  # noqa: BLE001  # the result for each caller that waits for this poll
-            result = error
-        except anyio.get_cancelled_exc_class() as cancelled:
-            result = error_for_cancellation(cancelled, "a poll")
-        finally:
-            _enclosing_polls.reset(token)
-            self._end(poll, result)
-        return result
-
-    def _start(self, cause: Cause, stop: StopSignal | None) -> Poll:
+        now = self.clock()
         wait = (
             min(self.poller.fetcher.max_wait, self.schedule.interval or math.inf) if cause is Cause.WAIT else 0.0
         )
         bypass_cache = cause in BYPASS_CACHE_CAUSES or self.schedule.owes
-        now = self.clock()
         self.schedule.poll_started(now, cause, wait=wait)
         self._started += 1
         hint, self._hint = self._hint, None
-        return Poll(
+        poll = Poll(
             number=self._started,
             cause=cause,
             started=now,
@@ -315,10 +306,19 @@ class Polls(SessionPart):
             hint=hint,
             bypass_cache=bypass_cache,
         )
+        result: PollResult | Exception | None = None
+        try:
+            with self._running(poll):
+                result = await self.poller.poll(poll)
+        except Exception as error:  # noqa: BLE001  # the result for each caller that waits for this poll
+            result = error
+        except anyio.get_cancelled_exc_class() as cancelled:
+            result = error_for_cancellation(cancelled, "a poll")
+        finally:
+            self._end(poll, result)
+        return result
 
     def _end(self, poll: Poll, result: PollResult | Exception | None) -> None:
-        self._current, poll.running = None, False
-        self.schedule_changed()  # who waits goes on after this function
         self.closed = isinstance(result, PollResult) and result.closed
         self.schedule.poll_ended(
             self.clock(),

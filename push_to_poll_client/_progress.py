@@ -306,11 +306,6 @@ class Progress(SessionPart):
         self._transactional = is_transactional(self.session)
 
     @property
-    def saved(self) -> Cursor | None:
-        """The saved cursor; `None` is the inception."""
-        return self.session.cursor
-
-    @property
     def dead_letter_count(self) -> int:
         """Number of dead letters, committed or not."""
         return self.session.dead_letter_count + len(self.dead_letters)
@@ -401,13 +396,12 @@ class Progress(SessionPart):
     async def _without_recorded(self, commit: CommitArguments) -> CommitArguments:
         """Leave out what has a record by now, as another consumer may have claimed the name in between."""
         unseen = await self.session.unseen([record.key for record in commit["records"]])
-        return CommitArguments(
-            cursor=commit["cursor"],
-            records=[record for record in commit["records"] if record.key in unseen],
-            dead_letters=[letter for letter in commit["dead_letters"] if letter.dedupe_key in unseen],
-            state={},
-            read_at=commit["read_at"],
-        )
+        return {
+            **commit,
+            "records": [record for record in commit["records"] if record.key in unseen],
+            "dead_letters": [letter for letter in commit["dead_letters"] if letter.dedupe_key in unseen],
+            "state": {},
+        }
 
     async def finish(self) -> None:
         """Flush at the end of a poll, when every commit in the background has ended or was cancelled.
@@ -447,7 +441,7 @@ class Progress(SessionPart):
     @property
     def has_uncommitted(self) -> bool:
         """Whether a commit is due."""
-        unsaved = self.cursor not in {None, self.saved}
+        unsaved = self.cursor not in {None, self.session.cursor}
         return bool(self.pending or self.dead_letters) or unsaved or self.attempts.writable
 
     async def _commit(self, on_cancel: Callable[[], object] = lambda: None) -> None:
@@ -512,7 +506,7 @@ class Progress(SessionPart):
 
     def _take(self) -> CommitArguments:
         taken = CommitArguments(
-            cursor=None if self.cursor == self.saved else self.cursor,
+            cursor=None if self.cursor == self.session.cursor else self.cursor,
             records=self.pending.copy(),
             dead_letters=self.dead_letters,
             state=self.attempts.take_changes(),

@@ -142,7 +142,7 @@ NEVER = Decision(math.inf, Cause.TIMER)
 
 _TIME_ATTRIBUTES = (
     "_full_at",
-    "_not_before",
+    "server_not_before",
     "_ended",
     "_pending",
     "_started",
@@ -168,7 +168,9 @@ class Schedule:
     Attributes:
         paused: The user asked for quiet: nothing starts but by hand. Wakes stay pending.
         standby: Another replica owns the name: nothing starts. Wakes stay pending.
+        server_not_before: Before this time the server does not want to be asked, not even for a further page.
         missed_pushes: Timer polls that found what no push had announced while a channel was up.
+        missed_in_a_row: Those of them since a push was last followed by messages.
     """
 
     def __init__(
@@ -182,7 +184,9 @@ class Schedule:
     ) -> None:
         self.paused = False
         self.standby = False
+        self.server_not_before = -math.inf
         self.missed_pushes = 0
+        self.missed_in_a_row = 0
         self._fallback = fallback_interval
         self._degraded = degraded_interval
         self._spacing = 1.0 / rate if rate is not None else 0.0
@@ -191,7 +195,6 @@ class Schedule:
 
         self._channels: dict[str, bool] = {}
         self._full_at = -math.inf  # when the bucket is full again (GCRA's theoretical arrival time)
-        self._not_before = -math.inf
         self._ended: float | None = None
         self._shortening = 1.0
         self._poll_within: float | None = None
@@ -218,7 +221,6 @@ class Schedule:
         self._repoll_at = math.inf
         self._repolls = 0
         self._early_answers = 0
-        self._evidence = 0
 
     # What happens
 
@@ -267,7 +269,7 @@ class Schedule:
             jitter: Drawn from [0, 1): clients that were told the same do not come back together.
         """
         asked = min(max(seconds, 0.0), MAX_NOT_BEFORE)
-        self._not_before = max(self._not_before, now + asked * (1.0 + 0.1 * jitter))
+        self.server_not_before = max(self.server_not_before, now + asked * (1.0 + 0.1 * jitter))
 
     def poll_started(self, now: float, cause: Cause, *, wait: float = 0.0) -> None:
         """A poll starts. What is pending is now covered: what arrives from here on is pending anew.
@@ -352,12 +354,7 @@ class Schedule:
     def earliest(self) -> float:
         """When a poll may start at the earliest, whatever wishes it."""
         token = -math.inf if self._free_start else self._full_at - self._slack
-        return max(token, self._not_before, self._resume_at, self._retry_at if self._failing else -math.inf)
-
-    @property
-    def server_not_before(self) -> float:
-        """Before this time the server does not want to be asked, not even for a further page."""
-        return self._not_before
+        return max(token, self.server_not_before, self._resume_at, self._retry_at if self._failing else -math.inf)
 
     @property
     def interval(self) -> float | None:
@@ -377,12 +374,7 @@ class Schedule:
     @property
     def losing_pushes(self) -> bool:
         """A channel that claims to be up seems to lose pushes."""
-        return self._evidence >= EVIDENCE
-
-    @property
-    def missed_in_a_row(self) -> int:
-        """Timer polls that found what no push announced, since a push was last followed by messages."""
-        return self._evidence
+        return self.missed_in_a_row >= EVIDENCE
 
     def mode(self, now: float) -> Mode:
         """What the schedule is doing, in a word."""
@@ -391,7 +383,7 @@ class Schedule:
             (self._running and self._cause is Cause.WAIT, Mode.WAITING),
             (self._running, Mode.POLLING),
             (self.paused, Mode.PAUSED),
-            (self._not_before > now, Mode.THROTTLED),
+            (self.server_not_before > now, Mode.THROTTLED),
             (self._failing or self._resume_at > now, Mode.BACKOFF),
             (self._pending is not None, Mode.PENDING),
         )
@@ -474,12 +466,12 @@ class Schedule:
         if not found or not any(self._channels.values()):
             return
         if self._covered_push:
-            self._evidence = 0
+            self.missed_in_a_row = 0
         elif (
             self._cause is Cause.TIMER
             and not self._feed_wants_less
             and self._covered is None
             and not self._pushed_meanwhile
         ):
-            self._evidence += 1
+            self.missed_in_a_row += 1
             self.missed_pushes += 1

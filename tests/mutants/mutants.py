@@ -620,8 +620,8 @@ MUTANTS = [
         "G5",
         "starts a walk again at the saved cursor although messages appear late",
         "_poller.py",
-        "        start = walk.start if walk.place is Place.BEFORE else self.progress.saved\n",
-        "        start = self.progress.saved\n",
+        "        start = walk.start if walk.place is Place.BEFORE else self.session.cursor\n",
+        "        start = self.session.cursor\n",
         "tests/core/test_overlap.py",
     ),
     of(
