@@ -422,7 +422,8 @@ class Runner:
             async with anyio.create_task_group() as tasks:
                 for channel in self.channels:
                     tasks.start_soon(self._listen, channel)
-                tasks.start_soon(self._poll, parts.polls)
+                polls_ended = partial(self._polls_ended, parts.polls)
+                tasks.start_soon(parts.polls.poll_until_stopped, self._stop, polls_ended)
                 try:
                     await self._stopped.wait()
                 finally:
@@ -458,20 +459,17 @@ class Runner:
                     self._stop_with_error(error)
                 return
 
-    async def _poll(self, polls: Polls) -> None:
-        try:
-            await polls.poll_until_stopped(self._stop)
-            if polls.closed:
-                self._stop.requested = True
-                self._stopped.set()
-        except anyio.get_cancelled_exc_class():
+    def _polls_ended(self, polls: Polls, error: BaseException | None) -> None:
+        if isinstance(error, anyio.get_cancelled_exc_class()):
             if anyio.current_effective_deadline() > -math.inf and not self._is_cancelled():
                 # Not by the caller of run(), nor by asyncio.run(), which cancels every task when it ends: without
                 # this, polling would end and nothing would say so.
                 self._stop_with_error(RuntimeError("the task that polls was cancelled, perhaps by a handler"))
-            raise
-        except BaseException as error:  # noqa: BLE001  # raised by run_until_stopped, without a group around it
+        elif error is not None:
             self._stop_with_error(error, bug=None if isinstance(error, PushToPollError) else error)
+        elif polls.closed:
+            self._stop.requested = True
+            self._stopped.set()
 
     async def _listen(self, channel: ListenerChannel) -> None:
         channel.started()

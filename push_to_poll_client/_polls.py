@@ -221,31 +221,39 @@ class Polls(SessionPart):
             self._current, poll.running = None, False
             self.schedule_changed()
 
-    async def poll_until_stopped(self, stop: StopSignal) -> None:
+    async def poll_until_stopped(self, stop: StopSignal, ended: Callable[[BaseException | None], None]) -> None:
         """Poll whenever the schedule decides for it, until a stop is requested or the feed has ended.
 
         A poll that fails is logged, and the schedule decides when the next one starts.
 
         Args:
-            stop: As for `Processor.take_page`.
-
-        Raises:
-            Exception: The error of a poll after which no other one helps.
+            stop: As for `Poll`.
+            ended: Called at the end, with a cancellation or the error after which no other poll helps; else `None`.
         """
-        while not (stop.requested or self.closed):
-            news = self._news
-            async with self._lock:
-                # The server may hold its answer if the feed supports that, and no caller waits.
-                waits = self._calls or self._lock.statistics().tasks_waiting
-                can_wait = self.poller.fetcher.max_wait > 0 and not waits
-                decision = self.schedule.next_poll(self.clock(), can_wait=can_wait)
-                is_due = decision.at <= self.clock()
-                result = await self._lead(decision.cause, stop) if is_due else None
-            if isinstance(result, Exception):
-                self._log_failure(result, stop)
-            if not is_due:
-                with anyio.CancelScope(deadline=decision.at):
-                    await news.wait()
+        try:
+            while not (stop.requested or self.closed):
+                await self._poll_when_due(stop)
+        except BaseException as error:
+            ended(error)
+            if isinstance(error, anyio.get_cancelled_exc_class()):
+                raise
+        else:
+            ended(None)
+
+    async def _poll_when_due(self, stop: StopSignal) -> None:
+        news = self._news
+        async with self._lock:
+            # The server may hold its answer if the feed supports that, and no caller waits.
+            waits = self._calls or self._lock.statistics().tasks_waiting
+            can_wait = self.poller.fetcher.max_wait > 0 and not waits
+            decision = self.schedule.next_poll(self.clock(), can_wait=can_wait)
+            is_due = decision.at <= self.clock()
+            result = await self._lead(decision.cause, stop) if is_due else None
+        if isinstance(result, Exception):
+            self._log_failure(result, stop)
+        if not is_due:
+            with anyio.CancelScope(deadline=decision.at):
+                await news.wait()
 
     def _log_failure(self, error: Exception, stop: StopSignal) -> None:
         """Log that a poll failed, or raise the error if another poll does not help."""
@@ -293,7 +301,6 @@ class Polls(SessionPart):
             min(self.poller.fetcher.max_wait, self.schedule.interval or math.inf) if cause is Cause.WAIT else 0.0
         )
         bypass_cache = cause in BYPASS_CACHE_CAUSES or self.schedule.owes
-        self.schedule.poll_started(now, cause, wait=wait)
         self._started += 1
         hint, self._hint = self._hint, None
         poll = Poll(
@@ -309,6 +316,7 @@ class Polls(SessionPart):
         result: PollResult | Exception | None = None
         try:
             with self._running(poll):
+                self.schedule.poll_started(now, cause, wait=wait)
                 result = await self.poller.poll(poll)
         except Exception as error:  # noqa: BLE001  # the result for each caller that waits for this poll
             result = error
