@@ -106,12 +106,15 @@ def not_recorded(error: StoreUnavailable | str | None, count: int) -> StoreUnava
     return unsaved
 
 
-async def when_available(function: Callable[[], Awaitable[T]], stats: ConsumerStats) -> T:
+async def when_available(
+    function: Callable[[], Awaitable[T]], stats: ConsumerStats, *, until: float = math.inf
+) -> T:
     """Call the function again, with backoff, as long as the store is unavailable.
 
     Args:
         function: Needs the store; what else it raises is raised.
         stats: Told of the errors.
+        until: When to give up, on the event loop's clock.
     """
     delay = FIRST_STORE_BACKOFF
     while True:
@@ -119,6 +122,9 @@ async def when_available(function: Callable[[], Awaitable[T]], stats: ConsumerSt
             return await function()
         except StoreUnavailable as error:
             stats.last_error = describe(error)
+            delay = min(delay, until - anyio.current_time())
+            if delay <= 0:
+                raise
             logger.warning("the store is unavailable, next try in %.1f s: %s", delay, describe(error))
         await anyio.sleep(delay)
         delay = min(2 * delay, MAX_STORE_BACKOFF)
@@ -442,22 +448,18 @@ class Runner:
 
     async def _commit_by(self, deadline: float, progress: Progress) -> None:
         """Try until the deadline to commit what a store that was unavailable has refused so far."""
-        delay = FIRST_STORE_BACKOFF
-        while progress.has_uncommitted:
-            left = deadline - anyio.current_time()
-            if progress.refusal is not None and left <= 0:
-                count = progress.uncommitted_count
-                self._stop_with_error(not_recorded(progress.refusal, count) if count else progress.refusal)
-                return
-            try:
-                await progress.flush()
-            except StoreUnavailable:
-                await anyio.sleep(min(delay, max(left, 0.0)))
-                delay = min(2 * delay, MAX_STORE_BACKOFF)
-            except Exception as error:  # noqa: BLE001  # waiting does not help
-                if self._fatal is None:
-                    self._stop_with_error(error)
-                return
+        try:
+            if progress.refusal is None or anyio.current_time() < deadline:
+                await when_available(progress.flush, progress.stats, until=deadline)
+        except StoreUnavailable:
+            pass  # it is `refusal`
+        except Exception as error:  # noqa: BLE001  # raised by run_until_stopped
+            if self._fatal is None:
+                self._stop_with_error(error)
+            return
+        if progress.refusal is not None:
+            count = progress.uncommitted_count
+            self._stop_with_error(not_recorded(progress.refusal, count) if count else progress.refusal)
 
     def _polls_ended(self, polls: Polls, error: BaseException | None) -> None:
         if isinstance(error, anyio.get_cancelled_exc_class()):

@@ -228,7 +228,7 @@ class Polls(SessionPart):
 
         Args:
             stop: As for `Poll`.
-            ended: Called at the end, with a cancellation or the error after which no other poll helps; else `None`.
+            ended: Called at the end, with a cancellation, an error after which no other poll helps, or `None`.
         """
         try:
             while not (stop.requested or self.closed):
