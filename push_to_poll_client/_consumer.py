@@ -41,7 +41,7 @@ from push_to_poll_client._polls import Polls
 from push_to_poll_client._protocols import Feed, Listener, Store
 from push_to_poll_client._schedule import Mode, Schedule
 from push_to_poll_client._secrets import known_secrets
-from push_to_poll_client._status import MAX_SHOWN_FAILING, PollResult, Status
+from push_to_poll_client._status import MAX_SHOWN_FAILING, Counters, PollResult, Status
 from push_to_poll_client._types import Cursor, M_co, Push
 from push_to_poll_client._validation import check_number, describe
 
@@ -366,7 +366,7 @@ class Consumer(Generic[M_co]):
         """
         self._refuse_in_poll("poll_now()", "; use wake()")
         async with self._open() as parts:
-            return await parts.polls.poll_now(timeout, place_is_kept=lambda: self._open_session.is_kept)
+            return await parts.polls.poll_now(timeout)
 
     async def catch_up(self) -> PollResult:
         """Poll until caught up with the feed, without a limit of time. For scripts and cron jobs.
@@ -390,7 +390,7 @@ class Consumer(Generic[M_co]):
         """
         self._refuse_in_poll("catch_up()", "; use wake()")
         async with self._open() as parts:
-            return await parts.polls.catch_up(place_is_kept=lambda: self._open_session.is_kept)
+            return await parts.polls.catch_up()
 
     @property
     def dead_letters(self) -> DeadLetters:
@@ -484,7 +484,7 @@ class Consumer(Generic[M_co]):
             last_resync=stats.last_resync,
             last_gap=stats.last_gap,
             standstill=stats.standstill,
-            counters=stats.counters(missed_pushes=schedule.missed_pushes),
+            counters=Counters(**stats.counts, missed_pushes=schedule.missed_pushes),
         )
 
     # Options

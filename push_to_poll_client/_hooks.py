@@ -14,7 +14,7 @@ from typing import Any, Final, Generic
 
 from push_to_poll_client._exceptions import FeedError, StoreUnavailable
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._status import Counters, FailingMessage, Gap, PollResult, ResyncEvent
+from push_to_poll_client._status import FailingMessage, Gap, PollResult, ResyncEvent
 from push_to_poll_client._types import Clock, Cursor, FailureAction, M_contra, Settlement, UnreadableMessage
 from push_to_poll_client._validation import describe, one_line, quoted
 
@@ -117,10 +117,6 @@ class ConsumerStats:
     last_gap: Gap | None = None
     failing: dict[str, FailingMessage] = field(default_factory=dict)
     standstill: str | None = None
-
-    def counters(self, *, missed_pushes: int) -> Counters:
-        """Return the counts as a snapshot."""
-        return Counters(**self.counts, missed_pushes=missed_pushes)
 
     def message_failed(self, key: str, failing: FailingMessage) -> None:
         """Keep the failure of the message with this dedupe key, as the one that failed last."""

@@ -180,11 +180,6 @@ class OpenSession:
             return self._last_saved
         return SavedProgress(parts.session.cursor, parts.session.record_count, parts.session.dead_letter_count)
 
-    @property
-    def is_kept(self) -> bool:
-        """Whether `run()` or the caller's `async with` keeps the session open."""
-        return self._keepers > 0
-
     async def enter(self, *, keep: bool) -> None:
         """Add a user, and open the session for the first one.
 
@@ -298,7 +293,13 @@ class OpenSession:
             position=position,
             dead_letters=dead_letters,
         )
-        polls = Polls(*shared, schedule=self.schedule, poller=poller, worth_a_poll=self.worth_a_poll)
+        polls = Polls(
+            *shared,
+            schedule=self.schedule,
+            poller=poller,
+            worth_a_poll=self.worth_a_poll,
+            place_is_kept=lambda: self._keepers > 0,  # by run() or the caller's `async with`
+        )
         return SessionParts(session, progress, processor, dead_letters, position, poller, polls)
 
     async def _restore_uncommitted(self, progress: Progress) -> None:

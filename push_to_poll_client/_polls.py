@@ -57,6 +57,8 @@ class Polls(SessionPart):
         schedule: Decides when to poll.
         poller: Runs one poll.
         worth_a_poll: Returns whether the hint of a push is worth a poll.
+        place_is_kept: Returns whether the session stays open after a call. If it does not, the place in the feed
+            is lost, and the call goes on until some of what was read can be saved.
         closed: Whether the last poll settled the last message of a feed that has ended.
         run_log: Told of polls during `run()`; `None` without it.
     """
@@ -64,6 +66,7 @@ class Polls(SessionPart):
     schedule: Schedule
     poller: Poller
     worth_a_poll: Callable[[Push], bool]
+    place_is_kept: Callable[[], bool]
     closed: bool = field(default=False, init=False)
     run_log: RunLog | None = field(default=None, init=False)
 
@@ -114,18 +117,11 @@ class Polls(SessionPart):
 
     # Polls
 
-    async def poll_now(
-        self,
-        timeout: float | None,  # noqa: ASYNC109  # not that of the poll
-        *,
-        place_is_kept: Callable[[], bool],
-    ) -> PollResult:
+    async def poll_now(self, timeout: float | None) -> PollResult:  # noqa: ASYNC109  # not that of the poll
         """Poll, or take the result of a poll that starts after this call. See `Consumer.poll_now`.
 
         Args:
             timeout: Seconds that it may have to wait until a poll may start; `None` means as long as it takes.
-            place_is_kept: Returns whether the session stays open after this call. If it does not, the place in the
-                feed is lost, and the call goes on until some of what was read can be saved.
         """
         logged = False
         failure: FeedError | None = None
@@ -143,10 +139,10 @@ class Polls(SessionPart):
                         logger.warning("stops before a cursor to save, the next call starts again: %s", throttled)
                     return call.done
                 except FeedError as error:
-                    if not self._tries_again(error, place_is_kept):
+                    if not self._tries_again(error):
                         raise
                     failure = error
-                if place_is_kept() or not self.poller.should_go_on_if_bare:
+                if self.place_is_kept() or not self.poller.should_go_on_if_bare:
                     return call.done
                 if not logged and self.poller.has_unsaved_place:
                     logged = True
@@ -155,20 +151,20 @@ class Polls(SessionPart):
                         "would read the same pages again"
                     )
 
-    async def catch_up(self, *, place_is_kept: Callable[[], bool]) -> PollResult:
+    async def catch_up(self) -> PollResult:
         """Poll until the end of the feed is reached, or the feed stands still. See `Consumer.catch_up`."""
         with self._sum_polls() as call:
             while not call.done.caught_up and call.done.standstill is None:
                 try:
                     await self._poll_or_join(None)
                 except FeedError as error:
-                    if not self._tries_again(error, place_is_kept):
+                    if not self._tries_again(error):
                         raise
             return call.done
 
-    def _tries_again(self, error: FeedError, place_is_kept: Callable[[], bool]) -> bool:
+    def _tries_again(self, error: FeedError) -> bool:
         """Whether a call goes on after a poll that failed, since its place in the feed would be lost."""
-        if place_is_kept() or not self.poller.should_go_on_if_bare:
+        if self.place_is_kept() or not self.poller.should_go_on_if_bare:
             return False
         logger.warning("poll failed, next in %.1f s: %s", self.delay, describe(error))
         return True

@@ -51,13 +51,13 @@ from typing import Final
 
 import msgspec
 
-from push_to_poll_client._exceptions import CursorExpired, StoreError
+from push_to_poll_client._exceptions import CursorExpired
 from push_to_poll_client._fetching import Fetcher
 from push_to_poll_client._hooks import place_of
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._options import INCEPTION, LATEST, Resync, ResyncFunction, SessionPart, check_latest
 from push_to_poll_client._poll_state import Place, PollWalk
-from push_to_poll_client._progress import ATTEMPTS_KEY, Progress
+from push_to_poll_client._progress import ATTEMPTS_KEY, Progress, unreadable_state
 from push_to_poll_client._status import Gap, ResyncEvent
 from push_to_poll_client._types import Cursor, SavedCursor
 from push_to_poll_client._validation import describe, one_line, quoted
@@ -125,10 +125,7 @@ class Position(SessionPart):
         try:
             self._last_walk_began = float(self.session.state.get(LAST_WALK_KEY, "-inf"))
         except ValueError as error:
-            raise StoreError(
-                f"when the overlap was looked at cannot be read from the store: {quoted(error)}; it is damaged, "
-                "or was written by another version"
-            ) from error
+            raise unreadable_state("when the overlap was looked at", quoted(error)) from error
         if self._last_walk_began > self.progress.time_of_day.now():  # the clock was set back: start at the oldest
             self._last_walk_began = -math.inf
         self._oldest_start: SavedCursor | None = None

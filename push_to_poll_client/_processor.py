@@ -11,6 +11,7 @@ progress while a message waits to be tried again.
 
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -21,7 +22,7 @@ from typing import Final, TypeAlias
 import anyio
 
 from push_to_poll_client._exceptions import ContentChanged, DecodeError, FeedError
-from push_to_poll_client._options import BatchHandler, Fingerprint, SessionPart
+from push_to_poll_client._options import BatchHandler, SessionPart
 from push_to_poll_client._poll_state import Place, Poll
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._retry import Postponed, Retry
@@ -75,25 +76,24 @@ class Dedupe(SessionPart):
             try:
                 keys.append(message.dedupe_key if message.error else _check_key(self._dedupe_key(message)))
             except Exception as error:  # noqa: BLE001  # whatever the user's function raises
-                keys.append(
-                    f"dedupe_key= failed: {message.dedupe_key}"
-                )  # the function returns this for no message
+                # The function returns this for no message.
+                keys.append(f"dedupe_key= failed: {message.dedupe_key}")
                 errors[keys[-1]] = _undecodable_error(message, "dedupe_key=", error)
         return keys, errors
 
     def records(self, messages: Sequence[Message]) -> list[Record]:
         """Return the records of messages that the handler is about to get."""
         keys, _ = self.dedupe_keys(messages)
-        pairs = zip(keys, messages, strict=True)
-        return [Record(key, fingerprint=self._fingerprint_of(message)) for key, message in pairs]
+        records = []
+        for key, message in zip(keys, messages, strict=True):
+            fingerprint: int | None = None
+            with suppress(Exception):  # the user's function may fail for a dead letter that is retried
+                fingerprint = self._fingerprint_of(message)
+            records.append(Record(key, fingerprint=fingerprint))
+        return records
 
     def _fingerprint_of(self, message: Message) -> int | None:
-        if self._fingerprint is None:
-            return None
-        try:
-            return _hash_content(self._fingerprint(message))
-        except Exception:  # noqa: BLE001  # the user's function may fail for a dead letter that is retried
-            return None
+        return None if self._fingerprint is None else _hash_content(self._fingerprint(message))
 
     async def make_items(
         self,
@@ -129,7 +129,7 @@ class Dedupe(SessionPart):
                 if not item.settled:
                     self._prepare(item, errors)
         if self._fingerprint is not None and any(item.settled for item in items):
-            await self._compare_fingerprints(items, in_flight, self._fingerprint)
+            await self._compare_fingerprints(items, in_flight)
         return items
 
     def _prepare(self, item: WorkItem, errors: DedupeErrors) -> None:
@@ -139,21 +139,23 @@ class Dedupe(SessionPart):
             item.lane = object()
         if item.error is not None or item.message.error is not None:
             return
-        function = "ordering_key="
         try:
             if self._ordering_key is not None:
                 lane = self._ordering_key(item.message)
                 hash(lane)  # raises TypeError for a lane that cannot be looked up
                 item.lane = lane
-            if self._fingerprint is not None:
-                function = "fingerprint="
-                item.fingerprint = _hash_content(self._fingerprint(item.message))
         except Exception as error:  # noqa: BLE001  # whatever the user's function raises
-            item.error = _undecodable_error(item.message, function, error)
+            item.error = _undecodable_error(item.message, "ordering_key=", error)
+        else:
+            self._set_fingerprint(item)
 
-    async def _compare_fingerprints(
-        self, items: Sequence[WorkItem], in_flight: Iterable[WorkItem], fingerprint: Fingerprint
-    ) -> None:
+    def _set_fingerprint(self, item: WorkItem) -> None:
+        try:
+            item.fingerprint = self._fingerprint_of(item.message)
+        except Exception as error:  # noqa: BLE001  # whatever the user's function raises
+            item.error = _undecodable_error(item.message, "fingerprint=", error)
+
+    async def _compare_fingerprints(self, items: Sequence[WorkItem], in_flight: Iterable[WorkItem]) -> None:
         """Let the duplicates whose content has changed fail."""
         recorded = await self.progress.fingerprints([item.key for item in items if item.settled])
         last = {item.key: item for item in in_flight}
@@ -162,7 +164,10 @@ class Dedupe(SessionPart):
                 earlier = last.get(item.key)
                 expected = recorded.get(item.key) if earlier is None else earlier.fingerprint
                 if expected is not None:
-                    _compare_fingerprint(item, expected, fingerprint)
+                    self._set_fingerprint(item)
+                    if item.error is None and item.fingerprint != expected:
+                        item.error = _content_changed(item)
+                    item.settled = item.error is None
                     # It fails after the earlier item, in the same lane: the record made last is the one kept.
                     item.lane = None if earlier is None else earlier.lane
             if not item.settled:
@@ -201,18 +206,11 @@ def _check_ids(ids: Sequence[object], what: str, name: str) -> None:
         )
 
 
-def _compare_fingerprint(item: WorkItem, expected: int, fingerprint: Fingerprint) -> None:
-    try:
-        item.fingerprint = _hash_content(fingerprint(item.message))
-    except Exception as error:  # noqa: BLE001  # whatever the user's function raises
-        item.error, item.settled = _undecodable_error(item.message, "fingerprint=", error), False
-    else:
-        if item.fingerprint != expected:
-            item.error = ContentChanged(
-                f"message {quoted(item.message.id)} came back with other content than the one that was settled "
-                f"under its dedupe key {quoted(item.key)}; if that is right, dedupe_key= has to tell the two apart"
-            )
-            item.settled = False
+def _content_changed(item: WorkItem) -> ContentChanged:
+    return ContentChanged(
+        f"message {quoted(item.message.id)} came back with other content than the one that was settled "
+        f"under its dedupe key {quoted(item.key)}; if that is right, dedupe_key= has to tell the two apart"
+    )
 
 
 def _check_key(key: object) -> str:

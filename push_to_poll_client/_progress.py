@@ -115,6 +115,12 @@ class Attempt(msgspec.Struct, array_like=True, frozen=True):
 _decode = Decoder(dict[str, Attempt]).decode
 
 
+def unreadable_state(what: str, why: str) -> StoreError:
+    """Return the error for a value of a session's state that this library does not write."""
+    text = f"{what} cannot be read from the store: {why}"
+    return StoreError(f"{text}; it is damaged, or was written by another version")
+
+
 class Attempts:
     """The attempts of one session's failing messages, by dedupe key.
 
@@ -133,10 +139,7 @@ class Attempts:
         try:
             self._attempts = _decode(state.get(ATTEMPTS_KEY, "{}"))
         except (ValueError, RecursionError) as error:
-            raise StoreError(
-                f"the attempts of failing messages cannot be read from the store: {error}; it is damaged, or was "
-                "written by another version"
-            ) from error
+            raise unreadable_state("the attempts of failing messages", str(error)) from error
         self._time_of_day = time_of_day
         self._write_at = 0.0
         self.changed = False
