@@ -364,8 +364,7 @@ class Consumer(Generic[M_co]):
             StoreError: The store failed, or the name has another owner.
             RuntimeError: Called while processing a message of this consumer: use `wake()` there.
         """
-        self._refuse_in_poll("poll_now()", "; use wake()")
-        async with self._open() as parts:
+        async with self._open("poll_now()", "; use wake()") as parts:
             return await parts.polls.poll_now(timeout)
 
     async def catch_up(self) -> PollResult:
@@ -388,8 +387,7 @@ class Consumer(Generic[M_co]):
             StoreError: The store failed, or the name has another owner.
             RuntimeError: Called while processing a message of this consumer: use `wake()` there.
         """
-        self._refuse_in_poll("catch_up()", "; use wake()")
-        async with self._open() as parts:
+        async with self._open("catch_up()", "; use wake()") as parts:
             return await parts.polls.catch_up()
 
     @property
@@ -423,8 +421,7 @@ class Consumer(Generic[M_co]):
         check_number("ago", ago, optional=True)
         if to == LATEST:
             check_latest(self._feed)
-        self._refuse_in_poll("rewind()")
-        async with self._open() as parts:
+        async with self._open("rewind()") as parts:
             if to == LATEST:  # wait for the server without the lock of polls, which others need meanwhile
                 await anyio.sleep_until(self._schedule.server_not_before)
             async with parts.polls.exclusive():
@@ -525,8 +522,10 @@ class Consumer(Generic[M_co]):
             await self._open_session.leave(error, keep=True)
 
     @asynccontextmanager
-    async def _open(self) -> AsyncIterator[SessionParts]:
-        """Open the session for one call."""
+    async def _open(self, what: str, instead: str = "") -> AsyncIterator[SessionParts]:
+        """Open the session for one call, which cannot be made while processing a message."""
+        if self._parts is not None and self._parts.polls.called_from_poll:
+            raise RuntimeError(f"{self.name}: {what} inside process would wait for itself{instead}")
         with self._log_as_consumer():
             await self._open_session.enter(keep=False)
             error: BaseException | None = None
@@ -551,18 +550,13 @@ class Consumer(Generic[M_co]):
     @asynccontextmanager
     async def _exclusive(self, what: str) -> AsyncIterator[SessionParts]:
         """Open the session, and yield its parts while no poll runs."""
-        self._refuse_in_poll(what)
-        async with self._open() as parts, parts.polls.exclusive():
+        async with self._open(what) as parts, parts.polls.exclusive():
             yield parts
 
     @asynccontextmanager
     async def _session_dead_letters(self) -> AsyncIterator[SessionDeadLetters]:
         async with self._exclusive("dead_letters") as parts:
             yield parts.dead_letters
-
-    def _refuse_in_poll(self, what: str, instead: str = "") -> None:
-        if self._parts is not None and self._parts.polls.called_from_poll:
-            raise RuntimeError(f"{self.name}: {what} inside process would wait for itself{instead}")
 
     # Channels
 

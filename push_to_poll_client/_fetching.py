@@ -82,15 +82,12 @@ class Fetcher:
     feed: Feed
     schedule: Schedule
     clock: Clock
-    max_wait: float = field(init=False)
-    read_ahead: bool = field(init=False)
-    name: str = field(init=False)
-    _next: "PrefetchedPage | None" = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.max_wait = getattr(self.feed, "max_wait", None) or 0.0
-        self.read_ahead = getattr(self.feed, "read_ahead", False)
+        self.max_wait: float = getattr(self.feed, "max_wait", None) or 0.0
+        self.read_ahead: bool = getattr(self.feed, "read_ahead", False)
         self.name = f"{type(self.feed).__name__}.fetch()"
+        self._next: PrefetchedPage | None = None
 
     async def fetch(self, request: FetchRequest) -> Page:
         """Fetch a page, and apply its `retry_after`.

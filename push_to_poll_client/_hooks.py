@@ -172,13 +172,12 @@ class RunLog:
     stats: ConsumerStats
     clock: Clock
     _behind_since: float | None = None  # the start of the first poll after the last catch-up
-    _messages: int = field(init=False)  # at that time
     _is_news: bool = True  # to have caught up
     _failures: int = 0
     _failing_since: float = 0.0
 
     def __post_init__(self) -> None:
-        self._messages = self.stats.counts["messages"]
+        self._messages = self.stats.counts["messages"]  # at the last catch-up
 
     def started(self, place: str, feed: str, interval: float | None, listeners: int) -> None:
         """Log where the run begins, and when it polls: every `interval` seconds at least, and when woken."""

@@ -60,7 +60,6 @@ class SessionParts:
 
     session: Session
     progress: Progress
-    processor: Processor
     dead_letters: SessionDeadLetters
     position: Position
     poller: Poller
@@ -300,7 +299,7 @@ class OpenSession:
             worth_a_poll=self.worth_a_poll,
             place_is_kept=lambda: self._keepers > 0,  # by run() or the caller's `async with`
         )
-        return SessionParts(session, progress, processor, dead_letters, position, poller, polls)
+        return SessionParts(session, progress, dead_letters, position, poller, polls)
 
     async def _restore_uncommitted(self, progress: Progress) -> None:
         uncommitted = self._uncommitted

@@ -374,10 +374,10 @@ class Poller(SessionPart):
 
     async def _replay_page(self, messages: Sequence[Message]) -> PollResult:
         """Settle the messages of one page; return what was done."""
-        dedupe, counts_before, now = self.processor.dedupe, self.stats.counts.copy(), self.clock()
+        dedupe, counts_before = self.processor.dedupe, self.stats.counts.copy()
         keys, errors = dedupe.dedupe_keys(messages)
         new = repeat(True, len(keys))  # noqa: FBT003  # all of them, also those that were settled before
-        items = await dedupe.make_items(messages, keys, new, errors, in_flight=(), read_at=now, arrived=now)
+        items = await dedupe.make_items(messages, keys, new, errors, in_flight=(), read_at=self.clock())
         try:
             for item in items:
                 await self._replay_one(item)

@@ -104,7 +104,6 @@ class Dedupe(SessionPart):
         *,
         in_flight: Iterable[WorkItem],
         read_at: float,
-        arrived: float,
     ) -> list[WorkItem]:
         """Make work items of the messages of a page; duplicates among them are settled already.
 
@@ -115,13 +114,13 @@ class Dedupe(SessionPart):
             errors: As returned by `dedupe_keys`.
             in_flight: Items of earlier pages that are not settled yet.
             read_at: When the page arrived, on the event loop's clock.
-            arrived: When the items were made, on the same clock.
 
         Raises:
             StoreError: The store failed.
         """
+        now = self.clock()
         items = [
-            WorkItem(key, message, message.cursor, read_at, arrived, settled=not is_new)
+            WorkItem(key, message, message.cursor, read_at, now, settled=not is_new)
             for key, message, is_new in zip(keys, messages, new, strict=True)
         ]
         if self._ordering_key is not None or self._fingerprint is not None or errors:
@@ -283,13 +282,7 @@ class Processor(SessionPart):
                 self.progress.advance(page.cursor, read_at)
         else:
             items = await self.dedupe.make_items(
-                page.messages,
-                keys,
-                new,
-                errors,
-                in_flight=poll.work.unsettled,
-                read_at=read_at,
-                arrived=self.clock(),
+                page.messages, keys, new, errors, in_flight=poll.work.unsettled, read_at=read_at
             )
             cursor = walk.inspect_page(page, items, self.stats, read_at) if repeats else page.cursor
             self._count_duplicates(poll, sum(item.settled for item in items))

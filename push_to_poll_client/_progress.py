@@ -289,7 +289,6 @@ class Progress(SessionPart):
 
     pending: list[Record] = field(default_factory=list, init=False)
     cursor: Cursor | None = field(default=None, init=False)
-    read_at: float = field(init=False)
     dead_letters: list[DeadLetter] = field(default_factory=list, init=False)
     refusal: StoreUnavailable | None = field(default=None, init=False)
     due: float = field(default=0.0, init=False)
