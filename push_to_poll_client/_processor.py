@@ -65,21 +65,28 @@ class Dedupe(SessionPart):
         Raises:
             FeedError: The id or the key of a message cannot be used.
         """
-        _check_ids(list(map(_id_of, messages)), "id", self.feed_name)
+        self._check_ids("id", list(map(_id_of, messages)))
         if self._dedupe_key is None:
             keys = list(map(_key_of, messages))
             # Not with the ids: some messages compute their key when it is read.
-            _check_ids(keys, "dedupe_key", self.feed_name)
+            self._check_ids("dedupe_key", keys)
             return keys, NO_DEDUPE_ERRORS
         keys, errors = [], dict[str, DecodeError]()
         for message in messages:
             try:
-                keys.append(message.dedupe_key if message.error else _check_key(self._dedupe_key(message)))
+                key = message.dedupe_key if message.error else self._dedupe_key(message)
+                if problem := _problem_with([key]):
+                    raise ValueError(f"what it returned {problem}")  # noqa: TRY301
+                keys.append(key)
             except Exception as error:  # noqa: BLE001  # whatever the user's function raises
                 # The function returns this for no message.
                 keys.append(f"dedupe_key= failed: {message.dedupe_key}")
                 errors[keys[-1]] = _undecodable_error(message, "dedupe_key=", error)
         return keys, errors
+
+    def _check_ids(self, what: str, ids: Sequence[object]) -> None:
+        if problem := _problem_with(ids):
+            raise FeedError(f"{self.feed_name} returned a message whose {what} {problem}")
 
     def records(self, messages: Sequence[Message]) -> list[Record]:
         """Return the records of messages that the handler is about to get."""
@@ -173,36 +180,21 @@ class Dedupe(SessionPart):
                 last[item.key] = item
 
 
-def _check_ids(ids: Sequence[object], what: str, name: str) -> None:
-    """Check the ids or the keys of a page's messages.
+def _problem_with(ids: Sequence[object]) -> str | None:
+    """Say why ids or dedupe keys cannot be used; `None` if they can.
 
     All at once, for speed: with both checks a catch-up over HTTP into memory takes 5 % longer.
-
-    Args:
-        ids: The ids or keys.
-        what: "id" or "dedupe_key".
-        name: What the feed's function is called, for the error.
-
-    Raises:
-        FeedError: One of them cannot be used.
     """
     # Subclasses of str are refused too: not every store can save them.
     if wrong := set(map(type, ids)) - {str}:
-        raise FeedError(
-            f"{name} returned a message whose {what} is of type {wrong.pop().__name__}; it must be a str: convert "
-            "it, as with str()"
-        )
+        return f"is of type {wrong.pop().__name__}; it must be a str: convert it, as with str()"
     lengths = set(map(len, ids))  # type: ignore[arg-type]  # checked above
     if 0 in lengths:
-        raise FeedError(
-            f"{name} returned a message whose {what} is empty; two such messages would be taken for one: give "
-            f"each its own {what}"
-        )
+        return "is empty; two such messages would be taken for one: give each its own"
     if max(lengths, default=0) > MAX_ID:
-        raise FeedError(
-            f"{name} returned a message whose {what} has {max(lengths)} characters, of {MAX_ID} at most; make it "
-            "shorter, for example by a digest"
-        )
+        characters = f"{max(lengths)} characters, of {MAX_ID} at most"
+        return f"has {characters}; make it shorter, for example by a digest"
+    return None
 
 
 def _content_changed(item: WorkItem) -> ContentChanged:
@@ -210,16 +202,6 @@ def _content_changed(item: WorkItem) -> ContentChanged:
         f"message {quoted(item.message.id)} came back with other content than the one that was settled "
         f"under its dedupe key {quoted(item.key)}; if that is right, dedupe_key= has to tell the two apart"
     )
-
-
-def _check_key(key: object) -> str:
-    if not isinstance(key, str):
-        raise TypeError(f"it returned {type(key).__name__}, not str")
-    if not key:
-        raise ValueError("it returned an empty str; two such messages would be taken for one")
-    if len(key) > MAX_ID:
-        raise ValueError(f"it returned {len(key)} characters, of {MAX_ID} at most; return a digest of long data")
-    return key
 
 
 def _hash_content(content: bytes) -> int:

@@ -79,18 +79,21 @@ async def test_dedupe_keys_are_remembered_after_a_restart():
 
 WRONG = {
     "raises": (lambda message: message.data["order"], "dedupe_key= failed for message '2': TypeError: "),
-    "no str": (lambda message: 7, "dedupe_key= failed for message '2': TypeError: it returned int, not str"),
+    "no str": (
+        lambda message: 7,
+        "dedupe_key= failed for message '2': ValueError: what it returned is of type int",
+    ),
     "nothing": (
         lambda message: None,
-        "dedupe_key= failed for message '2': TypeError: it returned NoneType, not str",
+        "dedupe_key= failed for message '2': ValueError: what it returned is of type NoneType",
     ),
     "empty": (
         lambda message: "",
-        "dedupe_key= failed for message '2': ValueError: it returned an empty str; two such messages",
+        "dedupe_key= failed for message '2': ValueError: what it returned is empty; two such messages",
     ),
     "too long": (
         lambda message: "x" * 4_097,
-        "dedupe_key= failed for message '2': ValueError: it returned 4097 characters, of 4096 at most; return a ",
+        "dedupe_key= failed for message '2': ValueError: what it returned has 4097 characters, of 4096 at most",
     ),
 }
 
