@@ -83,6 +83,10 @@ WRONG = {
         lambda message: 7,
         "dedupe_key= failed for message '2': ValueError: what it returned is of type int",
     ),
+    "a subclass of str": (
+        lambda message: type("Text", (str,), {})("7"),
+        "dedupe_key= failed for message '2': ValueError: what it returned is of type Text; it must be a str",
+    ),
     "nothing": (
         lambda message: None,
         "dedupe_key= failed for message '2': ValueError: what it returned is of type NoneType",
