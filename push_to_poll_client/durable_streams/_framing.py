@@ -18,7 +18,6 @@ of it at a time; the cursor of the last one says how many to skip in the same re
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -31,7 +30,7 @@ from push_to_poll_client._json import DECODE_ERRORS, SAFE_LENGTH, Decoder
 from push_to_poll_client._types import Cursor, D_co, Message
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._data_decoder import DataDecoder
-from push_to_poll_client.feeds._decoding import split_json
+from push_to_poll_client.feeds._decoding import RawJSON, elements, has_few_commas, split_json
 
 BEGINNING = "-1"
 NOW = "now"
@@ -171,14 +170,10 @@ def _is_true(headers: Mapping[str, str], name: str) -> bool:
 
 _Decode: TypeAlias = Callable[[bytes], Any]
 
-_decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_json = Decoder().decode
 _decode_short = msgspec.json.Decoder().decode
 
 _SPACE = b" \t\r\n"
-
-_USUAL_COMMAS = 10
-"""Commas in and after a message. A body with fewer is split by the decoder, at 72 bytes for each message."""
 
 
 class StreamMessage(Message[D_co]):
@@ -200,7 +195,7 @@ class StreamMessage(Message[D_co]):
     def __init__(
         self,
         id: str,
-        raw: bytes | msgspec.Raw,
+        raw: RawJSON,
         decode: _Decode,
         *,
         dedupe_key: str | None = None,
@@ -317,35 +312,33 @@ def _read_elements(response: StreamResponse, max_messages: int) -> StreamBatch:
     """Make a message of each element of an array (§9.1.5)."""
     body, position = response.body, response.start.position
     try:
-        skipped, elements = _elements(body, position.settled, max_messages + 1)
+        skipped, found = _elements(body, position.settled, max_messages + 1)
     except ValueError as error:
         raise FeedError(f"{response.where} sent no JSON array: {error} ({len(body)} bytes)") from error
-    decode = _decoder_of(elements, _decode_json)
+    decode = _decoder_of(found, _decode_json)
     messages = [
         StreamMessage(
             position.message_id(index), element, decode, cursor=position._replace(settled=index + 1).cursor
         )
-        for index, element in enumerate(elements[:max_messages], position.settled)
+        for index, element in enumerate(found[:max_messages], position.settled)
     ]
-    if len(elements) > max_messages:
+    if len(found) > max_messages:
         return StreamBatch(messages, position._replace(settled=position.settled + max_messages), cut=True)
-    return StreamBatch(messages, response.position_after(skipped + len(elements)))
+    return StreamBatch(messages, response.position_after(skipped + len(found)))
 
 
-def _elements(body: bytes, first: int, count: int) -> tuple[int, Sequence[bytes | msgspec.Raw]]:
+def _elements(body: bytes, first: int, count: int) -> tuple[int, Sequence[RawJSON]]:
     """Skip up to `first` elements; return how many were skipped, and the next `count`."""
-    # An element takes a hundred bytes and more, so a body of many short ones is not split as a whole.
     if not body:
         return 0, []
-    if body.count(b",") < _USUAL_COMMAS * count:
-        with suppress(*DECODE_ERRORS):  # one bad element fails them all
-            elements = _decode_elements(body)
-            return min(first, len(elements)), elements[first : first + count]
+    if has_few_commas(body, count):
+        found = elements(body)
+        return min(first, len(found)), found[first : first + count]
     one_by_one = split_json(body, b"[]")
     return sum(1 for _ in islice(one_by_one, first)), list(islice(one_by_one, count))
 
 
-def _decoder_of(messages: Sequence[bytes | msgspec.Raw], decode: _Decode) -> _Decode:
+def _decoder_of(messages: Sequence[RawJSON], decode: _Decode) -> _Decode:
     """Return the decoder for these messages: short ones cannot be too deep, and the check for it takes time."""
     is_short = decode is _decode_json and max(map(len, messages), default=0) <= SAFE_LENGTH
     return _decode_short if is_short else decode

@@ -13,8 +13,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, Any, Generic, cast
 
 import msgspec
 
@@ -23,15 +22,21 @@ from push_to_poll_client._json import DECODE_ERRORS, check_depth, check_page_dep
 from push_to_poll_client._types import Cursor, D, D_co, Message, UnreadableMessage
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._data_decoder import DataDecoder, Decode
-from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, split_json, unreadable_key
-
-_Bytes: TypeAlias = bytes | msgspec.Raw
+from push_to_poll_client.feeds._decoding import (
+    BOM,
+    MAX_ID,
+    MAX_UNREADABLE,
+    RawJSON,
+    elements,
+    has_more_elements,
+    split_json,
+    unreadable_key,
+)
 
 # These decode an event or a page whose depth was checked before.
 _decode = msgspec.json.Decoder().decode
 _decode_attributes = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_base64 = msgspec.json.Decoder(bytes | None).decode
-_decode_batch = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_string = msgspec.json.Decoder(str).decode
 _set_field = msgspec.structs.force_setattr
 
@@ -41,15 +46,15 @@ class _Batch:
 
     __slots__ = ("_by_key", "_events", "decoder")
 
-    def __init__(self, events: bytes | Sequence[_Bytes], decoder: DataDecoder[Any] | None) -> None:
+    def __init__(self, events: bytes | Sequence[RawJSON], decoder: DataDecoder[Any] | None) -> None:
         self.decoder = decoder
         self._events = events
-        self._by_key: dict[str, _Bytes] | None = None
+        self._by_key: dict[str, RawJSON] | None = None
 
-    def bytes_of(self, event: "CloudEvent[Any]") -> _Bytes:
+    def bytes_of(self, event: "CloudEvent[Any]") -> RawJSON:
         """Return the bytes of an event: of the first with its key, since the others are duplicates."""
         if self._by_key is None:
-            events = _decode_batch(self._events) if isinstance(self._events, bytes) else self._events
+            events = elements(self._events) if isinstance(self._events, bytes) else self._events
             self._by_key = {_decode_event(raw).dedupe_key: raw for raw in reversed(events)}
         return self._by_key[event.dedupe_key]
 
@@ -241,14 +246,7 @@ _decode_event = msgspec.json.Decoder(CloudEvent).decode
 _decode_events = msgspec.json.Decoder(list[CloudEvent]).decode
 
 
-_BOM = b"\xef\xbb\xbf"
 _ESCAPE = b"\\"  # JSON cannot write a NUL in another way (RFC 8259 §7)
-
-_UNCOUNTED_BYTES_PER_EVENT = 20
-"""Bytes of a page for each event that it may have; a smaller page is decoded without counting its events first."""
-
-_USUAL_COMMAS_PER_EVENT = 10
-"""Commas in and after an event. With fewer, the decoder counts the events, which takes 72 bytes for each event."""
 
 
 def read_event(event: bytes | msgspec.Raw, decoder: DataDecoder[D_co] | None) -> CloudEvent[D_co]:
@@ -282,39 +280,37 @@ def read_batch(
         FeedError: The page is not a JSON array or not complete, or has too many events or more than 10,000
             unreadable ones.
     """
-    page = page.removeprefix(_BOM)
-    if len(page) > _UNCOUNTED_BYTES_PER_EVENT * max_events:
-        _check_count(_count_events(page, where, max_events), max_events, where)
-    messages: Sequence[CloudEvent[D_co] | UnreadableMessage] | None = None
-    with _use_batch(page, decoder), suppress(*DECODE_ERRORS):  # one unreadable event fails them all
-        check_page_depth(page)
-        events: list[CloudEvent[D_co]] = _decode_events(page)
-        messages = None if _ESCAPE in page and _has_nul(events) else events
-    if messages is None:
-        messages = list(_read_one_by_one(page, where, decoder))
-    _check_count(len(messages), max_events, where)
-    return messages
-
-
-def _count_events(page: bytes, where: str, max_events: int) -> int:
-    """Count the events of a page, up to one more than allowed."""
-    # Not by decoding a hostile page: in memory each event takes a hundred bytes or more, even one of two bytes.
-    if page.count(b",") < _USUAL_COMMAS_PER_EVENT * max_events:
-        with suppress(*DECODE_ERRORS):
-            return len(_decode_batch(page))
-    return sum(1 for _ in islice(_split(page, where), max_events + 1))
-
-
-def _check_count(count: int, max_events: int, where: str) -> None:
-    if count > max_events:
+    page = page.removeprefix(BOM)
+    try:
+        is_too_large = has_more_elements(page, max_events)
+        messages = [] if is_too_large else _read_page(page, where, decoder)
+    except ValueError as error:
+        # The elements of an array are messages, which stay out of logs. More of another text is decoded than is
+        # shown, since a secret that was cut could not be found and masked.
+        text = "" if page.startswith(b"[") else page[:4096].decode(errors="replace")
+        start = f" that begins with {quoted(text, 40)}" if text else ""
+        raise FeedError(f"{where} sent no JSON array of events: {error} ({len(page)} bytes{start})") from error
+    if is_too_large or len(messages) > max_events:
         raise FeedError(
             f"{where} sent a page of more than {max_events} events; ask it for smaller pages, or raise max_body= "
             "if that is right"
         )
+    return messages
+
+
+def _read_page(
+    page: bytes, where: str, decoder: DataDecoder[D_co] | None
+) -> Sequence[CloudEvent[D_co] | UnreadableMessage]:
+    with _use_batch(page, decoder), suppress(*DECODE_ERRORS):  # one unreadable event fails them all
+        check_page_depth(page)
+        events: list[CloudEvent[D_co]] = _decode_events(page)
+        if _ESCAPE not in page or not _has_nul(events):
+            return events
+    return list(_read_one_by_one(page, where, decoder))
 
 
 @contextmanager
-def _use_batch(events: bytes | Sequence[_Bytes], decoder: DataDecoder[Any] | None) -> Iterator[None]:
+def _use_batch(events: bytes | Sequence[RawJSON], decoder: DataDecoder[Any] | None) -> Iterator[None]:
     token = _current_batch.set(_Batch(events, decoder))
     try:
         yield
@@ -331,12 +327,8 @@ def _has_nul(events: Sequence[CloudEvent[Any]]) -> bool:
 def _read_one_by_one(
     page: bytes, where: str, decoder: DataDecoder[D_co] | None
 ) -> Iterator[CloudEvent[D_co] | UnreadableMessage]:
-    try:
-        events: Sequence[_Bytes] = _decode_batch(page)
-    except DECODE_ERRORS:
-        events = list(_split(page, where))
     unreadable = 0
-    for event in events:
+    for event in elements(page):
         try:
             yield read_event(event, decoder)
         except DecodeError as error:
@@ -352,17 +344,6 @@ def _read_one_by_one(
             yield UnreadableMessage(readable_id or key, reason, dedupe_key=key, cursor=readable_id, raw=raw)
 
 
-def _split(page: bytes, where: str) -> Iterator[bytes]:
-    try:
-        yield from split_json(page, b"[]")
-    except ValueError as error:
-        # The elements of an array are messages, which stay out of logs. More of another text is decoded than is
-        # shown, since a secret that was cut could not be found and masked.
-        text = "" if page.startswith(b"[") else page[:4096].decode(errors="replace")
-        start = f" that begins with {quoted(text, 40)}" if text else ""
-        raise FeedError(f"{where} sent no JSON array of events: {error} ({len(page)} bytes{start})") from error
-
-
 _ID = re.compile(rb'"id"\s*:\s*("(?:[^"\\]++|\\.)*+")', re.DOTALL)
 
 
@@ -370,7 +351,7 @@ def _readable_id(event: bytes) -> str | None:
     """Return the id of an unreadable event, if it can be read and every store and URL can take it."""
     found_id = None
     try:
-        for member in split_json(event, b"{}"):
+        for member in split_json(event, b"{}"):  # one by one: a hostile event has millions
             if found := _ID.fullmatch(member):
                 found_id = _decode_string(found[1])
     except DECODE_ERRORS:

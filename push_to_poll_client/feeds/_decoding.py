@@ -1,17 +1,27 @@
-"""Limits for decoding a page, the thread it is decoded in, and a splitter for broken JSON.
+"""Limits for decoding a page, the thread it is decoded in, and JSON that is split without being decoded.
 
 A JSON parser rejects a whole page for one bad byte or one value that is nested too deep. `split_json` finds the
-entries of such a page, so that the readable ones are not lost with it. It reads only strings, brackets and commas,
+parts of such a page, so that the readable ones are not lost with it. It reads only strings, brackets and commas,
 without recursion and in time linear in the text, and does not check the rest.
 """
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import ParamSpec, TypeVar
+from itertools import islice
+from typing import ParamSpec, TypeAlias, TypeVar
 
+import msgspec
 from anyio import to_thread
+
+from push_to_poll_client._json import DECODE_ERRORS
+
+RawJSON: TypeAlias = bytes | msgspec.Raw
+"""JSON as it came."""
+
+BOM = b"\xef\xbb\xbf"
+"""Byte order mark of UTF-8, which may stand before JSON."""
 
 MAX_ID = 1024
 """Longest id, or other part of a dedupe key, in characters. Real ones have some dozens; a store keeps each
@@ -115,3 +125,68 @@ def _boundaries(text: bytes) -> Iterator[int]:
             yield token.start()
             return
     raise ValueError("it ends in the middle")
+
+
+# These leave the values undecoded. Where they fail, `split_json` finds the same parts.
+_decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_name = msgspec.json.Decoder(str).decode
+
+_MEMBER = re.compile(rb'("(?:[^"\\]++|\\.)*+")\s*+:\s*+(.*)', re.DOTALL)
+
+
+def elements(array: RawJSON) -> Sequence[RawJSON]:
+    """Split an array into its elements, not decoded. A broken one spoils no other if its brackets are closed.
+
+    Raises:
+        ValueError: It is not an array.
+    """
+    try:
+        return _decode_elements(array)
+    except DECODE_ERRORS:
+        return list(split_json(bytes(array), b"[]"))
+
+
+def members(raw: RawJSON | None) -> Mapping[str, RawJSON]:
+    """Split an object into its members, not decoded, as `elements` does; empty if it is not an object."""
+    if raw is None:
+        return {}
+    try:
+        return _decode_members(raw)
+    except DECODE_ERRORS:
+        try:
+            return dict(map(_member, split_json(bytes(raw), b"{}")))
+        except DECODE_ERRORS:
+            return {}
+
+
+def _member(part: bytes) -> tuple[str, bytes]:
+    found = _MEMBER.fullmatch(part)
+    if found is None:
+        raise ValueError("a member has no name")
+    return _decode_name(found[1]), found[2]
+
+
+_SMALL_ELEMENT = 20
+"""Bytes for each element that an array may have: the elements of a smaller array are not counted."""
+
+_USUAL_COMMAS = 10
+"""Commas in and after an element. With fewer the decoder splits an array, at 72 bytes for each element."""
+
+
+def has_few_commas(array: bytes, count: int) -> bool:
+    """Return True if the array cannot have many more elements than `count`, and may be split as a whole."""
+    return array.count(b",") < _USUAL_COMMAS * count
+
+
+def has_more_elements(array: bytes, limit: int) -> bool:
+    """Return True if an array has more elements than the limit; False if it is too small to be looked at.
+
+    Raises:
+        ValueError: It is not an array.
+    """
+    if len(array) <= _SMALL_ELEMENT * limit:
+        return False
+    # Not by decoding a hostile page: in memory each element takes a hundred bytes or more, even one of two bytes.
+    found = elements(array) if has_few_commas(array, limit) else split_json(array, b"[]")
+    return next(islice(found, limit, None), None) is not None

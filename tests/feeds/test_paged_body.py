@@ -2,7 +2,8 @@
 
 import pytest
 
-from push_to_poll_client.feeds._paged.body import DeclarationMismatch, elements, members, path_of, text_of
+from push_to_poll_client.feeds._decoding import elements, members
+from push_to_poll_client.feeds._paged.body import DeclarationMismatch, path_of, text_of
 from push_to_poll_client.feeds._paged.readers import Field, texts_of
 from tests.support.paged_replies import BODY, reply
 

@@ -6,7 +6,8 @@ from functools import partial
 import httpx
 
 from push_to_poll_client import FeedError
-from push_to_poll_client.feeds._paged.body import DeclarationMismatch, Reply, elements, members, outline, text_of
+from push_to_poll_client.feeds._decoding import elements, members
+from push_to_poll_client.feeds._paged.body import DeclarationMismatch, Reply, outline, text_of
 from push_to_poll_client.feeds._paged.evidence import check_order
 from push_to_poll_client.feeds._paged.outcomes import apply_outcomes
 from push_to_poll_client.feeds._paged.pagination import PagePosition

@@ -9,7 +9,6 @@ by its brackets and commas, so that one broken entry becomes one unreadable mess
 Errors never show what a body says, which may be secret: `outline` shows names and types only.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, TypeAlias
@@ -22,24 +21,15 @@ from push_to_poll_client._http.response import Response, find_link
 from push_to_poll_client._json import DECODE_ERRORS, SAFE_LENGTH, Decoder, check_depth, check_page_depth
 from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client.feeds._data_decoder import DataDecoder
-from push_to_poll_client.feeds._decoding import split_json
+from push_to_poll_client.feeds._decoding import BOM, RawJSON, elements, has_more_elements, members
 
 Path: TypeAlias = str | int | tuple[str | int, ...]
 """The name of a member or the place of an element, or several, each in the one before it."""
 
-_BOM = b"\xef\xbb\xbf"
-_MEMBER = re.compile(rb'("(?:[^"\\]++|\\.)*+")\s*+:\s*+(.*)', re.DOTALL)
 _MAX_SHOWN = 12
 """Members that an outline names."""
 
-_Raw: TypeAlias = bytes | msgspec.Raw
-
 _decode = Decoder().decode
-
-# These leave the values undecoded. Where they fail, `split_json` finds the same parts.
-_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_decode_name = msgspec.json.Decoder(str).decode
 
 
 class DeclarationMismatch(Exception):
@@ -74,10 +64,10 @@ class Reply:
         self.size: int = 0
         self.listed: bool = True
         self.ends: bool = False
-        self.content: bytes = answer.body.removeprefix(_BOM)
+        self.content: bytes = answer.body.removeprefix(BOM)
         self._response = answer
         self._check_link = allowed
-        self._members: dict[tuple[str | int, ...], Mapping[str, _Raw]] = {}
+        self._members: dict[tuple[str | int, ...], Mapping[str, RawJSON]] = {}
 
     @property
     def body(self) -> Any:
@@ -89,7 +79,7 @@ class Reply:
         raw = self.raw_at(*path)
         return None if raw is None else _decode_or_none(raw)
 
-    def raw_at(self, *path: str | int) -> _Raw | None:
+    def raw_at(self, *path: str | int) -> RawJSON | None:
         """As `at`, not decoded, so that a broken part of the body spoils no other."""
         if not path:
             return self.content
@@ -156,19 +146,7 @@ def text_of(value: Any) -> str | None:
     return msgspec.json.encode(value).decode()
 
 
-def elements(raw: _Raw) -> Sequence[_Raw]:
-    """Split an array into its elements, not decoded. A broken one spoils no other if its brackets are closed.
-
-    Raises:
-        ValueError: It is not an array.
-    """
-    try:
-        return _decode_elements(raw)
-    except DECODE_ERRORS:
-        return list(split_json(bytes(raw), b"[]"))
-
-
-def outline(raw: _Raw) -> str:
+def outline(raw: RawJSON) -> str:
     """Describe JSON by the names and types in it, without the values, which may be secret."""
     named = [
         f"{quoted(name, 40)}: {_json_type(value)}" for name, value in islice(members(raw).items(), _MAX_SHOWN + 1)
@@ -179,7 +157,7 @@ def outline(raw: _Raw) -> str:
     return "{" + ", ".join((*named[:_MAX_SHOWN], *more)) + "}"
 
 
-def _json_type(raw: _Raw) -> str:
+def _json_type(raw: RawJSON) -> str:
     try:
         value = _decode(raw)
     except DECODE_ERRORS:
@@ -195,31 +173,11 @@ def _json_type(raw: _Raw) -> str:
             return {str: "string", bool: "boolean", type(None): "null"}.get(type(value), "number")
 
 
-def _decode_or_none(raw: _Raw) -> Any:
+def _decode_or_none(raw: RawJSON) -> Any:
     try:
         return _decode(raw)
     except DECODE_ERRORS:
         return None
-
-
-def members(raw: _Raw | None) -> Mapping[str, _Raw]:
-    """Split an object into its members, not decoded, as `elements` does; empty if it is not an object."""
-    if raw is None:
-        return {}
-    try:
-        return _decode_members(raw)
-    except DECODE_ERRORS:
-        try:
-            return dict(map(_member, split_json(bytes(raw), b"{}")))
-        except DECODE_ERRORS:
-            return {}
-
-
-def _member(part: bytes) -> tuple[str, bytes]:
-    found = _MEMBER.fullmatch(part)
-    if found is None:
-        raise ValueError("a member has no name")
-    return _decode_name(found[1]), found[2]
 
 
 class Sentinel:
@@ -241,9 +199,6 @@ LINES: Final = Sentinel("LINES")
 
 ListSpec: TypeAlias = Path | Sentinel | Callable[[Any], Any]
 """A path, `LINES`, or a function that is given the whole body and returns the list."""
-
-_SMALL_PAGE = 20
-"""Bytes for each entry that a page may have: a page with fewer is decoded without counting its entries first."""
 
 _SPACE = b" \t\r"
 
@@ -278,14 +233,14 @@ class EntryList:
 
     def __init__(
         self,
-        text: _Raw,
-        decode: Callable[[_Raw], list[Any]],
-        split: Callable[[_Raw], Sequence[_Raw]],
+        text: RawJSON,
+        decode: Callable[[RawJSON], list[Any]],
+        split: Callable[[RawJSON], Sequence[RawJSON]],
         group: str = "",
     ) -> None:
         self._text = text
         self._split = split
-        self._raws: Sequence[_Raw] | None = None
+        self._raws: Sequence[RawJSON] | None = None
         self._reversed = False
         self.group = group
         self.listed = True
@@ -307,7 +262,7 @@ class EntryList:
         raw = bytes(self._all_raws()[-1 - place if self._reversed else place])
         return b"{%b:%b}" % (msgspec.json.encode(self.group), raw) if self.group else raw
 
-    def _all_raws(self) -> Sequence[_Raw]:
+    def _all_raws(self) -> Sequence[RawJSON]:
         if self._raws is None:
             self._raws = self._split(self._text)
         return self._raws
@@ -342,7 +297,8 @@ class DeclaredLists:
         """
         specs = zip(self.names, self._specs, strict=True)
         lists = [self._read_list(name, reply, spec, max_entries) for name, spec in specs]
-        _check_entry_count(sum(len(one.entries) for one in lists), max_entries)
+        if sum(len(one.entries) for one in lists) > max_entries:
+            raise _too_many_entries(max_entries)
         return lists
 
     def restore(self, raw: bytes) -> EntryList:
@@ -373,29 +329,28 @@ class DeclaredLists:
 
 def _list_from_array(text: bytes, where: str, max_entries: int, group: str) -> EntryList:
     try:
-        # A text that is small, or has too few commas, cannot have too many entries.
-        if len(text) > _SMALL_PAGE * max_entries and text.count(b",") >= max_entries:
-            count = sum(1 for _ in islice(split_json(text, b"[]"), max_entries + 1))
-            _check_entry_count(count, max_entries)
+        if has_more_elements(text, max_entries):
+            raise _too_many_entries(max_entries)
         return EntryList(text, _decode_list, elements, group)
     except ValueError:
         raise DeclarationMismatch(f"there is no list {where}, but {outline(text)}") from None
 
 
 def _list_from_lines(text: bytes, max_entries: int, group: str) -> EntryList:
-    _check_entry_count(text.count(b"\n"), max_entries)
+    if text.count(b"\n") > max_entries:
+        raise _too_many_entries(max_entries)
     found = EntryList(text, _decode_lines, _split_lines, group)
     if found.broken and isinstance(found.entries[-1], DecodeError) and not text.endswith(b"\n"):
         raise DeclarationMismatch(f"the body is no lines of JSON, or ends in the middle of one: {outline(text)}")
     return found
 
 
-def _decode_list(text: _Raw) -> list[Any]:
+def _decode_list(text: RawJSON) -> list[Any]:
     check_page_depth(bytes(text))
     return _decode_list_unchecked(text)
 
 
-def _decode_lines(text: _Raw) -> list[Any]:
+def _decode_lines(text: RawJSON) -> list[Any]:
     lines = _split_lines(text)
     if max(map(len, lines), default=0) > SAFE_LENGTH:
         for line in lines:
@@ -403,23 +358,21 @@ def _decode_lines(text: _Raw) -> list[Any]:
     return list(map(_decode_unchecked, lines))  # decode_lines() lets a value go on in the next line
 
 
-def _split_lines(text: _Raw) -> list[bytes]:
+def _split_lines(text: RawJSON) -> list[bytes]:
     return [line for line in bytes(text).split(b"\n") if line.strip(_SPACE)]
 
 
-def _decode_entry(raw: _Raw) -> Any:
+def _decode_entry(raw: RawJSON) -> Any:
     try:
         return _decode(raw)
     except DECODE_ERRORS as error:
         return DecodeError(f"an entry is no JSON: {describe(error)}")
 
 
-def _check_entry_count(count: int, max_entries: int) -> None:
-    if count > max_entries:
-        raise DeclarationMismatch(
-            f"a page has more than {max_entries} entries; ask for smaller pages, "
-            "or raise max_body= if that is right"
-        )
+def _too_many_entries(max_entries: int) -> DeclarationMismatch:
+    return DeclarationMismatch(
+        f"a page has more than {max_entries} entries; ask for smaller pages, or raise max_body= if that is right"
+    )
 
 
 def _describe_location(path: tuple[str | int, ...]) -> str:
