@@ -12,7 +12,7 @@ import time
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import anyio
 import msgspec
@@ -52,18 +52,17 @@ TIMEOUT = 5.0
 _log = ConsumerLog(logging.getLogger("push_to_poll_client.durable_streams"))
 
 _match_max_age = re.compile(r"(?:^|[ \t,])max-age=\"?([0-9]{1,9})(?![0-9])", re.IGNORECASE).search
-_match_x = re.compile(r"[A-Za-z0-9_-]{43}").fullmatch  # 32 bytes in base64url without padding (RFC 7515 §2)
 
 
 class _JSONWebKey(msgspec.Struct):
-    """A key of the set. Fields without a meaning for Ed25519 are ignored."""
+    """A key of the set for Ed25519 (RFC 8037 §2). No other key is read."""
 
-    kty: str
-    crv: str
-    kid: str
-    x: str
-    use: str = "sig"
-    alg: str = "EdDSA"
+    kty: Literal["OKP"]
+    crv: Literal["Ed25519"]
+    kid: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
+    x: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")]  # 32 bytes in base64url (RFC 7515 §2)
+    use: Literal["sig"] = "sig"
+    alg: Literal["EdDSA", "Ed25519"] = "EdDSA"  # by RFC 8037 or by RFC 9864
 
 
 class _JSONWebKeySet(msgspec.Struct):
@@ -133,15 +132,9 @@ def _keys_of(response: ListenerResponse) -> Iterator[tuple[str, PublicKey]]:
     for raw in keys:
         with suppress(ValueError, RecursionError):
             key = decode(raw, type=_JSONWebKey)
-            if found < MAX_KEYS and _is_usable(key):
+            if found < MAX_KEYS:
                 yield key.kid, public_key(urlsafe_b64decode(key.x + "="))
                 found += 1
-
-
-def _is_usable(key: _JSONWebKey) -> bool:
-    """Return whether a key is for Ed25519 (RFC 8037 §2); RFC 9864 calls the algorithm "Ed25519"."""
-    is_ed25519 = key.kty == "OKP" and key.crv == "Ed25519" and key.alg in {"EdDSA", "Ed25519"}
-    return is_ed25519 and key.use == "sig" and len(key.kid) <= MAX_NAME and _match_x(key.x) is not None
 
 
 def _lifetime(headers: Mapping[str, str]) -> float:

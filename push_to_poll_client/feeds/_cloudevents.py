@@ -13,6 +13,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Generic, cast
 
 import msgspec
@@ -123,7 +124,7 @@ class CloudEvent(_Struct, Generic[D_co], frozen=True, eq=False, gc=False):
     @property
     def dedupe_key(self) -> str:
         """The dedupe key: an unambiguous encoding of source and id."""
-        return _source_prefixes[self._source] + self.id
+        return _source_prefix(self._source) + self.id
 
     if TYPE_CHECKING:  # set below
 
@@ -211,30 +212,19 @@ class CloudEvent(_Struct, Generic[D_co], frozen=True, eq=False, gc=False):
         return DecodeError(f"the {what} of event {quoted(self.id)} cannot be read: {quoted(error)}")
 
 
-MAX_SOURCES = 1024
-"""Sources whose prefix is kept."""
-
 _MAX_PLAIN_SOURCE = 16
 """A source of up to this many characters stands in a key unchanged, a longer one as a digest: a store keeps each
 key twice."""
 
 
-class _SourcePrefixes(dict[str | None, str]):
-    """Part of a key before the id, by source; kept, since it is the same for thousands of events."""
+@lru_cache(1024)  # it is the same for thousands of events
+def _source_prefix(source: str | None) -> str:
+    """Part of a key before the id."""
+    source = source or ""
+    if len(source) <= _MAX_PLAIN_SOURCE:
+        return f"{len(source)}:{source}"
+    return f"#{urlsafe_b64encode(hashlib.blake2b(source.encode(), digest_size=12).digest()).decode()}"
 
-    def __missing__(self, key: str | None) -> str:
-        if len(self) >= MAX_SOURCES:
-            self.clear()
-        source = key or ""
-        if len(source) <= _MAX_PLAIN_SOURCE:
-            prefix = f"{len(source)}:{source}"
-        else:
-            prefix = f"#{urlsafe_b64encode(hashlib.blake2b(source.encode(), digest_size=12).digest()).decode()}"
-        self[key] = prefix
-        return prefix
-
-
-_source_prefixes = _SourcePrefixes()
 
 Message.register(CloudEvent)
 

@@ -158,14 +158,12 @@ class TestAnEvent:
         assert CloudEvent.from_json(event(id="7", source="/longer/than/can/")).dedupe_key.startswith("#")
         assert len(one) == len("#") + 16 + len("7")
 
-    def test_keeps_its_key_when_the_cache_of_sources_is_full(self, monkeypatch):
-        monkeypatch.setattr(cloudevents, "MAX_SOURCES", 3)
-        first, again = (
-            [CloudEvent.from_json(event(id="7", source=source)).dedupe_key for source in ids]
-            for ids in ["abcd", "abcd"]
-        )
-        assert first == again == [f"1:{source}7" for source in "abcd"]
-        assert len(cloudevents._source_prefixes) <= 3
+    def test_keeps_a_bounded_number_of_sources_in_memory(self):
+        sources = [str(number) for number in range(2_000)]
+        for _ in range(2):
+            keys = [CloudEvent.from_json(event(id="7", source=source)).dedupe_key for source in sources]
+            assert keys == [f"{len(source)}:{source}7" for source in sources]
+        assert cloudevents._source_prefix.cache_info().currsize == 1_024
 
     @given(st.tuples(st.text(), st.text(min_size=1)), st.tuples(st.text(), st.text(min_size=1)))
     @example(("a", "bc"), ("ab", "c"))

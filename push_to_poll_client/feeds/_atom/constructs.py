@@ -1,6 +1,6 @@
 """The parts of an Atom entry: dates, texts, links, people and categories (RFC 4287 §3, §4.2).
 
-`Instant` reads dates, `ElementReader` reads all the rest from the tree of an entry. Markup is
+`Instant` reads dates, the functions read all the rest from the tree of an entry. Markup is
 handed out as its publisher wrote it: nothing is removed, so it is only as safe as its publisher.
 """
 
@@ -182,61 +182,57 @@ class AtomCategory(NamedTuple):
     label: str = ""
 
 
-class ElementReader:
-    """Reads the parts of an entry.
+# In the tree of an entry its own `xml:base` is absolute, if it has one.
 
-    Args:
-        entry: The element of the entry; its `xml:base` is absolute if it has one.
-    """
 
-    def __init__(self, entry: Element) -> None:
-        self._entry = entry
+def base_of(entry: Element) -> str:
+    """Return the base of relative references; "" if there is none."""
+    return entry.get(_BASE, "")
 
-    @property
-    def base(self) -> str:
-        """The base of relative references; "" if there is none."""
-        return self._entry.get(_BASE, "")
 
-    def child_text(self, name: str) -> str | None:
-        """Return the text of a child, without the space around it; None if there is no such child."""
-        child = self._entry.find(f"{{{ATOM}{name}")
-        return None if child is None else _text_content(child)
+def child_text(element: Element, name: str) -> str | None:
+    """Return the text of a child, without the space around it; None if there is no such child."""
+    child = element.find(f"{{{ATOM}{name}")
+    return None if child is None else _text_content(child)
 
-    def text(self, name: str, space: str = ATOM) -> AtomText | None:
-        """Return a text construct, or the content; None if there is no such child."""
-        child = self._entry.find(f"{{{space}{name}")
-        return None if child is None else _text_construct(child, self._base_of(child))
 
-    def links(self) -> Iterator[AtomLink]:
-        """Yield the links that have a target."""
-        for child in self._entry.iterfind(f"{{{ATOM}link"):
-            if (href := child.get("href")) is not None:
-                relation = child.get("rel", "").strip().removeprefix(_REGISTERED) or "alternate"
-                rest = (child.get(name, "") for name in AtomLink._fields[2:])
-                yield AtomLink(resolve_reference(self._base_of(child), href), relation, *rest)
+def child_construct(entry: Element, name: str, space: str = ATOM) -> AtomText | None:
+    """Return a text construct, or the content; None if there is no such child."""
+    child = entry.find(f"{{{space}{name}")
+    return None if child is None else _text_construct(child, _child_base(entry, child))
 
-    def persons(self, name: str) -> Iterator[AtomPerson]:
-        """Yield authors or contributors: the entry's, else those of the feed that it was copied from (§4.2.1)."""
-        entry = self._entry  # the parser has added the authors of its own feed, if it has none
-        found = entry.findall(f"{{{ATOM}{name}") or entry.findall(f"{{{ATOM}source/{{{ATOM}{name}")
-        for child in found:
-            person = ElementReader(child)
-            uri = person.child_text("uri")
-            base = self._base_of(child)
-            yield AtomPerson(
-                person.child_text("name") or "",
-                resolve_reference(base, uri) if uri else "",
-                person.child_text("email") or "",
-            )
 
-    def categories(self) -> Iterator[AtomCategory]:
-        """Yield the categories that have a term."""
-        for child in self._entry.iterfind(f"{{{ATOM}category"):
-            if term := child.get("term"):
-                yield AtomCategory(term, child.get("scheme", ""), child.get("label", ""))
+def links_of(entry: Element) -> Iterator[AtomLink]:
+    """Yield the links that have a target."""
+    for child in entry.iterfind(f"{{{ATOM}link"):
+        if (href := child.get("href")) is not None:
+            relation = child.get("rel", "").strip().removeprefix(_REGISTERED) or "alternate"
+            rest = (child.get(name, "") for name in AtomLink._fields[2:])
+            yield AtomLink(resolve_reference(_child_base(entry, child), href), relation, *rest)
 
-    def _base_of(self, child: Element) -> str:
-        return resolve_reference(self.base, child.get(_BASE, ""))
+
+def authors_of(entry: Element) -> Iterator[AtomPerson]:
+    """Yield the entry's authors, else those of the feed that it was copied from (§4.2.1)."""
+    # The parser has added the authors of its own feed, if it has none.
+    found = entry.findall(f"{{{ATOM}author") or entry.findall(f"{{{ATOM}source/{{{ATOM}author")
+    for child in found:
+        uri = child_text(child, "uri")
+        yield AtomPerson(
+            child_text(child, "name") or "",
+            resolve_reference(_child_base(entry, child), uri) if uri else "",
+            child_text(child, "email") or "",
+        )
+
+
+def categories_of(entry: Element) -> Iterator[AtomCategory]:
+    """Yield the categories that have a term."""
+    for child in entry.iterfind(f"{{{ATOM}category"):
+        if term := child.get("term"):
+            yield AtomCategory(term, child.get("scheme", ""), child.get("label", ""))
+
+
+def _child_base(entry: Element, child: Element) -> str:
+    return resolve_reference(base_of(entry), child.get(_BASE, ""))
 
 
 def _text_content(element: Element) -> str:

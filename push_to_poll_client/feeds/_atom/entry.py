@@ -8,6 +8,7 @@ needs one, and the tree is kept. The texts of a `ValueError` continue after "it"
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from types import MappingProxyType
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -20,8 +21,13 @@ from push_to_poll_client.feeds._atom.constructs import (
     AtomLink,
     AtomPerson,
     AtomText,
-    ElementReader,
     Instant,
+    authors_of,
+    base_of,
+    categories_of,
+    child_construct,
+    child_text,
+    links_of,
 )
 from push_to_poll_client.feeds._atom.parser import (
     ATOM,
@@ -92,6 +98,7 @@ def _clark(name: str) -> str:
 
 _ENTRY = f"{{{ATOM}entry"
 _DELETED_ENTRY = f"{{{TOMBSTONES}deleted-entry"
+_ENTRY_FIELDS, _DELETED_FIELDS = ("id", "updated"), ("ref", "when")
 
 
 class AtomEntry(Message[Element]):
@@ -112,7 +119,6 @@ class AtomEntry(Message[Element]):
         instant: Time of the change.
         deleted: True for a deletion.
         again: Number of times that the entry was gone and came back unchanged.
-        names: Id and dedupe key; None makes them of the other arguments.
     """
 
     __slots__ = ("_deleted", "_element", "_entry_id", "_instant", "_source")
@@ -125,9 +131,8 @@ class AtomEntry(Message[Element]):
         *,
         deleted: bool,
         again: int = 0,
-        names: tuple[str, str] | None = None,
     ) -> None:
-        name, key = names or _id_and_key(entry_id, instant.text, again, deleted=deleted)
+        name, key = _id_and_key(entry_id, instant.text, again, deleted=deleted)
         super().__init__(name, dedupe_key=key)
         self._source = source
         self._entry_id = entry_id
@@ -142,7 +147,20 @@ class AtomEntry(Message[Element]):
         Raises:
             DecodeError: It is none, or its id or its date is missing or cannot be read.
         """
-        return _read_standalone(entry)
+        there = ""
+        try:
+            root = parse(entry)
+            if root.tag not in {_ENTRY, _DELETED_ENTRY}:
+                raise ValueError(f"is no entry of Atom: its root is {local_name(root.tag)}")  # noqa: TRY301
+            there = f"; there is {outline(root)}"
+            deleted = root.tag == _DELETED_ENTRY
+            read, fields = (root.get, _DELETED_FIELDS) if deleted else (partial(child_text, root), _ENTRY_FIELDS)
+            name, when = ((read(field) or "").strip() for field in fields)
+            message = entry_of(RawEntry(ElementSource(entry), name, when, deleted))
+        except ValueError as error:
+            raise DecodeError(f"an entry cannot be read: it {error}{there}") from error
+        message._element = root  # noqa: SLF001  # it is parsed already
+        return message
 
     @property
     def entry_id(self) -> str:
@@ -174,7 +192,7 @@ class AtomEntry(Message[Element]):
         Raises:
             DecodeError: The date cannot be read.
         """
-        published = self._reader.child_text("published")
+        published = child_text(self.data, "published")
         try:
             return None if published is None else Instant.read(published).time
         except ValueError as error:
@@ -183,41 +201,42 @@ class AtomEntry(Message[Element]):
     @property
     def title(self) -> AtomText | None:
         """Title; None if there is none."""
-        return self._reader.text("title")
+        return child_construct(self.data, "title")
 
     @property
     def summary(self) -> AtomText | None:
         """Summary; for a deletion its comment. None if there is none."""
-        return self._reader.text("comment", TOMBSTONES) if self._deleted else self._reader.text("summary")
+        name, space = ("comment", TOMBSTONES) if self._deleted else ("summary", ATOM)
+        return child_construct(self.data, name, space)
 
     @property
     def content(self) -> AtomText | None:
         """Content, or a reference to it; None if there is neither."""
-        return self._reader.text("content")
+        return child_construct(self.data, "content")
 
     @property
     def links(self) -> Sequence[AtomLink]:
         """Links of the entry."""
-        return list(self._reader.links())
+        return list(links_of(self.data))
 
     def link(self, rel: str = "alternate") -> str | None:
         """Return the absolute target of the first link with a relation; None if there is none."""
-        return next((link.href for link in self._reader.links() if link.rel.lower() == rel.lower()), None)
+        return next((link.href for link in links_of(self.data) if link.rel.lower() == rel.lower()), None)
 
     @property
     def authors(self) -> Sequence[AtomPerson]:
         """Authors of the entry, else those of its `atom:source`, else those of the feed."""
-        return list(self._reader.persons("author"))
+        return list(authors_of(self.data))
 
     @property
     def categories(self) -> Sequence[AtomCategory]:
         """Categories of the entry."""
-        return list(self._reader.categories())
+        return list(categories_of(self.data))
 
     @property
     def base(self) -> str:
         """Base of relative references, unless an inner element has another; "" if there is none."""
-        return self._reader.base
+        return base_of(self.data)
 
     @property
     def data(self) -> Element:
@@ -237,23 +256,18 @@ class AtomEntry(Message[Element]):
         """
         return self._source.standalone
 
-    @property
-    def _reader(self) -> ElementReader:
-        return ElementReader(self.data)
 
-
-def entry_of(raw: RawEntry, *, again: int = 0, names: tuple[str, str] | None = None) -> AtomEntry:
+def entry_of(raw: RawEntry, *, again: int = 0) -> AtomEntry:
     """Make the message of an entry.
 
     Args:
         raw: The entry.
         again: As for `AtomEntry`.
-        names: As for `AtomEntry`.
 
     Raises:
         ValueError: Its id or its date is missing or cannot be read.
     """
-    id_field, date_field = ("ref", "when") if raw.deleted else ("id", "updated")
+    id_field, date_field = _DELETED_FIELDS if raw.deleted else _ENTRY_FIELDS
     if not raw.name or not raw.when:
         raise ValueError(f"has no {date_field if raw.name else id_field}")
     if len(raw.name) > MAX_ID:
@@ -262,33 +276,16 @@ def entry_of(raw: RawEntry, *, again: int = 0, names: tuple[str, str] | None = N
         instant = Instant.read(raw.when)
     except ValueError as error:
         raise ValueError(f"cannot be dated by its {date_field}: {error}") from None
-    return AtomEntry(raw.source, raw.name, instant, deleted=raw.deleted, again=again, names=names)
+    return AtomEntry(raw.source, raw.name, instant, deleted=raw.deleted, again=again)
 
 
 def restore_entry(letter: DeadLetter) -> AtomEntry | UnreadableMessage:
     """Make the message of a dead letter; an `UnreadableMessage` if it still cannot be read."""
     try:
-        return _read_standalone(letter.raw, (letter.id, letter.dedupe_key))
+        message = AtomEntry.from_xml(letter.raw)
     except DecodeError as error:
         return UnreadableMessage(letter.id, error, dedupe_key=letter.dedupe_key, raw=letter.raw)
-
-
-def _read_standalone(entry: bytes, names: tuple[str, str] | None = None) -> AtomEntry:
-    """Read an entry that is a document of its own, or raise `DecodeError`."""
-    there = ""
-    try:
-        root = parse(entry)
-        if root.tag not in {_ENTRY, _DELETED_ENTRY}:
-            raise ValueError(f"is no entry of Atom: its root is {local_name(root.tag)}")  # noqa: TRY301
-        there = f"; there is {outline(root)}"
-        deleted = root.tag == _DELETED_ENTRY
-        child_text = ElementReader(root).child_text
-        texts = (root.get("ref"), root.get("when")) if deleted else (child_text("id"), child_text("updated"))
-        name, when = ((text or "").strip() for text in texts)
-        message = entry_of(RawEntry(ElementSource(entry), name, when, deleted), names=names)
-    except ValueError as error:
-        raise DecodeError(f"an entry cannot be read: it {error}{there}") from error
-    message._element = root  # noqa: SLF001  # it is parsed already
+    message._id, message._key = letter.id, letter.dedupe_key  # noqa: SLF001  # by which the letter is known
     return message
 
 

@@ -16,7 +16,6 @@ continue after a subject such as "a document that".
 
 import codecs
 import re
-from collections.abc import Callable, Mapping
 from html import unescape
 from typing import NamedTuple
 from urllib.parse import urljoin
@@ -257,11 +256,10 @@ _OTHER_ROOTS = {
 }
 """Roots of documents that are often given in place of an Atom feed."""
 
-_ENTRY_FIELDS = (f"{ATOM}id", f"{ATOM}updated")
+_ENTRY, _DELETED_ENTRY = f"{ATOM}entry", f"{TOMBSTONES}deleted-entry"
 _DELETED_FIELDS = ("ref", "when")
+_ENTRY_FIELDS = {_ENTRY: (f"{ATOM}id", f"{ATOM}updated"), _DELETED_ENTRY: _DELETED_FIELDS}
 """Id and date: child elements of an entry, attributes of a deletion."""
-
-_ENTRY_TAGS = frozenset({f"{ATOM}entry", f"{TOMBSTONES}deleted-entry"})
 
 _AUTHOR, _SOURCE = f"{ATOM}author", f"{ATOM}source"
 
@@ -285,25 +283,7 @@ class RawEntry(NamedTuple):
     deleted: bool
 
 
-class AtomDocument(NamedTuple):
-    """A document of a feed.
-
-    Attributes:
-        entries: In the order of the document, which has no meaning (RFC 4287 §4.1.1).
-        links: By the relations of RFC 5005; absolute, or as written if that is not a URL.
-        complete: Whether it is the entire feed (RFC 5005 §2).
-        archive: Whether it is an archive (RFC 5005 §4).
-        size: Bytes.
-    """
-
-    entries: list[RawEntry]
-    links: Mapping[str, str]
-    complete: bool
-    archive: bool
-    size: int
-
-
-def read_document(body: bytes, content_type: str, url: str, *, max_entries: int) -> AtomDocument:
+def read_document(body: bytes, content_type: str, url: str, *, max_entries: int) -> "AtomDocument":
     """Read a document of a feed.
 
     Args:
@@ -318,41 +298,50 @@ def read_document(body: bytes, content_type: str, url: str, *, max_entries: int)
     """
     try:
         document = as_utf8(body, content_type)
-        parser = _FeedParser(document, url, max_entries)
-        parser.run()
+        found = AtomDocument(document, url, max_entries)
+        found.parse()
     except ValueError as error:
         raise ValueError(_HTML_PAGE_ERROR if _is_html_page(body) else str(error)) from None
-    return AtomDocument(parser.entries, parser.links, parser.complete, parser.archive, len(document))
+    return found
 
 
-class _FeedParser:
-    """Collects an `AtomDocument` from the events of expat.
+class AtomDocument:
+    """A document of a feed, collected from the events of expat.
 
     Args:
         document: In UTF-8.
         url: As for `read_document`.
         max_entries: As for `read_document`.
+
+    Attributes:
+        entries: In the order of the document, which has no meaning (RFC 4287 §4.1.1).
+        links: By the relations of RFC 5005; absolute, or as written if that is not a URL.
+        complete: Whether it is the entire feed (RFC 5005 §2).
+        archive: Whether it is an archive (RFC 5005 §4).
+        size: Bytes.
     """
 
     def __init__(self, document: bytes, url: str, max_entries: int) -> None:
         self.entries: list[RawEntry] = []
         self.links: dict[str, str] = {}
         self.complete = self.archive = False
+        self.size = len(document)
         self._document = document
         self._max_entries = max_entries
         self._scope = Scope(base=url)
         self._namespaces: dict[str, str] = {}
-        self._depth = 0
-        self._entry: _EntryBuilder | None = None
+        self._depth = self._start_index = 0
+        self._child = self._grandchild = ""  # of the root
+        self._texts: dict[str, list[str]] = {}  # of the entry that is being read
+        self._has_authors = False  # or a source with authors, or is a deletion: then it inherits none
         self._without_authors: list[int] = []  # indexes of entries
-        self._author_start: int | None = None
         self._authors: list[bytes] = []
         self._parser = new_parser()
         self._parser.StartNamespaceDeclHandler = self._declare_namespace
         self._parser.StartElementHandler = self._start
         self._parser.EndElementHandler = self._end
 
-    def run(self) -> None:
+    def parse(self) -> None:
         """Read the document.
 
         Raises:
@@ -369,7 +358,8 @@ class _FeedParser:
         if not self._depth:
             first = self._document.lstrip()[:1].decode("latin-1")
             return f" ({len(self._document)} bytes that begin with {quoted(first)})"
-        return f", in entry {len(self.entries) + 1}" if self._entry else f", after {len(self.entries)} entries"
+        count = len(self.entries)
+        return f", in entry {count + 1}" if self._child in _ENTRY_FIELDS else f", after {count} entries"
 
     def _declare_namespace(self, prefix: str | None, uri: str | None) -> None:
         self._namespaces[prefix or ""] = uri or ""
@@ -379,11 +369,13 @@ class _FeedParser:
         if self._depth > _ENTRY_CHILD_DEPTH:
             if self._depth > MAX_DOCUMENT_DEPTH:
                 raise InvalidXML(f"has more than {MAX_DOCUMENT_DEPTH} elements within each other")
-            if self._depth == _SOURCE_CHILD_DEPTH and self._entry is not None:
-                self._entry.start_grandchild(name)
+            if self._depth == _SOURCE_CHILD_DEPTH and self._grandchild == _SOURCE and name == _AUTHOR:
+                self._has_authors = True
         elif self._depth == _ENTRY_CHILD_DEPTH:
-            if self._entry is not None:
-                self._parser.CharacterDataHandler = self._entry.start_child(name)
+            self._grandchild = name
+            self._has_authors = self._has_authors or name == _AUTHOR
+            if self._child == _ENTRY and name in _ENTRY_FIELDS[_ENTRY] and name not in self._texts:
+                self._parser.CharacterDataHandler = self._texts.setdefault(name, []).append
         elif self._depth == _FEED_CHILD_DEPTH:
             self._start_child(name, attributes)
         else:
@@ -397,14 +389,15 @@ class _FeedParser:
         self._depth -= 1
 
     def _end_child(self) -> None:
-        if self._entry is not None:
-            if not self._entry.has_authors:
+        if self._child in _ENTRY_FIELDS:
+            if not self._has_authors:
                 self._without_authors.append(len(self.entries))
-            markup = self._element_bytes(self._entry.start)
-            self.entries.append(self._entry.build(ElementSource(markup, self._scope)))
-        elif self._author_start is not None:
-            self._authors.append(self._element_bytes(self._author_start))
-        self._entry = self._author_start = None
+            source = ElementSource(self._element_bytes(), self._scope)
+            name, when = ("".join(self._texts.get(field, ())).strip() for field in _ENTRY_FIELDS[self._child])
+            self.entries.append(RawEntry(source, name, when, self._child == _DELETED_ENTRY))
+        elif self._child == _AUTHOR:
+            self._authors.append(self._element_bytes())
+        self._child = ""
 
     def _start_root(self, name: str, attributes: dict[str, str]) -> None:
         if name != f"{ATOM}feed":
@@ -418,14 +411,14 @@ class _FeedParser:
             raise ValueError(f"declares namespaces, a base and a language of more than {MAX_SCOPE} characters")
 
     def _start_child(self, name: str, attributes: dict[str, str]) -> None:
-        if name in _ENTRY_TAGS:
+        self._child, self._start_index = name, self._parser.CurrentByteIndex
+        if name in _ENTRY_FIELDS:
             if len(self.entries) >= self._max_entries:
                 raise ValueError(f"has more than {self._max_entries} entries; raise max_body= if that is right")
-            self._entry = _EntryBuilder(self._parser.CurrentByteIndex, name, attributes)
+            self._has_authors = name == _DELETED_ENTRY
+            self._texts = {field: [attributes[field]] for field in _DELETED_FIELDS if field in attributes}
         elif name == f"{ATOM}link":
             self._add_link(attributes)
-        elif name == _AUTHOR:
-            self._author_start = self._parser.CurrentByteIndex
         elif name.startswith(HISTORY):
             self.complete = self.complete or name == f"{HISTORY}complete"
             self.archive = self.archive or name == f"{HISTORY}archive"
@@ -447,53 +440,9 @@ class _FeedParser:
             entry = self.entries[index]
             self.entries[index] = entry._replace(source=entry.source._replace(scope=scope))
 
-    def _element_bytes(self, start: int) -> bytes:
-        """Return the bytes of the element that ends now, from its first byte on."""
+    def _element_bytes(self) -> bytes:
+        """Return the bytes of the child of the root that ends now, from its first byte on."""
         end = self._parser.CurrentByteIndex  # of an empty element, after its tag; else before its end tag
-        if not start_tag(self._document, start).endswith(b"/>"):
+        if not start_tag(self._document, self._start_index).endswith(b"/>"):
             end = self._document.index(b">", end) + 1
-        return self._document[start:end]
-
-
-class _EntryBuilder:
-    """Collects a `RawEntry` while the element is parsed.
-
-    Args:
-        start: The offset of its first byte.
-        name: The name of the element.
-        attributes: Those of the element.
-
-    Attributes:
-        start: As given.
-        has_authors: Whether it has authors, has an `atom:source` with authors, or is a deletion: then it inherits
-            none.
-    """
-
-    def __init__(self, start: int, name: str, attributes: Mapping[str, str]) -> None:
-        self.start = start
-        self._child = ""
-        self.has_authors = self._deleted = name == f"{TOMBSTONES}deleted-entry"
-        self._texts: dict[str, list[str]] = {}
-        if self._deleted:
-            self._texts = {field: [attributes.get(field, "")] for field in _DELETED_FIELDS}
-
-    def start_child(self, name: str) -> Callable[[str], None] | None:
-        """Begin a child; return the function that takes its text, or None if its text is not needed."""
-        self._child = name
-        self.has_authors = self.has_authors or name == _AUTHOR
-        if self._deleted or name not in _ENTRY_FIELDS or name in self._texts:
-            return None
-        self._texts[name] = []
-        return self._texts[name].append
-
-    def start_grandchild(self, name: str) -> None:
-        """Begin an element in a child."""
-        self.has_authors = self.has_authors or (self._child == _SOURCE and name == _AUTHOR)
-
-    def build(self, source: ElementSource) -> RawEntry:
-        """Return the entry, when its element has ended."""
-        name, when = _DELETED_FIELDS if self._deleted else _ENTRY_FIELDS
-        return RawEntry(source, self._text(name), self._text(when), self._deleted)
-
-    def _text(self, field: str) -> str:
-        return "".join(self._texts.get(field, ())).strip()
+        return self._document[self._start_index : end]
