@@ -152,7 +152,7 @@ def test_a_list_given_by_a_function_or_constant_is_named_after_it():
         return body["joined"]
 
     entries = Entries(joined, LINES)
-    assert entries._lists.names == ["joined", "LINES"]
+    assert [*entries._lists] == ["joined", "LINES"]
 
 
 @pytest.mark.parametrize(

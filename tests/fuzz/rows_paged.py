@@ -8,7 +8,7 @@ import httpx
 from push_to_poll_client import FeedError
 from push_to_poll_client.feeds._decoding import elements, members
 from push_to_poll_client.feeds._paged.body import DeclarationMismatch, Reply, outline, text_of
-from push_to_poll_client.feeds._paged.evidence import check_order
+from push_to_poll_client.feeds._paged.entries import check_order
 from push_to_poll_client.feeds._paged.outcomes import apply_outcomes
 from push_to_poll_client.feeds._paged.pagination import PagePosition
 from push_to_poll_client.feeds._paged.senders import RequestParts
@@ -298,7 +298,7 @@ ROWS = (
     ),
     Fuzzed(
         name="times of entries",
-        modules=("feeds._paged.evidence", "feeds._paged.entries"),
+        modules=("feeds._paged.entries",),
         read=read_times,
         errors=(DeclarationMismatch,),
         examples=(

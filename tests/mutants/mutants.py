@@ -988,7 +988,7 @@ MUTANTS = [
     of(
         "G13",
         "believes a condition that reads what no answer has",
-        "feeds/_paged/evidence.py",
+        "feeds/_paged/pagination.py",
         "        return reply.size > self._largest_end or may_be_full(reply)\n",
         "        return False\n",
         "tests/feeds/test_declaration_evidence.py",
@@ -996,7 +996,7 @@ MUTANTS = [
     of(
         "G13",
         "blames a server for entries that came while a page was processed",
-        "feeds/_paged/evidence.py",
+        "feeds/_paged/pagination.py",
         "MIN_ALIKE = 2\n",
         "MIN_ALIKE = 1\n",
         "tests/feeds/test_declaration_evidence.py",
@@ -1012,7 +1012,7 @@ MUTANTS = [
     of(
         "G13",
         "asks on after each page that a server was right about",
-        "feeds/_paged/evidence.py",
+        "feeds/_paged/pagination.py",
         "            self._largest_end = max(self._largest_end, size)\n",
         "            pass\n",
         "tests/feeds/test_declaration_evidence.py",
@@ -1020,7 +1020,7 @@ MUTANTS = [
     of(
         "G13",
         "looks for news where the old entries are",
-        "feeds/_paged/evidence.py",
+        "feeds/_paged/entries.py",
         "    return times >= MIN_TIMES\n",
         "    return False\n",
         "tests/feeds/test_declaration_evidence.py",

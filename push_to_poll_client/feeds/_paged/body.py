@@ -1,7 +1,7 @@
 """Read the body of a response: any place in it, and its lists of entries.
 
 `Reply` is the response as a declaration sees it. It reads what stands at a path, and leaves the rest of the body
-as it came. `DeclaredLists` locates the lists of entries, and `EntryList` decodes one of them.
+as it came. `find_lists` locates the lists of entries, and `EntryList` decodes one of them.
 
 A broken part of the body spoils no other. Where msgspec refuses a whole object or array, `split_json` splits it
 by its brackets and commas, so that one broken entry becomes one unreadable message and the page is still read.
@@ -268,63 +268,70 @@ class EntryList:
         return self._raws
 
 
-class DeclaredLists:
-    """The lists of a page, as declared.
+DeclaredLists: TypeAlias = Mapping[str, Any]
+"""Each list of a page by its name, as `ListSpec` says where it is; a page with one list has it under ""."""
 
-    Args:
-        where: Where each list is; if empty, the body itself is the list.
-        optional: The server leaves out a list that is empty.
 
-    Attributes:
-        names: The name of each list; `[""]` if there is only one.
+def declare_lists(where: Sequence[ListSpec]) -> DeclaredLists:
+    """Name each list by the last step of its path, or by the whole path if two lists would have the same name.
 
     Raises:
         TypeError: `where` has something that is not a `ListSpec`.
         ValueError: A path is empty, or two lists have the same name.
     """
+    specs = [spec if callable(spec) or isinstance(spec, Sentinel) else path_of(spec) for spec in where]
+    if len(specs) <= 1:
+        return {"": specs[0] if specs else ()}
+    paths = [spec if isinstance(spec, tuple) else (_name(spec),) for spec in specs]
+    for names in ([str(path[-1]) for path in paths], [".".join(map(str, path)) for path in paths]):
+        if len({*names}) == len(names):
+            return dict(zip(names, specs, strict=True))
+    raise ValueError(f"two lists have one name: {', '.join(names)}")
 
-    def __init__(self, where: Sequence[ListSpec], *, optional: bool) -> None:
-        self.names: list[str] = _list_names(where)
-        specs = [spec if callable(spec) or isinstance(spec, Sentinel) else path_of(spec) for spec in where]
-        self._specs = specs or [()]
-        self._optional = optional
 
-    def find(self, reply: Reply, max_entries: int) -> list[EntryList]:
-        """Read the lists of a page, in the order of their declaration.
+def find_lists(declared: DeclaredLists, reply: Reply, max_entries: int, *, optional: bool) -> list[EntryList]:
+    """Read the lists of a page, in the order of their declaration.
 
-        Raises:
-            DeclarationMismatch: One is missing or is not a list, or there are more than `max_entries` in all.
-        """
-        specs = zip(self.names, self._specs, strict=True)
-        lists = [self._read_list(name, reply, spec, max_entries) for name, spec in specs]
-        if sum(len(one.entries) for one in lists) > max_entries:
-            raise _too_many_entries(max_entries)
-        return lists
+    Args:
+        declared: What `declare_lists` returned.
+        reply: The page.
+        max_entries: Entries that it may have.
+        optional: The server leaves out a list that is empty.
 
-    def restore(self, raw: bytes) -> EntryList:
-        """Make a list of one entry from what `EntryList.raw` returned."""
-        named = members(raw) if len(self.names) > 1 else {}
-        group, text = next(iter(named.items())) if len(named) == 1 else ("", raw)
-        if group not in self.names:
-            group, text = "", raw
-        return EntryList(text, lambda text: [_decode(text)], lambda text: [text], group)
+    Raises:
+        DeclarationMismatch: One is missing or is not a list, or there are more than `max_entries` in all.
+    """
+    lists = [_find_list(name, reply, spec, max_entries, optional=optional) for name, spec in declared.items()]
+    if sum(len(one.entries) for one in lists) > max_entries:
+        raise _too_many_entries(max_entries)
+    return lists
 
-    def _read_list(self, name: str, reply: Reply, spec: Any, max_entries: int) -> EntryList:
-        if spec is LINES:
-            return _list_from_lines(reply.content, max_entries, name)
-        if callable(spec):
-            encoded = msgspec.json.encode(spec(reply.body))
-            made = _list_from_array(encoded, f"by {_name(spec)}", max_entries, name)
-            made.listed = bool(made.entries)
-            return made
-        raw = reply.raw_at(*spec)
-        if raw is not None and bytes(raw) != b"null":
-            return _list_from_array(bytes(raw), _describe_location(spec), max_entries, name)
-        if self._optional and outline(reply.content).startswith(("{", "object")):
-            empty = _list_from_array(b"[]", "", 0, name)
-            empty.listed = raw is not None
-            return empty
-        raise DeclarationMismatch(f"there is no list {_describe_location(spec)}, but {reply.outline(*spec)}")
+
+def restore_list(declared: DeclaredLists, raw: bytes) -> EntryList:
+    """Make a list of one entry from what `EntryList.raw` returned."""
+    named = members(raw) if len(declared) > 1 else {}
+    group, text = next(iter(named.items())) if len(named) == 1 else ("", raw)
+    if group not in declared:
+        group, text = "", raw
+    return EntryList(text, lambda text: [_decode(text)], lambda text: [text], group)
+
+
+def _find_list(name: str, reply: Reply, spec: Any, max_entries: int, *, optional: bool) -> EntryList:
+    if spec is LINES:
+        return _list_from_lines(reply.content, max_entries, name)
+    if callable(spec):
+        encoded = msgspec.json.encode(spec(reply.body))
+        made = _list_from_array(encoded, f"by {_name(spec)}", max_entries, name)
+        made.listed = bool(made.entries)
+        return made
+    raw = reply.raw_at(*spec)
+    if raw is not None and bytes(raw) != b"null":
+        return _list_from_array(bytes(raw), _describe_location(spec), max_entries, name)
+    if optional and outline(reply.content).startswith(("{", "object")):
+        empty = _list_from_array(b"[]", "", 0, name)
+        empty.listed = raw is not None
+        return empty
+    raise DeclarationMismatch(f"there is no list {_describe_location(spec)}, but {reply.outline(*spec)}")
 
 
 def _list_from_array(text: bytes, where: str, max_entries: int, group: str) -> EntryList:
@@ -377,17 +384,6 @@ def _too_many_entries(max_entries: int) -> DeclarationMismatch:
 
 def _describe_location(path: tuple[str | int, ...]) -> str:
     return f"at {' / '.join(map(repr, path))}" if path else "of entries"
-
-
-def _list_names(where: Sequence[ListSpec]) -> list[str]:
-    """Name each list by the last step of its path, or by the whole path if two lists would have the same name."""
-    if len(where) <= 1:
-        return [""]
-    paths = [(_name(spec),) if callable(spec) or isinstance(spec, Sentinel) else path_of(spec) for spec in where]
-    for names in ([str(path[-1]) for path in paths], [".".join(map(str, path)) for path in paths]):
-        if len({*names}) == len(names):
-            return names
-    raise ValueError(f"two lists have one name: {', '.join(names)}")
 
 
 def _name(spec: object) -> str:

@@ -76,22 +76,18 @@ def expired(when: Condition, *, start: Condition | None = None) -> Outcome:
         when: Whether that is so: `status(410)`, `from_body("error", "code").equals("syncStateNotFound")`.
         start: Reads the cursor that the feed offers to start from; `None`: it offers none.
     """
-    read_start = None if start is None else reader(start)
-
-    def error(reply: Reply) -> FeedError:
-        text = f"{reply.where} no longer knows the cursor (status {reply.status})"
-        return CursorExpired(text, start=None if read_start is None else text_of(read_start(reply)))
-
-    return _error_outcome("expired", when, error)
+    read_start = reader(start or (lambda _: None))
+    return _error_outcome(
+        "expired",
+        when,
+        "no longer knows the cursor",
+        lambda text, reply: CursorExpired(text, start=text_of(read_start(reply))),
+    )
 
 
 def restart(when: Condition) -> Outcome:
     """The pages changed under the walk: `PagesChanged`, from the saved cursor again, at once."""
-
-    def error(reply: Reply) -> FeedError:
-        return PagesChanged(f"{reply.where} says that its pages changed (status {reply.status})")
-
-    return _error_outcome("restart", when, error)
+    return _error_outcome("restart", when, "says that its pages changed", lambda text, _: PagesChanged(text))
 
 
 def throttled(when: Condition, *, after: Condition | float | None = None) -> Outcome:
@@ -102,21 +98,17 @@ def throttled(when: Condition, *, after: Condition | float | None = None) -> Out
         after: Seconds, or reads them; `None`: as the headers say, else the consumer's backoff.
     """
     seconds = _seconds_reader(after)
-
-    def error(reply: Reply) -> FeedError:
-        text = f"{reply.where} asks to be left alone (status {reply.status}); it is asked again later"
-        return FeedError(text, retry_after=seconds(reply))
-
-    return _error_outcome("throttled", when, error)
+    return _error_outcome(
+        "throttled",
+        when,
+        "asks to be left alone for now",
+        lambda text, reply: FeedError(text, retry_after=seconds(reply)),
+    )
 
 
 def gone(when: Condition) -> Outcome:
     """The feed is gone for good: `FeedGone`."""
-
-    def error(reply: Reply) -> FeedError:
-        return FeedGone(f"{reply.where} says that it is gone for good (status {reply.status})")
-
-    return _error_outcome("gone", when, error)
+    return _error_outcome("gone", when, "says that it is gone for good", lambda text, _: FeedGone(text))
 
 
 def not_ready(when: Condition, *, after: Condition | float | None = None) -> Outcome:
@@ -173,11 +165,11 @@ def gap(when: Condition, what: str = "the server says that it left messages out"
     return Outcome(when, apply, "gap")
 
 
-def _error_outcome(text: str, when: Condition, error: Callable[[Reply], FeedError]) -> Outcome:
+def _error_outcome(name: str, when: Condition, says: str, error: Callable[[str, Reply], FeedError]) -> Outcome:
     def apply(reply: Reply, found: OutcomeResult) -> None:
-        found.error = found.error or error(reply)
+        found.error = found.error or error(f"{reply.where} {says} (status {reply.status})", reply)
 
-    return Outcome(when, apply, text)
+    return Outcome(when, apply, name)
 
 
 def _seconds_reader(after: Condition | float | None) -> Callable[[Reply], float | None]:

@@ -6,9 +6,17 @@ chain of pages can have cursors of its own, which are valid only within the chai
 `NewestFirstReader` walks them and makes its own cursor.
 
 Nothing is skipped in silence. A page that has entries, and lacks the cursor or the way on that its declaration
-promises, raises `DeclarationMismatch`, which fails the poll.
+promises, raises `DeclarationMismatch`, which fails the poll. Two mistakes of a declaration show no error. Each can
+be right as well, so the answers decide, and a page that may be cut off is followed by one more request, or named a
+standstill:
+
+- A page leads to itself. This is the end if the server sends the last entry again. But it looks the same when more
+  entries have one time than fit on a page, or when the server does not heed the cursor.
+- `more` reads a member that no answer has. Each page then looks like the last one. But a server may leave out a
+  member that is false.
 """
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -16,10 +24,12 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from push_to_poll_client._http.origins import page_size_of
 from push_to_poll_client._json import DECODE_ERRORS, decode
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Cursor
 from push_to_poll_client.feeds._paged.body import DeclarationMismatch, Reply, text_of
-from push_to_poll_client.feeds._paged.evidence import MissingMore, Order, may_be_full
+from push_to_poll_client.feeds._paged.entries import Order
 from push_to_poll_client.feeds._paged.readers import (
     Condition,
     EachReader,
@@ -35,6 +45,84 @@ from push_to_poll_client.feeds._paged.senders import (
     require_text,
     require_texts,
 )
+
+logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
+
+_SMALL_PAGES = frozenset({20, 25, 30, 40, 50, 64, 75})
+_LARGE_PAGES = frozenset({100, 128, 150, 200, 250, 256, 300, 400, 500, 512, 1000, 1024, 2000, 2500, 5000, 10000})
+USUAL_PAGE_SIZES = _SMALL_PAGES | _LARGE_PAGES
+"""Entries that a full page of most servers has. That 20 entries or more of one time end a feed is rare, and that
+they are just as many is rarer: the mistake costs a WARNING, which `more=` ends."""
+
+MIN_ALIKE = 2
+"""Pages in a row, each as large as the one before it, that show the size of a full page."""
+
+
+def may_be_full(reply: Reply) -> bool:
+    """Return True if the page may have as many entries as fit on it, so that others were cut off.
+
+    If the URL says how many that are, that many; else as many as most servers have.
+    """
+    size = page_size_of(reply.url)
+    return reply.size in USUAL_PAGE_SIZES if size is None else reply.size >= size > 0
+
+
+class MissingMore:
+    """Find out whether the member exists that `more` reads.
+
+    A server may leave it out when it is false. So if no answer had it yet, the next page is asked for after a page
+    that may be full, and after each one with more entries than any that was found to be the last one. That holds
+    wherever a consumer starts, since nobody knows how many fit on a page. If the server was right, it is empty.
+
+    Args:
+        read: What `more` reads; `None` if it is not declared, and cannot be missing.
+
+    Attributes:
+        exists: Whether an answer had it.
+    """
+
+    def __init__(self, read: Reader | None) -> None:
+        self.exists = read is None
+        self._read = read or Reader(lambda _: None, "nothing")
+        self._was_named = False
+        self._largest_end = 1
+        self._alike = 0  # pages in a row that followed one with as many entries
+        self._doubtful: tuple[str, int, bool] | None = None
+
+    def may_hide(self, reply: Reply) -> bool:
+        """Return True if another page may follow, although this one does not say so."""
+        self.exists = self.exists or self._read(reply) is not None
+        if self.exists or self._was_named:
+            return not self.exists and reply.size > 0
+        return reply.size > self._largest_end or may_be_full(reply)
+
+    def asks_for(self, position: str, reply: Reply) -> None:
+        """Note that the page at a position is asked for, after this one that does not say that it is there."""
+        self._doubtful = position, reply.size, may_be_full(reply)
+
+    def is_doubtful(self, position: str | None) -> bool:
+        """Return True if the page at this position was asked for to find out whether it exists."""
+        return self._doubtful is not None and self._doubtful[0] == position
+
+    def page_came(self, position: str | None, reply: Reply, *, has_news: bool) -> None:
+        """Name the mistake that the page at this position shows, if it was in doubt."""
+        if self._doubtful is None or self._doubtful[0] != position:
+            return
+        (_, size, full), self._doubtful = self._doubtful, None
+        if not has_news:
+            self._largest_end = max(self._largest_end, size)
+        self._alike = self._alike + 1 if has_news and reply.size == size else 0
+        # Entries may have come since: 3 and 3 more say little about a page of 3.
+        if has_news and (full or self._alike >= MIN_ALIKE) and not self.exists and not self._was_named:
+            self._was_named = True
+            logger.warning(
+                "%s does not answer as it was declared to: a page without %s, which more= reads, was followed by "
+                "another one: %s; correct more=, until then each page is followed by one more request",
+                reply.where,
+                self._read,
+                self._read.seen(reply),
+            )
+
 
 _PAGE_PREFIX: Final = "page "
 

@@ -34,8 +34,7 @@ from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
 from push_to_poll_client.feeds._newest_first_walk import Document
 from push_to_poll_client.feeds._paged.body import DeclarationMismatch, EntryList, Reply
 from push_to_poll_client.feeds._paged.declaration import Declaration
-from push_to_poll_client.feeds._paged.entries import Entry
-from push_to_poll_client.feeds._paged.evidence import check_order
+from push_to_poll_client.feeds._paged.entries import Entry, check_order
 from push_to_poll_client.feeds._paged.outcomes import OutcomeResult, apply_outcomes
 from push_to_poll_client.feeds._paged.pagination import Latest, NewestFirst, OldestFirst, PagePosition
 from push_to_poll_client.feeds._paged.readers import EntryReader
