@@ -12,7 +12,7 @@ import pytest
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.durable_streams import PullWakeListener
-from push_to_poll_client.durable_streams._wake_stream import Claim, split_channel
+from push_to_poll_client.durable_streams._pull_wake import Claim, split_channel
 from push_to_poll_client.listeners._webhook.types import Control
 from push_to_poll_client.testing._virtual_time import virtual_time
 from tests.support.durable_wakes_memory import ROOT, LoggedChannel, Wakes
@@ -463,7 +463,7 @@ def test_invalid_arguments_are_refused(options, error, text):
 
 def test_each_worker_has_a_name_of_its_own():
     first, second = listener_of(Wakes()), listener_of(Wakes())
-    assert first._wake_stream._claimer._worker != second._wake_stream._claimer._worker
+    assert first._wake_stream._worker != second._wake_stream._worker
     assert first._subscription.id == second._subscription.id
 
 

@@ -279,11 +279,11 @@ async def test_a_consumer_is_woken_again_after_the_claim_of_a_dead_worker_expire
     dead = pull_wake_of(server, stream, lease=1.0)
     async with consuming(stream, pull_wake_of(server, stream, lease=1.0)) as consumer:
         await append_one_by_one(consumer, stream, 1)
-        claimer = dead._wake_stream._claimer
+        claimer = dead._wake_stream
         with anyio.fail_after(GUARD):
             while claimer.claim is None:  # until it is the first
                 await run_sync(stream.append, 7)
-                await claimer.take()
+                await claimer._take()
         done = len(consumer.processed)
         await run_sync(stream.append, 8)
         await consumer.until(done + 1)

@@ -7,6 +7,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from push_to_poll_client.durable_streams import PullWakeListener
+from push_to_poll_client.durable_streams._pull_wake import parse_claim
 from push_to_poll_client.durable_streams._signature import (
     MAX_KEYS,
     MAX_LIFETIME,
@@ -15,7 +16,6 @@ from push_to_poll_client.durable_streams._signature import (
     _lifetime,
 )
 from push_to_poll_client.durable_streams._subscription import MAX_TOPICS, DurableStreamsWebhook, error_code
-from push_to_poll_client.durable_streams._wake_stream import parse_claim
 from push_to_poll_client.listeners._requests import ListenerResponse, UnusableResponse
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 from push_to_poll_client.listeners._webhook.types import WebhookRequest
@@ -30,7 +30,7 @@ PRIVATE = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
 X = base64.urlsafe_b64encode(PRIVATE.public_key().public_bytes_raw()).decode().rstrip("=")
 WEBHOOK = DurableStreamsWebhook(ROOT, streams=["a"], callback="https://me.example/")
 WAKES = PullWakeListener(ROOT, streams=["a"], wake_stream="w")._wake_stream
-OURS = WAKES._subscription_id
+OURS = WAKES._subscription.id
 
 
 def answer_of(data):
@@ -142,7 +142,7 @@ ROWS = (
     ),
     Fuzzed(
         name="durable streams wakes",
-        modules=("durable_streams._wake_stream",),
+        modules=("durable_streams._pull_wake",),
         read=read_event,
         examples=(json.dumps([WAKE]).encode(), json.dumps(WAKE).encode(), b"[]", b"{}"),
         tokens=(*JSON_TOKENS, *words(f'"type" "wake" "subscription_id" "{OURS}" "stream"')),
@@ -151,7 +151,7 @@ ROWS = (
     ),
     Fuzzed(
         name="durable streams claims",
-        modules=("durable_streams._wake_stream",),
+        modules=("durable_streams._pull_wake",),
         read=read_claim,
         errors=(UnusableResponse,),
         examples=(

@@ -268,7 +268,7 @@ PUSH = [
     of(
         "G1",
         "wakes nobody when a claim of a wake fails",
-        "durable_streams/_wake_stream.py",
+        "durable_streams/_pull_wake.py",
         "hid_a_push=failure.hid_a_push or self._has_unreported_wake",
         "hid_a_push=failure.hid_a_push",
         "tests/durable_streams/test_pull_wake.py",

@@ -8,7 +8,7 @@ from push_to_poll_client._http.origins import check_userinfo, parse_http_url
 from push_to_poll_client._http.response import Response
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.durable_streams import DurableStreamFeed, DurableStreamsSignature, PullWakeListener
-from push_to_poll_client.durable_streams._wake_stream import Claim
+from push_to_poll_client.durable_streams._pull_wake import Claim
 from push_to_poll_client.feeds._paged.request import Request
 from push_to_poll_client.feeds._paged.senders import RequestParts
 from push_to_poll_client.listeners import LongPollListener, SSEListener, WebSocketListener
