@@ -173,11 +173,9 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
 
     def restore(self, letter: DeadLetter, /) -> Message[D_co]:
         """The message of a dead letter."""
-        message: StreamMessage[D_co] = StreamMessage(
-            letter.id, letter.raw, self._framing.decode, dedupe_key=letter.dedupe_key
+        return StreamMessage(
+            letter.id, letter.raw, self._framing.decode, self._decoder, dedupe_key=letter.dedupe_key
         )
-        message.decoder = self._decoder
-        return message
 
     @staticmethod
     def hint(event: ServerSentEvent, /) -> Push | None:
@@ -228,11 +226,9 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
     async def _read(self, response: Response, start: ReadStart, headers: StreamHeaders) -> StreamBatch:
         self._check_type(response)
         self._check_body(response, start.position, headers)
-        framed = StreamResponse(response.body, start, headers, self._http_client.where)
+        framed = StreamResponse(response.body, start, headers, self._http_client.where, self._decoder)
         size = len(framed.body) + len(start.rest)
         batch = await run_decoder(size, self._framing.read, framed, self._max_messages)
-        for message in batch.messages if self._decoder is not None else ():
-            message.decoder = self._decoder
         if batch.next_start is not None and len(batch.next_start.rest) > self._http_client.max_body:
             raise FeedError(
                 f"{framed.where} has a line of more than {self._http_client.max_body} bytes; raise max_body="

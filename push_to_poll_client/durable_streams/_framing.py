@@ -22,11 +22,9 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeAlias
 
-import msgspec
-
 from push_to_poll_client._exceptions import CursorExpired, DecodeError, FeedError
 from push_to_poll_client._http.headers import is_header_value
-from push_to_poll_client._json import DECODE_ERRORS, SAFE_LENGTH, Decoder
+from push_to_poll_client._json import DECODE_ERRORS, Decoder
 from push_to_poll_client._types import Cursor, D_co, Message
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._data_decoder import DataDecoder
@@ -171,7 +169,6 @@ def _is_true(headers: Mapping[str, str], name: str) -> bool:
 _Decode: TypeAlias = Callable[[bytes], Any]
 
 _decode_json = Decoder().decode
-_decode_short = msgspec.json.Decoder().decode
 
 _SPACE = b" \t\r\n"
 
@@ -183,20 +180,19 @@ class StreamMessage(Message[D_co]):
         id: Its number.
         raw: Its bytes.
         decode: Makes its data from the bytes.
+        decoder: Makes of that data what the user's `decode=` asks for; `None`: it stays as it is.
         key: The dedupe key; None for the id.
         cursor: As for any message.
-
-    Attributes:
-        decoder: Makes of that data what the user's `decode=` asks for; `None`: it stays as it is.
     """
 
-    __slots__ = ("_decode", "_raw", "decoder")
+    __slots__ = ("_decode", "_decoder", "_raw")
 
     def __init__(
         self,
         id: str,
         raw: RawJSON,
         decode: _Decode,
+        decoder: DataDecoder[D_co] | None,
         *,
         dedupe_key: str | None = None,
         cursor: Cursor | None = None,
@@ -204,7 +200,7 @@ class StreamMessage(Message[D_co]):
         super().__init__(id, dedupe_key=dedupe_key, cursor=cursor)
         self._raw = raw
         self._decode: _Decode | None = decode
-        self.decoder: DataDecoder[D_co] | None = None
+        self._decoder = decoder
 
     @property
     def raw(self) -> bytes:
@@ -223,7 +219,7 @@ class StreamMessage(Message[D_co]):
                 data = self._decode(self.raw)
             except DECODE_ERRORS as error:
                 raise DecodeError(f"message {quoted(self.id)} cannot be read: {quoted(error)}") from error
-            self._data = data if self.decoder is None else self.decoder.decode(data, self)
+            self._data = data if self._decoder is None else self._decoder.decode(data, self)
             self._decode = None
         return self._data  # type: ignore[no-any-return]
 
@@ -250,12 +246,14 @@ class StreamResponse(NamedTuple):
         start: Where it begins.
         headers: What its headers say.
         where: The URL without secrets, for errors.
+        decoder: As for `StreamMessage`.
     """
 
     body: bytes
     start: ReadStart
     headers: StreamHeaders
     where: str
+    decoder: DataDecoder[Any] | None = None
 
     def position_after(self, length: int) -> StreamPosition:
         """Return the position after the body, which has `length` messages, or bytes.
@@ -315,10 +313,13 @@ def _read_elements(response: StreamResponse, max_messages: int) -> StreamBatch:
         skipped, found = _elements(body, position.settled, max_messages + 1)
     except ValueError as error:
         raise FeedError(f"{response.where} sent no JSON array: {error} ({len(body)} bytes)") from error
-    decode = _decoder_of(found, _decode_json)
     messages = [
         StreamMessage(
-            position.message_id(index), element, decode, cursor=position._replace(settled=index + 1).cursor
+            position.message_id(index),
+            element,
+            _decode_json,
+            response.decoder,
+            cursor=position._replace(settled=index + 1).cursor,
         )
         for index, element in enumerate(found[:max_messages], position.settled)
     ]
@@ -338,12 +339,6 @@ def _elements(body: bytes, first: int, count: int) -> tuple[int, Sequence[RawJSO
     return sum(1 for _ in islice(one_by_one, first)), list(islice(one_by_one, count))
 
 
-def _decoder_of(messages: Sequence[RawJSON], decode: _Decode) -> _Decode:
-    """Return the decoder for these messages: short ones cannot be too deep, and the check for it takes time."""
-    is_short = decode is _decode_json and max(map(len, messages), default=0) <= SAFE_LENGTH
-    return _decode_short if is_short else decode
-
-
 # Byte streams
 
 
@@ -352,7 +347,9 @@ def _read_chunk(response: StreamResponse, max_messages: int) -> StreamBatch:  # 
     position, end = response.start.position, response.position_after(len(response.body))
     chunk = response.body[position.settled :]
     name = f"{position.message_id(position.settled)}-{position.number + len(response.body)}"
-    return StreamBatch([StreamMessage(name, chunk, bytes, cursor=end.cursor)] if chunk else [], end)
+    return StreamBatch(
+        [StreamMessage(name, chunk, bytes, response.decoder, cursor=end.cursor)] if chunk else [], end
+    )
 
 
 # Lines
@@ -365,12 +362,12 @@ def _read_lines(response: StreamResponse, max_messages: int, *, decode: _Decode,
     cut, at = len(lines) == max_messages, position.settled - len(rest_before)
     if response.headers.closed and rest and not cut:
         lines, rest = [*lines, rest], b""
-    messages, decode = list[StreamMessage[Any]](), _decoder_of(lines, decode)
+    messages = list[StreamMessage[Any]]()
     for line in lines:
         name, at = position.message_id(at), min(at + len(line) + 1, length)
         if blank or line.strip(_SPACE):
             cursor = position._replace(settled=at).cursor
-            messages.append(StreamMessage(name, line.removesuffix(b"\r"), decode, cursor=cursor))
+            messages.append(StreamMessage(name, line.removesuffix(b"\r"), decode, response.decoder, cursor=cursor))
     end = position._replace(settled=at) if lines else saved or position
     if cut:
         return StreamBatch(messages, end, cut=True)
@@ -378,14 +375,10 @@ def _read_lines(response: StreamResponse, max_messages: int, *, decode: _Decode,
     return StreamBatch(messages, end, ReadStart(after, rest, end)) if rest else StreamBatch(messages, after)
 
 
-def _line_framing(decode: _Decode, *, blank: bool) -> Framing:
-    return Framing(partial(_read_lines, decode=decode, blank=blank), decode)
-
-
 FRAMINGS: Final = {
     "json": Framing(_read_elements, _decode_json, is_json=True),
-    "ndjson": _line_framing(_decode_json, blank=False),
-    "lines": _line_framing(bytes.decode, blank=True),
+    "ndjson": Framing(partial(_read_lines, decode=_decode_json, blank=False), _decode_json),
+    "lines": Framing(partial(_read_lines, decode=bytes.decode, blank=True), bytes.decode),
     "bytes": Framing(_read_chunk, bytes),
 }
 """Framings by the names that a user gives them."""

@@ -95,9 +95,13 @@ class DurableStreamsSubscription:
         self._client = client
         self._known_secrets = client.secrets
         self._confirm_every = confirm_every
-        self.id: str = f"{_checked_id(id)}-{hashlib.sha256(self._request_body).hexdigest()[:16]}"
+        prefix = "push-to-poll" if id is None else id
+        check_str("id", prefix)
+        if not prefix:
+            raise ValueError("id is empty")
+        self.id: str = f"{prefix}-{hashlib.sha256(self._request_body).hexdigest()[:16]}"
         # Without what depends on the arguments: by its name an old subscription is found that is to be deleted.
-        self.name: str = without_secrets(f"{self._base_url}/{quote(_checked_id(id), safe='')}")
+        self.name: str = without_secrets(f"{self._base_url}/{quote(prefix, safe='')}")
         self.registrations: Sequence[Registration] | None = None
         self._was_accepted = False
 
@@ -241,16 +245,6 @@ def path_in_stream_root(name: str, path: str) -> str:
     if not path.strip("/"):
         raise ValueError(f"{name}: a path is empty")
     return path.strip("/")
-
-
-def _checked_id(id: object) -> str:
-    if id is None:
-        return "push-to-poll"
-    if not isinstance(id, str):
-        raise TypeError(f"id must be a str or None, not {type(id).__name__}")
-    if not id:
-        raise ValueError("id is empty")
-    return id
 
 
 class DurableStreamsWebhook(DurableStreamsSubscription):

@@ -127,19 +127,13 @@ class NewestFirstReader:
     async def _fetch_next(self, walk: Walk, request: FetchRequest, start: Cursor | None) -> Document:
         try:
             return await self._fetch_document(walk.at, request, walk.known_for_request)
-        except (PagesChanged, FeedRefused):
-            self._walks.pop(start, None)
-            raise
-        except (CursorExpired, FeedGone) as error:
-            self._walks.pop(start, None)
-            if walk.at is None:
+        except Exception as error:
+            if isinstance(error, PagesChanged | FeedRefused | CursorExpired | FeedGone) or walk.record_failure():
+                self._walks.pop(start, None)
+            if walk.at is None or not isinstance(error, CursorExpired | FeedGone):
                 raise
             text = f"a walk through {self._where} begins again, since what it led to is gone: {error}"
             raise PagesChanged(text, retry_after=error.retry_after) from error
-        except Exception:
-            if walk.record_failure():
-                self._walks.pop(start, None)
-            raise
 
     def _finish_walk(self, start: Cursor | None, walk: Walk, last: Document) -> Page:
         """Return the page with the messages of a walk that fetched its last document."""

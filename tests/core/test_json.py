@@ -225,7 +225,6 @@ THEMSELVES = {
     "_json.py": "the limit",
     "feeds/_decoding.py": "where values are left as they stand",
     "feeds/_cloudevents.py": "after the depth of the page or the event was looked at",
-    "durable_streams/_framing.py": "of short texts, and where values are left as they stand",
     "feeds/_paged/body.py": "after the depth was looked at",
 }
 """The modules that decode by msgspec itself, and why they may."""

@@ -37,8 +37,9 @@ class Field:
         self._where = where
         self._read_one: Callable[[Any], Any] = where if callable(where) else _path_getter(path_of(where))
         self._fast_readers: tuple[Callable[[Any], Any], ...] = ()
-        if isinstance(where, str):
-            self._fast_readers = itemgetter(where), methodcaller("get", where)
+        name = where[0] if isinstance(where, tuple) and len(where) == 1 else where
+        if isinstance(name, str):
+            self._fast_readers = itemgetter(name), methodcaller("get", name)
 
     def __call__(self, entry: Any) -> Any:
         """Read the value of one entry."""
@@ -244,17 +245,17 @@ def from_link(rel: str = "next") -> Reader:
 
 def from_first(*path: str | int) -> EntryReader:
     """Read a value of the first entry of the page."""
-    return EntryReader(Field(_unwrap_path(path)), 0, f"from_first({_format_path(path)})")
+    return EntryReader(Field(path), 0, f"from_first({_format_path(path)})")
 
 
 def from_last(*path: str | int) -> EntryReader:
     """Read a value of the last entry of the page."""
-    return EntryReader(Field(_unwrap_path(path)), -1, f"from_last({_format_path(path)})")
+    return EntryReader(Field(path), -1, f"from_last({_format_path(path)})")
 
 
 def from_each(*path: str | int) -> EachReader:
     """Read a value of every entry, so that each message has its own cursor; the last one is the page's."""
-    return EachReader(Field(_unwrap_path(path)), -1, f"from_each({_format_path(path)})")
+    return EachReader(Field(path), -1, f"from_each({_format_path(path)})")
 
 
 def status(*codes: int) -> Reader:
@@ -293,12 +294,6 @@ def _compose(function: Callable[[Any], Any], read: Callable[[Any], Any]) -> Call
 
 def _function_name(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
-
-
-def _unwrap_path(path: Path) -> Path:
-    """Return a path of one step as that step: `Field` is faster with a name than with a tuple."""
-    steps = path_of(path)
-    return steps[0] if len(steps) == 1 else steps
 
 
 def _format_path(path: Path) -> str:
