@@ -29,7 +29,7 @@ from push_to_poll_client.durable_streams._framing import (
     StreamResponse,
     echo_of,
 )
-from push_to_poll_client.feeds._base import BaseHTTPFeed, EndOfFeed
+from push_to_poll_client.feeds._base import BaseHTTPFeed
 from push_to_poll_client.feeds._data_decoder import DataDecoder, Decode
 from push_to_poll_client.feeds._decoding import run_decoder
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
@@ -133,7 +133,6 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
         self._framing = framing
         self._decoder = None if decode is None else DataDecoder(decode)
-        self._end_of_feed = EndOfFeed()
         self._echo: dict[str, str] = {}
         self._unfinished: ReadStart | None = None
         self.push_url: str = self._http_client.build_url({"live": "sse", "offset": NOW})
@@ -181,12 +180,6 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
     def hint(event: ServerSentEvent, /) -> Push | None:
         """Make a push of an event of `push_url`; None for an event that only keeps the connection (§5.8)."""
         return Push() if event.event != "control" or '"streamClosed"' in event.data else None
-
-    async def aclose(self) -> None:
-        """Give back connections; a later `fetch` opens them again, in another event loop too."""
-        self._end_of_feed.forget()
-        self._unfinished = None
-        await super().aclose()
 
     # A page
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import anyio
 import msgspec
 
+from push_to_poll_client._http.caching import directives
 from push_to_poll_client._http.credentials import Auth, HeaderSource
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._json import decode
@@ -50,8 +51,6 @@ TIMEOUT = 5.0
 """Seconds for the response with the set; a request to the webhook is held up for no longer."""
 
 _log = ConsumerLog(logging.getLogger("push_to_poll_client.durable_streams"))
-
-_match_max_age = re.compile(r"(?:^|[ \t,])max-age=\"?([0-9]{1,9})(?![0-9])", re.IGNORECASE).search
 
 
 class _JSONWebKey(msgspec.Struct):
@@ -139,8 +138,8 @@ def _keys_of(response: ListenerResponse) -> Iterator[tuple[str, PublicKey]]:
 
 def _lifetime(headers: Mapping[str, str]) -> float:
     """Return the seconds until the set is old, by `max-age` (RFC 9111 §5.2.2.1) within the limits."""
-    max_age = _match_max_age(headers.get("cache-control", ""))
-    return DEFAULT_LIFETIME if max_age is None else min(max(float(max_age[1]), MIN_LIFETIME), MAX_LIFETIME)
+    max_age = directives(headers).get("max-age", "")
+    return min(max(float(max_age), MIN_LIFETIME), MAX_LIFETIME) if max_age.isdecimal() else DEFAULT_LIFETIME
 
 
 HEADER = "webhook-signature"

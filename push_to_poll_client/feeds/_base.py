@@ -30,6 +30,7 @@ class BaseHTTPFeed:
         self._known_secrets = client.secrets
         self._max_messages = max_messages(client.max_body)
         self._identity_suffix = identity_suffix
+        self._end_of_feed = EndOfFeed()
 
     @cached_property
     def identity(self) -> str:
@@ -43,6 +44,7 @@ class BaseHTTPFeed:
 
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
+        self._end_of_feed.forget()
         await self._http_client.aclose()
 
     def __repr__(self) -> str:

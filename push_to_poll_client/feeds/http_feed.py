@@ -10,7 +10,7 @@ from push_to_poll_client._http.client import Client, ask_again_if_held, check_re
 from push_to_poll_client._http.credentials import Auth
 from push_to_poll_client._types import D_co, DeadLetter, FetchRequest, Page, UnreadableMessage
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.feeds._base import BaseHTTPFeed, EndOfFeed
+from push_to_poll_client.feeds._base import BaseHTTPFeed
 from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch, read_event
 from push_to_poll_client.feeds._data_decoder import DataDecoder, Decode
 from push_to_poll_client.feeds._decoding import run_decoder
@@ -101,7 +101,6 @@ class HTTPFeed(BaseHTTPFeed, Generic[D_co]):
                 identity=identity,
             )
         )
-        self._end_of_feed = EndOfFeed()
         self._decoder = None if decode is None else DataDecoder(decode)
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
 
@@ -150,8 +149,3 @@ class HTTPFeed(BaseHTTPFeed, Generic[D_co]):
             return read_event(letter.raw, self._decoder)
         except DecodeError as error:
             return UnreadableMessage(letter.id, error, dedupe_key=letter.dedupe_key, raw=letter.raw)
-
-    async def aclose(self) -> None:
-        """Give back connections; a later `fetch` opens them again, in another event loop too."""
-        self._end_of_feed.forget()
-        await super().aclose()

@@ -461,7 +461,10 @@ def test_a_dead_letter_that_a_function_cannot_read_has_the_error():
     ("kind", "error"),
     [
         ({}, "an entry cannot be read: KeyError: 'kind'; correct the declaration, or ask its publisher"),
-        ({"kind": "open"}, "only= passes this entry over; drop its dead letter, or correct the declaration"),
+        (
+            {"kind": "open"},
+            "only= passes this entry over; drop its dead letter; correct the declaration, or ask its publisher",
+        ),
         ({"kind": "message"}, "None"),
     ],
 )

@@ -139,8 +139,6 @@ later is another message, also when it says again what it said before, and so is
 once more at a later cursor. What comes again because pages are fetched again, one of which failed, is not. With
 `NewestFirst`, which has no such cursor: what the entry says alone."""
 
-_PASSED_OVER: Final = "only= passes this entry over; drop its dead letter, or correct the declaration"
-
 
 class Entries:
     """The places of the messages on a page, and of their names in each.
@@ -263,9 +261,7 @@ class Entries:
         part.decoder = decoder
         try:
             if self._only is not None and not self._only(_entries_at(part, [0])[0]):
-                return UnreadableMessage(
-                    letter.id, DecodeError(_PASSED_OVER), dedupe_key=letter.dedupe_key, raw=letter.raw
-                )
+                raise DecodeError("only= passes this entry over; drop its dead letter")  # noqa: TRY301
             ids = [letter.id]
             if letter.dedupe_key.startswith(UNREADABLE_KEY_PREFIX):
                 ids, _ = self._ids_and_keys(part, _entries_at(part, [0]), None)
