@@ -126,7 +126,8 @@ class NewestFirstReader:
 
     async def _fetch_next(self, walk: Walk, request: FetchRequest, start: Cursor | None) -> Document:
         try:
-            return await self._fetch_document(walk.at, request, walk.known_for_request)
+            known = walk.known if walk.at is None else replace(walk.known, validators=None)
+            return await self._fetch_document(walk.at, request, known)
         except Exception as error:
             if isinstance(error, PagesChanged | FeedRefused | CursorExpired | FeedGone) or walk.record_failure():
                 self._walks.pop(start, None)

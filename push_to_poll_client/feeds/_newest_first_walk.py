@@ -205,11 +205,6 @@ class Walk:
         """Address of the document to fetch next; `None` means the newest one."""
         return self._next.at
 
-    @property
-    def known_for_request(self) -> SeenEntries:
-        """Seen entries, with the validators only if the newest document is to be fetched next."""
-        return self.known if self._next == TOP else replace(self.known, validators=None)
-
     def prepare_next(self, step: int, now: float) -> None:
         """Choose the next document: after a while without a request, once, the last one again.
 

@@ -14,6 +14,7 @@ from push_to_poll_client._validation import check_number
 from push_to_poll_client.feeds._base import longest_wait
 from push_to_poll_client.feeds._paged.body import Reply, text_of
 from push_to_poll_client.feeds._paged.readers import Condition, reader
+from push_to_poll_client.feeds._paged.senders import require_text
 
 
 @dataclass(slots=True)
@@ -156,8 +157,7 @@ def gap(when: Condition, what: str = "the server says that it left messages out"
     Raises:
         TypeError: It says nothing.
     """
-    if not isinstance(what, str) or not what:
-        raise TypeError(f"what is {what!r}; give a str that says what may be missing")
+    require_text("what", what)
 
     def apply(_reply: Reply, found: OutcomeResult) -> None:
         found.gap = what
