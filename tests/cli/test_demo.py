@@ -18,10 +18,8 @@ import anyio
 import httpx
 import pytest
 
-from push_to_poll_client.cli import demo as demo_module
+from push_to_poll_client.cli import _demo, _demo_consumer
 from push_to_poll_client.cli._output import Exit
-from push_to_poll_client.cli.demo import _conductor, _consumer, _processes
-from push_to_poll_client.cli.demo import _figures as figures
 from push_to_poll_client.testing import serve_in_thread
 from tests.support import command_line
 from tests.support.command_line import typed
@@ -33,35 +31,24 @@ KILLED, NEXT = 1, 2
 
 
 def line(id, entered, pid=KILLED, published=0.0):
-    return figures.HandlerCall(id, published, entered, pid)
+    return _demo.HandlerCall(id, published, entered, pid)
 
 
-def beyond(*lines):
-    return figures.beyond_g7(lines, killed=KILLED, commit_interval=0.05)
-
-
-def test_handler_file_reads_only_complete_lines(tmp_path):
-    handled = figures.HandlerFile(tmp_path / "handled")
-    handled.read()
-    assert handled.lines == []
-    for piece in ("a 1.0 2.5 7\nb 1.", "5 2.0 7\n", "c 3"):
-        with handled.path.open("a") as file:
-            file.write(piece)
-        handled.read()
-    assert handled.lines == [line("a", 2.5, 7, 1.0), line("b", 2.0, 7, 1.5)]
-    assert handled.ids == {"a", "b"}
-    assert handled.lines[0].latency == 1.5
+def test_only_whole_lines_of_the_handler_are_read(tmp_path):
+    handled = tmp_path / "handled"
+    assert _demo.read_calls(handled) == []
+    handled.write_text('["a",1.0,2.5,7]\n["b",1.5,2.0,7]\n["c",3')
+    assert _demo.read_calls(handled) == [line("a", 2.5, 7, 1.0), line("b", 2.0, 7, 1.5)]
 
 
 def test_a_message_that_was_processed_once_is_not_counted_as_repeated():
-    assert figures.processed_twice([line("a", 1), line("b", 2)]) == set()
-    assert beyond(line("a", 1), line("b", 2)) == set()
+    assert _demo.processed_twice([line("a", 1), line("b", 2)]) == (set(), set())
+    assert _demo.processed_twice([]) == (set(), set())
 
 
 def test_messages_of_the_last_commit_interval_before_a_kill_may_be_repeated():
     lines = [line("a", 1.0), line("b", 1.04), line("a", 2, NEXT), line("b", 2, NEXT)]
-    assert figures.processed_twice(lines) == {"a", "b"}
-    assert beyond(*lines) == set()
+    assert _demo.processed_twice(lines) == ({"a", "b"}, set())
 
 
 @pytest.mark.parametrize(
@@ -69,12 +56,12 @@ def test_messages_of_the_last_commit_interval_before_a_kill_may_be_repeated():
     [
         pytest.param([line("a", 1.0), line("b", 1.06), line("a", 2, NEXT)], id="older than the flush interval"),
         pytest.param([line("a", 1.0), line("a", 1.01)], id="twice by one process"),
-        pytest.param([line("a", 1.0, NEXT), line("a", 1.01, NEXT)], id="by one that was not killed"),
+        pytest.param([line("b", 0.9), line("a", 1.0, NEXT), line("a", 1.01, NEXT)], id="by the next one"),
         pytest.param([line("a", 1.0), line("a", 2, NEXT), line("a", 2, NEXT)], id="a third time"),
     ],
 )
 def test_any_other_repeated_message_is_reported_as_beyond_g7(lines):
-    assert beyond(*lines) == {"a"}
+    assert _demo.processed_twice(lines) == ({"a"}, {"a"})
 
 
 def test_the_latency_of_each_message_is_assigned_to_its_push_fallback_or_fault():
@@ -83,19 +70,23 @@ def test_the_latency_of_each_message_is_assigned_to_its_push_fallback_or_fault()
         line("later", 3.0, published=2.0),
         line("timer", 5.0, published=4.0),
         line("broken", 7.0, published=6.0),
+        line("unsent", 7.5, published=6.75),
+        line("mends", 7.75, published=6.75),
         line("again", 8.25, published=8.0),
         line("again", 9.0, published=8.0),
     ]
-    pushes = [
-        figures.ObservedPush("own", 1.0, 1),
-        figures.ObservedPush("later", 2.0, 0),
-        figures.ObservedPush("other", 2.9, 1),
-        figures.ObservedPush("timer", 4.5, 0),
-        figures.ObservedPush("broken", 6.0, 1),
-        figures.ObservedPush("again", 8.0, 1),
-    ]
-    found = figures.latencies(lines, pushes, [figures.FaultPeriod(6.5, 6.6)])
-    assert found == figures.Latencies(push=[0.25, 0.5], later_push=[1.0], fallback=[1.0], fault=[1.0])
+    sent = {"own": 1.0, "other": 2.9, "broken": 6.0, "mends": 6.75, "again": 8.0}
+    assert _demo.latencies(lines, sent, [6.5]) == {
+        "latency by push": [0.25, 0.5],
+        "by a later push": [1.0],
+        "latency by fallback": [1.0],
+        "across a fault": [0.75, 1.0, 1.0],
+    }
+
+
+def test_a_fault_after_which_no_push_served_lasts_to_the_end():
+    lines = [line("dropped", 2.0, published=1.5), line("later", 4.0, published=3.0)]
+    assert _demo.latencies(lines, {}, [1.0])["across a fault"] == [0.5, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +94,7 @@ def test_the_latency_of_each_message_is_assigned_to_its_push_fallback_or_fault()
 )
 def test_percentiles_are_measured_values(count, p50, p99):
     values = list(range(1, count + 1))
-    assert (figures.percentile(values, 50), figures.percentile(values, 99)) == (p50, p99)
+    assert (_demo.percentile(values, 50), _demo.percentile(values, 99)) == (p50, p99)
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -114,7 +105,7 @@ def anyio_backend(request):
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """Where the demo keeps its files; a list of them."""
-    monkeypatch.setattr(demo_module.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(_demo.tempfile, "tempdir", str(tmp_path))
     return lambda: list(tmp_path.iterdir())
 
 
@@ -122,7 +113,7 @@ def files(tmp_path, monkeypatch):
 def _served_here(monkeypatch):
     """Serve in a thread what a process of its own serves else: its start costs more than the test."""
 
-    class Server(_processes.ServerProcess):
+    class Server(_demo.ServerProcess):
         def __init__(self, backlog):
             with contextlib.ExitStack() as stack:
                 server = stack.enter_context(serve_in_thread(backlog=backlog))
@@ -130,7 +121,7 @@ def _served_here(monkeypatch):
                 self.http = stack.enter_context(httpx.Client(base_url=server.base_url, trust_env=False))
                 self.close = stack.pop_all().close
 
-    monkeypatch.setattr(_conductor, "ServerProcess", Server)
+    monkeypatch.setattr(_demo, "ServerProcess", Server)
 
 
 @pytest.mark.slow
@@ -165,14 +156,14 @@ def test_the_demo_runs_and_loses_no_message(capsys, files):
 )
 def test_the_demo_fails_and_keeps_the_log_if_the_consumer_does_nothing(capsys, files, monkeypatch, program):
     """Everything is lost, its log is kept, and the exit code says so."""
-    monkeypatch.setattr(_conductor, "STEP_TIMEOUT", 0.1)
-    start = _processes.ConsumerProcess.start
+    monkeypatch.setattr(_demo, "STEP_TIMEOUT", 0.1)
+    start = _demo.ConsumerProcess.start
 
     def start_nothing(self):
         self._command = [sys.executable, "-c", program]
         start(self)
 
-    monkeypatch.setattr(_processes.ConsumerProcess, "start", start_nothing)
+    monkeypatch.setattr(_demo.ConsumerProcess, "start", start_nothing)
     assert typed(*SHORT) == Exit.BUG
     (directory,) = files()
     said = capsys.readouterr().out
@@ -197,7 +188,7 @@ def test_wrong_arguments_are_reported_in_one_line(capsys, arguments, says):
 
 
 def test_the_demo_names_the_extra_to_install_if_the_server_is_missing(capsys, monkeypatch):
-    monkeypatch.setattr(demo_module, "find_spec", lambda _: None)
+    monkeypatch.setattr(_demo, "find_spec", lambda _: None)
     assert typed("demo") == Exit.USAGE
     assert capsys.readouterr().err == (
         "push-to-poll: the demo needs a server: pip install 'push-to-poll-client[serve]'\n"
@@ -211,7 +202,7 @@ def test_the_demo_names_the_extra_to_install_if_the_server_is_missing(capsys, mo
 def test_a_signal_ends_the_demo_and_removes_its_files(files, monkeypatch, number, code):
     before = signal.getsignal(signal.SIGTERM)
     # Another thread may get the signal, and this one hears of it a moment later.
-    monkeypatch.setattr(demo_module.Demo, "run", lambda _: (os.kill(os.getpid(), number), time.sleep(GUARD)))
+    monkeypatch.setattr(_demo, "_go_live", lambda *_: (os.kill(os.getpid(), number), time.sleep(GUARD)))
     assert typed(*SHORT) == code
     assert files() == []
     assert signal.getsignal(signal.SIGTERM) == before
@@ -242,11 +233,11 @@ def test_no_child_process_is_left_after_the_demo_ends(tmp_path, number):
 
 @pytest.mark.anyio
 async def test_the_consumer_of_the_demo_records_every_message_once(tmp_path):
-    handled = figures.HandlerFile(tmp_path / "handled")
+    handled = tmp_path / "handled"
     with serve_in_thread(backlog=3) as server:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(
-                _consumer.consume, server.url, server.push_url, str(tmp_path / "db"), str(handled.path)
+                _demo_consumer.consume, server.url, server.push_url, str(tmp_path / "db"), str(handled)
             )
             await anyio.to_thread.run_sync(server.stats.wait_for, lambda stats: stats.websockets_open)
             server.publish(1)
@@ -254,15 +245,15 @@ async def test_the_consumer_of_the_demo_records_every_message_once(tmp_path):
             enough = server.stats.empty + 2
             await anyio.to_thread.run_sync(server.stats.wait_for, lambda stats: stats.empty >= enough)
             os.kill(os.getpid(), signal.SIGTERM)
-    handled.read()
-    assert len(handled.ids) == len(handled.lines) == 4
-    assert all(line.latency >= 0 and line.pid == os.getpid() for line in handled.lines)
+    lines = _demo.read_calls(handled)
+    assert len({line.id for line in lines}) == len(lines) == 4
+    assert all(line.entered >= line.published and line.pid == os.getpid() for line in lines)
 
 
 def test_the_consumer_of_the_demo_ends_when_its_input_is_closed(monkeypatch):
     ended, (reading, writing) = threading.Event(), os.pipe()
     monkeypatch.setattr(os, "kill", lambda *_: ended.set())
-    _consumer.end_with_parent(reading)
+    _demo_consumer.end_with_parent(reading)
     os.close(writing)
     assert ended.wait(GUARD)
     os.close(reading)
@@ -275,45 +266,20 @@ def test_the_consumer_of_the_demo_is_started_with_its_command_line_arguments(mon
     monkeypatch.setattr(threading.Thread, "start", lambda thread: watched.append(thread))  # noqa: PLW0108
     monkeypatch.setattr(anyio, "run", lambda function, *places: ran.append((function.__name__, places)))
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-    runpy.run_module(_consumer.__name__, run_name="__main__")
+    runpy.run_module(_demo_consumer.__name__, run_name="__main__")
     assert ran == [("consume", ("a", "b", "c", "d"))]
     assert len(watched) == 1
 
 
-def test_a_503_fault_ends_when_a_later_fetch_succeeds(tmp_path):
-    """Not when one under way did."""
-    answers = [{"200": 5}, {"200": 6, "503": 1}, {"200": 6, "503": 1}, {"200": 7, "503": 1}]
-
-    class Server:
-        """Answers what it is told to."""
-
-        def set_faults(self, **faults):
-            assert faults == {"fail_next": 1, "fail_status": 503}
-
-        def stats(self):
-            return {"statuses": answers.pop(0)}
-
-    demo = _conductor.Demo(tmp_path, backlog=0, live=10)
-    demo._server = Server()
-    demo._answer_503()
-    while answers:
-        assert demo._faults == []
-        demo._observe()
-    assert len(demo._faults) == 1
-
-
 def test_progress_overwrites_one_line_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    screen = _conductor.Screen()
-    screen.show("1")
-    screen.show("2")
-    screen.say("stays")
+    _demo._show("1")
+    _demo._show("2")
+    _demo._say("stays")
     assert capsys.readouterr().out == "\r\x1b[K1\r\x1b[K2\r\x1b[Kstays\n"
 
 
-def test_progress_is_printed_rarely_if_stdout_is_not_a_terminal(capsys):
-    screen = _conductor.Screen()
-    screen.show("1")
-    screen.show("2")
-    screen.say("stays")
-    assert capsys.readouterr().out == "1\nstays\n"
+def test_only_lines_that_stay_are_printed_if_stdout_is_not_a_terminal(capsys):
+    _demo._show("1")
+    _demo._say("stays")
+    assert capsys.readouterr().out == "stays\n"

@@ -517,7 +517,7 @@ def calls_with_a_store(text):
 
 def shown_code():
     """Where examples are shown: pages, programs and docstrings."""
-    for path in [*PAGES, *(ROOT / "examples").glob("*.py"), *(PACKAGE / "cli" / "demo").glob("*.py")]:
+    for path in [*PAGES, *(ROOT / "examples").glob("*.py"), PACKAGE / "cli" / "_demo_consumer.py"]:
         if path.name != "CHANGELOG.md":
             yield path.name, path.read_text()
     for path in sorted(PACKAGE.rglob("*.py")):

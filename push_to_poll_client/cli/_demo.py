@@ -1,0 +1,354 @@
+"""`push-to-poll demo`: interrupt a consumer in many ways, and count the messages that it lost.
+
+There are three processes: this one, the reference server with a feed and its pushes, and `_demo_consumer.py`,
+which consumes the feed with a SQLite store. Both end with this process, even if it is killed. All figures come
+from the records of handler and server, never from the counters of the client.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import msgspec
+
+from push_to_poll_client.cli._demo_consumer import COMMIT_INTERVAL
+from push_to_poll_client.cli._output import Exit, UsageError
+from push_to_poll_client.cli._parser import Commands
+
+MIN_LIVE = 10
+"""Fewer live messages leave no room for four faults."""
+
+STEP_TIMEOUT = 20.0
+"""Seconds to wait for something that should happen at once. Messages that are missing then are counted as lost."""
+
+# -P: do not import from the current directory.
+_PYTHON_MODULE = [sys.executable, "-P", "-m"]
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command to the parser's commands."""
+    parser = commands.add(
+        "demo",
+        run,
+        help="see it work: a server, a consumer, and everything that goes wrong between them",
+        description="Start a server with a backlog and a consumer that catches up. Then live messages follow "
+        "while the server drops a fifth of the pushes, cuts the connection twice and answers one 503, and the "
+        "consumer is killed and started again. What the consumer wrote down is counted. It takes half a minute, "
+        "and needs the extra `serve`.",
+    )
+    parser.add_argument(
+        "--backlog", metavar="N", type=int, default=20_000, help="messages to catch up with (default: 20000)"
+    )
+    parser.add_argument(
+        "--live", metavar="N", type=int, default=200, help="messages that are published then (default: 200)"
+    )
+
+
+def run(options: argparse.Namespace) -> Exit:
+    """Run the demo.
+
+    Raises:
+        UsageError: A number is too small, or uvicorn is not installed.
+    """
+    if options.backlog < 0 or options.live < MIN_LIVE:
+        raise UsageError(f"--backlog must be at least 0 and --live at least {MIN_LIVE}")
+    if find_spec("uvicorn") is None:
+        raise UsageError("the demo needs a server: pip install 'push-to-poll-client[serve]'")
+    directory = Path(tempfile.mkdtemp(prefix="push-to-poll-demo-"))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(Exit.TERMINATED))
+    try:
+        passed = _show_all(directory, options.backlog, options.live)
+    except (KeyboardInterrupt, SystemExit):
+        shutil.rmtree(directory)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if not passed:
+        print(f"FAILED; what the consumer logged and the handler wrote is in {directory}")
+        return Exit.BUG
+    shutil.rmtree(directory)
+    return Exit.DONE
+
+
+def _show_all(directory: Path, backlog: int, live: int) -> bool:
+    """Run the demo, print the figures, and return whether they and the consumer's exit code are as expected."""
+    handled = directory / "handled"
+
+    def processed() -> int:
+        return len({call.id for call in read_calls(handled)})
+
+    with (
+        closing(ServerProcess(backlog)) as server,
+        closing(ConsumerProcess(directory, handled, server.addresses)) as consumer,
+    ):
+        _wait("catching up", processed, backlog)
+        calls = read_calls(handled)
+        took = calls[-1].entered - calls[0].entered if calls else 0.0
+        _say(f"caught up with {len(calls):,} messages in {took:.1f} s")
+        _wait("connecting", lambda: int(server.get("/stats")["websockets_open"]), 1)
+        polls, live_since = _polls(server.get("/stats")), time.monotonic()
+        faults = _go_live(server, consumer, live)
+        _wait("settling", processed, backlog + live)
+        stopped_well = consumer.end(signal.SIGTERM) == 0
+        calls = read_calls(handled)
+        nothing_lost = _print_figures(server, calls, polls)
+        sent = {push["cursor"]: push["at"] for push in server.get("/pushes") if push["sent"]}
+        _print_latencies([call for call in calls if call.published >= live_since], sent, faults)
+    return nothing_lost and stopped_well
+
+
+def _go_live(server: "ServerProcess", consumer: "ConsumerProcess", live: int) -> list[float]:
+    """Publish live messages, let things go wrong meanwhile, and return when each fault began."""
+    began: list[float] = []
+    # The faults come at a sixth, a third, a half and three quarters of the way.
+    faults = {
+        live * 33 // 200: ("the connection is cut", {"close_websockets": 1012}),
+        live * 73 // 200: ("a 503 is answered", {"fail_next": 1, "fail_status": 503}),
+        live * 113 // 200: ("the consumer is killed", {}),
+        live * 153 // 200: ("the connection is cut", {"close_websockets": 1012}),
+    }
+    server.post("/faults", {"drop_fraction": 0.2})
+    for number in range(1, live + 1):
+        server.post("/publish", 1)
+        if number in faults:
+            what, fault = faults[number]
+            _say(f"live: {what}")
+            began.append(time.monotonic())
+            if fault:
+                server.post("/faults", fault)
+            else:
+                consumer.end(signal.SIGKILL)
+                consumer.start()
+        _show(f"live: {number} published")
+        # In each ten messages: a burst of four, five at a steady pace, silence, one message, silence. Each fifth
+        # push is dropped, so the tenth message's is too: with silence around it, only the timer finds it.
+        time.sleep({9: 0.2, 0: 0.6}.get(number % 10, 0.0 if number % 10 < 4 else 0.03))
+    return began
+
+
+class ServerProcess:
+    """The reference server, in its own process.
+
+    Args:
+        backlog: The number of messages in the feed at the start.
+    """
+
+    def __init__(self, backlog: int) -> None:
+        command = [*_PYTHON_MODULE, "push_to_poll_client.testing.server", f"--backlog={backlog}", "--until-eof"]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        assert self.process.stdout is not None  # for the type checker  # noqa: S101
+        self.addresses: dict[str, str] = json.loads(self.process.stdout.readline())
+        self.http = httpx.Client(base_url=self.addresses["base_url"], trust_env=False)
+
+    def get(self, path: str, **query: str) -> Any:
+        """Return what the server answers."""
+        return self.http.get(path, params=query).json()
+
+    def post(self, path: str, content: Any) -> None:
+        """Publish messages, or set faults."""
+        self.http.post(path, json=content).raise_for_status()
+
+    def close(self) -> None:
+        """End the server."""
+        self.http.close()
+        self.process.communicate(timeout=STEP_TIMEOUT)
+
+
+class ConsumerProcess:
+    """A process with `_demo_consumer.py` that can be ended and started again.
+
+    Args:
+        directory: The directory for its database and its log.
+        handled: The file for its handler.
+        addresses: The URLs of the server, by name.
+    """
+
+    def __init__(self, directory: Path, handled: Path, addresses: Mapping[str, str]) -> None:
+        urls = [addresses["url"], addresses["push_url"]]
+        module = "push_to_poll_client.cli._demo_consumer"
+        self._command = [*_PYTHON_MODULE, module, *urls, str(directory / "orders.db"), str(handled)]
+        self._log = (directory / "consumer.log").open("ab")
+        self.start()
+
+    def start(self) -> None:
+        """Start the process."""
+        self._process = subprocess.Popen(
+            self._command,
+            env={**os.environ, "no_proxy": "127.0.0.1"},
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+
+    def end(self, number: signal.Signals) -> int:
+        """Send a signal to the process, wait for its end, and return its exit code."""
+        self._process.send_signal(number)
+        self._process.communicate(timeout=STEP_TIMEOUT)
+        return self._process.returncode
+
+    def close(self) -> None:
+        """Kill the process if it still runs, and close its log."""
+        self.end(signal.SIGKILL)
+        self._log.close()
+
+
+class HandlerCall(NamedTuple):
+    """One line of the handler, written when it was called.
+
+    Attributes:
+        id: The id of the message.
+        published: When the server published it, in seconds on the clock of `time.monotonic()`.
+        entered: When the handler was called, on the same clock.
+        pid: The process of the handler.
+    """
+
+    id: str
+    published: float
+    entered: float
+    pid: int
+
+
+def read_calls(path: Path) -> Sequence[HandlerCall]:
+    """Read the whole lines that the handler has written: a killed process may leave half of one."""
+    text = path.read_bytes() if path.exists() else b""
+    return msgspec.json.Decoder(HandlerCall).decode_lines(text[: text.rfind(b"\n") + 1])
+
+
+def processed_twice(calls: Sequence[HandlerCall]) -> tuple[set[str], set[str]]:
+    """Find the messages with which the handler was called more than once.
+
+    A kill may repeat the messages that the killed process, the first one, handled after its last commit: the last
+    of its lines, within `COMMIT_INTERVAL`. The next process may handle these once again (G7).
+
+    Returns:
+        The ids of all, and of those for which the kill is no excuse.
+    """
+    by_id: dict[str, list[HandlerCall]] = defaultdict(list)
+    for call in calls:
+        by_id[call.id].append(call)
+    twice = {name for name, made in by_id.items() if len(made) > 1}
+    killed = calls[0].pid if calls else 0
+    since = max((call.entered for call in calls if call.pid == killed), default=0.0) - COMMIT_INTERVAL
+    excused = {
+        name
+        for name in twice
+        if [call.pid == killed for call in by_id[name]] == [True, False] and by_id[name][0].entered >= since
+    }
+    return twice, twice - excused
+
+
+LATENCIES = {
+    "latency by push": "their own push was sent",
+    "latency by fallback": "their push was dropped, the timer found them",
+    "by a later push": "their push was dropped, the next one was not",
+    "across a fault": "cut, 503 or kill, until a push served again",
+}
+
+
+def latencies(
+    calls: Sequence[HandlerCall], sent: Mapping[str, float], faults: Sequence[float]
+) -> Mapping[str, list[float]]:
+    """Sort the seconds from publication to handler by the cause of the poll that found the message.
+
+    A fault lasts until the handler gets a message that was published after its begin, and whose push was sent.
+
+    Args:
+        calls: The first call with a message counts.
+        sent: When the push of a message was sent, by its id.
+        faults: When each fault began.
+    """
+    first = {call.id: call for call in reversed(calls)}.values()
+    periods = [
+        (began, min((one.entered for one in first if one.published >= began and one.id in sent), default=math.inf))
+        for began in faults
+    ]
+    found: dict[str, list[float]] = {name: [] for name in LATENCIES}
+    for call in first:
+        if any(began <= call.entered and call.published <= ended for began, ended in periods):
+            cause = "across a fault"
+        elif call.id in sent:
+            cause = "latency by push"
+        elif any(call.published <= at <= call.entered for at in sent.values()):
+            cause = "by a later push"
+        else:
+            cause = "latency by fallback"
+        found[cause].append(call.entered - call.published)
+    return {name: sorted(values) for name, values in found.items()}
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The smallest of the sorted values that is not below `percent` of them (nearest rank)."""
+    return values[math.ceil(len(values) * percent / 100) - 1]
+
+
+def _print_figures(server: ServerProcess, calls: Sequence[HandlerCall], polls_before: int) -> bool:
+    """Print the figures, and return whether nothing was lost or wrongly processed twice."""
+    server.post("/faults", {"fail_next": 0})  # they are meant for the consumer
+    ids: list[str] = []
+    while page := server.get("/feed", **({"lastEventId": ids[-1]} if ids else {})):
+        ids += [event["id"] for event in page]
+    published, processed, stats = set(ids), {call.id for call in calls}, server.get("/stats")
+    lost, (twice, inexcusable) = published - processed, processed_twice(calls)
+    live = _polls(stats) - polls_before
+    coalesced = max(0, stats["pushes_sent"] - live)
+    _say("")
+    _figure("published", len(published), "read from the feed by plain HTTP")
+    _figure("processed", len(processed), "written down by the handler")
+    _figure("lost", len(lost), "")
+    _figure("processed twice", len(twice), f"{len(inexcusable)} of them beyond what a kill may cost (G7)")
+    _figure("polls", _polls(stats), f"{live} since it was current; {stats['fetches']} fetches in all")
+    _figure("pushes sent", stats["pushes_sent"], f"{stats['pushes_dropped']} more dropped by the server")
+    _figure("pushes coalesced", coalesced, "at least: pushes sent, less polls since it was current")
+    return not lost and not inexcusable
+
+
+def _print_latencies(calls: Sequence[HandlerCall], sent: Mapping[str, float], faults: Sequence[float]) -> None:
+    for name, values in latencies(calls, sent, faults).items():
+        if values:
+            p50, p99 = (percentile(values, percent) * 1000 for percent in (50, 99))
+            _figure(name, len(values), f"p50 {p50:.1f} ms, p99 {p99:.1f} ms; {LATENCIES[name]}")
+
+
+def _figure(name: str, value: int, remark: str) -> None:
+    print(f"{name:<20}{value:>7,}   {remark}".rstrip())
+
+
+def _polls(stats: Mapping[str, Any]) -> int:
+    # Each poll ends with an empty page, or with a failure.
+    failed: int = sum(count for status, count in stats["statuses"].items() if status != "200")
+    return failed + int(stats["empty"])
+
+
+def _wait(what: str, count: Callable[[], int], enough: int) -> None:
+    ends = time.monotonic() + STEP_TIMEOUT
+    while (seen := count()) < enough and time.monotonic() < ends:
+        _show(f"{what}: {seen:,} of {enough:,}")
+        time.sleep(0.05)
+
+
+def _say(text: str) -> None:
+    """Print a line that stays."""
+    print(f"\r\x1b[K{text}" if sys.stdout.isatty() else text, flush=True)
+
+
+def _show(text: str) -> None:
+    """Show the progress on a terminal, in one line that changes."""
+    if sys.stdout.isatty():
+        print(f"\r\x1b[K{text}", end="", flush=True)

@@ -1,0 +1,80 @@
+"""The consumer of the demo: an ordinary consumer, in its own process so that it can be killed.
+
+Its handler appends one line per message to a file: the id, when the message was published, when the handler was
+called (both on the clock of `time.monotonic()`, which the processes of one machine share), and its process. A line
+is one `os.write`, so that the lines of a killed process are in the file.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+
+import anyio
+
+from push_to_poll_client import Consumer, HTTPFeed, Message, Push, SQLiteStore, WebSocketListener
+
+FALLBACK_INTERVAL = 0.5
+"""Seconds; short, so that the demo sees lost pushes within its half minute. A service would take a minute."""
+
+COMMIT_INTERVAL = 0.05
+"""Seconds of work that a kill may cost (G7)."""
+
+
+async def consume(*arguments: str) -> None:
+    """Consume until SIGTERM, which leaves the current message its time.
+
+    Args:
+        arguments: The URL of the feed, which follows the HTTP Feeds specification; the URL of the websocket; the
+            path of the SQLite store; the file to write to.
+    """
+    url, push_url, database, handled = arguments
+    file = os.open(handled, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    async def process(message: Message) -> None:
+        line = json.dumps([message.id, message.data["sent"], time.monotonic(), os.getpid()])
+        os.write(file, f"{line}\n".encode())
+
+    orders = Consumer(
+        HTTPFeed(url),
+        store=SQLiteStore(database),
+        name="orders",
+        # The server pushes the newest cursor.
+        listeners=[WebSocketListener(push_url, hint=lambda text: Push(cursor=json.loads(text)["cursor"]))],
+        process=process,
+        fallback_interval=FALLBACK_INTERVAL,
+        commit_interval=COMMIT_INTERVAL,
+        rate=20,
+        burst=20,
+    )
+    async with anyio.create_task_group() as tasks:
+
+        async def run() -> None:
+            await orders.run()
+            tasks.cancel_scope.cancel()
+
+        with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+            tasks.start_soon(run)
+            async for (
+                _
+            ) in signals:  # to the end: the parent closes our input after its signal, which sends another
+                orders.stop()
+
+
+def end_with_parent(stdin: int = 0) -> None:
+    """Send SIGTERM to this process when the other end of its standard input is closed, as by the parent's end."""
+
+    def watch() -> None:
+        os.read(stdin, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO)
+    end_with_parent()
+    anyio.run(consume, *sys.argv[1:])
