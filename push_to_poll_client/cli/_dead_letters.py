@@ -23,7 +23,7 @@ from push_to_poll_client.cli._output import (
     unescape,
 )
 from push_to_poll_client.cli._parser import Commands
-from push_to_poll_client.cli._state_file import add_state_to, find_consumer, run_with_session
+from push_to_poll_client.cli._state import add_state_to, find_consumer, run_with_session
 from push_to_poll_client.stores._sqlite.reader import find_dead_letters, read_dead_letter, read_dead_letters
 
 JSON_HELP = """\
@@ -104,12 +104,12 @@ def _retry(options: argparse.Namespace) -> None:
         while options.all and (letters := await session.dead_letters(after=last)):
             await session.commit(cursor=None, records=[], dead_letters=list(map(_marked, letters)))
             last = letters[-1]
-        await _require(session, keys)
+        marked = session.dead_letter_count if options.all else 0
         for key in keys:
-            letter = await session.dead_letter(key)
-            assert letter is not None  # this process owns the name  # noqa: S101
-            await session.commit(cursor=None, records=[], dead_letters=[_marked(letter)])
-        return session.dead_letter_count if options.all else len(keys)
+            if letter := await session.dead_letter(key):  # else a consumer has settled it since
+                await session.commit(cursor=None, records=[], dead_letters=[_marked(letter)])
+                marked += 1
+        return marked
 
     count = run_with_session(consumer, options.state, mark, instead="dead_letters.retry()")
     _print_count(count, "marked; the next run tries {} again")
@@ -120,23 +120,12 @@ def _drop(options: argparse.Namespace) -> None:
     keys = _find_keys(options, consumer.name)
 
     async def drop(session: Session) -> int:
-        await _require(session, keys)
-        await session.commit(cursor=None, records=[Record(key, Settlement.SKIPPED) for key in keys])
-        return len(keys)
+        there = [key for key in keys if await session.dead_letter(key)]  # the others were settled since
+        await session.commit(cursor=None, records=[Record(key, Settlement.SKIPPED) for key in there])
+        return len(there)
 
     count = run_with_session(consumer, options.state, drop, instead="dead_letters.drop()")
     _print_count(count, "gone, and will not be tried again")
-
-
-async def _require(session: Session, keys: Sequence[str]) -> None:
-    """Check that the dead letters are there, since a consumer can have settled them before the name was claimed.
-
-    Raises:
-        UsageError: One is not.
-    """
-    for number, key in enumerate(keys, 1):
-        if await session.dead_letter(key) is None:
-            raise _unknown_key(number)
 
 
 def _find_keys(options: argparse.Namespace, name: str) -> Sequence[str]:

@@ -35,7 +35,7 @@ from push_to_poll_client._validation import check_count
 from push_to_poll_client.cli._exec import Command, CommandNotStarted
 from push_to_poll_client.cli._output import Exit, ReaderGone, UsageError, write_line
 from push_to_poll_client.cli._parser import Commands
-from push_to_poll_client.cli._rewind import check_cursor
+from push_to_poll_client.cli._state import check_cursor
 from push_to_poll_client.listeners.handshakes import dropbox_challenge
 from push_to_poll_client.listeners.verifiers import dropbox, github, no_verification, standard_webhooks, stripe
 from push_to_poll_client.listeners.webhook import WebhookListener

@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from push_to_poll_client import Consumer, DeadLetters, HTTPFeed, SQLiteStore
-from push_to_poll_client.cli import _dead_letters, _rebind, _rewind, _tail
+from push_to_poll_client.cli import _dead_letters, _state, _tail
 from push_to_poll_client.cli._parser import Commands, Parser
 
 OWN = {
@@ -29,7 +29,7 @@ STANDS_FOR = {
 
 def options(command):
     commands = Commands(Parser(prog="push-to-poll", description=""))
-    for module in (_tail, _rewind, _rebind, _dead_letters):
+    for module in (_tail, _state, _dead_letters):
         module.add_to(commands)
     parsers = commands._parsers.choices
     if command not in parsers:

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from push_to_poll_client import Record, SQLiteStore
-from push_to_poll_client.cli import _rewind
+from push_to_poll_client.cli import _state
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.testing import serve_in_thread
 from tests.support import command_line
@@ -36,7 +36,7 @@ def state(tmp_path, monkeypatch):
         await session.release()
 
     anyio.run(commit)
-    monkeypatch.setattr(_rewind.time, "time", lambda: 1e9 + 300)
+    monkeypatch.setattr(_state.time, "time", lambda: 1e9 + 300)
     return path
 
 
@@ -118,7 +118,7 @@ def test_rewind_with_forget_removes_the_dedupe_records(state, capsys):
         (["--to", "lastest"], "--to latest: where the feed ends only the feed can tell"),
         (["--to", ""], "--to must be a cursor of the feed, of 1 to 65,536 characters"),
         (["--to", "x" * 65_537], "--to must be a cursor of the feed, of 1 to 65,536 characters"),
-        (["--to", "\udcff"], "--to must be a cursor of the feed: these bytes are no text"),
+        (["--to", "\udcff"], "--to must be a cursor of the feed, of 1 to 65,536 characters"),
         (["--ago", "-1"], "--ago must be finite and at least 0"),
         (["--ago", "nan"], "--ago must be finite and at least 0"),
         (["--ago", "soon"], "argument --ago: invalid float value;"),

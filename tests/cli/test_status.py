@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from push_to_poll_client._types import DeadLetter, Record
-from push_to_poll_client.cli import _status
+from push_to_poll_client.cli import _state
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.stores import SQLiteStore
 from push_to_poll_client.testing import serve_in_thread
@@ -37,7 +37,7 @@ def state(tmp_path, monkeypatch):
         await fresh.release()
 
     anyio.run(own)
-    monkeypatch.setattr(_status.time, "time", lambda: 1e9 + 3601)
+    monkeypatch.setattr(_state.time, "time", lambda: 1e9 + 3601)
     return path
 
 
@@ -109,7 +109,7 @@ def test_status_with_json_prints_one_json_object(state, capsys):
 
 
 def test_the_age_is_not_negative_when_the_clock_is_behind(state, capsys, monkeypatch):
-    monkeypatch.setattr(_status.time, "time", lambda: 0)
+    monkeypatch.setattr(_state.time, "time", lambda: 0)
     typed("status", "--state", str(state))
     assert "0.0 s ago" in capsys.readouterr().out
 

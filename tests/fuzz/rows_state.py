@@ -15,12 +15,11 @@ from push_to_poll_client._dead_letters import as_json, restore_from_json
 from push_to_poll_client._position import Position
 from push_to_poll_client._progress import Attempts, TimeOfDay
 from push_to_poll_client._types import SavedCursor
-from push_to_poll_client.cli import _dead_letters, _rebind, _rewind, _status, _tail
+from push_to_poll_client.cli import _dead_letters, _state, _tail
 from push_to_poll_client.cli._exec import _argv
 from push_to_poll_client.cli._output import UsageError, escape_unprintable, format_time, shell_quoted, unescape
 from push_to_poll_client.cli._parser import Commands, Parser
-from push_to_poll_client.cli._rebind import _identity
-from push_to_poll_client.cli._rewind import check_cursor
+from push_to_poll_client.cli._state import _identity, check_cursor
 from push_to_poll_client.cli._tail import listener_for, same_server
 from push_to_poll_client.stores._retention import Retention
 from push_to_poll_client.stores._sqlite.claimed_name import ClaimedName, read_history, read_state
@@ -188,7 +187,7 @@ def read_command(data):
 
 _typed = Parser(prog="push-to-poll", description="as the command itself makes it")
 _commands = Commands(_typed)
-for _command in (_tail, _status, _dead_letters, _rewind, _rebind):
+for _command in (_tail, _state, _dead_letters):
     _command.add_to(_commands)
 
 
@@ -335,7 +334,7 @@ ROWS = (
     ),
     Fuzzed(
         name="commands and cursors",
-        modules=("cli._exec", "cli._rewind", "cli._rebind"),
+        modules=("cli._exec", "cli._state"),
         read=read_command,
         errors=(UsageError, ValueError),
         examples=(b'cat \'a b\' "c\\"d"', b"cat", b"no-such-command x", b"https://h/orders?limit=9"),
