@@ -15,7 +15,7 @@ import anyio
 
 from push_to_poll_client._event_loop import Background, error_for_cancellation, sole_cause
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client._http.errors import error_for_exception
+from push_to_poll_client._http.response import error_for_exception
 from push_to_poll_client._poll_state import Poll
 from push_to_poll_client._protocols import Feed
 from push_to_poll_client._schedule import Schedule

@@ -7,8 +7,8 @@ new origin, so a feed that moved costs one edit. Trusted origins are asked witho
 A redirect proves nothing until a page of the feed was read where it ends: it may lead to a maintenance page. Until
 then a permanent redirect is not remembered, and a 404 or 410 from its end says nothing about the feed.
 
-From the bottom up: checks of arguments, one request (`OutgoingRequest`), sending it (`RequestSender`), and the
-client that follows redirects and reads the response (`Client`).
+From the bottom up: checks of arguments, one request (`OutgoingRequest`), and the client that sends it, follows
+redirects and reads the response (`Client`).
 """
 
 import re
@@ -26,16 +26,8 @@ import httpx
 from push_to_poll_client._exceptions import FeedError, PushToPollError
 from push_to_poll_client._http.caching import Validators, conditional_headers, is_cacheable
 from push_to_poll_client._http.credentials import Auth, Credentials, CredentialsFailed
-from push_to_poll_client._http.errors import (
-    HeldTooLong,
-    ProxyUnusable,
-    SocksUnusable,
-    UnusableRedirect,
-    error_for_status,
-    module_of,
-)
 from push_to_poll_client._http.headers import requested_delay
-from push_to_poll_client._http.origins import Origins, URLSecrets, parse_http_url, without_secrets
+from push_to_poll_client._http.origins import FeedURL, parse_http_url, without_secrets
 from push_to_poll_client._http.redirects import Redirects
 from push_to_poll_client._http.response import (
     ACCEPT_ENCODING,
@@ -44,10 +36,21 @@ from push_to_poll_client._http.response import (
     STALL_TIMEOUT,
     BodyError,
     Deadline,
+    HeldTooLong,
     Response,
+    error_for_status,
     read_body,
 )
-from push_to_poll_client._http.transport import closing, open_client, send, user_agent
+from push_to_poll_client._http.transport import (
+    ProxyUnusable,
+    SocksUnusable,
+    UnusableRedirect,
+    closing,
+    module_of,
+    open_client,
+    send,
+    user_agent,
+)
 from push_to_poll_client._secrets import Secrets, hidden, hide_in
 from push_to_poll_client._validation import check_count, check_identity, check_number, quoted
 
@@ -102,101 +105,6 @@ class OutgoingRequest(NamedTuple):
 
 _DEFAULT_AGENT = re.compile(r"python-httpx[0-9]*/[0-9.]+")
 
-
-class RequestSender:
-    """Send the requests of a feed with a client of its own, or with the caller's.
-
-    Args:
-        url_secrets: Hide the secrets of URLs in errors and logs.
-        credentials: Sent to the feed's own origin.
-        timeout: Seconds for one whole response.
-        client: An `httpx.AsyncClient` or one of its shape; `None` opens one.
-
-    Attributes:
-        errors: Exceptions that `send`, and reading its response, may raise.
-        read_timeout: The one of these that says that the server was silent for too long.
-
-    Raises:
-        TypeError: `client` is not a client.
-    """
-
-    def __init__(self, url_secrets: URLSecrets, credentials: Credentials, timeout: float, client: Any) -> None:
-        self._where = url_secrets.where
-        self._url_secrets = url_secrets
-        self._credentials = credentials
-        self._timeout = timeout
-        self._user_client = client
-        self._own_client: httpx.AsyncClient | None = None
-        self._module = module = httpx if client is None else module_of(client)
-        # The library adds its name to a client that has none of its own. Our own client has it already.
-        own_headers = getattr(client, "headers", {})
-        credentials.secrets.add_headers(own_headers)
-        credentials.secrets.add_body(dict(getattr(client, "params", {})))
-        agent = own_headers.get("user-agent", "")
-        self._user_agent = {"user-agent": user_agent(agent)} if _DEFAULT_AGENT.fullmatch(agent) else {}
-        self.read_timeout: type[Exception] = getattr(module, "ReadTimeout", httpx.ReadTimeout)
-        # Also a redirect to no URL, a proxy that cannot be used, and credentials that did not come.
-        self.errors = (module.HTTPError, module.InvalidURL, OSError, ValueError, *_SENDING_FAILED)
-
-    async def send(self, call: OutgoingRequest) -> Any:
-        """Return the response with its body unread; the caller closes it."""
-        client = self._get_client()
-        defaults = {"accept-encoding": ACCEPT_ENCODING, **self._user_agent, **prefer_wait(call.wait)}
-        headers = {**defaults, **call.headers, **conditional_headers(call.known)}
-        if call.same_origin:
-            headers |= await self._credentials.get()
-        limits = client.timeout
-        read = None if limits.read is None else limits.read + call.wait
-        timeout = {"connect": limits.connect, "read": read, "write": limits.write, "pool": limits.pool}
-        return await send(
-            client,
-            call.method,
-            call.url,
-            headers=headers,
-            content=call.content,
-            extensions={"timeout": timeout},
-            credentials=self._credentials if call.same_origin else None,
-        )
-
-    async def to_feed_error(self, error: Exception) -> FeedError:
-        """Map one of `errors` to the one to raise from `cause(error)`."""
-        if isinstance(error, CredentialsFailed):
-            return FeedError(f"{self._where} was not asked: {error}")
-        if isinstance(error, _SENDING_FAILED):
-            return FeedError(f"{self._where} could not be read: {error}; it is asked again later")
-        if isinstance(error, self._module.PoolTimeout):
-            await self.aclose()  # httpcore #1093: after unlucky cancellations a pool hands out nothing any more
-            if self._user_client is not None:
-                return FeedError(
-                    f"{self._where} was not asked: the pool of the client given by client= hands out no "
-                    "connection (PoolTimeout); share it among fewer, or open a new one"
-                )
-        secret = isinstance(error, self._module.LocalProtocolError)
-        text = "" if secret else f" {quoted(self._url_secrets.mask(str(error)), 200)}"
-        return FeedError(f"{self._where} could not be read: {type(error).__name__}{text}; it is asked again later")
-
-    def cause(self, error: Exception) -> Exception | None:
-        """Return the error if a traceback may show it. h11 shows the header that it refuses to send."""
-        hidden = isinstance(error, (self._module.LocalProtocolError, *_SENDING_FAILED))
-        return None if hidden else error
-
-    async def aclose(self) -> None:
-        """Close the connections. The next `send` opens new ones, in whatever event loop it runs."""
-        own, self._own_client = self._own_client, None
-        if own is not None:
-            await own.aclose()
-
-    def _get_client(self) -> Any:
-        if self._user_client is not None:
-            return self._user_client
-        if self._own_client is None:
-            # The pool's timeout ends before the deadline of the whole response, so that its error is seen.
-            self._own_client = open_client(
-                httpx.Timeout(self._timeout, pool=self._timeout / 2), redact=self._url_secrets.redact
-            )
-        return self._own_client
-
-
 _SENDING_FAILED = (CredentialsFailed, ProxyUnusable, SocksUnusable, UnusableRedirect)
 """Errors of this library whose text says all."""
 
@@ -250,22 +158,28 @@ class Client:
         identity: str | None = None,
     ) -> None:
         parse_http_url(url)  # its errors show the URL with the fields, not with the secrets
-        urls = URLSecrets(url, url_secrets)
-        parsed = httpx.URL(urls.url)
+        self._urls = urls = FeedURL(url, url_secrets, trusted_origins)
         self._given_identity = None if identity is None else check_identity(identity)
-        self._url = parsed.copy_with(userinfo=b"", fragment=None)
-        self._base_url = str(self._url.copy_with(query=self._url.query or None))
-        self._origins = Origins(self._url, urls, trusted_origins)
+        self._base_url = str(urls.url.copy_with(userinfo=b"", fragment=None, query=urls.url.query or None))
         self.where: str = urls.where
-        self._url_secrets = urls
         self._redirects = Redirects(urls.redact)
         check_number("timeout", timeout, above_zero=True)
         self._timeout = timeout
         self.max_body: int = check_count("max_body", max_body)
-        self._credentials = Credentials(auth, headers, parsed)
+        self._credentials = Credentials(auth, headers, urls.url)
         self.secrets: Secrets = self._credentials.secrets
         self.secrets.add(*url_secrets.values())
-        self._sender = RequestSender(urls, self._credentials, timeout, client)
+        self._given_client = client
+        self._own_client: httpx.AsyncClient | None = None
+        self._module = module = httpx if client is None else module_of(client)
+        # The library adds its name to a client that has none of its own. Our own client has it already.
+        own_headers = getattr(client, "headers", {})
+        self.secrets.add_headers(own_headers)
+        self.secrets.add_body(dict(getattr(client, "params", {})))
+        agent = own_headers.get("user-agent", "")
+        self._user_agent = {"user-agent": user_agent(agent)} if _DEFAULT_AGENT.fullmatch(agent) else {}
+        # What sending, and reading the response, may raise.
+        self._errors = (module.HTTPError, module.InvalidURL, OSError, ValueError, *_SENDING_FAILED)
 
     async def mask_secrets(self, call: Awaitable[T]) -> T:
         """Wait for a call of the feed, and mask the secrets of this client in all that it logs and raises.
@@ -283,15 +197,15 @@ class Client:
 
     @property
     def identity(self) -> str:
-        """Name of the feed without secrets. The first use may take some 50 ms; see `URLSecrets.identity`."""
-        return self._given_identity or self._url_secrets.identity
+        """Name of the feed without secrets. The first use may take some 50 ms; see `FeedURL.identity`."""
+        return self._given_identity or self._urls.identity
 
     @property
     def former_identities(self) -> tuple[str, ...]:
         """Identities that earlier versions gave the feed, newest first."""
         if self._given_identity is not None:
             return ()
-        former = dict.fromkeys(self._url_secrets.former_identities)
+        former = dict.fromkeys(self._urls.former_identities)
         return tuple(name for name in former if name != self.identity)
 
     def build_url(self, query: Mapping[str, str], url: str | None = None) -> str:
@@ -343,19 +257,20 @@ class Client:
         known = known if method == "GET" and conditional_headers(known) else None
         deadline = Deadline(self._timeout, wait)
         try:
-            url, same_origin = self._origins.check_url(
+            url, same_origin = self._urls.check_url(
                 self._redirects.resolve(url), verb="links", posted=content is not None
             )
             call = OutgoingRequest(url, same_origin, method, headers, known, content, wait, max_error_body)
             with deadline.scope:
                 return await self._send_with_auth(call, deadline)
-        except self._sender.errors as error:
+        except self._errors as error:
             self._redirects.forget()
-            if isinstance(error, self._sender.read_timeout) and deadline.still_held:
-                raise self._timeout_error(deadline, wait) from self._sender.cause(error)
-            raise await self._sender.to_feed_error(error) from self._sender.cause(error)
+            # h11 shows the header that it refuses to send.
+            unshown = (self._module.LocalProtocolError, *_SENDING_FAILED)
+            failure = await self._feed_error(error, deadline)
+            raise failure from None if isinstance(error, unshown) else error
         self._redirects.forget()
-        raise self._timeout_error(deadline, wait)
+        raise self._timeout_error(deadline)
 
     def check_link(self, url: str, *, posted: bool) -> str:
         """Return a link of a response without its user, password and fragment.
@@ -367,7 +282,7 @@ class Client:
         Raises:
             FeedError: Its origin is not trusted, or not with a body.
         """
-        return self._origins.check_url(url, verb="links", posted=posted)[0]
+        return self._urls.check_url(url, verb="links", posted=posted)[0]
 
     def check_status(self, response: Response) -> Response:
         """Return the response if its status is a success.
@@ -396,12 +311,33 @@ class Client:
 
     async def aclose(self) -> None:
         """Close the connections. The next `send_request` opens new ones, in whatever event loop it runs."""
-        await self._sender.aclose()
+        own, self._own_client = self._own_client, None
+        if own is not None:
+            await own.aclose()
 
-    def _timeout_error(self, deadline: Deadline, wait: float) -> FeedError:
+    async def _feed_error(self, error: Exception, deadline: Deadline) -> FeedError:
+        if isinstance(error, self._module.ReadTimeout) and deadline.still_held:
+            return self._timeout_error(deadline)
+        if isinstance(error, CredentialsFailed):
+            return FeedError(f"{self.where} was not asked: {error}")
+        if isinstance(error, _SENDING_FAILED):
+            return FeedError(f"{self.where} could not be read: {error}; it is asked again later")
+        if isinstance(error, self._module.PoolTimeout):
+            await self.aclose()  # httpcore #1093: after unlucky cancellations a pool hands out nothing any more
+            if self._given_client is not None:
+                return FeedError(
+                    f"{self.where} was not asked: the pool of the client given by client= hands out no "
+                    "connection (PoolTimeout); share it among fewer, or open a new one"
+                )
+        secret = isinstance(error, self._module.LocalProtocolError)
+        text = "" if secret else f" {quoted(self._urls.mask(str(error)), 200)}"
+        return FeedError(f"{self.where} could not be read: {type(error).__name__}{text}; it is asked again later")
+
+    def _timeout_error(self, deadline: Deadline) -> FeedError:
         if deadline.still_held:
             return HeldTooLong(
-                f"{self.where} held its answer for longer than the {wait:g} seconds that it was asked to wait"
+                f"{self.where} held its answer for longer than the {deadline.wait:g} seconds that it was asked to "
+                "wait"
             )
         if deadline.stalled:
             return FeedError(
@@ -409,13 +345,13 @@ class Client:
                 "it is asked again later"
             )
         return FeedError(
-            f"{self.where} did not send a whole answer within {self._timeout + wait:g} seconds; "
+            f"{self.where} did not send a whole answer within {self._timeout + deadline.wait:g} seconds; "
             "raise timeout= if it needs longer"
         )
 
     async def _send_with_auth(self, call: OutgoingRequest, deadline: Deadline) -> Response:
         response = await self._follow_redirects(call, deadline)
-        refused = response.status == HTTPStatus.UNAUTHORIZED and self._origins.is_same_origin(response.url)
+        refused = response.status == HTTPStatus.UNAUTHORIZED and self._urls.is_same_origin(response.url)
         if refused and self._credentials.forget():
             deadline.expect_response()
             response = await self._follow_redirects(call, deadline)
@@ -426,7 +362,7 @@ class Client:
             and response.status in _MISSING_STATUSES
             and not self._redirects.is_confirmed(response.url)
         ):
-            there = self._url_secrets.redact(response.url)
+            there = self._urls.redact(response.url)
             raise FeedError(
                 f"{self.where} was redirected to {there}, which answered {response.status}; if the feed has "
                 "moved there, give its new URL; it is asked again later",
@@ -436,16 +372,40 @@ class Client:
 
     async def _follow_redirects(self, call: OutgoingRequest, deadline: Deadline) -> Response:
         for _ in range(MAX_REDIRECTS + 1):
-            async with closing(await self._sender.send(call)) as response:
+            async with closing(await self._send(call)) as response:
                 if response.next_request is None:
                     return await self._read_response(response, call, deadline)
                 call = self._redirected_request(response, call)
         raise FeedError(f"{self.where} redirects more than {MAX_REDIRECTS} times; ask its publisher for its URL")
 
+    async def _send(self, call: OutgoingRequest) -> Any:
+        """Return the response with its body unread; the caller closes it."""
+        client = self._given_client or self._own_client
+        if client is None:
+            # The pool's timeout ends before the deadline of the whole response, so that its error is seen.
+            timeouts = httpx.Timeout(self._timeout, pool=self._timeout / 2)
+            client = self._own_client = open_client(timeouts, redact=self._urls.redact)
+        defaults = {"accept-encoding": ACCEPT_ENCODING, **self._user_agent, **prefer_wait(call.wait)}
+        headers = {**defaults, **call.headers, **conditional_headers(call.known)}
+        if call.same_origin:
+            headers |= await self._credentials.get()
+        limits = client.timeout
+        read = None if limits.read is None else limits.read + call.wait
+        timeout = {"connect": limits.connect, "read": read, "write": limits.write, "pool": limits.pool}
+        return await send(
+            client,
+            call.method,
+            call.url,
+            headers=headers,
+            content=call.content,
+            extensions={"timeout": timeout},
+            credentials=self._credentials if call.same_origin else None,
+        )
+
     def _redirected_request(self, response: Any, call: OutgoingRequest) -> OutgoingRequest:
         following = call.after_redirect(response.status_code)
         posted = following.content is not None
-        url, same_origin = self._origins.check_url(str(response.next_request.url), verb="redirects", posted=posted)
+        url, same_origin = self._urls.check_url(str(response.next_request.url), verb="redirects", posted=posted)
         if (
             response.status_code in _PERMANENT_REDIRECTS
             and following.method == call.method
@@ -457,7 +417,7 @@ class Client:
     async def _read_response(self, response: Any, call: OutgoingRequest, deadline: Deadline) -> Response:
         status = response.status_code
         headers, now = response.headers, time.time()
-        where = self.where if call.same_origin else self._origins.describe_source(call.url)
+        where = self.where if call.same_origin else self._urls.describe_source(call.url)
         body = b""
         if status in ACCEPTED_STATUSES:
             deadline.start_body()
@@ -467,7 +427,7 @@ class Client:
                 raise FeedError(f"{where} {error}") from error.__cause__
         elif call.max_error_body:  # the error stands without it, too
             deadline.start_body()
-            with anyio.move_on_after(ERROR_BODY_TIMEOUT), suppress(BodyError, *self._sender.errors):
+            with anyio.move_on_after(ERROR_BODY_TIMEOUT), suppress(BodyError, *self._errors):
                 body = await read_body(response, call.max_error_body, deadline.add_bytes)
         wait = within_poll = requested_delay(status, headers, now)
         if wait is not None:

@@ -19,7 +19,7 @@ from typing import Any
 import anyio
 import httpx
 
-from push_to_poll_client._http.errors import UnusableRedirect
+from push_to_poll_client._http.transport import UnusableRedirect
 
 READ_SIZE = 256 * 1024
 """Bytes per read; asyncio reads no more at a time."""

@@ -1,7 +1,7 @@
 """Decide which origins a feed may reach, and hide the secrets of URLs.
 
-`without_secrets` and `URLSecrets` say how a URL is shown in errors, logs and status. `Origins` says whether it may
-be asked, and whether credentials go with the request.
+`without_secrets` and `FeedURL` say how a URL is shown in errors, logs and status. `FeedURL` also says whether it
+may be asked, and whether credentials go with the request.
 """
 
 import functools
@@ -227,13 +227,16 @@ MAX_SECRET = 4096
 _SCHEME_AND_AUTHORITY = re.compile(r"[^:/?#]*:?//[^/?#]*")
 
 
-class URLSecrets:
-    """Fill secrets into the fields of a URL, and put the fields back wherever the URL is shown.
+class FeedURL:
+    """URL of a feed with its secrets, and the origins that the feed may read from.
+
+    Where the URL is shown, the fields stand in place of the secrets.
 
     Args:
         template: The URL with a field in braces for each secret in its path or query, such as
             `https://api.example/bot{token}/updates`.
         secrets: The secrets by the names of their fields.
+        trusted_origins: Other origins to which the feed may lead.
 
     Attributes:
         where: The template as it may be shown, without its other secrets.
@@ -242,30 +245,35 @@ class URLSecrets:
         former_identities: What earlier versions made as `identity`; see the function.
 
     Raises:
-        TypeError: A name or a secret is not a `str`.
-        ValueError: A secret is empty or too long, or has no field in the path or query.
+        TypeError: A name or a secret is not a `str`, or `trusted_origins` has the wrong type.
+        ValueError: A secret is empty or too long, or has no field in the path or query. Or one of
+            `trusted_origins` is not an origin.
     """
 
-    def __init__(self, template: str, secrets: Mapping[str, str]) -> None:
+    def __init__(self, template: str, secrets: Mapping[str, str], trusted_origins: Collection[str] = ()) -> None:
         self.where = without_secrets(template)
-        self.url = template
-        named = _without_page_size(template)
+        filled, named = template, _without_page_size(template)
         self._patterns: list[tuple[re.Pattern[str], str]] = []
         for name, secret in sorted(_check_secrets(template, secrets).items(), key=lambda item: -len(item[1])):
             field, value = f"{{{name}}}", quote(secret, safe=":@")
-            self.url, named = self.url.replace(field, value), named.replace(field, value)
+            filled, named = filled.replace(field, value), named.replace(field, value)
             # As it is and percent-encoded in any way, since servers rewrite URLs.
             forms = (f"(?:{_percent_encoded(char)}|{re.escape(char)})" for char in secret)
             self._patterns.append((re.compile("".join(forms)), field))
         self._named = named
         self._template = template
-        self._has_fields = bool(secrets)
         self.former_identities: tuple[str, ...] = former_identities(template)
         if secrets:
             self.former_identities = (
                 f"{_cut(_redacted_and_query(_without_page_size(template))[0])}#{_digest(named)}",
-                f"{_cut(_redacted_and_query(template)[0])}#{_digest(self.url)}",
+                f"{_cut(_redacted_and_query(template)[0])}#{_digest(filled)}",
             )
+        self.url = httpx.URL(filled)
+        self._origin = origin_of(self.url)
+        self._origin_prefix = str(self.url.copy_with(userinfo=b"", fragment=None, raw_path=b"/"))
+        if isinstance(trusted_origins, str) or not isinstance(trusted_origins, Collection):
+            raise TypeError(f"trusted_origins is a {type(trusted_origins).__name__}; give a list of origins")
+        self._trusted = frozenset(map(_parse_origin, trusted_origins))
 
     @functools.cached_property
     def identity(self) -> str:
@@ -274,7 +282,7 @@ class URLSecrets:
         Another secret makes another identity: behind another token there are other messages, and a cursor is of
         use for only one of them.
         """
-        if not self._has_fields:
+        if not self._patterns:
             return identity(self._template)
         # Not by `without_secrets`, whose answer depends on whose secrets are hidden.
         shown = _cut(_redacted_and_query(_without_page_size(self._template))[0])
@@ -289,50 +297,6 @@ class URLSecrets:
     def redact(self, url: object) -> str:
         """Return any URL as `without_secrets` shows it, with these secrets replaced by their fields."""
         return without_secrets(self.mask(str(url)))
-
-
-def _check_secrets(template: str, secrets: Mapping[str, str]) -> Mapping[str, str]:
-    authority = _SCHEME_AND_AUTHORITY.match(template)
-    for name, secret in secrets.items():
-        if not (isinstance(name, str) and isinstance(secret, str)):
-            raise TypeError(f"url_secrets have a {type(secret).__name__} for {name!r}; give str for both")
-        field = f"{{{name}}}"
-        if not 0 < len(secret) <= MAX_SECRET:
-            raise ValueError(f"the secret {name!r} has {len(secret)} characters; give 1 to {MAX_SECRET}")
-        if field not in template or (authority is not None and field in authority[0]):
-            raise ValueError(f"url has no field {field} in its path or query for the secret {name!r}")
-    return secrets
-
-
-def _percent_encoded(char: str) -> str:
-    octets = char.encode(errors="surrogatepass")
-    return "".join(f"(?i:%{octet:02x})" for octet in octets)
-
-
-class Origins:
-    """Origins that a feed may read from.
-
-    Args:
-        url: The feed's URL, without user and password.
-        url_secrets: Hide its secrets in errors.
-        trusted_origins: Other origins to which the feed may lead.
-
-    Attributes:
-        where: The feed's URL without secrets, for errors.
-
-    Raises:
-        TypeError: `trusted_origins` has the wrong type.
-        ValueError: One of `trusted_origins` is not an origin.
-    """
-
-    def __init__(self, url: httpx.URL, url_secrets: URLSecrets, trusted_origins: Collection[str]) -> None:
-        self.where = url_secrets.where
-        self._url_secrets = url_secrets
-        self._feed_origin = origin_of(url)
-        self._origin_prefix = str(url.copy_with(raw_path=b"/"))
-        if isinstance(trusted_origins, str) or not isinstance(trusted_origins, Collection):
-            raise TypeError(f"trusted_origins is a {type(trusted_origins).__name__}; give a list of origins")
-        self._trusted = frozenset(map(_parse_origin, trusted_origins))
 
     def check_url(self, url: str, *, verb: str, posted: bool) -> tuple[str, bool]:
         """Return the URL to ask in place of a URL that may come from a server.
@@ -355,25 +319,21 @@ class Origins:
             target = httpx.URL(url).copy_with(userinfo=b"", fragment=None)
         except httpx.InvalidURL:  # whose text may quote a piece of a secret
             raise FeedError(f"{self.where} {verb} to what is no URL; ask its publisher") from None
-        same_origin = origin_of(target) == self._feed_origin
+        same_origin = origin_of(target) == self._origin
         if not same_origin:
             self._check_trusted(target, verb, posted=posted)
         return str(target), same_origin
 
     def is_same_origin(self, url: str) -> bool:
         """Return True if the URL is of the feed's own origin."""
-        return url.startswith(self._origin_prefix) or origin_of(httpx.URL(url)) == self._feed_origin
+        return url.startswith(self._origin_prefix) or origin_of(httpx.URL(url)) == self._origin
 
     def describe_source(self, url: str) -> str:
         """Name the source of a response for errors: the feed, or another origin that it led to."""
-        return (
-            self.where
-            if self.is_same_origin(url)
-            else f"{self.where}, which led to {self._url_secrets.redact(url)},"
-        )
+        return self.where if self.is_same_origin(url) else f"{self.where}, which led to {self.redact(url)},"
 
     def _check_trusted(self, target: httpx.URL, verb: str, *, posted: bool) -> None:
-        there = self._url_secrets.redact(f"{target.scheme}://{target.netloc.decode('ascii')}/")
+        there = self.redact(f"{target.scheme}://{target.netloc.decode('ascii')}/")
         if origin_of(target) not in self._trusted:
             raise FeedError(
                 f"{self.where} {verb} to another origin, {there}, which credentials must not follow; if the "
@@ -381,7 +341,25 @@ class Origins:
             )
         if posted:
             raise FeedError(f"{self.where} {verb} to another origin, {there}, which must not get what is posted")
-        if self._url_secrets.mask(str(target)) != str(target):
+        if self.mask(str(target)) != str(target):
             raise FeedError(
                 f"{self.where} {verb} to another origin, {there}, by a URL that holds a secret which is not its"
             )
+
+
+def _check_secrets(template: str, secrets: Mapping[str, str]) -> Mapping[str, str]:
+    authority = _SCHEME_AND_AUTHORITY.match(template)
+    for name, secret in secrets.items():
+        if not (isinstance(name, str) and isinstance(secret, str)):
+            raise TypeError(f"url_secrets have a {type(secret).__name__} for {name!r}; give str for both")
+        field = f"{{{name}}}"
+        if not 0 < len(secret) <= MAX_SECRET:
+            raise ValueError(f"the secret {name!r} has {len(secret)} characters; give 1 to {MAX_SECRET}")
+        if field not in template or (authority is not None and field in authority[0]):
+            raise ValueError(f"url has no field {field} in its path or query for the secret {name!r}")
+    return secrets
+
+
+def _percent_encoded(char: str) -> str:
+    octets = char.encode(errors="surrogatepass")
+    return "".join(f"(?i:%{octet:02x})" for octet in octets)

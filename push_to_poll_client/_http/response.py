@@ -9,6 +9,7 @@ told each time how many bytes it may return.
 
 import re
 import sys
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -17,9 +18,16 @@ from typing import Any, NamedTuple
 import anyio
 import anyio.lowlevel
 
-from push_to_poll_client._exceptions import FeedError
+from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
 from push_to_poll_client._http.caching import Validators, validators_of
-from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, link_targets, resolve_url
+from push_to_poll_client._http.headers import (
+    MAX_LINKS,
+    TooManyLinks,
+    link_targets,
+    requested_delay,
+    resolve_url,
+)
+from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._http.transport import CHUNKS_AT_ONCE, unwinding
 from push_to_poll_client._validation import quoted
 
@@ -45,6 +53,7 @@ class Deadline:
             later, and `STALL_TIMEOUT` seconds later enough of the body to show that the server no longer waits.
 
     Attributes:
+        wait: As given.
         scope: The cancel scope in which to send the request and read the response.
         still_held: True if the server was asked to wait, and has sent next to nothing since.
     """
@@ -55,6 +64,7 @@ class Deadline:
         self._end = self._hold_end + timeout
         self._first_end = self._end if wait <= 0 else min(self._end, self._hold_end + HOLD_GRACE)
         self._missing = 0
+        self.wait = wait
         self.still_held = wait > 0
         self.scope = anyio.CancelScope(deadline=self._first_end)
 
@@ -284,3 +294,38 @@ def find_link(response: Response, relation: str) -> str | None:
     if url is None:
         raise FeedError(f"{response.where} links to its {quoted(relation)} by what is no URL")
     return url
+
+
+class HeldTooLong(FeedError):
+    """The server was asked to wait for news, and holds its answer beyond that. It says nothing about the feed."""
+
+
+_TRANSIENT_STATUSES = frozenset({408, 425, 429})
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
+def error_for_status(status: int, retry_after: float | None, where: str) -> FeedError:
+    """Map the status of an HTTP error response to a FeedError.
+
+    Args:
+        status: Status of the response.
+        retry_after: Seconds for which the server asks not to be polled; `None` if it did not ask.
+        where: The URL without secrets.
+    """
+    seen = f"{where} answered {status} {_PHRASES.get(status, '')}".rstrip()
+    if status == HTTPStatus.GONE:
+        return FeedGone(f"{seen}: the feed is gone for good; ask its publisher where to", retry_after=retry_after)
+    throttled = status == HTTPStatus.FORBIDDEN and retry_after is not None
+    if 400 <= status < 500 and status not in _TRANSIENT_STATUSES and not throttled:  # noqa: PLR2004
+        return FeedRefused(f"{seen}; check the URL and the credentials", retry_after=retry_after)
+    return FeedError(f"{seen}; it is asked again later", retry_after=retry_after)
+
+
+def error_for_exception(error: Exception) -> FeedError | None:
+    """Map the error of `raise_for_status()`, of httpx or a client of its shape; `None` for any other error."""
+    response: Any = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if not isinstance(status, int):
+        return None
+    retry_after = requested_delay(status, response.headers, time.time())
+    return error_for_status(status, retry_after, without_secrets(response.url))

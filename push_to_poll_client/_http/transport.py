@@ -6,6 +6,7 @@ header but one to another origin (G12).
 
 import functools
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
@@ -17,10 +18,42 @@ import anyio
 import anyio.lowlevel
 import httpx
 
+from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.credentials import Credentials
-from push_to_poll_client._http.errors import ProxyUnusable, SocksUnusable, UnusableRedirect, module_of
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._version import __version__
+
+
+class ProxyUnusable(PushToPollError):
+    """The environment names a proxy that cannot be one."""
+
+
+class SocksUnusable(PushToPollError):
+    """The environment names a SOCKS proxy, for which a library is missing."""
+
+
+class UnusableRedirect(PushToPollError):
+    """The server answered a redirect to something that is not a URL."""
+
+    def __init__(self, text: str = "the server answered a redirect to something that is not a URL") -> None:
+        super().__init__(text)
+
+
+def module_of(client: Any) -> Any:
+    """Return the module with the exceptions of a client.
+
+    The classes of httpx and of its successor are unrelated.
+
+    Raises:
+        TypeError: It is not a client.
+    """
+    if not all(hasattr(client, name) for name in ("aclose", "build_request", "send", "timeout")):
+        raise TypeError(f"client is a {type(client).__name__}; give an httpx.AsyncClient or one of its shape")
+    for base in type(client).__mro__:
+        module = sys.modules.get(base.__module__.partition(".")[0])
+        if hasattr(module, "LocalProtocolError") and hasattr(module, "PoolTimeout"):
+            return module
+    return httpx
 
 
 @functools.cache
@@ -159,7 +192,7 @@ async def send(
                 f"the client raised {type(error).__name__}, as httpx does when a server answers a redirect to "
                 "something that is not a URL"
             ) from None
-        except getattr(module, "RemoteProtocolError", httpx.RemoteProtocolError) as error:
+        except module.RemoteProtocolError as error:
             if str(error).startswith("Invalid URL in location header"):
                 raise UnusableRedirect from None
             raise

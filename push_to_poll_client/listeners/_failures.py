@@ -16,8 +16,8 @@ import httpx
 
 from push_to_poll_client._exceptions import ListenerError, PushToPollError
 from push_to_poll_client._http.credentials import CredentialsFailed
-from push_to_poll_client._http.errors import ProxyUnusable, SocksUnusable, UnusableRedirect
 from push_to_poll_client._http.headers import requested_delay
+from push_to_poll_client._http.transport import ProxyUnusable, SocksUnusable, UnusableRedirect
 from push_to_poll_client._secrets import mask, shows_a_secret
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners._backoff import ReconnectAction, action_of_status

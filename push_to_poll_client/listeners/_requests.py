@@ -15,10 +15,9 @@ import httpx
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.addresses import PrivateAddress, only_public, peer_of
 from push_to_poll_client._http.credentials import Auth, Credentials, HeaderSource
-from push_to_poll_client._http.errors import UnusableRedirect, module_of
 from push_to_poll_client._http.origins import origin_of, parse_http_url, without_secrets
 from push_to_poll_client._http.response import BodyError, read_body
-from push_to_poll_client._http.transport import closing, open_client, send
+from push_to_poll_client._http.transport import UnusableRedirect, closing, module_of, open_client, send
 from push_to_poll_client._json import decode
 from push_to_poll_client._secrets import Secrets
 from push_to_poll_client._validation import check_count, check_number

@@ -590,7 +590,7 @@ class TestTheClient:
         feed = HTTPFeed(URL)
         with pytest.raises(FeedError, match="PoolTimeout"):
             await feed.fetch(FetchRequest())
-        assert feed._http_client._sender._own_client is None
+        assert feed._http_client._own_client is None
         assert ids(await fetch(feed)) == ["1"]
 
     async def test_the_client_is_kept_after_a_read_error(self, serve):
@@ -598,7 +598,7 @@ class TestTheClient:
         feed = HTTPFeed(URL)
         with pytest.raises(FeedError, match="ReadError 'reset'"):
             await feed.fetch(FetchRequest())
-        assert feed._http_client._sender._own_client is not None
+        assert feed._http_client._own_client is not None
         await feed.aclose()
 
     @pytest.mark.parametrize(
@@ -643,6 +643,7 @@ class TestTheClient:
         Client.__module__ = "httpx_successor._client"
         other.HTTPError, other.PoolTimeout = HTTPError, PoolTimeout
         other.InvalidURL = other.LocalProtocolError = type("Other", (Exception,), {})
+        other.ReadTimeout = other.RemoteProtocolError = other.LocalProtocolError
         sys.modules["httpx_successor"] = other
         try:
             async with Client() as client:

@@ -187,7 +187,7 @@ async def test_a_broken_response_is_a_feed_error_and_the_next_fetch_succeeds(scr
         with pytest.raises(FeedError) as failed, anyio.fail_after(GUARD):
             await feed.fetch(FetchRequest())
         assert text in str(failed.value)
-        feed._http_client._timeout = feed._http_client._sender._own_client.timeout = GUARD
+        feed._http_client._timeout = feed._http_client._own_client.timeout = GUARD
         assert len((await fetch(feed)).messages) == 1
 
 
@@ -228,7 +228,7 @@ async def test_a_server_that_holds_its_answer_too_long_is_asked_again_for_one_at
                 tasks.start_soon(wait_for_news)
                 await anyio.to_thread.run_sync(asked.wait, GUARD)
                 # Only the first request is to be cut off.
-                feed._http_client._timeout = feed._http_client._sender._own_client.timeout = GUARD
+                feed._http_client._timeout = feed._http_client._own_client.timeout = GUARD
         await feed.aclose()
     assert [message.id for message in pages[0].messages] == ["1"]
 

@@ -20,16 +20,20 @@ from push_to_poll_client._http.caching import (
     validators_of,
 )
 from push_to_poll_client._http.client import Client
-from push_to_poll_client._http.errors import error_for_exception, error_for_status
 from push_to_poll_client._http.headers import http_date, requested_delay
 from push_to_poll_client._http.origins import (
-    Origins,
-    URLSecrets,
+    FeedURL,
     identity,
     without_secrets,
 )
 from push_to_poll_client._http.redirects import MAX_REMEMBERED_REDIRECTS, Redirects
-from push_to_poll_client._http.response import BodyError, find_link, read_body
+from push_to_poll_client._http.response import (
+    BodyError,
+    error_for_exception,
+    error_for_status,
+    find_link,
+    read_body,
+)
 from push_to_poll_client._types import MAX_NOT_BEFORE
 from push_to_poll_client._validation import describe, one_line, quoted
 from push_to_poll_client.feeds._base import EndOfFeed
@@ -147,7 +151,7 @@ def read_packed(data):
         assert zlib.decompressobj(31).decompress(body) == unpacked
 
 
-_hidden = URLSecrets("https://api.example/bot{token}/updates?x={other}", {"token": SECRET, "other": "aaab"})
+_hidden = FeedURL("https://api.example/bot{token}/updates?x={other}", {"token": SECRET, "other": "aaab"})
 
 
 def read_hidden(data):
@@ -160,7 +164,7 @@ def read_hidden(data):
         assert masked == text
 
 
-_places = Origins(httpx.URL(URL), URLSecrets(URL, {}), ["https://cdn.example"])
+_places = FeedURL(URL, {}, ["https://cdn.example"])
 
 
 def read_place(data):
@@ -363,7 +367,7 @@ ROWS = (
     ),
     Fuzzed(
         name="refusals",
-        modules=("_http.errors", "_http.headers"),
+        modules=("_http.response", "_http.headers"),
         read=read_refusal,
         examples=(
             b"429\nretry-after: 3",

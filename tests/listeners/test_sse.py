@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from push_to_poll_client._exceptions import ListenerError
-from push_to_poll_client._http.errors import ProxyUnusable, SocksUnusable
+from push_to_poll_client._http.transport import ProxyUnusable, SocksUnusable
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import ReconnectAction, ServerSentEvent, SSEListener
 from push_to_poll_client.listeners._sse_parser import EventTooLarge

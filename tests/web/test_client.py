@@ -121,7 +121,7 @@ class TestAPool:
         asked = origin()
         with pytest.raises(FeedError, match="PoolTimeout 'dead'; it is asked again later"):
             await asked.send_request(URL, headers={})
-        assert asked._sender._own_client is None
+        assert asked._own_client is None
         assert (await ask(asked)).status == 200
 
     @pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError])
@@ -133,7 +133,7 @@ class TestAPool:
         for _ in range(5):
             with pytest.raises(FeedError):
                 await asked.send_request(URL, headers={})
-            clients.add(id(asked._sender._own_client))
+            clients.add(id(asked._own_client))
         assert (await ask(asked)).status == 200
         assert len(clients) == 1
 
@@ -348,7 +348,4 @@ class TestTrustedOrigins:
         assert SECRET not in str(wrong.value)
 
     def test_a_trusted_origin_may_end_in_a_slash(self):
-        assert (
-            origin(trusted_origins={f"{CDN}/"})._origins._trusted
-            == origin(trusted_origins=(CDN,))._origins._trusted
-        )
+        assert origin(trusted_origins={f"{CDN}/"})._urls._trusted == origin(trusted_origins=(CDN,))._urls._trusted

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from push_to_poll_client._exceptions import FeedRefused
 from push_to_poll_client._http import origins
-from push_to_poll_client._http.origins import MAX_SECRET, URLSecrets
+from push_to_poll_client._http.origins import MAX_SECRET, FeedURL
 from push_to_poll_client._http.response import find_link
 from tests.web.test_client import CDN, ask, origin, refused, serve
 
@@ -105,7 +105,7 @@ def test_feeds_with_different_secrets_have_different_identities():
 
 
 def test_one_secret_may_be_contained_in_another():
-    hidden = URLSecrets("https://h/{a}/{b}?key={a}", {"a": "12", "b": "123"})
+    hidden = FeedURL("https://h/{a}/{b}?key={a}", {"a": "12", "b": "123"})
     assert hidden.url == "https://h/12/123?key=12"
     assert hidden.redact(hidden.url) == "https://h/{a}/{b}?key=…"
 
@@ -132,6 +132,6 @@ def test_invalid_secrets_are_refused_and_not_shown(template, secrets, error, tex
 
 @given(st.text(min_size=6, max_size=20), st.sampled_from(["", ":@", "/?#&="]))
 def test_a_secret_is_masked_in_plain_and_in_percent_encoded_form(secret, safe):
-    hidden = URLSecrets("https://h/{s}", {"s": secret})
+    hidden = FeedURL("https://h/{s}", {"s": secret})
     written = quote(secret, safe=safe, errors="surrogatepass")
     assert hidden.mask(f"x{written}y{secret}z") == "x{s}y{s}z" or secret in "x{s}y{s}z"
