@@ -37,40 +37,41 @@ class Redirects:
 
     def __init__(self, redact: Callable[[object], str]) -> None:
         self._redact = redact
-        self._paths: OrderedDict[str, str] = OrderedDict()
-        self._urls: OrderedDict[str, str] = OrderedDict()
+        # By path and query. A redirect that kept the query has no query here, and is used for every query: a feed
+        # moves with all its pages.
+        self._moved: OrderedDict[tuple[str, str | None], str] = OrderedDict()
         self._confirmed: OrderedDict[str, None] = OrderedDict()
         self._since = 0.0
         self._last_warned: str | None = None
 
     def resolve(self, url: str) -> str:
         """Return the present URL for this one."""
-        if not self._paths and not self._urls:
+        if not self._moved:
             return url
         if not 0 <= anyio.current_time() - self._since < MAX_AGE:
             self.forget()
         for _ in range(MAX_STEPS):
             path, separator, query = url.partition("?")
-            if url in self._urls:
-                url = self._urls[url]
-            elif path in self._paths:
-                url = f"{self._paths[path]}{separator}{query}"
+            if (path, query) in self._moved:
+                url = self._moved[path, query]
+            elif (path, None) in self._moved:
+                url = f"{self._moved[path, None]}{separator}{query}"
             else:
                 break
         return url
 
     def learn(self, old: str, new: str) -> None:
-        """Remember a permanent redirect, and log a WARNING once for each new URL.
-
-        A redirect that kept the query is used for every query: a feed moves with all its pages.
-        """
-        if not self._paths and not self._urls:
+        """Remember a permanent redirect, and log a WARNING once for each new URL."""
+        if not self._moved:
             self._since = anyio.current_time()
         (old_path, _, query), (new_path, _, new_query) = old.partition("?"), new.partition("?")
-        if query == new_query:
-            _remember(self._paths, old_path, new_path)
-        else:
-            _remember(self._urls, old, new)
+        whole = query != new_query
+        before, after = (old_path, query if whole else None), (new_path, new_query if whole else None)
+        self._moved.pop(after, None)  # a feed that moved back is at its old URL
+        if before != after:
+            self._moved[before] = new if whole else new_path
+            if len(self._moved) > MAX_REMEMBERED_REDIRECTS:
+                self._moved.popitem(last=False)
         shown = self._redact(new)
         if shown != self._last_warned:
             self._last_warned = shown
@@ -78,28 +79,16 @@ class Redirects:
 
     def confirm(self, url: str) -> None:
         """Note that redirects led to a page of the feed at this URL, so that errors from there are believed."""
-        self._confirmed[_path(url)] = None
-        self._confirmed.move_to_end(_path(url))
+        path = url.partition("?")[0]
+        self._confirmed[path] = None
+        self._confirmed.move_to_end(path)
         if len(self._confirmed) > MAX_CONFIRMED_PATHS:
             self._confirmed.popitem(last=False)
 
     def is_confirmed(self, url: str) -> bool:
         """Return True if redirects led to a page of the feed at the path of this URL before."""
-        return _path(url) in self._confirmed
+        return url.partition("?")[0] in self._confirmed
 
     def forget(self) -> None:
         """Return to the old URLs: something failed at the new ones, and the redirect may be the reason."""
-        self._paths.clear()
-        self._urls.clear()
-
-
-def _path(url: str) -> str:
-    return url.partition("?")[0]
-
-
-def _remember(redirects: OrderedDict[str, str], old: str, new: str) -> None:
-    redirects.pop(new, None)  # a feed that moved back is at its old URL
-    if old != new:
-        redirects[old] = new
-        if len(redirects) > MAX_REMEMBERED_REDIRECTS:
-            redirects.popitem(last=False)
+        self._moved.clear()

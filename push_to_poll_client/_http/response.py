@@ -100,69 +100,51 @@ class BodyError(Exception):
     """The body cannot be read. The text follows on the name of the server."""
 
 
-class _ZlibDecoder:
-    """Decompress zlib data in any of its three formats: zlib, gzip or raw."""
+class _Decoder:
+    """Decompress gzip, or deflate: by the standard in zlib's format (RFC 9110 §8.4.1.2), from many servers raw."""
 
-    def __init__(self, name: str, wbits: int) -> None:
-        self._zlib = zlib.decompressobj(wbits=wbits)
+    def __init__(self, name: str) -> None:
         self._name = name
+        self._head = b""
+        self._zlib = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16) if name == "gzip" else None
 
     def decode(self, chunk: bytes, max_length: int) -> bytes:
-        if self._zlib.eof:
-            self._check_trailing_data(chunk)
-            return b""
-        try:
-            part = self._zlib.decompress(chunk, max_length)
-        except zlib.error as error:
-            raise BodyError(f"sent a body that is no {self._name}: {quoted(error)}") from error
-        self._check_trailing_data(self._zlib.unused_data)
-        return part
-
-    def flush(self) -> None:
+        if self._zlib is None:
+            chunk = self._head = self._head + chunk
+            if len(chunk) < 2:  # noqa: PLR2004  # bytes of a zlib header
+                return b""
+            # RFC 1950 §2.2: a zlib header says 8 for deflate, and is a multiple of 31.
+            is_zlib = chunk[0] & 15 == 8 and (chunk[0] * 256 + chunk[1]) % 31 == 0  # noqa: PLR2004
+            self._zlib = zlib.decompressobj(wbits=zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
+        part, trailing = b"", chunk
         if not self._zlib.eof:
-            raise BodyError(f"sent a {self._name} body that ends in the middle")
-
-    def _check_trailing_data(self, data: bytes) -> None:
+            try:
+                part = self._zlib.decompress(chunk, max_length)
+            except zlib.error as error:
+                raise BodyError(f"sent a body that is no {self._name}: {quoted(error)}") from error
+            trailing = self._zlib.unused_data
         # Padding is ignored, as browsers do. A second file, which gzip allows, would be lost.
-        if data.strip(_PADDING):
+        if trailing.strip(_PADDING):
             raise BodyError(
                 f"sent a {self._name} body with something behind its end; "
                 'have it sent as it is: headers={"accept-encoding": "identity"}'
             )
-
-
-class _DeflateDecoder:
-    """Decompress deflate: by the standard in zlib's format (RFC 9110 §8.4.1.2), from many servers raw."""
-
-    def __init__(self) -> None:
-        self._head = b""
-        self._decoder: _ZlibDecoder | None = None
-
-    def decode(self, chunk: bytes, max_length: int) -> bytes:
-        if self._decoder is None:
-            self._head += chunk
-            if len(self._head) < 2:  # noqa: PLR2004  # bytes of a zlib header
-                return b""
-            chunk = self._head
-            # RFC 1950 §2.2: a zlib header says 8 for deflate, and is a multiple of 31.
-            is_zlib = chunk[0] & 15 == 8 and (chunk[0] * 256 + chunk[1]) % 31 == 0  # noqa: PLR2004
-            wbits = zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS
-            self._decoder = _ZlibDecoder("deflate", wbits)
-        return self._decoder.decode(chunk, max_length)
+        return part
 
     def flush(self) -> None:
-        (self._decoder or _ZlibDecoder("deflate", zlib.MAX_WBITS)).flush()
+        if self._zlib is None or not self._zlib.eof:
+            raise BodyError(f"sent a {self._name} body that ends in the middle")
 
 
-def _decoder_for(encoding: str) -> _ZlibDecoder | _DeflateDecoder | None:
+def _decoder_for(encoding: str) -> _Decoder | None:
     """Return a decoder for the body; `None` if it is not encoded."""
     match encoding.strip().lower():
         case "" | "identity":
             return None
         case "gzip" | "x-gzip":  # two names for one format (RFC 9110 §8.4.1.3)
-            return _ZlibDecoder("gzip", zlib.MAX_WBITS | 16)
+            return _Decoder("gzip")
         case "deflate":
-            return _DeflateDecoder()
+            return _Decoder("deflate")
         case _:
             raise BodyError(f"sent Content-Encoding {quoted(encoding)}, which it was not asked for")
 

@@ -186,8 +186,7 @@ def read_moves(data):
         for old, new in zip(urls[::2], urls[1::2], strict=False):
             moves.learn(old, new)
             assert isinstance(moves.resolve(old), str)
-        assert len(moves._paths) <= MAX_REMEMBERED_REDIRECTS
-        assert len(moves._urls) <= MAX_REMEMBERED_REDIRECTS
+        assert len(moves._moved) <= MAX_REMEMBERED_REDIRECTS
 
     in_loop(learn)
 
