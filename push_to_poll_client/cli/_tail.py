@@ -7,14 +7,16 @@ the consumer after the current message, the second one ends the process at once.
 import argparse
 import functools
 import os
+import re
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from typing import Any, Final
 
 import anyio
 import httpx
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 from tenacity import AsyncRetrying, stop_after_attempt
 
 from push_to_poll_client import (
@@ -30,6 +32,7 @@ from push_to_poll_client import (
     WebSocketListener,
 )
 from push_to_poll_client._consumer import DEFAULT_RETRY
+from push_to_poll_client._http.origins import origin_of
 from push_to_poll_client._options import FinalAction, OnFailure
 from push_to_poll_client._validation import check_count
 from push_to_poll_client.cli._exec import Command, CommandNotStarted
@@ -70,8 +73,6 @@ _VERIFIERS: dict[str, Callable[[str], Any]] = {
 }
 """The values of --webhook-verify: how a server signs its requests."""
 
-_HANDSHAKES = {"dropbox": dropbox_challenge}
-
 
 def add_to(commands: Commands) -> None:
     """Add the command to the parser's commands."""
@@ -83,14 +84,7 @@ def add_to(commands: Commands) -> None:
         "or with --exec on the standard input of a command; everything else on standard error. Without --push "
         "and --webhook it is a plain poller.",
     )
-    _add_feed(parser.add_argument)
-    _add_webhook(parser.add_argument)
-    _add_exec(parser.add_argument)
-    _add_policy(parser.add_argument)
-    parser.add_argument("-v", "--verbose", action="count", help="log what is done; twice: in detail")
-
-
-def _add_feed(add: Callable[..., object]) -> None:
+    add = parser.add_argument
     add("url", metavar="URL", help="the feed")
     add(
         "--push",
@@ -130,9 +124,6 @@ def _add_feed(add: Callable[..., object]) -> None:
         metavar="NAME",
         help="the environment variable with a bearer token for the feed, and for pushes from the same server",
     )
-
-
-def _add_webhook(add: Callable[..., object]) -> None:
     add(
         "--webhook",
         metavar="HOST:PORT",
@@ -142,16 +133,12 @@ def _add_webhook(add: Callable[..., object]) -> None:
     add(
         "--webhook-verify",
         metavar="HOW",
-        help=f"how the server signs its requests: {', '.join(_VERIFIERS)}; or {NO_VERIFICATION}: "
-        "whoever reaches the address "
-        "may have the feed polled early, within the rate",
+        help=f"how the server signs its requests: {', '.join(_VERIFIERS)}; or {NO_VERIFICATION}: whoever reaches "
+        "the address may have the feed polled early, within the rate",
     )
     add(
         "--webhook-secret-env", metavar="NAME", help="the environment variable with the secret of --webhook-verify"
     )
-
-
-def _add_exec(add: Callable[..., object]) -> None:
     add(
         "--exec",
         metavar="CMD",
@@ -173,9 +160,6 @@ def _add_exec(add: Callable[..., object]) -> None:
         help=f"how often to run it for a message that fails before giving up (default: {EXEC_ATTEMPTS}, in 8 to "
         "10 seconds if it fails at once)",
     )
-
-
-def _add_policy(add: Callable[..., object]) -> None:
     add(
         "--on-failure",
         metavar="WHAT",
@@ -189,6 +173,7 @@ def _add_policy(add: Callable[..., object]) -> None:
         default="inception",
         help="where to begin when there is no state yet: after this cursor (default: inception, the beginning)",
     )
+    add("-v", "--verbose", action="count", help="log what is done; twice: in detail")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -296,8 +281,7 @@ def _webhook(options: argparse.Namespace) -> WebhookListener | None:
     if secret_name is None:
         raise ValueError("--webhook-verify needs --webhook-secret-env, the variable in which the secret is")
     secret = _environment_variable("--webhook-secret-env", secret_name, "secret")
-    handshake = [make() for name, make in _HANDSHAKES.items() if name == how]
-    return WebhookListener(_VERIFIERS[how](secret), handshake=handshake)
+    return WebhookListener(_VERIFIERS[how](secret), handshake=[dropbox_challenge()] if how == "dropbox" else [])
 
 
 def _environment_variable(option: str, name: str, what: str) -> str:
@@ -327,7 +311,6 @@ _LISTENER_TYPES: dict[str, Callable[..., Listener]] = {
     "http": SSEListener,
     "https": SSEListener,
 }
-_ENCRYPTED_SCHEMES = {"https", "wss"}
 
 
 def listener_for(push: str, *, feed: str, token: str | None) -> Listener:
@@ -351,21 +334,12 @@ def listener_for(push: str, *, feed: str, token: str | None) -> Listener:
 
 
 def same_server(push: str, feed: str) -> bool:
-    """Whether two URLs name the same host and port, and both or neither are encrypted.
-
-    Raises:
-        ValueError: One of them is not a URL.
-    """
-    return _server(push) == _server(feed)
-
-
-def _server(url: str) -> tuple[bool, str, int | None]:
+    """Whether two URLs name the same host and port, and both or neither are encrypted."""
     try:
-        parsed = httpx.URL(url)
-        host = parsed.host
-    except (httpx.InvalidURL, UnicodeError):  # their texts may quote a part of a password
-        raise ValueError("it is no URL") from None
-    return parsed.scheme in _ENCRYPTED_SCHEMES, host, parsed.port
+        ours, theirs = (httpx.URL(re.sub("^ws", "http", url, flags=re.IGNORECASE)) for url in (push, feed))
+    except (httpx.InvalidURL, UnicodeError):  # the listener says so
+        return False
+    return origin_of(ours) == origin_of(theirs)
 
 
 async def until_signalled(follow: Callable[[], Awaitable[None]], command: Command | None = None) -> Exit:
@@ -382,7 +356,6 @@ async def until_signalled(follow: Callable[[], Awaitable[None]], command: Comman
         Exception: What `follow` raised, without a group around it.
     """
     code = Exit.DONE
-    error: Exception | None = None
 
     async def watch(body: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
         nonlocal code
@@ -396,17 +369,25 @@ async def until_signalled(follow: Callable[[], Awaitable[None]], command: Comman
                     command.finish_until(anyio.current_time() + SHUTDOWN_TIMEOUT)
                 body.cancel()
 
-    async with anyio.create_task_group() as tasks:
+    async with background_tasks() as tasks:
         with anyio.CancelScope() as body:
             await tasks.start(watch, body)
-            try:
-                await follow()
-            except Exception as caught:  # noqa: BLE001  # raised below, without a group around it
-                error = caught
+            await follow()
+    return code
+
+
+@asynccontextmanager
+async def background_tasks() -> AsyncIterator[TaskGroup]:
+    """Yield a task group that is cancelled at the end. What the block raises gets no group around it."""
+    error: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        try:
+            yield tasks
+        except Exception as caught:  # noqa: BLE001  # raised below
+            error = caught
         tasks.cancel_scope.cancel()
     if error is not None:
         raise error
-    return code
 
 
 def _exit_now(code: Exit, command: Command | None) -> None:

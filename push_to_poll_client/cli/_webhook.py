@@ -26,6 +26,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._validation import describe
+from push_to_poll_client.cli._tail import background_tasks
 from push_to_poll_client.listeners._webhook.limits import TokenBucket
 from push_to_poll_client.listeners.webhook import WebhookListener
 
@@ -256,17 +257,12 @@ async def serve_in_background(
         timeout_graceful_shutdown=SHUTDOWN_GRACE,
     )
     server = _StoppableServer(config, listening, _Connections(name, connection_limit()))
-    error: Exception | None = None
-    async with anyio.create_task_group() as tasks:
+    async with background_tasks() as tasks:
         tasks.start_soon(server.until_stopped)
         try:
             await follow()
-        except Exception as caught:  # noqa: BLE001  # raised below, without a group around it
-            error = caught
         finally:
             server.stop()
-    if error is not None:
-        raise error
 
 
 _ADDRESS = re.compile(r"(?:\[([0-9A-Za-z:.%]+)\]|([^\s:@\[\]]+)):([0-9]{1,5})")
