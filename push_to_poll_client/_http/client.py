@@ -417,7 +417,7 @@ class Client:
     async def _read_response(self, response: Any, call: OutgoingRequest, deadline: Deadline) -> Response:
         status = response.status_code
         headers, now = response.headers, time.time()
-        where = self.where if call.same_origin else self._urls.describe_source(call.url)
+        where = self._urls.describe_source(call.url)
         body = b""
         if status in ACCEPTED_STATUSES:
             deadline.start_body()
@@ -429,19 +429,16 @@ class Client:
             deadline.start_body()
             with anyio.move_on_after(ERROR_BODY_TIMEOUT), suppress(BodyError, *self._errors):
                 body = await read_body(response, call.max_error_body, deadline.add_bytes)
-        wait = within_poll = requested_delay(status, headers, now)
-        if wait is not None:
-            within_poll = requested_delay(status, headers, now, within_poll=True)
         return Response(
             status,
             headers,
             body,
-            wait,
+            requested_delay(status, headers, now),
             call.url,
             call.known,
             call.redirected,
             where,
-            within_poll,
+            requested_delay(status, headers, now, within_poll=True),
             call.permanent_redirects,
         )
 

@@ -5,7 +5,7 @@ no process owns it.
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -95,10 +95,8 @@ def _export(options: argparse.Namespace) -> None:
 def _retry(options: argparse.Namespace) -> None:
     if options.all == bool(options.keys):
         raise UsageError("retry takes keys, or --all")
-    consumer = find_consumer(options)
-    keys = _find_keys(options, consumer.name)
 
-    async def mark(session: Session) -> int:
+    async def mark(session: Session, keys: Sequence[str]) -> int:
         # Some at a time: an entry may have megabytes.
         last: DeadLetter | None = None
         while options.all and (letters := await session.dead_letters(after=last)):
@@ -111,21 +109,29 @@ def _retry(options: argparse.Namespace) -> None:
                 marked += 1
         return marked
 
-    count = run_with_session(consumer, options.state, mark, instead="dead_letters.retry()")
-    _print_count(count, "marked; the next run tries {} again")
+    _change(options, mark, "retry", "marked; the next run tries {} again")
 
 
 def _drop(options: argparse.Namespace) -> None:
-    consumer = find_consumer(options)
-    keys = _find_keys(options, consumer.name)
-
-    async def drop(session: Session) -> int:
+    async def drop(session: Session, keys: Sequence[str]) -> int:
         there = [key for key in keys if await session.dead_letter(key)]  # the others were settled since
         await session.commit(cursor=None, records=[Record(key, Settlement.SKIPPED) for key in there])
         return len(there)
 
-    count = run_with_session(consumer, options.state, drop, instead="dead_letters.drop()")
-    _print_count(count, "gone, and will not be tried again")
+    _change(options, drop, "drop", "gone, and will not be tried again")
+
+
+def _change(
+    options: argparse.Namespace, change: Callable[[Session, Sequence[str]], Awaitable[int]], action: str, what: str
+) -> None:
+    """Find the dead letters, change them while no process owns the file, and print how many."""
+    consumer = find_consumer(options)
+    keys = _find_keys(options, consumer.name)
+    count = run_with_session(
+        consumer, options.state, lambda session: change(session, keys), instead=f"dead_letters.{action}()"
+    )
+    are, them = ("letter is", "it") if count == 1 else ("letters are", "them")
+    print_lines([f"{count} dead {are} {what.format(them)}"])
 
 
 def _find_keys(options: argparse.Namespace, name: str) -> Sequence[str]:
@@ -159,11 +165,6 @@ def _unknown_key(number: int) -> UsageError:
     return UsageError(
         f"no dead letter has key or id number {number} of those given; nothing was changed, and list shows all"
     )
-
-
-def _print_count(count: int, what: str) -> None:
-    are, them = ("letter is", "it") if count == 1 else ("letters are", "them")
-    print_lines([f"{count} dead {are} {what.format(them)}"])
 
 
 def _summary(letter: DeadLetter) -> bytes:
