@@ -12,17 +12,18 @@ from typing import Any, TypeVar
 import msgspec
 
 from push_to_poll_client._exceptions import DecodeError
-from push_to_poll_client._failure_log import Failure
+from push_to_poll_client._failure_log import HandlerFailure
 from push_to_poll_client._json import decode
+from push_to_poll_client._options import SessionPart
 from push_to_poll_client._progress import Progress
-from push_to_poll_client._protocols import Feed, Session
+from push_to_poll_client._protocols import Feed
 from push_to_poll_client._retry import Retry, StopSignal, make_dead_letter
 from push_to_poll_client._types import DeadLetter, Message, Record, Settlement
 from push_to_poll_client._validation import describe, quoted
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class SessionDeadLetters:
+class SessionDeadLetters(SessionPart):
     """The dead letters of one session.
 
     Attributes:
@@ -31,7 +32,6 @@ class SessionDeadLetters:
         retry: Calls the handler.
     """
 
-    session: Session
     feed: Feed
     progress: Progress
     retry: Retry
@@ -112,7 +112,7 @@ class SessionDeadLetters:
 
     def _failed_again(self, dead_letter: DeadLetter, error: Exception, *, tried: int) -> DeadLetter:
         key, name, attempts = dead_letter.dedupe_key, dead_letter.id, dead_letter.attempts + tried
-        self.retry.failure_log.dead_letter_failed(Failure(key, name, attempts, describe(error), error))
+        self.retry.failure_log.dead_letter_failed(HandlerFailure(key, name, attempts, describe(error), error))
         failed = make_dead_letter(key, name, dead_letter.raw, error, self.progress.time_of_day.now())
         return msgspec.structs.replace(failed, attempts=attempts, first_failed=dead_letter.first_failed)
 

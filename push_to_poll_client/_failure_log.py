@@ -37,7 +37,7 @@ def handler_error(error: BaseException) -> ExcInfo:
     return type(error), error, start or error.__traceback__
 
 
-class Failure(NamedTuple):
+class HandlerFailure(NamedTuple):
     """What the line about a failure can say: of a message or a dead letter, or of a batch by its first message.
 
     Attributes:
@@ -69,7 +69,7 @@ class FailureLog:
         self._clock = clock
         self._logged: dict[int, float] = {}
 
-    def message_failed(self, failure: Failure, action: FailureAction, delay: float = 0.0) -> None:
+    def message_failed(self, failure: HandlerFailure, action: FailureAction, delay: float = 0.0) -> None:
         """Log that a message failed, and what becomes of it; `delay` is the time to its next attempt."""
         at, why, details = (quoted(failure.id), failure.attempt), failure.why, self._details(failure, action)
         if action is FailureAction.RETRY:
@@ -81,7 +81,7 @@ class FailureLog:
         else:
             logger.error("message %s failed at attempt %d and stops the consumer: %s", *at, why, **details)
 
-    def failed_before_this_run(self, failure: Failure, delay: float) -> None:
+    def failed_before_this_run(self, failure: HandlerFailure, delay: float) -> None:
         """Log that a message which failed in an earlier run still waits."""
         logger.warning(
             "message %s failed at attempt %d before this run, again in %.1f s: %s",
@@ -92,7 +92,7 @@ class FailureLog:
             **self._details(failure, "waiting"),
         )
 
-    def policy_failed(self, failure: Failure) -> None:
+    def policy_failed(self, failure: HandlerFailure) -> None:
         """Log that a function of the user failed to decide what becomes of a message; `failure` has its error."""
         logger.warning(
             "retry= or on_failure= failed for message %s, which stops the consumer: %s",
@@ -101,17 +101,17 @@ class FailureLog:
             **self._details(failure, "policy"),
         )
 
-    def batch_failed(self, failure: Failure, size: int) -> None:
+    def batch_failed(self, failure: HandlerFailure, size: int) -> None:
         """Log that a batch failed, of which no message may fail alone."""
         details = self._details(failure, "batch")
         logger.warning("a batch of %d messages failed, trying its halves: %s", size, failure.why, **details)
 
-    def dead_letter_failed(self, failure: Failure) -> None:
+    def dead_letter_failed(self, failure: HandlerFailure) -> None:
         """Log that a dead letter failed again."""
         at, details = (quoted(failure.id), failure.attempt), self._details(failure, "dead letter")
         logger.warning("dead letter %s failed again at attempt %d: %s", *at, failure.why, **details)
 
-    def _details(self, failure: Failure, outcome: object) -> dict[str, Any]:
+    def _details(self, failure: HandlerFailure, outcome: object) -> dict[str, Any]:
         """Return what each record of a failure has besides its line."""
         return {"exc_info": self._traceback(failure.error, outcome)}
 

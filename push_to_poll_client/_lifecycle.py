@@ -268,8 +268,8 @@ class OpenSession:
 
     def _build(self, session: Session, clock: Clock) -> SessionParts:
         """Build the parts of a session, each after those that it works with."""
-        options, stats = self.options, self.stats
-        shared = (options, session, stats, clock)
+        options = self.options
+        shared = (options, session, self.stats, clock)
         fetcher = Fetcher(feed=self.feed, schedule=self.schedule, clock=clock)
         progress = Progress(*shared)
         dedupe = Dedupe(*shared, progress=progress, feed_name=fetcher.name)
@@ -280,9 +280,9 @@ class OpenSession:
             return handler if options.hooks is None else with_start_hook(handler, options.hooks)
 
         handler, batch_handler = wrap(options.handler), options.batch_handler and wrap(options.batch_handler)
-        retry = Retry(options=options, handler=handler, progress=progress, stats=stats, clock=clock)
+        retry = Retry(*shared, handler=handler, progress=progress)
         processor = Processor(*shared, progress=progress, batch_handler=batch_handler, dedupe=dedupe, retry=retry)
-        dead_letters = SessionDeadLetters(session=session, feed=self.feed, progress=progress, retry=retry)
+        dead_letters = SessionDeadLetters(*shared, feed=self.feed, progress=progress, retry=retry)
         position = Position(*shared, fetcher=fetcher, progress=progress)
         poller = Poller(
             *shared,

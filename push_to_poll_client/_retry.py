@@ -28,14 +28,13 @@ from push_to_poll_client._exceptions import (
     StopConsumer,
     StoreError,
 )
-from push_to_poll_client._failure_log import Failure, FailureLog, handler_error
+from push_to_poll_client._failure_log import FailureLog, HandlerFailure, handler_error
 from push_to_poll_client._handlers import TransactionFailed
-from push_to_poll_client._hooks import ConsumerStats
 from push_to_poll_client._log import ConsumerLog
-from push_to_poll_client._options import Handler, Options, check_final_action
+from push_to_poll_client._options import Handler, SessionPart, check_final_action
 from push_to_poll_client._progress import Attempt, Progress
 from push_to_poll_client._status import MAX_SHOWN_FAILING, FailingMessage
-from push_to_poll_client._types import Clock, DeadLetter, FailureAction, Message, Settlement
+from push_to_poll_client._types import DeadLetter, FailureAction, Message, Settlement
 from push_to_poll_client._validation import check_number, describe, quoted
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
@@ -95,7 +94,7 @@ class FailureDecision(NamedTuple):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Retry:
+class Retry(SessionPart):
     """Settle messages one by one.
 
     Attributes:
@@ -103,11 +102,8 @@ class Retry:
         progress: Keeps attempts and dead letters, and is committed before a wait.
     """
 
-    options: Options
     handler: Handler
     progress: Progress
-    stats: ConsumerStats
-    clock: Clock
 
     def __post_init__(self) -> None:
         self.failure_log = FailureLog(self.clock)
@@ -205,7 +201,7 @@ class Retry:
         why = attempt.error or "its error was not kept"
         failing[key] = FailingMessage(message.id, key, attempt.count, why, attempt.again, attempt.first)
         if len(failing) <= MAX_SHOWN_FAILING:
-            failure = Failure(key, message.id, attempt.count, why, None)
+            failure = HandlerFailure(key, message.id, attempt.count, why, None)
             self.failure_log.failed_before_this_run(failure, attempt.again - self.progress.attempts.now)
         self.stats.hooks.message_postponed(message, failing[key])
 
@@ -225,7 +221,7 @@ class Retry:
         """Decide what becomes of a failed message, and carry it out, except for the wait."""
         attempts, counts = self.progress.attempts, self.stats.counts
         attempt = attempts.record_failure(key)
-        failure = Failure(key, message.id, attempt.count, describe(error), error)
+        failure = HandlerFailure(key, message.id, attempt.count, describe(error), error)
         try:
             decision = await self._apply_rules(message, error, attempt)
         except StoreError:  # of the commit before a coroutine of the user is awaited
@@ -293,7 +289,9 @@ class Retry:
             raise
         return await result
 
-    def _add_dead_letter(self, message: Message, error: Exception, failure: Failure, attempt: Attempt) -> None:
+    def _add_dead_letter(
+        self, message: Message, error: Exception, failure: HandlerFailure, attempt: Attempt
+    ) -> None:
         progress, why = self.progress, failure.why
         if progress.dead_letter_count >= MAX_DEAD_LETTERS:
             raise self._stop(
@@ -308,7 +306,7 @@ class Retry:
             msgspec.structs.replace(dead_letter, attempts=attempts, first_failed=attempt.first)
         )
 
-    def _stop(self, failure: Failure, why: str) -> ProcessError:
+    def _stop(self, failure: HandlerFailure, why: str) -> ProcessError:
         """Log that a message stops the consumer, and return the error to raise."""
         self.failure_log.message_failed(failure._replace(why=why), FailureAction.STOP)
         return ProcessError(

@@ -14,7 +14,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from push_to_poll_client._exceptions import RetryMessage, StopConsumer
-from push_to_poll_client._failure_log import Failure
+from push_to_poll_client._failure_log import HandlerFailure
 from push_to_poll_client._options import BatchHandler
 from push_to_poll_client._progress import MAX_FAILING
 from push_to_poll_client._retry import Postponed, Retry, StopSignal, failure_of_message
@@ -148,7 +148,7 @@ class WorkRound:
             return (others,)
         else:
             if whole:  # of a batch with one bad message, log2(size) parts fail after it
-                failure = Failure(first.key, first.message.id, 1, describe(error), error)
+                failure = HandlerFailure(first.key, first.message.id, 1, describe(error), error)
                 self.retry.failure_log.batch_failed(failure, len(batch))
             half = len(batch) // 2
             return batch[:half], batch[half:]

@@ -100,7 +100,7 @@ class BodyError(Exception):
     """The body cannot be read. The text follows on the name of the server."""
 
 
-class _Decoder:
+class _Decompressor:
     """Decompress gzip, or deflate: by the standard in zlib's format (RFC 9110 §8.4.1.2), from many servers raw."""
 
     def __init__(self, name: str) -> None:
@@ -136,15 +136,15 @@ class _Decoder:
             raise BodyError(f"sent a {self._name} body that ends in the middle")
 
 
-def _decoder_for(encoding: str) -> _Decoder | None:
+def _decoder_for(encoding: str) -> _Decompressor | None:
     """Return a decoder for the body; `None` if it is not encoded."""
     match encoding.strip().lower():
         case "" | "identity":
             return None
         case "gzip" | "x-gzip":  # two names for one format (RFC 9110 §8.4.1.3)
-            return _Decoder("gzip")
+            return _Decompressor("gzip")
         case "deflate":
-            return _Decoder("deflate")
+            return _Decompressor("deflate")
         case _:
             raise BodyError(f"sent Content-Encoding {quoted(encoding)}, which it was not asked for")
 
