@@ -18,11 +18,11 @@ from push_to_poll_client.testing import FakeFeed, ManualListener
 PACKAGE = str(Path(push_to_poll_client.__file__).parent)
 FAKES = str(Path(PACKAGE, "testing"))
 
-MAX_FILES = 19
+MAX_FILES = 18
 """It was 34 when each module held a few functions."""
 
-MAX_CHANGES_OF_FILE = 70
-"""In each thread by itself: 54 in the consumer's, 15 or 16 in the store's. Half of them are within the store.
+MAX_CHANGES_OF_FILE = 69
+"""In each thread by itself: 54 in the consumer's, 14 or 15 in the store's. Half of them are within the store.
 A coroutine that goes on after a wait counts again, with all that await it, which is 10 of them. Three let a commit
 end although its caller is cancelled."""
 
@@ -117,5 +117,5 @@ async def test_one_push_with_one_message_enters_few_files(tmp_path, record_prope
     entered = set(itertools.chain.from_iterable(trace.files.values()))
     record_property("figures", f"{len(entered)} files, {changes} changes of file")
     assert len(entered) <= MAX_FILES, sorted(entered)
-    assert changes <= MAX_CHANGES_OF_FILE
+    assert changes <= MAX_CHANGES_OF_FILE, changes
     assert {"/_poller.py", "/_processor.py", "/_progress.py", "/_schedule.py"} <= entered, "it was traced"
