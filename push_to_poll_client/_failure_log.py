@@ -1,6 +1,8 @@
 """Log what fails in the user's handler: each line that says so is written here, and each failure has one.
 
-A line is about a message, a dead letter or a batch. What `FailureLog._details` returns is in all their records.
+A line is about a message, a dead letter or a batch, and the line of a message that stops the consumer is one of
+them. What `FailureLog._record_fields` returns is in all their records; `ConsumerLog` adds the consumer's name to
+its `extra`.
 """
 
 import logging
@@ -71,7 +73,7 @@ class FailureLog:
 
     def message_failed(self, failure: HandlerFailure, action: FailureAction, delay: float = 0.0) -> None:
         """Log that a message failed, and what becomes of it; `delay` is the time to its next attempt."""
-        at, why, details = (quoted(failure.id), failure.attempt), failure.why, self._details(failure, action)
+        at, why, details = (quoted(failure.id), failure.attempt), failure.why, self._record_fields(failure, action)
         if action is FailureAction.RETRY:
             logger.warning("message %s failed at attempt %d, again in %.1f s: %s", *at, delay, why, **details)
         elif action is FailureAction.SKIP:
@@ -89,7 +91,7 @@ class FailureLog:
             failure.attempt,
             delay,
             failure.why,
-            **self._details(failure, "waiting"),
+            **self._record_fields(failure, "waiting"),
         )
 
     def policy_failed(self, failure: HandlerFailure) -> None:
@@ -98,20 +100,20 @@ class FailureLog:
             "retry= or on_failure= failed for message %s, which stops the consumer: %s",
             quoted(failure.id),
             failure.why,
-            **self._details(failure, "policy"),
+            **self._record_fields(failure, "policy"),
         )
 
     def batch_failed(self, failure: HandlerFailure, size: int) -> None:
         """Log that a batch failed, of which no message may fail alone."""
-        details = self._details(failure, "batch")
+        details = self._record_fields(failure, "batch")
         logger.warning("a batch of %d messages failed, trying its halves: %s", size, failure.why, **details)
 
     def dead_letter_failed(self, failure: HandlerFailure) -> None:
         """Log that a dead letter failed again."""
-        at, details = (quoted(failure.id), failure.attempt), self._details(failure, "dead letter")
+        at, details = (quoted(failure.id), failure.attempt), self._record_fields(failure, "dead letter")
         logger.warning("dead letter %s failed again at attempt %d: %s", *at, failure.why, **details)
 
-    def _details(self, failure: HandlerFailure, outcome: object) -> dict[str, Any]:
+    def _record_fields(self, failure: HandlerFailure, outcome: object) -> dict[str, Any]:
         """Return what each record of a failure has besides its line."""
         return {"exc_info": self._traceback(failure.error, outcome)}
 

@@ -79,7 +79,8 @@ class BaseListener(abc.ABC):
         """Run one connection until it reaches its maximum age, and raise if it ends for another reason.
 
         After a return the listener connects again at once. An end that can come soon after the connect, such as a
-        bound that a server reaches, is an error whose `Failure` is `orderly`: connects after it are paced.
+        bound that is reached, is an error whose `Failure` is `orderly`. After ten such ends in a row there is one
+        connect a second; an end before any push, and within 5 s, is a failure like another.
         """
 
     @abc.abstractmethod
@@ -185,7 +186,7 @@ the other consumers of the process, would wait for all of them."""
 class ReadLoopListener(BaseListener, Generic[_MessageT]):
     """A listener that reads one message after the other.
 
-    A subclass takes its own arguments first, then the common ones in the order that
+    A subclass takes its own arguments first, then from `auth` on the common ones, in the order that
     tests/listeners/test_arguments.py has.
 
     Args:
@@ -221,7 +222,7 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
 
     @abc.abstractmethod
     def _connect(self) -> AbstractAsyncContextManager[Any]:
-        """Open a connection. Tests replace this."""
+        """Open a connection, which the block closes in good order, also after an error. Tests replace this."""
 
     @abc.abstractmethod
     async def _read(self, connection: Any) -> Sequence[_MessageT]:

@@ -42,8 +42,8 @@ class Failure(NamedTuple):
         retry_after: Seconds that the server asked to wait. `None` if it did not ask.
         unauthorized: Whether new credentials may help.
         hid_a_push: Whether something was left unread that may have been a push.
-        orderly: Whether the server ended the connection in an orderly way, as some do after each push
-            or after some seconds.
+        orderly: Whether the connection was ended in an orderly way, as some servers do after each push or after
+            some seconds.
     """
 
     action: ReconnectAction

@@ -372,7 +372,8 @@ async def test_a_dead_letter_that_cannot_be_restored_is_logged_with_a_traceback(
 
 
 async def test_every_line_of_a_failure_has_the_fields_that_are_given_in_one_place(caplog, monkeypatch):
-    monkeypatch.setattr(FailureLog, "_details", lambda self, failure, outcome: {"extra": {"failure": failure}})
+    fields = lambda self, failure, outcome: {"extra": {"failure": failure}}  # noqa: E731
+    monkeypatch.setattr(FailureLog, "_record_fields", fields)
     store = MemoryStore()
 
     class Fails(Consumer):
