@@ -209,13 +209,14 @@ class Poller(SessionPart):
             return End.INCOMPLETE
         try:
             page = await self.fetcher.read(request, poll)
+            keys = None if page is None else self.processor.dedupe.dedupe_keys(page.messages)
         except (PagesChanged, CursorExpired) as error:
             return await self._recover_position(poll, request, error)
         except FeedError as error:
             if not request.wait and await self.processor.finish_partial_batch(poll):
                 self._keep_place(poll.walk, error)
             raise
-        if page is None:
+        if page is None or keys is None:
             return End.GAVE_WAY
         if page.gap:
             await self.position.report_gap(request.cursor, page.gap)
@@ -226,7 +227,7 @@ class Poller(SessionPart):
         walk.failed_fetches = 0
         walk.empty_pages = 0 if page.messages else walk.empty_pages + 1
         fetches_next = self.fetcher.has_next
-        if not await self.processor.take_page(page, poll, fill=fetches_next and self.options.batch_wait > 0):
+        if not await self.processor.take_page(page, keys, poll, fill=fetches_next and self.options.batch_wait > 0):
             return End.INCOMPLETE
         # A commit covers the whole page. It may go on while the next page is read and settled.
         await self.progress.page_settled(poll.background if fetches_next else None)

@@ -231,11 +231,14 @@ class Processor(SessionPart):
     dedupe: Dedupe
     retry: Retry
 
-    async def take_page(self, page: Page, poll: Poll, *, fill: bool = False) -> bool:
+    async def take_page(
+        self, page: Page, dedupe_keys: tuple[list[str], DedupeErrors], poll: Poll, *, fill: bool = False
+    ) -> bool:
         """Settle the messages of a page that has arrived.
 
         Args:
             page: The page.
+            dedupe_keys: What `Dedupe.dedupe_keys` returned for its messages.
             poll: What knows of it whose page it is. Unless a caller leads it, a cancellation does not reach the
                 message in flight, which ends by itself or at the deadline of `Poll.in_flight`.
             fill: Leave messages that do not fill a batch to the next page.
@@ -244,11 +247,10 @@ class Processor(SessionPart):
             Whether the page is settled, except for messages that wait for the next page.
 
         Raises:
-            FeedError: The id or the key of a message cannot be used.
             ProcessError: A message failed for good.
             StoreError: Progress could not be committed.
         """
-        keys, errors = self.dedupe.dedupe_keys(page.messages)
+        keys, errors = dedupe_keys
         walk, read_at = poll.walk, poll.answered_at
         repeats = walk.place is Place.BEFORE
         in_order = self.options.plain and not repeats and not errors and not self.progress.attempts

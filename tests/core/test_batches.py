@@ -467,6 +467,16 @@ async def test_held_messages_are_settled_before_a_failed_fetch_is_raised():
     assert batches.processed == batches.ledger.recorded == ids(range(1, 11))
 
 
+async def test_held_messages_are_settled_before_a_page_whose_ids_cannot_be_used_is_refused():
+    feed = following(latency=1.0)
+    first = Page([Message(name) for name in ids(range(1, 11))], cursor="c1", next_page="c1")
+    feed.answer(first, Page([Message("")], cursor="c2"))
+    batches = Batches(feed, batch_size=50, batch_wait=100.0)
+    with pytest.raises(FeedError, match="a message whose id is empty"):
+        await batches.poll_now()
+    assert batches.processed == batches.ledger.recorded == ids(range(1, 11))
+
+
 async def test_a_poll_that_reaches_max_poll_time_settles_messages_left_by_a_slow_batch():
     feed = following(latency=1.0)
     feed.publish(20)
