@@ -44,8 +44,10 @@ class _FirstPolls:
         finally:
             is_first = self._waiting[0] is turn
             self._waiting.remove(turn)
-            if is_first and self._waiting:
-                self._waiting[0].set()
+            if is_first:
+                self._one_ended = anyio.Event()  # one that was waited for keeps its event loop in memory
+                if self._waiting:
+                    self._waiting[0].set()
         self._began[poll] = anyio.current_time()
 
     def end(self, poll: object) -> None:

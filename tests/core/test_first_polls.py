@@ -1,5 +1,9 @@
 """Of many consumers that start at once few poll at a time, and none waits long for a server or a handler."""
 
+import asyncio
+import gc
+import weakref
+
 import anyio
 import httpx
 import pytest
@@ -181,3 +185,21 @@ async def test_the_wait_does_not_count_for_the_deadline_of_the_answer(server):
         await server.consumer("2", process, timeout=MAX_SHARE / 2).catch_up()
         tasks.cancel_scope.cancel()
     assert done == pytest.approx([MAX_SHARE])
+
+
+def test_first_polls_do_not_keep_their_event_loop_in_memory():
+    loops = []
+
+    async def poll():
+        async with first_poll():
+            await anyio.sleep(0.001)
+
+    async def polls():
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(poll)
+
+    anyio.run(polls)
+    gc.collect()
+    assert loops[0]() is None
