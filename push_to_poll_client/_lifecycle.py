@@ -129,6 +129,14 @@ async def when_available(
         delay = min(2 * delay, MAX_STORE_BACKOFF)
 
 
+def _is_destroyed(error: BaseException | None) -> bool:
+    """Return whether a coroutine ends with this error since Python destroys it."""
+    # A lock that it holds cannot be released any more, nor an event be set: then it ends with a RuntimeError.
+    while error is not None and not isinstance(error, GeneratorExit):
+        error = error.__context__
+    return error is not None
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class OpenSession:
     """Keeps the consumer's name claimed and its session open while it has users.
@@ -318,7 +326,7 @@ class OpenSession:
             keep: As for `enter`.
         """
         # Python destroys the coroutines of an event loop that was thrown away, and these cannot await anything.
-        if isinstance(error, GeneratorExit) and self._lost_users:
+        if self._lost_users and _is_destroyed(error):
             self._lost_users -= 1
             return
         self._keepers -= keep

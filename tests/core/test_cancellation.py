@@ -534,6 +534,33 @@ def test_a_consumer_whose_event_loop_was_thrown_away_claims_its_name_again(backe
     assert "the event loop ended while the consumer was in use" in caplog.text
 
 
+def test_a_poll_destroyed_long_after_its_event_loop_leaves_the_next_run_its_session():
+    feed = FakeFeed(latency=3600)
+    consumer = Log(feed)
+
+    async def poll():
+        task = asyncio.create_task(consumer.poll_now())
+        await feed.asked(1)
+        return task, task.get_coro()
+
+    async def run_meanwhile():
+        running = asyncio.create_task(consumer.run())
+        await feed.asked(2)
+        with contextlib.suppress(RuntimeError):  # a lock that it holds cannot be released any more
+            destroyed.close()
+        await anyio.wait_all_tasks_blocked()
+        assert consumer.status().is_owner
+        consumer.stop()
+        await running
+
+    loop = asyncio.new_event_loop()
+    task, destroyed = loop.run_until_complete(poll())
+    loop.set_exception_handler(lambda *_: None)  # of a task that is destroyed while it is pending
+    loop.close()
+    anyio.run(run_meanwhile)
+    del task
+
+
 @pytest.mark.parametrize("plain", [False, True])
 def test_the_end_of_asyncio_run_cuts_the_message_in_hand_and_keeps_what_was_settled_before(
     plain, tmp_path, caplog
