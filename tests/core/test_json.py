@@ -226,6 +226,7 @@ THEMSELVES = {
     "feeds/_decoding.py": "where values are left as they stand",
     "feeds/_cloudevents.py": "after the depth of the page or the event was looked at",
     "feeds/_paged/body.py": "after the depth was looked at",
+    "cli/_demo.py": "lines that the demo's own handler has written",
 }
 """The modules that decode by msgspec itself, and why they may."""
 
