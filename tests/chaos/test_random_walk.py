@@ -233,7 +233,8 @@ def test_no_message_is_lost_through_a_random_sequence_of_faults(walk, figures):
     assert beyond_g2(fetches) == []
     assert beyond_g3(fetches, rate=RATE, burst=BURST) == []
     assert impatient(fetches) == []
-    assert beyond_reconnect_policy(dialled, haste=HASTE) == []
+    pushed = [(f"consumer-{said.life}", said.at) for said in journal.said if said.what == "pushed"]
+    assert beyond_reconnect_policy(dialled, haste=HASTE, pushed=pushed) == []
     seen = walk.server.journal.read()
     assert unrecorded(seen.asked, fetches) == []
     assert unrecorded(seen.dialled, dialled) == []

@@ -153,6 +153,10 @@ def test_a_reconnect_sooner_than_the_backoff_allows_is_reported():
     assert beyond_reconnect_policy([Dialled("c", at, "/push") for at in (0, 0, 1, 3, 7)]) == []
     assert len(beyond_reconnect_policy([Dialled("c", at, "/push") for at in (0, 0, 0.9, 3, 7)])) == 1
     assert beyond_reconnect_policy([Dialled("c", at, "/push") for at in (0, 0, 31, 31)]) == []
+    after_a_push = [Dialled("c", at, "/push") for at in (0, 0, 1, 3, 3.5)]
+    assert len(beyond_reconnect_policy(after_a_push)) == 1
+    assert beyond_reconnect_policy(after_a_push, pushed=[("c", 3.2)]) == []
+    assert len(beyond_reconnect_policy(after_a_push, pushed=[("another", 3.2), ("c", 1.5)])) == 1
 
 
 def test_g7_with_concurrency_only_repetitions_beyond_the_commit_interval_are_reported():

@@ -182,22 +182,31 @@ def _channel_of(request):
     return request.client, getattr(request, "path", "feed")
 
 
-def beyond_reconnect_policy(dialled, *, haste=1.0):
+def beyond_reconnect_policy(dialled, *, haste=1.0, pushed=()):
     """Connections sooner than the policy's smallest delays, while none of them can have lived.
 
     Args:
         dialled: All attempts to connect, by the clock of who connects.
         haste: How many times shorter the delays were made.
+        pushed: The client and the time of each push. If a connection that brought one ends in order, as by a half
+            close, that is no failure.
     """
-    channels = defaultdict(list)
+    channels, pushes = defaultdict(list), defaultdict(list)
     for connection in dialled:
         channels[connection.client, connection.path].append(connection.at * haste)
-    return [
-        f"{client}: connection {number + 2} to {path} came {after - before:.3f} s after the one before"
-        for (client, path), times in channels.items()
-        for number, (before, after) in enumerate(_not_lived(times))
-        if after - before < least_delay(number) - ROUNDING
-    ]
+    for client, at in pushed:
+        pushes[client].append(at * haste)
+    found = []
+    for (client, path), times in channels.items():
+        failures = 0
+        for number, (before, after) in enumerate(_not_lived(times)):
+            if any(before <= at <= after for at in pushes[client]):
+                continue
+            if after - before < least_delay(failures) - ROUNDING:
+                soon = f"{after - before:.3f} s after the one before"
+                found.append(f"{client}: connection {number + 2} to {path} came {soon}")
+            failures += 1
+    return found
 
 
 def _not_lived(times):
