@@ -476,7 +476,9 @@ class Runner:
                 # this, polling would end and nothing would say so.
                 self._stop_with_error(RuntimeError("the task that polls was cancelled, perhaps by a handler"))
         elif error is not None:
-            self._stop_with_error(error, bug=None if isinstance(error, PushToPollError) else error)
+            # The line of a message that fails is in `FailureLog`.
+            bug, is_logged = None if isinstance(error, PushToPollError) else error, isinstance(error, ProcessError)
+            self._stop_with_error(error, bug=bug, is_logged=is_logged)
         elif polls.closed:
             self._stop.requested = True
             self._stopped.set()
@@ -508,10 +510,11 @@ class Runner:
             broken.__cause__ = error
             self._stop_with_error(broken, bug=error)
 
-    def _stop_with_error(self, error: BaseException, *, bug: BaseException | None = None) -> None:
-        """Stop, and log why, with the traceback of `bug` if there is one."""
-        # Not SystemExit and the like; and the line of a message that fails is in `FailureLog`.
-        if isinstance(error, Exception) and not isinstance(error, ProcessError):
+    def _stop_with_error(
+        self, error: BaseException, *, bug: BaseException | None = None, is_logged: bool = False
+    ) -> None:
+        """Stop, and log why unless it is logged, with the traceback of `bug` if there is one."""
+        if isinstance(error, Exception) and not is_logged:  # not SystemExit and the like
             logger.error("stops: %s", describe(error), exc_info=bug)
         self._fatal = error if self._fatal is None else self._fatal
         self._stop.requested = True

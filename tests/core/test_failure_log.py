@@ -424,6 +424,18 @@ async def test_the_error_that_stops_a_consumer_has_the_traceback_of_the_bug(capl
     assert 'return order["customer"]' in caplog.text
 
 
+async def test_a_listener_that_ends_with_the_failure_of_another_consumer_is_logged(caplog):
+    class Chained:
+        async def listen(self, channel):
+            await inner.poll_now()
+
+    inner = Broken(with_bad("bad"), name="inner", retry=None, on_failure="stop")
+    with pytest.raises(ProcessError):
+        await Log(FakeFeed(), name="outer", listeners=[Chained()]).run()
+    stops = [record for record in caplog.records if "stops: ProcessError" in record.getMessage()]
+    assert [record.getMessage().partition(":")[0] for record in stops] == ["outer"]
+
+
 async def test_a_should_poll_that_fails_is_logged_with_its_traceback_once(caplog, running):
     class Wary(Log):
         def should_poll(self, hint, status):
