@@ -48,9 +48,10 @@ class TokenBucket:
             return 0.0
 
 
-MAX_REPLAYS = 20_000
-"""Digests of 16 bytes, each kept once for each name that the request is for: some 5 MiB. At one push a second for
-one name, with two digests, they cover almost three hours; signatures usually expire after five minutes."""
+MAX_REPLAYS = 50_000
+"""Digests of 16 bytes, each kept once for each name that the request is for: some 15 MiB. At one push a second for
+one name, with two digests, they cover seven hours; signatures usually expire after five minutes. A request that is
+sent to 25,000 names in turn, which some route reads from its path, is forgotten before it comes round."""
 
 
 class ReplayCache:
