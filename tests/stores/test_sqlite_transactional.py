@@ -446,3 +446,27 @@ async def test_the_file_may_be_closed_while_another_consumer_claims_its_name(pat
         with pytest.raises(RuntimeError, match="only while a message is processed"):
             _ = store.connection
     await session.release()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_what_a_handler_wrote_is_not_committed_later_when_its_event_loop_shuts_down(path, anyio_backend):
+    """Asyncio then cancels all tasks, also the one that is to end the transaction and has not begun."""
+    application(path, "CREATE TABLE note(id INTEGER PRIMARY KEY, text)")
+    store = SQLiteStore(path, transactional=True)
+
+    def shut_down():
+        for task in asyncio.all_tasks() - tasks_before:
+            task.cancel()
+
+    async def handle():
+        async with session.transaction([Record("m1")]):
+            store.connection.execute("INSERT INTO note(text) VALUES ('m1')")
+            asyncio.get_running_loop().call_soon(shut_down)
+
+    async with claimed(store) as session:
+        tasks_before = asyncio.all_tasks()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(handle())
+        await session.commit(cursor="c0", records=[Record("m0")])
+        assert await session.unseen(["m0", "m1"]) == {"m1"}
+    assert notes(path) == []

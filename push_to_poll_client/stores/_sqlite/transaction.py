@@ -32,7 +32,7 @@ from push_to_poll_client._protocols import TransactionConflict
 from push_to_poll_client.stores._sqlite.connection import Guard, GuardedConnection, HandlerScope
 from push_to_poll_client.stores._sqlite.file import OpenFile, wrap_sqlite_errors
 from push_to_poll_client.stores._sqlite.schema import Synchronous, prepare
-from push_to_poll_client.stores._sqlite.thread import StoreThread
+from push_to_poll_client.stores._sqlite.thread import Job, StoreThread
 
 MAX_LOOP_WAIT: Final = 0.25
 """Seconds that a handler's first statement may stop the event loop. Most programs commit in less, and what the
@@ -412,6 +412,11 @@ class Effects(HandlerScope):
                 keep = error is None and self._failure is None
                 end = partial(self._transaction.thread.run, partial(self._end, keep), urgent=True)
                 await in_own_task(end, cancel_later=True)
+        except BaseException:
+            # An event loop that shuts down cancels a task before it begins. What is committed next, as the
+            # progress before this message, must not take along what the handler wrote.
+            self._transaction.thread.submit(Job(self._transaction.abandon, lambda: None, urgent=True))
+            raise
         finally:
             self._gate.release()
         if self._failure is not None and (error is None or isinstance(error, Exception)):
