@@ -14,6 +14,7 @@ import pytest
 from anyio import to_thread
 
 from push_to_poll_client import Record, Settlement, SQLiteStore, StoreError
+from push_to_poll_client.stores._sqlite import schema
 from push_to_poll_client.stores._sqlite.reader import read_store
 from push_to_poll_client.testing import TransactionalStoreSuite
 from tests.support.forms import GUARD, form
@@ -470,3 +471,23 @@ async def test_what_a_handler_wrote_is_not_committed_later_when_its_event_loop_s
         await session.commit(cursor="c0", records=[Record("m0")])
         assert await session.unseen(["m0", "m1"]) == {"m1"}
     assert notes(path) == []
+
+
+async def test_a_first_claim_waits_for_an_application_that_writes(path, monkeypatch):
+    """SQLite does not wait by itself when it changes to WAL mode, as for a file that has no WAL yet."""
+    application(path, "CREATE TABLE note(id INTEGER PRIMARY KEY, text)")
+    migrate, ends = schema._migrate, []
+
+    def migrate_and_write(*args):
+        migrate(*args)
+        other.execute("BEGIN IMMEDIATE")
+        ends.append(threading.Timer(0.1, lambda: other.execute("COMMIT")))
+        ends[0].start()
+
+    monkeypatch.setattr(schema, "_migrate", migrate_and_write)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        try:
+            async with claimed(SQLiteStore(path, transactional=True)):
+                assert not other.in_transaction
+        finally:
+            ends[0].join()

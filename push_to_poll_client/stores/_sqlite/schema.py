@@ -12,6 +12,7 @@ import functools
 import logging
 import re
 import sqlite3
+import time
 from typing import Literal
 
 from push_to_poll_client._exceptions import StoreError
@@ -154,6 +155,8 @@ _SIGNS_OF_APPLICATION = ("SELECT count(*) FROM sqlite_master", "PRAGMA applicati
 # they take 1.1 ms.
 _CACHE_KIB = 8_000
 
+_WAL_PAUSE = 0.01  # seconds between two tries to change to WAL mode
+
 
 def prepare(connection: sqlite3.Connection, path: str, *, synchronous: Synchronous, shared: bool = False) -> None:
     """Prepare a new connection: check whose database it is, migrate it, set how it writes.
@@ -175,11 +178,24 @@ def prepare(connection: sqlite3.Connection, path: str, *, synchronous: Synchrono
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     if version < len(MIGRATIONS):
         _migrate(connection, version)
-    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-    if mode != "wal":
+    if _use_wal(connection) != "wal":
         raise StoreError(f"{path} cannot be used: SQLite's WAL mode does not work there; use a local disk")
     connection.execute("PRAGMA wal_autocheckpoint = 0")  # `Checkpoints` makes them
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+
+
+def _use_wal(connection: sqlite3.Connection) -> str:
+    """Change to WAL mode if it is another one, and return the mode then."""
+    (timeout,) = connection.execute("PRAGMA busy_timeout").fetchone()  # in milliseconds
+    deadline = time.monotonic() + timeout / 1000
+    while True:
+        try:
+            return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            # For this change SQLite does not wait by itself: an application may write just now.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+        time.sleep(_WAL_PAUSE)
 
 
 def schema_version(connection: sqlite3.Connection, path: str, *, shared: bool = False) -> int:
