@@ -130,8 +130,8 @@ async def when_available(
 
 
 def _is_destroyed(error: BaseException | None) -> bool:
-    """Return whether a coroutine ends with this error since Python destroys it."""
-    # A lock that it holds cannot be released any more, nor an event be set: then it ends with a RuntimeError.
+    """Whether a coroutine ended with this error because Python destroyed it."""
+    # Its event loop has ended. If it cannot release a lock or set an event any more, it ends with a RuntimeError.
     while error is not None and not isinstance(error, GeneratorExit):
         error = error.__context__
     return error is not None

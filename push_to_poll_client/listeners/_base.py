@@ -254,7 +254,10 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         raise TimeoutError(f"no message for {self._max_silence:g} s")
 
     def _pass_on(self, message: _MessageT, channel: Channel) -> bool:
-        """Wake if the message is a push, and return whether it is."""
+        """Wake if the message is a push, and return whether it is.
+
+        A push counts after the return. So raise the end of a connection in the next `_read`, and not here.
+        """
         push = self._hints.read(message, self.name)
         if push is not None:
             channel.wake(push)
