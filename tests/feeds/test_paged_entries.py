@@ -438,6 +438,16 @@ def test_a_dead_letter_of_an_unreadable_message_stays_unreadable():
         assert str(again.error) == str(message.error)
 
 
+@pytest.mark.parametrize("no_space", [b"\x0b", b"\x0c"])
+def test_a_dead_letter_beside_what_is_no_space_in_json_stays_unreadable(no_space):
+    entries = Entries("a", "b")
+    page = b'{"a": [{"id": "1"}], "b": [' + no_space + b'{"id": "2"}, {"id": "3"}]}'
+    [message] = [message for message in read(entries, page) if message.error]
+    again = entries.restore(letter(message))
+    assert isinstance(again, UnreadableMessage)
+    assert (again.id, again.dedupe_key, again.raw) == (message.id, message.dedupe_key, message.raw)
+
+
 def test_a_dead_letter_that_has_become_readable_gets_its_id_and_keeps_its_key():
     [_, message] = read(Entries(), [{"id": "a"}, {"uuid": "b"}])
     again = Entries(id="uuid").restore(letter(message))
