@@ -49,6 +49,8 @@ async def main():
     number = int(session.cursor or 0)
     while True:
         for number in range(number + 1, number + 4):
+            if not await session.unseen([str(number)]):
+                continue  # the process before was killed between this record and its cursor
             async with session.transaction([Record(str(number))]):
                 execute = store.connection.execute
                 execute("UPDATE account SET cents = cents - 1 WHERE name = 'a'")
