@@ -140,6 +140,7 @@ def test_a_killed_consumer_loses_no_message_and_repeats_few(started, chance, for
         arena.consumer.kill()
         arena.load.resume()
     arena.start()
+    arena.server.publish()  # handled last, after all that the killed lives had handled and not committed
     arena.until_current()
     arena.consumer.stop()
     report(arena, figures)

@@ -204,6 +204,7 @@ class Walk:
         """Mend everything, and let the consumer catch up."""
         self.load.pause()
         self.server_mended()
+        self.server.publish()  # handled last, after all that the killed lives had handled and not committed
         self.consumer.until_current(self.server)
         self.consumer.stop()
 
