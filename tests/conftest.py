@@ -22,6 +22,7 @@ from hypothesis import Phase, is_hypothesis_test, settings
 from respx.mocks import HTTPCoreMocker
 
 import push_to_poll_client
+from push_to_poll_client.stores._sqlite.errors import wrap_sqlite_errors
 from push_to_poll_client.testing._virtual_time import virtual_time
 from tests.support.clock import time_of_day
 from tests.support.forms import LONG, SEED, form
@@ -223,9 +224,10 @@ def inline_threads(monkeypatch):
         await anyio.lowlevel.checkpoint()
         return function(*args)
 
-    async def run(_, work, *__, **___):
+    async def run(thread, work, *_, **__):
         await anyio.lowlevel.checkpoint()
-        return work()
+        with wrap_sqlite_errors(thread._path):
+            return work()
 
     monkeypatch.setattr("anyio.to_thread.run_sync", run_sync)
     monkeypatch.setattr("push_to_poll_client.stores._sqlite.thread.StoreThread.run", run)

@@ -31,7 +31,7 @@ from push_to_poll_client.cli._output import (
 )
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.stores import SQLiteStore
-from push_to_poll_client.stores._rebind import Rebind
+from push_to_poll_client.stores._names import Rebind
 from push_to_poll_client.stores._sqlite.owner_lock import lock_holder
 from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, StoreFile, read_cursors, read_store
 

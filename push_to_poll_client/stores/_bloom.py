@@ -42,21 +42,6 @@ def _masks() -> Sequence[int]:
     return masks
 
 
-class Candidates:
-    """Keys that may be in the segments of one generation.
-
-    Attributes:
-        segments: The numbers of the segments, the newest first.
-        keys: The keys that may be in one of them.
-    """
-
-    __slots__ = ("keys", "segments")
-
-    def __init__(self, segments: Sequence[int], keys: Sequence[str]) -> None:
-        self.segments = segments
-        self.keys = keys
-
-
 class _Generation:
     """The keys of some segments that follow one another."""
 
@@ -116,19 +101,24 @@ class BloomFilters:
                 return
             self._generations.popleft()
 
-    def candidates(self, keys: Sequence[str]) -> list[Candidates]:
-        """The keys that may have a record, the newest generation first; any other key has none."""
+    def candidates(self, keys: Sequence[str]) -> list[tuple[Sequence[int], Sequence[str]]]:
+        """The keys that may have a record; any other key has none.
+
+        Returns:
+            For each generation, the newest first: the numbers of its segments, the newest first, and the keys that
+            may be in one of them.
+        """
         all_masks = _masks()
         hashes = list(map(hash, keys))
         masks = [all_masks[hashed >> 40 & _LAST_MASK] for hashed in hashes]
         indexes: dict[int, Sequence[int]] = {}  # by the number of words: most generations have the same
-        found = []
+        found: list[tuple[Sequence[int], Sequence[str]]] = []
         for generation in reversed(self._generations):
             words = generation.words
             if words not in indexes:
                 indexes[words] = [hashed % words for hashed in hashes]
             if suspected := generation.candidates(keys, indexes[words], masks):
-                found.append(Candidates([*reversed(generation.segments)], suspected))
+                found.append(([*reversed(generation.segments)], suspected))
         return found
 
     @property

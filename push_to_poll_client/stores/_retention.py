@@ -18,12 +18,13 @@ the times of all segments move by it.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Annotated, NamedTuple
 
 import msgspec
 
-from push_to_poll_client._types import DeadLetter, SavedCursor
+from push_to_poll_client._types import Cursor, DeadLetter, SavedCursor
 from push_to_poll_client._validation import check_count, check_number
 
 DEFAULT_RETENTION = 30 * 86_400.0
@@ -102,6 +103,12 @@ class Retention(msgspec.Struct, frozen=True):
         return enough or (self.age is not None and newest < now - self.age)
 
 
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+"""No consumer counts that far, and a sum with it is still an integer to SQLite. Checked when a file is read."""
+
+_Time = Annotated[float, msgspec.Meta(ge=-(1 << 62), lt=1 << 62)]
+
+
 class Segment(NamedTuple):
     """Some records that were made one after another.
 
@@ -114,19 +121,19 @@ class Segment(NamedTuple):
         high: The greatest of its keys.
     """
 
-    number: int
-    size: int
-    first_at: float
-    last_at: float
+    number: Count
+    size: Count
+    first_at: _Time
+    last_at: _Time
     low: str
     high: str
 
-    def with_keys(self, added: int, keys: Sequence[str], now: float) -> "Segment":
-        """The same segment with records of these keys, of which `added` are new to it."""
+    def with_keys(self, keys: Sequence[str], now: float) -> "Segment":
+        """The same segment with new records of these keys."""
         low, high = min(keys), max(keys)
         if self.size:
             low, high = min(low, self.low), max(high, self.high)
-        return Segment(self.number, self.size + added, self.first_at, max(self.last_at, now), low, high)
+        return Segment(self.number, self.size + len(keys), self.first_at, max(self.last_at, now), low, high)
 
     def moved(self, step: float) -> "Segment":
         """The same segment when the clock has made a step."""
@@ -255,15 +262,36 @@ _MIN_HISTORY_INTERVAL = 1.0
 """Seconds. A busy consumer saves hundreds of cursors a second and remembers one of them."""
 
 
-def extend_history(history: tuple[SavedCursor, ...], saved: SavedCursor) -> tuple[SavedCursor, ...]:
-    """Add the saved cursor to the history, when another one replaces it.
+class CursorState(NamedTuple):
+    """Cursor, history and state of a name.
 
-    Returns the same object if the saved cursor is too near to the last one, and is not added.
+    Attributes:
+        saved: The saved cursor.
+        previous: The remembered cursors that were saved before it, the oldest first.
+        state: The names and values committed as state.
     """
-    # Below 0 the clock was set back: add the cursor.
-    if history and 0 <= saved.read_at - history[-1].read_at < _MIN_HISTORY_INTERVAL:
-        return history
-    return (*history[1 - MAX_HISTORY :], saved)
+
+    saved: SavedCursor
+    previous: tuple[SavedCursor, ...] = ()
+    state: Mapping[str, str] = MappingProxyType({})
+
+    def saving(self, cursor: Cursor | None, read_at: float) -> "CursorState":
+        """The same with this cursor saved; None leaves the saved one."""
+        if cursor is None or cursor == self.saved.cursor:
+            return self
+        previous = self.previous
+        # Below 0 the clock was set back: remember the cursor.
+        if not previous or not 0 <= self.saved.read_at - previous[-1].read_at < _MIN_HISTORY_INTERVAL:
+            previous = (*previous[1 - MAX_HISTORY :], self.saved)
+        return self._replace(saved=SavedCursor(cursor, read_at), previous=previous)
+
+    def changing(self, state: Mapping[str, str | None]) -> "CursorState":
+        """The same with these names of the state changed; None removes a name."""
+        if not state:
+            return self
+        changed = {**self.state, **state}
+        kept = {name: value for name, value in changed.items() if value is not None}
+        return self._replace(state=MappingProxyType(kept))
 
 
 _MAX_DEAD_LETTERS = 100

@@ -14,15 +14,17 @@ from functools import partial
 from typing import get_args
 from weakref import WeakValueDictionary, finalize
 
-from push_to_poll_client._exceptions import StoreBusy
-from push_to_poll_client._validation import quoted
-from push_to_poll_client.stores._rebind import Rebind
+from push_to_poll_client.stores._names import Rebind, name_in_use
 from push_to_poll_client.stores._retention import DEFAULT_MAX_RECORDS, DEFAULT_RETENTION, Retention
 from push_to_poll_client.stores._sqlite.connection import OUTSIDE_HANDLER
 from push_to_poll_client.stores._sqlite.file import OpenFile
-from push_to_poll_client.stores._sqlite.names import rebind
 from push_to_poll_client.stores._sqlite.schema import Synchronous
-from push_to_poll_client.stores._sqlite.session import SQLiteSession, TransactionalSQLiteSession
+from push_to_poll_client.stores._sqlite.session import (
+    ClaimedName,
+    SQLiteSession,
+    TransactionalSQLiteSession,
+    rebind,
+)
 from push_to_poll_client.stores._sqlite.thread import StoreThread
 from push_to_poll_client.stores._sqlite.transaction import SharedFile
 
@@ -125,7 +127,7 @@ class SQLiteStore:
     def _start_unopened(self) -> None:
         self._process = os.getpid()
         self._file: OpenFile | None = None
-        self._thread = StoreThread(f"SQLiteStore {self._path}")
+        self._thread = StoreThread(self._path)
         # Weak: a session that was dropped without `release()` must not hold its name for ever.
         self._owners: WeakValueDictionary[str, SQLiteSession] = WeakValueDictionary()
 
@@ -226,7 +228,11 @@ class SQLiteStore:
     def _claim(self, name: str, feed: str, claimed: list[SQLiteSession]) -> None:
         self._check_unowned(name)
         with self._open_file() as file:
-            session = self._make_session(file, name, feed)
+            progress = ClaimedName(file, name, feed, retention=self._retention, clock=self._clock)
+            if isinstance(file, SharedFile):
+                session: SQLiteSession = TransactionalSQLiteSession(file, progress, self._on_release)
+            else:
+                session = SQLiteSession(file, progress, self._on_release)
             finalize(session, self._close_dropped_soon).atexit = False
             self._owners[name] = session
             claimed.append(session)
@@ -240,32 +246,20 @@ class SQLiteStore:
 
     def _check_unowned(self, name: str) -> None:
         if name in self._owners:
-            raise StoreBusy(f"{self._path}: the name {quoted(name)} has an owner; release it, or use another name")
+            raise name_in_use(self._path, name)
 
     @contextmanager
     def _open_file(self) -> Iterator[OpenFile]:
         """Open the file, if it is not open, and use it. Afterwards it stays open if a name has an owner."""
         if self._file is None:
             kind = SharedFile if self._transactional else OpenFile
-            self._file = kind(self._path, synchronous=self._synchronous)
+            self._file = kind(self._path, self._thread, synchronous=self._synchronous)
             self._thread.stays = True
         try:
             with self._file.access():
                 yield self._file
         finally:
             self._close_unused()
-
-    def _make_session(self, file: OpenFile, name: str, feed: str) -> SQLiteSession:
-        kind: Callable[..., SQLiteSession] = TransactionalSQLiteSession if self._transactional else SQLiteSession
-        return kind(
-            file,
-            name,
-            feed,
-            retention=self._retention,
-            clock=self._clock,
-            thread=self._thread,
-            on_release=self._on_release,
-        )
 
     def _on_release(self, session: SQLiteSession) -> Callable[[], None] | None:
         del self._owners[session.name]

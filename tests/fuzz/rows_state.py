@@ -22,15 +22,15 @@ from push_to_poll_client.cli._parser import Commands, Parser
 from push_to_poll_client.cli._state import _identity, check_cursor
 from push_to_poll_client.cli._tail import listener_for, same_server
 from push_to_poll_client.stores._retention import Retention
-from push_to_poll_client.stores._sqlite.claimed_name import ClaimedName, read_history, read_state
-from push_to_poll_client.stores._sqlite.dead_letters import select_dead_letters
-from push_to_poll_client.stores._sqlite.file import wrap_sqlite_errors
-from push_to_poll_client.stores._sqlite.names import _find as find_name
+from push_to_poll_client.stores._sqlite.dead_letters import StoredDeadLetters
+from push_to_poll_client.stores._sqlite.errors import wrap_sqlite_errors
+from push_to_poll_client.stores._sqlite.file import check_size
 from push_to_poll_client.stores._sqlite.owner_lock import _locked_by
-from push_to_poll_client.stores._sqlite.reader import _select_progress
+from push_to_poll_client.stores._sqlite.reader import select_progress
 from push_to_poll_client.stores._sqlite.records import Records, encode_keys
 from push_to_poll_client.stores._sqlite.schema import MIGRATIONS, encode_text, schema_version
 from push_to_poll_client.stores._sqlite.schema import decode_text as text_restored
+from push_to_poll_client.stores._sqlite.session import ClaimedName, read_history, read_state, select_consumer
 from push_to_poll_client.stores._sqlite.wal import Mark, check_wal
 from tests.fuzz.fuzzed import Fuzzed, around, nested, text_of, words
 from tests.fuzz.rows_feeds import JSON_TOKENS
@@ -62,8 +62,7 @@ for _step in MIGRATIONS:
     for _statement in _step:
         _file.execute(_statement)
 _file.execute("CREATE TABLE push_to_poll_schema(version)")
-_file.row_factory = sqlite3.Row
-_opened = SimpleNamespace(connection=_file, path="the file", transaction=lambda: wrap_sqlite_errors("the file"))
+_opened = SimpleNamespace(connection=_file, path="the file", transaction=contextlib.nullcontext)
 
 
 def read_file(data):
@@ -77,18 +76,18 @@ def read_file(data):
 
 
 def read_place():
-    read_history(_file, "the file", 1)
-    state = read_state(_file, "the file", 1)
+    read_history(_file, 1)
+    state = read_state(_file, 1)
     assert all(isinstance(value, str) for pair in state.items() for value in pair)
 
 
 READERS = (
     lambda: schema_version(_file, "the file"),
-    lambda: _select_progress("the file", _file),
-    lambda: select_dead_letters(_file, "the file", 1),
-    lambda: Records(_file, "the file", 1, Retention(1e6, 100), first=1, prunable_before=1).are_new(["k"]),
+    lambda: select_progress(_file),
+    lambda: StoredDeadLetters(_file, 1).read_some(None),
+    lambda: Records(_file, 1, Retention(1e6, 100), first=1, prunable_before=1).are_new(["k"]),
     lambda: ClaimedName(_opened, "name", "feed", retention=Retention(1e6, 100), clock=lambda: 1.0),
-    lambda: find_name(_opened, "name"),
+    lambda: select_consumer(_file, "name"),
     read_place,
 )
 
@@ -213,8 +212,12 @@ _database = Path(_beside.name, "state.db")
 def read_wal(data):
     """A database, and what lies beside it as its WAL; the first two bytes say where the one ends."""
     size = int.from_bytes(data[:2]) % (len(data) + 1)
+    wal = Path(f"{_database}-wal")
+    wal.unlink(missing_ok=True)
     _database.write_bytes(data[2 : 2 + size])
-    Path(f"{_database}-wal").write_bytes(data[2 + size :])
+    with contextlib.suppress(StoreError):
+        check_size(_database)
+    wal.write_bytes(data[2 + size :])
     check_wal(str(_database))
 
 
@@ -238,7 +241,7 @@ def _wal_example(mark, *marks, junk=b""):
 ROWS = (
     Fuzzed(
         name="a WAL and its database",
-        modules=("stores._sqlite.wal",),
+        modules=("stores._sqlite.wal", "stores._sqlite.file"),
         read=read_wal,
         errors=(StoreError,),
         examples=(
@@ -253,11 +256,10 @@ ROWS = (
         modules=(
             "stores._sqlite.schema",
             "stores._sqlite.dead_letters",
-            "stores._sqlite.claimed_name",
             "stores._sqlite.reader",
             "stores._sqlite.records",
-            "stores._sqlite.file",
-            "stores._sqlite.names",
+            "stores._sqlite.session",
+            "stores._sqlite.errors",
         ),
         read=read_file,
         examples=(

@@ -194,7 +194,7 @@ async def test_g8_a_consumer_stopped_by_a_failure_keeps_only_the_effects_before_
 async def test_g8_effects_that_cannot_be_committed_are_done_by_the_next_poll(kind, path, monkeypatch):
     consumer = kind(feed_of(12, page_size=5), path, batch_size=2)
     async with consumer:
-        claimed = consumer._parts.session._claimed
+        claimed = consumer._parts.session._progress
         calls = []
         # Within the transaction of the effects, before it is committed.
         write = claimed.records.write

@@ -220,7 +220,7 @@ def test_a_schema_with_undecodable_bytes_is_reported_as_damaged(opened, store):
     assert harmed != store.read_bytes()
     store.write_bytes(harmed)
     kind, text = opened(store)
-    assert (kind, "damaged" in text, "no text" in text) == ("StoreError", True, True)
+    assert (kind, "damaged" in text, "does not write" in text) == ("StoreError", True, True)
 
 
 def test_a_database_of_another_application_is_refused(refused, path):

@@ -443,18 +443,18 @@ MUTANTS = [
         "G8",
         "commits what a handler wrote that failed",
         "stores/_sqlite/transaction.py",
-        "            if keep:\n                self._commit()\n",
-        "            if keep or self.has_begun:\n                self._commit()\n",
+        "            if not keep:\n",
+        "            if not keep and not self.has_begun:\n",
         "tests/guarantees/test_g08_same_transaction.py",
     ),
     of(
         "G8",
         "commits effects and records one after the other",
         "stores/_sqlite/session.py",
-        "                self._claimed.commit(None, encode_records(records), (), NO_CHANGES, None)\n",
-        "                self._file.connection.execute('COMMIT; -- effects')\n"
-        "                self._file.connection.execute('BEGIN IMMEDIATE')\n"
-        "                self._claimed.commit(None, encode_records(records), (), NO_CHANGES, None)\n",
+        "        self._progress.commit(None, encode_records(records), (), {}, None)\n",
+        "        self._file.connection.execute('COMMIT; -- effects')\n"
+        "        self._file.connection.execute('BEGIN IMMEDIATE')\n"
+        "        self._progress.commit(None, encode_records(records), (), {}, None)\n",
         "tests/guarantees/test_g08_same_transaction.py",
     ),
     of(
@@ -693,7 +693,7 @@ MUTANTS = [
     of(
         "G10",
         "writes without looking at the token",
-        "stores/_sqlite/claimed_name.py",
+        "stores/_sqlite/session.py",
         "WHERE id = ? AND token = ?\n",
         "WHERE id = ? AND ? IS NOT NULL\n",
         "tests/stores/test_sqlite.py",
@@ -710,7 +710,7 @@ MUTANTS = [
     of(
         "G10",
         "leaves the token of a name that is rebound",
-        "stores/_sqlite/names.py",
+        "stores/_sqlite/session.py",
         "SET name = ?, feed = ?, token = token + 1 WHERE",
         "SET name = ?, feed = ? WHERE",
         "tests/stores/test_rebind.py",
@@ -734,9 +734,9 @@ MUTANTS = [
     of(
         "G6",
         "says nothing of a name that was given to a consumer without one",
-        "stores/_sqlite/names.py",
-        "name == feed or self.have_feed",
-        "name == feed",
+        "stores/_sqlite/session.py",
+        "self.name == feed or have_feed",
+        "self.name == feed",
         "tests/stores/test_rebind.py",
     ),
     of(

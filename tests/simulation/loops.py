@@ -13,6 +13,7 @@ import anyio.to_thread
 import trio
 from anyio._backends import _asyncio as anyio_asyncio
 
+from push_to_poll_client.stores._sqlite.errors import wrap_sqlite_errors
 from push_to_poll_client.stores._sqlite.thread import StoreThread
 from push_to_poll_client.testing._virtual_time import virtual_time
 
@@ -49,9 +50,10 @@ def _no_threads() -> Iterator[None]:
         await anyio.lowlevel.checkpoint()
         return function(*args)
 
-    async def run(_: StoreThread, work: Callable[[], Any], *__: object, **___: object) -> Any:
+    async def run(thread: StoreThread, work: Callable[[], Any], *_: object, **__: object) -> Any:
         await anyio.lowlevel.checkpoint()
-        return work()
+        with wrap_sqlite_errors(thread._path):  # as the thread does
+            return work()
 
     in_store_thread = StoreThread.run
     anyio.to_thread.run_sync, StoreThread.run = run_sync, run  # type: ignore[method-assign]

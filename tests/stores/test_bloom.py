@@ -24,9 +24,9 @@ def bytes_of(filters):
 def suspected_in(filters, keys):
     """For each of the keys the segments in which it may be."""
     found = {key: set() for key in keys}
-    for suspects in filters.candidates(keys):
-        for key in suspects.keys:
-            found[key].update(suspects.segments)
+    for segments, suspects in filters.candidates(keys):
+        for key in suspects:
+            found[key].update(segments)
     return found
 
 
@@ -57,7 +57,7 @@ def test_the_newest_segments_are_named_first():
     filters = BloomFilters(expected=0, max_records=None)
     for segment in range(20):
         filters.add(segment, [*some_keys(SEGMENT), "everywhere"])
-    named = [segment for suspects in filters.candidates(["everywhere"]) for segment in suspects.segments]
+    named = [segment for segments, _ in filters.candidates(["everywhere"]) for segment in segments]
     assert named == list(range(20))[::-1]
 
 

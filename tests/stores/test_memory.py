@@ -32,6 +32,17 @@ class TestMemoryStore(StoreSuite):
 pytestmark = pytest.mark.anyio
 
 
+async def test_a_released_session_shows_its_own_cursor_and_not_that_of_the_next_owner():
+    store = MemoryStore()
+    first = await store.claim("a", feed="f")
+    await first.commit(cursor="1", records=[])
+    await first.release()
+    second = await store.claim("a", feed="f")
+    await second.commit(cursor="2", records=[], state={"name": "value"})
+    assert (first.cursor, dict(first.state)) == ("1", {})
+    assert (second.cursor, second.fencing_token) == ("2", 2)
+
+
 async def test_a_garbage_collected_session_releases_its_name():
     store = MemoryStore()
     session = await store.claim("a", feed="f")

@@ -11,7 +11,7 @@ import pytest
 from push_to_poll_client import Consumer, OwnershipLost, StoreBusy, StoreError, StoreMismatch
 from push_to_poll_client._types import DeadLetter, Record
 from push_to_poll_client.stores import MemoryStore, SQLiteStore
-from push_to_poll_client.stores._sqlite import names
+from push_to_poll_client.stores._sqlite.session import TABLES_OF_A_NAME
 from push_to_poll_client.testing import FakeFeed
 
 pytestmark = pytest.mark.anyio
@@ -233,9 +233,9 @@ async def test_a_replaced_name_leaves_no_row_in_any_table(sqlite, path):
         tables = connection.execute(
             "SELECT m.name FROM sqlite_master AS m, pragma_table_info(m.name) AS c WHERE c.name = 'consumer'"
         ).fetchall()
-        assert sorted(name for (name,) in tables) == sorted(names.TABLES_OF_A_NAME)
+        assert sorted(name for (name,) in tables) == sorted(TABLES_OF_A_NAME)
     after = rows()
-    halves = {table: number // 2 for table, number in before.items() if table in names.TABLES_OF_A_NAME}
+    halves = {table: number // 2 for table, number in before.items() if table in TABLES_OF_A_NAME}
     assert {table: after[table] for table in halves} == halves
 
 

@@ -214,7 +214,7 @@ class TestOwnership:
             with pytest.raises(StoreBusy, match="in use by"):
                 await store.claim("b", feed=FEED)
             assert session._file.connection.execute("SELECT 1").fetchone() == (1,)
-            store._owners["a"], store._file, store._thread = session, session._file, session._thread
+            store._owners["a"], store._file, store._thread = session, session._file, session._file.thread
 
     async def test_a_garbage_collected_session_releases_its_consumer_name(self, path):
         store = SQLiteStore(path)
@@ -344,6 +344,14 @@ async def check_damage(path, statement, value):
         await SQLiteStore(path).claim("a", feed=FEED)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == before
+
+
+async def test_the_state_that_a_session_shows_cannot_be_changed_past_the_file(path):
+    for _ in range(2):  # as it was committed, and as it was read
+        async with claimed(SQLiteStore(path)) as session:
+            await session.commit(cursor=None, records=[], state={} if session.state else {"a": "1"})
+            with pytest.raises(TypeError):
+                session.state["a"] = "2"
 
 
 class TestFiles:
@@ -567,7 +575,7 @@ class TestFiles:
         await filled(path)
         words = b"CREATE TABLE push_to_poll_record"
         path.write_bytes(path.read_bytes().replace(words, words.replace(b"TABLE", b"T\x9d\x9d\x9dE"), 1))
-        async with refused(path, "is damaged: SQLite says why in bytes that are no text; put back a copy"):
+        async with refused(path, "is damaged: it holds what this library does not write; put back a copy"):
             pass
 
     async def test_an_application_can_keep_its_tables_and_version_numbers_in_a_store(self, path):

@@ -11,6 +11,7 @@ import pytest
 from anyio import to_thread
 
 from push_to_poll_client import Record, SQLiteStore, StoreBusy
+from push_to_poll_client.stores import sqlite
 from push_to_poll_client.stores._sqlite.thread import Job
 from tests.support.forms import GUARD
 
@@ -50,15 +51,15 @@ async def wait_until_unlocked(store):
 def held_in_thread(store, monkeypatch):
     """Let claims stop in their worker thread until the event is set that is yielded second."""
     begun, go_on = threading.Event(), threading.Event()
-    make_session = store._make_session
+    claim = sqlite.ClaimedName
 
-    def slow(*args):
+    def slow(*args, **others):
         begun.set()
         assert go_on.wait(GUARD)
-        return make_session(*args)
+        return claim(*args, **others)
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, "_make_session", slow)
+        patched.setattr(sqlite, "ClaimedName", slow)
         yield begun, go_on
         go_on.set()
 

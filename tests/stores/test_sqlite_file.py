@@ -20,7 +20,7 @@ from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.stores import SQLiteStore
 from push_to_poll_client.stores._sqlite import file as file_module
 from push_to_poll_client.stores._sqlite import schema, wal
-from push_to_poll_client.stores._sqlite.file import wrap_sqlite_errors
+from push_to_poll_client.stores._sqlite.errors import wrap_sqlite_errors
 from push_to_poll_client.stores._sqlite.owner_lock import lock_holder
 from push_to_poll_client.stores._sqlite.reader import read_store
 from tests.support.command_line import typed
@@ -640,7 +640,7 @@ class TestErrors:
         assert type(caught.value) is kind
 
     async def test_a_program_that_locks_the_whole_file_is_named_at_opening(self, path, monkeypatch):
-        monkeypatch.setattr("push_to_poll_client.stores._sqlite.file._BUSY_TIMEOUT", 0.01)
+        monkeypatch.setattr("push_to_poll_client.stores._sqlite.file.BUSY_TIMEOUT", 0.01)
         async with claimed(SQLiteStore(path)):
             pass
         with program(path) as other:

@@ -11,7 +11,7 @@ from push_to_poll_client import Record
 from push_to_poll_client.stores import SQLiteStore, _bloom
 from push_to_poll_client.stores._sqlite import records as records_module
 from push_to_poll_client.stores._sqlite import thread
-from push_to_poll_client.stores._sqlite.records import RecordSearch
+from push_to_poll_client.stores._sqlite.records import Records
 from push_to_poll_client.testing._store_suite import StoreSuite
 
 pytestmark = pytest.mark.anyio
@@ -50,20 +50,20 @@ def some_keys(number=PAGE):
 async def record(session, keys):
     for start in range(0, len(keys), PAGE):
         page = keys[start : start + PAGE]
-        session._claimed.records._note_unfound(page)  # as after a search, which is not counted here
+        session._progress.records._note_unfound(page)  # as after a search, which is not counted here
         await session.commit(cursor="c", records=[Record(key, fingerprint=int(key[:8], 16)) for key in page])
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """For each question how often a key is looked for in a segment."""
-    asked, ask = [], RecordSearch._query
+    asked, ask = [], Records._find_in
 
-    def counted(self, query, segments, keys):
+    def counted(self, segments, keys):
         asked.append(len(segments) * len(keys))
-        return ask(self, query, segments, keys)
+        return ask(self, segments, keys)
 
-    monkeypatch.setattr(RecordSearch, "_query", counted)
+    monkeypatch.setattr(Records, "_find_in", counted)
     return asked
 
 
@@ -96,7 +96,7 @@ async def test_descending_keys_are_found_in_each_segment(claim, asked, again):
     session = await claim()
     keys = [f"{number:08x}" for number in range(600, 0, -1)]
     await record(session, keys)
-    assert len(session._claimed.records.segments.live) == 3
+    assert len(session._progress.records.segments.live) == 3
     if again:
         session = await claim()
     for start in range(0, 600, 50):
@@ -139,11 +139,11 @@ async def test_few_keys_are_remembered_that_were_asked_for_and_not_recorded(clai
     pages = [some_keys() for _ in range(9)]
     for page in pages:
         await session.unseen(page)
-        assert len(session._claimed.records._unfound) <= 250
+        assert len(session._progress.records._unfound) <= 250
     for page in pages:
         await session.commit(cursor="c", records=[Record(key) for key in page])
     assert session.record_count == 900
-    assert not session._claimed.records._unfound
+    assert not session._progress.records._unfound
 
 
 async def test_new_random_keys_are_rarely_looked_up(claim, asked, read):
@@ -197,7 +197,7 @@ async def test_the_newest_fingerprint_of_each_random_key_is_returned(claim, monk
     keys = some_keys(1600)
     await record(session, keys)
     assert len(await session.unseen(some_keys())) == PAGE
-    assert len(session._claimed.records.search._filters._generations) > 1
+    assert len(session._progress.records._filters._generations) > 1
     await session.commit(cursor="c", records=[Record(keys[5], fingerprint=7), Record(keys[6])])
     found = await session.fingerprints([*keys, "new"])
     assert found == {**{key: int(key[:8], 16) for key in keys if key != keys[6]}, keys[5]: 7}
@@ -220,7 +220,7 @@ async def test_the_filter_drops_removed_segments(claim, monkeypatch):
     await session.unseen(some_keys())
     for _ in range(5):
         await record(session, some_keys(1600))
-        generations = session._claimed.records.search._filters._generations
+        generations = session._progress.records._filters._generations
         assert sum(len(one.segments) for one in generations) == 8
         assert len(generations) <= 4
 
@@ -256,7 +256,7 @@ async def check_sweeps(session):
         if left:
             await session.commit(cursor="c", records=[Record("g" * number)])
         rows = session._file.connection.execute("SELECT count(*) FROM push_to_poll_segment").fetchone()[0]
-        left.append(rows - len(session._claimed.records.segments.live))
+        left.append(rows - len(session._progress.records.segments.live))
     records = session._file.connection.execute("SELECT count(*) FROM push_to_poll_record").fetchone()[0]
     assert records == session.record_count
     return left

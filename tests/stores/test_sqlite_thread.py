@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import itertools
+import sys
 import threading
 from functools import partial
 from weakref import ref
@@ -159,6 +161,30 @@ def note(work, order, name):
     order.append(name)
 
 
+def test_a_transaction_may_end_at_any_instant_while_another_thread_asks_for_it():
+    """Also between two instructions, as where Python has no global lock."""
+    thread, transaction, before = StoreThread("test"), Object(), sys.gettrace()
+    code, answers = StoreThread.open_transaction.fget.__code__, []
+
+    def trace(frame, event, _):
+        if frame.f_code is not code:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(instructions) == last:
+            thread.open_transaction = None
+        return trace
+
+    for last in range(20):  # noqa: B007  # `trace` uses it
+        thread.open_transaction, instructions = transaction, itertools.count()
+        sys.settrace(trace)
+        try:
+            answers.append(thread.open_transaction)
+        finally:
+            sys.settrace(before)
+    assert None in answers
+    assert set(answers) == {None, transaction}
+
+
 async def test_a_transaction_that_was_dropped_keeps_no_job_waiting():
     thread = StoreThread("test")
     dropped = Transaction()
@@ -229,6 +255,20 @@ def test_jobs_of_several_event_loops_share_the_thread_and_a_loop_that_ended_is_n
     for backend in ("asyncio", "trio"):
         anyio.run(work, backend=backend)
     assert len(threads) <= 2
+
+
+def test_an_event_loop_that_ended_is_not_kept(path):
+    loops = []
+
+    async def use_store():
+        loops.append(ref(anyio.lowlevel.current_token().native_token))
+        session = await SQLiteStore(path).claim("a", feed="https://feed.example/")
+        await session.release()
+
+    for backend in ("asyncio", "trio"):
+        anyio.run(use_store, backend=backend)
+    gc.collect()
+    assert [loop() for loop in loops] == [None, None]
 
 
 async def test_a_job_that_is_not_begun_in_time_is_taken_back():

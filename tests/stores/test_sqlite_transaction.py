@@ -18,7 +18,7 @@ from push_to_poll_client import OwnershipLost, StoreError, StoreUnavailable
 from push_to_poll_client._protocols import TransactionConflict
 from push_to_poll_client.stores._sqlite import transaction as transaction_module
 from push_to_poll_client.stores._sqlite.thread import Job
-from push_to_poll_client.stores._sqlite.transaction import GAP, LockGaps, undo
+from push_to_poll_client.stores._sqlite.transaction import GAP, LockGaps
 from tests.support.effects import Database, Planned, look
 from tests.support.forms import GUARD
 
@@ -34,7 +34,7 @@ def anyio_backend(request):
 def database(tmp_path):
     database = Database(tmp_path / "store.db")
     yield database
-    database.close()
+    database.stop()
 
 
 @pytest.fixture
@@ -50,6 +50,10 @@ def is_free(database):
         except sqlite3.OperationalError:
             return False
         return True
+
+
+async def undo(transaction):
+    await transaction.file.thread.run(transaction.abandon, urgent=True)
 
 
 async def begin(session):
@@ -382,14 +386,14 @@ class TestFailures:
     @staticmethod
     def _raise_within(session):
         def work():
-            with session.inner.writing():
+            with session.database.transaction():
                 raise TypeError
 
         return work
 
     async def test_an_ownership_lost_error_keeps_its_type(self, session, database):
         def lose():
-            with session.inner.writing():
+            with session.database.transaction():
                 raise OwnershipLost("somebody else has it")
 
         with pytest.raises(OwnershipLost, match="somebody else has it"):

@@ -358,7 +358,7 @@ class TestSessions:
 
         async with claimed(store) as session:
             await note(store, session, "1")
-            monkeypatch.setattr(session._claimed, "_clock", clock)
+            monkeypatch.setattr(session._progress, "_clock", clock)
             task = asyncio.ensure_future(session.commit(cursor="c1", records=[Record("1")]))
             await to_thread.run_sync(begun.wait)
             task.cancel()
@@ -449,6 +449,26 @@ async def test_the_file_may_be_closed_while_another_consumer_claims_its_name(pat
     await session.release()
 
 
+async def test_a_first_claim_waits_for_an_application_that_writes(path, monkeypatch):
+    """SQLite does not wait by itself when it changes to WAL mode, as for a file that has no WAL yet."""
+    application(path, "CREATE TABLE note(id INTEGER PRIMARY KEY, text)")
+    migrate, ends = schema._migrate, []
+
+    def migrate_and_write(*args):
+        migrate(*args)
+        other.execute("BEGIN IMMEDIATE")
+        ends.append(threading.Timer(0.1, lambda: other.execute("COMMIT")))
+        ends[0].start()
+
+    monkeypatch.setattr(schema, "_migrate", migrate_and_write)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        try:
+            async with claimed(SQLiteStore(path, transactional=True)):
+                assert not other.in_transaction
+        finally:
+            ends[0].join()
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_what_a_handler_wrote_is_not_committed_later_when_its_event_loop_shuts_down(path, anyio_backend):
     """Asyncio then cancels all tasks, also the one that is to end the transaction and has not begun."""
@@ -471,23 +491,3 @@ async def test_what_a_handler_wrote_is_not_committed_later_when_its_event_loop_s
         await session.commit(cursor="c0", records=[Record("m0")])
         assert await session.unseen(["m0", "m1"]) == {"m1"}
     assert notes(path) == []
-
-
-async def test_a_first_claim_waits_for_an_application_that_writes(path, monkeypatch):
-    """SQLite does not wait by itself when it changes to WAL mode, as for a file that has no WAL yet."""
-    application(path, "CREATE TABLE note(id INTEGER PRIMARY KEY, text)")
-    migrate, ends = schema._migrate, []
-
-    def migrate_and_write(*args):
-        migrate(*args)
-        other.execute("BEGIN IMMEDIATE")
-        ends.append(threading.Timer(0.1, lambda: other.execute("COMMIT")))
-        ends[0].start()
-
-    monkeypatch.setattr(schema, "_migrate", migrate_and_write)
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
-        try:
-            async with claimed(SQLiteStore(path, transactional=True)):
-                assert not other.in_transaction
-        finally:
-            ends[0].join()

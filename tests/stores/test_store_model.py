@@ -169,7 +169,7 @@ class Stores(RuleBasedStateMachine):
         """As many segments as there are in memory, and those that wait to be swept."""
         for _, sqlite in self.live:
             if not sqlite._released:
-                records = sqlite._claimed.records
+                records = sqlite._progress.records
                 kept = len(records.segments.live) + len(records._forgotten)
                 assert self.rows(sqlite, "segment") == kept
                 assert self.rows(sqlite, "record") >= sqlite.record_count

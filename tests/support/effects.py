@@ -1,4 +1,4 @@
-"""Blocks of effects on a database of plain sqlite3, with nothing of a store around them."""
+"""Blocks of effects on a database with tables of its own, without consumer names."""
 
 import contextlib
 import functools
@@ -6,12 +6,11 @@ import pathlib
 import sqlite3
 import tempfile
 import threading
-
-import anyio
+from types import SimpleNamespace
 
 from push_to_poll_client.stores._sqlite.connection import Guard, GuardedConnection
 from push_to_poll_client.stores._sqlite.thread import Job, StoreThread
-from push_to_poll_client.stores._sqlite.transaction import Effects, LockGaps, Transaction, roll_back
+from push_to_poll_client.stores._sqlite.transaction import Effects, LockGaps, SharedFile, Transaction
 from tests.support.forms import GUARD
 
 SCHEMA = """
@@ -49,26 +48,29 @@ class Planned(Exception):
     """What a handler raises."""
 
 
-class Database:
-    """A connection that sessions share."""
+class Database(SharedFile):
+    """A file with tables of its own, which sessions share."""
 
     def __init__(self, path):
-        self.path = path
         make(path)
-        self.connection = GuardedConnection(str(path), Guard(str(path)), timeout=0)
+        self.path = str(path)
+        self.guard = Guard(self.path)
+        self.connection = GuardedConnection(self.path, self.guard, timeout=0)
         self.thread = StoreThread("test")
         self.gaps = LockGaps()
+        self._checkpoints = SimpleNamespace(before_commit=lambda: None, after_commit=lambda: None)
+        self._in_place = ()
 
     def session(self):
         return Session(self)
 
-    def close(self):
+    def stop(self):
         ended = threading.Event()
         self.thread.submit(Job(self._close, ended.set, urgent=True))
         assert ended.wait(GUARD)
 
     def _close(self):
-        with self.connection.guard.store_access():
+        with self.access():
             self.connection.close()
 
     def notes(self):
@@ -81,15 +83,14 @@ class Session:
     def __init__(self, database):
         self.database = database
         self.connection = database.connection
-        self.inner = Transaction(database.connection, database.thread, database.gaps)
-        self.gate = anyio.Lock(fast_acquire=True)
+        self.inner = Transaction(database)
+        self.gate = self.inner.gate
         self.check = lambda: None
 
     def transaction(self, *records):
         return Effects(
             self.inner,
             lambda: self.write(*records),
-            gate=self.gate,
             check=self.run_check,
         )
 
@@ -97,7 +98,7 @@ class Session:
         self.check()
 
     def write(self, *keys):
-        with self.inner.writing():
+        with self.database.transaction():
             for key in keys:
                 self.connection.execute("INSERT INTO push_to_poll_record(key) VALUES (?)", (key,))
 
@@ -131,9 +132,7 @@ class Session:
         """Work in the thread of the store, as a session does."""
 
         def with_access():
-            with self.connection.guard.store_access():
-                if not self.inner.is_open:
-                    roll_back(self.connection)
+            with self.database.access():
                 return work()
 
         return await self.database.thread.run(with_access, self.inner, urgent=urgent)

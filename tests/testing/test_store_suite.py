@@ -115,8 +115,12 @@ def spell_keys(spell):
     return lie
 
 
+async def run_unchecked(self, work):
+    return work()
+
+
 def forget_the_token(store, session):
-    changed(session, _check=lambda self: None)
+    changed(session, _run=run_unchecked)
 
 
 def release_for_others(store, session):
@@ -136,12 +140,12 @@ def forget_the_feed(store, session):
 
 
 def stand_still(store, session):
-    session._token = 1
+    session.fencing_token = 1
 
 
 def let_everybody_in(store, session):
     store._owners.clear()
-    changed(session, _check=lambda self: None)
+    changed(session, _run=run_unchecked)
 
 
 def keep_the_first_state(store, session):
@@ -208,16 +212,24 @@ def reset_first(store, session):
     changed(session, reset=reset)
 
 
-def lose_at_a_restart(**losses):
+def lose_at_a_restart(*, records=None, dead_letters=None, **cursor_state):
     """The next owner finds these parts of the progress as the functions leave them."""
 
     def lie(store, session):
+        progress = session._progress
         if session.fencing_token > 1:
-            for name, lose in losses.items():
-                setattr(session._progress, name, lose(getattr(session._progress, name)))
-            session._saved = session._progress.saved
+            progress.records = (records or dict)(progress.records)
+            progress._dead_letters = (dead_letters or dict)(progress._dead_letters)
+            change(
+                progress,
+                **{name: lose(getattr(progress.cursor_state, name)) for name, lose in cursor_state.items()},
+            )
 
     return lie
+
+
+def change(progress, **cursor_state):
+    progress.cursor_state = progress.cursor_state._replace(**cursor_state)
 
 
 def without_fingerprints(records):
@@ -229,7 +241,7 @@ def clear_the_cursor_if_nothing_comes(store, session):
 
     async def commit(self, *, cursor, records):
         if cursor is None and not records:
-            self._saved = SavedCursor(None, 0)
+            change(self._progress, saved=SavedCursor(None, 0))
         else:
             await honest(cursor=cursor, records=records)
 
@@ -308,14 +320,15 @@ def keep_the_first_fingerprint(self, honest, keys):
 
 
 def bury_without(**less):
-    def bury(self, honest, letters):
-        honest(self, [msgspec.structs.replace(letter, **less) for letter in letters])
+    def bury(self, honest, cursor, records, letters, *others):
+        honest(self, cursor, records, [msgspec.structs.replace(letter, **less) for letter in letters], *others)
 
     return bury
 
 
-def bury_once(self, honest, letters):
-    honest(self, [letter for letter in letters if letter.dedupe_key not in self.dead_letters])
+def bury_once(self, honest, cursor, records, letters, *others):
+    new = [letter for letter in letters if letter.dedupe_key not in self._dead_letters]
+    honest(self, cursor, records, new, *others)
 
 
 def hand_out(select):
@@ -326,7 +339,7 @@ def hand_out(select):
 
 
 def everything(self, honest, after, marked):
-    letters = sorted(self.dead_letters.values(), key=lambda letter: letter.dedupe_key)
+    letters = sorted(self._dead_letters.values(), key=lambda letter: letter.dedupe_key)
     return [letter for letter in letters if after is None or letter.dedupe_key > after.dedupe_key]
 
 
@@ -345,16 +358,17 @@ def in_bytes(self, honest, after, marked):
     return sorted(letters, key=lambda letter: letter.dedupe_key.encode("utf-16", "surrogatepass"))[:100]
 
 
-def settle_without_taking_away(self, honest, cursor, records, *times):
-    letters = dict(self.dead_letters)
-    honest(self, cursor, records, *times)
-    self.dead_letters.update(letters)
+def settle_without_taking_away(self, honest, *given):
+    letters = dict(self._dead_letters)
+    honest(self, *given)
+    self._dead_letters.update(letters)
 
 
-def settle_and_take_all_away(self, honest, cursor, records, *times):
-    honest(self, cursor, records, *times)
-    for key in records:
-        self.dead_letters.pop(key, None)
+def settle_and_take_all_away(self, honest, cursor, records, letters, *others):
+    honest(self, cursor, records, (), *others)
+    for record in records:
+        self._dead_letters.pop(record.key, None)
+    self._dead_letters.update((letter.dedupe_key, letter) for letter in letters)
 
 
 def bury_first(store, session):
@@ -367,57 +381,66 @@ def bury_first(store, session):
     changed(session, commit=commit)
 
 
-def change_all(self, honest, state):
-    self.state = {name: value for name, value in state.items() if value is not None}
+def kept(state):
+    return {name: value for name, value in state.items() if value is not None}
 
 
-def change_in_place(self, honest, state):
-    self.__dict__["kept"] = self.__dict__.get("kept", {})
-    self.kept.update({name: value for name, value in state.items() if value is not None})
-    self.state = self.kept
+def change_all(self, honest, *given):
+    *_, state, _ = given
+    honest(self, *given)
+    change(self, state=kept(state))
 
 
-def change_without_end(self, honest, state):
-    honest(self, {name: value for name, value in state.items() if value is not None})
+def change_in_place(self, honest, *given):
+    *others, state, read_at = given
+    honest(self, *others, {}, read_at)
+    self.__dict__.setdefault("kept", {}).update(kept(state))
+    change(self, state=self.kept)
 
 
-def remember_none(self, honest, cursor, records, *times):
-    honest(self, cursor, records, *times)
-    self.previous = ()
+def change_without_end(self, honest, *given):
+    *others, state, read_at = given
+    honest(self, *others, kept(state), read_at)
 
 
-def save_the_time_of_the_commit(self, honest, cursor, records, *times):
-    honest(self, cursor, records, times[0], times[0])
+def remember_none(self, honest, *given):
+    honest(self, *given)
+    change(self, previous=())
 
 
-def remember_all(self, honest, cursor, records, *times):
-    before = self.previous, self.saved
-    honest(self, cursor, records, *times)
-    if self.saved is not before[1]:
-        self.previous = (*before[0], before[1])
+def save_the_time_of_the_commit(self, honest, *given):
+    honest(self, *given[:-1], None)
 
 
-def restart_and(**attributes):
-    def restart(self, honest, cursor, now, *, forget):
-        honest(self, cursor, now, forget=forget)
-        for name, value in attributes.items():
-            setattr(self, name, value())
-
-    return restart
+def remember_all(self, honest, *given):
+    before = self.cursor_state
+    honest(self, *given)
+    if self.cursor_state.saved is not before.saved:
+        change(self, previous=(*before.previous, before.saved))
 
 
-def restart_with_history(self, honest, cursor, now, *, forget):
-    before = (*self.previous, self.saved)
-    honest(self, cursor, now, forget=forget)
-    self.previous = before
+def restart_without_state(self, honest, cursor, **given):
+    honest(self, cursor, **given)
+    change(self, state={})
 
 
-def restart_without_forgetting(self, honest, cursor, now, *, forget):
-    honest(self, cursor, now, forget=False)
+def restart_without_dead_letters(self, honest, cursor, **given):
+    honest(self, cursor, **given)
+    self._dead_letters = {}
 
 
-def restart_and_forget(self, honest, cursor, now, *, forget):
-    honest(self, cursor, now, forget=True)
+def restart_with_history(self, honest, cursor, **given):
+    before = self.cursor_state
+    honest(self, cursor, **given)
+    change(self, previous=(*before.previous, before.saved))
+
+
+def restart_without_forgetting(self, honest, cursor, *, forget, state):
+    honest(self, cursor, forget=False, state=state)
+
+
+def restart_and_forget(self, honest, cursor, *, forget, state):
+    honest(self, cursor, forget=True, state=state)
 
 
 FAILS = "test_a_write_that_fails_has_written_nothing[commit]"
@@ -458,31 +481,31 @@ LIES = [
     (planted(fingerprints=keep_small_fingerprints), FINGERPRINT),
     (planted(fingerprints=keep_fingerprints_of_the_processed), FINGERPRINT),
     (planted(fingerprints=keep_the_first_fingerprint), "test_the_newest_fingerprint_counts"),
-    (planted(add_dead_letters=bury_without(traceback="")), AS_IT_WAS),
-    (planted(add_dead_letters=bury_without(retry_requested=False)), AS_IT_WAS),
-    (planted(add_dead_letters=bury_without(first_failed=1e9)), AS_IT_WAS),
+    (planted(commit=bury_without(traceback="")), AS_IT_WAS),
+    (planted(commit=bury_without(retry_requested=False)), AS_IT_WAS),
+    (planted(commit=bury_without(first_failed=1e9)), AS_IT_WAS),
     (planted(some_dead_letters=hand_out(everything)), LARGE),
     (planted(some_dead_letters=hand_out(all_but_the_large)), LARGE),
     (planted(some_dead_letters=hand_out(from_the_first_on)), LARGE),
     (planted(some_dead_letters=hand_out(everything)), ORDER),
     (planted(some_dead_letters=hand_out(in_bytes)), ORDER),
     (planted(some_dead_letters=hand_out(everything)), MARKED),
-    (planted(add_dead_letters=bury_once), MARKED),
-    (planted(save=settle_without_taking_away), AWAY),
-    (planted(save=settle_and_take_all_away), AWAY),
+    (planted(commit=bury_once), MARKED),
+    (planted(commit=settle_without_taking_away), AWAY),
+    (planted(commit=settle_and_take_all_away), AWAY),
     (bury_first, "test_a_dead_letter_is_added_with_the_record_of_its_key"),
-    (planted(change_state=change_all), STATE),
-    (planted(change_state=change_without_end), STATE),
-    (planted(change_state=change_in_place), "test_the_state_that_was_read_does_not_change"),
-    (planted(save=remember_none), "test_the_history_begins_where_the_name_does"),
-    (planted(save=save_the_time_of_the_commit), "test_a_cursor_is_as_old_as_its_page"),
-    (planted(save=remember_all), "test_the_history_has_a_cursor_of_a_second"),
-    (planted(restart=restart_with_history), RESET),
-    (planted(restart=restart_and_forget), RESET),
-    (planted(restart=restart_and(dead_letters=dict)), RESET),
-    (planted(restart=restart_and(state=dict)), RESET),
-    (planted(restart=restart_without_forgetting), EPOCH),
-    (planted(restart=restart_and(dead_letters=dict)), EPOCH),
+    (planted(commit=change_all), STATE),
+    (planted(commit=change_without_end), STATE),
+    (planted(commit=change_in_place), "test_the_state_that_was_read_does_not_change"),
+    (planted(commit=remember_none), "test_the_history_begins_where_the_name_does"),
+    (planted(commit=save_the_time_of_the_commit), "test_a_cursor_is_as_old_as_its_page"),
+    (planted(commit=remember_all), "test_the_history_has_a_cursor_of_a_second"),
+    (planted(reset=restart_with_history), RESET),
+    (planted(reset=restart_and_forget), RESET),
+    (planted(reset=restart_without_dead_letters), RESET),
+    (planted(reset=restart_without_state), RESET),
+    (planted(reset=restart_without_forgetting), EPOCH),
+    (planted(reset=restart_without_dead_letters), EPOCH),
     *((forget_the_token, f"test_a_released_session_writes_and_reads_nothing[{call}]") for call in CALLS),
     *((forget_the_token, f"test_an_owner_that_was_replaced_writes_nothing[{write}]") for write in WRITES),
     (save_the_cursor_first, FAILS),

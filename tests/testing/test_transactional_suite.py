@@ -33,15 +33,16 @@ class Liar(SQLiteStore):
 
 
 def keep_what_a_failed_handler_wrote(session, transaction):
-    transaction.undo = lambda: transaction._connection.execute("COMMIT") and transaction._close()
+    file = transaction.file
+    file.undo = lambda: file.connection.execute("COMMIT") and file.has_ended()
 
 
 def commit_effects_before_their_records(session, transaction):
     honest = session._commit_effects
 
     def commit(records):
-        transaction._connection.execute("COMMIT")
-        transaction._connection.execute("BEGIN IMMEDIATE")
+        transaction.file.connection.execute("COMMIT")
+        transaction.file.connection.execute("BEGIN IMMEDIATE")
         honest(records if len(records) > 1 else ())
 
     session._commit_effects = commit
@@ -53,7 +54,7 @@ def forget_the_records_of_effects(session, transaction):
 
 
 def leave_it_open(session, transaction):
-    transaction.undo = lambda: None
+    transaction.file.undo = lambda: None
 
 
 def commit_later(session, transaction):
@@ -82,7 +83,7 @@ def take_the_records_for_written(session, transaction):
 
 
 def forget_the_token(session, transaction):
-    session._claimed._save = lambda *_, **__: None
+    session._progress._save = lambda *_, **__: None
 
 
 def process_after_release(session, transaction):
@@ -90,13 +91,13 @@ def process_after_release(session, transaction):
 
 
 def lend_the_connection(session, transaction):
-    scope = HandlerScope(transaction.guard)
-    transaction.guard.__class__ = type("Open", (type(transaction.guard),), {"scope": scope})
-    transaction.guard.check_outside = lambda: None
+    guard = transaction.file.guard
+    guard.__class__ = type("Open", (type(guard),), {"scope": HandlerScope(guard)})
+    guard.check_outside = lambda: None
 
 
 def wait_for_yourself(session, transaction):
-    transaction.guard.check_outside = lambda: None
+    transaction.file.guard.check_outside = lambda: None
 
 
 LIES = [

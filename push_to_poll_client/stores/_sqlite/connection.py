@@ -13,12 +13,11 @@ each use.
 import contextlib
 import os
 import sqlite3
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from typing import Any, NoReturn, Protocol, Self
-from weakref import WeakSet, ref
+from typing import Any, NoReturn, Self
+from weakref import ref
 
 from push_to_poll_client._exceptions import OwnershipLost, StoreError
 from push_to_poll_client._validation import quoted
@@ -69,22 +68,6 @@ _PRAGMAS_WITH_VALUE = frozenset(
 _current_scope: ContextVar["HandlerScope | None"] = ContextVar("push_to_poll_client_effects", default=None)
 """The innermost scope of the current task: set in a handler's task and inherited by the tasks it starts."""
 
-_guards: WeakSet["Guard"] = WeakSet()
-
-
-def _disable_in_child() -> None:
-    """Refuse the connection in a forked child (https://www.sqlite.org/howtocorrupt.html, section 2.6)."""
-    for guard in _guards:
-        guard.is_forked = True
-
-
-if sys.platform != "win32":  # pragma: no branch  # the tests run on POSIX
-    os.register_at_fork(after_in_child=_disable_in_child)
-
-
-class _Closable(Protocol):
-    def close(self) -> None: ...
-
 
 class HandlerScope:
     """The tasks that may use a connection between `enter()` and `leave()`: a handler's task and those it starts.
@@ -100,13 +83,11 @@ class HandlerScope:
         outer: The scope around this one, of another store, or None.
     """
 
-    __slots__ = ("_before", "guard", "has_begun", "is_active", "open_handles", "outer")
-
     def __init__(self, guard: "Guard") -> None:
         self.guard = guard
         self.is_active = False
         self.has_begun = False
-        self.open_handles: list[Callable[[], _Closable | None]] = []
+        self.open_handles: list[Callable[[], sqlite3.Cursor | sqlite3.Blob | None]] = []
         self.outer: HandlerScope | None = None
 
     def begin(self) -> None:
@@ -148,7 +129,6 @@ class Guard:
 
     Attributes:
         path: The path of the database.
-        is_forked: Whether this is a forked child, in which nothing may use the connection.
         one_thread: Held while a handler's thread uses SQLite, which asks the authorizer while it holds a lock of
             its own. A second thread of the handler could wait for that lock and keep Python's global lock, which
             the authorizer waits for: then everything would stand still.
@@ -160,12 +140,10 @@ class Guard:
     def __init__(self, path: str) -> None:
         self.path = path
         self._process = os.getpid()
-        self.is_forked = False
         self.one_thread = threading.RLock()
         self.worker: int | None = None
         self.sql = ""
         self.refused: str | None = None
-        _guards.add(self)
 
     @contextlib.contextmanager
     def store_access(self) -> Iterator[None]:
@@ -179,7 +157,8 @@ class Guard:
     @property
     def scope(self) -> HandlerScope | None:
         """The scope of this connection that the caller is in, or None."""
-        scope = None if self.is_forked else _current_scope.get()
+        # In a forked child nothing may use it (https://www.sqlite.org/howtocorrupt.html, section 2.6).
+        scope = None if self._process != os.getpid() else _current_scope.get()
         while scope is not None and not (scope.guard is self and scope.is_active):
             scope = scope.outer
         return scope
@@ -276,10 +255,14 @@ _SCRIPT_COMMITS = "it commits first; execute its statements one by one"
 
 _AFFECTS_STORE = "it would hold for the store too"
 
-_ROLLED_BACK = (
-    "SQLite has rolled the transaction back, as ON CONFLICT ROLLBACK, RAISE(ROLLBACK) and a full disk make it do: "
-    "what the handler wrote is undone; let that error pass through the handler"
-)
+
+def rolled_back(path: str) -> StoreError:
+    """Build the error for a transaction that has ended before its handler."""
+    return StoreError(
+        f"{path}: SQLite has rolled the transaction back, as ON CONFLICT ROLLBACK, RAISE(ROLLBACK) and a full "
+        "disk make it do, or the session was released; what the handler wrote is undone, and its message is not "
+        "processed: let this error pass through the handler"
+    )
 
 
 def _refusal(name: str, *why: str) -> Callable[..., NoReturn]:
@@ -289,6 +272,11 @@ def _refusal(name: str, *why: str) -> Callable[..., NoReturn]:
         connection.refuse(f"call {name}()", *why)
 
     return refuse
+
+
+def _fixed(name: str, *why: str, value: object) -> Any:
+    """Make an attribute that a handler may not set."""
+    return property(lambda _: value, lambda connection, _: connection.refuse(f"set {name}", *why))
 
 
 class GuardedCursor(sqlite3.Cursor):
@@ -400,7 +388,7 @@ class GuardedConnection(sqlite3.Connection):
         scope = self.guard.check_inside()
         scope.begin()
         if not self.in_transaction:  # a statement would be committed at once
-            raise StoreError(f"{self.guard.path}: {_ROLLED_BACK}")
+            raise rolled_back(self.guard.path)
         return scope
 
     def cursor(self, factory: Any = None) -> Any:
@@ -492,29 +480,6 @@ class GuardedConnection(sqlite3.Connection):
     create_collation = _refusal("create_collation", _AFFECTS_STORE)
     deserialize = _refusal("deserialize", "it would take the place of the store's database")
 
-    @property
-    def isolation_level(self) -> None:
-        """`None`: transactions are the store's."""
-        return
-
-    @isolation_level.setter
-    def isolation_level(self, _: object) -> None:
-        self.refuse("set isolation_level")
-
-    @property
-    def autocommit(self) -> bool:
-        """Of Python 3.12 and later: transactions are the store's."""
-        return True
-
-    @autocommit.setter
-    def autocommit(self, _: object) -> None:
-        self.refuse("set autocommit")
-
-    @property
-    def text_factory(self) -> type[str]:
-        """What texts are read as."""
-        return str
-
-    @text_factory.setter
-    def text_factory(self, _: object) -> None:
-        self.refuse("set text_factory", _AFFECTS_STORE)
+    isolation_level = _fixed("isolation_level", value=None)  # transactions are the store's
+    autocommit = _fixed("autocommit", value=True)  # of Python 3.12 and later
+    text_factory = _fixed("text_factory", _AFFECTS_STORE, value=str)

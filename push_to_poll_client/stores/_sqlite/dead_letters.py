@@ -8,11 +8,15 @@ import msgspec
 
 from push_to_poll_client._types import DeadLetter
 from push_to_poll_client.stores._retention import limit_dead_letters
-from push_to_poll_client.stores._sqlite.file import wrap_invalid_values
 from push_to_poll_client.stores._sqlite.records import as_json, encode_keys
 from push_to_poll_client.stores._sqlite.schema import decode_text, encode_text
 
 _COLUMNS = "key, marked, id, attempts, first_failed, last_failed, error, traceback, raw"
+
+_ATTRIBUTES = (
+    "dedupe_key", "retry_requested", "id", "attempts", "first_failed", "last_failed", "error", "traceback"
+)  # fmt: skip
+"""What a `DeadLetter` calls the columns, but for the last one."""
 
 _SELECT = f"SELECT {_COLUMNS} FROM push_to_poll_dead_letter WHERE consumer = ?"  # noqa: S608
 
@@ -51,13 +55,11 @@ class StoredDeadLetters:
 
     Args:
         connection: The connection to the file.
-        path: The path of the file, for errors.
         consumer: The number of the name in the file.
     """
 
-    def __init__(self, connection: sqlite3.Connection, path: str, consumer: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, consumer: int) -> None:
         self._connection = connection
-        self._path = path
         self._consumer = consumer
 
     def read_index(self) -> DeadLetterIndex:
@@ -88,20 +90,28 @@ class StoredDeadLetters:
         self._connection.executemany(_ADD, self._rows(dead_letters))
         return self.read_index()
 
-    def read_some(self, after: DeadLetter | None, *, retry_requested: bool) -> list[DeadLetter]:
-        """See `Session.dead_letters`."""
-        return select_dead_letters(
-            self._connection,
-            self._path,
-            self._consumer,
-            after=None if after is None else after.dedupe_key,
-            retry_requested=retry_requested,
+    def read_some(self, after: str | None, *, retry_requested: bool = False) -> list[DeadLetter]:
+        """Read some dead letters in the order of their keys, within the limits of `limit_dead_letters`.
+
+        Args:
+            after: The key after which to begin; None for the first one.
+            retry_requested: Only those that the next run is to try again.
+        """
+        query = (
+            f"{_SELECT} AND key {'>=' if after is None else '>'} ? {'AND marked' * retry_requested} ORDER BY key"
         )
+        rows = self._connection.execute(query, (self._consumer, _key_bytes(after or "")))
+        return limit_dead_letters(map(_decode_row, rows))
 
     def read_one(self, key: str) -> DeadLetter | None:
         """See `Session.dead_letter`."""
         row = self._connection.execute(f"{_SELECT} AND key = ?", (self._consumer, _key_bytes(key))).fetchone()
-        return None if row is None else _decode_row(self._path, row)
+        return None if row is None else _decode_row(row)
+
+    def keys_of_message(self, id: str, *, limit: int) -> list[str]:
+        """Read the dedupe keys of the dead letters with this message id, in their order."""
+        rows = self._connection.execute(_KEYS_OF_MESSAGE, (self._consumer, encode_text(id), limit))
+        return msgspec.convert([decode_text(key) for (key,) in rows], list[str])
 
     def _rows(self, dead_letters: Sequence[DeadLetter]) -> Iterator[tuple[Any, ...]]:
         stored_keys = encode_keys([letter.dedupe_key for letter in dead_letters])
@@ -121,65 +131,10 @@ class StoredDeadLetters:
             )
 
 
-def select_dead_letters(
-    connection: sqlite3.Connection,
-    path: str,
-    consumer: int,
-    *,
-    after: str | None = None,
-    retry_requested: bool = False,
-) -> list[DeadLetter]:
-    """Read some dead letters in the order of their keys, within the limits of `limit_dead_letters`.
-
-    Args:
-        connection: The connection to the file.
-        path: The path of the file, for errors.
-        consumer: The number of the name in the file.
-        after: The key after which to begin; None for the first one.
-        retry_requested: Only those that the next run is to try again.
-
-    Raises:
-        StoreError: The file holds what this library does not write.
-        sqlite3.Error: It cannot be read.
-    """
-    query = f"{_SELECT} AND key > ? {'AND marked' if retry_requested else ''} ORDER BY key"
-    values = (consumer, b"" if after is None else _key_bytes(after))
-    if after is None:
-        query = query.replace(" > ", " >= ", 1)
-    return limit_dead_letters(_decode_row(path, row) for row in connection.execute(query, values))
-
-
-def select_keys_of_message(
-    connection: sqlite3.Connection, path: str, consumer: int, id: str, *, limit: int
-) -> list[str]:
-    """Read the dedupe keys of the dead letters with this message id, in their order.
-
-    Raises:
-        StoreError: The file holds what this library does not write.
-        sqlite3.Error: It cannot be read.
-    """
-    rows = connection.execute(_KEYS_OF_MESSAGE, (consumer, encode_text(id), limit)).fetchall()
-    with wrap_invalid_values(path):
-        return msgspec.convert([decode_text(key) for (key,) in rows], list[str])
-
-
-def _decode_row(path: str, row: Sequence[Any]) -> DeadLetter:
-    key, marked, id_, attempts, first_failed, last_failed, error, traceback, raw = row
-    with wrap_invalid_values(path):
-        return msgspec.convert(
-            {
-                "dedupe_key": decode_text(key),
-                "id": decode_text(id_),
-                "raw": raw,
-                "error": decode_text(error),
-                "traceback": decode_text(traceback),
-                "attempts": attempts,
-                "first_failed": first_failed,
-                "last_failed": last_failed,
-                "retry_requested": bool(marked),
-            },
-            DeadLetter,
-        )
+def _decode_row(row: Sequence[Any]) -> DeadLetter:
+    *stored, raw = row
+    values = dict(zip(_ATTRIBUTES, map(decode_text, stored), strict=True))
+    return msgspec.convert({**values, "retry_requested": bool(values["retry_requested"]), "raw": raw}, DeadLetter)
 
 
 def _key_bytes(key: str) -> bytes:

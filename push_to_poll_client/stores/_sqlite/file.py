@@ -16,57 +16,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-
-from push_to_poll_client._exceptions import StoreError, StoreUnavailable
+from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._validation import one_line
+from push_to_poll_client.stores._sqlite.errors import BUSY_TIMEOUT, wrap_sqlite_errors
 from push_to_poll_client.stores._sqlite.owner_lock import OwnerLock
-from push_to_poll_client.stores._sqlite.schema import Synchronous, damage_message, prepare, warn_of_old_sqlite
+from push_to_poll_client.stores._sqlite.schema import Synchronous, prepare, warn_of_old_sqlite
+from push_to_poll_client.stores._sqlite.thread import StoreThread
 from push_to_poll_client.stores._sqlite.wal import FRAME, HEADER, ID_SIZE, NO_ID, Mark, check_wal
 
 _logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
-_BUSY_TIMEOUT = 5.0  # seconds to wait for another program that writes to the file; readers do not lock it
-
-_SELECT_MARK = "SELECT mark FROM push_to_poll_wal WHERE id = 1"
-_SELECT_PAGE = "SELECT rootpage FROM sqlite_master WHERE type = 'table' AND name = 'push_to_poll_wal'"
-_SAVE_MARK = "INSERT OR REPLACE INTO push_to_poll_wal(id, mark) VALUES (1, ?)"
-
 _SMALLEST_PAGE = 512  # bytes, in SQLite
-
-_MAY_PASS = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_PROTOCOL,
-}
-"""Primary codes of errors that may pass without a change of the file or its directory. SQLITE_NOMEM is a
-MemoryError."""
-
-_STAYS = {sqlite3.SQLITE_IOERR | 32 << 8, sqlite3.SQLITE_IOERR | 33 << 8}
-"""SQLITE_IOERR_DATA and SQLITE_IOERR_CORRUPTFS, which not every version of the module has: a damaged disk."""
-
-_WAITED = f"for {_BUSY_TIMEOUT:g} s another program has"
-
-_ADVICE_WHEN_OPENED = {
-    sqlite3.SQLITE_BUSY: f"{_WAITED} had a transaction open or has locked the whole file: let it end",
-    sqlite3.SQLITE_CANTOPEN: "name a file that may be made or written",
-}
-
-_ADVICE = {
-    sqlite3.SQLITE_BUSY: f"{_WAITED} had a write transaction open or has locked the whole file: let it end",
-    sqlite3.SQLITE_BUSY | 1 << 8: f"{_WAITED} been repairing it after a crash: let it end",  # _RECOVERY
-    sqlite3.SQLITE_BUSY | 2 << 8: "another program wrote to it since this transaction began",  # _SNAPSHOT
-    sqlite3.SQLITE_CANTOPEN: "its directory may be gone, or too many files are open",
-    sqlite3.SQLITE_CORRUPT: "it is damaged or was cut off: put back a copy, or move it away to begin anew",
-    sqlite3.SQLITE_FULL: "free some space",
-    sqlite3.SQLITE_LOCKED: "another statement on the store's connection is not finished: close its cursor",
-    sqlite3.SQLITE_NOTADB: "it is no SQLite database: name another file",
-    sqlite3.SQLITE_READONLY: "make it and its directory writable",
-}
-
 
 _MISPLACED = {
     "": "SQLite writes to a file that is not there any more. Stop, and put it back; or, to go on with what is "
@@ -87,6 +48,7 @@ class OpenFile:
 
     Args:
         path: Absolute, links followed. A missing or empty file is made into a store.
+        thread: The thread of the store, in which the file is opened and used.
         synchronous: When a commit is on the disk; see `SQLiteStore`.
 
     Raises:
@@ -97,8 +59,9 @@ class OpenFile:
     shared = False
     """True if the database is an application's too."""
 
-    def __init__(self, path: str, *, synchronous: Synchronous) -> None:
+    def __init__(self, path: str, thread: StoreThread, *, synchronous: Synchronous) -> None:
         self.path = path
+        self.thread = thread
         self.process = os.getpid()
         self._lock = OwnerLock(path)
         try:
@@ -115,9 +78,9 @@ class OpenFile:
         check_wal(self.path)
         _create(self.path)
         with wrap_sqlite_errors(self.path, opening=True):
-            self.connection = self._connect(timeout=_BUSY_TIMEOUT)
+            self.connection = self._connect(timeout=BUSY_TIMEOUT)
             try:
-                self._prepare(self.connection, synchronous)
+                prepare(self.connection, self.path, synchronous=synchronous, shared=self.shared)
                 self._open_wal()
             except BaseException:
                 self.connection.close()
@@ -136,9 +99,6 @@ class OpenFile:
         # Each time that it is opened, the thread of the store may be another one.
         return sqlite3.connect(self.path, timeout=timeout, isolation_level=None, check_same_thread=False)
 
-    def _prepare(self, connection: sqlite3.Connection, synchronous: Synchronous) -> None:
-        prepare(connection, self.path, synchronous=synchronous)
-
     @contextlib.contextmanager
     def access(self) -> Iterator[None]:
         """Use the connection in the thread of the store."""
@@ -146,23 +106,32 @@ class OpenFile:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Commit the statements of the `with` body together, or none of them.
+        """Commit the statements of the `with` body together, or none of them. Within access to the file."""
+        try:
+            self.begin()
+            yield
+            self.before_commit()
+            self.connection.execute("COMMIT")
+        except BaseException:
+            self.undo()
+            raise
+        self.has_ended()
+        self._checkpoints.after_commit()
 
-        Raises:
-            StoreError: SQLite failed; nothing was written.
-        """
-        with wrap_sqlite_errors(self.path):
-            # Take the write lock first: a transaction that reads and then writes fails when it meets another one.
-            self.connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self.before_commit()
-                self.connection.execute("COMMIT")
-            except BaseException:
-                if self.connection.in_transaction:  # SQLite may have rolled back by itself
-                    self.connection.execute("ROLLBACK")
-                raise
-        self.after_commit()
+    def begin(self) -> None:
+        """Begin a transaction."""
+        # Take the write lock first: a transaction that reads and then writes fails when it meets another one.
+        self.connection.execute("BEGIN IMMEDIATE")
+
+    def undo(self) -> None:
+        """Undo the open transaction."""
+        with contextlib.suppress(sqlite3.Error):  # after such an error nothing can begin or commit either
+            if self.connection.in_transaction:  # SQLite may have rolled back by itself
+                self.connection.execute("ROLLBACK")
+        self.has_ended()
+
+    def has_ended(self) -> None:
+        """Take note that a transaction has ended."""
 
     def before_commit(self) -> None:
         """Do what each transaction does as its last part.
@@ -182,10 +151,6 @@ class OpenFile:
                     f"process used {self.path}: {danger}. This commit was undone"
                 )
         self._checkpoints.before_commit()
-
-    def after_commit(self) -> None:
-        """Do what follows each commit. Never raises."""
-        self._checkpoints.after_commit()
 
     def _look_in_place(self) -> list[tuple[str, int, int, str]]:
         if sys.platform == "win32":  # pragma: no cover  # there an open file can be neither deleted nor replaced
@@ -208,6 +173,10 @@ class OpenFile:
             self.connection.close()
         self._lock.release()
 
+
+_SELECT_MARK = "SELECT mark FROM push_to_poll_wal WHERE id = 1"
+_SELECT_PAGE = "SELECT rootpage FROM sqlite_master WHERE type = 'table' AND name = 'push_to_poll_wal'"
+_SAVE_MARK = "INSERT OR REPLACE INTO push_to_poll_wal(id, mark) VALUES (1, ?)"
 
 _CHECKPOINT_FRAMES = 2_000
 """Pages in the WAL, 8 MB, after which it begins anew. A checkpoint every 1,000, 2,000 or 4,000 pages costs the
@@ -313,45 +282,6 @@ class Checkpoints:
     def close(self) -> None:
         """Close the file, before the connection is closed."""
         self._wal.close()
-
-
-@contextlib.contextmanager
-def wrap_sqlite_errors(path: str, *, opening: bool = False) -> Iterator[None]:
-    """Turn an error of SQLite into a `StoreError` that names the file and a remedy.
-
-    Args:
-        path: The file.
-        opening: It is not open yet.
-
-    Raises:
-        StoreUnavailable: The error may pass.
-        StoreError: It does not.
-    """
-    try:
-        yield
-    except sqlite3.Error as error:
-        # The lower byte is the primary code (https://www.sqlite.org/rescode.html); errors of the module have none.
-        extended = getattr(error, "sqlite_errorcode", 0)
-        code = extended & 0xFF
-        table = {**_ADVICE, **_ADVICE_WHEN_OPENED} if opening else _ADVICE
-        advice = table.get(extended) or table.get(code, "look at the disk and at what else uses the file")
-        may_pass = code in _MAY_PASS and extended not in _STAYS
-        if code == sqlite3.SQLITE_CANTOPEN and not opening:  # a temporary file
-            may_pass = True
-        # The message of SQLite may hold text of the file: it quotes a schema that it cannot read.
-        kind = StoreUnavailable if may_pass else StoreError
-        raise kind(f"{path} cannot be used: {one_line(str(error))}; {advice}") from error
-    except UnicodeDecodeError as error:  # in the quoted schema
-        raise StoreError(damage_message(path, "SQLite says why in bytes that are no text")) from error
-
-
-@contextlib.contextmanager
-def wrap_invalid_values(path: str) -> Iterator[None]:
-    """Turn the error for a value that this library never writes into a `StoreError` with a remedy."""
-    try:
-        yield
-    except (TypeError, UnicodeError, msgspec.ValidationError) as error:
-        raise StoreError(damage_message(path, "it holds what this library does not write")) from error
 
 
 def _create(path: str) -> None:

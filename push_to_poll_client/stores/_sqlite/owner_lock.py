@@ -86,24 +86,10 @@ def _locked_by(locks: str, stats: os.stat_result, process: int) -> int | None:
 
 
 if sys.platform == "win32":  # pragma: no cover  # the tests run on POSIX
+    import msvcrt
 
     def _runs(_: int) -> bool:
         return True  # nothing asks safely: os.kill() ends the process with any signal
-
-else:
-
-    def _runs(process: int) -> bool:
-        try:
-            os.kill(process, 0)
-        except (ProcessLookupError, OverflowError):
-            return False
-        except PermissionError:  # the process exists and belongs to another user
-            return True
-        return True
-
-
-if sys.platform == "win32":  # pragma: no cover  # the tests run on POSIX
-    import msvcrt
 
     # Windows locks bytes against reading too, so the locked byte lies far after the process id.
     _LOCKED_BYTE = 1 << 30
@@ -123,6 +109,15 @@ if sys.platform == "win32":  # pragma: no cover  # the tests run on POSIX
 
 else:
     import fcntl
+
+    def _runs(process: int) -> bool:
+        try:
+            os.kill(process, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+        except PermissionError:  # the process exists and belongs to another user
+            return True
+        return True
 
     # flock, not lockf: a flock belongs to this descriptor, so that a second lock within the process is refused
     # too, and closing another descriptor of the file does not drop it.

@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeAlias, TypeVar
 
@@ -33,19 +32,12 @@ import msgspec
 from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._types import Cursor, DeadLetter, SavedCursor
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.stores._sqlite.claimed_name import read_history
-from push_to_poll_client.stores._sqlite.dead_letters import (
-    StoredDeadLetters,
-    select_dead_letters,
-    select_keys_of_message,
-)
-from push_to_poll_client.stores._sqlite.file import (
-    check_size,
-    wrap_invalid_values,
-    wrap_sqlite_errors,
-)
+from push_to_poll_client.stores._sqlite.dead_letters import StoredDeadLetters
+from push_to_poll_client.stores._sqlite.errors import wrap_sqlite_errors
+from push_to_poll_client.stores._sqlite.file import check_size
 from push_to_poll_client.stores._sqlite.owner_lock import lock_holder
-from push_to_poll_client.stores._sqlite.schema import decode_text, encode_text, schema_version
+from push_to_poll_client.stores._sqlite.schema import decode_text, schema_version
+from push_to_poll_client.stores._sqlite.session import ConsumerRow, read_history, select_consumer
 from push_to_poll_client.stores._sqlite.wal import check_wal
 
 _T = TypeVar("_T")
@@ -64,10 +56,8 @@ _FileStats: TypeAlias = Mapping[str, tuple[int, int, int]]
 """For the file ("") and the suffix of each side file that exists: inode, size, and time of the last write."""
 
 
-def query_read_only(path: str, read: Callable[[sqlite3.Connection], _T]) -> tuple[_T | None, int]:
-    """Read the file of a `SQLiteStore`, also while a consumer uses it, and without its noticing.
-
-    Not for a process that itself has the file open: looking at it would drop its locks.
+def _query(path: str, read: Callable[[sqlite3.Connection], _T]) -> tuple[_T | None, int]:
+    """Read the file of a `SQLiteStore`.
 
     Args:
         path: Absolute, links followed.
@@ -79,7 +69,7 @@ def query_read_only(path: str, read: Callable[[sqlite3.Connection], _T]) -> tupl
         bytes, with what is not yet in its main file.
 
     Raises:
-        StoreError: It is not there, cannot be read, or is no store of this library, or one of a newer version.
+        StoreError: As for `read_store`.
     """
     for _ in range(_ATTEMPTS - 1):
         before = _stat_files(path)
@@ -136,7 +126,6 @@ def _read(path: str, stats: _FileStats, read: Callable[[sqlite3.Connection], _T]
         wrap_sqlite_errors(path, opening=True),
         closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection,
     ):
-        connection.row_factory = sqlite3.Row
         return read(connection) if schema_version(connection, path) else None
 
 
@@ -203,7 +192,6 @@ _SELECT_PROGRESS = """
         ) AS last_progress
     FROM push_to_poll_consumer AS known ORDER BY name
 """
-_SELECT_CONSUMER = "SELECT id, cursor, at FROM push_to_poll_consumer WHERE name = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,60 +249,43 @@ def read_store(path: str | os.PathLike[str]) -> StoreFile:
         StoreError: It is not there, cannot be read, or is no store of this library, or one of a newer version.
     """
     absolute = os.path.realpath(path)
-    progress, size = query_read_only(absolute, partial(_select_progress, absolute))
+    progress, size = _query(absolute, select_progress)
     return StoreFile(absolute, size, lock_holder(absolute), progress or ())
 
 
-def _select_progress(path: str, connection: sqlite3.Connection) -> tuple[ConsumerProgress, ...]:
-    consumers = []
-    for row in connection.execute(_SELECT_PROGRESS):
-        with wrap_invalid_values(path):
-            fields = {name: decode_text(row[name]) for name in row.keys()}  # noqa: SIM118  # a Row
-            consumers.append(msgspec.convert(fields, ConsumerProgress))
-    return tuple(consumers)
+def select_progress(connection: sqlite3.Connection) -> tuple[ConsumerProgress, ...]:
+    """Read how far each consumer is, in the order of the names."""
+    rows = connection.execute(_SELECT_PROGRESS)
+    names = [name for name, *_ in rows.description]
+    values = [dict(zip(names, map(decode_text, row), strict=True)) for row in rows]
+    return msgspec.convert(values, tuple[ConsumerProgress, ...])
 
 
-def read_dead_letters(
-    path: str | os.PathLike[str], name: str, *, retry_requested: bool = False
-) -> Iterator[DeadLetter]:
+def read_dead_letters(path: str | os.PathLike[str], name: str) -> Iterator[DeadLetter]:
     """Read the dead letters of a consumer name, in the order of their keys, as `read_store` reads.
 
     Some at a time, so what changes meanwhile may be seen as it was or as it is.
 
-    Args:
-        path: The file.
-        name: Of the consumer.
-        retry_requested: Only those that the next run is to try again.
-
     Raises:
         StoreError: As for `read_store`; or there is no such name.
     """
-    absolute = os.path.realpath(path)
     after: str | None = None
 
-    def read_more(connection: sqlite3.Connection, row: sqlite3.Row) -> list[DeadLetter]:
-        return select_dead_letters(connection, absolute, row["id"], after=after, retry_requested=retry_requested)
+    def read_more(connection: sqlite3.Connection, row: ConsumerRow) -> list[DeadLetter]:
+        return StoredDeadLetters(connection, row.id).read_some(after)
 
-    while some := _query_consumer(absolute, name, read_more):
+    while some := _query_consumer(path, name, read_more):
         yield from some
         after = some[-1].dedupe_key
 
 
 def read_dead_letter(path: str | os.PathLike[str], name: str, key: str) -> DeadLetter | None:
-    """Read one dead letter, as `read_store` reads; `None`: there is none of this key.
-
-    Args:
-        path: The file.
-        name: Of the consumer.
-        key: The dedupe key.
+    """Read the dead letter with this dedupe key, as `read_store` reads; None if there is none.
 
     Raises:
         StoreError: As for `read_store`; or there is no such name.
     """
-    absolute = os.path.realpath(path)
-    return _query_consumer(
-        absolute, name, lambda connection, row: StoredDeadLetters(connection, absolute, row["id"]).read_one(key)
-    )
+    return _query_consumer(path, name, lambda connection, row: StoredDeadLetters(connection, row.id).read_one(key))
 
 
 MAX_FOUND = 5
@@ -324,59 +295,46 @@ MAX_FOUND = 5
 def find_dead_letters(path: str | os.PathLike[str], name: str, text: str) -> tuple[list[str], bool]:
     """Find dead letters by dedupe key, or if none has it, by message id, as `read_store` reads.
 
-    Args:
-        path: The file.
-        name: Of the consumer.
-        text: The dedupe key, or the message id.
-
     Returns:
         The dedupe keys, of `MAX_FOUND` dead letters at most, and whether there are more.
 
     Raises:
         StoreError: As for `read_store`; or there is no such name.
     """
-    absolute = os.path.realpath(path)
 
-    def find(connection: sqlite3.Connection, row: sqlite3.Row) -> list[str]:
-        if StoredDeadLetters(connection, absolute, row["id"]).read_one(text) is not None:
+    def find(connection: sqlite3.Connection, row: ConsumerRow) -> list[str]:
+        dead_letters = StoredDeadLetters(connection, row.id)
+        if dead_letters.read_one(text) is not None:
             return [text]
-        return select_keys_of_message(connection, absolute, row["id"], text, limit=MAX_FOUND + 1)
+        return dead_letters.keys_of_message(text, limit=MAX_FOUND + 1)
 
-    keys = _query_consumer(absolute, name, find)
+    keys = _query_consumer(path, name, find)
     return keys[:MAX_FOUND], len(keys) > MAX_FOUND
 
 
 def read_cursors(path: str | os.PathLike[str], name: str) -> tuple[SavedCursor, ...]:
     """Read the cursors that a consumer name saved, the oldest first and the saved one last, as `read_store` reads.
 
-    Args:
-        path: The file.
-        name: Of the consumer.
-
     Raises:
         StoreError: As for `read_store`; or there is no such name.
     """
-    absolute = os.path.realpath(path)
-
-    def read(connection: sqlite3.Connection, row: sqlite3.Row) -> tuple[SavedCursor, ...]:
-        with wrap_invalid_values(absolute):
-            saved = msgspec.convert((decode_text(row["cursor"]), row["at"]), SavedCursor)
-        return (*read_history(connection, absolute, row["id"]), saved)
-
-    return _query_consumer(absolute, name, read)
+    return _query_consumer(path, name, lambda connection, row: (*read_history(connection, row.id), row.saved))
 
 
-def _query_consumer(path: str, name: str, read: Callable[[sqlite3.Connection, sqlite3.Row], _T]) -> _T:
+def _query_consumer(
+    path: str | os.PathLike[str], name: str, read: Callable[[sqlite3.Connection, ConsumerRow], _T]
+) -> _T:
     """Read something that belongs to the row of a name, all at one instant."""
 
     def look_up(connection: sqlite3.Connection) -> tuple[_T] | None:
         connection.execute("BEGIN")
-        row = connection.execute(_SELECT_CONSUMER, (encode_text(name),)).fetchone()
+        row = select_consumer(connection, name)
         return None if row is None else (read(connection, row),)  # a tuple: None is for a name that is not there
 
-    found, _ = query_read_only(path, look_up)
+    absolute = os.path.realpath(path)
+    found, _ = _query(absolute, look_up)
     if found is None:
         raise StoreError(
-            f"{path} has no consumer called {quoted(name)}; `push-to-poll status` shows the names that it has"
+            f"{absolute} has no consumer called {quoted(name)}; `push-to-poll status` shows the names that it has"
         )
     return found[0]

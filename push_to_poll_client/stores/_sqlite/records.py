@@ -7,24 +7,22 @@ say which keys may be in which segments. The filters are built at their first us
 A key has one record. Most commits are of keys that were just searched for and not found: their records are added
 without another search. A commit of other keys searches for them first, and replaces the records where they are.
 
-`encode_keys` prepares keys for the file and `encode_records` records, `RecordSearch` finds them, and `Records`
-writes and drops them.
+`encode_keys` prepares keys for the file and `encode_records` records. `Records` finds, writes and drops them.
 """
 
 import hashlib
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice, repeat
+from itertools import islice
 from operator import attrgetter, itemgetter
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
 from push_to_poll_client._types import Record, Settlement
 from push_to_poll_client.stores._bloom import BloomFilters
 from push_to_poll_client.stores._retention import Retention, Segment, SegmentChanges, Segments
-from push_to_poll_client.stores._sqlite.file import wrap_invalid_values, wrap_sqlite_errors
 from push_to_poll_client.stores._sqlite.schema import NO_TEXT
 from push_to_poll_client.stores._sqlite.thread import check_cancelled
 
@@ -64,13 +62,11 @@ def _encode_key(key: str) -> str:
 # each key this thread would wait a thousand times for its next turn. Segment after segment, since keys that lie
 # together are found quickly.
 _FIND = """
-    SELECT {} FROM json_each(:segments) AS asked
+    SELECT record.key, segment, fingerprint FROM json_each(:segments) AS asked
     CROSS JOIN json_each(:keys) AS given
     CROSS JOIN push_to_poll_record AS record
     ON consumer = :consumer AND segment = asked.value AND record.key = given.value
 """
-_KEY = _FIND.format("record.key")
-_ALL = _FIND.format("record.key, segment, fingerprint")
 
 _MAX_UNFILTERED = 3
 """Segments that are searched without a filter. With more segments the filter is quicker."""
@@ -92,131 +88,17 @@ _Matches: TypeAlias = dict[str, _Match]
 
 _first_of = itemgetter(0)
 
-
-class RecordSearch:
-    """Finds the records of one name, in a worker thread.
-
-    Args:
-        connection: The connection to the file.
-        consumer: The number of the name in the file.
-        segments: The segments that hold the records.
-        retention: How many records there may be.
-    """
-
-    def __init__(
-        self, connection: sqlite3.Connection, consumer: int, segments: Segments, retention: Retention
-    ) -> None:
-        self._connection = connection
-        self._consumer = consumer
-        self._segments = segments
-        self._retention = retention
-        self._filters: BloomFilters | None = None
-        self._last_found = 0
-
-    def find(self, keys: Sequence[str]) -> set[str]:
-        """Return those of the encoded keys that have a record."""
-        nearby = self._nearby_segments(keys)
-        if nearby is not None:
-            return set(map(_first_of, self._query(_KEY, nearby, keys)))
-        return set(self._find_filtered(keys))
-
-    def segments_of(self, keys: Sequence[str]) -> Mapping[str, int]:
-        """Return the segment of each of the encoded keys that has a record."""
-        nearby = self._nearby_segments(keys)
-        if nearby is None and self._filters is None and len(keys) * len(self._segments.live) <= _MAX_LOOKUPS:
-            nearby = list(self._segments.overlapping(min(keys), max(keys)))
-        found = self._find_filtered(keys) if nearby is None else self._find_in(nearby, keys)
-        return {key: segment for key, (segment, _) in found.items()}
-
-    def fingerprints(self, keys: Sequence[str]) -> Mapping[str, int]:
-        """Return the fingerprint of each key's newest record, if it has one."""
-        nearby = self._nearby_segments(keys)
-        if nearby is not None:
-            found = self._find_in(nearby, keys)
-        else:
-            found = {}
-            for candidates in reversed(self._get_filters().candidates(keys)):
-                found.update(self._find_in(candidates.segments, candidates.keys))
-        return {key: fingerprint for key, (_, fingerprint) in found.items() if fingerprint is not None}
-
-    def update(self, added: Sequence[tuple[int, Sequence[str]]], *, dropped: Sequence[int]) -> None:
-        """Take over a commit: the keys added to each segment, and the segments that were dropped."""
-        if self._filters is None:
-            return
-        for number, keys in added:
-            self._filters.add(number, keys)
-        if dropped:
-            self._filters.drop(dropped[-1] + 1)
-
-    def forget(self) -> None:
-        """Take over that every record was forgotten."""
-        self._filters = None
-
-    def _nearby_segments(self, keys: Sequence[str]) -> list[int] | None:
-        """Segments that may have one of the keys, or None if they are many."""
-        if not keys:
-            return []
-        nearby = list(islice(self._segments.overlapping(min(keys), max(keys)), _MAX_UNFILTERED + 1))
-        return nearby if len(nearby) <= _MAX_UNFILTERED else None
-
-    def _find_filtered(self, keys: Sequence[str]) -> _Matches:
-        found: _Matches = {}
-        for candidates in self._get_filters().candidates(keys):
-            found.update(self._search(candidates.segments, [key for key in candidates.keys if key not in found]))
-        return found
-
-    def _search(self, segments: Sequence[int], keys: Sequence[str]) -> Iterator[tuple[str, _Match]]:
-        """Search many segments for the keys; yield each key that has a record, with its match."""
-        # A feed repeats messages in their old order, so most keys lie in the segment of the last one found, or
-        # in the next.
-        for _ in range(_LOCAL_TRIES):
-            if not keys:
-                return
-            found = self._find_in([number for number in segments if 0 <= number - self._last_found <= 1], keys)
-            yield from found.items()
-            keys = [key for key in keys if key not in found]
-            found = self._find_in(segments, keys[:1])
-            yield from found.items()
-            keys = keys[1:]
-        yield from self._find_in(segments, keys).items()
-
-    def _find_in(self, segments: Sequence[int], keys: Sequence[str]) -> _Matches:
-        """Newest record of each key in these segments, which are given newest first."""
-        rows = self._query(_ALL, segments, keys)
-        if rows:
-            self._last_found = rows[-1][1]
-        return {key: (segment, fingerprint) for key, segment, fingerprint in rows}
-
-    def _query(self, query: str, segments: Sequence[int], keys: Sequence[str]) -> list[Any]:
-        if not segments or not keys:
-            return []
-        parameters = {"consumer": self._consumer, "segments": as_json(segments[::-1]), "keys": as_json(keys)}
-        return self._connection.execute(query, parameters).fetchall()
-
-    def _get_filters(self) -> BloomFilters:
-        """Build the filters at their first use."""
-        if self._filters is not None:
-            return self._filters
-        filters = BloomFilters(expected=self._segments.size, max_records=self._retention.count)
-        query = "SELECT key FROM push_to_poll_record WHERE consumer = ? AND segment = ?"
-        for segment in self._segments.live:
-            check_cancelled()  # ten million records take some seconds
-            rows = self._connection.execute(query, (self._consumer, segment.number))
-            filters.add(segment.number, list(map(_first_of, rows)))
-        self._filters = filters
-        return filters
-
-
-_PLAIN_RECORDS = "given.value AS key, NULL AS state, NULL AS fingerprint FROM json_each(:given) AS given"
-_DETAILED_RECORDS = """
-    json_extract(given.value, '$[0]') AS key, json_extract(given.value, '$[1]') AS state,
-    json_extract(given.value, '$[2]') AS fingerprint FROM json_each(:given) AS given
-"""
-_ADD = """
-    INSERT INTO push_to_poll_record(consumer, segment, key, state, fingerprint)
-    SELECT :consumer, :segment, {} WHERE true ON CONFLICT(consumer, segment, key) DO {}
-"""
 _UPDATE = "UPDATE SET state = excluded.state, fingerprint = excluded.fingerprint"
+_ADD = f"""
+    INSERT INTO push_to_poll_record(consumer, segment, key, state, fingerprint)
+    SELECT :consumer, :segment, json_extract(given.value, '$[0]'), json_extract(given.value, '$[1]'),
+        json_extract(given.value, '$[2]')
+    FROM json_each(:given) AS given WHERE true ON CONFLICT(consumer, segment, key) DO {_UPDATE}
+"""  # noqa: S608
+_ADD_PLAIN = f"""
+    INSERT INTO push_to_poll_record(consumer, segment, key) SELECT :consumer, :segment, given.value
+    FROM json_each(:given) AS given WHERE true ON CONFLICT(consumer, segment, key) DO {_UPDATE}
+"""  # noqa: S608
 _REPLACE = f"""
     INSERT INTO push_to_poll_record(consumer, segment, key, state, fingerprint)
     SELECT :consumer, json_extract(given.value, '$[0]'), json_extract(given.value, '$[1]'),
@@ -239,67 +121,35 @@ _SELECT_SEGMENTS = """
 
 _key_of, _state_of, _fingerprint_of = attrgetter("key"), attrgetter("state"), attrgetter("fingerprint")
 
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
-_Time = Annotated[float, msgspec.Meta(ge=-(1 << 62), lt=1 << 62)]
-
-
-class _SegmentRow(NamedTuple):
-    number: _Count
-    size: _Count
-    first_at: _Time
-    last_at: _Time
-    low: str
-    high: str
-
 
 class EncodedRecords(NamedTuple):
     """Records to be written, as the file has them.
 
     Attributes:
-        keys: The encoded keys. All different, unless `details` is None.
+        keys: The encoded keys, all different.
         settled: The keys of the records that are not dead.
         details: State and fingerprint of each record; None if all are processed and have no fingerprint.
     """
 
     keys: Sequence[str]
     settled: Sequence[str]
-    details: Sequence[tuple[str | None, int | None]] | None
-
-    def deduplicated(self) -> "EncodedRecords":
-        """The same with each key once. Only for records without details."""
-        keys = list(dict.fromkeys(self.keys))
-        return EncodedRecords(keys, keys, None)
-
-    def divided(self, segments: Mapping[str, int]) -> tuple["EncodedRecords", str]:
-        """Those records whose keys are not among these, and as JSON the others with their segments."""
-        details = repeat((None, None), len(self.keys)) if self.details is None else self.details
-        rows = list(zip(self.keys, details, strict=True))
-        new = [(key, detail) for key, detail in rows if key not in segments]
-        known = [(segments[key], key, *detail) for key, detail in rows if key in segments]
-        new_details = None if self.details is None else [detail for _, detail in new]
-        return self._replace(keys=[key for key, _ in new], details=new_details), as_json(known)
-
-    def encode_slice(self, start: int, stop: int) -> tuple[Sequence[str], str]:
-        """The keys of a slice, and its records as JSON for SQLite."""
-        keys = self.keys[start:stop]
-        if self.details is None:
-            return keys, as_json(keys)
-        return keys, as_json([(key, *detail) for key, detail in zip(keys, self.details[start:stop], strict=True)])
+    details: Mapping[str, tuple[str | None, int | None]] | None
 
 
 def encode_records(records: Sequence[Record]) -> EncodedRecords:
-    """Prepare records for the file."""
+    """Prepare records for the file. Of two records with one key the last one counts."""
     # Check all records together first: hardly a page has one with a state or a fingerprint.
     keys = encode_keys(list(map(_key_of, records)))
     plain = list(map(_state_of, records)).count(Settlement.PROCESSED) == len(records)
     if plain and list(map(_fingerprint_of, records)).count(None) == len(records):
+        keys = list(dict.fromkeys(keys))
         return EncodedRecords(keys, keys, None)
-    last = dict(zip(keys, records, strict=True))  # of two records with one key the last one counts
+    last = dict(zip(keys, records, strict=True))
     settled = [key for key, record in last.items() if record.state is not Settlement.DEAD_LETTERED]
-    details = [
-        (None if record.state is Settlement.PROCESSED else record.state.value, record.fingerprint)
-        for record in last.values()
-    ]
+    details = {
+        key: (None if record.state is Settlement.PROCESSED else record.state.value, record.fingerprint)
+        for key, record in last.items()
+    }
     return EncodedRecords(list(last), settled, details)
 
 
@@ -318,11 +168,10 @@ class RecordChanges(NamedTuple):
 
 
 class Records:
-    """The records of one name. Methods that write run in a worker thread, within the caller's transaction.
+    """The records of one name. Used in the thread of the store, but for `are_new` and `expect_keys`.
 
     Args:
         connection: The connection to the file.
-        path: The path of the file, for errors.
         consumer: The number of the name in the file.
         retention: Which records may be dropped.
         first: Segments before this number are forgotten.
@@ -330,16 +179,11 @@ class Records:
 
     Attributes:
         segments: The segments that hold the records. Changed by `apply` and `apply_reset`.
-        search: Finds records.
-
-    Raises:
-        StoreError: The file holds what this library does not write.
     """
 
     def __init__(
         self,
         connection: sqlite3.Connection,
-        path: str,
         consumer: int,
         retention: Retention,
         *,
@@ -347,17 +191,17 @@ class Records:
         prunable_before: int,
     ) -> None:
         self._connection = connection
-        self._path = path
         self._consumer = consumer
-        with wrap_invalid_values(path):
-            rows = msgspec.convert(connection.execute(_SELECT_SEGMENTS, (consumer,)).fetchall(), list[_SegmentRow])
-        live = [Segment(*row) for row in rows if row.number >= first]
-        next_number = max([first, *(row.number + 1 for row in rows)])
+        self._retention = retention
+        stored = msgspec.convert(connection.execute(_SELECT_SEGMENTS, (consumer,)).fetchall(), list[Segment])
+        live = [segment for segment in stored if segment.number >= first]
+        next_number = max([first, *(segment.number + 1 for segment in stored)])
         self.segments = Segments(retention, live, next_number=next_number, prunable_before=prunable_before)
-        self._forgotten = [row.number for row in rows if row.number < first]
+        self._forgotten = [segment.number for segment in stored if segment.number < first]
         self._highest_expected = ""
         self._unfound = set[str]()
-        self.search = RecordSearch(connection, consumer, self.segments, retention)
+        self._filters: BloomFilters | None = None
+        self._last_found = 0
 
     def are_new(self, keys: Sequence[str]) -> bool:
         """Tell from the ranges of keys whether none of these keys can have a record."""
@@ -376,22 +220,77 @@ class Records:
 
     def find(self, keys: Sequence[str]) -> set[str]:
         """Return those of the encoded keys that have a record."""
-        found = self.search.find(keys)
+        found = self._find(keys, _MAX_UNFILTERED)
         self._note_unfound([key for key in keys if key not in found] if found else keys)
-        return found
+        return set(found)
 
     def _note_unfound(self, keys: Sequence[str]) -> None:
         if len(self._unfound) + len(keys) > _MAX_UNFOUND:
             self._unfound.clear()  # those that are committed yet will be searched for once more
         self._unfound.update(keys)
 
+    def fingerprints(self, keys: Sequence[str]) -> Mapping[str, int]:
+        """Return the fingerprint of each of the encoded keys whose record has one."""
+        found = self._find(keys, _MAX_UNFILTERED)
+        return {key: fingerprint for key, (_, fingerprint) in found.items() if fingerprint is not None}
+
     def segments_of(self, records: EncodedRecords) -> Mapping[str, int]:
         """Return the segment of each record to be replaced. Takes seconds at times: not within a transaction."""
         if self._unfound.issuperset(records.keys):  # as nearly always
             return {}
         keys = [key for key in records.keys if key not in self._unfound]
-        with wrap_sqlite_errors(self._path):
-            return self.search.segments_of(keys)
+        most = _MAX_UNFILTERED if self._filters else max(_MAX_UNFILTERED, _MAX_LOOKUPS // len(keys))
+        return {key: segment for key, (segment, _) in self._find(keys, most).items()}
+
+    def _find(self, keys: Sequence[str], most: int) -> _Matches:
+        """Find the record of each key; use a filter if the keys may be in more than `most` segments."""
+        if not keys:
+            return {}
+        nearby = list(islice(self.segments.overlapping(min(keys), max(keys)), most + 1))
+        if len(nearby) <= most:
+            return self._find_in(nearby, keys)
+        found: _Matches = {}
+        for segments, candidates in self._get_filters().candidates(keys):
+            found.update(self._find_in_many(segments, [key for key in candidates if key not in found]))
+        return found
+
+    def _find_in_many(self, segments: Sequence[int], keys: Sequence[str]) -> Iterator[tuple[str, _Match]]:
+        """Search many segments for the keys; yield each key that has a record, with its match."""
+        # A feed repeats messages in their old order, so most keys lie in the segment of the last one found, or
+        # in the next.
+        for _ in range(_LOCAL_TRIES):
+            if not keys:
+                return
+            found = self._find_in([number for number in segments if 0 <= number - self._last_found <= 1], keys)
+            yield from found.items()
+            keys = [key for key in keys if key not in found]
+            found = self._find_in(segments, keys[:1])
+            yield from found.items()
+            keys = keys[1:]
+        yield from self._find_in(segments, keys).items()
+
+    def _find_in(self, segments: Sequence[int], keys: Sequence[str]) -> _Matches:
+        """Find the record of each key in these segments, which are given newest first."""
+        if not segments or not keys:
+            return {}
+        parameters = {"consumer": self._consumer, "segments": as_json(segments[::-1]), "keys": as_json(keys)}
+        rows = self._connection.execute(_FIND, parameters).fetchall()
+        if rows:
+            self._last_found = rows[-1][1]
+        return {key: (segment, fingerprint) for key, segment, fingerprint in rows}
+
+    def _get_filters(self) -> BloomFilters:
+        """Build the filters at their first use."""
+        if self._filters is not None:
+            return self._filters
+        filters = BloomFilters(expected=self.segments.size, max_records=self._retention.count)
+        query = "SELECT key FROM push_to_poll_record WHERE consumer = ? AND segment = ?"
+        for segment in self.segments.live:
+            check_cancelled()  # ten million records take some seconds
+            rows = self._connection.execute(query, (self._consumer, segment.number))
+            filters.add(segment.number, list(map(_first_of, rows)))
+        self._filters = filters
+        return filters
 
     def write(
         self, records: EncodedRecords, replaced: Mapping[str, int], *, prunable_before: int, now: float
@@ -404,19 +303,19 @@ class Records:
             prunable_before: Segments before this number may be dropped.
             now: Seconds since the epoch.
         """
+        keys, details, plain = records.keys, records.details or {}, records.details is None
         if replaced:
-            records, values = records.divided(replaced)
-            self._connection.execute(_REPLACE, {"consumer": self._consumer, "given": values})
-        shares = self.segments.allocate(len(records.keys), now)
-        if len(shares) > 1 and records.details is None:  # else a key that comes twice may be in two segments
-            records = records.deduplicated()
-            shares = self.segments.allocate(len(records.keys), now)
-        written, added, start = [], [], 0
-        for segment, number in shares:
-            keys, values = records.encode_slice(start, start + number)
-            written.append(self._add(segment, keys, values, plain=records.details is None, now=now))
-            added.append((segment.number, keys))
-            start += number
+            known = [(replaced[key], key, *details.get(key, (None, None))) for key in keys if key in replaced]
+            self._connection.execute(_REPLACE, {"consumer": self._consumer, "given": as_json(known)})
+            keys = [key for key in keys if key not in replaced]
+        written, added = [], []
+        for segment, number in self.segments.allocate(len(keys), now):
+            taken, keys = keys[:number], keys[number:]
+            given = as_json(taken if plain else [(key, *details[key]) for key in taken])
+            values = {"consumer": self._consumer, "segment": segment.number, "given": given}
+            self._connection.execute(_ADD_PLAIN if plain else _ADD, values)
+            written.append(segment.with_keys(taken, now))
+            added.append((segment.number, taken))
         changes = self.segments.plan_changes(written, prunable_before=prunable_before, now=now)
         if changes.clock_step:
             self._connection.execute(_MOVE_TIMES, {"consumer": self._consumer, "step": changes.clock_step})
@@ -434,7 +333,11 @@ class Records:
 
     def apply(self, changes: RecordChanges) -> None:
         """Take over the changes after their commit."""
-        self.search.update(changes.keys, dropped=changes.segments.dropped)
+        if self._filters is not None:
+            for number, keys in changes.keys:
+                self._filters.add(number, keys)
+            if changes.segments.dropped:
+                self._filters.drop(changes.segments.dropped[-1] + 1)
         self.segments.apply(changes.segments)
         self._forgotten = [*self._forgotten, *changes.segments.dropped][changes.swept :]
         for _, keys in changes.keys:
@@ -452,15 +355,7 @@ class Records:
         if forget:
             self._forgotten += [segment.number for segment in self.segments.live]
             self.segments.forget()
-            self.search.forget()
-
-    def _add(self, segment: Segment, keys: Sequence[str], values: str, *, plain: bool, now: float) -> Segment:
-        source = _PLAIN_RECORDS if plain else _DETAILED_RECORDS
-        parameters = {"consumer": self._consumer, "segment": segment.number, "given": values}
-        added = self._connection.execute(_ADD.format(source, "NOTHING"), parameters).rowcount
-        if added < len(keys):  # rare, and the only way to learn how many keys were there already
-            self._connection.execute(_ADD.format(source, _UPDATE), parameters)
-        return segment.with_keys(added, keys, now)
+            self._filters = None
 
     def _forget_before(self, first: int) -> None:
         self._connection.execute(

@@ -18,6 +18,7 @@ from typing import Literal
 from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._validation import quoted
+from push_to_poll_client.stores._sqlite.errors import BUSY_TIMEOUT, damage_message
 
 NO_TEXT = "\ud800-\udfff\ufffe\uffff"
 """Characters that TEXT cannot hold: halves of surrogate pairs, which JSON can spell but UTF-8 cannot encode, and
@@ -26,11 +27,11 @@ those two that SQLite replaces by U+FFFD in a database in UTF-16."""
 _BLOB_NEEDED = re.compile(f"[{NO_TEXT}]")
 
 
-def encode_text(text: str) -> str | bytes:
+def encode_text(text: str | None) -> str | bytes | None:
     """Encode any string for SQLite: as TEXT, or if TEXT cannot hold it as a BLOB, which equals no TEXT."""
-    if not text.isascii() and _BLOB_NEEDED.search(text):
-        return text.encode("utf-8", "surrogatepass")
-    return text
+    if text is None or text.isascii() or not _BLOB_NEEDED.search(text):
+        return text
+    return text.encode("utf-8", "surrogatepass")
 
 
 def decode_text(value: object) -> object:
@@ -182,12 +183,13 @@ def prepare(connection: sqlite3.Connection, path: str, *, synchronous: Synchrono
         raise StoreError(f"{path} cannot be used: SQLite's WAL mode does not work there; use a local disk")
     connection.execute("PRAGMA wal_autocheckpoint = 0")  # `Checkpoints` makes them
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    if shared:  # a handler cannot set this: in a transaction SQLite ignores it, without an error
+        connection.execute("PRAGMA foreign_keys = ON")
 
 
 def _use_wal(connection: sqlite3.Connection) -> str:
     """Change to WAL mode if it is another one, and return the mode then."""
-    (timeout,) = connection.execute("PRAGMA busy_timeout").fetchone()  # in milliseconds
-    deadline = time.monotonic() + timeout / 1000
+    deadline = time.monotonic() + BUSY_TIMEOUT
     while True:
         try:
             return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
@@ -275,11 +277,6 @@ def _reject_if_found(connection: sqlite3.Connection, path: str, query: str) -> N
 def _query_int(connection: sqlite3.Connection, query: str) -> int:
     (number,) = connection.execute(query).fetchone()
     return int(number)
-
-
-def damage_message(path: str, why: str) -> str:
-    """Build the error text for a store that only a copy can repair."""
-    return f"{path} is damaged: {why}; put back a copy, or move it away to begin anew"
 
 
 def _migrate(connection: sqlite3.Connection, version: int) -> None:

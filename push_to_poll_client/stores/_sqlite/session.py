@@ -1,45 +1,127 @@
-"""Session of a `SQLiteStore`: one claimed name, read and written in the thread of the store.
+"""Consumer names of a file: claim one, save its progress, and bind one to another feed.
+
+`ClaimedName` runs in the thread of the store. It keeps in memory what the session's properties show. The copy in
+memory changes only after the transaction that changes the file is committed, so an error leaves both as they were.
 
 `SQLiteSession` calls its `ClaimedName` in that thread, with at most one hop for each call.
 `TransactionalSQLiteSession` puts the writes of a handler and the records of its messages into one transaction.
+
+The name of a consumer without `name=` is its feed's identity. When the feed's URL changes, a new name begins, and
+everything is processed again. With `name=` such a change is a `StoreMismatch`, but a changed name begins anew too.
+So a new name in a file that has others is logged once, and `rebind` gives it the old progress.
 """
 
+import logging
 import os
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeVar, TypeVarTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import anyio
+import msgspec
 from anyio import CancelScope
 
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Cursor, DeadLetter, Record, SavedCursor
-from push_to_poll_client.stores._retention import Retention
-from push_to_poll_client.stores._sqlite.claimed_name import ClaimedName, ownership_lost
+from push_to_poll_client._validation import quoted
+from push_to_poll_client.stores._names import ClaimedSession, Rebind, bound_elsewhere, ownership_lost
+from push_to_poll_client.stores._retention import MAX_HISTORY, Count, CursorState, Retention
+from push_to_poll_client.stores._sqlite.dead_letters import StoredDeadLetters
 from push_to_poll_client.stores._sqlite.file import OpenFile
-from push_to_poll_client.stores._sqlite.records import encode_keys, encode_records
-from push_to_poll_client.stores._sqlite.schema import warn_of_old_sqlite
-from push_to_poll_client.stores._sqlite.thread import StoreThread
+from push_to_poll_client.stores._sqlite.records import EncodedRecords, Records, encode_keys, encode_records
+from push_to_poll_client.stores._sqlite.schema import decode_text, encode_text, warn_of_old_sqlite
 from push_to_poll_client.stores._sqlite.transaction import Effects, SharedFile, Transaction
 
-NO_CHANGES: Mapping[str, str | None] = MappingProxyType({})
+_logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
-_Ts = TypeVarTuple("_Ts")
+_CLAIM = """
+    INSERT INTO push_to_poll_consumer(name, feed, token, at) VALUES (?, ?, 1, ?)
+    ON CONFLICT(name) DO UPDATE SET token = token + 1
+"""
+_SELECT_CONSUMER = """
+    SELECT id, feed, token, cursor, at, first, behind FROM push_to_poll_consumer WHERE name = ?
+"""
+_SELECT_OTHERS = """
+    SELECT name, feed = :feed FROM push_to_poll_consumer WHERE name != :name
+    ORDER BY feed != :feed, name LIMIT :limit
+"""
+_HISTORY = """
+    SELECT cursor, at FROM push_to_poll_history WHERE consumer = ? ORDER BY number
+"""
+_REMEMBER = """
+    INSERT OR REPLACE INTO push_to_poll_history(consumer, slot, number, cursor, at)
+    SELECT :consumer, number % :most, number, :cursor, :at
+    FROM (SELECT coalesce(max(number), 0) + 1 AS number FROM push_to_poll_history WHERE consumer = :consumer)
+"""
+_SAVE = """
+    UPDATE push_to_poll_consumer SET cursor = ?, at = ?, behind = ? WHERE id = ? AND token = ?
+"""
+_REBIND = "UPDATE push_to_poll_consumer SET name = ?, feed = ?, token = token + 1 WHERE id = ?"
+
+TABLES_OF_A_NAME = (
+    "push_to_poll_segment",
+    "push_to_poll_record",
+    "push_to_poll_dead_letter",
+    "push_to_poll_history",
+    "push_to_poll_state",
+)
+"""Tables with rows of a consumer name, besides its own row."""
+
+_MAX_OTHERS_SHOWN = 3
+
+
+class ConsumerRow(NamedTuple):
+    """Row of a name, in the order of `_SELECT_CONSUMER`."""
+
+    id: int
+    feed: str
+    token: Count
+    cursor: str | None
+    at: float
+    first: Count
+    prunable_before: Count
+
+    @property
+    def saved(self) -> SavedCursor:
+        """The saved cursor."""
+        return SavedCursor(self.cursor, self.at)
+
+
+def select_consumer(connection: sqlite3.Connection, name: str) -> ConsumerRow | None:
+    """Read the row of a name; None if there is none."""
+    row = connection.execute(_SELECT_CONSUMER, (encode_text(name),)).fetchone()
+    return None if row is None else msgspec.convert(tuple(map(decode_text, row)), ConsumerRow)
+
+
+def read_history(connection: sqlite3.Connection, consumer: int) -> tuple[SavedCursor, ...]:
+    """Read the remembered cursors that were saved before the saved one, the oldest first."""
+    rows = connection.execute(_HISTORY, (consumer,))
+    return msgspec.convert(tuple((decode_text(cursor), at) for cursor, at in rows), tuple[SavedCursor, ...])
+
+
+def read_state(connection: sqlite3.Connection, consumer: int) -> Mapping[str, str]:
+    """Read the names and values committed as state."""
+    rows = connection.execute("SELECT name, value FROM push_to_poll_state WHERE consumer = ?", (consumer,))
+    state = {decode_text(name): decode_text(value) for name, value in rows}
+    return MappingProxyType(msgspec.convert(state, dict[str, str]))  # a session shows it to its user
+
+
 _T = TypeVar("_T")
 
+OnRelease: TypeAlias = Callable[["SQLiteSession"], Callable[[], None] | None]
 
-class SQLiteSession:
-    """A claimed name of a `SQLiteStore`.
 
-    Args:
-        file: The open file. The session is made in the thread of the store, within access to the file.
-        name: The name to claim.
-        feed: The feed that the name is bound to.
-        retention: Which records may be dropped.
-        clock: Seconds since the epoch.
-        thread: The thread of the store.
-        on_release: Called with the session by its first `release()`; returns what is left to be done in the thread
-            of the store, or None.
+class ClaimedName:
+    """A name of a `SQLiteStore`, claimed by the constructor. For the arguments see `SQLiteSession`.
+
+    Attributes:
+        name: The claimed name.
+        token: The fencing token.
+        cursor_state: Its cursor, history and state.
+        records: Its dedupe records.
+        segments: The segments of its records.
 
     Raises:
         StoreMismatch: The name is bound to another feed.
@@ -47,156 +129,166 @@ class SQLiteSession:
     """
 
     def __init__(
-        self,
-        file: OpenFile,
-        name: str,
-        feed: str,
-        *,
-        retention: Retention,
-        clock: Callable[[], float],
-        thread: StoreThread,
-        on_release: Callable[["SQLiteSession"], Callable[[], None] | None],
+        self, file: OpenFile, name: str, feed: str, *, retention: Retention, clock: Callable[[], float]
     ) -> None:
-        self.name = name
         self._file = file
-        self._thread = thread
-        self._transaction: Transaction | None = None
-        self._on_release = on_release
-        self._released = False
-        self._calls = 0  # that wait for the thread
-        self._claimed = ClaimedName(file, name, feed, retention=retention, clock=clock)
+        self.name = name
+        self._clock = clock
+        with file.transaction():
+            file.connection.execute(_CLAIM, (encode_text(name), encode_text(feed), clock()))
+            row = select_consumer(file.connection, name)
+            assert row is not None  # it was just claimed  # noqa: S101
+            if row.feed != feed:
+                raise bound_elsewhere(file.path, name, bound_to=row.feed, feed=feed)
+            self.token = row.token
+            self._consumer = row.id
+            consumer = (file.connection, row.id)
+            self.records = Records(*consumer, retention, first=row.first, prunable_before=row.prunable_before)
+            self.segments = self.records.segments
+            self._dead_letters = StoredDeadLetters(*consumer)
+            self._dead_letter_index = self._dead_letters.read_index()
+            self.cursor_state = CursorState(row.saved, read_history(*consumer), read_state(*consumer))
+        if row.token == 1:
+            self._log_new(feed)
 
-    @property
-    def cursor(self) -> Cursor | None:
-        """The saved cursor; `None` is the inception."""
-        return self._claimed.cursor_state.saved.cursor
+    def _log_new(self, feed: str) -> None:
+        """Log that the name is new, if there are others.
 
-    @property
-    def fencing_token(self) -> int:
-        """The fencing token: one more for each claim of the name."""
-        return self._claimed.token
-
-    @property
-    def record_count(self) -> int:
-        """Number of dedupe records of the name."""
-        return self._claimed.records.segments.size
+        A consumer that is named, and whose feed no other name has, shares the file on purpose: a change of its URL
+        would have been a `StoreMismatch`. That is INFO.
+        """
+        values = {"name": encode_text(self.name), "feed": encode_text(feed), "limit": _MAX_OTHERS_SHOWN + 1}
+        others = self._file.connection.execute(_SELECT_OTHERS, values).fetchall()
+        if not others:
+            return
+        have_feed = any(same_feed for _, same_feed in others)
+        _logger.log(
+            logging.WARNING if self.name == feed or have_feed else logging.INFO,
+            "%s: %s is a new name that begins anew; the file has %s already. If this is the same consumer, under "
+            "another name or address, stop it and see push-to-poll rebind --help",
+            self._file.path,
+            quoted(self.name),
+            ", ".join(quoted(other) for other, _ in others[:_MAX_OTHERS_SHOWN])
+            + (" and others" * (len(others) > _MAX_OTHERS_SHOWN)),
+        )
 
     @property
     def dead_letter_count(self) -> int:
         """How many dead letters the name has."""
-        return self._claimed.dead_letter_index.total
+        return self._dead_letter_index.total
 
-    @property
-    def state(self) -> Mapping[str, str]:
-        """What was committed as `state`."""
-        return self._claimed.cursor_state.state
-
-    @property
-    def history(self) -> Sequence[SavedCursor]:
-        """The cursors that were saved, the oldest first; the last is the saved one."""
-        cursor_state = self._claimed.cursor_state
-        return (*cursor_state.previous, cursor_state.saved)
-
-    async def unseen(self, keys: Sequence[str], /) -> set[str]:
-        """Those of `keys` without a record.
-
-        Raises:
-            OwnershipLost: The session was released.
-            StoreError: The file cannot be read.
-        """
-        self._check_process()
-        self._check_released()
+    def unseen(self, keys: Sequence[str]) -> set[str]:
+        """See `Session.unseen`."""
         stored_keys = encode_keys(keys)
-        if self._claimed.records.are_new(stored_keys):  # then no thread has to ask the file
-            return set(keys)
-        seen = await self._run_in_thread(self._claimed.known_keys, tuple(stored_keys))
+        seen = self.records.find(stored_keys)
         if not seen:
             return set(keys)
         return {key for key, stored_key in zip(keys, stored_keys, strict=True) if stored_key not in seen}
 
-    async def fingerprints(self, keys: Sequence[str], /) -> Mapping[str, int]:
-        """The fingerprints of those of `keys` that have a record with one; of several, the newest.
+    def fingerprints(self, keys: Sequence[str]) -> Mapping[str, int]:
+        """See `Session.fingerprints`."""
+        stored_keys = encode_keys(keys)
+        found = self.records.fingerprints(stored_keys)
+        stored = zip(keys, stored_keys, strict=True)
+        return msgspec.convert({key: found[each] for key, each in stored if each in found}, dict[str, int])
 
-        Raises:
-            OwnershipLost: The session was released.
-            StoreError: The file cannot be read.
-        """
-        stored_keys = tuple(encode_keys(keys))
-        found = await self._run_in_thread(self._claimed.fingerprints, stored_keys)
-        return {
-            key: found[stored_key]
-            for key, stored_key in zip(keys, stored_keys, strict=True)
-            if stored_key in found
-        }
+    def some_dead_letters(self, after: DeadLetter | None, *, retry_requested: bool) -> Sequence[DeadLetter]:
+        """See `Session.dead_letters`."""
+        key = None if after is None else after.dedupe_key
+        return self._dead_letters.read_some(key, retry_requested=retry_requested)
 
-    async def commit(
+    def dead_letter(self, key: str) -> DeadLetter | None:
+        """See `Session.dead_letter`."""
+        return self._dead_letters.read_one(key)
+
+    def commit(
         self,
-        *,
         cursor: Cursor | None,
-        records: Sequence[Record],
-        dead_letters: Sequence[DeadLetter] = (),
-        state: Mapping[str, str | None] = NO_CHANGES,
-        read_at: float | None = None,
+        records: EncodedRecords,
+        dead_letters: Sequence[DeadLetter],
+        state: Mapping[str, str | None],
+        read_at: float | None,
     ) -> None:
-        """Save all of it, or nothing. Once begun, a commit ends even when its task is cancelled.
+        """See `Session.commit`."""
+        replaced = self.records.segments_of(records)
+        with self._file.transaction():
+            now, before = self._clock(), self.cursor_state
+            cursor_state = before.saving(cursor, now if read_at is None else read_at)
+            prunable_before = (
+                self.segments.prunable_before if cursor is None else self.segments.current(now).number
+            )
+            self._save(cursor_state.saved, prunable_before)
+            if cursor_state.previous is not before.previous:
+                cursor_before, at = encode_text(before.saved.cursor), before.saved.read_at
+                # By name: Python 3.12.0 to 3.12.3 warn of numbers.
+                values = {"consumer": self._consumer, "most": MAX_HISTORY, "cursor": cursor_before, "at": at}
+                self._file.connection.execute(_REMEMBER, values)
+            if state:
+                self._change_state(state)
+            changes = self.records.write(records, replaced, prunable_before=prunable_before, now=now)
+            index = self._dead_letter_index
+            if dead_letters or index.total:
+                index = self._dead_letters.write(index, records.settled, dead_letters)
+        self.records.apply(changes)
+        self._dead_letter_index, self.cursor_state = index, cursor_state.changing(state)
 
-        Args:
-            cursor: The cursor to save; `None` leaves the saved one.
-            records: To add. One whose key has a record already replaces it; one that is not dead takes the dead
-                letter of its key away.
-            dead_letters: To add; one whose key has a dead letter already replaces it.
-            state: What to change of `state`; `None` takes a name away.
-            read_at: When the page arrived that the cursor is of, in seconds since the epoch;
-                `None`: now.
+    def reset(self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None]) -> None:
+        """See `Session.reset`."""
+        with self._file.transaction():
+            now = self._clock()
+            saved, prunable_before = SavedCursor(cursor, now), self.segments.current(now).number
+            self._save(saved, prunable_before)
+            self._file.connection.execute("DELETE FROM push_to_poll_history WHERE consumer = ?", (self._consumer,))
+            self._change_state(state)
+            if forget:
+                self.records.forget_all()
+        self.cursor_state = CursorState(saved, (), self.cursor_state.state).changing(state)
+        self.records.apply_reset(prunable_before, forget=forget)
 
-        Raises:
-            OwnershipLost: The session was released, or the name claimed by somebody else; nothing was written.
-            StoreError: The file cannot be written, or holds what this library does not write; nothing was written.
-        """
-        encoded = encode_records(records)
-        # Before the thread starts: it goes on writing when this task is cancelled.
-        self._claimed.records.expect_keys(encoded.keys)
-        await self._run_in_thread(self._claimed.commit, cursor, encoded, tuple(dead_letters), dict(state), read_at)
+    def _save(self, saved: SavedCursor, prunable_before: int) -> None:
+        values = (encode_text(saved.cursor), saved.read_at, prunable_before, self._consumer, self.token)
+        # Fails unless the fencing token is still ours: the lock file can be deleted, the token cannot.
+        if not self._file.connection.execute(_SAVE, values).rowcount:
+            raise ownership_lost(self._file.path, self.name, "was claimed by somebody else")
 
-    async def reset(
-        self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = NO_CHANGES
-    ) -> None:
-        """Go on from another place: `history` begins anew with this cursor.
+    def _change_state(self, changes: Mapping[str, str | None]) -> None:
+        execute = self._file.connection.execute
+        for name, value in changes.items():
+            key = (self._consumer, encode_text(name))
+            if value is None:
+                execute("DELETE FROM push_to_poll_state WHERE consumer = ? AND name = ?", key)
+            else:
+                execute("INSERT OR REPLACE INTO push_to_poll_state VALUES (?, ?, ?)", (*key, encode_text(value)))
 
-        Args:
-            cursor: Where to go on; `None` is the inception.
-            forget: Begin a new dedupe epoch: what was recorded counts no more. Dead letters stay.
-            state: As for `commit`.
 
-        Raises:
-            OwnershipLost: As for `commit`.
-            StoreError: As for `commit`.
-        """
-        await self._run_in_thread(self._claimed.reset, cursor, forget, dict(state))
+class SQLiteSession(ClaimedSession):
+    """A claimed name of a `SQLiteStore`.
 
-    async def dead_letters(
-        self, *, after: DeadLetter | None = None, retry_requested: bool = False
-    ) -> Sequence[DeadLetter]:
-        """Some dead letters, in the order of their keys: 100 at most, or fewer that have 16 MiB together.
+    Args:
+        file: The open file.
+        progress: The name, claimed by it.
+        on_release: Called with the session by its first `release()`; returns what is left to be done in the thread
+            of the store, or None.
+    """
 
-        Args:
-            after: The last one that the caller has; `None`: from the first.
-            retry_requested: Only those that the next run is to try again.
+    _progress: ClaimedName
+    _transaction: Transaction | None = None
 
-        Raises:
-            OwnershipLost: The session was released.
-            StoreError: The file cannot be read, or holds what this library does not write.
-        """
-        return await self._run_in_thread(self._claimed.some_dead_letters, after, retry_requested)
+    def __init__(self, file: OpenFile, progress: ClaimedName, on_release: OnRelease) -> None:
+        super().__init__(progress)
+        self.name: str = progress.name
+        self._file = file
+        self._on_release = on_release
+        self._released = False
+        self._calls = 0  # that wait for the thread
 
-    async def dead_letter(self, key: str, /) -> DeadLetter | None:
-        """The dead letter of a key; `None`: it has none.
-
-        Raises:
-            OwnershipLost: The session was released.
-            StoreError: The file cannot be read, or holds what this library does not write.
-        """
-        return await self._run_in_thread(self._claimed.dead_letter, key)
+    async def unseen(self, keys: Sequence[str], /) -> set[str]:
+        """Those of `keys` without a record; see `ClaimedSession.unseen`."""
+        self._check_caller()
+        self._check_released()
+        if self._progress.records.are_new(encode_keys(keys)):  # then no thread has to ask the file
+            return set(keys)
+        return await super().unseen(keys)
 
     async def release(self) -> None:
         """Give the name back. Never raises; a second call does nothing."""
@@ -206,7 +298,7 @@ class SQLiteSession:
         self._released = True
         if self._calls or finish is not None or (self._transaction is not None and self._transaction.is_open):
             with CancelScope(shield=True):
-                await self._thread.run(partial(self._finish_release, finish), urgent=True)
+                await self._file.thread.run(partial(self._finish_release, finish), urgent=True)
 
     def _finish_release(self, finish: Callable[[], None] | None) -> None:
         if self._transaction is not None:
@@ -214,23 +306,28 @@ class SQLiteSession:
         if finish is not None:
             finish()
 
-    async def _run_in_thread(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
-        self._check_process()
+    def _prepare(self, records: Sequence[Record]) -> EncodedRecords:
+        encoded = encode_records(records)
+        # Before the thread starts: it goes on writing when this task is cancelled.
+        self._progress.records.expect_keys(encoded.keys)
+        return encoded
+
+    async def _run(self, work: Callable[[], _T]) -> _T:
+        self._check_caller()
         self._calls += 1
         try:
-            return await self._thread.run(partial(self._do, work, *args), self._transaction)
+            return await self._file.thread.run(partial(self._do, work), self._transaction)
         finally:
             self._calls -= 1
 
-    def _do(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
+    def _do(self, work: Callable[[], _T]) -> _T:
         self._check_released()
-        return work(*args)
+        return work()
 
-    def _check_process(self) -> None:
+    def _check_caller(self) -> None:
         if self._file.process != os.getpid():  # a forked child has no thread of the store
-            raise ownership_lost(
-                self._file.path, self.name, "belongs to the process that this one was forked from"
-            )
+            why = "belongs to the process that this one was forked from"
+            raise ownership_lost(self._file.path, self.name, why)
 
     def _check_released(self) -> None:
         if self._released:
@@ -238,17 +335,14 @@ class SQLiteSession:
 
 
 class TransactionalSQLiteSession(SQLiteSession):
-    """A claimed name of a `SQLiteStore` that is transactional.
-
-    For the arguments see `SQLiteSession`.
-    """
+    """A claimed name of a `SQLiteStore` that is transactional. For the arguments see `SQLiteSession`."""
 
     _file: SharedFile
     _transaction: Transaction
 
-    def __init__(self, file: SharedFile, name: str, feed: str, **others: Any) -> None:
-        super().__init__(file, name, feed, **others)
-        self._transaction = Transaction(file.connection, self._thread, file.gaps)
+    def __init__(self, file: SharedFile, progress: ClaimedName, on_release: OnRelease) -> None:
+        super().__init__(file, progress, on_release)
+        self._transaction = Transaction(file)
         # Written by `transaction` and not given to `commit` yet, which is not to write them again.
         self._written: dict[str, Record] = {}
 
@@ -265,77 +359,56 @@ class TransactionalSQLiteSession(SQLiteSession):
             TransactionConflict: The handler has to be called again, in another block with the same records.
             StoreError: The transaction could not be begun or committed, or the handler ended it.
         """
-        self._check_process()
+        super()._check_caller()
         warn_of_old_sqlite(shared=True)
         return Effects(
             self._transaction,
             partial(self._commit_effects, records),
-            gate=self._gate,
             check=self._check_released,
         )
 
     def _commit_effects(self, records: Sequence[Record]) -> None:
-        try:
-            with self._file.access(self._transaction):
-                self._claimed.commit(None, encode_records(records), (), NO_CHANGES, None)
-        except BaseException:  # it may have failed before it wrote
-            self._transaction.abandon()
-            raise
+        self._progress.commit(None, encode_records(records), (), {}, None)
         self._written.update((record.key, record) for record in records)
 
-    async def commit(
-        self,
-        *,
-        cursor: Cursor | None,
-        records: Sequence[Record],
-        dead_letters: Sequence[DeadLetter] = (),
-        state: Mapping[str, str | None] = NO_CHANGES,
-        read_at: float | None = None,
-    ) -> None:
-        """Save all of it, or nothing; see `SQLiteSession.commit`. Records of effects are not written again.
+    def _prepare(self, records: Sequence[Record]) -> EncodedRecords:
+        return super()._prepare([record for record in records if self._written.pop(record.key, None) != record])
 
-        Raises:
-            RuntimeError: Within a block of effects of the store.
-            OwnershipLost: The session was released, or the name claimed by somebody else; nothing was written.
-            StoreError: The file cannot be written, or holds what this library does not write; nothing was written.
-        """
-        self._file.guard.check_outside()
-        async with self._gate:
-            await super().commit(
-                cursor=cursor,
-                records=[record for record in records if self._written.get(record.key) != record],
-                dead_letters=dead_letters,
-                state=state,
-                read_at=read_at,
-            )
-            for record in records:
-                self._written.pop(record.key, None)
-
-    async def reset(
-        self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = NO_CHANGES
-    ) -> None:
-        """Go on from another place; see `SQLiteSession.reset`.
-
-        Raises:
-            RuntimeError: As for `commit`.
-            OwnershipLost: As for `commit`.
-            StoreError: As for `commit`.
-        """
-        self._file.guard.check_outside()
-        async with self._gate:
-            await super().reset(cursor, forget=forget, state=state)
-
-    @cached_property
+    @property
     def _gate(self) -> anyio.Lock:
-        # Made at its first use, in the event loop.
-        return anyio.Lock(fast_acquire=True)
+        self._file.guard.check_outside()
+        return self._transaction.gate
 
-    async def _run_in_thread(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
+    def _check_caller(self) -> None:
+        super()._check_caller()
         if not self._transaction.is_open:  # else the jobs of other sessions wait for this one
-            self._check_process()
             self._file.guard.check_outside()
-        return await super()._run_in_thread(work, *args)
 
-    def _do(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
-        with self._file.access(self._transaction):
-            return super()._do(work, *args)
+    def _do(self, work: Callable[[], _T]) -> _T:
+        with self._file.access():
+            return super()._do(work)
+
+
+def rebind(file: OpenFile, asked: Rebind, check_unowned: Callable[[str], None]) -> None:
+    """See `SQLiteStore.rebind`. The caller has access to the file.
+
+    Raises:
+        ValueError: The name does not exist, or the new one does already.
+        StoreError: The file cannot be written; nothing was.
+    """
+    execute = file.connection.execute
+    with file.transaction():
+        row = select_consumer(file.connection, asked.name)
+        if row is None:
+            raise asked.unknown_name(file.path)
+        target = asked.target(row.feed)
+        if target != asked.name:
+            check_unowned(target)
+            if (other := select_consumer(file.connection, target)) is not None:
+                asked.check_free(file.path, target)
+                for table in TABLES_OF_A_NAME:
+                    execute(f"DELETE FROM {table} WHERE consumer = ?", (other.id,))  # noqa: S608  # a constant
+                execute("DELETE FROM push_to_poll_consumer WHERE id = ?", (other.id,))
+        # The token too, for a former owner whose lock file was deleted.
+        feed = row.feed if asked.feed is None else asked.feed
+        execute(_REBIND, (encode_text(target), encode_text(feed), row.id))

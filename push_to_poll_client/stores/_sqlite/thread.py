@@ -24,6 +24,7 @@ import anyio
 from anyio import CancelScope, from_thread
 
 from push_to_poll_client._event_loop import EventLoop
+from push_to_poll_client.stores._sqlite.errors import store_error
 
 T = TypeVar("T")
 
@@ -91,13 +92,13 @@ class Job(Generic[T]):
         self._work = self.transaction = None  # the job may stay in the queue until a handler's transaction ends
         return True
 
-    def run(self) -> None:
-        """Do the work."""
+    def run(self, path: str) -> None:
+        """Do the work. An error of SQLite, or of what the file holds, becomes a `StoreError`."""
         assert self._work is not None  # it runs once  # noqa: S101
         try:
             self.result = self._context.run(self._work)
         except BaseException as error:  # noqa: BLE001  # raised by the caller
-            self.error = error
+            self.error = store_error(path, error)
         self._work = self.transaction = None  # a session that its caller drops is not held by this thread
         with suppress(RuntimeError):  # the event loop has ended, and the caller with it
             self._notify()
@@ -107,15 +108,15 @@ class StoreThread:
     """Runs the jobs of one store.
 
     Args:
-        name: Of the thread.
+        path: The path of the file, for its name and for errors.
 
     Attributes:
         stays: Whether the thread stays when it has nothing to do, as while the file is open. Set by a job.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, path: str) -> None:
         self.stays: bool = False
-        self._name = name
+        self._path = path
         self._lock = threading.Lock()  # never held by the garbage collector, which may interrupt any line
         self._is_running = False
         self._inbox = SimpleQueue[Job[Any] | None]()
@@ -125,8 +126,9 @@ class StoreThread:
 
     @property
     def open_transaction(self) -> object | None:
-        """The handlers' transaction that is open, or None."""
-        return None if self._open_transaction is None else self._open_transaction()
+        """The handlers' transaction that is open, or None. Read in any thread, and set in that of the store."""
+        reference = self._open_transaction
+        return None if reference is None else reference()
 
     @open_transaction.setter
     def open_transaction(self, transaction: object | None) -> None:
@@ -142,7 +144,7 @@ class StoreThread:
             urgent: As for `Job`; it is done although the caller is cancelled.
         """
         done = anyio.Event()
-        loop = EventLoop()
+        loop = EventLoop()  # not kept in a `RunVar`: it holds the loop, which then would never be collected
         job = Job(work, partial(loop.call, done.set), transaction, urgent=urgent)
         self.submit(job)
         try:
@@ -204,7 +206,7 @@ class StoreThread:
         """Queue a job, in any thread."""
         with self._lock:
             if not self._is_running:  # started first: it may fail, and then the job must not be done later
-                threading.Thread(target=self._run_jobs, name=self._name, daemon=True).start()
+                threading.Thread(target=self._run_jobs, name=f"SQLiteStore {self._path}", daemon=True).start()
                 self._is_running = True
             self._inbox.put(job)
 
@@ -216,7 +218,7 @@ class StoreThread:
         while (job := self._next_job()) is not None:
             if job.take():
                 _this_thread.job = job
-                job.run()
+                job.run(self._path)
             _this_thread.job = job = None
 
     def _next_job(self) -> "Job[Any] | None":

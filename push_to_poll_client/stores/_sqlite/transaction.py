@@ -22,16 +22,16 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Final, NoReturn
+from typing import Final
 
 import anyio
 
 from push_to_poll_client._event_loop import in_own_task
 from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._protocols import TransactionConflict
-from push_to_poll_client.stores._sqlite.connection import Guard, GuardedConnection, HandlerScope
-from push_to_poll_client.stores._sqlite.file import OpenFile, wrap_sqlite_errors
-from push_to_poll_client.stores._sqlite.schema import Synchronous, prepare
+from push_to_poll_client.stores._sqlite.connection import Guard, GuardedConnection, HandlerScope, rolled_back
+from push_to_poll_client.stores._sqlite.file import OpenFile
+from push_to_poll_client.stores._sqlite.schema import Synchronous
 from push_to_poll_client.stores._sqlite.thread import Job, StoreThread
 
 MAX_LOOP_WAIT: Final = 0.25
@@ -79,31 +79,81 @@ class LockGaps:
         return max(0.0, self._since + GAP - time.monotonic()) if self._held >= MAX_HELD else 0.0
 
 
-class Transaction:
-    """The transactions of one session, one after the other. Used in the store's thread, but for `begin_from`.
+class SharedFile(OpenFile):
+    """An open file through whose connection handlers write too.
 
-    Args:
-        connection: Shared with other sessions.
-        thread: The thread of the store. While a transaction is open, it runs no job of another session.
-        gaps: Of the file.
+    Its path may be that of an application's database. For the arguments see `OpenFile`.
 
     Attributes:
-        guard: The guard of the connection.
-        gaps: As given.
-        thread: As given.
-        is_open: Whether a transaction is open. Changes only in the thread of the store.
+        guard: Decides who may use the connection.
+        gaps: Where handlers leave other programs the lock of the file.
+    """
+
+    connection: GuardedConnection
+    shared = True
+
+    def __init__(self, path: str, thread: StoreThread, *, synchronous: Synchronous) -> None:
+        self.guard = Guard(path)
+        self.gaps = LockGaps()
+        super().__init__(path, thread, synchronous=synchronous)
+
+    def _open(self, synchronous: Synchronous) -> None:
+        with self.guard.store_access():
+            super()._open(synchronous)
+
+    def _connect(self, *, timeout: float) -> sqlite3.Connection:
+        return GuardedConnection(self.path, self.guard, timeout=timeout)
+
+    @contextlib.contextmanager
+    def access(self) -> Iterator[None]:
+        """Use the connection in the thread of the store, within a transaction of handlers if it is open."""
+        with self.guard.store_access():
+            if self.thread.open_transaction is None and self.connection.in_transaction:
+                self.undo()  # left by a session that was dropped
+            yield
+
+    def begin(self) -> None:
+        """Begin a transaction, or go on with that of handlers."""
+        if self.thread.open_transaction is None:
+            super().begin()
+            self.gaps.taken()
+        elif not self.connection.in_transaction:
+            raise rolled_back(self.path)
+
+    def has_ended(self) -> None:
+        """Take note that a transaction has ended, with what handlers wrote in it."""
+        self.thread.open_transaction = None
+        self.gaps.released()
+
+    def close(self) -> None:
+        """Close the connection and give the file back. Never raises."""
+        with self.guard.store_access():
+            super().close()
+
+
+class Transaction:
+    """The transactions of one session, one after the other. Used in the store's thread, but for `begin_at_once`.
+
+    Args:
+        file: While the transaction is open, the thread of the file runs no job of another session.
+
+    Attributes:
+        file: As given.
+        gate: Held while a handler runs: handlers and commits of a session come one after the other.
         in_handler: Whether a handler uses the open transaction, which may take any time.
         begin_first: Whether the next handler is to find its transaction begun.
     """
 
-    def __init__(self, connection: GuardedConnection, thread: StoreThread, gaps: LockGaps) -> None:
-        self.guard: Guard = connection.guard
-        self.thread = thread
-        self.gaps = gaps
-        self.is_open = False
+    def __init__(self, file: SharedFile) -> None:
+        self.file = file
         self.in_handler = False
         self.begin_first = False
-        self._connection = connection
+        self.gate = anyio.Lock(fast_acquire=True)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a transaction is open. Changes only in the thread of the store."""
+        return self.file.thread.open_transaction is self
 
     def begin(self, check: Callable[[], object], deadline: float | None = None) -> None:
         """Begin a handler's transaction.
@@ -117,11 +167,13 @@ class Transaction:
             StoreError: It has not begun.
         """
         check()
-        with self.guard.store_access():
-            roll_back(self._connection)  # left by a session that was dropped
-            self._begin_immediate(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        self.is_open = self.in_handler = True
-        self.thread.open_transaction = self
+        with self.file.access():
+            if deadline is None:
+                self.file.begin()
+            else:
+                self._begin_within(max(0.0, deadline - time.monotonic()))
+        self.in_handler = True
+        self.file.thread.open_transaction = self
 
     def begin_at_once(self, begin: Callable[[float], None]) -> None:
         """Begin a handler's transaction for the event loop, which waits for `MAX_LOOP_WAIT` at most.
@@ -133,160 +185,38 @@ class Transaction:
             TransactionConflict: It has not begun, since another transaction is open.
             StoreError: It has not begun.
         """
-        other = self.thread.open_transaction
+        thread = self.file.thread
+        other = thread.open_transaction
         # A handler does not go on while this thread waits, so waiting for it would be in vain.
         if isinstance(other, Transaction) and other.in_handler:
-            raise TransactionConflict(self._conflict)
+            raise self._conflict()
         begin_in_time = partial(begin, time.monotonic() + MAX_LOOP_WAIT)
-        if not self.thread.call(begin_in_time, self, timeout=MAX_LOOP_WAIT):
-            raise TransactionConflict(self._conflict)
+        if not thread.call(begin_in_time, self, timeout=MAX_LOOP_WAIT):
+            raise self._conflict()
 
-    @property
-    def _conflict(self) -> str:
-        return (
-            f"{self.guard.path}: another transaction is open, and the event loop must not wait for its end; the "
+    def _conflict(self) -> TransactionConflict:
+        return TransactionConflict(
+            f"{self.file.path}: another transaction is open, and the event loop must not wait for its end; the "
             "handler is called again when that has ended: let this error pass through it"
         )
 
-    def _begin_immediate(self, timeout: float | None = None) -> None:
-        with wrap_sqlite_errors(self.guard.path):
-            if timeout is None:
-                self._connection.execute("BEGIN IMMEDIATE")
-            else:
-                self._begin_within(timeout)
-        self.gaps.taken()
-
     def _begin_within(self, timeout: float) -> None:
-        execute = self._connection.execute
-        execute(f"PRAGMA busy_timeout = {timeout * 1000:.0f}")
+        connection = self.file.connection
+        connection.execute(f"PRAGMA busy_timeout = {timeout * 1000:.0f}")
         try:
-            execute("BEGIN IMMEDIATE")
+            self.file.begin()
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
-                raise TransactionConflict(self._conflict) from error
+                raise self._conflict() from error
             raise
         finally:
-            execute(f"PRAGMA busy_timeout = {self._connection.timeout * 1000:.0f}")
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Commit the statements of the `with` body, together with what is open. Within store access.
-
-        Raises:
-            StoreError: Nothing was written, and what was open is undone.
-        """
-        try:
-            if not self.is_open:
-                self._begin_immediate()
-            elif not self._connection.in_transaction:
-                self.raise_rolled_back()
-            with wrap_sqlite_errors(self.guard.path):
-                yield
-                self._connection.execute("COMMIT")
-        except BaseException:
-            self.undo()
-            raise
-        self._close()
-
-    def undo(self) -> None:
-        """Roll back the transaction if one is open. Within store access."""
-        roll_back(self._connection)
-        self._close()
+            connection.execute(f"PRAGMA busy_timeout = {connection.timeout * 1000:.0f}")
 
     def abandon(self) -> None:
         """Undo the transaction if one is open."""
         if self.is_open:
-            with self.guard.store_access():
-                self.undo()
-
-    def _close(self) -> None:
-        if self.is_open:
-            self.thread.open_transaction = None
-        self.is_open = self.in_handler = False
-        self.gaps.released()
-
-    def raise_rolled_back(self) -> NoReturn:
-        """Raise the error for a transaction that has ended before its handler."""
-        raise StoreError(
-            f"{self.guard.path}: SQLite has rolled the transaction back, as ON CONFLICT ROLLBACK, RAISE(ROLLBACK) "
-            "and a full disk make it do, or the session was released; what the handler wrote is undone, and its "
-            "message is not processed"
-        )
-
-
-def roll_back(connection: GuardedConnection) -> None:
-    """Roll back if a transaction is open; SQLite may have rolled back by itself. Within store access."""
-    with contextlib.suppress(sqlite3.Error):  # after such an error nothing can begin or commit either
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-
-
-class SharedFile(OpenFile):
-    """An open file through whose connection handlers write too.
-
-    Args:
-        path: As for `OpenFile`; it may be an application's database.
-        synchronous: As for `OpenFile`.
-
-    Attributes:
-        guard: Decides who may use the connection.
-        gaps: Where handlers leave other programs the lock of the file.
-        active: The transaction of the session that uses the file now, or None, as while a name is claimed.
-    """
-
-    connection: GuardedConnection
-    shared = True
-
-    def __init__(self, path: str, *, synchronous: Synchronous) -> None:
-        self.guard = Guard(path)
-        self.gaps = LockGaps()
-        self.active: Transaction | None = None
-        super().__init__(path, synchronous=synchronous)
-
-    def _open(self, synchronous: Synchronous) -> None:
-        with self.guard.store_access():
-            super()._open(synchronous)
-
-    def _connect(self, *, timeout: float) -> sqlite3.Connection:
-        return GuardedConnection(self.path, self.guard, timeout=timeout)
-
-    def _prepare(self, connection: sqlite3.Connection, synchronous: Synchronous) -> None:
-        prepare(connection, self.path, synchronous=synchronous, shared=True)
-        # A handler cannot set this: in a transaction SQLite ignores it, without an error.
-        connection.execute("PRAGMA foreign_keys = ON")
-
-    @contextlib.contextmanager
-    def access(self, transaction: Transaction | None = None) -> Iterator[None]:
-        """Use the connection in the thread of the store, within a transaction of handlers if it is open."""
-        with self.guard.store_access():
-            if transaction is None or not transaction.is_open:
-                roll_back(self.connection)  # left by a session that was dropped
-            self.active = transaction
-            try:
-                yield
-            finally:
-                self.active = None
-
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Commit the statements of the `with` body and what the handler wrote before, or none of it.
-
-        Raises:
-            StoreError: SQLite failed; nothing was written, and what the handler wrote is undone.
-        """
-        if self.active is None:
-            with super().transaction():
-                yield
-            return
-        with self.active.writing():
-            yield
-            self.before_commit()
-        self.after_commit()
-
-    def close(self) -> None:
-        """Close the connection and give the file back. Never raises."""
-        with self.guard.store_access():
-            super().close()
+            with self.file.access():
+                self.file.undo()
 
 
 class Effects(HandlerScope):
@@ -295,32 +225,14 @@ class Effects(HandlerScope):
     Args:
         transaction: Of the session.
         commit: Commits the open transaction with the records of the messages. Called within store access.
-        gate: Held while the handler runs: handlers and commits of a session come one after the other.
         check: Raises if the session is over.
     """
 
-    __slots__ = (
-        "_begin_lock",
-        "_check",
-        "_commit",
-        "_failure",
-        "_gate",
-        "_loop_thread",
-        "_transaction",
-    )
-
-    def __init__(
-        self,
-        transaction: Transaction,
-        commit: Callable[[], None],
-        *,
-        gate: anyio.Lock,
-        check: Callable[[], None],
-    ) -> None:
-        super().__init__(transaction.guard)
+    def __init__(self, transaction: Transaction, commit: Callable[[], None], *, check: Callable[[], None]) -> None:
+        super().__init__(transaction.file.guard)
         self._transaction = transaction
+        self._file = transaction.file
         self._commit = commit
-        self._gate = gate
         self._check = check
         self._begin_lock = threading.Lock()
         self._failure: StoreError | None = None
@@ -334,21 +246,22 @@ class Effects(HandlerScope):
         """
         self.guard.check_outside()
         transaction = self._transaction
-        await self._gate.acquire()
+        await self._transaction.gate.acquire()
         try:
             self._check()
-            if pause := transaction.gaps.pause:
+            if pause := self._file.gaps.pause:
                 await anyio.sleep(pause)
             if transaction.begin_first:
-                await transaction.thread.run(partial(transaction.begin, self._check), transaction)
+                await self._file.thread.run(partial(transaction.begin, self._check), transaction)
                 # Only now: after an error the handler is not to be called before its transaction has begun either.
                 transaction.begin_first = False
                 self.has_begun = True
         except BaseException:
             try:
-                await undo(transaction)
+                if transaction.is_open:
+                    await self._file.thread.run(transaction.abandon, urgent=True)
             finally:
-                self._gate.release()
+                self._transaction.gate.release()
             raise
         self._loop_thread = threading.get_ident()
         self.enter()
@@ -363,7 +276,7 @@ class Effects(HandlerScope):
         if not self.has_begun or self._failure is not None:
             self._begin_once()
         if not self._transaction.is_open:
-            self._transaction.raise_rolled_back()
+            raise rolled_back(self._file.path)
 
     def _begin_once(self) -> None:
         in_loop = threading.get_ident() == self._loop_thread
@@ -379,8 +292,8 @@ class Effects(HandlerScope):
                 if in_loop:
                     self._transaction.begin_at_once(self._begin_in_store_thread)
                 else:
-                    time.sleep(self._transaction.gaps.pause)
-                    self._transaction.thread.call(self._begin_in_store_thread, self._transaction)
+                    time.sleep(self._file.gaps.pause)
+                    self._file.thread.call(self._begin_in_store_thread, self._transaction)
         except StoreError as error:
             self._failure = error
             raise
@@ -410,15 +323,15 @@ class Effects(HandlerScope):
             # From here on none begins. If one is being begun, its end comes before this one.
             if self._begin_lock.locked() or self.has_begun:
                 keep = error is None and self._failure is None
-                end = partial(self._transaction.thread.run, partial(self._end, keep), urgent=True)
+                end = partial(self._file.thread.run, partial(self._end, keep), urgent=True)
                 await in_own_task(end, cancel_later=True)
         except BaseException:
             # An event loop that shuts down cancels a task before it begins. What is committed next, as the
             # progress before this message, must not take along what the handler wrote.
-            self._transaction.thread.submit(Job(self._transaction.abandon, lambda: None, urgent=True))
+            self._file.thread.submit(Job(self._transaction.abandon, lambda: None, urgent=True))
             raise
         finally:
-            self._gate.release()
+            self._transaction.gate.release()
         if self._failure is not None and (error is None or isinstance(error, Exception)):
             # Another object than the one that the handler may have raised: it is no failure of its message.
             self._transaction.begin_first = isinstance(self._failure, TransactionConflict)
@@ -428,20 +341,14 @@ class Effects(HandlerScope):
         if not self.has_begun:
             return
         if not self._transaction.is_open:
-            self._transaction.raise_rolled_back()
-        with self.guard.store_access():
+            raise rolled_back(self._file.path)
+        with self._file.access():
             self.close_handles()
-            if keep:
+            if not keep:
+                self._file.undo()
+                return
+            try:
                 self._commit()
-            else:
-                self._transaction.undo()
-
-
-async def undo(transaction: Transaction) -> None:
-    """Undo what is open, if anything is.
-
-    Args:
-        transaction: The transaction of a session whose gate the caller holds.
-    """
-    if transaction.is_open:
-        await transaction.thread.run(transaction.abandon, urgent=True)
+            except BaseException:  # it may have failed before it wrote
+                self._file.undo()
+                raise
