@@ -115,7 +115,10 @@ def _retry(options: argparse.Namespace) -> None:
 def _drop(options: argparse.Namespace) -> None:
     async def drop(session: Session, keys: Sequence[str]) -> int:
         there = [key for key in keys if await session.dead_letter(key)]  # the others were settled since
-        await session.commit(cursor=None, records=[Record(key, Settlement.SKIPPED) for key in there])
+        # With the fingerprint of what was given up on: other content of the same id is still noticed.
+        known = await session.fingerprints(there)
+        records = [Record(key, Settlement.SKIPPED, known.get(key)) for key in there]
+        await session.commit(cursor=None, records=records)
         return len(there)
 
     _change(options, drop, "drop", "gone, and will not be tried again")

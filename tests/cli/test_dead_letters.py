@@ -51,12 +51,12 @@ def state(tmp_path):
     return str(tmp_path / "state.db")
 
 
-def keep(path, *letters, name="orders", **store):
+def keep(path, *letters, name="orders", fingerprint=None, **store):
     """Puts dead letters into the file."""
 
     async def commit():
         session = await SQLiteStore(path, **store).claim(name, feed="feed")
-        dead = [Record(letter.dedupe_key, Settlement.DEAD_LETTERED) for letter in letters]
+        dead = [Record(letter.dedupe_key, Settlement.DEAD_LETTERED, fingerprint) for letter in letters]
         await session.commit(cursor="c", records=dead, dead_letters=letters)
         await session.release()
 
@@ -354,6 +354,19 @@ def test_drop_removes_dead_letters_and_records_them_as_skipped(state, capsys):
         states = file.execute("SELECT state FROM push_to_poll_record WHERE key = ?", (GOOD.dedupe_key,)).fetchall()
     file.close()
     assert ("skipped",) in states
+
+
+def test_drop_keeps_the_fingerprint_of_what_was_given_up_on(state, capsys):
+    keep(state, GOOD, fingerprint=7)
+    assert letters(capsys, state, "drop", GOOD.dedupe_key)[0] == Exit.DONE
+
+    async def read():
+        session = await SQLiteStore(state).claim("orders", feed="feed")
+        known = await session.fingerprints([GOOD.dedupe_key])
+        await session.release()
+        return known
+
+    assert anyio.run(read) == {GOOD.dedupe_key: 7}
 
 
 @pytest.mark.parametrize("action", ["retry", "drop"])
