@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, an `Exit`.
     """
+    _open_closed_streams()
     parser = Parser(
         prog="push-to-poll", description="Consume an event feed: pushes say when to ask, polls say what."
     )
@@ -32,12 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = Commands(parser)
     for command in (_tail, _state, _dead_letters, _demo):
         command.add_to(commands)
-    options = parser.parse_args(arguments)
-    _log_to_stderr(options.verbose)
     try:
+        options = parser.parse_args(arguments)
+        _log_to_stderr(options.verbose)
         return _run(options)
     finally:
         flush_stdout()
+
+
+def _open_closed_streams() -> None:
+    """Open what the caller has closed (`>&-`, `2>&-`), for which Python has None instead of a file."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115  # until the process ends
+    if sys.stdout is None:  # for reading: a message that nobody gets must fail, not count as processed
+        sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w")  # noqa: PTH123, SIM115
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 
+import anyio
 import pytest
 
+from push_to_poll_client import SQLiteStore
 from push_to_poll_client.cli._output import EXIT_CODES, Exit
-from tests.support.command_line import said, typed
+from tests.support.command_line import COMMAND, said, typed
 from tests.support.forms import GUARD, form
 
 CANARY = "canary-secret"
@@ -287,3 +289,40 @@ def test_the_help_lists_each_option_and_the_exit_codes(command, options, capsys)
 def test_every_exit_code_is_in_the_table():
     for code in Exit:
         assert f"\n  {code.value:<5}" in EXIT_CODES
+
+
+def shell_run(command, redirections):
+    """Run `push-to-poll` from a shell; return the exit code, standard output and standard error."""
+    script = ["/bin/sh", "-c", f'exec "$@" {redirections}', "sh", *COMMAND, *command]
+    done = subprocess.run(script, check=False, capture_output=True, text=True, timeout=GUARD)
+    return done.returncode, done.stdout, said(done.stderr)
+
+
+def test_a_closed_standard_output_is_reported_in_one_sentence(tmp_path):
+    state = str(tmp_path / "state.db")
+
+    async def commit():
+        session = await SQLiteStore(state).claim("orders", feed="feed")
+        await session.release()
+
+    anyio.run(commit)
+    code, _, (line,) = shell_run(["status", "--state", state], ">&-")
+    assert code == Exit.MESSAGE
+    assert line.startswith("push-to-poll: OutputError: standard output cannot be written: Bad file descriptor")
+
+
+def test_an_error_is_not_written_to_standard_output_if_standard_error_is_closed(tmp_path):
+    assert shell_run(["status", "--state", str(tmp_path / "missing")], "2>&-") == (Exit.STATE, "", [])
+
+
+def test_a_process_without_standard_output_and_error_has_the_exit_code_of_its_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert typed("status", "--state", str(tmp_path / "missing")) == Exit.STATE
+    for stream in (sys.stdout, sys.stderr):
+        stream.close()
+
+
+@pytest.mark.parametrize("redirections", [">&-", ">/dev/full"])
+def test_help_that_cannot_be_written_is_not_a_bug(redirections):
+    assert shell_run(["--help"], redirections) == (0, "", [])
