@@ -16,12 +16,12 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar, cast
 
 import anyio
-from anyio.from_thread import BlockingPortal
+from anyio.abc import TaskStatus
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from push_to_poll_client._validation import missing_dependency
 from push_to_poll_client.testing._reference.app import ReferenceApp
@@ -40,9 +40,6 @@ except ImportError as _error:  # pragma: no cover - the tests have it
     ) from _error
 
 _T = TypeVar("_T")
-
-START_TIMEOUT = 60
-"""Seconds after which a server that did not start is an error."""
 
 STOP_TIMEOUT = 5
 """Seconds for which requests may go on when the server stops; what is held or stalled is ended at once."""
@@ -65,31 +62,19 @@ class _WebSocket(WebSocketsSansIOProtocol):
             super().data_received(data)
 
 
-class _ThreadedServer(uvicorn.Server):
-    """Runs in a thread, takes calls from others as soon as it has started, and stops before its next tick."""
+class _Server(uvicorn.Server):
+    """Reports when it has started, and stops as soon as it is told to, not at its next tick."""
 
-    def __init__(self, config: uvicorn.Config, listening: socket.socket) -> None:
-        super().__init__(config)
-        self._portal: Future[BlockingPortal] = Future()
-        self._stopped = asyncio.Event()
-        self._thread = threading.Thread(target=self.run, args=([listening],), daemon=True)
-        self._thread.start()
-
-    def call(self, what: Callable[[], _T]) -> _T:
-        """Call in the event loop of the server, once it has started."""
-        return self._portal.result(START_TIMEOUT).call(what)
-
-    def stop(self) -> None:
-        """End the server."""
-        self.call(self._stopped.set)
-        self._thread.join()
+    async def serve_on(self, listening: socket.socket, *, task_status: TaskStatus[Callable[[], None]]) -> None:
+        self._task_status = task_status
+        await self.serve([listening])
 
     async def main_loop(self) -> None:
-        async with BlockingPortal() as portal:
-            self._portal.set_result(portal)
-            while not (await self.on_tick(0) or self._stopped.is_set()):  # each second a new Date header
-                with anyio.move_on_after(1):
-                    await self._stopped.wait()
+        stopped = anyio.Event()
+        self._task_status.started(stopped.set)
+        while not (await self.on_tick(0) or stopped.is_set()):  # each second a new Date header
+            with anyio.move_on_after(1):
+                await stopped.wait()
 
 
 class ReferenceServer:
@@ -112,7 +97,8 @@ class ReferenceServer:
         self.stats: Stats = self.app.stats
         self.pushes: Sequence[PushRecord] = self.app.pushes
         self._port = port
-        self._uvicorn: _ThreadedServer | None = None
+        self._running = ExitStack()
+        self._portal: BlockingPortal | None = None
 
     @property
     def base_url(self) -> str:
@@ -173,14 +159,10 @@ class ReferenceServer:
         Raises:
             OSError: The port is taken.
         """
-        with ExitStack() as stack:
-            # Name the protocol: asyncio sends without delay (TCP_NODELAY) only on sockets made with it. Without it
-            # Nagle's algorithm and a client's delayed acknowledgement cost each small answer 40 ms.
-            listening = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP))
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(("127.0.0.1", self._port))
-            listening.listen()
-            stack.pop_all()
+        # Name the protocol: asyncio sends without delay (TCP_NODELAY) only on sockets made with it. Without it
+        # Nagle's algorithm and a client's delayed acknowledgement cost each small answer 40 ms.
+        bound = socket.create_server(("127.0.0.1", self._port))
+        listening = socket.socket(bound.family, bound.type, socket.IPPROTO_TCP, bound.detach())
         self._port = listening.getsockname()[1]
         self.app.open()
         config = uvicorn.Config(
@@ -195,14 +177,17 @@ class ReferenceServer:
             proxy_headers=False,
             timeout_graceful_shutdown=STOP_TIMEOUT,
         )
-        self._uvicorn = _ThreadedServer(config, listening)
+        portal = self._running.enter_context(start_blocking_portal())
+        served, stop = portal.start_task(_Server(config).serve_on, listening)
+        self._running.callback(served.result)
+        self._running.callback(portal.call, stop)
+        self._running.callback(portal.call, self.app.shut)
+        self._portal = portal
 
     def stop(self) -> None:
         """Stop serving: websockets are closed with 1012, what is held, stalled or a stream ends. Twice is once."""
-        server, self._uvicorn = self._uvicorn, None
-        if server is not None:
-            server.call(self.app.shut)
-            server.stop()
+        self._portal = None
+        self._running.close()
 
     def restart(self) -> None:
         """Stop and serve again on the same port, with the same messages."""
@@ -211,7 +196,7 @@ class ReferenceServer:
 
     def _call(self, what: Callable[[], _T]) -> _T:
         """Run in the event loop of the server, or in this thread while it is stopped."""
-        return what() if self._uvicorn is None else self._uvicorn.call(what)
+        return what() if self._portal is None else self._portal.call(what)
 
 
 @contextmanager
