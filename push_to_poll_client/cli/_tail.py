@@ -9,14 +9,13 @@ import functools
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
 from typing import Any, Final
 
 import anyio
 import httpx
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskStatus
 from tenacity import AsyncRetrying, stop_after_attempt
 
 from push_to_poll_client import (
@@ -32,6 +31,7 @@ from push_to_poll_client import (
     WebSocketListener,
 )
 from push_to_poll_client._consumer import DEFAULT_RETRY
+from push_to_poll_client._event_loop import Background
 from push_to_poll_client._http.origins import origin_of
 from push_to_poll_client._options import FinalAction, OnFailure
 from push_to_poll_client._validation import check_count
@@ -369,25 +369,11 @@ async def until_signalled(follow: Callable[[], Awaitable[None]], command: Comman
                     command.finish_until(anyio.current_time() + SHUTDOWN_TIMEOUT)
                 body.cancel()
 
-    async with background_tasks() as tasks:
+    async with Background() as background:
         with anyio.CancelScope() as body:
-            await tasks.start(watch, body)
+            await background.tasks.start(watch, body)
             await follow()
     return code
-
-
-@asynccontextmanager
-async def background_tasks() -> AsyncIterator[TaskGroup]:
-    """Yield a task group that is cancelled at the end. What the block raises gets no group around it."""
-    error: Exception | None = None
-    async with anyio.create_task_group() as tasks:
-        try:
-            yield tasks
-        except Exception as caught:  # noqa: BLE001  # raised below
-            error = caught
-        tasks.cancel_scope.cancel()
-    if error is not None:
-        raise error
 
 
 def _exit_now(code: Exit, command: Command | None) -> None:

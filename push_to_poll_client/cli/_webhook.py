@@ -23,10 +23,10 @@ import anyio.lowlevel
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from push_to_poll_client._event_loop import Background
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._validation import describe
-from push_to_poll_client.cli._tail import background_tasks
 from push_to_poll_client.listeners._webhook.limits import TokenBucket
 from push_to_poll_client.listeners.webhook import WebhookListener
 
@@ -257,8 +257,8 @@ async def serve_in_background(
         timeout_graceful_shutdown=SHUTDOWN_GRACE,
     )
     server = _StoppableServer(config, listening, _Connections(name, connection_limit()))
-    async with background_tasks() as tasks:
-        tasks.start_soon(server.until_stopped)
+    async with Background() as background:
+        background.tasks.start_soon(server.until_stopped)
         try:
             await follow()
         finally:
