@@ -16,7 +16,6 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
-from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -189,13 +188,12 @@ class _StoppableServer(uvicorn.Server):
         yield
 
     async def main_loop(self) -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._accept_connections)
+        async with Background() as background:
+            background.tasks.start_soon(self._accept_connections)
             while not await self.on_tick(0):
                 self.connections.close_idle(anyio.current_time())
                 with anyio.move_on_after(TICK):
                     await self._stopping.wait()
-            tasks.cancel_scope.cancel()
         self._listening.close()
 
     async def until_stopped(self) -> None:
@@ -231,21 +229,20 @@ class _StoppableServer(uvicorn.Server):
 
 
 async def serve_in_background(
-    app: Any, listening: socket.socket, follow: Callable[[], Awaitable[object]], *, name: str = "webhook"
+    listener: WebhookListener, listening: socket.socket, follow: Callable[[], Awaitable[object]]
 ) -> None:
-    """Serve an ASGI application while something else runs.
+    """Serve a webhook while something else runs.
 
     Args:
-        app: The application.
+        listener: The webhook.
         listening: The socket to serve on; it is closed at the end.
         follow: Runs meanwhile.
-        name: The application's, for the log.
 
     Raises:
         Exception: What `follow` raised, without a group around it.
     """
     config = uvicorn.Config(
-        app,
+        listener,
         http="h11",
         ws="none",
         lifespan="off",
@@ -256,7 +253,7 @@ async def serve_in_background(
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_GRACE,
     )
-    server = _StoppableServer(config, listening, _Connections(name, connection_limit()))
+    server = _StoppableServer(config, listening, _Connections(listener.name, connection_limit()))
     async with Background() as background:
         background.tasks.start_soon(server.until_stopped)
         try:
@@ -300,7 +297,7 @@ async def serve_webhook(
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         logger.info("%s: listening at http://%s:%d/", listener.name, shown, port)
-        await serve_in_background(listener, listening, follow, name=listener.name)
+        await serve_in_background(listener, listening, follow)
 
 
 def _listen(host: str, port: int) -> socket.socket:
