@@ -29,10 +29,13 @@ from push_to_poll_client._exceptions import (
     Throttled,
 )
 
-_PIECE_LENGTH = 65_536
-"""Characters that are escaped in one step: an entry may have millions, and each takes 50 times its memory then."""
-
 _ESCAPES = re.compile(r"(?:\\u[0-9a-f]{4}|\\[bfnrt])+")
+
+
+class _Escapes:
+    def __getitem__(self, code: int) -> str:
+        char = chr(code)
+        return char if char.isprintable() else json.dumps(char)[1:-1]
 
 
 def escape_unprintable(text: str) -> str:
@@ -40,15 +43,7 @@ def escape_unprintable(text: str) -> str:
 
     A line of JSON keeps its meaning (RFC 8259 §7): in JSON such characters stand only in strings.
     """
-    if text.isprintable():
-        return text
-    pieces = (text[begin : begin + _PIECE_LENGTH] for begin in range(0, len(text), _PIECE_LENGTH))
-    return "".join(
-        piece
-        if piece.isprintable()
-        else "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in piece)
-        for piece in pieces
-    )
+    return text if text.isprintable() else text.translate(_Escapes())
 
 
 def shell_quoted(text: str) -> str:
