@@ -13,7 +13,6 @@ import os
 import shlex
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Collection
 
@@ -89,7 +88,7 @@ class Command:
     def kill(self) -> None:
         """End the current run at once, with the processes that it started."""
         if self._process is not None:
-            _signal_group(self._process, _KILL)
+            _signal_group(self._process, signal.SIGKILL)
 
     async def _run(self, line: bytes) -> None:
         self._process = process = await self._start(line)
@@ -149,7 +148,7 @@ async def _terminate(process: Process) -> None:
             await process.wait()
             while _signal_group(process, 0):  # noqa: ASYNC110  # nothing tells when a group is empty
                 await anyio.sleep(_CHECK_INTERVAL)
-        _signal_group(process, _KILL)
+        _signal_group(process, signal.SIGKILL)
         with anyio.move_on_after(TERM_GRACE):
             await process.wait()
 
@@ -161,24 +160,12 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-if sys.platform == "win32":  # pragma: no cover  # the tests run on POSIX
-    _KILL = signal.SIGTERM
-
-    def _signal_group(process: Process, number: int) -> bool:
-        # Windows has no process groups: end this process alone.
-        if number and process.returncode is None:
-            process.terminate()
+def _signal_group(process: Process, number: int) -> bool:
+    """Return whether the group has a process left. Its number is not used again as long as it has one."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
         return False
-
-else:
-    _KILL = signal.SIGKILL
-
-    def _signal_group(process: Process, number: int) -> bool:
-        """Return whether the group has a process left. Its number is not used again as long as it has one."""
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            return False
-        except PermissionError:  # the process became another user's, by sudo for instance
-            return True
+    except PermissionError:  # the process became another user's, by sudo for instance
         return True
+    return True

@@ -12,6 +12,7 @@ and the demo need uvicorn, so `_tail.py` imports this module only with --webhook
 import asyncio
 import logging
 import re
+import resource
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -28,11 +29,6 @@ from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._validation import describe
 from push_to_poll_client.listeners._webhook.limits import TokenBucket
 from push_to_poll_client.listeners.webhook import WebhookListener
-
-try:
-    import resource
-except ImportError:  # pragma: no cover - on Windows, which has no such limit
-    resource = None  # type: ignore[assignment]
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
@@ -69,8 +65,6 @@ def connection_limit() -> int:
     They take half of the process's file descriptors at most (`ulimit -n`); the other half is for polls, the state
     file, and commands of --exec.
     """
-    if resource is None:
-        return MAX_CONNECTIONS
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if descriptors == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS

@@ -330,11 +330,6 @@ def test_connections_take_half_of_the_file_descriptors(monkeypatch, descriptors,
     assert _webhook.connection_limit() == limit
 
 
-def test_connections_are_limited_on_a_system_without_a_limit_of_file_descriptors(monkeypatch):
-    monkeypatch.setattr(_webhook, "resource", None)
-    assert _webhook.connection_limit() == _webhook.MAX_CONNECTIONS
-
-
 def test_a_malformed_request_gets_status_400_and_is_not_logged(server, capsys):
     def visit(visitor):
         with visitor.connected() as rude:
