@@ -9,6 +9,8 @@ from urllib.parse import parse_qsl
 import anyio
 import anyio.lowlevel
 
+from push_to_poll_client._event_loop import Background
+
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -47,11 +49,10 @@ class Exchange:
     async def run_lifespan(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run `work` from when a server says that it begins to when it says that it ends (ASGI's lifespan)."""
         await self.receive()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(work)
+        async with Background() as background:
+            background.tasks.start_soon(work)
             await self.send({"type": "lifespan.startup.complete"})
             await self.receive()
-            tasks.cancel_scope.cancel()
         await anyio.lowlevel.checkpoint()  # as below
         await self.send({"type": "lifespan.shutdown.complete"})
 
@@ -59,21 +60,6 @@ class Exchange:
         """Return when the client has gone."""
         while not (await self.receive())["type"].endswith(".disconnect"):
             pass
-
-    async def run_until_disconnect(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Run `work` until it ends or the client has gone."""
-
-        async def watch() -> None:
-            await self.wait_for_disconnect()
-            tasks.cancel_scope.cancel()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch)
-            with suppress(OSError):  # by which a server answers a `send` to a client that has gone (ASGI 2.4)
-                await work()
-            tasks.cancel_scope.cancel()
-        # After a cancellation CPython 3.11 traces the caller only when it is resumed: coverage would miss lines.
-        await anyio.lowlevel.checkpoint()
 
     async def start(self, status: int, headers: Sequence[Header]) -> None:
         """Send status and headers."""
@@ -85,6 +71,21 @@ class Exchange:
         headers = [(b"content-length", b"%d" % len(body)), *headers]
         await self.send({"type": f"{kind}.response.start", "status": status, "headers": headers})
         await self.send({"type": f"{kind}.response.body", "body": body})
+
+
+async def run_until(work: Callable[[], Awaitable[None]], *ends: Callable[[], Awaitable[None]]) -> None:
+    """Run `work` until it returns, or one of the ends does."""
+    async with anyio.create_task_group() as tasks:
+
+        async def run(one: Callable[[], Awaitable[None]]) -> None:
+            with suppress(OSError):  # by which a server answers a `send` to a client that has gone (ASGI 2.4)
+                await one()
+            tasks.cancel_scope.cancel()
+
+        for one in (work, *ends):
+            tasks.start_soon(run, one)
+    # After a cancellation CPython 3.11 traces the caller only when it is resumed: coverage would miss lines.
+    await anyio.lowlevel.checkpoint()
 
 
 def retry_after(value: float | str | None) -> list[Header]:

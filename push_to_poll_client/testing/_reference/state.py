@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from push_to_poll_client.testing._reference.asgi import Exchange
+from push_to_poll_client.testing._reference.asgi import Exchange, run_until
 from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
 from push_to_poll_client.testing._virtual_time import Bell
 
@@ -33,7 +33,7 @@ class ReferenceState:
         previous_body: Of the last page.
         pushes: The push of each publication, oldest first.
         closings: The code of each time that all connections were to be closed.
-        bell: Rings when there is something new in the last two.
+        bell: Rings when there is something new in the last two, and when the server ends.
     """
 
     page_size: int
@@ -45,7 +45,6 @@ class ReferenceState:
     pushes: list[PushRecord] = field(default_factory=list)
     closings: list[int] = field(default_factory=list)
     bell: Bell = field(default_factory=Bell)
-    _held: set[anyio.CancelScope] = field(default_factory=set)
     _is_shut: bool = False
 
     def append(self, datas: Iterable[Any]) -> list[str]:
@@ -105,24 +104,21 @@ class ReferenceState:
     def shut(self) -> None:
         """End what is held, for a server that ends: it would wait for it."""
         self._is_shut = True
-        for scope in self._held:
-            scope.cancel()
+        self.bell.ring()
+
+    async def _until_shut(self) -> None:
+        while not self._is_shut:
+            await self.bell.wait()
 
     async def hold(
         self, exchange: Exchange, work: Callable[[], Awaitable[None]], *counters: str, until_shut: bool = True
     ) -> None:
         """Run `work` until it ends, the client has gone or the server ends; count it as long as it runs."""
-        scope = anyio.CancelScope()
-        if until_shut:
-            self._held.add(scope)
-            if self._is_shut:
-                scope.cancel()
+        ends = [exchange.wait_for_disconnect, *([self._until_shut] if until_shut else [])]
         self.stats.count(**dict.fromkeys(counters, 1))
         try:
-            with scope:
-                await exchange.run_until_disconnect(work)
+            await run_until(work, *ends)
         finally:
-            self._held.discard(scope)
             self.stats.count(**dict.fromkeys(counters, -1))
 
 
