@@ -210,9 +210,10 @@ class FakeFeed(Generic[M]):
 
     async def latest(self) -> Cursor | None:
         """The cursor behind all that is visible; `None`: nothing is."""
-        await anyio.sleep(self.latency)
         visible = list(self._visible(0, len(self._entries), fetch=len(self.requests) + 1))
-        return self.after(visible[-1] + 1) if visible else None
+        cursor = self.after(visible[-1] + 1) if visible else None
+        await anyio.sleep(self.latency)
+        return cursor
 
     async def fetch(self, request: FetchRequest, /) -> Page[M]:
         """Answer, or misbehave as ordered."""

@@ -386,3 +386,17 @@ def test_messages_can_be_published_before_the_event_loop_runs():
     feed = FakeFeed()
     feed.publish(2)
     assert anyio.run(ids, feed) == ["1", "2"]
+
+
+async def test_the_latest_cursor_is_frozen_before_the_latency():
+    feed, found = FakeFeed(latency=1.0), []
+    feed.publish()
+
+    async def ask():
+        found.append(await feed.latest())
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask)
+        await anyio.sleep(0.5)
+        feed.publish()
+    assert found == [feed.after(1)]
