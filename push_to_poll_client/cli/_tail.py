@@ -195,12 +195,10 @@ def run(options: argparse.Namespace) -> int:
             follow = functools.partial(serve_webhook, webhook, *parse_address(options.webhook), consumer.run)
     except (TypeError, ValueError) as error:  # of the library's own constructors
         raise UsageError(str(error)) from error
-    code = Exit.DONE
     try:
-        code = anyio.run(until_signalled, follow, command)
-    except* ReaderGone:
-        pass
-    return code
+        return anyio.run(until_signalled, follow, command)
+    except ReaderGone:
+        return Exit.DONE
 
 
 def _consumer(options: argparse.Namespace, command: Command | None, webhooks: list[Listener]) -> Consumer:
