@@ -43,7 +43,7 @@ def add_to(commands: Commands) -> None:
         description="Show the messages that were given up on, at any time; have the next run try them again, or "
         "drop them, while no consumer uses the file.",
     )
-    add_state_to(parser)
+    add_state_to(parser, required=False)  # it may stand behind the action too
     actions = Commands(parser)
     listing = _add(actions, "list", _list, "show all of them, a line for each")
     listing.add_argument("--json", action="store_true", help=JSON_HELP)
@@ -70,7 +70,8 @@ def _add(
     actions: Commands, name: str, run: Callable[[argparse.Namespace], None], help: str
 ) -> argparse.ArgumentParser:
     parser = actions.add(name, run, help=help, description=f"{help[0].upper()}{help[1:]}.")
-    parser.add_argument("--name", metavar="NAME", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    for option in ("--state", "--name"):
+        parser.add_argument(option, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 

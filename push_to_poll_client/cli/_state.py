@@ -121,10 +121,10 @@ def add_to(commands: Commands) -> None:
     )
 
 
-def add_state_to(parser: argparse.ArgumentParser) -> None:
+def add_state_to(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add the options for the file and the consumer to a command."""
     parser.add_argument(
-        "--state", metavar="FILE", required=True, help="the file, as it was given to tail or to SQLiteStore"
+        "--state", metavar="FILE", required=required, help="the file, as it was given to tail or to SQLiteStore"
     )
     parser.add_argument("--name", metavar="NAME", help="the consumer's, if the file has several")
 
@@ -134,8 +134,10 @@ def find_consumer(options: argparse.Namespace) -> ConsumerProgress:
 
     Raises:
         StoreError: The file cannot be read, or has no consumer.
-        UsageError: There are several, or none of that name.
+        UsageError: There are several, or none of that name, or no file is given.
     """
+    if options.state is None:
+        raise UsageError("--state is missing; name the file that the consumer keeps its state in")
     store = read_store(options.state)
     if not store.progress:
         raise StoreError(f"{store.path} has no consumer's state yet; run one that keeps its state there")

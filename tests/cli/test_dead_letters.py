@@ -163,6 +163,19 @@ def test_the_list_help_names_each_json_member(state, capsys):
         assert name in help_
 
 
+def test_the_file_may_be_named_behind_the_action(state, capsys):
+    keep(state, GOOD)
+    assert typed("dead-letters", "list", "--state", state) == Exit.DONE
+    assert "no such account" in capsys.readouterr().out
+
+
+def test_a_missing_file_name_is_a_usage_error(capsys):
+    assert typed("dead-letters", "retry", "--all") == Exit.USAGE
+    assert said(capsys.readouterr().err) == [
+        "push-to-poll: --state is missing; name the file that the consumer keeps its state in"
+    ]
+
+
 def test_list_and_export_succeed_without_any_dead_letter(state, capsys):
     keep(state)
     assert letters(capsys, state, "list") == (Exit.DONE, ["no dead letters"], [])

@@ -34,7 +34,7 @@ def options(command):
     parsers = commands._parsers.choices
     if command not in parsers:
         (parsers,) = [action.choices for action in parsers["dead-letters"]._actions if action.choices]
-    shared = {"help", "verbose", *({"name"} if command in {"retry", "drop"} else ())}
+    shared = {"help", "verbose", *({"state", "name"} if command in {"retry", "drop"} else ())}
     return {action.dest: action for action in parsers[command]._actions if action.dest not in shared}
 
 
