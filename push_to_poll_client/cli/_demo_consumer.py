@@ -50,18 +50,9 @@ async def consume(*arguments: str) -> None:
         rate=20,
         burst=20,
     )
-    async with anyio.create_task_group() as tasks:
-
-        async def run() -> None:
-            await orders.run()
-            tasks.cancel_scope.cancel()
-
-        with anyio.open_signal_receiver(signal.SIGTERM) as signals:
-            tasks.start_soon(run)
-            async for (
-                _
-            ) in signals:  # to the end: the parent closes our input after its signal, which sends another
-                orders.stop()
+    running = orders.run()  # from here on stop() counts
+    signal.signal(signal.SIGTERM, lambda *_: orders.stop())
+    await running
 
 
 def end_with_parent(stdin: int = 0) -> None:

@@ -232,8 +232,9 @@ def test_no_child_process_is_left_after_the_demo_ends(tmp_path, number):
 
 
 @pytest.mark.anyio
-async def test_the_consumer_of_the_demo_records_every_message_once(tmp_path):
-    handled = tmp_path / "handled"
+async def test_the_consumer_of_the_demo_records_every_message_once(tmp_path, monkeypatch):
+    handlers, handled = {}, tmp_path / "handled"
+    monkeypatch.setattr(_demo_consumer.signal, "signal", handlers.__setitem__)
     with serve_in_thread(backlog=3) as server:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(
@@ -244,7 +245,7 @@ async def test_the_consumer_of_the_demo_records_every_message_once(tmp_path):
             # The next empty answer may be one from before; what asks after that one has all behind it.
             enough = server.stats.empty + 2
             await anyio.to_thread.run_sync(server.stats.wait_for, lambda stats: stats.empty >= enough)
-            os.kill(os.getpid(), signal.SIGTERM)
+            handlers[signal.SIGTERM](signal.SIGTERM, None)
     lines = _demo.read_calls(handled)
     assert len({line.id for line in lines}) == len(lines) == 4
     assert all(line.entered >= line.published and line.pid == os.getpid() for line in lines)
