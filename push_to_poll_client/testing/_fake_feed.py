@@ -18,7 +18,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeAlias
 
 import anyio
 
-from push_to_poll_client._exceptions import CursorExpired, DecodeError, PagesChanged
+from push_to_poll_client._exceptions import CursorExpired, DecodeError
 from push_to_poll_client._types import Cursor, FetchRequest, M, Message, Page, UnreadableMessage
 from push_to_poll_client._validation import check_identity
 from push_to_poll_client.testing._virtual_time import Bell
@@ -109,8 +109,6 @@ class FakeFeed(Generic[M]):
         self._entries: list[_PublishedMessage] = []
         self._script: deque[Answer[M] | Callable[[FetchRequest], Answer[M]]] = deque()
         self._failing: BaseException | None = None
-        self._restarts = 0
-        self._last_next: Cursor | None = None
         self._era = 0
         self._expired: CursorExpired | None = None
         self._ended = False
@@ -182,11 +180,6 @@ class FakeFeed(Generic[M]):
         """Take back all failures and answers that were ordered and did not happen yet."""
         self._script.clear()
         self._failing = None
-        self._restarts = 0
-
-    def restart_chain(self, times: int = 1) -> None:
-        """Let the next `times` fetches that go on with a `Page.next` raise `PagesChanged`."""
-        self._restarts = times
 
     def forget(self) -> None:
         """Make all cursors handed out so far unknown: they read from the beginning, without a word."""
@@ -220,11 +213,9 @@ class FakeFeed(Generic[M]):
         self.requests.append(Asked(anyio.current_time(), request))
         self._asked.ring()
         try:
-            page = self._ordered(request) or await self._held(request)
+            return self._ordered(request) or await self._held(request)
         finally:
             await anyio.sleep(self.latency)
-        self._last_next = page.next_page
-        return page
 
     async def aclose(self) -> None:
         """Count it; the feed can be used again."""
@@ -233,9 +224,6 @@ class FakeFeed(Generic[M]):
     def _ordered(self, request: FetchRequest) -> Page[M] | None:
         step = self._script.popleft() if self._script else self._failing
         answer = step(request) if callable(step) else step
-        if answer is None and self._restarts and request.cursor is not None and request.cursor == self._last_next:
-            self._restarts -= 1
-            answer = PagesChanged("The fake feed was told to change its pages under the walk.")
         if isinstance(answer, BaseException):
             raise answer.with_traceback(None)  # else the traceback grows with each raise
         return answer

@@ -32,6 +32,7 @@ from push_to_poll_client import (
     Message,
     Mode,
     Page,
+    PagesChanged,
     PollResult,
     ProcessError,
     Push,
@@ -619,7 +620,7 @@ async def test_a_message_with_an_invalid_id_or_key_is_a_failed_poll(
 async def test_a_chain_that_restarts_is_read_again_from_the_saved_cursor():
     feed = FakeFeed(page_size=2, cursors="chain")
     feed.publish(6)
-    feed.restart_chain()
+    feed.answer(None, PagesChanged("the pages changed"))
     consumer = Log(feed)
     result = await consumer.poll_now()
     assert consumer.processed == ["1", "2", "3", "4", "5", "6"]
@@ -757,7 +758,7 @@ async def test_each_caller_of_a_failed_poll_gets_an_error_of_its_own():
 async def test_a_chain_that_restarts_for_ever_is_a_failed_poll():
     feed = FakeFeed(page_size=2, cursors="chain")
     feed.publish(6)
-    feed.restart_chain(1000)
+    feed.answer(*[None, PagesChanged("the pages changed")] * 10)
     with pytest.raises(FeedError, match="started again 3 times in one poll: PagesChanged"):
         await Log(feed).poll_now()
 

@@ -3,7 +3,7 @@
 import anyio
 import pytest
 
-from push_to_poll_client._exceptions import CursorExpired, DecodeError, FeedError, PagesChanged
+from push_to_poll_client._exceptions import CursorExpired, DecodeError, FeedError
 from push_to_poll_client._types import FetchRequest, Message, Page
 from push_to_poll_client.testing._fake_feed import FakeFeed
 
@@ -202,11 +202,10 @@ async def test_fail_without_a_limit_raises_until_recover():
     assert await ids(feed) == []
 
 
-async def test_recover_cancels_ordered_failures_and_chain_restarts():
+async def test_recover_cancels_ordered_failures():
     feed = FakeFeed(page_size=1)
     feed.publish(2)
     feed.fail(FeedError("503"), times=5)
-    feed.restart_chain()
     feed.recover()
     assert len(await walk(feed)) == 2
 
@@ -273,25 +272,6 @@ async def test_cursor_expired_has_no_start_if_none_was_given():
     with pytest.raises(CursorExpired) as caught:
         await ids(feed, old)
     assert caught.value.start is None
-
-
-@pytest.mark.parametrize("cursors", ["message", "page", "chain"])
-async def test_restart_chain_fails_one_fetch_in_the_middle_of_a_page_chain(cursors):
-    feed = FakeFeed(page_size=1, cursors=cursors)
-    feed.publish(2)
-    feed.restart_chain()
-    first = await feed.fetch(FetchRequest())
-    with pytest.raises(PagesChanged):
-        await ids(feed, first.next_page)
-    assert len(await walk(feed)) == 2
-
-
-async def test_a_chain_restart_does_not_affect_a_fetch_outside_a_page_chain():
-    feed = FakeFeed(page_size=1)
-    feed.publish(2)
-    feed.restart_chain()
-    assert await ids(feed, feed.after(1)) == ["2"]
-    assert await ids(feed, feed.after(2)) == []
 
 
 async def test_a_page_carries_the_retry_after_of_the_feed():
