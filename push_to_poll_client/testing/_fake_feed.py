@@ -30,7 +30,6 @@ class _PublishedMessage:
     data: Any
     error: DecodeError | None
     visible_at: float
-    hidden_until: int
 
     def message(self, cursor: Cursor | None = None) -> Message:
         """Make the message, with this cursor unless it was published with its own."""
@@ -121,7 +120,6 @@ class FakeFeed(Generic[M]):
         data: Any = None,
         error: DecodeError | None = None,
         lag: float = 0.0,
-        lag_fetches: int = 0,
     ) -> list[str]:
         """Append messages.
 
@@ -131,18 +129,16 @@ class FakeFeed(Generic[M]):
             data: What each carries.
             error: Makes them unreadable messages.
             lag: Seconds until they become visible, at the place they have now.
-            lag_fetches: How many of the following fetches do not see them.
 
         Returns:
             Their ids.
         """
-        hidden_until = len(self.requests) + lag_fetches if lag_fetches else 0
         visible_at = anyio.current_time() + lag if lag else -math.inf
         first = len(self._entries)
         for one in what or (1,):
             for _ in range(one if isinstance(one, int) else 1):
                 named = str(len(self._entries) + 1) if isinstance(one, int) else one
-                self._entries.append(_PublishedMessage(named, data, error, visible_at, hidden_until))
+                self._entries.append(_PublishedMessage(named, data, error, visible_at))
         self._published.ring()
         return [entry.message().id for entry in self._entries[first:]]
 
@@ -203,7 +199,7 @@ class FakeFeed(Generic[M]):
 
     async def latest(self) -> Cursor | None:
         """The cursor behind all that is visible; `None`: nothing is."""
-        visible = list(self._visible(0, len(self._entries), fetch=len(self.requests) + 1))
+        visible = list(self._visible(0, len(self._entries)))
         cursor = self.after(visible[-1] + 1) if visible else None
         await anyio.sleep(self.latency)
         return cursor
@@ -240,22 +236,19 @@ class FakeFeed(Generic[M]):
             with anyio.CancelScope(deadline=min(ends, later)):
                 await self._published.wait()
 
-    def _visible(self, start: int, end: int, *, fetch: int) -> Iterator[int]:
-        """Yield the places from `start` to before `end` that the fetch of this number sees now."""
+    def _visible(self, start: int, end: int) -> Iterator[int]:
+        """Yield the places from `start` to before `end` that a fetch sees now."""
         now = anyio.current_time()
-        for place in range(start, end):
-            entry = self._entries[place]
-            if entry.visible_at <= now and entry.hidden_until < fetch:
-                yield place
+        return (place for place in range(start, end) if self._entries[place].visible_at <= now)
 
     def _page(self, request: FetchRequest) -> Page[M]:
-        start, fetch = self._place(request.cursor), len(self.requests)
+        start = self._place(request.cursor)
         everything = len(self._entries)
-        seen = list(islice(self._visible(start, everything, fetch=fetch), self.page_size + 1))
+        seen = list(islice(self._visible(start, everything), self.page_size + 1))
         new = seen[: self.page_size]
         more = len(seen) > len(new) or (self.ends_empty and bool(new))
         end = new[-1] + 1 if new else start
-        places = (*self._visible(max(start - self.overlap, 0), start, fetch=fetch), *new)
+        places = (*self._visible(max(start - self.overlap, 0), start), *new)
         has_cursor = end > 0 and not (more and self.cursors == "chain")
         next_cursor = None
         if more:
@@ -265,7 +258,7 @@ class FakeFeed(Generic[M]):
             cursor=self.after(end) if has_cursor else None,
             next_page=next_cursor,
             retry_after=self.retry_after,
-            closed=self._ended and not more and len([*self._visible(0, everything, fetch=fetch)]) == everything,
+            closed=self._ended and not more and len([*self._visible(0, everything)]) == everything,
         )
 
     def _message(self, place: int) -> Any:  # an `M`, or a plain message that the feed made itself

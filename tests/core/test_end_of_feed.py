@@ -149,7 +149,7 @@ async def test_a_failed_commit_at_the_end_of_the_feed_is_a_store_error():
 async def test_messages_that_become_visible_late_are_processed_before_run_returns():
     feed = FakeFeed()
     feed.publish("a", lag=100)
-    feed.publish("b", lag_fetches=3)
+    feed.publish("b", lag=200)
     feed.end()
     consumer = Log(feed, overlap=1000)
     await returns(consumer)

@@ -143,13 +143,6 @@ async def test_the_newest_cursor_includes_messages_that_are_not_visible_yet():
     assert (await feed.fetch(FetchRequest())).cursor is None
 
 
-async def test_lag_fetches_hides_a_message_for_that_many_fetches():
-    feed = FakeFeed()
-    await ids(feed)
-    feed.publish("slow", lag_fetches=2)
-    assert [await ids(feed) for _ in range(3)] == [[], [], ["slow"]]
-
-
 async def test_a_message_that_becomes_visible_before_the_cursor_is_not_read_from_that_cursor():
     """Commit order is not id order: who goes on from the larger id never sees the smaller one."""
     feed = FakeFeed()
