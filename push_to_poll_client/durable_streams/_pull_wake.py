@@ -1,7 +1,7 @@
 """Listen by pull-wake: the server writes its wakes into a stream (PROTOCOL.md §7.2).
 
 For consumers that no webhook can reach. The subscription is kept alive by `listeners/subscriptions/_manager.py`.
-`WakeStream` claims each wake, so that the server writes the next one.
+Each wake is claimed, so that the server writes the next one.
 
 Nothing is lost because of the order. Until a wake is claimed and given back, the server writes no other one,
 whatever is appended. So the wake is claimed first. Then the consumer is woken, and reads at least what the claim
@@ -22,7 +22,7 @@ dead worker has the claim, it ends with its lease, and the server writes a wake 
 import contextlib
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -35,9 +35,8 @@ from push_to_poll_client._http.credentials import Auth, HeaderSource
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._json import decode
 from push_to_poll_client._protocols import Channel
-from push_to_poll_client._secrets import Secrets, hidden
+from push_to_poll_client._secrets import hidden
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_number
 from push_to_poll_client.durable_streams._subscription import (
     CONFIRM_EVERY,
     JSON_HEADERS,
@@ -48,7 +47,7 @@ from push_to_poll_client.durable_streams._subscription import (
     topics_of,
 )
 from push_to_poll_client.listeners._backoff import ReconnectAction
-from push_to_poll_client.listeners._failures import Failure, http_failure_of
+from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
 from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 from push_to_poll_client.listeners._webhook.limits import TokenBucket
@@ -152,162 +151,13 @@ RATE, BURST = 5.0, 10
 """Claims a second, and at once, whatever is written to the stream: as often as a consumer polls by default."""
 
 
-class WakeStream(SSEListener):
-    """An `SSEListener` that claims each wake.
-
-    Args:
-        root: As of `PullWakeListener`.
-        path: Path of the wake stream below the root.
-        subscription: The subscription whose wakes are claimed; those of others are ignored.
-        worker: The name of this worker.
-        client: Sends the claims.
-        settings: As of any `SSEListener`.
-
-    Attributes:
-        claim: What was claimed, and is not given back or may not be; None if there is nothing.
-    """
-
-    def __init__(
-        self,
-        root: str,
-        path: str,
-        *,
-        subscription: DurableStreamsSubscription,
-        worker: str,
-        claim_client: ListenerClient,
-        **settings: Any,
-    ) -> None:
-        super().__init__(address_below(root, path, "live=sse&offset=now"), hint=self._push_of, **settings)
-        self._url = address_below(root_of(root), path)
-        self.name = without_secrets(self._url)
-        self.claim: Claim | None = None
-        self._subscription = subscription
-        self._worker = msgspec.json.encode({"worker": worker})
-        self._claim_client = claim_client
-        self._has_claimed = self._is_claiming = self._has_unreported_wake = False
-        self._bucket: TokenBucket
-        self._subscription_channel: ChannelPart
-        self._on_lost: Callable[[], None]
-
-    async def follow(self, channel: Channel, *, subscription: ChannelPart, on_lost: Callable[[], None]) -> None:
-        """Run as `listen` does.
-
-        Args:
-            channel: Where to report.
-            subscription: Up while the subscription is in force, as far as is known.
-            on_lost: Called when the server does not have the subscription although it is up.
-        """
-        self._subscription_channel, self._on_lost = subscription, on_lost
-        self._bucket = TokenBucket(RATE, BURST)  # new, since an earlier run may have had another clock
-        await self.listen(channel)
-
-    @contextlib.asynccontextmanager
-    async def _connect(self) -> AsyncIterator[EventStream]:
-        self._is_claiming = self._has_unreported_wake = False
-        await (
-            self._subscription_channel.wait_up()
-        )  # otherwise a claim could not tell a lost subscription from a new one
-        async with self._claim_client.connected():
-            # The server does not make the wake stream (§7.2). Whether it is there is seen when it is followed.
-            await self._claim_client.send_request("PUT", self._url, headers=JSON_HEADERS)
-            async with super()._connect() as stream:
-                try:
-                    await self._give_back()
-                except Exception:
-                    # An old claim that cannot be given back is left to end with its lease: otherwise no connect
-                    # would succeed.
-                    self.claim = None
-                    raise
-                await self._take()
-                yield stream
-
-    async def _read(self, connection: EventStream) -> Sequence[ServerSentEvent]:
-        """Return the last of the wakes that arrived, after it was claimed."""
-        await self._give_back()  # the claim before, for which the consumer was woken
-        wakes = [event for event in await super()._read(connection) if self._streams_in(event) is not None]
-        if wakes:
-            self._has_unreported_wake = True
-            await self._take()
-        return wakes[-1:]
-
-    async def _take(self) -> None:
-        """Claim the current wake, if there is one and no other worker has it (409)."""
-        with self._claiming():
-            response = await self._post("/claim", self._worker)
-            if response.status not in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
-                self.claim = parse_claim(response.expect())
-                self._claim_client.secrets.add_recent(self.claim.token)
-        self._has_claimed = True
-        if response.status == HTTPStatus.NOT_FOUND and self._subscription_channel.is_up:
-            self._on_lost()
-
-    async def _give_back(self) -> None:
-        """Tell the server that the claim is done, so that it wakes again for what comes after it.
-
-        If the server does not accept it, the claim is released, which makes the server look for itself. A claim
-        that is over (409 FENCED) or unknown has been given back already. If it fails, the claim is kept.
-        """
-        # Not before another claim is allowed, since the server writes the next wake at once.
-        while self._has_claimed and (wait := self._bucket.take(anyio.current_time())):  # noqa: ASYNC110 - for time
-            await anyio.sleep(wait)
-        self._has_claimed = False
-        if (claim := self.claim) is None:
-            return
-        wake = {"wake_id": claim.wake_id, "generation": claim.generation}
-        with self._claiming():
-            if not await self._end_claim("/ack", claim, {**wake, "acks": claim.acks, "done": True}):
-                await self._end_claim("/release", claim, wake)
-        self.claim = None
-
-    async def _end_claim(self, action: str, claim: Claim, body: object) -> bool:
-        # The token stands in place of the listener's credentials (§7.2).
-        override = {"authorization": f"Bearer {claim.token}"}
-        response = await self._post(action, msgspec.json.encode(body), override=override)
-        if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR or response.status == HTTPStatus.TOO_MANY_REQUESTS:
-            response.expect()
-        return httpx.codes.is_success(response.status)
-
-    async def _post(self, action: str, body: bytes, **options: Any) -> ListenerResponse:
-        url = self._subscription.url(self._subscription.id, action)
-        return await self._claim_client.send_request("POST", url, content=body, headers=JSON_HEADERS, **options)
-
-    @contextlib.contextmanager
-    def _claiming(self) -> Iterator[None]:
-        """Mark an error in the block as a failure of the claim, not of the stream."""
-        self._is_claiming = True
-        yield
-        self._is_claiming = False
-
-    def _push_of(self, message: ServerSentEvent) -> Push:
-        self._has_unreported_wake = False
-        return Push(topics=self.claim.topics if self.claim else topics_of(self._streams_in(message) or ()))
-
-    def _failure(self, error: Exception) -> Failure:
-        failure = super()._failure(error)
-        if self._is_claiming:
-            failure = http_failure_of(error, wanted="a claim")
-        return failure._replace(hid_a_push=failure.hid_a_push or self._has_unreported_wake)
-
-    def _streams_in(self, event: ServerSentEvent) -> list[str] | None:
-        """Return the streams that an event announces; None if it is not a wake of this subscription."""
-        if event.event == "control":  # about the stream itself (§5.8)
-            return None
-        try:
-            found = decode(event.data, type=list[_WakeEvent] | _WakeEvent)
-        except (ValueError, RecursionError):
-            return []  # whatever it is, a claim shows the streams
-        wakes = found if isinstance(found, list) else [found]
-        own = [wake for wake in wakes if (wake.type, wake.subscription_id) == ("wake", self._subscription.id)]
-        return [wake.stream for wake in own if wake.stream] if own else None
-
-
 class _WakeEvent(msgspec.Struct):
     type: str = ""
     subscription_id: str = ""
     stream: str = ""
 
 
-class PullWakeListener:
+class PullWakeListener(SSEListener):
     """Wakes when a Durable Streams server writes that one of some streams is longer, and on every connect.
 
         PullWakeListener("https://streams.example/v1/stream", streams=["orders"], wake_stream="wake/orders")
@@ -383,11 +233,22 @@ class PullWakeListener:
         open_timeout: float = 10.0,
         client: Any = None,
     ) -> None:
-        check_number("open_timeout", open_timeout, above_zero=True)
         options: dict[str, Any] = {"auth": auth, "headers": headers, "ssl_context": ssl_context, "client": client}
         path = path_in_stream_root("wake_stream", wake_stream)
+        super().__init__(
+            address_below(root, path, "live=sse&offset=now"),
+            hint=self._push_of,
+            classify=classify,
+            max_age=max_age,
+            max_silence=max_silence,
+            open_timeout=open_timeout,
+            **options,
+        )
+        self._url = address_below(root_of(root), path)
+        self.name: str = without_secrets(self._url)
         client = ListenerClient(root, **options)
-        claim_client = ListenerClient(root, **options, timeout=open_timeout, max_body=MAX_CLAIM)
+        self._claim_client = ListenerClient(root, **options, timeout=open_timeout, max_body=MAX_CLAIM)
+        self._known_secrets.include(client.secrets, self._claim_client.secrets)
         self._subscription = DurableStreamsSubscription(
             root_of(root),
             {"type": "pull-wake", "wake_stream": path},
@@ -399,21 +260,11 @@ class PullWakeListener:
             client=client,
         )
         self._manager = SubscriptionManager(self._subscription, unsubscribe_on_exit=unsubscribe_on_exit)
-        self._wake_stream = WakeStream(
-            root,
-            path,
-            subscription=self._subscription,
-            worker=worker or f"push-to-poll-{secrets.token_hex(8)}",
-            claim_client=claim_client,
-            classify=classify,
-            max_age=max_age,
-            max_silence=max_silence,
-            open_timeout=open_timeout,
-            **options,
-        )
-        self.name: str = self._wake_stream.name
-        self._known_secrets = Secrets()
-        self._known_secrets.include(client.secrets, claim_client.secrets)
+        self._worker = msgspec.json.encode({"worker": worker or f"push-to-poll-{secrets.token_hex(8)}"})
+        self._claim: Claim | None = None  # what was claimed, and is not given back or may not be
+        self._has_unreported_wake = False
+        self._bucket: TokenBucket
+        self._subscription_channel: ChannelPart  # up while the subscription is in force, as far as is known
 
     async def listen(self, channel: Channel, /) -> None:
         """Run until cancelled, connect again alone, keep the subscription, report to `channel`.
@@ -422,17 +273,100 @@ class PullWakeListener:
             ListenerError: The server does not take the subscription, or the wake stream is broken for good.
             RuntimeError: Another consumer has this very object.
         """
-        subscription, stream = split_channel(channel)
+        self._subscription_channel, stream_channel = split_channel(channel)
+        self._bucket = TokenBucket(RATE, BURST)  # new, since an earlier run may have had another clock
         with hidden(self._known_secrets):
             try:
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._manager.run, subscription)
-                    await self._wake_stream.follow(
-                        stream, subscription=subscription, on_lost=lambda: self._manager.control(Control.RECREATE)
-                    )
+                    tasks.start_soon(self._manager.run, self._subscription_channel)
+                    await super().listen(stream_channel)
                     tasks.cancel_scope.cancel()
             except ExceptionGroup as group:
                 raise sole_cause(group) from None
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r})"
+    @contextlib.asynccontextmanager
+    async def _connect(self) -> AsyncIterator[EventStream]:
+        self._has_unreported_wake = False
+        # Otherwise a claim could not tell a lost subscription from a new one.
+        await self._subscription_channel.wait_up()
+        async with self._claim_client.connected():
+            # The server does not make the wake stream (§7.2). Whether it is there is seen when it is followed.
+            await self._claim_client.send_request("PUT", self._url, headers=JSON_HEADERS)
+            async with super()._connect() as stream:
+                try:
+                    await self._give_back()
+                except Exception:
+                    # An old claim that cannot be given back is left to end with its lease: otherwise no connect
+                    # would succeed.
+                    self._claim = None
+                    raise
+                await self._take()
+                yield stream
+
+    async def _read(self, connection: EventStream) -> Sequence[ServerSentEvent]:
+        """Return the last of the wakes that arrived, after it was claimed."""
+        await self._give_back()  # the claim before, for which the consumer was woken
+        wakes = [event for event in await super()._read(connection) if self._streams_in(event) is not None]
+        if wakes:
+            self._has_unreported_wake = True
+            await self._take()
+        return wakes[-1:]
+
+    async def _take(self) -> None:
+        """Claim the current wake, if there is one and no other worker has it (409)."""
+        while wait := self._bucket.take(anyio.current_time()):  # noqa: ASYNC110 - for time
+            await anyio.sleep(wait)
+        response = await self._post("/claim", self._worker)
+        if response.status not in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
+            self._claim = parse_claim(response.expect())
+            self._claim_client.secrets.add_recent(self._claim.token)
+        elif response.status == HTTPStatus.NOT_FOUND and self._subscription_channel.is_up:
+            self._manager.control(Control.RECREATE)
+
+    async def _give_back(self) -> None:
+        """Tell the server that the claim is done, so that it wakes again for what comes after it.
+
+        If the server does not accept it, the claim is released, which makes the server look for itself. A claim
+        that is over (409 FENCED) or unknown has been given back already. If it fails, the claim is kept.
+        """
+        if (claim := self._claim) is None:
+            return
+        # The token stands in place of the listener's credentials (§7.2).
+        override = {"authorization": f"Bearer {claim.token}"}
+        wake = {"wake_id": claim.wake_id, "generation": claim.generation}
+        for action, body in (("/ack", {**wake, "acks": claim.acks, "done": True}), ("/release", wake)):
+            response = await self._post(action, msgspec.json.encode(body), override=override)
+            if (
+                response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+                or response.status == HTTPStatus.TOO_MANY_REQUESTS
+            ):
+                response.expect()
+            if httpx.codes.is_success(response.status):
+                break
+        self._claim = None
+
+    async def _post(self, action: str, body: bytes, **options: Any) -> ListenerResponse:
+        url = self._subscription.url(self._subscription.id, action)
+        return await self._claim_client.send_request("POST", url, content=body, headers=JSON_HEADERS, **options)
+
+    def _push_of(self, message: ServerSentEvent) -> Push:
+        self._has_unreported_wake = False
+        return Push(topics=self._claim.topics if self._claim else topics_of(self._streams_in(message) or ()))
+
+    def _failure(self, error: Exception) -> Failure:
+        failure, response = super()._failure(error), error_response(error)
+        if response is not None and response.request.method == "POST":
+            failure = http_failure_of(error, wanted="a claim")
+        return failure._replace(hid_a_push=failure.hid_a_push or self._has_unreported_wake)
+
+    def _streams_in(self, event: ServerSentEvent) -> list[str] | None:
+        """Return the streams that an event announces; None if it is not a wake of this subscription."""
+        if event.event == "control":  # about the stream itself (§5.8)
+            return None
+        try:
+            found = decode(event.data, type=list[_WakeEvent] | _WakeEvent)
+        except (ValueError, RecursionError):
+            return []  # whatever it is, a claim shows the streams
+        wakes = found if isinstance(found, list) else [found]
+        own = [wake for wake in wakes if (wake.type, wake.subscription_id) == ("wake", self._subscription.id)]
+        return [wake.stream for wake in own if wake.stream] if own else None

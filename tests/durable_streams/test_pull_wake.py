@@ -29,7 +29,7 @@ def listener_of(server, *, root=ROOT, fraction=0.5, **options):
     listener = PullWakeListener(
         root, client=httpx.AsyncClient(transport=server), **{**settings, "confirm_every": 1e6, **options}
     )
-    listener._wake_stream._fraction = listener._manager._fraction = lambda: fraction
+    listener._fraction = listener._manager._fraction = lambda: fraction
     return listener
 
 
@@ -463,7 +463,7 @@ def test_invalid_arguments_are_refused(options, error, text):
 
 def test_each_worker_has_a_name_of_its_own():
     first, second = listener_of(Wakes()), listener_of(Wakes())
-    assert first._wake_stream._worker != second._wake_stream._worker
+    assert first._worker != second._worker
     assert first._subscription.id == second._subscription.id
 
 

@@ -14,7 +14,9 @@ from anyio.to_thread import run_sync
 from push_to_poll_client import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.durable_streams import DurableStreamFeed, PullWakeListener
+from push_to_poll_client.durable_streams._pull_wake import BURST, RATE
 from push_to_poll_client.durable_streams._subscription import DurableStreamsWebhook
+from push_to_poll_client.listeners._webhook.limits import TokenBucket
 from push_to_poll_client.listeners.webhook import WebhookListener
 from tests.support.channels import listening
 from tests.support.consumers import Log
@@ -116,7 +118,7 @@ def webhook_of(server, stream, **options):
 def pull_wake_of(server, stream, **options):
     settings = {"streams": [stream.name], "wake_stream": f"wakes/{stream.name}", **options}
     listener = PullWakeListener(server.root, **settings)
-    listener._wake_stream._fraction = listener._manager._fraction = lambda: 0.0
+    listener._fraction = listener._manager._fraction = lambda: 0.0
     return listener
 
 
@@ -279,11 +281,11 @@ async def test_a_consumer_is_woken_again_after_the_claim_of_a_dead_worker_expire
     dead = pull_wake_of(server, stream, lease=1.0)
     async with consuming(stream, pull_wake_of(server, stream, lease=1.0)) as consumer:
         await append_one_by_one(consumer, stream, 1)
-        claimer = dead._wake_stream
+        dead._bucket = TokenBucket(RATE, BURST)
         with anyio.fail_after(GUARD):
-            while claimer.claim is None:  # until it is the first
+            while dead._claim is None:  # until it is the first
                 await run_sync(stream.append, 7)
-                await claimer._take()
+                await dead._take()
         done = len(consumer.processed)
         await run_sync(stream.append, 8)
         await consumer.until(done + 1)

@@ -29,7 +29,7 @@ NOW = 1_700_000_000
 PRIVATE = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
 X = base64.urlsafe_b64encode(PRIVATE.public_key().public_bytes_raw()).decode().rstrip("=")
 WEBHOOK = DurableStreamsWebhook(ROOT, streams=["a"], callback="https://me.example/")
-WAKES = PullWakeListener(ROOT, streams=["a"], wake_stream="w")._wake_stream
+WAKES = PullWakeListener(ROOT, streams=["a"], wake_stream="w")
 OURS = WAKES._subscription.id
 
 
