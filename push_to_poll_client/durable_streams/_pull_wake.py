@@ -262,7 +262,7 @@ class PullWakeListener(SSEListener):
         self._manager = SubscriptionManager(self._subscription, unsubscribe_on_exit=unsubscribe_on_exit)
         self._worker = msgspec.json.encode({"worker": worker or f"push-to-poll-{secrets.token_hex(8)}"})
         self._claim: Claim | None = None  # what was claimed, and is not given back or may not be
-        self._has_unreported_wake = False
+        self._is_listening = self._has_unreported_wake = False
         self._bucket: TokenBucket
         self._subscription_channel: ChannelPart  # up while the subscription is in force, as far as is known
 
@@ -273,6 +273,9 @@ class PullWakeListener(SSEListener):
             ListenerError: The server does not take the subscription, or the wake stream is broken for good.
             RuntimeError: Another consumer has this very object.
         """
+        if self._is_listening:
+            raise RuntimeError(f"{self.name}: another consumer listens by it; give each a listener of its own")
+        self._is_listening = True
         self._subscription_channel, stream_channel = split_channel(channel)
         self._bucket = TokenBucket(RATE, BURST)  # new, since an earlier run may have had another clock
         with hidden(self._known_secrets):
@@ -283,6 +286,8 @@ class PullWakeListener(SSEListener):
                     tasks.cancel_scope.cancel()
             except ExceptionGroup as group:
                 raise sole_cause(group) from None
+            finally:
+                self._is_listening = False
 
     @contextlib.asynccontextmanager
     async def _connect(self) -> AsyncIterator[EventStream]:

@@ -467,12 +467,20 @@ def test_each_worker_has_a_name_of_its_own():
     assert first._subscription.id == second._subscription.id
 
 
-async def test_a_second_consumer_of_the_same_listener_is_refused():
+async def test_a_second_consumer_of_the_same_listener_is_refused_and_the_first_is_still_woken():
+    """Also after its connection was renewed at its age."""
     server = Wakes()
-    listener = listener_of(server)
-    with anyio.fail_after(60), pytest.raises(ExceptionGroup) as raised:
-        await run(server, listener, listener)
-    assert raised.group_contains(RuntimeError, match="another consumer keeps it")
+    listener = listener_of(server, max_age=16.0)
+
+    async def listen_too():
+        await anyio.sleep(5)
+        with pytest.raises(RuntimeError, match="another consumer listens by it"):
+            await listener.listen(LoggedChannel(server))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listen_too)
+        channel = await run(server, listener, then=server.append)
+    assert (30.0, Push(topics=("orders",))) in channel.events
 
 
 class Each(httpx.AsyncBaseTransport):

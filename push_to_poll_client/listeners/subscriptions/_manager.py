@@ -155,15 +155,12 @@ class SubscriptionManager:
                 loop.call(self._notify_control)
 
     async def run(self, channel: Channel) -> None:
-        """Run until cancelled: subscribe, and stay subscribed.
+        """Run until cancelled: subscribe, and stay subscribed. The listener runs it for one consumer at a time.
 
         Raises:
             ListenerError: The server refuses for good.
             StoreError: The state could not be saved.
-            RuntimeError: The manager already runs, for another consumer.
         """
-        if self._loop is not None:
-            raise RuntimeError(f"{self.name}: another consumer keeps it; give each a listener of its own")
         self._channel = channel
         self._reset()
         self._loop = EventLoop()
