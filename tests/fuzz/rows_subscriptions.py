@@ -103,7 +103,7 @@ ROWS = (
         name="books of subscriptions",
         modules=("listeners.subscriptions._state",),
         read=read_book,
-        errors=(ValueError,),
+        errors=(ValueError, RecursionError),
         examples=(
             b'{"version":1,"book":{"planned":{"id":"1","details":{"a":"b"}},"current":{"id":"2","expires_at":1e9}}}',
             b'{"version":1,"book":{"renew_at":5.5,"leaving":[{"id":"3"}]}}',

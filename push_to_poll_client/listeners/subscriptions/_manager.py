@@ -20,6 +20,7 @@ import anyio
 from push_to_poll_client import _event_loop
 from push_to_poll_client._event_loop import EventLoop, in_own_task, sole_cause
 from push_to_poll_client._exceptions import ListenerError, PushToPollError, SubscriptionGone
+from push_to_poll_client._json import DECODE_ERRORS
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._secrets import mask
@@ -115,16 +116,15 @@ class SubscriptionManager:
         self._identity = str(getattr(subscription, "identity", subscription.name))
         self._fraction: Callable[[], float] = random.random
         self._channel: Channel
-        self._loop: EventLoop | None = None
-        self._control_event: anyio.Event | None = None
+        self._waiting: tuple[EventLoop, anyio.Event] | None = None
         self._controls: set[Control] = set()
-        self._state = self._saved_state = SubscriptionState()
         self._is_requesting = False
         self._reset()
         if (bind := getattr(subscription, "bind", None)) is not None:
             bind(self.control)
 
     def _reset(self) -> None:
+        self._state = self._saved_state = SubscriptionState()
         self._renewal = Renewal()
         self._missed_pushes = MissedPushes()
         self._reconnect = ReconnectBackoff()
@@ -150,9 +150,10 @@ class SubscriptionManager:
                 while `run` does not run takes effect when it does.
         """
         self._controls.add(control)
-        if (loop := self._loop) is not None:
-            with suppress(RuntimeError):
-                loop.call(self._notify_control)
+        if (waiting := self._waiting) is not None:
+            loop, event = waiting
+            with suppress(RuntimeError):  # the event loop has ended
+                loop.call(event.set)
 
     async def run(self, channel: Channel) -> None:
         """Run until cancelled: subscribe, and stay subscribed. The listener runs it for one consumer at a time.
@@ -163,34 +164,33 @@ class SubscriptionManager:
         """
         self._channel = channel
         self._reset()
-        self._loop = EventLoop()
         try:
-            await self._restore()
+            self._restore()
             self.is_loaded = True
             while True:
                 await self._step()
         finally:
-            self._loop = self._control_event = None
-            self.is_loaded = False
+            self._waiting, self.is_loaded = None, False
             if self._unsubscribe_on_exit or self._state != self._saved_state:
                 await in_own_task(self._shut_down)
 
     # The next step
 
     async def _step(self) -> None:
-        control_event = self._control_event = anyio.Event()
+        control_event = anyio.Event()
+        self._waiting = EventLoop(), control_event
         await self._apply_controls()
-        now, current = self._now(), self._state.current
+        now, current, leaving = self._now(), self._state.current, self._state.leaving
         self._check_expiry(now)
         self._check_missed_pushes(now)
-        wait = self._renewal.wait(now)
+        wait, stop_wait = self._renewal.wait(now), math.inf
         # What was replaced is not stopped before another subscription is in its place.
-        may_stop = bool(self._state.leaving) and current is not None and self._state.planned is None
-        stop_wait = self._stop_wait(self._state.leaving[0], now) if may_stop else math.inf
+        if leaving and current is not None and self._state.planned is None:
+            stop_wait = 0.0 if is_over(leaving[0], now) else self._next_stop - now.steady
         if min(wait, stop_wait) > 0:
             await self._sleep(min(wait, stop_wait, MAX_SLEEP), control_event)
         elif wait > 0:
-            await self._stop(self._state.leaving[0])
+            await self._stop(leaving[0])
         elif current is None or self._state.planned is not None:
             await self._create()
         else:
@@ -206,10 +206,6 @@ class SubscriptionManager:
             await self._handle_loss("the server has dropped it")
         elif Control.RENEW in controls:
             self._renewal.make_due()
-
-    def _notify_control(self) -> None:
-        if self._control_event is not None:
-            self._control_event.set()
 
     async def _sleep(self, seconds: float, control_event: anyio.Event) -> None:
         started_at = self._now().wall
@@ -242,15 +238,12 @@ class SubscriptionManager:
 
     # The state
 
-    async def _restore(self) -> None:
-        text = self._channel.state
-        try:
-            self._state = (
-                SubscriptionState() if text is None else SubscriptionState.from_text(text, self._identity)
-            )
-        except ValueError:
-            _log.warning("%s: what was saved of it cannot be read; subscribing anew", self.name)
-            self._state = SubscriptionState()
+    def _restore(self) -> None:
+        if (text := self._channel.state) is not None:
+            try:
+                self._state = SubscriptionState.from_text(text, self._identity)
+            except DECODE_ERRORS:
+                _log.warning("%s: what was saved of it cannot be read; subscribing anew", self.name)
         self._saved_state = self._state
         self._adopt()
         if (current := self._state.current) is not None:
@@ -314,11 +307,10 @@ class SubscriptionManager:
             await self._save(self._state.plan(planned))
         try:
             registration = check_registration(await self._request(self._subscription.create, planned), "create")
-        except SubscriptionGone as error:
-            await self._save(self._state.plan_failed())
-            self._handle_failure(error)
         except Exception as error:  # noqa: BLE001 - the manager goes on after any error; the action tells how
-            self._handle_failure(error)
+            if isinstance(error, SubscriptionGone):
+                await self._save(self._state.plan_failed())
+            self._handle_failure(failure_of(error))
         else:
             await self._registered(self._state.created, registration)
 
@@ -330,7 +322,7 @@ class SubscriptionManager:
             if is_gone(error):
                 await self._handle_loss(failure_of(error).sentence)
             else:
-                self._handle_failure(error)
+                self._handle_failure(failure_of(error))
             return
         if renewed is None:
             self._renewal.make_due()
@@ -353,22 +345,17 @@ class SubscriptionManager:
 
     async def _handle_loss(self, why: str) -> None:
         await self._save(self._state.lost())
-        now = self._now()
-        self._reconnect.ended(now.steady)
-        delay = self._reconnect.delay(ReconnectAction.RETRY, fraction=self._fraction()) or 0.0
-        _log.info("%s: lost, creating another in %.1f s: %s", self.name, delay, why)
         self._renewal.make_due()
-        self._renewal.failed(delay, now)
         self._channel.subscribed(None)
-        self._channel.down(PushToPollError(f"{self.name}: {why}"))
+        self._handle_failure(Failure(ReconnectAction.RETRY, f"lost: {why}", None))
 
-    def _handle_failure(self, error: Exception) -> None:
+    def _handle_failure(self, failure: Failure) -> None:
         """Report a failure, and wait for the next attempt. A subscription that is in force stays in force.
 
         Raises:
             ListenerError: Trying again cannot help.
         """
-        failure, now = failure_of(error), self._now()
+        now = self._now()
         self._reconnect.ended(now.steady)
         delay = self._reconnect.delay(failure.action, fraction=self._fraction(), retry_after=failure.retry_after)
         report = failure.to_error(self.name, is_final=delay is None)
@@ -383,21 +370,15 @@ class SubscriptionManager:
 
     # Stopping
 
-    def _stop_wait(self, registration: Registration, now: Now) -> float:
-        """Return the seconds until the next attempt to stop, or until the registration expires."""
-        ends = math.inf if registration.expires_at is None else registration.expires_at - now.wall
-        return max(min(self._next_stop - now.steady, ends), 0.0)
-
     async def _stop(self, registration: Registration) -> None:
         """Ask the server to push no more, unless the registration has expired."""
         if not is_over(registration, self._now()):
             try:
                 await self._request(self._subscription.stop, registration, STOP_TIMEOUT)
+                _log.info("%s: stopped what was replaced", self.name)
             except Exception as error:  # noqa: BLE001 - it is tried again, unless the server says that it is gone
                 if not is_gone(error) and not self._leaves(registration, failure_of(error)):
                     return
-            else:
-                _log.info("%s: stopped what was replaced", self.name)
         self._reset_stop()
         await self._save(self._state.stopped(registration))
 
@@ -419,16 +400,13 @@ class SubscriptionManager:
         """Stop all subscriptions, or save an answer that arrived at the end, in a short time."""
         with anyio.move_on_after(EXIT_TIMEOUT):
             try:
-                await (self._stop_all() if self._unsubscribe_on_exit else self._save(self._state))
+                await self._save(self._state.stop_all() if self._unsubscribe_on_exit else self._state)
+                for registration in self._state.leaving if self._unsubscribe_on_exit else ():
+                    await self._stop(registration)
             except Exception as error:  # noqa: BLE001 - nothing fails at the end; the next run does the rest
                 _log.warning("%s: failed at the end: %s", self.name, describe(error))
             return
         _log.warning("%s: not ended within %g s; the next run goes on", self.name, EXIT_TIMEOUT)
-
-    async def _stop_all(self) -> None:
-        await self._save(self._state.stop_all())
-        for registration in self._state.leaving:
-            await self._stop(registration)
 
     def _now(self) -> Now:
         return Now(_event_loop.wall_clock(), anyio.current_time())

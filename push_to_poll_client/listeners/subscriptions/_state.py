@@ -39,15 +39,12 @@ class SubscriptionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 
     @staticmethod
     def from_text(text: str, identity: str | None = None) -> "SubscriptionState":
-        """Read what `to_text` wrote; `ValueError` if the text is malformed or of another version of this library.
+        """Read what `to_text` wrote; one of `DECODE_ERRORS` if it is malformed, or another version wrote it.
 
         If it was saved under another identity, all of its subscriptions are to be stopped: the arguments were
         changed, or another listener had this one's place.
         """
-        try:
-            stored = decode(text, type=_StoredSubscription)
-        except RecursionError:
-            raise ValueError("it is nested too deeply") from None
+        stored = decode(text, type=_StoredSubscription)
         return stored.book if stored.asked == identity else stored.book.stop_all()
 
     def to_text(self, identity: str | None = None) -> str | None:
@@ -102,11 +99,6 @@ class _StoredSubscription(msgspec.Struct, frozen=True, kw_only=True):
     asked: str | None = None
 
 
-IN_MILLISECONDS = 1e11
-"""In seconds the year 5138, in milliseconds 1973. A time in milliseconds that was read as seconds would never be
-renewed, and pushes would end without a word."""
-
-
 def check_registration(answer: object, call: str) -> Registration:
     """Check what `create` or `renew` of a subscription returned.
 
@@ -116,16 +108,12 @@ def check_registration(answer: object, call: str) -> Registration:
     if not isinstance(answer, Registration):
         raise ListenerError(f"{call} returned a {type(answer).__name__}; return a Registration")
     try:
-        registration = msgspec.convert(msgspec.to_builtins(answer), Registration)
+        return msgspec.convert(msgspec.to_builtins(answer), Registration)
     except (ValueError, TypeError) as error:
-        raise ListenerError(f"{call} returned a Registration that cannot be kept: {quoted(error)}") from None
-    for moment in (answer.expires_at, answer.renew_at):
-        if moment is not None and not abs(moment) < IN_MILLISECONDS:
-            raise ListenerError(
-                f"{call} returned a Registration with the time {moment}; give seconds since the epoch, not "
-                "milliseconds, or None for never"
-            )
-    return registration
+        raise ListenerError(
+            f"{call} returned a Registration that cannot be kept: {quoted(error)}; id and details are texts, "
+            "times are in seconds since the epoch, not milliseconds, or None for never"
+        ) from None
 
 
 def _finite(moment: float) -> float | None:

@@ -1,7 +1,7 @@
 """Types of subscriptions: a registration at a server, and the protocol that a vendor implements."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Annotated, Protocol, TypeAlias
 
 import msgspec
 
@@ -10,6 +10,14 @@ from push_to_poll_client._exceptions import PushToPollError
 
 class SubscriptionRefused(PushToPollError):
     """The server refuses, and will until a person acts. It is asked again every few minutes."""
+
+
+IN_MILLISECONDS = 1e11
+"""In seconds the year 5138, in milliseconds 1973. A time in milliseconds that was read as seconds would never be
+renewed, and pushes would end without a word."""
+
+Moment: TypeAlias = Annotated[float, msgspec.Meta(gt=-IN_MILLISECONDS, lt=IN_MILLISECONDS)]
+"""Seconds since the epoch. Not checked when a `Registration` is made, but when the manager gets it."""
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -24,8 +32,8 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """
 
     id: str
-    expires_at: float | None = None
-    renew_at: float | None = None
+    expires_at: Moment | None = None
+    renew_at: Moment | None = None
     details: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     def __repr__(self) -> str:
