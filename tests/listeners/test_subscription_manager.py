@@ -323,9 +323,13 @@ async def test_a_subscription_found_missing_at_its_renewal_is_created_again(capl
     assert lost in caplog.messages
 
 
-async def test_a_new_subscription_is_planned_when_the_create_raises_subscription_gone():
+@pytest.mark.parametrize(
+    "error",
+    [SubscriptionGone("the id is not unique"), ExceptionGroup("", [SubscriptionGone("the id is not unique")])],
+)
+async def test_a_new_subscription_is_planned_when_the_create_raises_subscription_gone(error):
     server = Server(lifetime=100)
-    server.script["create"].append(SubscriptionGone("the id is not unique"))
+    server.script["create"].append(error)
     vendor = Vendor(server)
     await keep(vendor, 5)
     assert [what for _, what in server.asked] == ["create", "create", "stop"]

@@ -308,7 +308,7 @@ class SubscriptionManager:
         try:
             registration = check_registration(await self._request(self._subscription.create, planned), "create")
         except Exception as error:  # noqa: BLE001 - the manager goes on after any error; the action tells how
-            if isinstance(error, SubscriptionGone):
+            if isinstance(sole_cause(error), SubscriptionGone):
                 await self._save(self._state.plan_failed())
             self._handle_failure(failure_of(error))
         else:
