@@ -68,59 +68,6 @@ class _JSONWebKeySet(msgspec.Struct):
     keys: list[msgspec.Raw]
 
 
-class KeySet:
-    """The keys of one server, by their names. Works in any event loop, and in several at a time.
-
-    Attributes:
-        name: The set's address, without secrets.
-    """
-
-    def __init__(self, client: ListenerClient) -> None:
-        self.name: str = without_secrets(client.url)
-        self._client = client
-        self._keys: Mapping[str, PublicKey] = {}
-        self._stale_at = self._not_before = float("-inf")
-        self._request_lock = threading.Lock()  # held during a request; no other one waits for it
-        # Not an event loop's clock, which differs in the next loop.
-        self._clock: Callable[[], float] = time.monotonic
-
-    async def key(self, kid: str) -> PublicKey | None:
-        """Return the key of a name; None if it is not known. Never raises.
-
-        Requests the set if the name is new or the set is old. If that fails, or was done lately, or is being done,
-        the keys that were known before are used.
-        """
-        if kid not in self._keys or self._clock() >= self._stale_at:
-            await self._refresh_if_allowed()
-        return self._keys.get(kid)
-
-    async def refresh(self) -> None:
-        """Request the set now. If that raises, the keys that were known before are kept."""
-        with hidden(self._client.secrets):
-            response = await self._client.send_request(
-                headers={"accept": "application/jwk-set+json, application/json"}
-            )
-            self._keys = dict(_keys_of(response.expect()))
-        self._stale_at = self._clock() + _lifetime(response.headers)
-
-    async def _refresh_if_allowed(self) -> None:
-        if not self._request_lock.acquire(blocking=False):
-            return
-        try:
-            now = self._clock()
-            if now >= self._not_before:
-                self._not_before = now + MIN_REFRESH_INTERVAL
-                # Otherwise a client that hangs up would take the one request of a minute from the others.
-                with anyio.CancelScope(shield=True):
-                    await self.refresh()
-        except Exception as error:  # noqa: BLE001  # a push is verified by the known keys all the same
-            with hidden(self._client.secrets):
-                why = http_failure_of(error, wanted="a set of keys").sentence
-            _log.info("%s: %s; %d keys are known", self.name, why, len(self._keys))
-        finally:
-            self._request_lock.release()
-
-
 def _keys_of(response: ListenerResponse) -> Iterator[tuple[str, PublicKey]]:
     """Yield the keys that can be used; one that cannot, as of a future kind, does not spoil the others."""
     try:
@@ -193,7 +140,12 @@ class DurableStreamsSignature:
         public_key(_ANY_KEY)
         self._tolerance = tolerance
         options: dict[str, Any] = {"auth": auth, "headers": headers, "ssl_context": ssl_context, "client": client}
-        self._keys = KeySet(ListenerClient(jwks_url, **options, timeout=TIMEOUT, max_body=MAX_SET))
+        self._client = ListenerClient(jwks_url, **options, timeout=TIMEOUT, max_body=MAX_SET)
+        # Requests may arrive in several event loops at a time, so no loop's lock and clock.
+        self._keys: Mapping[str, PublicKey] = {}
+        self._stale_at = self._not_before = float("-inf")
+        self._request_lock = threading.Lock()  # held during a request; no other one waits for it
+        self._clock: Callable[[], float] = time.monotonic
 
     def may_pass(self, request: WebhookRequest) -> bool:
         """Return True if the signature has the right form and a current time. Called before the body is read."""
@@ -208,7 +160,9 @@ class DurableStreamsSignature:
         if parsed is None:
             return False
         signed_at, kid, text = parsed
-        key, signature = await self._keys.key(kid), urlsafe_b64decode(text + "==")
+        if kid not in self._keys or self._clock() >= self._stale_at:
+            await self._refresh_if_allowed()
+        key, signature = self._keys.get(kid), urlsafe_b64decode(text + "==")
         if key is None or not verify(key, signature, f"{signed_at}.".encode() + request.body):
             return False
         return Verified(once=(signature,), until=int(signed_at) + self._tolerance + 1.0)  # when it will be refused
@@ -217,12 +171,35 @@ class DurableStreamsSignature:
         """Ask for the keys now, so that the first push need not wait for them.
 
         Raises:
-            Exception: They did not come.
+            Exception: They did not come; those that were known are kept.
         """
-        await self._keys.refresh()
+        with hidden(self._client.secrets):
+            response = await self._client.send_request(
+                headers={"accept": "application/jwk-set+json, application/json"}
+            )
+            self._keys = dict(_keys_of(response.expect()))
+        self._stale_at = self._clock() + _lifetime(response.headers)
+
+    async def _refresh_if_allowed(self) -> None:
+        """Ask for the keys, unless that was done lately, or is being done."""
+        if not self._request_lock.acquire(blocking=False):
+            return
+        try:
+            now = self._clock()
+            if now >= self._not_before:
+                self._not_before = now + MIN_REFRESH_INTERVAL
+                # Otherwise a client that hangs up would take the one request of a minute from the others.
+                with anyio.CancelScope(shield=True):
+                    await self.refresh()
+        except Exception as error:  # noqa: BLE001  # a push is verified by the known keys all the same
+            with hidden(self._client.secrets):
+                why = http_failure_of(error, wanted="a set of keys").sentence
+            _log.info("%s: %s; %d keys are known", without_secrets(self._client.url), why, len(self._keys))
+        finally:
+            self._request_lock.release()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._keys.name!r})"
+        return f"{type(self).__name__}({without_secrets(self._client.url)!r})"
 
     def _parse_signature(self, request: WebhookRequest) -> tuple[str, str, str] | None:
         """Return the time, the name of the key, and the signature, as written; None if it cannot be authentic."""

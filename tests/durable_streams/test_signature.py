@@ -68,7 +68,7 @@ class Keys:
     def verifier(self, **options):
         client = httpx.AsyncClient(transport=httpx.MockTransport(self))
         verifier = DurableStreamsSignature(URL, client=client, **options)
-        verifier._keys._clock = lambda: self.now
+        verifier._clock = lambda: self.now
         return verifier
 
 
@@ -163,7 +163,7 @@ async def test_an_unusable_key_does_not_affect_the_other_keys(changed):
     verify = keys.verifier()
     assert await verify(Key("ds_1").request()) is False
     assert await verify(good.request())
-    assert list(verify._keys._keys) == ["ds_2"]
+    assert list(verify._keys) == ["ds_2"]
 
 
 async def test_a_key_without_use_is_accepted():
@@ -177,7 +177,7 @@ async def test_keys_beyond_max_keys_are_ignored():
     verify = keys.verifier()
     assert await verify(keys.keys[MAX_KEYS - 1].request())
     assert not await verify(keys.keys[MAX_KEYS].request())
-    assert len(verify._keys._keys) == MAX_KEYS
+    assert len(verify._keys) == MAX_KEYS
 
 
 # How often they are asked for

@@ -39,7 +39,7 @@ def answer_of(data):
 
 def keys_known():
     """One key, for ever: no other is asked for."""
-    keys = WEBHOOK.verify._keys
+    keys = WEBHOOK.verify
     keys._keys = dict(_keys_of(answer_of(json.dumps({"keys": [KEY]}).encode())))
     keys._stale_at = keys._not_before = float("inf")
 
