@@ -30,6 +30,7 @@ from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, check_str
 from push_to_poll_client.durable_streams._signature import DurableStreamsSignature
 from push_to_poll_client.listeners._failures import http_failure_of
+from push_to_poll_client.listeners._hints import MAX_TOPICS
 from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
 from push_to_poll_client.listeners._webhook.types import WebhookRequest, WebhookResponse
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
@@ -40,9 +41,6 @@ poll at their fallback interval. A fleet of 1,000 sends 17 requests a second."""
 
 MIN_LEASE, MAX_LEASE = 1.0, 600.0
 """Seconds that a server accepts for a lease (§6.2)."""
-
-MAX_TOPICS = 64
-"""Streams that are named in a push. A push with more streams is for all of them."""
 
 _log = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.subscriptions"))
 

@@ -15,7 +15,8 @@ from push_to_poll_client.durable_streams._signature import (
     _keys_of,
     _lifetime,
 )
-from push_to_poll_client.durable_streams._subscription import MAX_TOPICS, DurableStreamsWebhook, error_code
+from push_to_poll_client.durable_streams._subscription import DurableStreamsWebhook, error_code
+from push_to_poll_client.listeners._hints import MAX_TOPICS
 from push_to_poll_client.listeners._requests import ListenerResponse, UnusableResponse
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 from push_to_poll_client.listeners._webhook.types import WebhookRequest

@@ -18,7 +18,7 @@ from push_to_poll_client import Push, SubscriptionGone
 from push_to_poll_client.listeners._requests import UnusableResponse
 from push_to_poll_client.listeners._webhook.types import WebhookRequest
 from push_to_poll_client.listeners.subscriptions import Registration, WebSub
-from push_to_poll_client.listeners.subscriptions._callbacks import MAX_CHALLENGE
+from push_to_poll_client.listeners.subscriptions._callbacks import MAX_CHALLENGE, HubTarget
 from push_to_poll_client.listeners.webhook import WebhookListener
 from tests.support.asgi_calls import asked, scope_of
 from tests.support.subscription_server import Channel
@@ -659,7 +659,7 @@ async def test_stop_times_out_if_the_hub_does_not_verify_it(hub):
 async def test_a_verification_is_answered_after_the_event_loop_has_ended(hub):
     subscription = websub(hub)
     subscription.adopt([Registration(id="1")])
-    waiting = subscription._callbacks.expect_callback("1", "subscribe", SELF)
+    waiting = subscription._callbacks.expect_callback("1", "subscribe", SELF, HubTarget(HUB, public_only=True))
 
     class Gone:
         def call(self, function):

@@ -8,7 +8,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from types import MappingProxyType
 from typing import NamedTuple
 
 import anyio
@@ -51,18 +50,16 @@ class HubRequest:
     Attributes:
         mode: `SUBSCRIBE` or `UNSUBSCRIBE`.
         topic: The topic's URL.
-        hub: The hub, once it was asked.
-        signed: Whether the hub was given the secret.
+        hub: The hub to ask; once it was asked, the one that was.
         verified: Whether the hub has asked back, and was told that the request is wanted.
         expires_at: When the hub ends the subscription, in seconds since the epoch; None if it did not say.
         denied: The hub's reason to deny the request; None if it did not.
     """
 
-    def __init__(self, mode: str, topic: str) -> None:
+    def __init__(self, mode: str, topic: str, hub: HubTarget) -> None:
         self.mode = mode
         self.topic = topic
-        self.hub: HubTarget | None = None
-        self.signed = True
+        self.hub = hub
         self.verified = False
         self.expires_at: float | None = None
         self.denied: str | None = None
@@ -97,18 +94,17 @@ class HubCallbacks:
     def __init__(self, on_denied: Callable[[str], None]) -> None:
         self._on_denied = on_denied
         self.requests: dict[str, HubRequest] = {}
-        self.registrations: Mapping[str, Registration] = MappingProxyType({})
-        self._current: str | None = None
+        self.registrations: Mapping[str, Registration] = {}
         self._is_loaded = False
         self._ended: deque[str] = deque(maxlen=MAX_ENDED)
         self._lock = threading.Lock()
 
-    def expect_callback(self, id: str, mode: str, topic: str) -> HubRequest:
+    def expect_callback(self, id: str, mode: str, topic: str, hub: HubTarget) -> HubRequest:
         """Expect the hub to ask back; an equal request that it may have answered already is returned again."""
         with self._lock:
             known = self.requests.get(id)
             if known is None or (known.mode, known.topic, known.denied) != (mode, topic, None):
-                self.requests[id] = HubRequest(mode, topic)
+                self.requests[id] = HubRequest(mode, topic, hub)
             return self.requests[id]
 
     def adopt(self, registrations: Sequence[Registration]) -> None:
@@ -118,8 +114,7 @@ class HubCallbacks:
             known = {one.id: one for one in registrations}
             self._ended.extend(self.registrations.keys() - known.keys())
             self.requests = {one: request for one, request in self.requests.items() if one in known}
-            self.registrations = MappingProxyType(known)
-            self._current = next((one.id for one in registrations if "topic" in one.details), None)
+            self.registrations = known
 
     def respond(self, request: WebhookRequest) -> WebhookResponse | None:
         """Respond to a callback of a hub; None if the request is not one.
@@ -164,7 +159,8 @@ class HubCallbacks:
         topic = request.parameter("hub.topic")
         reason = quoted(request.parameter("hub.reason") or "", MAX_REASON)
         if registration is not None and topic is not None and topic == registration.details.get("topic"):
-            if registration.id == self._current:  # and not one that was replaced
+            created = (one.id for one in self.registrations.values() if "topic" in one.details)
+            if registration.id == next(created, None):  # the newest, and not one that was replaced
                 self._on_denied(reason)
         elif hub_request is not None and topic == hub_request.topic and hub_request.mode == SUBSCRIBE:
             hub_request.verified, hub_request.denied = False, reason

@@ -183,7 +183,7 @@ class WebSub:
             Exception: The topic or the hub gave no answer, or another one.
         """
         topic, hub = await self._discover()
-        request = self._callbacks.expect_callback(planned.id, SUBSCRIBE, topic)
+        request = self._callbacks.expect_callback(planned.id, SUBSCRIBE, topic, hub)
         ends = request.expires_at
         # An earlier attempt may have been verified, with a response that came late or never.
         if not request.verified or (ends is not None and ends <= _event_loop.wall_clock()):
@@ -197,13 +197,12 @@ class WebSub:
             )
         if not request.verified:
             raise TimeoutError(f"the hub did not ask back within {VERIFY_TIMEOUT:g} s")
-        ends = request.expires_at
-        asked = request.hub or hub
-        details = {"topic": request.topic, "hub": asked.url}
-        if not asked.public_only:
+        details = {"topic": request.topic, "hub": request.hub.url}
+        if not request.hub.public_only:
             details["private"] = "allowed"
-        if request.signed:
+        if _is_confidential(request.hub.url):
             details["secret"] = planned.details["secret"]
+        ends = request.expires_at
         expires_at = _event_loop.wall_clock() + self._lease if ends is None else ends
         return Registration(id=planned.id, expires_at=expires_at, details=details)
 
@@ -220,7 +219,7 @@ class WebSub:
             Exception: As for `create`.
         """
         topic, hub = await self._topic_of(registration)
-        request = self._callbacks.expect_callback(registration.id, UNSUBSCRIBE, topic)
+        request = self._callbacks.expect_callback(registration.id, UNSUBSCRIBE, topic, hub)
         if not request.verified:
             await self._ask_hub(hub, registration, request)
             with anyio.fail_after(UNVERIFY_TIMEOUT):
@@ -253,7 +252,7 @@ class WebSub:
         if hub := details.get("hub"):
             public_only = hub != self._hub and details.get("private") != "allowed"
             return details["topic"], HubTarget(hub, public_only)
-        if request is not None and request.hub is not None:
+        if request is not None:
             return request.topic, request.hub
         return await self._discover()
 
@@ -284,7 +283,6 @@ class WebSub:
     def _form(self, registration: Registration, request: HubRequest, hub: HubTarget) -> bytes:
         """Return what to send to a hub, which is noted in the request; redirects may lead to another one."""
         request.hub = hub
-        request.signed = _is_confidential(hub.url)
         self._known_secrets.add_recent(registration.id, registration.details.get("secret"))
         path, mark, query = self._callback.partition("?")
         fields = {
@@ -294,7 +292,7 @@ class WebSub:
         }
         if request.mode == SUBSCRIBE:
             fields["hub.lease_seconds"] = str(max(int(self._lease), 1))
-            if request.signed:
+            if _is_confidential(hub.url):
                 fields["hub.secret"] = registration.details["secret"]
             elif self._secret is not None:
                 raise UnusableResponse(
