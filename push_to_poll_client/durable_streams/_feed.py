@@ -172,9 +172,8 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
 
     def restore(self, letter: DeadLetter, /) -> Message[D_co]:
         """The message of a dead letter."""
-        return StreamMessage(
-            letter.id, letter.raw, self._framing.decode, self._decoder, dedupe_key=letter.dedupe_key
-        )
+        decoders = self._framing.decode, self._decoder
+        return StreamMessage(letter.id, letter.raw, decoders, dedupe_key=letter.dedupe_key)
 
     @staticmethod
     def hint(event: ServerSentEvent, /) -> Push | None:

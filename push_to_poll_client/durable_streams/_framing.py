@@ -179,28 +179,26 @@ class StreamMessage(Message[D_co]):
     Args:
         id: Its number.
         raw: Its bytes.
-        decode: Makes its data from the bytes.
-        decoder: Makes of that data what the user's `decode=` asks for; `None`: it stays as it is.
-        key: The dedupe key; None for the id.
+        decoders: Makes its data from the bytes; and makes of that data what the user's `decode=` asks for, or
+            `None` if it stays as it is.
+        dedupe_key: As for any message.
         cursor: As for any message.
     """
 
-    __slots__ = ("_decode", "_decoder", "_raw")
+    __slots__ = ("_decoders", "_raw")
 
     def __init__(
         self,
         id: str,
         raw: RawJSON,
-        decode: _Decode,
-        decoder: DataDecoder[D_co] | None,
+        decoders: tuple[_Decode, DataDecoder[D_co] | None],
         *,
         dedupe_key: str | None = None,
         cursor: Cursor | None = None,
     ) -> None:
         super().__init__(id, dedupe_key=dedupe_key, cursor=cursor)
         self._raw = raw
-        self._decode: _Decode | None = decode
-        self._decoder = decoder
+        self._decoders: tuple[_Decode, DataDecoder[D_co] | None] | None = decoders
 
     @property
     def raw(self) -> bytes:
@@ -214,13 +212,14 @@ class StreamMessage(Message[D_co]):
         Raises:
             DecodeError: It cannot be read. Let it pass through the handler.
         """
-        if self._decode is not None:
+        if self._decoders is not None:
+            decode, decoder = self._decoders
             try:
-                data = self._decode(self.raw)
+                data = decode(self.raw)
             except DECODE_ERRORS as error:
                 raise DecodeError(f"message {quoted(self.id)} cannot be read: {quoted(error)}") from error
-            self._data = data if self._decoder is None else self._decoder.decode(data, self)
-            self._decode = None
+            self._data = data if decoder is None else decoder.decode(data, self)
+            self._decoders = None
         return self._data  # type: ignore[no-any-return]
 
 
@@ -313,13 +312,10 @@ def _read_elements(response: StreamResponse, max_messages: int) -> StreamBatch:
         skipped, found = _elements(body, position.settled, max_messages + 1)
     except ValueError as error:
         raise FeedError(f"{response.where} sent no JSON array: {error} ({len(body)} bytes)") from error
+    decoders = _decode_json, response.decoder
     messages = [
         StreamMessage(
-            position.message_id(index),
-            element,
-            _decode_json,
-            response.decoder,
-            cursor=position._replace(settled=index + 1).cursor,
+            position.message_id(index), element, decoders, cursor=position._replace(settled=index + 1).cursor
         )
         for index, element in enumerate(found[:max_messages], position.settled)
     ]
@@ -348,7 +344,7 @@ def _read_chunk(response: StreamResponse, max_messages: int) -> StreamBatch:  # 
     chunk = response.body[position.settled :]
     name = f"{position.message_id(position.settled)}-{position.number + len(response.body)}"
     return StreamBatch(
-        [StreamMessage(name, chunk, bytes, response.decoder, cursor=end.cursor)] if chunk else [], end
+        [StreamMessage(name, chunk, (bytes, response.decoder), cursor=end.cursor)] if chunk else [], end
     )
 
 
@@ -362,12 +358,12 @@ def _read_lines(response: StreamResponse, max_messages: int, *, decode: _Decode,
     cut, at = len(lines) == max_messages, position.settled - len(rest_before)
     if response.headers.closed and rest and not cut:
         lines, rest = [*lines, rest], b""
-    messages = list[StreamMessage[Any]]()
+    messages, decoders = list[StreamMessage[Any]](), (decode, response.decoder)
     for line in lines:
         name, at = position.message_id(at), min(at + len(line) + 1, length)
         if blank or line.strip(_SPACE):
             cursor = position._replace(settled=at).cursor
-            messages.append(StreamMessage(name, line.removesuffix(b"\r"), decode, response.decoder, cursor=cursor))
+            messages.append(StreamMessage(name, line.removesuffix(b"\r"), decoders, cursor=cursor))
     end = position._replace(settled=at) if lines else saved or position
     if cut:
         return StreamBatch(messages, end, cut=True)

@@ -44,6 +44,7 @@ from push_to_poll_client.durable_streams._subscription import (
     address_below,
     path_in_stream_root,
     root_of,
+    subscription_request,
     topics_of,
 )
 from push_to_poll_client.listeners._backoff import ReconnectAction
@@ -250,12 +251,9 @@ class PullWakeListener(SSEListener):
         self._claim_client = ListenerClient(root, **options, timeout=open_timeout, max_body=MAX_CLAIM)
         self._known_secrets.include(client.secrets, self._claim_client.secrets)
         self._subscription = DurableStreamsSubscription(
-            root_of(root),
-            {"type": "pull-wake", "wake_stream": path},
-            streams=streams,
-            pattern=pattern,
+            root,
+            subscription_request({"type": "pull-wake", "wake_stream": path}, streams, pattern, lease),
             id=id,
-            lease=lease,
             confirm_every=confirm_every,
             client=client,
         )

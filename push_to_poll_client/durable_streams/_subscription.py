@@ -52,11 +52,8 @@ class DurableStreamsSubscription:
 
     Args:
         root: The address below which the streams are, `{stream-url}` of the protocol.
-        delivery: The part of the request that differs between the kinds: `type`, and where to push.
-        streams: Paths below the root.
-        pattern: A pattern of paths: `*` is one step of a path, `**` any number.
+        wanted: What `subscription_request` made.
         id: The start of the id; None for "push-to-poll".
-        lease: Seconds.
         confirm_every: Seconds.
         client: Sends the requests.
 
@@ -73,23 +70,15 @@ class DurableStreamsSubscription:
     def __init__(
         self,
         root: str,
-        delivery: Mapping[str, object],
+        wanted: Mapping[str, object],
         *,
-        streams: Iterable[str],
-        pattern: str | None,
         id: str | None,
-        lease: float,
         confirm_every: float,
         client: ListenerClient,
     ) -> None:
         check_number("confirm_every", confirm_every, above_zero=True)
-        wanted = {**delivery, **_streams_of(streams, pattern)}
-        check_number("lease", lease, above_zero=True)
-        if not MIN_LEASE <= lease <= MAX_LEASE:
-            raise ValueError(f"lease must be from {MIN_LEASE:g} to {MAX_LEASE:g} seconds, not {lease!r}")
-        wanted["lease_ttl_ms"] = round(lease * 1000)
         self._request_body = msgspec.json.encode(wanted, order="sorted")
-        self._base_url = f"{root}/__ds/subscriptions"
+        self._base_url = f"{root_of(root)}/__ds/subscriptions"
         self._client = client
         self._known_secrets = client.secrets
         self._confirm_every = confirm_every
@@ -227,22 +216,43 @@ def address_below(root: str, path: str, query: str | None = None) -> str:
     return str(parsed.copy_with(path=full_path, query=None if query is None else query.encode()))
 
 
-def _streams_of(streams: Iterable[str], pattern: str | None) -> dict[str, object]:
-    if isinstance(streams, str):
-        raise TypeError("streams are several paths, as ['orders']; not a str")
-    paths = sorted({path_in_stream_root("streams", path) for path in streams})
-    if not paths and pattern is None:
-        raise ValueError("give streams= or pattern=: of what is the server to tell?")
-    named: dict[str, object] = {"streams": paths} if paths else {}
-    return named if pattern is None else {**named, "pattern": path_in_stream_root("pattern", pattern)}
-
-
 def path_in_stream_root(name: str, path: str) -> str:
     """Check a path, and return it as servers have it: without slashes at its ends."""
     check_str(f"{name}: a path", path)
     if not path.strip("/"):
         raise ValueError(f"{name}: a path is empty")
     return path.strip("/")
+
+
+def subscription_request(
+    delivery: Mapping[str, object], streams: Iterable[str], pattern: str | None, lease: float
+) -> Mapping[str, object]:
+    """Return what to ask the server for (§6.2).
+
+    Args:
+        delivery: What differs between the kinds: `type`, and where to push.
+        streams: Paths below the root.
+        pattern: A pattern of paths: `*` is one step of a path, `**` any number.
+        lease: Seconds.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument has no meaning.
+    """
+    if isinstance(streams, str):
+        raise TypeError("streams are several paths, as ['orders']; not a str")
+    paths = sorted({path_in_stream_root("streams", path) for path in streams})
+    if not paths and pattern is None:
+        raise ValueError("give streams= or pattern=: of what is the server to tell?")
+    check_number("lease", lease, above_zero=True)
+    if not MIN_LEASE <= lease <= MAX_LEASE:
+        raise ValueError(f"lease must be from {MIN_LEASE:g} to {MAX_LEASE:g} seconds, not {lease!r}")
+    wanted = {**delivery, "lease_ttl_ms": round(lease * 1000)}
+    if paths:
+        wanted["streams"] = paths
+    if pattern is not None:
+        wanted["pattern"] = path_in_stream_root("pattern", pattern)
+    return wanted
 
 
 class DurableStreamsWebhook(DurableStreamsSubscription):
@@ -306,12 +316,11 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
     ) -> None:
         options: dict[str, Any] = {"auth": auth, "headers": headers, "ssl_context": ssl_context, "client": client}
         super().__init__(
-            root_of(root),
-            {"type": "webhook", "webhook": {"url": str(parse_http_url(callback))}},
-            streams=streams,
-            pattern=pattern,
+            root,
+            subscription_request(
+                {"type": "webhook", "webhook": {"url": str(parse_http_url(callback))}}, streams, pattern, lease
+            ),
             id=id,
-            lease=lease,
             confirm_every=confirm_every,
             client=ListenerClient(root, **options),
         )
