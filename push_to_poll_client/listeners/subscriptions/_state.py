@@ -224,14 +224,13 @@ class MissedPushes:
     """Decide whether missed pushes are a reason to renew early: the server may have forgotten the subscription."""
 
     def __init__(self) -> None:
-        self._before = self._last = 0
+        self._before = 0
         self._interval = 0.0
         self._missed_at: float | None = None  # when pushes were first missed again
         self._not_before = -math.inf
 
     def registered(self, missed: int) -> None:
         """Note a registration: what was missed before it says nothing about it."""
-        self._look(missed)
         self._before = missed
 
     def is_renewal_due(self, missed: int, now: Now) -> bool:
@@ -241,7 +240,7 @@ class MissedPushes:
             missed: Polls in a row that found what no push announced; fewer than before if a push arrived since.
             now: This moment.
         """
-        self._look(missed)
+        self._before = min(self._before, missed)  # fewer: a push has arrived since
         if missed - self._before < MIN_MISSED:
             return False
         missed_at = self._missed_at = now.steady if self._missed_at is None else self._missed_at
@@ -252,8 +251,3 @@ class MissedPushes:
         self._interval = FIRST_EARLY_RENEWAL_INTERVAL if has_helped else doubled
         self._before, self._missed_at, self._not_before = missed, None, now.steady + self._interval
         return True
-
-    def _look(self, missed: int) -> None:
-        if missed < self._last:  # a push has arrived since
-            self._before = 0
-        self._last = missed
