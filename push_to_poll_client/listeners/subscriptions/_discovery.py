@@ -7,7 +7,6 @@ entries, or of an HTML page in its head. The body of a page is not read: its use
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from html.parser import HTMLParser
-from itertools import islice
 from typing import Any
 from xml.parsers import expat
 
@@ -46,19 +45,14 @@ def topic_of(headers: httpx.Headers, body: bytes, url: str) -> tuple[str, str]:
     Raises:
         UnusableResponse: It names no hub, or only one that would have to be asked without https.
     """
-    fields = headers.get("link", "")
-    found = {relation: list(_until_too_many(link_targets(fields, relation, url))) for relation in ("hub", "self")}
-    hubs = _usable_links(found["hub"], url)
+    links = list(_links_in_headers(headers, url))
+    hubs = _usable_links(links, "hub", url)
     if not hubs:
-        links = list(islice(_links_in_body(headers, body), MAX_LINKS))
-        found = {
-            relation: [target for relations, target in links if relation in relations.lower().split()]
-            for relation in found
-        }
-        hubs = _usable_links(found["hub"], url)
+        links = _links_in_body(headers, body)
+        hubs = _usable_links(links, "hub", url)
     if not hubs:
         raise UnusableResponse(f"{without_secrets(url)} names no hub (WebSub §4), so nobody can be asked to push")
-    named = next(iter(_usable_links(found["self"], url)), url)
+    named = next(iter(_usable_links(links, "self", url)), url)
     if (hub := next((one for one in hubs if one.startswith("https:")), None)) is not None:
         return (named, hub)
     if not url.startswith("https:"):
@@ -77,16 +71,10 @@ def _by_https(link: str) -> str | None:
     return str(url.copy_with(scheme="https")) if url.port is None else None
 
 
-def _until_too_many(found: Iterator[str]) -> Iterator[str]:
-    try:
-        yield from found
-    except TooManyLinks:
-        return
-
-
-def _usable_links(found: Iterable[str], url: str) -> list[str]:
-    links = (usable_link(target, url) for target in found)
-    return [link for link in links if link is not None]
+def _usable_links(links: Iterable[tuple[str, str]], relation: str, url: str) -> list[str]:
+    """Return where links of this relation lead. A link is its relations, with spaces between, and its target."""
+    found = (usable_link(target, url) for relations, target in links if relation in relations.lower().split())
+    return [link for link in found if link is not None]
 
 
 def usable_link(target: str, base: str) -> str | None:
@@ -100,11 +88,18 @@ def usable_link(target: str, base: str) -> str | None:
     return None
 
 
-def _links_in_body(headers: httpx.Headers, body: bytes) -> Iterable[tuple[str, str]]:
+def _links_in_headers(headers: httpx.Headers, url: str) -> Iterator[tuple[str, str]]:
+    for relation in ("hub", "self"):
+        with suppress(TooManyLinks):  # those that were found count
+            for target in link_targets(headers.get("link", ""), relation, url):
+                yield relation, target
+
+
+def _links_in_body(headers: httpx.Headers, body: bytes) -> list[tuple[str, str]]:
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if "html" in kind:
         return _links_in_html(body)
-    return _links_in_xml(body) if kind.endswith("xml") else ()
+    return _links_in_xml(body) if kind.endswith("xml") else []
 
 
 def _links_in_xml(document: bytes) -> list[tuple[str, str]]:
