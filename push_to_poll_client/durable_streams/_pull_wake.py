@@ -49,7 +49,7 @@ from push_to_poll_client.durable_streams._subscription import (
 )
 from push_to_poll_client.listeners._backoff import ReconnectAction
 from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
-from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
+from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 from push_to_poll_client.listeners._webhook.limits import TokenBucket
 from push_to_poll_client.listeners._webhook.routing import ForwardedChannel
@@ -138,14 +138,6 @@ class Claim(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"Claim({self.wake_id!r}, {self.generation})"
-
-
-def parse_claim(response: ListenerResponse) -> Claim:
-    """Read the response to a claim, or raise `UnusableResponse`."""
-    try:
-        return decode(response.body, type=Claim)
-    except (ValueError, RecursionError):
-        raise UnusableResponse(f"{response.url} answered something that is no claim (§7.2)") from None
 
 
 RATE, BURST = 5.0, 10
@@ -321,7 +313,7 @@ class PullWakeListener(SSEListener):
             await anyio.sleep(wait)
         response = await self._post("/claim", self._worker)
         if response.status not in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
-            self._claim = parse_claim(response.expect())
+            self._claim = response.expect().decoded(Claim, "claim (§7.2)")
             self._claim_client.secrets.add_recent(self._claim.token)
         elif response.status == HTTPStatus.NOT_FOUND and self._subscription_channel.is_up:
             self._manager.control(Control.RECREATE)

@@ -20,12 +20,12 @@ import msgspec
 from push_to_poll_client._http.caching import directives
 from push_to_poll_client._http.credentials import Auth, HeaderSource
 from push_to_poll_client._http.origins import without_secrets
-from push_to_poll_client._json import decode
+from push_to_poll_client._json import DECODE_ERRORS, decode
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._secrets import hidden
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._failures import http_failure_of
-from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
+from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse
 from push_to_poll_client.listeners._webhook.types import Verified, WebhookRequest
 from push_to_poll_client.listeners.verifiers._ed25519 import PublicKey, public_key, verify
 
@@ -70,13 +70,9 @@ class _JSONWebKeySet(msgspec.Struct):
 
 def _keys_of(response: ListenerResponse) -> Iterator[tuple[str, PublicKey]]:
     """Yield the keys that can be used; one that cannot, as of a future kind, does not spoil the others."""
-    try:
-        keys = decode(response.body, type=_JSONWebKeySet).keys
-    except (ValueError, RecursionError):
-        raise UnusableResponse(f"{response.url} answered something that is no set of keys (RFC 7517 §5)") from None
     found = 0
-    for raw in keys:
-        with suppress(ValueError, RecursionError):
+    for raw in response.decoded(_JSONWebKeySet, "set of keys (RFC 7517 §5)").keys:
+        with suppress(*DECODE_ERRORS):
             key = decode(raw, type=_JSONWebKey)
             if found < MAX_KEYS:
                 yield key.kid, public_key(urlsafe_b64decode(key.x + "="))

@@ -31,7 +31,7 @@ from push_to_poll_client._validation import check_number, check_str
 from push_to_poll_client.durable_streams._signature import DurableStreamsSignature
 from push_to_poll_client.listeners._failures import http_failure_of
 from push_to_poll_client.listeners._hints import MAX_TOPICS
-from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
+from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse
 from push_to_poll_client.listeners._webhook.types import WebhookRequest, WebhookResponse
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
@@ -154,8 +154,7 @@ class DurableStreamsSubscription:
             raise kind(f"{self.name}: the server answered {code}: {_ERROR_HINTS[code]}")
         response.expect(HTTPStatus.OK, HTTPStatus.CREATED)
         # At another address than its root such a server takes the request for a new stream, and says nothing.
-        if not isinstance(response.json(), dict):
-            raise UnusableResponse(f"{response.url} answered something that is no subscription (§6.2)")
+        response.decoded(dict, "subscription (§6.2)")
         self._was_accepted = True
         return response
 

@@ -7,7 +7,7 @@ import math
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, NamedTuple, Self, TypedDict, Unpack
+from typing import Any, NamedTuple, Self, TypedDict, TypeVar, Unpack
 
 import anyio
 import httpx
@@ -18,9 +18,11 @@ from push_to_poll_client._http.credentials import Auth, Credentials, HeaderSourc
 from push_to_poll_client._http.origins import origin_of, parse_http_url, without_secrets
 from push_to_poll_client._http.response import BodyError, read_body
 from push_to_poll_client._http.transport import UnusableRedirect, closing, module_of, open_client, send
-from push_to_poll_client._json import decode
+from push_to_poll_client._json import DECODE_ERRORS, decode
 from push_to_poll_client._secrets import Secrets
 from push_to_poll_client._validation import check_count, check_number
+
+_T = TypeVar("_T")
 
 
 class UnusableResponse(PushToPollError):
@@ -65,10 +67,18 @@ class ListenerResponse(NamedTuple):
         Raises:
             UnusableResponse: The body is not JSON.
         """
+        return self.decoded(Any, "JSON")
+
+    def decoded(self, type: type[_T], what: str) -> _T:
+        """The body, read as JSON of this type, which errors call `what`.
+
+        Raises:
+            UnusableResponse: The body is something else.
+        """
         try:
-            return decode(self.body)
-        except (ValueError, RecursionError):
-            raise UnusableResponse(f"{self.url} answered something that is no JSON") from None
+            return decode(self.body, type=type)
+        except DECODE_ERRORS:
+            raise UnusableResponse(f"{self.url} answered something that is no {what}") from None
 
 
 class RequestOptions(TypedDict, total=False):

@@ -7,7 +7,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from push_to_poll_client.durable_streams import PullWakeListener
-from push_to_poll_client.durable_streams._pull_wake import parse_claim
+from push_to_poll_client.durable_streams._pull_wake import Claim
 from push_to_poll_client.durable_streams._signature import (
     MAX_KEYS,
     MAX_LIFETIME,
@@ -85,7 +85,7 @@ def read_event(data):
 
 
 def read_claim(data):
-    claim = parse_claim(answer_of(data))
+    claim = answer_of(data).decoded(Claim, "claim")
     assert len(claim.topics) <= MAX_TOPICS
     assert all(ack.keys() == {"stream", "offset"} for ack in claim.acks)
     assert len(json.dumps(claim.acks)) <= 10 * len(data) + 100
