@@ -166,7 +166,7 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
     async def _http_latest(self) -> Cursor:
         response = await self._http_client.send_request(self._http_client.build_url({"offset": NOW}), headers={})
         self._accept(response)
-        headers = StreamHeaders.from_headers(response.headers, self._http_client.where)
+        headers = StreamHeaders.from_headers(response.headers, self._http_client.where, StreamPosition())
         self._http_client.remember_redirects(response)
         return StreamPosition.counted_from(headers.offset).cursor
 
@@ -194,8 +194,7 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
             response = await self._request(url, start.position, wait, bypass_cache=request.bypass_cache)
             if response.status == HTTPStatus.NOT_MODIFIED:
                 return Page(retry_after=response.retry_after)
-            headers = StreamHeaders.from_headers(response.headers, self._http_client.where)
-            headers.check_follows(start.position, self._http_client.where)
+            headers = StreamHeaders.from_headers(response.headers, self._http_client.where, start.position)
             batch = await self._read(response, start, headers)
             self._http_client.remember_redirects(response)
             self._unfinished = batch.next_start

@@ -122,12 +122,17 @@ class StreamHeaders(NamedTuple):
         return self.up_to_date or self.closed
 
     @classmethod
-    def from_headers(cls, headers: Mapping[str, str], where: str) -> "StreamHeaders":
-        """Read the headers, or raise `FeedError` if they are not those of a stream.
+    def from_headers(cls, headers: Mapping[str, str], where: str, position: StreamPosition) -> "StreamHeaders":
+        """Read the headers.
 
         Args:
             headers: By names in any case.
             where: The URL without secrets, for errors.
+            position: What was requested.
+
+        Raises:
+            FeedError: They are not those of a stream.
+            CursorExpired: The stream is shorter than what was read: offsets only grow (§8).
         """
         offset = headers.get("stream-next-offset")
         if offset is None:
@@ -137,12 +142,9 @@ class StreamHeaders(NamedTuple):
             )
         if not is_offset(offset):
             raise FeedError(f"{where} sent {quoted(offset)} as its Stream-Next-Offset, which is no offset")
-        return cls(offset, _is_true(headers, "stream-up-to-date"), _is_true(headers, "stream-closed"))
-
-    def check_follows(self, position: StreamPosition, where: str) -> None:
-        """Raise `CursorExpired` if the stream is shorter than what was read: offsets only grow (§8)."""
-        if position.offset != BEGINNING and self.offset < position.offset:
+        if position.offset != BEGINNING and offset < position.offset:
             raise truncation_error(position, where)
+        return cls(offset, _is_true(headers, "stream-up-to-date"), _is_true(headers, "stream-closed"))
 
 
 def truncation_error(position: StreamPosition, where: str) -> CursorExpired:

@@ -832,9 +832,9 @@ cursors = st.one_of(
 @given(st.sampled_from(sorted(FRAMINGS)), bodies, cursors, st.sampled_from(["9", "a", "zz"]), st.booleans())
 def test_any_body_gives_valid_messages_or_a_feed_error(kind, body, cursor, offset, ends):
     try:
-        said = StreamHeaders.from_headers({"stream-next-offset": offset, "stream-up-to-date": str(ends)}, "it")
+        headers = {"stream-next-offset": offset, "stream-up-to-date": str(ends)}
         begin = ReadStart(StreamPosition.from_cursor(cursor))
-        said.check_follows(begin.position, "it")
+        said = StreamHeaders.from_headers(headers, "it", begin.position)
         read = FRAMINGS[kind].read(StreamResponse(body, begin, said, "it"), 3)
     except FeedError:
         return

@@ -9,8 +9,9 @@ import pytest
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.durable_streams._subscription import DurableStreamsWebhook
+from push_to_poll_client.listeners._hints import HintReader
 from push_to_poll_client.listeners._requests import UnusableResponse
-from push_to_poll_client.listeners._webhook.types import WebhookRequest
+from push_to_poll_client.listeners._webhook.types import Control, WebhookRequest
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
 pytestmark = pytest.mark.anyio
@@ -220,7 +221,8 @@ def test_the_hint_of_a_webhook_names_the_streams_with_pending_messages_and_no_cu
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'{"subscription_id":7}', b"[" * 60_000, b"\xff"])
 def test_an_unreadable_webhook_is_a_push_without_a_hint(body):
-    assert subscription_of().hint(WebhookRequest(body=body)) == Push()
+    hints = HintReader(subscription_of().hint, kinds=(Push, Control), log=logging.getLogger("push_to_poll_client"))
+    assert hints.read(WebhookRequest(body=body), "webhook") == Push()
 
 
 def test_a_webhook_of_another_subscription_is_not_a_push_after_adopt():

@@ -71,9 +71,9 @@ def read_keys(data):
 
 
 def read_webhook(data):
+    assert isinstance(error_code(answer_of(data)), str)
     push = WEBHOOK.hint(WebhookRequest(body=data))
     assert len(push.topics) <= MAX_TOPICS
-    assert isinstance(error_code(answer_of(data)), str)
 
 
 def read_event(data):
@@ -131,6 +131,7 @@ ROWS = (
         name="durable streams webhooks",
         modules=("durable_streams._subscription",),
         read=read_webhook,
+        errors=(ValueError, RecursionError),
         examples=(
             json.dumps(
                 {"subscription_id": "s", "wake_id": "w", "streams": [STREAM, STREAM | {"path": "b"}]}

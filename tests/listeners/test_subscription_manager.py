@@ -392,10 +392,11 @@ async def test_a_failed_stop_is_retried_only_until_the_subscription_expires():
     assert asked(server, "stop") == [500, 800, 1000]  # the last one is of the next
 
 
-async def test_a_subscription_without_an_expiry_is_abandoned_after_ten_failed_stops(caplog):
+@pytest.mark.parametrize("expires", [True, False])
+async def test_a_subscription_is_abandoned_after_ten_failed_stops(expires, caplog):
     server = Server(lifetime=1e9, latency=0)
     server.script["stop"].extend(status(500) for _ in range(99))
-    vendor = Vendor(server, expires=False)
+    vendor = Vendor(server, expires=expires)
     manager, channel = manager_of(vendor), Channel()
     async with keeping(manager, channel):
         await anyio.sleep(5)

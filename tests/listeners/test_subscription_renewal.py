@@ -171,8 +171,8 @@ def test_only_the_newest_registrations_to_stop_are_kept():
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (None, "create returned a NoneType; return a Registration"),
-        ({"id": "1"}, "returned a dict; return a Registration"),
+        (None, "create returned a NoneType that cannot be kept: .*; return a Registration"),
+        (object(), "returned a object that cannot be kept: .*; return a Registration"),
         (Registration(id="1", expires_at="1700000000000"), "cannot be kept: .*expires_at"),
         (Registration(id="1", expires_at=1.7e12), "expires_at.*; .* in seconds since the epoch, not milliseconds"),
         (Registration(id="1", renew_at=1.7e12), "renew_at.* not milliseconds"),

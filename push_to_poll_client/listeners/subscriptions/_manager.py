@@ -46,8 +46,8 @@ STOP_TIMEOUT = 30.0
 """Seconds for the subscription to stop one registration."""
 
 MAX_ATTEMPTS = 10
-"""Attempts after which a registration that does not expire is left: after some 4 minutes if the server is down,
-and 50 if it refuses."""
+"""Attempts to stop a registration, after which it is left: after some 4 minutes if the server is down, and 50 if
+it refuses."""
 
 
 _ACTIONS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
@@ -377,19 +377,18 @@ class SubscriptionManager:
                 await self._request(self._subscription.stop, registration, STOP_TIMEOUT)
                 _log.info("%s: stopped what was replaced", self.name)
             except Exception as error:  # noqa: BLE001 - it is tried again, unless the server says that it is gone
-                if not is_gone(error) and not self._leaves(registration, failure_of(error)):
+                if not is_gone(error) and not self._leaves(failure_of(error)):
                     return
         self._reset_stop()
         await self._save(self._state.stopped(registration))
 
-    def _leaves(self, registration: Registration, failure: Failure) -> bool:
+    def _leaves(self, failure: Failure) -> bool:
         """Return whether a registration that could not be stopped is not tried again."""
         delay = self._stop_reconnect.delay(
             failure.action, fraction=self._fraction(), retry_after=failure.retry_after
         )
         self._stop_attempts += 1
-        endless = registration.expires_at is None and self._stop_attempts >= MAX_ATTEMPTS
-        if delay is None or endless:
+        if delay is None or self._stop_attempts >= MAX_ATTEMPTS:
             _log.warning("%s: could not be stopped, and is left: %s", self.name, failure.sentence)
             return True
         _log.info("%s: not stopped, trying again in %.1f s: %s", self.name, delay, failure.sentence)

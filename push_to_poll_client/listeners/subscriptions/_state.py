@@ -105,14 +105,12 @@ def check_registration(answer: object, call: str) -> Registration:
     Raises:
         ListenerError: It is not a `Registration`, or a part has a wrong type or value.
     """
-    if not isinstance(answer, Registration):
-        raise ListenerError(f"{call} returned a {type(answer).__name__}; return a Registration")
     try:
         return msgspec.convert(msgspec.to_builtins(answer), Registration)
     except (ValueError, TypeError) as error:
         raise ListenerError(
-            f"{call} returned a Registration that cannot be kept: {quoted(error)}; id and details are texts, "
-            "times are in seconds since the epoch, not milliseconds, or None for never"
+            f"{call} returned a {type(answer).__name__} that cannot be kept: {quoted(error)}; return a "
+            "Registration of texts, and of times in seconds since the epoch, not milliseconds, or None for never"
         ) from None
 
 
