@@ -54,9 +54,7 @@ class Wakes:
             if self._loop is None or self._drain_scheduled:
                 return
             loop, self._drain_scheduled = self._loop, True
-        try:
-            loop.call(partial(self._drain, loop))
-        except RuntimeError:  # the loop has ended meanwhile; the next one takes the pushes
+        if not loop.call(partial(self._drain, loop)):  # it has ended; the next one takes the pushes
             with self._lock:
                 self._drain_scheduled = False
 

@@ -7,7 +7,7 @@ session for each call that needs one.
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from itertools import chain, count
 from types import TracebackType
@@ -607,8 +607,7 @@ class Consumer(Generic[M_co]):
                 method(self._parts.polls)
 
         if (loop := self._open_session.loop) is not None:
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call(call)
+            loop.call(call)
 
 
 Part = TypeVar("Part")

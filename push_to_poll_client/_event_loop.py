@@ -53,22 +53,22 @@ class EventLoop:
 
     __hash__ = None  # type: ignore[assignment]  # only compared, never a key of a dict
 
-    def call(self, function: Callable[[], None]) -> None:
+    def call(self, function: Callable[[], None]) -> bool:
         """Call a function in the loop, soon, without waiting. From any thread, and from a signal handler too.
 
-        Raises:
-            RuntimeError: The loop has ended; the function will not be called.
+        Returns:
+            False if the loop has ended: the function will not be called.
         """
-        self._call_soon(function)
+        try:
+            self._call_soon(function)
+        except RuntimeError:
+            return False
+        return True
 
     @property
     def has_ended(self) -> bool:
         """Whether nothing can run in the loop any more."""
-        try:
-            self.call(lambda: None)
-        except RuntimeError:
-            return True
-        return False
+        return not self.call(lambda: None)
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, thread: int, function: Callable[[], None]) -> None:

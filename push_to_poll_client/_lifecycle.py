@@ -389,8 +389,7 @@ class Runner:
         """Begin no further message, and end. Call it from any thread."""
         self._stop.requested = True
         if self.loop is not None:
-            with suppress(RuntimeError):  # the loop has ended
-                self.loop.call(self._end)
+            self.loop.call(self._end)
 
     def _end(self) -> None:
         self._stopped.set()

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from push_to_poll_client import Consumer, MemoryStore, Push, PushToPollError
-from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client.listeners._hints import JSONHint
 from push_to_poll_client.listeners._webhook.counters import CALLBACK_TIMEOUT
 from push_to_poll_client.listeners._webhook.limits import ROUNDING, ReplayCache, TokenBucket
@@ -527,11 +526,12 @@ async def test_a_flood_notice_that_arrives_after_the_flood_is_ignored(verify):
 
 async def test_a_listener_of_an_ended_event_loop_is_not_notified(hooks, monkeypatch):
     async with hearing(hooks) as channel:
+        (listening,) = hooks._router.find()
 
-        def ended(self, function):
+        def ended(function):
             raise RuntimeError("the loop has ended")
 
-        monkeypatch.setattr(EventLoop, "call", ended)
+        monkeypatch.setattr(listening._loop, "_call_soon", ended)
         hooks._router.note_rejected()
     assert channel.events == [(0, "up")]
 

@@ -663,7 +663,7 @@ async def test_a_verification_is_answered_after_the_event_loop_has_ended(hub):
 
     class Gone:
         def call(self, function):
-            raise RuntimeError("the loop is closed")
+            return False
 
     waiting._waiting = Gone(), anyio.Event()
     query = f"hub.mode=subscribe&hub.topic={SELF}&hub.challenge=c&hub.lease_seconds=70"

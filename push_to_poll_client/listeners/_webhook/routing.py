@@ -93,10 +93,7 @@ class WebhookSubscriber(ForwardedChannel):
 
     def call_soon(self, call: Callable[[], None]) -> None:
         """Call a function in this consumer's event loop, unless the loop has ended. From any thread."""
-        try:
-            self._loop.call(partial(self._context.run, call))
-        except RuntimeError:
-            return
+        self._loop.call(partial(self._context.run, call))
 
     def note_rejected(self) -> None:
         """Note that a request was rejected that may have been a push. From any thread."""

@@ -7,7 +7,6 @@ never; and in whatever thread the webhook runs. What it says is kept until the r
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 import anyio
@@ -76,8 +75,7 @@ class HubRequest:
         """End the wait, after the answer was stored. From any thread."""
         if (waiting := self._waiting) is not None:
             loop, event = waiting
-            with suppress(RuntimeError):  # the event loop that waited has ended
-                loop.call(event.set)
+            loop.call(event.set)
 
 
 class HubCallbacks:

@@ -10,7 +10,6 @@ import math
 import random
 import traceback
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import TypeVar
@@ -152,8 +151,7 @@ class SubscriptionManager:
         self._controls.add(control)
         if (waiting := self._waiting) is not None:
             loop, event = waiting
-            with suppress(RuntimeError):  # the event loop has ended
-                loop.call(event.set)
+            loop.call(event.set)
 
     async def run(self, channel: Channel) -> None:
         """Run until cancelled: subscribe, and stay subscribed. The listener runs it for one consumer at a time.
