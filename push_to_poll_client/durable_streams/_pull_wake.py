@@ -64,32 +64,26 @@ class ChannelPart(ForwardedChannel):
     Args:
         channel: The channel of both parts.
         parts_up: The parts that are up; both parts share this set.
+
+    Attributes:
+        is_up: Set while this part is up.
     """
 
     def __init__(self, channel: Channel, parts_up: "set[ChannelPart]") -> None:
         super().__init__(channel)
         self._parts_up = parts_up
-        self._event = anyio.Event()
-
-    @property
-    def is_up(self) -> bool:
-        """True if this part is up."""
-        return self._event.is_set()
-
-    async def wait_up(self) -> None:
-        """Wait until this part is up."""
-        await self._event.wait()
+        self.is_up = anyio.Event()
 
     def up(self) -> None:
         """Note that this part is up; if both are, the channel is up."""
-        self._event.set()
+        self.is_up.set()
         self._parts_up.add(self)
         if len(self._parts_up) == 2:  # noqa: PLR2004 - both parts
             self._channel.up()
 
     def down(self, error: BaseException | None = None) -> None:
         """Note that this part is down, and so is the channel."""
-        self._event = anyio.Event() if self._event.is_set() else self._event
+        self.is_up = anyio.Event() if self.is_up.is_set() else self.is_up
         self._parts_up.discard(self)
         self._channel.down(error)
 
@@ -283,7 +277,7 @@ class PullWakeListener(SSEListener):
     async def _connect(self) -> AsyncIterator[EventStream]:
         self._has_unreported_wake = False
         # Otherwise a claim could not tell a lost subscription from a new one.
-        await self._subscription_channel.wait_up()
+        await self._subscription_channel.is_up.wait()
         async with self._claim_client.connected():
             # The server does not make the wake stream (§7.2). Whether it is there is seen when it is followed.
             await self._claim_client.send_request("PUT", self._url, headers=JSON_HEADERS)
@@ -315,7 +309,7 @@ class PullWakeListener(SSEListener):
         if response.status not in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
             self._claim = response.expect().decoded(Claim, "claim (§7.2)")
             self._claim_client.secrets.add_recent(self._claim.token)
-        elif response.status == HTTPStatus.NOT_FOUND and self._subscription_channel.is_up:
+        elif response.status == HTTPStatus.NOT_FOUND and self._subscription_channel.is_up.is_set():
             self._manager.control(Control.RECREATE)
 
     async def _give_back(self) -> None:
@@ -331,10 +325,7 @@ class PullWakeListener(SSEListener):
         wake = {"wake_id": claim.wake_id, "generation": claim.generation}
         for action, body in (("/ack", {**wake, "acks": claim.acks, "done": True}), ("/release", wake)):
             response = await self._post(action, msgspec.json.encode(body), override=override)
-            if (
-                response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-                or response.status == HTTPStatus.TOO_MANY_REQUESTS
-            ):
+            if httpx.codes.is_server_error(response.status) or response.status == HTTPStatus.TOO_MANY_REQUESTS:
                 response.expect()
             if httpx.codes.is_success(response.status):
                 break
