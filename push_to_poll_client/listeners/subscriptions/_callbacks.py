@@ -4,7 +4,6 @@ The hub's callback may come before its response to the request, after this side 
 never; and in whatever thread the webhook runs. What it says is kept until the request is looked at again.
 """
 
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -81,6 +80,8 @@ class HubRequest:
 class HubCallbacks:
     """Answers the callbacks of hubs. `respond` is called in any thread, everything else in the event loop.
 
+    No lock is needed: what the event loop changes it adds or replaces in one step, and threads only read it.
+
     Args:
         on_denied: Called when a hub ends a subscription that is in force, with its reason, fit for a log.
 
@@ -95,24 +96,21 @@ class HubCallbacks:
         self.registrations: Mapping[str, Registration] = {}
         self._is_loaded = False
         self._ended: deque[str] = deque(maxlen=MAX_ENDED)
-        self._lock = threading.Lock()
 
     def expect_callback(self, id: str, mode: str, topic: str, hub: HubTarget) -> HubRequest:
         """Expect the hub to ask back; an equal request that it may have answered already is returned again."""
-        with self._lock:
-            known = self.requests.get(id)
-            if known is None or (known.mode, known.topic, known.denied) != (mode, topic, None):
-                self.requests[id] = HubRequest(mode, topic, hub)
-            return self.requests[id]
+        known = self.requests.get(id)
+        if known is None or (known.mode, known.topic, known.denied) != (mode, topic, None):
+            known = self.requests[id] = HubRequest(mode, topic, hub)
+        return known
 
     def adopt(self, registrations: Sequence[Registration]) -> None:
         """Accept the pushes of these subscriptions, the newest first; all others have ended."""
-        with self._lock:
-            self._is_loaded = True
-            known = {one.id: one for one in registrations}
-            self._ended.extend(self.registrations.keys() - known.keys())
-            self.requests = {one: request for one, request in self.requests.items() if one in known}
-            self.registrations = known
+        known = {one.id: one for one in registrations}
+        self._ended.extend(self.registrations.keys() - known.keys())
+        self.requests = {one: request for one, request in self.requests.items() if one in known}
+        self.registrations = known
+        self._is_loaded = True
 
     def respond(self, request: WebhookRequest) -> WebhookResponse | None:
         """Respond to a callback of a hub; None if the request is not one.
@@ -128,8 +126,7 @@ class HubCallbacks:
             return None
         if not self._is_loaded:
             return NOT_READY  # 404 would say that the subscription is not wanted
-        with self._lock:
-            known = self.requests.get(callback), self.registrations.get(callback)
+        known = self.requests.get(callback), self.registrations.get(callback)
         return self._deny(request, *known) if mode == DENIED else self._verify(request, mode, *known)
 
     def _verify(

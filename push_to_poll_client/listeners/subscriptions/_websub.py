@@ -27,6 +27,7 @@ from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
 from push_to_poll_client.listeners._webhook.types import Control, Verified, WebhookRequest, WebhookResponse
 from push_to_poll_client.listeners.subscriptions._callbacks import (
+    MAX_REASON,
     SUBSCRIBE,
     UNSUBSCRIBE,
     HubCallbacks,
@@ -42,9 +43,6 @@ _log = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.subscription
 
 MAX_SECRET = 199
 """Bytes (WebSub §5.1: "less than 200")."""
-
-MAX_REASON = 200
-"""Characters of a hub's error message that are logged."""
 
 MAX_REDIRECTS = 3
 """Redirects of a topic or a hub that are followed."""
