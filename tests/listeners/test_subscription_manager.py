@@ -525,6 +525,21 @@ async def test_a_handshake_is_expected_only_while_a_subscription_is_created_or_r
     assert 70 < spans[2] < spans[3] < 80  # then it is replaced, and the old one stopped
 
 
+async def test_no_handshake_is_expected_while_a_subscription_is_stopped():
+    vendor = Vendor(Server(lifetime=100), renews=False)
+    manager, seen = manager_of(vendor), []
+    stop = vendor.stop
+
+    async def note(registration):
+        seen.append(manager.expects_handshake)
+        await stop(registration)
+
+    vendor.stop = note
+    async with keeping(manager, Channel()):
+        await anyio.sleep(60)
+    assert seen == [False]
+
+
 # Clocks
 
 

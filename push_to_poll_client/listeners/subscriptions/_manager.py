@@ -119,8 +119,8 @@ class SubscriptionManager:
         self._controls: set[Control] = set()
         self._is_requesting = False
         self._reset()
-        if (bind := getattr(subscription, "bind", None)) is not None:
-            bind(self.control)
+        self._adopt = getattr(subscription, "adopt", lambda _: None)
+        getattr(subscription, "bind", lambda _: None)(self.control)
 
     def _reset(self) -> None:
         self._state = self._saved_state = SubscriptionState()
@@ -243,7 +243,7 @@ class SubscriptionManager:
             except DECODE_ERRORS:
                 _log.warning("%s: what was saved of it cannot be read; subscribing anew", self.name)
         self._saved_state = self._state
-        self._adopt()
+        self._adopt(self._state.registrations)
         if (current := self._state.current) is not None:
             now = self._now()
             due = math.inf if self._state.renew_at is None else self._state.renew_at
@@ -262,16 +262,12 @@ class SubscriptionManager:
             ListenerError: It is too long, or has a text that cannot be encoded.
         """
         self._state = state
-        self._adopt()
+        self._adopt(state.registrations)
         try:
             await self._channel.save(state.to_text(self._identity))
         except ValueError as error:
             raise ListenerError(f"{self.name}: what is to be kept of it cannot be: {error}") from None
         self._saved_state = state
-
-    def _adopt(self) -> None:
-        if (adopt := getattr(self._subscription, "adopt", None)) is not None:
-            adopt(self._state.registrations)
 
     async def _registered(
         self, in_state: Callable[[Registration, float], SubscriptionState], current: Registration
@@ -328,15 +324,10 @@ class SubscriptionManager:
         else:
             await self._registered(self._state.renewed, renewed)
 
-    async def _request(
-        self,
-        call: Callable[[Registration], Awaitable[_T]],
-        registration: Registration,
-        within: float = CALL_TIMEOUT,
-    ) -> _T:
+    async def _request(self, call: Callable[[Registration], Awaitable[_T]], registration: Registration) -> _T:
         self._is_requesting = True
         try:
-            with anyio.fail_after(within):
+            with anyio.fail_after(CALL_TIMEOUT):
                 return await call(registration)
         finally:
             self._is_requesting = False
@@ -372,7 +363,8 @@ class SubscriptionManager:
         """Ask the server to push no more, unless the registration has expired."""
         if not is_over(registration, self._now()):
             try:
-                await self._request(self._subscription.stop, registration, STOP_TIMEOUT)
+                with anyio.fail_after(STOP_TIMEOUT):
+                    await self._subscription.stop(registration)
                 _log.info("%s: stopped what was replaced", self.name)
             except Exception as error:  # noqa: BLE001 - it is tried again, unless the server says that it is gone
                 if not is_gone(error) and not self._leaves(failure_of(error)):
