@@ -147,8 +147,8 @@ PUSH = [
         "G12",
         "takes the user and password of a link along",
         "listeners/subscriptions/_discovery.py",
-        'return str(httpx.URL(link).copy_with(userinfo=b""))',
-        "return str(httpx.URL(link))",
+        'return str(parse_http_url(link).copy_with(userinfo=b""))',
+        "return str(parse_http_url(link))",
         "tests/listeners/test_websub_addresses.py",
     ),
     of(

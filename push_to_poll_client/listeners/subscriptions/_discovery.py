@@ -53,22 +53,17 @@ def topic_of(headers: httpx.Headers, body: bytes, url: str) -> tuple[str, str]:
     if not hubs:
         raise UnusableResponse(f"{without_secrets(url)} names no hub (WebSub §4), so nobody can be asked to push")
     named = next(iter(_usable_links(links, "self", url)), url)
-    if (hub := next((one for one in hubs if one.startswith("https:")), None)) is not None:
-        return (named, hub)
-    if not url.startswith("https:"):
-        return (named, hubs[0])
-    # Many feeds still name a hub by http:// that has https, too.
-    if (hub := next(filter(None, map(_by_https, hubs)), None)) is None:
-        raise UnusableResponse(
-            f"{without_secrets(url)} names a hub without https, {without_secrets(hubs[0])}, but has https itself; "
-            "give hub= if that hub is right"
-        )
-    return (named, hub)
-
-
-def _by_https(link: str) -> str | None:
-    url = httpx.URL(link)
-    return str(url.copy_with(scheme="https")) if url.port is None else None
+    confidential = [hub for hub in hubs if hub.startswith("https:")]
+    if not confidential and url.startswith("https:"):
+        # Many feeds still name a hub by http:// that has https, too.
+        without_port = [hub for hub in map(httpx.URL, hubs) if hub.port is None]
+        confidential = [str(hub.copy_with(scheme="https")) for hub in without_port]
+        if not confidential:
+            raise UnusableResponse(
+                f"{without_secrets(url)} names a hub without https, {without_secrets(hubs[0])}, but has https "
+                "itself; give hub= if that hub is right"
+            )
+    return named, (confidential or hubs)[0]
 
 
 def _usable_links(links: Iterable[tuple[str, str]], relation: str, url: str) -> list[str]:
@@ -83,8 +78,7 @@ def usable_link(target: str, base: str) -> str | None:
     if link is None or len(link) > MAX_LINK:
         return None
     with suppress(ValueError):
-        parse_http_url(link)
-        return str(httpx.URL(link).copy_with(userinfo=b""))
+        return str(parse_http_url(link).copy_with(userinfo=b""))
     return None
 
 
