@@ -132,7 +132,7 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
         )
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
         self._framing = framing
-        self._decoder = None if decode is None else DataDecoder(decode)
+        self._decoders = framing.decode, None if decode is None else DataDecoder(decode)
         self._echo: dict[str, str] = {}
         self._unfinished: ReadStart | None = None
         self.push_url: str = self._http_client.build_url({"live": "sse", "offset": NOW})
@@ -172,8 +172,7 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
 
     def restore(self, letter: DeadLetter, /) -> Message[D_co]:
         """The message of a dead letter."""
-        decoders = self._framing.decode, self._decoder
-        return StreamMessage(letter.id, letter.raw, decoders, dedupe_key=letter.dedupe_key)
+        return StreamMessage(letter.id, letter.raw, self._decoders, dedupe_key=letter.dedupe_key)
 
     @staticmethod
     def hint(event: ServerSentEvent, /) -> Push | None:
@@ -217,7 +216,7 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
     async def _read(self, response: Response, start: ReadStart, headers: StreamHeaders) -> StreamBatch:
         self._check_type(response)
         self._check_body(response, start.position, headers)
-        framed = StreamResponse(response.body, start, headers, self._http_client.where, self._decoder)
+        framed = StreamResponse(response.body, start, headers, self._http_client.where, self._decoders)
         size = len(framed.body) + len(start.rest)
         batch = await run_decoder(size, self._framing.read, framed, self._max_messages)
         if batch.next_start is not None and len(batch.next_start.rest) > self._http_client.max_body:

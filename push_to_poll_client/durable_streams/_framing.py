@@ -168,7 +168,8 @@ def _is_true(headers: Mapping[str, str], name: str) -> bool:
     return headers.get(name, "").strip(" \t").lower() == "true"
 
 
-_Decode: TypeAlias = Callable[[bytes], Any]
+Decoders: TypeAlias = tuple[Callable[[bytes], Any], DataDecoder[D_co] | None]
+"""Makes data from the bytes of a message; and makes of that data what the user's `decode=` asks for, or `None`."""
 
 _decode_json = Decoder().decode
 
@@ -181,8 +182,7 @@ class StreamMessage(Message[D_co]):
     Args:
         id: Its number.
         raw: Its bytes.
-        decoders: Makes its data from the bytes; and makes of that data what the user's `decode=` asks for, or
-            `None` if it stays as it is.
+        decoders: How its data is made.
         dedupe_key: As for any message.
         cursor: As for any message.
     """
@@ -193,14 +193,14 @@ class StreamMessage(Message[D_co]):
         self,
         id: str,
         raw: RawJSON,
-        decoders: tuple[_Decode, DataDecoder[D_co] | None],
+        decoders: Decoders[D_co],
         *,
         dedupe_key: str | None = None,
         cursor: Cursor | None = None,
     ) -> None:
         super().__init__(id, dedupe_key=dedupe_key, cursor=cursor)
         self._raw = raw
-        self._decoders: tuple[_Decode, DataDecoder[D_co] | None] | None = decoders
+        self._decoders: Decoders[D_co] | None = decoders
 
     @property
     def raw(self) -> bytes:
@@ -247,14 +247,14 @@ class StreamResponse(NamedTuple):
         start: Where it begins.
         headers: What its headers say.
         where: The URL without secrets, for errors.
-        decoder: As for `StreamMessage`.
+        decoders: As for `StreamMessage`.
     """
 
     body: bytes
     start: ReadStart
     headers: StreamHeaders
     where: str
-    decoder: DataDecoder[Any] | None = None
+    decoders: Decoders[Any]
 
     def position_after(self, length: int) -> StreamPosition:
         """Return the position after the body, which has `length` messages, or bytes.
@@ -300,7 +300,7 @@ class Framing(NamedTuple):
     """
 
     read: Callable[[StreamResponse, int], StreamBatch]
-    decode: _Decode
+    decode: Callable[[bytes], Any]
     is_json: bool = False
 
 
@@ -314,10 +314,12 @@ def _read_elements(response: StreamResponse, max_messages: int) -> StreamBatch:
         skipped, found = _elements(body, position.settled, max_messages + 1)
     except ValueError as error:
         raise FeedError(f"{response.where} sent no JSON array: {error} ({len(body)} bytes)") from error
-    decoders = _decode_json, response.decoder
     messages = [
         StreamMessage(
-            position.message_id(index), element, decoders, cursor=position._replace(settled=index + 1).cursor
+            position.message_id(index),
+            element,
+            response.decoders,
+            cursor=position._replace(settled=index + 1).cursor,
         )
         for index, element in enumerate(found[:max_messages], position.settled)
     ]
@@ -345,27 +347,25 @@ def _read_chunk(response: StreamResponse, max_messages: int) -> StreamBatch:  # 
     position, end = response.start.position, response.position_after(len(response.body))
     chunk = response.body[position.settled :]
     name = f"{position.message_id(position.settled)}-{position.number + len(response.body)}"
-    return StreamBatch(
-        [StreamMessage(name, chunk, (bytes, response.decoder), cursor=end.cursor)] if chunk else [], end
-    )
+    return StreamBatch([StreamMessage(name, chunk, response.decoders, cursor=end.cursor)] if chunk else [], end)
 
 
 # Lines
 
 
-def _read_lines(response: StreamResponse, max_messages: int, *, decode: _Decode, blank: bool) -> StreamBatch:
+def _read_lines(response: StreamResponse, max_messages: int, *, blank: bool) -> StreamBatch:
     """Make a message of each complete line; the last line of a closed stream needs no end."""
     (position, rest_before, saved), length = response.start, len(response.body)
     *lines, rest = (rest_before + response.body[position.settled :]).split(b"\n", max_messages)
     cut, at = len(lines) == max_messages, position.settled - len(rest_before)
     if response.headers.closed and rest and not cut:
         lines, rest = [*lines, rest], b""
-    messages, decoders = list[StreamMessage[Any]](), (decode, response.decoder)
+    messages = list[StreamMessage[Any]]()
     for line in lines:
         name, at = position.message_id(at), min(at + len(line) + 1, length)
         if blank or line.strip(_SPACE):
             cursor = position._replace(settled=at).cursor
-            messages.append(StreamMessage(name, line.removesuffix(b"\r"), decoders, cursor=cursor))
+            messages.append(StreamMessage(name, line.removesuffix(b"\r"), response.decoders, cursor=cursor))
     end = position._replace(settled=at) if lines else saved or position
     if cut:
         return StreamBatch(messages, end, cut=True)
@@ -375,8 +375,8 @@ def _read_lines(response: StreamResponse, max_messages: int, *, decode: _Decode,
 
 FRAMINGS: Final = {
     "json": Framing(_read_elements, _decode_json, is_json=True),
-    "ndjson": Framing(partial(_read_lines, decode=_decode_json, blank=False), _decode_json),
-    "lines": Framing(partial(_read_lines, decode=bytes.decode, blank=True), bytes.decode),
+    "ndjson": Framing(partial(_read_lines, blank=False), _decode_json),
+    "lines": Framing(partial(_read_lines, blank=True), bytes.decode),
     "bytes": Framing(_read_chunk, bytes),
 }
 """Framings by the names that a user gives them."""

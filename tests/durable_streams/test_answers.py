@@ -537,6 +537,7 @@ async def test_an_undecodable_line_does_not_affect_the_other_lines(feed_of):
     with pytest.raises(DecodeError, match="message '2' cannot be read"):
         lines[1].data  # noqa: B018  # it raises
     feed._framing = FRAMINGS["ndjson"]
+    feed._decoders = FRAMINGS["ndjson"].decode, None
     values = (await feed.fetch(FetchRequest())).messages
     assert [value.id for value in values] == ["0", "2", "5", "7"]
     assert values[3].data == 3
@@ -762,7 +763,8 @@ def read_all(stream, sizes, stops, most):
     seen, begin, sizes, stops = [], ReadStart(StreamPosition()), itertools.cycle(sizes), iter(stops)
     for _ in range(1000):
         body, said = stream.answer(begin.position.offset, next(sizes))
-        read = FRAMINGS[stream.kind].read(StreamResponse(body, begin, said, "it"), most)
+        framing = FRAMINGS[stream.kind]
+        read = framing.read(StreamResponse(body, begin, said, "it", (framing.decode, None)), most)
         stop = next(stops, len(read.messages))
         messages = read.messages[: stop + 1]
         seen += [(message.id, message.raw) for message in messages]
@@ -835,7 +837,7 @@ def test_any_body_gives_valid_messages_or_a_feed_error(kind, body, cursor, offse
         headers = {"stream-next-offset": offset, "stream-up-to-date": str(ends)}
         begin = ReadStart(StreamPosition.from_cursor(cursor))
         said = StreamHeaders.from_headers(headers, "it", begin.position)
-        read = FRAMINGS[kind].read(StreamResponse(body, begin, said, "it"), 3)
+        read = FRAMINGS[kind].read(StreamResponse(body, begin, said, "it", (FRAMINGS[kind].decode, None)), 3)
     except FeedError:
         return
     assert len(read.messages) <= 3

@@ -197,7 +197,8 @@ def read_said(data):
 def read_framing(data, name):
     """In pages of any size the same messages come, by the same names."""
     framing, said = FRAMINGS[name], StreamHeaders("9", up_to_date=True, closed=True)
-    whole = framing.read(StreamResponse(data, ReadStart(StreamPosition("1")), said, "the stream"), 10_000)
+    begin = ReadStart(StreamPosition("1"))
+    whole = framing.read(StreamResponse(data, begin, said, "the stream", (framing.decode, None)), 10_000)
     assert not whole.cut
     for message in whole.messages:
         look_at(message)
@@ -215,9 +216,8 @@ def read_framing(data, name):
 def _in_parts(framing, data, said):
     place, messages = StreamPosition("1"), []
     while True:
-        read = framing.read(
-            StreamResponse(data, ReadStart(StreamPosition.from_cursor(place.cursor)), said, "the stream"), 3
-        )
+        begin = ReadStart(StreamPosition.from_cursor(place.cursor))
+        read = framing.read(StreamResponse(data, begin, said, "the stream", (framing.decode, None)), 3)
         messages += read.messages
         if not read.cut:
             return messages
