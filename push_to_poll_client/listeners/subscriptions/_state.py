@@ -224,7 +224,6 @@ class MissedPushes:
     def __init__(self) -> None:
         self._before = 0
         self._interval = 0.0
-        self._missed_at: float | None = None  # when pushes were first missed again
         self._not_before = -math.inf
 
     def registered(self, missed: int) -> None:
@@ -239,13 +238,10 @@ class MissedPushes:
             now: This moment.
         """
         self._before = min(self._before, missed)  # fewer: a push has arrived since
-        if missed - self._before < MIN_MISSED:
+        if missed - self._before < MIN_MISSED or now.steady < self._not_before:
             return False
-        missed_at = self._missed_at = now.steady if self._missed_at is None else self._missed_at
-        if now.steady < self._not_before:
-            return False
-        has_helped = missed_at >= self._not_before + self._interval
+        has_helped = now.steady >= self._not_before + self._interval
         doubled = min(2 * self._interval, MAX_EARLY_RENEWAL_INTERVAL)
         self._interval = FIRST_EARLY_RENEWAL_INTERVAL if has_helped else doubled
-        self._before, self._missed_at, self._not_before = missed, None, now.steady + self._interval
+        self._before, self._not_before = missed, now.steady + self._interval
         return True
