@@ -85,10 +85,6 @@ that hangs must not end the pushes."""
 EXIT_TIMEOUT = 5.0
 """Seconds to stop all subscriptions at the end: less than what services get to shut down."""
 
-MAX_OVERSLEEP = 30.0
-"""Seconds that a sleep may last too long. If it lasts longer, the process was suspended or the clock set, and what
-was pushed meanwhile may be lost."""
-
 
 class SubscriptionManager:
     """Keeps one subscription alive while `run` runs.
@@ -186,7 +182,8 @@ class SubscriptionManager:
         if leaving and current is not None and self._state.planned is None:
             stop_wait = 0.0 if is_over(leaving[0], now) else self._next_stop - now.steady
         if min(wait, stop_wait) > 0:
-            await self._sleep(min(wait, stop_wait, MAX_SLEEP), control_event)
+            with anyio.move_on_after(min(wait, stop_wait, MAX_SLEEP)):
+                await control_event.wait()
         elif wait > 0:
             await self._stop(leaving[0])
         elif current is None or self._state.planned is not None:
@@ -204,15 +201,6 @@ class SubscriptionManager:
             await self._handle_loss("the server has dropped it")
         elif Control.RENEW in controls:
             self._renewal.make_due()
-
-    async def _sleep(self, seconds: float, control_event: anyio.Event) -> None:
-        started_at = self._now().wall
-        with anyio.move_on_after(seconds):
-            await control_event.wait()
-        over = self._now().wall - started_at - seconds
-        if over > MAX_OVERSLEEP:
-            _log.info("%s: this process was suspended, or its clock set, by %.0f s: polling", self.name, over)
-            self._channel.request_poll()
 
     def _check_expiry(self, now: Now) -> None:
         """Report once that the subscription has ended before it was renewed."""
