@@ -435,7 +435,6 @@ def test_invalid_arguments_are_refused_at_construction(arguments, error, text):
 def test_repr_does_not_show_secrets():
     for verify in (github(["canary", "canary-2"]), stripe("canary"), websub(b"canary")):
         assert "canary" not in repr(verify)
-    assert repr(github(["a", "b"])) == "HMACSignature(header='x-hub-signature-256', 2 secrets)"
 
 
 def test_a_secret_is_used_unchanged():

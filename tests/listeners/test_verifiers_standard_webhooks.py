@@ -229,7 +229,8 @@ def test_a_tolerance_has_to_be_a_number_above_0():
 
 
 def test_the_repr_of_a_verifier_shows_no_secret():
-    assert repr(svix([SECRET, PUBLIC])) == "StandardWebhooks('svix-signature', 1 secrets, 1 public keys)"
+    for verify in (standard_webhooks([SECRET, PUBLIC]), svix(SECRET)):
+        assert SECRET not in repr(verify)
 
 
 def test_a_public_key_without_cryptography_installed_is_an_import_error(monkeypatch):

@@ -115,7 +115,6 @@ def test_invalid_arguments_are_refused_at_construction(made, error, text):
 def test_repr_does_not_show_tokens():
     for verify in (header_token("canary"), bearer("canary"), basic("u", "canary"), token_in_body("canary")):
         assert "canary" not in repr(verify)
-        assert "1 secrets" in repr(verify)
 
 
 # Bodies
@@ -213,7 +212,6 @@ def test_a_name_on_the_path_may_be_written_with_escapes():
 
 def test_every_request_passes_if_verification_is_turned_off():
     assert no_verification()(request()) is True
-    assert repr(no_verification()) == "no_verification()"
 
 
 RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)

@@ -8,12 +8,13 @@ bodies as text although bytes were signed, and ask a clock of their own; Stripe'
 The tests compare their results with those of this module instead.
 """
 
-import binascii
 import hashlib
 import hmac
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from base64 import b64encode
+from binascii import hexlify
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import Formatter
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -37,9 +38,6 @@ class TokenSet:
 
     def __contains__(self, given: bytes) -> bool:
         return any_equal([hashlib.sha256(given).digest()], self._digests)
-
-    def __len__(self) -> int:
-        return len(self._digests)
 
 
 Secrets: TypeAlias = str | bytes | Sequence[str | bytes]
@@ -112,11 +110,10 @@ def header_name(name: str) -> str:
 
 
 class Template:
-    """A text such as "v0:{timestamp}:{body}"; a name in braces that is not in `known` is a header's name.
+    """A text such as "v0:{timestamp}:{body}"; in braces stands a name that `fill` is told, or a header's.
 
     Args:
         text: The template; "{{" stands for a brace.
-        known: The names that are not headers.
 
     Attributes:
         names: All names in braces, in lower case.
@@ -126,45 +123,49 @@ class Template:
         ValueError: A brace is left open, or has something else than a name in it.
     """
 
-    def __init__(self, text: str, *, known: frozenset[str]) -> None:
+    def __init__(self, text: str) -> None:
         check_str("a template", text)
-        self._pieces = tuple(_pieces(text))
+        # Names as `str`, and the text between them as `bytes`. None is empty, so that a body alone is not copied.
+        self._pieces = list[str | bytes]()
+        for between, name, form, conversion in Formatter().parse(text):
+            if form or conversion:
+                raise ValueError(f"in braces stands a name and nothing else, in {text!r}")
+            if between:
+                self._pieces.append(between.encode())
+            if name is not None:
+                self._pieces.append(header_name(name))
         self.names = frozenset(piece for piece in self._pieces if isinstance(piece, str))
-        for name in self.names - known:
-            header_name(name)
 
     def fill(self, request: WebhookRequest, known: Mapping[str, bytes]) -> bytes | None:
-        """Return the bytes for a request and all `known` names; None if a header is missing or empty."""
-        pieces = [_bytes_of(piece, request, known) for piece in self._pieces]
-        found = [piece for piece in pieces if piece is not None]
-        return b"".join(found) if len(found) == len(pieces) else None
+        """Return the bytes for a request; None if a header is missing or empty.
 
-
-def _bytes_of(piece: str | bytes, request: WebhookRequest, known: Mapping[str, bytes]) -> bytes | None:
-    if isinstance(piece, bytes):
-        return piece
-    # An empty id would make all requests without one repetitions of each other.
-    return known[piece] if piece in known else header_bytes(request.headers.get(piece, "")) or None
-
-
-def _pieces(text: str) -> list[str | bytes]:
-    """Split a template into names as `str` and the text between them as `bytes`."""
-    # No piece is empty, so that a body alone is not copied.
-    pieces: list[str | bytes] = []
-    for between, name, form, conversion in Formatter().parse(text):
-        if between:
-            pieces.append(between.encode())
-        if form or conversion:
-            raise ValueError(f"in braces stands a name and nothing else, in {text!r}")
-        if name is not None:
-            pieces.append(name.lower())
-    return pieces
+        Args:
+            request: Has the headers.
+            known: What stands for the names that are not headers.
+        """
+        filled = list[bytes]()
+        for piece in self._pieces:
+            if isinstance(piece, str):
+                # An empty id would make all requests without one repetitions of each other.
+                text = known.get(piece, header_bytes(request.headers.get(piece, "")) or None)
+            else:
+                text = piece
+            if text is None:
+                return None
+            filled.append(text)
+        return b"".join(filled)
 
 
 Algorithm: TypeAlias = Literal["sha1", "sha256", "sha384", "sha512"]
 """The hash of an HMAC, which does not need the property of SHA-1 that is broken (RFC 6194 §3.3)."""
 
 ALGORITHMS = ("sha1", "sha256", "sha384", "sha512")
+
+ENCODINGS: Mapping[str, tuple[Callable[[bytes], bytes], Callable[[str], str]]] = {
+    "hex": (hexlify, str.lower),
+    "base64": (b64encode, str),
+}
+"""For each encoding the function that encodes a MAC, and the one that brings a given signature into its case."""
 
 MAX_ITEMS = 16
 """Items of a list of signatures. Servers write two or three while they change a secret. A longer list is refused:
@@ -249,10 +250,10 @@ class HMACSignature:
     ) -> None:
         check_number("timestamp_unit", timestamp_unit, above_zero=True)
         check_number("tolerance", tolerance, above_zero=True)
-        if encoding not in ("hex", "base64"):
+        if encoding not in ENCODINGS:
             raise ValueError(f"encoding is hex or base64, not {encoding!r}")
         self._keys = secret_bytes(secrets)
-        self._encoding = encoding
+        self._encode, self._in_one_case = ENCODINGS[encoding]
         self._header = header_name(header)
         self._prefixes = _prefixes(prefix, (algorithm,) if isinstance(algorithm, str) else tuple(algorithm))
         if not isinstance(separator, str | None):
@@ -260,20 +261,17 @@ class HMACSignature:
         if separator == "":
             raise ValueError("separator is empty; None is for a header that is no list")
         self._separator = separator
-        self._timestamp_header: str | None = None
-        self._timestamp_prefix: str | None = None
-        if isinstance(timestamp, str) and timestamp and separator and not is_header_name(timestamp):
-            self._timestamp_prefix = timestamp
-        elif timestamp is not None:
-            self._timestamp_header = header_name(timestamp)
         timed = timestamp is not None
+        listed = isinstance(timestamp, str) and timestamp and separator and not is_header_name(timestamp)
+        self._timestamp_prefix = timestamp if listed else None
+        self._timestamp_header = "" if listed or timestamp is None else header_name(timestamp)
         self._timestamp_unit = timestamp_unit
         self._tolerance = tolerance
         self._signed = _signed_template(signed, timed=timed)
         if isinstance(once, str):
             raise TypeError("once must be a sequence of templates, not one")
         once = (["{signed}"] if timed else []) if once is None else once
-        self._once = [Template(text, known=frozenset({BODY, TIMESTAMP, SIGNED})) for text in once]
+        self._once = [Template(text) for text in once]
 
     def may_pass(self, request: WebhookRequest) -> bool:
         """Whether the headers alone are those of an authentic request: signed, and of now."""
@@ -288,11 +286,11 @@ class HMACSignature:
         # All algorithms are tried, since a stop at the first that fits would show in the time.
         if signed is None or not sum(self._fits(signed, *one) for one in stated.signatures.items()):
             return None
-        once = _replay_digests(self._once, request, {**known, SIGNED: signed})
+        texts = [template.fill(request, {**known, SIGNED: signed}) for template in self._once]
+        numbered = [b"%d " % number + text for number, text in enumerate(texts) if text is not None]
+        # Of two templates no two texts are the same; and a digest is short.
+        once = tuple(hashlib.sha256(text).digest() for text in numbered)
         return Verified(once, stated.until if math.isfinite(stated.until) else None)
-
-    def __repr__(self) -> str:
-        return f"HMACSignature(header={self._header!r}, {len(self._keys)} secrets)"
 
     def _read(self, request: WebhookRequest) -> _Stated | None:
         """Return what the headers state; None if they are not those of an authentic request."""
@@ -302,26 +300,20 @@ class HMACSignature:
         items = [value] if self._separator is None else value.split(self._separator, MAX_ITEMS)
         if len(items) > MAX_ITEMS:
             return None
-        signatures: dict[str, list[bytes]] = {}
-        for item in items:
-            prefix, algorithm = next((one for one in self._prefixes if item.startswith(one[0])), ("", ""))
-            if algorithm:
-                text = item.removeprefix(prefix)
+        signatures = dict[str, list[bytes]]()
+        for prefix, algorithm in self._prefixes:
+            if texts := _without(prefix, items):
                 # A character that is not ASCII becomes "?", which no signature has.
-                given = (text.lower() if self._encoding == "hex" else text).encode("ascii", "replace")
-                signatures.setdefault(algorithm, []).append(given)
+                signatures[algorithm] = [self._in_one_case(text).encode("ascii", "replace") for text in texts]
         timestamp = self._timestamp(request, items)
         until = self._valid_until(timestamp, request.received_at)
         return _Stated(signatures, timestamp, until) if signatures and until is not None else None
 
     def _timestamp(self, request: WebhookRequest, items: Sequence[str]) -> str:
         """Return the text of the timestamp; empty if there is none, or if there are two."""
-        if self._timestamp_header is not None:
-            return request.headers.get(self._timestamp_header, "")
         if self._timestamp_prefix is None:
-            return ""
-        prefix = self._timestamp_prefix
-        found = [item.removeprefix(prefix) for item in items if item.startswith(prefix)]
+            return request.headers.get(self._timestamp_header, "")
+        found = _without(self._timestamp_prefix, items)
         return found[0] if len(found) == 1 else ""
 
     def _valid_until(self, timestamp: str, now: float) -> float | None:
@@ -336,31 +328,18 @@ class HMACSignature:
         return signed_at + self._tolerance + 1 if abs(now - signed_at) <= self._tolerance else None
 
     def _fits(self, signed: bytes, algorithm: str, given: Sequence[bytes]) -> bool:
-        macs = [hmac.digest(key, signed, algorithm) for key in self._keys]
-        encoded = [
-            binascii.hexlify(mac) if self._encoding == "hex" else binascii.b2a_base64(mac, newline=False)
-            for mac in macs
-        ]
-        return any_equal(given, encoded)
+        macs = [self._encode(hmac.digest(key, signed, algorithm)) for key in self._keys]
+        return any_equal(given, macs)
 
 
-def _replay_digests(
-    templates: Sequence[Template], request: WebhookRequest, known: Mapping[str, bytes]
-) -> tuple[bytes, ...]:
-    """Return a digest of each filled template: bounded in size, and never equal for two templates."""
-    digests = []
-    for number, template in enumerate(templates):
-        text = template.fill(request, known)
-        if text is not None:
-            digest = hashlib.sha256(b"%d " % number)
-            digest.update(text)
-            digests.append(digest.digest())
-    return tuple(digests)
+def _without(prefix: str, items: Sequence[str]) -> list[str]:
+    """Return the items that have a prefix, without it."""
+    return [item.removeprefix(prefix) for item in items if item.startswith(prefix)]
 
 
 def _signed_template(signed: str | None, *, timed: bool) -> Template:
     default = "{timestamp}.{body}" if timed else "{body}"
-    template = Template(default if signed is None else signed, known=frozenset({BODY, TIMESTAMP}))
+    template = Template(default if signed is None else signed)
     if BODY not in template.names:
         raise ValueError("signed must have {body} in it: else anybody could write the body")
     if (TIMESTAMP in template.names) != timed:

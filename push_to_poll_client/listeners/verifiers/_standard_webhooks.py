@@ -5,7 +5,7 @@ has the same code, and neither knows Ed25519.
 """
 
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from push_to_poll_client.listeners._webhook.types import Verified, Verifier, WebhookRequest
 from push_to_poll_client.listeners.verifiers import _ed25519
@@ -57,9 +57,7 @@ def svix(secrets: Secrets, *, tolerance: float = TOLERANCE) -> Verifier:
         TypeError: A secret is neither `str` nor `bytes`, or the tolerance is no number.
         ValueError: A secret is empty, no Base64, no key, or the private one; or the tolerance is not above 0.
     """
-    return _BySender(
-        {f"{name}-signature": _StandardWebhooks(secrets, name, tolerance) for name in ("svix", "webhook")}
-    )
+    return _Svix(secrets, tolerance)
 
 
 class _StandardWebhooks(HMACSignature):
@@ -83,9 +81,6 @@ class _StandardWebhooks(HMACSignature):
         self._public = tuple(_ed25519.public_key(_decode_secret(secret, "whpk_")) for secret in public)
         self._keys = tuple(_shared_key(secret) for secret in given if secret not in public)
 
-    def __repr__(self) -> str:
-        return f"StandardWebhooks({self._header!r}, {len(self._keys)} secrets, {len(self._public)} public keys)"
-
     def _fits(self, signed: bytes, algorithm: str, given: Sequence[bytes]) -> bool:
         if algorithm != "ed25519":
             return super()._fits(signed, algorithm, given)
@@ -97,24 +92,18 @@ class _StandardWebhooks(HMACSignature):
         return sum(_ed25519.verify(key, one, signed) for one in decoded for key in self._public) > 0
 
 
-class _BySender:
-    """Takes the verifier of the first of these headers that a request has, or the last one."""
-
-    def __init__(self, by_header: Mapping[str, _StandardWebhooks]) -> None:
-        self._by_header = by_header
+class _Svix:
+    def __init__(self, secrets: Secrets, tolerance: float) -> None:
+        self._svix, self._standard = (_StandardWebhooks(secrets, by, tolerance) for by in ("svix", "webhook"))
 
     def may_pass(self, request: WebhookRequest) -> bool:
-        return self._verifier_for(request).may_pass(request)
+        return self._verifier_of(request).may_pass(request)
 
     def __call__(self, request: WebhookRequest, /) -> Verified | None:
-        return self._verifier_for(request)(request)
+        return self._verifier_of(request)(request)
 
-    def __repr__(self) -> str:
-        return repr(next(iter(self._by_header.values())))
-
-    def _verifier_for(self, request: WebhookRequest) -> _StandardWebhooks:
-        *_, last = self._by_header.values()
-        return next((verifier for header, verifier in self._by_header.items() if header in request.headers), last)
+    def _verifier_of(self, request: WebhookRequest) -> _StandardWebhooks:
+        return self._svix if "svix-signature" in request.headers else self._standard
 
 
 def _base64(text: bytes) -> bytes:
