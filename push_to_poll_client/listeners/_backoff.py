@@ -1,4 +1,4 @@
-"""Decide when a listener connects again. Pure: times and random fractions are arguments.
+"""Decide when a listener connects again, or asks again. Pure: times and random fractions are arguments.
 
 This module decides the load that a fleet of clients puts on a server. A restarted server meets all its clients at
 once, and a server that accepts a connection and closes it at once is as overloaded as one that refuses. Therefore
@@ -247,3 +247,67 @@ class ReconnectBackoff:
 
 def _requested(retry_after: float | None, fraction: float) -> float:
     return min(retry_after or 0.0, MAX_NOT_BEFORE) * (1 + RETRY_AFTER_JITTER * fraction)
+
+
+MIN_HOLD = 5.0
+"""Seconds: a response without news is early if it was held for less time than this, and less than half of the time
+for which it might have been held. A server that holds responses for just this long gets 12 requests a minute."""
+
+FIRST_PAUSE = 0.25
+"""Seconds after the first early response: a single one costs little."""
+
+LONGEST_PAUSE = 60.0
+"""Seconds: the default interval at which the consumer polls by itself."""
+
+
+class LongPollPace:
+    """The pauses of one channel between the response to a long poll and the next request.
+
+    A server that holds its responses sets the pace itself. A server that does not hold them (it cannot, it is
+    misconfigured, a proxy responds for it, the client sent an old cursor) would get requests as fast as the
+    network allows. Therefore a response with news costs a token of a `NewsPace`, and an early response without
+    news costs a pause, which doubles with each further early response in a row:
+
+        early in a row       1      2     3    4    5    6    7     8     9 and on
+        seconds              0.25   0.5   1    2    4    8    16    32    60
+
+    A server that never holds a response gets 8 requests in the first 32 s, and then one a minute.
+
+    Args:
+        wait: Seconds for which the server may hold a response.
+    """
+
+    def __init__(self, wait: float) -> None:
+        self._early = min(MIN_HOLD, wait / 2)
+        self._early_in_a_row = 0
+        self._news = NewsPace()
+        self._not_before = -math.inf
+
+    def is_early(self, held: float) -> bool:
+        """Return whether a response without news that was held for so many seconds is early."""
+        return held < self._early
+
+    def answered(self, now: float, *, held: float, news: bool, retry_after: float | None, fraction: float) -> None:
+        """Note a response, or that none came in time.
+
+        Args:
+            now: Seconds on a monotonic clock.
+            held: Seconds from the request to its response.
+            news: Whether the response had news.
+            retry_after: Seconds that the server asks to wait, obeyed for a day at most. `None` if it does not ask.
+            fraction: A random number, 0 ≤ fraction < 1. At most a fifth of `retry_after` is added.
+        """
+        early = self.is_early(held)
+        if not early:
+            self._early_in_a_row = 0
+        pause = 0.0
+        if news:
+            pause = self._news.take(now)
+        elif early:
+            self._early_in_a_row += 1
+            pause = min(FIRST_PAUSE * 2.0 ** min(self._early_in_a_row - 1, LONGEST_DOUBLING), LONGEST_PAUSE)
+        self._not_before = max(self._not_before, now + max(_requested(retry_after, fraction), pause))
+
+    def pause(self, now: float) -> float:
+        """Return the seconds from now until the next request."""
+        return max(0.0, self._not_before - now)

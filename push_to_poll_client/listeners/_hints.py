@@ -31,33 +31,39 @@ def parse_path(path: str) -> tuple[str, ...]:
     return steps
 
 
+def values_at(value: Any, steps: tuple[str, ...]) -> Iterator[Any]:
+    """Yield what stands at a path of a JSON value.
+
+    A list along the path stands for each of its items, but a list within a list does not.
+    """
+    if not steps:
+        yield value
+        return
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, dict) and steps[0] in item:
+            yield from values_at(item[steps[0]], steps[1:])
+
+
 def strings_at(value: Any, steps: tuple[str, ...], *, limit: int) -> list[str]:
     """Find the texts and whole numbers at a path; anything else is ignored, also a path that leads nowhere.
 
     Args:
-        value: A JSON value. A list along the path stands for each of its items, but a list within a list does not.
+        value: A JSON value. A list at the path stands for each of its items.
         steps: The steps of the path.
         limit: The largest number of texts to return.
 
     Returns:
         Each text once, in order.
     """
+    items = (item for one in values_at(value, steps) for item in (one if isinstance(one, list) else [one]))
+    texts = (str(item) for item in items if isinstance(item, str | int) and not isinstance(item, bool))
     found: dict[str, None] = {}
-    for text in _strings(value, steps):
+    for text in texts:
         if len(found) >= limit:
             break
-        found[text] = None
+        if 0 < len(text) <= MAX_VALUE_LENGTH:
+            found[text] = None
     return list(found)
-
-
-def _strings(value: Any, steps: tuple[str, ...]) -> Iterator[str]:
-    for item in value if isinstance(value, list) else [value]:
-        if steps and isinstance(item, dict):
-            yield from _strings(item.get(steps[0]), steps[1:])
-        elif not steps and isinstance(item, str | int) and not isinstance(item, bool):
-            text = str(item)
-            if 0 < len(text) <= MAX_VALUE_LENGTH:
-                yield text
 
 
 class Notification(NamedTuple):
@@ -155,9 +161,7 @@ class JSONHint:
         count: str | None = None,
         only: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._cursor = None if cursor is None else parse_path(cursor)
-        self._topics = None if topics is None else parse_path(topics)
-        self._count = None if count is None else parse_path(count)
+        self._paths = [None if path is None else parse_path(path) for path in (cursor, topics, count)]
         self._only = tuple((parse_path(path), text) for path, text in only.items())
 
     def __call__(self, message: Any, /) -> Push | None:
@@ -165,9 +169,9 @@ class JSONHint:
         value = _decode_message(message)
         if any(text not in strings_at(value, path, limit=MAX_TOPICS) for path, text in self._only):
             return None
-        cursors = [] if self._cursor is None else strings_at(value, self._cursor, limit=2)
-        topics = [] if self._topics is None else strings_at(value, self._topics, limit=MAX_TOPICS + 1)
-        counts = [] if self._count is None else strings_at(value, self._count, limit=1)
+        cursors, topics, counts = (
+            [] if path is None else strings_at(value, path, limit=MAX_TOPICS + 1) for path in self._paths
+        )
         return Push(
             cursors[0] if len(cursors) == 1 else None,
             tuple(topics) if len(topics) <= MAX_TOPICS else (),

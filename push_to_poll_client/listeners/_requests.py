@@ -97,7 +97,7 @@ class RequestOptions(TypedDict, total=False):
     headers: Mapping[str, str]
     override: Mapping[str, Any]
     public_only: bool
-    on_sent: Callable[[], None] | None
+    on_sent: Callable[[], object] | None
 
 
 class ListenerClient:
@@ -269,7 +269,7 @@ class ListenerClient:
         raise TimeoutError(f"no whole answer within {timeout:g} s")
 
 
-def _trace_when_sent(on_sent: Callable[[], None], extensions: Mapping[str, Any]) -> Mapping[str, Any]:
+def _trace_when_sent(on_sent: Callable[[], object], extensions: Mapping[str, Any]) -> Mapping[str, Any]:
     """Add to the extensions of a request a "trace" of httpcore that reports when the request has been sent."""
 
     async def trace(event: str, _: Mapping[str, Any]) -> None:

@@ -4,8 +4,9 @@ The server holds its response until there is news. A long poll has no moment at 
 is up when a response had news, or when the server has held a request for a second, which shows that it waits for
 news. A response without news that comes at once does not bring the channel up.
 
-`_requests.py` sends the requests, `_long_poll_answers.py` reads the responses and decides when to send the next
-request, and `_base.py` starts over after a failure.
+First the responses are read, by the paths or functions that the user declared; then comes the listener.
+`_requests.py` sends the requests, `LongPollPace` of `_backoff.py` decides when to send the next one, and
+`_base.py` starts over after a failure.
 """
 
 import functools
@@ -13,10 +14,10 @@ import inspect
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import anyio
 import httpx
@@ -27,21 +28,15 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.credentials import Auth, HeaderSource
 from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._http.origins import without_secrets
+from push_to_poll_client._json import decode
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.listeners._backoff import DOWN_AFTER, ReconnectAction, ReconnectBackoff
+from push_to_poll_client.listeners._backoff import DOWN_AFTER, LongPollPace, ReconnectAction, ReconnectBackoff
 from push_to_poll_client.listeners._base import ReadLoopListener
 from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
-from push_to_poll_client.listeners._long_poll_answers import (
-    NO_NEWS,
-    LongPollReader,
-    NewsSource,
-    NextSource,
-    Pace,
-    query_value,
-)
+from push_to_poll_client.listeners._hints import parse_path, values_at
 from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
 
 __all__ = ["LongPollListener"]
@@ -68,6 +63,104 @@ BAD_POSITION_STATUSES = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT})
 
 RequestParams: TypeAlias = Mapping[str, Any]
 RequestParamsSource: TypeAlias = RequestParams | Callable[[], RequestParams | Awaitable[RequestParams]]
+
+
+MAX_POSITION = 8192
+"""Characters of the longest value that is sent back. CouchDB's have hundreds to a few thousand; servers refuse
+longer addresses."""
+
+NewsSource: TypeAlias = str | Callable[[ListenerResponse], object]
+NextSource: TypeAlias = Mapping[str, str] | Callable[[ListenerResponse], Mapping[str, Any]]
+
+
+class LongPollResult(NamedTuple):
+    """The content of one response.
+
+    Attributes:
+        news: Whether there is something to poll for.
+        position: Parameters to add to the next request.
+        retry_after: Seconds that the server asks to wait. `None` if it does not ask.
+    """
+
+    news: bool
+    position: Mapping[str, Any]
+    retry_after: float | None
+
+
+NO_NEWS = LongPollResult(news=False, position={}, retry_after=None)
+
+
+class LongPollReader:
+    """Reads responses by the declarations of a `LongPollListener`.
+
+    Args:
+        news: The path in the JSON where there is something if there is news, or a function of the response.
+        next: Parameters of the next request and the paths in the JSON to their values, or a function of the
+            response.
+        retry_after: The path in the JSON to the seconds that the server asks to wait.
+
+    Raises:
+        TypeError: A path is not a `str`, or `next` is not a mapping.
+        ValueError: A path has an empty step.
+    """
+
+    def __init__(self, news: NewsSource | None, next: NextSource | None, retry_after: str | None) -> None:
+        if next is not None and not callable(next) and not isinstance(next, Mapping):
+            raise TypeError(f"next is a mapping of names to paths, or a function, not {type(next).__name__}")
+        self._is_news = _has_content if news is None else news if callable(news) else _last_at(news)
+        self._next = next if callable(next) else _each_last_at(next or {})
+        self._get_retry_after = None if retry_after is None else _last_at(retry_after)
+
+    def read(self, response: ListenerResponse) -> LongPollResult:
+        """Read a successful response.
+
+        Raises:
+            UnusableResponse: The response is not JSON although a path was declared, its position is too long to be
+                sent back, or a function of the user's failed.
+        """
+        if response.status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
+            return NO_NEWS
+        try:
+            news, position = bool(self._is_news(response)), dict(self._next(response) or {})
+            too_long = [name for name, value in position.items() if len(query_value(value)) > MAX_POSITION]
+        except UnusableResponse:
+            raise
+        except Exception as error:  # noqa: BLE001 - functions may raise anything, and the text may hold a secret
+            raise UnusableResponse(f"news or next failed with {type(error).__name__}") from None
+        if too_long:
+            raise UnusableResponse(f"the server gave a {too_long[0]} of more than {MAX_POSITION} characters")
+        position = {name: value for name, value in position.items() if value is not None}
+        seconds = None if self._get_retry_after is None else self._get_retry_after(response)
+        asks = isinstance(seconds, int | float) and seconds >= 0
+        return LongPollResult(news, position, seconds if asks else None)
+
+
+def _has_content(response: ListenerResponse) -> bool:
+    try:
+        return decode(response.body) not in (None, False, [], {})
+    except (ValueError, RecursionError):  # not JSON
+        return True
+
+
+def _last_at(path: str) -> Callable[[ListenerResponse], Any]:
+    """Return a function that reads the value at a path, the last one if there are lists along it, or None."""
+    steps = parse_path(path)
+
+    def get(response: ListenerResponse) -> Any:
+        found = [value for value in values_at(response.json(), steps) if value is not None]
+        return found[-1] if found else None
+
+    return get
+
+
+def _each_last_at(paths: Mapping[str, str]) -> Callable[[ListenerResponse], Mapping[str, Any]]:
+    getters = {name: _last_at(path) for name, path in paths.items()}
+    return lambda response: {name: get(response) for name, get in getters.items()}
+
+
+def query_value(value: Any) -> str:
+    """Return a JSON value as it is sent in a query: a text unchanged, anything else as JSON."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 class AskFailed(PushToPollError):
@@ -197,7 +290,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
             open_timeout=open_timeout,
         )
         self._method = method
-        self._ask = ask if ask is None or callable(ask) else _checked(ask)
+        self._ask = ask if callable(ask) else _checked({} if ask is None else ask)
         self._reader = LongPollReader(news, next, retry_after)
         self._wait = wait
         self._tracks_position = callable(ask) or next is not None
@@ -205,7 +298,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         self._reset()
 
     def _reset(self) -> None:
-        self._pace = Pace(self._wait)
+        self._pace = LongPollPace(self._wait)
         self._position: RequestParams = {}
         self._params_with_news: RequestParams | None = None
 
@@ -225,21 +318,18 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         finally:
             self._is_listening = False
 
-    @asynccontextmanager
-    async def _connect(self) -> AsyncIterator[None]:
-        async with self._client.connected():
-            yield
+    def _connect(self) -> AbstractAsyncContextManager[None]:
+        return self._client.connected()
 
-    def _opened(self, connection: None, channel: Channel, reconnect: ReconnectBackoff) -> None:
-        self._channel = channel
-        self._report_opened = functools.partial(super()._opened, connection, channel, reconnect)
+    def _opened(self, connection: None, channel: Channel, reconnect: ReconnectBackoff) -> None:  # noqa: ARG002 - it has no state
+        self._channel, self._reconnect = channel, reconnect
         self._is_up = False  # whether it was reported as up, and no push could have been lost since
         self._unanswered = 0  # requests in a row without a response
 
     def _up(self) -> None:
         if not self._is_up:
             self._is_up = True
-            self._report_opened()
+            self._report_up(self._channel, self._reconnect)
 
     async def _read(self, connection: None) -> Sequence[ListenerResponse]:  # noqa: ARG002 - it has no state
         await self._pause()
@@ -283,8 +373,8 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
                 return params
 
     async def _current_params(self) -> RequestParams:
-        if self._ask is None or not callable(self._ask):
-            return {**(self._ask or {}), **self._position}
+        if not callable(self._ask):
+            return {**self._ask, **self._position}
         try:
             with anyio.fail_after(self._open_timeout):
                 params = self._ask()
@@ -311,18 +401,15 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         """Send the request, and report the channel as up once the server has held it for a while."""
         if self._is_up:
             return await self._send(params)
-        sent = anyio.Event()
 
-        async def watch() -> None:
-            await sent.wait()
+        async def mark_up() -> None:
             await anyio.sleep(HELD_AFTER)
             self._up()
 
         async with Background() as background:
-            await background.start(watch)
-            return await self._send(params, sent.set)
+            return await self._send(params, on_sent=lambda: background.tasks.start_soon(mark_up))
 
-    async def _send(self, params: RequestParams, on_sent: Callable[[], None] | None = None) -> ListenerResponse:
+    async def _send(self, params: RequestParams, on_sent: Callable[[], object] | None = None) -> ListenerResponse:
         send = functools.partial(self._client.send_request, self._method, wait=self._wait, on_sent=on_sent)
         if self._method == "POST":
             return await send(content=msgspec.json.encode(params), headers={"content-type": "application/json"})

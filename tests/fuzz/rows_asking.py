@@ -9,9 +9,9 @@ from push_to_poll_client import Push
 from push_to_poll_client._json import MAX_DEPTH, Decoder, check_page_depth, decode
 from push_to_poll_client.listeners._failures import http_failure_of
 from push_to_poll_client.listeners._hints import JSONHint
-from push_to_poll_client.listeners._long_poll_answers import LongPollReader
-from push_to_poll_client.listeners._long_poll_answers import query_value as text_of_json
 from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
+from push_to_poll_client.listeners.long_poll import LongPollReader
+from push_to_poll_client.listeners.long_poll import query_value as text_of_json
 from push_to_poll_client.listeners.postgres import failure_of as postgres_failure_of
 from push_to_poll_client.listeners.redis import _notification
 from push_to_poll_client.listeners.redis import failure_of as redis_failure_of
@@ -168,7 +168,7 @@ ROWS = (
     ),
     Fuzzed(
         name="answers to long polls",
-        modules=("listeners._long_poll_answers",),
+        modules=("listeners.long_poll",),
         read=read_long_poll,
         examples=(
             b'{"news": {"changes": true}, "at": [{"id": 4}, {"id": [5, "x"]}], "backoff": 60}',

@@ -69,7 +69,6 @@ OUR_OWN = {
     "feeds._paged.declaration": "what the user declared",
     "_http.credentials": "Base64 that it has just made",
     "listeners._websocket_client": "the address that the user gave",
-    "listeners.long_poll": "the address that the user gave",
     "stores._sqlite.connection": "a list of words for SQLite",
     "testing": "what a test wrote",
 }

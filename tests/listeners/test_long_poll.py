@@ -12,9 +12,8 @@ from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import ReconnectAction
 from push_to_poll_client.listeners._hints import JSONHint
-from push_to_poll_client.listeners._long_poll_answers import NO_NEWS, LongPollReader, LongPollResult
 from push_to_poll_client.listeners._requests import ListenerResponse, UnusableResponse
-from push_to_poll_client.listeners.long_poll import LongPollListener
+from push_to_poll_client.listeners.long_poll import NO_NEWS, LongPollListener, LongPollReader, LongPollResult
 from tests.support.channels import TimedChannel
 from tests.support.scripted import END, RESET, Script, client_of
 

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from push_to_poll_client.listeners._long_poll_answers import Pace
+from push_to_poll_client.listeners._backoff import LongPollPace
 
 
 def pauses(*answers, wait=60.0, fraction=0.0):
     """Those after each of some answers: a pair of seconds held and news."""
-    pace, now, found = Pace(wait), 0.0, []
+    pace, now, found = LongPollPace(wait), 0.0, []
     for held, news in answers:
         now += held
         pace.answered(now, held=held, news=news, retry_after=None, fraction=fraction)
@@ -45,21 +45,21 @@ def test_an_early_answer_with_news_does_not_reset_the_pause():
     ("wait", "held", "early"), [(60, 4.9, True), (60, 5, False), (4, 1.9, True), (4, 2, False)]
 )
 def test_an_answer_is_early_before_five_seconds_or_before_half_of_a_short_wait(wait, held, early):
-    assert Pace(wait).is_early(held) is early
+    assert LongPollPace(wait).is_early(held) is early
 
 
 @pytest.mark.parametrize(
     ("asked", "pause"), [(10, 12 * 0.99 + 0.12 - 0.1), (1e9, 86_400 * 1.19), (0, 0), (None, 0)]
 )
 def test_retry_after_is_obeyed_for_at_most_a_day_and_jitter_only_adds_to_it(asked, pause):
-    pace = Pace(60)
+    pace = LongPollPace(60)
     pace.answered(100, held=60, news=False, retry_after=asked, fraction=0.95)
     assert pace.pause(100) == pytest.approx(pause)
     assert pace.pause(100 + pause) == 0
 
 
 def test_a_later_answer_does_not_shorten_an_earlier_retry_after():
-    pace = Pace(60)
+    pace = LongPollPace(60)
     pace.answered(0, held=60, news=False, retry_after=100, fraction=0)
     pace.answered(10, held=10, news=True, retry_after=None, fraction=0)
     assert pace.pause(10) == 90
@@ -70,7 +70,7 @@ answers = st.lists(st.tuples(st.floats(0, 90), st.booleans()), min_size=1, max_s
 
 @given(answers, st.floats(10, 120))
 def test_the_number_of_requests_in_any_time_window_is_bounded(given_answers, wait):
-    pace, now, sent = Pace(wait), 0.0, [0.0]
+    pace, now, sent = LongPollPace(wait), 0.0, [0.0]
     for held, news in given_answers:
         now += held
         pace.answered(now, held=held, news=news, retry_after=None, fraction=0.0)

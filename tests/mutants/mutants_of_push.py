@@ -204,7 +204,7 @@ PUSH = [
     of(
         "G3",
         "asks a server that does not hold its answers without end",
-        "listeners/_long_poll_answers.py",
+        "listeners/_backoff.py",
         "self._early_in_a_row += 1",
         "self._early_in_a_row = 1",
         "tests/listeners/test_long_poll.py",
