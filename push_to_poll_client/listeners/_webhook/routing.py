@@ -208,7 +208,7 @@ class PushRouter:
         try:
             return _check_names(self._route(request))
         except Exception as error:  # noqa: BLE001  # the caller's function fails, perhaps by a stranger's text
-            self._journal.log_failure("to (its push is taken to be for all)", error)
+            self._journal.log_failure("route (its push is taken to be for all)", error)
             return None
 
     def dispatch(self, request: WebhookRequest, recipients: Sequence[Recipient]) -> bool:
