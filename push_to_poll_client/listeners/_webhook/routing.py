@@ -195,7 +195,7 @@ class PushRouter:
     def recipients_of(self, request: WebhookRequest) -> Sequence[Recipient]:
         """Return for whom a request is: at least one recipient, each once."""
         names = self._names_in(request)
-        if names is None:
+        if not names:
             return (EVERYONE,)
         with self._lock:
             known = [name for name in names if name in self._by_name]
