@@ -36,7 +36,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from push_to_poll_client._event_loop import Background
 from push_to_poll_client._log import ConsumerLog
@@ -304,7 +304,7 @@ class WebhookListener:
 
     async def _handle(self, request: WebhookRequest, receive: Receive) -> WebhookResponse:
         check_length(request.headers, self._max_body)
-        response = await self._respond_unverified(request)
+        response = await self._respond_to_handshake(request, self._waiting_bucket)
         if response is not None:
             return response
         if request.method != "POST":
@@ -318,7 +318,7 @@ class WebhookListener:
             body = await read_body(receive, max_body=self._max_body, max_time=self._body_timeout)
             request = replace(request, body=body)
             verified = await self._verify(request, verifiers)
-        response = await self._first_response(self._active_handshakes, request)
+        response = await self._respond_to_handshake(request, None)
         if response is not None:
             return response
         recipients = self._router.recipients_of(request)
@@ -381,37 +381,37 @@ class WebhookListener:
         is_expected = self._manager is None or self._manager.expects_handshake
         return (*self._own_handshakes, *self._handshakes) if is_expected else self._own_handshakes
 
-    async def _respond_unverified(self, request: WebhookRequest) -> WebhookResponse | None:
-        """Respond to a handshake from any sender; None if the request is not a handshake."""
+    async def _respond_to_handshake(
+        self, request: WebhookRequest, bucket: TokenBucket | None
+    ) -> WebhookResponse | None:
+        """Respond to a handshake; None if the request is not one.
+
+        Args:
+            request: From any sender without its body, or authentic with it.
+            bucket: Limits the handshakes that wait; None if there is no limit.
+        """
         waits = list[float]()
 
-        def limited(handshake: Handshake, request: WebhookRequest) -> _HandshakeResult:
+        def call(handshake: Handshake) -> WebhookResponse | Awaitable[WebhookResponse | None] | None:
             result = handshake(request)
-            if inspect.isawaitable(result) and (wait := self._waiting_bucket.take(monotonic())):
+            if inspect.isawaitable(result) and bucket is not None and (wait := bucket.take(monotonic())):
                 if inspect.iscoroutine(result):
                     result.close()  # Python would warn that it was never awaited
                 waits.append(wait)
                 return None
             return result
 
-        handshakes = [partial(limited, one) for one in self._active_handshakes]
-        response = await self._first_response(handshakes, request)
-        if response is None and waits and request.method != "POST":  # a POST may be a push
-            raise RequestRejected(too_many_requests(waits[0]), "limited")
-        return response
-
-    async def _first_response(
-        self, handshakes: Sequence[Handshake], request: WebhookRequest
-    ) -> WebhookResponse | None:
-        for handshake in handshakes:
+        for handshake in self._active_handshakes:
             response = await self._journal.call_safely(
                 "a handshake",
-                partial(handshake, request),
+                partial(call, handshake),
                 check=lambda answer: None if answer is None else check_response(answer),
             )
             if response is not None:
                 self._journal.count("handshakes")
                 return response
+        if waits and request.method != "POST":  # a POST may be a push
+            raise RequestRejected(too_many_requests(waits[0]), "limited")
         return None
 
 
@@ -444,9 +444,6 @@ def _check_callable(name: str, argument: Any) -> Any:
     if argument is not None and not callable(argument):
         raise TypeError(f"{name} is a function, not {type(argument).__name__}")
     return argument
-
-
-_HandshakeResult: TypeAlias = WebhookResponse | Awaitable[WebhookResponse | None] | None
 
 
 def _check_verifier_result(result: Verified | bool | None) -> Verified | bool | None:  # noqa: FBT001  # as returned

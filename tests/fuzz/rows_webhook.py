@@ -52,8 +52,8 @@ def read_address(data):
 def read_names(data):
     """A body, and whom it names."""
     found = names(WebhookRequest(body=data))
-    assert found is None or 0 < len(found) <= MAX_NAMES + 1
-    assert found is None or all(isinstance(name, str) and name for name in found)
+    assert len(found) <= MAX_NAMES + 1
+    assert all(isinstance(name, str) and name for name in found)
 
 
 ROWS = (

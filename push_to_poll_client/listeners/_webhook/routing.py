@@ -16,6 +16,7 @@ import anyio
 from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
+from push_to_poll_client._validation import check_str
 from push_to_poll_client.listeners._hints import HintReader, parse_path, strings_at
 from push_to_poll_client.listeners._webhook.counters import WebhookJournal
 from push_to_poll_client.listeners._webhook.types import (
@@ -151,14 +152,15 @@ class PushRouter:
         self._control = control
         self._journal = journal
         self._is_pushing = control is None
-        self._by_name: dict[str | None, tuple[WebhookSubscriber, ...]] = {}
+        self._subscribers: tuple[tuple[str | None, WebhookSubscriber], ...] = ()
         self._lock = threading.Lock()
 
     @contextmanager
     def joined(self, subscriber: WebhookSubscriber, name: str | None) -> Iterator[None]:
         """Let a subscriber listen for `name`, or for all names if None, during the block. In its event loop."""
+        entry = (name, subscriber)
         with self._lock:
-            self._by_name[name] = (*self._by_name.get(name, ()), subscriber)
+            self._subscribers = (*self._subscribers, entry)
             is_pushing = self._is_pushing
         try:
             if is_pushing:
@@ -166,18 +168,12 @@ class PushRouter:
             yield
         finally:
             with self._lock:
-                left = tuple(one for one in self._by_name[name] if one is not subscriber)
-                self._by_name |= {name: left}
-                if not left:
-                    del self._by_name[name]
+                self._subscribers = tuple(one for one in self._subscribers if one is not entry)
 
     def find(self, recipients: Iterable[Recipient] = (EVERYONE,)) -> list[WebhookSubscriber]:
         """Return the subscribers of these recipients, all by default; among them are those that listen for all."""
-        with self._lock:
-            if EVERYONE in recipients:
-                return [one for several in self._by_name.values() for one in several]
-            names = [None, *(one for one in recipients if isinstance(one, str))]
-            return [one for name in names for one in self._by_name.get(name, ())]
+        wanted = {None, *recipients}
+        return [one for name, one in self._subscribers if name in wanted or EVERYONE in wanted]
 
     def note_rejected(self) -> None:
         """Note that a request was rejected that may have been a push."""
@@ -197,19 +193,22 @@ class PushRouter:
         names = self._names_in(request)
         if not names:
             return (EVERYONE,)
-        with self._lock:
-            known = [name for name in names if name in self._by_name]
+        heard = {name for name, _ in self._subscribers}
+        known = [name for name in names if name in heard]
         self._journal.count("unknown_names", len(names) - len(known))
         return known or (UNKNOWN,)
 
-    def _names_in(self, request: WebhookRequest) -> Sequence[str] | None:
-        if self._route is None:
-            return None
+    def _names_in(self, request: WebhookRequest) -> Sequence[str]:
+        """Return the names that a request is for, each once; none if it is for all."""
         try:
-            return _check_names(self._route(request))
+            names = None if self._route is None else self._route(request)
+            first = [names] if isinstance(names, str) else list(islice(names or (), MAX_NAMES + 1))
+            for name in first:
+                check_str("a name", name)
         except Exception as error:  # noqa: BLE001  # the caller's function fails, perhaps by a stranger's text
             self._journal.log_failure("route (its push is taken to be for all)", error)
-            return None
+            return ()
+        return tuple(dict.fromkeys(first)) if len(first) <= MAX_NAMES else ()
 
     def dispatch(self, request: WebhookRequest, recipients: Sequence[Recipient]) -> bool:
         """Act on an authentic request that is not a repetition; return whether a subscriber got it."""
@@ -217,29 +216,19 @@ class PushRouter:
         if push is None:
             self._journal.count("ignored")
             return False
+        subscribers = self.find(recipients)
         if isinstance(push, Control):
             self._journal.count("controls")
             if self._control is not None and push is not Control.MISSED:
                 self._control(push)
                 return True
-        subscribers = self.find(recipients)
-        for subscriber in subscribers:
-            if isinstance(push, Control):
+            for subscriber in subscribers:
                 subscriber.request_poll()
-            else:
-                subscriber.wake(push)
-        if not isinstance(push, Control):
+        else:
             self._journal.count("woken" if subscribers else "unheard")
+            for subscriber in subscribers:
+                subscriber.wake(push)
         return bool(subscribers)
-
-
-def _check_names(names: Iterable[str] | None) -> list[str] | None:
-    if names is None:
-        return None
-    first = [names] if isinstance(names, str) else list(islice(names, MAX_NAMES + 1))
-    if not all(isinstance(name, str) for name in first):
-        raise TypeError("names are texts")
-    return list(dict.fromkeys(first)) if len(first) <= MAX_NAMES else None
 
 
 def names_at(path: str) -> Route:
@@ -249,11 +238,10 @@ def names_at(path: str) -> Route:
     """
     steps = parse_path(path)
 
-    def names(request: WebhookRequest) -> list[str] | None:
+    def names(request: WebhookRequest) -> list[str]:
         try:
-            value = request.json()
+            return strings_at(request.json(), steps, limit=MAX_NAMES + 1)
         except ValueError:
-            return None
-        return strings_at(value, steps, limit=MAX_NAMES + 1) or None
+            return []
 
     return names
