@@ -19,7 +19,7 @@ from push_to_poll_client._http.credentials import CredentialsFailed
 from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._http.transport import ProxyUnusable, SocksUnusable, UnusableRedirect
 from push_to_poll_client._secrets import mask, shows_a_secret
-from push_to_poll_client._validation import quoted
+from push_to_poll_client._validation import one_line, quoted
 from push_to_poll_client.listeners._backoff import ReconnectAction, action_of_status
 from push_to_poll_client.listeners._requests import UnusableResponse
 
@@ -76,30 +76,27 @@ def failure_of_error(
     error: Exception,
     actions: Sequence[tuple[type[Exception], ReconnectAction]],
     quotable: tuple[type[BaseException], ...],
-    *,
-    with_context: bool = False,
 ) -> Failure:
     """Classify and describe an error: by its own sentence, by type and text, or by its type alone.
 
     Args:
         error: What happened.
         actions: The first row counts whose type occurs among the error and its causes; the last matches any.
-        quotable: Types of errors whose text holds no secret.
-        with_context: Whether to follow the context of an error without a cause, too: httpcore raises `from None`,
-            which hides the reason of a failed TLS handshake.
+        quotable: Types of errors whose text holds no secret. Another one is not shown as a cause, either.
     """
     chain: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and len(chain) < MAX_CAUSES:
         chain.append(current)
-        current = current.__cause__ or (current.__context__ if with_context else None)
-    sentence = str(error)
+        # The context, too: httpcore raises `from None`, which hides the reason of a failed TLS handshake.
+        current = current.__cause__ or current.__context__
+    sentence = one_line(str(error))
     if not isinstance(error, PushToPollError):
         found = next((cause for cause in chain if isinstance(cause, quotable) and str(cause)), None)
         sentence = f"failed with {type(error).__name__}"
         sentence = sentence if found is None else f"{type(found).__name__}: {quoted(found, MAX_TEXT)}"
     action = next(action for kind, action in actions if any(isinstance(cause, kind) for cause in chain))
-    return Failure(action, sentence, error)
+    return Failure(action, sentence, error if isinstance(error, (PushToPollError, *quotable)) else None)
 
 
 ERROR_ACTIONS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
@@ -114,7 +111,13 @@ ERROR_ACTIONS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
 )
 """The actions after errors that end a request without a status. The first row that matches counts."""
 
-SAFE_TO_QUOTE = (OSError, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
+SAFE_TO_QUOTE = (
+    OSError,
+    httpx.TimeoutException,
+    httpx.NetworkError,
+    httpx.RemoteProtocolError,
+    httpx.ProxyError,
+)
 """Errors whose text holds no secret. (`LocalProtocolError` quotes a header.)"""
 
 
@@ -131,9 +134,7 @@ def http_failure_of(
     response = error_response(error)
     if response is not None:
         return failure_of_status(error, response.status_code, response.headers, wanted=wanted)
-    failure = failure_of_error(error, (*actions, *ERROR_ACTIONS), SAFE_TO_QUOTE, with_context=True)
-    # A cause is printed with its text, and the text of this one quotes a header.
-    return failure._replace(cause=None) if isinstance(error, httpx.LocalProtocolError) else failure
+    return failure_of_error(error, (*actions, *ERROR_ACTIONS), SAFE_TO_QUOTE)
 
 
 def failure_of_status(error: Exception, status: int, headers: Mapping[str, str], *, wanted: str) -> Failure:

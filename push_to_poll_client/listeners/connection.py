@@ -15,10 +15,10 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_str, quoted
+from push_to_poll_client._validation import check_str
 from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff
 from push_to_poll_client.listeners._base import BaseListener
-from push_to_poll_client.listeners._failures import MAX_TEXT, Failure
+from push_to_poll_client.listeners._failures import Failure, failure_of_error
 
 __all__ = ["Connection", "ConnectionListener"]
 
@@ -50,6 +50,9 @@ class Connection:
     def wake(self, push: Push | None = None, /) -> None:
         """A push arrived. Never blocks; from any thread."""
         self._wake(Push() if push is None else push)
+
+
+ERROR_ACTIONS = ((NotAsync, ReconnectAction.GIVE_UP), (Exception, ReconnectAction.RETRY))
 
 
 Connect: TypeAlias = Callable[[Connection], Awaitable[None]]
@@ -127,8 +130,5 @@ class ConnectionListener(BaseListener):
         self._report_up(channel, reconnect)
 
     def _failure(self, error: Exception) -> Failure:
-        text = quoted(error, MAX_TEXT) if str(error) else ""
-        is_own_error = isinstance(error, ConnectionEnded | NotAsync)
-        sentence = str(error) if is_own_error else f"failed with {type(error).__name__} {text}".strip()
-        action = ReconnectAction.GIVE_UP if isinstance(error, NotAsync) else ReconnectAction.RETRY
-        return Failure(action, sentence, error, orderly=isinstance(error, ConnectionEnded))
+        failure = failure_of_error(error, ERROR_ACTIONS, (Exception,))
+        return failure._replace(orderly=isinstance(error, ConnectionEnded))

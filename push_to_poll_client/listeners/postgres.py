@@ -57,28 +57,19 @@ def failure_of(error: Exception) -> Failure:
     """Classify and describe an error that ended a connection, or an attempt to open one."""
     import psycopg
 
-    quotable = (OSError, TimeoutError, psycopg.OperationalError, psycopg.DatabaseError, psycopg.InterfaceError)
-    is_quotable = isinstance(error, quotable) and not isinstance(error, psycopg.ProgrammingError)
-    action = _action(error, getattr(error, "sqlstate", None))
-    failure = failure_of_error(error, [(Exception, action)], quotable if is_quotable else ())
-    return failure._replace(
-        hid_a_push=isinstance(error, UnicodeDecodeError),  # a payload that is not text in the database's encoding
-        cause=error if is_quotable else None,
-    )
-
-
-def _action(error: Exception, sqlstate: str | None) -> ReconnectAction:
-    import psycopg
-
-    if not isinstance(error, psycopg.Error):
-        return ReconnectAction.RETRY  # the network, silence, and unknown errors
+    # All errors of a server but a ProgrammingError, which quotes what the user gave.
+    quotable = (OSError, psycopg.OperationalError, psycopg.InternalError, psycopg.NotSupportedError)
+    sqlstate = getattr(error, "sqlstate", None)
     if sqlstate is not None:
-        return ReconnectAction.RETRY if sqlstate.startswith(TRANSIENT_SQLSTATES) else ReconnectAction.SLOW_RETRY
-    if isinstance(error, psycopg.OperationalError) and not any(
-        text in str(error) for text in PERMANENT_ERROR_TEXTS
-    ):
-        return ReconnectAction.RETRY
-    return ReconnectAction.SLOW_RETRY
+        passes = sqlstate.startswith(TRANSIENT_SQLSTATES)
+    elif isinstance(error, psycopg.OperationalError):
+        passes = not any(text in str(error) for text in PERMANENT_ERROR_TEXTS)
+    else:
+        passes = not isinstance(error, psycopg.Error)  # the network, silence, and unknown errors
+    action = ReconnectAction.RETRY if passes else ReconnectAction.SLOW_RETRY
+    failure = failure_of_error(error, [(Exception, action)], (*quotable, psycopg.InterfaceError))
+    # A payload that is not text in the database's encoding.
+    return failure._replace(hid_a_push=isinstance(error, UnicodeDecodeError))
 
 
 MAX_NAME = 63

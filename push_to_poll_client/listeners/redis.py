@@ -44,9 +44,7 @@ def failure_of(error: Exception) -> Failure:
         (exceptions.DataError, ReconnectAction.SLOW_RETRY),
         (Exception, ReconnectAction.RETRY),  # the network, silence, garbage, and unknown errors
     )
-    quotable = (OSError, TimeoutError, exceptions.RedisError)
-    failure = failure_of_error(error, actions, quotable)
-    return failure if isinstance(error, quotable) else failure._replace(cause=None)
+    return failure_of_error(error, actions, (OSError, exceptions.RedisError))
 
 
 RESP3_SETTING_PREFIXES = ("maint_notifications_", "orig_")

@@ -101,8 +101,7 @@ def failure_of(error: Exception) -> Failure:
         return failure_of_status(error, error.response.status_code, error.response.headers, wanted="a websocket")
     failure = failure_of_error(error, ERROR_ACTIONS, SAFE_TO_QUOTE)
     if isinstance(error, InvalidProxy):
-        # A cause is printed with its traceback, and this one quotes the proxy's password.
-        return failure._replace(sentence="the address of the proxy in the environment is not valid", cause=None)
+        return failure._replace(sentence="the address of the proxy in the environment is not valid")
     if isinstance(error, InvalidProxyStatus):
         action = action_of_status(error.response.status_code)
         # A proxy cannot know that a channel behind it is gone for good.

@@ -79,10 +79,10 @@ async def test_the_connect_function_is_called_again_with_growing_delays_after_ea
     channel = await heard(listener(lives), 100)
     assert [at - began for at in lives.began] == [0, 0, 1, 3, 7]
     assert [str(error) for error in channel.errors] == [
-        "mqtt orders: failed with OSError 'reset'",
+        "mqtt orders: OSError: 'reset'",
         "mqtt orders: the connection ended",
         "mqtt orders: failed with ValueError",
-        "mqtt orders: failed with OSError 'no route'",
+        "mqtt orders: OSError: 'no route'",
     ]
     assert [event for _, event in channel.events] == ["up", "down", "up", "down", "up", "down", "down", "up"]
 
@@ -101,7 +101,7 @@ async def test_a_connection_that_is_not_up_within_open_timeout_is_ended_and_retr
     lives = Lives(stalls)
     channel = await heard(listener(lives, open_timeout=5.0), 100)
     assert channel.events == [(5.0, "down"), (5.0, "up")]
-    assert str(channel.errors[0]) == "mqtt orders: failed with TimeoutError 'not up within 5 s'"
+    assert str(channel.errors[0]) == "mqtt orders: TimeoutError: 'not up within 5 s'"
     assert lives.ended == 2
 
 
@@ -124,7 +124,7 @@ async def test_classify_can_slow_down_retries_or_end_the_listener(caplog):
     actions = {"slow": ReconnectAction.SLOW_RETRY, "gone": ReconnectAction.GIVE_UP}
     lives = Lives(failing(OSError("slow"), up=False), failing(OSError("gone"), up=False))
     channel = TimedChannel()
-    with pytest.raises(ListenerError, match="mqtt orders: failed with OSError 'gone'; trying again cannot help"):
+    with pytest.raises(ListenerError, match="mqtt orders: OSError: 'gone'; trying again cannot help"):
         await listener(lives, classify=lambda error: actions.get(str(error))).listen(channel)
     assert channel.events == [(0.0, "down"), (300.0, "down")]
     assert "connecting again in 300.0 s" in caplog.text
@@ -141,7 +141,7 @@ async def test_an_exception_group_with_one_error_is_reported_as_that_error():
             tasks.start_soon(failing(OSError("reset"), up=False), None)
 
     channel = await heard(listener(Lives(live)), 100)
-    assert str(channel.errors[0]) == "mqtt orders: failed with OSError 'reset'"
+    assert str(channel.errors[0]) == "mqtt orders: OSError: 'reset'"
 
 
 async def test_a_connection_listener_wakes_its_consumer(running):

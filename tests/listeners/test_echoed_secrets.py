@@ -14,7 +14,9 @@ from websockets.frames import Close
 
 from push_to_poll_client import ListenerError
 from push_to_poll_client.durable_streams import DurableStreamsSignature, PullWakeListener
-from push_to_poll_client.listeners import LongPollListener, SSEListener, WebSocketListener
+from push_to_poll_client.listeners import LongPollListener, SSEListener, WebSocketListener, sse, websocket
+from push_to_poll_client.listeners import postgres as postgres_listener
+from push_to_poll_client.listeners import redis as redis_listener
 from push_to_poll_client.listeners.postgres import PostgresListener
 from push_to_poll_client.listeners.redis import RedisListener
 from push_to_poll_client.listeners.sse import NotAnEventStream
@@ -96,6 +98,12 @@ HTTP = "https://shop.example/push"
 async def test_a_secret_in_the_text_of_a_failure_is_masked(make, error, caplog):
     shown = await everything_shown(make(), error, caplog)
     assert not [piece for piece in PIECES if piece in shown.lower()], shown
+
+
+@pytest.mark.parametrize("module", [websocket, sse, redis_listener, postgres_listener])
+def test_an_error_of_an_unknown_type_is_shown_by_its_type_alone_and_is_not_a_cause(module):
+    failure = module.failure_of(ValueError(CANARY))
+    assert (failure.sentence, failure.cause) == ("failed with ValueError", None)
 
 
 class Server(httpx.AsyncBaseTransport):
