@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 
 import anyio
 import anyio.lowlevel
+import msgspec
 
 from push_to_poll_client._event_loop import sole_cause
 from push_to_poll_client._exceptions import ListenerError, PushToPollError
@@ -39,33 +40,45 @@ class StopReconnecting(PushToPollError):
     """The server asks not to connect again. Raised by `_connect`."""
 
 
+class ChannelOptions(msgspec.Struct, frozen=True):
+    """The arguments that listeners share, checked.
+
+    Attributes:
+        hint: Makes a push of a message, or returns `None` to ignore it. `None` means every message is a push.
+        classify: Called first for each failure; overrules the listener's action unless it returns `None`.
+        max_age: Seconds after which a connection is renewed. `None` means never.
+        max_silence: Seconds without a message after which a connection counts as dead. `None` means no limit.
+        open_timeout: Seconds for opening a connection.
+    """
+
+    hint: Callable[[Any], Push | None] | None = None
+    classify: Callable[[Exception], ReconnectAction | None] | None = None
+    max_age: float | None = None
+    max_silence: float | None = None
+    open_timeout: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_number("max_age", self.max_age, above_zero=True, optional=True)
+        check_number("max_silence", self.max_silence, above_zero=True, optional=True)
+        check_number("open_timeout", self.open_timeout, above_zero=True)
+
+
 class BaseListener(abc.ABC):
     """The reconnect loop of a listener.
 
     Args:
         name: The listener's name in log and status.
-        classify: Called first for each failure; overrules the listener's action unless it returns `None`.
-        max_age: Seconds after which a connection is renewed. `None` means never.
-        open_timeout: Seconds for opening a connection.
+        options: The arguments that listeners share.
     """
 
     _log: ConsumerLog  # of the listener's module
     _asyncio_library: str | None = None  # a library that the listener needs, and that does not run on trio
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        classify: Callable[[Exception], ReconnectAction | None] | None,
-        max_age: float | None,
-        open_timeout: float,
-    ) -> None:
-        check_number("max_age", max_age, above_zero=True, optional=True)
-        check_number("open_timeout", open_timeout, above_zero=True)
+    def __init__(self, name: str, options: ChannelOptions) -> None:
         self.name: str = name
-        self._classify = classify
-        self._max_age = max_age
-        self._open_timeout = open_timeout
+        self._classify = options.classify
+        self._max_age = options.max_age
+        self._open_timeout = options.open_timeout
         self._known_secrets = Secrets()
         self._fraction: Callable[[], float] = random.random
         self._renewable = False  # whether another request for credentials can return different ones
@@ -191,34 +204,19 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
 
     Args:
         name: As for `BaseListener`.
+        options: As for `BaseListener`.
         credentials: Sent at each connect; `None` if this library sends none.
-        hint: Makes a push of a message, or returns `None` to ignore it. `None` means every message is a push.
-        classify: As for `BaseListener`.
-        max_age: As for `BaseListener`.
-        max_silence: Seconds without a message after which a connection counts as dead. `None` means no limit.
-        open_timeout: As for `BaseListener`.
     """
 
     _pings = False  # whether `_read` itself asks the server, after a silence, whether it is there
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        credentials: Credentials | None = None,
-        hint: Callable[[_MessageT], Push | None] | None,
-        classify: Callable[[Exception], ReconnectAction | None] | None,
-        max_age: float | None,
-        max_silence: float | None = None,
-        open_timeout: float,
-    ) -> None:
-        check_number("max_silence", max_silence, above_zero=True, optional=True)
-        super().__init__(name, classify=classify, max_age=max_age, open_timeout=open_timeout)
+    def __init__(self, name: str, options: ChannelOptions, credentials: Credentials | None = None) -> None:
+        super().__init__(name, options)
         if credentials is not None:
             self._renewable = credentials.renewable
             self._known_secrets.include(credentials.secrets)
-        self._hints = HintReader(hint, kinds=(Push,), log=self._log)
-        self._max_silence = max_silence
+        self._hints = HintReader(options.hint, kinds=(Push,), log=self._log)
+        self._max_silence = options.max_silence
 
     @abc.abstractmethod
     def _connect(self) -> AbstractAsyncContextManager[Any]:
@@ -229,24 +227,21 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         """Wait for something to arrive. An empty result is no message, but shows that the connection lives."""
 
     async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> None:
-        async with self._connect() as connection:
-            self._opened(connection, channel, reconnect)
-            await self._receive(connection, channel, reconnect)
-
-    def _opened(self, connection: Any, channel: Channel, reconnect: ReconnectBackoff) -> None:  # noqa: ARG002 - subclasses use it
-        self._report_up(channel, reconnect)
-
-    async def _receive(self, connection: Any, channel: Channel, reconnect: ReconnectBackoff) -> None:
         passed_on = 0
-        with anyio.move_on_after(self._draw_age()):
-            while True:
-                # Counted over all reads: a read that finds a message waiting may not let other tasks run either.
-                for message in await self._read_in_time(connection):
-                    if self._pass_on(message, channel):
-                        reconnect.pushed()
-                    passed_on += 1
-                    if passed_on % MESSAGES_AT_ONCE == 0:
-                        await anyio.lowlevel.checkpoint()
+        async with self._connect() as connection:
+            self._opened(channel, reconnect)
+            with anyio.move_on_after(self._draw_age()):
+                while True:
+                    # Counted over all reads: a read that finds a message waiting may not let other tasks run.
+                    for message in await self._read_in_time(connection):
+                        if self._pass_on(message, channel):
+                            reconnect.pushed()
+                        passed_on += 1
+                        if passed_on % MESSAGES_AT_ONCE == 0:
+                            await anyio.lowlevel.checkpoint()
+
+    def _opened(self, channel: Channel, reconnect: ReconnectBackoff) -> None:
+        self._report_up(channel, reconnect)
 
     async def _read_in_time(self, connection: Any) -> Sequence[_MessageT]:
         with anyio.move_on_after(None if self._pings else self._max_silence):

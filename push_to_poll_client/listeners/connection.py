@@ -17,7 +17,7 @@ from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_str
 from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff
-from push_to_poll_client.listeners._base import BaseListener
+from push_to_poll_client.listeners._base import BaseListener, ChannelOptions
 from push_to_poll_client.listeners._failures import Failure, failure_of_error
 
 __all__ = ["Connection", "ConnectionListener"]
@@ -105,7 +105,8 @@ class ConnectionListener(BaseListener):
         if not callable(connect):
             raise TypeError(f"connect is an async function of a Connection, not {connect!r}")
         check_str("name", name)
-        super().__init__(name, classify=classify, max_age=max_age, open_timeout=open_timeout)
+        options = ChannelOptions(classify=classify, max_age=max_age, open_timeout=open_timeout)
+        super().__init__(name, options)
         self._connect = connect
 
     async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> None:

@@ -34,7 +34,7 @@ from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._backoff import DOWN_AFTER, LongPollPace, ReconnectAction, ReconnectBackoff
-from push_to_poll_client.listeners._base import ReadLoopListener
+from push_to_poll_client.listeners._base import ChannelOptions, ReadLoopListener
 from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
 from push_to_poll_client.listeners._hints import parse_path, values_at
 from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
@@ -271,7 +271,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         if method not in {"GET", "POST"}:
             raise ValueError(f"method is GET or POST, not {method!r}")
         check_number("wait", wait, above_zero=True)
-        check_number("open_timeout", open_timeout, above_zero=True)
+        options = ChannelOptions(hint, classify, max_age, open_timeout=open_timeout)
         self._client = ListenerClient(
             url,
             auth=auth,
@@ -281,14 +281,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
             max_body=max_body,
             client=client,
         )
-        super().__init__(
-            without_secrets(url),
-            credentials=self._client.credentials,
-            hint=hint,
-            classify=classify,
-            max_age=max_age,
-            open_timeout=open_timeout,
-        )
+        super().__init__(without_secrets(url), options, self._client.credentials)
         self._method = method
         self._ask = ask if callable(ask) else _checked({} if ask is None else ask)
         self._reader = LongPollReader(news, next, retry_after)
@@ -321,7 +314,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
     def _connect(self) -> AbstractAsyncContextManager[None]:
         return self._client.connected()
 
-    def _opened(self, connection: None, channel: Channel, reconnect: ReconnectBackoff) -> None:  # noqa: ARG002 - it has no state
+    def _opened(self, channel: Channel, reconnect: ReconnectBackoff) -> None:
         self._channel, self._reconnect = channel, reconnect
         self._is_up = False  # whether it was reported as up, and no push could have been lost since
         self._unanswered = 0  # requests in a row without a response

@@ -25,7 +25,7 @@ from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import missing_dependency, one_line
 from push_to_poll_client.listeners._backoff import ReconnectAction
-from push_to_poll_client.listeners._base import ReadLoopListener, unique_names
+from push_to_poll_client.listeners._base import ChannelOptions, ReadLoopListener, unique_names
 from push_to_poll_client.listeners._failures import Failure, failure_of_error
 from push_to_poll_client.listeners._hints import Notification
 
@@ -151,14 +151,8 @@ class PostgresListener(ReadLoopListener[Notification]):
         self._new_connection, location, password = (
             (conninfo, "", "") if callable(conninfo) else _parse_conninfo(conninfo)
         )
-        super().__init__(
-            one_line(f"postgresql{location} {','.join(channels)}"),
-            hint=hint,
-            classify=classify,
-            max_age=max_age,
-            max_silence=max_silence,
-            open_timeout=open_timeout,
-        )
+        options = ChannelOptions(hint, classify, max_age, max_silence, open_timeout)
+        super().__init__(one_line(f"postgresql{location} {','.join(channels)}"), options)
         self._known_secrets.add(password)
         self._channels = channels
 

@@ -20,7 +20,7 @@ from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_count, missing_dependency, one_line
 from push_to_poll_client.listeners._backoff import ReconnectAction
-from push_to_poll_client.listeners._base import ReadLoopListener, unique_names
+from push_to_poll_client.listeners._base import ChannelOptions, ReadLoopListener, unique_names
 from push_to_poll_client.listeners._failures import Failure, failure_of_error
 from push_to_poll_client.listeners._hints import Notification
 
@@ -120,14 +120,8 @@ class RedisListener(ReadLoopListener[Notification]):
         check_count("max_body", max_body)
         self._new_pool = _pool_factory(url)
         location = without_secrets(url) if isinstance(url, str) and not url.startswith("unix:") else "redis"
-        super().__init__(
-            one_line(f"{location} {','.join(self._channels + self._patterns)}"),
-            hint=hint,
-            classify=classify,
-            max_age=max_age,
-            max_silence=max_silence,
-            open_timeout=open_timeout,
-        )
+        options = ChannelOptions(hint, classify, max_age, max_silence, open_timeout)
+        super().__init__(one_line(f"{location} {','.join(self._channels + self._patterns)}"), options)
         self._known_secrets.add_url(url)
         self._known_secrets.add_body(getattr(getattr(url, "connection_pool", None), "connection_kwargs", {}))
         self._max_body = max_body

@@ -25,9 +25,9 @@ from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._http.transport import unwinding
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_count, check_number, quoted
+from push_to_poll_client._validation import check_count, quoted
 from push_to_poll_client.listeners._backoff import ReconnectAction
-from push_to_poll_client.listeners._base import ReadLoopListener, StopReconnecting
+from push_to_poll_client.listeners._base import ChannelOptions, ReadLoopListener, StopReconnecting
 from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
 from push_to_poll_client.listeners._requests import ListenerClient
 from push_to_poll_client.listeners._sse_parser import EventParser, EventTooLarge, ServerSentEvent
@@ -183,19 +183,11 @@ class SSEListener(ReadLoopListener[ServerSentEvent]):
         max_body: int = 65_536,
         client: Any = None,
     ) -> None:
-        check_number("open_timeout", open_timeout, above_zero=True)
+        options = ChannelOptions(hint, classify, max_age, max_silence, open_timeout)
         self._client = ListenerClient(
             url, auth=auth, headers=headers, ssl_context=ssl_context, timeout=open_timeout, client=client
         )
-        super().__init__(
-            without_secrets(url),
-            credentials=self._client.credentials,
-            hint=hint,
-            classify=classify,
-            max_age=max_age,
-            max_silence=max_silence,
-            open_timeout=open_timeout,
-        )
+        super().__init__(without_secrets(url), options, self._client.credentials)
         self._max_body = check_count("max_body", max_body)
         self._resumes = last_event_id
         self._last_event_id = ""

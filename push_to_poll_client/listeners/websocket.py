@@ -39,7 +39,7 @@ from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_count, check_number, quoted
 from push_to_poll_client.listeners._backoff import ReconnectAction, action_of_status
-from push_to_poll_client.listeners._base import ReadLoopListener
+from push_to_poll_client.listeners._base import ChannelOptions, ReadLoopListener
 from push_to_poll_client.listeners._failures import MAX_TEXT, Failure, failure_of_error, failure_of_status
 from push_to_poll_client.listeners._websocket_client import check_websockets, open_connection, parse_url
 
@@ -207,15 +207,8 @@ class WebSocketListener(ReadLoopListener[str | bytes]):
         if self._credentials.auth_flow is not None:
             raise TypeError("auth is an httpx.Auth, which only an HTTP client can apply; give a pair or a token")
         check_websockets()  # raises at once if the installed version is unsuitable, also in a program on trio
-        super().__init__(
-            without_secrets(url),
-            credentials=self._credentials,
-            hint=hint,
-            classify=classify,
-            max_age=max_age,
-            max_silence=max_silence,
-            open_timeout=open_timeout,
-        )
+        options = ChannelOptions(hint, classify, max_age, max_silence, open_timeout)
+        super().__init__(without_secrets(url), options, self._credentials)
         self._open = functools.partial(
             open_connection,
             str(parsed.copy_with(userinfo=b"", fragment=None)),
