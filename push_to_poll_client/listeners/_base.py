@@ -115,26 +115,23 @@ class BaseListener(abc.ABC):
                 f"{self.name}: {self._asyncio_library} runs on asyncio alone; run the consumer there, or take "
                 "another channel"
             )
-        with hidden(self._known_secrets):
-            await self._keep_connected(channel)
-
-    async def _keep_connected(self, channel: Channel) -> None:
         reconnect = ReconnectBackoff()
-        while True:
-            error: Exception | None = None
-            try:
-                await self._run_connection(channel, reconnect)
-                self._log.debug("%s: renewing the connection at its age", self.name)
-            except Exception as raised:  # noqa: BLE001 - a listener continues after any error; its action says when
-                # The traceback refers to the headers, and the status keeps the error for a long time.
-                error = sole_cause(raised).with_traceback(None)
-            reconnect.ended(anyio.current_time())
-            if isinstance(error, StopReconnecting):
-                self._log.info("%s: %s", self.name, error)
-                channel.down(error)
-                return
-            if error is not None:
-                await anyio.sleep(self._delay_after(error, channel, reconnect))
+        with hidden(self._known_secrets):
+            while True:
+                error: Exception | None = None
+                try:
+                    await self._run_connection(channel, reconnect)
+                    self._log.debug("%s: renewing the connection at its age", self.name)
+                except Exception as raised:  # noqa: BLE001 - a listener continues after any error; its action says when
+                    # The traceback refers to the headers, and the status keeps the error for a long time.
+                    error = sole_cause(raised).with_traceback(None)
+                reconnect.ended(anyio.current_time())
+                if isinstance(error, StopReconnecting):
+                    self._log.info("%s: %s", self.name, error)
+                    channel.down(error)
+                    return
+                if error is not None:
+                    await anyio.sleep(self._delay_after(error, channel, reconnect))
 
     def _delay_after(self, error: Exception, channel: Channel, reconnect: ReconnectBackoff) -> float:
         """Report the failure, and return the seconds to wait before the next attempt."""

@@ -10,6 +10,7 @@ the kernel may send it. Elsewhere a query finds it, which is sent after each lon
 `_base.py` connects again.
 """
 
+import functools
 import logging
 import os
 import re
@@ -214,9 +215,7 @@ def _parse_conninfo(conninfo: str) -> tuple[Connect, str, str]:
         ) from None
     settings: dict[str, Any] = {**SETTINGS, **given}
 
-    def connect() -> "Awaitable[psycopg.AsyncConnection[Any]]":
-        return psycopg.AsyncConnection.connect(**settings)
-
+    connect = functools.partial(psycopg.AsyncConnection.connect, **settings)
     host, port, database = (given.get(key) for key in ("host", "port", "dbname"))
     if re.search("[^,]@", str(host or "")):  # at the beginning it names an abstract socket
         raise ValueError(

@@ -6,6 +6,7 @@ nothing is published is silent, even if its other end is gone, so the server is 
 `_base.py` connects again. What redis-py would do to reconnect by itself is switched off.
 """
 
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -118,7 +119,7 @@ class RedisListener(ReadLoopListener[Notification]):
         if not self._channels + self._patterns:
             raise ValueError("there is neither a channel nor a pattern; name one")
         check_count("max_body", max_body)
-        self._new_pool = _pool_factory(url)
+        self._new_pool = _pool_factory(url, open_timeout)
         location = without_secrets(url) if isinstance(url, str) and not url.startswith("unix:") else "redis"
         options = ChannelOptions(hint, classify, max_age, max_silence, open_timeout)
         super().__init__(one_line(f"{location} {','.join(self._channels + self._patterns)}"), options)
@@ -128,7 +129,7 @@ class RedisListener(ReadLoopListener[Notification]):
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[Any]:
-        pool = self._new_pool(self._open_timeout)
+        pool = self._new_pool()
         try:
             with anyio.move_on_after(self._open_timeout) as opening:
                 pubsub = await self._subscribe(pool)
@@ -183,7 +184,7 @@ def _notification(message: Mapping[str, Any]) -> Notification:
     return Notification(message["channel"].decode("utf-8", "replace"), message["data"])
 
 
-def _pool_factory(url: Any) -> Callable[[float], Any]:
+def _pool_factory(url: Any, timeout: float) -> Callable[[], Any]:
     """Return a function that makes connection pools with the user's settings, except those for retries."""
     try:
         from redis.asyncio import ConnectionPool, SSLConnection
@@ -206,21 +207,19 @@ def _pool_factory(url: Any) -> Callable[[float], Any]:
         # By default redis-py 5 sends the password to a server with the certificate of another host.
         settings.setdefault("ssl_check_hostname", True)
 
-    def new_pool(timeout: float) -> Any:
-        overrides: dict[str, Any] = {
-            "retry": Retry(NoBackoff(), 0, supported_errors=()),  # retries on no error at all
-            "retry_on_error": [],
-            "retry_on_timeout": False,
-            "protocol": 2,
-            "decode_responses": False,
-            "health_check_interval": 0,
-            "socket_timeout": None,
-            "socket_connect_timeout": timeout,
-            **({} if "path" in settings else {"socket_keepalive": True}),
-        }
-        return ConnectionPool(connection_class=connection_class, **{**settings, **overrides})
-
-    return new_pool
+    if "path" not in settings:
+        settings["socket_keepalive"] = True
+    overrides: dict[str, Any] = {
+        "retry": Retry(NoBackoff(), 0, supported_errors=()),  # retries on no error at all
+        "retry_on_error": [],
+        "retry_on_timeout": False,
+        "protocol": 2,
+        "decode_responses": False,
+        "health_check_interval": 0,
+        "socket_timeout": None,
+        "socket_connect_timeout": timeout,
+    }
+    return functools.partial(ConnectionPool, connection_class=connection_class, **{**settings, **overrides})
 
 
 def _pool_from_url(url: str, pool_class: Any) -> Any:

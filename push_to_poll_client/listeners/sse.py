@@ -13,7 +13,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import anyio.lowlevel
@@ -52,12 +52,11 @@ class StreamEnded(PushToPollError):
     """The server ended the stream in an orderly way."""
 
 
-class EventStream:
+class EventStream(NamedTuple):
     """An open stream: the chunks of its body, and the parser with the state that they left."""
 
-    def __init__(self, chunks: AsyncIterator[bytes], parser: EventParser) -> None:
-        self.parser = parser
-        self._chunks = chunks
+    chunks: AsyncIterator[bytes]
+    parser: EventParser
 
     async def read(self) -> Sequence[ServerSentEvent]:
         """Wait for the next bytes, and return the events that they complete, often none.
@@ -66,7 +65,7 @@ class EventStream:
             StreamEnded: The server ended the stream.
             EventTooLarge: The stream cannot be read any further.
         """
-        async for chunk in self._chunks:
+        async for chunk in self.chunks:
             events = list[ServerSentEvent]()
             for start in range(0, len(chunk), BYTES_AT_ONCE):
                 await anyio.lowlevel.checkpoint()

@@ -32,7 +32,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -418,16 +418,12 @@ class WebhookListener:
 class _RouteListener:
     """The listener of one of several consumers of a webhook."""
 
-    def __init__(self, name: str, listen: Callable[[Channel], Any]) -> None:
+    def __init__(self, name: str, listen: Callable[[Channel], Coroutine[Any, Any, None]]) -> None:
         self.name: str = name
-        self._listen = listen
+        self.listen = listen
 
     def __repr__(self) -> str:
         return f"WebhookListener.listener_for({self.name!r})"
-
-    async def listen(self, channel: Channel, /) -> None:
-        """Run until cancelled."""
-        await self._listen(channel)
 
 
 def _argument_or_subscription(argument: _T | None, subscription: Subscription | None, name: str) -> _T | None:
