@@ -267,7 +267,14 @@ class HMACSignature:
         self._timestamp_header = "" if listed or timestamp is None else header_name(timestamp)
         self._timestamp_unit = timestamp_unit
         self._tolerance = tolerance
-        self._signed = _signed_template(signed, timed=timed)
+        default = "{timestamp}.{body}" if timed else "{body}"
+        self._signed = Template(default if signed is None else signed)
+        if BODY not in self._signed.names:
+            raise ValueError("signed must have {body} in it: else anybody could write the body")
+        if (TIMESTAMP in self._signed.names) != timed:
+            raise ValueError(
+                "signed must have {timestamp} in it if there is one: one that is not signed says nothing"
+            )
         if isinstance(once, str):
             raise TypeError("once must be a sequence of templates, not one")
         once = (["{signed}"] if timed else []) if once is None else once
@@ -305,9 +312,18 @@ class HMACSignature:
             if texts := _without(prefix, items):
                 # A character that is not ASCII becomes "?", which no signature has.
                 signatures[algorithm] = [self._in_one_case(text).encode("ascii", "replace") for text in texts]
-        timestamp = self._timestamp(request, items)
-        until = self._valid_until(timestamp, request.received_at)
-        return _Stated(signatures, timestamp, until) if signatures and until is not None else None
+        timestamp, until = "", math.inf
+        if TIMESTAMP in self._signed.names:
+            timestamp = self._timestamp(request, items)
+            if not _read_number(timestamp):
+                return None
+            signed_at = int(timestamp) * self._timestamp_unit
+            # A request with a future timestamp could be repeated for longer than it is remembered.
+            if abs(request.received_at - signed_at) > self._tolerance:
+                return None
+            # At the very end of the tolerance one still passes, and no longer a second later.
+            until = signed_at + self._tolerance + 1
+        return _Stated(signatures, timestamp, until) if signatures else None
 
     def _timestamp(self, request: WebhookRequest, items: Sequence[str]) -> str:
         """Return the text of the timestamp; empty if there is none, or if there are two."""
@@ -315,17 +331,6 @@ class HMACSignature:
             return request.headers.get(self._timestamp_header, "")
         found = _without(self._timestamp_prefix, items)
         return found[0] if len(found) == 1 else ""
-
-    def _valid_until(self, timestamp: str, now: float) -> float | None:
-        """Return when a timestamp will be refused; None if it is now: it is too old, or in the future."""
-        if TIMESTAMP not in self._signed.names:
-            return math.inf
-        if not _read_number(timestamp):
-            return None
-        signed_at = int(timestamp) * self._timestamp_unit
-        # A request with a future timestamp could be repeated for longer than it is remembered. One from the past
-        # still passes at the very end of the tolerance, and no longer one second later.
-        return signed_at + self._tolerance + 1 if abs(now - signed_at) <= self._tolerance else None
 
     def _fits(self, signed: bytes, algorithm: str, given: Sequence[bytes]) -> bool:
         macs = [self._encode(hmac.digest(key, signed, algorithm)) for key in self._keys]
@@ -335,13 +340,3 @@ class HMACSignature:
 def _without(prefix: str, items: Sequence[str]) -> list[str]:
     """Return the items that have a prefix, without it."""
     return [item.removeprefix(prefix) for item in items if item.startswith(prefix)]
-
-
-def _signed_template(signed: str | None, *, timed: bool) -> Template:
-    default = "{timestamp}.{body}" if timed else "{body}"
-    template = Template(default if signed is None else signed)
-    if BODY not in template.names:
-        raise ValueError("signed must have {body} in it: else anybody could write the body")
-    if (TIMESTAMP in template.names) != timed:
-        raise ValueError("signed must have {timestamp} in it if there is one: one that is not signed says nothing")
-    return template
