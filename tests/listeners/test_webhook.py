@@ -434,6 +434,11 @@ async def test_retry_after_is_in_whole_seconds(verify):
     assert (await posted(hooks)).headers["retry-after"] == "8"
 
 
+def test_without_a_rate_a_request_passes_whose_time_was_read_before_that_of_another_thread():
+    bucket = TokenBucket(None, 1)
+    assert [bucket.take(now) for now in (10.0, 10.5, 10.2)] == [0.0, 0.0, 0.0]
+
+
 async def test_all_requests_are_accepted_without_a_rate(verify):
     hooks = WebhookListener(verify, rate=None)
     assert {(await posted(hooks)).status for _ in range(1000)} == {200}

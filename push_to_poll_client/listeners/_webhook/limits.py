@@ -42,7 +42,8 @@ class TokenBucket:
         """
         with self._lock:
             wait = self._full_at - self._slack - now
-            if wait > ROUNDING:
+            # Without a limit, too, threads may come in another order than that of their times.
+            if wait > ROUNDING and self._spacing:
                 return wait
             self._full_at = max(self._full_at, now) + self._spacing
             return 0.0
