@@ -60,10 +60,6 @@ from push_to_poll_client.listeners._webhook.limits import ReplayCache, TokenBuck
 from push_to_poll_client.listeners._webhook.routing import PushRouter, WebhookSubscriber, names_at
 from push_to_poll_client.listeners._webhook.types import (
     ACCEPTED,
-    BUSY,
-    NOT_ALLOWED,
-    NOT_READY,
-    UNAUTHENTIC,
     Control,
     Handshake,
     Hint,
@@ -74,7 +70,6 @@ from push_to_poll_client.listeners._webhook.types import (
     WebhookRequest,
     WebhookResponse,
     check_response,
-    too_many_requests,
 )
 from push_to_poll_client.listeners.subscriptions._manager import SubscriptionManager
 from push_to_poll_client.listeners.subscriptions._types import Subscription
@@ -308,13 +303,13 @@ class WebhookListener:
         if response is not None:
             return response
         if request.method != "POST":
-            raise RequestRejected(NOT_ALLOWED, "unasked")
+            raise RequestRejected("unasked")
         verifiers = [verifier for verifier in self._verifiers if self._may_pass(verifier, request)]
         if not verifiers:
             raise self._rejected("without a signature or token of the expected form and time")
         with self._slot():
             if wait := self._bucket.take(monotonic()):
-                raise RequestRejected(too_many_requests(wait), "limited", hides_pushes=True)
+                raise RequestRejected("limited", wait=wait, hides_pushes=True)
             body = await read_body(receive, max_body=self._max_body, max_time=self._body_timeout)
             request = replace(request, body=body)
             verified = await self._verify(request, verifiers)
@@ -336,7 +331,7 @@ class WebhookListener:
     def _slot(self) -> Iterator[None]:
         """Hold one of the slots for bodies, or reject the request if none is free."""
         if not self._slots.acquire(blocking=False):
-            raise RequestRejected(BUSY, "busy", hides_pushes=True)
+            raise RequestRejected("busy", hides_pushes=True)
         try:
             yield
         finally:
@@ -369,10 +364,10 @@ class WebhookListener:
                 "%s: answered 503 to a request that cannot be verified while no consumer keeps the subscription",
                 self.name,
             )
-            return RequestRejected(NOT_READY, "not_ready")
+            return RequestRejected("not_ready")
         # Without the counters this is the only sign of a wrong secret.
         _log.log(self._journal.level(why, logging.INFO), "%s: refused a request %s", self.name, why)
-        return RequestRejected(UNAUTHENTIC, "refused")
+        return RequestRejected("refused")
 
     # Handshakes
 
@@ -411,7 +406,7 @@ class WebhookListener:
                 self._journal.count("handshakes")
                 return response
         if waits and request.method != "POST":  # a POST may be a push
-            raise RequestRejected(too_many_requests(waits[0]), "limited")
+            raise RequestRejected("limited", wait=waits[0])
         return None
 
 

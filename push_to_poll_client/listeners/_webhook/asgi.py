@@ -11,8 +11,6 @@ import anyio.lowlevel
 from push_to_poll_client import _event_loop
 from push_to_poll_client.listeners._webhook.types import (
     NO_CONTENT,
-    TOO_LARGE,
-    TOO_SLOW,
     RequestRejected,
     WebhookRequest,
     WebhookResponse,
@@ -72,7 +70,7 @@ def check_length(headers: Mapping[str, str], max_body: int) -> None:
     if not length.isascii() or not length.isdigit():
         return
     if len(length) > MAX_DIGITS or int(length) > max_body:
-        raise RequestRejected(TOO_LARGE, "too_large")
+        raise RequestRejected("too_large")
 
 
 PIECES_AT_ONCE = 1_000
@@ -96,11 +94,11 @@ async def read_body(receive: Receive, *, max_body: int, max_time: float) -> byte
                 raise ClientGone
             part = message.get("body", b"")
             if len(body) + len(part) > max_body:
-                raise RequestRejected(TOO_LARGE, "too_large")
+                raise RequestRejected("too_large")
             body += part
             more = message.get("more_body", False)
             pieces += 1
             if pieces % PIECES_AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()
         return bytes(body)
-    raise RequestRejected(TOO_SLOW, "too_slow")
+    raise RequestRejected("too_slow")

@@ -170,47 +170,45 @@ RejectReason: TypeAlias = Literal["refused", "not_ready", "too_large", "too_slow
 ACCEPTED = WebhookResponse()
 """For an authentic request, unless the subscription or the caller wants another response."""
 
-UNAUTHENTIC = WebhookResponse(401)
-"""For anything that is wrong with a signature: to say what would help an attacker."""
-
 NOT_READY = WebhookResponse(503, headers={"Retry-After": "5"})
 """For anything that is wrong with a signature while the registration may be unknown here: a server sends a push
 again after a 503, and may end the subscription after a 401."""
 
-NOT_ALLOWED = WebhookResponse(405, headers={"Allow": "POST"})
-"""For neither a push nor an expected handshake (RFC 9110 §15.5.6; CloudEvents webhooks §4.2)."""
-
-TOO_LARGE = WebhookResponse(413, headers={"Connection": "close"})
-"""The rest of the body is not read (RFC 9110 §15.5.14)."""
-
-TOO_SLOW = WebhookResponse(408, headers={"Connection": "close"})
-"""The rest of the body is not read (RFC 9110 §15.5.9)."""
-
-BUSY = WebhookResponse(503, headers={"Retry-After": "1"})
-"""A slot is free again after a moment, unless clients send their bodies slowly on purpose."""
+REJECTIONS: Mapping[RejectReason, WebhookResponse] = {
+    # Anything that is wrong with a signature: to say what would help an attacker.
+    "refused": WebhookResponse(401),
+    "not_ready": NOT_READY,
+    # Neither a push nor an expected handshake (RFC 9110 §15.5.6; CloudEvents webhooks §4.2).
+    "unasked": WebhookResponse(405, headers={"Allow": "POST"}),
+    # The rest of the body is not read (RFC 9110 §15.5.14 and §15.5.9).
+    "too_large": WebhookResponse(413, headers={"Connection": "close"}),
+    "too_slow": WebhookResponse(408, headers={"Connection": "close"}),
+    # A slot is free again after a moment, unless clients send their bodies slowly on purpose.
+    "busy": WebhookResponse(503, headers={"Retry-After": "1"}),
+}
+"""The response to a rejected request; to one beyond the rate it says how long to wait."""
 
 MIN_FINAL_STATUS, MAX_STATUS = 200, 599
 NO_CONTENT = {204, 304}
 """Statuses of responses without a body (RFC 9110 §6.4.1)."""
 
 
-def too_many_requests(wait: float) -> WebhookResponse:
-    """Ask the client to come back after `wait` seconds, as CloudEvents webhooks §2.2 wants it."""
-    return WebhookResponse(429, headers={"Retry-After": str(math.ceil(wait))})
-
-
 class RequestRejected(Exception):
     """A request goes no further.
 
     Args:
-        response: Sent to the client.
         reason: The counter that is increased.
+        wait: Seconds after which the client may come back, if it is `limited` (CloudEvents webhooks §2.2).
         hides_pushes: Whether an authentic request could have been rejected in the same way.
+
+    Attributes:
+        response: Sent to the client.
     """
 
-    def __init__(self, response: WebhookResponse, reason: RejectReason, *, hides_pushes: bool = False) -> None:
+    def __init__(self, reason: RejectReason, *, wait: float = 0.0, hides_pushes: bool = False) -> None:
         super().__init__(reason)
-        self.response = response
+        too_many = WebhookResponse(429, headers={"Retry-After": str(math.ceil(wait))})
+        self.response = REJECTIONS.get(reason, too_many)
         self.reason = reason
         self.hides_pushes = hides_pushes
 
