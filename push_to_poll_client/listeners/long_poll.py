@@ -378,7 +378,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
     async def _get_response(self, params: RequestParams) -> ListenerResponse | None:
         """Return the response; `None` if none came in time, and that may pass."""
         try:
-            response = await self._send_and_mark_up(params)
+            response = await self._send(params)
             response = response if response.status == HTTPStatus.NOT_MODIFIED else response.expect()
         except (TimeoutError, httpx.HTTPStatusError) as error:
             self._unanswered += 1
@@ -390,24 +390,22 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         self._unanswered = 0
         return response
 
-    async def _send_and_mark_up(self, params: RequestParams) -> ListenerResponse:
+    async def _send(self, params: RequestParams) -> ListenerResponse:
         """Send the request, and report the channel as up once the server has held it for a while."""
-        if self._is_up:
-            return await self._send(params)
 
         async def mark_up() -> None:
             await anyio.sleep(HELD_AFTER)
             self._up()
 
         async with Background() as background:
-            return await self._send(params, on_sent=lambda: background.tasks.start_soon(mark_up))
-
-    async def _send(self, params: RequestParams, on_sent: Callable[[], object] | None = None) -> ListenerResponse:
-        send = functools.partial(self._client.send_request, self._method, wait=self._wait, on_sent=on_sent)
-        if self._method == "POST":
-            return await send(content=msgspec.json.encode(params), headers={"content-type": "application/json"})
-        query = {name: query_value(value) for name, value in params.items()}
-        return await send(str(httpx.URL(self._client.url).copy_merge_params(query)) if query else None)
+            on_sent = functools.partial(background.tasks.start_soon, mark_up)
+            send = functools.partial(self._client.send_request, self._method, wait=self._wait, on_sent=on_sent)
+            if self._method == "POST":
+                return await send(
+                    content=msgspec.json.encode(params), headers={"content-type": "application/json"}
+                )
+            query = {name: query_value(value) for name, value in params.items()}
+            return await send(str(httpx.URL(self._client.url).copy_merge_params(query)) if query else None)
 
     def _failure(self, error: Exception) -> Failure:
         failure = http_failure_of(error, wanted="an answer to a long poll")

@@ -38,8 +38,9 @@ class WebhookRequest:
 
     method: str = "POST"
     path: str = "/"
-    query: str = ""
-    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
+    # Query and headers may hold the secret that the receiver and the server share.
+    query: str = field(default="", repr=False)
+    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS, repr=False)
     body: bytes = field(default=b"", repr=False)
     received_at: float = 0.0
 
@@ -65,10 +66,6 @@ class WebhookRequest:
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
 
-    def __repr__(self) -> str:
-        # Query and headers may hold the secret that the receiver and the server share.
-        return f"WebhookRequest({self.method} {self.path!r}, {len(self.body)} bytes)"
-
 
 @dataclass(frozen=True, slots=True)
 class WebhookResponse:
@@ -82,13 +79,10 @@ class WebhookResponse:
     """
 
     status: int = 200
-    body: bytes = b""
-    content_type: str = "text/plain; charset=utf-8"
-    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
-
-    def __repr__(self) -> str:
-        # The answer to a handshake may hold a secret of the server and the receiver.
-        return f"{type(self).__name__}({self.status}, {len(self.body)} bytes, {len(self.headers)} headers)"
+    # The answer to a handshake may hold a secret of the server and the receiver.
+    body: bytes = field(default=b"", repr=False)
+    content_type: str = field(default="text/plain; charset=utf-8", repr=False)
+    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
