@@ -32,6 +32,10 @@ REDIRECTS_NOT_FOLLOWED = (
 """Headers of any name may hold a secret, and secrets go only to the origin they were given for (G12)."""
 
 
+class ConnectionEnded(PushToPollError):
+    """The other side, or the user's function, ended the connection in an orderly way."""
+
+
 class Failure(NamedTuple):
     """The end of a connection, or of an attempt to open one.
 
@@ -96,7 +100,8 @@ def failure_of_error(
         sentence = f"failed with {type(error).__name__}"
         sentence = sentence if found is None else f"{type(found).__name__}: {quoted(found, MAX_TEXT)}"
     action = next(action for kind, action in actions if any(isinstance(cause, kind) for cause in chain))
-    return Failure(action, sentence, error if isinstance(error, (PushToPollError, *quotable)) else None)
+    cause = error if isinstance(error, (PushToPollError, *quotable)) else None
+    return Failure(action, sentence, cause, orderly=isinstance(error, ConnectionEnded))
 
 
 ERROR_ACTIONS: tuple[tuple[type[Exception], ReconnectAction], ...] = (

@@ -18,13 +18,9 @@ from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_str
 from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff
 from push_to_poll_client.listeners._base import BaseListener, ChannelOptions
-from push_to_poll_client.listeners._failures import Failure, failure_of_error
+from push_to_poll_client.listeners._failures import ConnectionEnded, Failure, failure_of_error
 
 __all__ = ["Connection", "ConnectionListener"]
-
-
-class ConnectionEnded(PushToPollError):
-    """The function returned."""
 
 
 class NotAsync(PushToPollError):
@@ -131,5 +127,4 @@ class ConnectionListener(BaseListener):
         self._report_up(channel, reconnect)
 
     def _failure(self, error: Exception) -> Failure:
-        failure = failure_of_error(error, ERROR_ACTIONS, (Exception,))
-        return failure._replace(orderly=isinstance(error, ConnectionEnded))
+        return failure_of_error(error, ERROR_ACTIONS, (Exception,))

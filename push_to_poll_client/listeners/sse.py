@@ -19,7 +19,6 @@ import anyio
 import anyio.lowlevel
 import httpx
 
-from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.credentials import Auth, HeaderSource
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._http.transport import unwinding
@@ -28,8 +27,8 @@ from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_count, quoted
 from push_to_poll_client.listeners._backoff import ReconnectAction
 from push_to_poll_client.listeners._base import ChannelOptions, ReadLoopListener, StopReconnecting
-from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
-from push_to_poll_client.listeners._requests import ListenerClient
+from push_to_poll_client.listeners._failures import ConnectionEnded, Failure, error_response, http_failure_of
+from push_to_poll_client.listeners._requests import ListenerClient, UnusableResponse
 from push_to_poll_client.listeners._sse_parser import EventParser, EventTooLarge, ServerSentEvent
 
 __all__ = ["SSEListener"]
@@ -44,14 +43,6 @@ REQUEST_HEADERS = {"accept": MEDIA_TYPE, "cache-control": "no-store"}
 """Headers of each request (WHATWG HTML §9.2.2). The user's own headers replace them."""
 
 
-class NotAnEventStream(PushToPollError):
-    """The server answered 200 with another media type or with an encoding."""
-
-
-class StreamEnded(PushToPollError):
-    """The server ended the stream in an orderly way."""
-
-
 class EventStream(NamedTuple):
     """An open stream: the chunks of its body, and the parser with the state that they left."""
 
@@ -62,7 +53,7 @@ class EventStream(NamedTuple):
         """Wait for the next bytes, and return the events that they complete, often none.
 
         Raises:
-            StreamEnded: The server ended the stream.
+            ConnectionEnded: The server ended the stream.
             EventTooLarge: The stream cannot be read any further.
         """
         async for chunk in self.chunks:
@@ -71,7 +62,7 @@ class EventStream(NamedTuple):
                 await anyio.lowlevel.checkpoint()
                 events += self.parser.feed(chunk[start : start + BYTES_AT_ONCE])
             return events
-        raise StreamEnded("the server ended the stream")
+        raise ConnectionEnded("the server ended the stream")
 
 
 def _check(response: Any) -> None:
@@ -82,26 +73,20 @@ def _check(response: Any) -> None:
         raise httpx.HTTPStatusError(f"HTTP {status}", request=response.request, response=response)
     media_type = response.headers.get("content-type", "")
     if media_type.partition(";")[0].strip().lower() != MEDIA_TYPE:
-        raise NotAnEventStream(
+        raise UnusableResponse(
             f"the server answered with Content-Type {quoted(media_type)} instead of {MEDIA_TYPE}"
         )
     encoding = response.headers.get("content-encoding", "identity")
     # Decoded, 64 KiB from the socket can be 64 MiB; and a compressor holds small events back.
     if encoding.strip().lower() not in {"", "identity"}:
-        raise NotAnEventStream(f"the server sent Content-Encoding {quoted(encoding)}, but was asked for identity")
-
-
-ERROR_ACTIONS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
-    (NotAnEventStream, ReconnectAction.SLOW_RETRY),  # a login page, a compressing proxy
-    (EventTooLarge, ReconnectAction.SLOW_RETRY),  # the next event will be as large
-)
-"""The actions after errors of streams, before those of HTTP. The end of a stream and silence are retried."""
+        raise UnusableResponse(f"the server sent Content-Encoding {quoted(encoding)}, but was asked for identity")
 
 
 def failure_of(error: Exception) -> Failure:
     """Classify and describe an error that ended a stream, or an attempt to open one."""
-    failure = http_failure_of(error, wanted="an event stream", actions=ERROR_ACTIONS)
-    return failure._replace(hid_a_push=isinstance(error, EventTooLarge), orderly=isinstance(error, StreamEnded))
+    actions = [(EventTooLarge, ReconnectAction.SLOW_RETRY)]  # the next event will be as large
+    failure = http_failure_of(error, wanted="an event stream", actions=actions)
+    return failure._replace(hid_a_push=isinstance(error, EventTooLarge))
 
 
 MAX_ID = 1024

@@ -12,8 +12,9 @@ from websockets.uri import parse_uri
 
 from push_to_poll_client import PushToPollError, ReconnectAction
 from push_to_poll_client.listeners._base import StopReconnecting
+from push_to_poll_client.listeners._requests import UnusableResponse
 from push_to_poll_client.listeners._sse_parser import MAX_RETRY, EventParser, EventTooLarge, ServerSentEvent
-from push_to_poll_client.listeners.sse import NotAnEventStream, _check, _fits_header
+from push_to_poll_client.listeners.sse import _check, _fits_header
 from push_to_poll_client.listeners.sse import failure_of as sse_failure_of
 from push_to_poll_client.listeners.websocket import NoCommonSubprotocol
 from push_to_poll_client.listeners.websocket import failure_of as websocket_failure_of
@@ -71,7 +72,7 @@ def read_answer(data):
         _check(response)
     except StopReconnecting:
         return
-    except (NotAnEventStream, httpx.HTTPStatusError) as error:
+    except (UnusableResponse, httpx.HTTPStatusError) as error:
         _look_at(sse_failure_of(error))
 
 

@@ -17,9 +17,9 @@ from push_to_poll_client.durable_streams import DurableStreamsSignature, PullWak
 from push_to_poll_client.listeners import LongPollListener, SSEListener, WebSocketListener, sse, websocket
 from push_to_poll_client.listeners import postgres as postgres_listener
 from push_to_poll_client.listeners import redis as redis_listener
+from push_to_poll_client.listeners._requests import UnusableResponse
 from push_to_poll_client.listeners.postgres import PostgresListener
 from push_to_poll_client.listeners.redis import RedisListener
-from push_to_poll_client.listeners.sse import NotAnEventStream
 from push_to_poll_client.listeners.subscriptions import WebSub
 from push_to_poll_client.listeners.webhook import WebhookListener
 from push_to_poll_client.testing import virtual_time
@@ -85,7 +85,7 @@ HTTP = "https://shop.example/push"
         (lambda: WebSocketListener(f"{WEBSOCKET}?token={CANARY}"), InvalidMessage(f"got /push?token={CANARY}")),
         (lambda: WebSocketListener(f"wss://user:{CANARY}@shop.example"), closed(f"user:{CANARY}")),
         (lambda: WebSocketListener(WEBSOCKET, auth=CANARY), caused(ConnectionResetError(104, "reset"))),
-        (lambda: SSEListener(HTTP, auth=CANARY), NotAnEventStream(f"the server sent 'text/{CANARY}'")),
+        (lambda: SSEListener(HTTP, auth=CANARY), UnusableResponse(f"the server sent 'text/{CANARY}'")),
         (lambda: SSEListener(HTTP, auth=CANARY), httpx.RemoteProtocolError(f"illegal status line: {CANARY}")),
         (lambda: SSEListener(f"https://user:{CANARY}@shop.example"), httpx.RemoteProtocolError(CANARY.upper())),
         (lambda: LongPollListener(f"{HTTP}?api_key={CANARY}"), httpx.RemoteProtocolError(CANARY)),

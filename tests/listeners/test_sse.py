@@ -14,8 +14,10 @@ from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._http.transport import ProxyUnusable, SocksUnusable
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import ReconnectAction, ServerSentEvent, SSEListener
+from push_to_poll_client.listeners._failures import ConnectionEnded
+from push_to_poll_client.listeners._requests import UnusableResponse
 from push_to_poll_client.listeners._sse_parser import EventTooLarge
-from push_to_poll_client.listeners.sse import NotAnEventStream, StreamEnded, failure_of
+from push_to_poll_client.listeners.sse import failure_of
 from tests.support.channels import TimedChannel
 from tests.support.forms import form
 
@@ -151,7 +153,7 @@ async def test_each_connect_is_up_and_each_failure_is_down_with_the_latest_error
     assert [event for _, event in channel.events] == ["down", "up", "down", "down", "up"]
     assert [type(error.__cause__).__name__ for error in channel.errors] == [
         "ReadError",
-        "StreamEnded",
+        "ConnectionEnded",
         "HTTPStatusError",
     ]
     assert "the server ended the stream" in str(channel.errors[1])
@@ -473,7 +475,7 @@ UNTRUSTED = ssl.SSLCertVerificationError(1, "certificate verify failed")
                 httpx.RemoteProtocolError("peer closed connection without sending complete message body"),
                 httpx.ProxyError("502 Bad Gateway"),
                 TimeoutError("no answer within 10 s"),
-                StreamEnded("the server ended the stream"),
+                ConnectionEnded("the server ended the stream"),
                 *(status(code) for code in (408, 425, 429, 500, 502, 503, 504, 599)),
                 RuntimeError("something new"),
             ],
@@ -482,7 +484,7 @@ UNTRUSTED = ssl.SSLCertVerificationError(1, "certificate verify failed")
             ReconnectAction.SLOW_RETRY,
             [
                 *(status(code) for code in (201, 206, 301, 302, 307, 400, 401, 403, 404, 407, 418, 501, 505)),
-                NotAnEventStream("the server answered with something else"),
+                UnusableResponse("the server answered with something else"),
                 EventTooLarge("a line is too large"),
                 ProxyUnusable("the address of the proxy is not valid"),
                 httpx.LocalProtocolError("Illegal header value"),
@@ -510,7 +512,7 @@ def test_each_failure_is_classified_with_its_action(action, errors):
                 "since credentials stay with their origin: use the new address"
             ),
         ),
-        (StreamEnded("the server ended the stream"), "the server ended the stream"),
+        (ConnectionEnded("the server ended the stream"), "the server ended the stream"),
         (httpx.ReadError(""), "failed with ReadError"),
         (caused_by(httpx.ReadError(""), OSError("lost")), "OSError: 'lost'"),
         (httpx.LocalProtocolError(CANARY), "failed with LocalProtocolError"),

@@ -10,10 +10,11 @@ import pytest
 
 from push_to_poll_client._http.response import BodyError, read_body
 from push_to_poll_client._http.transport import CHUNKS_AT_ONCE, unwinding
+from push_to_poll_client.listeners._failures import ConnectionEnded
 from push_to_poll_client.listeners._requests import ListenerClient
 from push_to_poll_client.listeners._sse_parser import EventParser
 from push_to_poll_client.listeners._webhook import asgi
-from push_to_poll_client.listeners.sse import EventStream, StreamEnded
+from push_to_poll_client.listeners.sse import EventStream
 
 pytestmark = pytest.mark.anyio
 
@@ -110,7 +111,7 @@ async def test_an_event_stream_lets_other_tasks_run():
         stream = EventStream(pieces.chunks(), EventParser(max_size=None))
         for _ in range(PIECES):
             assert await stream.read() == []
-        with pytest.raises(StreamEnded):
+        with pytest.raises(ConnectionEnded):
             await stream.read()
 
 
