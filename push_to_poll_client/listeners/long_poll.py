@@ -163,10 +163,6 @@ def query_value(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-class AskFailed(PushToPollError):
-    """The user's `ask` failed. Only the class of its error is named."""
-
-
 class LongPollListener(ReadLoopListener[ListenerResponse]):
     """Wakes on every answer with news to a request that the server holds until there is any.
 
@@ -373,7 +369,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
                 params = self._ask()
                 return {**_checked(await params if inspect.isawaitable(params) else params), **self._position}
         except Exception as error:  # noqa: BLE001 - the function may raise anything, and the text may hold a secret
-            raise AskFailed(f"ask failed with {type(error).__name__}") from None
+            raise PushToPollError(f"ask failed with {type(error).__name__}") from None
 
     async def _get_response(self, params: RequestParams) -> ListenerResponse | None:
         """Return the response; `None` if none came in time, and that may pass."""

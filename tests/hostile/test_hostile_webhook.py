@@ -198,7 +198,7 @@ async def test_a_sender_with_the_secret_causes_only_polls_within_the_rate(runnin
     await anyio.sleep(10)
     took = anyio.current_time() - began
     assert len(feed.requests) - polls <= BURST + 4 + RATE * took
-    assert len(hooks._replay_cache) == min(MAX_REPLAYS, REQUESTS // 2)
+    assert len(hooks._replay_cache._expiries) == min(MAX_REPLAYS, REQUESTS // 2)
 
 
 async def test_requests_beyond_the_rate_are_not_verified_and_delay_a_message_by_degraded_interval(running):

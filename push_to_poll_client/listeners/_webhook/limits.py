@@ -70,9 +70,6 @@ class ReplayCache:
         self._expiries: OrderedDict[tuple[bytes, Recipient], float] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._expiries)
-
     def unseen(self, verified: Verified, recipients: Sequence[Recipient], now: float) -> Sequence[Recipient]:
         """Return the recipients for whom this request was not received before; none for a repetition.
 
