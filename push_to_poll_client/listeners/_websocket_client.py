@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import functools
 import importlib
+import itertools
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import anyio
@@ -78,9 +79,18 @@ async def open_connection(
         Exception: The error that ended the attempt or the connection. `failure_of` classifies it.
     """
     connect, connection_class = check_websockets(_backend())
+    connections = itertools.count()
+
+    def create_once(*args: Any, **options: Any) -> Any:
+        # If `websockets` no longer calls `process_redirect()`, a second connection follows a redirect. Nothing has
+        # been sent on it yet.
+        if next(connections):
+            raise _unsupported("it follows redirects, with your credentials, and no longer lets us prevent that")
+        return connection_class(*args, **options)
+
     async with connect(
         url,
-        create_connection=_Once(connection_class),
+        create_connection=create_once,
         additional_headers=headers,
         user_agent_header=user_agent(USER_AGENT),
         compression=None,
@@ -108,31 +118,6 @@ class _QuietLogger(ConsumerLog):
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         super().log(min(level, logging.INFO), msg, *args, **{**kwargs, "exc_info": None, "extra": None})
-
-
-class _NoRedirects:
-    """Makes a redirect a failure instead of following it."""
-
-    def process_redirect(self, exc: Exception) -> Exception:
-        return exc
-
-
-class _Once:
-    """Creates one connection for one `connect()`.
-
-    If `websockets` no longer calls `process_redirect()`, a second connection follows a redirect. It is refused
-    before anything is sent.
-    """
-
-    def __init__(self, connection: Callable[..., Any]) -> None:
-        self._connection = connection
-        self._created = False
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        if self._created:
-            raise _unsupported("it follows redirects, with your credentials, and no longer lets us prevent that")
-        self._created = True
-        return self._connection(*args, **options)
 
 
 class _AbortOnBackpressure:
@@ -195,7 +180,7 @@ def check_websockets(backend: str = "asyncio") -> tuple[Any, Any]:
     if backend == "asyncio" and not issubclass(module.ClientConnection, asyncio.Protocol):
         raise _unsupported("its connection is not an asyncio.Protocol, so what waits to be sent has no limit")
     return (
-        type("connect", (_NoRedirects, module.connect), {}),
+        type("connect", (module.connect,), {"process_redirect": lambda _self, error: error}),  # it follows none
         type("ClientConnection", (_AbortOnBackpressure, _SmallReads, module.ClientConnection), {}),
     )
 

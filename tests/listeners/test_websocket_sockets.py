@@ -331,9 +331,8 @@ UNSUITABLE = rf"^WebSocketListener cannot use websockets {re.escape(websockets._
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # asyncio drops the socket of a protocol that refuses it
 async def test_a_redirect_is_refused_if_the_library_no_longer_asks_whether_to_follow_it(changed_library):
-    changed_library.delattr(
-        _websocket_client._NoRedirects, "process_redirect"
-    )  # as if it were called by another name
+    connect, _ = _websocket_client.check_websockets(_websocket_client._backend())
+    changed_library.delattr(connect, "process_redirect")  # as if it were called by another name
     with Refusing((410, {})) as elsewhere:
         there = (302, {"Location": f"ws://{HOST}:{elsewhere.port}/push"})
         with Refusing(there) as server:

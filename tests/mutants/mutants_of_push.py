@@ -427,7 +427,7 @@ PUSH = [
         "G12",
         "follows a redirect when `websockets` no longer asks whether to",
         "listeners/_websocket_client.py",
-        "        if self._created:\n",
+        "        if next(connections):\n",
         "        if False:\n",
         "tests/listeners/test_websocket_sockets.py",
         "-k",

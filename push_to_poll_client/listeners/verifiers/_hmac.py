@@ -88,12 +88,9 @@ TIMESTAMP = "timestamp"
 SIGNED = "signed"
 
 
-def header_bytes(value: str) -> bytes | None:
-    """Return the bytes of a header's value (RFC 9110 §5.5: ISO-8859-1); None if it cannot have been received."""
-    try:
-        return value.encode("latin-1")
-    except UnicodeEncodeError:
-        return None
+def header_bytes(value: str) -> bytes:
+    """Return the bytes of a header's value (RFC 9110 §5.5: ISO-8859-1), with other characters escaped."""
+    return value.encode("latin-1", "backslashreplace")
 
 
 def header_name(name: str) -> str:

@@ -97,15 +97,12 @@ class _HeaderToken:
         return self(request)
 
     def __call__(self, request: WebhookRequest, /) -> bool:
-        value = request.headers.get(self._header)
-        if value is None:
-            return False
+        value = request.headers.get(self._header, "")  # no token is empty
         if self._scheme:
             scheme, _, token = value.partition(" ")
             # Another scheme leaves an empty text, which no token is.
             value = token.lstrip(" ") if scheme.lower() == self._scheme else ""
-        given = header_bytes(value)
-        return given is not None and given in self._tokens
+        return header_bytes(value) in self._tokens
 
 
 MAX_ITEMS = 1000
