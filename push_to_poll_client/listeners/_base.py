@@ -5,9 +5,8 @@ pushed while there was no connection.
 
 `BaseListener` is the reconnect loop. A subclass runs one connection and says what a failure means; `_backoff.py`
 decides when to connect again. `ReadLoopListener` adds what all channels share that read one message after the
-other: credentials, hints, the largest age of a connection, and the longest silence.
-
-`unique_names` is a check that the listeners for databases share.
+other: credentials, hints, the largest age of a connection, and the longest silence. `DatabaseListener` is what the
+listeners for databases share.
 """
 
 import abc
@@ -15,8 +14,8 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -26,6 +25,7 @@ import msgspec
 from push_to_poll_client._event_loop import sole_cause
 from push_to_poll_client._exceptions import ListenerError, PushToPollError
 from push_to_poll_client._http.credentials import Credentials
+from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._secrets import Secrets, hidden, mask
@@ -33,7 +33,7 @@ from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._backoff import DOWN_AFTER, ReconnectAction, ReconnectBackoff, lifetime
 from push_to_poll_client.listeners._failures import Failure
-from push_to_poll_client.listeners._hints import HintReader
+from push_to_poll_client.listeners._hints import HintReader, Notification
 
 
 class StopReconnecting(PushToPollError):
@@ -72,7 +72,6 @@ class BaseListener(abc.ABC):
     """
 
     _log: ConsumerLog  # of the listener's module
-    _asyncio_library: str | None = None  # a library that the listener needs, and that does not run on trio
 
     def __init__(self, name: str, options: ChannelOptions) -> None:
         self.name: str = name
@@ -106,15 +105,8 @@ class BaseListener(abc.ABC):
         Returns when the server asks to be left alone, where the channel has a way to ask that.
 
         Raises:
-            ListenerError: Trying again cannot help: the server said "for good", or `classify` did. Or the event
-                loop is trio's, on which a library that the listener needs does not run.
+            ListenerError: Trying again cannot help: the server said "for good", or `classify` did.
         """
-        is_asyncio = isinstance(anyio.lowlevel.current_token().native_token, asyncio.AbstractEventLoop)
-        if self._asyncio_library is not None and not is_asyncio:
-            raise ListenerError(
-                f"{self.name}: {self._asyncio_library} runs on asyncio alone; run the consumer there, or take "
-                "another channel"
-            )
         reconnect = ReconnectBackoff()
         with hidden(self._known_secrets):
             while True:
@@ -205,8 +197,6 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         credentials: Sent at each connect; `None` if this library sends none.
     """
 
-    _pings = False  # whether `_read` itself asks the server, after a silence, whether it is there
-
     def __init__(self, name: str, options: ChannelOptions, credentials: Credentials | None = None) -> None:
         super().__init__(name, options)
         if credentials is not None:
@@ -241,7 +231,7 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         self._report_up(channel, reconnect)
 
     async def _read_in_time(self, connection: Any) -> Sequence[_MessageT]:
-        with anyio.move_on_after(None if self._pings else self._max_silence):
+        with anyio.move_on_after(self._max_silence):
             return await self._read(connection)
         raise TimeoutError(f"no message for {self._max_silence:g} s")
 
@@ -254,6 +244,58 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         if push is not None:
             channel.wake(push)
         return push is not None
+
+
+class DatabaseListener(ReadLoopListener[Notification]):
+    """A listener for what is published in a database, by a library that runs on asyncio alone.
+
+    `_read` waits for `max_silence` at most, by the library's own means: a cancelled read could lose a message.
+    """
+
+    _library: str  # by the name of its package
+
+    @abc.abstractmethod
+    async def _open(self, closing: AsyncExitStack) -> Any:
+        """Connect and subscribe. What is to be closed in the end is given to `closing`, by `close_in_time`."""
+
+    @abc.abstractmethod
+    async def _ping(self, connection: Any) -> Sequence[Notification]:
+        """Ask the server whether it is there, and return what was published meanwhile."""
+
+    async def listen(self, channel: Channel, /) -> None:
+        """As of the base.
+
+        Raises:
+            ListenerError: As of the base. Or the event loop is trio's, on which the library does not run.
+        """
+        if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
+            raise ListenerError(
+                f"{self.name}: {self._library} runs on asyncio alone; run the consumer there, or take another "
+                "channel"
+            )
+        await super().listen(channel)
+
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[Any]:
+        async with AsyncExitStack() as closing:
+            with anyio.move_on_after(self._open_timeout) as opening:
+                connection = await self._open(closing)
+            if opening.cancelled_caught:
+                raise TimeoutError(f"not subscribed within {self._open_timeout:g} s")
+            yield connection
+
+    async def _read_in_time(self, connection: Any) -> Sequence[Notification]:
+        if messages := await self._read(connection):
+            return messages
+        with anyio.move_on_after(self._open_timeout):
+            return await self._ping(connection)
+        raise TimeoutError(f"no answer to a ping within {self._open_timeout:g} s")
+
+
+async def close_in_time(close: Callable[[], Awaitable[object]]) -> None:
+    """Close something of a database, also after a cancellation."""
+    with anyio.move_on_after(CLOSE_TIMEOUT, shield=True), suppress(Exception):
+        await close()
 
 
 def unique_names(argument: str, given: str | Sequence[str]) -> tuple[str, ...]:

@@ -14,19 +14,16 @@ import functools
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import anyio
-
 from push_to_poll_client._http.origins import check_userinfo
-from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import missing_dependency, one_line
 from push_to_poll_client.listeners._backoff import ReconnectAction
-from push_to_poll_client.listeners._base import ChannelOptions, ReadLoopListener, unique_names
+from push_to_poll_client.listeners._base import ChannelOptions, DatabaseListener, close_in_time, unique_names
 from push_to_poll_client.listeners._failures import Failure, failure_of_error
 from push_to_poll_client.listeners._hints import Notification
 
@@ -87,7 +84,7 @@ SETTINGS = {
 Connect: TypeAlias = "Callable[[], Awaitable[psycopg.AsyncConnection[Any]]]"
 
 
-class PostgresListener(ReadLoopListener[Notification]):
+class PostgresListener(DatabaseListener):
     """Wakes on every NOTIFY, and on every connect.
 
         PostgresListener("postgresql://me@db.example/shop", "orders")
@@ -130,8 +127,7 @@ class PostgresListener(ReadLoopListener[Notification]):
     """
 
     _log = ConsumerLog(logging.getLogger(__name__))
-    _asyncio_library = "psycopg"
-    _pings = True
+    _library = "psycopg"
 
     def __init__(
         self,
@@ -157,36 +153,23 @@ class PostgresListener(ReadLoopListener[Notification]):
         self._known_secrets.add(password)
         self._channels = channels
 
-    @asynccontextmanager
-    async def _connect(self) -> "AsyncIterator[psycopg.AsyncConnection[Any]]":
+    async def _open(self, closing: AsyncExitStack) -> "psycopg.AsyncConnection[Any]":
         from psycopg import sql
 
-        connection: Any = None
-        try:
-            with anyio.move_on_after(self._open_timeout) as opening:
-                connection = await self._new_connection()
-                await connection.set_autocommit(True)
-                for name in self._channels:
-                    await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(name)))
-            if opening.cancelled_caught:
-                raise TimeoutError(f"not listening within {self._open_timeout:g} s")
-            yield connection
-        finally:
-            with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                if connection is not None:
-                    await connection.close()
+        connection = await self._new_connection()
+        closing.push_async_callback(close_in_time, connection.close)
+        await connection.set_autocommit(True)
+        for name in self._channels:
+            await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(name)))
+        return connection
 
     async def _read(self, connection: "psycopg.AsyncConnection[Any]") -> Sequence[Notification]:
         notices = connection.notifies(timeout=self._max_silence, stop_after=1)
-        notifications = [Notification(notice.channel, notice.payload) async for notice in notices]
-        if notifications:
-            return notifications
-        with anyio.move_on_after(self._open_timeout):
-            await connection.execute("SELECT 1")
-            return ()
-        raise TimeoutError(
-            f"no notification for {self._max_silence:g} s, and no answer for {self._open_timeout:g}"
-        )
+        return [Notification(notice.channel, notice.payload) async for notice in notices]
+
+    async def _ping(self, connection: "psycopg.AsyncConnection[Any]") -> Sequence[Notification]:
+        await connection.execute("SELECT 1")
+        return ()
 
     _failure = staticmethod(failure_of)
 

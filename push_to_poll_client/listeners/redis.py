@@ -8,20 +8,17 @@ nothing is published is silent, even if its other end is gone, so the server is 
 
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-import anyio
-
 from push_to_poll_client._http.origins import check_userinfo, without_secrets
-from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_count, missing_dependency, one_line
 from push_to_poll_client.listeners._backoff import ReconnectAction
-from push_to_poll_client.listeners._base import ChannelOptions, ReadLoopListener, unique_names
+from push_to_poll_client.listeners._base import ChannelOptions, DatabaseListener, close_in_time, unique_names
 from push_to_poll_client.listeners._failures import Failure, failure_of_error
 from push_to_poll_client.listeners._hints import Notification
 
@@ -56,7 +53,7 @@ SUBSCRIBED = frozenset({"subscribe", "psubscribe"})
 PUBLISHED = frozenset({"message", "pmessage"})
 
 
-class RedisListener(ReadLoopListener[Notification]):
+class RedisListener(DatabaseListener):
     """Wakes on every message published on its channels, and on every connect.
 
         RedisListener("rediss://me:secret@cache.example:6379", "orders")
@@ -99,8 +96,7 @@ class RedisListener(ReadLoopListener[Notification]):
     """
 
     _log = ConsumerLog(logging.getLogger(__name__))
-    _asyncio_library = "redis-py"
-    _pings = True
+    _library = "redis-py"
 
     def __init__(
         self,
@@ -127,23 +123,12 @@ class RedisListener(ReadLoopListener[Notification]):
         self._known_secrets.add_body(getattr(getattr(url, "connection_pool", None), "connection_kwargs", {}))
         self._max_body = max_body
 
-    @asynccontextmanager
-    async def _connect(self) -> AsyncIterator[Any]:
-        pool = self._new_pool()
-        try:
-            with anyio.move_on_after(self._open_timeout) as opening:
-                pubsub = await self._subscribe(pool)
-            if opening.cancelled_caught:
-                raise TimeoutError(f"not subscribed within {self._open_timeout:g} s")
-            yield pubsub
-        finally:
-            with anyio.move_on_after(CLOSE_TIMEOUT, shield=True), suppress(Exception):
-                await pool.disconnect()
-
-    async def _subscribe(self, pool: Any) -> Any:
+    async def _open(self, closing: AsyncExitStack) -> Any:
         from redis.asyncio.client import PubSub
 
         logging.getLogger("push_response")  # otherwise redis-py makes a logger that writes to the terminal
+        pool = self._new_pool()
+        closing.push_async_callback(close_in_time, pool.disconnect)
         pubsub = PubSub(pool)
         if self._channels:
             await pubsub.subscribe(*self._channels)
@@ -156,16 +141,11 @@ class RedisListener(ReadLoopListener[Notification]):
         return pubsub
 
     async def _read(self, connection: Any) -> Sequence[Notification]:
-        message = await connection.get_message(timeout=self._max_silence) or await self._ping(connection)
-        return (_notification(message),) if _has_type(message, PUBLISHED) else ()
+        return _published(await connection.get_message(timeout=self._max_silence))
 
-    async def _ping(self, pubsub: Any) -> Any:
-        with anyio.move_on_after(self._open_timeout):
-            await pubsub.ping()
-            return await pubsub.get_message(timeout=None)
-        raise TimeoutError(
-            f"no message for {self._max_silence:g} s, and no answer to a ping for {self._open_timeout:g}"
-        )
+    async def _ping(self, connection: Any) -> Sequence[Notification]:
+        await connection.ping()
+        return _published(await connection.get_message(timeout=None))
 
     def _pass_on(self, message: Notification, channel: Channel) -> bool:
         if len(message.data) > self._max_body:
@@ -178,6 +158,10 @@ class RedisListener(ReadLoopListener[Notification]):
 
 def _has_type(message: Any, types: frozenset[str]) -> bool:
     return isinstance(message, dict) and message.get("type") in types
+
+
+def _published(message: Any) -> Sequence[Notification]:
+    return (_notification(message),) if _has_type(message, PUBLISHED) else ()
 
 
 def _notification(message: Mapping[str, Any]) -> Notification:

@@ -107,7 +107,7 @@ class Channel:
             await self._change()
 
 
-CLOSING = ("_http.transport", "listeners.postgres", "listeners.redis")
+CLOSING = ("_http.transport", "listeners._base")
 """Modules that give a close some time."""
 
 
