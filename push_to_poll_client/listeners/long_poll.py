@@ -137,9 +137,10 @@ class LongPollReader:
 
 def _has_content(response: ListenerResponse) -> bool:
     try:
-        return decode(response.body) not in (None, False, [], {})
+        value = decode(response.body)
     except (ValueError, RecursionError):  # not JSON
         return True
+    return not (value is None or value is False or value in ([], {}))  # 0 equals False, and is news
 
 
 def _last_at(path: str) -> Callable[[ListenerResponse], Any]:

@@ -413,6 +413,11 @@ def test_news_is_read_at_the_declared_path(body, news):
     assert LongPollReader("a.b", None, None).read(answer(body)).news is news
 
 
+@pytest.mark.parametrize("body", [b"0", b"0.0", b'""', b"7", b"text"])
+def test_a_body_that_is_not_empty_json_is_news(body):
+    assert LongPollReader(None, None, None).read(answer(body)).news
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [("7", 7), ("0.5", 0.5), ("-1", None), ('"7"', None), ("null", None), ("true", 1), ("[]", None)],
