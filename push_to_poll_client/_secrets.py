@@ -216,19 +216,20 @@ MAX_CHAIN = 20
 """Errors that are looked at of those that one was raised from."""
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def error_chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, and those from which and during which it was raised; a cause before a context."""
     found, left = 0, [error]
     while left and found < MAX_CHAIN:  # errors can have been raised from each other in a circle
         found, one = found + 1, left.pop()
         yield one
-        left.extend(other for other in (one.__cause__, one.__context__) if other is not None)
+        left.extend(other for other in (one.__context__, one.__cause__) if other is not None)
         if isinstance(one, BaseExceptionGroup):
             left.extend(one.exceptions)
 
 
 def shows_a_secret(error: BaseException) -> bool:
     """Return whether the text of an error, or of a cause of it, shows a secret that is hidden here."""
-    return bool(_hidden.get()) and any(_text_shows(one) for one in _chain(error))
+    return bool(_hidden.get()) and any(_text_shows(one) for one in error_chain(error))
 
 
 def _text_shows(error: BaseException) -> bool:

@@ -28,7 +28,7 @@ from push_to_poll_client._http.credentials import Credentials
 from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
-from push_to_poll_client._secrets import Secrets, hidden, mask
+from push_to_poll_client._secrets import Secrets, error_chain, hidden, mask
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._backoff import DOWN_AFTER, ReconnectAction, ReconnectBackoff, lifetime
@@ -115,8 +115,10 @@ class BaseListener(abc.ABC):
                     await self._run_connection(channel, reconnect)
                     self._log.debug("%s: renewing the connection at its age", self.name)
                 except Exception as raised:  # noqa: BLE001 - a listener continues after any error; its action says when
-                    # The traceback refers to the headers, and the status keeps the error for a long time.
-                    error = sole_cause(raised).with_traceback(None)
+                    error = sole_cause(raised)
+                    for one in error_chain(error):
+                        # Tracebacks refer to the headers, and the status keeps the error for a long time.
+                        one.__traceback__ = None
                 reconnect.ended(anyio.current_time())
                 if isinstance(error, StopReconnecting):
                     self._log.info("%s: %s", self.name, error)

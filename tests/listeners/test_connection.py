@@ -144,6 +144,20 @@ async def test_an_exception_group_with_one_error_is_reported_as_that_error():
     assert str(channel.errors[0]) == "mqtt orders: OSError: 'reset'"
 
 
+async def test_neither_a_reported_error_nor_its_causes_keep_a_traceback():
+    """The frames refer to headers and clients, and the status keeps the error."""
+
+    async def live(connection):
+        try:
+            await failing(OSError("reset"), up=False)(connection)
+        except OSError as error:
+            raise ValueError("broken") from error
+
+    broken = (await heard(listener(Lives(live)), 100)).errors[0].__cause__
+    assert [type(one) for one in (broken, broken.__cause__)] == [ValueError, OSError]
+    assert [one.__traceback__ for one in (broken, broken.__cause__)] == [None, None]
+
+
 async def test_a_connection_listener_wakes_its_consumer(running):
     feed, pushes = FakeFeed(), anyio.Event()
 
