@@ -26,7 +26,7 @@ import httpx
 from push_to_poll_client._exceptions import FeedError, PushToPollError
 from push_to_poll_client._http.caching import Validators, conditional_headers, is_cacheable
 from push_to_poll_client._http.credentials import Auth, Credentials, CredentialsFailed
-from push_to_poll_client._http.headers import requested_delay
+from push_to_poll_client._http.headers import requested_delay, resolve_url
 from push_to_poll_client._http.origins import FeedURL, parse_http_url, without_secrets
 from push_to_poll_client._http.redirects import Redirects
 from push_to_poll_client._http.response import (
@@ -373,7 +373,7 @@ class Client:
     async def _follow_redirects(self, call: OutgoingRequest, deadline: Deadline) -> Response:
         for _ in range(MAX_REDIRECTS + 1):
             async with closing(await self._send(call)) as response:
-                if response.next_request is None:
+                if not response.has_redirect_location:
                     return await self._read_response(response, call, deadline)
                 call = self._redirected_request(response, call)
         raise FeedError(f"{self.where} redirects more than {MAX_REDIRECTS} times; ask its publisher for its URL")
@@ -404,8 +404,11 @@ class Client:
 
     def _redirected_request(self, response: Any, call: OutgoingRequest) -> OutgoingRequest:
         following = call.after_redirect(response.status_code)
+        target = resolve_url(response.headers["location"], call.url)
+        if target is None:
+            raise UnusableRedirect("the server answered a redirect to something that is not a URL")
         posted = following.content is not None
-        url, same_origin = self._urls.check_url(str(response.next_request.url), verb="redirects", posted=posted)
+        url, same_origin = self._urls.check_url(target, verb="redirects", posted=posted)
         if (
             response.status_code in _PERMANENT_REDIRECTS
             and following.method == call.method

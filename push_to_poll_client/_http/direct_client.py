@@ -16,10 +16,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-import anyio
 import httpx
-
-from push_to_poll_client._http.transport import UnusableRedirect
 
 READ_SIZE = 256 * 1024
 """Bytes per read; asyncio reads no more at a time."""
@@ -60,22 +57,7 @@ class DirectClient(httpx.AsyncClient):
             return await super().send(request, **options)
         response = await self._direct.handle_async_request(request)
         response.request = request
-        if response.has_redirect_location:
-            try:
-                target = _redirect_target(request.url, response.headers["location"])
-            except (httpx.InvalidURL, ValueError):
-                with anyio.CancelScope(shield=True):
-                    await response.aclose()
-                raise UnusableRedirect from None
-            response.next_request = httpx.Request("GET", target)
         return response
-
-
-def _redirect_target(url: httpx.URL, location: str) -> httpx.URL:
-    target = httpx.URL(location)
-    if target.scheme and not target.host:  # "https:/path" is on the same host to httpx, as to browsers
-        target = target.copy_with(host=url.host)
-    return url.join(target)
 
 
 class _LargeReadTransport(httpx.AsyncBaseTransport):

@@ -35,9 +35,6 @@ class SocksUnusable(PushToPollError):
 class UnusableRedirect(PushToPollError):
     """The server answered a redirect to something that is not a URL."""
 
-    def __init__(self, text: str = "the server answered a redirect to something that is not a URL") -> None:
-        super().__init__(text)
-
 
 def module_of(client: Any) -> Any:
     """Return the module with the exceptions of a client.
@@ -183,19 +180,16 @@ async def send(
             request.stream = _cancellable_body(request.stream, content)
         try:
             return await client.send(request, stream=True, follow_redirects=False, **options)
-        except (httpx.InvalidURL, module.InvalidURL, UnicodeError):  # the text may quote a part of a secret
-            raise UnusableRedirect from None
         except OSError:  # the error of an untrusted certificate is a ValueError, too
             raise
-        except ValueError as error:  # from urllib, with which httpx joins URLs, or a hook of the caller's client
-            raise UnusableRedirect(
-                f"the client raised {type(error).__name__}, as httpx does when a server answers a redirect to "
-                "something that is not a URL"
+        # A ValueError is from urllib, with which httpx joins URLs, or from a hook of the caller's client.
+        except (ValueError, httpx.InvalidURL, module.InvalidURL, module.RemoteProtocolError) as error:
+            if isinstance(error, module.RemoteProtocolError) and "URL in location header" not in str(error):
+                raise
+            raise UnusableRedirect(  # the text of the error may quote a part of a secret
+                "the server answered a redirect to something that is not a URL: the client raised "
+                f"{type(error).__name__}"
             ) from None
-        except module.RemoteProtocolError as error:
-            if str(error).startswith("Invalid URL in location header"):
-                raise UnusableRedirect from None
-            raise
         finally:
             if credentials is not None:  # an `httpx.Auth`, or the client, may have written another one
                 for name in _WRITTEN_HEADERS:

@@ -156,7 +156,10 @@ async def test_a_redirect_to_something_that_is_not_a_url_is_unusable(location):
     """The client of httpx reads the `Location` of a redirect also when it is told not to follow it."""
     asking, script = asker((307, {b"location": location}, [END]))
     text = await refused(asking, UnusableResponse)
-    assert text == "https://api.example/ask?key=…: the server answered a redirect to something that is not a URL"
+    assert text.startswith(
+        "https://api.example/ask?key=…: the server answered a redirect to something that is not a URL: the client "
+        "raised "
+    )
     assert script.open == 0
 
 
@@ -166,8 +169,8 @@ async def test_a_redirect_that_httpx_cannot_join_is_unusable(location):
     asking, script = asker((307, {b"location": location}, [END]))
     text = await refused(asking, UnusableResponse)
     assert text == (
-        "https://api.example/ask?key=…: the client raised ValueError, as httpx does when a server answers a "
-        "redirect to something that is not a URL"
+        "https://api.example/ask?key=…: the server answered a redirect to something that is not a URL: the client "
+        "raised ValueError"
     )
     assert script.open == 0
 

@@ -14,7 +14,7 @@ from push_to_poll_client import Consumer, FeedError, FetchRequest, HTTPFeed, SQL
 from push_to_poll_client._http import direct_client
 from push_to_poll_client._http.direct_client import DirectClient
 from push_to_poll_client._http.transport import open_client
-from push_to_poll_client.listeners._requests import ListenerClient, UnusableResponse
+from push_to_poll_client.listeners._requests import ListenerClient
 
 pytestmark = pytest.mark.anyio
 
@@ -80,7 +80,7 @@ async def test_a_request_appears_in_the_httpx_log_at_info_level(respx_mock, capl
 async def test_a_redirect_is_returned_and_not_followed(respx_mock):
     respx_mock.get(URL).mock(httpx.Response(302, headers={"location": "../v2?page=1"}))
     response, _ = await get(open_client(httpx.Timeout(5)))
-    assert response.next_request.url == "http://feed.example/v2?page=1"
+    assert (response.status_code, response.has_redirect_location) == (302, True)
 
 
 @pytest.mark.parametrize(
@@ -250,19 +250,18 @@ async def test_a_redirect_to_an_invalid_url_does_not_leak_a_connection(library, 
     monkeypatch.setattr(library.AnyIOBackend, "connect_tcp", connect)
     feed = HTTPFeed(URL)
     for _ in range(12):  # the pool has ten
-        with pytest.raises(FeedError, match="answered a redirect to something that is not a URL"):
+        with pytest.raises(FeedError, match=r"redirects? to (something that is not a URL|another origin)"):
             await feed.fetch(FetchRequest())
     await feed.aclose()
     assert all(("aclose",) in socket.told for socket in opened)
 
 
-async def test_a_redirect_to_an_invalid_url_is_an_unusable_answer_for_a_push_channel(library, monkeypatch):
+async def test_a_redirect_to_an_invalid_url_is_one_that_a_push_channel_does_not_follow(library, monkeypatch):
     async def connect(backend, host, port, **options):
         return Lost(b"http://feed.example:port/")
 
     monkeypatch.setattr(library.AnyIOBackend, "connect_tcp", connect)
-    with pytest.raises(UnusableResponse, match="answered a redirect to something that is not a URL"):
-        await ListenerClient(URL).send_request()
+    assert (await ListenerClient(URL).send_request()).status == 302
 
 
 async def test_a_closed_client_refuses_to_send():
