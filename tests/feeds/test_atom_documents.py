@@ -47,7 +47,7 @@ def test_entries_are_read_in_document_order():
     two = [ENTRY, ENTRY | {"id": "urn:2"}]
     read_ = read(document(two))
     assert names(read_) == ["urn:1", "urn:2"]
-    assert [found.source.markup.decode() for found in read_.entries] == [written(entry) for entry in two]
+    assert [found.markup.decode() for found in read_.entries] == [written(entry) for entry in two]
 
 
 def test_a_feed_without_entries_has_an_empty_entry_list():
@@ -102,7 +102,7 @@ def test_complete_and_archive_elements_count_only_in_the_feed_and_its_namespace(
 
 def test_an_entry_may_be_an_empty_element():
     found = read(document([], marks='<entry a=">/>"/><entry a="/>"></entry ><entry/>')).entries
-    assert [one.source.markup for one in found] == [b'<entry a=">/>"/>', b'<entry a="/>"></entry >', b"<entry/>"]
+    assert [one.markup for one in found] == [b'<entry a=">/>"/>', b'<entry a="/>"></entry >', b"<entry/>"]
 
 
 def test_the_first_id_and_updated_directly_in_an_entry_are_used():
@@ -289,7 +289,7 @@ def declared(name):
 def test_the_encoding_is_taken_from_bom_http_or_xml_declaration(body, content_type):
     found = read(body, content_type)
     assert names(found) == ["urn:\u00fc"]
-    assert found.entries[0].source.markup.startswith(b"<entry><id>urn:")
+    assert found.entries[0].markup.startswith(b"<entry><id>urn:")
 
 
 @pytest.mark.parametrize(

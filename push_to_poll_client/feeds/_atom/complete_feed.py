@@ -30,7 +30,7 @@ from push_to_poll_client._json import Decoder
 from push_to_poll_client._types import MAX_CURSOR, Message
 from push_to_poll_client.feeds._atom.constructs import Instant
 from push_to_poll_client.feeds._atom.entry import AtomEntry, messages_of
-from push_to_poll_client.feeds._atom.parser import AtomDocument, ElementSource, RawEntry, read_document
+from push_to_poll_client.feeds._atom.parser import AtomDocument, RawEntry, read_document
 from push_to_poll_client.feeds._newest_first_cursor import MAX_OLDER_DIGESTS, MAX_TOP_DIGESTS
 from push_to_poll_client.feeds._newest_first_walk import Document
 
@@ -172,9 +172,8 @@ def _deletion(name: str, state: EntryState) -> AtomEntry:
         f'<deleted-entry xmlns="http://purl.org/atompub/tombstones/1.0" ref={quoteattr(name)} '
         f'when="{state.order}Z"><comment>{_COMMENT}</comment></deleted-entry>'
     )
-    return AtomEntry(
-        ElementSource(markup.encode()), name, Instant.read(state.order), deleted=True, again=state.again
-    )
+    entry = RawEntry(markup.encode(), name, state.order, deleted=True)
+    return AtomEntry(entry, Instant.read(state.order), again=state.again)
 
 
 def _compress(rows: Sequence[tuple[str, EntryState]]) -> str:

@@ -1,31 +1,29 @@
 """The parts of an Atom entry: dates, texts, links, people and categories (RFC 4287 §3, §4.2).
 
-`Instant` reads dates, the functions read all the rest from the tree of an entry. Markup is
-handed out as its publisher wrote it: nothing is removed, so it is only as safe as its publisher.
+`AtomEntry` makes them of its tree. Markup is handed out as its publisher wrote it: nothing is removed, so it is
+only as safe as its publisher.
 """
 
 import re
-from collections.abc import Iterator
 from contextlib import suppress
 from copy import deepcopy
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, tostring
 from xml.sax.saxutils import escape
 
 from push_to_poll_client._http.headers import http_date
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.feeds._atom.parser import ATOM, XML, resolve_reference
+from push_to_poll_client.feeds._atom.parser import XML, resolve_reference
 
 MAX_DATE = 64
 """Characters of a date. One with nanoseconds and an offset has 35."""
 
 _DATE = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)"
-    r"(?:[Tt ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?(?:[Zz]|([+-])([01]\d|2[0-3]):?([0-5]\d)?)?)?",
+    r"(\d{4}-\d\d-\d\d)"
+    r"(?:[Tt ]((?:[01]\d|2[0-3]):\d\d)(?::(\d\d)(?:[.,](\d+))?)?([Zz]|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?)?)?",
     re.ASCII,
 )
-_LEAP = 60
 
 
 class Instant(NamedTuple):
@@ -51,29 +49,21 @@ class Instant(NamedTuple):
         """
         text = text.strip()
         found = _DATE.fullmatch(text) if len(text) <= MAX_DATE else None
-        if found is not None:
-            return cls._from_match(found)
-        seconds = http_date({"date": text}, "date") if len(text) <= MAX_DATE else None
-        if seconds is None:
-            raise ValueError(f"{quoted(text, 40)} is no date by RFC 3339")
-        time = datetime.fromtimestamp(seconds, UTC)
-        return cls(_format_instant(time, time.second, ""), time)
-
-    @classmethod
-    def _from_match(cls, found: re.Match[str]) -> "Instant":
-        year, month, day, hour, minute, second = (int(found[group] or 0) for group in range(1, 7))
-        if second > _LEAP:
-            raise ValueError(f"{quoted(found[0])} has no second of a minute")
-        fraction = (found[7] or "").rstrip("0")
-        clock = (hour, minute, min(second, _LEAP - 1), int(fraction[:6].ljust(6, "0")))
-        zone = UTC
-        if found[8]:
-            offset = timedelta(hours=int(found[9]), minutes=int(found[10] or 0))
-            zone = timezone(-offset if found[8] == "-" else offset)
+        if found is None:
+            seconds = http_date({"date": text}, "date") if len(text) <= MAX_DATE else None
+            if seconds is None:
+                raise ValueError(f"{quoted(text, 40)} is no date by RFC 3339")
+            time = datetime.fromtimestamp(seconds, UTC)
+            return cls(_format_instant(time, f"{time.second:02}", ""), time)
+        day, minute, second, fraction, zone = found.groups("")
+        second, fraction = second or "00", fraction.rstrip("0")
+        if second > "60":
+            raise ValueError(f"{quoted(text)} has no second of a minute")
+        clock = f"{minute or '00:00'}:{min(second, '59')}.{fraction[:6]:0<6}"
         try:
-            time = datetime(year, month, day, *clock, tzinfo=zone)
+            time = datetime.fromisoformat(f"{day}T{clock}{zone.upper() or 'Z'}")
         except ValueError as error:
-            raise ValueError(f"{quoted(found[0])} is no date: {error}") from None
+            raise ValueError(f"{quoted(text)} is no date: {error}") from None
         return cls(_format_instant(time, second, fraction), time)
 
     @property
@@ -82,11 +72,11 @@ class Instant(NamedTuple):
         return self.text.removesuffix("Z")
 
 
-def _format_instant(time: datetime, second: int, fraction: str) -> str:
+def _format_instant(time: datetime, second: str, fraction: str) -> str:
     with suppress(OverflowError):  # at either end of the calendar, where some default dates are: taken as UTC
         time = time.astimezone(UTC)
     minute = time.isoformat(timespec="minutes")[:16]
-    return f"{minute}:{second:02}{'.' if fraction else ''}{fraction}Z"
+    return f"{minute}:{second}{'.' if fraction else ''}{fraction}Z"
 
 
 _XHTML = "{http://www.w3.org/1999/xhtml}"
@@ -112,8 +102,7 @@ def inner_xml(element: Element) -> str:
     return escape(element.text or "") + "".join(children)
 
 
-_BASE = f"{{{XML}base"
-_REGISTERED = "http://www.iana.org/assignments/relation/"
+BASE = f"{{{XML}base"
 _XML_SUFFIXES = ("+xml", "/xml")
 
 
@@ -182,64 +171,13 @@ class AtomCategory(NamedTuple):
     label: str = ""
 
 
-# In the tree of an entry its own `xml:base` is absolute, if it has one.
-
-
-def base_of(entry: Element) -> str:
-    """Return the base of relative references; "" if there is none."""
-    return entry.get(_BASE, "")
-
-
-def child_text(element: Element, name: str) -> str | None:
-    """Return the text of a child, without the space around it; None if there is no such child."""
-    child = element.find(f"{{{ATOM}{name}")
-    return None if child is None else _text_content(child)
-
-
-def child_construct(entry: Element, name: str, space: str = ATOM) -> AtomText | None:
-    """Return a text construct, or the content; None if there is no such child."""
-    child = entry.find(f"{{{space}{name}")
-    return None if child is None else _text_construct(child, _child_base(entry, child))
-
-
-def links_of(entry: Element) -> Iterator[AtomLink]:
-    """Yield the links that have a target."""
-    for child in entry.iterfind(f"{{{ATOM}link"):
-        if (href := child.get("href")) is not None:
-            relation = child.get("rel", "").strip().removeprefix(_REGISTERED) or "alternate"
-            rest = (child.get(name, "") for name in AtomLink._fields[2:])
-            yield AtomLink(resolve_reference(_child_base(entry, child), href), relation, *rest)
-
-
-def authors_of(entry: Element) -> Iterator[AtomPerson]:
-    """Yield the entry's authors, else those of the feed that it was copied from (§4.2.1)."""
-    # The parser has added the authors of its own feed, if it has none.
-    found = entry.findall(f"{{{ATOM}author") or entry.findall(f"{{{ATOM}source/{{{ATOM}author")
-    for child in found:
-        uri = child_text(child, "uri")
-        yield AtomPerson(
-            child_text(child, "name") or "",
-            resolve_reference(_child_base(entry, child), uri) if uri else "",
-            child_text(child, "email") or "",
-        )
-
-
-def categories_of(entry: Element) -> Iterator[AtomCategory]:
-    """Yield the categories that have a term."""
-    for child in entry.iterfind(f"{{{ATOM}category"):
-        if term := child.get("term"):
-            yield AtomCategory(term, child.get("scheme", ""), child.get("label", ""))
-
-
-def _child_base(entry: Element, child: Element) -> str:
-    return resolve_reference(base_of(entry), child.get(_BASE, ""))
-
-
-def _text_content(element: Element) -> str:
+def text_content(element: Element) -> str:
+    """Return the text of an element and of all within it."""
     return "".join(element.itertext()).strip()
 
 
-def _text_construct(element: Element, base: str) -> AtomText:
+def text_construct(element: Element, base: str) -> AtomText:
+    """Read a title, a summary or a content; `base` is that of its references."""
     type_ = element.get("type", "text").strip()
     src = element.get("src")
     if src is not None:
@@ -248,6 +186,6 @@ def _text_construct(element: Element, base: str) -> AtomText:
         div = element.find(f"{_XHTML}div")  # which holds the content (RFC 4287 §3.1.1.3)
         if div is None:
             return AtomText(inner_html(element), type_, base)
-        return AtomText(inner_html(div), type_, resolve_reference(base, div.get(_BASE, "")))
+        return AtomText(inner_html(div), type_, resolve_reference(base, div.get(BASE, "")))
     is_xml = type_.partition(";")[0].strip().lower().endswith(_XML_SUFFIXES)
-    return AtomText(inner_xml(element).strip() if is_xml else _text_content(element), type_, base)
+    return AtomText(inner_xml(element).strip() if is_xml else text_content(element), type_, base)

@@ -17,27 +17,25 @@ from push_to_poll_client._exceptions import DecodeError
 from push_to_poll_client._types import DeadLetter, Message, UnreadableMessage
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._atom.constructs import (
+    BASE,
     AtomCategory,
     AtomLink,
     AtomPerson,
     AtomText,
     Instant,
-    authors_of,
-    base_of,
-    categories_of,
-    child_construct,
-    child_text,
-    links_of,
+    text_construct,
+    text_content,
 )
 from push_to_poll_client.feeds._atom.parser import (
     ATOM,
     MAX_DEPTH,
+    REGISTERED,
     TOMBSTONES,
-    ElementSource,
     InvalidXML,
     RawEntry,
     local_name,
     new_parser,
+    resolve_reference,
     run_parser,
 )
 from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, unreadable_key
@@ -101,6 +99,11 @@ _DELETED_ENTRY = f"{{{TOMBSTONES}deleted-entry"
 _ENTRY_FIELDS, _DELETED_FIELDS = ("id", "updated"), ("ref", "when")
 
 
+def _child_text(element: Element, name: str) -> str | None:
+    child = element.find(f"{{{ATOM}{name}")
+    return None if child is None else text_content(child)
+
+
 class AtomEntry(Message[Element]):
     """A message of an `AtomFeed`: one version of an entry, or that the entry was deleted.
 
@@ -114,30 +117,18 @@ class AtomEntry(Message[Element]):
     To make one, as for tests of a handler, use `AtomEntry.from_xml`.
 
     Args:
-        source: The bytes of the entry.
-        entry_id: The `atom:id` of the entry.
+        entry: As the parser has read it.
         instant: Time of the change.
-        deleted: True for a deletion.
         again: Number of times that the entry was gone and came back unchanged.
     """
 
-    __slots__ = ("_deleted", "_element", "_entry_id", "_instant", "_source")
+    __slots__ = ("_element", "_entry", "_instant")
 
-    def __init__(
-        self,
-        source: ElementSource,
-        entry_id: str,
-        instant: Instant,
-        *,
-        deleted: bool,
-        again: int = 0,
-    ) -> None:
-        name, key = _id_and_key(entry_id, instant.text, again, deleted=deleted)
+    def __init__(self, entry: RawEntry, instant: Instant, *, again: int = 0) -> None:
+        name, key = _id_and_key(entry.name, instant.text, again, deleted=entry.deleted)
         super().__init__(name, dedupe_key=key)
-        self._source = source
-        self._entry_id = entry_id
+        self._entry = entry
         self._instant = instant
-        self._deleted = deleted
         self._element: Element | None = None
 
     @staticmethod
@@ -154,9 +145,9 @@ class AtomEntry(Message[Element]):
                 raise ValueError(f"is no entry of Atom: its root is {local_name(root.tag)}")  # noqa: TRY301
             there = f"; there is {outline(root)}"
             deleted = root.tag == _DELETED_ENTRY
-            read, fields = (root.get, _DELETED_FIELDS) if deleted else (partial(child_text, root), _ENTRY_FIELDS)
+            read, fields = (root.get, _DELETED_FIELDS) if deleted else (partial(_child_text, root), _ENTRY_FIELDS)
             name, when = ((read(field) or "").strip() for field in fields)
-            message = entry_of(RawEntry(ElementSource(entry), name, when, deleted))
+            message = entry_of(RawEntry(entry, name, when, deleted))
         except ValueError as error:
             raise DecodeError(f"an entry cannot be read: it {error}{there}") from error
         message._element = root  # noqa: SLF001  # it is parsed already
@@ -165,7 +156,7 @@ class AtomEntry(Message[Element]):
     @property
     def entry_id(self) -> str:
         """The `atom:id`, which all versions of the entry share; for a deletion its `ref`."""
-        return self._entry_id
+        return self._entry.name
 
     @property
     def updated(self) -> datetime:
@@ -183,7 +174,7 @@ class AtomEntry(Message[Element]):
     @property
     def deleted(self) -> bool:
         """True if the entry is gone: by an `at:deleted-entry` (RFC 6721), or because a complete feed lost it."""
-        return self._deleted
+        return self._entry.deleted
 
     @property
     def published(self) -> datetime | None:
@@ -192,7 +183,7 @@ class AtomEntry(Message[Element]):
         Raises:
             DecodeError: The date cannot be read.
         """
-        published = child_text(self.data, "published")
+        published = _child_text(self.data, "published")
         try:
             return None if published is None else Instant.read(published).time
         except ValueError as error:
@@ -201,42 +192,66 @@ class AtomEntry(Message[Element]):
     @property
     def title(self) -> AtomText | None:
         """Title; None if there is none."""
-        return child_construct(self.data, "title")
+        return self._construct("title")
 
     @property
     def summary(self) -> AtomText | None:
         """Summary; for a deletion its comment. None if there is none."""
-        name, space = ("comment", TOMBSTONES) if self._deleted else ("summary", ATOM)
-        return child_construct(self.data, name, space)
+        return self._construct("comment", TOMBSTONES) if self.deleted else self._construct("summary")
 
     @property
     def content(self) -> AtomText | None:
         """Content, or a reference to it; None if there is neither."""
-        return child_construct(self.data, "content")
+        return self._construct("content")
 
     @property
     def links(self) -> Sequence[AtomLink]:
         """Links of the entry."""
-        return list(links_of(self.data))
+        links = []
+        for child in self.data.iterfind(f"{{{ATOM}link"):
+            if (href := child.get("href")) is not None:
+                relation = child.get("rel", "").strip().removeprefix(REGISTERED) or "alternate"
+                rest = (child.get(name, "") for name in AtomLink._fields[2:])
+                links.append(AtomLink(resolve_reference(self._base_of(child), href), relation, *rest))
+        return links
 
     def link(self, rel: str = "alternate") -> str | None:
         """Return the absolute target of the first link with a relation; None if there is none."""
-        return next((link.href for link in links_of(self.data) if link.rel.lower() == rel.lower()), None)
+        return next((link.href for link in self.links if link.rel.lower() == rel.lower()), None)
 
     @property
     def authors(self) -> Sequence[AtomPerson]:
         """Authors of the entry, else those of its `atom:source`, else those of the feed."""
-        return list(authors_of(self.data))
+        # The parser has added the authors of the feed, if the entry has none.
+        entry = self.data
+        found = entry.findall(f"{{{ATOM}author") or entry.findall(f"{{{ATOM}source/{{{ATOM}author")
+        authors = []
+        for child in found:
+            name, uri, email = (_child_text(child, field) or "" for field in AtomPerson._fields)
+            authors.append(AtomPerson(name, resolve_reference(self._base_of(child), uri) if uri else "", email))
+        return authors
 
     @property
     def categories(self) -> Sequence[AtomCategory]:
         """Categories of the entry."""
-        return list(categories_of(self.data))
+        found = self.data.iterfind(f"{{{ATOM}category")
+        return [
+            AtomCategory(term, child.get("scheme", ""), child.get("label", ""))
+            for child in found
+            if (term := child.get("term"))
+        ]
 
     @property
     def base(self) -> str:
         """Base of relative references, unless an inner element has another; "" if there is none."""
-        return base_of(self.data)
+        return self.data.get(BASE, "")
+
+    def _base_of(self, child: Element) -> str:
+        return resolve_reference(self.base, child.get(BASE, ""))
+
+    def _construct(self, name: str, space: str = ATOM) -> AtomText | None:
+        child = self.data.find(f"{{{space}{name}")
+        return None if child is None else text_construct(child, self._base_of(child))
 
     @property
     def data(self) -> Element:
@@ -254,7 +269,7 @@ class AtomEntry(Message[Element]):
 
         That is what the root of its feed declares, in its tag, and the feed's authors if it has none (§4.2.1).
         """
-        return self._source.standalone
+        return self._entry.standalone
 
 
 def entry_of(raw: RawEntry, *, again: int = 0) -> AtomEntry:
@@ -276,7 +291,7 @@ def entry_of(raw: RawEntry, *, again: int = 0) -> AtomEntry:
         instant = Instant.read(raw.when)
     except ValueError as error:
         raise ValueError(f"cannot be dated by its {date_field}: {error}") from None
-    return AtomEntry(raw.source, raw.name, instant, deleted=raw.deleted, again=again)
+    return AtomEntry(raw, instant, again=again)
 
 
 def restore_entry(letter: DeadLetter) -> AtomEntry | UnreadableMessage:
@@ -313,10 +328,10 @@ class UnreadableEntry(UnreadableMessage):
     __slots__ = ("order",)
 
     def __init__(self, raw: RawEntry, reason: str, order: str) -> None:
-        key = unreadable_key(raw.source.markup)
+        key = unreadable_key(raw.markup)
         name = raw.name if 0 < len(raw.name) <= MAX_ID else key
         error = DecodeError(f"an entry cannot be read: it {reason}; its publisher has to correct it")
-        super().__init__(name, error, dedupe_key=key, raw=raw.source.standalone)
+        super().__init__(name, error, dedupe_key=key, raw=raw.standalone)
         self.order = order
 
 
@@ -353,6 +368,6 @@ def messages_of(entries: Sequence[RawEntry], again: Mapping[str, int] = _NEVER_D
 
 def _describe_entry(raw: RawEntry) -> str:
     try:
-        return outline(parse(raw.source.standalone))
+        return outline(parse(raw.standalone))
     except ValueError:
         return "too much"

@@ -8,14 +8,15 @@ it is given, which takes quadratic time. So the pieces are large, and longer tag
 
 `read_document` makes one pass, and reads only the id and the date of each entry: most entries of a feed that is
 polled are already known. The rest of an entry is read when the handler asks for it, from its bytes
-(`ElementSource`) and from what it inherits from the root of the document (`Scope`).
+(`RawEntry`) and from what it inherits from the root of the document (`Scope`).
 
-The order below: the XML parser, encodings, the source of an element, the document of a feed. Texts of errors
+The order below: the XML parser, encodings, what entries inherit, the document of a feed. Texts of errors
 continue after a subject such as "a document that".
 """
 
 import codecs
 import re
+from dataclasses import dataclass, field
 from html import unescape
 from typing import NamedTuple
 from urllib.parse import urljoin
@@ -156,61 +157,30 @@ _NAME = re.compile(r"<[^\s/>]++")
 _ATTRIBUTE = re.compile(r"""(?<!\s)\s++([^\s=]++)\s*+=\s*+("[^"]*+"|'[^']*+')""")
 
 
-class Scope(NamedTuple):
-    """Attributes that an entry inherits from the root of its document.
+@dataclass(slots=True)
+class Scope:
+    """What entries inherit from the root of their document.
 
     Attributes:
-        namespaces: Pairs of prefix and URI; the prefix "" is the default namespace.
         base: The base of relative references, absolute.
-        language: The `xml:lang`; "" if there is none.
+        attributes: Namespaces, base and language as attributes of an element, each quoted.
         authors: Each as a document of its own (RFC 4287 §4.2.1).
     """
 
-    namespaces: tuple[tuple[str, str], ...] = ()
-    base: str = ""
-    language: str = ""
+    base: str
+    attributes: dict[str, str] = field(default_factory=dict)
     authors: bytes = b""
 
-    @property
-    def size(self) -> int:
-        """Characters of all attributes but the authors."""
-        return sum(len(prefix) + len(uri) for prefix, uri in self.namespaces) + len(self.base) + len(self.language)
-
-    @property
-    def attributes(self) -> dict[str, str]:
-        """All but the authors, as attributes of an element, each quoted."""
-        declared = {f"xmlns:{prefix}" if prefix else "xmlns": uri for prefix, uri in self.namespaces}
-        inherited = {"xml:base": self.base, "xml:lang": self.language}
-        values = declared | {name: value for name, value in inherited.items() if value}
-        return {
-            name: quoteattr(value, {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"}) for name, value in values.items()
-        }
-
-
-class ElementSource(NamedTuple):
-    """The bytes of an element, in UTF-8, and what it inherits.
-
-    Attributes:
-        markup: The element as it is in its document.
-        scope: What it inherits; `None` if it is a document of its own.
-    """
-
-    markup: bytes
-    scope: Scope | None = None
-
-    @property
-    def standalone(self) -> bytes:
-        """The element as a document of its own, with the same meaning."""
-        if self.scope is None:
-            return self.markup
-        tag = start_tag(self.markup)
+    def apply(self, markup: bytes, authors: bytes = b"") -> bytes:
+        """Make a document of an element, in UTF-8, that means the same without its root."""
+        tag = start_tag(markup)
         text = tag.decode()
         own = dict(_ATTRIBUTE.findall(text))
         if "xml:base" in own:
-            own["xml:base"] = quoteattr(resolve_reference(self.scope.base, unescape(own["xml:base"][1:-1])))
-        attributes = "".join(f" {name}={value}" for name, value in (self.scope.attributes | own).items())
-        end, authors = ("/>", b"") if text.endswith("/>") else (">", self.scope.authors)
-        return f"{_NAME.findall(text)[0]}{attributes}{end}".encode() + authors + self.markup[len(tag) :]
+            own["xml:base"] = quoteattr(resolve_reference(self.base, unescape(own["xml:base"][1:-1])))
+        attributes = "".join(f" {name}={value}" for name, value in (self.attributes | own).items())
+        end, authors = ("/>", b"") if text.endswith("/>") else (">", authors)
+        return f"{_NAME.findall(text)[0]}{attributes}{end}".encode() + authors + markup[len(tag) :]
 
 
 def start_tag(document: bytes, start: int = 0) -> bytes:
@@ -240,7 +210,7 @@ MAX_DOCUMENT_DEPTH = 1_000
 """Levels of nested elements, each of which takes a hundred bytes in expat. An entry fails alone at far fewer."""
 
 _RELATIONS = frozenset({"next", "prev-archive", "current"})
-_REGISTERED = "http://www.iana.org/assignments/relation/"
+REGISTERED = "http://www.iana.org/assignments/relation/"
 
 _HTML_PAGE_ERROR = "is a page for people; check that the URL is that of a feed and no login page stands before it"
 _is_html_page = re.compile(rb"\s*+(?:<\?xml[^>]{,200}+>\s*+)?<(?:!doctype\s+)?html\b", re.IGNORECASE).match
@@ -271,16 +241,27 @@ class RawEntry(NamedTuple):
     """An entry, or an `at:deleted-entry` (RFC 6721), of which only id and date are read.
 
     Attributes:
-        source: Its bytes.
+        markup: The element as it is in its document, in UTF-8.
         name: Its `atom:id`, or the `ref` of a deletion; "" if there is none.
         when: Its `atom:updated`, or the `when` of a deletion, as written; "" if there is none.
         deleted: Whether it is a deletion.
+        scope: What it inherits; `None` if it is a document of its own.
+        inherits_authors: Whether it has no authors of its own.
     """
 
-    source: ElementSource
+    markup: bytes
     name: str
     when: str
     deleted: bool
+    scope: Scope | None = None
+    inherits_authors: bool = False
+
+    @property
+    def standalone(self) -> bytes:
+        """The entry as a document of its own, with the same meaning."""
+        if self.scope is None:
+            return self.markup
+        return self.scope.apply(self.markup, self.scope.authors if self.inherits_authors else b"")
 
 
 def read_document(body: bytes, content_type: str, url: str, *, max_entries: int) -> "AtomDocument":
@@ -334,7 +315,6 @@ class AtomDocument:
         self._child = self._grandchild = ""  # of the root
         self._texts: dict[str, list[str]] = {}  # of the entry that is being read
         self._has_authors = False  # or a source with authors, or is a deletion: then it inherits none
-        self._without_authors: list[int] = []  # indexes of entries
         self._authors: list[bytes] = []
         self._parser = new_parser()
         self._parser.StartNamespaceDeclHandler = self._declare_namespace
@@ -351,7 +331,10 @@ class AtomDocument:
             run_parser(self._parser, self._document)
         except InvalidXML as error:
             raise ValueError(f"{error}{self._describe_position()}") from None
-        self._inherit_authors()
+        for markup in self._authors:  # they can stand after the entries
+            author = self._scope.apply(markup)
+            if len(self._scope.authors) + len(author) <= MAX_AUTHORS:
+                self._scope.authors += author
 
     def _describe_position(self) -> str:
         """Describe where a fault was found, without quoting the document, which may be secret."""
@@ -362,7 +345,7 @@ class AtomDocument:
         return f", in entry {count + 1}" if self._child in _ENTRY_FIELDS else f", after {count} entries"
 
     def _declare_namespace(self, prefix: str | None, uri: str | None) -> None:
-        self._namespaces[prefix or ""] = uri or ""
+        self._namespaces[f"xmlns:{prefix}" if prefix else "xmlns"] = uri or ""
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         self._depth += 1
@@ -390,11 +373,9 @@ class AtomDocument:
 
     def _end_child(self) -> None:
         if self._child in _ENTRY_FIELDS:
-            if not self._has_authors:
-                self._without_authors.append(len(self.entries))
-            source = ElementSource(self._element_bytes(), self._scope)
-            name, when = ("".join(self._texts.get(field, ())).strip() for field in _ENTRY_FIELDS[self._child])
-            self.entries.append(RawEntry(source, name, when, self._child == _DELETED_ENTRY))
+            name, when = ("".join(self._texts.get(key, ())).strip() for key in _ENTRY_FIELDS[self._child])
+            deleted, inherits = self._child == _DELETED_ENTRY, not self._has_authors
+            self.entries.append(RawEntry(self._element_bytes(), name, when, deleted, self._scope, inherits))
         elif self._child == _AUTHOR:
             self._authors.append(self._element_bytes())
         self._child = ""
@@ -405,10 +386,15 @@ class AtomDocument:
                 _OTHER_ROOTS.get(name) or f"has {local_name(name)} for its root, and is no feed of Atom"
             )
         self._parser.StartNamespaceDeclHandler = None
-        base = resolve_reference(self._scope.base, attributes.get(f"{XML}base", ""))
-        self._scope = Scope(tuple(self._namespaces.items()), base, attributes.get(f"{XML}lang", ""))
-        if self._scope.size > MAX_SCOPE:
+        base = self._scope.base = resolve_reference(self._scope.base, attributes.get(f"{XML}base", ""))
+        inherited = {**self._namespaces, "xml:base": base, "xml:lang": attributes.get(f"{XML}lang", "")}
+        if sum(len(name) + len(value) for name, value in inherited.items()) > MAX_SCOPE:
             raise ValueError(f"declares namespaces, a base and a language of more than {MAX_SCOPE} characters")
+        self._scope.attributes = {
+            name: quoteattr(value, {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"})
+            for name, value in inherited.items()
+            if value or name.startswith("xmlns")
+        }
 
     def _start_child(self, name: str, attributes: dict[str, str]) -> None:
         self._child, self._start_index = name, self._parser.CurrentByteIndex
@@ -416,7 +402,7 @@ class AtomDocument:
             if len(self.entries) >= self._max_entries:
                 raise ValueError(f"has more than {self._max_entries} entries; raise max_body= if that is right")
             self._has_authors = name == _DELETED_ENTRY
-            self._texts = {field: [attributes[field]] for field in _DELETED_FIELDS if field in attributes}
+            self._texts = {key: [attributes[key]] for key in _DELETED_FIELDS if key in attributes}
         elif name == f"{ATOM}link":
             self._add_link(attributes)
         elif name.startswith(HISTORY):
@@ -424,21 +410,10 @@ class AtomDocument:
             self.archive = self.archive or name == f"{HISTORY}archive"
 
     def _add_link(self, attributes: dict[str, str]) -> None:
-        relation = attributes.get("rel", "").strip().removeprefix(_REGISTERED).lower()
+        relation = attributes.get("rel", "").strip().removeprefix(REGISTERED).lower()
         if relation in _RELATIONS and relation not in self.links and "href" in attributes:
             base = resolve_reference(self._scope.base, attributes.get(f"{XML}base", ""))
             self.links[relation] = resolve_reference(base, attributes["href"])
-
-    def _inherit_authors(self) -> None:
-        """Give the authors of the feed to the entries that have none; they can stand after the entries."""
-        authors = b""
-        for markup in self._authors:
-            author = ElementSource(markup, self._scope).standalone
-            authors += author if len(authors) + len(author) <= MAX_AUTHORS else b""
-        scope = self._scope._replace(authors=authors)
-        for index in self._without_authors if authors else ():
-            entry = self.entries[index]
-            self.entries[index] = entry._replace(source=entry.source._replace(scope=scope))
 
     def _element_bytes(self) -> bytes:
         """Return the bytes of the child of the root that ends now, from its first byte on."""
