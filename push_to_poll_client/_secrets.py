@@ -114,7 +114,7 @@ def _mask(text: str, secrets: Iterable[str]) -> str:
     text = text[:MAX_MASKED]
     # The longest one first: another one may be a part of it, and the rest of it would be shown.
     for secret in sorted(set(secrets), key=len, reverse=True):
-        text = _pattern(secret).sub(MASK, text)
+        text = pattern_of(secret).sub(MASK, text)
     return text
 
 
@@ -160,7 +160,7 @@ a pattern that allows for it takes milliseconds to make."""
 
 
 @functools.lru_cache(maxsize=256)
-def _pattern(secret: str) -> re.Pattern[str]:
+def pattern_of(secret: str) -> re.Pattern[str]:
     """Make the pattern of a secret as it is, percent-encoded, and as a text in JSON, HTML or Python."""
     plain = len(secret) > _LONG_SECRET
     # A text has either all backslashes doubled or none. If each could be either, a text of backslashes could be

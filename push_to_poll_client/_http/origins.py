@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote_plus
 import httpx
 
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client._secrets import mask
+from push_to_poll_client._secrets import mask, pattern_of
 
 _MAX_SHOWN = 300  # characters of a URL in a log line
 
@@ -257,9 +257,7 @@ class FeedURL:
         for name, secret in sorted(_check_secrets(template, secrets).items(), key=lambda item: -len(item[1])):
             field, value = f"{{{name}}}", quote(secret, safe=":@")
             filled, named = filled.replace(field, value), named.replace(field, value)
-            # As it is and percent-encoded in any way, since servers rewrite URLs.
-            forms = (f"(?:{_percent_encoded(char)}|{re.escape(char)})" for char in secret)
-            self._patterns.append((re.compile("".join(forms)), field))
+            self._patterns.append((pattern_of(secret), field))  # servers rewrite URLs, so in any encoding
         self._named = named
         self._template = template
         self.former_identities: tuple[str, ...] = former_identities(template)
@@ -358,8 +356,3 @@ def _check_secrets(template: str, secrets: Mapping[str, str]) -> Mapping[str, st
         if field not in template or (authority is not None and field in authority[0]):
             raise ValueError(f"url has no field {field} in its path or query for the secret {name!r}")
     return secrets
-
-
-def _percent_encoded(char: str) -> str:
-    octets = char.encode(errors="surrogatepass")
-    return "".join(f"(?i:%{octet:02x})" for octet in octets)

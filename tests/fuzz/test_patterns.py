@@ -38,11 +38,12 @@ FEW = 8
 MOST_TEXTS = form(45, 1_500)
 """For each pattern in each of its ways."""
 
-MADE_ANEW = {"_http.origins": "a pattern of what the user gave; `hidden secrets` has an example"}
+MADE_ANEW = {"_secrets": "a pattern of what the user gave; `hidden secrets` has an example"}
 """Modules that make patterns while they run."""
 
 
 KNOWN_TO_MATCH = {
+    "_http.headers _MEMBER": "of what `_MEMBERS` has matched: each match begins where the last one ends",
     "_http.headers _PARAMETERS": "of what `_LINK` has matched: each match begins where the last one ends",
     "_atom.parser _START_TAG": "of a well-formed document, from where a tag begins",
 }
