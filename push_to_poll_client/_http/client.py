@@ -25,7 +25,7 @@ import httpx
 
 from push_to_poll_client._exceptions import FeedError, PushToPollError
 from push_to_poll_client._http.caching import Validators, conditional_headers, is_cacheable
-from push_to_poll_client._http.credentials import Auth, Credentials, CredentialsFailed
+from push_to_poll_client._http.credentials import Auth, Credentials, SendingFailed
 from push_to_poll_client._http.headers import requested_delay, resolve_url
 from push_to_poll_client._http.origins import FeedURL, parse_http_url, without_secrets
 from push_to_poll_client._http.redirects import Redirects
@@ -42,8 +42,6 @@ from push_to_poll_client._http.response import (
     read_body,
 )
 from push_to_poll_client._http.transport import (
-    ProxyUnusable,
-    SocksUnusable,
     UnusableRedirect,
     closing,
     module_of,
@@ -61,11 +59,6 @@ def check_reserved_parameters(url: str, reserved: frozenset[str]) -> None:
     """Raise a ValueError if the query of the URL has a parameter that the feed sets itself."""
     if taken := reserved & httpx.URL(url).params.keys():
         raise ValueError(f"url has {' and '.join(sorted(taken))} in its query, which the feed sets for each poll")
-
-
-def prefer_wait(wait: float) -> dict[str, str]:
-    """Header `Prefer: wait=…` in whole seconds (RFC 7240 §4.3), which a server may ignore; none for 0."""
-    return {"prefer": f"wait={max(1, round(wait))}"} if wait > 0 else {}
 
 
 _BODY_HEADERS = ("content-type", "content-encoding", "content-language", "content-location")
@@ -104,10 +97,6 @@ class OutgoingRequest(NamedTuple):
 
 
 _DEFAULT_AGENT = re.compile(r"python-httpx[0-9]*/[0-9.]+")
-
-_SENDING_FAILED = (CredentialsFailed, ProxyUnusable, SocksUnusable, UnusableRedirect)
-"""Errors of this library whose text says all."""
-
 
 MAX_REDIRECTS = 5
 """Redirects in a row. A slash, a new path and a login round trip are three."""
@@ -179,7 +168,7 @@ class Client:
         agent = own_headers.get("user-agent", "")
         self._user_agent = {"user-agent": user_agent(agent)} if _DEFAULT_AGENT.fullmatch(agent) else {}
         # What sending, and reading the response, may raise.
-        self._errors = (module.HTTPError, module.InvalidURL, OSError, ValueError, *_SENDING_FAILED)
+        self._errors = (module.HTTPError, module.InvalidURL, OSError, ValueError, SendingFailed)
 
     async def mask_secrets(self, call: Awaitable[T]) -> T:
         """Wait for a call of the feed, and mask the secrets of this client in all that it logs and raises.
@@ -266,7 +255,7 @@ class Client:
         except self._errors as error:
             self._redirects.forget()
             # h11 shows the header that it refuses to send.
-            unshown = (self._module.LocalProtocolError, *_SENDING_FAILED)
+            unshown = (self._module.LocalProtocolError, SendingFailed)
             failure = await self._feed_error(error, deadline)
             raise failure from None if isinstance(error, unshown) else error
         self._redirects.forget()
@@ -318,9 +307,7 @@ class Client:
     async def _feed_error(self, error: Exception, deadline: Deadline) -> FeedError:
         if isinstance(error, self._module.ReadTimeout) and deadline.still_held:
             return self._timeout_error(deadline)
-        if isinstance(error, CredentialsFailed):
-            return FeedError(f"{self.where} was not asked: {error}")
-        if isinstance(error, _SENDING_FAILED):
+        if isinstance(error, SendingFailed):
             return FeedError(f"{self.where} could not be read: {error}; it is asked again later")
         if isinstance(error, self._module.PoolTimeout):
             await self.aclose()  # httpcore #1093: after unlucky cancellations a pool hands out nothing any more
@@ -385,7 +372,9 @@ class Client:
             # The pool's timeout ends before the deadline of the whole response, so that its error is seen.
             timeouts = httpx.Timeout(self._timeout, pool=self._timeout / 2)
             client = self._own_client = open_client(timeouts, redact=self._urls.redact)
-        defaults = {"accept-encoding": ACCEPT_ENCODING, **self._user_agent, **prefer_wait(call.wait)}
+        defaults = {"accept-encoding": ACCEPT_ENCODING, **self._user_agent}
+        if call.wait > 0:  # RFC 7240 §4.3, in whole seconds; a server may ignore it
+            defaults["prefer"] = f"wait={max(1, round(call.wait))}"
         headers = {**defaults, **call.headers, **conditional_headers(call.known)}
         if call.same_origin:
             headers |= await self._credentials.get()

@@ -29,7 +29,11 @@ HeaderSource: TypeAlias = Mapping[str, str] | Callable[[], Mapping[str, str] | A
 """Headers, or a function, async or plain, that returns them."""
 
 
-class CredentialsFailed(PushToPollError):
+class SendingFailed(PushToPollError):
+    """A request could not be sent, or its response not be taken. The text says all, and shows no secret."""
+
+
+class CredentialsFailed(SendingFailed):
     """The caller's function for headers or token failed. The text names only the class of its error."""
 
 

@@ -46,8 +46,11 @@ _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")  # \d would take digits of every sc
 
 # RFC 9651 §3.1: one member of a list, a string or token with parameters. Possessive, so linear in time.
 _STRING = r'"(?:[^"\\]|\\.)*+"'
-_PARAMETER = rf"; *([a-z*][a-z0-9_.*-]*+)(?:=({_STRING}|[^\s;,\"]++))?"
-_MEMBER = re.compile(rf"[ \t]*(?:{_STRING}|[A-Za-z*][^\s;,\"]*+)(?P<parameters>(?:{_PARAMETER})*+)[ \t]*(?:,|$)")
+_PARAMETER = re.compile(rf"; *([a-z*][a-z0-9_.*-]*+)(?:=({_STRING}|[^\s;,\"]++))?")
+_MEMBER = re.compile(
+    rf"[ \t]*(?:{_STRING}|[A-Za-z*][^\s;,\"]*+)(?P<parameters>(?:{_PARAMETER.pattern})*+)[ \t]*(?:,|$)"
+)
+_MEMBERS = re.compile(rf"(?:{_MEMBER.pattern})*+")
 
 # The same header by an earlier draft, a dictionary: limit=100, remaining=0, reset=30
 _OLD_MEMBER = re.compile(r"(?:^|,)[ \t]*+(remaining|reset)=([0-9]++)")
@@ -136,16 +139,11 @@ def _rate_limit(headers: Mapping[str, str]) -> list[float]:
     old = dict(_OLD_MEMBER.findall(value))
     if old.keys() >= {"remaining", "reset"}:
         return [] if old["remaining"].strip("0") else [float(old["reset"])]
-    start, waits = 0, list[float]()
-    while start < len(value):
-        member = _MEMBER.match(value, start)
-        if member is None:
-            return []  # RFC 9651 §4.2: a header that is malformed anywhere is ignored as a whole
-        start = member.end()
-        given = dict(re.findall(_PARAMETER, member["parameters"]))
-        if _NUMBER.fullmatch(given.get("t", "")) and re.fullmatch("0+", given.get("r", "")):
-            waits.append(float(given["t"]))
-    return waits
+    if not _MEMBERS.fullmatch(value):
+        return []  # RFC 9651 §4.2: a header that is malformed anywhere is ignored as a whole
+    policies = [dict(_PARAMETER.findall(member["parameters"])) for member in _MEMBER.finditer(value)]
+    used_up = (policy for policy in policies if re.fullmatch("0+", policy.get("r", "")))
+    return [float(policy["t"]) for policy in used_up if _NUMBER.fullmatch(policy.get("t", ""))]
 
 
 def _rate_limit_reset(status: int, headers: Mapping[str, str], now: float) -> Iterator[float]:

@@ -18,21 +18,20 @@ import anyio
 import anyio.lowlevel
 import httpx
 
-from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._http.credentials import Credentials
+from push_to_poll_client._http.credentials import Credentials, SendingFailed
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._version import __version__
 
 
-class ProxyUnusable(PushToPollError):
+class ProxyUnusable(SendingFailed):
     """The environment names a proxy that cannot be one."""
 
 
-class SocksUnusable(PushToPollError):
+class SocksUnusable(SendingFailed):
     """The environment names a SOCKS proxy, for which a library is missing."""
 
 
-class UnusableRedirect(PushToPollError):
+class UnusableRedirect(SendingFailed):
     """The server answered a redirect to something that is not a URL."""
 
 
