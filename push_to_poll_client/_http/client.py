@@ -367,17 +367,18 @@ class Client:
 
     async def _send(self, call: OutgoingRequest) -> Any:
         """Return the response with its body unread; the caller closes it."""
-        client = self._given_client or self._own_client
-        if client is None:
-            # The pool's timeout ends before the deadline of the whole response, so that its error is seen.
-            timeouts = httpx.Timeout(self._timeout, pool=self._timeout / 2)
-            client = self._own_client = open_client(timeouts, redact=self._urls.redact)
         defaults = {"accept-encoding": ACCEPT_ENCODING, **self._user_agent}
         if call.wait > 0:  # RFC 7240 §4.3, in whole seconds; a server may ignore it
             defaults["prefer"] = f"wait={max(1, round(call.wait))}"
         headers = {**defaults, **call.headers, **conditional_headers(call.known)}
         if call.same_origin:
             headers |= await self._credentials.get()
+        # Not before the credentials, which may take their time: another request may close the client meanwhile.
+        client = self._given_client or self._own_client
+        if client is None:
+            # The pool's timeout ends before the deadline of the whole response, so that its error is seen.
+            timeouts = httpx.Timeout(self._timeout, pool=self._timeout / 2)
+            client = self._own_client = open_client(timeouts, redact=self._urls.redact)
         limits = client.timeout
         read = None if limits.read is None else limits.read + call.wait
         timeout = {"connect": limits.connect, "read": read, "write": limits.write, "pool": limits.pool}

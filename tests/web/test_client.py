@@ -137,6 +137,20 @@ class TestAPool:
         assert (await ask(asked)).status == 200
         assert len(clients) == 1
 
+    async def test_a_client_that_is_closed_while_a_token_is_fetched_is_opened_anew(self, serve):
+        """Another request may close it, after a pool timeout of its own."""
+        serve(httpx.Response(200), httpx.Response(401), httpx.Response(200))
+        tokens = iter("ab")
+
+        async def token():
+            await asked.aclose()
+            return next(tokens)
+
+        asked = origin(auth=token)
+        for _ in range(2):
+            assert (await asked.send_request(URL, headers={})).status == 200
+        await asked.aclose()
+
     async def test_a_client_of_the_user_is_not_closed_after_a_pool_timeout(self, serve):
         serve(httpx.PoolTimeout("dead"))
         async with httpx.AsyncClient() as client:
