@@ -252,6 +252,9 @@ class Client:
             call = OutgoingRequest(url, same_origin, method, headers, known, content, wait, max_error_body)
             with deadline.scope:
                 return await self._send_with_auth(call, deadline)
+        except FeedError:  # a body that is too large, or a redirect to where the feed must not go
+            self._redirects.forget()
+            raise
         except self._errors as error:
             self._redirects.forget()
             # h11 shows the header that it refuses to send.

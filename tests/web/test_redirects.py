@@ -146,7 +146,16 @@ class TestMoves:
             await read(asked)
         assert urls(server)[2] == "/orders"
 
-    @pytest.mark.parametrize("wrong", [httpx.Response(404), httpx.Response(503), httpx.ReadError("reset")])
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            httpx.Response(404),
+            httpx.Response(503),
+            httpx.ReadError("reset"),
+            httpx.Response(302, headers={"location": "https://login.example/"}),
+            httpx.Response(200, content=b" " * 10_001),
+        ],
+    )
     async def test_a_remembered_redirect_is_forgotten_after_an_error_at_its_target(self, serve, wrong):
         server = serve(moved("/v2"), httpx.Response(200), wrong, httpx.Response(200))
         asked = origin()
