@@ -189,6 +189,7 @@ class PagedFeed(BaseHTTPFeed, Generic[D_co]):
             json=json,
             form=form,
             method=method,
+            headers=headers,
             read_ahead=read_ahead,
             decoder=None if decode is None else DataDecoder(decode),
         )

@@ -1100,23 +1100,53 @@ POSTED = OldestFirst(cursor=from_body("c"), send=to_body("cursor"))
         ({"hint": to_body("seen")}, ValueError, "to_body('seen') has no body to go to"),
         ({"hint": as_url()}, ValueError, "as_url() leads to pages; neither hint nor long_poll can be sent by it"),
         ({"long_poll": LongPoll(as_url(), 9)}, ValueError, "as_url() leads to pages"),
-        ({"url": f"{URL}?since=0"}, ValueError, "url has 'since' in its query, where to_query('since') puts it"),
+        ({"url": f"{URL}?since=0"}, ValueError, "url has 'since' in its query, where pages= puts it"),
         (
             {"url": f"{URL}?t=0", "long_poll": LongPoll(to_query("t"), 9)},
             ValueError,
-            "url has 't' in its query, where to_query",
+            "url has 't' in its query, where long_poll= puts it",
         ),
         (
             {"url": f"{URL}?f=n", "long_poll": LongPoll(to_query("t"), 9, also={"f": "l"})},
             ValueError,
-            "url has 'f' in its query, where long_poll puts it",
+            "url has 'f' in its query, where long_poll= puts it",
         ),
         (
             {"url": f"{URL}?o=a", "latest": Latest({"o": "d"})},
             ValueError,
-            "url has 'o' in its query, where latest puts it",
+            "url has 'o' in its query, where latest= puts it",
         ),
         ({"url": f"{URL}?seen=1", "hint": to_query("seen")}, ValueError, "url has 'seen' in its query"),
+        (
+            {"hint": to_query("since")},
+            ValueError,
+            "hint= is sent by to_query('since'), as the cursor is, and would take its place",
+        ),
+        (
+            {"json": {}, "pages": POSTED, "hint": to_body("cursor", as_json=True)},
+            ValueError,
+            "hint= is sent by to_body('cursor'), as the cursor is, and would take its place",
+        ),
+        (
+            {"long_poll": LongPoll(to_query("since", otherwise="0"), 9)},
+            ValueError,
+            "long_poll= is sent by to_query('since'), as the cursor is, and would take its place",
+        ),
+        (
+            {"long_poll": LongPoll(to_query("t"), 9, also={"since": "0"})},
+            ValueError,
+            "long_poll= is sent by to_query('since'), as the cursor is, and would take its place",
+        ),
+        (
+            {"headers": {"x-since": "0"}, "pages": OldestFirst(cursor=from_body("c"), send=to_header("X-Since"))},
+            ValueError,
+            "headers has 'X-Since', which pages= puts there; leave it out",
+        ),
+        (
+            {"headers": {"PREFER": "wait=1"}, "long_poll": LongPoll(to_header("Prefer", "wait={}"), 9)},
+            ValueError,
+            "headers has 'Prefer', which long_poll= puts there; leave it out",
+        ),
         (
             {"pages": NewestFirst(next=from_link(), send=as_url()), "latest": Latest()},
             ValueError,

@@ -12,7 +12,13 @@ from push_to_poll_client.feeds._data_decoder import DataDecoder
 from push_to_poll_client.feeds._paged.entries import Entries
 from push_to_poll_client.feeds._paged.outcomes import Outcome
 from push_to_poll_client.feeds._paged.pagination import Latest, NewestFirst, OldestFirst
-from push_to_poll_client.feeds._paged.senders import LongPoll, RequestParts, Sender, require_texts
+from push_to_poll_client.feeds._paged.senders import (
+    LongPoll,
+    RequestParts,
+    Sender,
+    require_texts,
+    to_query,
+)
 
 
 class Declaration(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +39,7 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
     json: Mapping[str, Any] | None
     form: Mapping[str, str] | None
     method: str | None
+    headers: Mapping[str, str] | None
     read_ahead: bool
     decoder: DataDecoder[Any] | None
 
@@ -47,11 +54,11 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("latest has no meaning with NewestFirst, whose first page is the feed's end")
         if self.json is not None and self.form is not None:
             raise ValueError("both json= and form= are given; a request has one body")
-        senders = [*self.pages.senders, *self._check_no_urls()]
-        for sender in senders:
-            if sender.goes == "body":
-                self._check_body_path(sender)
-        self._check_query(senders)
+        placed = [("pages", sender) for sender in self.pages.senders]
+        placed += self._check_asides()
+        placed += [("latest", to_query(name)) for name in (self.latest.adds if self.latest else ())]
+        for name, sender in placed:
+            self._check_place(name, sender)
 
     def _check_types(self) -> None:
         _check_type("entries", self.entries, Entries, "Entries(…)")
@@ -74,12 +81,28 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
         if self.method is not None and not (isinstance(self.method, str) and is_header_name(self.method)):
             raise TypeError(f"method is {self.method!r}; give one of HTTP")
 
-    def _check_no_urls(self) -> list[Sender]:
-        """Return what sends hint and wait, which do not lead to a page."""
-        senders = [*([self.hint] if self.hint else []), *([self.long_poll.sender] if self.long_poll else [])]
-        if any(sender.goes == "url" for sender in senders):
-            raise ValueError("as_url() leads to pages; neither hint nor long_poll can be sent by it")
-        return senders
+    def _check_asides(self) -> list[tuple[str, Sender]]:
+        """Return what sends hint and wait, which neither lead to a page nor take the place of the cursor."""
+        asides = [] if self.hint is None else [("hint", self.hint)]
+        if self.long_poll is not None:
+            senders = (self.long_poll.sender, *map(to_query, self.long_poll.also))
+            asides += [("long_poll", sender) for sender in senders]
+        for name, sender in asides:
+            if sender.goes == "url":
+                raise ValueError("as_url() leads to pages; neither hint nor long_poll can be sent by it")
+            # A hint comes from a push, which can contain anything: what is before it would never be asked for.
+            if repr(sender) in map(repr, self.pages.senders):
+                raise ValueError(f"{name}= is sent by {sender}, as the cursor is, and would take its place")
+        return asides
+
+    def _check_place(self, name: str, sender: Sender) -> None:
+        """Check that there is a place for what a sender puts into requests, and that it is not taken."""
+        if sender.goes == "body":
+            self._check_body_path(sender)
+        if sender.goes == "query" and sender.name in httpx.URL(self.url).params:
+            raise ValueError(f"url has {sender.name!r} in its query, where {name}= puts it; leave it out")
+        if sender.goes == "header" and sender.name in httpx.Headers(self.headers):
+            raise ValueError(f"headers has {sender.name!r}, which {name}= puts there; leave it out")
 
     def _check_body_path(self, sender: Sender) -> None:
         if self.body is None:
@@ -90,18 +113,6 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
             sender.put(RequestParts(body=self.body), "a cursor")
         except (LookupError, TypeError) as error:
             raise ValueError(f"{sender} leads to no place in json=; a list has to have that place") from error
-
-    def _check_query(self, senders: Sequence[Sender]) -> None:
-        """Check that the feed's URL has none of the parameters that are added to its query."""
-        added: list[tuple[str | None, object]] = [
-            *((sender.name, sender) for sender in senders if sender.goes == "query"),
-            *((name, "long_poll") for name in (self.long_poll.also if self.long_poll else ())),
-            *((name, "latest") for name in (self.latest.adds if self.latest else ())),
-        ]
-        taken = httpx.URL(self.url).params.keys()
-        for name, source in added:
-            if name in taken:
-                raise ValueError(f"url has {name!r} in its query, where {source} puts it; leave it out")
 
 
 def _check_type(name: str, value: object, expected: Any, instead: str) -> None:
