@@ -179,7 +179,7 @@ def test_an_invalid_link_is_an_error(text):
     [
         ("id", [1, None, None, None, None]),
         (("changes", 0, "rev"), ["r", None, None, None, None]),
-        (0, [None, "first", None, "t", None]),
+        (0, [None, "first", None, None, None]),
         (str, ["{'id': 1, 'changes': [{'rev': 'r'}]}", "['first']", "7", "text", "None"]),
     ],
 )

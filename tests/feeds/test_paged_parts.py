@@ -76,11 +76,18 @@ from tests.support.paged_replies import BODY, reply
     ],
 )
 def test_a_reader_returns_its_value_and_has_a_readable_repr(what, value, text):
-    entries = [{"id": 1}, {"id": 2, "seq": 10}, {"seq": 20, "id": 3, "changes": "x"}]
+    entries = [{"id": 1}, {"id": 2, "seq": 10}, {"seq": 20, "id": 3, "changes": ["x"]}]
     link = '<p1>; rel="first", <p2>; rel="next"'
     said = reply(BODY, entries=entries, x_cursor="h", link=link)
     assert repr(what) == text
     assert what(said) == value
+
+
+def test_a_place_in_a_list_is_no_character_of_a_text():
+    """As the id of an entry it would be the same for many of them, which were then taken for duplicates."""
+    said = reply({"ids": "abc"}, entries=[{"ids": "abc"}])
+    assert from_last("ids", 0)(said) is None
+    assert from_body("ids", 0)(said) is None
 
 
 def test_any_function_of_an_answer_is_a_reader():

@@ -67,6 +67,8 @@ def texts_of(column: list[Any]) -> list[str | None]:
 def _path_getter(steps: tuple[str | int, ...]) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         for step in steps:
+            if type(value) is str:  # a place in it would be a character
+                return None
             try:
                 value = value[step]
             except (LookupError, TypeError):
