@@ -235,7 +235,7 @@ class PagedFeed(BaseHTTPFeed, Generic[D_co]):
 
         One that `only` passes over is unreadable, too: it is to be dropped.
         """
-        return self._declared.entries.restore(letter, self._declared.decoder)
+        return self._fetcher.restore(letter)
 
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""

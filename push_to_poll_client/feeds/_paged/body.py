@@ -20,7 +20,6 @@ from push_to_poll_client._http.headers import resolve_url
 from push_to_poll_client._http.response import Response, find_link
 from push_to_poll_client._json import DECODE_ERRORS, SAFE_LENGTH, Decoder, check_depth, check_page_depth
 from push_to_poll_client._validation import describe, quoted
-from push_to_poll_client.feeds._data_decoder import DataDecoder
 from push_to_poll_client.feeds._decoding import BOM, RawJSON, elements, has_more_elements, members
 
 Path: TypeAlias = str | int | tuple[str | int, ...]
@@ -223,7 +222,6 @@ class EntryList:
         entries: Decoded; in place of an entry that cannot be decoded, the error.
         group: As given.
         broken: Whether one of the entries is an error.
-        decoder: Makes the data of the messages; `None`: it is what JSON says.
         listed: Whether the list is on the page, even as `null`. For a list that a function made, whether it has
             any entries.
 
@@ -246,7 +244,6 @@ class EntryList:
         self.listed = True
         self.entries: list[Any]
         self.broken: bool = False
-        self.decoder: DataDecoder[Any] | None = None
         try:
             self.entries = decode(text)
         except DECODE_ERRORS:

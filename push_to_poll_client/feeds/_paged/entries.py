@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from datetime import UTC, datetime
 from itertools import pairwise, repeat
 from typing import Any, Final, Literal, TypeAlias
@@ -80,7 +81,7 @@ class Entry(Message[D_co]):
         self._decoder: DataDecoder[D_co] | None = None
 
     @classmethod
-    def _of_rows(cls, rows: Iterable[tuple[Any, ...]]) -> "list[Entry]":
+    def _of_rows(cls, rows: Iterable[tuple[Any, ...]], decoder: DataDecoder[Any] | None) -> "list[Entry]":
         """Make the messages of a page, of the values of their slots: a call for each would take longer."""
         entries = list[Entry]()
         for row in rows:
@@ -96,7 +97,7 @@ class Entry(Message[D_co]):
                 self._part,
                 self._place,
             ) = row
-            self._decoder = None if self._part is None else self._part.decoder
+            self._decoder = decoder
             entries.append(self)
         return entries
 
@@ -194,6 +195,13 @@ class Entries:
         self._newest_first = newest_first
         self._only = only
         self._has_read_page = False
+        self._decoder: DataDecoder[Any] | None = None
+
+    def for_feed(self, decoder: DataDecoder[Any] | None) -> "Entries":
+        """Return a copy for one feed, which remembers what the pages of that feed have shown."""
+        own = copy(self)
+        own._decoder = decoder  # noqa: SLF001
+        return own
 
     def find(self, reply: Reply, most: int) -> list[EntryList]:
         """The lists of a page, in its order; tells the reply of them.
@@ -255,58 +263,54 @@ class Entries:
         self._has_read_page = self._has_read_page or bool(messages)
         return messages
 
-    def restore(self, letter: DeadLetter, decoder: DataDecoder[Any] | None = None) -> Entry | UnreadableMessage:
+    def restore(self, letter: DeadLetter) -> Entry | UnreadableMessage:
         """The message of a dead letter; an `UnreadableMessage` if it still is one, or is to be passed over."""
-        part = restore_list(self._lists, letter.raw)
-        part.decoder = decoder
         try:
-            if self._only is not None and not self._only(_entries_at(part, [0])[0]):
+            messages = self._read_all(restore_list(self._lists, letter.raw), [0], None, None)
+            if not messages:
                 raise DecodeError("only= passes this entry over; drop its dead letter")  # noqa: TRY301
-            ids = [letter.id]
-            if letter.dedupe_key.startswith(UNREADABLE_KEY_PREFIX):
-                ids, _ = self._ids_and_keys(part, _entries_at(part, [0]), None)
-            return self._build_messages(part, [0], ids, [letter.dedupe_key], None)[0]
         except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
             return UnreadableMessage(
                 letter.id, _as_decode_error(error), dedupe_key=letter.dedupe_key, raw=letter.raw
             )
+        message = messages[0]
+        message._key = letter.dedupe_key  # noqa: SLF001  # it may name a cursor that is not known here
+        if not letter.dedupe_key.startswith(UNREADABLE_KEY_PREFIX):
+            message._id = letter.id  # noqa: SLF001
+        return message
 
     def _read_all(
         self, part: EntryList, places: Sequence[int], each: Field | None, start: Cursor | None
-    ) -> Sequence[Entry]:
+    ) -> list[Entry]:
         """Read the entries at these places, without those that `only` passes over; raise if one is unreadable."""
         entries = _entries_at(part, places)
         if self._only is not None:
             places = [place for place, entry in zip(places, entries, strict=True) if self._only(entry)]
             entries = [part.entries[place] for place in places]
-        ids, keys = self._ids_and_keys(part, entries, start)
-        return self._build_messages(part, places, ids, keys, each)
-
-    def _build_messages(
-        self, part: EntryList, places: Sequence[int], ids: Sequence[str], keys: Sequence[str], each: Field | None
-    ) -> list[Entry]:
-        entries = _entries_at(part, places)
+        gone: Iterable[bool] = repeat(part.group == self._deletions)
+        if self._deleted is not None and part.group != self._deletions:
+            gone = list(map(bool, self._deleted.read_all(entries)))
+        ids, keys = self._ids_and_keys(entries, part.group, gone, start)
         types: Iterable[str] = repeat(part.group)
         if self._type is not None:
             types = [kind or part.group for kind in texts_of(self._type.read_all(entries))]
         cursors = repeat(None) if each is None else texts_of(each.read_all(entries))
         times = repeat(None) if self._time is None else self._time.read_all(entries)
-        gone = self._deletion_flags(part, entries)
         return Entry._of_rows(  # noqa: SLF001  # it is for this module
-            zip(ids, entries, keys, cursors, types, times, gone, repeat(part), places, strict=False)
+            zip(ids, entries, keys, cursors, types, times, gone, repeat(part), places, strict=False), self._decoder
         )
 
     def _ids_and_keys(
-        self, part: EntryList, entries: Sequence[Any], start: Cursor | None
+        self, entries: Sequence[Any], group: str, gone: Iterable[bool], start: Cursor | None
     ) -> tuple[list[str], list[str]]:
         names = _require_all(texts_of(self._id.read_all(entries)), f"an entry has no id at {self._id}")
-        versions = self._versions(part, entries, start)
+        versions = self._versions(entries, group, gone, start)
         ids = keys = names
         if versions is not None:
             ids = [f"{name}@{version}" for name, version in zip(names, versions, strict=True)]
-        if versions is not None or part.group:
-            group = f":{part.group}:" if part.group else ":"
-            keys = [f"{len(name)}{group}{named}" for name, named in zip(names, ids, strict=True)]
+        if versions is not None or group:
+            middle = f":{group}:" if group else ":"
+            keys = [f"{len(name)}{middle}{named}" for name, named in zip(names, ids, strict=True)]
         if self._key is not None:
             given = texts_of(self._key.read_all(entries))
             keys = [own or key for own, key in zip(given, keys, strict=True)]
@@ -315,25 +319,17 @@ class Entries:
             raise DecodeError(f"an entry's id or key is longer than {MAX_ID} characters, or has a NUL in it")
         return ids, keys
 
-    def _versions(self, part: EntryList, entries: Sequence[Any], start: Cursor | None) -> list[str] | None:
+    def _versions(
+        self, entries: Sequence[Any], group: str, gone: Iterable[bool], start: Cursor | None
+    ) -> list[str] | None:
         """Return the versions of the entries; None if the feed has no versions."""
-        if self._version_from_contents:
-            return _digests(entries, start, part.group)
         if self._version is None:
-            return None
+            return _digests(entries, start, group) if self._version_from_contents else None
         versions = texts_of(self._version.read_all(entries))
-        if None not in versions:
-            return versions  # type: ignore[return-value]  # checked above
-        known = zip(
-            versions, _digests(entries, start, part.group), self._deletion_flags(part, entries), strict=False
-        )
-        versions = [digest if version is None and gone else version for version, digest, gone in known]
+        if None in versions:
+            known = zip(versions, _digests(entries, start, group), gone, strict=False)
+            versions = [digest if version is None and is_gone else version for version, digest, is_gone in known]
         return _require_all(versions, f"an entry has no version at {self._version}")
-
-    def _deletion_flags(self, part: EntryList, entries: Sequence[Any]) -> Iterable[bool]:
-        if part.group == self._deletions:
-            return repeat(True)  # noqa: FBT003  # each of them
-        return repeat(False) if self._deleted is None else map(bool, self._deleted.read_all(entries))  # noqa: FBT003
 
 
 def _optional_field(where: FieldSpec | None) -> Field | None:
@@ -413,20 +409,13 @@ def check_order(messages: Sequence[Message], order: Order, where: str, *, first:
     other: Order = "newest first" if order == "oldest first" else "oldest first"
     if not _stand_in_order(messages, other):
         return True
-    if first:
-        raise FeedError(
-            f"{where} does not answer as it was declared to: by their time the entries of a page stand {other}, "
-            f"where the declaration has them {order}; {_REMEDIES[order]}, "
-            "or leave out time= if the list is not sorted by it"
-        )
-    logger.warning(
-        "%s does not answer as it was declared to: by their time the entries of a page stand %s, where the "
-        "declaration has them %s; %s, or leave out time= if the list is not sorted by it",
-        where,
-        other,
-        order,
-        _REMEDIES[order],
+    seen = (
+        f"the entries of a page stand {other}, where the declaration has them {order}; {_REMEDIES[order]}, "
+        "or leave out time= if the list is not sorted by it"
     )
+    if first:
+        raise FeedError(f"{where} does not answer as it was declared to: by their time {seen}")
+    logger.warning("%s does not answer as it was declared to: by their time %s", where, seen)
     return False
 
 

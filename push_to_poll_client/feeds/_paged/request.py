@@ -114,8 +114,9 @@ class PageFetcher(Generic[P]):
         self._client = client
         self._declared = declared
         # A declaration may be shared, and parts of it remember what pages have shown: each feed has copies.
-        self._entries, self._pages = copy(declared.entries), copy(pages)
+        self._entries, self._pages = declared.entries.for_feed(declared.decoder), copy(pages)
         self._pages.forget()
+        self.restore = self._entries.restore
         self._each = None if pages.each is None else pages.each.of
         self._max_entries = max_messages(client.max_body)
         self._order_is_wrong = False
@@ -226,8 +227,6 @@ class PageFetcher(Generic[P]):
                 return ParsedResponse(response, outcome, no_page=True)
             if isinstance(lists, Exception):
                 raise lists
-            for part in lists:
-                part.decoder = self._declared.decoder
             messages = self._entries.read(lists, each=self._each, start=start)
             return ParsedResponse(response, outcome, messages, read_continuation(reply))
 
