@@ -10,9 +10,8 @@ import hashlib
 import re
 from abc import ABCMeta
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Generic, cast
 
@@ -60,11 +59,6 @@ class _Batch:
         return self._by_key[event.dedupe_key]
 
 
-_current_batch: ContextVar[_Batch | None] = ContextVar("push_to_poll_client_reading", default=None)
-"""Batch whose events are being decoded."""
-
-_get_current_batch = cast("Callable[[], _Batch]", _current_batch.get)
-
 if TYPE_CHECKING:
     # A base class for type checkers. At run time `Message.register()` does it, since msgspec lays out the memory.
     class _Kind(msgspec.StructMeta, ABCMeta):
@@ -99,7 +93,7 @@ class CloudEvent(_Struct, Generic[D_co], frozen=True, eq=False, gc=False):
     _data: msgspec.Raw = msgspec.field(name="data", default=msgspec.Raw())
     _data_base64: msgspec.Raw = msgspec.field(name="data_base64", default=msgspec.Raw())
     # No JSON makes a `_Batch`: an event with a member of that name cannot be read.
-    _batch: _Batch = msgspec.field(name="push_to_poll_client batch", default_factory=_get_current_batch)
+    _batch: _Batch = msgspec.field(name="push_to_poll_client batch", default=cast("_Batch", None))  # set below
 
     @staticmethod
     def from_json(event: bytes | msgspec.Raw, *, decode: Decode[D] | None = None) -> "CloudEvent[D]":
@@ -231,6 +225,7 @@ Message.register(CloudEvent)
 # These are read for each message, and a slot takes a quarter of the time of a property.
 CloudEvent.cursor = CloudEvent.id  # type: ignore[method-assign, assignment]
 CloudEvent.error = None  # type: ignore[method-assign, assignment]
+_set_batch = vars(CloudEvent)["_batch"].__set__
 
 _decode_event = msgspec.json.Decoder(CloudEvent).decode
 _decode_events = msgspec.json.Decoder(list[CloudEvent]).decode
@@ -241,12 +236,12 @@ _ESCAPE = b"\\"  # JSON cannot write a NUL in another way (RFC 8259 §7)
 
 def read_event(event: bytes | msgspec.Raw, decoder: DataDecoder[D_co] | None) -> CloudEvent[D_co]:
     """Decode one event; raise `DecodeError` like `CloudEvent.from_json`."""
-    with _use_batch([event], decoder):
-        try:
-            check_depth(event)
-            read: CloudEvent[D_co] = _decode_event(event)
-        except DECODE_ERRORS as error:
-            raise DecodeError(f"an event cannot be read: {quoted(error)}") from error
+    try:
+        check_depth(event)
+        read: CloudEvent[D_co] = _decode_event(event)
+    except DECODE_ERRORS as error:
+        raise DecodeError(f"an event cannot be read: {quoted(error)}") from error
+    _set_batch(read, _Batch([event], decoder))
     if _has_nul([read]):
         raise DecodeError(f"an event cannot be read: its id {quoted(read.id)} or its source has a NUL")
     return read
@@ -291,21 +286,15 @@ def read_batch(
 def _read_page(
     page: bytes, where: str, decoder: DataDecoder[D_co] | None
 ) -> Sequence[CloudEvent[D_co] | UnreadableMessage]:
-    with _use_batch(page, decoder), suppress(*DECODE_ERRORS):  # one unreadable event fails them all
+    with suppress(*DECODE_ERRORS):  # one unreadable event fails them all
         check_page_depth(page)
         events: list[CloudEvent[D_co]] = _decode_events(page)
         if _ESCAPE not in page or not _has_nul(events):
+            batch = _Batch(page, decoder)
+            for event in events:
+                _set_batch(event, batch)
             return events
     return list(_read_one_by_one(page, where, decoder))
-
-
-@contextmanager
-def _use_batch(events: bytes | Sequence[RawJSON], decoder: DataDecoder[Any] | None) -> Iterator[None]:
-    token = _current_batch.set(_Batch(events, decoder))
-    try:
-        yield
-    finally:
-        _current_batch.reset(token)
 
 
 def _has_nul(events: Sequence[CloudEvent[Any]]) -> bool:
