@@ -6,8 +6,7 @@ the order of their declaration. If several say that the response is an error, th
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedGone, PagesChanged
 from push_to_poll_client._validation import check_number
@@ -17,9 +16,8 @@ from push_to_poll_client.feeds._paged.readers import Condition, reader
 from push_to_poll_client.feeds._paged.senders import require_text
 
 
-@dataclass(slots=True)
-class OutcomeResult:
-    """The meaning of a response, as its outcomes set it.
+class OutcomeResult(NamedTuple):
+    """The meaning of a response, or what one outcome says of it.
 
     Attributes:
         error: Why the response is not a page; `None` if it is one.
@@ -36,27 +34,23 @@ class OutcomeResult:
     retry_after: float | None = None
 
 
-Apply: TypeAlias = Callable[[Reply, OutcomeResult], None]
-
-
 class Outcome:
     """One of the things that an answer can mean.
 
     Args:
         when: Whether it does.
-        apply: Says so. It is given the answer, and what was found so far.
+        meaning: What it means then.
         text: What it is called.
     """
 
-    def __init__(self, when: Condition, apply: Apply, text: str) -> None:
+    def __init__(self, when: Condition, meaning: Callable[[Reply], OutcomeResult], text: str) -> None:
         self._when = reader(when)
-        self._apply = apply
+        self._meaning = meaning
         self._text = text
 
-    def look(self, reply: Reply, found: OutcomeResult) -> None:
+    def look(self, reply: Reply) -> OutcomeResult:
         """Look at an answer."""
-        if self._when(reply):
-            self._apply(reply, found)
+        return self._meaning(reply) if self._when(reply) else OutcomeResult()
 
     def __repr__(self) -> str:
         return f"{self._text}({self._when})"
@@ -64,10 +58,14 @@ class Outcome:
 
 def apply_outcomes(outcomes: Sequence[Outcome], reply: Reply) -> OutcomeResult:
     """Apply all outcomes to a response."""
-    found = OutcomeResult()
-    for outcome in outcomes:
-        outcome.look(reply, found)
-    return found
+    found = [outcome.look(reply) for outcome in outcomes]
+    return OutcomeResult(
+        error=next((one.error for one in found if one.error is not None), None),
+        empty=any(one.empty for one in found),
+        closed=any(one.closed for one in found),
+        gap="; ".join(one.gap for one in found if one.gap),
+        retry_after=longest_wait(*(one.retry_after for one in found)),
+    )
 
 
 def expired(when: Condition, *, start: Condition | None = None) -> Outcome:
@@ -120,31 +118,18 @@ def not_ready(when: Condition, *, after: Condition | float | None = None) -> Out
         after: Seconds until it is worth asking again, or reads them; `None`: as ever.
     """
     seconds = _seconds_reader(after)
-
-    def apply(reply: Reply, found: OutcomeResult) -> None:
-        found.empty = True
-        found.retry_after = longest_wait(found.retry_after, seconds(reply))
-
-    return Outcome(when, apply, "not_ready")
+    return Outcome(when, lambda reply: OutcomeResult(empty=True, retry_after=seconds(reply)), "not_ready")
 
 
 def pause(after: Condition) -> Outcome:
     """The server asks to be left alone after a success, in its body or a header of its own; read in seconds."""
     seconds = _seconds_reader(reader(after))
-
-    def apply(reply: Reply, found: OutcomeResult) -> None:
-        found.retry_after = longest_wait(found.retry_after, seconds(reply))
-
-    return Outcome(lambda _: True, apply, "pause")
+    return Outcome(lambda _: True, lambda reply: OutcomeResult(retry_after=seconds(reply)), "pause")
 
 
 def closed(when: Condition) -> Outcome:
     """The feed has ended: when this page is settled, nothing will ever follow. The status may be an error's."""
-
-    def apply(_reply: Reply, found: OutcomeResult) -> None:
-        found.closed = True
-
-    return Outcome(when, apply, "closed")
+    return Outcome(when, lambda _: OutcomeResult(closed=True), "closed")
 
 
 def gap(when: Condition, what: str = "the server says that it left messages out") -> Outcome:
@@ -158,18 +143,14 @@ def gap(when: Condition, what: str = "the server says that it left messages out"
         TypeError: It says nothing.
     """
     require_text("what", what)
-
-    def apply(_reply: Reply, found: OutcomeResult) -> None:
-        found.gap = what
-
-    return Outcome(when, apply, "gap")
+    return Outcome(when, lambda _: OutcomeResult(gap=what), "gap")
 
 
 def _error_outcome(name: str, when: Condition, says: str, error: Callable[[str, Reply], FeedError]) -> Outcome:
-    def apply(reply: Reply, found: OutcomeResult) -> None:
-        found.error = found.error or error(f"{reply.where} {says} (status {reply.status})", reply)
+    def meaning(reply: Reply) -> OutcomeResult:
+        return OutcomeResult(error=error(f"{reply.where} {says} (status {reply.status})", reply))
 
-    return Outcome(when, apply, name)
+    return Outcome(when, meaning, name)
 
 
 def _seconds_reader(after: Condition | float | None) -> Callable[[Reply], float | None]:
