@@ -75,8 +75,7 @@ def unreadable_key(raw: bytes) -> str:
 
 # An unclosed string reaches to the end, and the patterns are possessive, so that no byte is read twice.
 _STRING = rb'"(?:[^"\\]++|\\.)*+"?'
-_TOP_LEVEL_TOKEN = re.compile(_STRING + rb"|[\[{]|[\]}]|,", re.DOTALL)
-_NESTED_TOKEN = re.compile(_STRING + rb"|[\[{]++|[\]}]", re.DOTALL)
+_TOKEN = re.compile(_STRING + rb"|[\[{]++|[\]}]|,", re.DOTALL)
 _SPACE = b" \t\r\n"
 
 
@@ -111,15 +110,14 @@ def split_json(text: bytes, brackets: bytes) -> Iterator[bytes]:
 
 def _boundaries(text: bytes) -> Iterator[int]:
     """Yield the positions of the commas of the outermost array or object, and last of its closing bracket."""
-    depth, position = 1, 1
-    while token := (_TOP_LEVEL_TOKEN if depth == 1 else _NESTED_TOKEN).search(text, position):
-        position = token.end()
+    depth = 1
+    for token in _TOKEN.finditer(text, 1):
         match token[0][:1]:
             case b"[" | b"{":
-                depth += position - token.start()
+                depth += len(token[0])
             case b"]" | b"}":
                 depth -= 1
-            case b",":
+            case b"," if depth == 1:
                 yield token.start()
         if not depth:
             yield token.start()

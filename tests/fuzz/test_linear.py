@@ -88,7 +88,7 @@ def splits_what_it_has_again(text):
 
 def parses_again_and_again(text):
     for at in range(len(text)):
-        _decoding._TOP_LEVEL_TOKEN.search(text, at)
+        _decoding._TOKEN.search(text, at)
 
 
 class LooksForEachTagFromTheBeginning(HTMLParser):
