@@ -357,6 +357,15 @@ async def test_the_wait_in_a_next_link_is_replaced_and_not_repeated():
     assert str(server.last.url) == f"{URL}?wait=10"
 
 
+async def test_the_wait_in_a_saved_link_is_not_repeated_where_an_answer_is_wanted_at_once():
+    """It would be held for longer than any request may take, at each poll and for ever."""
+    pages = OldestFirst(cursor=from_body("next"), send=as_url())
+    options = {"long_poll": LongPoll(to_query("timeout"), 50, also={"feed": "longpoll"}), "hint": to_query("seen")}
+    cursor = f"{URL}?page=2&timeout=50&feed=longpoll&seen=7"
+    _, server = await fetched(says(page()), cursor=cursor, pages=pages, **options)
+    assert server.query == {"page": "2"}
+
+
 # What is read
 
 

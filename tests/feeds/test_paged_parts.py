@@ -366,7 +366,7 @@ def test_outcomes_mark_a_page_as_not_ready_closed_or_with_a_gap():
         [closed(status(200)), gap(status(200), "the server says that it left messages out")], reply()
     )
     assert apply_outcomes(outcomes, reply({}, code=202)).empty
-    assert apply_outcomes([gap(status(200), "rooms")], reply()).gap == "rooms"
+    assert apply_outcomes([gap(status(200), "rooms"), gap(status(200), "days")], reply()).gap == "rooms; days"
     nothing = apply_outcomes(outcomes, reply({}))
     assert (nothing.empty, nothing.closed, nothing.gap, nothing.retry_after) == (False, False, "", None)
 

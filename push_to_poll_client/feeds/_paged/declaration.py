@@ -48,16 +48,26 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
         """The body of every request; None if there is no body."""
         return self.json if self.form is None else self.form
 
+    @property
+    def asides(self) -> list[tuple[str, Sender]]:
+        """What sends hint and wait, each with the argument that declares it."""
+        asides = [] if self.hint is None else [("hint", self.hint)]
+        if self.long_poll is not None:
+            senders = (self.long_poll.sender, *map(to_query, self.long_poll.also))
+            asides += [("long_poll", sender) for sender in senders]
+        return asides
+
     def __post_init__(self) -> None:
         self._check_types()
         if isinstance(self.pages, NewestFirst) and self.latest is not None:
             raise ValueError("latest has no meaning with NewestFirst, whose first page is the feed's end")
         if self.json is not None and self.form is not None:
             raise ValueError("both json= and form= are given; a request has one body")
-        placed = [("pages", sender) for sender in self.pages.senders]
-        placed += self._check_asides()
-        placed += [("latest", to_query(name)) for name in (self.latest.adds if self.latest else ())]
-        for name, sender in placed:
+        for name, sender in self.asides:
+            self._check_aside(name, sender)
+        of_pages = [("pages", sender) for sender in self.pages.senders]
+        of_latest = [("latest", to_query(name)) for name in (self.latest.adds if self.latest else ())]
+        for name, sender in (*of_pages, *self.asides, *of_latest):
             self._check_place(name, sender)
 
     def _check_types(self) -> None:
@@ -81,19 +91,13 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
         if self.method is not None and not (isinstance(self.method, str) and is_header_name(self.method)):
             raise TypeError(f"method is {self.method!r}; give one of HTTP")
 
-    def _check_asides(self) -> list[tuple[str, Sender]]:
-        """Return what sends hint and wait, which neither lead to a page nor take the place of the cursor."""
-        asides = [] if self.hint is None else [("hint", self.hint)]
-        if self.long_poll is not None:
-            senders = (self.long_poll.sender, *map(to_query, self.long_poll.also))
-            asides += [("long_poll", sender) for sender in senders]
-        for name, sender in asides:
-            if sender.goes == "url":
-                raise ValueError("as_url() leads to pages; neither hint nor long_poll can be sent by it")
-            # A hint comes from a push, which can contain anything: what is before it would never be asked for.
-            if repr(sender) in map(repr, self.pages.senders):
-                raise ValueError(f"{name}= is sent by {sender}, as the cursor is, and would take its place")
-        return asides
+    def _check_aside(self, name: str, sender: Sender) -> None:
+        """Check that what sends hint or wait neither leads to a page nor takes the place of the cursor."""
+        if sender.goes == "url":
+            raise ValueError("as_url() leads to pages; neither hint nor long_poll can be sent by it")
+        # A hint comes from a push, which can contain anything: what is before it would never be asked for.
+        if repr(sender) in map(repr, self.pages.senders):
+            raise ValueError(f"{name}= is sent by {sender}, as the cursor is, and would take its place")
 
     def _check_place(self, name: str, sender: Sender) -> None:
         """Check that there is a place for what a sender puts into requests, and that it is not taken."""

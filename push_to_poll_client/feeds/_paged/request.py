@@ -145,7 +145,9 @@ class PageFetcher(Generic[P]):
                     parts = hint.put(parts, request.hint.cursor if request.hint else None)
                 except ValueError:  # a hint comes from a push, which can contain anything
                     parts = hint.put(parts, None)
-            target = None if parts.url is None else _without_parameters(parts.url, parts.query.keys())
+            # A URL that the server wrote may repeat what was asked before, as a wait where none is wanted now.
+            own = {*parts.query, *(sender.name for _, sender in declared.asides if sender.goes == "query")}
+            target = None if parts.url is None else _without_parameters(parts.url, own)
             url = self._client.build_url(parts.query, target)
             content = None
             if parts.body is not None:
@@ -283,8 +285,8 @@ def _declaration_errors(reply: Reply, retry_after: float | None) -> Iterator[Non
         ) from error
 
 
-def _without_parameters(url: str, names: Collection[str]) -> str:
-    """Remove these query parameters from a URL that the server wrote: it may repeat those of the request."""
+def _without_parameters(url: str, names: Collection[str | None]) -> str:
+    """Remove these query parameters from a URL."""
     path, mark, query = url.partition("?")
     kept = [field for field in query.split("&") if unquote_plus(field.partition("=")[0]) not in names]
     return f"{path}{mark if kept else ''}{'&'.join(kept)}"
