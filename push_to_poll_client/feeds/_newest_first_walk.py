@@ -188,14 +188,12 @@ class Walk:
         self._max_messages = max_messages
         self._start = self._next = start
         self._held: list[_HeldDocument] = []
-        self._last: _HeldDocument | None = None
-        self._refetch: _HeldDocument | None = None
-        self._refetched = False
+        self._refetches = self._refetched = False  # the next document, and the last one
         self._fetched_at = 0.0
         self._messages = self._size = self._documents = self._failures = 0
         self._reached_known = False
         self._missing = ""
-        self._initial_above, self._dropped, self._stride = len(self.above), 0, 1
+        self._initial_above, self._stride = len(self.above), 1
         self._cycle_detector = CycleDetector()
 
     # On the walk to older documents
@@ -218,8 +216,8 @@ class Walk:
         is_valid = (
             self._fetched_at <= now <= self._fetched_at + STALE_AFTER or self._refetched or self._next.archive
         )
-        if self._last is not None and self._refetch is None and not is_valid:
-            self._refetch, self._next, self._cycle_detector = self._last, self._last.address, CycleDetector()
+        if self._held and not self._refetches and not is_valid:
+            self._refetches, self._next, self._cycle_detector = True, self._held[-1].address, CycleDetector()
             self.step += 1
 
     def add_document(self, document: Document, where: str, now: float) -> None:
@@ -236,7 +234,7 @@ class Walk:
         """
         held = _HeldDocument.of(self._next, document, self.known.messages)
         self._check_refetched(held, where)
-        self._last, self._fetched_at = held, now
+        self._fetched_at = now
         self._documents += 1
         self.step += 1
         self._missing = self._missing or document.missing
@@ -257,12 +255,12 @@ class Walk:
 
     def _check_refetched(self, held: _HeldDocument, where: str) -> None:
         """Raise PagesChanged if a document that was fetched again has none of its former messages."""
-        expected, self._refetch, self._refetched = self._refetch, None, self._refetch is not None
-        if expected is None:
+        self._refetches, self._refetched = False, self._refetches
+        if not self._refetched:
             self._failures = 0
         elif held.address == TOP:
             self._held, self._messages, self._size = [], 0, 0
-        elif expected.digests and set(expected.digests).isdisjoint(held.digests):
+        elif (before := self._held[-1].digests) and set(before).isdisjoint(held.digests):
             raise PagesChanged(f"{where} shows other messages where a walk was interrupted; it begins again")
 
     def _is_last(self, held: _HeldDocument) -> bool:
@@ -276,9 +274,8 @@ class Walk:
         """Drop the newest document that is held; a later walk fetches it again."""
         document = self._held.pop(0)
         self._messages, self._size = self._messages - len(document.unseen), self._size - document.size
-        if self._dropped % self._stride == 0:
+        if document.address.depth % self._stride == 0:
             self.above.append(document.address)
-        self._dropped += 1
         if len(self.above) - self._initial_above > MAX_ADDRESSES:
             self.above[self._initial_above :] = self.above[self._initial_above :: 2]
             self._stride *= 2

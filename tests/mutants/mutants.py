@@ -266,8 +266,8 @@ MUTANTS = [
         "G5",
         "forgets what is newer than it could hold",
         "feeds/_newest_first_walk.py",
-        "        self.above.append(document.address)\n",
-        "",
+        "            self.above.append(document.address)\n",
+        "            pass\n",
         "tests/feeds/test_newest_first.py",
     ),
     of(
