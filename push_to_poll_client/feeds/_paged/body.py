@@ -118,6 +118,17 @@ class Reply:
         return self._check_link(url)
 
 
+def check_type(name: str, value: Any, expected: Any, instead: str) -> Any:
+    """Return an argument that must be of a type.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if not isinstance(value, expected):
+        raise TypeError(f"{name} is a {type(value).__name__}; give {instead}")
+    return value
+
+
 def path_of(path: Path) -> tuple[str | int, ...]:
     """Convert a path to a tuple.
 

@@ -9,6 +9,7 @@ import msgspec
 from push_to_poll_client._http.headers import is_header_name
 from push_to_poll_client._validation import describe
 from push_to_poll_client.feeds._data_decoder import DataDecoder
+from push_to_poll_client.feeds._paged.body import check_type
 from push_to_poll_client.feeds._paged.entries import Entries
 from push_to_poll_client.feeds._paged.outcomes import Outcome
 from push_to_poll_client.feeds._paged.pagination import Latest, NewestFirst, OldestFirst
@@ -71,19 +72,19 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
             self._check_place(name, sender)
 
     def _check_types(self) -> None:
-        _check_type("entries", self.entries, Entries, "Entries(…)")
-        _check_type("pages", self.pages, OldestFirst | NewestFirst, "OldestFirst(…) or NewestFirst(…)")
-        _check_type("outcomes", self.outcomes, Sequence, "a list of them")
+        check_type("entries", self.entries, Entries, "Entries(…)")
+        check_type("pages", self.pages, OldestFirst | NewestFirst, "OldestFirst(…) or NewestFirst(…)")
+        check_type("outcomes", self.outcomes, Sequence, "a list of them")
         for outcome in self.outcomes:
-            _check_type("one of the outcomes", outcome, Outcome, "one, as expired(…)")
-        _check_type("long_poll", self.long_poll, LongPoll | None, "LongPoll(…)")
-        _check_type("latest", self.latest, Latest | None, "Latest(…)")
-        _check_type("hint", self.hint, Sender | None, "to_query(…), to_header(…) or to_body(…)")
-        _check_type("read_ahead", self.read_ahead, bool, "True or False")
+            check_type("one of the outcomes", outcome, Outcome, "one, as expired(…)")
+        check_type("long_poll", self.long_poll, LongPoll | None, "LongPoll(…)")
+        check_type("latest", self.latest, Latest | None, "Latest(…)")
+        check_type("hint", self.hint, Sender | None, "to_query(…), to_header(…) or to_body(…)")
+        check_type("read_ahead", self.read_ahead, bool, "True or False")
         if self.form is not None:
             require_texts("form", self.form)
         if self.json is not None:
-            _check_type("json", self.json, Mapping, "what the body says, by names")
+            check_type("json", self.json, Mapping, "what the body says, by names")
             try:
                 msgspec.json.encode(self.json)
             except (TypeError, ValueError, RecursionError) as error:
@@ -117,8 +118,3 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
             sender.put(RequestParts(body=self.body), "a cursor")
         except (LookupError, TypeError) as error:
             raise ValueError(f"{sender} leads to no place in json=; a list has to have that place") from error
-
-
-def _check_type(name: str, value: object, expected: Any, instead: str) -> None:
-    if not isinstance(value, expected):
-        raise TypeError(f"{name} is a {type(value).__name__}; give {instead}")

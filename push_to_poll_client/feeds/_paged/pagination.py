@@ -28,7 +28,7 @@ from push_to_poll_client._http.origins import page_size_of
 from push_to_poll_client._json import DECODE_ERRORS, decode
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Cursor
-from push_to_poll_client.feeds._paged.body import DeclarationMismatch, Reply, text_of
+from push_to_poll_client.feeds._paged.body import DeclarationMismatch, Reply, check_type, text_of
 from push_to_poll_client.feeds._paged.entries import Order
 from push_to_poll_client.feeds._paged.readers import (
     Condition,
@@ -38,13 +38,7 @@ from push_to_poll_client.feeds._paged.readers import (
     Reader,
     reader,
 )
-from push_to_poll_client.feeds._paged.senders import (
-    RequestParts,
-    Sender,
-    require_sender,
-    require_text,
-    require_texts,
-)
+from push_to_poll_client.feeds._paged.senders import A_SENDER, RequestParts, Sender, require_text, require_texts
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
@@ -196,8 +190,7 @@ class OldestFirst:
         more: Condition | None = None,
         each: EachReader | None = None,
     ) -> None:
-        if each is not None and not isinstance(each, EachReader):
-            raise TypeError(f"each is a {type(each).__name__}; give from_each(…)")
+        check_type("each", each, EachReader | None, "from_each(…)")
         if each is not None and isinstance(cursor, AtEnd | EachReader):
             raise ValueError("each has no meaning with a cursor that is at_end(…), or is read from_each(…) itself")
         if send_next is not None and next is None and not isinstance(cursor, AtEnd):
@@ -206,7 +199,8 @@ class OldestFirst:
             )
         self._at_end = isinstance(cursor, AtEnd)
         self._cursor = cursor.read if isinstance(cursor, AtEnd) else reader(cursor)
-        self._send, self._send_next = require_sender("send", send), require_sender("send_next", send_next or send)
+        self._send: Sender = check_type("send", send, Sender, A_SENDER)
+        self._send_next: Sender = check_type("send_next", send_next or send, Sender, A_SENDER)
         self._next = None if next is None else reader(next)
         self._more = None if more is None else reader(more)
         self.forget()
@@ -342,7 +336,7 @@ class NewestFirst:
 
     def __init__(self, *, next: Condition, send: Sender, more: Condition | None = None) -> None:
         self._next = reader(next)
-        self._send = require_sender("send", send)
+        self._send: Sender = check_type("send", send, Sender, A_SENDER)
         self._more = None if more is None else reader(more)
         self.forget()
         stated = next if self._more is None else self._more

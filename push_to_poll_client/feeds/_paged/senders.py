@@ -13,7 +13,7 @@ import httpx
 from push_to_poll_client._http.headers import is_header_name, is_header_value
 from push_to_poll_client._json import DECODE_ERRORS, decode
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.feeds._paged.body import Reply, path_of
+from push_to_poll_client.feeds._paged.body import Reply, check_type, path_of
 
 Destination: TypeAlias = Literal["query", "header", "body", "url"]
 
@@ -106,6 +106,9 @@ class Sender:
 
     def __repr__(self) -> str:
         return self._text
+
+
+A_SENDER = "to_query(…), to_header(…), to_body(…) or as_url()"
 
 
 def to_query(name: str, form: str = "{}", *, at: str | None = None, otherwise: str | None = None) -> Sender:
@@ -227,7 +230,7 @@ class LongPoll:
     also: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require_sender("sender", self.sender)
+        check_type("sender", self.sender, Sender, A_SENDER)
         check_number("longest", self.longest, above_zero=True)
         check_number("per_second", self.per_second, above_zero=True)
         require_texts("also", self.also)
@@ -238,19 +241,6 @@ class LongPoll:
             return self.sender.put(asking, None)
         held = self.sender.put(asking, str(max(1, round(wait * self.per_second))))
         return replace(held, query={**held.query, **self.also})
-
-
-def require_sender(name: str, sender: object) -> Sender:
-    """Return an argument that must be a sender.
-
-    Raises:
-        TypeError: It is not a sender.
-    """
-    if not isinstance(sender, Sender):
-        raise TypeError(
-            f"{name} is a {type(sender).__name__}; give to_query(…), to_header(…), to_body(…) or as_url()"
-        )
-    return sender
 
 
 def require_text(name: str, value: object) -> str:
