@@ -12,7 +12,7 @@ list need not be sorted by the time of its entries, so on later pages that is a 
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from datetime import UTC, datetime
@@ -421,24 +421,14 @@ def check_order(messages: Sequence[Message], order: Order, where: str, *, first:
 
 def _stand_in_order(messages: Sequence[Message], order: Order) -> bool:
     """Return True if the entries of one list have enough different times, and all stand in this order."""
-    if len(messages) < MIN_TIMES:
-        return False
     sign, times = (1 if order == "oldest first" else -1), 1
-    for one, other in pairwise(_instants(messages)):
-        if one is None or other is None or (other - one) * sign < 0:
+    for one, other in pairwise(message for message in messages if isinstance(message, Entry)):
+        time, next_time = _instant(one.time), _instant(other.time)
+        is_one_list = one._part is other._part  # noqa: SLF001  # of this module
+        if time is None or next_time is None or (next_time - time) * sign < 0 or not is_one_list:
             return False
-        times += one != other
+        times += time != next_time
     return times >= MIN_TIMES
-
-
-def _instants(messages: Iterable[Message]) -> Iterator[float | None]:
-    """Yield the time of each entry; None if it has none that can be compared, or stands in another list."""
-    part = None
-    for message in messages:
-        if not isinstance(message, Entry):
-            continue  # one that cannot be read
-        part = part or message._part  # noqa: SLF001  # of this package
-        yield _instant(message.time) if message._part is part else None  # noqa: SLF001
 
 
 def _instant(time: Any) -> float | None:

@@ -184,9 +184,11 @@ def to_body(
     _check_form_and_at(at=at)
 
     def put(asking: RequestParts, value: str) -> RequestParts:
-        body = _set_at_path(
-            {} if alone else asking.body or {}, steps, _decode_or_text(value) if as_json else value
-        )
+        sent: Any = value
+        if as_json:
+            with suppress(*DECODE_ERRORS):
+                sent = decode(value)
+        body = _set_at_path({} if alone else asking.body or {}, steps, sent)
         return replace(asking, url=at or asking.url, body=body)
 
     text = f"to_body({', '.join(map(repr, steps))})"
@@ -285,9 +287,3 @@ def _set_at_path(body: Any, steps: tuple[str | int, ...], value: Any) -> Any:
         inner = changed.get(step)
     changed[step] = _set_at_path(inner, tuple(rest), value) if rest else value
     return changed
-
-
-def _decode_or_text(value: str) -> Any:
-    with suppress(*DECODE_ERRORS):
-        return decode(value)
-    return value
