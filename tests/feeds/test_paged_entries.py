@@ -184,14 +184,14 @@ def test_an_invalid_entries_declaration_is_refused(make, kind, text):
 
 
 def test_message_fields_are_read_from_the_declared_paths():
-    entries = Entries(type=("what", "kind"), time="at", deleted="gone", dedupe_key="dedupe")
+    entries = Entries(type=("what", "kind"), time="at", deleted="gone")
     body = [
-        {"id": 7, "what": {"kind": "paid"}, "at": 1.5, "gone": {"why": "x"}, "dedupe": "k"},
+        {"id": 7, "what": {"kind": "paid"}, "at": 1.5, "gone": {"why": "x"}},
         {"id": "b", "gone": False},
         {"id": "c", "gone": {}},
     ]
     said = [(m.id, m.dedupe_key, m.type, m.time, m.deleted) for m in read(entries, body)]
-    assert said == [("7", "k", "paid", 1.5, True), ("b", "b", "", None, False), ("c", "c", "", None, False)]
+    assert said == [("7", "7", "paid", 1.5, True), ("b", "b", "", None, False), ("c", "c", "", None, False)]
 
 
 def test_message_fields_are_read_by_the_declared_functions():
@@ -332,7 +332,6 @@ def test_an_entry_cannot_continue_on_the_next_line():
     "options",
     [
         {"version": lambda e: e["v"]},
-        {"dedupe_key": lambda e: e["v"]},
         {"type": lambda e: e["v"]},
         {"time": lambda e: e["v"]},
         {"deleted": lambda e: e["v"]},

@@ -90,7 +90,7 @@ def _at(value, path):
 
 ENTRIES = {
     "a list": lambda: Entries(type="type", time=("a", 0), deleted="gone"),
-    "a list in an object": lambda: Entries(("a", "b"), id=("id", 0), version="v", dedupe_key="k"),
+    "a list in an object": lambda: Entries(("a", "b"), id=("id", 0), version="v"),
     "several lists": lambda: Entries("a", "b", version=CONTENTS, deletions="b", optional=True, newest_first=True),
     "lines": lambda: Entries(LINES, version="v", only=lambda entry: entry["a"]),
 }

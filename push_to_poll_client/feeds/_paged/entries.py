@@ -153,7 +153,6 @@ class Entries:
         version: Tells the versions of an entry apart, for feeds of states: a sequence number, a time of change, an
             etag, or `CONTENTS`. `None` means that ids name events, which never change. An entry without its
             version cannot be read, except for a deletion, which is treated as with `CONTENTS`.
-        key: The dedupe key. `None` makes it of id and version.
         type: The type of the event. `None` means the name of the list if there are several.
         time: The time of the event. It also shows whether the entries stand in another order than declared.
         deleted: An entry is a deletion if this field is present and truthy.
@@ -172,7 +171,6 @@ class Entries:
         optional: bool = False,
         id: FieldSpec = "id",
         version: FieldSpec | Sentinel | None = None,
-        dedupe_key: FieldSpec | None = None,
         type: FieldSpec | None = None,
         time: FieldSpec | None = None,
         deleted: FieldSpec | None = None,
@@ -191,7 +189,7 @@ class Entries:
         self._id = Field(id)
         self._version_from_contents = version is CONTENTS
         self._version = None if isinstance(version, Sentinel) else _optional_field(version)
-        self._key, self._type, self._time, self._deleted = map(_optional_field, (dedupe_key, type, time, deleted))
+        self._type, self._time, self._deleted = map(_optional_field, (type, time, deleted))
         self._newest_first = newest_first
         self._only = only
         self._has_read_page = False
@@ -311,9 +309,6 @@ class Entries:
         if versions is not None or group:
             middle = f":{group}:" if group else ":"
             keys = [f"{len(name)}{middle}{named}" for name, named in zip(names, ids, strict=True)]
-        if self._key is not None:
-            given = texts_of(self._key.read_all(entries))
-            keys = [own or key for own, key in zip(given, keys, strict=True)]
         both = ids if keys is ids else (*ids, *keys)
         if max(map(len, both), default=0) > MAX_ID or "\0" in "".join(both):
             raise DecodeError(f"an entry's id or key is longer than {MAX_ID} characters, or has a NUL in it")
