@@ -28,31 +28,6 @@ Wrong arguments are `TypeError` and `ValueError`, at construction.
 
 from push_to_poll_client._validation import check_number
 
-__all__ = [
-    "ContentChanged",
-    "CursorExpired",
-    "DeadLetterMessage",
-    "DecodeError",
-    "FeedError",
-    "FeedGone",
-    "FeedRefused",
-    "HandlerDecision",
-    "ListenerError",
-    "OwnershipLost",
-    "PagesChanged",
-    "ProcessError",
-    "PushToPollError",
-    "RetryMessage",
-    "SkipMessage",
-    "StopConsumer",
-    "StoreBusy",
-    "StoreError",
-    "StoreMismatch",
-    "StoreUnavailable",
-    "SubscriptionGone",
-    "Throttled",
-]
-
 
 class PushToPollError(Exception):
     """The root: every error that this library raises on its own account."""
