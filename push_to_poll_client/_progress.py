@@ -33,6 +33,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final, TypedDict
 
 import anyio
@@ -299,13 +300,10 @@ class Progress(SessionPart):
         self.attempts = Attempts(self.session.state, self.time_of_day)
         self._taken: CommitArguments | None = None  # by the commit that runs
         self._refused_since = 0.0  # when the first of the commits began that were refused in a row
-        self._taken_count = 0
-        self._committing_keys = set[str]()
         self._committing: anyio.Event | None = None
         self._lock = anyio.Lock(fast_acquire=True)
         self._commit_scope = anyio.CancelScope()
         self._stop_deadline = self._cancel_deadline = math.inf
-        self._transactional = is_transactional(self.session)
 
     @property
     def dead_letter_count(self) -> int:
@@ -314,8 +312,8 @@ class Progress(SessionPart):
 
     @property
     def settled_count(self) -> int:
-        """Number of messages settled in this session, committed or not."""
-        return self._taken_count + len(self.pending)
+        """Number of messages that this consumer has settled, committed or not."""
+        return self.stats.counts["messages"] + self.uncommitted_count
 
     async def unsettled(self, keys: list[str]) -> set[str]:
         """Return the keys of a page that have no record and are not about to have one.
@@ -326,10 +324,9 @@ class Progress(SessionPart):
         if self._committing is None:
             await self.flush()
         # Read before the store is asked: these keys may be committed before it answers.
-        settled_since = {record.key for record in self.pending}
-        committing = self._committing_keys
-        unseen = await self.session.unseen(keys)
-        return unseen - committing - settled_since if committing or settled_since else unseen
+        committing = () if self._taken is None else self._taken["records"]
+        settled_since = {record.key for record in chain(committing, self.pending)}
+        return await self.session.unseen(keys) - settled_since
 
     async def fingerprints(self, keys: list[str]) -> Mapping[str, int]:
         """Return the fingerprints of the keys whose messages were settled with one.
@@ -425,7 +422,7 @@ class Progress(SessionPart):
         Raises:
             StoreError: As for `flush`, if the caller had to wait.
         """
-        if background is None or self._transactional or len(self.pending) > MAX_PENDING:
+        if background is None or is_transactional(self.session) or len(self.pending) > MAX_PENDING:
             await self.flush()
         elif self._committing is None:
             self._committing = anyio.Event()
@@ -473,7 +470,7 @@ class Progress(SessionPart):
                     self.refusal = error
                 raise
             finally:
-                self._taken, self._committing_keys = None, set()
+                self._taken = None
             if self.refusal is not None:
                 logger.info(
                     "the store is available again after %.1f s: %d processed messages are recorded",
@@ -514,8 +511,6 @@ class Progress(SessionPart):
             state=self.attempts.take_changes(),
             read_at=self.time_of_day.of(self.read_at),
         )
-        self._committing_keys = {record.key for record in self.pending}
-        self._taken_count += len(self.pending)
         self.pending.clear()
         self.cursor, self.dead_letters = None, []
         return taken
@@ -526,5 +521,4 @@ class Progress(SessionPart):
             self.attempts.put_back()
         self.pending[:0] = taken["records"]
         self.dead_letters[:0] = taken["dead_letters"]
-        self._taken_count -= len(taken["records"])
         self.cursor = taken["cursor"] if self.cursor is None else self.cursor

@@ -281,8 +281,8 @@ MUTANTS = [
         "G6",
         "forgets what is about to be recorded",
         "_progress.py",
-        "        return unseen - committing - settled_since if committing or settled_since else unseen\n",
-        "        return unseen\n",
+        "await self.session.unseen(keys) - settled_since",
+        "await self.session.unseen(keys)",
         "tests/core/test_progress.py",
     ),
     of(
@@ -314,8 +314,8 @@ MUTANTS = [
         "G6",
         "forgets messages of earlier pages while their batch is committed",
         "_progress.py",
-        "        self._committing_keys = {record.key for record in self.pending}\n",
-        "",
+        "chain(committing, self.pending)",
+        "self.pending",
     ),
     of(
         "G6",
