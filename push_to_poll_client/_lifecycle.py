@@ -8,7 +8,7 @@ import logging
 import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -221,58 +221,48 @@ class OpenSession:
             raise RuntimeError(f"{self.name}: in use in another event loop")
         logger.warning("the event loop ended while the consumer was in use; claiming the name again")
         self._lost_users, self._users, self._keepers = self._lost_users + self._users, 0, 0
-        self.wakes.close()
         if self.schedule.mode(loop.time()) in {Mode.POLLING, Mode.WAITING}:
             self.schedule.poll_ended(loop.time(), PollOutcome.ABANDONED)
         if self.parts is not None:
-            self._uncommitted = self.parts.progress.uncommitted()
-            self._last_saved = self.saved
-            self._lost_session, self.parts = self.parts.session, None
+            self._lost_session = self._end_parts(self.parts)
             self._leave_feed()
 
     async def _claim(self) -> Session:
         """Claim the name, also if it was bound to what an earlier version called the feed."""
-        former, rebind = self._former_names, getattr(self.store, "rebind", None)
-        if not former or rebind is None:
-            return await self.store.claim(self.name, feed=self.feed_name)
+        former = self._former_names if hasattr(self.store, "rebind") else ()
         if self.name == self.feed_name:  # then the name was the former identity too
             for name in former:
                 with suppress(ValueError):  # the former name is unknown, or the new one has begun
-                    await rebind(name, feed=self.feed_name, new_name=self.name)
-                    self._log_rebind(name)
+                    await self._rebind(name, former=name)
         try:
             return await self.store.claim(self.name, feed=self.feed_name)
         except StoreMismatch as mismatch:
-            bound_to = mismatch.bound_to
-            if bound_to is None or bound_to not in former:
+            if mismatch.bound_to not in former:
                 raise
-        await rebind(self.name, feed=self.feed_name, new_name=None)
-        self._log_rebind(bound_to)
+            await self._rebind(self.name, former=mismatch.bound_to)
         return await self.store.claim(self.name, feed=self.feed_name)
 
-    def _log_rebind(self, former: str) -> None:
+    async def _rebind(self, name: str, *, former: object) -> None:
+        new_name = None if name == self.name else self.name
+        await self.store.rebind(name, feed=self.feed_name, new_name=new_name)  # type: ignore[attr-defined]
         logger.info("an earlier version called this feed %s; the name goes on", former)
 
     async def _open(self, loop: EventLoop) -> None:
         if (lost := self._lost_session) is not None:
             self._lost_session = None
             await self._close(lost.release)
-        with _open_sessions_lock:  # before the claim: another consumer may close the feed meanwhile
-            _open_sessions.add(self)
-        try:
+        async with AsyncExitStack() as undo:
+            with _open_sessions_lock:  # before the claim: another consumer may close the feed meanwhile
+                _open_sessions.add(self)
+            undo.callback(self._leave_feed)
             session = await self._claim()
             self._former_names = ()  # the first claim has settled that
-            try:
-                parts = self._build(session, loop.time)
-                await self._restore_uncommitted(parts.progress)
-                self.wakes.open(loop, parts.polls.wake)
-            except BaseException:  # the session's state cannot be read: do not leave the name claimed
-                await self._close(session.release)
-                raise
-        except BaseException:
-            self._leave_feed()
-            raise
-        self.parts, self._uncommitted = parts, None
+            undo.push_async_callback(self._close, session.release)  # where its state cannot be read
+            parts = self._build(session, loop.time)
+            await self._restore_uncommitted(parts.progress)
+            self.wakes.open(loop, parts.polls.wake)
+            self.parts, self._uncommitted = parts, None
+            undo.pop_all()
 
     def _build(self, session: Session, clock: Clock) -> SessionParts:
         """Build the parts of a session, each after those that it works with."""
@@ -338,13 +328,16 @@ class OpenSession:
             return
         async with self._lock:
             if not self._users and self.parts is not None:
-                self.wakes.close()
-                self._last_saved = self.saved
-                parts, self.parts = self.parts, None
-                self._uncommitted = parts.progress.uncommitted()
-                await self._close(parts.session.release)
-                if self._leave_feed():
-                    await self._close(getattr(self.feed, "aclose", None))
+                await self._close(self._end_parts(self.parts).release)
+                if self._leave_feed() and hasattr(self.feed, "aclose"):
+                    await self._close(self.feed.aclose)
+
+    def _end_parts(self, parts: SessionParts) -> Session:
+        """Keep what outlives the parts of the session; return the session, which is to be released."""
+        self.wakes.close()
+        self._last_saved, self._uncommitted = self.saved, parts.progress.uncommitted()
+        self.parts = None
+        return parts.session
 
     def _leave_feed(self) -> bool:
         """Use the feed no longer; return whether no other session of this process uses it."""
@@ -352,10 +345,8 @@ class OpenSession:
             _open_sessions.discard(self)
             return all(other.feed is not self.feed for other in _open_sessions)
 
-    async def _close(self, close: Callable[[], Awaitable[None]] | None) -> None:
+    async def _close(self, close: Callable[[], Awaitable[None]]) -> None:
         """Close a store or a feed; a failure is only logged, since it undoes nothing."""
-        if close is None:
-            return
         try:
             with anyio.fail_after(CLOSE_TIMEOUT):
                 await close()
@@ -380,8 +371,8 @@ class Runner:
     opening: anyio.CancelScope = field(init=False)
 
     def __post_init__(self) -> None:
-        self._stopped = anyio.Event()
         self._stop = StopSignal()
+        self._why_stopped = ""
         self._fatal: BaseException | None = None
         self._is_cancelled: Callable[[], bool] = lambda: False
 
@@ -389,10 +380,13 @@ class Runner:
         """Begin no further message, and end. Call it from any thread."""
         self._stop.requested = True
         if self.loop is not None:
-            self.loop.call(self._end)
+            self.loop.call(partial(self._end, "stop() was called"))
 
-    def _end(self) -> None:
-        self._stopped.set()
+    def _end(self, why: str) -> None:
+        """Begin no further message, and end; of several reasons the first one is logged."""
+        self._why_stopped = self._why_stopped or why
+        self._stop.requested = True
+        self._stop.event.set()
         self.opening.cancel()
 
     def begin(self) -> bool:
@@ -420,14 +414,8 @@ class Runner:
             await self._poll_and_listen(parts)
         finally:
             parts.polls.run_log = None
-            log.stopped(parts.session.cursor, self._why_stopped(parts.polls))
-
-    def _why_stopped(self, polls: Polls) -> str:
-        if self._fatal is not None:
-            return "because of an error"
-        if polls.closed:
-            return "the feed has ended, and all of it is settled"
-        return "stop() was called" if self._stopped.is_set() else "run() was cancelled"
+            why = self._why_stopped if self._fatal is None else "because of an error"
+            log.stopped(parts.session.cursor, why)
 
     async def _poll_and_listen(self, parts: SessionParts) -> None:
         deadline = -math.inf
@@ -438,10 +426,9 @@ class Runner:
                 polls_ended = partial(self._polls_ended, parts.polls)
                 tasks.start_soon(parts.polls.poll_until_stopped, self._stop, polls_ended)
                 try:
-                    await self._stopped.wait()
+                    await self._stop.event.wait()
                 finally:
-                    self._stop.requested = True
-                    self._stop.event.set()
+                    self._end("run() was cancelled")
                     deadline = anyio.current_time() + self.options.shutdown_timeout
                     parts.polls.set_in_flight_deadline(deadline)
                     parts.progress.finish_by(deadline)
@@ -479,8 +466,7 @@ class Runner:
             bug, is_logged = None if isinstance(error, PushToPollError) else error, isinstance(error, ProcessError)
             self._stop_with_error(error, bug=bug, is_logged=is_logged)
         elif polls.closed:
-            self._stop.requested = True
-            self._stopped.set()
+            self._end("the feed has ended, and all of it is settled")
 
     async def _listen(self, channel: ListenerChannel) -> None:
         channel.started()
@@ -516,5 +502,4 @@ class Runner:
         if isinstance(error, Exception) and not is_logged:  # not SystemExit and the like
             logger.error("stops: %s", describe(error), exc_info=bug)
         self._fatal = error if self._fatal is None else self._fatal
-        self._stop.requested = True
-        self._stopped.set()
+        self._end("because of an error")

@@ -727,8 +727,8 @@ MUTANTS = [
         "G6",
         "begins a name anew that an earlier version called otherwise",
         "_lifecycle.py",
-        "                    await rebind(name, feed=self.feed_name, new_name=self.name)\n",
-        "",
+        "                    await self._rebind(name, former=name)\n",
+        "                    pass\n",
         "tests/stores/test_rebind.py",
     ),
     of(
