@@ -5,7 +5,6 @@ waits takes a connection. So the first poll of a consumer begins only when few o
 A server that does not answer, a body that stalls and a slow handler delay the others for `MAX_SHARE` at most.
 """
 
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -24,35 +23,9 @@ class _FirstPolls:
     """The first polls of one event loop."""
 
     def __init__(self) -> None:
-        self._began: dict[object, float] = {}  # of each that is counted, the oldest first
-        self._one_ended = anyio.Event()
-        self._waiting = deque[anyio.Event]()  # the first of them waits for an end, and wakes the next
-
-    async def begin(self, poll: object) -> None:
-        turn = anyio.Event()
-        self._waiting.append(turn)
-        try:
-            if self._waiting[0] is not turn:
-                await turn.wait()
-            while len(self._began) >= MAX_FIRST_POLLS:
-                oldest, began = next(iter(self._began.items()))
-                self._one_ended = anyio.Event()
-                with anyio.move_on_after(began + MAX_SHARE - anyio.current_time()) as scope:
-                    await self._one_ended.wait()
-                if scope.cancelled_caught:
-                    self._began.pop(oldest, None)
-        finally:
-            is_first = self._waiting[0] is turn
-            self._waiting.remove(turn)
-            if is_first:
-                self._one_ended = anyio.Event()  # one that was waited for keeps its event loop in memory
-                if self._waiting:
-                    self._waiting[0].set()
-        self._began[poll] = anyio.current_time()
-
-    def end(self, poll: object) -> None:
-        self._began.pop(poll, None)
-        self._one_ended.set()
+        self.began: dict[object, float] = {}  # of each that is counted, the oldest first
+        self.one_ended = anyio.Event()
+        self.turn = anyio.Lock(fast_acquire=True)  # the first that waits has it
 
 
 _first_polls = RunVar[_FirstPolls | None]("first polls of push_to_poll_client", None)
@@ -65,8 +38,19 @@ async def first_poll() -> AsyncIterator[None]:
         polls = _FirstPolls()
         _first_polls.set(polls)
     poll = object()
-    await polls.begin(poll)
+    async with polls.turn:
+        while len(polls.began) >= MAX_FIRST_POLLS:
+            oldest, began = next(iter(polls.began.items()))
+            with anyio.move_on_after(began + MAX_SHARE - anyio.current_time()) as scope:
+                try:
+                    await polls.one_ended.wait()
+                finally:
+                    polls.one_ended = anyio.Event()  # one that was waited for keeps its event loop in memory
+            if scope.cancelled_caught:
+                polls.began.pop(oldest, None)
+        polls.began[poll] = anyio.current_time()
     try:
         yield
     finally:
-        polls.end(poll)
+        polls.began.pop(poll, None)
+        polls.one_ended.set()
