@@ -6,15 +6,12 @@ that a task group made of it; and finish a call that asyncio's own cancellation 
 """
 
 import asyncio
-import functools
 import math
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -38,7 +35,7 @@ class EventLoop:
         self._call_soon: Callable[[Callable[[], None]], object]
         self.time: Callable[[], float]
         if isinstance(self._native, asyncio.AbstractEventLoop):
-            self._call_soon = functools.partial(_call_soon, self._native, threading.get_ident())
+            self._call_soon = self._native.call_soon_threadsafe
             # The clock is read for each message; half of the cost of asyncio's own `time` is the call around it.
             own_time = type(self._native).time is asyncio.BaseEventLoop.time
             self.time = time.monotonic if own_time else self._native.time
@@ -69,16 +66,6 @@ class EventLoop:
     def has_ended(self) -> bool:
         """Whether nothing can run in the loop any more."""
         return not self.call(lambda: None)
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, thread: int, function: Callable[[], None]) -> None:
-    """Call a function soon. Wake the loop only if need be, since that costs a write, a read and a turn."""
-    # Within a task the loop is awake. A signal handler that interrupts a task is followed by the rest of its step;
-    # one that interrupts the loop while it waits finds no task.
-    if threading.get_ident() == thread and asyncio.current_task(loop) is not None:
-        loop.call_soon(function)
-    else:
-        loop.call_soon_threadsafe(function)
 
 
 START_CHECKPOINTS = 3
@@ -161,60 +148,46 @@ async def in_own_task(
         cancel_later: Whether to return the result, and let the caller's next checkpoint raise the cancellation.
         on_cancel: Called as soon as the caller is cancelled.
     """
-    work = _OwnTask(function)
-    cancelled: BaseException | None = None
-    shield: AbstractContextManager[object] = nullcontext()
-    while not work.ended.is_set():
-        with shield:
-            try:
-                await work.ended.wait()
-            except anyio.get_cancelled_exc_class() as error:
-                # A cancelled scope raises at each further checkpoint, asyncio's own cancellation only once.
-                if anyio.current_effective_deadline() > -math.inf:
-                    cancelled = error
-                on_cancel()
-        shield = anyio.CancelScope(shield=True)
-    if cancelled is not None:
-        if not cancel_later or isinstance(work.error, asyncio.CancelledError):
-            raise cancelled
-        _cancel_again(cancelled)
-    if work.error is not None:
-        raise work.error
-    return work.result
-
-
-class _OwnTask(Generic[T]):
-    """A call of a function in a task that no cancel scope of the caller reaches.
-
-    Attributes:
-        ended: Set when the task has ended.
-        error: What the function raised; `None` if it returned.
-        result: What the function returned, unless it raised.
-    """
-
+    ended = anyio.Event()
+    # The event loop may cancel the task before it begins, when it shuts down.
+    error: BaseException | None = asyncio.CancelledError()
     result: T
 
-    def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
-        self.ended = anyio.Event()
-        # The event loop may cancel the task before it begins, when it shuts down.
-        self.error: BaseException | None = asyncio.CancelledError()
-        if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
-            self._task = asyncio.create_task(self._call(function))  # kept, since asyncio's references are weak
-            self._task.add_done_callback(lambda _: self.ended.set())
-        else:
-            import trio
-
-            trio.lowlevel.spawn_system_task(self._call, function, context=copy_context())
-
-    async def _call(self, function: Callable[[], Awaitable[T]]) -> None:
+    async def call() -> None:
+        nonlocal error, result
         try:
-            self.result = await function()
-        except BaseException as error:  # noqa: BLE001  # raised by `in_own_task`
-            self.error = error
-        else:
-            self.error = None
+            result, error = await function(), None
+        except BaseException as raised:  # noqa: BLE001  # raised below
+            error = raised
         finally:
-            self.ended.set()
+            ended.set()
+
+    if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
+        task = asyncio.create_task(call())  # kept, since asyncio's references are weak
+        task.add_done_callback(lambda _: ended.set())
+    else:
+        import trio
+
+        trio.lowlevel.spawn_system_task(call, context=copy_context())
+    cancelled: BaseException | None = None
+    shield = False
+    while not ended.is_set():
+        with anyio.CancelScope(shield=shield):
+            try:
+                await ended.wait()
+            except anyio.get_cancelled_exc_class() as raised:
+                # A cancelled scope raises at each further checkpoint, asyncio's own cancellation only once.
+                if anyio.current_effective_deadline() > -math.inf:
+                    cancelled = raised
+                on_cancel()
+        shield = True
+    if cancelled is not None:
+        if not cancel_later or isinstance(error, asyncio.CancelledError):
+            raise cancelled
+        _cancel_again(cancelled)
+    if error is not None:
+        raise error
+    return result
 
 
 def _cancel_again(cancelled: BaseException) -> None:

@@ -38,27 +38,6 @@ async def test_a_push_from_a_thread_is_delivered_in_the_event_loop():
     assert threads == [threading.get_ident()]
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_a_call_from_a_task_does_not_wake_its_own_event_loop(monkeypatch):
-    """To be woken takes the loop a write, a read and a turn. But a signal handler comes when it waits, too."""
-    loop, woken, called = asyncio.get_running_loop(), [], []
-    wake = loop.call_soon_threadsafe
-    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args: (woken.append(args), wake(*args)))
-    here = EventLoop()
-    here.call(lambda: called.append("from a task"))
-    assert not woken
-    await anyio.lowlevel.checkpoint()
-    loop.call_soon(here.call, lambda: called.append("from no task"))
-    await anyio.wait_all_tasks_blocked()
-    assert len(woken) == 1
-    thread = threading.Thread(target=here.call, args=[lambda: called.append("from a thread")])
-    thread.start()
-    thread.join()
-    assert len(woken) == 2
-    await anyio.wait_all_tasks_blocked()
-    assert called == ["from a task", "from no task", "from a thread"]
-
-
 async def test_a_flood_of_pushes_is_cut_to_capacity_and_ends_with_a_push_without_a_hint():
     wakes, got = Wakes(), []
 
