@@ -423,8 +423,7 @@ class Runner:
             async with anyio.create_task_group() as tasks:
                 for channel in self.channels:
                     tasks.start_soon(self._listen, channel)
-                polls_ended = partial(self._polls_ended, parts.polls)
-                tasks.start_soon(parts.polls.poll_until_stopped, self._stop, polls_ended)
+                tasks.start_soon(self._poll, parts.polls)
                 try:
                     await self._stop.event.wait()
                 finally:
@@ -455,18 +454,21 @@ class Runner:
             count = progress.uncommitted_count
             self._stop_with_error(not_recorded(progress.refusal, count) if count else progress.refusal)
 
-    def _polls_ended(self, polls: Polls, error: BaseException | None) -> None:
-        if isinstance(error, anyio.get_cancelled_exc_class()):
+    async def _poll(self, polls: Polls) -> None:
+        try:
+            await polls.poll_until_stopped(self._stop)
+            if polls.closed:
+                self._end("the feed has ended, and all of it is settled")
+        except anyio.get_cancelled_exc_class():
             if anyio.current_effective_deadline() > -math.inf and not self._is_cancelled():
                 # Not by the caller of run(), nor by asyncio.run(), which cancels every task when it ends: without
                 # this, polling would end and nothing would say so.
                 self._stop_with_error(RuntimeError("the task that polls was cancelled, perhaps by a handler"))
-        elif error is not None:
+            raise
+        except BaseException as error:  # noqa: BLE001  # raised by run_until_stopped, without a group around it
+            bug = None if isinstance(error, PushToPollError) else error
             # The line of a message that fails is in `FailureLog`.
-            bug, is_logged = None if isinstance(error, PushToPollError) else error, isinstance(error, ProcessError)
-            self._stop_with_error(error, bug=bug, is_logged=is_logged)
-        elif polls.closed:
-            self._end("the feed has ended, and all of it is settled")
+            self._stop_with_error(error, bug=bug, is_logged=isinstance(error, ProcessError))
 
     async def _listen(self, channel: ListenerChannel) -> None:
         channel.started()

@@ -128,8 +128,7 @@ class Polls(SessionPart):
         with self._sum_polls() as call:
             while True:
                 try:
-                    await self._poll_or_join(timeout)
-                    failure = None
+                    failure = await self._poll_or_keep_place(timeout)
                 except Throttled as throttled:
                     if failure is not None:
                         raise failure from None
@@ -138,11 +137,7 @@ class Polls(SessionPart):
                     if self.poller.has_unsaved_place:
                         logger.warning("stops before a cursor to save, the next call starts again: %s", throttled)
                     return call.done
-                except FeedError as error:
-                    if not self._tries_again(error):
-                        raise
-                    failure = error
-                if self.place_is_kept() or not self.poller.should_go_on_if_bare:
+                if not self._goes_on:
                     return call.done
                 if not logged and self.poller.has_unsaved_place:
                     logged = True
@@ -155,19 +150,24 @@ class Polls(SessionPart):
         """Poll until the end of the feed is reached, or the feed stands still. See `Consumer.catch_up`."""
         with self._sum_polls() as call:
             while not call.done.caught_up and call.done.standstill is None:
-                try:
-                    await self._poll_or_join(None)
-                except FeedError as error:
-                    if not self._tries_again(error):
-                        raise
+                await self._poll_or_keep_place(None)
             return call.done
 
-    def _tries_again(self, error: FeedError) -> bool:
-        """Whether a call goes on after a poll that failed, since its place in the feed would be lost."""
-        if self.place_is_kept() or not self.poller.should_go_on_if_bare:
-            return False
-        logger.warning("poll failed, next in %.1f s: %s", self.delay, describe(error))
-        return True
+    @property
+    def _goes_on(self) -> bool:
+        """Whether a call goes on after its poll, since its place in the feed would be lost."""
+        return self.poller.should_go_on_if_bare and not self.place_is_kept()
+
+    async def _poll_or_keep_place(self, timeout: float | None) -> FeedError | None:  # noqa: ASYNC109
+        """Poll like `_poll_or_join`; return the error of a fetch that failed if the call goes on after it."""
+        try:
+            await self._poll_or_join(timeout)
+        except FeedError as error:
+            if not self._goes_on:
+                raise
+            logger.warning("poll failed, next in %.1f s: %s", self.delay, describe(error))
+            return error
+        return None
 
     @contextmanager
     def _sum_polls(self) -> Iterator["_Call"]:
@@ -217,24 +217,16 @@ class Polls(SessionPart):
             self._current, poll.running = None, False
             self.schedule_changed()
 
-    async def poll_until_stopped(self, stop: StopSignal, ended: Callable[[BaseException | None], None]) -> None:
+    async def poll_until_stopped(self, stop: StopSignal) -> None:
         """Poll whenever the schedule decides for it, until a stop is requested or the feed has ended.
 
         A poll that fails is logged, and the schedule decides when the next one starts.
 
-        Args:
-            stop: As for `Poll`.
-            ended: Called at the end, with a cancellation, an error after which no other poll helps, or `None`.
+        Raises:
+            Exception: No other poll helps.
         """
-        try:
-            while not (stop.requested or self.closed):
-                await self._poll_when_due(stop)
-        except BaseException as error:
-            ended(error)
-            if isinstance(error, anyio.get_cancelled_exc_class()):
-                raise
-        else:
-            ended(None)
+        while not (stop.requested or self.closed):
+            await self._poll_when_due(stop)
 
     async def _poll_when_due(self, stop: StopSignal) -> None:
         news = self._news

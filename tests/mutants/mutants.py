@@ -919,8 +919,7 @@ MUTANTS = [
         "G13",
         "ends a bare poll before anything can be saved",
         "_polls.py",
-        "                if self.place_is_kept() or not self.poller.should_go_on_if_bare:\n"
-        "                    return call.done\n",
+        "                if not self._goes_on:\n                    return call.done\n",
         "                return call.done\n",
     ),
     of(
