@@ -12,13 +12,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from push_to_poll_client._exceptions import DecodeError
-from push_to_poll_client._failure_log import HandlerFailure
 from push_to_poll_client._json import decode
 from push_to_poll_client._options import SessionPart
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._protocols import Feed
 from push_to_poll_client._retry import Retry, StopSignal, make_dead_letter
-from push_to_poll_client._types import DeadLetter, Message, Record, Settlement
+from push_to_poll_client._types import DeadLetter, Message, Record, Settlement, UnreadableMessage
 from push_to_poll_client._validation import describe, quoted
 
 
@@ -72,14 +71,15 @@ class SessionDeadLetters(SessionPart):
         Raises:
             StoreError: The store failed; the outcome is committed with the next commit.
         """
-        fingerprint = await self._fingerprint(dead_letter)
-        failed = await self._try_once(dead_letter)
-        if failed is None:
-            self.progress.pending.append(Record(dead_letter.dedupe_key, fingerprint=fingerprint))
+        progress, fingerprint = self.progress, await self._fingerprint(dead_letter)
+        failure = await self.retry.retry_dead_letter(dead_letter, self._restore(dead_letter))
+        if failure is None:
+            progress.pending.append(Record(dead_letter.dedupe_key, fingerprint=fingerprint))
         else:
-            self.progress.dead_letters.append(failed)
-        await self.progress.flush()
-        return failed is None
+            first, now = dead_letter.first_failed, progress.time_of_day.now()
+            progress.dead_letters.append(make_dead_letter(failure, dead_letter.raw, first=first, now=now))
+        await progress.flush()
+        return failure is None
 
     async def drop(self, dead_letter: DeadLetter) -> None:
         """Remove a dead letter; its message counts as skipped.
@@ -95,8 +95,8 @@ class SessionDeadLetters(SessionPart):
         """Return the fingerprint of the content that was given up on, for the new record."""
         return (await self.progress.fingerprints([dead_letter.dedupe_key])).get(dead_letter.dedupe_key)
 
-    async def _try_once(self, dead_letter: DeadLetter) -> DeadLetter | None:
-        """Try once; return the dead letter with its new error if that failed."""
+    def _restore(self, dead_letter: DeadLetter) -> Message:
+        """Return the message of a dead letter, an unreadable one if the feed cannot make it."""
         restore: Callable[[DeadLetter], Message] = getattr(self.feed, "restore", restore_from_json)
         try:
             message = restore(dead_letter)
@@ -105,16 +105,8 @@ class SessionDeadLetters(SessionPart):
         except Exception as error:  # noqa: BLE001  # whatever the user's feed raises
             unreadable = DecodeError(f"dead letter {quoted(dead_letter.id)} cannot be restored: {describe(error)}")
             unreadable.__cause__ = error
-            return self._failed_again(dead_letter, unreadable, tried=0)
-        tried = 0 if message.error else 1
-        failure = await self.retry.retry_dead_letter(message, attempt=dead_letter.attempts + tried)
-        return None if failure is None else self._failed_again(dead_letter, failure, tried=tried)
-
-    def _failed_again(self, dead_letter: DeadLetter, error: Exception, *, tried: int) -> DeadLetter:
-        key, name, attempts = dead_letter.dedupe_key, dead_letter.id, dead_letter.attempts + tried
-        self.retry.failure_log.dead_letter_failed(HandlerFailure(key, name, attempts, describe(error), error))
-        failed = make_dead_letter(key, name, dead_letter.raw, error, self.progress.time_of_day.now())
-        return msgspec.structs.replace(failed, attempts=attempts, first_failed=dead_letter.first_failed)
+            return UnreadableMessage(dead_letter.id, unreadable, raw=dead_letter.raw)
+        return message
 
 
 def restore_from_json(dead_letter: DeadLetter) -> Message:

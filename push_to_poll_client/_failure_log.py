@@ -94,15 +94,6 @@ class FailureLog:
             **self._record_fields(failure, "waiting"),
         )
 
-    def policy_failed(self, failure: HandlerFailure) -> None:
-        """Log that a function of the user failed to decide what becomes of a message; `failure` has its error."""
-        logger.warning(
-            "retry= or on_failure= failed for message %s, which stops the consumer: %s",
-            quoted(failure.id),
-            failure.why,
-            **self._record_fields(failure, "policy"),
-        )
-
     def batch_failed(self, failure: HandlerFailure, size: int) -> None:
         """Log that a batch failed, of which no message may fail alone."""
         details = self._record_fields(failure, "batch")

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 import anyio
-import msgspec
 from tenacity import AsyncRetrying, RetryCallState
 
 from push_to_poll_client._event_loop import error_for_cancellation, sole_cause
@@ -136,16 +135,13 @@ class Retry(SessionPart):
             return await self.handle_failure(key, message, failure, stop)
         return self._finish(key, message, Settlement.PROCESSED)
 
-    async def retry_dead_letter(self, message: Message, *, attempt: int) -> Exception | None:
-        """Try a dead letter once; return why it failed again, or `None` if it was processed.
-
-        Args:
-            message: The message, made from the dead letter.
-            attempt: The number of this attempt.
+    async def retry_dead_letter(self, dead_letter: DeadLetter, message: Message) -> HandlerFailure | None:
+        """Try a dead letter once, by the message made from it; return its failure, or `None` if it was processed.
 
         Raises:
             BaseException: The error is not a failure of the message, as for `handle_failure`.
         """
+        attempt = dead_letter.attempts + (0 if message.error else 1)
         failure = message.error or await self.attempt(message)
         if failure is None:
             self.stats.hooks.message_settled(message, Settlement.PROCESSED)
@@ -153,7 +149,9 @@ class Retry(SessionPart):
             return None
         error = failure_of_message(message, failure)
         self.stats.hooks.message_failed(message, error, attempt, FailureAction.DEAD_LETTER)
-        return error
+        failed = HandlerFailure(dead_letter.dedupe_key, dead_letter.id, attempt, describe(error), error)
+        self.failure_log.dead_letter_failed(failed)
+        return failed
 
     async def attempt(self, message: Message) -> BaseException | None:
         """Call the handler once; return the error if it failed."""
@@ -227,9 +225,8 @@ class Retry(SessionPart):
         except StoreError:  # of the commit before a coroutine of the user is awaited
             raise
         except Exception as policy_error:  # noqa: BLE001  # the user's function can raise anything
-            why = describe(policy_error)
-            self.failure_log.policy_failed(failure._replace(why=why, error=policy_error))
-            raise self._stop(failure, f"{failure.why}; its policy failed: {why}") from error
+            why = f"{failure.why}; its policy failed: {describe(policy_error)}"
+            raise self._stop(failure._replace(error=policy_error), why) from error
         self.stats.hooks.message_failed(message, error, attempt.count, decision.action)
         if decision.action is FailureAction.STOP:
             self._forget(key)
@@ -241,7 +238,7 @@ class Retry(SessionPart):
         elif decision.action is FailureAction.SKIP:
             counts["skipped"] += 1
         else:
-            self._add_dead_letter(message, error, failure, attempt)
+            self._add_dead_letter(message, failure, attempt)
             counts["dead_lettered"] += 1
         self.failure_log.message_failed(failure, decision.action, decision.delay)
         return decision
@@ -289,22 +286,16 @@ class Retry(SessionPart):
             raise
         return await result
 
-    def _add_dead_letter(
-        self, message: Message, error: Exception, failure: HandlerFailure, attempt: Attempt
-    ) -> None:
+    def _add_dead_letter(self, message: Message, failure: HandlerFailure, attempt: Attempt) -> None:
         progress, why = self.progress, failure.why
-        if progress.dead_letter_count >= MAX_DEAD_LETTERS:
-            raise self._stop(
-                failure, f"there are {progress.dead_letter_count} dead letters already: {why}"
-            ) from error
+        if (count := progress.dead_letter_count) >= MAX_DEAD_LETTERS:
+            raise self._stop(failure, f"there are {count} dead letters already: {why}") from failure.error
+        tried = failure if message.error is None else failure._replace(attempt=0)
         try:
-            dead_letter = make_dead_letter(failure.key, message.id, message.raw, error, progress.attempts.now)
+            dead_letter = make_dead_letter(tried, message.raw, first=attempt.first, now=progress.attempts.now)
         except Exception as broken:  # noqa: BLE001  # an exception of the user can fail to give its own text
-            raise self._stop(failure, f"{why}; it cannot be kept: {describe(broken)}") from error
-        attempts = 0 if message.error is not None else attempt.count
-        progress.dead_letters.append(
-            msgspec.structs.replace(dead_letter, attempts=attempts, first_failed=attempt.first)
-        )
+            raise self._stop(failure, f"{why}; it cannot be kept: {describe(broken)}") from failure.error
+        progress.dead_letters.append(dead_letter)
 
     def _stop(self, failure: HandlerFailure, why: str) -> ProcessError:
         """Log that a message stops the consumer, and return the error to raise."""
@@ -351,22 +342,23 @@ MAX_TRACEBACK: Final = 16_384
 """Characters of a traceback that a dead letter keeps: the end, which has the error."""
 
 
-def make_dead_letter(key: str, id: str, raw: bytes, error: Exception, now: float) -> DeadLetter:
-    """Make the dead letter of a message that failed now for the first time.
+def make_dead_letter(failure: HandlerFailure, raw: bytes, *, first: float, now: float) -> DeadLetter:
+    """Make the dead letter of a message that failed now.
 
     Args:
-        key: Its dedupe key.
-        id: Its id in the feed.
+        failure: The failure, with its error.
         raw: Its entry as received.
-        error: Why it failed.
+        first: When it failed first, in seconds since the epoch.
         now: Seconds since the epoch.
     """
+    assert failure.error is not None  # noqa: S101
     return DeadLetter(
-        dedupe_key=key,
-        id=id,
+        dedupe_key=failure.key,
+        id=failure.id,
         raw=raw,
-        error=describe(error),
-        traceback="".join(traceback.format_exception(*handler_error(error)))[-MAX_TRACEBACK:],
-        first_failed=now,
+        error=failure.why,
+        traceback="".join(traceback.format_exception(*handler_error(failure.error)))[-MAX_TRACEBACK:],
+        attempts=failure.attempt,
+        first_failed=first,
         last_failed=now,
     )

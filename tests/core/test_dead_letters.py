@@ -15,6 +15,7 @@ from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 from push_to_poll_client import (
     CloudEvent,
     DeadLetter,
+    DecodeError,
     FailureAction,
     Hooks,
     HTTPFeed,
@@ -520,6 +521,22 @@ async def test_a_dead_letter_is_kept_if_the_feed_cannot_restore_it(restore):
     letter = await consumer.dead_letters.get("a")
     assert "dead letter 'a' cannot be restored: " in letter.error
     assert letter.raw == b'{"n":1}'
+
+
+async def test_hooks_hear_of_a_dead_letter_that_the_feed_cannot_restore():
+    class Told(Hooks):
+        failed = ()
+
+        def message_failed(self, message, error, attempt, action):
+            self.failed = (*self.failed, (message.id, type(error), attempt, action))
+
+    feed, hooks = FakeFeed(), Told()
+    feed.publish("a")
+    async with Fails(feed, failing=["a"], hooks=hooks) as consumer:
+        await consumer.poll_now()
+        feed.restore = lambda letter: 1 / 0
+        await consumer.dead_letters.retry("a")
+    assert hooks.failed[1:] == (("a", DecodeError, 1, FailureAction.DEAD_LETTER),)
 
 
 async def test_a_dead_letter_is_identified_by_its_dedupe_key():

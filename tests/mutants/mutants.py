@@ -798,7 +798,7 @@ MUTANTS = [
         "G11",
         "keeps any number of dead letters",
         "_retry.py",
-        "        if progress.dead_letter_count >= MAX_DEAD_LETTERS:\n",
+        "        if (count := progress.dead_letter_count) >= MAX_DEAD_LETTERS:\n",
         "        if False:\n",
         "tests/core/test_failure_policy.py",
     ),
