@@ -95,23 +95,9 @@ class Fetcher:
         Raises:
             FeedError: The fetch failed, or brought a page that cannot be used.
         """
-        try:
-            page = await self.fetch_page(request)
-        except FeedError as error:
-            self.apply_retry_after(error.retry_after, since=self.clock())
-            raise
-        self.apply_retry_after(page.retry_after, since=self.clock())
-        return page
-
-    async def fetch_page(self, request: FetchRequest) -> Page:
-        """Fetch a page, without applying its `retry_after` yet.
-
-        Raises:
-            FeedError: The fetch failed, or brought a page that cannot be used.
-        """
-        page = await self._call(self.name, lambda: self.feed.fetch(request))
-        _check_page(page, self.name)
-        return page
+        fetched = PrefetchedPage(self, request)
+        await fetched.fetch()
+        return await fetched.take()
 
     async def latest(self) -> Cursor | None:
         """Fetch the cursor of the feed's end; `None` if the feed is empty.
@@ -122,7 +108,7 @@ class Fetcher:
         name = f"{type(self.feed).__name__}.latest()"
         latest = self.feed.latest  # type: ignore[attr-defined]  # looked for before
         try:
-            cursor = await self._call(name, latest)
+            cursor = await self.call(name, latest)
         except FeedError as error:
             self.apply_retry_after(error.retry_after, since=self.clock())
             raise
@@ -139,7 +125,12 @@ class Fetcher:
         """Wait until the server may be asked, for a request that is not part of a poll (G3)."""
         await anyio.sleep_until(self.schedule.server_not_before)
 
-    async def _call(self, name: str, function: Callable[[], Awaitable[T]]) -> T:
+    async def call(self, name: str, function: Callable[[], Awaitable[T]]) -> T:
+        """Call a function of the feed, which is called `name` in errors.
+
+        Raises:
+            FeedError: It failed.
+        """
         try:
             return await function()
         except BaseException as raised:  # noqa: BLE001  # raised again below
@@ -251,8 +242,11 @@ class PrefetchedPage:
 
     async def fetch(self) -> None:
         """Fetch the page, and keep it or its error until its turn."""
+        name = self.fetcher.name
         try:
-            self.outcome = await self.fetcher.fetch_page(self.request)
+            page = await self.fetcher.call(name, lambda: self.fetcher.feed.fetch(self.request))
+            _check_page(page, name)
+            self.outcome = page
         except anyio.get_cancelled_exc_class():
             raise
         except BaseException as error:  # noqa: BLE001  # raised when its turn has come

@@ -35,7 +35,7 @@ from push_to_poll_client._position import Position
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._retry import Postponed, StopSignal
-from push_to_poll_client._status import NOTHING_DONE, PollResult, add_results, standstill_text
+from push_to_poll_client._status import NOTHING_DONE, PollResult, standstill_text
 from push_to_poll_client._types import Cursor, CycleDetector, FetchRequest, Message, Page, Record
 from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client._work_queue import WorkItem, WorkQueue
@@ -352,10 +352,9 @@ class Poller(SessionPart):
         if LATEST in {start, end}:
             await self.fetcher.wait_until_allowed()
             latest = await self.fetcher.latest()
-        named = {INCEPTION: None, LATEST: latest}
-        done, cycle_detector = NOTHING_DONE, CycleDetector()
-        position = named.get(start, start)
+        position = {INCEPTION: None, LATEST: latest}.get(start, start)
         end = latest if end == LATEST else end
+        done, counts_before, cycle_detector = NOTHING_DONE, self.stats.counts.copy(), CycleDetector()
         ends = end is not None and end == position
         while not ends:
             await self.fetcher.wait_until_allowed()
@@ -363,36 +362,29 @@ class Poller(SessionPart):
             if page.gap:
                 await self.position.report_gap(position, page.gap)
             in_range, ends = _messages_up_to(page, end)
-            done = add_results(done, await self._replay_page(in_range))
+            await self._replay_messages(in_range)
+            done = replace(done, messages=done.messages + len(in_range), pages=done.pages + 1)
             if not ends and page.next_page in {None, position}:
                 ended = page.next_page is None
                 standstill = None if ended else standstill_text(f"back to cursor {quoted(page.next_page)}")
-                return replace(done, caught_up=ended, closed=page.closed, standstill=standstill)
+                done = replace(done, caught_up=ended, closed=page.closed, standstill=standstill)
+                break
             position = page.next_page
             if position is not None and not ends and cycle_detector.repeats_at(position):
                 raise FeedError("the pages of the feed lead in a circle; the replay ends there")
-        return done
+        counts = self.stats.counts - counts_before
+        return replace(done, dead_lettered=counts["dead_lettered"], skipped=counts["skipped"])
 
-    async def _replay_page(self, messages: Sequence[Message]) -> PollResult:
-        """Settle the messages of one page; return what was done."""
-        dedupe, counts_before = self.processor.dedupe, self.stats.counts.copy()
-        keys, errors = dedupe.dedupe_keys(messages)
-        new = repeat(True, len(keys))  # noqa: FBT003  # all of them, also those that were settled before
-        items = await dedupe.make_items(messages, keys, new, errors, in_flight=(), read_at=self.clock())
+    async def _replay_messages(self, messages: Sequence[Message]) -> None:
+        dedupe = self.processor.dedupe
+        new = repeat(True, len(messages))  # noqa: FBT003  # all of them, also those that were settled before
+        keys = dedupe.dedupe_keys(messages)
+        items = await dedupe.make_items(messages, keys, new, in_flight=(), read_at=self.clock())
         try:
             for item in items:
                 await self._replay_one(item)
         finally:  # the saved cursor is past them: a dead letter that is not committed would not come again
             await self.progress.flush()
-        counts = self.stats.counts - counts_before
-        return PollResult(
-            messages=len(messages),
-            duplicates=0,
-            pages=1,
-            caught_up=False,
-            dead_lettered=counts["dead_lettered"],
-            skipped=counts["skipped"],
-        )
 
     async def _replay_one(self, item: WorkItem) -> None:
         while True:

@@ -105,9 +105,8 @@ class Dedupe(SessionPart):
     async def make_items(
         self,
         messages: Sequence[Message],
-        keys: Sequence[str],
+        dedupe_keys: tuple[list[str], DedupeErrors],
         new: Iterable[bool],
-        errors: DedupeErrors,
         *,
         in_flight: Iterable[WorkItem],
         read_at: float,
@@ -116,16 +115,15 @@ class Dedupe(SessionPart):
 
         Args:
             messages: The messages.
-            keys: Their dedupe keys.
+            dedupe_keys: What `dedupe_keys` returned for them.
             new: For each message, whether it is to be settled.
-            errors: As returned by `dedupe_keys`.
             in_flight: Items of earlier pages that are not settled yet.
             read_at: When the page arrived, on the event loop's clock.
 
         Raises:
             StoreError: The store failed.
         """
-        now = self.clock()
+        (keys, errors), now = dedupe_keys, self.clock()
         items = [
             WorkItem(key, message, message.cursor, read_at, now, settled=not is_new)
             for key, message, is_new in zip(keys, messages, new, strict=True)
@@ -266,7 +264,7 @@ class Processor(SessionPart):
                 self.progress.advance(page.cursor, read_at)
         else:
             items = await self.dedupe.make_items(
-                page.messages, keys, new, errors, in_flight=poll.work.unsettled, read_at=read_at
+                page.messages, dedupe_keys, new, in_flight=poll.work.unsettled, read_at=read_at
             )
             cursor = walk.inspect_page(page, items, self.stats, read_at) if repeats else page.cursor
             self._count_duplicates(poll, sum(item.settled for item in items))

@@ -10,8 +10,9 @@ wait of more than a second ends the poll, and the next poll continues at that me
 import inspect
 import logging
 import traceback
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import anyio
 from tenacity import AsyncRetrying, RetryCallState
@@ -130,7 +131,7 @@ class Retry(SessionPart):
                 self._show_waiting(key, message, waiting)
                 await self._wait(waiting.again - attempts.now, stop, since=self.clock())
             self.stats.counts["retries"] += 1
-        failure = error or message.error or await self.attempt(message)
+        failure = error or message.error or await call_handler(self.handler, message)
         if failure is not None:
             return await self.handle_failure(key, message, failure, stop)
         return self._finish(key, message, Settlement.PROCESSED)
@@ -142,7 +143,7 @@ class Retry(SessionPart):
             BaseException: The error is not a failure of the message, as for `handle_failure`.
         """
         attempt = dead_letter.attempts + (0 if message.error else 1)
-        failure = message.error or await self.attempt(message)
+        failure = message.error or await call_handler(self.handler, message)
         if failure is None:
             self.stats.hooks.message_settled(message, Settlement.PROCESSED)
             logger.info("dead letter %s was processed at attempt %d", quoted(message.id), attempt)
@@ -152,14 +153,6 @@ class Retry(SessionPart):
         failed = HandlerFailure(dead_letter.dedupe_key, dead_letter.id, attempt, describe(error), error)
         self.failure_log.dead_letter_failed(failed)
         return failed
-
-    async def attempt(self, message: Message) -> BaseException | None:
-        """Call the handler once; return the error if it failed."""
-        try:
-            await self.handler(message)
-        except BaseException as error:  # noqa: BLE001  # `failure_of_message` decides what it means
-            return error
-        return None
 
     async def handle_failure(
         self, key: str, message: Message, error: BaseException, stop: StopSignal
@@ -181,7 +174,7 @@ class Retry(SessionPart):
                 break
             await self._wait(decision.delay, stop, since=since)
             self.stats.counts["retries"] += 1
-            failure = await self.attempt(message)
+            failure = await call_handler(self.handler, message)
         return self._finish(key, message, state)
 
     def end_walk(self, *, caught_up: bool) -> None:
@@ -315,6 +308,18 @@ class Retry(SessionPart):
         with anyio.CancelScope(deadline=until):
             await stop.event.wait()
             raise Postponed(until)
+
+
+Work = TypeVar("Work")  # a message, or a batch of them
+
+
+async def call_handler(handler: Callable[[Work], Awaitable[None]], work: Work) -> BaseException | None:
+    """Call a handler once; return its error, of which `failure_of_message` decides what it means."""
+    try:
+        await handler(work)
+    except BaseException as error:  # noqa: BLE001
+        return error
+    return None
 
 
 def failure_of_message(message: Message, error: BaseException) -> Exception:

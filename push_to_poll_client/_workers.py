@@ -17,7 +17,7 @@ from push_to_poll_client._exceptions import RetryMessage, StopConsumer
 from push_to_poll_client._failure_log import HandlerFailure
 from push_to_poll_client._options import BatchHandler
 from push_to_poll_client._progress import MAX_FAILING
-from push_to_poll_client._retry import Postponed, Retry, StopSignal, failure_of_message
+from push_to_poll_client._retry import Postponed, Retry, StopSignal, call_handler, failure_of_message
 from push_to_poll_client._types import Record, Settlement
 from push_to_poll_client._validation import describe
 from push_to_poll_client._work_queue import WorkItem, WorkQueue
@@ -116,18 +116,17 @@ class WorkRound:
     async def _try_batches(self, batches: list[Sequence[WorkItem]]) -> None:
         error: Postponed | None = None
         waiting_lanes = set[Hashable]()
-        batches.reverse()
-        halves: list[Sequence[WorkItem]] = []  # of a batch that failed; before the next batch
-        while (batches or halves) and not self.stop.requested:
-            whole = not halves
-            batch = [item for item in (batches if whole else halves).pop() if item.lane not in waiting_lanes]
+        left = [(batch, True) for batch in reversed(batches)]
+        while left and not self.stop.requested:
+            items, whole = left.pop()
+            batch = [item for item in items if item.lane not in waiting_lanes]
             try:
-                left = await self._try_batch(batch, whole=whole)
+                parts = await self._try_batch(batch, whole=whole)
             except Postponed as postponed:
                 error = postponed if error is None else min(error, postponed, key=attrgetter("until"))
                 waiting_lanes.update(item.lane for item in batch)
             else:
-                halves.extend(reversed(left))
+                left.extend((part, False) for part in reversed(parts))
         if error is not None:
             raise error
 
@@ -138,29 +137,24 @@ class WorkRound:
         first, *others = batch
         if not others:
             await self._try_one(first)
-        elif (error := await self._call_batch_handler(batch)) is None:
+            return ()
+        assert self.batch_handler is not None  # else each stands alone  # noqa: S101
+        raised = await call_handler(self.batch_handler, [item.message for item in batch])
+        if raised is None:
             for item in batch:
                 self.retry.stats.hooks.message_settled(item.message, Settlement.PROCESSED)
             await self._record(batch, Settlement.PROCESSED)
-        elif isinstance(error, WHOLE_BATCH_ERRORS):
+            return ()
+        error = failure_of_message(first.message, raised)
+        if isinstance(error, WHOLE_BATCH_ERRORS):
             state = await self.retry.handle_failure(first.key, first.message, error, self.stop)
             await self._record([first], state)
             return (others,)
-        else:
-            if whole:  # of a batch with one bad message, log2(size) parts fail after it
-                failure = HandlerFailure(first.key, first.message.id, 1, describe(error), error)
-                self.retry.failure_log.batch_failed(failure, len(batch))
-            half = len(batch) // 2
-            return batch[:half], batch[half:]
-        return ()
-
-    async def _call_batch_handler(self, items: Sequence[WorkItem]) -> Exception | None:
-        assert self.batch_handler is not None  # else each stands alone  # noqa: S101
-        try:
-            await self.batch_handler([item.message for item in items])
-        except BaseException as error:  # noqa: BLE001  # failure_of_message raises what is not a failure
-            return failure_of_message(items[0].message, error)
-        return None
+        if whole:  # of a batch with one bad message, log2(size) parts fail after it
+            failure = HandlerFailure(first.key, first.message.id, 1, describe(error), error)
+            self.retry.failure_log.batch_failed(failure, len(batch))
+        half = len(batch) // 2
+        return batch[:half], batch[half:]
 
     async def _try_one(self, item: WorkItem) -> None:
         state = await self.retry.try_one(item.key, item.message, self.stop, error=item.error)
