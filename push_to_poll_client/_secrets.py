@@ -74,9 +74,7 @@ class Secrets:
             rest, _, query = str(url).partition("#")[0].partition("?")
             userinfo, at, _ = rest.partition("://")[2].rpartition("@")
             if at:
-                user, _, password = userinfo.partition(":")
-                # Some servers take the key as the name of a user without a password.
-                self.add(unquote(password) if password else unquote(user))
+                self.add(unquote(_password_of(userinfo)))
             for name, value in parse_qsl(query):  # a name may stand there twice
                 self.add_body({name: value})
 
@@ -138,6 +136,11 @@ def is_secret_name(name: str) -> bool:
     return re.sub(r"[^a-z0-9]", "", name.lower()).endswith(_SECRET_NAMES)
 
 
+def _password_of(userinfo: str) -> str:
+    user, _, password = userinfo.partition(":")
+    return password or user  # some servers take the key as the name of a user without a password
+
+
 def _secrets_of_header(name: str, value: str) -> Iterator[str]:
     name = name.lower()
     if _PUBLIC_HEADERS.fullmatch(name):
@@ -149,7 +152,7 @@ def _secrets_of_header(name: str, value: str) -> Iterator[str]:
         yield credentials.strip().rstrip("=")
         if scheme.lower() == "basic":
             with suppress(binascii.Error, UnicodeDecodeError):
-                yield base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+                yield _password_of(base64.b64decode(credentials, validate=True).decode())
     if name == "cookie":
         yield from (cookie.strip() for cookie in _COOKIE_VALUE.findall(value))
 

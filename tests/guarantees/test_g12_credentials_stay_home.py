@@ -69,6 +69,7 @@ WAYS = {
     "a token": {"auth": ASCII_CANARY},
     "a function": {"auth": token},
     "a pair": {"auth": ("user", ASCII_CANARY)},
+    "a user without a password": {"auth": (ASCII_CANARY, "")},
     "an httpx.Auth": {"auth": httpx.BasicAuth("user", ASCII_CANARY)},
     "a password in the URL": {"url": f"https://user:{ASCII_CANARY}@shop.example/feed"},
     "a header": {"headers": {"X-Api-Key": ASCII_CANARY}},
