@@ -243,11 +243,10 @@ class Consumer(Generic[M_co]):
         When it raises, the batch is split in halves until the message that fails stands alone; that one is tried
         again as `retry` says, and what becomes of it then `on_failure`. So what it did before it raised may be
         done again for the others: they are processed at least once. With a transactional store all that a failed
-        call wrote is undone, and each message that does not fail is processed exactly once. `RetryMessage` and
-        `StopConsumer` are meant for the whole batch, which is not split.
+        call wrote is undone, and each message that does not fail is processed exactly once.
 
-        `RetryMessage` and `StopConsumer` are for the whole batch; to skip or keep one message of it, raise
-        `SkipMessage` or `DeadLetterMessage` when it stands alone.
+        `RetryMessage` and `StopConsumer` are for the whole batch, which is not split; to skip or keep one message
+        of it, raise `SkipMessage` or `DeadLetterMessage` when it stands alone.
         """
         raise NotImplementedError
 

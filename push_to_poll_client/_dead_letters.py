@@ -155,7 +155,7 @@ class DeadLetters(AsyncIterable[DeadLetter]):
     """The dead letters of a consumer, also while it runs.
 
         async for letter in consumer.dead_letters:      # all of them, in the order of their keys
-            print(letter.key, letter.error)
+            print(letter.dedupe_key, letter.error)
 
     Each call claims the consumer's name, unless it has it already, and waits for the poll that runs. A loop reads
     some at a time, in a call for each, so polls can run meanwhile, and the body may retry or drop. What is added

@@ -8,12 +8,12 @@
     │   └── FeedGone               the feed is gone for good: stops the consumer
     ├── Throttled                  poll_now() alone: the poll may not start within its timeout
     ├── ProcessError               a message failed for good: stops the consumer
-    ├── HandlerDecision             raised by a handler to decide itself what becomes of its message
+    ├── HandlerDecision            raised by a handler to decide itself what becomes of its message
     │   ├── RetryMessage           try it again later
     │   ├── DeadLetterMessage      keep it as a dead letter, now
     │   ├── SkipMessage            go past it, now
     │   └── StopConsumer           stop, now
-    ├── DecodeError         an entry or its data cannot be read: fails without a retry
+    ├── DecodeError                an entry or its data cannot be read: fails without a retry
     ├── ContentChanged             an id came back with other content: fails without a retry
     ├── ListenerError              a push channel is broken for good: stops the consumer
     ├── SubscriptionGone           the server has dropped a subscription: it is created anew

@@ -45,7 +45,7 @@ def _check_page(page: object, name: str) -> None:
         raise FeedError(f"{name} returned a Page whose messages are no sequence of Message")
     cursors = [page.cursor, page.next_page, *map(_cursor_of, page.messages)]
     if not all(issubclass(kind, str | None) for kind in set(map(type, cursors))):
-        raise FeedError(f"{name} returned a Page with a cursor or next that is neither str nor None")
+        raise FeedError(f"{name} returned a Page with a cursor or next_page that is neither str nor None")
     given = list(filter(None, cursors))
     if len("".join(given)) > MAX_CURSOR and max(map(len, given)) > MAX_CURSOR:
         raise FeedError(f"{name} returned a Page with a cursor or next_page of more than {MAX_CURSOR} characters")
@@ -58,7 +58,7 @@ def _check_page(page: object, name: str) -> None:
     if not isinstance(page.closed, bool) or not isinstance(page.gap, str):
         raise FeedError(f"{name} returned a Page whose closed is no bool, or whose gap is no str")
     if page.closed and page.next_page is not None:
-        raise FeedError(f"{name} returned a Page that is closed and has a next")
+        raise FeedError(f"{name} returned a Page that is closed and has a next_page")
 
 
 PREFETCH_MIN_MESSAGES: Final = 10

@@ -40,7 +40,7 @@ class Feed(Protocol[M_co]):
     - `async latest() -> Cursor | None`: the cursor of the feed's end, from which only what is new follows;
       `None`: the feed is empty. Without it a consumer cannot start there.
     - `restore(letter: DeadLetter) -> Message`: the message of a dead letter, made from `letter.raw`. Without it:
-      `Message(letter.id, <raw, read as JSON>, key=letter.key)`.
+      `Message(letter.id, <raw, read as JSON>, dedupe_key=letter.dedupe_key)`.
     - `async aclose()`: give back connections; a later `fetch` opens them again. Called when the last consumer of
       this process that uses the feed object stops.
     """
