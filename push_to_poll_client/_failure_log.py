@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from push_to_poll_client._exceptions import HandlerDecision
 from push_to_poll_client._log import ConsumerLog, ExcInfo
+from push_to_poll_client._secrets import error_chain
 from push_to_poll_client._types import Clock, FailureAction
 from push_to_poll_client._validation import quoted
 
@@ -23,9 +24,6 @@ costs a traceback or two in ten minutes, and one line an attempt."""
 
 MAX_TRACEBACKS: Final = 100
 """Tracebacks in that time, of as many different errors (G11)."""
-
-MAX_CHAIN: Final = 20
-"""Errors that are compared of those that one was raised from, or that a group has."""
 
 MACHINERY: Final = {"push_to_poll_client", "anyio", "asyncio", "outcome", "trio"}
 """Packages that stand between the consumer and the user's handler, which may run in a thread."""
@@ -131,14 +129,8 @@ def raised_from(error: BaseException) -> BaseException | None:
 
 
 def _places(error: BaseException) -> Iterator[tuple[object, ...]]:
-    """Yield the class and the lines of code of an error, and of those that its traceback shows too."""
-    found, left = 0, [error]
-    while left and found < MAX_CHAIN:  # errors can have been raised from each other in a circle
-        found, one = found + 1, left.pop()
+    """Yield the class and the lines of code of an error, and of those that it was raised from."""
+    for one in error_chain(error):
         kind, _, start = handler_error(one)
         lines = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(start))
         yield (kind.__module__, kind.__qualname__, *lines)
-        if isinstance(one, BaseExceptionGroup):
-            left.extend(one.exceptions)
-        if (origin := raised_from(one)) is not None:
-            left.append(origin)

@@ -220,7 +220,7 @@ MAX_CHAIN = 20
 
 
 def error_chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, and those from which and during which it was raised; a cause before a context."""
+    """Yield an error, those that it was raised from (a cause before a context), and those of a group."""
     found, left = 0, [error]
     while left and found < MAX_CHAIN:  # errors can have been raised from each other in a circle
         found, one = found + 1, left.pop()
