@@ -87,16 +87,15 @@ class SafeHooks(Hooks):
         try:
             getattr(self._hooks, name)(*args)
         except Exception as error:  # the user's hook can raise anything
-            if name in self._failed:
-                logger.debug("hook %s failed again: %s", name, describe(error), exc_info=error)
-            else:  # most hooks are called for each message (G11)
-                self._failed.add(name)
-                logger.warning(
-                    "hook %s failed; its further failures are logged at DEBUG: %s",
-                    name,
-                    describe(error),
-                    exc_info=error,
-                )
+            level = logging.DEBUG if name in self._failed else logging.WARNING  # G11: most are for each message
+            self._failed.add(name)
+            logger.log(
+                level,
+                "hook %s failed; its further failures are logged at DEBUG: %s",
+                name,
+                describe(error),
+                exc_info=error,
+            )
 
 
 @dataclass(eq=False, repr=False)

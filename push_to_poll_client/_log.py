@@ -6,7 +6,7 @@ logs under the name of the consumer that uses it, and does not have to know it.
 
 import logging
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import TracebackType
@@ -54,43 +54,18 @@ class ConsumerLog(logging.LoggerAdapter[logging.Logger]):
         """Log a line, with the arguments of `logging.Logger.log`."""
         if not self.isEnabledFor(level):
             return
-        name = _current_consumer.get()
+        name, exc_info = _current_consumer.get(), kwargs.get("exc_info")
         if name is not None:
             text = str(msg) if args else str(msg).replace("%", "%%")  # without arguments nothing was formatted
             msg, args = f"%s: {text}", (_shortened(name), *args)
-        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # name the caller's line
-        if kwargs.get("exc_info"):
-            self._log_with_traceback(level, msg, args, **kwargs)
-        else:
-            super().log(level, msg, *args, **kwargs)
-
-    def _log_with_traceback(
-        self,
-        level: int,
-        msg: object,
-        args: tuple[object, ...],
-        *,
-        exc_info: "BaseException | ExcInfo",
-        stacklevel: int,
-        extra: Mapping[str, object] | None = None,
-    ) -> None:
-        """Log a line whose traceback is bounded, and in which the text of an error does nothing to a terminal."""
         if isinstance(exc_info, BaseException):
             exc_info = type(exc_info), exc_info, exc_info.__traceback__
-        file, line, function, _ = self.logger.findCaller(
-            stacklevel=stacklevel + 1
-        )  # this method is one call deeper
-        _, kwargs = self.process(msg, {"extra": extra})
-        record = self.logger.makeRecord(
-            self.logger.name, level, file, line, msg, args, exc_info, function, kwargs["extra"]
-        )
-        record.exc_text = traceback_text(exc_info)  # what a `logging.Formatter` shows
+        file, line, function, _ = self.logger.findCaller(stacklevel=kwargs.get("stacklevel", 1) + 1)
+        extra = {"consumer": name, **(kwargs.get("extra") or {})}
+        record = self.logger.makeRecord(self.logger.name, level, file, line, msg, args, exc_info, function, extra)
+        if exc_info:  # what a `logging.Formatter` shows is bounded, and does nothing to a terminal
+            record.exc_text = traceback_text(exc_info)
         self.logger.handle(record)
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        """Add the consumer's full name to the record, beside what the caller adds."""
-        kwargs["extra"] = {"consumer": _current_consumer.get(), **(kwargs.get("extra") or {})}
-        return msg, kwargs
 
 
 def _shortened(name: str) -> str:
