@@ -72,8 +72,9 @@ class Secrets:
         """Know the password of a URL, and those values of its query that may be secret by their names."""
         with suppress(ValueError):
             rest, _, query = str(url).partition("#")[0].partition("?")
-            userinfo, at, _ = rest.partition("://")[2].rpartition("@")
-            if at:
+            rest = rest.partition("://")[2]
+            userinfo, at, _ = rest.rpartition("@")
+            if at and not _HOST.fullmatch(rest.partition("/")[0]):
                 self.add(unquote(_password_of(userinfo)))
             for name, value in parse_qsl(query):  # a name may stand there twice
                 self.add_body({name: value})
@@ -127,6 +128,9 @@ _SECRET_NAMES = (
 )
 """Endings of the names of secrets, in lower case and with letters and digits alone: they fit `X-Api-Key`,
 `accessToken` and `client_secret`."""
+
+_HOST = re.compile(r"(\[[^@]*\]|[^:@]+\.[^:@]*)(:\d*)?")
+"""What stands before a path that may have an @. Others are taken for a user and a password with a slash."""
 
 _COOKIE_VALUE = re.compile(r"=([^;]*)")
 

@@ -118,6 +118,15 @@ def test_the_secrets_of_a_url_are_its_password_and_parameters_with_such_names(ur
     assert secrets.mask("canary/ or %63anary%2F") == "*** or ***"
 
 
+@pytest.mark.parametrize(
+    "url", ["https://mastodon.example/@somebody.rss", "https://m.example:8443/feed/@me?x=@", "http://[::1]:80/@me"]
+)
+def test_an_at_sign_in_the_path_of_a_url_does_not_make_its_host_a_secret(url):
+    secrets = Secrets()
+    secrets.add_url(url)
+    assert repr(secrets) == "Secrets(0)"
+
+
 def test_what_is_no_url_has_no_secrets():
     secrets = Secrets()
     secrets.add_url("https://[")
