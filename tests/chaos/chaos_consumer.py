@@ -63,7 +63,7 @@ def hasten(haste):
         (_backoff, ("FIRST_DELAY", "BASE_DELAY", "MAX_DELAY", "STABLE_AFTER")),
         (long_poll, ("HELD_AFTER",)),
         (_state, ("MIN_RENEWAL_INTERVAL",)),
-        (_manager, ("MAX_OVERSLEEP", "MAX_SLEEP")),
+        (_manager, ("MAX_SLEEP",)),
     ):
         for name in names:
             setattr(module, name, getattr(module, name) / haste)
