@@ -7,7 +7,7 @@
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -127,12 +127,10 @@ def as_json(dead_letter: DeadLetter) -> bytes:
         fields["raw"] = raw.decode()
     except UnicodeDecodeError:
         fields["raw_base64"] = raw
-    return msgspec.json.encode({name: _escape_surrogates(value) for name, value in fields.items()})
-
-
-def _escape_surrogates(value: Any) -> Any:
-    """Escape half surrogate pairs, which JSON can spell and UTF-8 cannot."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+    for name, value in fields.items():
+        if isinstance(value, str):  # JSON can spell half a surrogate pair, UTF-8 cannot
+            fields[name] = value.encode("utf-8", "backslashreplace").decode()
+    return msgspec.json.encode(fields)
 
 
 Result = TypeVar("Result")

@@ -47,7 +47,7 @@ def _check_page(page: object, name: str) -> None:
     if not all(issubclass(kind, str | None) for kind in set(map(type, cursors))):
         raise FeedError(f"{name} returned a Page with a cursor or next_page that is neither str nor None")
     given = list(filter(None, cursors))
-    if len("".join(given)) > MAX_CURSOR and max(map(len, given)) > MAX_CURSOR:
+    if max(map(len, given), default=0) > MAX_CURSOR:
         raise FeedError(f"{name} returned a Page with a cursor or next_page of more than {MAX_CURSOR} characters")
     if page.retry_after is not None and not _is_seconds(page.retry_after):
         raise FeedError(f"{name} returned a Page whose retry_after is no number of seconds")
