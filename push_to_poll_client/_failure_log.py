@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from push_to_poll_client._exceptions import HandlerDecision
 from push_to_poll_client._log import ConsumerLog, ExcInfo
 from push_to_poll_client._secrets import error_chain
-from push_to_poll_client._types import Clock, FailureAction
+from push_to_poll_client._types import Clock, FailureAction, Message
 from push_to_poll_client._validation import quoted
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
@@ -42,14 +42,14 @@ class HandlerFailure(NamedTuple):
 
     Attributes:
         key: The dedupe key.
-        id: The id in the feed.
+        message: The message; that of a dead letter has no cursor.
         attempt: The number of the attempt.
         why: The error in one bounded line.
         error: The error, or None if only its text was kept.
     """
 
     key: str
-    id: str
+    message: Message
     attempt: int
     why: str
     error: Exception | None
@@ -71,7 +71,11 @@ class FailureLog:
 
     def message_failed(self, failure: HandlerFailure, action: FailureAction, delay: float = 0.0) -> None:
         """Log that a message failed, and what becomes of it; `delay` is the time to its next attempt."""
-        at, why, details = (quoted(failure.id), failure.attempt), failure.why, self._record_fields(failure, action)
+        at, why, details = (
+            (quoted(failure.message.id), failure.attempt),
+            failure.why,
+            self._record_fields(failure, action),
+        )
         if action is FailureAction.RETRY:
             logger.warning("message %s failed at attempt %d, again in %.1f s: %s", *at, delay, why, **details)
         elif action is FailureAction.SKIP:
@@ -85,7 +89,7 @@ class FailureLog:
         """Log that a message which failed in an earlier run still waits."""
         logger.warning(
             "message %s failed at attempt %d before this run, again in %.1f s: %s",
-            quoted(failure.id),
+            quoted(failure.message.id),
             failure.attempt,
             delay,
             failure.why,
@@ -99,11 +103,14 @@ class FailureLog:
 
     def dead_letter_failed(self, failure: HandlerFailure) -> None:
         """Log that a dead letter failed again."""
-        at, details = (quoted(failure.id), failure.attempt), self._record_fields(failure, "dead letter")
+        at, details = (quoted(failure.message.id), failure.attempt), self._record_fields(failure, "dead letter")
         logger.warning("dead letter %s failed again at attempt %d: %s", *at, failure.why, **details)
 
     def _record_fields(self, failure: HandlerFailure, outcome: object) -> dict[str, Any]:
-        """Return what each record of a failure has besides its line."""
+        """Return what each record of a failure has besides its line, such as `extra`.
+
+        Text of a server goes through `quoted` into a line, and through `_secrets.mask` into `extra` (G12).
+        """
         return {"exc_info": self._traceback(failure.error, outcome)}
 
     def _traceback(self, error: Exception | None, outcome: object) -> ExcInfo | None:

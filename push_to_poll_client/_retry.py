@@ -150,7 +150,7 @@ class Retry(SessionPart):
             return None
         error = failure_of_message(message, failure)
         self.stats.hooks.message_failed(message, error, attempt, FailureAction.DEAD_LETTER)
-        failed = HandlerFailure(dead_letter.dedupe_key, dead_letter.id, attempt, describe(error), error)
+        failed = HandlerFailure(dead_letter.dedupe_key, message, attempt, describe(error), error)
         self.failure_log.dead_letter_failed(failed)
         return failed
 
@@ -192,7 +192,7 @@ class Retry(SessionPart):
         why = attempt.error or "its error was not kept"
         failing[key] = FailingMessage(message.id, key, attempt.count, why, attempt.again, attempt.first)
         if len(failing) <= MAX_SHOWN_FAILING:
-            failure = HandlerFailure(key, message.id, attempt.count, why, None)
+            failure = HandlerFailure(key, message, attempt.count, why, None)
             self.failure_log.failed_before_this_run(failure, attempt.again - self.progress.attempts.now)
         self.stats.hooks.message_postponed(message, failing[key])
 
@@ -212,7 +212,7 @@ class Retry(SessionPart):
         """Decide what becomes of a failed message, and carry it out, except for the wait."""
         attempts, counts = self.progress.attempts, self.stats.counts
         attempt = attempts.record_failure(key)
-        failure = HandlerFailure(key, message.id, attempt.count, describe(error), error)
+        failure = HandlerFailure(key, message, attempt.count, describe(error), error)
         try:
             decision = await self._apply_rules(message, error, attempt)
         except StoreError:  # of the commit before a coroutine of the user is awaited
@@ -231,7 +231,7 @@ class Retry(SessionPart):
         elif decision.action is FailureAction.SKIP:
             counts["skipped"] += 1
         else:
-            self._add_dead_letter(message, failure, attempt)
+            self._add_dead_letter(failure, attempt)
             counts["dead_lettered"] += 1
         self.failure_log.message_failed(failure, decision.action, decision.delay)
         return decision
@@ -279,8 +279,8 @@ class Retry(SessionPart):
             raise
         return await result
 
-    def _add_dead_letter(self, message: Message, failure: HandlerFailure, attempt: Attempt) -> None:
-        progress, why = self.progress, failure.why
+    def _add_dead_letter(self, failure: HandlerFailure, attempt: Attempt) -> None:
+        progress, message, why = self.progress, failure.message, failure.why
         if (count := progress.dead_letter_count) >= MAX_DEAD_LETTERS:
             raise self._stop(failure, f"there are {count} dead letters already: {why}") from failure.error
         tried = failure if message.error is None else failure._replace(attempt=0)
@@ -294,9 +294,9 @@ class Retry(SessionPart):
         """Log that a message stops the consumer, and return the error to raise."""
         self.failure_log.message_failed(failure._replace(why=why), FailureAction.STOP)
         return ProcessError(
-            f"message {quoted(failure.id)} failed and stops the consumer: {why}. "
+            f"message {quoted(failure.message.id)} failed and stops the consumer: {why}. "
             "It and all after it are not settled; mend the handler or the message, and run again.",
-            id=failure.id,
+            id=failure.message.id,
             dedupe_key=failure.key,
         )
 
@@ -359,7 +359,7 @@ def make_dead_letter(failure: HandlerFailure, raw: bytes, *, first: float, now: 
     assert failure.error is not None  # noqa: S101
     return DeadLetter(
         dedupe_key=failure.key,
-        id=failure.id,
+        id=failure.message.id,
         raw=raw,
         error=failure.why,
         traceback="".join(traceback.format_exception(*handler_error(failure.error)))[-MAX_TRACEBACK:],
