@@ -91,8 +91,9 @@ class BaseListener(abc.ABC):
         """Run one connection until it reaches its maximum age, and raise if it ends for another reason.
 
         After a return the listener connects again at once. An end that can come soon after the connect, such as a
-        bound that is reached, is an error whose `Failure` is `orderly`. After ten such ends in a row there is one
-        connect a second; an end before any push, and within 5 s, is a failure like another.
+        bound that is reached, raises `ConnectionEnded` of `_failures.py`, whose `Failure` is `orderly`. After ten
+        such ends in a row there is one connect a second; an end before any push, and within 5 s, is a failure like
+        another.
         """
 
     @abc.abstractmethod

@@ -33,7 +33,7 @@ REDIRECTS_NOT_FOLLOWED = (
 
 
 class ConnectionEnded(PushToPollError):
-    """The other side, or the user's function, ended the connection in an orderly way."""
+    """The other side, the user's function or a bound of this side ended the connection in an orderly way."""
 
 
 class Failure(NamedTuple):

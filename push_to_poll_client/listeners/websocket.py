@@ -1,7 +1,8 @@
 """The websocket listener (RFC 6455): each message on the connection is a push.
 
-First failures are classified and described, then comes the listener. `_websocket_client.py` opens connections, and
-`_base.py` connects again: for each it calls `_connect` and `_opened`, then `_read` and `_pass_on` in turn.
+First failures are classified and described, then comes the listener. `_websocket_client.py` opens connections,
+which end with close code 1000 if this side ends them, and `_base.py` connects again: for each it calls `_connect`
+and `_opened`, then `_read` and `_pass_on` in turn.
 
 The actions after failures are in two tables, `CLOSE_ACTIONS` and `ERROR_ACTIONS`, and in `STATUS_ACTIONS` of
 `_backoff.py`. Text from the server (close reasons, header values) may be hostile, so it is escaped and cut before
