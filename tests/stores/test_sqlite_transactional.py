@@ -13,7 +13,7 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from push_to_poll_client import Record, Settlement, SQLiteStore, StoreError
+from push_to_poll_client import OwnershipLost, Record, Settlement, SQLiteStore, StoreError
 from push_to_poll_client.stores._sqlite import schema
 from push_to_poll_client.stores._sqlite.reader import read_store
 from push_to_poll_client.testing import TransactionalStoreSuite
@@ -295,6 +295,12 @@ class TestSessions:
             await session.release()
             with pytest.raises((StoreError, RuntimeError, sqlite3.ProgrammingError)):
                 connection.execute("INSERT INTO note(text) VALUES ('2')")
+
+    async def test_the_last_session_of_a_file_is_refused_for_its_release_and_not_for_the_closed_file(self, store):
+        session = await store.claim("a", feed=FEED)
+        await session.release()
+        with pytest.raises(OwnershipLost, match="was released"):
+            await session.commit(cursor="1", records=[])
 
     async def test_a_dropped_session_is_rolled_back_and_does_not_block_the_next_one(self, store, path):
         """As after an event loop that ended in the midst of it: who comes next rolls its transaction back."""

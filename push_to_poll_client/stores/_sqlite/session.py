@@ -385,8 +385,9 @@ class TransactionalSQLiteSession(SQLiteSession):
             self._file.guard.check_outside()
 
     def _do(self, work: Callable[[], _T]) -> _T:
+        self._check_released()  # else the file may be closed
         with self._file.access():
-            return super()._do(work)
+            return work()
 
 
 def rebind(file: OpenFile, asked: Rebind, check_unowned: Callable[[str], None]) -> None:
