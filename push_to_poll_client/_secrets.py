@@ -73,8 +73,10 @@ class Secrets:
         with suppress(ValueError):
             rest, _, query = str(url).partition("#")[0].partition("?")
             rest = rest.partition("://")[2]
-            userinfo, at, _ = rest.rpartition("@")
-            if at and not _HOST.fullmatch(rest.partition("/")[0]):
+            authority, _, _ = rest.partition("/")
+            is_whole = _HOST.fullmatch(authority.rpartition("@")[2])
+            userinfo, at, _ = (authority if is_whole else rest).rpartition("@")
+            if at:
                 self.add(unquote(_password_of(userinfo)))
             for name, value in parse_qsl(query):  # a name may stand there twice
                 self.add_body({name: value})
@@ -130,7 +132,8 @@ _SECRET_NAMES = (
 `accessToken` and `client_secret`."""
 
 _HOST = re.compile(r"(\[[^@]*\]|[^:@]+\.[^:@]*)(:\d*)?")
-"""What stands before a path that may have an @. Others are taken for a user and a password with a slash."""
+"""A host, whose path may have an @. What else stands before the first slash is taken for
+a part of a user and a password with a slash."""
 
 _COOKIE_VALUE = re.compile(r"=([^;]*)")
 

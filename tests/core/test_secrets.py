@@ -127,6 +127,15 @@ def test_an_at_sign_in_the_path_of_a_url_does_not_make_its_host_a_secret(url):
     assert repr(secrets) == "Secrets(0)"
 
 
+@pytest.mark.parametrize("url", ["https://me:pass-word@host.example/@me", "https://pass-word@[::1]:80/@me?x=@"])
+def test_an_at_sign_in_the_path_of_a_url_does_not_hide_its_password(url):
+    """Else the password were all up to the path, and would be shown where it stands alone."""
+    secrets = Secrets()
+    secrets.add_url(url)
+    with hidden(secrets):
+        assert mask("pass-word at host.example") == "*** at host.example"
+
+
 def test_what_is_no_url_has_no_secrets():
     secrets = Secrets()
     secrets.add_url("https://[")
