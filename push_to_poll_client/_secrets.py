@@ -228,9 +228,12 @@ MAX_CHAIN = 20
 
 def error_chain(error: BaseException) -> Iterator[BaseException]:
     """Yield an error, those that it was raised from (a cause before a context), and those of a group."""
-    found, left = 0, [error]
-    while left and found < MAX_CHAIN:  # errors can have been raised from each other in a circle
-        found, one = found + 1, left.pop()
+    found, left = set[int](), [error]
+    while left and len(found) < MAX_CHAIN:
+        one = left.pop()
+        if id(one) in found:  # a cause is mostly the context too, and errors can lead in a circle
+            continue
+        found.add(id(one))
         yield one
         left.extend(other for other in (one.__context__, one.__cause__) if other is not None)
         if isinstance(one, BaseExceptionGroup):

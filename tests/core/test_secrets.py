@@ -17,6 +17,7 @@ from push_to_poll_client._secrets import (
     MAX_RECENT,
     MIN_SECRET,
     Secrets,
+    error_chain,
     hidden,
     hide_in,
     known_secrets,
@@ -208,6 +209,16 @@ def test_an_error_that_shows_a_secret_loses_it_and_its_cause():
 class Broken(Exception):
     def __str__(self):
         raise ValueError
+
+
+def test_an_error_that_is_cause_and_context_at_once_is_looked_at_once():
+    """So are all those of a group, each raised from another one, as most errors are."""
+    errors = [ValueError(f"{number}") for number in range(9)]
+    for error in errors:
+        error.__cause__ = error.__context__ = ValueError("its cause")
+    found = [*error_chain(ExceptionGroup("x", errors))]
+    assert len(found) == 1 + 2 * len(errors)
+    assert {*errors} < {*found}
 
 
 def test_an_error_shows_a_secret_in_its_text_its_notes_its_causes_and_its_group():
