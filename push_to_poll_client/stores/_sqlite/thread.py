@@ -100,8 +100,7 @@ class Job(Generic[T]):
         except BaseException as error:  # noqa: BLE001  # raised by the caller
             self.error = store_error(path, error)
         self._work = self.transaction = None  # a session that its caller drops is not held by this thread
-        with suppress(RuntimeError):  # the event loop has ended, and the caller with it
-            self._notify()
+        self._notify()
 
 
 class StoreThread:
