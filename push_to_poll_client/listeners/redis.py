@@ -141,7 +141,10 @@ class RedisListener(DatabaseListener):
         return pubsub
 
     async def _read(self, connection: Any) -> Sequence[Notification]:
-        return _published(await connection.get_message(timeout=self._max_silence))
+        while message := await connection.get_message(timeout=self._max_silence):
+            if found := _published(message):  # and not an answer to a ping, which a message may overtake
+                return found
+        return ()
 
     async def _ping(self, connection: Any) -> Sequence[Notification]:
         await connection.ping()

@@ -125,6 +125,13 @@ async def test_a_message_counts_as_the_answer_to_a_ping():
     assert (await run(to(connection, max_silence=60), 70)).events == [(0, "up"), (65, Push())]
 
 
+async def test_an_answer_that_comes_after_a_message_is_not_taken_for_silence():
+    connection = Scripted(99, 5, said(b"a"), said(b"", "pong"), pongs=False)
+    channel = await run(to(connection, max_silence=60), 120)
+    assert channel.events == [(0, "up"), (65, Push())]
+    assert connection.pings == 1
+
+
 async def test_no_ping_is_sent_without_max_silence():
     connection = Scripted()
     await run(to(connection, max_silence=None), 1000)
