@@ -14,6 +14,7 @@ import asyncio
 import logging
 import math
 import random
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Generic, TypeVar
@@ -28,11 +29,11 @@ from push_to_poll_client._http.credentials import Credentials
 from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
-from push_to_poll_client._secrets import Secrets, error_chain, hidden, mask
+from push_to_poll_client._secrets import Secrets, hidden, mask
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._backoff import DOWN_AFTER, ReconnectAction, ReconnectBackoff, lifetime
-from push_to_poll_client.listeners._failures import Failure
+from push_to_poll_client.listeners._failures import Failure, forget_frames
 from push_to_poll_client.listeners._hints import HintReader, Notification
 
 
@@ -108,7 +109,7 @@ class BaseListener(abc.ABC):
         Raises:
             ListenerError: Trying again cannot help: the server said "for good", or `classify` did.
         """
-        reconnect = ReconnectBackoff()
+        reconnect, handled = ReconnectBackoff(), sys.exception()
         with hidden(self._known_secrets):
             while True:
                 error: Exception | None = None
@@ -117,9 +118,7 @@ class BaseListener(abc.ABC):
                     self._log.debug("%s: renewing the connection at its age", self.name)
                 except Exception as raised:  # noqa: BLE001 - a listener continues after any error; its action says when
                     error = sole_cause(raised)
-                    for one in error_chain(error):
-                        # Tracebacks refer to the headers, and the status keeps the error for a long time.
-                        one.__traceback__ = None
+                    forget_frames(error, handled)
                 reconnect.ended(anyio.current_time())
                 if isinstance(error, StopReconnecting):
                     self._log.info("%s: %s", self.name, error)

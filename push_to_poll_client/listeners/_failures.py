@@ -18,7 +18,7 @@ from push_to_poll_client._exceptions import ListenerError, PushToPollError
 from push_to_poll_client._http.credentials import CredentialsFailed
 from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._http.transport import ProxyUnusable, SocksUnusable, UnusableRedirect
-from push_to_poll_client._secrets import mask, shows_a_secret
+from push_to_poll_client._secrets import error_chain, mask, shows_a_secret
 from push_to_poll_client._validation import one_line, quoted
 from push_to_poll_client.listeners._backoff import ReconnectAction, action_of_status
 from push_to_poll_client.listeners._requests import UnusableResponse
@@ -74,6 +74,22 @@ class Failure(NamedTuple):
 
 MAX_CAUSES = 10
 """Errors in a chain of causes that are looked at."""
+
+
+def forget_frames(error: Exception, handled: BaseException | None) -> None:
+    """Drop the tracebacks of an error and of its causes, since the status keeps the error for a long time.
+
+    Their frames refer to headers and clients.
+
+    Args:
+        error: What happened.
+        handled: What the program was handling when it began to listen. It is the context of each error, and
+            neither a cause nor ours.
+    """
+    for one in error_chain(error):
+        if one.__context__ is handled:
+            one.__context__ = None
+        one.__traceback__ = None
 
 
 def failure_of_error(

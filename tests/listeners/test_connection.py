@@ -158,6 +158,15 @@ async def test_neither_a_reported_error_nor_its_causes_keep_a_traceback():
     assert [one.__traceback__ for one in (broken, broken.__cause__)] == [None, None]
 
 
+async def test_an_error_that_the_program_handles_meanwhile_is_left_alone():
+    try:
+        int("x")
+    except ValueError as error:
+        handled, channel = error, await heard(listener(Lives(failing(OSError("reset"), up=False))), 100)
+    assert handled.__traceback__ is not None
+    assert channel.errors[0].__cause__.__context__ is None
+
+
 async def test_a_connection_listener_wakes_its_consumer(running):
     feed, pushes = FakeFeed(), anyio.Event()
 

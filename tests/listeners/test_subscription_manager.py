@@ -267,6 +267,19 @@ async def test_a_create_that_raises_subscription_refused_is_retried_slowly():
     assert "vendor: the hub denied it" in str(channel.error)
 
 
+async def test_neither_a_reported_failure_nor_its_causes_keep_a_traceback():
+    """The frames refer to headers and clients, and the status keeps the error."""
+    server, cause = Server(latency=0), OSError("reset")
+    try:
+        raise cause
+    except OSError:
+        server.script["create"].append(SubscriptionRefused("the hub denied it"))
+    server.script["create"][0].__cause__ = cause
+    refused = (await keep(Vendor(server), 10)).error.__cause__
+    assert refused.__cause__ is cause
+    assert (refused.__traceback__, cause.__traceback__) == (None, None)
+
+
 @pytest.mark.parametrize("error", [ListenerError("no such feed"), status(410)])
 async def test_a_permanent_create_error_raises_a_listener_error(error, caplog):
     server = Server()

@@ -8,6 +8,7 @@ has expired, or is left.
 import logging
 import math
 import random
+import sys
 import traceback
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -25,7 +26,7 @@ from push_to_poll_client._protocols import Channel
 from push_to_poll_client._secrets import mask
 from push_to_poll_client._validation import describe
 from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff
-from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
+from push_to_poll_client.listeners._failures import Failure, error_response, forget_frames, http_failure_of
 from push_to_poll_client.listeners._webhook.types import Control
 from push_to_poll_client.listeners.subscriptions._state import (
     MAX_SLEEP,
@@ -65,7 +66,6 @@ def failure_of(error: Exception) -> Failure:
     # An error without a sentence of its own is most likely a mistake in a function of the caller: name its place.
     if sentence == f"failed with {type(error).__name__}" and (frames := traceback.extract_tb(error.__traceback__)):
         sentence += f" in {frames[-1].name}, line {frames[-1].lineno} of {Path(frames[-1].filename).name}"
-    error.with_traceback(None)  # the traceback holds secrets, and the status keeps the error for long
     return failure._replace(sentence=sentence)
 
 
@@ -111,6 +111,7 @@ class SubscriptionManager:
         self._identity = str(getattr(subscription, "identity", subscription.name))
         self._fraction: Callable[[], float] = random.random
         self._channel: Channel
+        self._handled: BaseException | None
         self._waiting: tuple[EventLoop, anyio.Event] | None = None
         self._controls: set[Control] = set()
         self._is_requesting = False
@@ -156,7 +157,7 @@ class SubscriptionManager:
             ListenerError: The server refuses for good.
             StoreError: The state could not be saved.
         """
-        self._channel = channel
+        self._channel, self._handled = channel, sys.exception()
         self._reset()
         try:
             self._restore()
@@ -335,6 +336,8 @@ class SubscriptionManager:
         now = self._now()
         self._reconnect.ended(now.steady)
         delay = self._reconnect.delay(failure.action, fraction=self._fraction(), retry_after=failure.retry_after)
+        if failure.cause is not None:
+            forget_frames(failure.cause, self._handled)
         report = failure.to_error(self.name, is_final=delay is None)
         if self._state.current is None or is_over(self._state.current, now) or delay is None:
             self._channel.down(report)
