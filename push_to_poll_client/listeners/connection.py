@@ -127,4 +127,6 @@ class ConnectionListener(BaseListener):
         self._report_up(channel, reconnect)
 
     def _failure(self, error: Exception) -> Failure:
-        return failure_of_error(error, ERROR_ACTIONS, (Exception,))
+        failure = failure_of_error(error, ERROR_ACTIONS, (Exception,))
+        # What it was raised from may be meant to be hidden, as by `from None`.
+        return failure if str(error) else failure._replace(sentence=f"failed with {type(error).__name__}")

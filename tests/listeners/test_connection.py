@@ -5,7 +5,7 @@ import logging
 import anyio
 import pytest
 
-from push_to_poll_client import ListenerError, Push, ReconnectAction
+from push_to_poll_client import ListenerError, Push, PushToPollError, ReconnectAction
 from push_to_poll_client.listeners.connection import ConnectionListener
 from push_to_poll_client.testing import FakeFeed
 from tests.support.channels import TimedChannel
@@ -156,6 +156,18 @@ async def test_neither_a_reported_error_nor_its_causes_keep_a_traceback():
     broken = (await heard(listener(Lives(live)), 100)).errors[0].__cause__
     assert [type(one) for one in (broken, broken.__cause__)] == [ValueError, OSError]
     assert [one.__traceback__ for one in (broken, broken.__cause__)] == [None, None]
+
+
+@pytest.mark.parametrize("kind", [ConnectionError, PushToPollError])
+async def test_an_error_without_a_text_is_named_and_what_it_hides_is_not_quoted(kind):
+    async def live(connection):
+        try:
+            await failing(KeyError("s3cret"), up=False)(connection)
+        except KeyError:
+            raise kind from None
+
+    channel = await heard(listener(Lives(live)), 100)
+    assert str(channel.errors[0]) == f"mqtt orders: failed with {kind.__name__}"
 
 
 async def test_an_error_that_the_program_handles_meanwhile_is_left_alone():
