@@ -55,7 +55,7 @@ def failure_of(error: Exception) -> Failure:
     """Classify and describe an error that ended a connection, or an attempt to open one."""
     import psycopg
 
-    # All errors of a server but a ProgrammingError, which quotes what the user gave.
+    # Not a ProgrammingError, which quotes what the user gave.
     quotable = (OSError, psycopg.OperationalError, psycopg.InternalError, psycopg.NotSupportedError)
     sqlstate = getattr(error, "sqlstate", None)
     if sqlstate is not None:
@@ -65,7 +65,9 @@ def failure_of(error: Exception) -> Failure:
     else:
         passes = not isinstance(error, psycopg.Error)  # the network, silence, and unknown errors
     action = ReconnectAction.RETRY if passes else ReconnectAction.SLOW_RETRY
-    failure = failure_of_error(error, [(Exception, action)], (*quotable, psycopg.InterfaceError))
+    failure = failure_of_error(
+        error, [(Exception, action)], (*quotable, psycopg.DataError, psycopg.InterfaceError)
+    )
     # A payload that is not text in the database's encoding.
     return failure._replace(hid_a_push=isinstance(error, UnicodeDecodeError))
 

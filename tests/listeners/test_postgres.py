@@ -205,6 +205,7 @@ def test_an_sqlstate_decides_between_retry_and_slow_retry(state, action):
             ReconnectAction.SLOW_RETRY,
             "ProactorEventLoop",
         ),
+        (psycopg.DataError('no equivalent in "LATIN1"'), ReconnectAction.SLOW_RETRY, "no equivalent"),
         (psycopg.ProgrammingError(CANARY), ReconnectAction.SLOW_RETRY, "failed with ProgrammingError"),
         (OSError("no route"), ReconnectAction.RETRY, "no route"),
         (ValueError(CANARY), ReconnectAction.RETRY, "failed with ValueError"),
