@@ -630,6 +630,20 @@ async def test_a_failed_unsubscribe_on_exit_is_left_for_the_next_run():
     assert len(server.live) == 1
 
 
+async def test_failed_stops_of_another_subscription_do_not_count_at_exit():
+    server = Server(lifetime=1e9, latency=0)
+    server.script["stop"].extend(status(503) for _ in range(10))
+    vendor, channel = Vendor(server), Channel()
+    manager = manager_of(vendor, unsubscribe_on_exit=True)
+    async with keeping(manager, channel):
+        await anyio.sleep(5)
+        manager.control(Control.RECREATE)
+        await anyio.sleep(65)
+    assert asked(server, "stop") == [5, 5, 6, 8, 12, 20, 36, 66, 70, 70]
+    await keep(vendor, 5, channel)
+    assert len(server.live) == 1
+
+
 async def test_a_store_error_at_exit_is_logged(caplog):
     channel = Channel()
     async with keeping(manager_of(Vendor(Server()), unsubscribe_on_exit=True), channel):

@@ -382,6 +382,7 @@ class SubscriptionManager:
             try:
                 await self._save(self._state.stop_all() if self._unsubscribe_on_exit else self._state)
                 for registration in self._state.leaving if self._unsubscribe_on_exit else ():
+                    self._reset_stop()  # the attempts are those of another one
                     await self._stop(registration)
             except Exception as error:  # noqa: BLE001 - nothing fails at the end; the next run does the rest
                 _log.warning("%s: failed at the end: %s", self.name, describe(error))
