@@ -8,7 +8,7 @@ nothing is published is silent, even if its other end is gone, so the server is 
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -164,11 +164,9 @@ def _has_type(message: Any, types: frozenset[str]) -> bool:
 
 
 def _published(message: Any) -> Sequence[Notification]:
-    return (_notification(message),) if _has_type(message, PUBLISHED) else ()
-
-
-def _notification(message: Mapping[str, Any]) -> Notification:
-    return Notification(message["channel"].decode("utf-8", "replace"), message["data"])
+    if not _has_type(message, PUBLISHED):
+        return ()
+    return (Notification(message["channel"].decode("utf-8", "replace"), message["data"]),)
 
 
 def _pool_factory(url: Any, timeout: float) -> Callable[[], Any]:

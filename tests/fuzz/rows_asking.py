@@ -13,7 +13,7 @@ from push_to_poll_client.listeners._requests import ListenerClient, ListenerResp
 from push_to_poll_client.listeners.long_poll import LongPollReader
 from push_to_poll_client.listeners.long_poll import query_value as text_of_json
 from push_to_poll_client.listeners.postgres import failure_of as postgres_failure_of
-from push_to_poll_client.listeners.redis import _notification
+from push_to_poll_client.listeners.redis import _published
 from push_to_poll_client.listeners.redis import failure_of as redis_failure_of
 from tests.fuzz.answers import in_loop, response_of
 from tests.fuzz.fuzzed import Fuzzed, around, nested, text_of, words
@@ -102,7 +102,7 @@ def read_long_poll(data):
 
 def read_published(data):
     """What PostgreSQL and Redis pass on, and what they say when they refuse."""
-    heard = _notification({"type": "message", "channel": data, "data": data})
+    (heard,) = _published({"type": "message", "channel": data, "data": data})
     assert isinstance(heard.channel, str)
     HINT(heard)
     text = text_of(data)
