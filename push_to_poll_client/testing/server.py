@@ -16,12 +16,12 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar, cast
 
 import anyio
-from anyio.abc import TaskStatus
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import BlockingPortal
 
 from push_to_poll_client._validation import missing_dependency
 from push_to_poll_client.testing._reference.app import ReferenceApp
@@ -63,18 +63,35 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
 
 class _Server(uvicorn.Server):
-    """Reports when it has started, and stops as soon as it is told to, not at its next tick."""
+    """Runs in a thread, takes calls from others, and stops as soon as it is told to, not at its next tick."""
 
-    async def serve_on(self, listening: socket.socket, *, task_status: TaskStatus[Callable[[], None]]) -> None:
-        self._task_status = task_status
-        await self.serve([listening])
+    def __init__(self, config: uvicorn.Config, listening: socket.socket) -> None:
+        super().__init__(config)
+        self._started: Future[BlockingPortal] = Future()
+        self._stopped = asyncio.Event()
+        # A process ends also if nobody stopped its server. A portal of `start_blocking_portal` is closed with the
+        # interpreter, and would then wait without end for its thread, which runs no more.
+        self._thread = threading.Thread(target=self._run, args=(listening,), daemon=True)
+        self._thread.start()
+        self.call = self._started.result().call
+
+    def stop(self) -> None:
+        self.call(self._stopped.set)
+        self._thread.join()
+
+    def _run(self, listening: socket.socket) -> None:
+        try:
+            self.run([listening])
+        finally:
+            if not self._started.done():
+                self._started.set_exception(RuntimeError("the reference server did not start; its log says why"))
 
     async def main_loop(self) -> None:
-        stopped = anyio.Event()
-        self._task_status.started(stopped.set)
-        while not (await self.on_tick(0) or stopped.is_set()):  # each second a new Date header
-            with anyio.move_on_after(1):
-                await stopped.wait()
+        async with BlockingPortal() as portal:
+            self._started.set_result(portal)
+            while not (await self.on_tick(0) or self._stopped.is_set()):  # each second a new Date header
+                with anyio.move_on_after(1):
+                    await self._stopped.wait()
 
 
 class ReferenceServer:
@@ -97,8 +114,7 @@ class ReferenceServer:
         self.stats: Stats = self.app.stats
         self.pushes: Sequence[PushRecord] = self.app.pushes
         self._port = port
-        self._running = ExitStack()
-        self._portal: BlockingPortal | None = None
+        self._server: _Server | None = None
 
     @property
     def base_url(self) -> str:
@@ -177,17 +193,14 @@ class ReferenceServer:
             proxy_headers=False,
             timeout_graceful_shutdown=STOP_TIMEOUT,
         )
-        portal = self._running.enter_context(start_blocking_portal())
-        served, stop = portal.start_task(_Server(config).serve_on, listening)
-        self._running.callback(served.result)
-        self._running.callback(portal.call, stop)
-        self._running.callback(portal.call, self.app.shut)
-        self._portal = portal
+        self._server = _Server(config, listening)
 
     def stop(self) -> None:
         """Stop serving: websockets are closed with 1012, what is held, stalled or a stream ends. Twice is once."""
-        self._portal = None
-        self._running.close()
+        server, self._server = self._server, None
+        if server is not None:
+            server.call(self.app.shut)
+            server.stop()
 
     def restart(self) -> None:
         """Stop and serve again on the same port, with the same messages."""
@@ -196,7 +209,7 @@ class ReferenceServer:
 
     def _call(self, what: Callable[[], _T]) -> _T:
         """Run in the event loop of the server, or in this thread while it is stopped."""
-        return what() if self._portal is None else self._portal.call(what)
+        return what() if self._server is None else self._server.call(what)
 
 
 @contextmanager

@@ -854,3 +854,21 @@ def test_fakes_need_neither_pytest_nor_uvicorn_nor_trio():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=GUARD)
     assert out.stdout.strip() == "The reference server needs uvicorn: pip install 'push-to-poll-client[serve]'"
+
+
+def test_a_process_ends_whose_reference_server_was_not_stopped():
+    code = (
+        "from push_to_poll_client.testing import ReferenceServer\n"
+        "served = ReferenceServer(); served.start(); print(*served.publish())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=GUARD)
+    assert (out.returncode, out.stdout.strip()) == (0, FIRST), out.stderr
+
+
+def test_a_reference_server_that_does_not_start_says_so(monkeypatch):
+    async def fail(*_, **__):
+        sys.exit(3)
+
+    monkeypatch.setattr(server.uvicorn.Server, "startup", fail)
+    with pytest.raises(RuntimeError, match="did not start"):
+        ReferenceServer().start()
