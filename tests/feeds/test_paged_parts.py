@@ -352,6 +352,14 @@ def test_a_pause_is_a_given_number_or_is_read_from_the_answer(after, seconds):
         assert apply_outcomes([pause(after)], said).retry_after == seconds
 
 
+def test_what_follows_the_outcome_that_is_an_error_is_not_read():
+    found = apply_outcomes(
+        [gone(status(200)), throttled(status(200), after=lambda _: 1 / 0), not_ready(lambda _: 1 / 0)],
+        reply(),
+    )
+    assert isinstance(found.error, FeedGone)
+
+
 def test_the_longest_of_several_pauses_and_the_first_of_several_errors_count():
     said = reply({"a": 3, "b": 5})
     waits = [pause(from_body("a")), pause(from_body("b")), pause(from_body("c")), not_ready(status(200), after=4)]

@@ -58,9 +58,12 @@ class Outcome:
 
 def apply_outcomes(outcomes: Sequence[Outcome], reply: Reply) -> OutcomeResult:
     """Apply all outcomes to a response."""
-    found = [outcome.look(reply) for outcome in outcomes]
+    found = [OutcomeResult()]
+    for outcome in outcomes:
+        if found[-1].error is None:  # of an error nothing else is asked, and reading it could fail
+            found.append(outcome.look(reply))
     return OutcomeResult(
-        error=next((one.error for one in found if one.error is not None), None),
+        error=found[-1].error,
         empty=any(one.empty for one in found),
         closed=any(one.closed for one in found),
         gap="; ".join(one.gap for one in found if one.gap),
