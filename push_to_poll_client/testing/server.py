@@ -80,11 +80,16 @@ class _Server(uvicorn.Server):
         self._thread.join()
 
     def _run(self, listening: socket.socket) -> None:
+        failure = RuntimeError("the reference server did not start; its log says why")
         try:
-            self.run([listening])
-        finally:
-            if not self._started.done():
-                self._started.set_exception(RuntimeError("the reference server did not start; its log says why"))
+            with listening:
+                self.run([listening])
+        except BaseException as error:  # uvicorn also ends by SystemExit
+            if self._started.done():
+                raise
+            failure.__cause__ = error
+        if not self._started.done():
+            self._started.set_exception(failure)
 
     async def main_loop(self) -> None:
         async with BlockingPortal() as portal:
