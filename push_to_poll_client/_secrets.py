@@ -131,7 +131,7 @@ _SECRET_NAMES = (
 """Endings of the names of secrets, in lower case and with letters and digits alone: they fit `X-Api-Key`,
 `accessToken` and `client_secret`."""
 
-_HOST = re.compile(r"(\[[^@]*\]|[^:@]+\.[^:@]*)(:\d*)?")
+_HOST = re.compile(r"(\[[^@\]]*+\]|[^:@.]++\.[^:@]*+)(:\d*+)?+")
 """A host, whose path may have an @. What else stands before the first slash is taken for
 a part of a user and a password with a slash."""
 
