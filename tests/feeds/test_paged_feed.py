@@ -1175,6 +1175,11 @@ def test_invalid_options_are_refused_at_construction(options, kind, text):
     assert text in str(failed.value)
 
 
+def test_headers_may_come_from_a_function_beside_a_cursor_in_a_header():
+    pages = OldestFirst(cursor=from_body("c"), send=to_header("X-Since"))
+    feed_on(says({}), headers=lambda: {"x-tenant": "a"}, pages=pages)
+
+
 def test_a_query_field_sent_to_another_url_may_be_in_the_url_of_the_feed():
     send = to_query("start", at="more")
     pages = OldestFirst(cursor=from_body("c"), send=send)

@@ -106,7 +106,8 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
             self._check_body_path(sender)
         if sender.goes == "query" and sender.name in httpx.URL(self.url).params:
             raise ValueError(f"url has {sender.name!r} in its query, where {name}= puts it; leave it out")
-        if sender.goes == "header" and sender.name in httpx.Headers(self.headers):
+        fixed = self.headers if isinstance(self.headers, Mapping) else {}  # the client takes a function, too
+        if sender.goes == "header" and sender.name in httpx.Headers(fixed):
             raise ValueError(f"headers has {sender.name!r}, which {name}= puts there; leave it out")
 
     def _check_body_path(self, sender: Sender) -> None:
