@@ -33,7 +33,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Final, TypedDict
 
 import anyio
@@ -299,6 +298,7 @@ class Progress(SessionPart):
         self.time_of_day = TimeOfDay(self.clock)
         self.attempts = Attempts(self.session.state, self.time_of_day)
         self._taken: CommitArguments | None = None  # by the commit that runs
+        self._taken_keys = set[str]()  # of its records; some pages are asked for while one commit runs
         self._refused_since = 0.0  # when the first of the commits began that were refused in a row
         self._committing: anyio.Event | None = None
         self._lock = anyio.Lock(fast_acquire=True)
@@ -324,9 +324,9 @@ class Progress(SessionPart):
         if self._committing is None:
             await self.flush()
         # Read before the store is asked: these keys may be committed before it answers.
-        committing = () if self._taken is None else self._taken["records"]
-        settled_since = {record.key for record in chain(committing, self.pending)}
-        return await self.session.unseen(keys) - settled_since
+        committing, settled_since = self._taken_keys, {record.key for record in self.pending}
+        unseen = await self.session.unseen(keys)
+        return unseen - committing - settled_since
 
     async def fingerprints(self, keys: list[str]) -> Mapping[str, int]:
         """Return the fingerprints of the keys whose messages were settled with one.
@@ -461,6 +461,7 @@ class Progress(SessionPart):
                 return
             began = self.clock()
             taken = self._taken = self._take()
+            self._taken_keys = {record.key for record in taken["records"]}
             try:
                 await self._save(taken)
             except BaseException as error:
@@ -470,7 +471,7 @@ class Progress(SessionPart):
                     self.refusal = error
                 raise
             finally:
-                self._taken = None
+                self._taken, self._taken_keys = None, set()
             if self.refusal is not None:
                 logger.info(
                     "the store is available again after %.1f s: %d processed messages are recorded",

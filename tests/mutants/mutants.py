@@ -281,8 +281,8 @@ MUTANTS = [
         "G6",
         "forgets what is about to be recorded",
         "_progress.py",
-        "await self.session.unseen(keys) - settled_since",
-        "await self.session.unseen(keys)",
+        "return unseen - committing - settled_since",
+        "return unseen",
         "tests/core/test_progress.py",
     ),
     of(
@@ -314,8 +314,8 @@ MUTANTS = [
         "G6",
         "forgets messages of earlier pages while their batch is committed",
         "_progress.py",
-        "chain(committing, self.pending)",
-        "self.pending",
+        'self._taken_keys = {record.key for record in taken["records"]}',
+        "self._taken_keys = set()",
     ),
     of(
         "G6",
