@@ -42,17 +42,19 @@ class HandlerFailure(NamedTuple):
 
     Attributes:
         key: The dedupe key.
-        message: The message; that of a dead letter has no cursor.
+        id: The id in the feed; of a dead letter the id that it has kept.
         attempt: The number of the attempt.
         why: The error in one bounded line.
         error: The error, or None if only its text was kept.
+        message: The message; that of a dead letter is as the feed restored it.
     """
 
     key: str
-    message: Message
+    id: str
     attempt: int
     why: str
     error: Exception | None
+    message: Message
 
 
 class FailureLog:
@@ -72,7 +74,7 @@ class FailureLog:
     def message_failed(self, failure: HandlerFailure, action: FailureAction, delay: float = 0.0) -> None:
         """Log that a message failed, and what becomes of it; `delay` is the time to its next attempt."""
         at, why, details = (
-            (quoted(failure.message.id), failure.attempt),
+            (quoted(failure.id), failure.attempt),
             failure.why,
             self._record_fields(failure, action),
         )
@@ -89,7 +91,7 @@ class FailureLog:
         """Log that a message which failed in an earlier run still waits."""
         logger.warning(
             "message %s failed at attempt %d before this run, again in %.1f s: %s",
-            quoted(failure.message.id),
+            quoted(failure.id),
             failure.attempt,
             delay,
             failure.why,
@@ -103,7 +105,7 @@ class FailureLog:
 
     def dead_letter_failed(self, failure: HandlerFailure) -> None:
         """Log that a dead letter failed again."""
-        at, details = (quoted(failure.message.id), failure.attempt), self._record_fields(failure, "dead letter")
+        at, details = (quoted(failure.id), failure.attempt), self._record_fields(failure, "dead letter")
         logger.warning("dead letter %s failed again at attempt %d: %s", *at, failure.why, **details)
 
     def _record_fields(self, failure: HandlerFailure, outcome: object) -> dict[str, Any]:

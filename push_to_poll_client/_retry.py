@@ -150,7 +150,7 @@ class Retry(SessionPart):
             return None
         error = failure_of_message(message, failure)
         self.stats.hooks.message_failed(message, error, attempt, FailureAction.DEAD_LETTER)
-        failed = HandlerFailure(dead_letter.dedupe_key, message, attempt, describe(error), error)
+        failed = HandlerFailure(dead_letter.dedupe_key, dead_letter.id, attempt, describe(error), error, message)
         self.failure_log.dead_letter_failed(failed)
         return failed
 
@@ -192,7 +192,7 @@ class Retry(SessionPart):
         why = attempt.error or "its error was not kept"
         failing[key] = FailingMessage(message.id, key, attempt.count, why, attempt.again, attempt.first)
         if len(failing) <= MAX_SHOWN_FAILING:
-            failure = HandlerFailure(key, message, attempt.count, why, None)
+            failure = HandlerFailure(key, message.id, attempt.count, why, None, message)
             self.failure_log.failed_before_this_run(failure, attempt.again - self.progress.attempts.now)
         self.stats.hooks.message_postponed(message, failing[key])
 
@@ -212,7 +212,7 @@ class Retry(SessionPart):
         """Decide what becomes of a failed message, and carry it out, except for the wait."""
         attempts, counts = self.progress.attempts, self.stats.counts
         attempt = attempts.record_failure(key)
-        failure = HandlerFailure(key, message, attempt.count, describe(error), error)
+        failure = HandlerFailure(key, message.id, attempt.count, describe(error), error, message)
         try:
             decision = await self._apply_rules(message, error, attempt)
         except StoreError:  # of the commit before a coroutine of the user is awaited
@@ -294,9 +294,9 @@ class Retry(SessionPart):
         """Log that a message stops the consumer, and return the error to raise."""
         self.failure_log.message_failed(failure._replace(why=why), FailureAction.STOP)
         return ProcessError(
-            f"message {quoted(failure.message.id)} failed and stops the consumer: {why}. "
+            f"message {quoted(failure.id)} failed and stops the consumer: {why}. "
             "It and all after it are not settled; mend the handler or the message, and run again.",
-            id=failure.message.id,
+            id=failure.id,
             dedupe_key=failure.key,
         )
 
@@ -359,7 +359,7 @@ def make_dead_letter(failure: HandlerFailure, raw: bytes, *, first: float, now: 
     assert failure.error is not None  # noqa: S101
     return DeadLetter(
         dedupe_key=failure.key,
-        id=failure.message.id,
+        id=failure.id,
         raw=raw,
         error=failure.why,
         traceback="".join(traceback.format_exception(*handler_error(failure.error)))[-MAX_TRACEBACK:],

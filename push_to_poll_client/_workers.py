@@ -151,7 +151,7 @@ class WorkRound:
             await self._record([first], state)
             return (others,)
         if whole:  # of a batch with one bad message, log2(size) parts fail after it
-            failure = HandlerFailure(first.key, first.message, 1, describe(error), error)
+            failure = HandlerFailure(first.key, first.message.id, 1, describe(error), error, first.message)
             self.retry.failure_log.batch_failed(failure, len(batch))
         half = len(batch) // 2
         return batch[:half], batch[half:]

@@ -523,6 +523,15 @@ async def test_a_dead_letter_is_kept_if_the_feed_cannot_restore_it(restore):
     assert letter.raw == b'{"n":1}'
 
 
+@pytest.mark.parametrize("other_id", ["b", 7], ids=["another id", "no str"])
+async def test_a_dead_letter_keeps_its_id_whatever_id_the_feed_restores_it_with(other_id):
+    consumer = await dead("a")
+    consumer._feed.restore = lambda letter: Message(other_id)
+    consumer.failing.add(other_id)
+    assert await consumer.dead_letters.retry("a") == RetryResult(0, 1)
+    assert (await consumer.dead_letters.get("a")).id == "a"
+
+
 async def test_hooks_hear_of_a_dead_letter_that_the_feed_cannot_restore():
     class Told(Hooks):
         failed = ()
