@@ -87,7 +87,7 @@ class Fetcher:
         self.max_wait: float = getattr(self.feed, "max_wait", None) or 0.0
         self.read_ahead: bool = getattr(self.feed, "read_ahead", False)
         self.name = f"{type(self.feed).__name__}.fetch()"
-        self._next: PrefetchedPage | None = None
+        self._next: FetchedPage | None = None
 
     async def fetch(self, request: FetchRequest) -> Page:
         """Fetch a page, and apply its `retry_after`.
@@ -95,7 +95,7 @@ class Fetcher:
         Raises:
             FeedError: The fetch failed, or brought a page that cannot be used.
         """
-        fetched = PrefetchedPage(self, request)
+        fetched = FetchedPage(self, request)
         await fetched.fetch()
         return await fetched.take()
 
@@ -185,7 +185,7 @@ class Fetcher:
             return None
         may_follow = self.read_ahead and page.next_page not in {None, request.cursor} and not page.retry_after
         if may_follow and len(page.messages) >= PREFETCH_MIN_MESSAGES and not self.must_stop(poll):
-            self._next = PrefetchedPage(self, replace(request, cursor=page.next_page, wait=0.0))
+            self._next = FetchedPage(self, replace(request, cursor=page.next_page, wait=0.0))
             if poll.background is None:
                 poll.background = await poll.exit_stack.enter_async_context(Background())
             await poll.background.start(self._next.fetch)
@@ -222,8 +222,8 @@ class Fetcher:
 
 
 @dataclass(slots=True, eq=False)
-class PrefetchedPage:
-    """A page that is fetched before its turn.
+class FetchedPage:
+    """A page that is fetched, now or before its turn.
 
     Attributes:
         arrived_at: When it was answered, on the event loop's clock; 0 before that.

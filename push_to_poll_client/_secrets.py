@@ -132,8 +132,8 @@ _SECRET_NAMES = (
 `accessToken` and `client_secret`."""
 
 _HOST = re.compile(r"(\[[^@\]]*+\]|[^:@.]++\.[^:@]*+)(:\d*+)?+")
-"""A host, whose path may have an @. What else stands before the first slash is taken for
-a part of a user and a password with a slash."""
+"""A host; an @ after it is in the path. Anything else before the first slash is the beginning of a user and a
+password that has a slash."""
 
 _COOKIE_VALUE = re.compile(r"=([^;]*)")
 
