@@ -34,7 +34,7 @@ from push_to_poll_client._consumer import DEFAULT_RETRY
 from push_to_poll_client._event_loop import Background
 from push_to_poll_client._http.origins import origin_of
 from push_to_poll_client._options import FinalAction, OnFailure
-from push_to_poll_client._validation import check_count
+from push_to_poll_client._validation import check_count, check_number
 from push_to_poll_client.cli._exec import Command, CommandNotStarted
 from push_to_poll_client.cli._output import Exit, ReaderGone, UsageError, write_line
 from push_to_poll_client.cli._parser import Commands
@@ -207,6 +207,8 @@ def _consumer(options: argparse.Namespace, command: Command | None, webhooks: li
     if options.name is not None and options.state is None:
         raise ValueError("--name is what the consumer is called in the file of --state, add it")
     check_cursor("--start", options.start)
+    check_number("--fallback-interval", options.fallback_interval, above_zero=True)
+    check_number("--max-wait", options.max_wait, above_zero=True, optional=True)
     token = None if options.token_env is None else _environment_variable("--token-env", options.token_env, "token")
     return Consumer(
         HTTPFeed(options.url, auth=token, max_wait=options.max_wait),

@@ -104,7 +104,11 @@ def test_a_feed_longer_than_one_poll_is_read_to_its_end(tail, monkeypatch):
             ["http://127.0.0.1:1/feed", "--fallback-interval", "soon"],
             "argument --fallback-interval: invalid float value;",
         ),
-        (["http://127.0.0.1:1/feed", "--fallback-interval", "-1"], "fallback_interval must be finite and above 0"),
+        (
+            ["http://127.0.0.1:1/feed", "--fallback-interval", "-1"],
+            "--fallback-interval must be finite and above 0",
+        ),
+        (["http://127.0.0.1:1/feed", "--max-wait", "nan"], "--max-wait must be finite and above 0, not nan"),
         (["http://127.0.0.1:1/feed", "--push", "ftp://x"], "--push must be a websocket (ws://, wss://) or"),
         (["http://127.0.0.1:1/feed", "--once", "--push", "ws://x"], "--once does not wait for pushes"),
         (
