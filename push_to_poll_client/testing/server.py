@@ -231,7 +231,12 @@ def serve_in_thread(app: ReferenceApp | None = None, *, port: int = 0, **kwargs:
 
     Yields:
         The server, which accepts connections.
+
+    Raises:
+        TypeError: Arguments are given beside an app, or `ReferenceApp` has none of that name.
     """
+    if app is not None and kwargs:
+        raise TypeError(f"{', '.join(kwargs)}: give them to the app, which is already made")
     server = ReferenceServer(ReferenceApp(**kwargs) if app is None else app, port=port)
     server.start()
     try:

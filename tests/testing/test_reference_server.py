@@ -76,6 +76,12 @@ def after(id, **params):
 # The feed
 
 
+def test_arguments_beside_an_app_are_refused():
+    serving = serve_in_thread(ReferenceApp(), page_size=5)
+    with pytest.raises(TypeError, match="page_size: give them to the app"):
+        serving.__enter__()
+
+
 def test_an_empty_feed_is_an_empty_batch(client):
     response = client.get("/feed")
     assert (response.status_code, response.content, response.headers["content-type"]) == (200, b"[]", BATCH)
