@@ -70,7 +70,7 @@ class Resync:
     Attributes:
         to: A cursor, or "inception": the beginning of the feed, or "latest": its end.
         forget: True for a feed that was reset, and may use ids again: a new dedupe epoch begins. False for one
-            that repeats what it has: dedupe drops what was processed.
+            that repeats what it has: dedupe drops what was processed, as long as the store keeps its record.
 
     Raises:
         TypeError: One of them is of the wrong kind.

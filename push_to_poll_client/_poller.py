@@ -262,10 +262,12 @@ class Poller(SessionPart):
             self.position.overlap_start_expired()
             poll.walk = self.position.begin_walk()
             start = poll.walk.start
-        elif poll.resynced:  # the feed does not know the new cursor either
-            raise error
         else:
             assert isinstance(error, CursorExpired)  # noqa: S101
+            if poll.resynced:
+                where = "the inception" if start is None else f"cursor {quoted(start)}"
+                text = f"{error}; on_cursor_expired had led there, to {where}"
+                raise CursorExpired(text, start=error.start) from error
             if not await self.processor.finish_partial_batch(poll):
                 return End.INCOMPLETE
             await self.progress.flush()

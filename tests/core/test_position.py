@@ -641,9 +641,10 @@ def test_an_invalid_on_cursor_expired_is_refused_at_construction(wrong):
 
 async def test_the_consumer_stops_when_the_cursor_of_a_resync_has_expired_too():
     feed, consumer = await expiring(Resync("inception", forget=False))
-    feed.fail(CursorExpired("again"), times=None)
-    with pytest.raises(CursorExpired, match="again"):
+    feed.fail(CursorExpired("again", start="5"), times=None)
+    with pytest.raises(CursorExpired, match="again; on_cursor_expired had led there, to the inception") as caught:
         await consumer.run()
+    assert caught.value.start == "5"
     assert consumer.status().counters.resyncs == 1
     assert len(feed.requests) == 3
 
