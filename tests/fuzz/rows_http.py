@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import re
 import zlib
 from email.utils import formatdate
 
@@ -157,10 +158,10 @@ _hidden = FeedURL("https://api.example/bot{token}/updates?x={other}", {"token": 
 def read_hidden(data):
     text = text_of(data)
     masked = _hidden.mask(text)
-    assert SECRET not in masked
-    assert "aaab" not in masked
+    is_shown = re.compile(f"aaab|{re.escape(SECRET)}", re.IGNORECASE).search  # hosts are shown in lower case
+    assert not is_shown(masked)
     assert _hidden.redact(text).isprintable()
-    if "aaab" not in text and SECRET not in text and "%" not in text:
+    if not is_shown(text) and "%" not in text:
         assert masked == text
 
 
@@ -408,6 +409,7 @@ ROWS = (
         examples=(
             f"https://api.example/bot{SECRET}/updates?x=aaab".encode(),
             b"see https://api.example/bots3cr%25t%2F%C3%bC/x",
+            b"https://api.example/updates?x=aaaB",
         ),
         tokens=words(r"s3cr % %25 %2f t/ \xc3\xbc %C3%BC a aaa aaab %61"),
         hostile={"nearly": around(b"", SECRET.encode()[:-2])},
