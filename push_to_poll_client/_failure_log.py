@@ -111,7 +111,8 @@ class FailureLog:
     def _record_fields(self, failure: HandlerFailure, outcome: object) -> dict[str, Any]:
         """Return what each record of a failure has besides its line, such as `extra`.
 
-        Text of a server goes through `quoted` into a line, and through `_secrets.mask` into `extra` (G12).
+        Text of a server goes through `quoted` into a line, and through `one_line` into `extra`: both cut it (G11)
+        and mask secrets (G12).
         """
         return {"exc_info": self._traceback(failure.error, outcome)}
 

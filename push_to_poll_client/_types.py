@@ -36,7 +36,8 @@ class Message(Generic[D_co], metaclass=ABCMeta):  # for classes that are one wit
 
     Immutable, so that what a handler does to it cannot change what it is remembered by (`data` is the
     handler's own). A feed whose data is dear to decode subclasses this and decodes in `data`. `Message[Order]` is
-    one whose data is an `Order`.
+    one whose data is an `Order`. A subclass may know more of an entry: `CloudEvent` and `Entry` have its `type`,
+    which is "" if it has none.
 
     Args:
         id: Names this version of the entry, in 1 to 4,096 characters. A state feed that repeats an entity's id

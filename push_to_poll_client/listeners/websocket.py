@@ -5,9 +5,10 @@ which end with close code 1000 if this side ends them, and `_base.py` connects a
 and `_opened`, then `_read` and `_pass_on` in turn.
 
 The actions after failures are in two tables, `CLOSE_ACTIONS` and `ERROR_ACTIONS`, and in `STATUS_ACTIONS` of
-`_backoff.py`. Text from the server (close reasons, header values) may be hostile, so it is escaped and cut before
-it becomes part of a sentence. An error that may hold a secret of the user's (the address of a proxy, an unknown
-error) is named by its type alone.
+`_backoff.py`. An end in order, also one by a bound of this side, is a `ConnectionEnded` (`_run_connection` of
+`_base.py` says when). Text from the server (close reasons, header values) may be hostile, so it is escaped and cut
+before it becomes part of a sentence. An error that may hold a secret of the user's (the address of a proxy, an
+unknown error) is named by its type alone.
 
 A connection may be dead at any time without a sign. Protocol pings find a half-open connection; `max_silence`
 finds one whose proxy answers pings but loses messages; `max_age` replaces any connection that neither of them
