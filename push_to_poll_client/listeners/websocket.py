@@ -96,7 +96,10 @@ SAFE_TO_QUOTE = (OSError, InvalidHandshake, ImportError)
 
 
 def failure_of(error: Exception) -> Failure:
-    """Classify and describe an error that ended a connection, or an attempt to open one."""
+    """Classify and describe an error that ended a connection, or an attempt to open one.
+
+    `failure_of_error` knows the errors of this library, such as `ConnectionEnded`, and those of the network.
+    """
     if isinstance(error, ConnectionClosed):
         return _failure_of_close(error)
     if isinstance(error, InvalidStatus):
