@@ -59,9 +59,9 @@ def fresh_for(headers: Mapping[str, str]) -> float:
     return max(0.0, min(float(max_age) - float(age), MAX_FRESH))
 
 
-def cache_bypass_headers(*, fresh: bool) -> dict[str, str]:
-    """Return the header that makes caches ask the server, if `fresh` (RFC 9111 §5.2.1.4)."""
-    return {"cache-control": "no-cache"} if fresh else {}
+def cache_bypass_headers(*, bypass_cache: bool) -> dict[str, str]:
+    """Return the header that makes caches ask the server, if `bypass_cache` (RFC 9111 §5.2.1.4)."""
+    return {"cache-control": "no-cache"} if bypass_cache else {}
 
 
 def is_cacheable(headers: Mapping[str, str]) -> bool:

@@ -249,7 +249,7 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
     async def _request(self, url: str, position: StreamPosition, wait: float, *, bypass_cache: bool) -> Response:
         known = None if wait > 0 else self._end_of_feed.validators_for(url)
         response = await self._http_client.send_request(
-            url, headers=cache_bypass_headers(fresh=bypass_cache), known=known, wait=wait
+            url, headers=cache_bypass_headers(bypass_cache=bypass_cache), known=known, wait=wait
         )
         if response.status == HTTPStatus.GONE and position.offset != BEGINNING:
             await self._raise_expired(position)

@@ -134,7 +134,7 @@ class AtomFeed(BaseHTTPFeed):
         await super().aclose()
 
     async def _fetch_document(self, address: str | None, request: FetchRequest, known: SeenEntries) -> Document:
-        headers = {"accept": _ACCEPT, **cache_bypass_headers(fresh=request.bypass_cache)}
+        headers = {"accept": _ACCEPT, **cache_bypass_headers(bypass_cache=request.bypass_cache)}
         url = self._http_client.build_url({}) if address is None else address
         response = await self._http_client.send_request(url, headers=headers, known=known.validators)
         if address is not None and self._missing_documents.is_gone(address, response):

@@ -125,7 +125,7 @@ class HTTPFeed(BaseHTTPFeed, Generic[D_co]):
             return Page()
         known = self._end_of_feed.validators_for(url)
         # A full batch may be cached for a year, and a cache may hold the end of the feed for a while.
-        headers = {"accept": _ACCEPT, **cache_bypass_headers(fresh=request.bypass_cache)}
+        headers = {"accept": _ACCEPT, **cache_bypass_headers(bypass_cache=request.bypass_cache)}
         response = await self._http_client.send_request(url, headers=headers, wait=wait, known=known)
         messages: Sequence[CloudEvent[D_co] | UnreadableMessage] = []
         if self._http_client.check_status(response).status not in _EMPTY_STATUSES:

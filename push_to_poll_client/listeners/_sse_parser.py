@@ -12,7 +12,7 @@ makes that id the last event id, and does not clear it.
 
 Every byte is looked at a fixed number of times, however the stream is cut into chunks: the bytes after the last
 line break are added to the unfinished line, and never searched again. Neither the unfinished line nor the data of
-the unfinished event may exceed `max_size`.
+the unfinished event may exceed `max_body`.
 """
 
 import re
@@ -52,7 +52,7 @@ class EventParser:
     """The parser of one stream, with the state of one connection.
 
     Args:
-        max_size: The largest line and the largest data of an event, in bytes. `None` means no limit.
+        max_body: The largest line and the largest data of an event, in bytes. `None` means no limit.
         last_event_id: The id that the client sent as `Last-Event-ID`. Empty by default, as in the standard: an
             event without an id has none until the stream names one.
 
@@ -62,10 +62,10 @@ class EventParser:
             `MAX_RETRY`. `None` if the server did not say.
     """
 
-    def __init__(self, *, max_size: int | None, last_event_id: str = "") -> None:
+    def __init__(self, *, max_body: int | None, last_event_id: str = "") -> None:
         self.last_event_id: str = last_event_id
         self.retry: float | None = None
-        self._max_size = max_size
+        self._max_body = max_body
         self._line = bytearray()
         self._first_line = True
         self._after_cr = False
@@ -140,8 +140,8 @@ class EventParser:
         return ServerSentEvent(kind or "message", "\n".join(data), self._id) if data else None
 
     def _check(self, size: int, what: str) -> None:
-        if self._max_size is not None and size > self._max_size:
+        if self._max_body is not None and size > self._max_body:
             raise EventTooLarge(
-                f"{what} has more than {self._max_size} bytes; a push needs no data: raise max_body= only if the "
+                f"{what} has more than {self._max_body} bytes; a push needs no data: raise max_body= only if the "
                 "server cannot send less"
             )

@@ -186,7 +186,7 @@ class SSEListener(ReadLoopListener[ServerSentEvent]):
         ) as response:
             _check(response)
             async with unwinding(response.aiter_bytes()) as chunks:
-                yield EventStream(chunks, EventParser(max_size=self._max_body, last_event_id=self._last_event_id))
+                yield EventStream(chunks, EventParser(max_body=self._max_body, last_event_id=self._last_event_id))
 
     async def _read(self, connection: EventStream) -> Sequence[ServerSentEvent]:
         events = await connection.read()

@@ -32,12 +32,12 @@ _quiet.propagate = False
 
 def read_stream(data):
     """Whatever the pieces, the same events; and those of a slower reader."""
-    whole = EventParser(max_size=LARGEST)
+    whole = EventParser(max_body=LARGEST)
     events = whole.feed(data)
     assert whole.retry is None or 0 <= whole.retry <= MAX_RETRY
     assert events == _slowly(data)
     for size in (1, 3):
-        pieces = EventParser(max_size=LARGEST)
+        pieces = EventParser(max_body=LARGEST)
         assert [event for at in range(0, len(data), size) for event in pieces.feed(data[at : at + size])] == events
         assert (pieces.last_event_id, pieces.retry) == (whole.last_event_id, whole.retry)
     if _fits_header(whole.last_event_id):

@@ -16,14 +16,14 @@ from push_to_poll_client.listeners._sse_parser import MAX_RETRY, EventParser, Ev
 BOM = b"\xef\xbb\xbf"
 
 
-def parse(*chunks, max_size=None):
-    parser = EventParser(max_size=max_size)
+def parse(*chunks, max_body=None):
+    parser = EventParser(max_body=max_body)
     return [event for chunk in chunks for event in parser.feed(chunk)]
 
 
 def parsed(*chunks):
     """The parser after these chunks."""
-    parser = EventParser(max_size=None)
+    parser = EventParser(max_body=None)
     for chunk in chunks:
         parser.feed(chunk)
     return parser
@@ -85,7 +85,7 @@ def test_line_endings_may_be_mixed():
 
 
 def test_a_lone_cr_at_the_end_of_a_chunk_dispatches_at_once():
-    parser = EventParser(max_size=None)
+    parser = EventParser(max_body=None)
     assert parser.feed(b"data: 1\r\r") == [message("1")]
     assert parser.feed(b"data: 2\r\n\r") == [message("2")]
     assert parser.feed(b"\ndata: 3\n\n") == [message("3")], "the LF belongs to the CR before it"
@@ -191,7 +191,7 @@ def test_the_id_of_a_cut_off_event_is_discarded():
 
 
 def test_events_without_an_id_have_the_last_event_id_given_to_the_parser():
-    parser = EventParser(max_size=None, last_event_id="7")
+    parser = EventParser(max_body=None, last_event_id="7")
     assert parser.feed(b"data: a\n\nid: 8\ndata: b\n\n") == [message("a", "7"), message("b", "8")]
 
 
@@ -228,27 +228,27 @@ def test_a_retry_field_takes_effect_without_an_event():
 # Bounds
 
 
-def test_a_line_may_have_at_most_max_size_bytes():
+def test_a_line_may_have_at_most_max_body_bytes():
     line = b"data:" + b"x" * 95
-    assert parse(line + b"\r\n\r\n", max_size=100) == [message("x" * 95)]
+    assert parse(line + b"\r\n\r\n", max_body=100) == [message("x" * 95)]
     for chunks in ([line + b"x"], [line + b"x\n"], [line, b"x"], [b":" + b"x" * 50, b"x" * 50 + b"\n"]):
         with pytest.raises(EventTooLarge, match=r"a line has more than 100 bytes; .* max_body="):
-            parse(*chunks, max_size=100)
+            parse(*chunks, max_body=100)
 
 
-def test_the_data_of_an_event_may_have_at_most_max_size_bytes():
-    assert len(parse(b"data\n" * 100 + b"\n", max_size=100)[0].data) == 99
+def test_the_data_of_an_event_may_have_at_most_max_body_bytes():
+    assert len(parse(b"data\n" * 100 + b"\n", max_body=100)[0].data) == 99
     with pytest.raises(EventTooLarge, match="the data of an event has more than 100 bytes"):
-        parse(b"data\n" * 101, max_size=100)
-    assert len(parse(b"data: x\n\n" * 1000, max_size=100)) == 1000
+        parse(b"data\n" * 101, max_body=100)
+    assert len(parse(b"data: x\n\n" * 1000, max_body=100)) == 1000
 
 
-def test_comments_and_lines_without_data_do_not_count_towards_max_size():
-    assert parse(b": keep-alive\nid: 5\nevent: x\nretry: 5\n" * 1000 + b"data\n\n", max_size=20)
+def test_comments_and_lines_without_data_do_not_count_towards_max_body():
+    assert parse(b": keep-alive\nid: 5\nevent: x\nretry: 5\n" * 1000 + b"data\n\n", max_body=20)
 
 
 def test_an_endless_line_is_refused_at_max_body_and_uses_little_memory():
-    parser, fed = EventParser(max_size=65_536), 0
+    parser, fed = EventParser(max_body=65_536), 0
     tracemalloc.start()
     with contextlib.suppress(EventTooLarge):
         while fed < 10_000_000:
@@ -282,7 +282,7 @@ class Watched(bytearray):
 @pytest.mark.parametrize("start", [b"data:", b"id:", b":", b"retry:"])
 def test_a_line_in_small_chunks_is_not_copied_or_searched_again_for_each_chunk(start):
     """For a line of 1 MiB in 8,192 pieces either would be 4 GiB of work."""
-    parser = EventParser(max_size=None)
+    parser = EventParser(max_body=None)
     line = parser._line = Watched()
     parser.feed(start)
     tracemalloc.start()
@@ -330,7 +330,7 @@ def cut(stream, places):
 
 @given(streams, st.lists(st.integers(0, 1000), max_size=20))
 def test_any_division_into_chunks_gives_the_same_events(stream, places):
-    whole, pieces = EventParser(max_size=None), EventParser(max_size=None)
+    whole, pieces = EventParser(max_body=None), EventParser(max_body=None)
     events = whole.feed(stream)
     assert [event for chunk in cut(stream, places) for event in pieces.feed(chunk)] == events
     assert (pieces.last_event_id, pieces.retry) == (whole.last_event_id, whole.retry)
@@ -339,7 +339,7 @@ def test_any_division_into_chunks_gives_the_same_events(stream, places):
 @given(streams)
 def test_each_event_is_dispatched_with_its_last_byte(stream):
     """Byte by byte: what was read so far is what the whole of it gives, so nothing is held back."""
-    parser, events = EventParser(max_size=None), []
+    parser, events = EventParser(max_body=None), []
     for end in range(len(stream)):
         events += parser.feed(stream[end : end + 1])
         assert events == plainly(stream[: end + 1])
@@ -352,7 +352,7 @@ def test_the_size_limit_does_not_depend_on_the_chunks(stream, places, most):
 
 def too_large(chunks, most):
     try:
-        parse(*chunks, max_size=most)
+        parse(*chunks, max_body=most)
     except EventTooLarge:
         return True
     return False
@@ -438,4 +438,4 @@ def test_httpx_sse_accepts_retry_fields_with_more_than_ascii_digits(value, their
 def test_httpx_sse_delays_an_event_that_ends_with_a_lone_cr():
     lines = httpx_sse._decoders.SSELineDecoder()
     assert lines.decode("data: 1\r\r") == ["data: 1"], "the empty line comes with the next chunk"
-    assert EventParser(max_size=None).feed(b"data: 1\r\r") == [message("1")]
+    assert EventParser(max_body=None).feed(b"data: 1\r\r") == [message("1")]

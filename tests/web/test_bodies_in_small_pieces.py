@@ -108,7 +108,7 @@ async def test_the_response_of_a_long_poll_lets_other_tasks_run():
 
 async def test_an_event_stream_lets_other_tasks_run():
     async with taken(at_most=3 * CHUNKS_AT_ONCE) as pieces:
-        stream = EventStream(pieces.chunks(), EventParser(max_size=None))
+        stream = EventStream(pieces.chunks(), EventParser(max_body=None))
         for _ in range(PIECES):
             assert await stream.read() == []
         with pytest.raises(ConnectionEnded):

@@ -156,7 +156,7 @@ class PageFetcher(Generic[P]):
             raise CursorExpired(f"the cursor is none of {self._client.where}: {describe(error)}") from error
         method = declared.method.upper() if declared.method else "GET" if content is None else "POST"
         key = f"{url} {sorted(parts.headers.items())}" if method == "GET" and content is None else None
-        headers = {"accept": _ACCEPT, **parts.headers, **cache_bypass_headers(fresh=request.bypass_cache)}
+        headers = {"accept": _ACCEPT, **parts.headers, **cache_bypass_headers(bypass_cache=request.bypass_cache)}
         if content is not None:
             headers["content-type"] = "application/x-www-form-urlencoded" if as_form else "application/json"
         return Request(url, method, headers, content, wait, key)
