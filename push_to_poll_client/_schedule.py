@@ -444,8 +444,11 @@ class Schedule:
 
     def _learn(self, now: float, found: int, jitter: float) -> None:
         """Take from a successful poll what it says about pushes and about waiting."""
-        early = not found and self._cause is Cause.WAIT and now - self._started < MIN_HELD_SHARE * self._wait
-        self._early_answers = self._early_answers + 1 if early else 0
+        # A walk that is not finished did not come to the request that the server may hold.
+        held = not self._unfinished and now - self._started >= MIN_HELD_SHARE * self._wait
+        early = self._cause is Cause.WAIT and not found and not held
+        if found or self._cause is not Cause.CONTINUATION:  # it belongs to the poll that it goes on with
+            self._early_answers = self._early_answers + 1 if early else 0
         self._weigh_evidence(found)
         # A poll that the feed asked for does not end them: the data of the push may come later.
         if found or (self._cause is Cause.TIMER and not self._feed_wants_less):

@@ -531,6 +531,18 @@ def test_a_server_that_answers_waiting_fetches_early_is_polled_by_the_timer():
     assert schedule.next_poll(61.0, can_wait=True).cause is Cause.WAIT
 
 
+@pytest.mark.parametrize("took", [0.0, 29.0])
+def test_a_walk_that_takes_several_polls_before_the_waiting_fetch_counts_as_an_early_answer(took):
+    """As an overlap with many empty pages does. Else each walk would be followed by the next one at once."""
+    schedule = idle()
+    for _ in range(EARLY_ANSWERS):
+        assert schedule.next_poll(1.0 + took, can_wait=True).cause is Cause.WAIT
+        poll(schedule, 1.0, end=1.0 + took, outcome=PollOutcome.MORE, cause=Cause.WAIT, wait=30.0)
+        assert schedule.next_poll(1.0 + took, can_wait=True).cause is Cause.CONTINUATION
+        poll(schedule, 1.0 + took, cause=Cause.CONTINUATION)
+    assert schedule.next_poll(1.0 + took, can_wait=True) == Decision(61.0 + took, Cause.TIMER)
+
+
 def test_waiting_fetches_continue_while_the_server_holds_its_answers():
     schedule = idle()
     for at in range(0, 300, 30):
