@@ -317,7 +317,11 @@ class Processor(SessionPart):
             ProcessError: As for `take_page`.
             StoreError: As for `take_page`.
         """
-        return not poll.work.left or await self.run_shielded(partial(self._work_off, poll, fill=False), poll)
+        if not poll.work.left:
+            return True
+        if self.clock() >= self.progress.due:  # a commit in the background may have failed (G7)
+            await self.progress.flush()
+        return await self.run_shielded(partial(self._work_off, poll, fill=False), poll)
 
     async def run_shielded(self, work: Callable[[], Awaitable[bool]], poll: Poll) -> bool:
         """Run work that a cancellation must not cut short, unless a caller leads the poll.

@@ -203,6 +203,25 @@ async def test_g7_a_store_that_refuses_a_commit_is_waited_for_and_nothing_new_is
     assert consumer.processed == [str(n) for n in range(1, 11)]
 
 
+async def test_g7_a_batch_that_was_to_be_filled_is_not_processed_while_the_store_refuses():
+    """A commit in the background fails while the rest of the page waits for the next one."""
+
+    class Batches(Consumer):
+        async def process_batch(self, messages):
+            calls.append([message.id for message in messages])
+
+    calls, feed, store = [], FakeFeed(page_size=10, latency=5.0, read_ahead=True), RefusingStore()
+    feed.publish(20)
+    store.refuses = {"commit"}
+    async with Batches(feed, store=store, batch_size=7, batch_wait=1.0) as consumer:
+        with pytest.raises(StoreUnavailable, match="disk full"):
+            await consumer.poll_now()
+        assert calls == [["1", "2", "3", "4", "5", "6", "7"]]
+        store.refuses.clear()
+        await consumer.poll_now(timeout=None)
+    assert [name for names in calls for name in names] == [str(n) for n in range(1, 21)]
+
+
 @pytest.mark.parametrize("read_ahead", [False, True])
 @pytest.mark.parametrize("concurrency", [1, 3])
 async def test_g7_no_message_is_processed_twice_while_the_store_refuses(concurrency, read_ahead):
