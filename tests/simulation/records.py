@@ -35,6 +35,7 @@ class Records(Watcher):
         self.forgiven: set[str] = set()
         self.trouble_since_commit = False
         self.refused_at: float | None = None
+        self.caller_knows = False
         self.rewinding = 0
         self.expired_seen = False
         self.cursor: str | None = None
@@ -77,7 +78,8 @@ class Records(Watcher):
 
     def check_named(self, status: Status) -> None:
         """Judge whether what keeps the consumer from the end is named (G9, G13)."""
-        if self.refused_at is not None and "disk full" not in (status.last_error or ""):
+        is_known = self.caller_knows or "disk full" in (status.last_error or "")
+        if self.refused_at is not None and not is_known:
             self.oracle.broken("G13", "a store that refuses is not named in status", status.last_error or "")
         entries = (entry for entry in self.server.entries[self.base :] if entry.id in self.delivered)
         first = next((entry.id for entry in entries if entry.id not in self.recorded), None)
@@ -145,7 +147,7 @@ class Records(Watcher):
         if facts["cursor"] is not None:
             self._save(facts["cursor"], event.at)
         if facts["records"]:
-            self.trouble_since_commit, self.refused_at = False, None
+            self.trouble_since_commit, self.refused_at, self.caller_knows = False, None, False
 
     def _record(self, record: Record) -> None:
         key = record.key
@@ -182,6 +184,8 @@ class Records(Watcher):
     def on_returns(self, event: Event) -> None:
         if event.facts["what"] == "rewind":
             self.rewinding -= 1
+        if event.facts["what"] == "replay" and "disk full" in (event.facts.get("error") or ""):
+            self.caller_knows = True  # nothing waits for the store until the next poll, which commits first
 
     def on_expired(self, event: Event) -> None:
         self.expired_seen = True
@@ -245,7 +249,7 @@ class Records(Watcher):
     def begin_anew(self) -> None:
         """Forgive that a new consumer object does again what the last one could not record."""
         self.forgiven.update(self.unrecorded)
-        self.refused_at = None
+        self.refused_at, self.caller_knows = None, False
 
     def check_at_rest(self, status: Status) -> None:
         """Judge what a consumer says when everything is settled."""

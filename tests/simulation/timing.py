@@ -98,6 +98,7 @@ class Timing(Watcher):
 
     def on_run_ended(self, event: Event) -> None:
         self.on_stopping(event)
+        self.had_next = False  # the next run begins a poll
         self._poll_failed(event.at)
 
     def on_pause(self, event: Event) -> None:
@@ -157,8 +158,11 @@ class Timing(Watcher):
         self._poll_failed(event.at)
         if not self.in_progress:
             self.idle_since = event.at
-        self.covered, self.last_start = False, event.at
+        self.last_start = event.at
         self.failed = self.may_begin_again = True
+        if not any(what.startswith("request") for what in self.in_progress):
+            # The next request begins a poll. A request that is in progress is cut (`on_cut`), or the poll goes on.
+            self.covered = self.had_next = False
 
     def on_clock_jumps(self, event: Event) -> None:
         self.set_back = self.set_back or event.facts["by"] < 0
