@@ -321,11 +321,14 @@ class Progress(SessionPart):
         Raises:
             StoreError: The store failed, now or while it committed an earlier page.
         """
-        if self._committing is None:
+        running = self._committing
+        if running is None:
             await self.flush()
         # Read before the store is asked: these keys may be committed before it answers.
         committing, settled_since = self._taken_keys, {record.key for record in self.pending}
         unseen = await self.session.unseen(keys)
+        if running is not None and self._committing is None:  # it has ended meanwhile, and may have failed (G7)
+            await self.flush()
         return unseen - committing - settled_since
 
     async def fingerprints(self, keys: list[str]) -> Mapping[str, int]:

@@ -215,6 +215,29 @@ async def test_a_failed_background_commit_fails_its_own_poll():
         assert log.processed == ids(range(1, 11))
 
 
+async def test_g7_nothing_of_a_page_is_processed_if_a_commit_fails_while_the_store_is_asked_for_it():
+    class SlowToAnswer(Slow):
+        async def claim(self, name, *, feed):
+            session = await super().claim(name, feed=feed)
+            unseen = session.unseen
+
+            async def slowly(keys):
+                await anyio.sleep(1.0 if "11" in keys else 0.0)
+                return await unseen(keys)
+
+            session.unseen = slowly
+            return session
+
+    feed, store = feed_of(20), SlowToAnswer(takes=0.5)
+    async with Log(feed, store=store) as log:
+        store.broken = 3
+        with pytest.raises(OSError, match="disk is full"):
+            await log.poll_now()
+        assert log.processed == ids(range(1, 11))
+        await log.poll_now(timeout=None)
+    assert log.processed == store.keys == ids(range(1, 21))
+
+
 async def test_a_message_whose_first_commit_failed_is_still_a_duplicate():
     class FailsOnce(Slow):
         async def claim(self, name, *, feed):
