@@ -120,10 +120,14 @@ class Progress(Watcher):
         self.in_vain = False
 
     def on_answer(self, event: Event) -> None:
-        self.following = event.facts["page"].next_page
+        page = event.facts["page"]
+        self.following = page.next_page
+        if self.following is not None and not page.messages:  # many such pages take their time
+            self._disturbed(event)
 
     def on_error(self, event: Event) -> None:
         self._disturbed(event)
+        self.in_vain = True  # the retry may come after what the push had announced
         self.failed_at = (self.asked_at,)
 
     on_failed = on_stopping = on_run_ended = on_crash = on_pause = _disturbed

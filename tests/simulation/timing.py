@@ -239,6 +239,7 @@ class Timing(Watcher):
     def _poll_request(self, event: Event) -> None:
         now, facts, options = event.at, event.facts, self.plan.consumer
         idled = not self.in_progress and (now > self.idle_since + EPS or now == self.resumed_at)
+        self.resumed_at = -math.inf
         ended = self.idle_since if not self.in_progress else now
         # The last answer may be of a page that was fetched ahead, and say nothing about what the poll had to do.
         had_more = self.had_next or self.server.plan.read_ahead
@@ -329,6 +330,10 @@ class Timing(Watcher):
         self.failures += 1
         self.backoff = min(2.0 ** min(self.failures, 16), 60.0)
         self.backoff_until = max(self.backoff_until, now + self.backoff)
+
+    def on_log(self, event: Event) -> None:
+        if "poll failed, next in" in event.facts["line"]:  # of a page that was fetched ahead, it fails in its turn
+            self.backoff_until = max(self.backoff_until, event.at + self.backoff)
 
     def on_cut(self, event: Event) -> None:
         self._request_ended(event)
