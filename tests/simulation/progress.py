@@ -27,7 +27,7 @@ class Progress(Watcher):
         self.calm_since = math.inf
         self.until = math.inf
         self.requests_left = 0
-        self.walk_began: float = -math.inf
+        self.walk_began = self.ended_walk_began = -math.inf
         self.calls: dict[str, tuple[float, int]] = {}
         self.requests = 0
         self.last_disturbance = -math.inf
@@ -69,7 +69,7 @@ class Progress(Watcher):
         if event.facts["what"] == "catch_up" and not result.caught_up and result.standstill is None:
             self.oracle.broken("G13", "catch_up() returns before it has caught up")
         if result.caught_up:
-            called = min(called, self.walk_began)
+            called = min(called, self.ended_walk_began)  # the next walk may begin before the caller is told
             self._check_caught_up(called, event.facts["what"])
 
     def on_caught_up(self, event: Event) -> None:
@@ -122,7 +122,9 @@ class Progress(Watcher):
     def on_answer(self, event: Event) -> None:
         page = event.facts["page"]
         self.following = page.next_page
-        if self.following is not None and not page.messages:  # many such pages take their time
+        if self.following is None:
+            self.ended_walk_began = self.walk_began
+        elif not page.messages:  # many such pages take their time
             self._disturbed(event)
 
     def on_error(self, event: Event) -> None:
