@@ -67,8 +67,9 @@ class Exchange:
 
     async def respond(self, status: int, headers: Sequence[Header], body: bytes = b"") -> None:
         """Send a whole answer; to a websocket it is one that refuses the handshake."""
-        kind = "websocket.http"
-        if self.scope["type"] != "websocket":  # there uvicorn writes the length, which 0.52 and older do twice
+        if self.scope["type"] == "websocket":
+            kind = "websocket.http"  # uvicorn adds the length; 0.52 and older do so even if there is one
+        else:
             kind, headers = "http", [(b"content-length", b"%d" % len(body)), *headers]
         await self.send({"type": f"{kind}.response.start", "status": status, "headers": headers})
         await self.send({"type": f"{kind}.response.body", "body": body})
