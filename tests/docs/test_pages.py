@@ -76,8 +76,9 @@ from tests.support.forms import GUARD
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "push_to_poll_client"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-README, GUARANTEES, OPERATIONS = (
-    (ROOT / name).read_text() for name in ("README.md", "docs/guarantees.md", "docs/operations.md")
+README, GUARANTEES, OPERATIONS, LOG_LINES = (
+    (ROOT / name).read_text()
+    for name in ("README.md", "docs/guarantees.md", "docs/operations.md", "docs/log-lines.md")
 )
 
 HOLE = "\0"
@@ -287,7 +288,7 @@ def as_documented(text):
 
 
 def documented(level, text):
-    for row_level, line, *_ in table(OPERATIONS, "level | line"):
+    for row_level, line, *_ in table(LOG_LINES, "level | line"):
         shown = as_documented(line.strip("`"))
         same = text.startswith(shown.removesuffix("…")) if shown.endswith("…") else as_documented(text) == shown
         if same and level in {row_level, "LOG"}:
@@ -301,11 +302,11 @@ def test_the_documented_log_lines_and_levels_match_the_code():
         lines = list(documented(level, text))
         assert lines, f"{level} {text!r} is not explained"
         explained.update(lines)
-    assert explained == {line for _, line, *_ in table(OPERATIONS, "level | line")}
+    assert explained == {line for _, line, *_ in table(LOG_LINES, "level | line")}
 
 
 def test_the_documented_logger_names_match_the_code():
-    named = {name for name in spans(section(OPERATIONS, "Log lines")) if name.startswith("push_to_poll_client")}
+    named = {name for name in spans(LOG_LINES) if name.startswith("push_to_poll_client")}
     names = {ast.unparse(call.args[0]).strip("'") for call in calls() if call.func.attr == "getLogger"}
     others = {"httpx", "push_response"}  # which are not written to
     assert names - {"__name__"} - others | {sse.__name__, websocket.__name__} == named
