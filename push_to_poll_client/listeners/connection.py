@@ -1,7 +1,7 @@
-"""The listener for any other channel: a function of the user's runs one connection.
+"""Listener for any other channel: the caller's function runs one connection.
 
-The function opens the connection, reports it and its pushes to a `Connection`, and ends with it. The reconnect
-loop of `_base.py` calls the function again, so its author needs no code for delays, failures and status.
+The function opens the connection and reports its state and pushes to a `Connection`. It runs as long as the
+connection. The reconnect loop of `_base.py` calls it again, and handles delays, failures and status.
 """
 
 import inspect
@@ -24,15 +24,15 @@ __all__ = ["Connection", "ConnectionListener"]
 
 
 class NotAsync(PushToPollError):
-    """The function returned something that cannot be awaited."""
+    """The caller's function returned something that cannot be awaited."""
 
 
 class Connection:
-    """What the function of a `ConnectionListener` reports to, for as long as one connection lasts.
+    """Reports the state and the pushes of one connection, from the function of a `ConnectionListener`.
 
     Args:
-        up: The channel is connected.
-        wake: A push arrived.
+        up: Called when the channel is connected.
+        wake: Called with each push.
     """
 
     def __init__(self, *, up: Callable[[], None], wake: Callable[[Push], None]) -> None:
@@ -40,11 +40,11 @@ class Connection:
         self._wake = wake
 
     def up(self) -> None:
-        """It is subscribed, and hears what is pushed from here on. The consumer polls: what was before is gone."""
+        """Report that the channel is subscribed. The consumer then polls, since earlier pushes were missed."""
         self._up()
 
     def wake(self, push: Push | None = None, /) -> None:
-        """A push arrived. Never blocks; from any thread."""
+        """Report a push. Never blocks. Thread-safe."""
         self._wake(Push() if push is None else push)
 
 
@@ -52,11 +52,11 @@ ERROR_ACTIONS = ((NotAsync, ReconnectAction.GIVE_UP), (Exception, ReconnectActio
 
 
 Connect: TypeAlias = Callable[[Connection], Awaitable[None]]
-"""Runs one connection: opens it, calls `up()`, calls `wake()` for each push, and closes it at the end."""
+"""Runs one connection: opens it, calls `up()`, calls `wake()` for each push, and closes it."""
 
 
 class ConnectionListener(BaseListener):
-    """Makes a listener of a function that is one connection.
+    """Runs a function as a listener; each call of the function is one connection.
 
         async def orders(connection):
             async with aiomqtt.Client("broker.example") as client:
@@ -67,24 +67,24 @@ class ConnectionListener(BaseListener):
 
         ConnectionListener(orders, name="mqtt orders")
 
-    However it ends, by an exception (whose text log and status show) or by returning, it is called again, with
-    the delays of all listeners: after 0-1 s and then ever more slowly (at most 5 times in the first 10 seconds,
-    once in 30-60 s later), until a connection has lived for 30 s. A return after a `wake()`, or after 5 s or more,
-    is not a failure: it is called again after 0-1 s, 10 times in a row and then once a second at most. Dead
-    connections it finds itself: most clients have a keep-alive to switch on. A client that connects again by
-    itself is told not to.
+    When the function raises or returns, it is called again after a delay. The text of an exception appears in log
+    and status. The first delay is 0-1 s, and delays grow: at most 5 calls in the first 10 seconds, later one in
+    30-60 s. A connection that lasts 30 s resets them. A return after a `wake()`, or after 5 s or more, is not a
+    failure: the next call comes after 0-1 s, 10 times in a row and then at most once a second. The function must
+    detect dead connections itself: most clients have a keep-alive option. If the client reconnects by itself, turn
+    that off.
 
     Args:
-        connect: The function. It is cancelled to end it.
-        name: By what status and log call it; without secrets.
-        classify: What an error means; returns a `ReconnectAction`, or `None` to try again.
-        max_age: Seconds after which a connection is renewed although nothing is wrong with it, drawn from half of
-            this to all of it; with 600, a fleet of 1,000 makes 2.2 connections a second. `None`: never.
-        open_timeout: Seconds in which it has to say `up()`.
+        connect: The function. It is cancelled to end the connection.
+        name: Name in status and log, without secrets.
+        classify: Classifies an error: returns a `ReconnectAction`, or `None` to retry.
+        max_age: Seconds after which a healthy connection is renewed, drawn from half of this to all of it. With
+            600, a fleet of 1,000 makes 2.2 connections a second. `None` means never.
+        open_timeout: Seconds within which the function must call `up()`.
 
     Raises:
-        TypeError: `connect` cannot be called, or the name is no `str`.
-        ValueError: A limit is not above 0.
+        TypeError: `connect` is not callable, or the name is not a `str`.
+        ValueError: A limit is not positive.
     """
 
     _log = ConsumerLog(logging.getLogger(__name__))
@@ -99,7 +99,7 @@ class ConnectionListener(BaseListener):
         open_timeout: float = 10.0,
     ) -> None:
         if not callable(connect):
-            raise TypeError(f"connect is an async function of a Connection, not {connect!r}")
+            raise TypeError(f"connect must be an async function that takes a Connection, got {connect!r}")
         check_str("name", name)
         options = ChannelOptions(classify=classify, max_age=max_age, open_timeout=open_timeout)
         super().__init__(name, options)
@@ -115,18 +115,18 @@ class ConnectionListener(BaseListener):
         with scope:
             running = self._connect(connection)
             if not inspect.isawaitable(running):
-                raise NotAsync("connect is no async function, so there is no connection to wait for")
+                raise NotAsync("connect must be an async function: it returned something that cannot be awaited")
             await running
             raise ConnectionEnded("the connection ended")
         if not reconnect.is_connected:
-            raise TimeoutError(f"not up within {self._open_timeout:g} s")
+            raise TimeoutError(f"up() was not called within {self._open_timeout:g} s")
 
     def _opened(self, channel: Channel, reconnect: ReconnectBackoff, scope: anyio.CancelScope) -> None:
-        # The deadline was that for `up()`; from here on it is that of the connection's age.
+        # Until now the deadline of `up()`; from here on the connection's maximum age.
         scope.deadline = anyio.current_time() + self._draw_age()
         self._report_up(channel, reconnect)
 
     def _failure(self, error: Exception) -> Failure:
         failure = failure_of_error(error, ERROR_ACTIONS, (Exception,))
-        # What it was raised from may be meant to be hidden, as by `from None`.
+        # Do not show its cause, which may be hidden on purpose (`from None`).
         return failure if str(error) else failure._replace(sentence=f"failed with {type(error).__name__}")

@@ -1,12 +1,12 @@
-"""Answer the handshakes with which servers ask whether their pushes are wanted.
+"""Answer the handshakes by which servers verify a webhook's address.
 
-An echo proves nothing, so any sender gets one: it shows only that the vendor's handshake is known here. What is
-echoed is short, printable, and declared as text. WebSub's handshake belongs to its subscription, which knows what
-was asked for. Others are one function each:
+An echo grants nothing: it only shows that this webhook knows the vendor's handshake, so any sender gets one. The
+echo is short, printable, and declared as text. WebSub's handshake is part of its subscription. To support another
+vendor, write a function:
 
     def okta(request):
-        asked = request.headers.get("x-okta-verification-challenge")
-        return WebhookResponse(body=msgspec.json.encode({"verification": asked})) if asked else None
+        challenge = request.headers.get("x-okta-verification-challenge")
+        return WebhookResponse(body=msgspec.json.encode({"verification": challenge})) if challenge else None
 """
 
 from collections.abc import Collection
@@ -18,14 +18,14 @@ from push_to_poll_client.listeners._webhook.types import Handshake, WebhookReque
 __all__ = ["cloudevents_origins", "dropbox_challenge", "graph_validation"]
 
 MAX_ECHO = 2048
-"""Characters that are echoed: Graph's tokens are some 250, Dropbox's 50."""
+"""Characters that are echoed. Graph's tokens have about 250, Dropbox's 50."""
 
 MAX_ORIGIN = 253
-"""Characters of a DNS name (RFC 1035 §2.3.4, without the root's dot)."""
+"""Characters of a DNS name (RFC 1035 §2.3.4), without the dot of the root."""
 
 
 def dropbox_challenge() -> Handshake:
-    """Answers Dropbox, which asks `GET ?challenge=` when an address is registered in its App Console.
+    """Answer Dropbox's `GET ?challenge=`, sent when an address is registered in the App Console.
 
     Source: dropbox.com/developers/reference/webhooks: the challenge, as text, with `nosniff`, within 10 s.
     """
@@ -33,33 +33,32 @@ def dropbox_challenge() -> Handshake:
 
 
 def graph_validation() -> Handshake:
-    """Answers Microsoft Graph, which asks `POST ?validationToken=` while a subscription is created.
+    """Answer Microsoft Graph's `POST ?validationToken=`, sent while a subscription is created.
 
     Source: microsoft-graph-docs, change-notifications-delivery-webhooks: the token, URL-decoded, as text with
-    status 200, within 10 s; for `notificationUrl` and `lifecycleNotificationUrl` alike.
+    status 200, within 10 s; for both `notificationUrl` and `lifecycleNotificationUrl`.
     """
     return lambda request: _echo(request, "POST", "validationToken")
 
 
 def cloudevents_origins(origins: Collection[str], *, rate: int | None = None) -> Handshake:
-    """Answers senders of CloudEvents, which ask by `OPTIONS` with `WebHook-Request-Origin`.
+    """Answer the `OPTIONS` requests of CloudEvents senders with `WebHook-Request-Origin`.
 
-    Source: HTTP 1.1 Web Hooks for Event Delivery 1.0.2, §4. Who is not expected gets no answer from it,
-    but the webhook's 405, as if there were no such question. A `WebHook-Request-Callback` is not called: anybody
-    could have any address called by it.
+    Source: HTTP 1.1 Web Hooks for Event Delivery 1.0.2, §4. An unexpected origin gets the webhook's normal 405. A
+    `WebHook-Request-Callback` is never called, since an attacker could choose any address.
 
     Args:
-        origins: Those that are expected, as they call themselves, as "eventemitter.example.com".
-        rate: Requests a minute that are allowed at most; `None`: any.
+        origins: Expected senders, by the names in their requests, such as "eventemitter.example.com".
+        rate: Requests per minute that the senders may send; `None` means no limit.
 
     Raises:
-        TypeError: `origins` is a text, or holds what is none; `rate` is not a whole number.
-        ValueError: An origin cannot stand in a header, there is none, or the rate is below 1.
+        TypeError: `origins` is a single string or holds something other than strings; `rate` is not an integer.
+        ValueError: `origins` is empty, an origin is not a valid header value, or `rate` is below 1.
     """
     if isinstance(origins, str) or not all(isinstance(origin, str) for origin in origins):
-        raise TypeError("origins is a collection of texts")
+        raise TypeError('origins must be a collection of strings, such as ["eventemitter.example.com"]')
     if not origins or not all(0 < len(origin) <= MAX_ORIGIN and is_header_value(origin) for origin in origins):
-        raise ValueError("origins are names of senders, such as eventemitter.example.com")
+        raise ValueError("origins must be names of senders, such as eventemitter.example.com, and at least one")
     expected = frozenset(origin.lower() for origin in origins)
     if rate is not None:
         check_count("rate", rate)

@@ -1,11 +1,9 @@
-"""The listener for server-sent events (WHATWG HTML §9.2): each event of the stream is a push.
+"""Listener for server-sent events (WHATWG HTML §9.2): each event is a push.
 
-The module has three parts, from the bottom up: open, check, read and close a stream; classify its failures; and
-the listener. `_sse_parser.py` makes events of bytes, and `_base.py` connects again.
+`_sse_parser.py` parses the stream, and `_base.py` reconnects.
 
-The stream has no ping. A connection whose other end is gone looks like one on which nothing happens. Servers send
-comments to keep idle streams alive, so `max_silence` takes a long silence for a dead connection. `max_age`
-replaces any other dead connection.
+The stream has no ping, so a dead connection looks like an idle one. Servers send comments to keep idle streams
+alive, so a silence of `max_silence` counts as a dead connection. `max_age` replaces any other dead connection.
 """
 
 import logging
@@ -40,22 +38,17 @@ BYTES_AT_ONCE = 4096
 parsing 4 KiB of them 5 ms."""
 
 REQUEST_HEADERS = {"accept": MEDIA_TYPE, "cache-control": "no-store"}
-"""Headers of each request (WHATWG HTML §9.2.2). The user's own headers replace them."""
+"""Headers of each request (WHATWG HTML §9.2.2). The caller's headers replace them."""
 
 
 class EventStream(NamedTuple):
-    """An open stream: the chunks of its body, and the parser with the state that they left."""
+    """An open stream: the chunks of its body, and the parser."""
 
     chunks: AsyncIterator[bytes]
     parser: EventParser
 
     async def read(self) -> Sequence[ServerSentEvent]:
-        """Wait for the next bytes, and return the events that they complete, often none.
-
-        Raises:
-            ConnectionEnded: The server ended the stream.
-            EventTooLarge: The stream cannot be read any further.
-        """
+        """Wait for the next bytes, and return the events that they complete, often none."""
         async for chunk in self.chunks:
             events = list[ServerSentEvent]()
             for start in range(0, len(chunk), BYTES_AT_ONCE):
@@ -68,7 +61,7 @@ class EventStream(NamedTuple):
 def _check(response: Any) -> None:
     status = response.status_code
     if status == HTTPStatus.NO_CONTENT:
-        raise StopReconnecting("the server answered HTTP 204, which asks not to connect again")
+        raise StopReconnecting("the server answered HTTP 204, which asks the client not to reconnect")
     if status != HTTPStatus.OK:
         raise httpx.HTTPStatusError(f"HTTP {status}", request=response.request, response=response)
     media_type = response.headers.get("content-type", "")
@@ -77,9 +70,9 @@ def _check(response: Any) -> None:
             f"the server answered with Content-Type {quoted(media_type)} instead of {MEDIA_TYPE}"
         )
     encoding = response.headers.get("content-encoding", "identity")
-    # Decoded, 64 KiB from the socket can be 64 MiB; and a compressor holds small events back.
+    # Decompressed, 64 KiB from the socket can be 64 MiB. Compression also delays small events.
     if encoding.strip().lower() not in {"", "identity"}:
-        raise UnusableResponse(f"the server sent Content-Encoding {quoted(encoding)}, but was asked for identity")
+        raise UnusableResponse(f"the server sent Content-Encoding {quoted(encoding)}, expected identity")
 
 
 def failure_of(error: Exception) -> Failure:
@@ -90,63 +83,60 @@ def failure_of(error: Exception) -> Failure:
 
 
 MAX_ID = 1024
-"""Characters of the longest id that is sent back. Servers refuse headers above some 8 KiB. If a server sent an id
-that it does not accept back, the channel would never open again."""
+"""Characters of the longest id that is sent back. Servers reject headers above about 8 KiB: an id that the server
+does not accept back would block the channel for good."""
 
 
 class SSEListener(ReadLoopListener[ServerSentEvent]):
     """Wakes on every event of a `text/event-stream`, and on every connect.
 
-    Connects again by itself, after 0-1 s and then ever more slowly (at most 5 connections in the first 10 seconds,
-    one in 30-60 s later); after 5 to 7.5 minutes when the server refuses (401, 403, 404, something that is no
-    event stream, …); never when it says "for good" (410). A stream that the server ends after a push, or
-    after 5 s or more, is not a failure: the listener connects again after 0-1 s, 10 times in a row and then once a
-    second at most.
-    `Retry-After` is obeyed, and so is the stream's `retry` up to five minutes, where this library's own delay is
-    not longer. Redirects are not followed: credentials stay
-    with the origin they were given for. After 204 `listen()` returns: so a server asks to be left alone, and the
-    consumer goes on by polling.
+    Reconnects after 0-1 s, then after growing delays: at most 5 connections in the first 10 seconds, later one in
+    30-60 s. If the server refuses (401, 403, 404, a response that is not an event stream, …), the delay is 5 to
+    7.5 minutes. After 410 it gives up. A stream that the server ends after a push, or after 5 s or more, is not a
+    failure: the listener reconnects after 0-1 s, 10 times in a row and then at most once a second.
 
-    Each connection has an httpx client of its own, which keeps no cookies, takes a proxy from the environment and
-    keeps queries out of httpx's log; with `client=` all this is as that client does it. There is no compression.
+    `Retry-After` is obeyed, and so is the stream's `retry` up to five minutes; a longer delay of this library
+    wins. Redirects are not followed, since credentials stay with their origin. After 204 `listen()` returns, since
+    the server asks not to reconnect; the consumer then only polls.
+
+    Each connection has its own httpx client, which keeps no cookies, takes a proxy from the environment and keeps
+    queries out of httpx's log. With `client=`, that client decides all this. There is no compression.
 
     Args:
-        url: An `http://` or `https://` address. User and password in it are sent as `Authorization: Basic`.
-        last_event_id: Whether to name the last id when connecting again, for a server that then repeats what was
-            missed. Off: every connect wakes and the poll finds what was missed, so repeated pushes are more polls
-            for the same messages.
-        auth: Credentials: a bearer token, a pair of user and password, a function (async, or plain and quick)
-            that returns a token and is called at each connect, or an `httpx.Auth`. After a 401 the function is
-            called once more soon, then the slow retries begin. `None`: the user and password of the URL if it has
-            them, else those of `client`.
-        headers: Sent with each request: a mapping, or a function (async, or plain and quick) that returns one and
-            is called at each connect. `None`: none.
-        hint: Makes a push of a `ServerSentEvent`: a `Push` with the cursor or topics that it speaks of, or `None`
-            for an event that is no push (a hello, a keep-alive that is no comment). One that raises is logged, and
-            the event counts as a plain push. `None`: every event is a push. Comments, and blocks without data,
-            are no events.
-        classify: Asked first what a failure means (an `httpx.HTTPStatusError`, any other error of the client, an
-            `OSError`, …); returns a `ReconnectAction`, or `None` for the default.
-        ssl_context: The TLS settings. `None`: the certificates that the machine trusts.
-        max_age: Seconds after which a connection is renewed although nothing is wrong with it, drawn from half of
-            this to all of it; with 600, a fleet of 1,000 makes 2.2 connections a second. `None`: never.
-        max_silence: Seconds without a byte after which the connection is taken for dead. Twice the 40-45 s at
-            which the slowest of the well-known servers send comments (WHATWG HTML §9.2.7 proposes 15 s). A server
-            that sends none costs a connection and a poll in as many seconds; raise it for such a server.
-            `None`: silence is not suspicious, and a dead connection is found at its age.
-        open_timeout: Seconds for the headers and token to be given, and again until the answer has begun.
-        max_body: Bytes of the largest line, and of the largest data of an event. A larger one counts as a push
-            and ends the connection; it is retried slowly.
-        client: An `httpx.AsyncClient`, or one of its shape, to send by. It stays yours: it is not closed, and the
-            stream keeps one connection of its pool. `None` opens one for each connection.
+        url: An `http://` or `https://` URL. A user and password in it are sent as `Authorization: Basic`.
+        last_event_id: True to send the last event id when reconnecting, for servers that then repeat the missed
+            events. By default it is not sent: every connect wakes and the poll finds what was missed, so repeated
+            pushes would only cause more polls.
+        auth: Credentials: a bearer token, a pair of user and password, an `httpx.Auth`, or a function (async, or
+            plain and quick) that returns a token and is called at each connect. After a 401 the function is called
+            once more soon; after that come the slow retries. `None` uses the user and password of the URL, else
+            the credentials of `client`.
+        headers: Headers of each request: a mapping, or a function (async, or plain and quick) that returns one and
+            is called at each connect. `None` sends none.
+        hint: Turns a `ServerSentEvent` into a `Push` with cursor or topics, or into `None` if it is not a push (a
+            greeting, a keep-alive event). If it raises, the error is logged and the event counts as a plain push.
+            `None` means that every event is a push. Comments, and blocks without data, are not events.
+        classify: Classifies a failure first (an `httpx.HTTPStatusError`, another error of the client, an
+            `OSError`, …): returns a `ReconnectAction`, or `None` for the default.
+        ssl_context: TLS settings. `None` uses the machine's trusted certificates.
+        max_age: Seconds after which a healthy connection is renewed, drawn from half of this to all of it. With
+            600, a fleet of 1,000 makes 2.2 connections a second. `None` means never.
+        max_silence: Seconds without a byte after which the connection counts as dead. The default is twice the
+            40-45 s between comments of the slowest well-known servers (WHATWG HTML §9.2.7 proposes 15 s). A server
+            without comments costs a connection and a poll per interval; raise it for such a server. `None`
+            disables the check, and `max_age` replaces dead connections.
+        open_timeout: Seconds to get headers and token, and again until the response begins.
+        max_body: Bytes of the longest line, and of the largest data of an event. A larger one counts as a push,
+            ends the connection, and is retried slowly.
+        client: An `httpx.AsyncClient` or compatible client that sends the requests. It is not closed, and the
+            stream occupies one connection of its pool. `None` opens one for each connection.
 
     Attributes:
-        name: The address without user, password and the values of its query, by which log and status call the
-            listener.
+        name: Name in log and status: the URL without user, password and query values.
 
     Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: The URL is no http address, a limit is not above 0, or there are two credentials.
+        TypeError: An argument has the wrong type.
+        ValueError: The URL is not an http URL, a limit is not positive, or there are two credentials.
     """
 
     _log = ConsumerLog(logging.getLogger(__name__))
@@ -179,7 +169,7 @@ class SSEListener(ReadLoopListener[ServerSentEvent]):
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[EventStream]:
-        # In bytes, since an id may be any text.
+        # As bytes, since an id may be any text.
         resumed = {"last-event-id": self._last_event_id.encode()} if self._last_event_id else {}
         async with self._client.stream(
             headers=REQUEST_HEADERS, override=resumed, within=self._open_timeout
@@ -204,5 +194,5 @@ class SSEListener(ReadLoopListener[ServerSentEvent]):
 
 
 def _fits_header(id: str) -> bool:
-    """Return whether an id can be sent as a header unchanged."""
+    """Return True if an id can be sent as a header unchanged."""
     return len(id) <= MAX_ID and id.isprintable() and id == id.strip()

@@ -1,30 +1,31 @@
-"""Listen by webhook: an ASGI application that verifies each request, wakes consumers, and responds.
+"""Webhook listener: an ASGI application that verifies each request and wakes consumers.
 
-Anyone who knows the address can send anything. Limits bound what that costs before the request is verified, and
-the response gives nothing away; with the server's own secret a sender gains a poll within the rate.
+Anyone who knows the address can send requests. Limits bound what a request costs before it is verified, and a
+rejection does not tell the reason. An attacker who has the server's secret gains polls within the rate limit.
 
-The steps, in this order, with the status of a request that goes no further:
+Each request passes these steps, in this order:
 
-    length      a body whose declared length is too large is not read                        413
-    handshake   an expected handshake is answered; any other method than POST is rejected    405, 429
-    headers     a request without the headers of an authentic one is rejected                401, 503
-    slots       only so many bodies are held at a time                                       503
-    rate        only so many bodies are read a second                                        429
-    body        the body is read, up to its limits of size and time                          413, 408
-    signature   the request is verified                                                      401, 503
-    handshake   some handshakes are part of a signed body
-    replay      a repeated request gets the same response, and wakes no consumer             200
-    routing     the consumers that the push is for are woken                                 200
+    step        effect                                                        status if rejected
+    length      reject a body whose declared length is too large              413
+    handshake   answer an expected handshake; reject other methods than POST  405, 429
+    headers     reject a request without the headers of an authentic one      401, 503
+    slots       limit the bodies in memory                                    503
+    rate        limit the bodies that are read per second                     429
+    body        read the body, within its limits of size and time             413, 408
+    signature   verify the request                                            401, 503
+    handshake   answer a handshake that is part of a signed body
+    replay      answer a repeated request without waking a consumer           200
+    routing     wake the consumers that the push names                        200
 
-Handshakes are tried twice at most: before anything is read, since most are in the query or in headers and come
-unsigned; and again with the body of an authentic request, since some are there (Slack, Zoom). A handshake that is
-a plain function is called for each request: to answer costs no more than to refuse, and no flood keeps the own
-handshake of the server from being answered. Only those that wait are limited, by a rate of their own.
+Handshakes are tried twice: before the body is read, since most are unsigned and in the query or headers; and again
+with the body of an authentic request, since some are there (Slack, Zoom). A plain handshake function runs for each
+request: an answer costs no more than a rejection, and a flood cannot block the server's own handshake. Only async
+handshakes have a rate limit, separate from the limit of bodies.
 
-The verifier of a subscription knows what its consumer has loaded from the store. While that consumer does not run,
-a request that no verifier accepts may be authentic all the same, so it is answered 503 in place of 401.
+The verifier of a subscription needs the state that its consumer has loaded from the store. While that consumer
+does not run, a request that no verifier accepts may still be authentic, so the response is 503, not 401.
 
-Messages are not processed here. A request that is rejected by rate or for want of a slot may have been a push, so
+No message is processed here. A request rejected by the rate limit or for lack of a slot may have been a push, so
 the consumers are told about the flood.
 """
 
@@ -82,68 +83,67 @@ _T = TypeVar("_T")
 
 
 monotonic: Callable[[], float] = time.monotonic
-"""One clock for all event loops in which requests arrive: the clocks of two event loops need not agree."""
+"""Clock shared by all event loops in which requests arrive: their own clocks may differ."""
 
 
 MAX_BODIES = 64
-"""Bodies held at a time. With the default `max_body` they take 64 MiB, however slowly they are sent."""
+"""Bodies in memory at a time. With the default `max_body` they take at most 64 MiB, however slowly they arrive."""
 
 
 class WebhookListener:
-    """Wakes on every authentic request. An ASGI application and a listener, both at once.
+    """Wakes on every authentic request. It is an ASGI application and a listener at once.
 
         hooks = WebhookListener(github(secret))
         consumer = Consumer(feed, store=store, name="orders", listeners=[hooks])
         app.mount("/hooks", hooks)
 
-    As an application it is mounted in FastAPI, Starlette, Litestar or Django, or served by itself, at any path. It
-    may run in another thread or event loop than the consumers, on asyncio or trio. It answers as soon as a request
-    is verified: nothing is processed within it. A push that comes while no consumer runs is answered too, since
-    each consumer polls when it starts.
+    Mount the application in FastAPI, Starlette, Litestar or Django, or serve it alone, at any path. It may run in
+    another thread or event loop than the consumers, on asyncio or trio. It responds as soon as a request is
+    verified and does not process messages. A push that arrives while no consumer runs gets the same response: each
+    consumer polls when it starts.
 
-    A request that is not authentic is answered 401 whatever is wrong with it, one beyond the limits 413, 408, 429
-    or 503. While requests are refused by rate, pushes may be among them: the channel is down then, and the
-    consumer polls at its degraded interval until 30 to 60 s after the last.
+    Responses: 401 for a request that is not authentic, whatever the reason; 413, 408, 429 or 503 for a request
+    beyond the limits. While requests are rejected by the rate limit, pushes may be among them. The channel is then
+    down, and the consumer polls at its degraded interval until 30 to 60 s after the last rejection.
 
-    With a subscription, the registration that says which requests are authentic is in the store of the consumer
-    that keeps it. While that consumer does not run (it has not started, stands by, or has stopped), a request that
-    is not known to be authentic is answered 503 with `Retry-After` in place of 401, so that the server sends its
-    push again and keeps the subscription.
+    With a subscription, the verifier needs the registration, which is in the store of the consumer that keeps the
+    subscription. While that consumer does not run (not started, standing by, or stopped), a request that cannot be
+    verified gets 503 with `Retry-After` instead of 401. The server then sends the push again and keeps the
+    subscription.
 
     Args:
-        verify: Says whether a request is authentic; of several one suffices. `no_verification()` if all are.
-            `None`: the subscription's.
-        name: By which status and log call it.
-        handshake: Answers a server's question whether its pushes are wanted, as `dropbox_challenge()`; or several
-            such. Asked before the body is read, with an empty one, and again with that of an authentic request.
-            With a subscription only while that is being created or renewed. An `async` one counts towards a rate
-            of its own, so strangers can use that up; prefer a plain function that returns `None`, or a coroutine
-            if the request may be a handshake.
-        hint: Makes a push of an authentic request, a word about the subscription (`Control`), or `None` of one
-            that is no push, such as a ping. One that raises is logged, and the request counts as a plain push.
-            `None`: the subscription's, or every request is a push.
-        route: Says for whom a push is, of those that `listener_for()` made: a function that returns their names,
-            or the path in the JSON of the body at which they stand, as "list_folder.accounts". `None`, and what
-            names nobody: all. Names that nobody has are counted, and answered like others. Names may be read from
-            unsigned parts, such as the path: an attacker with one signed request can then wake each listener once.
-        response: To an authentic request. `None`: the subscription's, or an empty 200.
-        subscription: What makes the server push. The consumer that has this very object as its listener
-            keeps it alive, and its state in its store.
-        unsubscribe_on_exit: Whether the server is asked to push no more when that consumer stops; else pushes come
-            until the subscription expires, and a consumer that is started again goes on with it.
-        max_body: Bytes of the largest body. Pushes are a few KiB, GitHub's 25 MiB at most.
-        body_timeout: Seconds in which a body has to be whole.
-        rate: Requests a second whose body is looked at, in the long run; 100 of a MiB take a core
-            a tenth to a third of its time to verify. As often an `async` handshake is called, beside them.
-            `None`: no limit.
-        burst: The same at once.
+        verify: Checks that a request is authentic. With several verifiers, one match is enough. Use
+            `no_verification()` to accept every request. `None` uses the verifier of the subscription.
+        name: Name in status and log.
+        handshake: Answers the server's handshake, such as `dropbox_challenge()`; one or several. It is called
+            before the body is read, with an empty body, and again with the body of an authentic request. With a
+            subscription, it is called only while the subscription is created or renewed. Async handshakes share a
+            rate limit of their own, which strangers can exhaust. Prefer a plain function that returns `None`, or a
+            coroutine if the request may be a handshake.
+        hint: Turns an authentic request into a `Push`, a `Control`, or `None` if it is not a push, such as a ping.
+            If it raises, the error is logged and the request counts as a plain push. `None` uses the hint of the
+            subscription, or treats every request as a push.
+        route: Selects the listeners made by `listener_for()`: a function that returns their names, or the path of
+            the names in the JSON body, such as "list_folder.accounts". `None` wakes all listeners, as does a push
+            without names. Unknown names are counted and get the normal response. If the names come from unsigned
+            parts, such as the path, an attacker with one signed request can wake each listener once.
+        response: Response to an authentic request. `None` uses the response of the subscription, or an empty 200.
+        subscription: Registers the webhook at the server. The consumer that has this object in `listeners=` keeps
+            the subscription alive and saves its state in its store.
+        unsubscribe_on_exit: True to end the subscription when that consumer stops. Otherwise pushes continue until
+            the subscription expires, and a restarted consumer continues with it.
+        max_body: Bytes of the largest body. Most pushes have a few KiB, GitHub's at most 25 MiB.
+        body_timeout: Seconds within which the whole body must arrive.
+        rate: Bodies read per second in the long run. To verify 100 bodies of 1 MiB takes 0.1 to 0.33 s of a core.
+            Calls of async handshakes have a second limit of the same size. `None` means no limit.
+        burst: Bodies that may be read at once.
 
     Attributes:
-        name: As given.
+        name: The given name.
 
     Raises:
-        TypeError: An argument is of the wrong type, or nothing verifies.
-        ValueError: A limit has no meaning, or the answer cannot be sent.
+        TypeError: An argument has the wrong type, or there is no verifier.
+        ValueError: A limit is out of range, or the response cannot be sent.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class WebhookListener:
         check_str("name", name)
         verifiers = _check_callables("verify", _argument_or_subscription(verify, subscription, "verify"))
         if not verifiers:
-            raise TypeError("give verify: who may wake; no_verification() if everybody may")
+            raise TypeError("verify is required; use no_verification() to accept every request")
         self.name: str = name
         self._verifiers = verifiers
         self._own_handshakes = _check_callables("handshake", getattr(subscription, "handshake", None))
@@ -198,15 +198,15 @@ class WebhookListener:
         return f"{type(self).__name__}({self.name!r})"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take a request, as an ASGI application does.
+        """Handle a request as an ASGI 3 application.
 
         Args:
-            scope: Of ASGI 3: "http", "websocket" (which is refused) or "lifespan".
-            receive: Likewise.
-            send: Likewise.
+            scope: Of type "http", "lifespan" or "websocket". A websocket is rejected.
+            receive: As in ASGI.
+            send: As in ASGI.
 
         Raises:
-            ValueError: It is of another kind.
+            ValueError: The scope has another type.
         """
         if scope["type"] == "http":
             response = await self._respond(request_of(scope), receive)
@@ -214,50 +214,52 @@ class WebhookListener:
                 await send_response(send, response, scope)
         elif scope["type"] == "websocket":
             await receive()
-            await send({"type": "websocket.close", "code": 1008})  # before it is open: the server answers 403
+            await send({"type": "websocket.close", "code": 1008})  # before the accept: the server answers 403
         elif scope["type"] == "lifespan":
             stage = ""
-            while stage != "lifespan.shutdown":  # nothing is to be done at startup or shutdown
+            while stage != "lifespan.shutdown":  # there is nothing to start or stop
                 stage = (await receive())["type"]
                 await send({"type": f"{stage}.complete"})
         else:
-            raise ValueError(f"{self.name} takes HTTP requests, not ASGI's {scope['type']!r}")
+            kind = scope["type"]
+            raise ValueError(f"{self.name} accepts only HTTP requests, got an ASGI scope of type {kind!r}")
 
     async def listen(self, channel: Channel, /) -> None:
-        """Wake `channel` on every authentic push, whomever it is for, until cancelled.
+        """Wake `channel` on every authentic push, for any name, until cancelled.
 
-        With a subscription this keeps it alive.
+        With a subscription, this also keeps the subscription alive.
 
         Raises:
-            ListenerError: The server refuses the subscription for good.
-            RuntimeError: Another consumer keeps the subscription.
+            ListenerError: The server permanently refuses the subscription.
+            RuntimeError: Another consumer already keeps the subscription.
         """
         if self._manager is None:
             await self._serve_channel(channel, None)
         elif self._is_managing:
             raise RuntimeError(
-                f"{self.name}: one consumer keeps the subscription, others listen to listener_for(...)"
+                f"{self.name}: another consumer already keeps the subscription; give this one listener_for(...)"
             )
         else:
             with hidden(self._known_secrets):
                 await self._run_manager(self._manager, channel)
 
     def listener_for(self, name: str) -> Listener:
-        """A listener for pushes that name this one, and for those that are for all.
+        """Return a listener for the pushes that name it, and for pushes to all.
 
-        It shares all else with this one. Give each consumer its own; this one itself hears all pushes.
+        It shares everything else with this object. Give each consumer its own; the `WebhookListener` itself
+        receives all pushes.
 
         Args:
-            name: As `route` says it.
+            name: A name that `route` returns.
 
         Raises:
-            TypeError: It is no `str`.
+            TypeError: The name is not a `str`.
         """
-        check_str("a name", name)
+        check_str("name", name)
         return _RouteListener(f"{self.name} {name}", lambda channel: self._serve_channel(channel, name))
 
     def counters(self) -> WebhookCounters:
-        """What has been seen so far, from any thread."""
+        """Return a snapshot of the counters. Thread-safe."""
         return self._journal.counters()
 
     async def _serve_channel(self, channel: Channel, name: str | None) -> None:
@@ -279,12 +281,7 @@ class WebhookListener:
     # A request
 
     async def _respond(self, request: WebhookRequest, receive: Receive) -> WebhookResponse | None:
-        """Return the response to a request; None if the client has gone.
-
-        Args:
-            request: Without its body.
-            receive: Of ASGI, for the body.
-        """
+        """Return the response to a request whose body is not read yet; None if the client is gone."""
         self._journal.count("received")
         try:
             return await self._handle(request, receive)
@@ -306,7 +303,7 @@ class WebhookListener:
             raise RequestRejected("unasked")
         verifiers = [verifier for verifier in self._verifiers if self._may_pass(verifier, request)]
         if not verifiers:
-            raise self._rejected("without a signature or token of the expected form and time")
+            raise self._rejected("without the expected signature or token, or with an expired timestamp")
         with self._slot():
             if wait := self._bucket.take(monotonic()):
                 raise RequestRejected("limited", wait=wait, hides_pushes=True)
@@ -322,7 +319,7 @@ class WebhookListener:
             self._journal.count("replayed")
             # A sender whose bodies are all equal gets 200, but wakes only once.
             level = self._journal.level("replayed", logging.INFO)
-            _log.log(level, "%s: a request that came before came again, and wakes nobody", self.name)
+            _log.log(level, "%s: ignored a repeated request", self.name)
         elif self._router.dispatch(request, recipients):
             self._replay_cache.add(verified, recipients)
         return self._response
@@ -340,11 +337,11 @@ class WebhookListener:
     # Verification
 
     def _may_pass(self, verifier: Verifier, request: WebhookRequest) -> bool:
-        """Return whether a request may pass a verifier, judged without its body."""
+        """Return False if the headers already show that the verifier will reject the request."""
         may_pass = getattr(verifier, "may_pass", None)
         try:
             return may_pass is None or bool(may_pass(request))
-        except Exception as error:  # noqa: BLE001  # an error of a verifier, too, means "not authentic"
+        except Exception as error:  # noqa: BLE001  # an error of a verifier also means "not authentic"
             self._journal.log_failure("a verifier's may_pass", error)
             return False
 
@@ -355,7 +352,7 @@ class WebhookListener:
             )
             if result:
                 return result if isinstance(result, Verified) else Verified()
-        raise self._rejected("whose signature or token is wrong; is the secret its sender's?")
+        raise self._rejected("with a wrong signature or token; check that the secret is the sender's")
 
     def _rejected(self, why: str) -> RequestRejected:
         if self._manager is not None and not self._manager.is_loaded:
@@ -365,8 +362,8 @@ class WebhookListener:
                 self.name,
             )
             return RequestRejected("not_ready")
-        # Without the counters this is the only sign of a wrong secret.
-        _log.log(self._journal.level(why, logging.INFO), "%s: refused a request %s", self.name, why)
+        # Apart from the counters, this line is the only sign of a wrong secret.
+        _log.log(self._journal.level(why, logging.INFO), "%s: rejected a request %s", self.name, why)
         return RequestRejected("refused")
 
     # Handshakes
@@ -379,19 +376,14 @@ class WebhookListener:
     async def _respond_to_handshake(
         self, request: WebhookRequest, bucket: TokenBucket | None
     ) -> WebhookResponse | None:
-        """Respond to a handshake; None if the request is not one.
-
-        Args:
-            request: From any sender without its body, or authentic with it.
-            bucket: Limits the handshakes that wait; None if there is no limit.
-        """
+        """Respond to a handshake; None if the request is not one. `bucket` limits async handshakes."""
         waits = list[float]()
 
         def call(handshake: Handshake) -> WebhookResponse | Awaitable[WebhookResponse | None] | None:
             result = handshake(request)
             if inspect.isawaitable(result) and bucket is not None and (wait := bucket.take(monotonic())):
                 if inspect.iscoroutine(result):
-                    result.close()  # Python would warn that it was never awaited
+                    result.close()  # else Python warns that it was never awaited
                 waits.append(wait)
                 return None
             return result
@@ -411,7 +403,7 @@ class WebhookListener:
 
 
 class _RouteListener:
-    """The listener of one of several consumers of a webhook."""
+    """Listener of one of several consumers of a webhook."""
 
     def __init__(self, name: str, listen: Callable[[Channel], Coroutine[Any, Any, None]]) -> None:
         self.name: str = name
@@ -422,7 +414,7 @@ class _RouteListener:
 
 
 def _argument_or_subscription(argument: _T | None, subscription: Subscription | None, name: str) -> _T | None:
-    """Return the argument, or the attribute of that name of the subscription if the argument is None."""
+    """Return the argument, or the subscription's attribute of that name if the argument is None."""
     return getattr(subscription, name, None) if argument is None else argument
 
 
@@ -433,12 +425,12 @@ def _check_callables(name: str, argument: Any) -> tuple[Any, ...]:
 
 def _check_callable(name: str, argument: Any) -> Any:
     if argument is not None and not callable(argument):
-        raise TypeError(f"{name} is a function, not {type(argument).__name__}")
+        raise TypeError(f"{name} must be a function, got {type(argument).__name__}")
     return argument
 
 
 def _check_verifier_result(result: Verified | bool | None) -> Verified | bool | None:  # noqa: FBT001  # as returned
-    """Refuse other true values: they may be a mistake, such as a function that returns a verifier."""
+    """Reject other truthy values, such as a verifier that was returned instead of called."""
     if result is None or isinstance(result, Verified | bool):
         return result
-    raise TypeError(f"a verifier says Verified, True, False or None, not {type(result).__name__}")
+    raise TypeError(f"a verifier must return Verified, True, False or None, got {type(result).__name__}")

@@ -101,7 +101,7 @@ async def test_a_connection_that_is_not_up_within_open_timeout_is_ended_and_retr
     lives = Lives(stalls)
     channel = await heard(listener(lives, open_timeout=5.0), 100)
     assert channel.events == [(5.0, "down"), (5.0, "up")]
-    assert str(channel.errors[0]) == "mqtt orders: TimeoutError: 'not up within 5 s'"
+    assert str(channel.errors[0]) == "mqtt orders: TimeoutError: 'up() was not called within 5 s'"
     assert lives.ended == 2
 
 
@@ -131,7 +131,7 @@ async def test_classify_can_slow_down_retries_or_end_the_listener(caplog):
 
 
 async def test_a_connect_function_that_is_not_async_raises_a_listener_error():
-    with pytest.raises(ListenerError, match="mqtt orders: connect is no async function"):
+    with pytest.raises(ListenerError, match="mqtt orders: connect must be an async function"):
         await listener(lambda _connection: None).listen(TimedChannel())
 
 
@@ -203,7 +203,7 @@ async def test_a_connection_listener_wakes_its_consumer(running):
 @pytest.mark.parametrize(
     ("settings", "kind", "text"),
     [
-        ({"connect": None}, TypeError, "connect is an async function of a Connection, not None"),
+        ({"connect": None}, TypeError, "connect must be an async function that takes a Connection, got None"),
         ({"name": None}, TypeError, "name is a str, not NoneType"),
         ({"max_age": 0.0}, ValueError, "max_age"),
         ({"open_timeout": None}, TypeError, "open_timeout"),

@@ -115,12 +115,12 @@ async def test_an_unexpected_or_missing_origin_may_not_push():
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
-        (("events.example",), TypeError, "origins is a collection of texts"),
-        (([b"events.example"],), TypeError, "origins is a collection of texts"),
-        (([],), ValueError, "origins are names of senders"),
-        (([""],), ValueError, "origins are names of senders"),
-        ((["a\r\nb"],), ValueError, "origins are names of senders"),
-        ((["x" * 254],), ValueError, "origins are names of senders"),
+        (("events.example",), TypeError, "origins must be a collection of strings"),
+        (([b"events.example"],), TypeError, "origins must be a collection of strings"),
+        (([],), ValueError, "origins must be names of senders"),
+        (([""],), ValueError, "origins must be names of senders"),
+        ((["a\r\nb"],), ValueError, "origins must be names of senders"),
+        ((["x" * 254],), ValueError, "origins must be names of senders"),
     ],
 )
 async def test_origins_that_are_not_names_of_senders_are_refused(arguments, error, says):

@@ -259,7 +259,7 @@ async def test_the_listener_returns_with_the_channel_down_after_http_204():
     channel = await run(listener, script, 100)
     assert channel.returned
     assert channel.events == [(0, "up"), (4, "down"), (4, "down")]
-    assert "HTTP 204, which asks not to connect again" in str(channel.errors[1])
+    assert "HTTP 204, which asks the client not to reconnect" in str(channel.errors[1])
     assert script.connects == [0, 4]
 
 
@@ -343,7 +343,7 @@ async def test_a_compressed_stream_is_refused_unread(encoding, goes):
     listener, script = scripted((200, STREAM | {"Content-Encoding": encoding}))
     channel = await run(listener, script, 0.5)
     assert channel.events[0] == (0, "up" if goes else "down")
-    assert goes or f"Content-Encoding '{encoding}', but was asked for identity" in str(channel.errors[0])
+    assert goes or f"Content-Encoding '{encoding}', expected identity" in str(channel.errors[0])
 
 
 async def test_headers_and_token_providers_are_called_at_each_connect():
@@ -563,7 +563,7 @@ async def test_failures_are_logged_as_info_with_the_delay_and_http_204_is_logged
         ("INFO", "ReadError: 'Connection reset by peer'; connecting again in 0.0 s"),
         ("INFO", "connected"),
         ("DEBUG", "renewing the connection at its age"),
-        ("INFO", "the server answered HTTP 204, which asks not to connect again"),
+        ("INFO", "the server answered HTTP 204, which asks the client not to reconnect"),
     ]
     assert {record.name for record in caplog.records} == {"push_to_poll_client.listeners.sse"}
 

@@ -207,11 +207,11 @@ def test_a_secret_may_be_spelled_in_several_ways():
     [
         ("whsec_", "empty"),
         ("whpk_", "empty"),
-        ("whsec_canary!", "no Base64"),
-        ("whsec_canary canary", "no Base64"),
-        ("ключ", "no Base64"),
-        ("whpk_canary", "no Base64|32 bytes"),
-        ("whpk_" + base64.b64encode(b"\0" * 32).decode(), "signs for everybody"),
+        ("whsec_canary!", "not Base64"),
+        ("whsec_canary canary", "not Base64"),
+        ("ключ", "not Base64"),
+        ("whpk_canary", "not Base64|32 bytes"),
+        ("whpk_" + base64.b64encode(b"\0" * 32).decode(), "anyone can sign for it"),
         ("whsk_" + base64.b64encode(b"canary").decode(), "private key"),
     ],
 )

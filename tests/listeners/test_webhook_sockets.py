@@ -116,7 +116,7 @@ async def test_a_flood_in_one_thread_takes_the_channel_down_in_another():
             await until(lambda: not consumer.status().listeners[0].up)
             tasks.cancel_scope.cancel()
     assert statuses == [401, 429, 429]
-    assert "requests are refused" in consumer.status().listeners[0].last_error
+    assert "rate limit reached" in consumer.status().listeners[0].last_error
 
 
 async def test_pipelined_requests_are_each_answered():

@@ -104,7 +104,7 @@ async def test_arguments_of_the_webhook_override_those_of_its_subscription():
 
 
 async def test_a_webhook_without_a_verifier_is_a_type_error():
-    with pytest.raises(TypeError, match="give verify"):
+    with pytest.raises(TypeError, match="verify is required"):
         WebhookListener(subscription=Subscription())
 
 
@@ -217,7 +217,7 @@ async def test_the_end_of_the_subscription_manager_takes_the_other_listeners_dow
 async def test_a_second_consumer_cannot_manage_the_same_subscription():
     hooks = subscribed()
     async with hearing(hooks):
-        with pytest.raises(RuntimeError, match="webhook: one consumer keeps the subscription"):
+        with pytest.raises(RuntimeError, match="webhook: another consumer already keeps the subscription"):
             await hooks.listen(TimedChannel())
 
 

@@ -1,1 +1,1 @@
-"""The parts of `WebhookListener`: requests, limits, verification, routing."""
+"""Parts of `WebhookListener`: requests, limits, routing, counters, ASGI."""

@@ -1,4 +1,4 @@
-"""Read a request and send a response as an ASGI application does: bounded in size and time."""
+"""Read an ASGI request and send the response, with limits of size and time."""
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -21,12 +21,13 @@ Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 FIXED_HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
-"""Dropbox asks for the first, so that no browser shows an echo as a page; a response is for one request only."""
+"""Dropbox requires `nosniff`, so that a browser does not show an echo as a page. `no-store`: a response is for one
+request only."""
 
 
 def request_of(scope: Scope) -> WebhookRequest:
     """Build the request, without its body."""
-    # ASGI 3 has the whole path in `path`, with the mount point in front; older servers cut it off.
+    # ASGI 3 puts the whole path in `path`, with the mount point in front; older servers cut it off.
     path, root = scope["path"], scope.get("root_path", "").rstrip("/")
     if path == root or path.startswith(f"{root}/"):
         path = path[len(root) :]
@@ -43,25 +44,25 @@ def request_of(scope: Scope) -> WebhookRequest:
 
 
 async def send_response(send: Send, response: WebhookResponse, scope: Scope) -> None:
-    """Send a response, if the client is still there."""
+    """Send a response, unless the client is gone."""
     headers = {name.lower(): value for name, value in response.headers.items()} | FIXED_HEADERS
     if not scope.get("http_version", "1.1").startswith("1"):
-        headers.pop("connection", None)  # it is malformed there (RFC 9113 §8.2.2)
+        headers.pop("connection", None)  # malformed in HTTP/2 and HTTP/3 (RFC 9113 §8.2.2)
     if response.status not in NO_CONTENT:
         headers |= {"content-type": response.content_type, "content-length": str(len(response.body))}
     body = b"" if scope["method"] == "HEAD" else response.body
     fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    with suppress(OSError):  # a client that has gone, in servers of ASGI 2.4
+    with suppress(OSError):  # ASGI 2.4 servers raise it when the client is gone
         await send({"type": "http.response.start", "status": response.status, "headers": fields})
         await send({"type": "http.response.body", "body": body})
 
 
 MAX_DIGITS = 18
-"""Digits of a declared length. A length with more digits is above any limit."""
+"""Digits of a declared length. A longer number is above any limit."""
 
 
 class ClientGone(Exception):
-    """The client hung up before its request was complete, so no response can be sent."""
+    """The client disconnected before its request was complete, so no response can be sent."""
 
 
 def check_length(headers: Mapping[str, str], max_body: int) -> None:
@@ -74,18 +75,12 @@ def check_length(headers: Mapping[str, str], max_body: int) -> None:
 
 
 PIECES_AT_ONCE = 1_000
-"""Pieces of a body that are read before other tasks run. A server may have all of them ready, and a MiB in pieces
-of one byte takes a second. A thousand take 1 ms."""
+"""Pieces of a body that are read before other tasks run. A server may have all of them ready: 1 MiB in pieces of
+one byte takes a second; a thousand pieces take 1 ms."""
 
 
 async def read_body(receive: Receive, *, max_body: int, max_time: float) -> bytes:
-    """Read the whole body, or raise `RequestRejected` or `ClientGone`.
-
-    Args:
-        receive: Of ASGI.
-        max_body: Bytes.
-        max_time: Seconds.
-    """
+    """Read the whole body, or raise `RequestRejected` or `ClientGone`."""
     body, more, pieces = bytearray(), True, 0
     with anyio.move_on_after(max_time):
         while more:

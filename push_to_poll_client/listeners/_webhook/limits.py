@@ -1,8 +1,8 @@
-"""Limits of a webhook: requests a second, and no request twice.
+"""Rate limit and replay cache of a webhook.
 
-Replay cache: only authentic requests are stored, so a stranger cannot evict entries. A sender that gets more than
-`MAX_REPLAYS` requests signed can repeat the oldest, and gains a poll within the rate. The cache is in memory: each
-process, and each restart, takes a request that it has not received itself for new once, at the same cost.
+Only authentic requests are stored in the cache, so a stranger cannot evict entries. A sender with more than
+`MAX_REPLAYS` signed requests can repeat the oldest; that costs one poll, within the rate limit. The cache is in
+memory: another process, or this one after a restart, treats a repeated request once as new, at the same cost.
 """
 
 import math
@@ -15,17 +15,14 @@ from itertools import product
 from push_to_poll_client.listeners._webhook.types import EVERYONE, Recipient, Verified
 
 ROUNDING = 1e-6
-"""Seconds. A shorter wait is a rounding error of numbers that should cancel out, and counts as no wait."""
+"""Seconds. A shorter wait is a rounding error and counts as no wait."""
 
 
 class TokenBucket:
     """Passes at most burst + rate·T requests in any window of T seconds. Thread-safe.
 
-    As in the schedule of polls, the only state is the time when the bucket is full again (GCRA).
-
-    Args:
-        rate: Requests a second, in the long run; None if there is no limit.
-        burst: Requests at once.
+    The only state is the time when the bucket is full again (GCRA), as in the schedule of polls. `rate` is None
+    without a limit.
     """
 
     def __init__(self, rate: float | None, burst: int) -> None:
@@ -35,14 +32,10 @@ class TokenBucket:
         self._lock = threading.Lock()
 
     def take(self, now: float) -> float:
-        """Take a token and return 0, or return the seconds until there is one and take none.
-
-        Args:
-            now: Seconds on a clock that never goes back.
-        """
+        """Take a token and return 0, or take none and return the seconds until there is one."""
         with self._lock:
             wait = self._full_at - self._slack - now
-            # Without a limit, too, threads may come in another order than that of their times.
+            # Threads may arrive in another order than their times, even without a limit.
             if wait > ROUNDING and self._spacing:
                 return wait
             self._full_at = max(self._full_at, now) + self._spacing
@@ -50,19 +43,17 @@ class TokenBucket:
 
 
 MAX_REPLAYS = 50_000
-"""Digests of 16 bytes, each kept once for each name that the request is for: some 15 MiB. At one push a second for
-one name, with two digests, they cover seven hours; signatures usually expire after five minutes. A request that is
-sent to 25,000 names in turn, which some route reads from its path, is forgotten before it comes round."""
+"""Digests of 16 bytes, one for each name that the request is for: about 15 MiB. With one push a second for one
+name, and two digests each, this covers seven hours; signatures usually expire after five minutes. If `route` reads
+the name from the path, an attacker who sends one request to 25,000 names in turn outlasts the cache."""
 
 
 class ReplayCache:
-    """When the authentic requests expire that were received, by their digests and recipients. Thread-safe.
+    """Expiry times of the authentic requests received, oldest evicted first. Thread-safe.
 
-    The oldest are evicted first.
-
-    In many protocols the address of a webhook is not signed, and names may be read from it. So an equal body for
-    another name is not a repetition. But an attacker with one signed request can send it with any names: it wakes
-    once for each name for which a consumer listens, once for all other names together, and once for everyone.
+    Many protocols do not sign the address of a webhook, and names may be read from it. So the same body for
+    another name is not a repetition. An attacker with one signed request can send it with any names: it wakes once
+    for each name with a listening consumer, once for all other names together, and once for all consumers.
     """
 
     def __init__(self, max_replays: int = MAX_REPLAYS) -> None:
@@ -71,17 +62,12 @@ class ReplayCache:
         self._lock = threading.Lock()
 
     def unseen(self, verified: Verified, recipients: Sequence[Recipient], now: float) -> Sequence[Recipient]:
-        """Return the recipients for whom this request was not received before; none for a repetition.
+        """Return the recipients for whom this request is new; none for a repetition.
 
-        What was received before is kept until this copy expires.
-
-        Args:
-            verified: What a repetition has in common with the request.
-            recipients: For whom the request is.
-            now: Seconds since the epoch.
+        Known entries are kept until this copy expires.
         """
         # Do not add the other digests of a repeated request: where the delivery id is not signed, one captured
-        # body can be sent under endless ids, and would evict everything else.
+        # body can be sent under endless ids and would evict everything else.
         with self._lock:
             known = [
                 entry
@@ -94,7 +80,7 @@ class ReplayCache:
         return () if EVERYONE in seen else [one for one in recipients if one not in seen]
 
     def add(self, verified: Verified, recipients: Iterable[Recipient]) -> None:
-        """Remember a request, which has had its effect for these recipients, until it expires."""
+        """Remember a request that was delivered to these recipients, until it expires."""
         with self._lock:
             for entry in _entries(verified, recipients):
                 self._expiries[entry] = _expiry_of(verified)
@@ -108,5 +94,5 @@ def _expiry_of(verified: Verified) -> float:
 
 
 def _entries(verified: Verified, recipients: Iterable[Recipient]) -> Iterator[tuple[bytes, Recipient]]:
-    # A text of any length, signed by the server, takes the same memory as a digest.
+    # A digest has the same size for a signed text of any length.
     return product((blake2b(text, digest_size=16).digest() for text in verified.once), recipients)

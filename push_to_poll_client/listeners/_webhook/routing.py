@@ -1,7 +1,7 @@
 """Wake the consumers that an authentic request is for, each in its own event loop.
 
-A request that is rejected by a limit may have been a push. From the first such request until `FLOOD_QUIET_TIME`
-after the last, the channel of each consumer is down, so that it polls at its degraded interval.
+A request rejected by a limit may have been a push. From the first such request until `FLOOD_QUIET_TIME` after the
+last, each consumer's channel is down, so the consumer polls at its degraded interval.
 """
 
 import threading
@@ -29,12 +29,12 @@ from push_to_poll_client.listeners._webhook.types import (
 )
 
 FLOOD_QUIET_TIME = 30.0
-"""Seconds without a refused request after which a flood is over. Until then the consumer polls at its degraded
-interval, 10 s by default, so that a push that was refused costs that much latency and no more."""
+"""Seconds without a rejected request after which a flood is over. Until then the consumer polls at its degraded
+interval, 10 s by default, so a rejected push costs only that much latency."""
 
 
 class ForwardedChannel:
-    """Forwards to a channel all but whether it is up, of which each subclass has its own idea."""
+    """Forwards everything to a channel except `up` and `down`, which subclasses define."""
 
     def __init__(self, channel: Channel) -> None:
         self.wake = channel.wake
@@ -45,24 +45,21 @@ class ForwardedChannel:
 
     @property
     def missed_in_a_row(self) -> int:
-        """As of the channel."""
+        """As in `Channel`."""
         return self._channel.missed_in_a_row
 
     @property
     def state(self) -> str | None:
-        """State that the channel has saved."""
+        """As in `Channel`."""
         return self._channel.state
 
 
 class WebhookSubscriber(ForwardedChannel):
     """One consumer that listens to the webhook, with its channel.
 
-    It is made in the consumer's event loop, and is used only there unless a method says otherwise. The channel is
-    up while the server pushes, as far as is known, and no flood hides pushes.
-
-    Args:
-        channel: The consumer's.
-        router: Given to the consumer that keeps the subscription: it tells the others whether the server pushes.
+    Created and used in the consumer's event loop, except where a method says otherwise. The channel is up while
+    the server is believed to push and no flood hides pushes. Only the consumer that keeps the subscription has a
+    `router`, to tell the others if the server pushes.
     """
 
     def __init__(self, channel: Channel, router: "PushRouter | None" = None) -> None:
@@ -93,11 +90,11 @@ class WebhookSubscriber(ForwardedChannel):
             self._router.broadcast_state(self, error, up=False)
 
     def call_soon(self, call: Callable[[], None]) -> None:
-        """Call a function in this consumer's event loop, unless the loop has ended. From any thread."""
+        """Call a function in this consumer's event loop, unless the loop has ended. Thread-safe."""
         self._loop.call(partial(self._context.run, call))
 
     def note_rejected(self) -> None:
-        """Note that a request was rejected that may have been a push. From any thread."""
+        """Note that a rejected request may have been a push. Thread-safe."""
         if not self._has_rejected:
             self._has_rejected = True
             self.call_soon(self._start_flood)
@@ -117,26 +114,21 @@ class WebhookSubscriber(ForwardedChannel):
                 self._channel.up()
 
     def _start_flood(self) -> None:
-        # The flood may be over when the event loop calls this.
+        # The flood may have ended before the event loop calls this.
         if self._has_rejected:
             self._flood_started.set()
 
 
 MAX_NAMES = 1_000
-"""Names that are read from a push. A push with more names is for all subscribers."""
+"""Names read from a push. A push with more names is for all subscribers."""
 
 
 class PushRouter:
-    """The consumers that listen to one webhook, and what an authentic request is for them. Thread-safe.
+    """Finds the consumers that an authentic request is for. Thread-safe.
 
-    Whatever the caller's functions do, no push is lost.
-
-    Args:
-        hints: Makes a push of a request.
-        route: Returns the names of the subscribers that a request is for; None if all.
-        control: Called with what the server says about the subscription; None if the webhook has none. Then
-            consumers poll instead; and the server pushes always, as far as is known.
-        journal: Where each push is counted, and a failure of `route` is logged.
+    No failure of the caller's functions loses a push. `control` receives the server's messages about the
+    subscription; it is None if the webhook has no subscription. Consumers then poll instead, and the server is
+    believed to push always.
     """
 
     def __init__(
@@ -157,7 +149,7 @@ class PushRouter:
 
     @contextmanager
     def joined(self, subscriber: WebhookSubscriber, name: str | None) -> Iterator[None]:
-        """Let a subscriber listen for `name`, or for all names if None, during the block. In its event loop."""
+        """Let a subscriber listen for `name` (None: all names) during the block. In its event loop."""
         entry = (name, subscriber)
         with self._lock:
             self._subscribers = (*self._subscribers, entry)
@@ -171,17 +163,17 @@ class PushRouter:
                 self._subscribers = tuple(one for one in self._subscribers if one is not entry)
 
     def find(self, recipients: Iterable[Recipient] = (EVERYONE,)) -> list[WebhookSubscriber]:
-        """Return the subscribers of these recipients, all by default; among them are those that listen for all."""
+        """Return the subscribers of these recipients, and always those that listen for all names."""
         wanted = {None, *recipients}
         return [one for name, one in self._subscribers if name in wanted or EVERYONE in wanted]
 
     def note_rejected(self) -> None:
-        """Note that a request was rejected that may have been a push."""
+        """Note that a rejected request may have been a push."""
         for subscriber in self.find():
             subscriber.note_rejected()
 
     def broadcast_state(self, source: WebhookSubscriber, error: BaseException | None, *, up: bool = True) -> None:
-        """Tell all subscribers but `source` whether the server pushes."""
+        """Tell all subscribers except `source` that the server pushes, or does not."""
         with self._lock:
             self._is_pushing = up
         for subscriber in self.find():
@@ -189,7 +181,7 @@ class PushRouter:
                 subscriber.call_soon(subscriber.up if up else partial(subscriber.down, error))
 
     def recipients_of(self, request: WebhookRequest) -> Sequence[Recipient]:
-        """Return for whom a request is: at least one recipient, each once."""
+        """Return the recipients of a request: at least one, without duplicates."""
         names = self._names_in(request)
         if not names:
             return (EVERYONE,)
@@ -199,19 +191,19 @@ class PushRouter:
         return known or (UNKNOWN,)
 
     def _names_in(self, request: WebhookRequest) -> Sequence[str]:
-        """Return the names that a request is for, each once; none if it is for all."""
+        """Return the distinct names that a request is for; empty if it is for all."""
         try:
             names = None if self._route is None else self._route(request)
             first = [names] if isinstance(names, str) else list(islice(names or (), MAX_NAMES + 1))
             for name in first:
                 check_str("a name", name)
-        except Exception as error:  # noqa: BLE001  # the caller's function fails, perhaps by a stranger's text
+        except Exception as error:  # noqa: BLE001  # the caller's function may fail on a stranger's text
             self._journal.log_failure("route (its push is taken to be for all)", error)
             return ()
         return tuple(dict.fromkeys(first)) if len(first) <= MAX_NAMES else ()
 
     def dispatch(self, request: WebhookRequest, recipients: Sequence[Recipient]) -> bool:
-        """Act on an authentic request that is not a repetition; return whether a subscriber got it."""
+        """Act on a new authentic request; return True if a subscriber got it."""
         push = self._hints.read(request, self._journal.name)
         if push is None:
             self._journal.count("ignored")
@@ -232,9 +224,9 @@ class PushRouter:
 
 
 def names_at(path: str) -> Route:
-    """Make a route that reads the names at a path in the body, as "list_folder.accounts".
+    """Return a route that reads the names at a path in the body, such as "list_folder.accounts".
 
-    A body that is not JSON, or has nothing at this path, is for all. Raises `ValueError` for a malformed path.
+    A body that is not JSON or has nothing at the path is for all. Raises `ValueError` for a malformed path.
     """
     steps = parse_path(path)
 

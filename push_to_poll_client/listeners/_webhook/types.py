@@ -1,4 +1,4 @@
-"""Requests that arrive at a webhook, and the responses it gives."""
+"""Types of webhook requests, responses and callbacks."""
 
 import enum
 import math
@@ -13,27 +13,27 @@ from push_to_poll_client._json import decode
 from push_to_poll_client._types import Push
 
 MAX_PARAMETERS = 100
-"""Fields of a query that are read; handshakes have five."""
+"""Query fields that are parsed; handshakes have five."""
 
 MAX_QUERY = 8192
-"""Characters of a query that are read, in 1 ms. Clients cannot count on longer URLs (RFC 9110 §4.1)."""
+"""Query characters that are parsed, within 1 ms. Clients cannot rely on longer URLs (RFC 9110 §4.1)."""
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class WebhookRequest:
-    """A request to a webhook, whole. Whoever sent it may have written anything into it.
+    """One complete request to a webhook. Until it is verified, any part may be hostile.
 
     Attributes:
-        method: In capitals.
-        path: Below where the application is mounted, percent-decoded, without a slash at its end, which some
-            frameworks add. "/" at least.
-        query: As it came, without the question mark.
-        headers: By names in lower case. The values of a header that came more than once are joined with ", "
-            (RFC 9110 §5.3), so that no verifier takes the first for the whole.
-        body: The bytes that came, which are what was signed.
-        received_at: When, in seconds since the epoch.
+        method: HTTP method in capitals.
+        path: Path below the mount point, percent-decoded, without a trailing slash (some frameworks add one).
+            At least "/".
+        query: Raw query, without the question mark.
+        headers: Headers by lower-case name. Values of a repeated header are joined with ", " (RFC 9110 §5.3), so
+            that a verifier cannot mistake the first for the whole.
+        body: The bytes received; signatures cover these bytes.
+        received_at: Time of arrival in seconds since the epoch.
     """
 
     method: str = "POST"
@@ -45,7 +45,7 @@ class WebhookRequest:
     received_at: float = 0.0
 
     def parameter(self, name: str) -> str | None:
-        """A field of the query, decoded; `None` if it is missing or there twice, or if the query is too long."""
+        """Return a decoded query field; `None` if missing, repeated, or in a query that is too long."""
         if len(self.query) > MAX_QUERY:
             return None
         try:
@@ -56,30 +56,30 @@ class WebhookRequest:
         return values[0] if len(values) == 1 else None
 
     def json(self) -> Any:
-        """The body, read as JSON.
+        """Return the body parsed as JSON.
 
         Raises:
-            ValueError: It is none.
+            ValueError: The body is not JSON.
         """
         try:
             return decode(self.body)
         except RecursionError:
-            raise ValueError("it is nested too deeply") from None
+            raise ValueError("the JSON is nested too deeply") from None
 
 
 @dataclass(frozen=True, slots=True)
 class WebhookResponse:
-    """What is answered.
+    """Response to a webhook request.
 
     Attributes:
-        status: Of HTTP.
-        body: Sent as it is.
-        content_type: Of the body.
-        headers: Sent too; `Content-Length`, `Content-Type` and `X-Content-Type-Options` are added.
+        status: HTTP status.
+        body: Bytes sent unchanged.
+        content_type: Value of `Content-Type`.
+        headers: Further headers; `Content-Length`, `Content-Type` and `X-Content-Type-Options` are added.
     """
 
     status: int = 200
-    # The answer to a handshake may hold a secret of the server and the receiver.
+    # The response to a handshake may hold a secret that server and receiver share.
     body: bytes = field(default=b"", repr=False)
     content_type: str = field(default="text/plain; charset=utf-8", repr=False)
     headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS, repr=False)
@@ -87,13 +87,13 @@ class WebhookResponse:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A request that is authentic.
+    """Result of a verifier for an authentic request.
 
     Attributes:
-        once: What a repetition of it has too, and another request has not: texts of which each alone makes it a
-            repetition. Empty: repetitions cannot be told from others. They are remembered in memory: another
-            process, and this one after a restart, takes a repetition for new once, and polls early.
-        until: When its repetition would be refused anyway, in seconds since the epoch; `None`: never.
+        once: Byte strings that identify this request: a request that shares one of them is a repetition. Empty if
+            repetitions cannot be recognised. They are kept in memory, so another process, or this one after a
+            restart, treats a repetition once as new and polls early.
+        until: Time when a repetition would be rejected anyway, in seconds since the epoch; `None` means never.
     """
 
     once: tuple[bytes, ...] = field(default=(), repr=False)  # signatures, or what they were made of
@@ -101,46 +101,46 @@ class Verified:
 
 
 class Control(enum.Enum):
-    """What a request says of the subscription itself. It is no push."""
+    """Message of the server about the subscription itself, which is not a push."""
 
     RENEW = "renew"
-    """It is about to end, or asks to be confirmed: renew it now (Graph's `reauthorizationRequired`)."""
+    """Renew now: it is about to end, or must be confirmed (Graph's `reauthorizationRequired`)."""
 
     RECREATE = "recreate"
-    """The server has dropped it (Graph's `subscriptionRemoved`, WebSub's `denied`): create it anew."""
+    """Create it again: the server has dropped it (Graph's `subscriptionRemoved`, WebSub's `denied`)."""
 
     MISSED = "missed"
-    """Pushes were lost (Graph's `missed`): poll, though nothing is promised."""
+    """Poll: pushes were lost (Graph's `missed`)."""
 
 
 _VerifierResult: TypeAlias = Verified | bool | None
 
 
 class Verifier(Protocol):
-    """Says whether a request is authentic. Any function of a request that returns a bool serves.
+    """Checks that a request is authentic. Any function from a request to a bool works.
 
-    A verifier may have a method `may_pass(request: WebhookRequest) -> bool`, which is asked before the body is
-    read: False for a request without the headers that an authentic one has.
+    A verifier may have a method `may_pass(request: WebhookRequest) -> bool`. It is called before the body is read,
+    and returns False if the request lacks the headers of an authentic one.
     """
 
     def __call__(self, request: WebhookRequest, /) -> _VerifierResult | Awaitable[_VerifierResult]:
-        """Whether it is: `Verified`, or True for one that has no more to say; False or `None` when it is not.
+        """Return `Verified` or True if the request is authentic, else False or `None`.
 
-        What it raises means that it is not, and is logged by its class.
+        An exception counts as "not authentic"; only its class is logged.
         """
 
 
 Handshake: TypeAlias = Callable[[WebhookRequest], WebhookResponse | Awaitable[WebhookResponse | None] | None]
-"""Answers a server's question whether its pushes are wanted; `None`: the request is not such a question.
+"""Answers a server's handshake; returns `None` if the request is not one.
 
-A plain function is called for each request, also of strangers, so it has to be quick. What it returns to be
-awaited, as an `async def` does each time, is limited by the webhook's `rate` and `burst`."""
+A plain function is called for each request, also of strangers, so it must be quick. Calls that return an
+awaitable, such as those of an `async def`, are limited by the webhook's `rate` and `burst`."""
 
 Hint: TypeAlias = Callable[[WebhookRequest], Push | Control | None]
-"""Makes a push of an authentic request; `None`: it is none (a ping, Google's `sync`)."""
+"""Turns an authentic request into a push; returns `None` if it is not one (a ping, Google's `sync`)."""
 
 Route: TypeAlias = Callable[[WebhookRequest], Iterable[str] | None]
-"""Names those for whom an authentic request is; `None`: all."""
+"""Returns the names of the listeners that an authentic request is for; `None` means all."""
 
 
 class _Several(enum.Enum):
@@ -149,27 +149,27 @@ class _Several(enum.Enum):
 
 
 EVERYONE: Final = _Several.EVERYONE
-"""All subscribers: the push does not say for whom it is."""
+"""All subscribers: the push names no recipient."""
 
 UNKNOWN: Final = _Several.UNKNOWN
-"""All names together for which no consumer listens. They are for the subscribers that hear every push."""
+"""All names without a listening consumer, together. Only subscribers that hear every push get them."""
 
 Recipient: TypeAlias = str | _Several
-"""For whom a push is: a name for which a consumer listens, `EVERYONE` or `UNKNOWN`."""
+"""Recipient of a push: a name with a listening consumer, `EVERYONE` or `UNKNOWN`."""
 
 
 RejectReason: TypeAlias = Literal["refused", "not_ready", "too_large", "too_slow", "limited", "busy", "unasked"]
-"""Why a request was refused: a field of `WebhookCounters`."""
+"""Reason of a rejection: a field of `WebhookCounters`."""
 
 ACCEPTED = WebhookResponse()
-"""For an authentic request, unless the subscription or the caller wants another response."""
+"""Response to an authentic request, unless the subscription or the caller chose another one."""
 
 NOT_READY = WebhookResponse(503, headers={"Retry-After": "5"})
-"""For anything that is wrong with a signature while the registration may be unknown here: a server sends a push
-again after a 503, and may end the subscription after a 401."""
+"""Response to an unverified request while the registration may not be loaded: a server repeats a push after a 503,
+and may end the subscription after a 401."""
 
 REJECTIONS: Mapping[RejectReason, WebhookResponse] = {
-    # Anything that is wrong with a signature: to say what would help an attacker.
+    # The same response for every fault of a signature: details would help an attacker.
     "refused": WebhookResponse(401),
     "not_ready": NOT_READY,
     # Neither a push nor an expected handshake (RFC 9110 §15.5.6; CloudEvents webhooks §4.2).
@@ -180,7 +180,7 @@ REJECTIONS: Mapping[RejectReason, WebhookResponse] = {
     # A slot is free again after a moment, unless clients send their bodies slowly on purpose.
     "busy": WebhookResponse(503, headers={"Retry-After": "1"}),
 }
-"""The response to a rejected request; to one beyond the rate it says how long to wait."""
+"""Responses by reason. For "limited" the response is made with the seconds to wait."""
 
 MIN_FINAL_STATUS, MAX_STATUS = 200, 599
 NO_CONTENT = {204, 304}
@@ -188,15 +188,12 @@ NO_CONTENT = {204, 304}
 
 
 class RequestRejected(Exception):
-    """A request goes no further.
+    """The request is rejected.
 
     Args:
-        reason: The counter that is increased.
-        wait: Seconds after which the client may come back, if it is `limited` (CloudEvents webhooks §2.2).
-        hides_pushes: Whether an authentic request could have been rejected in the same way.
-
-    Attributes:
-        response: Sent to the client.
+        reason: The counter to increase.
+        wait: Seconds until the client may retry, for "limited" (CloudEvents webhooks §2.2).
+        hides_pushes: True if an authentic request could have been rejected in the same way.
     """
 
     def __init__(self, reason: RejectReason, *, wait: float = 0.0, hides_pushes: bool = False) -> None:
@@ -208,23 +205,18 @@ class RequestRejected(Exception):
 
 
 def check_response(response: Any) -> WebhookResponse:
-    """Return a response that the caller's code made, if it can be sent.
-
-    Raises:
-        TypeError: It is not a `WebhookResponse`, or a part has the wrong type.
-        ValueError: It cannot be sent as it is.
-    """
+    """Return the response of a callback, or raise `TypeError` or `ValueError` if it cannot be sent."""
     if not isinstance(response, WebhookResponse):
-        raise TypeError(f"it is a WebhookResponse, not {type(response).__name__}")
+        raise TypeError(f"the response must be a WebhookResponse, got {type(response).__name__}")
     if not isinstance(response.status, int) or not isinstance(response.body, bytes):
-        raise TypeError("the status is an int and the body is bytes")
+        raise TypeError("the response needs an int as status and bytes as body")
     if not MIN_FINAL_STATUS <= response.status <= MAX_STATUS:
-        raise ValueError(f"the status is {MIN_FINAL_STATUS} to {MAX_STATUS}, not {response.status}")
+        raise ValueError(f"the status must be {MIN_FINAL_STATUS} to {MAX_STATUS}, got {response.status}")
     if response.body and response.status in NO_CONTENT:
-        raise ValueError(f"an answer of status {response.status} has no body")
+        raise ValueError(f"a response with status {response.status} cannot have a body")
     for name, value in {**response.headers, "Content-Type": response.content_type}.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError("headers are a mapping of str to str")
+            raise TypeError("response headers must be a mapping of str to str")
         if not is_header_name(name) or not is_header_value(value):
-            raise ValueError("a header has a character that may not stand in one")
+            raise ValueError("a response header has a character that headers must not contain")
     return response

@@ -14,19 +14,19 @@ PublicKey: TypeAlias = Any
 _PRIME = 2**255 - 19
 
 _ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
-"""One y of the points of order 8; the other is its negative."""
+"""The y of half of the points of order 8; the others have its negative."""
 
 _WEAK = frozenset({0, 1, _PRIME - 1, _PRIME, _PRIME + 1, _ORDER_8, _PRIME - _ORDER_8})
-"""The y of all points of small order, in all encodings. For such a key there are signatures that fit one message
-in eight or all messages, and no private key is needed to write them; OpenSSL accepts these keys."""
+"""The y of all points of small order, in all encodings. With such a key, anyone can write signatures that fit one
+message in eight, or every message. OpenSSL accepts these keys."""
 
 
 def public_key(raw: bytes) -> PublicKey:
-    """Make a public key from its 32 bytes.
+    """Build a public key from 32 bytes.
 
     Raises:
         ImportError: `cryptography` is not installed.
-        ValueError: They are not a key, or a key that needs no private one to sign.
+        ValueError: The bytes are not a key, or are a weak key.
     """
     try:
         ed25519 = import_module("cryptography.hazmat.primitives.asymmetric.ed25519")
@@ -35,14 +35,14 @@ def public_key(raw: bytes) -> PublicKey:
             "An Ed25519 signature", "cryptography", error, remedy="pip install 'push-to-poll-client[crypto]'"
         ) from error
     if len(raw) != KEY_SIZE:
-        raise ValueError(f"an Ed25519 public key has {KEY_SIZE} bytes, not {len(raw)}")
+        raise ValueError(f"an Ed25519 public key must have {KEY_SIZE} bytes, got {len(raw)}")
     if int.from_bytes(raw, "little") % 2**255 in _WEAK:
-        raise ValueError("the Ed25519 public key is one that signs for everybody, such as 32 zeros")
+        raise ValueError("the Ed25519 public key is weak, such as 32 zeros: anyone can sign for it")
     return ed25519.Ed25519PublicKey.from_public_bytes(bytes(raw))
 
 
 def verify(key: PublicKey, signature: bytes, message: bytes) -> bool:
-    """Return whether a signature fits. Any signature of 64 bytes takes the same time. Never raises."""
+    """Return True if the signature fits. Any signature of 64 bytes takes the same time. Never raises."""
     from cryptography.exceptions import InvalidSignature
 
     try:

@@ -1,11 +1,9 @@
-"""Verify an HMAC signature (RFC 2104), laid out as a vendor declares it.
+"""Verify HMAC signatures (RFC 2104) in the layout that a vendor declares.
 
-The parts: secrets, templates of what is signed, and the verifier, which reads the header.
-
-It uses the standard library only. The vendors' libraries raise errors that no caller expects on malformed input
-(`standardwebhooks` 1.1: `ValueError`, `binascii.Error`, `UnicodeDecodeError`; `stripe` 16.1: `TypeError`), read
-bodies as text although bytes were signed, and ask a clock of their own; Stripe's takes timestamps from any future.
-The tests compare their results with those of this module instead.
+Uses only the standard library. The vendors' libraries raise unexpected errors on malformed input
+(`standardwebhooks` 1.1: `ValueError`, `binascii.Error`, `UnicodeDecodeError`; `stripe` 16.1: `TypeError`),
+read bodies as text although bytes are signed, and read the clock themselves. Stripe's accepts any future timestamp.
+The tests compare their results with the results of this module.
 """
 
 import hashlib
@@ -24,14 +22,14 @@ from push_to_poll_client.listeners._webhook.types import Verified, WebhookReques
 
 
 def any_equal(given: Iterable[bytes], expected: Iterable[bytes]) -> bool:
-    """Return whether any of `given` equals any of `expected`; all pairs are compared, also after an equal one."""
+    """Return True if any of `given` equals any of `expected`. Always compares all pairs."""
     wanted = tuple(expected)
     # `any` would stop at the first.
     return sum(hmac.compare_digest(one, other) for one in given for other in wanted) > 0
 
 
 class TokenSet:
-    """The tokens of which a request has to show one. Digests are compared, since all have the same length."""
+    """Valid tokens. Compares digests, since all digests have the same length."""
 
     def __init__(self, tokens: Iterable[bytes]) -> None:
         self._digests = tuple(hashlib.sha256(token).digest() for token in tokens)
@@ -41,46 +39,40 @@ class TokenSet:
 
 
 Secrets: TypeAlias = str | bytes | Sequence[str | bytes]
-"""A secret, or several that are all valid: the new one and the old one while they are exchanged."""
+"""A secret, or several that are all valid, as while a secret is replaced."""
 
 
 def secret_bytes(secrets: Secrets) -> tuple[bytes, ...]:
-    """Return the bytes of each secret; a `str` is encoded in UTF-8.
-
-    Raises:
-        TypeError: A secret is neither `str` nor `bytes`.
-        ValueError: There is no secret, or one is empty, or is a `str` with white space around it.
-    """
+    """Return the bytes of each secret, with `str` encoded in UTF-8. Raises as `check_secrets`."""
     return tuple(secret.encode() if isinstance(secret, str) else secret for secret in check_secrets(secrets))
 
 
 def check_secrets(secrets: object) -> tuple[str | bytes, ...]:
-    """Return each secret as it was given; raises as `secret_bytes` does. No error shows a secret."""
+    """Return each secret unchanged, or raise `TypeError` or `ValueError`. No error shows a secret."""
     if isinstance(secrets, str | bytes):
         secrets = (secrets,)
     if not isinstance(secrets, Sequence):
-        raise TypeError(f"a secret is a str or bytes, or a sequence of them, not {type(secrets).__name__}")
+        raise TypeError(f"a secret must be a str or bytes, or a sequence of them, got {type(secrets).__name__}")
     if not secrets:
-        raise ValueError("there is no secret: everybody could have sent what it verifies")
+        raise ValueError("at least one secret is required: without a secret, anyone could send requests")
     found = tuple(secrets)
     for secret in found:
         if not isinstance(secret, str | bytes):
-            raise TypeError(f"a secret is a str or bytes, not {type(secret).__name__}")
+            raise TypeError(f"a secret must be a str or bytes, got {type(secret).__name__}")
         if not secret:
-            raise ValueError("a secret is empty: everybody knows it. Is the setting that holds it set?")
+            raise ValueError("a secret is empty; check that the setting with the secret is set")
         if isinstance(secret, str) and secret != secret.strip():
-            # No request would be verified, and nothing would say why. A caller who means it gives bytes.
-            raise ValueError("a secret has white space around it, as the text of a whole file has; strip it")
+            # Every request would be rejected without an explanation. A caller who means it can pass bytes.
+            raise ValueError("a secret starts or ends with white space, such as a file's last newline; strip it")
     return found
 
 
 TOLERANCE = 300.0
-"""Seconds, as Stripe, Slack, Svix and the libraries of Standard Webhooks have it. A request that is repeated later
-is refused for its timestamp, so repetitions have to be remembered for this long."""
+"""Seconds, as in Stripe, Slack, Svix and the libraries of Standard Webhooks. After that a repetition is rejected
+for its timestamp, so repetitions must be remembered for this long."""
 
 _read_number = re.compile(r"[1-9][0-9]{0,15}").fullmatch
-"""`int()` would also take signs, spaces, underscores and digits of every script, and `float()` would take
-"nan"."""
+"""`int()` also accepts signs, spaces, underscores and the digits of every script; `float()` accepts "nan"."""
 
 
 BODY = "body"
@@ -89,35 +81,22 @@ SIGNED = "signed"
 
 
 def header_bytes(value: str) -> bytes:
-    """Return the bytes of a header's value (RFC 9110 §5.5: ISO-8859-1), with other characters escaped."""
+    """Return a header value as bytes (ISO-8859-1, RFC 9110 §5.5), with other characters escaped."""
     return value.encode("latin-1", "backslashreplace")
 
 
 def header_name(name: str) -> str:
-    """Check the name of a header, and return it in lower case, as requests have it.
-
-    Raises:
-        TypeError: It is not a `str`.
-        ValueError: It is not the name of a header.
-    """
-    check_str("the name of a header", name)
+    """Return a valid header name in lower case, or raise `TypeError` or `ValueError`."""
+    check_str("a header name", name)
     if not is_header_name(name):
-        raise ValueError(f"{name!r} is no name of a header (RFC 9110 §5.1)")
+        raise ValueError(f"{name!r} is not a valid header name (RFC 9110 §5.1)")
     return name.lower()
 
 
 class Template:
-    """A text such as "v0:{timestamp}:{body}"; in braces stands a name that `fill` is told, or a header's.
+    """Template such as "v0:{timestamp}:{body}". A name in braces is a known value or a header.
 
-    Args:
-        text: The template; "{{" stands for a brace.
-
-    Attributes:
-        names: All names in braces, in lower case.
-
-    Raises:
-        TypeError: The text is not a `str`.
-        ValueError: A brace is left open, or has something else than a name in it.
+    "{{" is a literal brace. `names` holds all names in braces, in lower case. Raises `TypeError` or `ValueError`.
     """
 
     def __init__(self, text: str) -> None:
@@ -134,12 +113,7 @@ class Template:
         self.names = frozenset(piece for piece in self._pieces if isinstance(piece, str))
 
     def fill(self, request: WebhookRequest, known: Mapping[str, bytes]) -> bytes | None:
-        """Return the bytes for a request; None if a header is missing or empty.
-
-        Args:
-            request: Has the headers.
-            known: What stands for the names that are not headers.
-        """
+        """Return the filled template; None if a header is missing or empty. `known` overrides headers."""
         filled = list[bytes]()
         for piece in self._pieces:
             if isinstance(piece, str):
@@ -154,7 +128,7 @@ class Template:
 
 
 Algorithm: TypeAlias = Literal["sha1", "sha256", "sha384", "sha512"]
-"""The hash of an HMAC, which does not need the property of SHA-1 that is broken (RFC 6194 §3.3)."""
+"""Hash of an HMAC. The broken property of SHA-1 does not matter for HMAC (RFC 6194 §3.3)."""
 
 ALGORITHMS = ("sha1", "sha256", "sha384", "sha512")
 
@@ -162,20 +136,20 @@ ENCODINGS: Mapping[str, tuple[Callable[[bytes], bytes], Callable[[str], str]]] =
     "hex": (hexlify, str.lower),
     "base64": (b64encode, str),
 }
-"""For each encoding the function that encodes a MAC, and the one that brings a given signature into its case."""
+"""By encoding: the function that encodes a MAC, and the function that normalises the case of a signature."""
 
 MAX_ITEMS = 16
-"""Items of a list of signatures. Servers write two or three while they change a secret. A longer list is refused:
-each item costs a comparison for each secret."""
+"""Items in a list of signatures. Servers send two or three while a secret is replaced. A longer list is rejected,
+since each item costs a comparison with each secret."""
 
 
 class _Stated(NamedTuple):
-    """What the headers of a request state, whose timestamp is not refused.
+    """Contents of the headers of a request whose timestamp is acceptable.
 
     Attributes:
-        signatures: By algorithm, in their encoding; at least one.
-        timestamp: The text of the timestamp; empty if there is none.
-        until: When the timestamp will be refused, in seconds since the epoch; infinite if there is none.
+        signatures: Encoded signatures by algorithm; at least one.
+        timestamp: Text of the timestamp; empty if there is none.
+        until: Time when the timestamp expires, in seconds since the epoch; infinite if there is none.
     """
 
     signatures: Mapping[str, Sequence[bytes]]
@@ -187,14 +161,14 @@ def _prefixes(prefix: str, algorithms: tuple[str, ...]) -> tuple[tuple[str, str]
     check_str("prefix", prefix)
     for algorithm in algorithms:
         if algorithm not in ALGORITHMS:
-            raise ValueError(f"algorithm is one of {', '.join(ALGORITHMS)}, not {algorithm!r}")
+            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
     if not algorithms or (len(algorithms) > 1 and "{algorithm}" not in prefix):
-        raise ValueError("where the server states its algorithm, {algorithm} stands in the prefix")
+        raise ValueError("with several algorithms, prefix must contain {algorithm}")
     return tuple((prefix.replace("{algorithm}", algorithm), algorithm) for algorithm in algorithms)
 
 
 class HMACSignature:
-    """Verifies an HMAC over the body, and over what the server signs with it. Most vendors are one line of it.
+    """Verifies an HMAC over the body and other signed values. Most vendors need one line.
 
         HMACSignature(secret, header="X-Shopify-Hmac-SHA256", encoding="base64")
         HMACSignature(secret, header="X-Slack-Signature", prefix="v0=",
@@ -202,32 +176,31 @@ class HMACSignature:
         HMACSignature(secret, header="Stripe-Signature", separator=",", prefix="v1=",
                       signed="{timestamp}.{body}", timestamp="t=")
 
-    A template is a text with names in braces: `{body}`, `{timestamp}`, and of any header, as `{webhook-id}`.
+    A template is a text with names in braces: `{body}`, `{timestamp}`, or any header, such as `{webhook-id}`.
 
-    A malformed request is refused and never raises. How much is compared does not depend on where a signature is
-    wrong. A header that came twice is verified as one, joined, which as a rule is wrong.
+    A malformed request is rejected and never raises. The number of comparisons does not depend on the position of
+    a wrong byte. A repeated header is verified as one joined value, which normally does not match.
 
     Args:
-        secrets: The secret, used as it is (a `str` in UTF-8), or several while they are exchanged.
-        header: Where the signature stands.
-        prefix: What stands before it. `{algorithm}` in it: the server states which of `algorithm` it took.
-        separator: The header is a list of which each item with the prefix is a signature, and the items stand
-            between these; `None`: it is one signature.
-        algorithm: The hash, or those that the server may state.
-        encoding: Of the signature: "hex", in either case, or "base64", padded.
-        signed: A template of what is signed; `None`: "{timestamp}.{body}" if there is a timestamp, else "{body}".
-        timestamp: Where the second stands at which it was signed: the name of a header, or what an item of the
-            list begins with, as "t="; `None`: nothing says when it was sent, and who has seen one request can
-            send it again at any time.
-        timestamp_unit: Seconds that one of it stands for: 0.001 where it is in milliseconds.
-        tolerance: Seconds that the timestamp may lie before the receiver's clock, or after it.
-        once: Templates of what a repetition of a request has too, and no other has: each alone makes a
-            repetition, and one whose header is missing or empty says nothing. `{signed}` is what was signed.
-            `None`: that, if there is a timestamp in it; else nothing, since two pushes may have the same body.
+        secrets: The secret, used unchanged (a `str` in UTF-8), or several that are all valid.
+        header: Header with the signature.
+        prefix: Text before the signature. With `{algorithm}` in it, the server names one of `algorithm` there.
+        separator: Text between the items of a list in the header; each item with the prefix is a signature. `None`
+            if the header is a single signature.
+        algorithm: The hash, or those that the server may name.
+        encoding: Encoding of the signature: "hex" in either case, or padded "base64".
+        signed: Template of the signed text. `None` means "{timestamp}.{body}" with a timestamp, else "{body}".
+        timestamp: Place of the signing time: a header name, or the prefix of an item in the list, such as "t=".
+            `None` if there is none; anyone who has seen a request can then send it again at any time.
+        timestamp_unit: Seconds per unit of the timestamp; 0.001 for milliseconds.
+        tolerance: Seconds that the timestamp may differ from the receiver's clock, in either direction.
+        once: Templates of values that identify a request: a request is a repetition if one of them was seen
+            before. A template whose header is missing or empty is skipped. `{signed}` is the signed text. `None`
+            means `{signed}` if there is a timestamp, else nothing, since two pushes may have the same body.
 
     Raises:
-        TypeError: An argument is of no such type.
-        ValueError: A secret is empty, or something cannot be as declared.
+        TypeError: An argument has the wrong type.
+        ValueError: A secret is empty, or the arguments contradict each other.
     """
 
     def __init__(
@@ -248,15 +221,15 @@ class HMACSignature:
         check_number("timestamp_unit", timestamp_unit, above_zero=True)
         check_number("tolerance", tolerance, above_zero=True)
         if encoding not in ENCODINGS:
-            raise ValueError(f"encoding is hex or base64, not {encoding!r}")
+            raise ValueError(f"encoding must be hex or base64, got {encoding!r}")
         self._keys = secret_bytes(secrets)
         self._encode, self._in_one_case = ENCODINGS[encoding]
         self._header = header_name(header)
         self._prefixes = _prefixes(prefix, (algorithm,) if isinstance(algorithm, str) else tuple(algorithm))
         if not isinstance(separator, str | None):
-            raise TypeError(f"separator must be a str or None, not {type(separator).__name__}")
+            raise TypeError(f"separator must be a str or None, got {type(separator).__name__}")
         if separator == "":
-            raise ValueError("separator is empty; None is for a header that is no list")
+            raise ValueError("separator must not be empty; use None if the header is a single signature")
         self._separator = separator
         timed = timestamp is not None
         listed = isinstance(timestamp, str) and timestamp and separator and not is_header_name(timestamp)
@@ -267,37 +240,37 @@ class HMACSignature:
         default = "{timestamp}.{body}" if timed else "{body}"
         self._signed = Template(default if signed is None else signed)
         if BODY not in self._signed.names:
-            raise ValueError("signed must have {body} in it: else anybody could write the body")
+            raise ValueError("signed must contain {body}: otherwise anyone could change the body")
         if (TIMESTAMP in self._signed.names) != timed:
             raise ValueError(
-                "signed must have {timestamp} in it if there is one: one that is not signed says nothing"
+                "signed must contain {timestamp} exactly if timestamp= is given: an unsigned time proves nothing"
             )
         if isinstance(once, str):
-            raise TypeError("once must be a sequence of templates, not one")
+            raise TypeError("once must be a sequence of templates, not a single str")
         once = (["{signed}"] if timed else []) if once is None else once
         self._once = [Template(text) for text in once]
 
     def may_pass(self, request: WebhookRequest) -> bool:
-        """Whether the headers alone are those of an authentic request: signed, and of now."""
+        """Return False if the headers alone rule out an authentic request."""
         return self._read(request) is not None
 
     def __call__(self, request: WebhookRequest, /) -> Verified | None:
-        """What there is to say of an authentic request; `None`: it is not authentic."""
+        """Return `Verified` for an authentic request, else `None`."""
         if (stated := self._read(request)) is None:
             return None
         known = {BODY: request.body, TIMESTAMP: stated.timestamp.encode()}
         signed = self._signed.fill(request, known)
-        # All algorithms are tried, since a stop at the first that fits would show in the time.
+        # Try all algorithms: stopping at the first match would be visible in the response time.
         if signed is None or not sum(self._fits(signed, *one) for one in stated.signatures.items()):
             return None
         texts = [template.fill(request, {**known, SIGNED: signed}) for template in self._once]
         numbered = [b"%d " % number + text for number, text in enumerate(texts) if text is not None]
-        # Of two templates no two texts are the same; and a digest is short.
+        # The number keeps the texts of two templates apart; a digest is short.
         once = tuple(hashlib.sha256(text).digest() for text in numbered)
         return Verified(once, stated.until if math.isfinite(stated.until) else None)
 
     def _read(self, request: WebhookRequest) -> _Stated | None:
-        """Return what the headers state; None if they are not those of an authentic request."""
+        """Return the contents of the headers; None if they rule out an authentic request."""
         value = request.headers.get(self._header)
         if value is None:
             return None
@@ -307,7 +280,7 @@ class HMACSignature:
         signatures = dict[str, list[bytes]]()
         for prefix, algorithm in self._prefixes:
             if texts := _without(prefix, items):
-                # A character that is not ASCII becomes "?", which no signature has.
+                # A non-ASCII character becomes "?", which no signature contains.
                 signatures[algorithm] = [self._in_one_case(text).encode("ascii", "replace") for text in texts]
         timestamp, until = "", math.inf
         if TIMESTAMP in self._signed.names:
@@ -315,15 +288,15 @@ class HMACSignature:
             if not _read_number(timestamp):
                 return None
             signed_at = int(timestamp) * self._timestamp_unit
-            # A request with a future timestamp could be repeated for longer than it is remembered.
+            # A request with a future timestamp could be repeated after it is forgotten.
             if abs(request.received_at - signed_at) > self._tolerance:
                 return None
-            # At the very end of the tolerance one still passes, and no longer a second later.
+            # At exactly the tolerance it still passes, and a second later it does not.
             until = signed_at + self._tolerance + 1
         return _Stated(signatures, timestamp, until) if signatures else None
 
     def _timestamp(self, request: WebhookRequest, items: Sequence[str]) -> str:
-        """Return the text of the timestamp; empty if there is none, or if there are two."""
+        """Return the text of the timestamp; empty if there is none or more than one."""
         if self._timestamp_prefix is None:
             return request.headers.get(self._timestamp_header, "")
         found = _without(self._timestamp_prefix, items)
@@ -335,5 +308,5 @@ class HMACSignature:
 
 
 def _without(prefix: str, items: Sequence[str]) -> list[str]:
-    """Return the items that have a prefix, without it."""
+    """Return the items with the prefix, without it."""
     return [item.removeprefix(prefix) for item in items if item.startswith(prefix)]

@@ -1,7 +1,7 @@
-"""Verify signatures by Standard Webhooks 1.0.0, and by Svix.
+"""Verify signatures of Standard Webhooks 1.0.0 and of Svix.
 
-It uses the standard library and `cryptography`; `_hmac.py` says why not `standardwebhooks`. Svix's Python library
-has the same code, and neither knows Ed25519.
+Uses the standard library and `cryptography`. `_hmac.py` explains why not `standardwebhooks`. Svix's Python library
+has the same code, and neither supports Ed25519.
 """
 
 import binascii
@@ -12,58 +12,59 @@ from push_to_poll_client.listeners.verifiers import _ed25519
 from push_to_poll_client.listeners.verifiers._hmac import TOLERANCE, HMACSignature, Secrets, check_secrets
 
 MAX_ED25519 = 4
-"""Ed25519 signatures of a request that are verified, each by each key. While a key is replaced there are two; a
-request with more than this is refused. A verification takes 0.1 ms, and 1.4 ms for a MiB, since the whole text is
-hashed each time."""
+"""Ed25519 signatures of one request, each verified with each key. There are two while a key is replaced; a request
+with more than this limit is rejected. A verification takes 0.1 ms, and 1.4 ms for 1 MiB, since each hashes the
+whole text."""
 
 MAX_HASHED = 2_200_000
-"""Bytes that are hashed for the Ed25519 signatures of a request, in 3 ms: two verifications of the largest body by
-default. Of a request that would take more, only the first signatures are verified, but always one, which is enough
-for a receiver that knows both keys of its sender."""
+"""Bytes hashed for the Ed25519 signatures of a request, in 3 ms: two verifications of the largest body by default.
+If a request would take more, only the first signatures are verified, and at least one. One is enough for a
+receiver that knows both keys of its sender."""
 
 
 def standard_webhooks(secrets: Secrets, *, tolerance: float = TOLERANCE) -> Verifier:
-    """Standard Webhooks 1.0.0: the headers `webhook-id`, `webhook-timestamp`, `webhook-signature`.
+    """Standard Webhooks 1.0.0: headers `webhook-id`, `webhook-timestamp` and `webhook-signature`.
 
-    A repetition has the same `webhook-id`. A retry has it too, but is signed anew by a later second. One that
-    comes while the id is remembered is needless, since what it repeats has been a wake already; one that comes
-    later, as retries do for days, is a wake again. An exact copy is then refused for its age.
+    Requests with the same `webhook-id` are repetitions. The sender signs a retry anew, with a later timestamp and
+    the same id. While the id is remembered, a retry does not wake, since the first request did. A later retry
+    (they go on for days) wakes again; an exact copy is by then too old and is rejected.
 
     Args:
-        secrets: Keys as the sender shows them: "whsec_" with the Base64 of a shared one (the prefix may be
-            missing), or "whpk_" with that of an Ed25519 public key, which needs the extra `crypto`; `bytes` are
-            a shared key itself. Several while they are exchanged; kinds may be mixed.
-        tolerance: Seconds that a timestamp may lie before the receiver's clock, or after it.
+        secrets: Keys as the sender shows them: "whsec_" and the Base64 of a shared key (the prefix may be
+            missing), or "whpk_" and the Base64 of an Ed25519 public key, which needs the extra `crypto`. `bytes`
+            are the shared key itself. Several keys may be valid at once, also of both kinds.
+        tolerance: Seconds that a timestamp may differ from the receiver's clock, in either direction.
 
     Raises:
         ImportError: There is a public key, and `cryptography` is not installed.
-        TypeError: A secret is neither `str` nor `bytes`, or the tolerance is no number.
-        ValueError: A secret is empty, no Base64, no key, or the private one; or the tolerance is not above 0.
+        TypeError: A secret is neither `str` nor `bytes`, or the tolerance is not a number.
+        ValueError: A secret is empty, is not Base64, is not a valid key, or is a private key; or the tolerance is
+            not positive.
     """
     return _StandardWebhooks(secrets, "webhook", tolerance)
 
 
 def svix(secrets: Secrets, *, tolerance: float = TOLERANCE) -> Verifier:
-    """Svix: as `standard_webhooks`, by the headers `svix-id`, `svix-timestamp`, `svix-signature`.
+    """Svix: as `standard_webhooks`, with headers `svix-id`, `svix-timestamp` and `svix-signature`.
 
-    A sender may have Svix call them `webhook-…`, which are read where there is no `svix-signature`.
+    A sender can configure Svix to use `webhook-…` headers; they are read if there is no `svix-signature`.
 
     Args:
         secrets: As for `standard_webhooks`.
-        tolerance: Seconds that a timestamp may lie before the receiver's clock, or after it.
+        tolerance: As for `standard_webhooks`.
 
     Raises:
-        ImportError: There is a public key, and `cryptography` is not installed.
-        TypeError: A secret is neither `str` nor `bytes`, or the tolerance is no number.
-        ValueError: A secret is empty, no Base64, no key, or the private one; or the tolerance is not above 0.
+        ImportError: As for `standard_webhooks`.
+        TypeError: As for `standard_webhooks`.
+        ValueError: As for `standard_webhooks`.
     """
     return _Svix(secrets, tolerance)
 
 
 class _StandardWebhooks(HMACSignature):
     def __init__(self, secrets: Secrets, sender: str, tolerance: float) -> None:
-        # The first dots in the signed text separate id, timestamp and body (specification, "Signature scheme"). If
-        # an id has a dot in it, the same signature fits another id: so the signed text is remembered too.
+        # The first dots in the signed text separate id, timestamp and body (specification, "Signature scheme"). An
+        # id with a dot lets the same signature fit another id, so the signed text is remembered too.
         super().__init__(
             secrets,
             header=f"{sender}-signature",
@@ -107,7 +108,7 @@ class _Svix:
 
 
 def _base64(text: bytes) -> bytes:
-    """Decode strictly; malformed text gives an empty result, which no signature is."""
+    """Decode strictly; malformed text gives an empty result, which is never a valid signature."""
     try:
         return binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error:
@@ -118,7 +119,7 @@ def _shared_key(secret: str | bytes) -> bytes:
     if isinstance(secret, bytes):
         return secret
     if secret.startswith("whsk_"):
-        raise ValueError('a secret is a private key, which is the sender\'s alone; give the public one, "whpk_…"')
+        raise ValueError('a secret is a private key ("whsk_…"), which only the sender may have; give "whpk_…"')
     return _decode_secret(secret, "whsec_")
 
 
@@ -127,7 +128,7 @@ def _decode_secret(secret: str, prefix: str) -> bytes:
     try:
         key = binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
     except (binascii.Error, ValueError):
-        raise ValueError(f'a secret is no Base64, with or without "{prefix}" before it') from None
+        raise ValueError(f'a secret is not Base64, with or without the prefix "{prefix}"') from None
     if not key:
-        raise ValueError("a secret is empty: everybody knows it")
+        raise ValueError("a secret is empty; check that the setting with the secret is set")
     return key
