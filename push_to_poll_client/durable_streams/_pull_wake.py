@@ -182,7 +182,7 @@ class PullWakeListener(SSEListener):
         headers: Sent with each request: a mapping, or a function (async, or plain and quick) that returns one and
             is called at each connect. `None`: none.
         classify: As for `SSEListener`.
-        ssl_context: The TLS settings. `None`: the certificates that the machine trusts.
+        ssl_context: TLS settings. `None` uses the machine's trusted certificates.
         max_age: As for `SSEListener`.
         max_silence: As for `SSEListener`. Servers of Durable Streams say something, or end the stream, within a
             minute (§5.8).
@@ -195,7 +195,7 @@ class PullWakeListener(SSEListener):
         name: The address of the wake stream, without secrets.
 
     Raises:
-        TypeError: An argument is of the wrong type.
+        TypeError: An argument has the wrong type.
         ValueError: An argument has no meaning; the text says which and why.
     """
 
@@ -258,7 +258,7 @@ class PullWakeListener(SSEListener):
             RuntimeError: Another consumer has this very object.
         """
         if self._is_listening:
-            raise RuntimeError(f"{self.name}: another consumer listens by it; give each a listener of its own")
+            raise RuntimeError(f"{self.name}: another consumer uses this listener; give each consumer its own")
         self._is_listening = True
         self._subscription_channel, stream_channel = split_channel(channel)
         self._bucket = TokenBucket(RATE, BURST)  # new, since an earlier run may have had another clock

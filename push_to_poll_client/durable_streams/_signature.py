@@ -112,13 +112,13 @@ class DurableStreamsSignature:
         auth: Credentials, as for the listeners. Keys are public as a rule.
         headers: Sent with the request for the keys: a mapping, or a function (async, or plain and quick) that
             returns one. `None`: none.
-        ssl_context: The TLS settings. `None`: the certificates that the machine trusts.
+        ssl_context: TLS settings. `None` uses the machine's trusted certificates.
         client: An `httpx.AsyncClient`, or one of its shape, to ask by; it stays yours. One client serves one
             event loop: give none if the receiver runs in another one than the consumer.
 
     Raises:
         ImportError: `cryptography` is not installed: `pip install 'push-to-poll-client[crypto]'`.
-        TypeError: An argument is of the wrong type.
+        TypeError: An argument has the wrong type.
         ValueError: The URL is no http address, or an argument has no meaning.
     """
 

@@ -63,7 +63,7 @@ class DurableStreamsSubscription:
         registrations: The subscriptions whose pushes are accepted; None if they are not known.
 
     Raises:
-        TypeError: An argument is of the wrong type.
+        TypeError: An argument has the wrong type.
         ValueError: An argument has no meaning.
     """
 
@@ -235,7 +235,7 @@ def subscription_request(
         lease: Seconds.
 
     Raises:
-        TypeError: An argument is of the wrong type.
+        TypeError: An argument has the wrong type.
         ValueError: An argument has no meaning.
     """
     if isinstance(streams, str):
@@ -280,7 +280,7 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
         auth: Credentials, as for the listeners.
         headers: Sent with each request: a mapping, or a function (async, or plain and quick) that returns one.
             `None`: none.
-        ssl_context: The TLS settings. `None`: the certificates that the machine trusts.
+        ssl_context: TLS settings. `None` uses the machine's trusted certificates.
         client: An `httpx.AsyncClient`, or one of its shape, to send by. It stays yours: it is not closed. `None`
             opens one for each request.
 
@@ -291,7 +291,7 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
 
     Raises:
         ImportError: `cryptography` is not installed: `pip install 'push-to-poll-client[crypto]'`.
-        TypeError: An argument is of the wrong type.
+        TypeError: An argument has the wrong type.
         ValueError: An argument has no meaning; the text says which and why.
     """
 

@@ -1,10 +1,9 @@
-"""The listener for long polls: each response with news is a push.
+"""Listener for long polls: each response with news is a push.
 
 The server holds its response until there is news. A long poll has no moment at which it is connected. The channel
-is up when a response had news, or when the server has held a request for a second, which shows that it waits for
-news. A response without news that comes at once does not bring the channel up.
+is up when a response had news, or when the server has held a request for a second. A response without news that
+comes at once does not bring the channel up.
 
-First the responses are read, by the paths or functions that the user declared; then comes the listener.
 `_requests.py` sends the requests, `LongPollPace` of `_backoff.py` decides when to send the next one, and
 `_base.py` starts over after a failure.
 """
@@ -42,7 +41,7 @@ from push_to_poll_client.listeners._requests import ListenerClient, ListenerResp
 __all__ = ["LongPollListener"]
 
 HELD_AFTER = 1.0
-"""Seconds after which the server is taken to hold a request that was sent and has no response."""
+"""Seconds without a response after which the server is believed to hold the request."""
 
 MAX_UNANSWERED = 2
 """Requests in a row without a response after which the connection counts as failed. A single one may come from a
@@ -165,7 +164,7 @@ def query_value(value: Any) -> str:
 
 
 class LongPollListener(ReadLoopListener[ListenerResponse]):
-    """Wakes on every answer with news to a request that the server holds until there is any.
+    """Wakes on every response with news, which the server holds until there is news.
 
         LongPollListener("https://api.example/orders/changes?wait=60")
 
@@ -177,69 +176,67 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
             "http://127.0.0.1:8384/rest/events?limit=1&timeout=60",
             headers={"X-API-Key": key}, next={"since": "id"},
         )
-        LongPollListener(  # Dropbox, which wants no credentials here
+        LongPollListener(  # Dropbox, which expects no credentials here
             "https://notify.dropboxapi.com/2/files/list_folder/longpoll", method="POST",
             ask=lambda: {"cursor": files.status().cursor, "timeout": 30},
             news="changes", retry_after="backoff", wait=120,
         )
 
-    A 200 is news, unless its JSON is `null`, `false`, `[]` or `{}`; 204 and 304 are none. A path is names with
-    dots between them; a list along the way stands for its last item that has what follows.
+    A 200 is news, unless its JSON is `null`, `false`, `[]` or `{}`; 204 and 304 are not. A path consists of names
+    separated by dots; a list along the path stands for its last item that has the rest of the path.
 
-    There is no busy loop. Ten answers with news may follow each other as fast as they come, and one a second in
-    the long run; answers without that come at once cost pauses that double, to one request in 60 s. What the
-    server asks for is obeyed: `Retry-After` and its like with any status, and what `retry_after` points to. A
-    request that nobody answers in `wait` and `open_timeout` is no news, the second in a row a failure.
+    There is no busy loop. Ten responses with news may follow each other without a pause, then one a second.
+    Responses without news that come at once cost pauses that double, up to one request in 60 s. The server's
+    `Retry-After` and similar headers are obeyed with any status, and so is the value at `retry_after`. A request
+    without a response within `wait` and `open_timeout` is not news; the second in a row is a failure.
 
-    After a failure it asks again by itself as all listeners do, and without the position that `next` had kept: it
-    may be what was refused. 400 and 409 also wake, since it may be the cursor that is no good. Redirects are not
-    followed: credentials stay with the origin they were given for.
+    After a failure the listener retries as all listeners do. It drops the position kept by `next`, since the
+    server may have rejected that. 400 and 409 also wake, since the cursor may be invalid. Redirects are not
+    followed, since credentials stay with their origin.
 
-    A server that is told no position (`ask`, `next`) forgets what happens between two requests. After a pause the
-    channel therefore comes up anew and wakes; what falls between an answer and the request right after it is found
-    by the fallback.
+    Without a position (`ask`, `next`), a server does not report events between two requests. After a pause the
+    channel therefore comes up again and wakes. Events between a response and an immediate next request are found
+    by the fallback poll.
 
     Args:
-        url: An `http://` or `https://` address. User and password in it are sent as `Authorization: Basic`.
+        url: An `http://` or `https://` URL. A user and password in it are sent as `Authorization: Basic`.
         method: `GET` or `POST`.
-        ask: What each request says: a mapping of JSON values, or a function (async, or plain and quick) that
-            returns one and is called for each request. A value that is `None` says that there is nothing to ask
-            with yet: it is called again every second. After news it is also called again until it gives something
-            else, for 3 s at most. A GET has it in its query, in place of what the URL has by the same names, and a
-            POST as a JSON object in its body.
-        next: What to say beside it in the next request: names, and the paths in the answer's JSON where their
-            values stand; or a function that makes such a mapping of the answer. What is not there stays as it was.
-        news: The path in the answer's JSON where something stands if there is news (not `null`, `false`, 0, "" or
-            empty); or a function of the answer.
-        retry_after: The path in the answer's JSON where stands for how many seconds to leave the server alone.
-        wait: Seconds for which the server may hold an answer, with the jitter that it adds; above what it is
-            asked to. White space that it sends meanwhile begins the time anew.
-        auth: Credentials: a bearer token, a pair of user and password, a function (async, or plain and quick)
-            that returns a token and is called at each connect, or an `httpx.Auth`. After a 401 the function is
-            called once more soon, then the slow retries begin. `None`: the user and password of the URL if it has
-            them, else those of `client`.
-        headers: Sent with each request: a mapping, or a function (async, or plain and quick) that returns one and
-            is called at each connect. `None`: none.
-        hint: Makes a push of the answer (its `status`, `headers`, `body` and `json()`): a `Push`, or `None` for
-            one that is no push after all. One that raises is logged, and the answer counts as a plain push.
-        classify: Asked first what a failure means (an `httpx.HTTPStatusError`, any other error of the client, an
-            `OSError`, …); returns a `ReconnectAction`, or `None` for the default.
-        ssl_context: The TLS settings. `None`: the certificates that the machine trusts.
-        max_age: Seconds after which a connection is renewed although nothing is wrong with it, drawn from half of
-            this to all of it; with 600, a fleet of 1,000 makes 2.2 connections a second. `None`: never.
-        open_timeout: Seconds for the headers and token to be given, again to connect, and again for an answer
-            beyond `wait`.
-        max_body: Bytes of the largest answer. A larger one counts as a push; it is retried slowly.
-        client: An `httpx.AsyncClient`, or one of its shape, to send by. It stays yours: it is not closed. `None`
-            opens one for each connection.
+        ask: Parameters of each request: a mapping of JSON values, or a function (async, or plain and quick) that
+            returns one and is called for each request. While a value is `None`, no request is sent and the
+            function is called again every second. After news it is called again until its result changes, for at
+            most 3 s. A GET sends the parameters in its query, replacing those of the URL by the same names; a POST
+            sends them as a JSON object.
+        next: Further parameters of the next request: a mapping of names to paths in the response's JSON, or a
+            function from the response to a mapping. A value that is missing stays unchanged.
+        news: Path in the response's JSON with a value if there is news (not `null`, `false`, 0, "" or empty); or a
+            function of the response.
+        retry_after: Path in the response's JSON of the seconds to wait before the next request.
+        wait: Seconds for which the server may hold a response, including its jitter; above the timeout that the
+            request names. White space from the server restarts this time.
+        auth: Credentials: a bearer token, a pair of user and password, an `httpx.Auth`, or a function (async, or
+            plain and quick) that returns a token and is called at each connect. After a 401 the function is called
+            once more soon; after that come the slow retries. `None` uses the user and password of the URL, else
+            the credentials of `client`.
+        headers: Headers of each request: a mapping, or a function (async, or plain and quick) that returns one and
+            is called at each connect. `None` sends none.
+        hint: Turns the response (its `status`, `headers`, `body` and `json()`) into a `Push`, or into `None` if it
+            is not a push. If it raises, the error is logged and the response counts as a plain push.
+        classify: Classifies a failure first (an `httpx.HTTPStatusError`, another error of the client, an
+            `OSError`, …): returns a `ReconnectAction`, or `None` for the default.
+        ssl_context: TLS settings. `None` uses the machine's trusted certificates.
+        max_age: Seconds after which a healthy connection is renewed, drawn from half of this to all of it. With
+            600, a fleet of 1,000 makes 2.2 connections a second. `None` means never.
+        open_timeout: Seconds to get headers and token, again to connect, and again for a response beyond `wait`.
+        max_body: Bytes of the largest response. A larger one counts as a push and is retried slowly.
+        client: An `httpx.AsyncClient` or compatible client that sends the requests. It is not closed. `None` opens
+            one for each connection.
 
     Attributes:
-        name: The address without user, password and the values of its query, by which log and status call the
-            listener.
+        name: Name in log and status: the URL without user, password and query values.
 
     Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: The URL is no http address, a limit is not above 0, a path has no meaning, or there are two
+        TypeError: An argument has the wrong type.
+        ValueError: The URL is not an http URL, a limit is not positive, a path is malformed, or there are two
             credentials.
     """
 
@@ -266,7 +263,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         client: Any = None,
     ) -> None:
         if method not in {"GET", "POST"}:
-            raise ValueError(f"method is GET or POST, not {method!r}")
+            raise ValueError(f"method must be GET or POST, got {method!r}")
         check_number("wait", wait, above_zero=True)
         options = ChannelOptions(hint, classify, max_age, open_timeout=open_timeout)
         self._client = ListenerClient(
@@ -293,17 +290,17 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         self._params_with_news: RequestParams | None = None
 
     async def listen(self, channel: Channel, /) -> None:
-        """Run until cancelled, ask again alone, report to `channel`.
+        """Send long polls and report to `channel`, until cancelled.
 
         Raises:
-            ListenerError: Trying again cannot help: the server said "for good" (410), or `classify` did.
-            RuntimeError: Another consumer has this very object: what it is told moves the position of both.
+            ListenerError: A retry cannot help: the server answered 410, or `classify` gave up.
+            RuntimeError: Another consumer uses this object; both would move the same position.
         """
         if self._is_listening:
-            raise RuntimeError(f"{self.name}: another consumer listens by it; give each a listener of its own")
+            raise RuntimeError(f"{self.name}: another consumer uses this listener; give each consumer its own")
         self._is_listening = True
         try:
-            self._reset()  # the event loop, and so the clock, may be another one than before
+            self._reset()  # the event loop, and so its clock, may be a new one
             await super().listen(channel)
         finally:
             self._is_listening = False
@@ -313,7 +310,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
 
     def _opened(self, channel: Channel, reconnect: ReconnectBackoff) -> None:
         self._channel, self._reconnect = channel, reconnect
-        self._is_up = False  # whether it was reported as up, and no push could have been lost since
+        self._is_up = False  # True if reported as up, and no push could have been lost since
         self._unanswered = 0  # requests in a row without a response
 
     def _up(self) -> None:
@@ -373,7 +370,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
             raise PushToPollError(f"ask failed with {type(error).__name__}") from None
 
     async def _get_response(self, params: RequestParams) -> ListenerResponse | None:
-        """Return the response; `None` if none came in time, and that may pass."""
+        """Return the response; None if none came in time, and a retry may help."""
         try:
             response = await self._send(params)
             response = response if response.status == HTTPStatus.NOT_MODIFIED else response.expect()
@@ -388,7 +385,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         return response
 
     async def _send(self, params: RequestParams) -> ListenerResponse:
-        """Send the request, and report the channel as up once the server has held it for a while."""
+        """Send the request; report the channel as up once the server has held it for a while."""
 
         async def mark_up() -> None:
             await anyio.sleep(HELD_AFTER)
@@ -415,6 +412,6 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
 def _checked(params: object) -> RequestParams:
     if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
         expected = "a mapping of names to JSON values, or a function that returns one"
-        raise TypeError(f"ask is {expected}, not {type(params).__name__}")
+        raise TypeError(f"ask must be {expected}, got {type(params).__name__}")
     msgspec.json.encode(params)
     return params

@@ -112,8 +112,8 @@ class PostgresListener(DatabaseListener):
             notification counts as a plain push. `None`: every notification is a push.
         classify: Asked first what a failure means (a `psycopg.Error`, an `OSError`, …); returns a
             `ReconnectAction`, or `None` for the default.
-        max_age: Seconds after which a connection is renewed although nothing is wrong with it, drawn from half of
-            this to all of it; with 600, a fleet of 1,000 makes 2.2 connections a second. `None`: never.
+        max_age: Seconds after which a healthy connection is renewed, drawn from half of this to all of it. With
+            600, a fleet of 1,000 makes 2.2 connections a second. `None` means never.
         max_silence: Seconds without a notification after which the server is asked whether it is there. `None`: it
             never is.
         open_timeout: Seconds for connecting and listening, and again for the answer to that question.
@@ -123,7 +123,7 @@ class PostgresListener(DatabaseListener):
 
     Raises:
         ImportError: psycopg is not installed, or finds no libpq.
-        TypeError: An argument is of the wrong type.
+        TypeError: An argument has the wrong type.
         ValueError: The connection string cannot be read, a channel has no name or one of more than 63 bytes, or a
             limit is not above 0.
     """

@@ -78,8 +78,8 @@ class RedisListener(DatabaseListener):
             `None`: every message is a push.
         classify: Asked first what a failure means (a `redis.RedisError`, an `OSError`, …); returns a
             `ReconnectAction`, or `None` for the default.
-        max_age: Seconds after which a connection is renewed although nothing is wrong with it, drawn from half of
-            this to all of it; with 600, a fleet of 1,000 makes 2.2 connections a second. `None`: never.
+        max_age: Seconds after which a healthy connection is renewed, drawn from half of this to all of it. With
+            600, a fleet of 1,000 makes 2.2 connections a second. `None` means never.
         max_silence: Seconds without a message after which the server is pinged. `None`: it never is.
         open_timeout: Seconds for connecting and subscribing, and again for the answer to a ping.
         max_body: Bytes of the largest message that is shown to `hint`; a larger one is a plain push. redis-py
@@ -91,7 +91,7 @@ class RedisListener(DatabaseListener):
 
     Raises:
         ImportError: redis-py is not installed.
-        TypeError: An argument is of the wrong type.
+        TypeError: An argument has the wrong type.
         ValueError: The URL cannot be read, there is no channel, or a limit is not above 0.
     """
 

@@ -1,18 +1,15 @@
-"""The websocket listener (RFC 6455): each message on the connection is a push.
+"""Websocket listener (RFC 6455): each message on the connection is a push.
 
-First failures are classified and described, then comes the listener. `_websocket_client.py` opens connections,
-which end with close code 1000 if this side ends them, and `_base.py` connects again: for each it calls `_connect`
+`_websocket_client.py` opens connections and closes them with code 1000. `_base.py` reconnects: it calls `_connect`
 and `_opened`, then `_read` and `_pass_on` in turn.
 
-The actions after failures are in two tables, `CLOSE_ACTIONS` and `ERROR_ACTIONS`, and in `STATUS_ACTIONS` of
-`_backoff.py`. An end in order, also one by a bound of this side, is a `ConnectionEnded` (`_run_connection` of
-`_base.py` says when). Text from the server (close reasons, header values) may be hostile, so it is escaped and cut
-before it becomes part of a sentence. An error that may hold a secret of the user's (the address of a proxy, an
-unknown error) is named by its type alone.
+The actions after failures are in the tables `CLOSE_ACTIONS` and `ERROR_ACTIONS`, and in `STATUS_ACTIONS` of
+`_backoff.py`. An orderly end is a `ConnectionEnded`, also if a limit of this side caused it. Text from the server
+(close reasons, header values) may be hostile, so it is escaped and cut before it becomes part of a sentence. An
+error that may hold a secret of the user's (the address of a proxy, an unknown error) is named by its type only.
 
-A connection may be dead at any time without a sign. Protocol pings find a half-open connection; `max_silence`
-finds one whose proxy answers pings but loses messages; `max_age` replaces any connection that neither of them
-finds.
+A connection can die without a sign. Protocol pings find a half-open connection. `max_silence` finds one whose
+proxy answers pings but loses messages. `max_age` replaces any other dead connection.
 """
 
 import functools
@@ -49,7 +46,7 @@ __all__ = ["WebSocketListener"]
 
 
 class NoCommonSubprotocol(NegotiationError):
-    """The server chose none of the subprotocols offered. Its messages may come from a proxy that knows none."""
+    """The server chose no offered subprotocol. Its messages may come from a proxy that supports none."""
 
 
 CLOSE_ACTIONS = {
@@ -83,23 +80,20 @@ ERROR_ACTIONS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
 trio hides the reason of a failed TLS handshake in the cause."""
 
 UNAUTHORIZED_CLOSE_CODES = frozenset({1008, 3000})
-"""Refusals that new credentials may lift. A connection whose token expires is closed with one of these codes."""
+"""Rejections that new credentials may resolve. A server closes with these codes when a token expires."""
 
 ORDERLY_CLOSE_CODES = frozenset({1000, 1001})
-"""Codes of a server that is done with a connection, or goes away."""
+"""Codes of a server that is done with a connection, or shuts down."""
 
 UNREADABLE_CLOSE_CODES = frozenset({1002, 1007, 1009})
-"""Codes with which this side closes when it cannot read a message."""
+"""Codes that this side sends when it cannot read a message."""
 
 SAFE_TO_QUOTE = (OSError, InvalidHandshake, ImportError)
-"""Errors whose text holds no secret. (`InvalidProxy` quotes the proxy's password.)"""
+"""Errors whose text never holds a secret. (`InvalidProxy` quotes the proxy's password.)"""
 
 
 def failure_of(error: Exception) -> Failure:
-    """Classify and describe an error that ended a connection, or an attempt to open one.
-
-    `failure_of_error` knows the errors of this library, such as `ConnectionEnded`, and those of the network.
-    """
+    """Classify and describe an error that ended a connection, or an attempt to open one."""
     if isinstance(error, ConnectionClosed):
         return _failure_of_close(error)
     if isinstance(error, InvalidStatus):
@@ -136,52 +130,51 @@ def _failure_of_close(error: ConnectionClosed) -> Failure:
 class WebSocketListener(ReadLoopListener[str | bytes]):
     """Wakes on every message of a websocket, and on every connect.
 
-    Connects again by itself, after 0-1 s and then ever more slowly (at most 5 connections in the first 10 seconds,
-    one in 30-60 s later); after 5 to 7.5 minutes when the server refuses (401, 403, 404, close codes 1008, 3000,
-    …); never when it says "for good" (410, no common subprotocol). `Retry-After` is obeyed. A connection that the
-    server closes with 1000 or 1001 after a push, or after 5 s or more, is not a failure: the listener connects
-    again after 0-1 s, 10 times in a row and then once a second at most. Redirects are not followed: credentials
-    stay with the origin they were given for.
+    Reconnects after 0-1 s, then after growing delays: at most 5 connections in the first 10 seconds, later one in
+    30-60 s. If the server refuses (401, 403, 404, close codes 1008, 3000, …), the delay is 5 to 7.5 minutes. After
+    410, or without a common subprotocol, it gives up. `Retry-After` is obeyed. A connection that the server closes
+    with 1000 or 1001 after a push, or after 5 s or more, is not a failure: the listener reconnects after 0-1 s, 10
+    times in a row and then at most once a second. Redirects are not followed, since credentials stay with their
+    origin.
 
-    A proxy is taken from the environment (`ws_proxy`, `wss_proxy`, `all_proxy` and their like, `no_proxy`). There
-    is no compression: a push carries nothing worth 50 KiB of buffers.
+    A proxy is taken from the environment (`ws_proxy`, `wss_proxy`, `all_proxy`, `no_proxy`, …). There is no
+    compression: it would take 50 KiB of buffers, and a push carries no data.
 
     Args:
-        url: A `ws://` or `wss://` address. User and password in it are sent as `Authorization: Basic`.
-        subprotocols: Offered to the server in order of preference; it has to choose one. `None`: none offered.
-        ping_interval: Seconds between protocol pings (RFC 6455 §5.5.2), below the 30-120 s after which middleboxes
-            drop what is idle. `None`: no pings.
-        ping_timeout: Seconds to wait for the answer. With both at 20 a dead connection is found within 40 s, and
-            reported 2 s later (4 s on a full network buffer), which a goodbye is given. `None`: for ever.
+        url: A `ws://` or `wss://` URL. A user and password in it are sent as `Authorization: Basic`.
+        subprotocols: Offered to the server in order of preference; the server must choose one. `None` offers none.
+        ping_interval: Seconds between protocol pings (RFC 6455 §5.5.2). Keep it below the 30-120 s after which
+            middleboxes drop idle connections. `None` sends no pings.
+        ping_timeout: Seconds to wait for the pong. With both at 20, a dead connection is found within 40 s, and
+            reported 2 s later (4 s with a full network buffer), after the attempt to close. `None` waits for ever.
         auth: Credentials: a bearer token, a pair of user and password, or a function (async, or plain and quick)
-            that returns a token and is called at each connect. After a 401 (or a close with 1008 or 3000) the
-            function is called once more soon, then the slow retries begin. `None`: the user and password of the
-            URL if it has them.
-        headers: Sent with each handshake: a mapping, or a function (async, or plain and quick) that returns one
-            and is called at each connect. `None`: none.
-        hint: Makes a push of a message (`str` for text, `bytes` for binary): a `Push` with the cursor or topics
-            that it speaks of, or `None` for a message that is no push (a hello, an acknowledgement, a keep-alive).
-            One that raises is logged, and the message counts as a plain push. `None`: every message is a push.
-        classify: Asked first what a failure means (an exception of `websockets`, an `OSError`, …); returns a
-            `ReconnectAction`, or `None` for the default. Close codes 4000-4999, the application's own, are retried
-            by default.
-        ssl_context: The TLS settings. `None`: the certificates that the machine trusts.
-        max_age: Seconds after which a connection is renewed although nothing is wrong with it, drawn from half of
-            this to all of it; with 600, a fleet of 1,000 makes 2.2 connections a second. `None`: never.
-        max_silence: Seconds without any message after which the connection is taken for dead; above the server's
-            keep-alive interval, if it sends such messages. `None`: silence is not suspicious.
-        open_timeout: Seconds for the headers and token to be given, and again for connecting and the handshake.
-        max_body: Bytes of the largest message. A larger one counts as a push and ends the connection; it is
-            retried slowly.
+            that returns a token and is called at each connect. After a 401, or a close with 1008 or 3000, the
+            function is called once more soon; after that come the slow retries. `None` uses the user and password
+            of the URL, if any.
+        headers: Headers of each handshake: a mapping, or a function (async, or plain and quick) that returns one
+            and is called at each connect. `None` sends none.
+        hint: Turns a message (`str` for text, `bytes` for binary) into a `Push` with cursor or topics, or into
+            `None` if it is not a push (a greeting, an acknowledgement, a keep-alive). If it raises, the error is
+            logged and the message counts as a plain push. `None` means that every message is a push.
+        classify: Classifies a failure first (an exception of `websockets`, an `OSError`, …): returns a
+            `ReconnectAction`, or `None` for the default. The default retries close codes 4000-4999, which
+            applications define.
+        ssl_context: TLS settings. `None` uses the machine's trusted certificates.
+        max_age: Seconds after which a healthy connection is renewed, drawn from half of this to all of it. With
+            600, a fleet of 1,000 makes 2.2 connections a second. `None` means never.
+        max_silence: Seconds without a message after which the connection counts as dead. Set it above the interval
+            of the server's keep-alive messages. `None` disables the check.
+        open_timeout: Seconds to get headers and token, and again to connect and complete the handshake.
+        max_body: Bytes of the largest message. A larger one counts as a push, ends the connection, and is retried
+            slowly.
 
     Attributes:
-        name: The address without user, password and the values of its query, by which log and status call the
-            listener.
+        name: Name in log and status: the URL without user, password and query values.
 
     Raises:
-        ImportError: The installed version of `websockets` lacks something that keeps this listener safe.
-        TypeError: An argument is of the wrong type.
-        ValueError: The URL is no websocket address, a limit is not above 0, or there are two credentials.
+        ImportError: The installed version of `websockets` lacks a protection that this listener needs.
+        TypeError: An argument has the wrong type.
+        ValueError: The URL is not a websocket URL, a limit is not positive, or there are two credentials.
     """
 
     _log = ConsumerLog(logging.getLogger(__name__))
@@ -205,12 +198,12 @@ class WebSocketListener(ReadLoopListener[str | bytes]):
     ) -> None:
         parsed = parse_url(url)
         if isinstance(subprotocols, str):
-            raise TypeError("subprotocols is a sequence of names, not one string")
+            raise TypeError("subprotocols must be a sequence of names, not a single str")
         check_number("ping_interval", ping_interval, above_zero=True, optional=True)
         check_number("ping_timeout", ping_timeout, above_zero=True, optional=True)
         self._credentials = Credentials(auth, headers, parsed)
         if self._credentials.auth_flow is not None:
-            raise TypeError("auth is an httpx.Auth, which only an HTTP client can apply; give a pair or a token")
+            raise TypeError("auth must be a token, a pair or a function: a websocket cannot use an httpx.Auth")
         check_websockets()  # raises at once if the installed version is unsuitable, also in a program on trio
         options = ChannelOptions(hint, classify, max_age, max_silence, open_timeout)
         super().__init__(without_secrets(url), options, self._credentials)

@@ -474,7 +474,7 @@ async def test_a_second_consumer_of_the_same_listener_is_refused_and_the_first_i
 
     async def listen_too():
         await anyio.sleep(5)
-        with pytest.raises(RuntimeError, match="another consumer listens by it"):
+        with pytest.raises(RuntimeError, match="another consumer uses this listener"):
             await listener.listen(LoggedChannel(server))
 
     async with anyio.create_task_group() as tasks:

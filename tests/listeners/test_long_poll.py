@@ -442,7 +442,7 @@ async def test_a_listener_cannot_be_used_by_two_consumers_at_once():
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listener.listen, TimedChannel())
         await anyio.sleep(1)
-        with pytest.raises(RuntimeError, match="another consumer listens by it"):
+        with pytest.raises(RuntimeError, match="another consumer uses this listener"):
             await listener.listen(TimedChannel())
         tasks.cancel_scope.cancel()
     assert (await run(listener, script, 60)).events == [(1, "up")]
@@ -457,8 +457,8 @@ def test_an_unusable_answer_error_of_a_function_is_raised_unchanged():
     ("options", "kind", "text"),
     [
         ({"method": "PUT"}, ValueError, "GET or POST"),
-        ({"ask": 7}, TypeError, "ask is a mapping"),
-        ({"ask": {7: 1}}, TypeError, "ask is a mapping"),
+        ({"ask": 7}, TypeError, "ask must be a mapping"),
+        ({"ask": {7: 1}}, TypeError, "ask must be a mapping"),
         ({"ask": {"a": object()}}, TypeError, "unsupported"),
         ({"next": "since"}, TypeError, "next is a mapping"),
         ({"next": {"since": ""}}, ValueError, "a path is"),

@@ -93,7 +93,7 @@ class WebSub:
         auth: Credentials for the topic, as for the listeners.
         headers: Sent to the topic: a mapping, or a function (async, or plain and quick) that returns one. `None`:
             none.
-        ssl_context: The TLS settings. `None`: the certificates that the machine trusts.
+        ssl_context: TLS settings. `None` uses the machine's trusted certificates.
         timeout: Seconds for each answer of topic and hub.
         client: An `httpx.AsyncClient`, or one of its shape, to send by. It stays yours: it is not closed. `None`
             opens one for each request.
@@ -103,7 +103,7 @@ class WebSub:
         identity: What tells it from one of another topic, callback or hub: a restart with another subscribes anew.
 
     Raises:
-        TypeError: An argument is of the wrong type.
+        TypeError: An argument has the wrong type.
         ValueError: An address is not one of http, the callback has a fragment, the hub has a user and password,
             the secret is empty or too long, or a number is not above 0.
     """

@@ -2,8 +2,8 @@
 
 Uses only the standard library. The vendors' libraries raise unexpected errors on malformed input
 (`standardwebhooks` 1.1: `ValueError`, `binascii.Error`, `UnicodeDecodeError`; `stripe` 16.1: `TypeError`),
-read bodies as text although bytes are signed, and read the clock themselves. Stripe's accepts any future timestamp.
-The tests compare their results with the results of this module.
+read bodies as text although bytes are signed, and read the clock themselves. Stripe's accepts any future
+timestamp. The tests compare their results with the results of this module.
 """
 
 import hashlib
