@@ -76,16 +76,16 @@ LONGEST_DOUBLING = 10
 
 
 class ReconnectAction(enum.Enum):
-    """What a failed connection means for the next one."""
+    """Action after a failed connection."""
 
     RETRY = "retry"
-    """Passing: connect again soon, with a delay that grows."""
+    """Transient: reconnect soon, with growing delays."""
 
     SLOW_RETRY = "slow retry"
-    """Likely to fail until somebody acts: connect again every few minutes, since somebody may."""
+    """Likely to fail until a person acts: reconnect every few minutes."""
 
     GIVE_UP = "give up"
-    """Cannot succeed any more: the listener raises `ListenerError`."""
+    """Permanent: the listener raises `ListenerError`."""
 
 
 STATUS_ACTIONS = {
@@ -162,7 +162,7 @@ class ReconnectBackoff:
 
     @property
     def is_connected(self) -> bool:
-        """Whether the channel opened and has not ended yet."""
+        """True while the channel is open."""
         return self._connected_at is not None
 
     def connected(self, now: float) -> None:

@@ -82,7 +82,7 @@ class ListenerResponse(NamedTuple):
 
 
 class RequestOptions(TypedDict, total=False):
-    """What a request may have besides its URL.
+    """Optional parts of a request.
 
     Attributes:
         content: The body.

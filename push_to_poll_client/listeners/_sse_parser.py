@@ -31,7 +31,7 @@ _is_number = re.compile("[0-9]+").fullmatch  # \d and int() take digits of every
 
 @dataclass(frozen=True, slots=True)
 class ServerSentEvent:
-    """What a server sent by server-sent events (WHATWG HTML §9.2). A `hint` reads it.
+    """One server-sent event (WHATWG HTML §9.2), as passed to `hint`.
 
     Attributes:
         event: Its type; "message" when the server named none.

@@ -134,7 +134,7 @@ class SubscriptionManager:
 
     @property
     def expects_handshake(self) -> bool:
-        """Whether the server may send a handshake, after a request that was made. From any thread."""
+        """True while the server may send a handshake after a request. Thread-safe."""
         return self._is_requesting or self._state.planned is not None
 
     def control(self, control: Control) -> None:

@@ -21,11 +21,11 @@ Moment: TypeAlias = Annotated[float, msgspec.Meta(gt=-IN_MILLISECONDS, lt=IN_MIL
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the server was asked for. Kept in the consumer's store as JSON, and never shown.
+    """One registration at the server, saved in the store as JSON, and never shown.
 
     Attributes:
-        id: What it is called, by the server or by us.
-        expires_at: When the server ends it by itself, in seconds since the epoch, as its answer said; `None`:
+        id: Id of the registration, chosen by the server or by the client.
+        expires_at: Time when the server ends it, in seconds since the epoch, from its response; `None` means
             never.
         renew_at: When to renew it, likewise; `None`: early enough before it expires, and never if it does not.
         details: What else is needed to renew and stop it, and to tell its pushes from others.
@@ -42,7 +42,7 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class Subscription(Protocol):
-    """What a server has to be told so that it pushes. The vendor's part; the manager decides when.
+    """Vendor's part of a subscription: creates, renews and stops it. The manager decides when.
 
     A subscription may also have, and the manager and the webhook look for them with `getattr`:
 
@@ -64,7 +64,7 @@ class Subscription(Protocol):
     name: str
 
     def plan(self) -> Registration:
-        """What is chosen here before the server is asked: an id, a secret, a callback. Asks nobody.
+        """Return the id, secret and callback chosen by the client. Sends no request.
 
         It is saved before `create` is called, so that a crash leaves no subscription behind that nobody knows.
         """

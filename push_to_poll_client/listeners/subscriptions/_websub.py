@@ -230,7 +230,7 @@ class WebSub:
             return self._callbacks.respond(request)
 
     def verify(self, request: WebhookRequest) -> Verified | None:
-        """What is known of a push by the callback of a subscription, signed by its secret. In any thread."""
+        """Verify a push by its callback and the subscription's secret. In any thread."""
         registration = self._callbacks.registrations.get(callback_id(request))
         if registration is None:
             return None
