@@ -316,7 +316,7 @@ class FeedURL:
         try:
             target = httpx.URL(url).copy_with(userinfo=b"", fragment=None)
         except httpx.InvalidURL:  # whose text may quote a piece of a secret
-            raise FeedError(f"{self.where} {verb} to what is no URL; ask its publisher") from None
+            raise FeedError(f"{self.where} {verb} to what is no URL; report it to the publisher") from None
         same_origin = origin_of(target) == self._origin
         if not same_origin:
             self._check_trusted(target, verb, posted=posted)

@@ -296,7 +296,9 @@ def error_for_status(status: int, retry_after: float | None, where: str) -> Feed
     """
     seen = f"{where} answered {status} {_PHRASES.get(status, '')}".rstrip()
     if status == HTTPStatus.GONE:
-        return FeedGone(f"{seen}: the feed is gone for good; ask its publisher where to", retry_after=retry_after)
+        return FeedGone(
+            f"{seen}: the feed no longer exists; ask its publisher for the new URL", retry_after=retry_after
+        )
     throttled = status == HTTPStatus.FORBIDDEN and retry_after is not None
     if 400 <= status < 500 and status not in _TRANSIENT_STATUSES and not throttled:  # noqa: PLR2004
         return FeedRefused(f"{seen}; check the URL and the credentials", retry_after=retry_after)

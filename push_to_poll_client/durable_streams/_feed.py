@@ -68,19 +68,19 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
             range of its bytes. A line may have `max_body` bytes.
         max_wait: Seconds to wait for a response when there is nothing new (long polling). The server cannot be
             asked for a time (§5.7); most hold for 30 s. `None` means no long polling.
-        auth: Credentials: a token (Bearer), a pair of user and password (Basic), an `httpx.Auth`, or an async
-            function that returns a token or `None`, and is called at first use and once more when the server
-            answers 401. `None` sends no credentials, or with `client=` those of the client.
-        headers: Sent with every request, in place of the feed's own of the same name.
-        timeout: Seconds for one whole response, from connecting to the last byte. A wait comes on top.
-        max_body: Bytes that a response may have, on the wire and unpacked. It may have a message for each 160 of
-            them, 104,857 by default.
-        client: An `httpx.AsyncClient`, or one of its shape, to send by. Its timeouts hold, a wait comes on top. It
-            stays yours: it is not closed. `None` opens one when needed.
-        trusted_origins: Other origins to which links and redirects may lead, as "https://cdn.example". They are
-            asked without credentials, without `headers`, and without what a client sends by itself.
-        identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
-            without secrets and page size; give one if the URL may change, or several feeds have it.
+        auth: Credentials: a token (sent as Bearer), a pair of user and password (Basic), an `httpx.Auth`, or an
+            async function that returns a token or `None`. The function is called at first use, and again when the
+            server answers 401. `None` sends no credentials; with `client=`, the client sends its own.
+        headers: Sent with every request. They replace the feed's own headers of the same name.
+        timeout: Seconds for one whole response, from connecting to the last byte. Long polling adds its wait.
+        max_body: Largest response in bytes, as sent and after decompression. A response may have one message per
+            160 bytes of this limit: 104,857 by default.
+        client: An `httpx.AsyncClient`, or a compatible object, that sends the requests. Its timeouts apply; long
+            polling adds its wait. The feed does not close it. `None` means that the feed opens its own client.
+        trusted_origins: Other origins that links and redirects may lead to, for example "https://cdn.example".
+            Requests to them carry no credentials, no `headers`, and nothing that a client adds by itself.
+        identity: Name of the feed in the store; the consumer's saved state belongs to it. `None` derives it from
+            the URL, without secrets and page size. Set it if the URL may change, or if feeds share one URL.
 
     Attributes:
         read_ahead: True: the next page is fetched while one is processed. Fetching acknowledges nothing.

@@ -1,8 +1,7 @@
-"""Base of the feeds over HTTP: a client, a name for the store, and a memory of the feed's end.
+"""Base class of the feeds over HTTP, and a cache of the feed's end.
 
-`EndOfFeed` remembers the validators of a feed's end, so that a poll without news costs a 304 or no request. A
-response with messages is never remembered. So a 304, or a response that is still fresh, can only stand for a
-response without messages, and no message can be lost by it.
+`EndOfFeed` remembers the validators of a response without messages, so that a poll without news costs a 304 or no
+request. It never remembers a response with messages, so a 304 cannot hide a message.
 """
 
 from collections import OrderedDict
@@ -18,12 +17,7 @@ from push_to_poll_client.feeds._decoding import max_messages
 
 
 class BaseHTTPFeed:
-    """A feed that one HTTP client reads.
-
-    Args:
-        client: Sends the requests.
-        identity_suffix: Added to the identities that are made of the URL.
-    """
+    """A feed that reads with one HTTP client; `identity_suffix` is added to derived identities."""
 
     def __init__(self, client: Client, *, identity_suffix: str = "") -> None:
         self._http_client = client
@@ -34,16 +28,16 @@ class BaseHTTPFeed:
 
     @cached_property
     def identity(self) -> str:
-        """As given, or made of the URL. With a query or a secret in the URL the first use takes some 50 ms."""
+        """As given, or derived from the URL. With a query or a secret in the URL, first use takes about 50 ms."""
         return self._http_client.identity + self._identity_suffix
 
     @cached_property
     def former_identity(self) -> tuple[str, ...]:
-        """Identities that earlier versions made of the URL, newest first, for their state files."""
+        """Identities that earlier versions derived from the URL, newest first."""
         return tuple(name + self._identity_suffix for name in self._http_client.former_identities)
 
     async def aclose(self) -> None:
-        """Give back connections; a later `fetch` opens them again, in another event loop too."""
+        """Close connections. A later `fetch` opens them again, also in another event loop."""
         self._end_of_feed.forget()
         await self._http_client.aclose()
 
@@ -52,11 +46,11 @@ class BaseHTTPFeed:
 
 
 MAX_ENDS = 16
-"""Ends remembered: one for each URL that is asked at the end of a feed, or for each consumer's cursor."""
+"""Remembered responses: one per URL asked at the end of a feed, or per cursor of a consumer."""
 
 
 class _EmptyResponse(NamedTuple):
-    """Validators of a response without messages, when it arrived, and until when it is fresh."""
+    """A response without messages: its validators, arrival time, and end of freshness."""
 
     validators: Validators | None
     since: float
@@ -64,40 +58,33 @@ class _EmptyResponse(NamedTuple):
 
 
 class EndOfFeed:
-    """Responses without messages of one feed, by the URL or the cursor of their request. For an event loop."""
+    """Responses of one feed without messages, by request URL or cursor. Not for use by several event loops."""
 
     def __init__(self) -> None:
         self._ends: OrderedDict[str | None, _EmptyResponse] = OrderedDict()
 
     def validators_for(self, url: str) -> Validators | None:
-        """Return the validators to send with a request for this URL, as `known` of `Client.send_request`."""
+        """Return the validators for a request to this URL: `known` of `Client.send_request`."""
         end = self._ends.get(url)
         return None if end is None else end.validators
 
     def is_fresh(self, key: str | None) -> bool:
-        """Return True if this request could only bring the same empty response again (RFC 9111 §4.2).
+        """Return True if a request would only return the same empty response (RFC 9111 §4.2).
 
-        Does not apply to a poll that must bypass caches, nor to one whose response the server may hold.
+        Do not ask for a poll that must bypass caches, or for a request that the server may hold.
         """
         end = self._ends.get(key)
         return end is not None and end.since <= anyio.current_time() < end.until
 
     def note(self, url: str, response: Response, *, empty: bool) -> None:
-        """Remember a response if it brought no messages; forget the URL otherwise.
-
-        Args:
-            url: The URL that was asked, even if it was redirected.
-            response: A response with a status of success.
-            empty: True if the response has no messages. With its validators, a response with messages could be
-                lost by a crash.
-        """
+        """Remember a response without messages; forget the URL otherwise. `url` is the URL before redirects."""
         if empty:
             self.remember(url, response.validators, fresh_for(response.headers))
         else:
             self._ends.pop(url, None)
 
     def remember(self, key: str | None, validators: Validators | None, seconds: float) -> None:
-        """Remember an end that is fresh for some seconds; one without validators and freshness is forgotten."""
+        """Remember an empty response for some seconds; forget it if it has neither validators nor freshness."""
         self._ends.pop(key, None)
         if validators is not None or seconds > 0:
             now = anyio.current_time()
@@ -106,10 +93,10 @@ class EndOfFeed:
                 self._ends.popitem(last=False)
 
     def forget(self) -> None:
-        """Forget all, since the event loop may end, to whose clock the times belong."""
+        """Forget all responses: their times belong to the clock of an event loop that may end."""
         self._ends.clear()
 
 
 def longest_wait(*waits: float | None) -> float | None:
-    """Return the longest of several waits, of which `None` is the shortest."""
+    """Return the longest wait; `None` counts as the shortest."""
     return max((wait for wait in waits if wait is not None), default=None)

@@ -70,7 +70,7 @@ class DataDecoder(Generic[D_co]):
                 reason = f"{found[1]}{found[2] or ''}"
             text = f"the data of message {quoted(message.id)} does not fit {self._name}: {one_line(reason)}"
             # Without its cause: the error of a model shows the data, and a log line would show it.
-            raise DecodeError(f"{text}; correct decode=, or ask its publisher") from None
+            raise DecodeError(f"{text}; correct decode=, or report it to the publisher") from None
 
 
 def _convert_to(type_: Any) -> Callable[[Any], Any]:

@@ -1,8 +1,7 @@
-"""Read a feed in Atom: fetch its documents newest first, and hand out its entries oldest first.
+"""Read an Atom feed: fetch its documents newest first, return its entries oldest first.
 
-RFC 4287 defines entries, RFC 5005 how a document leads to older ones, RFC 6721 how an entry is deleted.
-`NewestFirstReader` walks back from the newest document to the entries that were seen before; the modules of
-`_atom` read the documents.
+RFC 4287 defines entries, RFC 5005 links to older documents, RFC 6721 deleted entries. `NewestFirstReader` walks
+back from the newest document to the entries that were seen before; the modules of `_atom` read the documents.
 """
 
 from collections.abc import Collection, Mapping
@@ -28,54 +27,54 @@ _ACCEPT = "application/atom+xml, application/xml;q=0.9, text/xml;q=0.8, */*;q=0.
 
 
 class AtomFeed(BaseHTTPFeed):
-    """Read a feed in Atom (RFC 4287), with or without pages or archives (RFC 5005).
+    """Read an Atom feed (RFC 4287), with or without pages or archives (RFC 5005).
 
-    Its messages are `AtomEntry` objects, one for each version of an entry. A version is named by the entry's id
-    and the instant of its `updated`. A deleted entry is one more message, whose `deleted` is true (RFC 6721).
-    Versions come in the order of their `updated`. An entry that cannot be read becomes an `UnreadableMessage`, and
-    the other entries are not affected. A document that cannot be read is a failed poll, since XML cannot be read
-    past a fault.
+    Each version of an entry is one `AtomEntry` message. A version is identified by the entry's id and the time of
+    its `updated`. A deletion is one more message, with `deleted` true (RFC 6721). An entry that cannot be read
+    becomes an `UnreadableMessage`; the other entries are not affected. A document that is not well-formed XML
+    fails the poll.
 
-    The cursor names the entries of the newest document. From there the feed is walked back, along `prev-archive`
-    or `next`, to an entry that was seen before. New entries are handed out in the order of their `updated`. At
-    most some 10,000 entries are held; of a longer backlog the newer documents are fetched twice.
+    The cursor names the entries of the newest document. A poll walks back from there, along `prev-archive` or
+    `next`, to an entry that was seen before. It returns the new entries in the order of their `updated`. At most
+    about 10,000 entries are held in memory; in a longer backlog the newer documents are fetched twice.
 
-    - A plain feed has its newest entries only. If none of the entries that were seen is left, some may have come
-      and gone, and the page says so as its gap.
-    - A paged feed (§3) may shift during a walk. It is walked to the first page with an entry that was seen; an
+    - A plain feed has only its newest entries. If none of the seen entries is left, some may have been missed,
+      and the page reports a gap.
+    - A paged feed (RFC 5005 §3) may shift during a walk. The walk ends at the first page with a seen entry; an
       entry that appears late below that page is not found.
-    - An archived feed (§4) is walked back to an archive that was read. An archive that is gone (410), or is not
-      found (404) for three minutes, is a gap.
-    - A complete feed (§2) has all entries. An entry that it no longer has is handed out as deleted, and as a new
-      message if it comes back. For this the cursor has to name all entries, for which there is room for some
-      1,000; in a larger feed, missing entries are not reported.
+    - An archived feed (§4) is walked back to an archive that was already read. An archive that is gone (410), or
+      not found (404) for three minutes, is reported as a gap.
+    - A complete feed (§2) has all entries. An entry that disappears is reported as deleted, and as a new message
+      if it comes back. This works up to about 1,000 entries, which is what a cursor can name; in a larger feed,
+      missing entries are not reported.
 
-    Redirects, credentials and clients are as for `HTTPFeed`; links to other origins are errors as redirects are.
+    Redirects, credentials and clients work as in `HTTPFeed`. A link to another origin is an error, like a
+    redirect.
 
     Args:
-        url: The URL of the newest document. A user and password in it are sent as Basic credentials and shown
-            nowhere.
-        auth: Credentials: a token (Bearer), a pair of user and password (Basic), an `httpx.Auth`, or an async
-            function that returns a token or `None`, and is called at first use and once more when the server
-            answers 401. `None` sends no credentials, or with `client=` those of the client.
-        headers: Sent with every request, in place of the feed's own of the same name.
-        timeout: Seconds for one whole response, from connecting to the last byte. A wait comes on top.
-        max_body: Bytes that a response may have, on the wire and unpacked. It may have a message for each 160 of
-            them, 104,857 by default.
-        client: An `httpx.AsyncClient`, or one of its shape, to send by. Its timeouts hold, a wait comes on top. It
-            stays yours: it is not closed. `None` opens one when needed.
-        trusted_origins: Other origins to which links and redirects may lead, as "https://cdn.example". They are
-            asked without credentials, without `headers`, and without what a client sends by itself.
-        identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
-            without secrets and page size; give one if the URL may change, or several feeds have it.
+        url: The URL of the newest document. A user and password in the URL are sent as Basic credentials and are
+            never shown.
+        auth: Credentials: a token (sent as Bearer), a pair of user and password (Basic), an `httpx.Auth`, or an
+            async function that returns a token or `None`. The function is called at first use, and again when the
+            server answers 401. `None` sends no credentials; with `client=`, the client sends its own.
+        headers: Sent with every request. They replace the feed's own headers of the same name.
+        timeout: Seconds for one whole response, from connecting to the last byte. Long polling adds its wait.
+        max_body: Largest response in bytes, as sent and after decompression. A response may have one message per
+            160 bytes of this limit: 104,857 by default.
+        client: An `httpx.AsyncClient`, or a compatible object, that sends the requests. Its timeouts apply; long
+            polling adds its wait. The feed does not close it. `None` means that the feed opens its own client.
+        trusted_origins: Other origins that links and redirects may lead to, for example "https://cdn.example".
+            Requests to them carry no credentials, no `headers`, and nothing that a client adds by itself.
+        identity: Name of the feed in the store; the consumer's saved state belongs to it. `None` derives it from
+            the URL, without secrets and page size. Set it if the URL may change, or if feeds share one URL.
 
     Attributes:
-        identity: As given, or made of the URL.
-        former_identity: What earlier versions made of the URL, newest first, for their state files.
+        identity: As given, or derived from the URL.
+        former_identity: Identities that earlier versions derived from the URL, newest first.
 
     Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: An argument has no meaning; the text says which and why.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has a value that cannot be used.
     """
 
     def __init__(
@@ -106,18 +105,18 @@ class AtomFeed(BaseHTTPFeed):
         self._missing_documents = MissingDocuments()
 
     async def fetch(self, request: FetchRequest, /) -> Page[AtomEntry]:
-        """Fetch the next document on the way back from the newest one to what `request.cursor` has seen.
+        """Fetch the next document on the way back from the newest one to the entries already seen.
 
         Raises:
-            CursorExpired: The cursor is none of this feed.
-            FeedRefused: The server refuses this client, or the URL is that of an archive.
-            FeedGone: The feed is gone for good (410).
-            FeedError: It could not be asked, cannot answer now, or what it sent is no document of Atom.
+            CursorExpired: The cursor does not belong to this feed.
+            FeedRefused: The server refuses this client, or the URL is an archive document.
+            FeedGone: The feed no longer exists (410).
+            FeedError: The request failed, the server cannot answer now, or the response is not an Atom document.
         """
         return await self._http_client.mask_secrets(self._reader.fetch(request))
 
     async def latest(self) -> Cursor | None:
-        """The cursor from which only what is new follows.
+        """Return a cursor at the end of the feed: only newer entries follow it.
 
         Raises:
             FeedError: As for `fetch`.
@@ -125,11 +124,11 @@ class AtomFeed(BaseHTTPFeed):
         return await self._http_client.mask_secrets(self._reader.latest())
 
     def restore(self, letter: DeadLetter, /) -> AtomEntry | UnreadableMessage:
-        """The message of a dead letter: an `AtomEntry`, or an `UnreadableMessage` if it still is one."""
+        """Return the message of a dead letter; an `UnreadableMessage` if it still cannot be read."""
         return restore_entry(letter)
 
     async def aclose(self) -> None:
-        """Give back connections; a later `fetch` opens them again, in another event loop too."""
+        """Close connections. A later `fetch` opens them again, also in another event loop."""
         self._reader.forget()
         await super().aclose()
 
@@ -139,8 +138,8 @@ class AtomFeed(BaseHTTPFeed):
         response = await self._http_client.send_request(url, headers=headers, known=known.validators)
         if address is not None and self._missing_documents.is_gone(address, response):
             missing = (
-                f"a document that {response.where} led to is not there any more ({response.status}), "
-                "nor is what came before"
+                f"a document that {response.where} links to no longer exists (status {response.status}); "
+                "its entries and older ones are missed"
             )
             return Document(missing=missing, poll_interval=response.retry_after)
         if self._http_client.check_status(response).status == HTTPStatus.NOT_MODIFIED:

@@ -1,4 +1,4 @@
-"""Feed by the HTTP Feeds specification (http-feeds.org): batches of CloudEvents behind one URL."""
+"""Read a feed of the HTTP Feeds specification (http-feeds.org): batches of CloudEvents."""
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -25,50 +25,50 @@ _RESERVED_PARAMETERS = frozenset({"lastEventId", "timeout"})
 class HTTPFeed(BaseHTTPFeed, Generic[D_co]):
     """Read a feed that follows the HTTP Feeds specification (http-feeds.org).
 
-    It sends `GET url?lastEventId=…` and reads a batch of `CloudEvent` messages. The cursor is the id of the last
-    event; an empty batch is the end of the feed. Events of unknown types are messages too. An event that cannot be
-    read becomes an `UnreadableMessage`, and the other events of its batch are not affected.
+    The feed sends `GET url?lastEventId=…` and reads a batch of `CloudEvent` messages. The cursor is the id of the
+    last event; an empty batch is the end of the feed. Events of unknown types are messages too. An event that
+    cannot be read becomes an `UnreadableMessage`; the other events of its batch are not affected.
 
-    At the end of the feed a request carries the validators of the last response (ETag, Last-Modified), so that a
-    poll without news costs a 304. While that response is fresh (max-age, for an hour at most) no request is sent
-    at all, unless a push came.
+    At the end of the feed, a request repeats the validators of the last response (ETag, Last-Modified), so that a
+    poll without news costs only a 304. While that response is fresh (max-age, at most an hour), no request is sent
+    unless a push arrives.
 
-    Redirects are followed on the feed's own origin; a redirect to another origin is an error that names it.
-    Without `client=` the feed keeps no cookies, takes proxies and certificates from the environment as httpx does,
-    and keeps queries out of httpx's log.
+    Redirects are followed within the feed's own origin. A redirect to another origin is an error that names it.
+    Without `client=`, the feed keeps no cookies, takes proxies and certificates from the environment as httpx
+    does, and keeps URL queries out of httpx's log.
 
     Args:
-        url: The feed's URL, with the query that it may need. A user and password in it are sent as Basic
-            credentials and shown nowhere.
-        decode: What to make of the data of a message when it is first read: a type that msgspec knows (a Struct,
-            dataclass, TypedDict, `list[…]`), a pydantic model, or a plain function of the data. Data that does not
-            fit fails as undecodable (G9). `None`: the data is what JSON says.
-        max_wait: Seconds for which the server may hold its response until there is something new (long polling,
-            which the specification leaves to the server). `None` never asks it to. A server that has not answered
-            5 seconds later is asked again for a response at once.
-        auth: Credentials: a token (Bearer), a pair of user and password (Basic), an `httpx.Auth`, or an async
-            function that returns a token or `None`, and is called at first use and once more when the server
-            answers 401. `None` sends no credentials, or with `client=` those of the client.
-        headers: Sent with every request, in place of the feed's own of the same name.
-        timeout: Seconds for one whole response, from connecting to the last byte. A wait comes on top.
-        max_body: Bytes that a response may have, on the wire and unpacked. It may have a message for each 160 of
-            them, 104,857 by default.
-        client: An `httpx.AsyncClient`, or one of its shape, to send by. Its timeouts hold, a wait comes on top. It
-            stays yours: it is not closed. `None` opens one when needed.
-        trusted_origins: Other origins to which links and redirects may lead, as "https://cdn.example". They are
-            asked without credentials, without `headers`, and without what a client sends by itself.
-        identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
-            without secrets and page size; give one if the URL may change, or several feeds have it.
+        url: The feed's URL, with its query. A user and password in the URL are sent as Basic credentials and are
+            never shown.
+        decode: Converts the data of a message when it is first read. Pass a type that msgspec supports (a Struct,
+            dataclass, TypedDict, `list[…]`), a pydantic model, or a function of the data. Data that does not fit
+            makes the message fail as undecodable (G9). `None` leaves the data as parsed JSON.
+        max_wait: Longest time in seconds that the server may hold its response until there is a new event (long
+            polling; optional in the specification). `None` means no long polling. If the server does not answer
+            within 5 seconds after the wait, the request is sent again without a wait.
+        auth: Credentials: a token (sent as Bearer), a pair of user and password (Basic), an `httpx.Auth`, or an
+            async function that returns a token or `None`. The function is called at first use, and again when the
+            server answers 401. `None` sends no credentials; with `client=`, the client sends its own.
+        headers: Sent with every request. They replace the feed's own headers of the same name.
+        timeout: Seconds for one whole response, from connecting to the last byte. Long polling adds its wait.
+        max_body: Largest response in bytes, as sent and after decompression. A response may have one message per
+            160 bytes of this limit: 104,857 by default.
+        client: An `httpx.AsyncClient`, or a compatible object, that sends the requests. Its timeouts apply; long
+            polling adds its wait. The feed does not close it. `None` means that the feed opens its own client.
+        trusted_origins: Other origins that links and redirects may lead to, for example "https://cdn.example".
+            Requests to them carry no credentials, no `headers`, and nothing that a client adds by itself.
+        identity: Name of the feed in the store; the consumer's saved state belongs to it. `None` derives it from
+            the URL, without secrets and page size. Set it if the URL may change, or if feeds share one URL.
 
     Attributes:
-        read_ahead: True, since fetching acknowledges nothing: the next page is fetched while one is processed.
+        read_ahead: True: the next page is fetched while a page is processed. Fetching acknowledges nothing.
         max_wait: As given.
-        identity: As given, or made of the URL.
-        former_identity: What earlier versions made of the URL, newest first, for their state files.
+        identity: As given, or derived from the URL.
+        former_identity: Identities that earlier versions derived from the URL, newest first.
 
     Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: An argument has no meaning; the text says which and why.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has a value that cannot be used.
     """
 
     read_ahead: bool = True
@@ -105,13 +105,14 @@ class HTTPFeed(BaseHTTPFeed, Generic[D_co]):
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
 
     async def fetch(self, request: FetchRequest, /) -> Page[CloudEvent[D_co]]:
-        """Ask for the events after `request.cursor`.
+        """Return the events after `request.cursor`.
 
         Raises:
-            FeedRefused: The server refuses this client: 4xx but for those below.
-            FeedGone: The feed is gone for good: 410.
-            FeedError: It could not be asked (no connection, too slow, too large, a redirect elsewhere), or cannot
-                answer now (408, 425, 429, 5xx, 403 with rate-limit headers), or its answer is no batch.
+            FeedRefused: The server refuses this client: 4xx except those below.
+            FeedGone: The feed no longer exists: 410.
+            FeedError: The request failed (no connection, too slow, too large, a redirect to another origin), the
+                server cannot answer now (408, 425, 429, 5xx, 403 with rate-limit headers), or the response is not
+                a batch.
         """
         wait = min(request.wait, self.max_wait or 0.0)
         return await self._http_client.mask_secrets(ask_again_if_held(partial(self._http_fetch, request), wait))
@@ -138,13 +139,13 @@ class HTTPFeed(BaseHTTPFeed, Generic[D_co]):
         self._http_client.remember_redirects(response)
         self._end_of_feed.note(url, response, empty=not messages)
         last = next((message.cursor for message in reversed(messages) if message.cursor is not None), None)
-        # A server that answers with the event of the cursor itself has no more. One that sends others before it
-        # does not heed the cursor, or a cache answers that leaves out the query: what comes next is not known.
+        # A server that returns only the event of the cursor has no newer ones. A server that returns others
+        # before it ignores the cursor (or a cache ignores the query), so the page is not the end.
         following = None if last == request.cursor and len(messages) <= 1 else last
         return Page(messages, cursor=last, next_page=following, retry_after=response.retry_after)
 
     def restore(self, letter: DeadLetter, /) -> CloudEvent[D_co] | UnreadableMessage:
-        """The event of a dead letter: a `CloudEvent`, or an `UnreadableMessage` if it still is one."""
+        """Return the event of a dead letter; an `UnreadableMessage` if it still cannot be read."""
         try:
             return read_event(letter.raw, self._decoder)
         except DecodeError as error:

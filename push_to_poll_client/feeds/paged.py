@@ -1,6 +1,6 @@
-"""Read any vendor's list of events, by a declaration of its pages instead of code.
+"""Read a vendor's JSON list of events by declaring its pages, without writing code.
 
-The declaration says where the messages are on a page, where each has its id, and how one page leads to the next:
+Declare where the messages are on a page, which field is the id, and how one page leads to the next:
 
     feed = PagedFeed(
         "https://api.github.com/repos/python/cpython/events?per_page=100",
@@ -8,7 +8,7 @@ The declaration says where the messages are on a page, where each has its id, an
         pages=NewestFirst(next=from_link("next"), send=as_url()),
     )
 
-`docs/feeds.md` declares many more.
+See `docs/feeds.md` for many more examples.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -91,52 +91,53 @@ __all__ = [
 
 
 class PagedFeed(BaseHTTPFeed, Generic[D_co]):
-    """Read any JSON API with a list of events, changes or items, as you declare it.
+    """Read a JSON API that lists events, changes or items, as you declare it.
 
     Args:
-        url: The feed's URL, with the query that every page needs. A field in braces, `{name}`, stands for one of
-            `url_secrets`.
-        entries: Which messages a page has, and how they are named.
+        url: The feed's URL, with the query that every page needs. A field in braces, `{name}`, is replaced by
+            the value in `url_secrets`.
+        entries: Where the messages are on a page, and which fields name them.
         pages: How one page leads to the next: `OldestFirst(…)` or `NewestFirst(…)`.
-        outcomes: What responses mean besides their messages: `expired(…)`, `restart(…)`, `not_ready(…)`,
-            `throttled(…)`, `pause(…)`, `gone(…)`, `closed(…)`, `gap(…)`.
-        long_poll: How the server is asked to hold its response until there is something new. `None` never asks it
-            to. A server that has not answered 5 seconds later is asked again for a response at once.
-        latest: How the server is asked for the cursor of the feed's end. `None` means that it cannot be, so that
-            no consumer can start there. Not needed with `NewestFirst`.
-        hint: Where the newest cursor that a push named is sent. `None` does not send it. If a server refuses the
-            request, it is sent again without it.
-        json: The body of every request, as JSON. Each request is then a POST.
-        form: The body of every request, as a form. Each request is then a POST.
-        method: The method of every request, if it is another.
-        read_ahead: Whether a page may be fetched before the page before it is committed. Not for a feed where
-            fetching acknowledges.
-        decode: As for `HTTPFeed`.
-        auth: Credentials: a token (Bearer), a pair of user and password (Basic), an `httpx.Auth`, or an async
-            function that returns a token or `None`, and is called at first use and once more when the server
-            answers 401. `None` sends no credentials, or with `client=` those of the client.
-        headers: Sent with every request, in place of the feed's own of the same name.
-        timeout: Seconds for one whole response, from connecting to the last byte. A wait comes on top.
-        max_body: Bytes that a response may have, on the wire and unpacked. It may have a message for each 160 of
-            them, 104,857 by default.
-        client: An `httpx.AsyncClient`, or one of its shape, to send by. Its timeouts hold, a wait comes on top. It
-            stays yours: it is not closed. `None` opens one when needed.
-        trusted_origins: Other origins to which links and redirects may lead, as "https://cdn.example". They are
-            asked without credentials, without `headers`, and without what a client sends by itself.
-        url_secrets: Values for the fields of `url`. They are shown nowhere.
-        identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
-            without secrets and page size; give one if the URL may change, or several feeds have it.
+        outcomes: Special meanings of a response: `expired(…)`, `restart(…)`, `not_ready(…)`, `throttled(…)`,
+            `pause(…)`, `gone(…)`, `closed(…)`, `gap(…)`.
+        long_poll: How to ask the server to hold its response until there is a new message. `None` means no long
+            polling. If the server does not answer within 5 seconds after the wait, the request is sent again
+            without a wait.
+        latest: How to ask the server for the cursor at the end of the feed. With `None`, no consumer can start
+            there. Not needed with `NewestFirst`.
+        hint: Where to send the newest cursor that a push named. `None` means that it is not sent. If the server
+            refuses the request, it is sent again without the hint.
+        json: Body of every request, as JSON. Each request is then a POST.
+        form: Body of every request, as a form. Each request is then a POST.
+        method: HTTP method of every request. `None` means GET, or POST with a body.
+        read_ahead: True if a page may be fetched before the previous page is committed. Leave it False for a feed
+            where fetching acknowledges messages.
+        decode: Converts the data of a message, as for `HTTPFeed`.
+        auth: Credentials: a token (sent as Bearer), a pair of user and password (Basic), an `httpx.Auth`, or an
+            async function that returns a token or `None`. The function is called at first use, and again when the
+            server answers 401. `None` sends no credentials; with `client=`, the client sends its own.
+        headers: Sent with every request. They replace the feed's own headers of the same name.
+        timeout: Seconds for one whole response, from connecting to the last byte. Long polling adds its wait.
+        max_body: Largest response in bytes, as sent and after decompression. A response may have one message per
+            160 bytes of this limit: 104,857 by default.
+        client: An `httpx.AsyncClient`, or a compatible object, that sends the requests. Its timeouts apply; long
+            polling adds its wait. The feed does not close it. `None` means that the feed opens its own client.
+        trusted_origins: Other origins that links and redirects may lead to, for example "https://cdn.example".
+            Requests to them carry no credentials, no `headers`, and nothing that a client adds by itself.
+        url_secrets: Values for the fields of `url`. They are never shown.
+        identity: Name of the feed in the store; the consumer's saved state belongs to it. `None` derives it from
+            the URL, without secrets and page size. Set it if the URL may change, or if feeds share one URL.
 
     Attributes:
         read_ahead: As given.
-        max_wait: Seconds for which the server can hold its response; `None` if it cannot.
-        identity: As given, or made of the URL.
-        former_identity: What earlier versions made of the URL, newest first, for their state files.
-        latest: As `Feed.latest`. Missing if pages go forward and no `latest` is declared.
+        max_wait: Longest time in seconds that the server may hold a response; `None` without `long_poll`.
+        identity: As given, or derived from the URL.
+        former_identity: Identities that earlier versions derived from the URL, newest first.
+        latest: As `Feed.latest`. The attribute is missing with `OldestFirst` and no `latest=`.
 
     Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: An argument has no meaning; the text says which and why.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has a value that cannot be used.
     """
 
     latest: Callable[[], Awaitable[Cursor | None]]
@@ -206,15 +207,15 @@ class PagedFeed(BaseHTTPFeed, Generic[D_co]):
                 self.latest = lambda: self._http_client.mask_secrets(oldest_first.latest(latest))
 
     async def fetch(self, request: FetchRequest, /) -> Page[Entry[D_co]]:
-        """Ask for what comes after `request.cursor`.
+        """Return the page after `request.cursor`.
 
         Raises:
-            CursorExpired: The server says so, as declared.
-            PagesChanged: Likewise.
-            FeedGone: Likewise, or by 410.
+            CursorExpired: The server no longer accepts the cursor, as declared by `expired(…)`.
+            PagesChanged: The pages changed during the poll, as declared by `restart(…)`.
+            FeedGone: The feed no longer exists: `gone(…)`, or status 410.
             FeedRefused: The server refuses this client.
-            FeedError: It could not be asked, or does not answer as it was declared to; the text says what was
-                declared and what was seen.
+            FeedError: The request failed, or the response does not match the declaration. The error shows what was
+                declared and what was received.
         """
         return await self._http_client.mask_secrets(self._http_fetch(request))
 
@@ -227,17 +228,17 @@ class PagedFeed(BaseHTTPFeed, Generic[D_co]):
         except FeedRefused:
             if self._declared.hint is None or request.hint is None:
                 raise
-        # The hint comes from a push, which can contain anything: the server may have refused the hint alone.
+        # The hint comes from a push and can contain anything: the server may have refused only the hint.
         return await self._http_fetch(replace(request, hint=None))
 
     def restore(self, letter: DeadLetter, /) -> Entry[D_co] | UnreadableMessage:
-        """The message of a dead letter: an `Entry`, or an `UnreadableMessage` if it still is one.
+        """Return the message of a dead letter; an `UnreadableMessage` if it still cannot be read.
 
-        One that `only` passes over is unreadable, too: it is to be dropped.
+        An entry that `only` now filters out is unreadable too: drop its dead letter.
         """
         return self._fetcher.restore(letter)
 
     async def aclose(self) -> None:
-        """Give back connections; a later `fetch` opens them again, in another event loop too."""
+        """Close connections. A later `fetch` opens them again, also in another event loop."""
         self._fetcher.forget()
         await super().aclose()

@@ -188,7 +188,7 @@ async def test_the_wait_of_a_vendors_own_header_is_heeded(code, serve):
         assert (await feed.fetch(FetchRequest())).retry_after == 7
     else:
         vendor.script.append(vendor.throttled(7))
-        with pytest.raises(FeedError, match="asks to be left alone") as throttled:
+        with pytest.raises(FeedError, match="asks for a pause") as throttled:
             await feed.fetch(FetchRequest())
         assert throttled.value.retry_after == 7
     await feed.aclose()

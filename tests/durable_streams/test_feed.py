@@ -363,9 +363,9 @@ async def test_a_deleted_stream_with_forks_raises_feed_gone(server, feed_of):
     await consumer.poll_now()
     stream.fork()
     stream.delete()
-    with pytest.raises(FeedGone, match="410 Gone: the feed is gone for good"):
+    with pytest.raises(FeedGone, match="410 Gone: the feed no longer exists"):
         await consumer.poll_now()
-    with pytest.raises(FeedGone, match="410 Gone: the feed is gone for good"):
+    with pytest.raises(FeedGone, match="410 Gone: the feed no longer exists"):
         await reading(feed_of(stream)).poll_now()
 
 
@@ -764,6 +764,6 @@ def test_the_example_prints_errors_without_a_traceback(server):
     stream.delete()
     gone, usage = run(stream.url), run()
     assert (gone.returncode, usage.returncode) == (1, 1)
-    assert "410 Gone: the feed is gone for good" in gone.stderr
+    assert "410 Gone: the feed no longer exists" in gone.stderr
     assert "python examples/durable_streams.py" in usage.stderr
     assert "Traceback" not in gone.stderr + usage.stderr

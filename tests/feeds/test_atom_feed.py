@@ -323,7 +323,9 @@ async def test_an_archive_answered_with_410_is_reported_as_a_gap():
     site.documents["/a/1"] = httpx.Response(410)
     messages, cursor, (gap,) = await walk(site.feed())
     assert ids(messages) == ["c", "d", "e"]
-    assert gap == (f"a document that {WHERE} led to is not there any more (410), nor is what came before")
+    assert gap == (
+        f"a document that {WHERE} links to no longer exists (status 410); its entries and older ones are missed"
+    )
     site.documents[TOP] = feed(entry("f", 6), links={"prev-archive": "/a/2"})
     messages, _, gaps = await walk(site.feed(), cursor)
     assert (ids(messages), gaps) == (["f"], [])
@@ -343,7 +345,7 @@ async def test_an_archive_answered_with_404_in_three_polls_is_reported_as_a_gap(
     await not_found(atom, times=2)
     messages, _, (gap,) = await walk(atom)
     assert ids(messages) == ["c", "d", "e"]
-    assert "is not there any more (404)" in gap
+    assert "no longer exists (status 404)" in gap
     await not_found(atom, times=2)
     site.documents["/a/1"] = first
     assert ids((await walk(atom))[0]) == ["a", "b", "c", "d", "e"]

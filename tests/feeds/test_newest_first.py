@@ -1022,7 +1022,7 @@ def test_the_order_of_a_document_does_not_change_the_cursor():
 )
 async def test_a_malformed_cursor_raises_cursor_expired(cursor):
     documents = Numbered(3)
-    with pytest.raises(CursorExpired, match=r"none of https://h\.example/feed"):
+    with pytest.raises(CursorExpired, match=r"not belong to https://h\.example/feed"):
         await reader(documents, cursor).poll()
     assert documents.asked == []
 
@@ -1101,7 +1101,7 @@ async def test_a_document_that_is_not_ready_saves_no_cursor(place):
     answer = pages(*answers)
     one = Reader(paged(answer, outcomes=[not_ready(from_header("x-not-ready"))]))
     if place:
-        with pytest.raises(FeedError, match="not ready in the middle") as error:
+        with pytest.raises(FeedError, match="not ready to return an older page") as error:
             await one.poll()
         assert error.value.retry_after == 9
     else:
@@ -1131,7 +1131,7 @@ async def test_http_204_means_an_empty_feed_or_no_news():
 @pytest.mark.parametrize("more", [None, from_header("link")], ids=str)
 async def test_http_204_fails_the_poll_if_the_page_before_links_to_more(more):
     one = Reader(paged(pages(["3"], ["2"], httpx.Response(204)), more=more))
-    with pytest.raises(FeedError, match="no content where the page before says that there is more"):
+    with pytest.raises(FeedError, match=r"returned no content \(204\) for a page"):
         await one.poll()
     assert one.saved is None
 
@@ -1162,7 +1162,7 @@ async def test_a_newest_page_without_a_link_to_older_pages_is_logged_once(caplog
     for _ in range(2):
         await one.poll()
     [line] = caplog.messages
-    assert line.startswith("the newest page of https://h.example/feed has 2 entries and leads to no older one")
+    assert line.startswith("the newest page of https://h.example/feed has 2 entries and no link to an older page")
 
 
 async def test_a_newest_page_is_not_logged_if_the_server_declares_it_the_last(caplog):

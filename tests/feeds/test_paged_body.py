@@ -167,7 +167,7 @@ def test_a_link_in_the_body_is_resolved_against_the_url_of_the_answer(text, url)
 
 @pytest.mark.parametrize("text", ["http://a:b:c/", "https://\0/"])
 def test_an_invalid_link_is_an_error(text):
-    with pytest.raises(DeclarationMismatch, match="no URL"):
+    with pytest.raises(DeclarationMismatch, match="not a URL"):
         reply().leads_to(text)
 
 

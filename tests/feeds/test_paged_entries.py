@@ -48,28 +48,28 @@ def test_entries_are_read_from_the_declared_list(where, body):
 @pytest.mark.parametrize(
     ("where", "body", "text"),
     [
-        (["events"], {"data": EVENTS}, "there is no list at 'events', but {'data': array of 2}"),
-        (["data"], {"data": None}, "there is no list at 'data', but {'data': null}"),
-        (["data"], {"data": "x"}, "there is no list at 'data', but string"),
-        (["data"], {"data": {"items": []}}, "there is no list at 'data', but {'items': array of 0}"),
-        (["data"], EVENTS, "there is no list at 'data', but array of 2"),
-        (["data"], b"<html>", "there is no list at 'data', but no JSON"),
-        (["data"], b'{"data": [1, 2}', "there is no list at 'data', but no JSON"),
+        (["events"], {"data": EVENTS}, "there is no list at 'events'; found {'data': array of 2}"),
+        (["data"], {"data": None}, "there is no list at 'data'; found {'data': null}"),
+        (["data"], {"data": "x"}, "there is no list at 'data'; found string"),
+        (["data"], {"data": {"items": []}}, "there is no list at 'data'; found {'items': array of 0}"),
+        (["data"], EVENTS, "there is no list at 'data'; found array of 2"),
+        (["data"], b"<html>", "there is no list at 'data'; found no JSON"),
+        (["data"], b'{"data": [1, 2}', "there is no list at 'data'; found no JSON"),
         (
             [("r", "items")],
             {"r": {"list": []}},
-            "there is no list at 'r' / 'items', but {'list': array of 0} at 'r'",
+            "there is no list at 'r' / 'items'; found {'list': array of 0} at 'r'",
         ),
-        ([], {"data": EVENTS}, "there is no list of entries, but {'data': array of 2}"),
-        ([], b"", "there is no list of entries, but no JSON"),
-        ([], b'[{"id": 1}', "there is no list of entries, but no JSON"),
-        ([lambda body: body["data"]], {"data": {"a": 1}}, "there is no list by <lambda>, but {'a': number}"),
+        ([], {"data": EVENTS}, "there is no list of entries; found {'data': array of 2}"),
+        ([], b"", "there is no list of entries; found no JSON"),
+        ([], b'[{"id": 1}', "there is no list of entries; found no JSON"),
+        ([lambda body: body["data"]], {"data": {"a": 1}}, "there is no list by <lambda>; found {'a': number}"),
         (
             [LINES],
             b'[\n{"id": 1},\n{"id": 2}\n]',
-            "the body is no lines of JSON, or ends in the middle of one: array of 2",
+            "the body is not NDJSON, or its last line is cut off: array of 2",
         ),
-        ([LINES], b'{"id": 1}\n{"id": ', "the body is no lines of JSON, or ends in the middle of one: no JSON"),
+        ([LINES], b'{"id": 1}\n{"id": ', "the body is not NDJSON, or its last line is cut off: no JSON"),
     ],
 )
 def test_the_error_for_a_missing_list_names_it_and_describes_the_body(where, body, text):
@@ -107,7 +107,7 @@ def test_an_empty_list_has_no_messages():
 )
 def test_a_page_with_too_many_entries_is_refused(where, body):
     with pytest.raises(
-        DeclarationMismatch, match="a page has more than 3 entries; ask for smaller pages, or raise max_body="
+        DeclarationMismatch, match="a page has more than 3 entries; request smaller pages, or raise max_body="
     ):
         read(Entries(*where), body, most=3)
 
@@ -158,21 +158,21 @@ def test_a_list_given_by_a_function_or_constant_is_named_after_it():
 @pytest.mark.parametrize(
     ("make", "kind", "text"),
     [
-        (lambda: Entries("a", "a"), ValueError, "two lists have one name: a, a"),
+        (lambda: Entries("a", "a"), ValueError, "two lists have the same name"),
         (lambda: Entries(""), ValueError, "empty"),
         (lambda: Entries(None), TypeError, "names"),
         (lambda: Entries(id=""), ValueError, "empty"),
         (lambda: Entries(id=None), TypeError, "names"),
-        (lambda: Entries(version=LINES), TypeError, "version is LINES; give a path"),
+        (lambda: Entries(version=LINES), TypeError, "version must be a path, a function"),
         (lambda: Entries(type=7.5), TypeError, "names"),
         (
             lambda: Entries("added", deletions="removed"),
             ValueError,
-            "deletions is 'removed', which is the name of none",
+            "deletions must be the name of one of several lists, got 'removed'",
         ),
-        (lambda: Entries("removed", deletions=""), ValueError, "name of none of several lists"),
-        (lambda: Entries("removed", deletions="removed"), ValueError, "name of none of several lists"),
-        (lambda: Entries(only="id"), TypeError, "only is 'id'; give a function"),
+        (lambda: Entries("removed", deletions=""), ValueError, "name of one of several lists"),
+        (lambda: Entries("removed", deletions="removed"), ValueError, "name of one of several lists"),
+        (lambda: Entries(only="id"), TypeError, "only must be a function of an entry, got 'id'"),
     ],
 )
 def test_an_invalid_entries_declaration_is_refused(make, kind, text):
@@ -288,9 +288,9 @@ def test_each_entry_may_have_a_cursor():
 @pytest.mark.parametrize(
     ("entry", "why"),
     [
-        (b'{"id": "x\xff"}', "an entry is no JSON: UnicodeDecodeError"),
-        (b'{"id": "x", "a": nonsense}', "an entry is no JSON: DecodeError"),
-        (b'{"id": "x", "a": %b}' % (b"[" * 9999 + b"]" * 9999), "an entry is no JSON: RecursionError"),
+        (b'{"id": "x\xff"}', "an entry is not valid JSON: UnicodeDecodeError"),
+        (b'{"id": "x", "a": nonsense}', "an entry is not valid JSON: DecodeError"),
+        (b'{"id": "x", "a": %b}' % (b"[" * 9999 + b"]" * 9999), "an entry is not valid JSON: RecursionError"),
         (b'{"name": "x"}', "an entry has no id at 'id'"),
         (b'{"id": ""}', "an entry has no id at 'id'"),
         (b'{"id": true}', "an entry has no id at 'id'"),
@@ -298,7 +298,7 @@ def test_each_entry_may_have_a_cursor():
         (b"null", "an entry has no id at 'id'"),
         (b'["id"]', "an entry has no id at 'id'"),
         (b'{"id": "%b"}' % (b"x" * 1025), "longer than 1024 characters"),
-        (b'{"id": "a\\u0000"}', "has a NUL in it"),
+        (b'{"id": "a\\u0000"}', "or contains NUL"),
     ],
 )
 def test_an_entry_that_cannot_be_read_fails_alone(entry, why):
@@ -311,7 +311,7 @@ def test_an_entry_that_cannot_be_read_fails_alone(entry, why):
     text = str(broken.error)
     assert text.startswith("an entry")
     assert why in text
-    assert text.endswith("; correct the declaration, or ask its publisher")
+    assert text.endswith("; correct the declaration, or report it to the publisher")
     assert said.size == 3
 
 
@@ -377,10 +377,13 @@ def test_unreadable_entries_with_the_same_bytes_have_the_same_key():
     [
         (
             [{"uuid": "secret"}],
-            "no entry of the first page can be read; of {'uuid': string}: an entry has no id at 'id'; correct the",
+            (
+                "no entry of the first page can be read; the first is {'uuid': "
+                "string}: an entry has no id at 'id'; correct the"
+            ),
         ),
-        (b"[nonsense]", "of no JSON: an entry is no JSON: DecodeError"),
-        ([[1], [2]], "of array of 1: an entry has no id"),
+        (b"[nonsense]", "is no JSON: an entry is not valid JSON: DecodeError"),
+        ([[1], [2]], "is array of 1: an entry has no id"),
     ],
 )
 def test_a_first_page_without_a_readable_entry_is_refused_as_a_wrong_declaration(body, text):
@@ -469,10 +472,13 @@ def test_a_dead_letter_that_a_function_cannot_read_has_the_error():
 @pytest.mark.parametrize(
     ("kind", "error"),
     [
-        ({}, "an entry cannot be read: KeyError: 'kind'; correct the declaration, or ask its publisher"),
+        ({}, "an entry cannot be read: KeyError: 'kind'; correct the declaration, or report it to the publisher"),
         (
             {"kind": "open"},
-            "only= passes this entry over; drop its dead letter; correct the declaration, or ask its publisher",
+            (
+                "only= skips this entry now; drop its dead letter; "
+                "correct the declaration, or report it to the publisher"
+            ),
         ),
         ({"kind": "message"}, "None"),
     ],

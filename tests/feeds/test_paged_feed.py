@@ -260,7 +260,7 @@ async def test_a_request_refused_with_a_hint_is_sent_again_without_the_hint():
 )
 async def test_a_cursor_that_cannot_be_sent_raises_cursor_expired_without_a_request(options, cursor):
     feed, server = feed_on(says(page()), **options)
-    with pytest.raises(CursorExpired, match=f"^the cursor is none of {re.escape(URL)}: "):
+    with pytest.raises(CursorExpired, match=f"^the cursor does not belong to {re.escape(URL)}: "):
         await feed.fetch(FetchRequest(cursor))
     assert server.requests == []
 
@@ -470,7 +470,7 @@ async def test_an_untrusted_or_invalid_link_fails_the_poll_and_is_not_saved(link
     feed, server = feed_on(answer, pages=pages, auth=SECRET)
     async with Log(feed) as consumer:
         for _ in range(2):
-            with pytest.raises(FeedError, match=r"links to|is no URL"):
+            with pytest.raises(FeedError, match=r"links to|is not a URL|invalid URL"):
                 await consumer.poll_now()
         assert (consumer.status().cursor, consumer.processed) == (None, [])
     assert {request.url.host for request in server.requests} == {"api.vendor.example"}
@@ -491,8 +491,8 @@ async def test_an_error_names_the_trusted_origin_that_answered():
     with pytest.raises(FeedError) as failed:
         await feed.fetch(FetchRequest(found.next_page))
     assert str(failed.value) == (
-        f"{URL}, which led to https://cdn.example/x?sig=…, does not answer as it was declared to: "
-        "there is no list at 'data', but {'oops': number}"
+        f"{URL}, which led to https://cdn.example/x?sig=…, does not match its declaration: "
+        "there is no list at 'data'; found {'oops': number}"
     )
 
 
@@ -511,7 +511,7 @@ async def test_a_redirect_without_the_cursor_field_fails_and_is_not_remembered(s
     moved = httpx.Response(status, headers={"location": "/v2/events"})
     feed, server = feed_on(moved, says(page("9", cursor="9")), pages=pages)
     for asked in (2, 4):
-        with pytest.raises(FeedError, match="redirects to a URL without 'since', which says what comes next"):
+        with pytest.raises(FeedError, match="redirects to a URL without the cursor parameter 'since'"):
             await feed.fetch(FetchRequest("1"))
         server.answers[:0] = [moved]
         assert len(server.requests) == asked
@@ -596,9 +596,9 @@ async def test_latest_returns_the_cursor_at_the_end_of_the_feed(latest, answer, 
     [
         (
             says({"cur": 1}),
-            "there is no cursor of the feed's end: from_body('cursor') reads nothing in {'cur': number}; correct",
+            "there is no cursor of the feed's end: from_body('cursor') found nothing in {'cur': number}; correct",
         ),
-        (says(b"", 204), f"{URL} has no cursor of the feed's end yet; it is asked again later"),
+        (says(b"", 204), f"{URL} has no cursor for the end of the feed yet; retrying later"),
         (says({}, 503), "answered 503"),
     ],
 )
@@ -755,22 +755,25 @@ async def test_an_outcome_can_depend_on_an_empty_page():
 @pytest.mark.parametrize(
     ("answer", "options", "text"),
     [
-        (says({"items": [1]}), {}, "there is no list at 'data', but {'items': array of 1}"),
-        (says(b"<html>"), {}, "there is no list at 'data', but no JSON"),
+        (says({"items": [1]}), {}, "there is no list at 'data'; found {'items': array of 1}"),
+        (says(b"<html>"), {}, "there is no list at 'data'; found no JSON"),
         (
             says(page("1", cur="c", more=0)),
             {},
-            "there is no cursor: from_body('cursor') reads nothing in {'data': array",
+            "there is no cursor: from_body('cursor') found nothing in {'data': array",
         ),
         (
             says(page("1", more=True)),
             {},
-            "there is no way on: from_body('cursor') reads nothing in {'data': array of 1, 'more': boolean}",
+            (
+                "there is no link to the next page: from_body('cursor') found "
+                "nothing in {'data': array of 1, 'more': boolean}"
+            ),
         ),
         (
             says({"data": [{"uuid": "1"}]}),
             {},
-            "no entry of the first page can be read; of {'uuid': string}: an entry has no id at 'id'",
+            "no entry of the first page can be read; the first is {'uuid': string}: an entry has no id at 'id'",
         ),
         (says(page(*"12345")), {"max_body": 100_000}, None),
     ],
@@ -780,7 +783,7 @@ async def test_an_answer_that_does_not_match_the_declaration_is_described_in_the
         text = "a page has more than 10000 entries"
         answer = says({"data": [1] * 10_001})
     error = await refused(answer, **options)
-    assert str(error).startswith(f"{URL} does not answer as it was declared to: {text}")
+    assert str(error).startswith(f"{URL} does not match its declaration: {text}")
 
 
 @pytest.mark.parametrize(
@@ -795,7 +798,7 @@ async def test_an_answer_that_does_not_match_the_declaration_is_described_in_the
 async def test_an_exception_in_a_declared_function_becomes_a_feed_error(options):
     error = await refused(says({"data": [{"id": 1}]}, retry_after="7"), **options)
     assert str(error) == (
-        f"{URL} answered what a function of its declaration cannot read: KeyError: 'x', in {{'data': array of 1}}"
+        f"{URL} does not match its declaration: a function raised KeyError: 'x' on {{'data': array of 1}}"
     )
     assert error.retry_after == 7
 
@@ -818,20 +821,20 @@ LEFT_OUT = Entries("data", optional=True)
 @pytest.mark.parametrize(
     ("cursor", "seen"),
     [
-        (from_body("cursor"), "from_body('cursor') reads nothing in "),
-        (at_end(from_body("cursor")), "from_body('cursor') reads nothing in "),
-        (from_header("x-cursor").then(str.strip), "from_header('x-cursor').then(strip) reads nothing in "),
+        (from_body("cursor"), "from_body('cursor') found nothing in "),
+        (at_end(from_body("cursor")), "from_body('cursor') found nothing in "),
+        (from_header("x-cursor").then(str.strip), "from_header('x-cursor').then(strip) found nothing in "),
         (
             from_body("cursor") | from_header("x-cursor"),
-            "(from_body('cursor') | from_header('x-cursor')) reads nothing in ",
+            "(from_body('cursor') | from_header('x-cursor')) found nothing in ",
         ),
     ],
 )
 async def test_an_answer_with_neither_a_list_nor_a_cursor_is_an_error(entries, body, cursor, seen):
     error = await refused(says(body), entries=entries, pages=OldestFirst(cursor=cursor, send=to_query("c")))
-    text = str(error).partition(" declared to: ")[2]
+    text = str(error).partition(" its declaration: ")[2]
     assert text.startswith(f"there is neither a list nor a cursor: {seen}")
-    assert text.endswith("; if that says that there is nothing new, tell it by not_ready(…)")
+    assert text.endswith("; if this response means that nothing is new, declare it by not_ready(…)")
 
 
 @pytest.mark.parametrize(
@@ -1064,102 +1067,106 @@ POSTED = OldestFirst(cursor=from_body("c"), send=to_body("cursor"))
 @pytest.mark.parametrize(
     ("options", "kind", "text"),
     [
-        ({"entries": "data"}, TypeError, "entries is a str; give Entries(…)"),
-        ({"pages": from_link()}, TypeError, "pages is a Reader; give OldestFirst(…) or NewestFirst(…)"),
-        ({"outcomes": expired(status(410))}, TypeError, "outcomes is a Outcome; give a list of them"),
-        ({"outcomes": [status(410)]}, TypeError, "one of the outcomes is a Reader; give one, as expired(…)"),
-        ({"long_poll": to_query("t")}, TypeError, "long_poll is a Sender; give LongPoll(…)"),
-        ({"latest": {"since": "now"}}, TypeError, "latest is a dict; give Latest(…)"),
-        ({"hint": "seen"}, TypeError, "hint is a str; give to_query(…), to_header(…) or to_body(…)"),
-        ({"json": {}, "form": {}}, ValueError, "both json= and form= are given; a request has one body"),
-        ({"json": [1]}, TypeError, "json is a list; give what the body says, by names"),
+        ({"entries": "data"}, TypeError, "entries must be Entries(…), got str"),
+        ({"pages": from_link()}, TypeError, "pages must be OldestFirst(…) or NewestFirst(…), got Reader"),
+        ({"outcomes": expired(status(410))}, TypeError, "outcomes must be a list, as [expired(…)], got Outcome"),
+        ({"outcomes": [status(410)]}, TypeError, "each of outcomes must be an outcome, as expired(…), got Reader"),
+        ({"long_poll": to_query("t")}, TypeError, "long_poll must be LongPoll(…), got Sender"),
+        ({"latest": {"since": "now"}}, TypeError, "latest must be Latest(…), got dict"),
+        ({"hint": "seen"}, TypeError, "hint must be to_query(…), to_header(…) or to_body(…), got str"),
+        ({"json": {}, "form": {}}, ValueError, "pass json= or form=, not both: a request has one body"),
+        ({"json": [1]}, TypeError, "json must be a mapping of the members of the body, got list"),
         (
             {"json": {"a": object()}},
             TypeError,
-            "json is none: TypeError: Encoding objects of type object is unsupported",
+            "json= cannot be encoded as JSON: TypeError: Encoding objects of type object is unsupported",
         ),
-        ({"form": {"a": 1}}, TypeError, "form is no mapping of str to str"),
-        ({"form": "a=1"}, TypeError, "form is no mapping of str to str"),
-        ({"method": "GE T"}, TypeError, "method is 'GE T'; give one of HTTP"),
-        ({"method": 1}, TypeError, "method is 1; give one of HTTP"),
-        ({"read_ahead": 1}, TypeError, "read_ahead is a int; give True or False"),
+        ({"form": {"a": 1}}, TypeError, "form must be a mapping of str to str"),
+        ({"form": "a=1"}, TypeError, "form must be a mapping of str to str"),
+        ({"method": "GE T"}, TypeError, "method must be an HTTP method, as 'POST', got 'GE T'"),
+        ({"method": 1}, TypeError, "method must be an HTTP method, as 'POST', got 1"),
+        ({"read_ahead": 1}, TypeError, "read_ahead must be True or False, got int"),
         ({"identity": ""}, ValueError, "identity must be a str of 1 to 1,000 characters, not ''"),
         ({"identity": 7}, TypeError, "identity must be a str of 1 to 1,000 characters, not '7'"),
-        ({"pages": POSTED}, ValueError, "to_body('cursor') has no body to go to; give json={}, or form={}"),
+        ({"pages": POSTED}, ValueError, "to_body('cursor') needs a body; pass json={} or form={}"),
         (
             {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", "b")), "form": {}},
             ValueError,
-            "to_body('a', 'b') leads into the members of a form, which have none",
+            "to_body('a', 'b') has a nested path, but a form has only single names",
         ),
         (
             {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", 1)), "json": {"a": [1]}},
             ValueError,
-            "to_body('a', 1) leads to no place in json=; a list has to have that place",
+            "to_body('a', 1) does not fit json=: a list in it must already have that index",
         ),
         (
             {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", 0)), "json": {"a": 1}},
             ValueError,
-            "to_body('a', 0) leads to no place",
+            "to_body('a', 0) does not fit json=",
         ),
         (
             {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", 0, alone=True)), "json": {"a": [1]}},
             ValueError,
-            "to_body('a', 0) leads to no place",
+            "to_body('a', 0) does not fit json=",
         ),
-        ({"hint": to_body("seen")}, ValueError, "to_body('seen') has no body to go to"),
-        ({"hint": as_url()}, ValueError, "as_url() leads to pages; neither hint nor long_poll can be sent by it"),
-        ({"long_poll": LongPoll(as_url(), 9)}, ValueError, "as_url() leads to pages"),
-        ({"url": f"{URL}?since=0"}, ValueError, "url has 'since' in its query, where pages= puts it"),
+        ({"hint": to_body("seen")}, ValueError, "to_body('seen') needs a body"),
+        (
+            {"hint": as_url()},
+            ValueError,
+            "hint= cannot be sent by as_url(); use to_query(…), to_header(…) or to_body(…)",
+        ),
+        ({"long_poll": LongPoll(as_url(), 9)}, ValueError, "long_poll= cannot be sent by as_url()"),
+        ({"url": f"{URL}?since=0"}, ValueError, "remove 'since' from the query of url: pages= sends it"),
         (
             {"url": f"{URL}?t=0", "long_poll": LongPoll(to_query("t"), 9)},
             ValueError,
-            "url has 't' in its query, where long_poll= puts it",
+            "remove 't' from the query of url: long_poll= sends it",
         ),
         (
             {"url": f"{URL}?f=n", "long_poll": LongPoll(to_query("t"), 9, also={"f": "l"})},
             ValueError,
-            "url has 'f' in its query, where long_poll= puts it",
+            "remove 'f' from the query of url: long_poll= sends it",
         ),
         (
             {"url": f"{URL}?o=a", "latest": Latest({"o": "d"})},
             ValueError,
-            "url has 'o' in its query, where latest= puts it",
+            "remove 'o' from the query of url: latest= sends it",
         ),
-        ({"url": f"{URL}?seen=1", "hint": to_query("seen")}, ValueError, "url has 'seen' in its query"),
+        ({"url": f"{URL}?seen=1", "hint": to_query("seen")}, ValueError, "remove 'seen' from the query of url"),
         (
             {"hint": to_query("since")},
             ValueError,
-            "hint= is sent by to_query('since'), as the cursor is, and would take its place",
+            "hint= is sent by to_query('since'), like the cursor, and would replace it",
         ),
         (
             {"json": {}, "pages": POSTED, "hint": to_body("cursor", as_json=True)},
             ValueError,
-            "hint= is sent by to_body('cursor'), as the cursor is, and would take its place",
+            "hint= is sent by to_body('cursor'), like the cursor, and would replace it",
         ),
         (
             {"long_poll": LongPoll(to_query("since", otherwise="0"), 9)},
             ValueError,
-            "long_poll= is sent by to_query('since'), as the cursor is, and would take its place",
+            "long_poll= is sent by to_query('since'), like the cursor, and would replace it",
         ),
         (
             {"long_poll": LongPoll(to_query("t"), 9, also={"since": "0"})},
             ValueError,
-            "long_poll= is sent by to_query('since'), as the cursor is, and would take its place",
+            "long_poll= is sent by to_query('since'), like the cursor, and would replace it",
         ),
         (
             {"headers": {"x-since": "0"}, "pages": OldestFirst(cursor=from_body("c"), send=to_header("X-Since"))},
             ValueError,
-            "headers has 'X-Since', which pages= puts there; leave it out",
+            "remove 'X-Since' from headers: pages= sends it",
         ),
         (
             {"headers": {"PREFER": "wait=1"}, "long_poll": LongPoll(to_header("Prefer", "wait={}"), 9)},
             ValueError,
-            "headers has 'Prefer', which long_poll= puts there; leave it out",
+            "remove 'Prefer' from headers: long_poll= sends it",
         ),
         (
             {"pages": NewestFirst(next=from_link(), send=as_url()), "latest": Latest()},
             ValueError,
-            "latest has no meaning with NewestFirst, whose first page is the feed's end",
+            "remove latest=: with NewestFirst the first page is already the end of the feed",
         ),
         ({"url": "ftp://x"}, ValueError, "http"),
         ({"timeout": 0}, ValueError, "timeout"),

@@ -112,21 +112,21 @@ def test_full_page_counts_unreadable_entries():
 @pytest.mark.parametrize(
     ("make", "kind", "text"),
     [
-        (lambda: reader("id"), TypeError, "'id' is no reader"),
-        (lambda: status(200) & "x", TypeError, "'x' is no reader"),
-        (lambda: status(200) | None, TypeError, "None is no reader"),
+        (lambda: reader("id"), TypeError, "'id' is not a reader"),
+        (lambda: status(200) & "x", TypeError, "'x' is not a reader"),
+        (lambda: status(200) | None, TypeError, "None is not a reader"),
         (from_body, ValueError, "empty"),
         (lambda: from_body(""), ValueError, "empty"),
         (lambda: from_each(None), TypeError, "names"),
-        (lambda: from_header("a b"), ValueError, "'a b' is no name of a header"),
-        (lambda: from_header(None), ValueError, "None is no name of a header"),
-        (status, ValueError, "HTTP has"),
-        (lambda: status("410"), ValueError, "HTTP has"),
-        (lambda: status(4100), ValueError, "HTTP has"),
+        (lambda: from_header("a b"), ValueError, "'a b' is not a header name"),
+        (lambda: from_header(None), ValueError, "None is not a header name"),
+        (status, ValueError, "needs HTTP status codes"),
+        (lambda: status("410"), ValueError, "needs HTTP status codes"),
+        (lambda: status(4100), ValueError, "needs HTTP status codes"),
         (lambda: full_page(0), ValueError, "size must be at least 1, not 0"),
         (lambda: full_page(size=True), TypeError, "size must be a whole number, not True"),
         (lambda: full_page("100"), TypeError, "size must be a whole number, not '100'"),
-        (lambda: from_body("a").equals(), ValueError, "never holds"),
+        (lambda: from_body("a").equals(), ValueError, "needs at least one value"),
     ],
 )
 def test_invalid_arguments_of_a_reader_are_refused(make, kind, text):
@@ -216,20 +216,20 @@ def test_a_value_that_cannot_be_sent_is_refused(sender, value):
 @pytest.mark.parametrize(
     ("make", "kind", "text"),
     [
-        (lambda: to_query(""), TypeError, "name is ''"),
-        (lambda: to_query(7), TypeError, "name is 7"),
-        (lambda: to_query("a", "after"), ValueError, "form is 'after', which has no"),
-        (lambda: to_query("a", 7), TypeError, "form is 7"),
-        (lambda: to_query("a", at=""), TypeError, "at is ''"),
-        (lambda: to_query("a", otherwise=0), TypeError, "otherwise is 0"),
-        (lambda: to_query("a", otherwise=""), TypeError, "otherwise is ''"),
-        (lambda: to_header("a b"), ValueError, "no name of a header"),
-        (lambda: to_header(""), TypeError, "name is ''"),
+        (lambda: to_query(""), TypeError, "name must be a non-empty str, got ''"),
+        (lambda: to_query(7), TypeError, "name must be a non-empty str, got 7"),
+        (lambda: to_query("a", "after"), ValueError, "form must contain"),
+        (lambda: to_query("a", 7), TypeError, "form must be a non-empty str, got 7"),
+        (lambda: to_query("a", at=""), TypeError, "at must be a non-empty str, got ''"),
+        (lambda: to_query("a", otherwise=0), TypeError, "otherwise must be a non-empty str, got 0"),
+        (lambda: to_query("a", otherwise=""), TypeError, "otherwise must be a non-empty str, got ''"),
+        (lambda: to_header("a b"), ValueError, "not a header name"),
+        (lambda: to_header(""), TypeError, "name must be a non-empty str, got ''"),
         (lambda: to_header("a", "x"), ValueError, "form"),
         (lambda: to_header("a", otherwise=1), TypeError, "otherwise"),
         (to_body, ValueError, "empty"),
         (lambda: to_body("a", None), TypeError, "names"),
-        (lambda: to_body("a", at=1), TypeError, "at is 1"),
+        (lambda: to_body("a", at=1), TypeError, "at must be a non-empty str, got 1"),
         (lambda: to_body("a", otherwise=1), TypeError, "otherwise"),
     ],
 )
@@ -274,13 +274,13 @@ def test_a_wait_is_sent_in_the_units_of_the_server(hold, wait, query, headers):
 @pytest.mark.parametrize(
     ("arguments", "kind", "text"),
     [
-        (("timeout", 50), TypeError, "sender is a str; give to_query"),
+        (("timeout", 50), TypeError, "sender must be to_query"),
         ((to_query("t"), 0), ValueError, "longest"),
         ((to_query("t"), "50"), TypeError, "longest"),
         ((to_query("t"), float("inf")), ValueError, "longest"),
         ((to_query("t"), 50, 0), ValueError, "per_second"),
-        ((to_query("t"), 50, 1, {"a": 1}), TypeError, "also is no mapping of str to str"),
-        ((to_query("t"), 50, 1, "a=1"), TypeError, "also is no mapping of str to str"),
+        ((to_query("t"), 50, 1, {"a": 1}), TypeError, "also must be a mapping of str to str"),
+        ((to_query("t"), 50, 1, "a=1"), TypeError, "also must be a mapping of str to str"),
     ],
 )
 def test_invalid_arguments_of_long_poll_are_refused(arguments, kind, text):
@@ -296,8 +296,8 @@ def test_invalid_arguments_of_long_poll_are_refused(arguments, kind, text):
     [
         (expired(status(410)), CursorExpired, "no longer knows the cursor"),
         (restart(status(410)), PagesChanged, "its pages changed"),
-        (throttled(status(410)), FeedError, "asks to be left alone"),
-        (gone(status(410)), FeedGone, "gone for good"),
+        (throttled(status(410)), FeedError, "asks for a pause"),
+        (gone(status(410)), FeedGone, "no longer exists"),
     ],
 )
 def test_an_error_outcome_becomes_its_exception(outcome, kind, text):
@@ -391,13 +391,13 @@ def test_the_repr_of_an_outcome_shows_how_it_was_made():
 @pytest.mark.parametrize(
     ("make", "kind", "text"),
     [
-        (lambda: expired(410), TypeError, "410 is no reader"),
-        (lambda: expired(status(410), start="x"), TypeError, "'x' is no reader"),
+        (lambda: expired(410), TypeError, "410 is not a reader"),
+        (lambda: expired(status(410), start="x"), TypeError, "'x' is not a reader"),
         (lambda: throttled(status(429), after="7"), TypeError, "after must be a number"),
         (lambda: throttled(status(429), after=-1), ValueError, "after must be finite"),
         (lambda: not_ready(status(429), after=float("nan")), ValueError, "after must be finite"),
-        (lambda: pause(7), TypeError, "7 is no reader"),
-        (lambda: gap(status(200), ""), TypeError, "what is ''"),
+        (lambda: pause(7), TypeError, "7 is not a reader"),
+        (lambda: gap(status(200), ""), TypeError, "what must be a non-empty str, got ''"),
     ],
 )
 def test_invalid_arguments_of_an_outcome_are_refused(make, kind, text):
@@ -468,36 +468,44 @@ def test_a_page_leads_to_the_cursor_to_save_and_the_next_position(options, body,
 @pytest.mark.parametrize(
     ("options", "body", "page", "text"),
     [
-        ({}, {"cur": "c"}, FULL, "there is no way on: from_body('cursor') reads nothing in {'cur': string}"),
+        (
+            {},
+            {"cur": "c"},
+            FULL,
+            "there is no link to the next page: from_body('cursor') found nothing in {'cur': string}",
+        ),
         (
             {"more": from_body("more")},
             {"cur": "c"},
             FULL,
-            "there is no cursor: from_body('cursor') reads nothing in {'cur': string}",
+            "there is no cursor: from_body('cursor') found nothing in {'cur': string}",
         ),
         (
             {"more": from_body("more"), "next": from_body("p", "next")},
             {"cursor": "c", "more": True, "p": {"prev": 1}},
             {},
-            "there is no way on: from_body('p', 'next') reads nothing in {'prev': number} at 'p'",
+            "there is no link to the next page: from_body('p', 'next') found nothing in {'prev': number} at 'p'",
         ),
         (
             {"cursor": from_each("seq"), "more": status(200)},
             {},
             FULL,
-            "there is no way on: from_each('seq') reads nothing in an entry {'id': string}",
+            "there is no link to the next page: from_each('seq') found nothing in an entry {'id': string}",
         ),
         (
             {"cursor": from_header("cursor"), "next": from_body("next")},
             [],
             FULL,
-            "there is no cursor: from_header('cursor') reads nothing in the headers ",
+            "there is no cursor: from_header('cursor') found nothing in the headers ",
         ),
         (
             {"cursor": from_each("id"), "more": status(200)},
             {},
             {"size": 2},
-            "there is no way on: from_each('id') reads nothing in a page on which no entry can be read",
+            (
+                "there is no link to the next page: from_each('id') found nothing "
+                "in a page on which no entry can be read"
+            ),
         ),
     ],
 )
@@ -512,13 +520,13 @@ def test_the_error_for_a_missing_cursor_or_next_page_describes_the_answer(option
 @pytest.mark.parametrize(
     ("options", "remedy"),
     [
-        ({}, "correct cursor= or say by more= when another page follows"),
+        ({}, "correct cursor= or declare more="),
         ({"more": status(200)}, "correct cursor= or more="),
         ({"more": status(200), "next": from_body("next")}, "correct next= or more="),
     ],
 )
 def test_the_error_for_a_missing_next_page_names_the_options_to_correct(options, remedy):
-    with pytest.raises(DeclarationMismatch, match=f"reads nothing in .*empty string}}; {remedy}$"):
+    with pytest.raises(DeclarationMismatch, match=f"found nothing in .*empty string}}; {remedy}$"):
         forward(**options).leads_to(reply({"cursor": "", "next": ""}, **FULL), PagePosition("s"))
 
 
@@ -567,15 +575,15 @@ def test_a_position_is_unchanged_after_decoding_and_encoding(position, place):
 @pytest.mark.parametrize(
     ("options", "kind", "text"),
     [
-        ({"cursor": "id"}, TypeError, "'id' is no reader"),
-        ({"send": "since"}, TypeError, "send is a str; give to_query"),
-        ({"send_next": "page", "next": from_body("n")}, TypeError, "send_next is a str"),
-        ({"next": "n"}, TypeError, "'n' is no reader"),
-        ({"more": True}, TypeError, "True is no reader"),
-        ({"each": from_last("id")}, TypeError, "each is a EntryReader; give from_each"),
-        ({"each": from_each("id"), "cursor": from_each("seq")}, ValueError, "each has no meaning"),
-        ({"each": from_each("id"), "cursor": at_end(from_body("c"))}, ValueError, "each has no meaning"),
-        ({"send_next": to_query("page")}, ValueError, "send_next has no meaning without next"),
+        ({"cursor": "id"}, TypeError, "'id' is not a reader"),
+        ({"send": "since"}, TypeError, "send must be to_query"),
+        ({"send_next": "page", "next": from_body("n")}, TypeError, "send_next must be to_query"),
+        ({"next": "n"}, TypeError, "'n' is not a reader"),
+        ({"more": True}, TypeError, "True is not a reader"),
+        ({"each": from_last("id")}, TypeError, "each must be from_each"),
+        ({"each": from_each("id"), "cursor": from_each("seq")}, ValueError, "remove each="),
+        ({"each": from_each("id"), "cursor": at_end(from_body("c"))}, ValueError, "remove each="),
+        ({"send_next": to_query("page")}, ValueError, "send_next= needs next="),
         ({"cursor": from_each("url"), "send": as_url()}, ValueError, "as_url"),
         ({"each": from_each("url"), "send": as_url()}, ValueError, "as_url"),
     ],
@@ -618,7 +626,8 @@ def test_newest_first_reads_the_position_of_the_older_page(options, body, page, 
 def test_a_missing_link_to_an_announced_older_page_is_an_error():
     pages = NewestFirst(next=from_body("next"), send=to_query("page"), more=from_body("more"))
     with pytest.raises(
-        DeclarationMismatch, match=r"there is no way on: from_body.'next'. reads nothing in {'more': boolean}"
+        DeclarationMismatch,
+        match=r"there is no link to the next page: from_body.'next'. found nothing in {'more': boolean}",
     ):
         pages.older(reply({"more": True}, **FULL))
     assert pages.kept("c", reply()) is None
@@ -649,7 +658,7 @@ def test_the_cursor_of_the_feeds_end_is_read_from_the_answer(latest, body, page,
 @pytest.mark.parametrize("latest", [Latest(), Latest(cursor=from_last("seq"))])
 def test_an_answer_without_a_cursor_of_the_feeds_end_is_an_error(latest):
     with pytest.raises(
-        DeclarationMismatch, match=r"there is no cursor of the feed's end: .* reads nothing in .*; correct latest="
+        DeclarationMismatch, match=r"there is no cursor of the feed's end: .* found nothing in .*; correct latest="
     ):
         forward().end(reply({"cur": 1}, **FULL), latest)
 

@@ -231,7 +231,7 @@ async def test_a_service_that_has_ended_stops_the_consumer(feed_of):
         class Ended:
             records = f"{server.url}/buckets/shop/collections/orders/records"
 
-        with pytest.raises(FeedGone, match="410 Gone: the feed is gone for good"), anyio.fail_after(9):
+        with pytest.raises(FeedGone, match="410 Gone: the feed no longer exists"), anyio.fail_after(9):
             await reading(feed_of(Ended)).run()
 
 

@@ -848,8 +848,8 @@ MUTANTS = [
         "G12",
         "shows the data that does not fit its type",
         "feeds/_data_decoder.py",
-        'or ask its publisher") from None\n',
-        'or ask its publisher") from error\n',
+        'or report it to the publisher") from None\n',
+        'or report it to the publisher") from error\n',
         "tests/feeds/test_decode.py",
     ),
     of(

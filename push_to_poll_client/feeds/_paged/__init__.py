@@ -1,5 +1,5 @@
-"""The parts of a `PagedFeed`, from which a declaration of a feed is composed.
+"""Parts of the declaration of a `PagedFeed`.
 
-Readers find a value in a response, senders put a value into a request, outcomes say what a response means besides
-its messages, and `OldestFirst` or `NewestFirst` say how one page leads to the next.
+Readers find a value in a response. Senders put a value into a request. Outcomes give a response a meaning besides
+its messages. `OldestFirst` and `NewestFirst` lead from one page to the next.
 """

@@ -1,12 +1,11 @@
-"""Read the body of a response: any place in it, and its lists of entries.
+"""Read the body of a response: a value at any path, and its lists of entries.
 
-`Reply` is the response as a declaration sees it. It reads what stands at a path, and leaves the rest of the body
-as it came. `find_lists` locates the lists of entries, and `EntryList` decodes one of them.
+`Reply` is the response as a declaration sees it. It decodes only the value at a path. `find_lists` locates the
+lists of entries, and `EntryList` decodes one of them. A broken part of the body does not affect the others: if
+msgspec refuses a whole array, it is split by its brackets and commas, and one broken entry becomes one unreadable
+message.
 
-A broken part of the body spoils no other. Where msgspec refuses a whole object or array, `split_json` splits it
-by its brackets and commas, so that one broken entry becomes one unreadable message and the page is still read.
-
-Errors never show what a body says, which may be secret: `outline` shows names and types only.
+Errors never show the content of a body, which may be secret: `outline` shows only names and types.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,35 +22,34 @@ from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client.feeds._decoding import BOM, RawJSON, elements, has_more_elements, members
 
 Path: TypeAlias = str | int | tuple[str | int, ...]
-"""The name of a member or the place of an element, or several, each in the one before it."""
+"""Name of a member, index of an element, or a tuple of them, from the outside in."""
 
-_MAX_SHOWN = 12
-"""Members that an outline names."""
+_MAX_SHOWN = 12  # members that an outline names
 
 _decode = Decoder().decode
 
 
 class DeclarationMismatch(Exception):
-    """A response differs from the declaration; the text says what was declared and what was seen."""
+    """A response does not match the declaration; the text says what was declared and received."""
 
 
 class Reply:
-    """One answer.
+    """A response, as the functions of a declaration see it.
 
     Args:
-        answer: As it came.
-        allowed: What to ask at a URL that the answer leads to; raises for one that is not to be asked.
+        answer: The response.
+        allowed: Returns the URL to request for a link; raises for a link that must not be followed.
 
     Attributes:
-        where: Who answered, for errors, without secrets.
+        where: URL of the feed for errors, without secrets.
         status: The HTTP status.
-        headers: By names in whatever case.
-        url: What answered, after redirects.
-        entries: The entries of the page, decoded, as far as they can be.
-        size: How many entries the page has, those counted that cannot be read.
-        listed: There is a list on the page, be it as `null`; of one that a function made, something in it.
-        ends: It says that nothing will ever follow.
-        content: The body as it came, but for a mark of its encoding.
+        headers: The headers, by case-insensitive names.
+        url: URL of the response, after redirects.
+        entries: The entries of the page that could be decoded.
+        size: Number of entries of the page, unreadable ones included.
+        listed: True if the page has a list, even as `null`; if a function made the list, True if it has entries.
+        ends: True if the response says that no message will follow.
+        content: The body as received, without a byte order mark.
     """
 
     def __init__(self, answer: Response, allowed: Callable[[str], str] = str) -> None:
@@ -70,16 +68,16 @@ class Reply:
 
     @property
     def body(self) -> Any:
-        """The whole body, read as JSON; `None` when it is none."""
+        """The whole body as parsed JSON; None if it is not valid JSON."""
         return _decode_or_none(self.content)
 
     def at(self, *path: str | int) -> Any:
-        """Return the value at a path of the body; None if there is none, or it cannot be read."""
+        """Return the value at a path of the body; None if it is missing or cannot be read."""
         raw = self.raw_at(*path)
         return None if raw is None else _decode_or_none(raw)
 
     def raw_at(self, *path: str | int) -> RawJSON | None:
-        """As `at`, not decoded, so that a broken part of the body spoils no other."""
+        """Return the undecoded value at a path; a broken part elsewhere does not matter."""
         if not path:
             return self.content
         *before, last = path
@@ -95,37 +93,33 @@ class Reply:
         return self._members[parent].get(last)
 
     def outline(self, *path: str | int) -> str:
-        """Describe for errors what is at a path, or at the longest part of it that exists, without the content."""
+        """Describe the names and types at a path, or at its longest existing part, for errors."""
         for length in range(len(path) - 1, 0, -1):
             if (raw := self.raw_at(*path[:length])) is not None:
                 return f"{outline(raw)} at {' / '.join(map(repr, path[:length]))}"
         return outline(self.content)
 
     def link(self, rel: str) -> str | None:
-        """The target of a `Link` header (RFC 8288), absolute; `None`: there is none."""
+        """Return the absolute target of a `Link` header (RFC 8288); None if there is no such link."""
         return find_link(self._response, rel)
 
     def leads_to(self, text: str) -> str:
-        """The URL that a text in this answer leads to, absolute, without user, password and fragment.
+        """Return the absolute URL of a link in this response, without user, password and fragment.
 
         Raises:
-            FeedError: It is of an origin that is not trusted.
-            DeclarationMismatch: It is no URL.
+            FeedError: Its origin is not trusted.
+            DeclarationMismatch: It is not a URL.
         """
         url = resolve_url(text, self.url)
         if url is None:
-            raise DeclarationMismatch("what leads on is no URL")
+            raise DeclarationMismatch("the link to the next page is not a URL")
         return self._check_link(url)
 
 
 def check_type(name: str, value: Any, expected: Any, instead: str) -> Any:
-    """Return an argument that must be of a type.
-
-    Raises:
-        TypeError: It is not.
-    """
+    """Return an argument that must have a type; raise TypeError otherwise."""
     if not isinstance(value, expected):
-        raise TypeError(f"{name} is a {type(value).__name__}; give {instead}")
+        raise TypeError(f"{name} must be {instead}, got {type(value).__name__}")
     return value
 
 
@@ -134,21 +128,18 @@ def path_of(path: Path) -> tuple[str | int, ...]:
 
     Raises:
         TypeError: It is not a path.
-        ValueError: It is empty, or has an empty name in it.
+        ValueError: It is empty, or contains an empty name.
     """
     steps = path if isinstance(path, tuple) else (path,)
     if not all(isinstance(step, str | int) and not isinstance(step, bool) for step in steps):
-        raise TypeError(f"a path is made of names (str) and places (int), not {path!r}")
+        raise TypeError(f"a path must consist of names (str) and indices (int), got {path!r}")
     if not steps or "" in steps:
-        raise ValueError(f"a path has no empty names, and is not empty itself: {path!r}")
+        raise ValueError(f"a path and its names must not be empty, got {path!r}")
     return steps
 
 
 def text_of(value: Any) -> str | None:
-    """Convert a value to a cursor or an id: a string stays, all else becomes JSON.
-
-    None if there is nothing: "", null, true or false.
-    """
+    """Convert a value to a cursor or an id, other than strings as JSON; None for "", null, true and false."""
     if isinstance(value, str):
         return value or None
     if value is None or isinstance(value, bool):
@@ -157,7 +148,7 @@ def text_of(value: Any) -> str | None:
 
 
 def outline(raw: RawJSON) -> str:
-    """Describe JSON by the names and types in it, without the values, which may be secret."""
+    """Describe JSON by its names and types, without the values, which may be secret."""
     named = [
         f"{quoted(name, 40)}: {_json_type(value)}" for name, value in islice(members(raw).items(), _MAX_SHOWN + 1)
     ]
@@ -191,11 +182,7 @@ def _decode_or_none(raw: RawJSON) -> Any:
 
 
 class Sentinel:
-    """A constant that stands for itself in a declaration.
-
-    Args:
-        text: The name of the constant.
-    """
+    """A named constant for a declaration."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -205,14 +192,14 @@ class Sentinel:
 
 
 LINES: Final = Sentinel("LINES")
-"""The body is no JSON but lines of it (NDJSON): each is an entry."""
+"""The body is newline-delimited JSON (NDJSON); each line is an entry."""
 
 ListSpec: TypeAlias = Path | Sentinel | Callable[[Any], Any]
-"""A path, `LINES`, or a function that is given the whole body and returns the list."""
+"""A path, `LINES`, or a function that gets the whole body and returns the list."""
 
 _SPACE = b" \t\r"
 
-# Callers check the depth themselves: these do not.
+# These do not check the depth: callers must.
 _decode_unchecked = msgspec.json.Decoder().decode
 _decode_list_unchecked = msgspec.json.Decoder(list).decode
 
@@ -220,21 +207,18 @@ _decode_list_unchecked = msgspec.json.Decoder(list).decode
 class EntryList:
     """One list of a page.
 
-    Its entries are decoded at once. Where each of them stands in the text is found out only when it is needed:
-    for a dead letter, or because one of them is broken.
+    Entries are decoded at once, but located in the text only when needed: for a dead letter, or if one is broken.
 
     Args:
-        text: The list, as it came.
+        text: The list as received.
         decode: Decodes all entries of a text.
         split: Splits a text into its entries.
-        group: The name of the list on a page with several; else "".
+        group: Name of the list on a page with several lists, else "".
 
     Attributes:
-        entries: Decoded; in place of an entry that cannot be decoded, the error.
-        group: As given.
-        broken: Whether one of the entries is an error.
-        listed: Whether the list is on the page, even as `null`. For a list that a function made, whether it has
-            any entries.
+        entries: The decoded entries; an entry that cannot be decoded is replaced by its error.
+        broken: True if one of the entries is an error.
+        listed: True if the page has the list, even as `null`; if a function made it, True if it has entries.
 
     Raises:
         ValueError: The text is not a list.
@@ -266,7 +250,7 @@ class EntryList:
         self._reversed = not self._reversed
 
     def raw(self, place: int) -> bytes:
-        """Return an entry as it came; if the page has several lists, in an object under the name of its list."""
+        """Return an entry as received; with several lists, in an object under the name of its list."""
         raw = bytes(self._all_raws()[-1 - place if self._reversed else place])
         return b"{%b:%b}" % (msgspec.json.encode(self.group), raw) if self.group else raw
 
@@ -277,14 +261,14 @@ class EntryList:
 
 
 DeclaredLists: TypeAlias = Mapping[str, Any]
-"""Each list of a page by its name, as `ListSpec` says where it is; a page with one list has it under ""."""
+"""The spec of each list of a page by its name; a single list has the name ""."""
 
 
 def declare_lists(where: Sequence[ListSpec]) -> DeclaredLists:
-    """Name each list by the last step of its path, or by the whole path if two lists would have the same name.
+    """Name each list by the last step of its path, or by its whole path if two would have the same name.
 
     Raises:
-        TypeError: `where` has something that is not a `ListSpec`.
+        TypeError: An item is not a `ListSpec`.
         ValueError: A path is empty, or two lists have the same name.
     """
     specs = [spec if callable(spec) or isinstance(spec, Sentinel) else path_of(spec) for spec in where]
@@ -294,20 +278,16 @@ def declare_lists(where: Sequence[ListSpec]) -> DeclaredLists:
     for names in ([str(path[-1]) for path in paths], [".".join(map(str, path)) for path in paths]):
         if len({*names}) == len(names):
             return dict(zip(names, specs, strict=True))
-    raise ValueError(f"two lists have one name: {', '.join(names)}")
+    raise ValueError(f"two lists have the same name; declare each once: {', '.join(names)}")
 
 
 def find_lists(declared: DeclaredLists, reply: Reply, max_entries: int, *, optional: bool) -> list[EntryList]:
-    """Read the lists of a page, in the order of their declaration.
+    """Return the lists of a page in the order of their declaration.
 
-    Args:
-        declared: What `declare_lists` returned.
-        reply: The page.
-        max_entries: Entries that it may have.
-        optional: The server leaves out a list that is empty.
+    With `optional`, a missing list is an empty list.
 
     Raises:
-        DeclarationMismatch: One is missing or is not a list, or there are more than `max_entries` in all.
+        DeclarationMismatch: A list is missing or not a list, or the page has more than `max_entries` entries.
     """
     lists = [_find_list(name, reply, spec, max_entries, optional=optional) for name, spec in declared.items()]
     if sum(len(one.entries) for one in lists) > max_entries:
@@ -316,7 +296,7 @@ def find_lists(declared: DeclaredLists, reply: Reply, max_entries: int, *, optio
 
 
 def restore_list(declared: DeclaredLists, raw: bytes) -> EntryList:
-    """Make a list of one entry from what `EntryList.raw` returned."""
+    """Make a list of one entry from the result of `EntryList.raw`."""
     named = members(raw) if len(declared) > 1 else {}
     group, text = next(iter(named.items())) if len(named) == 1 else ("", raw)
     if group not in declared:
@@ -339,7 +319,7 @@ def _find_list(name: str, reply: Reply, spec: Any, max_entries: int, *, optional
         empty = _list_from_array(b"[]", "", 0, name)
         empty.listed = raw is not None
         return empty
-    raise DeclarationMismatch(f"there is no list {_describe_location(spec)}, but {reply.outline(*spec)}")
+    raise DeclarationMismatch(f"there is no list {_describe_location(spec)}; found {reply.outline(*spec)}")
 
 
 def _list_from_array(text: bytes, where: str, max_entries: int, group: str) -> EntryList:
@@ -348,7 +328,7 @@ def _list_from_array(text: bytes, where: str, max_entries: int, group: str) -> E
             raise _too_many_entries(max_entries)
         return EntryList(text, _decode_list, elements, group)
     except ValueError:
-        raise DeclarationMismatch(f"there is no list {where}, but {outline(text)}") from None
+        raise DeclarationMismatch(f"there is no list {where}; found {outline(text)}") from None
 
 
 def _list_from_lines(text: bytes, max_entries: int, group: str) -> EntryList:
@@ -356,7 +336,7 @@ def _list_from_lines(text: bytes, max_entries: int, group: str) -> EntryList:
         raise _too_many_entries(max_entries)
     found = EntryList(text, _decode_lines, _split_lines, group)
     if found.broken and isinstance(found.entries[-1], DecodeError) and not text.endswith(b"\n"):
-        raise DeclarationMismatch(f"the body is no lines of JSON, or ends in the middle of one: {outline(text)}")
+        raise DeclarationMismatch(f"the body is not NDJSON, or its last line is cut off: {outline(text)}")
     return found
 
 
@@ -370,7 +350,7 @@ def _decode_lines(text: RawJSON) -> list[Any]:
     if max(map(len, lines), default=0) > SAFE_LENGTH:
         for line in lines:
             check_depth(line)
-    return list(map(_decode_unchecked, lines))  # decode_lines() lets a value go on in the next line
+    return list(map(_decode_unchecked, lines))  # decode_lines() would let a value continue on the next line
 
 
 def _split_lines(text: RawJSON) -> list[bytes]:
@@ -381,12 +361,12 @@ def _decode_entry(raw: RawJSON) -> Any:
     try:
         return _decode(raw)
     except DECODE_ERRORS as error:
-        return DecodeError(f"an entry is no JSON: {describe(error)}")
+        return DecodeError(f"an entry is not valid JSON: {describe(error)}")
 
 
 def _too_many_entries(max_entries: int) -> DeclarationMismatch:
     return DeclarationMismatch(
-        f"a page has more than {max_entries} entries; ask for smaller pages, or raise max_body= if that is right"
+        f"a page has more than {max_entries} entries; request smaller pages, or raise max_body="
     )
 
 

@@ -1,4 +1,4 @@
-"""Declaration of a `PagedFeed`. Its parts are checked to fit together when the feed is made."""
+"""Declaration of a `PagedFeed`; checks that its parts fit together."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,12 +23,7 @@ from push_to_poll_client.feeds._paged.senders import (
 
 
 class Declaration(msgspec.Struct, frozen=True, kw_only=True):
-    """The arguments of a `PagedFeed` that say how a server is asked, and what its responses mean.
-
-    Raises:
-        TypeError: A part has the wrong type.
-        ValueError: A part has no meaning beside another, has no place in the request, or its place is taken.
-    """
+    """Checked arguments of a `PagedFeed` that describe requests and responses."""
 
     url: str
     entries: Entries
@@ -46,12 +41,12 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def body(self) -> Mapping[str, Any] | None:
-        """The body of every request; None if there is no body."""
+        """Content of the body of every request; None for requests without a body."""
         return self.json if self.form is None else self.form
 
     @property
     def asides(self) -> list[tuple[str, Sender]]:
-        """What sends hint and wait, each with the argument that declares it."""
+        """Senders of the hint and of the wait, each with the name of its argument."""
         asides = [] if self.hint is None else [("hint", self.hint)]
         if self.long_poll is not None:
             senders = (self.long_poll.sender, *map(to_query, self.long_poll.also))
@@ -61,9 +56,9 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         self._check_types()
         if isinstance(self.pages, NewestFirst) and self.latest is not None:
-            raise ValueError("latest has no meaning with NewestFirst, whose first page is the feed's end")
+            raise ValueError("remove latest=: with NewestFirst the first page is already the end of the feed")
         if self.json is not None and self.form is not None:
-            raise ValueError("both json= and form= are given; a request has one body")
+            raise ValueError("pass json= or form=, not both: a request has one body")
         for name, sender in self.asides:
             self._check_aside(name, sender)
         of_pages = [("pages", sender) for sender in self.pages.senders]
@@ -74,9 +69,9 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
     def _check_types(self) -> None:
         check_type("entries", self.entries, Entries, "Entries(…)")
         check_type("pages", self.pages, OldestFirst | NewestFirst, "OldestFirst(…) or NewestFirst(…)")
-        check_type("outcomes", self.outcomes, Sequence, "a list of them")
+        check_type("outcomes", self.outcomes, Sequence, "a list, as [expired(…)]")
         for outcome in self.outcomes:
-            check_type("one of the outcomes", outcome, Outcome, "one, as expired(…)")
+            check_type("each of outcomes", outcome, Outcome, "an outcome, as expired(…)")
         check_type("long_poll", self.long_poll, LongPoll | None, "LongPoll(…)")
         check_type("latest", self.latest, Latest | None, "Latest(…)")
         check_type("hint", self.hint, Sender | None, "to_query(…), to_header(…) or to_body(…)")
@@ -84,38 +79,42 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
         if self.form is not None:
             require_texts("form", self.form)
         if self.json is not None:
-            check_type("json", self.json, Mapping, "what the body says, by names")
+            check_type("json", self.json, Mapping, "a mapping of the members of the body")
             try:
                 msgspec.json.encode(self.json)
             except (TypeError, ValueError, RecursionError) as error:
-                raise TypeError(f"json is none: {describe(error)}") from error
+                raise TypeError(f"json= cannot be encoded as JSON: {describe(error)}") from error
         if self.method is not None and not (isinstance(self.method, str) and is_header_name(self.method)):
-            raise TypeError(f"method is {self.method!r}; give one of HTTP")
+            raise TypeError(f"method must be an HTTP method, as 'POST', got {self.method!r}")
 
     def _check_aside(self, name: str, sender: Sender) -> None:
-        """Check that what sends hint or wait neither leads to a page nor takes the place of the cursor."""
+        """Raise if a hint or a wait would be sent as a URL, or in the place of the cursor."""
         if sender.goes == "url":
-            raise ValueError("as_url() leads to pages; neither hint nor long_poll can be sent by it")
-        # A hint comes from a push, which can contain anything: what is before it would never be asked for.
+            raise ValueError(f"{name}= cannot be sent by as_url(); use to_query(…), to_header(…) or to_body(…)")
+        # A push can contain anything: a hint sent as the cursor would skip the messages before it.
         if repr(sender) in map(repr, self.pages.senders):
-            raise ValueError(f"{name}= is sent by {sender}, as the cursor is, and would take its place")
+            raise ValueError(
+                f"{name}= is sent by {sender}, like the cursor, and would replace it; send it elsewhere"
+            )
 
     def _check_place(self, name: str, sender: Sender) -> None:
-        """Check that there is a place for what a sender puts into requests, and that it is not taken."""
+        """Raise if a sender has no place in the request, or its place is taken."""
         if sender.goes == "body":
             self._check_body_path(sender)
         if sender.goes == "query" and sender.name in httpx.URL(self.url).params:
-            raise ValueError(f"url has {sender.name!r} in its query, where {name}= puts it; leave it out")
-        fixed = self.headers if isinstance(self.headers, Mapping) else {}  # the client takes a function, too
+            raise ValueError(f"remove {sender.name!r} from the query of url: {name}= sends it")
+        fixed = self.headers if isinstance(self.headers, Mapping) else {}  # the client accepts a function too
         if sender.goes == "header" and sender.name in httpx.Headers(fixed):
-            raise ValueError(f"headers has {sender.name!r}, which {name}= puts there; leave it out")
+            raise ValueError(f"remove {sender.name!r} from headers: {name}= sends it")
 
     def _check_body_path(self, sender: Sender) -> None:
         if self.body is None:
-            raise ValueError(f"{sender} has no body to go to; give json={{}}, or form={{}}")
+            raise ValueError(f"{sender} needs a body; pass json={{}} or form={{}}")
         if self.form is not None and sender.name is None:
-            raise ValueError(f"{sender} leads into the members of a form, which have none")
+            raise ValueError(
+                f"{sender} has a nested path, but a form has only single names; use one name, or json="
+            )
         try:
             sender.put(RequestParts(body=self.body), "a cursor")
         except (LookupError, TypeError) as error:
-            raise ValueError(f"{sender} leads to no place in json=; a list has to have that place") from error
+            raise ValueError(f"{sender} does not fit json=: a list in it must already have that index") from error

@@ -1,12 +1,12 @@
-"""Make messages of the entries of a page, as `Entries` declares them.
+"""Make messages from the entries of a page, as `Entries` declares them.
 
-A page is read by columns: all ids, then all versions, and so on. A call for each cell would take longer. If an
-entry cannot be read, each half of the page is read alone, down to that entry, which becomes an
-`UnreadableMessage`; the others are not affected.
+A page is read by columns: all ids, then all versions, and so on; a call per value would be slower. If an entry
+cannot be read, each half of the page is read alone, down to that entry. It becomes an `UnreadableMessage`; the
+others are not affected.
 
-A first page on which no entry can be read shows that the declaration is wrong, and fails the poll. So does one
-whose entries all stand in the other order by their time: the feed would look for news where the old entries are. A
-list need not be sorted by the time of its entries, so on later pages that is a WARNING.
+The poll fails if no entry of a first page can be read: the declaration is wrong. It also fails if all entries of a
+first page are in the opposite order by time: the feed would look for new entries among the old ones. A list need
+not be sorted by time, so a wrong order on a later page is only a WARNING.
 """
 
 import hashlib
@@ -45,18 +45,18 @@ logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 
 class Entry(Message[D_co]):
-    """A message of a `PagedFeed`; its `data` is the entry, read as JSON, or what `decode=` makes of it.
+    """Message of a `PagedFeed`. Its `data` is the entry as parsed JSON, or the result of `decode=`.
 
-    It keeps the text of its page alive: do not collect entries, take from them what you need.
+    An entry keeps the whole text of its page in memory. Do not collect entries; copy the values that you need.
 
     Args:
         id: As for any message.
         data: As for any message.
-        key: As for any message.
+        dedupe_key: As for any message.
         cursor: As for any message.
-        type: What happened, as declared; "" when the entry does not say.
-        time: When, as the feed wrote it; `None` when it did not.
-        deleted: The entry says that something is gone.
+        type: Type of the event, as declared; "" if the entry has none.
+        time: Time of the event as the feed wrote it; `None` if the entry has none.
+        deleted: True if the entry is a deletion.
     """
 
     __slots__ = ("_decoder", "_deleted", "_part", "_place", "_time", "_type")
@@ -82,7 +82,6 @@ class Entry(Message[D_co]):
 
     @classmethod
     def _of_rows(cls, rows: Iterable[tuple[Any, ...]], decoder: DataDecoder[Any] | None) -> "list[Entry]":
-        """Make the messages of a page, of the values of their slots: a call for each would take longer."""
         entries = list[Entry]()
         for row in rows:
             self = cls.__new__(cls)
@@ -103,10 +102,10 @@ class Entry(Message[D_co]):
 
     @property
     def data(self) -> D_co:
-        """The entry, read as JSON, or what `decode=` makes of it when it is first read, and then kept.
+        """The entry as parsed JSON, or the result of `decode=`, which runs at first use.
 
         Raises:
-            DecodeError: It does not fit `decode=`. Let it pass through the handler.
+            DecodeError: The entry does not fit `decode=`. Do not catch this in the handler.
         """
         if self._decoder is not None:
             self._data = self._decoder.decode(self._data, self)
@@ -120,49 +119,51 @@ class Entry(Message[D_co]):
 
     @property
     def time(self) -> Any:
-        """Time of the event as the feed wrote it, or None. It says nothing about the order."""
+        """Time of the event as the feed wrote it, or None. It does not determine the order."""
         return self._time
 
     @property
     def deleted(self) -> bool:
-        """True if the entry says that something is gone."""
+        """True if the entry is a deletion."""
         return self._deleted
 
     @property
     def raw(self) -> bytes:
-        """The entry as it came; of a page with several lists in an object, under the name of its list."""
+        """The entry as received; with several lists, in an object under the name of its list."""
         return super().raw if self._part is None else self._part.raw(self._place)
 
 
 CONTENTS: Final = Sentinel("CONTENTS")
-"""For a feed of states that names no versions: what the entry says, and from which cursor it was read. What comes
-later is another message, also when it says again what it said before, and so is an old page that the server serves
-once more at a later cursor. What comes again because pages are fetched again, one of which failed, is not. With
-`NewestFirst`, which has no such cursor: what the entry says alone."""
+"""Version for a feed of states that has no versions: a digest of the entry and the cursor of its page.
+
+An entry read at a later cursor is a new message, even with the same content. This includes an old page that the
+server returns again at a later cursor. An entry that is read again because a poll failed is not a new message.
+`NewestFirst` has no such cursor: the version is the content alone.
+"""
 
 
 class Entries:
-    """The places of the messages on a page, and of their names in each.
+    """Where the messages are on a page, and which fields of an entry name them.
 
     Args:
-        where: The path of the list: `"data"`, or `("result", "items")`. Without a path the body itself is the
-            list. Several paths are several lists, one after the other. With `LINES` each line of the body is an
-            entry. A function is given the whole body and returns the list.
-        optional: True if the server leaves out a list that is empty. Otherwise a missing list is an error.
+        where: Path of the list: `"data"`, or `("result", "items")`. Without a path the body itself is the list.
+            Several paths are several lists, read in this order. With `LINES` each line of the body is an entry. A
+            function gets the whole body and returns the list.
+        optional: True if the server omits an empty list. Otherwise a missing list is an error.
         id: The id of an entry.
-        version: Tells the versions of an entry apart, for feeds of states: a sequence number, a time of change, an
-            etag, or `CONTENTS`. `None` means that ids name events, which never change. An entry without its
-            version cannot be read, except for a deletion, which is treated as with `CONTENTS`.
-        type: The type of the event. `None` means the name of the list if there are several.
-        time: The time of the event. It also shows whether the entries stand in another order than declared.
+        version: Distinguishes the versions of an entry, for feeds of states: a sequence number, a time of change,
+            an etag, or `CONTENTS`. `None` means that an id names an event, which never changes. An entry without
+            its version cannot be read, except for a deletion, which is treated as with `CONTENTS`.
+        type: The type of the event. `None` means the name of the list, if there are several lists.
+        time: The time of the event. It is also used to detect entries in the wrong order.
         deleted: An entry is a deletion if this field is present and truthy.
-        deletions: The name of the list whose entries are all deletions.
-        newest_first: The entries of a page stand newest first, although the pages go forward.
-        only: Which entries are messages, a function of the entry; the others are passed over. `None` means all.
+        deletions: Name of the list whose entries are all deletions.
+        newest_first: True if each page lists its newest entry first although the pages go forward.
+        only: Function of an entry that returns True for messages; other entries are skipped. `None` means all.
 
     Raises:
         TypeError: An argument is neither a path nor a function.
-        ValueError: A path is empty, or `deletions` is the name of no list.
+        ValueError: A path is empty, or `deletions` does not name one of several lists.
     """
 
     def __init__(
@@ -180,11 +181,11 @@ class Entries:
     ) -> None:
         self._lists, self._optional = declare_lists(where), optional
         if deletions is not None and (not deletions or deletions not in self._lists):
-            raise ValueError(f"deletions is {deletions!r}, which is the name of none of several lists")
+            raise ValueError(f"deletions must be the name of one of several lists, got {deletions!r}")
         if only is not None and not callable(only):
-            raise TypeError(f"only is {only!r}; give a function of an entry")
+            raise TypeError(f"only must be a function of an entry, got {only!r}")
         if isinstance(version, Sentinel) and version is not CONTENTS:
-            raise TypeError(f"version is {version!r}; give a path, a function of an entry, or CONTENTS")
+            raise TypeError(f"version must be a path, a function of an entry, or CONTENTS, got {version!r}")
         self._deletions = deletions
         self._id = Field(id)
         self._version_from_contents = version is CONTENTS
@@ -196,16 +197,16 @@ class Entries:
         self._decoder: DataDecoder[Any] | None = None
 
     def for_feed(self, decoder: DataDecoder[Any] | None) -> "Entries":
-        """Return a copy for one feed, which remembers what the pages of that feed have shown."""
+        """Return a copy for one feed; it remembers facts about that feed's pages."""
         own = copy(self)
         own._decoder = decoder  # noqa: SLF001
         return own
 
     def find(self, reply: Reply, most: int) -> list[EntryList]:
-        """The lists of a page, in its order; tells the reply of them.
+        """Return the lists of a page in order, and note their entries in the reply.
 
         Raises:
-            DeclarationMismatch: There is no list where one should be, or there are more than `most` entries.
+            DeclarationMismatch: A list is missing, or the page has more than `most` entries.
         """
         lists = find_lists(self._lists, reply, most, optional=self._optional)
         if self._newest_first:
@@ -225,15 +226,15 @@ class Entries:
     def read(
         self, parts: Sequence[EntryList], *, each: Field | None, start: Cursor | None
     ) -> list[Entry | UnreadableMessage]:
-        """The messages of a page.
+        """Return the messages of a page.
 
         Args:
-            parts: What `find` found.
-            each: Reads the cursor of an entry; `None`: entries have none.
-            start: The cursor that the chain of pages began with.
+            parts: The lists that `find` returned.
+            each: Reads the cursor of an entry; `None` if entries have no cursors.
+            start: The cursor at which the chain of pages began.
 
         Raises:
-            DeclarationMismatch: No entry of the first page can be read, or too many of another one.
+            DeclarationMismatch: No entry of the first page, or too few of another page, can be read.
         """
         messages, unreadable = list[Entry | UnreadableMessage](), list[UnreadableMessage]()
         for part in parts:
@@ -242,7 +243,7 @@ class Entries:
                 places = spans.pop()
                 try:
                     messages += self._read_all(part, places, each, start)
-                except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
+                except Exception as error:  # noqa: BLE001  # user functions read untrusted data
                     if len(places) > 1:  # each half alone, down to the entry that cannot be read
                         middle = len(places) // 2
                         spans += [places[middle:], places[:middle]]
@@ -256,23 +257,23 @@ class Entries:
         if unreadable and len(unreadable) == len(messages) and not self._has_read_page:
             first = unreadable[0]
             raise DeclarationMismatch(
-                f"no entry of the first page can be read; of {outline(first.raw)}: {first.error}"
+                f"no entry of the first page can be read; the first is {outline(first.raw)}: {first.error}"
             )
         self._has_read_page = self._has_read_page or bool(messages)
         return messages
 
     def restore(self, letter: DeadLetter) -> Entry | UnreadableMessage:
-        """The message of a dead letter; an `UnreadableMessage` if it still is one, or is to be passed over."""
+        """Return the message of a dead letter; an `UnreadableMessage` if skipped by `only` or unreadable."""
         try:
             messages = self._read_all(restore_list(self._lists, letter.raw), [0], None, None)
             if not messages:
-                raise DecodeError("only= passes this entry over; drop its dead letter")  # noqa: TRY301
-        except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
+                raise DecodeError("only= skips this entry now; drop its dead letter")  # noqa: TRY301
+        except Exception as error:  # noqa: BLE001  # user functions read untrusted data
             return UnreadableMessage(
                 letter.id, _as_decode_error(error), dedupe_key=letter.dedupe_key, raw=letter.raw
             )
         message = messages[0]
-        message._key = letter.dedupe_key  # noqa: SLF001  # it may name a cursor that is not known here
+        message._key = letter.dedupe_key  # noqa: SLF001  # it may contain a cursor, which is unknown here
         if not letter.dedupe_key.startswith(UNREADABLE_KEY_PREFIX):
             message._id = letter.id  # noqa: SLF001
         return message
@@ -280,7 +281,7 @@ class Entries:
     def _read_all(
         self, part: EntryList, places: Sequence[int], each: Field | None, start: Cursor | None
     ) -> list[Entry]:
-        """Read the entries at these places, without those that `only` passes over; raise if one is unreadable."""
+        """Read these entries without those that `only` skips; raise if one is unreadable."""
         entries = _entries_at(part, places)
         if self._only is not None:
             places = [place for place, entry in zip(places, entries, strict=True) if self._only(entry)]
@@ -294,7 +295,7 @@ class Entries:
             types = [kind or part.group for kind in texts_of(self._type.read_all(entries))]
         cursors = repeat(None) if each is None else texts_of(each.read_all(entries))
         times = repeat(None) if self._time is None else self._time.read_all(entries)
-        return Entry._of_rows(  # noqa: SLF001  # it is for this module
+        return Entry._of_rows(  # noqa: SLF001  # used only in this module
             zip(ids, entries, keys, cursors, types, times, gone, repeat(part), places, strict=False), self._decoder
         )
 
@@ -311,13 +312,12 @@ class Entries:
             keys = [f"{len(name)}{middle}{named}" for name, named in zip(names, ids, strict=True)]
         both = ids if keys is ids else (*ids, *keys)
         if max(map(len, both), default=0) > MAX_ID or "\0" in "".join(both):
-            raise DecodeError(f"an entry's id or key is longer than {MAX_ID} characters, or has a NUL in it")
+            raise DecodeError(f"an entry's id or key is longer than {MAX_ID} characters, or contains NUL")
         return ids, keys
 
     def _versions(
         self, entries: Sequence[Any], group: str, gone: Iterable[bool], start: Cursor | None
     ) -> list[str] | None:
-        """Return the versions of the entries; None if the feed has no versions."""
         if self._version is None:
             return _digests(entries, start, group) if self._version_from_contents else None
         versions = texts_of(self._version.read_all(entries))
@@ -332,7 +332,7 @@ def _optional_field(where: FieldSpec | None) -> Field | None:
 
 
 def _entries_at(part: EntryList, places: Sequence[int]) -> Sequence[Any]:
-    """Return the entries at these places; raise the error of one that could not be decoded."""
+    """Return the entries at these places; raise the error of an entry that could not be decoded."""
     entries = part.entries if len(places) == len(part.entries) else [part.entries[place] for place in places]
     for entry in entries if part.broken else ():
         if isinstance(entry, DecodeError):
@@ -350,7 +350,7 @@ _encode = msgspec.json.Encoder(order="sorted").encode
 
 
 def _digests(entries: Sequence[Any], start: Cursor | None, group: str) -> list[str]:
-    """Digest what each entry says, its list, and the cursor from which it was read."""
+    """Digest each entry together with its list and the cursor of its page."""
     prefix = hashlib.blake2b(_encode((start, group)), digest_size=12)
     digests = list[str]()
     for entry in entries:
@@ -371,12 +371,14 @@ def _unreadable_message(part: EntryList, place: int, error: Exception, each: Fie
 
 def _as_decode_error(error: Exception) -> DecodeError:
     reason = error if isinstance(error, DecodeError) else f"an entry cannot be read: {describe(error)}"
-    return DecodeError(f"{reason}; correct the declaration, or ask its publisher")
+    return DecodeError(f"{reason}; correct the declaration, or report it to the publisher")
 
 
 MIN_TIMES = 4
-"""Different times on a page, all in the wrong order, that show a mistake. By chance 4 are so once in 24 pages, 10
-once in 3.6 million."""
+"""Different times on a page, all in the wrong order, that count as a mistake.
+
+By chance this happens with 4 times on one page in 24, with 10 times on one page in 3.6 million.
+"""
 
 Order: TypeAlias = Literal["oldest first", "newest first"]
 
@@ -387,35 +389,28 @@ _REMEDIES: Mapping[Order, str] = {
 
 
 def check_order(messages: Sequence[Message], order: Order, where: str, *, first: bool) -> bool:
-    """Check that the times of the entries on a page do not all stand in the other order.
+    """Check that the entries of a page are not all in the opposite order by time.
 
-    Args:
-        messages: The messages of the page, in its order.
-        order: The declared order.
-        where: The feed's URL without secrets.
-        first: The page is the first one that a new consumer reads.
-
-    Returns:
-        False if the order is wrong, and was named in the log.
+    `first` is True for the first page of a new consumer. Return False if the order is wrong, after a WARNING.
 
     Raises:
-        FeedError: The order is wrong, on the first page.
+        FeedError: The order is wrong on the first page.
     """
     other: Order = "newest first" if order == "oldest first" else "oldest first"
     if not _stand_in_order(messages, other):
         return True
     seen = (
-        f"the entries of a page stand {other}, where the declaration has them {order}; {_REMEDIES[order]}, "
-        "or leave out time= if the list is not sorted by it"
+        f"the entries of a page are {other}, but are declared {order}; {_REMEDIES[order]}, "
+        "or remove time= if the list is not sorted by time"
     )
     if first:
-        raise FeedError(f"{where} does not answer as it was declared to: by their time {seen}")
-    logger.warning("%s does not answer as it was declared to: by their time %s", where, seen)
+        raise FeedError(f"{where} does not match its declaration: by their time {seen}")
+    logger.warning("%s does not match its declaration: by their time %s", where, seen)
     return False
 
 
 def _stand_in_order(messages: Sequence[Message], order: Order) -> bool:
-    """Return True if the entries of one list have enough different times, and all stand in this order."""
+    """Return True if one list has enough different times, and all are in this order."""
     sign, times = (1 if order == "oldest first" else -1), 1
     for one, other in pairwise(message for message in messages if isinstance(message, Entry)):
         time, next_time = _instant(one.time), _instant(other.time)

@@ -1,7 +1,7 @@
-"""Meanings of a response besides its messages: expired, throttled, gone, a gap.
+"""Special meanings of a response besides its messages: expired, throttled, gone, a gap.
 
-Each outcome is a condition and what to do when it holds. All outcomes of a feed are applied to each response, in
-the order of their declaration. If several say that the response is an error, the first one counts.
+An outcome is a condition and an effect. All outcomes of a feed are applied to each response, in the order of their
+declaration. If several make the response an error, the first one counts.
 """
 
 import math
@@ -17,11 +17,11 @@ from push_to_poll_client.feeds._paged.senders import require_text
 
 
 class OutcomeResult(NamedTuple):
-    """The meaning of a response, or what one outcome says of it.
+    """Meaning of a response, from one outcome or from all of them.
 
     Attributes:
-        error: Why the response is not a page; `None` if it is one.
-        empty: Nothing of the response is to be read.
+        error: The error to raise; `None` if the response is a page.
+        empty: True if the content of the response is ignored.
         closed: As `Page.closed`.
         gap: As `Page.gap`.
         retry_after: As `Page.retry_after`.
@@ -35,12 +35,12 @@ class OutcomeResult(NamedTuple):
 
 
 class Outcome:
-    """One of the things that an answer can mean.
+    """Condition on a response, and its effect. Made by `expired(…)` and the like.
 
     Args:
-        when: Whether it does.
-        meaning: What it means then.
-        text: What it is called.
+        when: Condition on the response.
+        meaning: Returns the effect if the condition holds.
+        text: Name of the outcome in errors.
     """
 
     def __init__(self, when: Condition, meaning: Callable[[Reply], OutcomeResult], text: str) -> None:
@@ -49,7 +49,7 @@ class Outcome:
         self._text = text
 
     def look(self, reply: Reply) -> OutcomeResult:
-        """Look at an answer."""
+        """Return the effect on a response; an empty result if the condition does not hold."""
         return self._meaning(reply) if self._when(reply) else OutcomeResult()
 
     def __repr__(self) -> str:
@@ -60,7 +60,7 @@ def apply_outcomes(outcomes: Sequence[Outcome], reply: Reply) -> OutcomeResult:
     """Apply all outcomes to a response."""
     found = [OutcomeResult()]
     for outcome in outcomes:
-        if found[-1].error is None:  # of an error nothing else is asked, and reading it could fail
+        if found[-1].error is None:  # other outcomes may be unable to read an error
             found.append(outcome.look(reply))
     return OutcomeResult(
         error=found[-1].error,
@@ -72,11 +72,11 @@ def apply_outcomes(outcomes: Sequence[Outcome], reply: Reply) -> OutcomeResult:
 
 
 def expired(when: Condition, *, start: Condition | None = None) -> Outcome:
-    """The feed no longer knows the cursor: `CursorExpired`.
+    """Raise `CursorExpired`: the server no longer accepts the cursor.
 
     Args:
-        when: Whether that is so: `status(410)`, `from_body("error", "code").equals("syncStateNotFound")`.
-        start: Reads the cursor that the feed offers to start from; `None`: it offers none.
+        when: True if it expired, as `status(410)` or `from_body("error", "code").equals("syncStateNotFound")`.
+        start: Reads the cursor that the server offers as a new start; `None` if it offers none.
     """
     read_start = reader(start or (lambda _: None))
     return _error_outcome(
@@ -88,62 +88,62 @@ def expired(when: Condition, *, start: Condition | None = None) -> Outcome:
 
 
 def restart(when: Condition) -> Outcome:
-    """The pages changed under the walk: `PagesChanged`, from the saved cursor again, at once."""
-    return _error_outcome("restart", when, "says that its pages changed", lambda text, _: PagesChanged(text))
+    """Raise `PagesChanged`: the pages changed during the poll, which restarts at the saved cursor at once."""
+    return _error_outcome("restart", when, "reports that its pages changed", lambda text, _: PagesChanged(text))
 
 
 def throttled(when: Condition, *, after: Condition | float | None = None) -> Outcome:
-    """The server wants to be left alone. Where it says so by headers that are known, this is not needed.
+    """Fail the poll because the server asks for a pause. Standard headers such as `Retry-After` work without this.
 
     Args:
-        when: Whether it does.
-        after: Seconds, or reads them; `None`: as the headers say, else the consumer's backoff.
+        when: True if the server asks for a pause.
+        after: Seconds, or a reader of seconds. `None` means as the headers say, else the consumer's backoff.
     """
     seconds = _seconds_reader(after)
     return _error_outcome(
         "throttled",
         when,
-        "asks to be left alone for now",
+        "asks for a pause",
         lambda text, reply: FeedError(text, retry_after=seconds(reply)),
     )
 
 
 def gone(when: Condition) -> Outcome:
-    """The feed is gone for good: `FeedGone`."""
-    return _error_outcome("gone", when, "says that it is gone for good", lambda text, _: FeedGone(text))
+    """Raise `FeedGone`: the feed no longer exists."""
+    return _error_outcome("gone", when, "reports that it no longer exists", lambda text, _: FeedGone(text))
 
 
 def not_ready(when: Condition, *, after: Condition | float | None = None) -> Outcome:
-    """The server has not prepared anything yet: nothing of the answer is looked at, and no cursor saved.
+    """Ignore a response that the server has not prepared yet; no cursor is saved.
 
     Args:
-        when: Whether that is so, whatever the status.
-        after: Seconds until it is worth asking again, or reads them; `None`: as ever.
+        when: True if the server is not ready, whatever the status.
+        after: Seconds until the next request, or a reader of seconds. `None` means the usual schedule.
     """
     seconds = _seconds_reader(after)
     return Outcome(when, lambda reply: OutcomeResult(empty=True, retry_after=seconds(reply)), "not_ready")
 
 
 def pause(after: Condition) -> Outcome:
-    """The server asks to be left alone after a success, in its body or a header of its own; read in seconds."""
+    """Pause after a success, for the seconds that the body or a custom header names."""
     seconds = _seconds_reader(reader(after))
     return Outcome(lambda _: True, lambda reply: OutcomeResult(retry_after=seconds(reply)), "pause")
 
 
 def closed(when: Condition) -> Outcome:
-    """The feed has ended: when this page is settled, nothing will ever follow. The status may be an error's."""
+    """End the consumer once this page is settled: no message will follow. Error statuses are allowed."""
     return Outcome(when, lambda _: OutcomeResult(closed=True), "closed")
 
 
 def gap(when: Condition, what: str = "the server says that it left messages out") -> Outcome:
-    """Messages may be missing before those of this page, which the feed can no longer give.
+    """Report that messages before this page may be missing, and that the feed can no longer return them.
 
     Args:
-        when: Whether that is so.
-        what: What is said of it in log and status.
+        when: True if messages may be missing.
+        what: Text for the log and the status.
 
     Raises:
-        TypeError: It says nothing.
+        TypeError: `what` is empty or not a string.
     """
     require_text("what", what)
     return Outcome(when, lambda _: OutcomeResult(gap=what), "gap")
@@ -157,7 +157,7 @@ def _error_outcome(name: str, when: Condition, says: str, error: Callable[[str, 
 
 
 def _seconds_reader(after: Condition | float | None) -> Callable[[Reply], float | None]:
-    """Make a function that reads seconds; it returns None if the response has no such number."""
+    """Make a function that reads seconds; it returns None if the response has no valid number."""
     if callable(after):
         read = reader(after)
         return lambda reply: _non_negative_number(read(reply))

@@ -1,10 +1,10 @@
 """Readers: find a value in a response or in an entry, or report that it is missing.
 
 A `Field` reads one value of an entry: its id, its version, its time. A `Reader` reads one value of a response: a
-cursor, a link, a condition. An `EntryReader` joins both: it reads the response's first or last entry.
+cursor, a link, a condition. An `EntryReader` does both: it reads a value of the first or last entry of a response.
 
-A value that is missing is `None`. A reader can also describe what stands where it looked, for errors, by names and
-types and without the values, which may be secret.
+A missing value is `None`. For errors, a reader describes what it searched by names and types, without the values,
+which may be secret.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,11 +26,7 @@ class Field:
     """Reads one value of an entry; None if it is missing.
 
     Args:
-        where: A path, which reads None if it leads nowhere, or a function, which may raise anything.
-
-    Raises:
-        TypeError: It is neither.
-        ValueError: It is an empty path.
+        where: A path, or a function of the entry, which may raise any exception.
     """
 
     def __init__(self, where: FieldSpec) -> None:
@@ -42,12 +38,11 @@ class Field:
             self._fast_readers = itemgetter(name), methodcaller("get", name)
 
     def __call__(self, entry: Any) -> Any:
-        """Read the value of one entry."""
         return self._read_one(entry)
 
     def read_all(self, entries: Sequence[Any]) -> list[Any]:
-        """Read the value of each entry. A page is read by columns: a call for each cell would take longer."""
-        for read in self._fast_readers:  # the first works if no entry lacks it, the second if all are objects
+        """Read the value of each entry. One call per entry would be slower."""
+        for read in self._fast_readers:  # the first needs the field in all entries, the second only objects
             with suppress(LookupError, TypeError, AttributeError):
                 return list(map(read, entries))
         return list(map(self._read_one, entries))
@@ -67,7 +62,7 @@ def texts_of(column: list[Any]) -> list[str | None]:
 def _path_getter(steps: tuple[str | int, ...]) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         for step in steps:
-            if type(value) is str:  # a place in it would be a character
+            if type(value) is str:  # an index would read a character
                 return None
             try:
                 value = value[step]
@@ -90,17 +85,17 @@ def _describe_headers(reply: Reply) -> str:
 
 
 class Reader:
-    """Reads one thing in an answer.
+    """Reads one value of a response; None if it is missing.
 
-    As a condition it holds when it reads something that is not `False`, 0 or empty. Conditions are composed by
-    `|`, `&` and `~`.
+    As a condition, a reader is true if its value is not `False`, 0 or empty. Combine conditions with `|`, `&` and
+    `~`.
 
     Args:
-        read: Reads it; `None`: it is not there.
-        text: What it is called in errors.
-        seen: What stands where it looks, for errors, without what is said there.
-        left_out: Whether an answer leaves it out that has it on every page, be it as `null`. Of what is only on
-            some pages that is never known.
+        read: Reads the value; returns `None` if it is missing.
+        text: Name in errors.
+        seen: Describes for errors what was searched, without values.
+        left_out: True if the response omits a value that every page should have, or has `null`. Always False for a
+            value that only some pages have.
     """
 
     def __init__(
@@ -116,7 +111,6 @@ class Reader:
         self.left_out = left_out
 
     def __call__(self, reply: Reply) -> Any:
-        """Return the value; None if there is none."""
         return self._read(reply)
 
     def then(self, function: Callable[[Any], Any]) -> "Reader":
@@ -125,13 +119,13 @@ class Reader:
         return Reader(_compose(function, self), text, self.seen, self.left_out)
 
     def equals(self, *values: Any) -> "Reader":
-        """Test whether the value is one of these.
+        """Test if the value is one of these values.
 
         Raises:
-            ValueError: There are none.
+            ValueError: No value is passed.
         """
         if not values:
-            raise ValueError(f"{self}.equals() is given no value, and so never holds")
+            raise ValueError(f"{self}.equals() needs at least one value")
         return Reader(
             # A missing value stays missing: it is not the same as another value.
             lambda reply: None if (value := self(reply)) is None and None not in values else value in values,
@@ -162,13 +156,9 @@ class EntryReader(Reader):
     """Reads one value of an entry of the page.
 
     Args:
-        of: Reads it in an entry.
+        of: Reads the value of an entry.
         place: 0 for the first entry that has a value, -1 for the last.
-        text: The name in errors.
-
-    Attributes:
-        of: As given.
-        place: As given.
+        text: Name in errors.
     """
 
     def __init__(self, of: Field, place: int, text: str) -> None:
@@ -177,7 +167,7 @@ class EntryReader(Reader):
         super().__init__(self._read_page, text, self._describe_entry)
 
     def then(self, function: Callable[[Any], Any]) -> "EntryReader":
-        """As `Reader.then`."""
+        """Apply a function to the value, as `Reader.then`."""
         return type(self)(
             Field(_compose(function, self.of)), self.place, f"{self}.then({_function_name(function)})"
         )
@@ -193,23 +183,23 @@ class EntryReader(Reader):
 
 
 class EachReader(EntryReader):
-    """Reads one value of every entry; the value of the page is that of the last entry."""
+    """Reads one value of every entry; for the page, the value of the last entry."""
 
 
 Condition: TypeAlias = Reader | Callable[[Reply], Any]
-"""A reader, or a function of an answer."""
+"""A reader, or a function of a response."""
 
 
 def reader(what: Condition) -> Reader:
-    """Return a reader as it is, and a function as a reader.
+    """Convert a function to a reader; return a reader unchanged.
 
     Raises:
-        TypeError: It is neither.
+        TypeError: The argument is neither.
     """
     if isinstance(what, Reader):
         return what
     if not callable(what):
-        raise TypeError(f"{what!r} is no reader; give one, as from_body(…), or a function of an answer")
+        raise TypeError(f"{what!r} is not a reader; pass one, as from_body(…), or a function of a response")
     return Reader(what, _function_name(what))
 
 
@@ -228,10 +218,10 @@ def from_header(name: str) -> Reader:
     """Read the value of a header.
 
     Raises:
-        ValueError: No header has such a name.
+        ValueError: The name is not a valid header name.
     """
     if not isinstance(name, str) or not is_header_name(name):
-        raise ValueError(f"{name!r} is no name of a header")
+        raise ValueError(f"{name!r} is not a header name")
     return Reader(
         lambda reply: reply.headers.get(name),
         f"from_header({name!r})",
@@ -241,7 +231,7 @@ def from_header(name: str) -> Reader:
 
 
 def from_link(rel: str = "next") -> Reader:
-    """Read the target of a `Link` header (RFC 8288), a whole URL."""
+    """Read the target of a `Link` header (RFC 8288) as an absolute URL."""
     return Reader(lambda reply: reply.link(rel), f"from_link({rel!r})", _describe_headers)
 
 
@@ -256,30 +246,30 @@ def from_last(*path: str | int) -> EntryReader:
 
 
 def from_each(*path: str | int) -> EachReader:
-    """Read a value of every entry, so that each message has its own cursor; the last one is the page's."""
+    """Read a value of every entry as the cursor of its message; the last one is the cursor of the page."""
     return EachReader(Field(path), -1, f"from_each({_format_path(path)})")
 
 
 def status(*codes: int) -> Reader:
-    """Test whether the HTTP status is one of these.
+    """Test if the HTTP status is one of these.
 
     Raises:
-        ValueError: There are none, or one is no status.
+        ValueError: No code is passed, or one is not an HTTP status.
     """
     if not codes or not all(isinstance(code, int) and 100 <= code < 600 for code in codes):  # noqa: PLR2004
-        raise ValueError(f"status() is given {codes!r}; give what HTTP has: status(410)")
+        raise ValueError(f"status() needs HTTP status codes from 100 to 599, as status(410), got {codes!r}")
     return Reader(lambda reply: reply.status in codes, f"status({', '.join(map(str, codes))})")
 
 
 class InferredReader(Reader):
-    """A condition that is inferred and not stated by the server: the page that it promises may not exist."""
+    """Condition that is inferred, not stated by the server: the announced page may not exist."""
 
 
 def full_page(size: int) -> Reader:
-    """Test whether a page has as many entries as fit on it. Entries that cannot be read count too.
+    """Test if a page has at least this many entries. Unreadable entries count too.
 
     Raises:
-        TypeError: The size is not a whole number.
+        TypeError: The size is not an integer.
         ValueError: The size is less than 1.
     """
     check_count("size", size)

@@ -1,12 +1,10 @@
 """Build a request of a `PagedFeed`, send it, and make a page of the response.
 
-`PageFetcher` does this for one page: the declaration says where the cursor goes, what a response means and where
-its entries are. `OldestFirstFetcher` and `NewestFirstFetcher` turn such pages into the `fetch` and `latest` of the
-feed, one for each direction in which pages can lead.
+`PageFetcher` does this for one page. `OldestFirstFetcher` and `NewestFirstFetcher` implement `fetch` and `latest`
+of the feed, one for each direction of pages.
 
-A response is looked at in this order: its entries are located, the declared outcomes are applied, the status is
-checked, and only then a fault in the body is raised. An error response need not have a list, and what it means is
-more to the point than the list that it lacks.
+A response is read in this order: find its entries, apply the declared outcomes, check the status, and only then
+raise an error about the body. An error response need not have a list, and its meaning matters more.
 """
 
 import functools
@@ -43,29 +41,25 @@ from push_to_poll_client.feeds._paged.senders import RequestParts
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 MAX_ERROR = 64 * 1024
-"""Bytes that are read of an error response: the server may say in its body that the cursor expired."""
+"""Bytes read of an error response: its body may say that the cursor expired."""
 
 _ACCEPT = "application/json, application/x-ndjson;q=0.9, */*;q=0.1"
 
 _NO_PAGE_STATUSES = frozenset({204, 304})
 _ABSENT_STATUSES = frozenset({400, 404, 410, 416, 422})
-"""Answers to the request for a page which say that there is no such page."""
+"""Statuses which mean that the requested page does not exist."""
 
 _PAGE_STATUSES = ACCEPTED_STATUSES - _NO_PAGE_STATUSES
 
 _NON_JSON_TYPES = ("html", "xml", "image/", "multipart/")
-"""Parts of media types that are not JSON. JSON goes by many names, so all others are tried."""
+"""Parts of media types that are not JSON. All other types are tried: JSON has many names."""
 
 P = TypeVar("P", bound=OldestFirst | NewestFirst)
 T = TypeVar("T")
 
 
 class Request(NamedTuple):
-    """A request that can be sent.
-
-    Attributes:
-        key: Names the response when it is asked for again; `None` if the response is not to be remembered.
-    """
+    """A request ready to send; `key` identifies its response in the cache, None if it must not be cached."""
 
     url: str
     method: str
@@ -79,14 +73,14 @@ class Request(NamedTuple):
 
 
 class ParsedResponse(NamedTuple, Generic[T]):
-    """A response and what was read from it.
+    """A response and the values read from it.
 
     Attributes:
-        response: As it came.
-        outcome: What it was found to mean, as declared.
-        messages: Those of the page.
-        continuation: What the caller's function read from it; `None` if there is no page.
-        no_page: There is nothing to look at: 204 or 304, or the server is not ready, or the feed has ended.
+        response: As received.
+        outcome: Its meaning, as declared.
+        messages: The messages of the page.
+        continuation: Result of the caller's `read_continuation`; `None` if there is no page.
+        no_page: True for 204 or 304, or if the server is not ready, or the feed has ended.
     """
 
     response: Response
@@ -97,23 +91,17 @@ class ParsedResponse(NamedTuple, Generic[T]):
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds that the server asks to wait, by its headers or as declared; the longer of the two."""
+        """Seconds that the server asks to wait, by headers or as declared; the longer of both."""
         return longest_wait(self.response.retry_after, self.outcome.retry_after)
 
 
 class PageFetcher(Generic[P]):
-    """Fetches and reads single pages; its subclasses follow them in one direction.
-
-    Args:
-        client: Sends the requests.
-        declared: How the server is asked, and what its responses mean.
-        pages: How one page leads to the next, as declared.
-    """
+    """Fetches and reads single pages; its subclasses follow them in one direction."""
 
     def __init__(self, client: Client, declared: Declaration, pages: P) -> None:
         self._client = client
         self._declared = declared
-        # A declaration may be shared, and parts of it remember what pages have shown: each feed has copies.
+        # A declaration may be shared, and its parts remember facts about pages: each feed has copies.
         self._entries, self._pages = declared.entries.for_feed(declared.decoder), copy(pages)
         self._pages.forget()
         self.restore = self._entries.restore
@@ -124,15 +112,7 @@ class PageFetcher(Generic[P]):
     def _build_request(
         self, put_position: Callable[[RequestParts], RequestParts], request: FetchRequest
     ) -> Request:
-        """Build the request for one page.
-
-        Args:
-            put_position: Adds what says which page is wanted.
-            request: As the feed was given it.
-
-        Raises:
-            CursorExpired: The cursor cannot be sent, so this feed never gave it.
-        """
+        """Build the request for one page; raise CursorExpired if the cursor is not from this feed."""
         declared, long_poll, hint = self._declared, self._declared.long_poll, self._declared.hint
         wait = 0.0 if long_poll is None else min(request.wait, long_poll.longest)
         as_form = declared.form is not None
@@ -143,9 +123,9 @@ class PageFetcher(Generic[P]):
             if hint is not None:
                 try:
                     parts = hint.put(parts, request.hint.cursor if request.hint else None)
-                except ValueError:  # a hint comes from a push, which can contain anything
+                except ValueError:  # a push can contain anything
                     parts = hint.put(parts, None)
-            # A URL that the server wrote may repeat what was asked before, as a wait where none is wanted now.
+            # A link of the server may repeat parameters of an earlier request, such as a wait.
             own = {*parts.query, *(sender.name for _, sender in declared.asides if sender.goes == "query")}
             target = None if parts.url is None else _without_parameters(parts.url, own)
             url = self._client.build_url(parts.query, target)
@@ -153,7 +133,9 @@ class PageFetcher(Generic[P]):
             if parts.body is not None:
                 content = urlencode(parts.body).encode() if as_form else msgspec.json.encode(parts.body)
         except ValueError as error:
-            raise CursorExpired(f"the cursor is none of {self._client.where}: {describe(error)}") from error
+            raise CursorExpired(
+                f"the cursor does not belong to {self._client.where}: {describe(error)}"
+            ) from error
         method = declared.method.upper() if declared.method else "GET" if content is None else "POST"
         key = f"{url} {sorted(parts.headers.items())}" if method == "GET" and content is None else None
         headers = {"accept": _ACCEPT, **parts.headers, **cache_bypass_headers(bypass_cache=request.bypass_cache)}
@@ -167,16 +149,7 @@ class PageFetcher(Generic[P]):
         parse: Callable[[Response], ParsedResponse[T]],
         validators: Validators | None = None,
     ) -> ParsedResponse[T]:
-        """Send a request and read the page.
-
-        Args:
-            request: As `_build_request` returned it.
-            parse: `_parse`, with its other arguments.
-            validators: Those of a response that is still known; the server may answer with 304.
-
-        Raises:
-            FeedError: There is no page; a subclass says why.
-        """
+        """Send a request and parse its response; with `validators` the server may answer 304."""
         response = await self._client.send_request(
             request.url,
             method=request.method,
@@ -186,11 +159,11 @@ class PageFetcher(Generic[P]):
             known=validators,
             max_error_body=MAX_ERROR,
         )
-        # Without any cursor a server returns the newest messages, and those before them would never be seen.
+        # Without a cursor a server returns its newest messages, and those before them would be lost.
         for sender in self._pages.senders:
             if sender.is_lost(request.url, response.url):
                 raise FeedError(
-                    f"{response.where} redirects to a URL without {sender.name!r}, which says what comes next; "
+                    f"{response.where} redirects to a URL without the cursor parameter {sender.name!r}; "
                     "ask its publisher for its URL"
                 )
         parsed = await run_decoder(len(response.body), parse, response)
@@ -209,12 +182,12 @@ class PageFetcher(Generic[P]):
         """Read a response.
 
         Args:
-            response: As it came.
-            read_continuation: Reads what its caller needs besides the messages.
-            start: The cursor that the chain of pages began with.
-            read_entries: Whether to read the messages.
-            may_be_absent: Whether nothing but a doubt says that there is such a page, so that an answer which says
-                that there is none is no error. (401, 403 and 429 do not say that.)
+            response: As received.
+            read_continuation: Reads what the caller needs besides the messages.
+            start: The cursor at which the chain of pages began.
+            read_entries: True to read the messages.
+            may_be_absent: True if the page was requested only to see if it exists, so that 404 and the like are no
+                error. (401, 403 and 429 still are.)
         """
         posted = self._declared.body is not None
         reply = Reply(response, functools.partial(self._client.check_link, posted=posted))
@@ -233,13 +206,13 @@ class PageFetcher(Generic[P]):
             return ParsedResponse(response, outcome, messages, read_continuation(reply))
 
     def _check_order(self, parsed: ParsedResponse[T], *, first: bool) -> None:
-        """Look at the order of the entries, until it is found to be wrong."""
+        """Check the order of the entries, until it is found to be wrong."""
         order, where = self._pages.order, parsed.response.where
         if order is not None and not self._order_is_wrong:
             self._order_is_wrong = not check_order(parsed.messages, order, where, first=first)
 
     def _find_lists(self, reply: Reply, response: Response) -> list[EntryList] | Exception:
-        """Return the lists of entries, or the error to raise if the response means nothing else."""
+        """Return the lists of entries, or the error to raise if the response has no other meaning."""
         try:
             if any(kind in response.media_type for kind in _NON_JSON_TYPES):
                 return response.wrong_type("no JSON")
@@ -248,7 +221,7 @@ class PageFetcher(Generic[P]):
             return error
 
     def _apply_outcomes(self, reply: Reply, response: Response) -> OutcomeResult:
-        """Apply the outcomes; if one cannot read an error response, the status says more than that."""
+        """Apply the outcomes. If one cannot read an error response, raise for its status instead."""
         try:
             outcome = apply_outcomes(self._declared.outcomes, reply)
         except FeedError:
@@ -262,25 +235,25 @@ class PageFetcher(Generic[P]):
         if isinstance(outcome.error, CursorExpired):
             try:
                 outcome.error.start = self._pages.kept(outcome.error.start, reply)
-            except (FeedError, DeclarationMismatch):  # what the server offers to start from is not a cursor
+            except (FeedError, DeclarationMismatch):  # the offered start is not a cursor
                 outcome.error.start = None
         raise outcome.error
 
 
 @contextmanager
 def _declaration_errors(reply: Reply, retry_after: float | None) -> Iterator[None]:
-    """Turn what a declaration raises over a response into a failed poll, with the pause that the server wants."""
+    """Convert exceptions of a declaration to a FeedError with the pause that the server wants."""
     try:
         yield
     except FeedError:
         raise
     except DeclarationMismatch as error:
-        text = f"{reply.where} does not answer as it was declared to: {error}"
+        text = f"{reply.where} does not match its declaration: {error}"
         raise FeedError(text, retry_after=retry_after) from error
     except Exception as error:
         raise FeedError(
-            f"{reply.where} answered what a function of its declaration cannot read: {describe(error)}, "
-            f"in {reply.outline()}",
+            f"{reply.where} does not match its declaration: a function raised {describe(error)} "
+            f"on {reply.outline()}",
             retry_after=retry_after,
         ) from error
 
@@ -319,7 +292,7 @@ class OldestFirstFetcher(PageFetcher[OldestFirst]):
         cursor, following = parsed.continuation or (None, None)
         following = None if closed else following
         if key is not None:
-            # A later 304 may stand for this page only if nothing on it is to be settled, saved or followed.
+            # A later 304 may replace this page only if nothing on it must be settled, saved or followed.
             has_news = parsed.messages or following or closed or gap
             empty = not has_news and cursor in {None, position.start}
             self._end_of_feed.note(key, parsed.response, empty=empty)
@@ -335,9 +308,7 @@ class OldestFirstFetcher(PageFetcher[OldestFirst]):
         )
         parsed = await self._fetch_page(prepared, parse)
         if parsed.no_page:
-            raise FeedError(
-                f"{parsed.response.where} has no cursor of the feed's end yet; it is asked again later"
-            )
+            raise FeedError(f"{parsed.response.where} has no cursor for the end of the feed yet; retrying later")
         return parsed.continuation
 
     def forget(self) -> None:
@@ -373,7 +344,8 @@ class NewestFirstFetcher(PageFetcher[NewestFirst]):
             self._check_page_exists(parsed)
         elif page is None and not known.messages and parsed.messages and older is None and self._pages.supposes:
             logger.info(
-                "the newest page of %s has %d entries and leads to no older one; if there are more, correct next=",
+                "the newest page of %s has %d entries and no link to an older page; "
+                "if there are more, correct next=",
                 where,
                 len(parsed.messages),
             )
@@ -391,18 +363,18 @@ class NewestFirstFetcher(PageFetcher[NewestFirst]):
         )
 
     def _check_page_exists(self, parsed: ParsedResponse[Any]) -> None:
-        """Raise for an older page that is missing: if the walk ended there, what is on it would never be seen."""
+        """Raise for an older page that is missing: ending the walk there would lose its messages."""
         if parsed.outcome.empty:
-            text = "is not ready in the middle of its pages"
+            text = "is not ready to return an older page of the list"
         elif parsed.response.status == HTTPStatus.NO_CONTENT and self._pages.promises:
-            text = "has no content where the page before says that there is more; it is asked again"
+            text = "returned no content (204) for a page that the previous page announced"
         else:
             return
         raise FeedError(f"{self._client.where} {text}", retry_after=parsed.retry_after)
 
 
 def _is_unchanged(parsed: ParsedResponse[Any], known: SeenEntries) -> bool:
-    """Return True if the newest document has nothing to look at. If nothing was seen, 204 is an empty feed."""
+    """Return True if the newest document has no news. If no entry was seen yet, 204 is an empty feed."""
     status = parsed.response.status
     nothing_new = status == HTTPStatus.NO_CONTENT and bool(known.messages)
     return parsed.outcome.empty or status == HTTPStatus.NOT_MODIFIED or nothing_new

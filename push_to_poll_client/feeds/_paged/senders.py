@@ -1,6 +1,6 @@
 """Senders: put a cursor, a hint or a wait into a request.
 
-A request is built from `RequestParts`, which are never changed: each sender returns a copy with its value in it.
+A request is built from immutable `RequestParts`: each sender returns a copy with its value added.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,13 +20,13 @@ Destination: TypeAlias = Literal["query", "header", "body", "url"]
 
 @dataclass(frozen=True, slots=True)
 class RequestParts:
-    """The parts of a request that is being built.
+    """Parts of a request that is being built.
 
     Attributes:
-        url: Where it goes; `None` for the feed's own URL.
-        query: Parameters that are added to the query of the URL.
+        url: URL of the request; `None` for the feed's own URL.
+        query: Parameters added to the query of the URL.
         headers: By lower-case names.
-        body: The content of the body; `None` if there is no body.
+        body: Members of the body; `None` for no body.
     """
 
     url: str | None = None
@@ -40,21 +40,17 @@ class RequestParts:
 
 
 class Sender:
-    """Puts one thing into a request.
+    """Puts one value into a request.
 
     Args:
-        put: Makes of a request another one, in which it is.
-        text: What it is called in errors.
-        goes: Where it goes.
-        name: Of the query parameter, header or member of the body that it becomes, at the feed's own URL.
-        otherwise: What is sent when there is nothing to be sent; `None`: nothing.
-
-    Attributes:
-        goes: As given.
-        name: As given.
+        put: Returns a copy of the request with the value in it.
+        text: Name in errors.
+        goes: Part of the request that gets the value.
+        name: Name of the query parameter, header or body member, at the feed's own URL.
+        otherwise: Sent if there is no value; `None` sends nothing then.
 
     Raises:
-        TypeError: `otherwise` is no text.
+        TypeError: `otherwise` is not a string, or is empty.
     """
 
     def __init__(
@@ -73,10 +69,10 @@ class Sender:
         self._otherwise = None if otherwise is None else require_text("otherwise", otherwise)
 
     def put(self, asking: RequestParts, value: str | None) -> RequestParts:
-        """The request with the value in it.
+        """Return the request with the value added.
 
         Raises:
-            ValueError: The value cannot stand there.
+            ValueError: The value cannot be sent there.
         """
         value = self._otherwise if value is None else value
         if value is None:
@@ -85,21 +81,16 @@ class Sender:
         return self._put(asking, value)
 
     def kept(self, value: str, reply: Reply) -> str:
-        """Return the form in which a value of a response is kept in a cursor.
+        """Return the form in which a value of a response is saved in a cursor.
 
         Raises:
-            FeedError: It is a URL that is not to be asked.
-            DeclarationMismatch: It should be a URL, and is none.
+            FeedError: It is a URL of an untrusted origin.
+            DeclarationMismatch: It is not a URL, but should be.
         """
         return reply.leads_to(value) if self.goes == "url" else value
 
     def is_lost(self, asked: str, answered: str) -> bool:
-        """Return True if a redirect dropped a parameter that is always sent.
-
-        Args:
-            asked: The URL that was asked.
-            answered: The one that answered.
-        """
+        """Return True if a redirect from `asked` to `answered` dropped a parameter that is always sent."""
         if self._otherwise is None or self.goes != "query" or self.name is None:
             return False
         return self.name in httpx.URL(asked).params and self.name not in httpx.URL(answered).params
@@ -112,18 +103,19 @@ A_SENDER = "to_query(…), to_header(…), to_body(…) or as_url()"
 
 
 def to_query(name: str, form: str = "{}", *, at: str | None = None, otherwise: str | None = None) -> Sender:
-    """In the query of the URL, in place of a parameter of that name which an earlier part put there.
+    """Send a value in the query of the URL, in place of any earlier parameter of that name.
 
     Args:
-        name: Of the parameter.
-        form: What its value looks like: "{}" stands for what is sent.
-        at: Another URL to ask then, which may be relative to the feed's own; `None`: that.
-        otherwise: What is sent when there is nothing to be sent, as at the inception; `None`: no such parameter.
-            With it, an answer by way of a redirect that dropped the parameter of a cursor is a failed poll.
+        name: Name of the parameter.
+        form: Format of its value; "{}" is replaced by what is sent.
+        at: Another URL for requests with this value, absolute or relative to the feed's URL. `None` means the
+            feed's.
+        otherwise: Sent if there is no value, as at the inception. `None` omits the parameter. If it is set for a
+            cursor, a response after a redirect that dropped the parameter is a failed poll.
 
     Raises:
-        TypeError: One of them is no `str`, or empty.
-        ValueError: The form has no "{}".
+        TypeError: An argument is not a string, or is empty.
+        ValueError: `form` has no "{}".
     """
     text = require_text("name", name)
     _check_form_and_at(form, at)
@@ -136,25 +128,25 @@ def to_query(name: str, form: str = "{}", *, at: str | None = None, otherwise: s
 
 
 def to_header(name: str, form: str = "{}", *, otherwise: str | None = None) -> Sender:
-    """In a header. A cursor that no header can hold is a failed poll.
+    """Send a value in a header. The poll fails if the header cannot hold the cursor.
 
     Args:
-        name: Of the header.
+        name: Name of the header.
         form: As for `to_query`.
         otherwise: As for `to_query`.
 
     Raises:
         TypeError: As for `to_query`.
-        ValueError: No header has such a name, or the form has no "{}".
+        ValueError: The name is not a valid header name, or `form` has no "{}".
     """
     if not is_header_name(require_text("name", name)):
-        raise ValueError(f"{name!r} is no name of a header")
+        raise ValueError(f"{name!r} is not a header name")
     _check_form_and_at(form)
 
     def put(asking: RequestParts, value: str) -> RequestParts:
         text = form.replace("{}", value)
         if not is_header_value(text):
-            raise ValueError(f"what goes into the header {name} has characters that no header may have")
+            raise ValueError(f"the value for the header {name} has characters that a header cannot hold")
         return replace(asking, headers={**asking.headers, name.lower(): text})
 
     return Sender(put, f"to_header({name!r})", goes="header", name=name, otherwise=otherwise)
@@ -167,18 +159,18 @@ def to_body(
     alone: bool = False,
     otherwise: str | None = None,
 ) -> Sender:
-    """In the body, JSON or form.
+    """Send a value in the body, JSON or form.
 
     Args:
-        path: The names that lead to it; a number is a place in a list that the body has.
-        as_json: It is sent as the number, array or object that it was, if it was one; else as a text.
+        path: Names that lead to the value; a number is an index in a list that the body already has.
+        as_json: True to send a number, array or object as such; other values are sent as strings.
         at: As for `to_query`.
-        alone: The body says nothing else then.
+        alone: True to send the value without the other members of the body.
         otherwise: As for `to_query`.
 
     Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: There is no path.
+        TypeError: An argument has the wrong type.
+        ValueError: The path is empty.
     """
     steps = path_of(path)
     _check_form_and_at(at=at)
@@ -197,11 +189,11 @@ def to_body(
 
 
 def as_url() -> Sender:
-    """It is the whole URL to ask, with all that the query has to say; relative to what answered, if it is."""
+    """Use the value as the whole URL of the request, query included; it may be relative to the last response."""
 
     def put(asking: RequestParts, value: str) -> RequestParts:
         if not value.startswith(("https://", "http://")):
-            raise ValueError("it is no URL")
+            raise ValueError("it is not a URL")
         return replace(asking, url=value, query={})
 
     return Sender(put, "as_url()", goes="url")
@@ -209,21 +201,21 @@ def as_url() -> Sender:
 
 @dataclass(frozen=True, slots=True)
 class LongPoll:
-    """Request to hold the response until there is something new.
+    """Ask the server to hold its response until there is a new message.
 
-    A poll that must be answered at once asks for no wait. If the server holds an answer by default, name by
-    `otherwise` what asks it not to: `to_query("timeout", otherwise="0")`. That is sent as it is, whatever
-    `per_second` is, with every request that does not wait.
+    A poll that must be answered at once sends no wait. If the server waits by default, use `otherwise` to turn
+    that off: `to_query("timeout", otherwise="0")`. That value is sent unchanged, whatever `per_second` is, with
+    every request that does not wait.
 
     Args:
-        sender: Where the time goes: `to_query("timeout")`, `to_header("Prefer", "wait={}")` (RFC 7240 §4.3).
-        longest: Seconds for which the server holds an answer at most.
-        per_second: What a second is to the server: 1, or 1000 for milliseconds.
-        also: Query parameters that go with a wait, and not with a request that does not wait.
+        sender: Where to send the time: `to_query("timeout")`, `to_header("Prefer", "wait={}")` (RFC 7240 §4.3).
+        longest: Longest time in seconds that the server holds a response.
+        per_second: Units per second: 1 for seconds, 1000 for milliseconds.
+        also: Query parameters sent with a wait, and not without one.
 
     Raises:
-        TypeError: One of them is of another kind.
-        ValueError: A number is not above 0, or infinite.
+        TypeError: An argument has the wrong type.
+        ValueError: A number is not above 0, or is infinite.
     """
 
     sender: Sender
@@ -238,7 +230,7 @@ class LongPoll:
         require_texts("also", self.also)
 
     def put(self, asking: RequestParts, wait: float) -> RequestParts:
-        """The request that may be held for so many seconds; with 0, the one that must be answered at once."""
+        """Add a wait in seconds to the request; with 0, ask for a response at once."""
         if wait <= 0:
             return self.sender.put(asking, None)
         held = self.sender.put(asking, str(max(1, round(wait * self.per_second))))
@@ -246,37 +238,29 @@ class LongPoll:
 
 
 def require_text(name: str, value: object) -> str:
-    """Return an argument that must be a string.
-
-    Raises:
-        TypeError: It is not a string, or is empty.
-    """
+    """Return an argument that must be a non-empty string; raise TypeError otherwise."""
     if not isinstance(value, str) or not value:
-        raise TypeError(f"{name} is {value!r}; give a str that says something")
+        raise TypeError(f"{name} must be a non-empty str, got {value!r}")
     return value
 
 
 def require_texts(name: str, values: object) -> Mapping[str, str]:
-    """Return an argument that must be a mapping of strings.
-
-    Raises:
-        TypeError: It is not.
-    """
+    """Return an argument that must be a mapping of strings; raise TypeError otherwise."""
     texts = isinstance(values, Mapping) and all(isinstance(text, str) for text in (*values, *values.values()))
     if not isinstance(values, Mapping) or not texts:
-        raise TypeError(f"{name} is no mapping of str to str")
+        raise TypeError(f"{name} must be a mapping of str to str")
     return values
 
 
 def _check_form_and_at(form: object = "{}", at: object = None) -> None:
     if "{}" not in require_text("form", form):
-        raise ValueError(f'form is {form!r}, which has no "{{}}" for what is sent')
+        raise ValueError(f'form must contain "{{}}" for the value, got {form!r}')
     if at is not None:
         require_text("at", at)
 
 
 def _set_at_path(body: Any, steps: tuple[str | int, ...], value: Any) -> Any:
-    """Return the body with a value at the end of a path. Missing names are added, places in lists must exist."""
+    """Return the body with a value set at a path. Missing names are added; list indices must exist."""
     step, *rest = steps
     changed: Any
     if isinstance(step, int):
