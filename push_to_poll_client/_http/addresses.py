@@ -1,16 +1,17 @@
-"""Keep requests to which a server on the internet led away from this machine and from private networks.
+"""Keep requests that an internet server led to away from this machine and from private networks.
 
-A server may name or redirect to any URL, also one that only this machine can reach: of its own services, of the
-network behind the firewall, of the metadata service of a cloud. Such a request is refused three times over:
+A server may name or redirect to any URL, including URLs that only this machine can reach: its own services, the
+network behind the firewall, the metadata service of a cloud. Such a request is checked three times:
 
-1. by its URL, if that has an address in it, in whatever form;
-2. by the address that was connected to, before anything is sent. A name may resolve to another address each time
-   it is looked up (DNS rebinding), so what a look-up says is not enough;
-3. by a look-up, if no connection to the server was opened for the request: it is sent through a proxy, or over a
-   connection that a client of the user had open.
+1. by its URL, if it contains an address, in any form;
+2. by the connected address, before anything is sent. A look-up is not enough: a name may resolve to another
+   address each time (DNS rebinding);
+3. by a look-up, if no connection was opened for the request: it goes through a proxy, or over an open connection
+of
+   the caller's client.
 
-What is left: a proxy that resolves the name in another way than this machine, and a client whose transport does
-not report its connections as httpx's own does. There the first check remains.
+Not covered: a proxy that resolves names differently, and a client whose transport does not report its connections.
+There only the first check works.
 """
 
 import ipaddress
@@ -28,7 +29,7 @@ from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 
 
 class PrivateAddress(PushToPollError):
-    """The server is on this machine or in a private network, and it must not be asked."""
+    """The server is on this machine or in a private network, and must not be asked."""
 
 
 _LOOPBACK = "127.0.0.1"
@@ -37,12 +38,11 @@ _EMBEDDING = (IPv6Network("64:ff9b::/96"), IPv6Network("::/96"))
 """Networks whose last 32 bits are an IPv4 address: NAT64 (RFC 6052 §2.1), and the former IPv4-compatible one."""
 
 _UNICAST = IPv6Network("2000::/3")
-"""All that is assigned of the IPv6 internet. `is_global` is true of what is not assigned at all, and of networks
-of a site: of fec0::/10, and in older versions of Python of the local NAT64 (RFC 8215)."""
+"""The assigned part of the IPv6 internet. `is_global` is also true for unassigned and site networks."""
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address is one of the internet. An IPv4 address within an IPv6 one is what counts."""
+    """Return True for an IP address of the internet; an IPv4 address embedded in an IPv6 address decides."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address):
         embedded = _embedded(ip)
@@ -59,23 +59,20 @@ def _embedded(ip: IPv6Address) -> IPv4Address | None:
 
 
 def address_in(url: httpx.URL) -> str | None:
-    """Return the IP address that a URL has as its host, in its usual form; `None` if it has a name.
-
-    "localhost" and the names below it are this machine, whatever a resolver says (RFC 6761 §6.3).
-    """
+    """Return the IP address in a URL, also for "localhost" (RFC 6761 §6.3); None if it has another name."""
     host = url.raw_host.decode("ascii").lower().removesuffix(".")
     if host == "localhost" or host.endswith(".localhost"):
         return _LOOPBACK
     with suppress(ValueError):
         return str(ipaddress.ip_address(host.partition("%")[0]))
-    # As resolvers read an address: 127.1, 2130706433, 0x7f.1 and 0177.0.0.1 are all 127.0.0.1.
+    # Resolvers read 127.1, 2130706433, 0x7f.1 and 0177.0.0.1 as 127.0.0.1.
     with suppress(OSError):
         return socket.inet_ntoa(socket.inet_aton(host))
     return None
 
 
 def peer_of(stream: Any) -> str | None:
-    """Return the IP address at the other end of a connection; `None` if it is not known."""
+    """Return the IP address at the other end of a connection; None if unknown."""
     try:
         address, *_ = stream.get_extra_info("server_addr")
         return str(ipaddress.ip_address(address.partition("%")[0]))
@@ -84,12 +81,7 @@ def peer_of(stream: Any) -> str | None:
 
 
 async def came_from_private(url: httpx.URL, peer: str | None) -> bool:
-    """Return whether a response came from this machine or a private network, so that it may lead there.
-
-    Args:
-        url: What was asked.
-        peer: The other end of the connection; `None` if it is not known.
-    """
+    """Return True if the response came from a private address, and may lead to another one."""
     if (literal := address_in(url)) is not None:
         return not is_public(literal)
     # The address of a proxy says nothing about the server behind it.
@@ -97,14 +89,10 @@ async def came_from_private(url: httpx.URL, peer: str | None) -> bool:
 
 
 def only_public(url: httpx.URL, extensions: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Add to the extensions of a request a "trace" of httpcore that lets it reach public addresses only.
-
-    Args:
-        url: Where the request goes.
-        extensions: Of the request.
+    """Add an httpcore "trace" to the extensions of a request, to let it reach public addresses only.
 
     Raises:
-        PrivateAddress: The URL has an address that is not public. While the request is sent: the server has.
+        PrivateAddress: The URL contains a private address. During the request: the server has one.
     """
     if (literal := address_in(url)) is not None and not is_public(literal):
         raise PrivateAddress(_REFUSED)
@@ -132,11 +120,11 @@ def only_public(url: httpx.URL, extensions: Mapping[str, Any]) -> Mapping[str, A
     return {**extensions, "trace": trace}
 
 
-_REFUSED = "is on this machine or in a private network, where a server on the internet must not lead"
+_REFUSED = "is on this machine or in a private network; an internet server must not lead there"
 
 
 async def _resolve(url: httpx.URL) -> list[str]:
-    """Look up a host as a request does; no address if it is unknown, which is for the request to find out."""
+    """Look up a host as a request does; empty if unknown."""
     with suppress(OSError, UnicodeError):
         found = await anyio.getaddrinfo(url.raw_host.decode("ascii"), None, type=socket.SOCK_STREAM)
         return [str(address[0]).partition("%")[0] for *_, address in found]

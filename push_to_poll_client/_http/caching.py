@@ -1,10 +1,9 @@
 """Read the headers of HTTP caching: `Cache-Control`, `ETag` and `Last-Modified` (RFC 9110, RFC 9111).
 
-Two ways to spare a request or a body. While a response is fresh (`max-age`), the same request need not be sent at
-all. Later it is sent with the validators of the last response, and the server answers 304 if nothing changed.
+While a response is fresh (`max-age`), the same request is not sent. Later it is sent with the validators of the
+last response, and the server answers 304 if nothing changed.
 
-Nothing is kept here. The validators are remembered in memory by `feeds/_base.py`, or in the saved cursor
-of a newest-first feed by `feeds/_newest_first_cursor.py`; `client.py` sends them.
+Validators are stored elsewhere: in memory by `feeds/_base.py`, or in the saved cursor of a newest-first feed.
 """
 
 import re
@@ -15,8 +14,7 @@ from typing import NamedTuple
 from push_to_poll_client._http.headers import http_date, is_header_value
 
 MAX_FRESH = 3600.0
-"""Longest time in seconds for which a response is taken for fresh. A web server's default for static files may
-give a feed a year by mistake; the feed then lags by an hour at most, for 24 requests a day."""
+"""Longest freshness in seconds. A default for static files may say a year by mistake."""
 
 # RFC 9110 §5.6: possessive, hence linear. A string that does not end ends with the field.
 _MEMBER = re.compile(r'((?:[^,"]++|"(?:[^"\\]++|\\.)*+"?+)*+),?+', re.DOTALL)
@@ -28,11 +26,9 @@ _UNCACHEABLE = frozenset({"no-cache", "no-store"})
 
 
 def directives(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the `Cache-Control` directives by lower-case name, each with its unquoted argument or "".
-
-    A malformed member is left out. Two directives that contradict each other lose their arguments, since RFC 9111
-    §4.2.1 then allows to take the response for stale.
-    """
+    """Return the `Cache-Control` directives by lower-case name, each with its unquoted argument or ""."""
+    # Malformed members are skipped. Contradicting directives lose their arguments: the response may then count as
+    # stale (RFC 9111 §4.2.1).
     given: dict[str, str] = {}
     for member in _MEMBER.findall(headers.get("cache-control", "")):
         found = _DIRECTIVE.fullmatch(member)
@@ -43,15 +39,11 @@ def directives(headers: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def fresh_for(headers: Mapping[str, str]) -> float:
-    """Return for how many seconds the same request can only bring the same response from a cache.
+    """Return for how many seconds a request can only return the same response: `max-age` minus `Age`.
 
-    This is `max-age` (RFC 9111 §5.2.2.1) minus the time that the response already spent in caches (`Age`).
-    `Expires` is not read: old web servers send it with everything, and a server that means the feed sends
-    `max-age`.
-
-    Returns:
-        At most `MAX_FRESH`; 0 if caches have to ask again, or if the headers do not say.
+    At most `MAX_FRESH`; 0 if caches must revalidate, or the headers do not say (RFC 9111 §5.2.2.1).
     """
+    # `Expires` is ignored: old web servers send it with everything.
     given = directives(headers)
     max_age, age = given.get("max-age", ""), headers.get("age", "0")
     if not (_SECONDS.fullmatch(max_age) and _SECONDS.fullmatch(age)) or not given.keys().isdisjoint(_UNCACHEABLE):
@@ -60,12 +52,12 @@ def fresh_for(headers: Mapping[str, str]) -> float:
 
 
 def cache_bypass_headers(*, bypass_cache: bool) -> dict[str, str]:
-    """Return the header that makes caches ask the server, if `bypass_cache` (RFC 9111 §5.2.1.4)."""
+    """Return the header that makes caches ask the server (RFC 9111 §5.2.1.4), or nothing."""
     return {"cache-control": "no-cache"} if bypass_cache else {}
 
 
 def is_cacheable(headers: Mapping[str, str]) -> bool:
-    """Return True if `Cache-Control` lets a response be remembered that its status allows (RFC 9110 §15.1)."""
+    """Return True if `Cache-Control` allows storing the response (RFC 9110 §15.1)."""
     given = directives(headers)
     return given.keys().isdisjoint(_UNCACHEABLE) and given.get("max-age") != "0"
 
@@ -82,15 +74,15 @@ def _is_sendable(value: str) -> bool:
 
 
 class Validators(NamedTuple):
-    """Validators by which a server recognises a response. Plain text, which may be saved with a cursor.
+    """Validators of a response, as plain text that may be saved with a cursor. Valid for the requested URL only.
 
-    Send them only when all messages of the response are settled. Otherwise the server would answer 304 to a
-    request for messages that a crash lost. They are valid for the URL that was asked, and no other.
+    Send them only when all messages of the response are settled. Otherwise a 304 would hide messages lost by a
+    crash.
 
     Attributes:
         etag: Unchanged, with its quotes and `W/`. `None` if the server sent none.
-        last_modified: Unchanged. `None` if the server sent none, or if the feed may have changed again in that
-            same second, after the response was made.
+        last_modified: Unchanged. `None` if the server sent none, or if the feed may have changed again in the same
+            second after the response.
     """
 
     etag: str | None = None
@@ -98,7 +90,7 @@ class Validators(NamedTuple):
 
     @classmethod
     def of(cls, etag: str | None, last_modified: str | None) -> "Validators | None":
-        """Drop a validator that a header may not have; return `None` if neither is left."""
+        """Drop a validator that is not allowed in a header; return None if neither is left."""
         etag = etag if etag is not None and _is_sendable(etag) and _ETAG.fullmatch(etag) else None
         last_modified = last_modified if last_modified is not None and _is_sendable(last_modified) else None
         return None if etag is None and last_modified is None else cls(etag, last_modified)
@@ -122,14 +114,9 @@ def _last_modified(headers: Mapping[str, str]) -> str | None:
 
 
 def validators_of(headers: Mapping[str, str], confirmed: Validators | None = None) -> Validators | None:
-    """Read the validators of a response.
+    """Read the validators of a response; None if there are none, or it must not be stored (`no-store`).
 
-    Args:
-        headers: The headers of the response.
-        confirmed: Validators that a 304 confirmed: those that it does not replace stay valid (RFC 9111 §4.3.4).
-
-    Returns:
-        `None` if there are none, or if the response must not be stored (`no-store`).
+    Validators `confirmed` by a 304 stay valid unless it replaces them (RFC 9111 §4.3.4).
     """
     if "no-store" in directives(headers):
         return None
@@ -140,11 +127,8 @@ def validators_of(headers: Mapping[str, str], confirmed: Validators | None = Non
 
 
 def conditional_headers(known: Validators | None) -> dict[str, str]:
-    """Return the headers that ask for a response only if it differs from the known one (RFC 9110 §13.1).
-
-    An ETag is sent alone: it tells apart two changes in one second, which a date cannot. A validator that a header
-    may not have is left out, since a request without a condition is never wrong.
-    """
+    """Return the headers that request a response only if it changed (RFC 9110 §13.1)."""
+    # An ETag is sent alone: a date cannot distinguish two changes in one second.
     sendable = None if known is None else Validators.of(*known)
     if sendable is None:
         return {}

@@ -1,14 +1,11 @@
 """HTTP client of a feed: redirects, credentials, validators and limits of each request.
 
-A redirect to another origin is an error, unless you trust that origin (G12). A login page, a mirror or an attacker
-there would receive the `Authorization` header, and its answer would be taken for the feed. The error names the
-new origin, so a feed that moved costs one edit. Trusted origins are asked without credentials.
+A redirect to another origin is an error, unless that origin is trusted (G12). A login page, a mirror or an
+attacker there would receive the `Authorization` header, and its response would be read as the feed. The error
+names the new origin, so a feed that moved costs one edit. Requests to trusted origins carry no credentials.
 
-A redirect proves nothing until a page of the feed was read where it ends: it may lead to a maintenance page. Until
-then a permanent redirect is not remembered, and a 404 or 410 from its end says nothing about the feed.
-
-From the bottom up: checks of arguments, one request (`OutgoingRequest`), and the client that sends it, follows
-redirects and reads the response (`Client`).
+A redirect counts only after a page of the feed was read at its end: it may lead to a maintenance page. Until then
+a permanent redirect is not remembered, and a 404 or 410 at its end says nothing about the feed.
 """
 
 import re
@@ -58,7 +55,8 @@ T = TypeVar("T")
 def check_reserved_parameters(url: str, reserved: frozenset[str]) -> None:
     """Raise a ValueError if the query of the URL has a parameter that the feed sets itself."""
     if taken := reserved & httpx.URL(url).params.keys():
-        raise ValueError(f"url has {' and '.join(sorted(taken))} in its query, which the feed sets for each poll")
+        names = " and ".join(sorted(taken))
+        raise ValueError(f"remove {names} from the query of url: the feed sets it for each poll")
 
 
 _BODY_HEADERS = ("content-type", "content-encoding", "content-language", "content-location")
@@ -68,9 +66,9 @@ class OutgoingRequest(NamedTuple):
     """One request, with the arguments of `Client.send_request`.
 
     Attributes:
-        same_origin: True if it goes to the feed's own origin, so that credentials go with it.
+        same_origin: True if the URL has the feed's own origin, so that credentials are sent.
         redirected: True if a redirect led here.
-        permanent_redirects: The permanent ones among these redirects, each as its old and its new URL.
+        permanent_redirects: Permanent redirects that led here, each as its old and its new URL.
     """
 
     url: str
@@ -88,7 +86,7 @@ class OutgoingRequest(NamedTuple):
         return f"{type(self).__name__}({self.method} {without_secrets(self.url)!r})"
 
     def after_redirect(self, status: int) -> "OutgoingRequest":
-        """Return the request to send where a redirect of this status leads (RFC 9110 §15.4)."""
+        """Return the request that follows a redirect with this status (RFC 9110 §15.4)."""
         becomes_get = status in {HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.FOUND} and self.method == "POST"
         if not becomes_get and (status != HTTPStatus.SEE_OTHER or self.method == "HEAD"):
             return self._replace(known=None, redirected=True)
@@ -102,7 +100,7 @@ MAX_REDIRECTS = 5
 """Redirects in a row. A slash, a new path and a login round trip are three."""
 
 ERROR_BODY_TIMEOUT = 5.0
-"""Seconds for the body of an error response: it may explain the status, and is not worth a timeout."""
+"""Seconds for the body of an error response: it may explain the status."""
 
 _MISSING_STATUSES = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 
@@ -110,23 +108,11 @@ _PERMANENT_REDIRECTS = frozenset({HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.PERMA
 
 
 class Client:
-    """Send the requests of one feed.
-
-    Args:
-        url: Absolute, http or https. A user and password in it are sent as Basic credentials and shown nowhere.
-        auth: Credentials; see `Auth`. `None` takes them from the URL, else leaves authentication to the client.
-        headers: Sent with every request to the feed's own origin.
-        timeout: Seconds for one whole response, with redirects and a new token.
-        max_body: Largest body in bytes, both on the wire and decompressed.
-        client: An `httpx.AsyncClient` or one of its shape, which the caller closes; `None` opens one.
-        trusted_origins: Other origins to which links and redirects may lead, as "https://cdn.example". They are
-            asked without credentials, without `headers` and without what the client adds by itself.
-        url_secrets: Values for the fields of the URL, `{name}` in its path or query.
-        identity: What the feed is called; `None` makes it of the URL.
+    """Sends the requests of one feed. The arguments are those of the feeds, checked here.
 
     Attributes:
         where: The URL without secrets.
-        secrets: What it sends that is secret.
+        secrets: The secret values that this client sends.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -161,22 +147,17 @@ class Client:
         self._given_client = client
         self._own_client: httpx.AsyncClient | None = None
         self._module = module = httpx if client is None else module_of(client)
-        # The library adds its name to a client that has none of its own. Our own client has it already.
+        # Add the name of this library to a client with the default user agent.
         own_headers = getattr(client, "headers", {})
         self.secrets.add_headers(own_headers)
         self.secrets.add_body(dict(getattr(client, "params", {})))
         agent = own_headers.get("user-agent", "")
         self._user_agent = {"user-agent": user_agent(agent)} if _DEFAULT_AGENT.fullmatch(agent) else {}
-        # What sending, and reading the response, may raise.
+        # Errors of sending a request and of reading its response.
         self._errors = (module.HTTPError, module.InvalidURL, OSError, ValueError, SendingFailed)
 
     async def mask_secrets(self, call: Awaitable[T]) -> T:
-        """Wait for a call of the feed, and mask the secrets of this client in all that it logs and raises.
-
-        Raises:
-            Exception: As the call raises it. An error of this library shows no secret, and is not raised from
-                one that does.
-        """
+        """Await a call of the feed, and mask the secrets of this client in its log lines and errors."""
         with hidden(self.secrets):
             try:
                 return await call
@@ -186,7 +167,7 @@ class Client:
 
     @property
     def identity(self) -> str:
-        """Name of the feed without secrets. The first use may take some 50 ms; see `FeedURL.identity`."""
+        """Name of the feed without secrets. The first use may take about 50 ms; see `FeedURL.identity`."""
         return self._given_identity or self._urls.identity
 
     @property
@@ -198,15 +179,8 @@ class Client:
         return tuple(name for name in former if name != self.identity)
 
     def build_url(self, query: Mapping[str, str], url: str | None = None) -> str:
-        """Add parameters to the query of a URL. The rest of it stays as it is: it may be signed.
-
-        Args:
-            query: The parameters.
-            url: Relative to the feed's; `None` means the feed's own.
-
-        Raises:
-            ValueError: `url` is not a URL.
-        """
+        """Add parameters to the query of a URL, absolute or relative to the feed's; None means the feed's."""
+        # The rest of the URL stays unchanged: it may be signed.
         text = self._base_url if url is None else urljoin(self._base_url, url)
         separator = "&" if "?" in text else "?"
         return f"{text}{separator if query else ''}{urlencode(query, quote_via=quote)}"
@@ -225,23 +199,23 @@ class Client:
         """Send a request and return the response, whatever its status.
 
         Args:
-            url: Absolute: a URL made by `build_url`, or a link that the server gave. Its user, password and
-                fragment are left out.
-            headers: By lower-case names; the feed's own headers win over them.
-            known: `Response.validators` of a response whose messages are settled; with it the server may answer
-                304. Used for GET only.
-            method: The request's method.
-            content: The request's body; `None` sends none.
+            url: Absolute: a result of `build_url`, or a link of the server. Its user, password and fragment are
+                dropped.
+            headers: By lower-case names; the feed's own headers replace them.
+            known: `Response.validators` of a response whose messages are settled; the server may then answer 304.
+                Used for GET only.
+            method: The HTTP method.
+            content: The body; `None` sends no body.
             wait: Seconds for which the server may hold its response, sent as `Prefer` (RFC 7240); added to all
-                timeouts. `HOLD_GRACE` seconds later the response must have begun.
-            max_error_body: Largest body in bytes to read of an error response (4xx, 5xx). A body that is larger or
-                cannot be read is left out; 0 reads none.
+                timeouts. The response must begin within `HOLD_GRACE` seconds after it.
+            max_error_body: Largest body in bytes to read of an error response (4xx, 5xx); 0 reads none. A larger
+                or unreadable body is left out.
 
         Raises:
             HeldTooLong: The server has not answered after `wait`.
-            FeedError: There is no response: the URL or a redirect leads to an origin that is not trusted, the
-                body is too large or too slow, or the connection failed. Or a redirect ended in 404 or 410, where
-                no page of the feed was read before.
+            FeedError: There is no response: the URL or a redirect leads to an untrusted origin, the body is too
+                large or too slow, or the connection failed. Or a redirect ended in 404 or 410, where no page of
+                the feed was read before.
         """
         known = known if method == "GET" and conditional_headers(known) else None
         deadline = Deadline(self._timeout, wait)
@@ -267,12 +241,7 @@ class Client:
     def check_link(self, url: str, *, posted: bool) -> str:
         """Return a link of a response without its user, password and fragment.
 
-        Args:
-            url: Absolute.
-            posted: True if a body will be sent there.
-
-        Raises:
-            FeedError: Its origin is not trusted, or not with a body.
+        Raise FeedError if its origin is not trusted, or not with a body (`posted`).
         """
         return self._urls.check_url(url, verb="links", posted=posted)[0]
 
@@ -288,21 +257,21 @@ class Client:
             raise error_for_status(response.status, response.retry_after, response.where)
         if response.status == HTTPStatus.NOT_MODIFIED and response.known is None:
             raise FeedError(
-                f"{response.where} answered 304 Not Modified, but was asked for all there is; "
-                "a cache on the way is broken",
+                f"{response.where} answered 304 Not Modified to a request without validators; "
+                "a cache in between is broken",
                 retry_after=response.retry_after,
             )
         return response
 
     def remember_redirects(self, response: Response) -> None:
-        """Remember the redirects that led to this response, after a page of the feed was read from it."""
+        """Remember the redirects to this response; call it after a page of the feed was read from it."""
         if response.status in ACCEPTED_STATUSES and response.redirected:
             self._redirects.confirm(response.url)
             for old, new in response.permanent_redirects:
                 self._redirects.learn(old, new)
 
     async def aclose(self) -> None:
-        """Close the connections. The next `send_request` opens new ones, in whatever event loop it runs."""
+        """Close the connections. The next `send_request` opens new ones, in any event loop."""
         own, self._own_client = self._own_client, None
         if own is not None:
             await own.aclose()
@@ -311,32 +280,31 @@ class Client:
         if isinstance(error, self._module.ReadTimeout) and deadline.still_held:
             return self._timeout_error(deadline)
         if isinstance(error, SendingFailed):
-            return FeedError(f"{self.where} could not be read: {error}; it is asked again later")
+            return FeedError(f"{self.where} could not be read: {error}; retrying later")
         if isinstance(error, self._module.PoolTimeout):
-            await self.aclose()  # httpcore #1093: after unlucky cancellations a pool hands out nothing any more
+            await self.aclose()  # httpcore #1093: cancellations can leave a pool without connections
             if self._given_client is not None:
                 return FeedError(
-                    f"{self.where} was not asked: the pool of the client given by client= hands out no "
-                    "connection (PoolTimeout); share it among fewer, or open a new one"
+                    f"{self.where} could not be read: the client given by client= has no free connection "
+                    "(PoolTimeout); share it among fewer feeds, or open a new one"
                 )
         secret = isinstance(error, self._module.LocalProtocolError)
         text = "" if secret else f" {quoted(self._urls.mask(str(error)), 200)}"
-        return FeedError(f"{self.where} could not be read: {type(error).__name__}{text}; it is asked again later")
+        return FeedError(f"{self.where} could not be read: {type(error).__name__}{text}; retrying later")
 
     def _timeout_error(self, deadline: Deadline) -> FeedError:
         if deadline.still_held:
             return HeldTooLong(
-                f"{self.where} held its answer for longer than the {deadline.wait:g} seconds that it was asked to "
-                "wait"
+                f"{self.where} held its response longer than the requested {deadline.wait:g} seconds"
             )
         if deadline.stalled:
             return FeedError(
                 f"{self.where} sent less than {MIN_BODY_PROGRESS} bytes of its body in {STALL_TIMEOUT:g} seconds; "
-                "it is asked again later"
+                "retrying later"
             )
         return FeedError(
-            f"{self.where} did not send a whole answer within {self._timeout + deadline.wait:g} seconds; "
-            "raise timeout= if it needs longer"
+            f"{self.where} did not send a whole response within {self._timeout + deadline.wait:g} seconds; "
+            "raise timeout= if it needs more time"
         )
 
     async def _send_with_auth(self, call: OutgoingRequest, deadline: Deadline) -> Response:
@@ -355,7 +323,7 @@ class Client:
             there = self._urls.redact(response.url)
             raise FeedError(
                 f"{self.where} was redirected to {there}, which answered {response.status}; if the feed has "
-                "moved there, give its new URL; it is asked again later",
+                "moved there, configure its new URL; retrying later",
                 retry_after=response.retry_after,
             )
         return response
@@ -366,20 +334,22 @@ class Client:
                 if not response.has_redirect_location:
                     return await self._read_response(response, call, deadline)
                 call = self._redirected_request(response, call)
-        raise FeedError(f"{self.where} redirects more than {MAX_REDIRECTS} times; ask its publisher for its URL")
+        raise FeedError(
+            f"{self.where} redirects more than {MAX_REDIRECTS} times; ask its publisher for the new URL"
+        )
 
     async def _send(self, call: OutgoingRequest) -> Any:
-        """Return the response with its body unread; the caller closes it."""
+        """Send one request. The caller closes the response, whose body is unread."""
         defaults = {"accept-encoding": ACCEPT_ENCODING, **self._user_agent}
         if call.wait > 0:  # RFC 7240 §4.3, in whole seconds; a server may ignore it
             defaults["prefer"] = f"wait={max(1, round(call.wait))}"
         headers = {**defaults, **call.headers, **conditional_headers(call.known)}
         if call.same_origin:
             headers |= await self._credentials.get()
-        # Not before the credentials, which may take their time: another request may close the client meanwhile.
+        # After the credentials, which may take time: another request may close the client meanwhile.
         client = self._given_client or self._own_client
         if client is None:
-            # The pool's timeout ends before the deadline of the whole response, so that its error is seen.
+            # The pool's timeout ends before the deadline of the whole response, so that its error is reported.
             timeouts = httpx.Timeout(self._timeout, pool=self._timeout / 2)
             client = self._own_client = open_client(timeouts, redact=self._urls.redact)
         limits = client.timeout
@@ -399,7 +369,7 @@ class Client:
         following = call.after_redirect(response.status_code)
         target = resolve_url(response.headers["location"], call.url)
         if target is None:
-            raise UnusableRedirect("the server answered a redirect to something that is not a URL")
+            raise UnusableRedirect("the server redirected to an invalid URL")
         posted = following.content is not None
         url, same_origin = self._urls.check_url(target, verb="redirects", posted=posted)
         if (
@@ -421,7 +391,7 @@ class Client:
                 body = await read_body(response, self.max_body, deadline.add_bytes)
             except BodyError as error:
                 raise FeedError(f"{where} {error}") from error.__cause__
-        elif call.max_error_body:  # the error stands without it, too
+        elif call.max_error_body:  # optional: the error is complete without it
             deadline.start_body()
             with anyio.move_on_after(ERROR_BODY_TIMEOUT), suppress(BodyError, *self._errors):
                 body = await read_body(response, call.max_error_body, deadline.add_bytes)
@@ -440,14 +410,9 @@ class Client:
 
 
 async def ask_again_if_held(ask: Callable[[float], Awaitable[T]], wait: float) -> T:
-    """Ask a server that may hold its answer; if it holds it for longer than asked, ask again for one at once.
+    """Send a request that the server may hold for `wait` seconds; if it holds it longer, send one without a wait.
 
-    A server or a proxy that waits for longer has not failed. But silence does not say that there is nothing
-    new: the second request shows either that, or that the server is dead.
-
-    Args:
-        ask: Sends the request. Its argument is how long the server may hold its answer, in seconds.
-        wait: Seconds for which it may hold the answer to the first request.
+    A server or proxy that waits longer has not failed, but may be dead. The second request tells which.
     """
     try:
         return await ask(wait)

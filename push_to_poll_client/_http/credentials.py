@@ -1,10 +1,9 @@
 """Credentials of a feed or a listener, renewed by the caller's functions when they expire.
 
-Their values go into the headers of requests and nowhere else (G12): no error, log line or `repr` shows them. The
-text of an exception of the caller's function may hold a secret, so errors name only its class, and it is not
-their cause.
+Their values go into request headers and nowhere else (G12): not into errors, log lines or `repr`. The text of an
+exception of the caller's function may hold a secret, so errors name only its class and do not chain it.
 
-A feed keeps what the functions return until the server answers 401; a listener calls them for each connection.
+A feed keeps the results of the functions until the server answers 401; a listener calls them for each connection.
 """
 
 import math
@@ -30,7 +29,7 @@ HeaderSource: TypeAlias = Mapping[str, str] | Callable[[], Mapping[str, str] | A
 
 
 class SendingFailed(PushToPollError):
-    """A request could not be sent, or its response not be taken. The text says all, and shows no secret."""
+    """A request could not be sent, or its response not be used. The text shows no secret."""
 
 
 class CredentialsFailed(SendingFailed):
@@ -40,22 +39,22 @@ class CredentialsFailed(SendingFailed):
 class Credentials:
     """Headers for the requests to one origin, with `Authorization`.
 
-    An `httpx.Auth` is left to the client. The other kinds are not turned into one, since between two requests of
-    an auth flow httpx reads the whole body of a 401, whatever its size.
-
     Args:
         auth: See `Auth`; `None` takes them from the URL, else leaves authentication to the client.
         headers: Sent with each request; `None` for none.
-        url: Of the feed or the listener, which may have a user and password.
+        url: URL of the feed or the listener; may contain a user and password.
 
     Attributes:
-        auth_flow: An `httpx.Auth`, for the client to apply; `None` if there is none.
-        secrets: What of these is secret, as far as it is known yet.
+        auth_flow: An `httpx.Auth` for the client to apply; `None` if there is none.
+        secrets: The secret values known so far.
 
     Raises:
-        TypeError: `auth` or `headers` has another type.
-        ValueError: Credentials are given twice, or have characters that a header may not have.
+        TypeError: `auth` or `headers` has the wrong type.
+        ValueError: Credentials are given twice, or contain characters that are not allowed in a header.
     """
+
+    # An `httpx.Auth` is left to the client, and other kinds are not converted to one: between two requests of an
+    # auth flow, httpx reads the whole body of a 401, whatever its size.
 
     def __init__(self, auth: Auth | None, headers: HeaderSource | None, url: httpx.URL) -> None:
         self.secrets: Secrets = Secrets()
@@ -65,9 +64,7 @@ class Credentials:
         self._extra = headers if callable(headers) else None
         self._fixed = {} if callable(headers) else check_headers({} if headers is None else headers)
         if bool(url.userinfo) + (auth is not None) + _has_authorization(self._fixed) > 1:
-            raise ValueError(
-                "credentials are given more than once: by auth=, in the URL, or in headers=; choose one"
-            )
+            raise ValueError("pass credentials only once: by auth=, in the URL, or in headers=")
         self._is_given = bool(url.userinfo) or auth is not None
         match (url.username, url.password) if url.userinfo else auth:
             case None:
@@ -90,11 +87,11 @@ class Credentials:
 
     @property
     def renewable(self) -> bool:
-        """True if the functions may return other values the next time."""
+        """True if the functions may return new values next time."""
         return self._token is not None or self._extra is not None
 
     def forget(self) -> bool:
-        """Let the next use call the functions again; return False if there are none."""
+        """Call the functions again at the next use; return False if there are none."""
         if self.renewable:
             self._current = None
         return self.renewable
@@ -102,20 +99,19 @@ class Credentials:
     async def get(self, *, within: float = math.inf) -> Mapping[str, str]:
         """Return the headers. The functions are called at first use, and after `forget()`.
 
-        Args:
-            within: Seconds for these calls: a function that hangs must not silence a channel.
+        `within` limits the calls, in seconds: a function that hangs must not silence a channel.
 
         Raises:
-            CredentialsFailed: A function raised, hung, or returned a value that a header may not have.
+            CredentialsFailed: A function raised, hung, or returned an invalid value.
         """
         if self._current is None:
             try:
                 with anyio.fail_after(within):
                     extra, token = await _call(self._extra), await _call(self._token)
-            except Exception as error:  # noqa: BLE001  # of any kind: tokens come from a network, whose faults pass
-                # No cause, which a traceback would show: its text may hold a secret.
+            except Exception as error:  # noqa: BLE001  # tokens come from a network: any error may be temporary
+                # Not chained: the text of the error may hold a secret, which a traceback would show.
                 raise CredentialsFailed(
-                    f"the function given as auth= or headers= failed with {type(error).__name__}; have it log why"
+                    f"the function given as auth= or headers= failed: {type(error).__name__}; log the reason there"
                 ) from None
             self._current = self._merge(extra, token)
             self.secrets.add_headers(self._current, recent=True)
@@ -129,11 +125,11 @@ class Credentials:
             return headers if token is None else {**headers, "authorization": _bearer(token)}
         except (TypeError, ValueError) as error:
             raise CredentialsFailed(
-                f"the function given as auth= or headers= returned what cannot be sent: {error}"
+                f"the function given as auth= or headers= returned an invalid value: {error}"
             ) from None
 
     def options(self, headers: Mapping[str, str], module: Any) -> dict[str, Any]:
-        """Return the arguments of `client.send` for a request with these headers, and a client of this module."""
+        """Return the auth arguments of `client.send` for a client of this module."""
         if _has_authorization(headers) or (self._is_given and self.auth_flow is None):
             return {"auth": None}  # then the client adds no credentials of its own
         if self.auth_flow is None:
@@ -141,7 +137,7 @@ class Credentials:
         kind = getattr(module, "Auth", httpx.Auth)
         if isinstance(self.auth_flow, kind):
             return {"auth": self.auth_flow}
-        # Of httpx for a client of httpx2, or the other way round: each checks the class, and no more.
+        # An Auth of httpx for a client of httpx2, or the reverse: each checks only the class.
         return {"auth": type("Auth", (kind,), {"async_auth_flow": self.auth_flow.async_auth_flow})()}
 
 

@@ -1,12 +1,11 @@
 """HTTP client for servers without a proxy in between: few layers, large reads.
 
-httpx reads 64 KiB at a time from the socket, and each chunk passes a dozen layers: a page of 1,000 events takes
-ten reads where two are enough. Each request also passes cookies, redirects, hooks and a log, which a feed does not
-need.
+httpx reads 64 KiB at a time, and each chunk passes a dozen layers: a page of 1,000 events takes ten reads instead
+of two. Each request also passes cookies, redirects, hooks and a log, which a feed does not need.
 
-Only documented parts of httpx and httpcore are used. The connections are those of httpcore2, the successor of
-httpcore, if it is installed. All that a caller sees is of httpx in either case: a program that catches
-`httpx.ConnectError` must not fail because another package installed httpcore2.
+Only documented parts of httpx and httpcore are used. Connections are of httpcore2, the successor of httpcore, if
+it is installed. The caller only sees classes of httpx: a program that catches `httpx.ConnectError` must keep
+working when another package installs httpcore2.
 """
 
 import logging
@@ -25,7 +24,7 @@ _NEEDED = ("AnyIOBackend", "AsyncConnectionPool", "Request", "URL")
 
 
 def load_httpcore() -> Any:
-    """Return httpcore2, or httpcore if that is not installed or has not all that is used here."""
+    """Return httpcore2; httpcore if that is missing or lacks a needed name."""
     try:
         module = import_module("httpcore2")
     except ImportError:
@@ -39,13 +38,7 @@ _logger = logging.getLogger("httpx")
 
 
 class DirectClient(httpx.AsyncClient):
-    """Send as httpx does without cookies and hooks, for callers that follow redirects themselves.
-
-    Args:
-        ssl_context: The TLS settings.
-        limits: Limits of the connection pool.
-        settings: As for `httpx.AsyncClient`.
-    """
+    """Sends as httpx does, without cookies and hooks, for callers that follow redirects themselves."""
 
     def __init__(self, ssl_context: ssl.SSLContext, limits: httpx.Limits, **settings: Any) -> None:
         self._direct = _LargeReadTransport(ssl_context, limits)
@@ -61,7 +54,7 @@ class DirectClient(httpx.AsyncClient):
 
 
 class _LargeReadTransport(httpx.AsyncBaseTransport):
-    """Transport over sockets that are read in large chunks. It drops the reason phrases of servers."""
+    """Transport that reads large chunks, and drops the reason phrases of servers."""
 
     def __init__(self, ssl_context: ssl.SSLContext, limits: httpx.Limits) -> None:
         self._connections = httpcore.AsyncConnectionPool(
@@ -105,13 +98,13 @@ class _ResponseBody(httpx.AsyncByteStream):
                 yield chunk
 
     async def aclose(self) -> None:
-        if hasattr(self._stream, "aclose"):  # that of a mock may have none
+        if hasattr(self._stream, "aclose"):  # the stream of a mock may lack it
             await self._stream.aclose()
 
 
 @contextmanager
 def _as_httpx_errors() -> Iterator[None]:
-    """Raise an error of httpcore as the error of httpx that has the same name."""
+    """Convert an error of httpcore to the error of httpx with the same name."""
     try:
         yield
     except Exception as error:
@@ -122,7 +115,7 @@ def _as_httpx_errors() -> Iterator[None]:
 
 
 class _LargeReadBackend:
-    """A network backend of httpcore: sockets as of its own, read in large chunks."""
+    """Network backend of httpcore that reads large chunks."""
 
     def __init__(self) -> None:
         self._backend = httpcore.AnyIOBackend()

@@ -2,11 +2,10 @@
 
 Nothing here does I/O. Malformed headers are ignored, not an error; only too many links are (`TooManyLinks`).
 
-`Link` has a parser of its own, since the standard library has none, and the one of httpx (`response.links`) has
-these faults. It splits at each `, <` and `;`, even inside quotes and brackets, so that a title or a URL invents
-links. It gives up on a parameter with a second `=`, and loses the `rel` after it. It takes `rel="next last"` for
-one name, and `REL` and `Next` for other names than `rel` and `next`. Of two `rel` it takes the last. It takes a
-link of another context (`anchor`) for a link of this response. It leaves targets relative.
+`Link` needs a parser here: the standard library has none, and that of httpx (`response.links`) is wrong. It splits
+at `, <` and `;` even inside quotes and brackets, so a title or a URL can invent links. It stops at a parameter
+with a second `=`, and loses the `rel` after it. It reads `rel="next last"` as one name, does not match `REL` and
+`Next`, takes the last of two `rel`, ignores `anchor`, and leaves targets relative.
 """
 
 import re
@@ -21,22 +20,21 @@ from push_to_poll_client._types import MAX_NOT_BEFORE
 from push_to_poll_client._validation import quoted
 
 is_header_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
-"""Match a name that a header may have (RFC 9110 §5.6.2)."""
+"""Match a valid header name (RFC 9110 §5.6.2)."""
 
 is_header_value = re.compile(r"[\t -~]*").fullmatch
-"""Match a value that a header may have. h11 refuses others, and shows them in its error. A line break would let a
-value add headers of its own (RFC 9110 §5.5)."""
+"""Match a valid header value. h11 shows others in its error; a line break could add headers (RFC 9110 §5.5)."""
 
 
 def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return headers that the caller gave, by lower-case names, if they can be sent."""
+    """Return the caller's headers by lower-case names; raise if they cannot be sent."""
     if not isinstance(headers, Mapping):
-        raise TypeError(f"headers are a {type(headers).__name__}; give a mapping of str to str")
+        raise TypeError(f"headers must be a mapping of str to str, got {type(headers).__name__}")
     for name, value in headers.items():
         if not (isinstance(name, str) and isinstance(value, str)):
-            raise TypeError(f"headers have {quoted(name)}: a {type(value).__name__}; give str for both")
+            raise TypeError(f"headers must map str to str, got {type(value).__name__} for {quoted(name)}")
         if not (is_header_name(name) and is_header_value(value)):
-            raise ValueError(f"the header {quoted(name)} has characters that no header may have")
+            raise ValueError(f"the header {quoted(name)} has characters that are not allowed in a header")
     return dict(httpx.Headers(headers))
 
 
@@ -68,26 +66,26 @@ SECONDARY_LIMIT_DELAY = 60.0
 def requested_delay(
     status: int, headers: Mapping[str, str], wall_clock: float, *, within_poll: bool = False
 ) -> float | None:
-    """Return how long the server asks not to be polled.
+    """Return for how many seconds the server asks not to be polled; None if it does not ask.
 
-    These headers are read, with any status: `Retry-After` (RFC 9110 §10.2.3), `Backoff` (Mozilla),
-    `X-Poll-Interval` (GitHub), `RateLimit` (draft-ietf-httpapi-ratelimit-headers, also in the form of its version
-    7), and the vendors' `RateLimit-Remaining` and `-Reset`, also as `X-RateLimit-` and `X-Rate-Limit-`.
-    `Retry-After` replaces rate limits, as the draft demands; of the other delays the largest counts. Malformed
-    headers are ignored, and so is `RateLimit-Policy`, which says how many requests and not when.
+    Headers read, with any status: `Retry-After` (RFC 9110 §10.2.3), `Backoff` (Mozilla), `X-Poll-Interval`
+    (GitHub), `RateLimit` (draft-ietf-httpapi-ratelimit-headers, also as in version 7), and the vendors'
+    `RateLimit-Remaining` and `-Reset`, also with the prefix `X-RateLimit-` or `X-Rate-Limit-`. `Retry-After`
+    replaces rate limits, as the draft demands; of the other delays the largest counts. Malformed headers are
+    ignored, and so is `RateLimit-Policy`, which names a number of requests but no time.
 
-    A 429 with quota left is about another limit, and means a minute: GitHub's secondary limit. A 403 with quota
-    left cannot be told from a refusal, after which the consumer waits five minutes. A 429 without these headers
-    gives no delay; the consumer then waits a second, and longer each time.
+    A 429 with quota left means a minute: it is about another limit, as GitHub's secondary limit. A 403 with quota
+    left looks like a refusal, after which the consumer waits five minutes. A 429 without these headers gives no
+    delay; the consumer then waits a second, and longer each time.
 
     Args:
         status: Status of the response.
         headers: Headers of the response, by lower-case names or in a mapping that ignores case.
         wall_clock: Now, in seconds since the epoch, for dates in a response without `Date`.
-        within_poll: True before a further page of the same poll: `X-Poll-Interval` is the time between two polls.
+        within_poll: True before a further page of the same poll: `X-Poll-Interval` applies between polls only.
 
     Returns:
-        Seconds from now, 0 for a date that has passed, at most `MAX_NOT_BEFORE`; `None` if the server did not ask.
+        Seconds from now: 0 for a past date, at most `MAX_NOT_BEFORE`.
     """
     if _DELAY_HEADERS.isdisjoint(map(str.lower, headers)):
         return None
@@ -104,11 +102,7 @@ def requested_delay(
 
 
 def http_date(headers: Mapping[str, str], name: str) -> float | None:
-    """Read a header in any of the three forms of an HTTP date (RFC 9110 §5.6.7).
-
-    Returns:
-        Seconds since the epoch; `None` if the header is missing or is not a date.
-    """
+    """Read an HTTP date (RFC 9110 §5.6.7) as seconds since the epoch; None if missing or not a date."""
     value = _header(headers, name)
     if not value or not value[0].isalpha():  # each form begins with a weekday; the parser accepts much more
         return None
@@ -134,7 +128,7 @@ def _number(headers: Mapping[str, str], name: str) -> float | None:
 
 
 def _rate_limit(headers: Mapping[str, str]) -> list[float]:
-    """Return for each policy without quota left (`r=0`) the seconds until there is more (`t`)."""
+    """Return the seconds to wait (`t`) for each policy without quota left (`r=0`)."""
     value = _header(headers, "ratelimit") or ""
     old = dict(_OLD_MEMBER.findall(value))
     if old.keys() >= {"remaining", "reset"}:
@@ -177,15 +171,12 @@ class TooManyLinks(ValueError):
 
 
 def link_targets(fields: str, relation: str, base: str) -> Iterator[str]:
-    """Yield the targets of the links with a relation, in their order.
+    """Yield the targets of the links with a relation, in order: relative or absolute URLs, or invalid text.
 
     Args:
         fields: The values of all `Link` fields, joined by commas.
-        relation: The relation type: "next", or a URL for one that is not registered. Case does not matter.
-        base: The URL that answered.
-
-    Yields:
-        The text between the brackets: a relative or absolute URL, or not a URL at all (see `resolve_url`).
+        relation: The relation type: "next", or a URL for an unregistered one. Case does not matter.
+        base: URL of the response.
 
     Raises:
         TooManyLinks: After the last target, if more links follow than are read.

@@ -1,7 +1,7 @@
 """Decide which origins a feed may reach, and hide the secrets of URLs.
 
-`without_secrets` and `FeedURL` say how a URL is shown in errors, logs and status. `FeedURL` also says whether it
-may be asked, and whether credentials go with the request.
+`without_secrets` and `FeedURL` produce the form of a URL for errors, logs and status. `FeedURL` also decides if a
+URL may be requested, and if credentials go with the request.
 """
 
 import functools
@@ -86,21 +86,17 @@ def _digest(text: str) -> str:
 
 
 _SCRYPT_COST = 2**14
-"""Of scrypt (RFC 7914), with blocks of 8: some 50 ms and 16 MiB for each guess, and once for each feed."""
+"""Of scrypt (RFC 7914), with blocks of 8: about 50 ms and 16 MiB per guess, and once per feed."""
 
 _DIGEST_BYTES = 3
-"""Of which there are 16 million. A store needs them to tell apart the few feeds that a name, or a process, is used
-with."""
+"""16 million values: enough to tell apart the few feeds of one consumer name or process."""
 
 
 @functools.lru_cache(maxsize=1024)
 def _slow_digest(text: str, where: str) -> str:
-    """Return a short digest that is shown, of a text that may hold a secret.
-
-    A person who sees it can try secrets until one fits. The function is slow, so each try costs them as much as
-    the digest cost us; it is salted with the URL, so a table made for one feed is useless for another. The
-    digest is short, so of a large number of secrets many fit it.
-    """
+    """Return a short digest of a text that may hold a secret. It is shown."""
+    # Guessing is as slow as this function. The URL as salt makes a table for one feed useless for another. The
+    # digest is short, so many of a large number of secrets fit it.
     try:
         digest = hashlib.scrypt(
             text.encode(errors="surrogatepass"),
@@ -112,13 +108,13 @@ def _slow_digest(text: str, where: str) -> str:
         )
     except (AttributeError, ValueError):  # not compiled in, or not allowed, as in FIPS mode
         raise ValueError(
-            f"cannot make an identity for {where}: this Python's OpenSSL has no scrypt; give the feed an identity="
+            f"cannot derive an identity for {where}: this Python's OpenSSL has no scrypt; pass identity="
         ) from None
     return digest.hex()
 
 
 def _without_page_size(url: str) -> str:
-    """Write a URL in one way, without what does not make another feed."""
+    """Normalise a URL, without the parts that do not make another feed."""
     scheme, authority, path, query = _URL.findall(url)[0]
     scheme, host = scheme.lower(), authority.rpartition("@")[2].lower()
     if not scheme or not _HOST.fullmatch(host):
@@ -137,7 +133,7 @@ def _is_page_size(field: str) -> bool:
 
 
 def page_size_of(url: str) -> int | None:
-    """Return how many entries a page has as a URL asks for them; `None` if it does not say that once."""
+    """Return the page size that a URL asks for; None if it does not say exactly one."""
     sizes = [field for field in url.partition("?")[2].partition("#")[0].split("&") if _is_page_size(field)]
     return int(sizes[0].partition("=")[2][:9]) if len(sizes) == 1 else None
 
@@ -156,10 +152,10 @@ def _redacted_and_query(url: str) -> tuple[str, str]:
 
 
 def check_userinfo(url: str) -> None:
-    """Raise a ValueError if what looks like host and port may be a user and the beginning of a password.
+    """Raise a ValueError if host and port may really be a user and the start of a password.
 
     In `https://user:12/34@host/` the first slash ends the authority: the request would go to the host "user", and
-    errors would show the rest of the password as a path. `localhost:8000/@x` and `shop.example:8000/@x` are right.
+    errors would show the rest of the password as a path. `localhost:8000/@x` and `shop.example:8000/@x` are valid.
     """
     _, authority, path, _ = _URL.findall(url)[0]
     _, at, host = authority.rpartition("@")
@@ -167,8 +163,8 @@ def check_userinfo(url: str) -> None:
     is_host = not port or "." in host or host.startswith("[") or host.lower() == "localhost"
     if "@" in (path or url.partition(f"//{authority}")[2]) and (at or not is_host):
         raise ValueError(
-            "url has an @ after its first /, ? or #, which may be in the middle of a password; write %2F, %3F, "
-            "%23 and %40 for these characters in a password, and %40 in a path"
+            "url has an @ after its first /, ? or #, possibly within a password; write these characters in a "
+            "password as %2F, %3F, %23 and %40, and an @ in a path as %40"
         )
 
 
@@ -180,20 +176,18 @@ def parse_http_url(url: str) -> httpx.URL:
         ValueError: It is not such a URL. The text of the error shows no secrets.
     """
     if not isinstance(url, str):
-        raise TypeError(f"url is a {type(url).__name__}; give a str")
+        raise TypeError(f"url must be a str, got {type(url).__name__}")
     try:
         parsed = httpx.URL(url)
         host = parsed.host
     except (httpx.InvalidURL, UnicodeError):  # whose text may quote a piece of a password
         raise ValueError(
-            f"url cannot be parsed: {without_secrets(url)}; write %2F, %3F, %23 and %40 for /, ?, # and @ in a "
-            "password"
+            f"url cannot be parsed: {without_secrets(url)}; write /, ?, # and @ in a password as %2F, %3F, %23 "
+            "and %40"
         ) from None
     check_userinfo(url)
     if parsed.scheme not in {"http", "https"} or not host:
-        raise ValueError(
-            f"url is {without_secrets(url)}; give an absolute one that begins with http:// or https://"
-        )
+        raise ValueError(f"url must start with http:// or https://, got {without_secrets(url)}")
     return parsed
 
 
@@ -208,7 +202,7 @@ def origin_of(url: httpx.URL) -> Origin:
 
 def _parse_origin(text: str) -> Origin:
     if not isinstance(text, str):
-        raise TypeError(f"trusted_origins has a {type(text).__name__} in it; give str")
+        raise TypeError(f"trusted_origins must contain only str, got {type(text).__name__}")
     check_userinfo(text)
     try:
         url = parse_http_url(text)
@@ -216,7 +210,7 @@ def _parse_origin(text: str) -> Origin:
         url = httpx.URL()
     if not url.host or url.userinfo or url.query or url.fragment or url.path != "/":
         raise ValueError(
-            f"trusted_origins has {without_secrets(text)} in it; give origins, as https://cdn.example"
+            f"trusted_origins must contain only origins, as https://cdn.example, got {without_secrets(text)}"
         )
     return origin_of(url)
 
@@ -230,23 +224,21 @@ _SCHEME_AND_AUTHORITY = re.compile(r"[^:/?#]*:?//[^/?#]*")
 class FeedURL:
     """URL of a feed with its secrets, and the origins that the feed may read from.
 
-    Where the URL is shown, the fields stand in place of the secrets.
-
     Args:
         template: The URL with a field in braces for each secret in its path or query, such as
-            `https://api.example/bot{token}/updates`.
+            `https://api.example/bot{token}/updates`. Errors and logs show the fields instead of the secrets.
         secrets: The secrets by the names of their fields.
-        trusted_origins: Other origins to which the feed may lead.
+        trusted_origins: Other origins that the feed may lead to.
 
     Attributes:
-        where: The template as it may be shown, without its other secrets.
-        url: The template with the secrets filled in, percent-encoded except for `:` and `@`, which every path may
+        where: The template for errors and logs, without its other secrets.
+        url: The template with the secrets filled in, percent-encoded except for `:` and `@`, which any path may
             have (RFC 3986 §3.3).
-        former_identities: What earlier versions made as `identity`; see the function.
+        former_identities: Values of `identity` in earlier versions; see the function.
 
     Raises:
         TypeError: A name or a secret is not a `str`, or `trusted_origins` has the wrong type.
-        ValueError: A secret is empty or too long, or has no field in the path or query. Or one of
+        ValueError: A secret is empty or too long, or has no field in the path or query. Or an item of
             `trusted_origins` is not an origin.
     """
 
@@ -270,15 +262,14 @@ class FeedURL:
         self._origin = origin_of(self.url)
         self._origin_prefix = str(self.url.copy_with(userinfo=b"", fragment=None, raw_path=b"/"))
         if isinstance(trusted_origins, str) or not isinstance(trusted_origins, Collection):
-            raise TypeError(f"trusted_origins is a {type(trusted_origins).__name__}; give a list of origins")
+            raise TypeError(f"trusted_origins must be a list of origins, got {type(trusted_origins).__name__}")
         self._trusted = frozenset(map(_parse_origin, trusted_origins))
 
     @functools.cached_property
     def identity(self) -> str:
-        """Name of the feed without secrets. It takes some 50 ms to make, if the URL has a query or a secret.
+        """Name of the feed without secrets; takes about 50 ms with a query or a secret.
 
-        Another secret makes another identity: behind another token there are other messages, and a cursor is of
-        use for only one of them.
+        Another secret makes another identity: another token sees other messages, for which a cursor is useless.
         """
         if not self._patterns:
             return identity(self._template)
@@ -287,26 +278,22 @@ class FeedURL:
         return f"{shown}#{_slow_digest(self._named, shown)}"
 
     def mask(self, text: str) -> str:
-        """Return a text with the fields in place of their secrets."""
+        """Replace secrets in a text by their fields."""
         for pattern, field in self._patterns:
             text = pattern.sub(field, text)
         return text
 
     def redact(self, url: object) -> str:
-        """Return any URL as `without_secrets` shows it, with these secrets replaced by their fields."""
+        """Return any URL as by `without_secrets`, with these secrets replaced by their fields."""
         return without_secrets(self.mask(str(url)))
 
     def check_url(self, url: str, *, verb: str, posted: bool) -> tuple[str, bool]:
-        """Return the URL to ask in place of a URL that may come from a server.
+        """Return the URL to request, and True if it has the feed's own origin, where credentials may go.
 
         Args:
-            url: A URL from any source.
-            verb: How the feed leads there, for errors: it "links" or "redirects".
+            url: A URL from any source, such as a server. Its user, password and fragment are dropped.
+            verb: Verb for errors: the feed "links" or "redirects" there.
             posted: True if a body will be sent, which may hold a secret.
-
-        Returns:
-            The URL without user, password and fragment; and True if it is of the feed's own origin, so that
-            credentials may go there.
 
         Raises:
             FeedError: It is not a URL, or its origin is not trusted, or not with a body or a secret.
@@ -316,14 +303,14 @@ class FeedURL:
         try:
             target = httpx.URL(url).copy_with(userinfo=b"", fragment=None)
         except httpx.InvalidURL:  # whose text may quote a piece of a secret
-            raise FeedError(f"{self.where} {verb} to what is no URL; report it to the publisher") from None
+            raise FeedError(f"{self.where} {verb} to an invalid URL; report it to the publisher") from None
         same_origin = origin_of(target) == self._origin
         if not same_origin:
             self._check_trusted(target, verb, posted=posted)
         return str(target), same_origin
 
     def is_same_origin(self, url: str) -> bool:
-        """Return True if the URL is of the feed's own origin."""
+        """Return True if the URL has the feed's own origin."""
         return url.startswith(self._origin_prefix) or origin_of(httpx.URL(url)) == self._origin
 
     def describe_source(self, url: str) -> str:
@@ -334,14 +321,14 @@ class FeedURL:
         there = self.redact(f"{target.scheme}://{target.netloc.decode('ascii')}/")
         if origin_of(target) not in self._trusted:
             raise FeedError(
-                f"{self.where} {verb} to another origin, {there}, which credentials must not follow; if the "
-                "feed has moved there, give its new URL, or have it asked without them: trusted_origins="
+                f"{self.where} {verb} to another origin, {there}, which must not get credentials; if the feed "
+                "moved there, configure its new URL; to read it without credentials, add it to trusted_origins="
             )
         if posted:
-            raise FeedError(f"{self.where} {verb} to another origin, {there}, which must not get what is posted")
+            raise FeedError(f"{self.where} {verb} to another origin, {there}, which must not get the request body")
         if self.mask(str(target)) != str(target):
             raise FeedError(
-                f"{self.where} {verb} to another origin, {there}, by a URL that holds a secret which is not its"
+                f"{self.where} {verb} to another origin, {there}, with a secret of this feed in the URL"
             )
 
 
@@ -349,10 +336,10 @@ def _check_secrets(template: str, secrets: Mapping[str, str]) -> Mapping[str, st
     authority = _SCHEME_AND_AUTHORITY.match(template)
     for name, secret in secrets.items():
         if not (isinstance(name, str) and isinstance(secret, str)):
-            raise TypeError(f"url_secrets have a {type(secret).__name__} for {name!r}; give str for both")
+            raise TypeError(f"url_secrets must map str to str, got {type(secret).__name__} for {name!r}")
         field = f"{{{name}}}"
         if not 0 < len(secret) <= MAX_SECRET:
-            raise ValueError(f"the secret {name!r} has {len(secret)} characters; give 1 to {MAX_SECRET}")
+            raise ValueError(f"the secret {name!r} must have 1 to {MAX_SECRET} characters, got {len(secret)}")
         if field not in template or (authority is not None and field in authority[0]):
             raise ValueError(f"url has no field {field} in its path or query for the secret {name!r}")
     return secrets

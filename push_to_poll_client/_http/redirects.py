@@ -1,7 +1,7 @@
-"""Remember the permanent redirects of a feed: `Redirects` replaces its old URL by the new one.
+"""Remember the permanent redirects of a feed: `Redirects` replaces old URLs by new ones.
 
-They are kept in memory only. A redirect that was a mistake is then forgotten with the process, and the WARNING
-names the URL to configure.
+They are kept in memory only, so a mistaken redirect is forgotten with the process. A WARNING names the URL to
+configure.
 """
 
 import logging
@@ -13,27 +13,22 @@ import anyio
 from push_to_poll_client._log import ConsumerLog
 
 MAX_REMEMBERED_REDIRECTS = 16
-"""Redirects remembered for one feed. Its pages move together, by their path."""
+"""Redirects remembered per feed. Pages of a feed move together, by their path."""
 
 MAX_CONFIRMED_PATHS = 16
-"""Paths remembered at which redirects ended and a page was read: one for each path that the feed has."""
+"""Paths remembered at which redirects ended and a page was read: one per path of the feed."""
 
 MAX_STEPS = 5
-"""Remembered redirects followed in a row, from the first URL of a feed to its present one."""
+"""Remembered redirects followed in a row."""
 
 MAX_AGE = 3600.0
-"""Seconds until the old URL is asked again, 24 requests a day. A maintenance page with a permanent redirect and
-the status 200 is over by then."""
+"""Seconds until the old URL is tried again: 24 requests a day. A maintenance page is over by then."""
 
 _logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 
 class Redirects:
-    """Replace the old URLs of a feed by those that permanent redirects led to. For use in an event loop.
-
-    Args:
-        redact: Return a URL as the log may show it.
-    """
+    """Replaces old URLs by new ones, for one event loop; `redact` makes a URL safe for the log."""
 
     def __init__(self, redact: Callable[[object], str]) -> None:
         self._redact = redact
@@ -75,10 +70,10 @@ class Redirects:
         shown = self._redact(new)
         if shown != self._last_warned:
             self._last_warned = shown
-            _logger.warning("%s has moved for good: configure its new URL, %s", self._redact(old), shown)
+            _logger.warning("%s has moved permanently: configure its new URL, %s", self._redact(old), shown)
 
     def confirm(self, url: str) -> None:
-        """Note that redirects led to a page of the feed at this URL, so that errors from there are believed."""
+        """Note that redirects led to a page of the feed at this URL, so errors from there count."""
         path = url.partition("?")[0]
         self._confirmed[path] = None
         self._confirmed.move_to_end(path)
@@ -86,9 +81,9 @@ class Redirects:
             self._confirmed.popitem(last=False)
 
     def is_confirmed(self, url: str) -> bool:
-        """Return True if redirects led to a page of the feed at the path of this URL before."""
+        """Return True if redirects led to a page of the feed at this path before."""
         return url.partition("?")[0] in self._confirmed
 
     def forget(self) -> None:
-        """Return to the old URLs: something failed at the new ones, and the redirect may be the reason."""
+        """Return to the old URLs: an error at the new ones may be caused by the redirect."""
         self._moved.clear()

@@ -1,10 +1,10 @@
 """Read an HTTP response, bounded in size and time.
 
-Time: one cancel scope bounds the whole response and each stretch of its body, by a deadline that moves. A scope
-for each chunk would cost more than reading the chunk.
+Time: one cancel scope with a moving deadline bounds the whole response and each stretch of its body. A scope per
+chunk would cost more than reading the chunk.
 
-Size: httpx decompresses all that it read from the socket at once, and 64 KiB of gzip can hold 64 MiB. Here zlib is
-told each time how many bytes it may return.
+Size: httpx decompresses everything that it read from the socket at once, and 64 KiB of gzip can hold 64 MiB. Here
+zlib gets a limit for each step.
 """
 
 import re
@@ -32,25 +32,24 @@ from push_to_poll_client._http.transport import CHUNKS_AT_ONCE, unwinding
 from push_to_poll_client._validation import quoted
 
 STALL_TIMEOUT = 10.0
-"""Seconds in which `MIN_BODY_PROGRESS` bytes of a body must arrive. TCP sends a lost packet again within 3."""
+"""Seconds in which `MIN_BODY_PROGRESS` bytes of a body must arrive. TCP resends a lost packet within 3."""
 
 MIN_BODY_PROGRESS = 1024
 """Bytes that must arrive in `STALL_TIMEOUT` seconds: a tenth of the speed of a modem."""
 
 
 HOLD_GRACE = 5.0
-"""Seconds after a wait by which the headers must be there. The answer of a server that waited as long as asked
-takes a round trip, and connecting may have taken a lost packet or two; a later one costs a second request."""
+"""Seconds after a wait by which the headers must arrive: a round trip, and one or two lost packets."""
 
 
 class Deadline:
-    """Deadline of one response, counted from the making of this object.
+    """Deadline of one response, starting now.
 
     Args:
         timeout: Seconds for the whole response.
-        wait: Seconds for which the server may hold it, in addition. During these its body may stall, too: CouchDB
-            sends a newline now and then. If `timeout` is longer, the headers must be there `HOLD_GRACE` seconds
-            later, and `STALL_TIMEOUT` seconds later enough of the body to show that the server no longer waits.
+        wait: Additional seconds for which the server may hold it. During these the body may stall too: CouchDB
+            sends a newline now and then. If `timeout` is longer, the headers must arrive within `HOLD_GRACE`
+            seconds after the wait, and part of the body within `STALL_TIMEOUT` more.
 
     Attributes:
         wait: As given.
@@ -69,19 +68,19 @@ class Deadline:
         self.scope = anyio.CancelScope(deadline=self._first_end)
 
     def start_body(self) -> None:
-        """Note that the headers arrived, or enough of the body: from now on the body must not stall."""
+        """Note that the headers or enough of the body arrived: from now on the body must not stall."""
         self._missing = MIN_BODY_PROGRESS
         self.scope.deadline = min(self._end, max(self._hold_end, anyio.current_time()) + STALL_TIMEOUT)
 
     def add_bytes(self, size: int) -> None:
-        """Note how many bytes of the body arrived."""
+        """Note the number of bytes of the body that arrived."""
         self._missing -= size
         if self._missing <= 0:
             self.still_held = False
             self.start_body()
 
     def expect_response(self) -> None:
-        """Note that another request is sent, whose response has to arrive before the same deadline."""
+        """Note that another request is sent, whose response must arrive before the same deadline."""
         self.scope.deadline = self._first_end
 
     @property
@@ -91,17 +90,17 @@ class Deadline:
 
 
 ACCEPT_ENCODING = "gzip"
-"""The only encoding asked for; httpx would ask for more. Deflate, of which servers have two kinds, is read too."""
+"""The only encoding requested. Deflate is read too, although servers send two kinds."""
 
 _PADDING = b"\0 \t\r\n"
 
 
 class BodyError(Exception):
-    """The body cannot be read. The text follows on the name of the server."""
+    """The body cannot be read. The text continues after the name of the server."""
 
 
 class _Decompressor:
-    """Decompress gzip, or deflate: by the standard in zlib's format (RFC 9110 §8.4.1.2), from many servers raw."""
+    """Decompresses gzip or deflate, with a zlib header (RFC 9110 §8.4.1.2) or, as many servers send it, raw."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -121,23 +120,23 @@ class _Decompressor:
             try:
                 part = self._zlib.decompress(chunk, max_length)
             except zlib.error as error:
-                raise BodyError(f"sent a body that is no {self._name}: {quoted(error)}") from error
+                raise BodyError(f"sent a body that is not valid {self._name}: {quoted(error)}") from error
             trailing = self._zlib.unused_data
         # Padding is ignored, as browsers do. A second file, which gzip allows, would be lost.
         if trailing.strip(_PADDING):
             raise BodyError(
-                f"sent a {self._name} body with something behind its end; "
-                'have it sent as it is: headers={"accept-encoding": "identity"}'
+                f"sent a {self._name} body with extra data after its end; "
+                'request it uncompressed: headers={"accept-encoding": "identity"}'
             )
         return part
 
     def flush(self) -> None:
         if self._zlib is None or not self._zlib.eof:
-            raise BodyError(f"sent a {self._name} body that ends in the middle")
+            raise BodyError(f"sent a {self._name} body that is cut off")
 
 
 def _decoder_for(encoding: str) -> _Decompressor | None:
-    """Return a decoder for the body; `None` if it is not encoded."""
+    """Return a decoder for the body; None if it is not encoded."""
     match encoding.strip().lower():
         case "" | "identity":
             return None
@@ -146,7 +145,7 @@ def _decoder_for(encoding: str) -> _Decompressor | None:
         case "deflate":
             return _Decompressor("deflate")
         case _:
-            raise BodyError(f"sent Content-Encoding {quoted(encoding)}, which it was not asked for")
+            raise BodyError(f"sent Content-Encoding {quoted(encoding)}, which was not requested")
 
 
 _NO_BODY = frozenset({204, 304})
@@ -155,20 +154,19 @@ _SIZE = re.compile(r"[0-9]+")
 
 def _check_size(size: int, limit: int) -> None:
     if size > limit:
-        raise BodyError(f"sent a body of more than {limit} bytes; raise max_body= if that is right")
+        raise BodyError(f"sent a body of more than {limit} bytes; raise max_body= to accept it")
 
 
 async def read_body(response: Any, limit: int, on_chunk: Callable[[int], None]) -> bytes:
-    """Read a streamed `httpx.Response`, or one of another module, to its end.
+    """Read a streamed `httpx.Response`, or a compatible one, to its end.
 
     Args:
         response: Not read yet.
-        limit: Largest body in bytes, both on the wire and decompressed. At most one read from the socket is held
-            beyond it.
-        on_chunk: Is told the size of each chunk, when it arrives.
+        limit: Largest body in bytes, on the wire and decompressed. At most one read from the socket exceeds it.
+        on_chunk: Called with the size of each chunk on arrival.
 
     Raises:
-        BodyError: The body is too large or does not match its `Content-Encoding`, or that encoding is unknown.
+        BodyError: The body is too large, does not match its `Content-Encoding`, or has an unknown encoding.
     """
     if response.is_stream_consumed:  # by a transport that stores responses, as caches and mocks do
         _check_size(len(response.content), limit)
@@ -234,11 +232,10 @@ class Response(NamedTuple):
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     def wrong_type(self, expected: str) -> FeedError:
-        """Return the error for a media type that the feed cannot read; `expected` says which it can."""
+        """Return the error for a media type that the feed cannot read; `expected` continues the text."""
         stated = quoted(self.headers.get("content-type", ""))
         return FeedError(
-            f"{self.where} sent {stated}, {expected}; check that the URL is that of a feed and no login page "
-            "stands before it"
+            f"{self.where} sent {stated}, {expected}; check that the URL leads to the feed and not to a login page"
         )
 
     @property
@@ -250,36 +247,31 @@ class Response(NamedTuple):
 
 
 def find_link(response: Response, relation: str) -> str | None:
-    """Return the target of the first link with this relation.
+    """Return the absolute target of the first link with this relation; None if there is none.
 
-    Args:
-        response: The response with the `Link` headers.
-        relation: The relation type: "next", or a URL for one that is not registered. Case does not matter.
-
-    Returns:
-        The absolute target, or `None` if there is no such link. It may be of another origin, which
-        `Client.send_request` checks, and may hold secrets.
+    `relation` is a registered name such as "next", or a URL; case does not matter. The target may be of another
+    origin, which `Client.send_request` checks, and may hold secrets.
 
     Raises:
-        FeedError: The target is not a URL, or too many links come before it. To ignore such a link would look
-            like the end of the feed.
+        FeedError: The target is not a URL, or too many links come before it. Ignoring such a link would look like
+            the end of the feed.
     """
     try:
         target = next(link_targets(response.headers.get("link", ""), relation, response.url), None)
     except TooManyLinks:
         raise FeedError(
-            f"{response.where} has more than {MAX_LINKS} links, and none of the first is what was sought"
+            f"{response.where} sent more than {MAX_LINKS} links; the first ones do not include {quoted(relation)}"
         ) from None
     if target is None:
         return None
     url = resolve_url(target, response.url)
     if url is None:
-        raise FeedError(f"{response.where} links to its {quoted(relation)} by what is no URL")
+        raise FeedError(f"{response.where} sent a {quoted(relation)} link that is not a URL")
     return url
 
 
 class HeldTooLong(FeedError):
-    """The server was asked to wait for news, and holds its answer beyond that. It says nothing about the feed."""
+    """The server held its response longer than requested. This says nothing about the feed."""
 
 
 _TRANSIENT_STATUSES = frozenset({408, 425, 429})
@@ -287,13 +279,7 @@ _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
 def error_for_status(status: int, retry_after: float | None, where: str) -> FeedError:
-    """Map the status of an HTTP error response to a FeedError.
-
-    Args:
-        status: Status of the response.
-        retry_after: Seconds for which the server asks not to be polled; `None` if it did not ask.
-        where: The URL without secrets.
-    """
+    """Map the status of an HTTP error response to a FeedError; `where` is the URL without secrets."""
     seen = f"{where} answered {status} {_PHRASES.get(status, '')}".rstrip()
     if status == HTTPStatus.GONE:
         return FeedGone(
@@ -302,11 +288,11 @@ def error_for_status(status: int, retry_after: float | None, where: str) -> Feed
     throttled = status == HTTPStatus.FORBIDDEN and retry_after is not None
     if 400 <= status < 500 and status not in _TRANSIENT_STATUSES and not throttled:  # noqa: PLR2004
         return FeedRefused(f"{seen}; check the URL and the credentials", retry_after=retry_after)
-    return FeedError(f"{seen}; it is asked again later", retry_after=retry_after)
+    return FeedError(f"{seen}; retrying later", retry_after=retry_after)
 
 
 def error_for_exception(error: Exception) -> FeedError | None:
-    """Map the error of `raise_for_status()`, of httpx or a client of its shape; `None` for any other error."""
+    """Map an error of `raise_for_status()`, of httpx or compatible, to a FeedError; None for other errors."""
     response: Any = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if not isinstance(status, int):

@@ -1,7 +1,7 @@
-"""Open the HTTP client of feeds and listeners, send requests, and close the connections that they leave open.
+"""Open the HTTP client of feeds and listeners, send requests, and close abandoned connections.
 
-Every request of this library goes through `send`. Redirects are never followed there: httpx would send every
-header but one to another origin (G12).
+Every request of this library goes through `send`. It never follows redirects: httpx would send every header but
+one to another origin (G12).
 """
 
 import functools
@@ -24,27 +24,21 @@ from push_to_poll_client._version import __version__
 
 
 class ProxyUnusable(SendingFailed):
-    """The environment names a proxy that cannot be one."""
+    """The environment names an invalid proxy."""
 
 
 class SocksUnusable(SendingFailed):
-    """The environment names a SOCKS proxy, for which a library is missing."""
+    """The environment names a SOCKS proxy, and the library for it is missing."""
 
 
 class UnusableRedirect(SendingFailed):
-    """The server answered a redirect to something that is not a URL."""
+    """The server sent a redirect to an invalid URL."""
 
 
 def module_of(client: Any) -> Any:
-    """Return the module with the exceptions of a client.
-
-    The classes of httpx and of its successor are unrelated.
-
-    Raises:
-        TypeError: It is not a client.
-    """
+    """Return the module with the exceptions of a client: httpx or its successor; raise TypeError for others."""
     if not all(hasattr(client, name) for name in ("aclose", "build_request", "send", "timeout")):
-        raise TypeError(f"client is a {type(client).__name__}; give an httpx.AsyncClient or one of its shape")
+        raise TypeError(f"client must be an httpx.AsyncClient or compatible, got {type(client).__name__}")
     for base in type(client).__mro__:
         module = sys.modules.get(base.__module__.partition(".")[0])
         if hasattr(module, "LocalProtocolError") and hasattr(module, "PoolTimeout"):
@@ -54,18 +48,18 @@ def module_of(client: Any) -> Any:
 
 @functools.cache
 def shared_tls_context() -> ssl.SSLContext:
-    """Return the TLS context of the process. Each further one would cost 840 KiB and tens of milliseconds."""
+    """Return the TLS context of the process. Another one would cost 840 KiB and tens of milliseconds."""
     return httpx.create_ssl_context()
 
 
 @functools.cache
 def user_agent(http_library: str = f"python-httpx/{httpx.__version__}") -> str:
-    """Return the `User-Agent` header (RFC 9110 §10.1.5): this library, and the one that it sends with."""
+    """Return the `User-Agent` header (RFC 9110 §10.1.5): this library and the HTTP library."""
     return f"push-to-poll-client/{__version__} {http_library}"
 
 
 KEEP_ALIVE = 90.0
-"""Seconds: longer than the default fallback interval, so that an idle consumer does not pay a handshake a poll."""
+"""Seconds; longer than the default fallback interval, so that an idle consumer saves a handshake per poll."""
 
 
 def open_client(
@@ -77,12 +71,12 @@ def open_client(
     """Open a client that logs no secret and keeps no cookie. A proxy is taken from the environment.
 
     Args:
-        timeout: For requests without a timeout of their own.
-        ssl_context: The TLS settings; `None` trusts the certificates that the machine trusts.
-        redact: Return a URL as the log may show it.
+        timeout: For requests without their own timeout.
+        ssl_context: The TLS settings; `None` uses the certificates trusted by the machine.
+        redact: Makes a URL safe for the log.
 
     Raises:
-        ProxyUnusable: The environment names a proxy with an invalid address.
+        ProxyUnusable: The environment names an invalid proxy.
         SocksUnusable: The environment names a SOCKS proxy, and socksio is not installed.
     """
     ssl_context = ssl_context or shared_tls_context()
@@ -104,10 +98,12 @@ def open_client(
         return httpx.AsyncClient(verify=ssl_context, limits=limits, **settings)
     except ImportError:
         raise SocksUnusable(
-            "the environment names a SOCKS proxy, for which httpx needs socksio: pip install 'httpx[socks]'"
+            "the environment names a SOCKS proxy, which needs socksio: pip install 'httpx[socks]'"
         ) from None
     except (ValueError, httpx.InvalidURL):  # the text quotes the address, which may hold a password
-        raise ProxyUnusable("the address of the proxy in the environment is not valid; correct it") from None
+        raise ProxyUnusable(
+            "the proxy address in the environment is not valid; correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
+        ) from None
 
 
 class _RedactedURL(httpx.URL):
@@ -137,8 +133,8 @@ async def _drop_challenge(response: httpx.Response) -> None:
 
 
 _WRITTEN_HEADERS = ("cookie", "authorization")
-"""Headers that an `httpx.Auth` or the caller's client may add to a request. The last one stays known if there are
-more cookies than `MAX_RECENT`."""
+"""Headers that an `httpx.Auth` or the caller's client may add."""
+# The last one stays known if there are more cookies than `MAX_RECENT`.
 
 
 async def send(
@@ -153,20 +149,12 @@ async def send(
 ) -> Any:
     """Send a request, and return its response with the body unread.
 
-    Args:
-        client: An `httpx.AsyncClient`, or one of its shape.
-        method: The HTTP method.
-        url: An absolute URL, without user and password.
-        headers: Of the request.
-        content: The body; `None` sends none.
-        extensions: Of the request; with "timeout".
-        credentials: Of the origin that is asked; `None` for another origin, to which nothing goes that the client
-            adds by itself.
+    `credentials` are None for another origin: then nothing is sent that the client adds by itself.
 
     Raises:
         CredentialsFailed: The caller's function for headers or token failed.
-        UnusableRedirect: The `Location` of a redirect is not a URL: httpx reads it even if it does not follow it.
-        Exception: No response came.
+        UnusableRedirect: The `Location` of a redirect is not a URL: httpx reads it without following it.
+        Exception: No response arrived.
     """
     module = module_of(client)
     options = {"auth": None} if credentials is None else credentials.options(headers, module)
@@ -186,8 +174,7 @@ async def send(
             if isinstance(error, module.RemoteProtocolError) and "URL in location header" not in str(error):
                 raise
             raise UnusableRedirect(  # the text of the error may quote a part of a secret
-                "the server answered a redirect to something that is not a URL: the client raised "
-                f"{type(error).__name__}"
+                f"the server redirected to an invalid URL: the client raised {type(error).__name__}"
             ) from None
         finally:
             if credentials is not None:  # an `httpx.Auth`, or the client, may have written another one
@@ -196,7 +183,7 @@ async def send(
 
 
 class _ChunkIterator:
-    """An asynchronous iterator over chunks that is not a generator, so it need not be closed."""
+    """Asynchronous iterator over chunks. It is not a generator, so it need not be closed."""
 
     def __init__(self, *chunks: bytes) -> None:
         self._chunks = iter(chunks)
@@ -211,11 +198,8 @@ class _ChunkIterator:
 
 
 def _cancellable_body(stream: Any, content: bytes) -> Any:
-    """Make a request body of the client's own stream type that may be dropped before it is sent whole.
-
-    httpx's body is a generator. A request that is cancelled while it is sent leaves the generator to the garbage
-    collector, which makes trio warn.
-    """
+    """Make a request body of the client's stream type that may be dropped before it is sent."""
+    # httpx's body is a generator. A cancelled request leaves it to the garbage collector, and trio warns.
     stream_type = type("AtOnce", (type(stream),), {"__aiter__": lambda _self: _ChunkIterator(content)})
     return stream_type(content)
 
@@ -237,18 +221,11 @@ CLOSE_TIMEOUT = 2.0
 
 @asynccontextmanager
 async def close_on_failure(url: str, extensions: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    """Close the socket that a request opened, if the block fails or is cancelled during the TLS handshake.
+    """Close the socket of a request if it fails or is cancelled during the TLS handshake; yield its extensions.
 
-    httpcore 1.0.9 forgets the socket of a TLS handshake that is cancelled. A server that stalls there would cost
-    one socket per attempt, until the garbage collector closes them. After the handshake the connection belongs to
-    the pool, and may serve other requests (HTTP/2).
-
-    Args:
-        url: Where the request goes. Without TLS nothing is watched, since that costs some 20 µs.
-        extensions: Of the request.
-
-    Returns:
-        A context manager whose value is the extensions to send the request with.
+    httpcore 1.0.9 forgets the socket of a cancelled TLS handshake. A server that stalls there would cost one
+    socket per attempt. After the handshake the connection belongs to the pool. Without TLS nothing is watched, to
+    save 20 µs.
     """
     if not url.startswith("https:"):
         yield {**extensions}
@@ -273,18 +250,15 @@ async def close_on_failure(url: str, extensions: Mapping[str, Any]) -> AsyncIter
 
 
 CHUNKS_AT_ONCE = 100
-"""Chunks of a body that are read before other tasks run. Chunks that arrived in one read do not wait for anything:
-256 KiB hold 43,000 of one byte each, at 16 µs. A hundred of them take 2 ms."""
+"""Chunks of a body read before other tasks run: about 2 ms at 16 µs each."""
+# Chunks of one read do not wait for anything, and 256 KiB can hold 43,000 chunks of one byte.
 
 
 @asynccontextmanager
 async def unwinding(chunks: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Stop reading a body at the end of the block, even if it was not read to its end.
-
-    httpx reads through half a dozen nested generators. Closing the outer one drops the inner ones: the garbage
-    collector ends them, and trio warns about that. A cancelled read unwinds them all. It never waits: chunks that
-    have arrived are skipped, and the first wait ends the reading.
-    """
+    """Stop reading a body at the end of the block, even if it was not read to its end."""
+    # httpx reads through nested generators. Closing the outer one leaves the inner ones to the garbage collector,
+    # and trio warns. A cancelled read unwinds them all without waiting: arrived chunks are skipped.
     try:
         yield chunks
     finally:
@@ -294,7 +268,7 @@ async def unwinding(chunks: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator
 
 
 async def _has_unwound(chunks: AsyncIterator[bytes]) -> bool:
-    """Skip `CHUNKS_AT_ONCE` chunks; return whether the reading ended at one of them."""
+    """Skip `CHUNKS_AT_ONCE` chunks; return True if the reading ended at one of them."""
     with anyio.CancelScope(shield=True) as scope, suppress(Exception):
         scope.cancel()
         for _ in range(CHUNKS_AT_ONCE):

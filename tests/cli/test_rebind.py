@@ -156,7 +156,7 @@ def test_a_name_that_exists_is_refused_and_replaced_if_asked(unnamed, capsys):
         (["--new-name", ""], "--new-name must be a name, of 1 to 1,000 characters"),
         (["--new-name", "\udcff"], "--new-name must be a name, of 1 to 1,000 characters"),
         (["--feed", "\udcff"], "--feed must be the feed's URL or identity, of 1 to 1,000 characters"),
-        (["--feed", "https://"], "--feed: url is (not a URL)"),
+        (["--feed", "https://"], "--feed: url must start with http:// or https://, got (not a URL)"),
         (["--feed", "https://me:s3cret@shop.example:port/"], "--feed: url cannot be parsed"),
         (["--name", "other", "--feed", NEW], "--name is none of them; the file has 'orders'"),
     ],

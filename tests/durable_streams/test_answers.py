@@ -322,7 +322,7 @@ async def test_a_stream_that_ends_before_the_cursor_raises_cursor_expired(feed_o
         (answer(b"", status=501, offset=None), CursorExpired, "no longer has what comes at offset '5'"),
         (answer(b"", status=410, offset=None), FeedGone, "no longer exists"),
         (answer(b"", status=404, offset=None), FeedRefused, "there is no stream yet"),
-        (answer(b"", status=503, offset=None), FeedError, "it is asked again later"),
+        (answer(b"", status=503, offset=None), FeedError, "retrying later"),
     ],
 )
 async def test_a_head_request_decides_the_meaning_of_a_410(feed_of, head, kind, text):

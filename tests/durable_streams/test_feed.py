@@ -471,7 +471,7 @@ async def test_a_stream_that_was_created_closed_ends_the_consumer(server, feed_o
 @pytest.mark.parametrize(
     ("fault", "text", "retry_after"),
     [
-        ({"status": 503}, "503 Service Unavailable; it is asked again later", None),
+        ({"status": 503}, "503 Service Unavailable; retrying later", None),
         ({"status": 429, "retryAfter": 7}, "429 Too Many Requests", 7),
         ({"dropConnection": True}, "RemoteProtocolError", None),
         ({"truncateBodyBytes": 3}, "no JSON array: it does not stand in", None),

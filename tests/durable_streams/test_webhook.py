@@ -263,7 +263,7 @@ async def test_user_and_password_of_the_root_url_are_sent_with_the_key_request_t
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"callback": "me.example"}, ValueError, "begins with http:// or https://"),
+        ({"callback": "me.example"}, ValueError, "must start with http:// or https://"),
         ({"callback": 7}, TypeError, "int"),
         ({"pattern": ""}, ValueError, "pattern: a path is empty"),
         ({"streams": [""]}, ValueError, "streams: a path is empty"),

@@ -129,7 +129,7 @@ async def test_a_server_that_does_not_answer_at_once_either_is_a_failed_poll(fee
     """Silence does not say that there is nothing new: the server may be dead."""
     server = Server(silent, None)
     began = anyio.current_time()
-    with pytest.raises(FeedError, match="did not send a whole answer within 30 seconds"):
+    with pytest.raises(FeedError, match="did not send a whole response within 30 seconds"):
         await feed_on(server).fetch(FetchRequest(wait=WAIT))
     assert anyio.current_time() - began == WAIT + 5 + 30
 

@@ -163,12 +163,12 @@ async def cancel_when(happened, feed, request):
 @pytest.mark.parametrize(
     ("script", "text"),
     [
-        pytest.param(stalls(), "answer within 0.3 seconds", id="silent"),
-        pytest.param(stalls(HEAD), "answer within 0.3 seconds", id="half a head"),
+        pytest.param(stalls(), "response within 0.3 seconds", id="silent"),
+        pytest.param(stalls(HEAD), "response within 0.3 seconds", id="half a head"),
         pytest.param(
-            stalls(HEAD + b"Content-Length: 9\r\n\r\n[1,"), "answer within 0.3 seconds", id="half a body"
+            stalls(HEAD + b"Content-Length: 9\r\n\r\n[1,"), "response within 0.3 seconds", id="half a body"
         ),
-        pytest.param(drips, "answer within 0.3 seconds", id="drips"),
+        pytest.param(drips, "response within 0.3 seconds", id="drips"),
         pytest.param(cuts(b""), "RemoteProtocolError", id="hangs up"),
         pytest.param(cuts(HEAD), "RemoteProtocolError", id="cut head"),
         pytest.param(cuts(HEAD + b"Content-Length: 9\r\n\r\n[]"), "RemoteProtocolError", id="cut body"),

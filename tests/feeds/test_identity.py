@@ -212,7 +212,7 @@ def test_a_python_without_scrypt_asks_for_an_identity(monkeypatch):
 
     monkeypatch.setattr(hashlib, "scrypt", scrypt)
     assert paged(URL).identity == URL
-    with pytest.raises(ValueError, match="give the feed an identity=") as failed:
+    with pytest.raises(ValueError, match="pass identity=") as failed:
         _ = bot("never-seen-before").identity
     assert "never-seen-before" not in str(failed.value)
 

@@ -480,7 +480,7 @@ async def test_a_posted_body_is_not_sent_to_a_linked_trusted_origin():
     pages = OldestFirst(cursor=from_body("link"), send=as_url())
     answer = says(page("1", link="https://cdn.example/x"))
     error = await refused(answer, pages=pages, json={"secret": SECRET}, trusted_origins=["https://cdn.example"])
-    assert "must not get what is posted" in str(error)
+    assert "must not get the request body" in str(error)
 
 
 async def test_an_error_names_the_trusted_origin_that_answered():
@@ -865,8 +865,7 @@ async def test_an_html_or_image_answer_is_an_error_that_names_its_media_type(med
     answer = httpx.Response(200, content=b"[]", headers={"content-type": media_type})
     error = await refused(answer, entries=Entries())
     assert str(error) == (
-        f"{URL} sent {media_type!r}, no JSON; check that the URL is that of a feed and no login page "
-        "stands before it"
+        f"{URL} sent {media_type!r}, no JSON; check that the URL leads to the feed and not to a login page"
     )
 
 

@@ -318,7 +318,7 @@ async def test_a_redirect_to_an_invalid_url_is_one_failure_with_a_clear_error(lo
     listener, script = scripted((302, {"Location": location}, [END]), NEVER)
     channel = await run(listener, script, 400)
     assert script.asked_at == [0, 300]
-    assert "the server answered a redirect to something that is not a URL" in str(channel.errors[0])
+    assert "the server redirected to an invalid URL" in str(channel.errors[0])
     assert CANARY not in str(channel.errors[0])
 
 
@@ -467,8 +467,8 @@ def test_an_unusable_answer_error_of_a_function_is_raised_unchanged():
         ({"wait": 0}, ValueError, "wait"),
         ({"max_body": 0}, ValueError, "max_body"),
         ({"open_timeout": None}, TypeError, "open_timeout"),
-        ({"url": "ftp://x"}, ValueError, "begins with http"),
-        ({"url": "https://me:pw@h/", "auth": "t"}, ValueError, "given more than once"),
+        ({"url": "ftp://x"}, ValueError, "must start with http"),
+        ({"url": "https://me:pw@h/", "auth": "t"}, ValueError, "pass credentials only once"),
         ({"client": 7}, TypeError, "httpx.AsyncClient"),
     ],
 )

@@ -356,10 +356,10 @@ async def test_a_token_provider_that_fails_is_a_failed_attempt(wrong, said, capl
 @pytest.mark.parametrize(
     ("headers", "said"),
     [
-        (["A"], "headers are a list; give a mapping of str to str"),
-        ({"A": 5}, "headers have 'A': a int; give str for both"),
-        ({"A:B": "c"}, "the header 'A:B' has characters that no header may have"),
-        ({"A": "b\r\nC: d"}, "the header 'A' has characters that no header may have"),
+        (["A"], "headers must be a mapping of str to str, got list"),
+        ({"A": 5}, "headers must map str to str, got int for 'A'"),
+        ({"A:B": "c"}, "the header 'A:B' has characters that are not allowed in a header"),
+        ({"A": "b\r\nC: d"}, "the header 'A' has characters that are not allowed in a header"),
     ],
 )
 async def test_invalid_headers_fail_the_attempt_and_are_refused_as_an_argument(headers, said):
@@ -667,7 +667,7 @@ def test_a_string_of_subprotocols_is_a_type_error():
 
 
 def test_a_token_and_a_user_in_the_url_are_refused_together():
-    with pytest.raises(ValueError, match="credentials are given more than once") as raised:
+    with pytest.raises(ValueError, match="pass credentials only once") as raised:
         WebSocketListener(f"ws://me:{CANARY}@feed.example/", auth="t")
     assert CANARY not in str(raised.value)
 

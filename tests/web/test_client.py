@@ -69,7 +69,9 @@ class TestConditions:
     @pytest.mark.parametrize("known", [None, Validators(), Validators("*")])
     async def test_304_for_a_request_without_conditions_is_a_feed_error(self, serve, known):
         serve(httpx.Response(304))
-        assert f"{URL} answered 304 Not Modified, but" in await refused(origin(), known=known)
+        assert f"{URL} answered 304 Not Modified to a request without validators" in await refused(
+            origin(), known=known
+        )
 
     async def test_conditions_are_not_sent_with_post(self, serve):
         """With POST they would be a condition for doing it (RFC 9110 §13.1.2)."""
@@ -119,7 +121,7 @@ class TestAPool:
         """Httpcore #1093."""
         serve(httpx.PoolTimeout("dead"), httpx.Response(200))
         asked = origin()
-        with pytest.raises(FeedError, match="PoolTimeout 'dead'; it is asked again later"):
+        with pytest.raises(FeedError, match="PoolTimeout 'dead'; retrying later"):
             await asked.send_request(URL, headers={})
         assert asked._own_client is None
         assert (await ask(asked)).status == 200
@@ -155,7 +157,7 @@ class TestAPool:
         serve(httpx.PoolTimeout("dead"))
         async with httpx.AsyncClient() as client:
             text = await refused(origin(client=client))
-            assert "the pool of the client given by client= hands out no connection (PoolTimeout)" in text
+            assert "the client given by client= has no free connection (PoolTimeout)" in text
             assert not client.is_closed
 
 
@@ -247,7 +249,7 @@ class TestLinks:
     @pytest.mark.parametrize("url", [f"https://h:{SECRET}/", f"https://xn--ü/{SECRET}", "https://shop.evil\n/"])
     async def test_a_link_to_an_invalid_url_is_a_feed_error(self, serve, url):
         serve(httpx.Response(200))
-        assert f"{URL} links to what is no URL" in await refused(origin(), url)
+        assert f"{URL} links to an invalid URL" in await refused(origin(), url)
 
 
 class TestTrustedOrigins:
@@ -335,24 +337,24 @@ class TestTrustedOrigins:
         server = serve(httpx.Response(307, headers={"location": f"{CDN}/p"}))
         posted = {"method": "POST", "content": SECRET.encode()}
         text = await refused(origin(trusted_origins=[CDN]), **posted)
-        assert f"{CDN}/, which must not get what is posted" in text
+        assert f"{CDN}/, which must not get the request body" in text
         await refused(origin(trusted_origins=[CDN]), f"{CDN}/p", **posted)
         assert len(server.requests) == 1
 
     @pytest.mark.parametrize(
         ("trusted", "error", "text"),
         [
-            (CDN, TypeError, "trusted_origins is a str; give a list"),
-            (5, TypeError, "trusted_origins is a int"),
-            ([5], TypeError, "trusted_origins has a int in it"),
-            ([f"{CDN}/p"], ValueError, f"trusted_origins has {CDN}/p in it; give origins, as https://cdn.example"),
-            ([f"{CDN}?a={SECRET}"], ValueError, "give origins"),
-            ([f"{CDN}#a"], ValueError, "give origins"),
-            ([f"https://me:{SECRET}@cdn.example"], ValueError, "give origins"),
-            (["cdn.example"], ValueError, "give origins"),
-            (["ftp://cdn.example"], ValueError, "give origins"),
-            (["https://cdn.example:port"], ValueError, "give origins"),
-            (["*"], ValueError, "give origins"),
+            (CDN, TypeError, "trusted_origins must be a list of origins, got str"),
+            (5, TypeError, "trusted_origins must be a list of origins, got int"),
+            ([5], TypeError, "trusted_origins must contain only str, got int"),
+            ([f"{CDN}/p"], ValueError, f"https://cdn.example, got {CDN}/p"),
+            ([f"{CDN}?a={SECRET}"], ValueError, "must contain only origins"),
+            ([f"{CDN}#a"], ValueError, "must contain only origins"),
+            ([f"https://me:{SECRET}@cdn.example"], ValueError, "must contain only origins"),
+            (["cdn.example"], ValueError, "must contain only origins"),
+            (["ftp://cdn.example"], ValueError, "must contain only origins"),
+            (["https://cdn.example:port"], ValueError, "must contain only origins"),
+            (["*"], ValueError, "must contain only origins"),
         ],
     )
     def test_trusted_values_that_are_not_origins_are_refused(self, trusted, error, text):

@@ -28,7 +28,7 @@ def answers(status, **headers):
         (
             503,
             FeedError,
-            "https://shop.example/feed?key=… answered 503 Service Unavailable; it is asked again later",
+            "https://shop.example/feed?key=… answered 503 Service Unavailable; retrying later",
         ),
         (307, FeedError, "https://shop.example/feed?key=… answered 307 Temporary Redirect"),
     ],

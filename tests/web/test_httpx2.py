@@ -102,7 +102,7 @@ async def test_a_fault_is_one_feed_error_and_the_next_fetch_succeeds(server, fau
 async def test_a_response_that_exceeds_the_timeout_is_a_feed_error(server, client):
     server.faults.stall_next = 1
     feed = HTTPFeed(server.url, client=client, timeout=0.3)
-    assert "did not send a whole answer within 0.3 seconds" in await refused(feed)
+    assert "did not send a whole response within 0.3 seconds" in await refused(feed)
 
 
 async def test_a_refused_connection_is_a_feed_error(client):
@@ -119,7 +119,7 @@ async def test_the_error_names_an_exhausted_connection_pool(server):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(feed.fetch, FetchRequest())
             await anyio.to_thread.run_sync(lambda: server.stats.wait_for(lambda _: not server.faults.stall_next))
-            assert "the pool of the client given by client= hands out no connection" in await refused(feed)
+            assert "the client given by client= has no free connection" in await refused(feed)
             tasks.cancel_scope.cancel()
 
 

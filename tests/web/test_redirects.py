@@ -188,7 +188,7 @@ class TestMoves:
         await read(asked, f"{URL}?a={SECRET}")
         (told,) = caplog.records
         assert (told.name, told.levelno) == ("push_to_poll_client", logging.WARNING)
-        assert told.getMessage() == f"{URL}?a=… has moved for good: configure its new URL, {HOME}/v2?key=…"
+        assert told.getMessage() == f"{URL}?a=… has moved permanently: configure its new URL, {HOME}/v2?key=…"
 
     async def test_a_redirect_is_not_remembered_before_a_page_was_read_at_its_end(self, serve, caplog):
         server = serve(moved("/maintenance", 308), httpx.Response(200), moved("/v2", 308), httpx.Response(200))
@@ -198,7 +198,7 @@ class TestMoves:
         await read(asked)
         assert urls(server) == ["/orders", "/maintenance", "/orders", "/v2", "/v2"]
         assert [record.getMessage() for record in caplog.records] == [
-            f"{URL} has moved for good: configure its new URL, {HOME}/v2"
+            f"{URL} has moved permanently: configure its new URL, {HOME}/v2"
         ]
 
     @pytest.mark.parametrize("answer", [404, 410, 500])

@@ -126,6 +126,6 @@ def test_http_url_parses_the_host_of_a_url(url):
 
 @pytest.mark.parametrize("url", ["http://feed.example:c4n4ry/", "ws://feed.example", "/path", "http://"])
 def test_http_url_refuses_an_invalid_url_without_showing_its_contents(url):
-    with pytest.raises(ValueError, match=r"url (is|cannot be parsed)") as raised:
+    with pytest.raises(ValueError, match=r"url (must start|cannot be parsed)") as raised:
         parse_http_url(url)
     assert "c4n4ry" not in str(raised.value)

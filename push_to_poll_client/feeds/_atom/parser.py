@@ -212,7 +212,7 @@ MAX_DOCUMENT_DEPTH = 1_000
 _RELATIONS = frozenset({"next", "prev-archive", "current"})
 REGISTERED = "http://www.iana.org/assignments/relation/"
 
-_HTML_PAGE_ERROR = "is a page for people; check that the URL is that of a feed and no login page stands before it"
+_HTML_PAGE_ERROR = "is a page for people; check that the URL leads to the feed and not to a login page"
 _is_html_page = re.compile(rb"\s*+(?:<\?xml[^>]{,200}+>\s*+)?<(?:!doctype\s+)?html\b", re.IGNORECASE).match
 
 _OTHER_ROOTS = {
@@ -400,7 +400,7 @@ class AtomDocument:
         self._child, self._start_index = name, self._parser.CurrentByteIndex
         if name in _ENTRY_FIELDS:
             if len(self.entries) >= self._max_entries:
-                raise ValueError(f"has more than {self._max_entries} entries; raise max_body= if that is right")
+                raise ValueError(f"has more than {self._max_entries} entries; raise max_body= to accept it")
             self._has_authors = name == _DELETED_ENTRY
             self._texts = {key: [attributes[key]] for key in _DELETED_FIELDS if key in attributes}
         elif name == f"{ATOM}link":
