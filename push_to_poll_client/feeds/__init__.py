@@ -1,4 +1,4 @@
-"""Feeds: where messages are read, a module for each kind."""
+"""Feeds to read messages from, one module per kind."""
 
 from typing import TYPE_CHECKING
 

@@ -1,9 +1,7 @@
 """Decode a batch of CloudEvents in JSON.
 
-This runs for every message, so it does little: one pass over the page decodes the attributes that tell one event
-from another. Data and extensions stay bytes until they are read. An event therefore keeps the bytes of its whole
-page alive: do not collect events, take from them what you need. If a page has an unreadable event, its events are
-decoded one by one.
+This runs for every message: one pass over the page decodes only the attributes that identify an event. Data and
+extensions stay bytes until they are read. If a page has an unreadable event, its events are decoded one by one.
 """
 
 import hashlib
@@ -42,7 +40,7 @@ _set_field = msgspec.structs.force_setattr
 
 
 class _Batch:
-    """Bytes of a page, in which an event is looked up when its bytes are first needed; what makes its data."""
+    """Bytes of a page, to look up the bytes of an event when they are first needed, and the data decoder."""
 
     __slots__ = ("_by_key", "_events", "decoder")
 
@@ -52,7 +50,7 @@ class _Batch:
         self._by_key: dict[str, RawJSON] | None = None
 
     def bytes_of(self, event: "CloudEvent[Any]") -> RawJSON:
-        """Return the bytes of an event: of the first with its key, since the others are duplicates."""
+        """Return the bytes of the first event with this key; others are duplicates."""
         if self._by_key is None:
             events = elements(self._events) if isinstance(self._events, bytes) else self._events
             self._by_key = {_decode_event(raw).dedupe_key: raw for raw in reversed(events)}
@@ -72,16 +70,16 @@ else:
 
 
 class CloudEvent(_Struct, Generic[D_co], frozen=True, eq=False, gc=False):
-    """A message of an HTTP feed: a CloudEvent.
+    """Message of an HTTP feed: a CloudEvent.
 
-    Its dedupe key is made of source and id, by which CloudEvents 1.0 says what a duplicate is. Attributes that
-    are missing and attributes that are `null` are the same (CloudEvents JSON format §2.2).
+    Its dedupe key consists of source and id, which identify duplicates in CloudEvents 1.0. A missing attribute and
+    a `null` attribute are the same (CloudEvents JSON format §2.2).
 
-    It is a `Message` that the decoder makes: nothing else is done for each event of a page. To make one, as for
-    tests of a handler, use `CloudEvent.from_json(b'{"id": "1", …}')`.
+    An event keeps the bytes of its whole page in memory. Do not collect events; copy the values that you need. To
+    make an event, for example to test a handler, use `CloudEvent.from_json(b'{"id": "1", …}')`.
 
     Attributes:
-        id: What the publisher calls the event; it is its cursor too.
+        id: The publisher's id of the event; also its cursor.
     """
 
     id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID)]
@@ -105,9 +103,8 @@ class CloudEvent(_Struct, Generic[D_co], frozen=True, eq=False, gc=False):
 
         Raises:
             TypeError: `decode` is neither a type that can be decoded nor a function.
-            DecodeError: It is no JSON object; has no id or one that is empty or longer than 1,024
-                characters; an attribute has another type than `str`; or id or source hold what stores cannot
-                (NUL).
+            DecodeError: It is not a JSON object; its id is missing, empty or longer than 1,024 characters; an
+                attribute is not a string; or id or source contains NUL, which stores cannot keep.
         """
         return read_event(event, None if decode is None else DataDecoder(decode))
 
@@ -124,35 +121,35 @@ class CloudEvent(_Struct, Generic[D_co], frozen=True, eq=False, gc=False):
 
         @property
         def cursor(self) -> Cursor:
-            """Safe to save when this event and all before it are settled: its id."""
+            """The id; safe to save when this event and all before it are settled."""
 
         @property
         def error(self) -> None:
-            """Why the event could not be read: it could."""
+            """None: the event could be read."""
 
     @property
     def source(self) -> str:
-        """URI reference of the context in which the event happened; "" if the feed left it out."""
+        """URI reference of the context in which the event happened; "" if missing."""
         return self._source or ""
 
     @property
     def type(self) -> str:
-        """Type of the event; "" if the feed left it out."""
+        """Type of the event; "" if missing."""
         return self._type or ""
 
     @property
     def subject(self) -> str | None:
-        """Subject of the event; in an aggregate feed the key of the entry. None if there is none."""
+        """Subject of the event; in an aggregate feed the key of the entry. None if missing."""
         return self._subject
 
     @property
     def time(self) -> str | None:
-        """Time of the event as the feed wrote it (RFC 3339), or None. It says nothing about the order."""
+        """Time of the event as the feed wrote it (RFC 3339), or None. It does not determine the order."""
         return self._time
 
     @property
     def method(self) -> str:
-        """Method that an aggregate feed applies to the subject, as written; "PUT" if the feed left it out."""
+        """Method that an aggregate feed applies to the subject, as written; "PUT" if missing."""
         return self._method or "PUT"
 
     @property
@@ -165,7 +162,7 @@ class CloudEvent(_Struct, Generic[D_co], frozen=True, eq=False, gc=False):
         """All attributes with the extensions, without the data; a new dict each time.
 
         Raises:
-            DecodeError: One of them cannot be read.
+            DecodeError: An attribute cannot be read.
         """
         try:
             members = _decode_attributes(self._batch.bytes_of(self))
@@ -176,12 +173,12 @@ class CloudEvent(_Struct, Generic[D_co], frozen=True, eq=False, gc=False):
 
     @property
     def data(self) -> D_co:
-        """The event's `data`, else the bytes of its `data_base64`; `None` when it has neither.
+        """The event's `data`, else the bytes of its `data_base64`; None if it has neither.
 
-        Decoded when first read, by `decode=` too if that was given, and then kept.
+        Decoded at first use, also by `decode=`, and then kept.
 
         Raises:
-            DecodeError: It cannot be read. Let it pass through the handler.
+            DecodeError: The data cannot be read. Do not catch this in the handler.
         """
         data: Any = self._data
         if type(data) is not msgspec.Raw:
@@ -199,7 +196,7 @@ class CloudEvent(_Struct, Generic[D_co], frozen=True, eq=False, gc=False):
 
     @property
     def raw(self) -> bytes:
-        """The event as it came."""
+        """The event as received."""
         return bytes(self._batch.bytes_of(self))
 
     def _undecodable(self, what: str, error: Exception) -> DecodeError:
@@ -207,13 +204,12 @@ class CloudEvent(_Struct, Generic[D_co], frozen=True, eq=False, gc=False):
 
 
 _MAX_PLAIN_SOURCE = 16
-"""A source of up to this many characters stands in a key unchanged, a longer one as a digest: a store keeps each
-key twice."""
+"""A source up to this length is unchanged in a key, a longer one is a digest: keys are stored twice."""
 
 
 @lru_cache(1024)  # it is the same for thousands of events
 def _source_prefix(source: str | None) -> str:
-    """Part of a key before the id."""
+    """Return the part of a key before the id."""
     source = source or ""
     if len(source) <= _MAX_PLAIN_SOURCE:
         return f"{len(source)}:{source}"
@@ -235,7 +231,7 @@ _ESCAPE = b"\\"  # JSON cannot write a NUL in another way (RFC 8259 §7)
 
 
 def read_event(event: bytes | msgspec.Raw, decoder: DataDecoder[D_co] | None) -> CloudEvent[D_co]:
-    """Decode one event; raise `DecodeError` like `CloudEvent.from_json`."""
+    """Decode one event; raise `DecodeError` as `CloudEvent.from_json`."""
     try:
         check_depth(event)
         read: CloudEvent[D_co] = _decode_event(event)
@@ -243,7 +239,7 @@ def read_event(event: bytes | msgspec.Raw, decoder: DataDecoder[D_co] | None) ->
         raise DecodeError(f"an event cannot be read: {quoted(error)}") from error
     _set_batch(read, _Batch([event], decoder))
     if _has_nul([read]):
-        raise DecodeError(f"an event cannot be read: its id {quoted(read.id)} or its source has a NUL")
+        raise DecodeError(f"an event cannot be read: its id {quoted(read.id)} or its source contains NUL")
     return read
 
 
@@ -252,33 +248,27 @@ def read_batch(
 ) -> Sequence[CloudEvent[D_co] | UnreadableMessage]:
     """Decode a page of CloudEvents (CloudEvents JSON format §4).
 
-    Args:
-        page: A JSON array of events.
-        where: The URL without secrets, for errors.
-        max_events: Number of events that the page may have.
-        decoder: Makes the data of the events; `None`: it is what JSON says.
-
-    Returns:
-        A `CloudEvent` for each readable event, an `UnreadableMessage` for each other, in the feed's order.
+    An unreadable event becomes an `UnreadableMessage`.
 
     Raises:
-        FeedError: The page is not a JSON array or not complete, or has too many events or more than 10,000
-            unreadable ones.
+        FeedError: The page is not a JSON array or not complete, or has more than `max_events` events or more than
+            10,000 unreadable ones.
     """
     page = page.removeprefix(BOM)
     try:
         is_too_large = has_more_elements(page, max_events)
         messages = [] if is_too_large else _read_page(page, where, decoder)
     except ValueError as error:
-        # The elements of an array are messages, which stay out of logs. More of another text is decoded than is
-        # shown, since a secret that was cut could not be found and masked.
+        # The elements of an array are messages, which must not be logged. Of other text more is decoded than
+        # shown: a secret that was cut could not be found and masked.
         text = "" if page.startswith(b"[") else page[:4096].decode(errors="replace")
         start = f" that begins with {quoted(text, 40)}" if text else ""
-        raise FeedError(f"{where} sent no JSON array of events: {error} ({len(page)} bytes{start})") from error
+        raise FeedError(
+            f"{where} did not send a JSON array of events: {error} ({len(page)} bytes{start})"
+        ) from error
     if is_too_large or len(messages) > max_events:
         raise FeedError(
-            f"{where} sent a page of more than {max_events} events; ask it for smaller pages, or raise max_body= "
-            "if that is right"
+            f"{where} sent a page of more than {max_events} events; request smaller pages, or raise max_body="
         )
     return messages
 
@@ -298,7 +288,7 @@ def _read_page(
 
 
 def _has_nul(events: Sequence[CloudEvent[Any]]) -> bool:
-    """Return True if an id or a source has a NUL, which stores cannot keep."""
+    """Return True if an id or a source contains NUL, which stores cannot keep."""
     names = (*(event.id for event in events), *{event.source for event in events})
     return "\0" in "".join(names)
 
@@ -319,7 +309,7 @@ def _read_one_by_one(
             raw = bytes(event)
             key, readable_id = unreadable_key(raw), _readable_id(raw)
             # A new error: the traceback of the caught one would keep the whole page alive.
-            reason = DecodeError(f"{where}: {error}; its publisher has to correct it")
+            reason = DecodeError(f"{where}: {error}; report it to the publisher")
             yield UnreadableMessage(readable_id or key, reason, dedupe_key=key, cursor=readable_id, raw=raw)
 
 
@@ -327,7 +317,7 @@ _ID = re.compile(rb'"id"\s*:\s*("(?:[^"\\]++|\\.)*+")', re.DOTALL)
 
 
 def _readable_id(event: bytes) -> str | None:
-    """Return the id of an unreadable event, if it can be read and every store and URL can take it."""
+    """Return the id of an unreadable event if it can be read and stored."""
     found_id = None
     try:
         for member in split_json(event, b"{}"):  # one by one: a hostile event has millions

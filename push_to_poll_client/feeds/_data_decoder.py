@@ -1,8 +1,7 @@
-"""Make the data of messages into what the user's `decode=` asks for.
+"""Convert the data of messages by the user's `decode=`: a msgspec type, a pydantic model, or a function.
 
-`decode=` is a type that msgspec knows, a pydantic model, or a function. It is given the data that the message has
-without it. If the data does not fit, the error names the place and what was expected, but not the data, which may
-be secret. pydantic is not imported: a model is known by its methods.
+If the data does not fit, the error names the field and the expected type, but not the data, which may be secret.
+pydantic is not imported: a model is recognised by its methods.
 """
 
 import inspect
@@ -18,28 +17,21 @@ from push_to_poll_client._types import D_co, Message
 from push_to_poll_client._validation import describe, one_line, quoted
 
 Decode: TypeAlias = type[D_co] | Callable[[Any], D_co]
-"""A type that msgspec or pydantic makes of the data, or a function that does."""
+"""A type that msgspec or pydantic can make of the data, or a function of the data."""
 
 _MAX_SHOWN = 3
-"""Places that the error of a pydantic model names."""
+"""Faults that the error of a pydantic model names."""
 
 _MAX_FAULTS = 100
-"""Of an error with more faults no place is named: pydantic gives a dict for each, and a list may have millions."""
+"""Above this number no fault is named: pydantic makes a dict for each, and a list may have millions."""
 
-# These errors repeat a value of the data: of an enum, a Literal, or the tag of a union.
+# These errors repeat a value of the data: an enum, a Literal, or the tag of a union.
 _SHOWS_VALUE = re.compile(r"(Invalid (?:enum )?value) .*?( - at `\$[^`]*`)?", re.DOTALL)
 _PYDANTIC_SHOWS_VALUE = "union_tag_invalid"
 
 
 class DataDecoder(Generic[D_co]):
-    """A user's `decode=`.
-
-    Args:
-        decode: As given to the feed.
-
-    Raises:
-        TypeError: It is neither a type that can be decoded nor a function.
-    """
+    """A user's `decode=`; raises TypeError if it is neither a type that can be decoded nor a function."""
 
     def __init__(self, decode: Decode[D_co]) -> None:
         self._is_type = isinstance(decode, type | NewType) or get_origin(decode) is not None
@@ -49,14 +41,10 @@ class DataDecoder(Generic[D_co]):
         elif callable(decode) and not inspect.iscoroutinefunction(decode):
             self._convert = decode
         else:
-            raise TypeError(f"decode must be a type, a pydantic model or a plain function, not {decode!r}")
+            raise TypeError(f"decode must be a type, a pydantic model or a plain function, got {decode!r}")
 
     def decode(self, data: Any, message: Message) -> D_co:
-        """Convert the data of a message.
-
-        Raises:
-            DecodeError: It does not fit.
-        """
+        """Convert the data of a message; raise DecodeError if it does not fit."""
         try:
             return self._convert(data)
         except DecodeError:
@@ -69,21 +57,21 @@ class DataDecoder(Generic[D_co]):
             if found := _SHOWS_VALUE.fullmatch(reason):
                 reason = f"{found[1]}{found[2] or ''}"
             text = f"the data of message {quoted(message.id)} does not fit {self._name}: {one_line(reason)}"
-            # Without its cause: the error of a model shows the data, and a log line would show it.
+            # Not chained: the error of a model contains the data, and a log line would show it.
             raise DecodeError(f"{text}; correct decode=, or report it to the publisher") from None
 
 
 def _convert_to(type_: Any) -> Callable[[Any], Any]:
-    """Return a function that makes this type of data that was read as JSON."""
+    """Return a function that converts parsed JSON to this type."""
     from msgspec.inspect import type_info
 
     try:
         unknown = [cls for cls in _custom_classes(type_info(type_)) if not _is_model(cls) and cls is not object]
-    except Exception as error:  # whatever the annotations of the user's class raise
+    except Exception as error:  # annotations of the user's class may raise anything
         raise TypeError(f"decode cannot be {type_!r}: {describe(error)}") from error
     if unknown:
         raise TypeError(
-            f"decode cannot make a {unknown[0].__name__}; give a msgspec Struct, a dataclass, a TypedDict, a "
+            f"decode cannot make a {unknown[0].__name__}; pass a msgspec Struct, a dataclass, a TypedDict, a "
             "pydantic model, or a function of the data"
         )
     # By way of JSON: `msgspec.convert` would read the type anew for each message, and a strict model of pydantic
@@ -99,7 +87,7 @@ def _is_model(cls: Any) -> bool:
 
 
 def _custom_classes(info: Any) -> list[type]:
-    """Find the classes in a type that msgspec does not know, and leaves to `_make_custom`."""
+    """Find the classes in a type that msgspec leaves to `_make_custom`."""
     from msgspec.inspect import CustomType
 
     found, seen, rest = list[type](), set[int](), [info]
@@ -116,7 +104,7 @@ def _custom_classes(info: Any) -> list[type]:
 
 
 def _make_custom(cls: Any, data: Any) -> Any:
-    """Make a model of pydantic, whose errors are put in one line; an `object` is any data."""
+    """Make a pydantic model, with its errors in one line; an `object` accepts any data."""
     if cls is object:
         return data
     try:

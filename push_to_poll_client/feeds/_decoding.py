@@ -1,8 +1,8 @@
-"""Limits for decoding a page, the thread it is decoded in, and JSON that is split without being decoded.
+"""Limits for decoding a page, decoding in a thread, and splitting JSON without decoding it.
 
 A JSON parser rejects a whole page for one bad byte or one value that is nested too deep. `split_json` finds the
-parts of such a page, so that the readable ones are not lost with it. It reads only strings, brackets and commas,
-without recursion and in time linear in the text, and does not check the rest.
+parts of such a page, so that the readable ones are not lost. It reads only strings, brackets and commas, without
+recursion and in linear time, and does not check the rest.
 """
 
 import hashlib
@@ -18,43 +18,38 @@ from anyio import to_thread
 from push_to_poll_client._json import DECODE_ERRORS
 
 RawJSON: TypeAlias = bytes | msgspec.Raw
-"""JSON as it came."""
+"""Undecoded JSON."""
 
 BOM = b"\xef\xbb\xbf"
 """Byte order mark of UTF-8, which may stand before JSON."""
 
 MAX_ID = 1024
-"""Longest id, or other part of a dedupe key, in characters. Real ones have some dozens; a store keeps each
-twice."""
+"""Longest id, or other part of a dedupe key, in characters. A store keeps each twice."""
 
 _MIN_MESSAGE_BYTES = 160
-"""Smallest average size of the messages of a page: in memory each takes some 600 bytes more."""
+"""Smallest average size of the messages of a page: each needs about 600 bytes more in memory."""
 
 _ALWAYS_ALLOWED = 10_000
-"""Messages that a page may have however small they are: the largest page that is common among feeds."""
+"""Messages that a page may have however small they are: the largest page common among feeds."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def max_messages(max_body: int) -> int:
-    """Return how many messages a page may have, from the bytes that it may have."""
+    """Return how many messages a page of this size may have."""
     return max(max_body // _MIN_MESSAGE_BYTES, _ALWAYS_ALLOWED)
 
 
 _LARGE_BODY = 1024 * 1024
-"""Bytes. A larger body is decoded in a thread: a hostile page can take ten seconds."""
+"""A larger body, in bytes, is decoded in a thread: a hostile page can take ten seconds."""
 
 
 async def run_decoder(size: int, decode: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-    """Return `decode(*args, **options)`; for a large body it runs in a worker thread.
+    """Return `decode(*args, **options)`; for a body above 1 MiB, run it in a worker thread.
 
-    Args:
-        size: Bytes to decode.
-        decode: Must share no state with other threads. If the poll is cancelled, it runs on and its result is
-            dropped.
-        args: Positional arguments of `decode`.
-        options: Keyword arguments of `decode`.
+    `decode` must share no state with other threads: after a cancelled poll it keeps running, and its result is
+    dropped.
     """
     if size <= _LARGE_BODY:
         return decode(*args, **options)
@@ -62,14 +57,14 @@ async def run_decoder(size: int, decode: Callable[P, T], *args: P.args, **option
 
 
 MAX_UNREADABLE = 10_000
-"""Unreadable entries on one page: each costs a kilobyte, and one byte of the page is enough to make one."""
+"""Unreadable entries on one page: each costs a kilobyte, and one byte of the page can make one."""
 
 UNREADABLE_KEY_PREFIX = "unreadable:"
 """Prefix of the dedupe keys of unreadable entries."""
 
 
 def unreadable_key(raw: bytes) -> str:
-    """Return the dedupe key of an unreadable entry, from its bytes: once corrected it is another message."""
+    """Return the dedupe key of an unreadable entry, from its bytes: a corrected entry is a new message."""
     return f"{UNREADABLE_KEY_PREFIX}{hashlib.sha256(raw).hexdigest()[:32]}"
 
 
@@ -80,18 +75,15 @@ _SPACE = b" \t\r\n"
 
 
 def split_json(text: bytes, brackets: bytes) -> Iterator[bytes]:
-    """Yield the elements of a JSON array, or the members of an object, as bytes of the text.
+    """Yield the elements of a JSON array, or the members of an object, as unchecked bytes.
 
     Args:
         text: The array or object; space around it is allowed.
-        brackets: `b"[]"` or `b"{}"`, the brackets around the text.
-
-    Yields:
-        The bytes between the commas, without space around them. They are not checked to be JSON.
+        brackets: `b"[]"` or `b"{}"`.
 
     Raises:
-        ValueError: The text is not in these brackets, is closed too early or too late, or has nothing between two
-            commas. It may be raised late: then the parts already yielded must not be used.
+        ValueError: The brackets are wrong or unbalanced, or an element is empty. It may be raised late: then the
+            parts already yielded must not be used.
     """
     text = text.strip(_SPACE)
     if not (text.startswith(brackets[:1]) and text.endswith(brackets[1:])):
@@ -109,7 +101,7 @@ def split_json(text: bytes, brackets: bytes) -> Iterator[bytes]:
 
 
 def _boundaries(text: bytes) -> Iterator[int]:
-    """Yield the positions of the commas of the outermost array or object, and last of its closing bracket."""
+    """Yield the positions of the outermost commas, and of the closing bracket."""
     depth = 1
     for token in _TOKEN.finditer(text, 1):
         match token[0][:1]:
@@ -134,10 +126,9 @@ _MEMBER = re.compile(rb'("(?:[^"\\]++|\\.)*+")[ \t\r\n]*+:[ \t\r\n]*+(.*)', re.D
 
 
 def elements(array: RawJSON) -> Sequence[RawJSON]:
-    """Split an array into its elements, not decoded. A broken one spoils no other if its brackets are closed.
+    """Split an array into undecoded elements. A broken element does not affect others if its brackets are closed.
 
-    Raises:
-        ValueError: It is not an array.
+    Raises ValueError if it is not an array.
     """
     try:
         return _decode_elements(array)
@@ -146,7 +137,7 @@ def elements(array: RawJSON) -> Sequence[RawJSON]:
 
 
 def members(raw: RawJSON | None) -> Mapping[str, RawJSON]:
-    """Split an object into its members, not decoded, as `elements` does; empty if it is not an object."""
+    """Split an object into undecoded members, as `elements` does; empty if it is not an object."""
     if raw is None:
         return {}
     try:
@@ -166,23 +157,19 @@ def _member(part: bytes) -> tuple[str, bytes]:
 
 
 _SMALL_ELEMENT = 20
-"""Bytes for each element that an array may have: the elements of a smaller array are not counted."""
+"""Bytes per allowed element: the elements of a smaller array are not counted."""
 
 _USUAL_COMMAS = 10
-"""Commas in and after an element. With fewer the decoder splits an array, at 72 bytes for each element."""
+"""Commas per element. With fewer, the decoder splits the array, at 72 bytes per element."""
 
 
 def has_few_commas(array: bytes, count: int) -> bool:
-    """Return True if the array cannot have many more elements than `count`, and may be split as a whole."""
+    """Return True if the array cannot have many more elements than `count`."""
     return array.count(b",") < _USUAL_COMMAS * count
 
 
 def has_more_elements(array: bytes, limit: int) -> bool:
-    """Return True if an array has more elements than the limit; False if it is too small to be looked at.
-
-    Raises:
-        ValueError: It is not an array.
-    """
+    """Return True if an array has more elements than the limit; raise ValueError if it is not an array."""
     if len(array) <= _SMALL_ELEMENT * limit:
         return False
     # Not by decoding a hostile page: in memory each element takes a hundred bytes or more, even one of two bytes.

@@ -1,14 +1,11 @@
-"""Read a feed that shows the newest entries first, and hand them out oldest first.
+"""Read a feed that lists its newest entries first, and return them oldest first.
 
-A walk starts at the newest document of the feed and follows links to older ones, until it meets entries that were
-seen before. Then it hands out all new messages at once, the oldest first, with a cursor that names what was seen
-(`SeenEntries`). `Walk` keeps the documents of one walk, and decides what comes next.
+A walk starts at the newest document of the feed and follows links to older ones, until it meets seen entries. Then
+it returns all new messages at once, oldest first, with a cursor that names the seen entries (`SeenEntries`).
 
 Each `fetch` reads one document. Until the end of the walk it returns an empty page, whose `next` names the cursor
-that the walk began with and the number of the step. The walk itself is in memory. If it is lost, by a restart or
-since too many walks are kept, it begins again at the newest document, and nothing else is lost.
-
-The order of the files: this reader, one walk (`_newest_first_walk`), and the cursor (`_newest_first_cursor`).
+at which the walk began and the number of the step. The walk is in memory only. If it is lost, by a restart or
+because too many walks are kept, it starts again at the newest document, and no message is lost.
 """
 
 import re
@@ -25,14 +22,14 @@ from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
 from push_to_poll_client.feeds._newest_first_walk import MAX_WALKS, Document, FetchDocument, SortKey, Walk
 
 MAX_MESSAGES = 10_000
-"""Messages held at once: some 20 MB of usual events, and 100 documents of 100."""
+"""Messages held at once: about 20 MB of usual events, and 100 documents of 100."""
 
 
 class NewestFirstReader:
-    """Read one feed by walks from its newest document to older ones.
+    """Reads one feed by walks from its newest document to older ones.
 
     Args:
-        fetch_document: Fetch one document.
+        fetch_document: Fetches one document.
         where: The feed's URL without secrets, for errors.
         order: Sort key for the messages of several documents; `None` if they are in order.
         max_messages: Messages held at once, unless two documents have more.
@@ -58,7 +55,7 @@ class NewestFirstReader:
 
         Raises:
             CursorExpired: The cursor was written by another kind of feed.
-            PagesChanged: A document to which the walk led is gone.
+            PagesChanged: A document that the walk led to is gone.
             FeedError: The document could not be read, or the walk does not end.
         """
         if self._end_of_feed.is_fresh(request.cursor) and not (request.bypass_cache or request.wait):
@@ -74,34 +71,27 @@ class NewestFirstReader:
         return await self._continue_walk(walk, request, start)
 
     async def latest(self) -> Cursor | None:
-        """Return the cursor after the newest entry, as `Feed.latest`.
-
-        Raises:
-            FeedError: The newest document could not be read.
-        """
+        """Return the cursor after the newest entry, as `Feed.latest`."""
         walk = Walk(SeenEntries(), self._max_messages)
         document = await self._fetch_document(None, FetchRequest(bypass_cache=True), walk.known)
         if document.unchanged:
-            raise FeedError(f"{self._where} does not show yet what is newest")
+            raise FeedError(f"{self._where} has no newest document yet; retrying later")
         walk.add_document(document, self._where, anyio.current_time())
         return walk.seen().cursor()
 
     def forget(self) -> None:
-        """Forget all walks, since the event loop may end.
-
-        A page that failed is made again then: its publisher may have corrected it.
-        """
+        """Forget all walks: the event loop may end. A failed page may be corrected by then."""
         self._end_of_feed.forget()
         self._walks.clear()
 
     def _keep(self, start: Cursor | None, walk: Walk) -> None:
-        """Keep a walk, in place of another one that began at this cursor."""
+        """Keep a walk; it replaces another one that began at this cursor."""
         self._walks[start] = walk
         if len(self._walks) > MAX_WALKS:
             self._walks.popitem(last=False)
 
     def _settle(self, cursor: Cursor | None) -> None:
-        """Drop the walk whose page has this cursor, since the page is settled; its next walk begins here."""
+        """Drop the walk whose page has this cursor: the page is settled. Its next walk begins here."""
         for start, walk in list(self._walks.items()):
             if walk.page is not None and walk.page.cursor == cursor:
                 del self._walks[start]
@@ -133,7 +123,7 @@ class NewestFirstReader:
                 self._walks.pop(start, None)
             if walk.at is None or not isinstance(error, CursorExpired | FeedGone):
                 raise
-            text = f"a walk through {self._where} begins again, since what it led to is gone: {error}"
+            text = f"{self._where} changed during the poll, which starts again: {error}"
             raise PagesChanged(text, retry_after=error.retry_after) from error
 
     def _finish_walk(self, start: Cursor | None, walk: Walk, last: Document) -> Page:
@@ -175,6 +165,6 @@ def _position(start: Cursor | None, step: int) -> Cursor:
 
 
 def _parse_position(position: Cursor | None) -> tuple[Cursor | None, int]:
-    """Return the cursor that a walk began with, and its step; for a saved cursor, that cursor and 0."""
+    """Return the cursor at which a walk began, and its step, 0 for a saved cursor."""
     found = _POSITION.fullmatch(position or "")
     return (found[1] or None, int(found[2])) if found else (position, 0)

@@ -1,8 +1,8 @@
-"""Cursor of a feed that shows the newest entries first: digests of the newest entries that were seen.
+"""Cursor of a feed that lists its newest entries first: digests of the newest seen entries.
 
-It holds the digests of all entries of the newest document and of some older ones, so that a walk recognises where
-the seen entries begin even if some of them were deleted. For archives it holds digests of their addresses. The
-validators of the newest document are saved with them, so that a poll without news costs a 304.
+It has the digests of all entries of the newest document and of some older ones, so that a walk finds the seen
+entries even if some were deleted. For archives it has digests of their addresses. The validators of the newest
+document are saved too, so that a poll without news costs a 304.
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -20,13 +20,13 @@ from push_to_poll_client._json import DECODE_ERRORS, decode
 from push_to_poll_client._types import MAX_CURSOR, Cursor
 
 MAX_OLDER_DIGESTS = 256
-"""Digests of entries that are no longer in the newest document. They recognise an entry that returns there since
-another was deleted. If all these entries are gone from the feed before the next poll, other messages may be gone
-with them."""
+"""Digests of entries that left the newest document, to recognise one that returns after a deletion."""
 
 MAX_TOP_DIGESTS = 4_000
-"""Digests of the newest document. If it has more messages, the others are handed out each time and left to the
-dedupe store. With all other digests they take 54,000 of the 65,536 characters that a cursor may have."""
+"""Digests of the newest document. Further messages are returned each time, and recognised by the dedupe store.
+
+With all other digests they take 54,000 of the 65,536 characters that a cursor may have.
+"""
 
 _DIGEST_BYTES = 9
 _DIGEST_CHARS = 12
@@ -38,7 +38,7 @@ Digests = dict[bytes, None]
 
 def digest(text: str) -> bytes:
     """Return nine bytes for a key or an address."""
-    # Among 10⁹ keys, the chance that one is taken for another of 4,000 is 10⁻⁹.
+    # Among 10⁹ keys, the chance that one equals one of 4,000 others is 10⁻⁹.
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
 
 
@@ -52,11 +52,11 @@ class _CursorFields(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkn
 
 @dataclass(frozen=True, slots=True)
 class SeenEntries:
-    """Entries seen, the content of a cursor.
+    """Seen entries, the content of a cursor.
 
     Attributes:
-        messages: Digests of the messages that were seen, the newest first.
-        archives: Digests of the addresses of archives that were read, the newest first.
+        messages: Digests of the seen messages, newest first.
+        archives: Digests of the addresses of archives that were read, newest first.
         validators: Validators of the newest document; `None` if it had none.
         note: Text of the feed about the newest document.
     """
@@ -68,11 +68,7 @@ class SeenEntries:
 
     @classmethod
     def parse(cls, cursor: Cursor | None, where: str) -> "SeenEntries":
-        """Read a cursor; `None` means that nothing was seen.
-
-        Raises:
-            CursorExpired: It was not written by `cursor`.
-        """
+        """Read a cursor, None for a new consumer; raise CursorExpired if it is from another kind of feed."""
         if cursor is None:
             return cls()
         try:
@@ -84,7 +80,7 @@ class SeenEntries:
         return cls(_decode_digests(fields.seen), _decode_digests(fields.read), known, fields.note)
 
     def cursor(self) -> Cursor:
-        """Write the cursor that `parse` reads. If it is too long, the oldest digests are left out."""
+        """Write the cursor that `parse` reads. If it is too long, the oldest digests are dropped."""
         etag, modified = self.validators or (None, None)
         fields = _CursorFields(
             _encode_digests(self.messages), _encode_digests(self.archives), etag, modified, self.note
@@ -101,22 +97,19 @@ class SeenEntries:
         return digest(address) in self.archives
 
     def updated(self, top: Sequence[bytes], others: Iterable[bytes], archives: Iterable[str]) -> "SeenEntries":
-        """Add entries to those that were seen; the result has no validators and no note.
+        """Return the seen entries with others added; the result has no validators and no note.
 
         Args:
-            top: Digests of the dedupe keys of the newest document, the newest first.
+            top: Digests of the dedupe keys of the newest document, newest first.
             others: Digests of the dedupe keys of older documents.
-            archives: Addresses of archives that were read, the newest first.
+            archives: Addresses of archives that were read, newest first.
         """
         messages = _merge_digests(self.messages, dict.fromkeys(top[:MAX_TOP_DIGESTS]), others)
         return SeenEntries(messages, _merge_digests(self.archives, {}, map(digest, archives)))
 
 
 def _merge_digests(before: Digests, first: Digests, others: Iterable[bytes]) -> Digests:
-    """Return all digests of `first` and some of the others.
-
-    Earlier digests keep their order, so that a document whose entries were only shuffled has the same cursor.
-    """
+    """Return all digests of `first` and some others; earlier digests keep their order."""
     new = {one: None for one in chain(first, others) if one not in before}
     if not new and len(before) <= len(first) + MAX_OLDER_DIGESTS:
         return before

@@ -1,15 +1,14 @@
-"""Walk back from the newest document of a feed to the entries that were seen before.
+"""Walk back from the newest document of a feed to the seen entries.
 
-`Walk` does no I/O. It names the next document to fetch, takes in each one, and says when the walk has ended: at an
-entry or an archive that was seen before, or at the end of the feed. Its new messages can then be handed out, the
-oldest first.
+`Walk` does no I/O. It names the next document to fetch, takes each document, and decides when the walk has ended:
+at a seen entry or archive, or at the end of the feed. Then its new messages are returned, oldest first.
 
-A backlog may be larger than memory. A walk that holds too much drops its newest documents and remembers their
-addresses. When the older messages are settled, the next walk begins at one of these addresses.
+A backlog may exceed the memory. A walk that holds too much drops its newest documents and keeps their addresses.
+When the older messages are settled, the next walk begins at one of these addresses.
 
 The feed may change during a walk, and addresses such as page numbers then lead to other documents. After a while
-without a request, as between two polls, the walk fetches its last document again and compares. If none of its
-messages is left, the walk begins again at the newest document. Archives do not change, and are not compared.
+without a request, the walk fetches its last document again and compares. If none of its messages is left, the walk
+starts again at the newest document. Archives do not change, and are not compared.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -27,22 +26,21 @@ class Document(NamedTuple):
     """One document of the feed.
 
     Attributes:
-        messages: The newest first.
+        messages: The messages, newest first.
         older: Address of the next older document; `None` if there is none.
-        stable: True if `older` is an archive, which does not change. Then its address alone tells whether it was
-            read, and with it all before it, whatever messages of this document are known.
+        stable: True if `older` is an archive, which does not change. Its address alone then tells if it and all
+            before it were read.
         size: Bytes of the document.
-        validators: Its validators.
-        note: Text of the feed about the newest document, saved in the cursor. If it makes the cursor too long,
-            digests are left out of it.
+        validators: Validators of the document.
+        note: Text of the feed about the newest document, saved in the cursor. If the cursor becomes too long,
+            digests are dropped.
         retry_after: Seconds for which the server asks not to be polled, not even for another document.
         unchanged: True if the server answered 304 to the validators.
         missing: Describes the part of the feed that can no longer be read; "" if there is none.
-        whole: True if the document is the entire feed as it is now: an entry that is no longer in it is gone, and
-            is not a gap.
-        fresh_for: Seconds for which another request for the newest document would bring the same.
+        whole: True if the document is the entire feed: an entry that left it was deleted, and is not a gap.
+        fresh_for: Seconds for which a request for the newest document would return the same.
         poll_interval: Seconds that the server wants between two polls, however many documents they fetch.
-        closed: True if the newest document is the last one the feed will ever have.
+        closed: True if no document will follow the newest one.
     """
 
     messages: Sequence[Message] = ()
@@ -61,35 +59,34 @@ class Document(NamedTuple):
 
 
 FetchDocument: TypeAlias = Callable[[str | None, FetchRequest, SeenEntries], Awaitable[Document]]
-"""Fetch the document at an address, which is `None` for the newest one. The seen entries have validators only if
-these are to be sent."""
+"""Fetches the document at an address, None for the newest. Seen entries have validators only to send them."""
 
 SortKey: TypeAlias = Callable[[Message], Any]
-"""Sort key of messages, the oldest first."""
+"""Sort key of messages, oldest first."""
 
 
 MAX_BYTES = 64 * 1024 * 1024
 """Bytes of the documents whose messages are held, however few messages these are."""
 
 MIN_DOCUMENTS = 2
-"""Documents held however large they are: the one seen last and the next newer one. With fewer, a walk through
-large documents would not advance."""
+"""Documents held however large they are. With fewer, a walk through large documents would not advance."""
 
 MAX_ADDRESSES = 1_000
-"""Addresses kept of the documents that one walk dropped, and as many of those dropped before it. Of a longer walk
-each second one is kept, or each fourth: the next walk then begins at a newer document, and some documents are
-fetched once more."""
+"""Addresses kept of documents dropped by one walk, and as many from before.
+
+Of a longer walk every second or fourth is kept; the next walk then fetches some documents again.
+"""
 
 MAX_DOCUMENTS = 100_000
-"""Documents of one walk: ten million messages in documents of 100. A longer feed is taken to be endless."""
+"""Documents of one walk: ten million messages in documents of 100. A longer feed counts as endless."""
 
 MAX_TRIES = 3
-"""Failed requests in a row after which a walk begins again at the newest document: addresses may have changed."""
+"""Failed requests in a row after which a walk starts again at the newest document."""
 
 STALE_AFTER = 30.0
 """Seconds without a request, as between two polls, after which a walk fetches its last document again."""
 
-GONE = "none of the messages that were seen last is in the feed any more; some may have come and gone since"
+GONE = "none of the last seen messages is still in the feed; messages in between may be missing"
 
 
 class Address(NamedTuple):
@@ -111,13 +108,9 @@ TOP = Address()
 
 @dataclass(frozen=True, slots=True)
 class _HeldDocument:
-    """A fetched document, of which only the unseen messages are held.
+    """A fetched document, without its seen messages.
 
-    Attributes:
-        address: Its address.
-        metadata: The document without its messages.
-        digests: Digests of the dedupe keys of its messages, the newest first.
-        unseen: The digests that were not seen before, each with its message.
+    `metadata` is the document without messages; `unseen` pairs digests with messages.
     """
 
     address: Address
@@ -134,23 +127,21 @@ class _HeldDocument:
 
     @property
     def size(self) -> int:
-        """Bytes that its unseen messages may keep alive: they may be views of the whole document."""
+        """Bytes kept in memory by its unseen messages: they may be views of the whole document."""
         return self.metadata.size if self.unseen else 0
 
     @property
     def archives_read(self) -> Iterator[str]:
-        """Addresses of the archives that are read once this document is settled, the newest first."""
+        """Addresses of the archives read once this document is settled, newest first."""
         if self.address.archive and self.address.at is not None:
             yield self.address.at
         if self.metadata.stable and self.metadata.older is not None:
             yield self.metadata.older
 
     def reaches_known(self, known: Digests) -> bool:
-        """Return True if the entries that were seen before begin in this document.
-
-        Entries pinned to the top of the newest document are always known, and may stand above a backlog that is
-        longer than the document. So only known entries in its lower half count.
-        """
+        """Return True if the seen entries begin in this document."""
+        # Entries pinned to the top of the newest document are always known, even above a long backlog. So only
+        # known entries in its lower half count.
         if len(self.unseen) == len(self.digests):
             return False
         candidates = self.digests[len(self.digests) // 2 :] if self.address == TOP else self.digests
@@ -161,18 +152,17 @@ class Walk:
     """One walk.
 
     Args:
-        known: Entries seen before.
+        known: The seen entries.
         max_messages: Messages held at once.
         start: Address of the first document.
-        above: Addresses of newer documents that are left for later, the newest first.
+        above: Addresses of newer documents left for later, newest first.
 
     Attributes:
-        known: As given.
         above: As given, followed by the documents that this walk fetched and dropped.
-        step: Grows with each document that is added, and when a document is to be fetched again.
-        ended: True if the last document that was added ends the walk.
-        page: The page that it handed out; `None` before that, or if the page need not be kept.
-        next_walk: The walk to continue with when that page is settled; `None` if none is left.
+        step: Increases with each added document, and when a document must be fetched again.
+        ended: True if the last added document ends the walk.
+        page: The returned page; `None` before that, or if the page need not be kept.
+        next_walk: The walk that follows when that page is settled; `None` if there is none.
     """
 
     def __init__(
@@ -200,17 +190,13 @@ class Walk:
 
     @property
     def at(self) -> str | None:
-        """Address of the document to fetch next; `None` means the newest one."""
+        """Address of the document to fetch next; None means the newest one."""
         return self._next.at
 
     def prepare_next(self, step: int, now: float) -> None:
-        """Choose the next document: after a while without a request, once, the last one again.
+        """Choose the next document; after a pause, once, the last one again, which may have moved.
 
-        The last document leads on from the messages that are held, wherever these stand in the feed by now.
-
-        Args:
-            step: The step that was asked for. It may be one of a walk that was lost; later steps are larger.
-            now: Time on the event loop's clock.
+        `step` may be from a lost walk; later steps are larger. `now` is the time on the event loop's clock.
         """
         self.step = max(self.step, step)
         is_valid = (
@@ -221,16 +207,11 @@ class Walk:
             self.step += 1
 
     def add_document(self, document: Document, where: str, now: float) -> None:
-        """Add the document that was fetched, and decide whether the walk ends with it.
-
-        Args:
-            document: The document at `at`.
-            where: The feed's URL without secrets, for errors.
-            now: Time on the event loop's clock.
+        """Add the fetched document, and decide if the walk ends with it.
 
         Raises:
-            PagesChanged: It is another document than expected: entries have shifted by more than a document.
-            FeedError: The links of the feed go in a circle, do not end, or are too long.
+            PagesChanged: It is not the expected document: entries have shifted by more than a document.
+            FeedError: The links of the feed form a cycle, do not end, or are too long.
         """
         held = _HeldDocument.of(self._next, document, self.known.messages)
         self._check_refetched(held, where)
@@ -249,19 +230,19 @@ class Walk:
             self._step_to(Address(document.older, document.stable, self._next.depth + 1), where)
 
     def record_failure(self) -> bool:
-        """Count a failed request; return True if the walk has to begin again at the newest document."""
+        """Count a failed request; return True if the walk must start again at the newest document."""
         self._failures += 1
         return self._failures >= MAX_TRIES
 
     def _check_refetched(self, held: _HeldDocument, where: str) -> None:
-        """Raise PagesChanged if a document that was fetched again has none of its former messages."""
+        """Raise PagesChanged if a refetched document has none of its former messages."""
         self._refetches, self._refetched = False, self._refetches
         if not self._refetched:
             self._failures = 0
         elif held.address == TOP:
             self._held, self._messages, self._size = [], 0, 0
         elif (before := self._held[-1].digests) and set(before).isdisjoint(held.digests):
-            raise PagesChanged(f"{where} shows other messages where a walk was interrupted; it begins again")
+            raise PagesChanged(f"{where} changed while a poll was interrupted; the poll starts again")
 
     def _is_last(self, held: _HeldDocument) -> bool:
         """Return True if all older documents were seen before."""
@@ -271,7 +252,7 @@ class Walk:
         return read if document.stable and document.older is not None else reached
 
     def _drop(self) -> None:
-        """Drop the newest document that is held; a later walk fetches it again."""
+        """Drop the newest held document; a later walk fetches it again."""
         document = self._held.pop(0)
         self._messages, self._size = self._messages - len(document.unseen), self._size - document.size
         if document.address.depth % self._stride == 0:
@@ -287,11 +268,11 @@ class Walk:
             or self._documents >= MAX_DOCUMENTS
         ):
             raise FeedError(
-                f"{where} leads from document to document {self._documents} times without an end: its links go in"
-                " a circle, or it does not heed what asks for the next one"
+                f"{where} has no end after {self._documents} documents: its links form a cycle, or it ignores the"
+                " parameter for the next page"
             )
         if len(older.at) > MAX_CURSOR:
-            raise FeedError(f"{where} leads to a document by more than {MAX_CURSOR} characters")
+            raise FeedError(f"{where} links to a document with an address of more than {MAX_CURSOR} characters")
         self._next = older
 
     # At the end of the walk
@@ -302,17 +283,13 @@ class Walk:
         return self._start != TOP or self._documents > 1
 
     def next_poll_delay(self, now: float) -> float | None:
-        """Return the seconds until the next poll that any of the documents asked for; `None` if it may start now.
-
-        Args:
-            now: Time on the event loop's clock.
-        """
-        seconds = min(self._quiet_until - now, self._interval)  # the clock may belong to another event loop now
+        """Return the seconds until the next poll that a document asked for; None if it may start now."""
+        seconds = min(self._quiet_until - now, self._interval)  # another event loop may have another clock
         return seconds if seconds > 0 else None
 
     @property
     def closed(self) -> bool:
-        """True if the newest document, which is held, said that the feed ends with it."""
+        """True if the newest document, which is held, said that the feed ends."""
         return self._held[0].metadata.closed
 
     @property
@@ -322,11 +299,7 @@ class Walk:
         return self._missing or (GONE if gone else "")
 
     def new_messages(self, order: SortKey | None = None) -> list[Message]:
-        """Return the unseen messages, the oldest first.
-
-        A message that several documents show takes its place in the oldest of them, where a pinned one belongs. If
-        pages are counted, it can so come before an older message that the feed dropped during the walk.
-        """
+        """Return the unseen messages, oldest first; a repeated message counts in its oldest document."""
         found = (pair for document in reversed(self._held) for pair in reversed(document.unseen))
         messages = list(dict(found).values())
         if order is not None and len(self._held) > 1:
@@ -346,12 +319,10 @@ class Walk:
         )
 
     def remaining_walk(self, seen: SeenEntries) -> "Walk | None":
-        """Return the walk to continue with once all messages of this one are settled; `None` if none is left.
-
-        It begins as far above as this one held documents.
-        """
+        """Return the walk that follows when this one is settled; None if there is none."""
         if not self.above:
             return None
+        # It begins as far above this one as this one held documents.
         highest = self._held[0].address.depth - len(self._held) + 1
         last = len(self.above) - 1
         start = next((n for n, address in enumerate(self.above) if address.depth >= highest), last)
@@ -359,4 +330,4 @@ class Walk:
 
 
 MAX_WALKS = 8
-"""Walks kept: one for each consumer of the feed. If more consumers have a backlog, their walks keep restarting."""
+"""Walks kept: one per consumer of the feed. With more backlogs, walks keep restarting."""

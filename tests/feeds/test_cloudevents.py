@@ -305,7 +305,7 @@ class TestAPage:
         ids=lambda body: body[:20],
     )
     def test_is_a_feed_error_unless_it_is_a_complete_json_array(self, body):
-        with pytest.raises(FeedError, match="sent no JSON array of events") as failed:
+        with pytest.raises(FeedError, match="did not send a JSON array of events") as failed:
             read_batch(body, WHERE)
         assert str(failed.value).startswith(WHERE)
         assert len(str(failed.value)) < 300
@@ -337,7 +337,7 @@ class TestAPage:
     def test_is_refused_with_more_events_than_allowed(self, one, surplus):
         body = page(*[one] * (100 + surplus)) + b" " * 10_000
         if surplus:
-            with pytest.raises(FeedError, match="a page of more than 100 events; ask it for smaller pages"):
+            with pytest.raises(FeedError, match="a page of more than 100 events; request smaller pages"):
                 read_batch(body, WHERE, most=100)
         else:
             assert len(read_batch(body, WHERE, most=100)) == 100

@@ -362,12 +362,12 @@ async def test_an_ordering_key_of_data_that_does_not_fit_fails_as_undecodable(ki
 @pytest.mark.parametrize(
     ("decode", "text"),
     [
-        ("Order", "decode must be a type, a pydantic model or a plain function, not 'Order'"),
-        (Model(total=1), "decode must be a type, a pydantic model or a plain function, not Model"),
-        (asynchronous, "decode must be a type, a pydantic model or a plain function, not <function asynchronous"),
-        (Plain, "decode cannot make a Plain; give a msgspec Struct"),
-        (HasPlain, "decode cannot make a Plain; give a msgspec Struct"),
-        (list[Plain], "decode cannot make a Plain; give a msgspec Struct"),
+        ("Order", "decode must be a type, a pydantic model or a plain function, got 'Order'"),
+        (Model(total=1), "decode must be a type, a pydantic model or a plain function, got Model"),
+        (asynchronous, "decode must be a type, a pydantic model or a plain function, got <function asynchronous"),
+        (Plain, "decode cannot make a Plain; pass a msgspec Struct"),
+        (HasPlain, "decode cannot make a Plain; pass a msgspec Struct"),
+        (list[Plain], "decode cannot make a Plain; pass a msgspec Struct"),
         (NamesNothing, "decode cannot be .*NameError: name 'Nothing' is not defined"),
         (Order | Line, "decode cannot be .*Type unions may not contain more than one"),
     ],

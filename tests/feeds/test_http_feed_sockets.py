@@ -175,7 +175,7 @@ async def cancel_when(happened, feed, request):
         pytest.param(
             cuts(HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n"), "RemoteProtocolError", id="cut chunks"
         ),
-        pytest.param(cuts(HEAD + b'\r\n[{"id":"1"}'), "no JSON array", id="cut page"),
+        pytest.param(cuts(HEAD + b'\r\n[{"id":"1"}'), "not send a JSON array", id="cut page"),
         pytest.param(cuts(b"SSH-2.0-OpenSSH_9.9\r\n"), "RemoteProtocolError", id="no http"),
         pytest.param(cuts(HEAD + b"X: " + b"x" * 1_000_000), "RemoteProtocolError", id="endless head"),
         pytest.param(bombs, "more than 1000000 bytes", id="bomb"),

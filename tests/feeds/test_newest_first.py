@@ -115,7 +115,7 @@ async def test_a_start_at_the_latest_cursor_reads_only_later_messages():
 
 async def test_latest_fails_while_the_newest_document_is_not_shown():
     walk = NewestFirstReader(Numbered(2, unchanged=True).look, WHERE)
-    with pytest.raises(FeedError, match="does not show yet"):
+    with pytest.raises(FeedError, match="has no newest document yet"):
         await walk.latest()
 
 
@@ -240,7 +240,7 @@ async def test_documents_that_link_in_a_cycle_fail_the_poll():
 
     one = Reader(NewestFirstReader(look, WHERE))
     for _ in range(2):
-        with pytest.raises(FeedError, match=r"https://h\.example/feed leads from document to document \d+ times"):
+        with pytest.raises(FeedError, match=r"https://h\.example/feed has no end after \d+ documents"):
             await one.poll()
 
 
@@ -248,7 +248,7 @@ async def test_a_document_that_links_to_itself_fails_the_poll():
     async def look(address, request, known):
         return Document(older="a")
 
-    with pytest.raises(FeedError, match="without an end"):
+    with pytest.raises(FeedError, match="its links form a cycle"):
         await Reader(NewestFirstReader(look, WHERE)).poll()
 
 
@@ -266,7 +266,7 @@ async def test_a_feed_without_an_end_fails_the_poll(monkeypatch):
     async def look(address, request, known):
         return Document(older=f"{address}x")
 
-    with pytest.raises(FeedError, match="50 times without an end"):
+    with pytest.raises(FeedError, match="no end after 50 documents"):
         await Reader(NewestFirstReader(look, WHERE)).poll()
 
 
@@ -469,7 +469,7 @@ async def test_a_page_chain_restarts_if_its_last_document_shows_other_messages()
     documents = Numbered(12)
     one = await stood_still(documents, 2)
     del documents.entries[:6]
-    with pytest.raises(PagesChanged, match="shows other messages"):
+    with pytest.raises(PagesChanged, match="changed while a poll was interrupted"):
         await one.step()
     assert await one.poll() == names(1, 6)
 
@@ -802,7 +802,7 @@ async def test_a_gap_is_reported_if_no_known_message_is_left_in_the_feed(kind):
     assert len(brought) == len(set(brought))
     assert set(brought) <= set(names(10, 18))
     assert len(one.gaps) == 1
-    assert "none of the messages that were seen last" in one.gaps[0]
+    assert "none of the last seen messages" in one.gaps[0]
 
 
 @KINDS
@@ -1112,7 +1112,7 @@ async def test_a_document_that_is_not_ready_saves_no_cursor(place):
 
 async def test_latest_fails_while_a_declared_feed_is_not_ready():
     answer = pages(httpx.Response(200, json=[], headers={"x-not-ready": "yes"}))
-    with pytest.raises(FeedError, match="does not show yet"):
+    with pytest.raises(FeedError, match="has no newest document yet"):
         await paged(answer, outcomes=[not_ready(from_header("x-not-ready"))]).latest()
 
 

@@ -358,7 +358,7 @@ def test_wrong_arguments_are_refused_at_once(options, kind, text):
 
 async def test_a_request_to_an_invalid_url_is_refused_and_not_sent():
     asking, script = asker(200)
-    assert "url must start with http:// or https://, got (not a URL)" in await refused(asking, ValueError, url=f"//{CANARY}")
+    assert "url must start with http:// or https://" in await refused(asking, ValueError, url=f"//{CANARY}")
     assert script.requests == []
 
 

@@ -261,7 +261,7 @@ def test_stall_next_stalls_a_body_until_the_client_gives_up(served, client):
         ("encoding", "sent Content-Encoding 'br', which was not requested"),
         ("truncated", "sent a gzip body that is cut off"),
         ("bomb", "sent a body of more than 10000 bytes"),
-        ("garbage", "no JSON array"),
+        ("garbage", "not send a JSON array"),
     ],
 )
 @pytest.mark.anyio
