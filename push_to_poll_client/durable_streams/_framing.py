@@ -313,7 +313,7 @@ def _read_elements(response: StreamResponse, max_messages: int) -> StreamBatch:
     try:
         skipped, found = _elements(body, position.settled, max_messages + 1)
     except ValueError as error:
-        raise FeedError(f"{response.where} did not send a JSON array: {error} ({len(body)} bytes)") from error
+        raise FeedError(f"{response.where} sent no JSON array: {error} ({len(body)} bytes)") from error
     messages = [
         StreamMessage(
             position.message_id(index),

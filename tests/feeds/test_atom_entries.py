@@ -253,7 +253,9 @@ def test_a_category_without_a_term_is_left_out():
 
 def test_an_invalid_published_date_is_an_error_only_when_published_is_read():
     assert entry("<published>2023-01-01T00:00:00Z</published>").published == datetime(2023, 1, 1, tzinfo=UTC)
-    with pytest.raises(DecodeError, match=r"when entry 'urn:1@2024-.*' was published: 'soon' is no date"):
+    with pytest.raises(
+        DecodeError, match=r"the publication date of entry 'urn:1@2024-.*' cannot be read: 'soon' is not a date"
+    ):
         _ = entry("<published>soon</published>").published
 
 
@@ -354,15 +356,15 @@ def test_from_xml_reads_an_entry():
 @pytest.mark.parametrize(
     ("markup", "why"),
     [
-        ("", "it is no well-formed XML: ends in the middle"),
+        ("", "it is not well-formed XML: it is cut off"),
         ("<!DOCTYPE a><a/>", "it declares a doctype 'a'"),
-        (f'<feed xmlns="{ATOM}"/>', "it is no entry of Atom: its root is 'feed'"),
-        ("<entry/>", "it is no entry of Atom: its root is 'entry'"),
+        (f'<feed xmlns="{ATOM}"/>', "it is not an Atom entry: its root is 'feed'"),
+        ("<entry/>", "it is not an Atom entry: its root is 'entry'"),
         (f'<entry xmlns="{ATOM}"/>', "it has no id; there is nothing"),
         (f'<entry xmlns="{ATOM}"><id>a</id><x/><x/></entry>', "it has no updated; there is 'id', 'x' (2)"),
         (
             f'<entry xmlns="{ATOM}"><id>a</id><updated>b</updated></entry>',
-            "it cannot be dated by its updated: 'b' is no date",
+            "it has an invalid updated: 'b' is not a date",
         ),
         ('<deleted-entry xmlns="http://purl.org/atompub/tombstones/1.0"/>', "it has no ref"),
         ('<deleted-entry xmlns="http://purl.org/atompub/tombstones/1.0" ref="a"/>', "it has no when"),
@@ -399,7 +401,7 @@ def test_from_xml_refuses_a_document_that_is_not_an_entry(markup, why):
         ("<entry><id>a</id></entry>", "it has no updated; there is 'id'", "a"),
         (
             "<entry><id>a</id><updated>soon</updated></entry>",
-            "it cannot be dated by its updated: 'soon' is no date",
+            "it has an invalid updated: 'soon' is not a date",
             "a",
         ),
         ("<entry><id>a</id>" + "".join(f"<x{n}/>" for n in range(20)) + "</entry>", "'x10', ...", "a"),
@@ -407,7 +409,7 @@ def test_from_xml_refuses_a_document_that_is_not_an_entry(markup, why):
         ("<entry><id>a</id>" + "<a>" * 200 + "</a>" * 200 + "</entry>", "no updated; there is too much", "a"),
         ("<at:deleted-entry when='2024-01-01'/>", "it has no ref", None),
         ("<at:deleted-entry ref='a'/>", "it has no when", "a"),
-        ("<at:deleted-entry ref='a' when='x'/>", "it cannot be dated by its when", "a"),
+        ("<at:deleted-entry ref='a' when='x'/>", "it has an invalid when", "a"),
     ],
 )
 def test_an_unreadable_entry_does_not_affect_its_neighbours(markup, why, name):

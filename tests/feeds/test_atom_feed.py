@@ -336,7 +336,7 @@ async def test_an_archive_answered_with_410_is_reported_as_a_gap():
 
 async def not_found(atom, *, times, wait=60):
     for _ in range(times):
-        with pytest.raises(FeedError, match=r"led to a document that is not found \(404\)") as error:
+        with pytest.raises(FeedError, match=r"links to a document that was not found \(404\)") as error:
             await walk(atom)
         assert error.value.retry_after == wait
 
@@ -425,7 +425,7 @@ async def test_an_archive_that_links_to_another_current_document_is_refused_as_t
     site = archived()
     text = await refused(site.feed("https://shop.example/a/2"), FeedRefused)
     assert text == (
-        "https://shop.example/a/2 is an archive of a feed, which does not change; give the URL of its newest "
+        "https://shop.example/a/2 is an archive of a feed, which does not change; use the URL of the newest "
         f"document, {WHERE}"
     )
     alone = Site({"/feed": feed(entry("a"), marks="<fh:archive/>")})
@@ -594,11 +594,11 @@ def test_recalled_ignores_an_invalid_or_oversized_cursor_note(note):
         (httpx.Response(401), FeedRefused, "401"),
         (httpx.Response(503), FeedError, "503"),
         (httpx.Response(304), FeedError, "to a request without validators"),
-        (httpx.Response(204), FeedError, "sent nothing where a document should be (204)"),
-        (httpx.Response(200), FeedError, "sent nothing where a document should be (200)"),
-        (httpx.Response(200, text=" \n"), FeedError, "sent nothing where a document should be"),
+        (httpx.Response(204), FeedError, "sent an empty body instead of a document (204)"),
+        (httpx.Response(200), FeedError, "sent an empty body instead of a document (200)"),
+        (httpx.Response(200, text=" \n"), FeedError, "sent an empty body instead of a document"),
         (httpx.Response(200, html="<html>Sign in"), FeedError, "sent a document that is a page for people"),
-        (httpx.Response(200, json={"token": SECRET}), FeedError, "sent a document that is no well-formed XML"),
+        (httpx.Response(200, json={"token": SECRET}), FeedError, "sent a document that is not well-formed XML"),
         (httpx.Response(200, text="<rss/>"), FeedError, "sent a document that is RSS"),
         (httpx.Response(200, text="<!DOCTYPE a><a/>"), FeedError, "sent a document that declares a doctype 'a'"),
         (httpx.Response(200, text=document([]) + SECRET), FeedError, "junk after document element"),

@@ -1,14 +1,14 @@
 """Make a document of a response: complete feeds, their deletions, and missing documents.
 
-A complete feed (RFC 5005 §2) has all of its entries in one document. An entry that was in it and no longer is was
-deleted, and becomes a message. For this the entries of the last document are written into the cursor, in a note.
-They are written all or none: only an entry that was there is ever reported as deleted.
+A complete feed (RFC 5005 §2) has all of its entries in one document. An entry that left it was deleted, and
+becomes a message. So the cursor lists the entries of the last document, in a note. The note has all of them or
+none: only a known entry is ever reported as deleted.
 
-An entry that comes back unchanged is a new message, which dedupe must not take for the old one. So the names of a
-message say how often its entry was gone. That is written into the note, too, as long as there is room.
+An entry that comes back unchanged is a new message, not a duplicate. So its id and key contain the number of times
+it was gone. The note stores this number too, as long as there is room.
 
-A document that another one led to can be gone. 410 says so. 404 may be the work of a deployment, so the document
-is asked for several times before it is taken for gone: it would never be asked for again.
+A document that another one links to can be gone: status 410. A 404 may be caused by a deployment, so the document
+is requested several times before it counts as gone, since it is not requested again after that.
 """
 
 import zlib
@@ -35,27 +35,23 @@ from push_to_poll_client.feeds._newest_first_cursor import MAX_OLDER_DIGESTS, MA
 from push_to_poll_client.feeds._newest_first_walk import Document
 
 NOT_FOUND_ATTEMPTS = 3
-"""Responses with 404 after which a document is taken for gone: a deployment has ended by then."""
+"""Responses with 404 after which a document counts as gone: a deployment has ended by then."""
 
 NOT_FOUND_WAIT = 60.0
 """Seconds between two attempts."""
 
 MAX_ADDRESSES = 16
-"""Addresses that are remembered: one for each consumer of the feed."""
+"""Addresses remembered: one per consumer of the feed."""
 
 
 class MissingDocuments:
-    """Counts how often documents of one feed were not found. The oldest address is forgotten first."""
+    """Counts how often documents of one feed were not found; the oldest address is forgotten first."""
 
     def __init__(self) -> None:
         self._not_found_counts: OrderedDict[str, int] = OrderedDict()
 
     def is_gone(self, address: str, response: Response) -> bool:
-        """Return True if the document no longer exists.
-
-        Raises:
-            FeedError: It is not found, and must be asked for again before it is taken for gone.
-        """
+        """Return True if the document no longer exists; raise FeedError for a 404 that must be retried first."""
         attempts = self._not_found_counts.pop(address, 0) + 1
         if response.status != HTTPStatus.NOT_FOUND or attempts >= NOT_FOUND_ATTEMPTS:
             return response.status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
@@ -63,26 +59,26 @@ class MissingDocuments:
         if len(self._not_found_counts) > MAX_ADDRESSES:
             self._not_found_counts.popitem(last=False)
         wait = max(NOT_FOUND_WAIT, response.retry_after or 0.0)
-        raise FeedError(f"{response.where} led to a document that is not found (404)", retry_after=wait)
+        raise FeedError(f"{response.where} links to a document that was not found (404)", retry_after=wait)
 
 
 MAX_UNPACKED = 4 * 1024 * 1024
-"""Bytes of a note after decompression: the notes written here have less than a tenth of that."""
+"""Bytes of a note after decompression: written notes have less than a tenth of that."""
 
 _DIGEST_LENGTH = 12
 _CURSOR_OVERHEAD = 5_000
-"""Characters of a cursor that are neither digests nor the note."""
+"""Characters of a cursor besides the digests and the note."""
 
 _COMMENT = "It is no longer in its feed, which is complete."
 
 
 class EntryState(NamedTuple):
-    """State of one entry, as a note has it.
+    """State of one entry in a note.
 
     Attributes:
         order: The sort key of its newest version.
-        again: How often it was gone.
-        gone: Whether it is gone now.
+        again: Number of times it was gone.
+        gone: True if it is gone now.
     """
 
     order: str
@@ -97,7 +93,7 @@ _decode_rows = Decoder(list[tuple[str, EntryState]]).decode
 
 
 def decode_note(note: str) -> EntryStates:
-    """Read a note that `encode_note` wrote; empty if it is anything else."""
+    """Read a note that `encode_note` wrote; empty for anything else."""
     try:
         text = zlib.decompressobj().decompress(urlsafe_b64decode(note), MAX_UNPACKED)
         states = dict(_decode_rows(text))
@@ -109,14 +105,9 @@ def decode_note(note: str) -> EntryStates:
 
 
 def encode_note(states: EntryStates, message_count: int) -> str:
-    """Write a note for the cursor: all entries that are there, and as many of those that are gone as fit.
+    """Write a note: all present entries, and as many gone ones as fit; "" if the present ones do not fit.
 
-    Args:
-        states: Of the entries that are gone, the last one to go stands first.
-        message_count: Messages of the document, whose digests are in the cursor, too.
-
-    Returns:
-        "" if there is no room for all entries that are there.
+    The entry that went last comes first in `states`. The cursor also has digests of `message_count` messages.
     """
     digests = min(message_count, MAX_TOP_DIGESTS) + 2 * MAX_OLDER_DIGESTS
     room = MAX_CURSOR - _CURSOR_OVERHEAD - _DIGEST_LENGTH * digests
@@ -132,18 +123,9 @@ def encode_note(states: EntryStates, message_count: int) -> str:
 def find_deletions(
     before: EntryStates, entries: Sequence[RawEntry], messages: Sequence[Message]
 ) -> tuple[list[AtomEntry], EntryStates]:
-    """Compare a complete feed with what it had before.
-
-    Args:
-        before: The states of its entries before.
-        entries: Those of the document.
-        messages: Made of the entries, the newest first.
-
-    Returns:
-        A message for each entry that is gone, and the states of the entries now.
-    """
+    """Return messages for entries that left a complete feed, and the new states of its entries."""
     ids = {entry.name for entry in entries}
-    if "" in ids:  # an entry without an id could be any of those that seem to be gone
+    if "" in ids:  # an entry without an id could be any missing entry
         return [], before
     present = _present_entries(before, messages)
     absent = {name: state for name, state in before.items() if name not in present}
@@ -156,7 +138,7 @@ def find_deletions(
 
 
 def _present_entries(before: EntryStates, messages: Sequence[Message]) -> dict[str, EntryState]:
-    """Return the states of the entries that are there. An unreadable entry keeps its state."""
+    """Return the states of the present entries. An unreadable entry keeps its state."""
     present: dict[str, EntryState] = {}
     for message in messages:
         if not isinstance(message, AtomEntry):
@@ -181,20 +163,16 @@ def _compress(rows: Sequence[tuple[str, EntryState]]) -> str:
 
 
 def document_from_response(response: Response, note: str, *, newest: bool, max_entries: int) -> Document:
-    """Read the document of a response.
+    """Read the document of a successful response.
 
-    Args:
-        response: A success, with the document as its body.
-        note: The note that was written for the newest document before.
-        newest: Whether the document is the newest one.
-        max_entries: Entries that it may have.
+    `note` belongs to the previous newest document; `newest` is True if this document is the newest one.
 
     Raises:
-        FeedRefused: It is an archive, and should be the newest.
+        FeedRefused: It is an archive, but should be the newest document.
         FeedError: It cannot be read.
     """
     if not response.body.strip():
-        raise FeedError(f"{response.where} sent nothing where a document should be ({response.status})")
+        raise FeedError(f"{response.where} sent an empty body instead of a document (status {response.status})")
     content_type = response.headers.get("content-type", "")
     try:
         document = read_document(response.body, content_type, _base_url(response), max_entries=max_entries)
@@ -232,15 +210,15 @@ def _complete_messages(document: AtomDocument, note: str) -> tuple[list[Message]
 
 
 def _base_url(response: Response) -> str:
-    """Return the URL without its query, which may have a secret, and to which only "" and "?" are relative."""
+    """Return the URL without its query, which may contain a secret."""
     return str(httpx.URL(response.url).copy_with(query=None, fragment=None))
 
 
 def _check_is_newest(document: AtomDocument, response: Response) -> None:
-    """Refuse an archive: it does not change (RFC 5005 §4), so a feed read from there would never show news."""
+    """Refuse an archive: it does not change (RFC 5005 §4), so no new entry would ever appear."""
     current = document.links.get("current")
     if document.archive and current is not None and current not in {response.url, _base_url(response)}:
         raise FeedRefused(
-            f"{response.where} is an archive of a feed, which does not change; give the URL of its newest "
+            f"{response.where} is an archive of a feed, which does not change; use the URL of the newest "
             f"document, {without_secrets(current)}"
         )

@@ -1,7 +1,6 @@
-"""The parts of an Atom entry: dates, texts, links, people and categories (RFC 4287 §3, §4.2).
+"""Parts of an Atom entry: dates, texts, links, people and categories (RFC 4287 §3, §4.2).
 
-`AtomEntry` makes them of its tree. Markup is handed out as its publisher wrote it: nothing is removed, so it is
-only as safe as its publisher.
+Markup is returned as its publisher wrote it. Nothing is removed, so it is only as safe as its publisher.
 """
 
 import re
@@ -17,7 +16,7 @@ from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._atom.parser import XML, resolve_reference
 
 MAX_DATE = 64
-"""Characters of a date. One with nanoseconds and an offset has 35."""
+"""Characters of a date. A date with nanoseconds and an offset has 35."""
 
 _DATE = re.compile(
     r"(\d{4}-\d\d-\d\d)"
@@ -27,11 +26,11 @@ _DATE = re.compile(
 
 
 class Instant(NamedTuple):
-    """An instant, to the last digit that its feed wrote.
+    """A point in time, to the last digit that the feed wrote.
 
     Attributes:
-        text: In the form of RFC 3339 and in UTC, without trailing zeros: the same for all spellings.
-        time: In the zone as written, to the microsecond; a leap second is given as the second before it.
+        text: RFC 3339 in UTC, without trailing zeros: the same for all spellings.
+        time: In the zone as written, to the microsecond; a leap second becomes the second before it.
     """
 
     text: str
@@ -41,8 +40,8 @@ class Instant(NamedTuple):
     def read(cls, text: str) -> "Instant":
         """Read a date.
 
-        More than RFC 3339 is accepted: space around the date; no time of day, no seconds, no zone (then UTC) or no
-        colon in the zone; and dates of mail (RFC 5322), as RSS has them.
+        Also accepted: space around the date; no time of day, no seconds, no zone (then UTC) or no colon in the
+        zone; and dates of mail (RFC 5322), as RSS has them.
 
         Raises:
             ValueError: It is not a date.
@@ -52,18 +51,18 @@ class Instant(NamedTuple):
         if found is None:
             seconds = http_date({"date": text}, "date") if len(text) <= MAX_DATE else None
             if seconds is None:
-                raise ValueError(f"{quoted(text, 40)} is no date by RFC 3339")
+                raise ValueError(f"{quoted(text, 40)} is not a date (RFC 3339)")
             time = datetime.fromtimestamp(seconds, UTC)
             return cls(_format_instant(time, f"{time.second:02}", ""), time)
         day, minute, second, fraction, zone = found.groups("")
         second, fraction = second or "00", fraction.rstrip("0")
         if second > "60":
-            raise ValueError(f"{quoted(text)} has no second of a minute")
+            raise ValueError(f"{quoted(text)} has a second above 60")
         clock = f"{minute or '00:00'}:{min(second, '59')}.{fraction[:6]:0<6}"
         try:
             time = datetime.fromisoformat(f"{day}T{clock}{zone.upper() or 'Z'}")
         except ValueError as error:
-            raise ValueError(f"{quoted(text)} is no date: {error}") from None
+            raise ValueError(f"{quoted(text)} is not a date: {error}") from None
         return cls(_format_instant(time, second, fraction), time)
 
     @property
@@ -73,7 +72,7 @@ class Instant(NamedTuple):
 
 
 def _format_instant(time: datetime, second: str, fraction: str) -> str:
-    with suppress(OverflowError):  # at either end of the calendar, where some default dates are: taken as UTC
+    with suppress(OverflowError):  # at either end of the calendar, used for default dates: treated as UTC
         time = time.astimezone(UTC)
     minute = time.isoformat(timespec="minutes")[:16]
     return f"{minute}:{second}{'.' if fraction else ''}{fraction}Z"
@@ -81,7 +80,7 @@ def _format_instant(time: datetime, second: str, fraction: str) -> str:
 
 _XHTML = "{http://www.w3.org/1999/xhtml}"
 _HTML_NAMESPACES = (_XHTML, "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1998/Math/MathML}")
-"""Namespaces whose elements are written without them in HTML, which has no namespaces: browsers know the names."""
+"""Namespaces whose elements are written without a prefix in HTML: browsers know the names."""
 
 
 def inner_html(element: Element) -> str:
@@ -97,7 +96,7 @@ def inner_html(element: Element) -> str:
 
 
 def inner_xml(element: Element) -> str:
-    """Return the content of an element as XML; each child declares the namespaces that it needs."""
+    """Return the content of an element as XML; each child declares its namespaces."""
     children = (tostring(child, encoding="unicode") for child in element)
     return escape(element.text or "") + "".join(children)
 
@@ -110,11 +109,11 @@ class AtomText(NamedTuple):
     """A title, a summary or a content (RFC 4287 §3.1, §4.1.3).
 
     Attributes:
-        text: For "text" what it says; for "html" and "xhtml" HTML, which is as safe as its publisher; for a media
-            type of XML the XML; for another one the text, which is base64 unless the type is one of text.
+        text: Text for "text"; HTML, as safe as its publisher, for "html" and "xhtml"; XML for a media type of XML;
+            for other media types the text, which is base64 unless the type is a text type.
         type: "text", "html", "xhtml", or a media type.
-        base: What is relative in it is relative to this URL.
-        src: Where a content is that does not stand here, absolute; `None`: it stands here.
+        base: Base URL of relative references in the text.
+        src: Absolute URL of content stored elsewhere; `None` if the content is in the entry.
     """
 
     text: str
@@ -127,12 +126,12 @@ class AtomLink(NamedTuple):
     """A link (RFC 4287 §4.2.7).
 
     Attributes:
-        href: Absolute.
-        rel: Its relation, "alternate" if it does not say; a registered one by its short name.
-        type: The media type to expect; "": it does not say.
-        hreflang: The language to expect; "": likewise.
-        title: For people; "": it has none.
-        length: Bytes to expect; "": it does not say.
+        href: Absolute URL.
+        rel: Relation, "alternate" if missing; the short name of a registered relation.
+        type: Expected media type; "" if missing.
+        hreflang: Expected language; "" if missing.
+        title: Title for people; "" if missing.
+        length: Expected length in bytes; "" if missing.
     """
 
     href: str
@@ -144,12 +143,12 @@ class AtomLink(NamedTuple):
 
 
 class AtomPerson(NamedTuple):
-    """An author or a contributor (RFC 4287 §3.2); "" is what it does not say.
+    """An author or a contributor (RFC 4287 §3.2). A missing value is "".
 
     Attributes:
-        name: For people.
-        uri: Absolute.
-        email: An address.
+        name: Name for people.
+        uri: Absolute URL.
+        email: E-mail address.
     """
 
     name: str
@@ -158,12 +157,12 @@ class AtomPerson(NamedTuple):
 
 
 class AtomCategory(NamedTuple):
-    """A category (RFC 4287 §4.2.2); "" is what it does not say.
+    """A category (RFC 4287 §4.2.2). A missing value is "".
 
     Attributes:
-        term: Its name.
-        scheme: Whose name.
-        label: For people.
+        term: Name of the category.
+        scheme: URI of the vocabulary that defines the term.
+        label: Label for people.
     """
 
     term: str
@@ -172,18 +171,18 @@ class AtomCategory(NamedTuple):
 
 
 def text_content(element: Element) -> str:
-    """Return the text of an element and of all within it."""
+    """Return all text within an element."""
     return "".join(element.itertext()).strip()
 
 
 def text_construct(element: Element, base: str) -> AtomText:
-    """Read a title, a summary or a content; `base` is that of its references."""
+    """Read a title, a summary or a content; `base` is the base URL of its references."""
     type_ = element.get("type", "text").strip()
     src = element.get("src")
     if src is not None:
         return AtomText("", type_ if "type" in element.attrib else "", base, resolve_reference(base, src))
     if type_ == "xhtml":
-        div = element.find(f"{_XHTML}div")  # which holds the content (RFC 4287 §3.1.1.3)
+        div = element.find(f"{_XHTML}div")  # contains the content (RFC 4287 §3.1.1.3)
         if div is None:
             return AtomText(inner_html(element), type_, base)
         return AtomText(inner_html(div), type_, resolve_reference(base, div.get(BASE, "")))

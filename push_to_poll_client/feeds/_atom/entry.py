@@ -1,8 +1,8 @@
 """Make messages of Atom entries.
 
-`AtomEntry` is the message of the handler, `UnreadableEntry` stands for an entry without an id or a date. Both come
-from a `RawEntry`, of which the parser has read the id and the date only. The entry becomes a tree when a property
-needs one, and the tree is kept. The texts of a `ValueError` continue after "it".
+`AtomEntry` is the handler's message; `UnreadableEntry` replaces an entry without an id or a date. Both come from a
+`RawEntry`, in which the parser has read only id and date. The entry becomes a tree when a property first needs it.
+Texts of a `ValueError` continue after "it".
 """
 
 from collections import Counter
@@ -41,7 +41,7 @@ from push_to_poll_client.feeds._atom.parser import (
 from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, unreadable_key
 
 MAX_ELEMENTS = 100_000
-"""Elements of an entry: about 30 MB in memory. A book has as many."""
+"""Elements of an entry: about 30 MB in memory, as many as in a book."""
 
 _MAX_SHOWN = 12
 """Names that an outline shows."""
@@ -50,8 +50,7 @@ _MAX_SHOWN = 12
 def parse(raw: bytes) -> Element:
     """Parse a document to its root, without comments and processing instructions. Names are `{uri}local`.
 
-    Raises:
-        ValueError: It is not well-formed XML, declares a doctype, is nested too deep or has too many elements.
+    Raises ValueError if it is not well-formed XML, declares a doctype, or is too deep or too large.
     """
     builder, parser = _Builder(), new_parser()
     parser.StartElementHandler = builder.start
@@ -105,19 +104,19 @@ def _child_text(element: Element, name: str) -> str | None:
 
 
 class AtomEntry(Message[Element]):
-    """A message of an `AtomFeed`: one version of an entry, or that the entry was deleted.
+    """Message of an `AtomFeed`: one version of an entry, or its deletion.
 
-    A version is named by its `atom:id` and the instant of its `atom:updated`, however that is spelled. What its
-    publisher changed without calling it significant (RFC 4287 §4.2.15) is the same version.
+    A version is identified by its `atom:id` and the time of its `atom:updated`, in any spelling. A change that its
+    publisher does not call significant (RFC 4287 §4.2.15) is the same version.
 
-    The rest of an entry is parsed when a property needs it, and then kept. Each property but `entry_id`,
-    `updated`, `deleted` and `raw` raises `DecodeError` for an entry that is nested too deep or has too many
-    elements. Let it pass through the handler.
+    Other parts of an entry are parsed at first use. Each property except `entry_id`, `updated`, `deleted` and
+    `raw` raises `DecodeError` for an entry that is nested too deep or has too many elements. Do not catch this in
+    the handler.
 
-    To make one, as for tests of a handler, use `AtomEntry.from_xml`.
+    To make an entry, for example to test a handler, use `AtomEntry.from_xml`.
 
     Args:
-        entry: As the parser has read it.
+        entry: The entry as read by the parser.
         instant: Time of the change.
         again: Number of times that the entry was gone and came back unchanged.
     """
@@ -133,16 +132,16 @@ class AtomEntry(Message[Element]):
 
     @staticmethod
     def from_xml(entry: bytes) -> "AtomEntry":
-        """Read an `atom:entry` or an `at:deleted-entry` that is a document of its own, in UTF-8.
+        """Read an `atom:entry` or an `at:deleted-entry` from a standalone document in UTF-8.
 
         Raises:
-            DecodeError: It is none, or its id or its date is missing or cannot be read.
+            DecodeError: It is neither, or its id or date is missing or cannot be read.
         """
         there = ""
         try:
             root = parse(entry)
             if root.tag not in {_ENTRY, _DELETED_ENTRY}:
-                raise ValueError(f"is no entry of Atom: its root is {local_name(root.tag)}")  # noqa: TRY301
+                raise ValueError(f"is not an Atom entry: its root is {local_name(root.tag)}")  # noqa: TRY301
             there = f"; there is {outline(root)}"
             deleted = root.tag == _DELETED_ENTRY
             read, fields = (root.get, _DELETED_FIELDS) if deleted else (partial(_child_text, root), _ENTRY_FIELDS)
@@ -155,30 +154,30 @@ class AtomEntry(Message[Element]):
 
     @property
     def entry_id(self) -> str:
-        """The `atom:id`, which all versions of the entry share; for a deletion its `ref`."""
+        """The `atom:id`, which all versions of the entry share; for a deletion the `ref`."""
         return self._entry.name
 
     @property
     def updated(self) -> datetime:
         """Time of the last change, in the zone as written, or UTC.
 
-        For a deletion its time; for an entry that a complete feed no longer has, the time of its last change.
+        For a deletion, its time; for an entry that left a complete feed, the time of its last change.
         """
         return self._instant.time
 
     @property
     def order(self) -> str:
-        """Sort key of messages, from the oldest to the newest."""
+        """Sort key of messages, oldest first."""
         return self._instant.order
 
     @property
     def deleted(self) -> bool:
-        """True if the entry is gone: by an `at:deleted-entry` (RFC 6721), or because a complete feed lost it."""
+        """True if the entry was deleted: by an `at:deleted-entry` (RFC 6721), or it left a complete feed."""
         return self._entry.deleted
 
     @property
     def published(self) -> datetime | None:
-        """Time of the first publication; None if the entry does not say.
+        """Time of the first publication; None if missing.
 
         Raises:
             DecodeError: The date cannot be read.
@@ -187,7 +186,7 @@ class AtomEntry(Message[Element]):
         try:
             return None if published is None else Instant.read(published).time
         except ValueError as error:
-            raise DecodeError(f"when entry {quoted(self.id)} was published: {error}") from None
+            raise DecodeError(f"the publication date of entry {quoted(self.id)} cannot be read: {error}") from None
 
     @property
     def title(self) -> AtomText | None:
@@ -221,7 +220,7 @@ class AtomEntry(Message[Element]):
 
     @property
     def authors(self) -> Sequence[AtomPerson]:
-        """Authors of the entry, else those of its `atom:source`, else those of the feed."""
+        """Authors of the entry; if it has none, of its `atom:source`; otherwise of the feed."""
         # The parser has added the authors of the feed, if the entry has none.
         entry = self.data
         found = entry.findall(f"{{{ATOM}author") or entry.findall(f"{{{ATOM}source/{{{ATOM}author")
@@ -243,7 +242,7 @@ class AtomEntry(Message[Element]):
 
     @property
     def base(self) -> str:
-        """Base of relative references, unless an inner element has another; "" if there is none."""
+        """Base of relative references, unless an inner element has its own; "" if there is none."""
         return self.data.get(BASE, "")
 
     def _base_of(self, child: Element) -> str:
@@ -255,7 +254,7 @@ class AtomEntry(Message[Element]):
 
     @property
     def data(self) -> Element:
-        """The whole entry as an element of `xml.etree`, with the parts that have no property here."""
+        """The whole entry as an element of `xml.etree`, including parts without a property here."""
         if self._element is None:
             try:
                 self._element = parse(self.raw)
@@ -265,23 +264,15 @@ class AtomEntry(Message[Element]):
 
     @property
     def raw(self) -> bytes:
-        """The entry as a document of its own, in UTF-8, in which all stands that it inherited.
+        """The entry as a standalone document in UTF-8, with everything it inherits.
 
-        That is what the root of its feed declares, in its tag, and the feed's authors if it has none (§4.2.1).
+        It inherits the declarations of the feed's root tag, and the feed's authors if it has none (§4.2.1).
         """
         return self._entry.standalone
 
 
 def entry_of(raw: RawEntry, *, again: int = 0) -> AtomEntry:
-    """Make the message of an entry.
-
-    Args:
-        raw: The entry.
-        again: As for `AtomEntry`.
-
-    Raises:
-        ValueError: Its id or its date is missing or cannot be read.
-    """
+    """Make the message of an entry; raise ValueError if its id or date is missing or cannot be read."""
     id_field, date_field = _DELETED_FIELDS if raw.deleted else _ENTRY_FIELDS
     if not raw.name or not raw.when:
         raise ValueError(f"has no {date_field if raw.name else id_field}")
@@ -290,7 +281,7 @@ def entry_of(raw: RawEntry, *, again: int = 0) -> AtomEntry:
     try:
         instant = Instant.read(raw.when)
     except ValueError as error:
-        raise ValueError(f"cannot be dated by its {date_field}: {error}") from None
+        raise ValueError(f"has an invalid {date_field}: {error}") from None
     return AtomEntry(raw, instant, again=again)
 
 
@@ -300,12 +291,12 @@ def restore_entry(letter: DeadLetter) -> AtomEntry | UnreadableMessage:
         message = AtomEntry.from_xml(letter.raw)
     except DecodeError as error:
         return UnreadableMessage(letter.id, error, dedupe_key=letter.dedupe_key, raw=letter.raw)
-    message._id, message._key = letter.id, letter.dedupe_key  # noqa: SLF001  # by which the letter is known
+    message._id, message._key = letter.id, letter.dedupe_key  # noqa: SLF001  # as in the dead letter
     return message
 
 
 def _id_and_key(entry_id: str, instant: str, again: int, *, deleted: bool) -> tuple[str, str]:
-    """Make the id and the dedupe key of a version. The length of the entry's id in the key tells where it ends."""
+    """Make the id and the dedupe key of a version. The length in the key marks the end of the id."""
     name, key = f"{entry_id}@{instant}", f"{len(entry_id)}:{entry_id}:{instant}"
     if deleted:
         name, key = f"{name} deleted", f"deleted:{key}"
@@ -322,7 +313,7 @@ class UnreadableEntry(UnreadableMessage):
     Args:
         raw: The entry.
         reason: Why it cannot be read.
-        order: The sort key of the entry before it in the document, as it has none of its own.
+        order: The sort key of the previous entry in the document.
     """
 
     __slots__ = ("order",)
@@ -330,25 +321,20 @@ class UnreadableEntry(UnreadableMessage):
     def __init__(self, raw: RawEntry, reason: str, order: str) -> None:
         key = unreadable_key(raw.markup)
         name = raw.name if 0 < len(raw.name) <= MAX_ID else key
-        error = DecodeError(f"an entry cannot be read: it {reason}; its publisher has to correct it")
+        error = DecodeError(f"an entry cannot be read: it {reason}; report it to the publisher")
         super().__init__(name, error, dedupe_key=key, raw=raw.standalone)
         self.order = order
 
 
 def sort_key(message: Message) -> str:
-    """Sort key for the messages of this feed, from the oldest to the newest."""
+    """Sort key for the messages of this feed, oldest first."""
     return message.order if isinstance(message, AtomEntry | UnreadableEntry) else ""
 
 
 def messages_of(entries: Sequence[RawEntry], again: Mapping[str, int] = _NEVER_DELETED) -> list[Message]:
-    """Make the messages of a document, the newest first; entries of the same instant stay in their order.
+    """Make the messages of a document, newest first; entries of the same time keep their order.
 
-    Args:
-        entries: In the order of the document.
-        again: How often entries were gone before, by their ids.
-
-    Raises:
-        ValueError: Too many cannot be read.
+    `again` counts how often entries were gone before. Raises ValueError if too many cannot be read.
     """
     messages: list[Message] = []
     order, unreadable = _NEWEST_SORT_KEY, 0

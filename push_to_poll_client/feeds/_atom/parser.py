@@ -1,17 +1,16 @@
 """Parse an Atom document into its entries, safely and in linear time.
 
-Documents come from other people's servers, so this module assumes hostile ones. Doctypes are refused, and with
-them entities and their expansion. Depth, tags, references and what entries inherit are bounded.
+Documents may be hostile. Doctypes are refused, and with them entities and their expansion. Depth, tags, references
+and inherited data are bounded.
 
-expat before version 2.6 scans a long tag or comment again from its beginning with each piece of the document that
-it is given, which takes quadratic time. So the pieces are large, and longer tags and comments are refused.
+expat before version 2.6 scans a long tag or comment again with each piece of the document, which takes quadratic
+time. So pieces are large, and longer tags and comments are refused.
 
-`read_document` makes one pass, and reads only the id and the date of each entry: most entries of a feed that is
-polled are already known. The rest of an entry is read when the handler asks for it, from its bytes
-(`RawEntry`) and from what it inherits from the root of the document (`Scope`).
+`read_document` makes one pass, and reads only the id and the date of each entry: most entries of a polled feed are
+already known. The rest is read when the handler asks for it, from the entry's bytes (`RawEntry`) and from the data
+inherited from the root of the document (`Scope`).
 
-The order below: the XML parser, encodings, what entries inherit, the document of a feed. Texts of errors
-continue after a subject such as "a document that".
+Texts of errors continue after a subject such as "a document that".
 """
 
 import codecs
@@ -29,7 +28,7 @@ MAX_DEPTH = 100
 """Levels of nested elements, counted from the entry. Articles have about 20."""
 
 MAX_TAG = 1024 * 1024
-"""Bytes of a tag, a comment or a processing instruction. It bounds the attributes, which take 100 bytes each."""
+"""Bytes of a tag, a comment or a processing instruction. It bounds attributes, at 100 bytes each."""
 
 _PIECE_SIZE = 256 * 1024
 
@@ -48,7 +47,7 @@ _TRUNCATED_ERRORS = {
 
 
 class InvalidXML(ValueError):
-    """A document cannot be parsed; the text of the error continues after the name of the document."""
+    """A document cannot be parsed; the text continues after the name of the document."""
 
 
 def new_parser() -> expat.XMLParserType:
@@ -60,12 +59,7 @@ def new_parser() -> expat.XMLParserType:
 
 
 def run_parser(parser: expat.XMLParserType, document: bytes) -> None:
-    """Parse a document, in UTF-8.
-
-    Raises:
-        InvalidXML: It is not well-formed XML, declares a doctype, or has too long a tag.
-        ValueError: A handler raised it.
-    """
+    """Parse a document in UTF-8; raise InvalidXML, or the ValueError of a handler."""
     try:
         for start in range(0, len(document), _PIECE_SIZE):
             piece = document[start : start + _PIECE_SIZE]
@@ -75,9 +69,9 @@ def run_parser(parser: expat.XMLParserType, document: bytes) -> None:
         parser.Parse(b"", True)  # noqa: FBT003
     except expat.ExpatError as error:
         text = expat.ErrorString(error.code)
-        reason = "ends in the middle" if text in _TRUNCATED_ERRORS else text
+        reason = "it is cut off" if text in _TRUNCATED_ERRORS else text
         where = f"at line {error.lineno}, column {error.offset}"
-        raise InvalidXML(f"is no well-formed XML: {reason} {where}") from None
+        raise InvalidXML(f"is not well-formed XML: {reason} {where}") from None
 
 
 def local_name(name: str) -> str:
@@ -87,7 +81,7 @@ def local_name(name: str) -> str:
 
 def _refuse_doctype(name: str, *_: object) -> None:
     raise InvalidXML(
-        f"declares a doctype {quoted(name, 40)}, which no feed needs and is refused: it can be an attack"
+        f"declares a doctype {quoted(name, 40)}, which is refused: it can be an attack, and no feed needs it"
     )
 
 
@@ -108,19 +102,13 @@ _NOT_FOR_TEXT = frozenset({"idna", "mbcs", "oem", "punycode", "raw-unicode-escap
 """Codecs of Python that no server sends; some take quadratic time."""
 
 _UTF8_CODECS = frozenset({"utf-8", "ascii"})
-"""Not transcoded. Servers that were not configured say "ascii", and the document is parsed as UTF-8."""
+"""Not transcoded. Unconfigured servers say "ascii", and the document is parsed as UTF-8."""
 
 
 def as_utf8(body: bytes, content_type: str) -> bytes:
-    """Convert a document to UTF-8.
+    """Convert a document to UTF-8; raise ValueError if its encoding is unknown or wrong.
 
-    Args:
-        body: As it came.
-        content_type: The header; "" if there is none. Its `charset` wins over what the document declares; a byte
-            order mark wins over both.
-
-    Raises:
-        ValueError: The encoding is unknown, or the document is not in it.
+    A byte order mark wins over the `charset` of `content_type`, which wins over the XML declaration.
     """
     for mark, name in _BOMS:
         if body.startswith(mark):
@@ -140,15 +128,15 @@ def _transcode(body: bytes, name: str) -> bytes:
             return body
         if codec and codec not in _NOT_FOR_TEXT:
             return body.decode(codec).encode()
-    except LookupError:  # there is no such codec, or it is for something else than text
+    except LookupError:  # unknown, or not a text codec
         pass
     except UnicodeError as error:
-        raise ValueError(f"is not in {quoted(name)}, in which it is said to be: {quoted(error)}") from None
-    raise ValueError(f"is in the encoding {quoted(name)}, which is unknown here; ask for UTF-8")
+        raise ValueError(f"is not in its stated encoding {quoted(name)}: {quoted(error)}") from None
+    raise ValueError(f"has the unknown encoding {quoted(name)}; ask its publisher for UTF-8")
 
 
 MAX_URL = 8_192
-"""Characters of a reference and its base together, as each link copies the base. Most servers accept as many."""
+"""Characters of a reference and its base together, since each link copies the base."""
 
 # These run on parsed, well-formed documents only, so they need not be strict.
 _START_TAG = re.compile(rb"""<(?:[^>"']++|"[^"]*+"|'[^']*+')*+>""")
@@ -159,12 +147,12 @@ _ATTRIBUTE = re.compile(r"""(?<!\s)\s++([^\s=]++)\s*+=\s*+("[^"]*+"|'[^']*+')"""
 
 @dataclass(slots=True)
 class Scope:
-    """What entries inherit from the root of their document.
+    """Data that entries inherit from the root of their document.
 
     Attributes:
-        base: The base of relative references, absolute.
+        base: Absolute base URL of relative references.
         attributes: Namespaces, base and language as attributes of an element, each quoted.
-        authors: Each as a document of its own (RFC 4287 §4.2.1).
+        authors: Each as a standalone document (RFC 4287 §4.2.1).
     """
 
     base: str
@@ -172,7 +160,7 @@ class Scope:
     authors: bytes = b""
 
     def apply(self, markup: bytes, authors: bytes = b"") -> bytes:
-        """Make a document of an element, in UTF-8, that means the same without its root."""
+        """Make a standalone document of an element, in UTF-8, with the same meaning."""
         tag = start_tag(markup)
         text = tag.decode()
         own = dict(_ATTRIBUTE.findall(text))
@@ -184,12 +172,12 @@ class Scope:
 
 
 def start_tag(document: bytes, start: int = 0) -> bytes:
-    """Return the start tag, or the tag of the empty element, at a position of a well-formed document."""
+    """Return the start tag, or empty-element tag, at a position of a well-formed document."""
     return next(_START_TAG.finditer(document, start))[0]
 
 
 def resolve_reference(base: str, reference: str) -> str:
-    """Make a reference absolute (RFC 3986 §5.2); one that is invalid or too long stays as it was written."""
+    """Make a reference absolute (RFC 3986 §5.2); an invalid or too long one stays unchanged."""
     if len(base) + len(reference) > MAX_URL:
         return reference
     try:
@@ -199,15 +187,13 @@ def resolve_reference(base: str, reference: str) -> str:
 
 
 MAX_SCOPE = 8_192
-"""Characters of what entries inherit from the root of a feed: namespaces, base and language. Each entry that is
-read copies them. Most feeds declare five namespaces, of 40 characters each."""
+"""Characters of inherited namespaces, base and language. Each entry that is read copies them."""
 
 MAX_AUTHORS = 16_384
-"""Bytes of a feed's authors that its entries inherit: each entry that is read and has no authors copies them.
-Authors that do not fit are left out; there is room for about fifty."""
+"""Bytes of a feed's inherited authors, about fifty; others are dropped. Entries copy them."""
 
 MAX_DOCUMENT_DEPTH = 1_000
-"""Levels of nested elements, each of which takes a hundred bytes in expat. An entry fails alone at far fewer."""
+"""Levels of nested elements, at a hundred bytes each in expat. An entry alone may have far fewer."""
 
 _RELATIONS = frozenset({"next", "prev-archive", "current"})
 REGISTERED = "http://www.iana.org/assignments/relation/"
@@ -216,15 +202,15 @@ _HTML_PAGE_ERROR = "is a page for people; check that the URL leads to the feed a
 _is_html_page = re.compile(rb"\s*+(?:<\?xml[^>]{,200}+>\s*+)?<(?:!doctype\s+)?html\b", re.IGNORECASE).match
 
 _OTHER_ROOTS = {
-    "rss": "is RSS, which does not say what has changed; ask its publisher for Atom",
+    "rss": "is RSS, which does not mark changed entries; ask its publisher for Atom",
     "http://www.w3.org/1999/02/22-rdf-syntax-ns#}RDF": "is RSS 1.0; ask its publisher for Atom",
     "http://purl.org/atom/ns#}feed": "is Atom 0.3, a draft of 2003; ask its publisher for Atom 1.0",
-    f"{ATOM}entry": "is a single entry; give the URL of the feed",
-    "feed": "has 'feed' for its root, but not in the namespace of Atom",
+    f"{ATOM}entry": "is a single entry; use the URL of the feed",
+    "feed": "has the root 'feed', but not in the Atom namespace",
     "html": _HTML_PAGE_ERROR,
     "http://www.w3.org/1999/xhtml}html": _HTML_PAGE_ERROR,
 }
-"""Roots of documents that are often given in place of an Atom feed."""
+"""Roots of documents that are often configured instead of an Atom feed."""
 
 _ENTRY, _DELETED_ENTRY = f"{ATOM}entry", f"{TOMBSTONES}deleted-entry"
 _DELETED_FIELDS = ("ref", "when")
@@ -241,12 +227,12 @@ class RawEntry(NamedTuple):
     """An entry, or an `at:deleted-entry` (RFC 6721), of which only id and date are read.
 
     Attributes:
-        markup: The element as it is in its document, in UTF-8.
-        name: Its `atom:id`, or the `ref` of a deletion; "" if there is none.
-        when: Its `atom:updated`, or the `when` of a deletion, as written; "" if there is none.
-        deleted: Whether it is a deletion.
-        scope: What it inherits; `None` if it is a document of its own.
-        inherits_authors: Whether it has no authors of its own.
+        markup: The element as in its document, in UTF-8.
+        name: Its `atom:id`, or the `ref` of a deletion; "" if missing.
+        when: Its `atom:updated`, or the `when` of a deletion, as written; "" if missing.
+        deleted: True if it is a deletion.
+        scope: Inherited data; `None` for a standalone document.
+        inherits_authors: True if it has no authors.
     """
 
     markup: bytes
@@ -258,7 +244,7 @@ class RawEntry(NamedTuple):
 
     @property
     def standalone(self) -> bytes:
-        """The entry as a document of its own, with the same meaning."""
+        """The entry as a standalone document with the same meaning."""
         if self.scope is None:
             return self.markup
         return self.scope.apply(self.markup, self.scope.authors if self.inherits_authors else b"")
@@ -268,13 +254,13 @@ def read_document(body: bytes, content_type: str, url: str, *, max_entries: int)
     """Read a document of a feed.
 
     Args:
-        body: As it came.
+        body: The body as received.
         content_type: The header; "" if there is none.
-        url: The base of relative references if the document declares none; without secrets.
-        max_entries: Entries that it may have.
+        url: Base of relative references if the document declares none; without secrets.
+        max_entries: Largest number of entries.
 
     Raises:
-        ValueError: It is not a feed of Atom 1.0, is not well-formed XML, or exceeds a limit. The text continues
+        ValueError: It is not an Atom 1.0 feed, is not well-formed XML, or exceeds a limit. The text continues
             after "a document that".
     """
     try:
@@ -287,18 +273,13 @@ def read_document(body: bytes, content_type: str, url: str, *, max_entries: int)
 
 
 class AtomDocument:
-    """A document of a feed, collected from the events of expat.
-
-    Args:
-        document: In UTF-8.
-        url: As for `read_document`.
-        max_entries: As for `read_document`.
+    """A document of a feed, collected from the events of expat. `document` is in UTF-8.
 
     Attributes:
         entries: In the order of the document, which has no meaning (RFC 4287 §4.1.1).
-        links: By the relations of RFC 5005; absolute, or as written if that is not a URL.
-        complete: Whether it is the entire feed (RFC 5005 §2).
-        archive: Whether it is an archive (RFC 5005 §4).
+        links: By the relations of RFC 5005; absolute, or as written if invalid.
+        complete: True if it is the entire feed (RFC 5005 §2).
+        archive: True if it is an archive (RFC 5005 §4).
         size: Bytes.
     """
 
@@ -322,22 +303,18 @@ class AtomDocument:
         self._parser.EndElementHandler = self._end
 
     def parse(self) -> None:
-        """Read the document.
-
-        Raises:
-            ValueError: It cannot be read; the text says why, and where.
-        """
+        """Read the document; raise ValueError with the reason and the position."""
         try:
             run_parser(self._parser, self._document)
         except InvalidXML as error:
             raise ValueError(f"{error}{self._describe_position()}") from None
-        for markup in self._authors:  # they can stand after the entries
+        for markup in self._authors:  # they can follow the entries
             author = self._scope.apply(markup)
             if len(self._scope.authors) + len(author) <= MAX_AUTHORS:
                 self._scope.authors += author
 
     def _describe_position(self) -> str:
-        """Describe where a fault was found, without quoting the document, which may be secret."""
+        """Describe the position of a fault, without quoting the document, which may be secret."""
         if not self._depth:
             first = self._document.lstrip()[:1].decode("latin-1")
             return f" ({len(self._document)} bytes that begin with {quoted(first)})"
@@ -382,9 +359,7 @@ class AtomDocument:
 
     def _start_root(self, name: str, attributes: dict[str, str]) -> None:
         if name != f"{ATOM}feed":
-            raise ValueError(
-                _OTHER_ROOTS.get(name) or f"has {local_name(name)} for its root, and is no feed of Atom"
-            )
+            raise ValueError(_OTHER_ROOTS.get(name) or f"is not an Atom feed: its root is {local_name(name)}")
         self._parser.StartNamespaceDeclHandler = None
         base = self._scope.base = resolve_reference(self._scope.base, attributes.get(f"{XML}base", ""))
         inherited = {**self._namespaces, "xml:base": base, "xml:lang": attributes.get(f"{XML}lang", "")}
@@ -416,8 +391,8 @@ class AtomDocument:
             self.links[relation] = resolve_reference(base, attributes["href"])
 
     def _element_bytes(self) -> bytes:
-        """Return the bytes of the child of the root that ends now, from its first byte on."""
-        end = self._parser.CurrentByteIndex  # of an empty element, after its tag; else before its end tag
+        """Return the bytes of the child of the root that ends now."""
+        end = self._parser.CurrentByteIndex  # after an empty element; else before the end tag
         if not start_tag(self._document, self._start_index).endswith(b"/>"):
             end = self._document.index(b">", end) + 1
         return self._document[self._start_index : end]
