@@ -1,7 +1,7 @@
-"""Consume a feed: the class that users subclass, run, wake and ask for its status.
+"""The `Consumer` class: the public entry point of the library.
 
-`Consumer` checks its options, keeps what outlives a session (schedule, counters, wakes, channels), and opens a
-session for each call that needs one.
+It checks its options and keeps everything that outlives a session: schedule, counters, wakes, channels. Each call
+that reads or writes progress opens a session in the store.
 """
 
 import inspect
@@ -50,86 +50,96 @@ logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 DEFAULT_RETRY: Final = AsyncRetrying(
     stop=stop_after_attempt(5), wait=wait_exponential(multiplier=0.5, max=30) + wait_random(0, 0.5)
 )
-"""Five attempts in 8 to 10 seconds: outlives a restart of what the handler calls, and is not yet an outage."""
+# Five attempts in 8 to 10 seconds: long enough for a restart of a service that the handler calls.
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _to_be_awaited(function: Function) -> Function:
-    """Mark a function as one that returns a coroutine, so that frameworks await it (Python 3.12 and newer)."""
+    """Mark a function so that frameworks await its result (Python 3.12)."""
     mark: Callable[[Function], Function] = getattr(inspect, "markcoroutinefunction", lambda function: function)
     return mark(function)
 
 
 class Consumer(Generic[M_co]):
-    """Consumes a feed: polls once, then whenever woken, then when it was quiet for the fallback interval.
+    """Poll a feed, call a handler for each message, and save progress.
 
-    Subclass it and write `process`, or pass `process=`. Each message is processed once, in order, as long as its
-    processing was recorded (G6); what was in hand at a crash is done again (G7).
+    It polls at the start, after each wake, and at the latest after `fallback_interval` seconds without a poll.
 
-    `class Orders(Consumer[CloudEvent])` gives `process` the messages of a `Feed[CloudEvent]`, such as `HTTPFeed`;
-    a bare `Consumer` takes any feed, and its messages are `Message`s.
+    Subclass it and define `process`, or pass `process=`. Messages are processed in the order of the feed. A
+    message whose processing was recorded is not processed again (G6). After a crash, the work of the last
+    `commit_interval` seconds and the messages in flight are processed again (G7).
 
-    `run()` claims the name in the store, and gives it back. So does each bare `poll_now()` and `catch_up()`;
-    `async with consumer` keeps it, and the feed's connections, over several.
+    `class Orders(Consumer[CloudEvent])` takes a `Feed[CloudEvent]`, such as `HTTPFeed`, and `process` gets
+    `CloudEvent` messages. A bare `Consumer` takes any feed; its messages are of type `Message`.
+
+    `run()` claims the consumer's name in the store and releases it at the end. So does each single call of
+    `poll_now()` or `catch_up()`. Use `async with consumer` to keep the name and the feed's connections over
+    several calls.
 
     Args:
-        feed: Where messages are read.
-        store: Where progress is kept. `MemoryStore()` forgets with the process; there is no default.
-        listeners: Push channels, any number. Without one, and without calls to `wake()`, this is a plain poller.
-        process: Used in place of the method. A plain function runs in a worker thread.
-        name: The consumer's name in the store. Give one, such as "orders": `None` is the feed's identity, so the
-            consumer begins anew when that changes, as with the feed's URL. Several consumers of one feed, each
-            with its own progress, need names.
-        fallback_interval: Longest quiet time, in seconds, before polling anyway; for a plain poller, its delay.
-            `None`: poll only when woken, which listeners forbid. A minute costs a server 0.02 polls a second.
-        degraded_interval: The same while a push channel is down or seems to lose pushes; `None`: no shorter.
-        rate: Polls a second in the long run, whatever is pushed; `None`: no limit.
-        burst: Polls that may be started at once after a quiet time.
-        wake_delay: Seconds to gather further wakes after the first; 0: poll at once.
-        max_poll_time: Seconds after which a poll that still finds pages ends at a page boundary, and a new poll
-            continues there, so that a feed which grows faster than its handler starves no caller. A `poll_now()`
-            without `run()` or `async with` keeps no place, so it goes on to the first cursor that can be saved.
-        commit_interval: Seconds of work that may be uncommitted: what a crash costs. 0: each message is committed
-            before the next begins.
-        shutdown_timeout: Seconds that the message in hand gets to finish when `run()` is cancelled or stopped. A
-            commit gets as long, and 5 seconds at least.
-        retry: When to try a failed message again, and when to give up: tenacity's `stop`, `wait` and `retry`
-            strategies in an `AsyncRetrying`; nothing else of it is used. `None`: give up at once. A wait of more
-            than a second, or several that come to more, ends the poll, which goes on at that message when its time
-            has come.
-        on_failure: What becomes of a message that failed for good: "stop" the consumer before it, keep it as a
-            "dead_letter" (see `dead_letters`) or "skip" it, and go on; or a function of message and exception that
-            returns one of the three, `async` or not.
-        batch_size: Messages that `process_batch` gets at most.
-        batch_wait: Seconds for which the first message of a batch may wait for the next page to fill it, where
-            that is not there yet; 0: not at all. Only a feed with `read_ahead` is asked for a page before the one
-            before it is processed.
-        concurrency: Messages, or batches, that are processed at a time. More than 1 needs `ordering_key`. Plain
-            functions are in as many threads.
-        ordering_key: With `concurrency`: messages for which this function returns the same are processed in the
-            feed's order, one after the other (or in one batch); others at the same time, also while one waits to
-            be tried again. Not asked of an unreadable message; one for which it raises fails, likewise with the
-            next two.
-        dedupe_key: What "already processed" is asked of, a function of a message that returns a str of 1 to 4,096
-            characters; `None`: `message.key`.
-        fingerprint: What must not change under a dedupe key, a function of a message that returns bytes (as
-            `lambda message: message.raw`): a message that comes back with other bytes fails, with
-            `ContentChanged`. `None`: it is a duplicate.
-        start: Where a new name begins: "inception", "latest" (a feed with `latest`), or a cursor. A name that has
-            begun goes on from its saved cursor. A slip of these words ("lastest"), or another word for them
-            ("earliest", "beginning", "start", "end"), is a `ValueError`.
-        on_cursor_expired: What to do when the feed no longer knows the cursor: "stop", or go on as a `Resync`
-            says, or as a function of the `CursorExpired` does (`None`: stop). Each resync is in status and log.
-        overlap: Seconds by which polls start behind the saved cursor, for feeds on which messages become visible
-            later than others that stand after them: as long as the longest transaction that writes the feed.
-            Dedupe drops what is known.
-        hooks: Told of the consumer's life.
+        feed: The feed to read messages from.
+        store: Where progress is saved. There is no default. `MemoryStore()` loses the progress when the process
+            ends.
+        listeners: Push channels, any number. Without listeners and without calls of `wake()`, the consumer only
+            polls by its timer.
+        process: A handler to use instead of the method `process`. A plain function runs in a worker thread.
+        name: The name of this consumer in the store, such as "orders". Give one: with `None` the name is the
+            feed's identity, so the consumer starts anew if that changes, for example with the feed's URL.
+            Consumers that read the same feed with separate progress need different names.
+        fallback_interval: Poll after this many seconds without a poll, even if no push arrived. `None` means: poll
+            only when woken; not allowed together with listeners. The default costs the server one poll a minute.
+        degraded_interval: Use this interval instead, if it is shorter, while a push channel is down or seems to
+            lose pushes. `None` means: always use `fallback_interval`.
+        rate: Highest number of polls per second over a long time, whatever is pushed. `None` means no limit.
+        burst: Number of polls that may start at once after a quiet time.
+        wake_delay: Seconds to wait after a wake for further wakes, before one poll answers all of them. 0 means:
+            poll at once.
+        max_poll_time: Seconds after which a poll ends at the next page boundary although the feed has more. A new
+            poll continues there at once, so callers of `poll_now()` do not wait forever for a feed that grows
+            faster than its handler. `poll_now()` without `run()` or `async with` goes on to the first cursor that
+            can be saved.
+        commit_interval: Seconds of work that may be uncommitted, and so may be repeated after a crash. 0 means:
+            commit each message before the next one starts.
+        shutdown_timeout: Seconds that the messages in flight may take to finish when `run()` is stopped or
+            cancelled. The last commit may take as long, and at least 5 seconds.
+        retry: When to retry a failed message: the `stop`, `wait` and `retry` strategies of a tenacity
+            `AsyncRetrying`. Its other settings are not used. The default makes 5 attempts in about 10 seconds.
+            `None` means no retry. If a message has to wait longer than a second in all, the poll ends; a later
+            poll goes on at that message when its time has come.
+        on_failure: What to do with a message after its last attempt: "stop" the consumer before it, keep it as a
+            "dead_letter" (see `dead_letters`), or "skip" it. Or a function of the message and the exception that
+            returns one of these, `async` or not.
+        batch_size: Largest number of messages in one call of `process_batch`.
+        batch_wait: Seconds that the first message of a batch may wait for the next page to fill the batch. 0
+            means: do not wait. Has an effect only for feeds with `read_ahead`, which are read one page ahead.
+        concurrency: Number of messages, or batches, processed at the same time. More than 1 requires
+            `ordering_key`. Plain functions run in as many threads.
+        ordering_key: For `concurrency`: a function of a message. Messages with the same result are processed one
+            after the other, or in one batch, in the order of the feed. Other messages do not wait for them, not
+            even while one waits for its retry. It is not called for unreadable messages. If it raises, the message
+            fails.
+        dedupe_key: A function of a message that returns the key for "already processed", a `str` of 1 to 4,096
+            characters. `None` means `message.dedupe_key`. If it raises, the message fails.
+        fingerprint: A function of a message that returns bytes, such as `lambda message: message.raw`. If a
+            message comes again with the same dedupe key and other bytes, it fails with `ContentChanged`. `None`
+            means: it is a duplicate whatever its content. If the function raises, the message fails.
+        start: Where a new name starts: "inception" (the beginning of the feed), "latest" (its end; only for a feed
+            with `latest()`), or a cursor. A name with saved progress continues from its saved cursor. A misspelt
+            word ("lastest") or a word of other libraries ("earliest", "beginning", "start", "end") raises
+            `ValueError`.
+        on_cursor_expired: What to do when the feed no longer knows the cursor: "stop", or a `Resync`, which says
+            where to continue. Or a function of the `CursorExpired` that returns a `Resync`, or `None` to stop.
+            Each resync is logged and shown in the status.
+        overlap: Start each poll this many seconds behind the saved cursor. For feeds in which a message can become
+            visible after a message that comes later in the feed: set it to the longest duration of a transaction
+            that writes to the feed. Messages that are read again and were processed are dropped as duplicates.
+        hooks: Methods to call when something happens, for telemetry and tests.
 
     Raises:
-        TypeError: There is no `process`, or an argument is of the wrong kind.
-        ValueError: A number is out of range, or two contradict each other.
+        TypeError: There is no handler, or an argument has the wrong type.
+        ValueError: An argument is out of range, or two arguments contradict each other.
     """
 
     def __init__(
@@ -188,15 +198,17 @@ class Consumer(Generic[M_co]):
             hooks=safe_hooks,
         )
         if callable(getattr(listeners, "listen", None)):
-            raise TypeError(f"listeners are several: give [{listeners!r}]")
+            raise TypeError(f"listeners must be a sequence, got one listener; pass listeners=[{listeners!r}]")
         self._feed = _require_method("fetch", feed)
         self._store = _require_method("claim", store)
         self._options.check_parts(feed, store, listeners)
         self._feed_name = str(getattr(feed, "identity", type(feed).__qualname__))
         if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be a str or None, not {name!r}")
+            raise TypeError(f"name must be a str or None, got {name!r}")
         if name == "":
-            raise ValueError("name must not be empty; give a short one, such as 'orders', or None for the feed's")
+            raise ValueError(
+                "name must not be empty; pass a name such as 'orders', or None for the feed's identity"
+            )
         self.name: str = self._feed_name if name is None else name
         self._known_secrets = known_secrets((feed, *listeners))
         self._schedule = Schedule(
@@ -226,73 +238,78 @@ class Consumer(Generic[M_co]):
         self._runners: tuple[ref[Runner], ...] = ()
         self._should_poll_failed = False
 
-    # What the user writes
+    # Methods to override
 
-    # Covariant all the same, so that what runs or wakes any `Consumer` takes one of any messages.
+    # Covariant in spite of this argument: code that runs or wakes a `Consumer` takes one of any message type.
     def process(self, message: M_co) -> Awaitable[None] | None:  # type: ignore[misc]
-        """Process one message. Override it with `async def`, or with `def`, which runs in a worker thread.
+        """Process one message; override with `async def` or `def`.
 
-        Not called again for a message whose processing was recorded. An exception means that it failed: it is
-        tried again as `retry` says, and then stops the consumer (G9). `DecodeError` is not tried again.
+        A plain `def` runs in a worker thread. If it raises, the attempt has failed: the message is retried as
+        `retry` says, and then `on_failure` decides (G9). A `DecodeError` is not retried. A message whose
+        processing was recorded is not passed to it again.
         """
         raise NotImplementedError
 
     def process_batch(self, messages: Sequence[M_co]) -> Awaitable[None] | None:
-        """Process up to `batch_size` messages at once. Override it in place of `process`, `async` or not.
+        """Process up to `batch_size` messages; override instead of `process`.
 
-        When it raises, the batch is split in halves until the message that fails stands alone; that one is tried
-        again as `retry` says, and what becomes of it then `on_failure`. So what it did before it raised may be
-        done again for the others: they are processed at least once. With a transactional store all that a failed
-        call wrote is undone, and each message that does not fail is processed exactly once.
+        It may be `async def` or `def`. If it raises, the batch is split in halves until the failing message is
+        alone. That message is retried as `retry` says, and then `on_failure` decides. The other messages may be
+        processed twice, because the failed call may have done part of its work: delivery is at least once. With a
+        transactional store, everything that a failed call wrote is rolled back, so each message that does not fail
+        is processed exactly once.
 
-        `RetryMessage` and `StopConsumer` are for the whole batch, which is not split; to skip or keep one message
-        of it, raise `SkipMessage` or `DeadLetterMessage` when it stands alone.
+        `RetryMessage` and `StopConsumer` apply to the whole batch, which is not split. To skip or dead-letter one
+        message of a batch, raise `SkipMessage` or `DeadLetterMessage` when the message is alone.
         """
         raise NotImplementedError
 
     def should_poll(self, hint: Push, status: Status) -> bool:
-        """Whether the hint of a push is worth a poll; as it is, unless it names the saved cursor.
+        """Return True if the hint of a push should cause a poll.
 
-        Override it, with a plain quick `def`, to leave out pushes that are of no interest here. A push that is
-        not worth it is dropped when no poll runs and none is due (G1): it is one wake less, and nothing more. Not
-        asked for pushes that say nothing, nor with an `overlap`. When it raises, the push counts, and that is
-        logged, the first time as a warning.
+        By default: True unless the hint names the saved cursor. Override it with a fast plain `def` to ignore
+        pushes that do not concern this consumer. False only drops this one wake, and only if no poll is running or
+        due (G1). It is not called for pushes without a hint, nor with `overlap`. If it raises, the poll takes
+        place and the error is logged; the first error as a warning.
 
         Args:
-            hint: What the push said. Whoever may push can write anything into it.
-            status: As it is now; `cursor` is the saved one.
+            hint: The push with its metadata. Not trustworthy: anyone who can push can write anything into it.
+            status: The current status; `status.cursor` is the saved cursor.
         """
         return hint.cursor is None or hint.cursor != status.cursor
 
-    # What the user calls
+    # Methods to call
 
     @_to_be_awaited
     def run(self) -> Coroutine[Any, Any, None]:
-        """Consume until cancelled, `stop()`, or the end of a feed that says that it has ended (`Page.closed`).
+        """Consume until cancelled or stopped, or until the feed has ended (`Page.closed`).
 
-        All let the message in hand finish (within `shutdown_timeout`), commit progress, and close the listeners.
+        In each case the messages in flight finish (within `shutdown_timeout`), progress is committed and the
+        listeners are closed.
 
-        A task that runs it has to be awaited, or stopped by `stop()`, before its event loop ends: `asyncio.run()`
-        cancels the tasks that are left, and the message in hand with them, which is then processed again.
+        Await the task that runs it, or call `stop()`, before its event loop ends. `asyncio.run()` cancels all
+        remaining tasks, including the handler: its message is processed again in the next run.
 
         Raises:
-            ProcessError: A message failed for good, and the policy is to stop; the cursor stands before it.
+            ProcessError: A message failed for good and `on_failure` is "stop". The saved cursor is before that
+                message.
             CursorExpired: The feed no longer knows the cursor.
-            FeedGone: The feed is gone for good.
-            ListenerError: A push channel is broken for good.
-            StoreUnavailable: The store, for which it waits as long as it runs, did not recover within
-                `shutdown_timeout` after it was to stop; this object commits what is left when it is used again.
-            StoreError: The store is broken for good, or the name has another owner.
-            RuntimeError: It runs already.
+            FeedGone: The feed was removed for good.
+            ListenerError: A push channel cannot work and retrying does not help.
+            StoreUnavailable: The store did not recover within `shutdown_timeout` after the stop. Until then the
+                consumer waits for it. What is not saved stays in this object and is committed when it is used
+                again.
+            StoreError: The store failed for good, or the name has another owner.
+            RuntimeError: It is already running.
         """
         runner = Runner(options=self._options, feed_name=self._feed_name, channels=self._channels)
-        # Weak: a coroutine that is never awaited leaves nothing behind.
+        # Weak references: a coroutine that is never awaited does not stay in memory.
         self._runners = (*(reference for reference in self._runners if reference() is not None), ref(runner))
         return self._run(runner)
 
     async def _run(self, runner: Runner) -> None:
         if self._runner is not None and not (self._runner.loop and self._runner.loop.has_ended):
-            raise RuntimeError(f"{self.name}: run() is running already")
+            raise RuntimeError(f"{self.name}: run() is already running; call stop() first")
         if not runner.begin():
             return
         self._runner = runner
@@ -310,145 +327,156 @@ class Consumer(Generic[M_co]):
                 self._runner = None
 
     def stop(self) -> None:
-        """Make `run()` return, also if it was called and has not begun. A later `run()` works as usual.
+        """Make `run()` return. Callable from any thread.
 
-        Call it from any thread.
+        This also works if the coroutine of `run()` has not started yet. You can call `run()` again afterwards.
         """
         for reference in self._runners:
             if (runner := reference()) is not None:
                 runner.stop()
 
     def wake(self, push: Push | None = None) -> None:
-        """Poll soon, from any thread. Never blocks; without `run()` it is kept for it.
+        """Request a poll soon. Never blocks; callable from any thread.
+
+        If `run()` is not running, the wake is kept for the next run.
 
         Args:
-            push: What arrived on a push channel; `None`: somebody simply wishes a poll.
+            push: The push that arrived on a push channel; `None` for a wake without a push.
 
         Raises:
-            TypeError: It is neither. It would fail in the event loop, and take others with it.
+            TypeError: `push` is neither a `Push` nor `None`.
         """
         self._wakes.put(push)
 
     def pause(self) -> None:
-        """Start no poll except by `poll_now()`. Wakes are kept, listeners stay. Call it from any thread."""
+        """Stop polling, except by `poll_now()`. Callable from any thread.
+
+        Wakes are kept and listeners stay connected.
+        """
         self._schedule.paused = True
         self._call_soon(Polls.cancel_waiting_fetch)
 
     def resume(self) -> None:
-        """Undo `pause()`. Call it from any thread."""
+        """Undo `pause()`. Callable from any thread."""
         self._schedule.paused = False
         self._call_soon(Polls.schedule_changed)
 
-    async def poll_now(self, *, timeout: float | None = 10.0) -> PollResult:  # noqa: ASYNC109  # not that of the poll
-        """Poll now, with or without `run()`, and say what was done.
+    async def poll_now(self, *, timeout: float | None = 10.0) -> PollResult:  # noqa: ASYNC109  # limits the waiting time, not the poll
+        """Poll now and return the result. Works with and without `run()`.
 
-        Answered by a poll that starts at or after this call, which may be one that somebody else leads (G2). It
-        takes a token, and waits for what the server asked for and for the backoff after a failure (G3).
+        The result comes from a poll that starts at or after this call; concurrent callers can share one poll (G2).
+        The poll obeys the rate limit, a wait that the server asked for, and the backoff after a failure (G3).
 
         Args:
-            timeout: Seconds that it may have to wait until a poll may start; `None` means as long as it takes. The
-                poll itself may take longer: up to `max_poll_time` and a page, and without `run()` or `async with`
-                until a cursor can be saved.
+            timeout: Seconds to wait until the poll may start. `None` means no limit. The poll itself may take
+                longer: up to `max_poll_time` plus one page, and without `run()` or `async with` until a cursor can
+                be saved.
 
         Returns:
-            What was done, together for all polls of the call.
+            The counts of all polls of this call.
 
         Raises:
-            Throttled: A poll may not start within `timeout`.
-            FeedError: The poll failed, for each caller that waited for it. Without `run()` or `async with` a fetch
-                that failed before a cursor can be saved is first tried again, within `timeout`.
-            ProcessError: A message failed for good; the cursor stands before it.
-            StoreUnavailable: The store may recover. What it could not save is kept in this object, and committed
-                before anything is processed by the next call.
+            Throttled: The poll may not start within `timeout`.
+            FeedError: The poll failed. All callers that wait for it get the error. Without `run()` or `async
+                with`, a fetch that fails before a cursor can be saved is first retried, within `timeout`.
+            ProcessError: A message failed for good. The saved cursor is before that message.
+            StoreUnavailable: The store failed and may recover. What is not saved stays in this object and is
+                committed by the next call, before anything else is processed.
             StoreError: The store failed, or the name has another owner.
-            RuntimeError: Called while processing a message of this consumer: use `wake()` there.
+            RuntimeError: Called from the handler of this consumer: call `wake()` there.
         """
-        async with self._open("poll_now()", "; use wake()") as parts:
+        async with self._open("poll_now()", "; call wake() instead") as parts:
             return await parts.polls.poll_now(timeout)
 
     async def catch_up(self) -> PollResult:
-        """Poll until caught up with the feed, without a limit of time. For scripts and cron jobs.
+        """Poll until the end of the feed. For scripts and cron jobs.
 
-        It keeps its place in the feed, takes a token for each poll, and waits as long as the server asks and until
-        a message that failed may be tried again. It works with and without `run()`, and joins the polls of other
-        callers. A consumer never catches up with a feed that grows faster than its handler: limit the time with
-        `anyio.move_on_after()`. What was processed until then is saved.
+        It takes as long as needed and keeps its place in the feed between its polls. Each poll obeys the rate
+        limit, a wait that the server asked for, and the waiting time of a failed message. It works with and
+        without `run()`, and shares polls with other callers. It never returns if the feed grows faster than its
+        handler: limit the time with `anyio.move_on_after()`. Messages processed until then are saved.
 
         Returns:
-            What was done, together for all polls of the call. `caught_up` is False only if `standstill` says why
-            the feed stands still. `closed`: nothing will ever follow.
+            The counts of all polls of this call. `caught_up` is False only if the feed does not advance; then
+                `standstill` has the reason. `closed` is True if the feed has ended.
 
         Raises:
-            FeedError: A poll failed; what was processed before is saved. As with `poll_now()`, without `run()` or
-                `async with` a fetch that failed before a cursor can be saved is first tried again.
-            ProcessError: A message failed for good; the cursor stands before it.
-            StoreUnavailable: As with `poll_now()`.
+            FeedError: A poll failed. What was processed before is saved. Without `run()` or `async with`, a fetch
+                that fails before a cursor can be saved is first retried.
+            ProcessError: A message failed for good. The saved cursor is before that message.
+            StoreUnavailable: As for `poll_now()`.
             StoreError: The store failed, or the name has another owner.
-            RuntimeError: Called while processing a message of this consumer: use `wake()` there.
+            RuntimeError: Called from the handler of this consumer: call `wake()` there.
         """
-        async with self._open("catch_up()", "; use wake()") as parts:
+        async with self._open("catch_up()", "; call wake() instead") as parts:
             return await parts.polls.catch_up()
 
     @property
     def dead_letters(self) -> DeadLetters:
-        """The messages given up on, also while the consumer runs: `async for`, or get, retry, drop and export."""
+        """The dead letters of this consumer: list, get, retry, drop and export them.
+
+        Usable while the consumer runs. `async for dead_letter in consumer.dead_letters` lists all of them.
+        """
         return DeadLetters(self._session_dead_letters, self)
 
     async def rewind(self, to: Cursor | None = None, *, ago: float | None = None, forget: bool = False) -> None:
-        """Go on from another place of the feed, with the next poll, which is soon if the consumer runs.
+        """Continue from another place of the feed.
 
-        Waits for the poll that runs. What comes again is a duplicate and not processed, unless `forget` says so,
-        or its record is older than the retention; to process it again all the same, `replay`.
+        The next poll starts there, soon if the consumer runs. The call first waits until the running poll ends.
+        Messages that come again are duplicates and not processed, unless `forget` is True or the store no longer
+        has their record. Use `replay()` to process messages again.
 
         Args:
-            to: "inception", "latest" (a feed with `latest`), or any cursor of the feed.
-            ago: In place of `to`: the newest cursor that was saved so many seconds ago, or before.
-            forget: Begin a new dedupe epoch: for a feed that was reset and may use ids again. Dead letters stay,
-                until a message with the key of one is processed.
+            to: "inception", "latest" (only for a feed with `latest()`), or a cursor of the feed.
+            ago: Instead of `to`: use the newest cursor that was saved at least this many seconds ago.
+            forget: Start a new dedupe epoch: ignore all records of processed messages. For a feed that was reset
+                and may use ids again. Dead letters are kept until a message with the same key is processed.
 
         Raises:
-            TypeError: Neither `to` nor `ago`, or both.
-            ValueError: No cursor is kept that is so old; the feed has no `latest`; `to` is most likely meant for
-                "inception" or "latest".
-            FeedError: The feed's end is not to be had.
-            StoreError: The store failed, or somebody else has the name.
-            RuntimeError: Called while processing a message of this consumer.
+            TypeError: Neither or both of `to` and `ago` are given.
+            ValueError: The store has no cursor that is old enough; the feed has no `latest()`; or `to` is probably
+                a misspelt "inception" or "latest".
+            FeedError: The feed could not return the cursor of its end.
+            StoreError: The store failed, or the name has another owner.
+            RuntimeError: Called from the handler of this consumer.
         """
         if (to is None) == (ago is None):
-            raise TypeError("rewind() takes a place or ago=, one of the two")
+            raise TypeError(
+                "rewind() needs either a position or ago=, got " + ("neither" if to is None else "both")
+            )
         check_cursor("to", to, optional=True)
         check_number("ago", ago, optional=True)
         if to == LATEST:
             check_latest(self._feed)
         async with self._open("rewind()") as parts:
-            if to == LATEST:  # wait for the server without the lock of polls, which others need meanwhile
+            if to == LATEST:  # wait without holding the lock of the polls: others need it
                 await anyio.sleep_until(self._schedule.server_not_before)
             async with parts.polls.exclusive():
                 await parts.rewind(to, ago=ago, forget=forget)
 
     async def replay(self, start: Cursor, end: Cursor | None = None) -> PollResult:
-        """Give a range of the feed to the handler again, whatever was processed of it.
+        """Process a range of the feed again, processed or not.
 
-        Waits for the poll that runs, and none runs meanwhile. Messages are processed one after the other, failing
-        ones as ever. The saved cursor stays where it is.
+        The call waits until the running poll ends, and no poll runs meanwhile. Messages are processed one at a
+        time; failing messages are treated as always. The saved cursor does not change.
 
         Args:
-            start: Where to begin: "inception", "latest" (a feed with `latest`), or a cursor, whose message is not
-                in the range.
-            end: The cursor of the last message, or page, of the range; "latest": the newest one now; `None`: to
-                the end of the feed.
+            start: Where to begin: "inception", "latest" (only for a feed with `latest()`), or a cursor. The
+                message of that cursor itself is not replayed.
+            end: The cursor of the last message or page to replay; "latest" for the newest one at the time of the
+                call. `None` means: up to the end of the feed.
 
         Returns:
-            What was done. `caught_up`: the end of the feed was reached, and `end` not seen. `standstill`: the feed
-                leads back to where it was, and the replay ended there.
+            The counts of the replay. `caught_up` is True if the end of the feed was reached before `end` was
+                found. `standstill` is set if the replay stopped because the feed led back to a place already read.
 
         Raises:
-            FeedError: A fetch failed. What was before it is replayed; likewise with the following.
+            FeedError: A fetch failed. As with the next two errors, everything before it is already replayed.
             ProcessError: A message failed for good.
-            StoreError: The store failed, or somebody else has the name.
-            RuntimeError: Called while processing a message of this consumer.
-            ValueError: "latest", and the feed has no `latest`; a position is most likely meant for "inception" or
-                "latest".
+            StoreError: The store failed, or the name has another owner.
+            RuntimeError: Called from the handler of this consumer.
+            ValueError: "latest" was given and the feed has no `latest()`; or a position is probably a misspelt
+                "inception" or "latest".
         """
         check_cursor("start", start)
         check_cursor("end", end, optional=True)
@@ -458,7 +486,7 @@ class Consumer(Generic[M_co]):
             return await parts.poller.replay(start, end)
 
     def status(self) -> Status:
-        """A snapshot, from any thread."""
+        """Return a snapshot of the consumer's state. Callable from any thread."""
         loop, parts, schedule, stats = self._open_session.loop, self._parts, self._schedule, self._consumer_stats
         saved = self._open_session.saved
         return Status(
@@ -490,25 +518,30 @@ class Consumer(Generic[M_co]):
     ) -> tuple[Handler[M_co], BatchHandler[M_co] | None]:
         cls = type(self)
         if inspect.iscoroutinefunction(cls.should_poll):
-            raise TypeError("should_poll is a plain def: a push is not kept waiting")
+            raise TypeError(
+                "should_poll must be a plain def, got an async def: it is called for each push and is not awaited"
+            )
         overrides_process = cls.process is not Consumer.process
         if cls.process_batch is not Consumer.process_batch:
             if overrides_process or process is not None:
-                raise TypeError("override process or process_batch, or pass process=, one of them")
+                raise TypeError(
+                    "got more than one handler: define only one of process, process_batch and process="
+                )
             batch = as_handler(self.process_batch, threads=threads)
             return batch_of_one(batch), batch
         if process is None and not overrides_process:
-            raise TypeError("override process or process_batch of Consumer in a subclass, or pass process=")
+            raise TypeError(
+                "got no handler: override process or process_batch in a subclass of Consumer, or pass process="
+            )
         return as_handler(self.process if process is None else process, threads=threads), None
 
-    # Open and closed
+    # Session
 
     def _log_as_consumer(self) -> AbstractContextManager[None]:
-        """Name this consumer in the log, and mask what its feed and listeners must not show."""
         return log_as(self.name, self._known_secrets)
 
     async def __aenter__(self) -> Self:
-        """Claim the name and keep it, and the feed's connections, until the last one leaves."""
+        """Claim the name and keep it until its last user leaves."""
         with self._log_as_consumer():
             await self._open_session.enter(keep=True)
         return self
@@ -516,15 +549,17 @@ class Consumer(Generic[M_co]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give back what `__aenter__` took."""
+        """Release what `__aenter__` acquired."""
         with self._log_as_consumer():
             await self._open_session.leave(error, keep=True)
 
     @asynccontextmanager
     async def _open(self, what: str, instead: str = "") -> AsyncIterator[SessionParts]:
-        """Open the session for one call, which cannot be made while processing a message."""
+        """Open the session for one call; refuse calls from the handler."""
         if self._parts is not None and self._parts.polls.called_from_poll:
-            raise RuntimeError(f"{self.name}: {what} inside process would wait for itself{instead}")
+            raise RuntimeError(
+                f"{self.name}: {what} was called from the handler and would wait for itself{instead}"
+            )
         with self._log_as_consumer():
             await self._open_session.enter(keep=False)
             error: BaseException | None = None
@@ -548,7 +583,7 @@ class Consumer(Generic[M_co]):
 
     @asynccontextmanager
     async def _exclusive(self, what: str) -> AsyncIterator[SessionParts]:
-        """Open the session, and yield its parts while no poll runs."""
+        """Open the session and yield its parts while no poll runs."""
         async with self._open(what) as parts, parts.polls.exclusive():
             yield parts
 
@@ -586,12 +621,12 @@ class Consumer(Generic[M_co]):
     def _worth_a_poll(self, hint: Push) -> bool:
         try:
             return self.should_poll(hint, self.status())
-        except Exception as error:  # whatever a user's override raises; the push counts
-            # The sender of a push can make it fail at will: only the first failure is a warning.
+        except Exception as error:  # an override can raise anything; poll anyway
+            # A sender can make it fail with every push, so only the first failure is a warning.
             level = logging.DEBUG if self._should_poll_failed else logging.WARNING
             self._should_poll_failed = True
             with self._log_as_consumer():  # the push may come from another consumer's handler
-                logger.log(level, "should_poll failed, the push counts: %s", describe(error), exc_info=error)
+                logger.log(level, "should_poll failed, polling anyway: %s", describe(error), exc_info=error)
             return True
 
     def _schedule_changed(self) -> None:
@@ -599,7 +634,7 @@ class Consumer(Generic[M_co]):
             self._parts.polls.schedule_changed()
 
     def _call_soon(self, method: Callable[[Polls], None]) -> None:
-        """Call a method of the polls in the event loop, from any thread, if the session is open then."""
+        """Call a method of the open session's polls, from any thread."""
 
         def call() -> None:
             if self._parts is not None:
@@ -614,5 +649,5 @@ Part = TypeVar("Part")
 
 def _require_method(method: str, part: Part) -> Part:
     if isinstance(part, type) or not callable(getattr(part, method, None)):
-        raise TypeError(f"{part!r} is no object with a method {method}()")
+        raise TypeError(f"expected an object with a method {method}(), got {part!r}")
     return part

@@ -1,7 +1,7 @@
-"""List, retry and drop dead letters, and write them as JSON.
+"""List, retry, drop and export dead letters.
 
-`SessionDeadLetters` works on the dead letters of an open session; marked ones are retried by the next run.
-`DeadLetters` is what the user of a consumer sees: each call opens the session and waits for the running poll.
+`DeadLetters` is the public interface: each call opens the session and waits until the running poll ends.
+`SessionDeadLetters` works on the dead letters of an open session.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -23,24 +23,14 @@ from push_to_poll_client._validation import describe, quoted
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SessionDeadLetters(SessionPart):
-    """The dead letters of one session.
-
-    Attributes:
-        feed: Makes messages of dead letters, if it has `restore`.
-        progress: Commits the outcome of a retry.
-        retry: Calls the handler.
-    """
+    """The dead letters of one open session."""
 
     feed: Feed
     progress: Progress
     retry: Retry
 
     async def retry_marked(self, stop: StopSignal) -> bool:
-        """Retry the dead letters marked for this run, until a stop is requested; return whether all were.
-
-        Raises:
-            StoreError: The store failed.
-        """
+        """Retry the marked dead letters; return True if none is left."""
         last: DeadLetter | None = None
         while (
             page := await self.session.dead_letters(after=last, retry_requested=True)
@@ -54,22 +44,16 @@ class SessionDeadLetters(SessionPart):
         return True
 
     async def require(self, key: str) -> DeadLetter:
-        """Return the dead letter with this dedupe key.
-
-        Raises:
-            LookupError: There is none.
-            StoreError: The store failed.
-        """
+        """Return the dead letter with this key, or raise a `LookupError`."""
         dead_letter = await self.session.dead_letter(key)
         if dead_letter is None:
-            raise LookupError(f"there is no dead letter with the key {quoted(key)}")
+            raise LookupError(f"found no dead letter with the key {quoted(key)}")
         return dead_letter
 
     async def try_again(self, dead_letter: DeadLetter) -> bool:
-        """Try a dead letter once; return whether it is processed now.
+        """Retry a dead letter once; return True if it was processed.
 
-        Raises:
-            StoreError: The store failed; the outcome is committed with the next commit.
+        If the store fails, the outcome is saved by the next commit.
         """
         progress, fingerprint = self.progress, await self._fingerprint(dead_letter)
         failure = await self.retry.retry_dead_letter(dead_letter, self._restore(dead_letter))
@@ -82,27 +66,25 @@ class SessionDeadLetters(SessionPart):
         return failure is None
 
     async def drop(self, dead_letter: DeadLetter) -> None:
-        """Remove a dead letter; its message counts as skipped.
+        """Remove a dead letter and record its message as skipped.
 
-        Raises:
-            StoreError: The store failed; the next commit removes it.
+        If the store fails, the next commit removes it.
         """
         record = Record(dead_letter.dedupe_key, Settlement.SKIPPED, await self._fingerprint(dead_letter))
         self.progress.pending.append(record)
         await self.progress.flush()
 
     async def _fingerprint(self, dead_letter: DeadLetter) -> int | None:
-        """Return the fingerprint of the content that was given up on, for the new record."""
         return (await self.progress.fingerprints([dead_letter.dedupe_key])).get(dead_letter.dedupe_key)
 
     def _restore(self, dead_letter: DeadLetter) -> Message:
-        """Return the message of a dead letter, an unreadable one if the feed cannot make it."""
+        """Return the message, an unreadable one if the feed cannot restore it."""
         restore: Callable[[DeadLetter], Message] = getattr(self.feed, "restore", restore_from_json)
         try:
             message = restore(dead_letter)
             if not isinstance(message, Message):
                 raise TypeError(f"restore() returned {type(message).__name__}, not a Message")  # noqa: TRY301
-        except Exception as error:  # noqa: BLE001  # whatever the user's feed raises
+        except Exception as error:  # noqa: BLE001  # the user's feed can raise anything
             unreadable = DecodeError(f"dead letter {quoted(dead_letter.id)} cannot be restored: {describe(error)}")
             unreadable.__cause__ = error
             return UnreadableMessage(dead_letter.id, unreadable, raw=dead_letter.raw)
@@ -110,17 +92,15 @@ class SessionDeadLetters(SessionPart):
 
 
 def restore_from_json(dead_letter: DeadLetter) -> Message:
-    """Return the message of a dead letter of a feed without `restore`.
-
-    Raises:
-        ValueError: The bytes are not JSON.
-        RecursionError: A value is nested too deep.
-    """
+    """Return the message of a dead letter, for a feed without `restore`."""
     return Message(dead_letter.id, decode(dead_letter.raw), dedupe_key=dead_letter.dedupe_key)
 
 
 def as_json(dead_letter: DeadLetter) -> bytes:
-    """Return a dead letter as a line of JSON: its fields, with `raw` as text, or as `raw_base64` if it is none."""
+    """Return a dead letter as one line of JSON.
+
+    `raw` is written as text if it is UTF-8, otherwise as `raw_base64`.
+    """
     fields = msgspec.structs.asdict(dead_letter)
     raw = fields.pop("raw")
     try:
@@ -128,7 +108,7 @@ def as_json(dead_letter: DeadLetter) -> bytes:
     except UnicodeDecodeError:
         fields["raw_base64"] = raw
     for name, value in fields.items():
-        if isinstance(value, str):  # JSON can spell half a surrogate pair, UTF-8 cannot
+        if isinstance(value, str):  # JSON can contain half a surrogate pair, UTF-8 cannot
             fields[name] = value.encode("utf-8", "backslashreplace").decode()
     return msgspec.json.encode(fields)
 
@@ -138,11 +118,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class RetryResult:
-    """What came of trying dead letters again.
+    """Result of a retry of dead letters.
 
     Attributes:
-        processed: How many were processed; they are no dead letters any more.
-        failed: How many failed again; their error, attempts and time are the new ones.
+        processed: Number of messages that were processed; they are no longer dead letters.
+        failed: Number of messages that failed again and stay dead letters, with the new error, attempts and time.
     """
 
     processed: int
@@ -150,18 +130,18 @@ class RetryResult:
 
 
 class DeadLetters(AsyncIterable[DeadLetter]):
-    """The dead letters of a consumer, also while it runs.
+    """The dead letters of a consumer. Usable while the consumer runs.
 
-        async for letter in consumer.dead_letters:      # all of them, in the order of their keys
-            print(letter.dedupe_key, letter.error)
+        async for dead_letter in consumer.dead_letters:      # all of them, ordered by key
+            print(dead_letter.dedupe_key, dead_letter.error)
 
-    Each call claims the consumer's name, unless it has it already, and waits for the poll that runs. A loop reads
-    some at a time, in a call for each, so polls can run meanwhile, and the body may retry or drop. What is added
-    or removed during the loop may be seen or not.
+    Get it from `Consumer.dead_letters`. Each call claims the consumer's name, unless this consumer already has it,
+    and waits until the running poll ends. A loop reads one page per call, so polls can run meanwhile, and the body
+    of the loop may call `retry` or `drop`. Dead letters that are added or removed during the loop may or may not
+    appear.
 
-    Args:
-        alone: Gives them while no poll runs.
-        claimed: Keeps the name over several such calls.
+    Each method raises `StoreBusy` if the name has another owner, `StoreError` if the store failed, and
+    `RuntimeError` if it is called from the handler of this consumer.
     """
 
     def __init__(
@@ -173,83 +153,73 @@ class DeadLetters(AsyncIterable[DeadLetter]):
         self._claimed = claimed
 
     async def list(self, *, after: DeadLetter | None = None) -> Sequence[DeadLetter]:
-        """Return one page, in the order of the keys: 100 at most, or fewer that have 16 MiB together.
+        """Return one page of dead letters, ordered by key.
 
-        For all of them use `async for`, or call it again with the last one until the list is empty.
+        A page has at most 100 dead letters and 16 MiB. To get all, use `async for`; or call this method with the
+        last one of each page until a page is empty.
 
         Args:
-            after: The last one of the page before; `None` means the first page.
-
-        Raises:
-            StoreBusy: Somebody else has the name.
-            StoreError: The store failed.
+            after: The last dead letter of the previous page; `None` for the first page.
         """
         async with self._exclusive() as dead_letters:
             return await dead_letters.session.dead_letters(after=after)
 
     async def get(self, key: str) -> DeadLetter:
-        """One of them.
-
-        Args:
-            key: Its dedupe key.
+        """Return the dead letter with this dedupe key.
 
         Raises:
-            LookupError: There is none.
-            StoreBusy: As for `list`.
-            StoreError: As for `list`.
+            LookupError: There is no such dead letter.
         """
         async with self._exclusive() as dead_letters:
             return await dead_letters.require(key)
 
     async def retry(self, *keys: str) -> RetryResult:
-        """Try them again, once each, whatever `retry` says. One is processed together with its effects (G8).
+        """Retry dead letters, once each, whatever the consumer's `retry` says.
+
+        With a transactional store, each is processed together with its effects (G8).
 
         Args:
-            keys: Their dedupe keys; none: all of them.
+            keys: Dedupe keys of the dead letters; without keys, all of them.
 
         Raises:
-            LookupError: There is none of a key; those before it were tried.
-            StoreBusy: As for `list`.
-            StoreError: As for `list`.
-            RuntimeError: Called while processing a message of this consumer.
+            LookupError: There is no dead letter with one of the keys. Those before it were retried.
         """
         async with self._claimed:
-            # Those that are there now; a poll or another call may remove some meanwhile.
+            # The keys of now; a poll or another call may remove some of them meanwhile.
             chosen = keys or [dead_letter.dedupe_key async for dead_letter in self]
             retry = SessionDeadLetters.try_again
             results = [await self._apply(key, retry, must_exist=bool(keys)) for key in chosen]
         return RetryResult(results.count(True), results.count(False))
 
     async def drop(self, *keys: str) -> int:
-        """Take them away for good; their messages count as skipped. How many there were.
+        """Delete dead letters for good; their messages count as skipped.
 
         Args:
-            keys: Their dedupe keys, at least one.
+            keys: Dedupe keys of the dead letters, at least one.
+
+        Returns:
+            The number of deleted dead letters.
 
         Raises:
             TypeError: No key was given.
-            LookupError: There is none of a key; those before it are gone.
-            StoreBusy: As for `list`.
-            StoreError: As for `list`.
+            LookupError: There is no dead letter with one of the keys. Those before it were deleted.
         """
         if not keys:
-            raise TypeError("drop() takes the keys of the dead letters that are to go")
+            raise TypeError("drop() requires at least one key")
         async with self._claimed:
             for key in keys:
                 await self._apply(key, SessionDeadLetters.drop)
         return len(keys)
 
     def export(self) -> AsyncIterator[bytes]:
-        """All of them, a line of JSON each, without line end. See `as_json`.
+        """Iterate over all dead letters as JSON, one line each without line end.
 
-        Raises:
-            StoreBusy: As for `list`.
-            StoreError: As for `list`.
+        The fields are those of `DeadLetter`. `raw` is written as text if it is UTF-8, otherwise as `raw_base64`.
         """
         return _Iterator(self, as_json)
 
     def __aiter__(self) -> AsyncIterator[DeadLetter]:
-        """Iterate over all of them; `async for` raises as `list` does."""
+        """Iterate over all dead letters."""
         return _Iterator(self, lambda dead_letter: dead_letter)
 
     async def _apply(
@@ -259,16 +229,16 @@ class DeadLetters(AsyncIterable[DeadLetter]):
         *,
         must_exist: bool = True,
     ) -> Result | None:
-        """Apply the function to one dead letter. Polls can run between two of them."""
+        """Apply the function to one dead letter; polls can run between two calls."""
         async with self._exclusive() as dead_letters:
-            await dead_letters.progress.flush()  # a dead letter that was retried may be processed already
+            await dead_letters.progress.flush()  # a retry whose commit failed may have processed it already
             find = dead_letters.require if must_exist else dead_letters.session.dead_letter
             dead_letter = await find(key)
             return None if dead_letter is None else await function(dead_letters, dead_letter)
 
 
 class _Iterator(AsyncIterator[Result]):
-    """All dead letters. Not a generator, which would have to be closed when it is not read to the end."""
+    """Iterate over all dead letters."""
 
     def __init__(self, dead_letters: DeadLetters, convert: Callable[[DeadLetter], Result]) -> None:
         self._dead_letters = dead_letters

@@ -1,44 +1,48 @@
-"""The errors, one tree. A class exists only where a caller would act differently.
+"""The exceptions of this library.
+
+A class exists only if a caller would react differently to it.
 
     PushToPollError
-    ├── FeedError                  a fetch failed; tried again with backoff, the cursor has not moved
-    │   ├── FeedRefused            the server refuses this client (401, 404, …): tried again, slowly
-    │   ├── PagesChanged           the pages changed under the walk: from the saved cursor again, at once
-    │   ├── CursorExpired          the feed no longer knows the cursor: stops the consumer
-    │   └── FeedGone               the feed is gone for good: stops the consumer
-    ├── Throttled                  poll_now() alone: the poll may not start within its timeout
-    ├── ProcessError               a message failed for good: stops the consumer
-    ├── HandlerDecision            raised by a handler to decide itself what becomes of its message
-    │   ├── RetryMessage           try it again later
-    │   ├── DeadLetterMessage      keep it as a dead letter, now
-    │   ├── SkipMessage            go past it, now
-    │   └── StopConsumer           stop, now
-    ├── DecodeError                an entry or its data cannot be read: fails without a retry
-    ├── ContentChanged             an id came back with other content: fails without a retry
-    ├── ListenerError              a push channel is broken for good: stops the consumer
-    ├── SubscriptionGone           the server has dropped a subscription: it is created anew
-    └── StoreError                 the store cannot be read or written: stops the consumer
-        ├── StoreUnavailable       it may pass, as a full disk does: the consumer waits for it
-        ├── StoreBusy              somebody else owns the name
+    ├── FeedError                  a fetch failed; retried with backoff, the cursor is unchanged
+    │   ├── FeedRefused            the server refuses this client (401, 404, …); retried slowly
+    │   ├── PagesChanged           the pages changed while they were read; read again from the saved cursor
+    │   ├── CursorExpired          the feed no longer knows the cursor; stops the consumer
+    │   └── FeedGone               the feed was removed for good; stops the consumer
+    ├── Throttled                  only from poll_now(): the poll may not start within the timeout
+    ├── ProcessError               a message failed for good; stops the consumer
+    ├── HandlerDecision            raised by a handler to decide about its message itself
+    │   ├── RetryMessage           retry the message later
+    │   ├── DeadLetterMessage      keep the message as a dead letter now
+    │   ├── SkipMessage            skip the message now
+    │   └── StopConsumer           stop the consumer now
+    ├── DecodeError                an entry or its data cannot be read; fails without a retry
+    ├── ContentChanged             an id came again with other content; fails without a retry
+    ├── ListenerError              a push channel cannot work; stops the consumer
+    ├── SubscriptionGone           the server has dropped a subscription; a new one is created
+    └── StoreError                 the store cannot be read or written; stops the consumer
+        ├── StoreUnavailable       may recover, like a full disk; the consumer waits
+        ├── StoreBusy              the name has another owner
         ├── StoreMismatch          the name belongs to another feed
-        └── OwnershipLost          somebody else claimed the name meanwhile; nothing was written
+        └── OwnershipLost          the name has a new owner; nothing was written
 
-Wrong arguments are `TypeError` and `ValueError`, at construction.
+Wrong arguments raise `TypeError` or `ValueError` in the constructor.
 """
 
 from push_to_poll_client._validation import check_number
 
 
 class PushToPollError(Exception):
-    """The root: every error that this library raises on its own account."""
+    """Base class of all exceptions of this library."""
 
 
 class FeedError(PushToPollError):
-    """A fetch failed. The poll failed with it: cursor unmoved, wakes kept, tried again with backoff.
+    """A fetch failed, and the poll failed with it.
+
+    The cursor is unchanged, wakes are kept, and the poll is retried with backoff.
 
     Args:
-        message: What was seen, where (without secrets), and what to do.
-        retry_after: Seconds that the server asks to be left alone, counted from now; `None`: it did not say.
+        message: The problem, the address (without secrets), and what to do.
+        retry_after: Seconds, from now, for which the server asks not to be polled. `None` if it did not ask.
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
@@ -47,22 +51,25 @@ class FeedError(PushToPollError):
 
 
 class FeedRefused(FeedError):
-    """The server refuses this client, and asking again will not help until somebody acts.
+    """The server refuses this client, and a retry alone will not help.
 
-    Polls go on all the same, at the slowest backoff: credentials come back, deployments end.
+    Polls continue at the slowest backoff, so that the consumer recovers once the credentials or the server are
+    corrected.
     """
 
 
 class PagesChanged(FeedError):
-    """The pages changed under the walk: what was fetched since the saved cursor has to be fetched again."""
+    """The pages changed while they were read; start again from the saved cursor."""
 
 
 class CursorExpired(FeedError):
-    """The feed no longer knows the cursor. Messages may be missing, so the consumer stops and says so.
+    """The feed no longer knows the cursor, so messages may be missing.
+
+    The consumer stops, unless `on_cursor_expired` says where to continue.
 
     Args:
-        message: What was seen, where, and what to do.
-        start: The cursor that the feed offers to start from, or `None`.
+        message: The problem, the address, and what to do.
+        start: A cursor that the feed offers as a new start; `None` if it offers none.
         retry_after: As for `FeedError`.
     """
 
@@ -72,16 +79,16 @@ class CursorExpired(FeedError):
 
 
 class FeedGone(FeedError):
-    """The feed is gone for good (RFC 9110 §15.5.11)."""
+    """The feed was removed for good (HTTP 410, RFC 9110 §15.5.11)."""
 
 
 class Throttled(PushToPollError):
     """A poll may not start within the `timeout` of `poll_now()`.
 
     Args:
-        message: Who asks to wait and for how long.
-        until: When a poll may start, on the clock of `anyio.current_time()`.
-        retry_after: Seconds until then, counted from when it was raised.
+        message: The reason for the wait and its length.
+        until: Earliest start of a poll, on the clock of `anyio.current_time()`.
+        retry_after: Seconds until then, counted from the moment of the error.
     """
 
     def __init__(self, message: str, *, until: float, retry_after: float) -> None:
@@ -91,13 +98,14 @@ class Throttled(PushToPollError):
 
 
 class ProcessError(PushToPollError):
-    """A message failed for good. It and all after it are not settled; the cursor stands before it.
+    """A message failed for good, and the consumer stops before it.
 
-    The cause is the handler's last error, or the `DecodeError`.
+    Neither this message nor later ones are settled, and the saved cursor is before it. `__cause__` is the
+    handler's last error, or the `DecodeError`.
 
     Args:
-        message: What happened and what to do.
-        id: The id of the message that failed.
+        message: The problem and what to do.
+        id: The id of the failed message.
         dedupe_key: Its dedupe key.
     """
 
@@ -108,28 +116,31 @@ class ProcessError(PushToPollError):
 
 
 class HandlerDecision(PushToPollError):
-    """What a handler raises to say itself what becomes of its message, in place of `retry` and `on_failure`.
+    """Base class of the exceptions by which a handler decides about its message.
 
-    Raise one of its subclasses, `from` the error that led to it if there is one: that is kept too.
+    The decision replaces those of `retry` and `on_failure`. Raise a subclass. If another error led to the
+    decision, use `raise … from error`: that error is kept as well.
 
     Args:
-        reason: For log, status and dead letter.
+        reason: Text for the log, the status and the dead letter.
     """
 
     def __init__(self, reason: str = "") -> None:
-        super().__init__(reason or "the handler said so")
+        super().__init__(reason or "the handler gave no reason")
 
 
 class RetryMessage(HandlerDecision):
-    """Try the message again later, however often it was tried; as for a service that says `Retry-After`.
+    """Retry the message later, however many attempts it had.
+
+    For example when a service that the handler calls answers with `Retry-After`.
 
     Args:
-        reason: For log and status.
+        reason: Text for the log and the status.
         after: Seconds to wait.
 
     Raises:
-        TypeError: `after` is no number.
-        ValueError: `after` is below 0 or not finite.
+        TypeError: `after` is not a number.
+        ValueError: `after` is negative or not finite.
     """
 
     def __init__(self, reason: str = "", *, after: float) -> None:
@@ -139,19 +150,22 @@ class RetryMessage(HandlerDecision):
 
 
 class DeadLetterMessage(HandlerDecision):
-    """Keep the message as a dead letter, now: trying it again would not help."""
+    """Keep the message as a dead letter now, without further retries."""
 
 
 class SkipMessage(HandlerDecision):
-    """Go past the message, now: it is of no interest after all, and that is worth a line in the log."""
+    """Skip the message now, with a line in the log."""
 
 
 class StopConsumer(HandlerDecision):
-    """Stop the consumer before the message, now."""
+    """Stop the consumer now, before the message."""
 
 
 class ContentChanged(PushToPollError):
-    """A message came back with other content than the one that was processed under its dedupe key."""
+    """A message came again with the same dedupe key and other content.
+
+    Raised only if the consumer has a `fingerprint`.
+    """
 
 
 class DecodeError(PushToPollError):
@@ -159,11 +173,14 @@ class DecodeError(PushToPollError):
 
 
 class ListenerError(PushToPollError):
-    """A push channel is broken for good: trying again cannot help."""
+    """A push channel cannot work, and a retry does not help."""
 
 
 class SubscriptionGone(PushToPollError):
-    """The server knows a subscription no more, or does not want it as it is. What renews one raises it."""
+    """The server no longer knows a subscription, or rejects its terms.
+
+    Raised by the code that renews a subscription; a new one is created.
+    """
 
 
 class StoreError(PushToPollError):
@@ -171,25 +188,26 @@ class StoreError(PushToPollError):
 
 
 class StoreUnavailable(StoreError):
-    """The store cannot be used now, which may pass: a full disk, a lock of another program. Nothing was written.
+    """The store cannot be used now, but may recover. Nothing was written.
 
-    A consumer that runs waits for it with backoff, and keeps what is not committed. `poll_now()` raises it.
+    Examples: a full disk, a lock held by another program. `run()` keeps uncommitted progress and retries with
+    backoff. `poll_now()` raises the error.
     """
 
 
 class StoreBusy(StoreError):
-    """The name has an owner already: another process, or another consumer in this one."""
+    """The name already has an owner: another process, or another consumer here."""
 
 
 class StoreMismatch(StoreError):
-    """The name is bound to another feed, whose cursor would mean nothing here.
+    """The name is bound to another feed.
 
-    If it is the same feed at another address, `push-to-poll rebind` or the store's `rebind()` binds the name to
-    that.
+    The saved cursor means nothing to this feed. If it is the same feed at a new address, bind the name to the new
+    address with `push-to-poll rebind` or the store's `rebind()`.
 
     Args:
-        message: Both feeds, and what to do.
-        bound_to: The identity of the feed that the name is bound to; `None`: the store does not say.
+        message: The two feeds, and what to do.
+        bound_to: The identity of the feed that the name is bound to; `None` if the store does not tell.
     """
 
     def __init__(self, message: str, *, bound_to: str | None = None) -> None:
@@ -198,4 +216,4 @@ class StoreMismatch(StoreError):
 
 
 class OwnershipLost(StoreError):
-    """The name was claimed by somebody else since this session began; nothing was written."""
+    """Another owner has claimed the name since this session began. Nothing was written."""

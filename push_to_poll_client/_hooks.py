@@ -1,7 +1,6 @@
-"""Tell what a consumer does: to the user's hooks, in counters, and in the log of a run.
+"""Hooks, counters and run log: everything that reports on a consumer.
 
-Hooks are typed calls for telemetry and tests. They decide nothing: an exception of a hook is logged, and changes
-nothing. `ConsumerStats` counts for the status, and knows the hooks. `RunLog` writes the few lines of a run.
+Hooks are for telemetry and tests. They decide nothing: an exception in a hook is logged and has no other effect.
 """
 
 import inspect
@@ -22,62 +21,78 @@ logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 
 class Hooks(Generic[M_contra]):
-    """Override what you want to hear of. Called in the event loop, so they must be short, and never block.
+    """Methods that are called when something happens; override the ones you need.
 
-    `Hooks[Entry]` are for a `Consumer[Entry]`, bare `Hooks` for any.
+    They are called in the event loop, so they must be short and must not block. `Hooks[Entry]` are for a
+    `Consumer[Entry]`; bare `Hooks` are for any consumer.
     """
 
     def message_started(self, message: M_contra) -> None:
-        """The handler is about to get a message; for each further attempt, and part of a batch, again.
+        """Called before the handler gets a message.
 
-        What is cancelled then comes again, and nothing more is said of it until it does.
+        Called for each attempt, and again for each part of a batch. If the attempt is cancelled, there is no
+        further call until the message comes again.
         """
 
     def message_settled(self, message: M_contra | UnreadableMessage, state: Settlement) -> None:
-        """It is processed, dead or skipped; that is committed soon after."""
+        """Called when a message is processed, dead-lettered or skipped.
+
+        The commit follows soon after.
+
+        Args:
+            message: The message.
+            state: The way in which it was settled.
+        """
 
     def message_failed(
         self, message: M_contra | UnreadableMessage, error: Exception, attempt: int, action: FailureAction
     ) -> None:
-        """The `attempt`th attempt failed, and this becomes of the message."""
+        """Called when an attempt to process a message has failed.
+
+        Args:
+            message: The message.
+            error: The exception.
+            attempt: Number of this attempt, from 1.
+            action: What happens to the message now.
+        """
 
     def message_postponed(self, message: M_contra | UnreadableMessage, failing: FailingMessage) -> None:
-        """It failed before a restart, and still waits for its next attempt, perhaps for hours.
+        """Called when a message still waits for its retry after a restart.
 
-        Called once, when a poll meets it; `message_failed` was called by the run before. Messages that may not
-        overtake it wait too.
+        Called once, when a poll reaches the message. `message_failed` was called in the earlier run. Messages that
+        must not overtake it wait too. The wait can be hours.
+
+        Args:
+            message: The message.
+            failing: Its attempts, last error and time of the retry.
         """
 
     def resynced(self, event: ResyncEvent) -> None:
-        """The consumer goes on from another place of the feed than the saved cursor."""
+        """Called when the consumer continues from another place than the saved cursor."""
 
     def gap(self, event: Gap) -> None:
-        """Messages may be missing that the feed can no longer give."""
+        """Called when messages may be missing that the feed can no longer return."""
 
     def caught_up(self, result: PollResult) -> None:
-        """A poll reached the end of the feed."""
+        """Called when a poll has reached the end of the feed."""
 
 
 HOOK_NAMES: Final = [name for name in vars(Hooks) if not name.startswith("_")]
 
 
 class SafeHooks(Hooks):
-    """Call the user's hooks, and log what they raise: the first failure of each hook as a WARNING.
+    """Call the user's hooks and log what they raise.
 
-    Args:
-        hooks: The user's hooks.
-
-    Raises:
-        TypeError: It is not a `Hooks`, or one of its methods is a coroutine function, which would not be awaited.
+    The first failure of each hook is a warning, later ones are logged at DEBUG.
     """
 
     def __init__(self, hooks: Hooks[Any]) -> None:
         if not isinstance(hooks, Hooks):
-            raise TypeError(f"hooks must be a Hooks or None, not {hooks!r}")
+            raise TypeError(f"hooks must be a Hooks object or None, got {hooks!r}")
         for name in HOOK_NAMES:
             if inspect.iscoroutinefunction(getattr(hooks, name)):
                 raise TypeError(
-                    f"hooks are called and not awaited: {type(hooks).__name__}.{name} must be a plain def"
+                    f"{type(hooks).__name__}.{name} must be a plain def, got an async def: hooks are not awaited"
                 )
             setattr(self, name, partial(self._call, name))
         self._hooks = hooks
@@ -86,8 +101,10 @@ class SafeHooks(Hooks):
     def _call(self, name: str, *args: Any) -> None:
         try:
             getattr(self._hooks, name)(*args)
-        except Exception as error:  # the user's hook can raise anything
-            level = logging.DEBUG if name in self._failed else logging.WARNING  # G11: most are for each message
+        except Exception as error:  # a hook can raise anything
+            level = (
+                logging.DEBUG if name in self._failed else logging.WARNING
+            )  # most are called for each message (G11)
             self._failed.add(name)
             logger.log(
                 level,
@@ -100,11 +117,7 @@ class SafeHooks(Hooks):
 
 @dataclass(eq=False, repr=False)
 class ConsumerStats:
-    """Collects the figures of `Status`, across runs, and tells the hooks.
-
-    Attributes:
-        failing: By dedupe key, in the order of their last failures.
-    """
+    """Collect the values of `Status` across runs, and call the hooks."""
 
     hooks: Hooks
     counts: Counter[str] = field(default_factory=Counter)
@@ -118,24 +131,22 @@ class ConsumerStats:
     standstill: str | None = None
 
     def message_failed(self, key: str, failing: FailingMessage) -> None:
-        """Keep the failure of the message with this dedupe key, as the one that failed last."""
+        """Store a failing message under its dedupe key, as the latest one."""
         self.failing.pop(key, None)
         self.failing[key] = failing
 
     def resynced(self, event: ResyncEvent) -> None:
-        """Count a resync."""
         self.counts["resyncs"] += 1
         self.last_resync = event
         self.hooks.resynced(event)
 
     def gap(self, gap: Gap) -> None:
-        """Count a gap in the feed."""
         self.counts["gaps"] += 1
         self.last_gap = gap
         self.hooks.gap(gap)
 
     def poll_ended(self, result: PollResult | Exception, *, began: float) -> None:
-        """Count a poll that began at this time of day."""
+        """Count a poll; `began` is its start as a time of day."""
         self.counts["polls"] += 1
         self.last_poll = time.time()
         if isinstance(result, Exception):
@@ -147,8 +158,7 @@ class ConsumerStats:
 
 
 LONG_BACKLOG: Final = 60.0
-"""Seconds without reaching the end of the feed after which that is logged when it is reached. A feed that grows
-faster than its handler writes a line a minute at most."""
+# Seconds without reaching the end of the feed after which reaching it is logged. At most one line a minute.
 
 
 def place_of(cursor: Cursor | None) -> str:
@@ -158,20 +168,16 @@ def place_of(cursor: Cursor | None) -> str:
 
 @dataclass(eq=False, repr=False)
 class RunLog:
-    """The log of one call of `run()`: its start, when it caught up or recovered, and its end.
+    """Log of one `run()`: its start, catching up, recovery, and end.
 
-    A poll that succeeds is silent unless something was wrong before it, so an idle consumer writes nothing, and a
-    busy one no line for each poll or push.
-
-    Attributes:
-        stats: Counts the messages.
-        clock: The event loop's clock.
+    A successful poll is logged only if something was wrong before it. So an idle consumer logs nothing, and a busy
+    one does not log each poll or push.
     """
 
     stats: ConsumerStats
     clock: Clock
     _behind_since: float | None = None  # the start of the first poll after the last catch-up
-    _is_news: bool = True  # to have caught up
+    _is_news: bool = True  # log the next time that the end is reached
     _failures: int = 0
     _failing_since: float = 0.0
 
@@ -179,18 +185,13 @@ class RunLog:
         self._messages = self.stats.counts["messages"]  # at the last catch-up
 
     def started(self, place: str, feed: str, interval: float | None, listeners: int) -> None:
-        """Log where the run begins, and when it polls: every `interval` seconds at least, and when woken."""
+        """Log the place where the run begins and how it polls."""
         polling = "only when woken" if interval is None else f"every {interval:g} s"
         count = _number(listeners, "listener")
         logger.info("started at %s of %s: polling %s, %s", place, one_line(feed), polling, count)
 
     def poll_ended(self, result: PollResult | Exception, *, started: float) -> None:
-        """Log that the feed works again, or that its end is reached again.
-
-        Args:
-            result: What the poll did, or why it failed.
-            started: When it started, on the event loop's clock.
-        """
+        """Log that the feed works again, or that its end is reached again."""
         if isinstance(result, PollResult):
             self._poll_succeeded(started, caught_up=result.caught_up)
         elif isinstance(result, FeedError | StoreUnavailable):
@@ -218,7 +219,7 @@ class RunLog:
         self._behind_since, self._is_news, self._messages = None, False, count
 
     def stopped(self, cursor: Cursor | None, why: str) -> None:
-        """Log where the next run goes on, and why this one ended."""
+        """Log the place where the next run continues, and why this one ended."""
         logger.info("stopped at %s: %s", place_of(cursor), why)
 
 

@@ -1,7 +1,4 @@
-"""The options of a consumer: their types, and their checks at construction.
-
-The user's mistakes are found here, when the consumer is made, and not at the first message.
-"""
+"""The options of a consumer: their types, and their checks in the constructor."""
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -18,29 +15,20 @@ from push_to_poll_client._validation import check_count, check_number
 INCEPTION, LATEST = "inception", "latest"
 
 OTHER_WORDS = {"beginning": INCEPTION, "earliest": INCEPTION, "start": INCEPTION, "end": LATEST}
-"""Words for the two positions from other libraries. Words that an API may take as a cursor are not among them:
-"now" (CouchDB, Durable Streams), "all" (ntfy), "newest" and "oldest" (Zulip)."""
+# Words of other libraries for the two positions. Words that an API may use as a cursor are left out: "now"
+# (CouchDB, Durable Streams), "all" (ntfy), "newest" and "oldest" (Zulip).
 
 
 def check_cursor(name: str, value: object, *, optional: bool = False) -> None:
     """Check an argument that is a position in the feed.
 
-    A cursor is opaque, so any string may be one. But many servers answer a cursor that they do not know with
-    nothing, or with everything; so a word that is most likely meant for "inception" or "latest" is refused.
-
-    Args:
-        name: The argument's name.
-        value: The value given.
-        optional: Whether it may be `None`.
-
-    Raises:
-        TypeError: The value has the wrong type.
-        ValueError: The value is most likely meant for "inception" or "latest".
+    A cursor is opaque, so any string may be one. But many servers answer an unknown cursor with nothing, or with
+    everything. So a word that probably means "inception" or "latest" is rejected.
     """
     if value is None and optional:
         return
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be 'inception', 'latest' or a cursor, not {value!r}")
+        raise TypeError(f"{name} must be 'inception', 'latest' or a cursor, got {value!r}")
     meant = meant_position(value)
     if meant not in {None, value}:
         raise ValueError(
@@ -49,13 +37,13 @@ def check_cursor(name: str, value: object, *, optional: bool = False) -> None:
 
 
 def meant_position(value: str) -> str | None:
-    """Return "inception" or "latest" if the value is one of them, or is most likely meant for it."""
+    """Return "inception" or "latest" if the value is, or probably means, that word."""
     typed = value.strip().lower()
     return OTHER_WORDS.get(typed) or next((word for word in (INCEPTION, LATEST) if _is_slip(typed, word)), None)
 
 
 def _is_slip(typed: str, word: str) -> bool:
-    """Return True for the word itself, and with one letter wrong, missing, added, or swapped with the next."""
+    """Return True for the word with at most one typing error."""
     shorter = min(len(typed), len(word))
     same = next((place for place in range(shorter) if typed[place] != word[place]), shorter)
     rest, right = typed[same:], word[same:]
@@ -65,16 +53,17 @@ def _is_slip(typed: str, word: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Resync:
-    """Where to go on, and whether what comes again is processed again.
+    """The place where a consumer continues after its cursor has expired.
 
     Attributes:
-        to: A cursor, or "inception": the beginning of the feed, or "latest": its end.
-        forget: True for a feed that was reset, and may use ids again: a new dedupe epoch begins. False for one
-            that repeats what it has: dedupe drops what was processed, as long as the store keeps its record.
+        to: A cursor, or "inception" (the beginning of the feed), or "latest" (its end).
+        forget: True for a feed that was reset and may use ids again: a new dedupe epoch starts, so all messages
+            are processed. False for a feed that repeats its messages: those with a record in the store are ignored
+            as duplicates.
 
     Raises:
-        TypeError: One of them is of the wrong kind.
-        ValueError: `to` is most likely meant for "inception" or "latest".
+        TypeError: An attribute has the wrong type.
+        ValueError: `to` is probably a misspelt "inception" or "latest".
     """
 
     to: Cursor
@@ -83,35 +72,31 @@ class Resync:
     def __post_init__(self) -> None:
         check_cursor("to", self.to)
         if not isinstance(self.forget, bool):
-            raise TypeError(f"forget must be True or False, not {self.forget!r}")
+            raise TypeError(f"forget must be True or False, got {self.forget!r}")
 
 
 ResyncFunction: TypeAlias = Callable[[CursorExpired], Resync | Awaitable[Resync | None] | None]
 
 OnCursorExpired: TypeAlias = Literal["stop"] | Resync | ResyncFunction
-"""What to do when the feed no longer knows the cursor; a function, `async` or not, returns `None` to stop."""
+"""Action when the cursor has expired; a function returns `None` to stop."""
 
 
 FINAL_ACTIONS = (FailureAction.STOP, FailureAction.DEAD_LETTER, FailureAction.SKIP)
 
 FinalAction: TypeAlias = FailureAction | Literal["stop", "dead_letter", "skip"]
-"""What becomes of a message that failed for good: all but `FailureAction.RETRY`."""
+"""Action for a message that failed for good; `FailureAction.RETRY` is not allowed."""
 
 OnFailure: TypeAlias = (
     FinalAction | Callable[[M | UnreadableMessage, Exception], FinalAction | Awaitable[FinalAction]]
 )
-"""One for all messages, or a function that chooses one for each message and its exception."""
+"""One action for all messages, or a function that chooses one."""
 
 
 def check_final_action(action: object) -> FailureAction:
-    """Return what becomes of a message that failed for good.
-
-    Raises:
-        ValueError: The action is unknown, or `FailureAction.RETRY`.
-    """
+    """Return the action as a `FailureAction`, or raise a `ValueError`."""
     if action not in FINAL_ACTIONS:
         names = ", ".join(repr(str(one)) for one in FINAL_ACTIONS)
-        raise ValueError(f"on_failure must be or return one of {names}, not {action!r}")
+        raise ValueError(f"on_failure must be or return one of {names}, got {action!r}")
     return FailureAction(str(action))
 
 
@@ -127,30 +112,20 @@ BatchHandler: TypeAlias = Callable[[Sequence[M]], Awaitable[None]]
 
 
 def check_latest(feed: Feed) -> None:
-    """Check that the feed can tell the cursor of its end.
-
-    Raises:
-        ValueError: The feed has no `latest()`.
-    """
+    """Raise a `ValueError` if the feed has no `latest()`."""
     if not callable(getattr(feed, "latest", None)):
-        text = f"{type(feed).__name__} has no latest(), so nothing can start at its end"
+        text = f"{type(feed).__name__} has no latest(), so 'latest' cannot be used; use 'inception' or a cursor"
         raise ValueError(text)  # noqa: TRY004  # the option is wrong for this feed; the feed's type is fine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The options of a consumer, checked one by one and against each other. `Consumer` documents most of them.
+    """The options of a consumer, checked alone and against each other.
 
-    Attributes:
-        handler: Processes one message.
-        batch_handler: Processes several messages; `None` if there is only `handler`.
-
-    Raises:
-        TypeError: An option has the wrong type.
-        ValueError: An option is out of range, or two contradict each other.
+    See `Consumer` for their meaning. `batch_handler` is `None` if messages are processed one at a time.
     """
 
-    # Any: the consumer knows the type of its messages, what is below it only that they are messages.
+    # Any: only the consumer knows the type of its messages.
     handler: Handler[Any]
     batch_handler: BatchHandler[Any] | None
     fallback_interval: float | None
@@ -179,21 +154,21 @@ class Options:
         for name in ("ordering_key", "dedupe_key", "fingerprint"):
             value = getattr(self, name)
             if value is not None and not callable(value):
-                raise TypeError(f"{name} must be a function of a message or None, not {value!r}")
+                raise TypeError(f"{name} must be a function of a message or None, got {value!r}")
         if self.retry is not None and not isinstance(self.retry, AsyncRetrying):
-            raise TypeError(f"retry must be a tenacity.AsyncRetrying or None, not {self.retry!r}")
+            raise TypeError(f"retry must be a tenacity.AsyncRetrying or None, got {self.retry!r}")
         if not callable(self.on_failure):
             check_final_action(self.on_failure)
         if self.concurrency > 1 and self.ordering_key is None:
             raise ValueError(
-                f"concurrency={self.concurrency} needs ordering_key=: what messages share that must keep their "
-                "order, as ordering_key=lambda message: message.subject; where no order matters, "
-                "ordering_key=lambda message: message.id"
+                f"concurrency={self.concurrency} requires ordering_key=, a function that returns the same for "
+                "messages that must keep their order, such as ordering_key=lambda message: message.subject; "
+                "if no order matters, use ordering_key=lambda message: message.id"
             )
         check_cursor("start", self.start)
         expired = self.on_cursor_expired
         if expired != "stop" and not isinstance(expired, Resync) and not callable(expired):
-            raise TypeError(f"on_cursor_expired must be 'stop', a Resync or a function, not {expired!r}")
+            raise TypeError(f"on_cursor_expired must be 'stop', a Resync or a function, got {expired!r}")
 
     def _check_numbers(self) -> None:
         for name in ("fallback_interval", "degraded_interval", "rate"):
@@ -203,27 +178,24 @@ class Options:
         check_number("max_poll_time", self.max_poll_time, above_zero=True)
         for name in ("burst", "batch_size", "concurrency"):
             check_count(name, getattr(self, name))
-        # The rate must allow the polls of the timer, and a wake must not be slower than the timer (G4).
+        # The rate must allow the polls of the timer, and a wake must come sooner than the timer (G4).
         for name in ("fallback_interval", "degraded_interval"):
             interval = getattr(self, name)
             if interval is None:
                 continue
             if self.rate is not None and interval * self.rate < 1:
-                raise ValueError(f"{name}={interval} asks for more polls than rate={self.rate} a second allows")
+                raise ValueError(
+                    f"{name}={interval} exceeds rate={self.rate} polls a second; use at least {1 / self.rate:g}"
+                )
             if interval < self.wake_delay:
-                raise ValueError(f"{name}={interval} is shorter than wake_delay={self.wake_delay}")
+                raise ValueError(f"{name}={interval} must not be shorter than wake_delay={self.wake_delay}")
 
     def check_parts(self, feed: Feed, store: Store, listeners: Sequence[Listener]) -> None:
-        """Check the options against the feed, the store and the listeners.
-
-        Raises:
-            ValueError: The feed cannot tell its end to start there, the store cannot process several messages at a
-                time, or lost pushes would not be noticed.
-        """
-        if listeners and self.fallback_interval is None:  # a push channel loses pushes without a sign (G4)
+        """Check the options against the feed, the store and the listeners."""
+        if listeners and self.fallback_interval is None:  # a push channel can lose pushes unnoticed (G4)
             raise ValueError(
-                "fallback_interval=None together with listeners would lose every message whose push is lost; "
-                "give the longest delay in seconds that is still acceptable"
+                "fallback_interval=None cannot be used with listeners: a lost push would cost its messages; "
+                "pass the longest acceptable delay in seconds"
             )
         resyncs_to_latest = isinstance(self.on_cursor_expired, Resync) and self.on_cursor_expired.to == LATEST
         if self.start == LATEST or resyncs_to_latest:
@@ -233,25 +205,19 @@ class Options:
         )
         if self.concurrency > 1 and one_at_a_time:
             raise ValueError(
-                f"concurrency={self.concurrency} on a transactional {type(store).__name__}, which has one "
-                "transaction at a time; use concurrency=1, or a store with several connections"
+                f"concurrency={self.concurrency} cannot be used with a transactional {type(store).__name__}: it "
+                "has one transaction at a time; use concurrency=1, or a store with several connections"
             )
 
     @property
     def plain(self) -> bool:
-        """Whether messages are processed one by one, without batches, fingerprints or hooks."""
+        """True if messages are processed one by one, without batches, fingerprints or hooks."""
         return self.concurrency == 1 and not self.batch_handler and not self.fingerprint and not self.hooks
 
 
 @dataclass(eq=False, repr=False)
 class SessionPart:
-    """What each part of a session works with.
-
-    Attributes:
-        session: The claimed name, with its saved progress.
-        stats: Counts for the status, and tells the hooks.
-        clock: The event loop's clock.
-    """
+    """Base class of the parts of a session."""
 
     options: Options
     session: Session

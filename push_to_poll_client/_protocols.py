@@ -1,6 +1,6 @@
-"""The protocols of feeds, listeners and stores, for those who write their own.
+"""The protocols of feeds, listeners and stores, for authors of their own.
 
-The consumer knows its feed, listeners and store only by these protocols.
+The consumer uses its feed, listeners and store only through these protocols.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,116 +24,135 @@ _EMPTY_STATE: Mapping[str, str | None] = MappingProxyType({})
 
 
 class Feed(Protocol[M_co]):
-    """Where messages are read: `Feed[CloudEvent]` has `CloudEvent`s, a bare `Feed` any `Message`.
+    """A source of messages.
 
-    A feed may also have, and the consumer looks for them with `getattr`:
+    A `Feed[CloudEvent]` returns `CloudEvent` messages; a bare `Feed` returns any `Message`.
 
-    - `max_wait: float | None`: seconds for which the server can hold an answer (long polling). Without it
-      `FetchRequest.wait` is always 0.
-    - `read_ahead: bool`: a page may be fetched while the one before it is processed, one page ahead, and before
-      what was processed is committed. Without it the next fetch starts only after the commit: some feeds take a
-      fetch for an acknowledgement.
-    - `identity: str`: what the feed is, without secrets. A consumer's default name and the store's check that a
-      name is not used with another feed come from it. Without it: the class's qualified name.
-    - `former_identity: str | Sequence[str] | None`: what earlier versions of the feed's class had as `identity`,
-      newest first. A name that a store bound to one of them goes on, and is bound to `identity`.
-    - `async latest() -> Cursor | None`: the cursor of the feed's end, from which only what is new follows;
-      `None`: the feed is empty. Without it a consumer cannot start there.
-    - `restore(letter: DeadLetter) -> Message`: the message of a dead letter, made from `letter.raw`. Without it:
-      `Message(letter.id, <raw, read as JSON>, dedupe_key=letter.dedupe_key)`.
-    - `async aclose()`: give back connections; a later `fetch` opens them again. Called when the last consumer of
-      this process that uses the feed object stops.
+    A feed may define these optional attributes, which the consumer reads with `getattr`:
+
+    - `max_wait: float | None`: longest time in seconds that the server can hold an answer (long polling). Without
+      it, `FetchRequest.wait` is always 0.
+    - `read_ahead: bool`: True if the next page may be fetched while the current page is processed and before its
+      progress is committed. At most one page is read ahead. Without it, the next fetch starts after the commit,
+      because some servers treat a fetch as an acknowledgement.
+    - `identity: str`: identifies the feed, without secrets. It is the default name of a consumer, and the store
+      uses it to refuse a name that belongs to another feed. Without it: the qualified name of the class.
+    - `former_identity: str | Sequence[str] | None`: the `identity` of earlier versions of this class, newest
+      first. A name that the store bound to one of them continues, and is bound to `identity`.
+    - `async latest() -> Cursor | None`: return the cursor of the feed's end, after which only new messages follow;
+      `None` if the feed is empty. Without it, a consumer cannot start at "latest".
+    - `restore(dead_letter: DeadLetter) -> Message`: make the message of a dead letter from `dead_letter.raw`.
+      Without it: `Message(dead_letter.id, <raw decoded as JSON>, dedupe_key=dead_letter.dedupe_key)`.
+    - `async aclose()`: close connections. A later `fetch` opens them again. Called when the last consumer of this
+      process that uses the feed object stops.
     """
 
     async def fetch(self, request: FetchRequest, /) -> Page[M_co]:
-        """Ask for what comes after `request.cursor`.
+        """Return the page after `request.cursor`.
 
-        It has to end by itself, by a timeout of its own: a fetch that hangs is a poll that hangs.
+        The method must end by itself: use a timeout. While it hangs, the poll hangs.
 
         Raises:
-            FeedError: The fetch failed; it is tried again later and the cursor does not move. Any other exception
-                means the same, and is named in the log by its class. What `raise_for_status()` of httpx raises is
-                read as the library's own feeds read answers: for `FeedRefused`, `FeedGone`, and how long the
-                server asks to be left alone.
+            FeedError: The fetch failed. It is retried later, and the cursor does not move. Any other exception has
+                the same effect and is logged with its class name. An error that httpx' `raise_for_status()` raises
+                is treated like an error of the library's own feeds: as `FeedRefused` or `FeedGone` by its status,
+                and with the wait that the server asks for.
         """
         ...
 
 
 class Channel(Protocol):
-    """What a listener reports to."""
+    """The interface through which a listener reports to the consumer."""
 
     def up(self) -> None:
-        """The channel is connected. Wakes the consumer too: what was pushed before is gone."""
+        """Report that the channel is connected.
+
+        This also wakes the consumer, because earlier pushes may be lost.
+        """
         ...
 
     def down(self, error: BaseException | None = None) -> None:
-        """The channel is not connected, because of `error` if there was one."""
+        """Report that the channel is not connected.
+
+        Args:
+            error: The reason, if there is one.
+        """
         ...
 
     def wake(self, push: Push | None = None, /) -> None:
-        """A push arrived: poll soon. `None` is one that said nothing. Never blocks; from any thread."""
+        """Report a push. Never blocks; callable from any thread.
+
+        Args:
+            push: The push; `None` for a push without any hint.
+        """
         ...
 
     def request_poll(self) -> None:
-        """Poll soon, though no push arrived: one may have been lost."""
+        """Request a poll soon although no push arrived, because one may be lost."""
         ...
 
     def subscribed(self, until: float | None, /) -> None:
-        """The server was asked to push, and does until then, in seconds since the epoch.
+        """Report the time until which the server has agreed to push.
 
-        `math.inf`: until it is asked to stop; `None`: it was not, or does no longer.
+        Args:
+            until: Seconds since the epoch. `math.inf` means: until the subscription is ended. `None` means: there
+                is no subscription now.
         """
         ...
 
     @property
     def missed_in_a_row(self) -> int:
-        """Polls in a row that found, by the timer, messages which no push had announced.
+        """Number of consecutive timer polls that found messages without a push.
 
-        They are counted while a channel of the consumer is up, and begin at 0 again when a push, of any channel,
-        is followed by messages. One may be a push that is still on its way; two or more say that the server may
-        have forgotten whom to push to.
+        Counted while a channel of the consumer is up. Returns to 0 when a push of any channel is followed by
+        messages. 1 can be a push that is only late. 2 or more suggest that the server no longer knows the
+        subscription.
         """
         ...
 
     @property
     def state(self) -> str | None:
-        """What this listener saved last, in this run or an earlier one; `None`: nothing."""
+        """Text that this listener saved last, in any run; `None` if none."""
         ...
 
     async def save(self, state: str | None, /) -> None:
-        """Keep a short text in the consumer's store, under the listener's name; between two polls.
+        """Save a short text in the consumer's store, under the listener's name.
+
+        It is written between two polls.
 
         Args:
-            state: Replaces what was saved before; `None` takes it away. 16,384 characters at most.
+            state: The text, at most 16,384 characters. It replaces the previous one; `None` deletes it.
 
         Raises:
-            StoreError: It could not be kept.
-            ValueError: It is too long.
+            StoreError: The text could not be saved.
+            ValueError: The text is too long.
         """
         ...
 
 
 class Listener(Protocol):
-    """Turns one push channel into wakes.
+    """A push channel: wakes the consumer when a push arrives.
 
-    A listener may have a `name: str`, without secrets, by which status and log call it.
+    A listener may define `name: str`, without secrets, as its name in the status and the log.
     """
 
     async def listen(self, channel: Channel, /) -> None:
-        """Run until cancelled, reconnect alone, report to `channel`.
+        """Listen until cancelled, reconnect by itself, and report to `channel`.
 
-        Returning means that the server asked to be left alone: the channel stays down and the consumer polls.
+        Return only if the server asked not to reconnect: the channel then stays down, and the consumer polls by
+        its timer.
 
         Raises:
-            ListenerError: The channel is broken for good; `Consumer.run()` raises it.
+            ListenerError: The channel cannot work; `Consumer.run()` raises the error.
         """
         ...
 
 
 class Session(Protocol):
-    """A claimed name of a store: the right to read and write its progress.
+    """A claimed name of a store: the right to access its progress.
 
-    Provisional until there is a store that is shared by several machines.
+    Methods that read raise `StoreError` if the store cannot be read. This protocol is provisional until there is a
+    store that several machines can share.
     """
 
     @property
@@ -143,7 +162,10 @@ class Session(Protocol):
 
     @property
     def fencing_token(self) -> int:
-        """The fencing token: one more for each claim of the name. Every write carries it."""
+        """Number of this claim: higher by one with each claim of the name.
+
+        Each write carries it, so that a write of a former owner fails.
+        """
         ...
 
     @property
@@ -153,36 +175,34 @@ class Session(Protocol):
 
     @property
     def dead_letter_count(self) -> int:
-        """How many dead letters the name has."""
+        """Number of dead letters of the name."""
         ...
 
     @property
     def state(self) -> Mapping[str, str]:
-        """What was committed as `state`: a few short texts, as for the attempts of failing messages."""
+        """The committed `state`: a few short texts.
+
+        For example the attempts of failing messages.
+        """
         ...
 
     @property
     def history(self) -> Sequence[SavedCursor]:
-        """The cursors that were saved, the oldest first; the last is the saved one.
+        """The saved cursors, oldest first; the last one is the current one.
 
-        Those before it are a second apart or more, 256 at most. Where the name began (`None`, or the cursor of the
-        last `reset`) is the first, until it falls out.
+        At most 256; those before the current one are at least one second apart. The first one is the place where
+        the name began (`None`, or the cursor of the last `reset`), until it is dropped because of that limit.
         """
         ...
 
     async def unseen(self, keys: Sequence[str], /) -> set[str]:
-        """Those of `keys` without a record.
-
-        Raises:
-            StoreError: The store cannot be read.
-        """
+        """Return the keys that have no record."""
         ...
 
     async def fingerprints(self, keys: Sequence[str], /) -> Mapping[str, int]:
-        """The fingerprints of those of `keys` that have a record with one; of several, the newest.
+        """Return the fingerprints of the keys that have a record with one.
 
-        Raises:
-            StoreError: The store cannot be read.
+        If a key has several, return the newest.
         """
         ...
 
@@ -195,32 +215,31 @@ class Session(Protocol):
         state: Mapping[str, str | None] = _EMPTY_STATE,
         read_at: float | None = None,
     ) -> None:
-        """Save all of it, or nothing.
+        """Save everything that is given, or nothing.
 
         Args:
-            cursor: The cursor to save; `None` leaves the saved one.
-            records: To add. One whose key has a record already replaces it; one that is not dead takes the dead
-                letter of its key away.
-            dead_letters: To add; one whose key has a dead letter already replaces it.
-            state: What to change of `state`; `None` takes a name away.
-            read_at: When the page arrived that the cursor is of, in seconds since the epoch;
-                `None`: now.
+            cursor: The cursor to save; `None` keeps the saved one.
+            records: Records to add. A record replaces an existing record with the same key. Unless its state is
+                `DEAD_LETTERED`, it also deletes the dead letter with that key.
+            dead_letters: Dead letters to add. Each replaces an existing one with the same key.
+            state: Changes to `state`; the value `None` deletes a name.
+            read_at: Time at which the page of `cursor` arrived, in seconds since the epoch. `None` means now.
 
         Raises:
-            OwnershipLost: The name was claimed by somebody else since; nothing was written.
-            StoreUnavailable: Nothing was written, and it may work later: the consumer waits.
-            StoreError: Nothing was written, and waiting does not help: `run()` ends.
+            OwnershipLost: The name has been claimed by another owner. Nothing was written.
+            StoreUnavailable: Nothing was written, but a retry may succeed; the consumer waits.
+            StoreError: Nothing was written, and a retry does not help; `run()` ends.
         """
         ...
 
     async def reset(
         self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = _EMPTY_STATE
     ) -> None:
-        """Go on from another place: `history` begins anew with this cursor.
+        """Continue from another place: `history` starts again with this cursor.
 
         Args:
-            cursor: Where to go on; `None` is the inception.
-            forget: Begin a new dedupe epoch: what was recorded counts no more. Dead letters stay.
+            cursor: The place to continue; `None` is the inception.
+            forget: Start a new dedupe epoch: ignore all existing records. Dead letters are kept.
             state: As for `commit`.
 
         Raises:
@@ -232,81 +251,83 @@ class Session(Protocol):
     async def dead_letters(
         self, *, after: DeadLetter | None = None, retry_requested: bool = False
     ) -> Sequence[DeadLetter]:
-        """Some dead letters, in the order of their keys: 100 at most, or fewer that have 16 MiB together.
+        """Return one page of dead letters, ordered by key.
+
+        A page has at most 100 dead letters and 16 MiB.
 
         Args:
-            after: The last one that the caller has; `None`: from the first.
-            retry_requested: Only those that the next run is to try again.
-
-        Raises:
-            StoreError: The store cannot be read.
+            after: The last dead letter of the previous page; `None` for the first page.
+            retry_requested: True for only those that the next run is to retry.
         """
         ...
 
     async def dead_letter(self, key: str, /) -> DeadLetter | None:
-        """The dead letter of a key; `None`: it has none.
-
-        Raises:
-            StoreError: The store cannot be read.
-        """
+        """Return the dead letter with this key; `None` if there is none."""
         ...
 
     async def release(self) -> None:
-        """Give the name back. Never raises; a second call does nothing."""
+        """Release the name. Never raises; a second call does nothing."""
         ...
 
 
 class TransactionalSession(Session, Protocol):
-    """A session of a store that is the application's database too: effects and records are committed together.
+    """A session of a store that is also the application's database.
 
-    Such a store has `transactional = True`, and `concurrent_transactions: bool`: whether several may be open at a
-    time, as on a server with a connection for each.
+    The writes of a handler are committed together with the records. Such a store has `transactional = True`, and
+    `concurrent_transactions: bool`: True if several transactions can be open at a time, as on a server with one
+    connection for each.
     """
 
     def transaction(self, records: Sequence[Record], /) -> AbstractAsyncContextManager[None]:
-        """Make what a handler writes within durable together with `records`, or neither (G8).
+        """Commit the writes of a handler together with `records`, or neither (G8).
 
-        That is when the block ends, also if its task is cancelled meanwhile. If the handler wrote nothing, the
-        store may leave the records to the next `commit`, which is given them in any case. What raises out of the
-        block takes back what was written within it. So does a `StoreError` of the block itself, as it begins or
-        ends: then the message is not processed. Within the block, and nowhere else, the store's `connection` may
-        be used.
+        The commit happens when the block ends, even if its task is cancelled meanwhile. If the handler wrote
+        nothing, the store may leave the records to the next `commit`, which gets them in any case.
+
+        An exception that leaves the block rolls back everything written in it. So does a `StoreError` at the start
+        or end of the block: the message then counts as not processed. Use the store's `connection` only inside the
+        block.
 
         Raises:
-            StoreError: A transaction cannot be begun or committed, or the handler ended it.
+            StoreError: The transaction cannot start or commit, or the handler ended it.
         """
         ...
 
 
 class TransactionConflict(StoreUnavailable):
-    """Raised by a block of effects if the handler has to be called again, in another block, at once.
+    """The handler must be called again at once, in a new block.
 
-    Its transaction could not be begun in the thread of the event loop, which must not wait. The next block waits.
+    Raised by `TransactionalSession.transaction`. The transaction could not start in the event loop's thread, which
+    must not wait. The next block waits.
     """
 
 
 def is_transactional(session: Session) -> TypeGuard[TransactionalSession]:
-    """Whether the session commits a handler's effects too."""
+    """Return True if the session can commit a handler's writes."""
     return callable(getattr(session, "transaction", None))
 
 
 class Store(Protocol):
-    """Where a consumer's progress lives: cursor and dedupe records, committed together.
+    """A place that saves a consumer's progress: cursor and dedupe records.
 
-    A store may also have, and the consumer looks for it with `getattr`:
+    A store may define an optional method, which the consumer reads with `getattr`:
 
     - `async rebind(name, *, feed: str | None, new_name: str | None)`: bind a name to another feed, or rename it;
-      see `SQLiteStore.rebind`. Called for a feed with `former_identity`. Raises `ValueError` if the
-      name does not exist, or the new one does.
+      see `SQLiteStore.rebind`. Called for a feed with `former_identity`. Raises `ValueError` if `name` does not
+      exist, or `new_name` already does.
     """
 
     async def claim(self, name: str, *, feed: str) -> Session:
-        """Become the one owner of `name`, which is bound to the feed called `feed` by its first claim.
+        """Become the only owner of `name`.
+
+        Args:
+            name: The consumer's name.
+            feed: The feed's identity. The first claim binds the name to it.
 
         Raises:
             StoreBusy: The name has an owner.
             StoreMismatch: The name is bound to another feed.
-            StoreUnavailable: The store cannot be opened now; `run()` tries again.
+            StoreUnavailable: The store cannot be opened now; `run()` retries.
             StoreError: The store cannot be opened.
         """
         ...

@@ -1,6 +1,6 @@
-"""Show a consumer to its operator: frozen snapshots, made from `ConsumerStats`.
+"""Frozen snapshots of a consumer for its operator: status, counters, results.
 
-Times of day are seconds since the epoch.
+All times of day are seconds since the epoch.
 """
 
 import time
@@ -12,27 +12,27 @@ from push_to_poll_client._types import Cursor
 
 
 def standstill_text(where: str) -> str:
-    """Say that a feed stands still, and where it leads."""
+    """Describe a feed that does not advance."""
     text = f"the feed says that there is more, and leads {where} without anything new"
-    return f"{text}: what comes after it is not read"
+    return f"{text}; later messages are not read"
 
 
 @dataclass(frozen=True, slots=True)
 class PollResult:
-    """What a poll did.
+    """Result of a poll.
 
     Attributes:
-        messages: New messages that it settled: processed, dead-lettered or skipped.
-        duplicates: Messages that it passed over because they were settled before.
-        pages: Pages that it fetched.
-        caught_up: Whether it reached the end of the feed. If not: `max_poll_time` was over, the server asks to be
-            left alone, the poll was told to stop, a message that failed has to wait, or the feed stands still.
-        retry_in: Seconds after which that message may be tried again; `None` if none has to wait.
-        closed: It caught up with a feed that has ended: nothing will ever follow.
-        standstill: Why the feed stands still: it says that there is more, and does not give it. `None` if it does
-            not stand still.
-        dead_lettered: How many of `messages` failed for good and were kept as dead letters.
-        skipped: How many of `messages` failed for good and were skipped.
+        messages: Number of new messages that were settled: processed, dead-lettered or skipped.
+        duplicates: Number of messages that were ignored because they were settled before.
+        pages: Number of pages that were fetched.
+        caught_up: True if the poll reached the end of the feed. False if `max_poll_time` was over, the server asks
+            for a wait, the poll was told to stop, a failed message has to wait, or the feed does not advance.
+        retry_in: Seconds until that failed message may be retried; `None` if none has to wait.
+        closed: True if the feed has ended: nothing will ever follow.
+        standstill: The reason why the feed does not advance: it announces more messages but does not return them.
+            `None` if it advances.
+        dead_lettered: Number of `messages` that failed for good and were kept as dead letters.
+        skipped: Number of `messages` that failed for good and were skipped.
     """
 
     messages: int
@@ -50,7 +50,7 @@ NOTHING_DONE = PollResult(0, 0, 0, caught_up=False)
 
 
 def add_results(before: PollResult, last: PollResult) -> PollResult:
-    """Return the result of the last poll with the counts of all polls."""
+    """Return the last result with the counts of both added."""
     return replace(
         last,
         messages=before.messages + last.messages,
@@ -63,13 +63,13 @@ def add_results(before: PollResult, last: PollResult) -> PollResult:
 
 @dataclass(frozen=True, slots=True)
 class ResyncEvent:
-    """A consumer went on from another place of its feed than the saved cursor.
+    """The consumer continued from another place than the saved cursor.
 
     Attributes:
-        why: In a sentence.
-        cursor: Where it went on; `None` is the inception.
-        forget: With a new dedupe epoch: what comes again is processed again.
-        at: When, in seconds since the epoch.
+        why: The reason, in a sentence.
+        cursor: The place where it continued; `None` is the inception.
+        forget: True if a new dedupe epoch began: messages that come again are processed again.
+        at: Time of the event, in seconds since the epoch.
     """
 
     why: str
@@ -80,11 +80,13 @@ class ResyncEvent:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Messages may be missing that the feed can no longer give; the consumer goes on behind them.
+    """Messages may be missing that the feed can no longer return.
+
+    The consumer continues after the gap.
 
     Attributes:
-        description: In the feed's words, on one line of 500 characters at most.
-        at: When that was seen, in seconds since the epoch.
+        description: The feed's description, one line of at most 500 characters.
+        at: Time at which the gap was found, in seconds since the epoch.
     """
 
     description: str
@@ -92,20 +94,20 @@ class Gap:
 
 
 MAX_SHOWN_FAILING: Final = 100
-"""Failing messages that a status shows, and that are logged after a restart (G11)."""
+# Failing messages that a status shows, and that are logged after a restart (G11).
 
 
 @dataclass(frozen=True, slots=True)
 class FailingMessage:
-    """A message that failed and waits to be tried again.
+    """A message that failed and waits for its retry.
 
     Attributes:
-        id: What the feed calls it.
+        id: The feed's id of the message.
         dedupe_key: Its dedupe key.
-        attempts: How often it was tried.
-        error: The last error, in one line. Of a message that failed before a restart, its first 200 characters.
-        retry_at: When it may be tried again, in seconds since the epoch.
-        since: When it failed first, in seconds since the epoch.
+        attempts: Number of attempts so far.
+        error: The last error, on one line. After a restart only its first 200 characters.
+        retry_at: Time from which it may be retried, in seconds since the epoch.
+        since: Time of its first failure, in seconds since the epoch.
     """
 
     id: str
@@ -118,16 +120,18 @@ class FailingMessage:
 
 @dataclass(frozen=True, slots=True)
 class ListenerStatus:
-    """One push channel.
+    """Status of one push channel.
 
     Attributes:
-        name: What the listener calls itself.
-        up: It is connected.
-        since: When that began; `None`: the listener does not run.
-        last_error: Why it was down last, cleared by nothing; `None`: it never was.
-        pushes: Pushes that arrived by it.
-        subscribed_until: Until when the server pushes, in seconds since the epoch; `math.inf`: until it is asked
-            to stop; `None`: it was not asked to, or there is no need to.
+        name: The listener's name.
+        up: True if the channel is connected.
+        since: Time since which `up` has its value, in seconds since the epoch. `None` if the listener is not
+            running.
+        last_error: The error of the last disconnection that had one. Kept after a reconnect. `None` if there was
+            none.
+        pushes: Number of pushes received.
+        subscribed_until: Time until which the server has agreed to push, in seconds since the epoch. `math.inf`
+            means: until the subscription is ended. `None` if there is no subscription, or none is needed.
     """
 
     name: str
@@ -140,25 +144,25 @@ class ListenerStatus:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Counted since the consumer was made.
+    """Counts since the consumer was created.
 
     Attributes:
-        polls: Polls that ended, failed ones included.
-        failed_polls: Those of them that failed.
+        polls: Finished polls, including failed ones.
+        failed_polls: Failed polls.
         pages: Pages fetched.
-        messages: New messages settled and recorded.
-        duplicates: Messages passed over because they were settled before.
-        retries: Attempts to process a message after its first.
+        messages: New messages that were settled and recorded.
+        duplicates: Messages that were ignored because they were settled before.
+        retries: Attempts to process a message after the first one.
         dead_lettered: Messages that failed and were kept as dead letters.
         skipped: Messages that failed and were skipped.
-        late: Messages found by reading an overlap again, before a known message on the same page. A lower bound,
-            except that a message that fails is counted each time it is read.
-        resyncs: How often it went on from another place of the feed than the saved cursor.
-        gaps: How often the feed said that messages may be missing.
-        wakes: Wakes, whoever they came from.
-        coalesced: Wakes that joined one that was pending already.
-        dropped: Wakes that their own hint made needless.
-        missed_pushes: Timer polls that found what no push had announced while a channel was up.
+        late: New messages found by an `overlap` before a known message on the same page. A lower bound; but a
+            failing message counts each time it is read.
+        resyncs: Number of times the consumer continued from another place than the saved cursor.
+        gaps: Number of times the feed reported that messages may be missing.
+        wakes: Wakes from all sources.
+        coalesced: Wakes that joined a wake that was already pending.
+        dropped: Wakes that were dropped because of their hint.
+        missed_pushes: Timer polls that found messages although no push arrived and a channel was up.
     """
 
     polls: int = 0
@@ -180,12 +184,12 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class SavedProgress:
-    """Saved progress of a session, kept for the status when the session closes.
+    """Saved progress of a session, kept for the status after the session closes.
 
     Attributes:
         cursor: The saved cursor; `None` is the inception.
-        records: Dedupe records.
-        dead_letters: Messages given up on and kept.
+        records: Number of dedupe records.
+        dead_letters: Number of dead letters.
     """
 
     cursor: Cursor | None = None
@@ -195,35 +199,35 @@ class SavedProgress:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A consumer at one moment.
+    """Snapshot of a consumer.
 
-    `cursor`, `records` and `dead_letters` are read from the store when the name is claimed. While the name is not
-    claimed they are as of the end of the last claim, and `None`, 0 and 0 before the first one. Another process may
-    have changed them since; `push-to-poll status` reads the file.
+    `cursor`, `records` and `dead_letters` are read from the store when the name is claimed. While this object does
+    not own the name, they show the end of its last claim, or `None`, 0 and 0 before the first one. Another process
+    may have changed them since: `push-to-poll status` reads the store's file.
 
     Attributes:
         name: The consumer's name in the store.
-        feed: What the feed calls itself, without secrets.
-        mode: What it is doing.
+        feed: The feed's identity, without secrets.
+        mode: The current activity.
         cursor: The saved cursor; `None` is the inception.
-        fencing_token: Its fencing token; `None` if it does not own its name now.
-        listeners: Its push channels.
-        last_poll: When the last poll ended; `None`: none has.
-        last_progress: When settled messages were committed last; `None`: none were.
-        last_caught_up: When a poll that reached the end of the feed started last; `None`: none did.
-        last_error: Why the last failed poll failed; `None`: none did.
-        losing_pushes: A push channel that claims to be up seems to lose pushes.
-        dead_letters: Messages given up on and kept.
-        records: Dedupe records.
-        failing: Messages that failed and wait to be tried again; if there are more than 100, those that failed
-            last. After a restart, a message is shown when a poll meets it.
-        failing_count: Number of messages that failed and wait to be tried again, shown or not.
-        last_resync: When it went on from another place of the feed last, and why; `None`: it did not.
-        last_gap: When the feed said last that messages may be missing, and which; `None`: it did not.
-        standstill: What keeps the consumer from the end of the feed, apart from failed polls (`last_error`) and
-            messages that wait (`failing`): the feed leads back to where it was, gives page after page without a
-            message, or no cursor that may be saved. `None` if nothing does.
-        counters: Counted since the consumer was made.
+        fencing_token: The fencing token of the current claim; `None` if this object does not own the name.
+        listeners: The push channels.
+        last_poll: Time at which the last poll ended; `None` if there was no poll.
+        last_progress: Time at which settled messages were last committed; `None` if none were.
+        last_caught_up: Start of the last poll that reached the end of the feed; `None` if none did.
+        last_error: The error of the last failed poll, on one line; `None` if none failed.
+        losing_pushes: True if a push channel claims to be up but seems to lose pushes.
+        dead_letters: Number of dead letters.
+        records: Number of dedupe records.
+        failing: Messages that failed and wait for their retry, at most 100: those that failed last. After a
+            restart, a message appears here when a poll reaches it.
+        failing_count: Number of messages that failed and wait for their retry, including those not in `failing`.
+        last_resync: The last time it continued from another place of the feed; `None` if it never did.
+        last_gap: The last time the feed reported that messages may be missing; `None` if it never did.
+        standstill: The reason why the feed does not advance: it leads back to a place already read, returns page
+            after page without a message, or returns no cursor that can be saved. `None` if there is none. Failed
+            polls are in `last_error`, waiting messages in `failing`.
+        counters: Counts since the consumer was created.
     """
 
     name: str
@@ -248,9 +252,16 @@ class Status:
 
     @property
     def is_owner(self) -> bool:
-        """Whether it owns its name now."""
+        """True if this object owns the name in the store now."""
         return self.fencing_token is not None
 
     def lag(self, now: float) -> float | None:
-        """Seconds by which the consumer may be behind its feed at most, at this time of day; `None`: unknown."""
+        """Return the most seconds by which the consumer may be behind its feed.
+
+        Args:
+            now: The current time, in seconds since the epoch.
+
+        Returns:
+            The seconds since the last poll that reached the end of the feed began; `None` if none did.
+        """
         return None if self.last_caught_up is None else max(0.0, now - self.last_caught_up)

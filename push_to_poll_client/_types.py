@@ -1,7 +1,6 @@
-"""The types that all parts share: messages, pages, pushes, records, dead letters.
+"""The data types that all parts share: messages, pages, pushes, records, dead letters.
 
-Feeds, listeners and stores import these types and not each other; only the consumer knows all of them. They hold
-data and decide nothing, except `CycleDetector`, which each walk along the pages of a feed uses.
+Feeds, listeners and stores import these types and not each other.
 """
 
 import enum
@@ -17,35 +16,40 @@ from push_to_poll_client._exceptions import DecodeError
 from push_to_poll_client._json import decode
 
 Cursor: TypeAlias = str
-"""An opaque string, handed back to the feed unchanged. Equality is the only comparison. Where a cursor may be
-`None`, that is the inception: the beginning of the feed."""
+"""Position in a feed: an opaque string, returned to the feed unchanged.
+
+Cursors can only be compared for equality. Where `None` is allowed, it is the inception: the beginning of the feed.
+"""
 
 MAX_CURSOR = 65_536
-"""Characters. The longest that are known are URLs and tokens of a few thousand; each commit writes one."""
+# Characters. The longest known cursors are URLs and tokens of a few thousand. Each commit writes one.
 
 MAX_ID = 4_096
-"""Characters of an id or a key: both are kept for each message. The feeds of this library make up to 1,200."""
+# Characters of an id or a key. Both are stored for each message. The feeds of this library make up to 1,200.
 
 
 D = TypeVar("D", default=Any)
 D_co = TypeVar("D_co", default=Any, covariant=True)
 
 
-class Message(Generic[D_co], metaclass=ABCMeta):  # for classes that are one without inheriting it
+_OWN_RAW = "override raw in the message class and restore() in the feed"
+
+
+class Message(Generic[D_co], metaclass=ABCMeta):  # ABCMeta: other classes can register as messages
     """One version of one entry of the feed.
 
-    Immutable, so that what a handler does to it cannot change what it is remembered by (`data` is the
-    handler's own). A feed whose data is dear to decode subclasses this and decodes in `data`. `Message[Order]` is
-    one whose data is an `Order`. A subclass may know more of an entry: `CloudEvent` and `Entry` have its `type`,
-    which is "" if it has none.
+    Immutable: a handler cannot change what the message is recorded by. (`data` may be mutable.) `Message[Order]`
+    is a message whose `data` is an `Order`. A feed with data that is expensive to decode can subclass `Message`
+    and decode in `data`. Subclasses may have more fields of an entry: `CloudEvent` and `Entry` have `type`, which
+    is "" if the entry has none.
 
     Args:
-        id: Names this version of the entry, in 1 to 4,096 characters. A state feed that repeats an entity's id
-            makes it from the id and the etag, sequence number or time of change.
-        data: What the entry carries, any type.
-        dedupe_key: What "already processed" is asked of; `None` takes the id.
-        cursor: Safe to save when this message and all before it are settled; `None` when only the page has
-            such a cursor.
+        id: Identifies this version of the entry, 1 to 4,096 characters. A feed of current states, which repeats an
+            entity's id, must combine the id with an etag, a sequence number or the time of the change.
+        data: The content of the entry, of any type.
+        dedupe_key: The key for "already processed". `None` means: use the id.
+        cursor: A cursor that is safe to save when this message and all before it are settled. `None` if only the
+            page has one.
     """
 
     __slots__ = ("_cursor", "_data", "_id", "_key")
@@ -60,65 +64,71 @@ class Message(Generic[D_co], metaclass=ABCMeta):  # for classes that are one wit
 
     @property
     def id(self) -> str:
-        """What the feed calls this version of the entry."""
+        """The feed's id of this version of the entry."""
         return self._id
 
     @property
     def dedupe_key(self) -> str:
-        """The dedupe key: what "already processed" is asked of."""
+        """The key for "already processed"; the id unless the feed gave another."""
         return self._key
 
     @property
     def cursor(self) -> Cursor | None:
-        """Safe to save when this message and all before it are settled; `None`: only the page has one."""
+        """Cursor to save once this message and all before are settled.
+
+        `None` if only the page has such a cursor.
+        """
         return self._cursor
 
     @property
     def data(self) -> D_co:
-        """What the entry carries.
+        """The content of the entry.
 
         Raises:
-            DecodeError: A feed that decodes lazily found that it cannot. Let it pass through the
-                handler: the message then fails as undecodable, not as the handler's fault.
+            DecodeError: A feed that decodes lazily cannot read the data. Do not catch it in the handler: the
+                message then fails as undecodable and is not retried.
         """
         return self._data  # type: ignore[no-any-return]
 
     @property
     def raw(self) -> bytes:
-        """The entry as a dead letter keeps it: what the feed's `restore` makes the message of again.
+        """The entry as bytes, as a dead letter stores it.
 
-        As it is, the data as JSON. A message whose data is no JSON overrides this, and its feed `restore`.
+        The feed's `restore` makes the message from these bytes again. By default: `data` as JSON. If your data is
+        not JSON, override this property and define `restore` in your feed.
 
         Raises:
-            TypeError: JSON has no word for the data, or would give something else back.
+            TypeError: The data cannot be written as JSON, or would be read back differently.
         """
         try:
             raw = msgspec.json.encode(self.data)
             again = decode(raw)
         except (TypeError, ValueError, RecursionError) as error:
-            raise TypeError(f"the data of {self!r} is no JSON: {error}") from error
+            raise TypeError(f"cannot write the data of {self!r} as JSON: {error}; {_OWN_RAW}") from error
         if again != self.data:
-            raise TypeError(f"the data of {self!r} would not come back from JSON as it is")
+            raise TypeError(f"the data of {self!r} would change if written as JSON and read again; {_OWN_RAW}")
         return raw
 
     @property
     def error(self) -> DecodeError | None:
-        """Why the entry could not be read; `None` for one that could."""
+        """The reason why the entry cannot be read; `None` for a readable entry."""
         return None
 
     def __repr__(self) -> str:
-        # Data may be large or secret and stays out of logs.
+        # Without the data, which may be large or secret.
         return f"{type(self).__name__}(id={self.id!r})"
 
 
 class UnreadableMessage(Message):
-    """An entry that the feed could not read at all. It fails without reaching the handler (G9).
+    """An entry that the feed cannot read.
+
+    It fails without a call of the handler (G9).
 
     Args:
-        id: The entry's id if that much could be read, else a digest of its bytes.
-        error: Why it could not be read.
-        dedupe_key: A digest of the entry's bytes, so that a repaired entry is another message.
-        cursor: As for any message; `None` when it could not be read.
+        id: The entry's id if it is readable, otherwise a digest of the entry's bytes.
+        error: The reason why the entry cannot be read.
+        dedupe_key: A digest of the entry's bytes, so that a corrected entry is a new message.
+        cursor: As for `Message`; `None` if it cannot be read.
         raw: The entry's bytes, for a dead letter.
     """
 
@@ -144,12 +154,12 @@ class UnreadableMessage(Message):
 
     @property
     def data(self) -> Any:
-        """Raises why the entry could not be read."""
+        """Always raises the error with which the entry could not be read."""
         raise self._error
 
     @property
     def error(self) -> DecodeError:
-        """Why the entry could not be read."""
+        """The reason why the entry cannot be read."""
         return self._error
 
 
@@ -159,17 +169,19 @@ M_contra = TypeVar("M_contra", bound=Message, default=Message, contravariant=Tru
 
 
 class Push(msgspec.Struct, frozen=True):
-    """What arrived on a push channel. It becomes a wake and is never data.
+    """One push from a push channel: a request to poll, with optional hints.
 
     Attributes:
-        cursor: The newest cursor that the server spoke of, a hint: a push whose cursor is the saved one may be
-            dropped, and a feed may use it as a floor. Never saved as progress. `None` when the push had none.
-        topics: What changed, a hint for the feed. Empty when the push did not say. Of a list a tuple is made.
-        count: How many messages the server says there are; `None` when it did not. Nothing here believes it.
+        cursor: The newest cursor according to the server; `None` if the push has none. A hint: a push that names
+            the saved cursor may be ignored, and a feed may read at least up to this cursor. It is never saved as
+            progress.
+        topics: Names of what changed, as a hint for the feed. Empty if the push has none. A list is converted to a
+            tuple.
+        count: Number of new messages according to the server; `None` if the push has none. This library does not
+            rely on it.
 
     Raises:
-        TypeError: Something else, as JSON that somebody wrote may hold: it would fail far from here, or not be
-            equal to any cursor.
+        TypeError: A value has another type. JSON from a server can hold any type.
     """
 
     cursor: Cursor | None = None
@@ -180,29 +192,30 @@ class Push(msgspec.Struct, frozen=True):
         if isinstance(self.topics, list):
             msgspec.structs.force_setattr(self, "topics", tuple(self.topics))
         if not isinstance(self.cursor, str | None):
-            raise TypeError(f"cursor of a Push must be a str or None, not {type(self.cursor).__name__}")
+            raise TypeError(f"cursor of a Push must be a str or None, got {type(self.cursor).__name__}")
         if not isinstance(self.topics, tuple) or not all(isinstance(topic, str) for topic in self.topics):
             raise TypeError("topics of a Push must be a tuple of str")
         if not isinstance(self.count, int | None):
-            raise TypeError(f"count of a Push must be an int or None, not {type(self.count).__name__}")
+            raise TypeError(f"count of a Push must be an int or None, got {type(self.count).__name__}")
 
 
 NO_HINT = Push()
-"""A push that says nothing, except that there is something to poll."""
+"""A push without hints."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchRequest:
-    """What a feed is asked.
+    """The arguments of one fetch.
 
     Attributes:
-        cursor: Where to go on: a cursor or a `Page.next_page` that this feed returned; `None` is the inception.
-        wait: Seconds for which the server may hold its answer when it has nothing new; 0 means answer now.
+        cursor: The position to read from: a cursor or a `Page.next_page` of this feed. `None` is the inception.
+        wait: Seconds for which the server may hold its answer if it has nothing new. 0 means: answer at once.
             Above 0 only for a feed that has `max_wait`.
-        hint: What the pushes since the last poll said, or `None`. It may tell a feed what to look at first, never
-            what to leave out: wakes without a hint are answered by the same poll. After a failed poll the next one
-            has it too, unless the feed refused: whoever may push can write anything into it.
-        bypass_cache: Go past caches: a push or the user said that there is something new.
+        hint: The hints of the pushes since the last poll; `None` if there were none. Use it only to choose what to
+            read first, never to leave something out: the same poll also answers wakes without a hint. Not
+            trustworthy: anyone who can push can write anything into it. After a failed poll the next poll gets it
+            again, unless the feed refused the request.
+        bypass_cache: True if caches must be bypassed, because a push or the user announced something new.
     """
 
     cursor: Cursor | None = None
@@ -211,24 +224,26 @@ class FetchRequest:
     bypass_cache: bool = False
 
 
-@dataclass(frozen=True)  # without slots, which make `Page[Entry]()` a TypeError on CPython 3.11
+@dataclass(frozen=True)  # without slots: with them `Page[Entry]()` is a TypeError on CPython 3.11
 class Page(Generic[M_co]):
     """One answer of a feed.
 
     Attributes:
-        messages: In the order in which they are to be processed.
-        cursor: Safe to save when the whole page is settled; `None` leaves the saved one.
-        next_page: Where to fetch the following page at once; `None` when this was the last: caught up.
-        retry_after: Seconds that the server asks to be left alone, counted from now, also after a success
-            (`Backoff`, `X-Poll-Interval`); `None` when it did not ask.
-        closed: The feed has ended: nothing will ever follow this page, which has no `next_page`. When all of it is
-            settled, `Consumer.run()` returns.
-        gap: What may be missing before the messages of this page, in words, when the feed can no longer give it
-            (the message that was read last is listed no more, Matrix' `limited`); empty when nothing is.
-        poll_within: Seconds from the end of this poll within which the feed asks to be polled again, if that is
-            sooner than the fallback interval: for a feed that knows of messages which it cannot give yet, as rows
-            behind a transaction that has not committed. `None` when it does not ask. The rate and what the server
-            asks for come first, and only the last page of a poll counts.
+        messages: The messages, in the order in which they are to be processed.
+        cursor: A cursor that is safe to save when the whole page is settled. `None` means: keep the saved one.
+        next_page: The position of the following page, which is fetched at once. `None` means: this is the last
+            page; the consumer has caught up.
+        retry_after: Seconds, from now, for which the server asks not to be polled, even after a success
+            (`Backoff`, `X-Poll-Interval`). `None` if it did not ask.
+        closed: True if the feed has ended and nothing will follow this page. Such a page has no `next_page`.
+            `Consumer.run()` returns when the page is settled.
+        gap: A description of messages that may be missing before this page and that the feed can no longer return.
+            For example: the message read last is no longer listed, or Matrix answers `limited`. Empty if nothing
+            is missing.
+        poll_within: Poll again within this many seconds after the end of this poll, if that is sooner than the
+            fallback interval. For a feed that knows of messages that it cannot return yet, such as rows behind an
+            uncommitted transaction. `None` if not needed. The rate limit and waits that the server asks for come
+            first. Only the value of a poll's last page counts.
     """
 
     messages: Sequence[M_co | UnreadableMessage] = ()
@@ -241,7 +256,7 @@ class Page(Generic[M_co]):
 
 
 class Settlement(enum.StrEnum):
-    """How a message was settled."""
+    """The way in which a message was settled."""
 
     PROCESSED = "processed"
     DEAD_LETTERED = "dead"
@@ -249,12 +264,13 @@ class Settlement(enum.StrEnum):
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """That the message with this dedupe key was settled, and how.
+    """The record that a message with this dedupe key was settled.
 
     Attributes:
         key: The dedupe key.
-        state: How.
-        fingerprint: A number of up to 63 bits that stands for the message's content; `None`: it is not looked at.
+        state: The way in which it was settled.
+        fingerprint: A number of at most 63 bits computed from the message's content. `None` if the content is not
+            compared.
     """
 
     key: str
@@ -263,18 +279,20 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A message given up on, kept with its error. Times are seconds since the epoch.
+    """A message that failed for good and was kept with its error.
+
+    All times are seconds since the epoch.
 
     Attributes:
-        dedupe_key: The dedupe key, by which it is asked for.
-        id: What the feed calls the message.
-        raw: The entry as it came (`Message.raw`).
-        error: The last one, in one line.
-        traceback: Where it was raised; the end of a long one.
-        attempts: How often it was tried to process it; 0 for one that could not be read.
-        first_failed: When it failed first.
-        last_failed: When it failed last.
-        retry_requested: The next run tries it again.
+        dedupe_key: The dedupe key, which identifies the dead letter.
+        id: The feed's id of the message.
+        raw: The entry as the feed returned it (`Message.raw`).
+        error: The last error, on one line.
+        traceback: The traceback of the last error; if it is long, its end.
+        attempts: Number of attempts to process it; 0 for an entry that cannot be read.
+        first_failed: Time of the first failure.
+        last_failed: Time of the last failure.
+        retry_requested: True if the next run is to retry it.
     """
 
     dedupe_key: str
@@ -289,11 +307,11 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SavedCursor(NamedTuple):
-    """A cursor that was saved once; `None` is the inception.
+    """A cursor that was saved; `None` is the inception.
 
     Attributes:
         cursor: The cursor.
-        read_at: When the page arrived that it is of, in seconds since the epoch.
+        read_at: Time at which the page of the cursor arrived, in seconds since the epoch.
     """
 
     cursor: Cursor | None
@@ -301,7 +319,7 @@ class SavedCursor(NamedTuple):
 
 
 class FailureAction(enum.StrEnum):
-    """What becomes of a message that failed."""
+    """The action after a message has failed."""
 
     RETRY = "retry"
     STOP = "stop"
@@ -310,16 +328,19 @@ class FailureAction(enum.StrEnum):
 
 
 Clock: TypeAlias = Callable[[], float]
-"""Seconds since some start, never going back."""
+"""Function that returns seconds since an arbitrary start and never goes back."""
 
 MAX_NOT_BEFORE = 86_400.0
-"""Seconds. A server that asks to be left alone for longer gets a day, so that a slip, or a `Retry-After` of a
-century, does not end a consumer (G3)."""
+# Seconds. Longest wait that a server can ask for, so that a mistake, or a `Retry-After` of a century, does not end
+# a consumer (G3).
 
 
 @dataclass(slots=True, eq=False)
 class CycleDetector:
-    """Detects that a walk along cursors goes in a circle, after three rounds at most (Brent's algorithm)."""
+    """Detect that a walk along cursors goes in a circle (Brent's algorithm).
+
+    It takes at most three rounds.
+    """
 
     _mark: Cursor | None = None
     _steps: int = 0

@@ -658,7 +658,7 @@ def test_run_begins_again_after_its_asyncio_loop_was_closed_under_it(kind, tmp_p
         consumer.wake()
         await consumer.until(3)
         assert consumer.status().listeners[0].up
-        with pytest.raises(RuntimeError, match="running already"):
+        with pytest.raises(RuntimeError, match="already running"):
             await consumer.run()
         consumer.stop()
         await new
@@ -734,7 +734,7 @@ def test_a_generator_or_a_non_callable_handler_is_a_type_error(process):
 
 
 def test_a_consumer_name_that_is_not_a_string_is_a_type_error():
-    with pytest.raises(TypeError, match="name must be a str or None, not 5"):
+    with pytest.raises(TypeError, match="name must be a str or None, got 5"):
         Consumer(FakeFeed(), store=MemoryStore(), process=nothing, name=5)
 
 

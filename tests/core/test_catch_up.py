@@ -257,5 +257,8 @@ async def test_catch_up_inside_process_is_refused():
         await consumer.catch_up()
 
     consumer = Consumer(feed_of(1), store=MemoryStore(), process=process, retry=None)
-    with pytest.raises(ProcessError, match=r"catch_up\(\) inside process would wait for itself; use wake\(\)"):
+    with pytest.raises(
+        ProcessError,
+        match=r"catch_up\(\) was called from the handler and would wait for itself; call wake\(\) instead",
+    ):
         await consumer.catch_up()

@@ -179,7 +179,7 @@ async def test_a_dead_letter_whose_dedupe_key_failed_can_be_retried():
 
 @pytest.mark.parametrize("name", ["dedupe_key", "fingerprint", "ordering_key"])
 def test_a_key_option_that_is_not_a_function_is_a_type_error(name):
-    with pytest.raises(TypeError, match=f"{name} must be a function of a message or None, not 'id'"):
+    with pytest.raises(TypeError, match=f"{name} must be a function of a message or None, got 'id'"):
         Log(FakeFeed(), **{name: "id"})
 
 

@@ -114,7 +114,7 @@ def test_an_async_should_poll_is_a_type_error():
         async def should_poll(self, hint, status):
             return True
 
-    with pytest.raises(TypeError, match="should_poll is a plain def"):
+    with pytest.raises(TypeError, match="should_poll must be a plain def"):
         Slow(FakeFeed())
 
 

@@ -318,7 +318,7 @@ async def test_hooks_without_overridden_methods_do_not_affect_a_poll():
 
 @pytest.mark.parametrize("hooks", [object(), Diary, "hooks", print])
 def test_hooks_of_a_wrong_type_are_a_type_error_at_construction(hooks):
-    with pytest.raises(TypeError, match="hooks must be a Hooks or None, not "):
+    with pytest.raises(TypeError, match="hooks must be a Hooks object or None, got "):
         Told(FakeFeed(), hooks=hooks)
 
 
@@ -327,5 +327,5 @@ def test_an_async_hook_is_a_type_error_at_construction():
         async def caught_up(self, result):
             pass
 
-    with pytest.raises(TypeError, match=r"not awaited: Awaits\.caught_up must be a plain def"):
+    with pytest.raises(TypeError, match=r"Awaits\.caught_up must be a plain def"):
         Told(FakeFeed(), hooks=Awaits())

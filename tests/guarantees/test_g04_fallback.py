@@ -71,5 +71,5 @@ async def test_g4_a_feed_that_hides_messages_is_polled_within_the_time_that_it_a
 
 
 async def test_g4_listeners_without_a_fallback_interval_are_refused():
-    with pytest.raises(ValueError, match="fallback_interval=None together with listeners"):
+    with pytest.raises(ValueError, match="fallback_interval=None cannot be used with listeners"):
         Log(FakeFeed(), listeners=[ManualListener()], fallback_interval=None)

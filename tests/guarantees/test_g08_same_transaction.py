@@ -462,7 +462,7 @@ async def test_g8_polling_another_consumer_of_the_store_inside_process_is_refuse
 
 
 def test_concurrency_above_one_is_refused_on_a_transactional_sqlite_store(path):
-    with pytest.raises(ValueError, match="concurrency=2 on a transactional SQLiteStore, which"):
+    with pytest.raises(ValueError, match="concurrency=2 cannot be used with a transactional SQLiteStore"):
         Writes(FakeFeed(), path, concurrency=2, ordering_key=lambda message: message.id)
 
 
