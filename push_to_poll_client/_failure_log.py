@@ -79,18 +79,18 @@ class FailureLog:
             self._record_fields(failure, action),
         )
         if action is FailureAction.RETRY:
-            logger.warning("message %s failed at attempt %d, again in %.1f s: %s", *at, delay, why, **details)
+            logger.warning("message %s failed (attempt %d), retrying in %.1f s: %s", *at, delay, why, **details)
         elif action is FailureAction.SKIP:
-            logger.warning("message %s failed at attempt %d and is skipped: %s", *at, why, **details)
+            logger.warning("message %s failed (attempt %d), skipped: %s", *at, why, **details)
         elif action is FailureAction.DEAD_LETTER:
-            logger.warning("message %s failed at attempt %d and is a dead letter now: %s", *at, why, **details)
+            logger.warning("message %s failed (attempt %d), kept as a dead letter: %s", *at, why, **details)
         else:
-            logger.error("message %s failed at attempt %d and stops the consumer: %s", *at, why, **details)
+            logger.error("message %s failed (attempt %d), stopping the consumer: %s", *at, why, **details)
 
     def failed_before_this_run(self, failure: HandlerFailure, delay: float) -> None:
         """Log that a message which failed in an earlier run still waits."""
         logger.warning(
-            "message %s failed at attempt %d before this run, again in %.1f s: %s",
+            "message %s failed before this run (attempt %d), retrying in %.1f s: %s",
             quoted(failure.id),
             failure.attempt,
             delay,
@@ -101,12 +101,12 @@ class FailureLog:
     def batch_failed(self, failure: HandlerFailure, size: int) -> None:
         """Log that a batch failed, of which no message may fail alone."""
         details = self._record_fields(failure, "batch")
-        logger.warning("a batch of %d messages failed, trying its halves: %s", size, failure.why, **details)
+        logger.warning("batch of %d messages failed, retrying its halves: %s", size, failure.why, **details)
 
     def dead_letter_failed(self, failure: HandlerFailure) -> None:
         """Log that a dead letter failed again."""
         at, details = (quoted(failure.id), failure.attempt), self._record_fields(failure, "dead letter")
-        logger.warning("dead letter %s failed again at attempt %d: %s", *at, failure.why, **details)
+        logger.warning("dead letter %s failed again (attempt %d): %s", *at, failure.why, **details)
 
     def _record_fields(self, failure: HandlerFailure, outcome: object) -> dict[str, Any]:
         """Return what each record of a failure has besides its line, such as `extra`.

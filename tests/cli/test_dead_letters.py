@@ -643,7 +643,7 @@ def test_a_dead_letter_marked_by_retry_is_processed_by_the_next_run(tmp_path, st
 
         code, _, err = run(*tail)
         assert code == Exit.DONE
-        assert "is a dead letter now: CommandFailed" in err
+        assert "kept as a dead letter: CommandFailed" in err
         (line,) = run("dead-letters", "--state", state, "list", "--json")[1].splitlines()
         assert json.loads(line)["id"].endswith("2")
         assert run("dead-letters", "--state", state, "retry", json.loads(line)["dedupe_key"])[0] == Exit.DONE

@@ -192,7 +192,7 @@ sys.exit(os.stat("runs").st_size < 2)
     code, _, err = tail(server.url, "--once", "--exec", program)
     assert code == Exit.DONE
     assert (tmp_path / "runs").read_text() == "xx"
-    assert "failed at attempt 1, again in" in err
+    assert "failed (attempt 1), retrying in" in err
 
 
 def test_the_failure_of_a_command_has_a_traceback_only_with_vv(server, tail):
@@ -325,7 +325,7 @@ def test_a_message_is_not_skipped_or_dead_lettered_when_the_command_cannot_be_st
     program.write_text("#!/bin/sh\nexit 1")
     code, _, err = tail(server.url, "--once", *options)
     assert code == Exit.DONE
-    assert "failed at attempt 1 and is " in err
+    assert "failed (attempt 1), " in err
 
 
 def test_the_command_does_not_see_the_token_in_its_environment(server, tail, python, monkeypatch):

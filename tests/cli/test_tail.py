@@ -174,7 +174,7 @@ def test_on_failure_skip_skips_an_unreadable_event(server, tail):
     server.publish(2)
     code, lines, err = tail(server.url, "--once", "--on-failure", "skip")
     assert (code, len(lines)) == (Exit.DONE, 4)
-    assert "failed at attempt 1 and is skipped: DecodeError" in err
+    assert "failed (attempt 1), skipped: DecodeError" in err
 
 
 def test_on_failure_dead_letter_keeps_an_unreadable_event_as_a_dead_letter(server, tail, tmp_path):
@@ -183,7 +183,7 @@ def test_on_failure_dead_letter_keeps_an_unreadable_event_as_a_dead_letter(serve
     server.publish(2)
     code, lines, err = tail(server.url, "--once", "--on-failure", "dead-letter", "--state", state)
     assert (code, len(lines)) == (Exit.DONE, 4)
-    assert "failed at attempt 1 and is a dead letter now: DecodeError" in err
+    assert "failed (attempt 1), kept as a dead letter: DecodeError" in err
     (letter,) = read_dead_letters(state, server.url)
     assert letter.attempts == 0
     assert tail(server.url, "--once", "--state", state)[:2] == (Exit.DONE, [])
@@ -253,7 +253,7 @@ async def first_messages(url):
         await feed.aclose()
 
 
-WAITS = r"[\d:, -]+ WARNING \S+: message '000000000001' failed at attempt 1 before this run, "
+WAITS = r"[\d:, -]+ WARNING \S+: message '000000000001' failed before this run \(attempt 1\), "
 
 
 def test_once_waits_until_a_message_may_be_tried_again(server, tail, tmp_path):
@@ -262,7 +262,7 @@ def test_once_waits_until_a_message_may_be_tried_again(server, tail, tmp_path):
     failing(state, server.url, 1.0)
     code, lines, err = tail(server.url, "--once", "--state", state)
     assert (code, len(lines)) == (Exit.DONE, 3)
-    assert re.fullmatch(WAITS + r"again in [01]\.\d s: its error was not kept\n", err)
+    assert re.fullmatch(WAITS + r"retrying in [01]\.\d s: its error was not kept\n", err)
     assert time.time() - began > 1
 
 
@@ -272,7 +272,7 @@ def test_once_does_not_wait_for_a_message_for_longer_than_a_minute(server, tail,
     code, lines, err = tail(server.url, "--once", "--state", state)
     assert (code, lines) == (Exit.FEED, [])
     assert re.fullmatch(
-        WAITS + r"again in (1\d\d\.\d|200\.0) s: its error was not kept\n"
+        WAITS + r"retrying in (1\d\d\.\d|200\.0) s: its error was not kept\n"
         r"push-to-poll: Throttled: a message that failed may be tried again in (1\d\d|200) s, and those after it "
         r"wait too; run this again then\n",
         err,

@@ -244,7 +244,7 @@ async def test_g9_skip_continues_after_the_message_and_counts_it(caplog):
     assert (result.messages, result.caught_up) == (3, True)
     assert consumer.processed == ["a", "c"]
     assert consumer.status().counters.skipped == 1
-    assert "message 'bad' failed at attempt 2 and is skipped: ValueError: no such customer" in caplog.text
+    assert "message 'bad' failed (attempt 2), skipped: ValueError: no such customer" in caplog.text
     assert await store_has(store, "bad")
 
 

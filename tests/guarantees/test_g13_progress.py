@@ -369,7 +369,7 @@ async def test_g13_a_message_that_waits_is_named_in_status_log_and_hook_after_a_
     assert consumer.status().failing_count == 1
     assert hooks.told == [("bad", failing)]
     (line,) = [record.getMessage() for record in caplog.records if "'bad'" in record.getMessage()]
-    assert line.startswith("fake-feed: message 'bad' failed at attempt 1 before this run, again in 828")
+    assert line.startswith("fake-feed: message 'bad' failed before this run (attempt 1), retrying in 828")
     assert line.endswith(" s: RetryMessage: the bank is closed")
 
 
@@ -387,4 +387,4 @@ async def test_g13_a_message_that_waits_is_named_although_an_earlier_version_did
     (failing,) = consumer.status().failing
     assert (failing.id, failing.attempts, failing.retry_at) == ("bad", 3, again)
     assert failing.error == "its error was not kept"
-    assert "message 'bad' failed at attempt 3 before this run" in caplog.text
+    assert "message 'bad' failed before this run (attempt 3)" in caplog.text
