@@ -1,0 +1,101 @@
+"""A vendor's SDK: Acme ships this module, and its customers write a handler.
+
+A customer of Acme writes:
+
+    from acme import AcmeEvents, AcmeEvent
+
+    class Billing(AcmeEvents):
+        async def process(self, message):
+            print(message.data.type, message.data.order)
+
+    billing = Billing("their API key", store=SQLiteStore("acme.db"), webhook_secret="whsec_…")
+    app.mount("/acme", billing.webhook)         # their ASGI application; without webhook_secret, a plain poller
+    await billing.run()
+
+The SDK knows the URL, the paging, the rate limits, the webhook signature and the types. The customer keeps all
+options of `Consumer`: the store, retries, dead letters, hooks.
+"""
+
+from typing import Any
+
+import httpx
+import msgspec
+
+from push_to_poll_client import Consumer, Entry, PagedFeed, Store, WebhookListener
+from push_to_poll_client.feeds.paged import (
+    Entries,
+    OldestFirst,
+    from_body,
+    from_header,
+    pause,
+    status,
+    throttled,
+    to_query,
+)
+from push_to_poll_client.listeners.verifiers import standard_webhooks
+
+
+class AcmeEvent(msgspec.Struct):
+    """What happened to an order."""
+
+    id: str
+    type: str
+    created_at: str
+    order: str | None = None
+
+
+def acme_feed(api_key: str, *, client: httpx.AsyncClient | None = None) -> PagedFeed[AcmeEvent]:
+    """Declare Acme's event feed: GET /v2/events, oldest first, at most 100 events on a page.
+
+    Args:
+        api_key: The customer's key, from Acme's dashboard.
+        client: For proxies, and for tests; None: the feed opens its own.
+    """
+    return PagedFeed(
+        "https://api.acme.example/v2/events?limit=100",
+        headers={"X-Acme-Key": api_key},
+        entries=Entries("events", id="id", type="type", time="created_at"),
+        pages=OldestFirst(cursor=from_body("next_token"), send=to_query("token"), more=from_body("has_more")),
+        outcomes=[
+            throttled(status(429), after=from_header("X-Acme-Wait")),
+            pause(from_header("X-Acme-Wait")),
+        ],
+        decode=AcmeEvent,
+        client=client,
+        identity="acme events",  # keeps its progress when a later version of the SDK changes the URL
+    )
+
+
+class AcmeEvents(Consumer[Entry[AcmeEvent]]):
+    """Consume the events of an Acme account. Override `process`, or pass `process=`.
+
+    Args:
+        api_key: The key, from Acme's dashboard.
+        store: Where progress is kept.
+        webhook_secret: The secret of your webhook, from Acme's dashboard; None: no webhook, Acme is polled.
+        name: The consumer's name in the store. Give each Acme account its own.
+        client: For proxies, and for tests.
+        options: Any other option of `Consumer`.
+
+    Attributes:
+        webhook: The ASGI application to mount; None without `webhook_secret`.
+    """
+
+    def __init__(
+        self,
+        api_key: str,
+        *,
+        store: Store,
+        webhook_secret: str | None = None,
+        name: str = "acme",
+        client: httpx.AsyncClient | None = None,
+        **options: Any,
+    ) -> None:
+        self.webhook = None if webhook_secret is None else WebhookListener(standard_webhooks(webhook_secret))
+        super().__init__(
+            acme_feed(api_key, client=client),
+            store=store,
+            name=name,
+            listeners=[self.webhook] if self.webhook else [],
+            **options,
+        )
