@@ -8,7 +8,7 @@ A customer of Acme writes:
         async def process(self, message):
             print(message.data.type, message.data.order)
 
-    billing = Billing("their API key", store=SQLiteStore("acme.db"), webhook_secret="whsec_…")
+    billing = Billing(API_KEY, store=SQLiteStore("acme.db"), name="billing", webhook_secret=WEBHOOK_SECRET)
     app.mount("/acme", billing.webhook)         # their ASGI application; without webhook_secret, a plain poller
     await billing.run()
 
