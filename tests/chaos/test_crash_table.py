@@ -23,7 +23,7 @@ STEPS = ("before", "in", "after", "in the commit", "after the commit")
 
 NOTHING = "nothing"
 UNCOMMITTED = "the uncommitted"
-WITH_HAND = "the uncommitted, and what is in hand"
+WITH_HAND = "the uncommitted, and the messages in flight"
 
 ELSEWHERE = (WITH_HAND, WITH_HAND, UNCOMMITTED, UNCOMMITTED, NOTHING)
 TOGETHER = (NOTHING,) * 5

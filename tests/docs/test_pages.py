@@ -76,9 +76,15 @@ from tests.support.forms import GUARD
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "push_to_poll_client"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-README, GUARANTEES, OPERATIONS, LOG_LINES = (
+README, GUARANTEES, OPERATIONS, LOG_LINES, GUARANTEE_TESTS = (
     (ROOT / name).read_text()
-    for name in ("README.md", "docs/guarantees.md", "docs/operations.md", "docs/log-lines.md")
+    for name in (
+        "README.md",
+        "docs/guarantees.md",
+        "docs/operations.md",
+        "docs/log-lines.md",
+        "tests/guarantees/README.md",
+    )
 )
 
 HOLE = "\0"
@@ -114,7 +120,7 @@ def evidence(text):
     for item in re.findall(r"^- ((?:.|\n  )*)", text, re.MULTILINE):
         for path in re.findall(r"\]\(([^)]+)\)", item):
             for name in spans(item):
-                yield (ROOT / "docs" / path).resolve(), name
+                yield (ROOT / "tests" / "guarantees" / path).resolve(), name
 
 
 @functools.cache
@@ -129,28 +135,41 @@ def functions(path):
     }
 
 
-@pytest.mark.parametrize("number", range(1, 13))
+@pytest.mark.parametrize("number", range(1, 14))
 def test_every_guarantee_is_explained_and_shown_by_tests_that_pass(number):
-    text = section(GUARANTEES, f"G{number}: ")
-    named = list(evidence(text))
-    assert named or "*Not yet.*" in text
+    assert section(GUARANTEES, f"G{number}: ").strip()
+    named = list(evidence(section(GUARANTEE_TESTS, f"G{number}: ")))
+    assert named
     for path, name in named:
         decorators = functions(path).get(name)
         assert decorators is not None, f"{path.name} has no {name}"
         assert not any(".xfail(" in decorator for decorator in decorators), f"{name} is expected to fail"
 
 
-def test_the_guarantees_page_names_tests_only_as_evidence():
-    named = {name for _, name in evidence(GUARANTEES)}
-    assert set(re.findall(r"\btest_\w+(?!\w*\.py)\b", re.sub(r"\[.*?\]\(.*?\)", "", GUARANTEES))) == named
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests" / "guarantees").glob("test_g*.py")), ids=lambda path: path.stem
+)
+def test_each_file_of_the_guarantees_folder_is_linked_under_its_guarantee(path):
+    number = int(path.stem[6:8])
+    assert f"[{path.name}]({path.name})" in section(GUARANTEE_TESTS, f"G{number}: ")
 
 
-def test_guarantee_titles_and_unfinished_marks_match_the_readme():
-    in_readme = re.findall(r"^\| (G\d+) \| (.*?) \| (.*) \|$", README, re.MULTILINE)
-    explained = re.findall(r"^## (G\d+): (.*)$", GUARANTEES, re.MULTILINE)
-    assert explained == [(number, name) for number, name, _ in in_readme]
-    unfinished = {number for number, _, text in in_readme if "*Not yet" in text}
-    assert unfinished == {number for number, _ in explained if "*Not yet" in section(GUARANTEES, f"{number}: ")}
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name
+)
+def test_no_page_for_users_names_a_test(page):
+    assert re.findall(r"`test_g?\d*\w*_\w+_\w+_\w+`", page.read_text()) == []
+
+
+def test_guarantee_titles_and_unfinished_marks_are_the_same_on_all_pages():
+    titles = re.findall(r"^## (G\d+: .*)$", GUARANTEES, re.MULTILINE)
+    assert re.findall(r"^## (G\d+: .*)$", GUARANTEE_TESTS, re.MULTILINE) == titles
+    rows = re.findall(r"^\| \[(G\d+)\]\(#\S+\) \| (.*?) \|", GUARANTEES, re.MULTILINE)
+    assert [": ".join(row) for row in rows] == titles
+    unfinished = {number for number in range(1, 14) if "*Not yet" in section(GUARANTEES, f"G{number}: ")}
+    in_readme = re.findall(r"^\| \W*G(\d+)\b(.*)$", README, re.MULTILINE)
+    assert len(in_readme) == len(titles)
+    assert unfinished == {int(number) for number, text in in_readme if "*Not yet" in text}
 
 
 def test_the_documented_limits_match_the_code():

@@ -157,8 +157,7 @@ async def test_a_redirect_to_something_that_is_not_a_url_is_unusable(location):
     asking, script = asker((307, {b"location": location}, [END]))
     text = await refused(asking, UnusableResponse)
     assert text.startswith(
-        "https://api.example/ask?key=…: the server redirected to an invalid URL: the client "
-        "raised "
+        "https://api.example/ask?key=…: the server redirected to an invalid URL: the client raised "
     )
     assert script.open == 0
 
@@ -169,8 +168,7 @@ async def test_a_redirect_that_httpx_cannot_join_is_unusable(location):
     asking, script = asker((307, {b"location": location}, [END]))
     text = await refused(asking, UnusableResponse)
     assert text == (
-        "https://api.example/ask?key=…: the server redirected to an invalid URL: the client "
-        "raised ValueError"
+        "https://api.example/ask?key=…: the server redirected to an invalid URL: the client raised ValueError"
     )
     assert script.open == 0
 
