@@ -101,9 +101,7 @@ def open_client(
             "the environment names a SOCKS proxy, which needs socksio: pip install 'httpx[socks]'"
         ) from None
     except (ValueError, httpx.InvalidURL):  # the text quotes the address, which may hold a password
-        raise ProxyUnusable(
-            "the proxy address in the environment is not valid; correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY"
-        ) from None
+        raise ProxyUnusable("the address of the proxy in the environment is not valid; correct it") from None
 
 
 class _RedactedURL(httpx.URL):

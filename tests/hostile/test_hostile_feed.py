@@ -332,7 +332,7 @@ CASES = [
     ),
     # Many events
     *[
-        case(f"a page of {what}", answer(of_elements(text, SIZE)), "sent a page|no JSON array", limit=PAGE)
+        case(f"a page of {what}", answer(of_elements(text, SIZE)), "sent a page|not send a JSON array", limit=PAGE)
         for what, text in {
             "digits": b"0",
             "objects": b"{}",
