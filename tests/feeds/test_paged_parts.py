@@ -658,7 +658,8 @@ def test_the_cursor_of_the_feeds_end_is_read_from_the_answer(latest, body, page,
 @pytest.mark.parametrize("latest", [Latest(), Latest(cursor=from_last("seq"))])
 def test_an_answer_without_a_cursor_of_the_feeds_end_is_an_error(latest):
     with pytest.raises(
-        DeclarationMismatch, match=r"there is no cursor of the feed's end: .* found nothing in .*; correct latest="
+        DeclarationMismatch,
+        match=r"there is no cursor for the end of the feed: .* found nothing in .*; correct latest=",
     ):
         forward().end(reply({"cur": 1}, **FULL), latest)
 

@@ -143,7 +143,7 @@ server returns again at a later cursor. An entry that is read again because a po
 
 
 class Entries:
-    """Where the messages are on a page, and which fields of an entry name them.
+    """Location of the messages on a page, and of the fields in each entry.
 
     Args:
         where: Path of the list: `"data"`, or `("result", "items")`. Without a path the body itself is the list.

@@ -230,7 +230,7 @@ class OldestFirst:
         cursor = self.kept(text_of(read(reply)), reply)
         if cursor is None and not (isinstance(read, EntryReader) and not reply.size):
             raise DeclarationMismatch(
-                f"there is no cursor of the feed's end: {_explain_missing(read, reply)}; correct latest="
+                f"there is no cursor for the end of the feed: {_explain_missing(read, reply)}; correct latest="
             )
         return cursor
 
