@@ -596,7 +596,7 @@ async def test_latest_returns_the_cursor_at_the_end_of_the_feed(latest, answer, 
     [
         (
             says({"cur": 1}),
-            "there is no cursor for the end of the feed: from_body('cursor') found nothing in {'cur': number}; correct",
+            "there is no cursor for the end of the feed: from_body('cursor') found nothing in {'cur': number}",
         ),
         (says(b"", 204), f"{URL} has no cursor for the end of the feed yet; retrying later"),
         (says({}, 503), "answered 503"),
