@@ -1,8 +1,8 @@
-"""Work with the event loop where anyio offers nothing, on asyncio and trio.
+"""Functions of the event loop that anyio lacks, for asyncio and trio.
 
-Call a function in the loop from any thread without waiting for it; read its clock from any thread; start tasks in
-the background at little cost; tell whether a cancellation was meant for this task; take an error out of the group
-that a task group made of it; and finish a call that asyncio's own cancellation must not interrupt.
+Call a function in the loop from any thread, read its clock from any thread, start cheap background tasks,
+recognise a cancellation that was meant for another task, and finish a call that asyncio's own cancellation must
+not interrupt.
 """
 
 import asyncio
@@ -24,11 +24,7 @@ wall_clock = time.time
 
 
 class EventLoop:
-    """The event loop that runs now, in this thread.
-
-    Attributes:
-        time: Its clock, in seconds; can be called from any thread.
-    """
+    """The event loop of this thread, with a clock readable from any thread."""
 
     def __init__(self) -> None:
         self._native = anyio.lowlevel.current_token().native_token
@@ -36,7 +32,7 @@ class EventLoop:
         self.time: Callable[[], float]
         if isinstance(self._native, asyncio.AbstractEventLoop):
             self._call_soon = self._native.call_soon_threadsafe
-            # The clock is read for each message; half of the cost of asyncio's own `time` is the call around it.
+            # The clock is read for each message, and the method around it doubles the cost.
             own_time = type(self._native).time is asyncio.BaseEventLoop.time
             self.time = time.monotonic if own_time else self._native.time
         else:
@@ -51,7 +47,7 @@ class EventLoop:
     __hash__ = None  # type: ignore[assignment]  # only compared, never a key of a dict
 
     def call(self, function: Callable[[], None]) -> bool:
-        """Call a function in the loop, soon, without waiting. From any thread, and from a signal handler too.
+        """Schedule a function; callable from any thread and from signal handlers.
 
         Returns:
             False if the loop has ended: the function will not be called.
@@ -64,26 +60,25 @@ class EventLoop:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing can run in the loop any more."""
+        """True if nothing can run in the loop any more."""
         return not self.call(lambda: None)
 
 
+# Checkpoints after a start. A task begins in the first, and httpx takes a lock in two more before it sends. trio
+# may take one more, because it orders the tasks of a turn at random.
 START_CHECKPOINTS = 3
-"""Checkpoints after a start. A task begins in the first, and httpx takes a lock in two more before it sends. On
-trio the order of tasks within a turn is random, and it may take one more."""
 
 
 class Background:
-    """Tasks that run in the background, and are cancelled at the end of the block.
+    """Background tasks that are cancelled at the end of the block.
 
-    Attributes:
-        tasks: The task group, for functions that do not raise.
+    `tasks` is the task group, for functions that do not raise.
     """
 
     tasks: TaskGroup
 
     async def start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Start a function that does not raise, and give it the turns that it needs to send a request."""
+        """Start a function that does not raise, and let it send a request."""
         self.tasks.start_soon(function)
         for _ in range(START_CHECKPOINTS):
             await anyio.lowlevel.checkpoint()
@@ -95,29 +90,23 @@ class Background:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Not given to the task group: the error of the block is raised bare, not in a group.
+        # Not passed to the task group, which would wrap the block's error in a group.
         self.tasks.cancel_scope.cancel()
         await self.tasks.__aexit__(None, None, None)
 
 
 def error_for_cancellation(cancelled: BaseException, name: str) -> RuntimeError:
-    """Return an error for a cancellation that was not meant for this task; raise it again if it was.
-
-    On asyncio a task also sees a `CancelledError` when other code has cancelled something that the task awaits. If
-    the task took it for its own, it would end without a word.
-
-    Args:
-        cancelled: The cancellation that was caught.
-        name: Name of the function that awaited what was cancelled, for the text of the error.
-    """
+    """Raise a cancellation meant for this task; return an error for others."""
+    # On asyncio a task also gets a `CancelledError` when other code cancels something that the task awaits. A task
+    # that took it for its own cancellation would end silently.
     task = asyncio.current_task() if isinstance(cancelled, asyncio.CancelledError) else None
     if task is None or task.cancelling():
         raise cancelled
-    return RuntimeError(f"{name} awaited something that was cancelled")
+    return RuntimeError(f"{name} awaited something that other code cancelled")
 
 
 def asyncio_cancellation() -> Callable[[], bool]:
-    """Return a function that tells whether asyncio's own cancellation of the current task was requested since."""
+    """Return a function: True if asyncio has cancelled this task since now."""
     task = asyncio.current_task() if anyio.get_cancelled_exc_class() is asyncio.CancelledError else None
     if task is None:
         return lambda: False
@@ -126,7 +115,7 @@ def asyncio_cancellation() -> Callable[[], bool]:
 
 
 def sole_cause(error: ErrorT) -> ErrorT:
-    """Return the error in a group of one, as a task group raises it; any other error as it is."""
+    """Return the only error of an exception group; any other error unchanged."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = cast("ErrorT", error.exceptions[0])
     return error
@@ -138,18 +127,19 @@ async def in_own_task(
     cancel_later: bool = False,
     on_cancel: Callable[[], object] = lambda: None,
 ) -> T:
-    """Await `function()` to its end, even if the caller is cancelled, and then raise the cancellation.
+    """Await `function()` to its end even if the caller is cancelled.
 
-    A shield is not enough: asyncio's own cancellation (`task.cancel()`, `asyncio.wait_for`) passes through it. But
-    it reaches only the caller's task, and the function runs in another one.
+    The cancellation is raised afterwards.
 
     Args:
-        function: Called in a task of its own, which no cancel scope of the caller reaches.
-        cancel_later: Whether to return the result, and let the caller's next checkpoint raise the cancellation.
+        function: Called in its own task, which no cancel scope of the caller reaches.
+        cancel_later: True to return the result and raise the cancellation at the caller's next checkpoint.
         on_cancel: Called as soon as the caller is cancelled.
     """
+    # A shield is not enough: asyncio's own cancellation (`task.cancel()`, `asyncio.wait_for`) passes through it.
+    # It reaches only the caller's task, so the function runs in another one.
     ended = anyio.Event()
-    # The event loop may cancel the task before it begins, when it shuts down.
+    # If the event loop shuts down, it can cancel the task before it begins.
     error: BaseException | None = asyncio.CancelledError()
     result: T
 
@@ -163,7 +153,7 @@ async def in_own_task(
             ended.set()
 
     if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
-        task = asyncio.create_task(call())  # kept, since asyncio's references are weak
+        task = asyncio.create_task(call())  # kept: asyncio has only a weak reference
         task.add_done_callback(lambda _: ended.set())
     else:
         import trio
@@ -176,7 +166,7 @@ async def in_own_task(
             try:
                 await ended.wait()
             except anyio.get_cancelled_exc_class() as raised:
-                # A cancelled scope raises at each further checkpoint, asyncio's own cancellation only once.
+                # A cancelled scope raises again at the next checkpoint, asyncio's own cancellation does not.
                 if anyio.current_effective_deadline() > -math.inf:
                     cancelled = raised
                 on_cancel()
@@ -191,8 +181,8 @@ async def in_own_task(
 
 
 def _cancel_again(cancelled: BaseException) -> None:
-    """Let the next checkpoint of this asyncio task raise a cancellation that was caught."""
+    """Raise a caught cancellation at the next checkpoint of this asyncio task."""
     task = asyncio.current_task()
     assert task is not None  # it was cancelled  # noqa: S101
-    task.uncancel()  # or its count of requests would be too high: `asyncio.timeout` compares it
+    task.uncancel()  # otherwise the count that `asyncio.timeout` compares would be too high
     task.cancel(*cancelled.args)

@@ -1,7 +1,7 @@
-"""Call the user's `process` or `process_batch`, in a thread or a transaction if need be.
+"""Call the user's handler, in a thread or a transaction if needed.
 
-A handler is a coroutine function. The functions here make one out of the user's function, and wrap one handler in
-another. Each works for single messages and for batches.
+A handler is a coroutine function. The functions here convert the user's function to one, or wrap a handler. Each
+works for single messages and for batches.
 """
 
 import functools
@@ -21,40 +21,33 @@ from push_to_poll_client._protocols import TransactionalSession, TransactionConf
 from push_to_poll_client._types import M, Message, Record
 
 MessageOrBatch: TypeAlias = Message | Sequence[Message]
-Work = TypeVar("Work")  # a message of the user's type, or a batch of them
+Work = TypeVar("Work")  # a message of the user's type, or a batch
 
 
 def as_handler(
     process: Callable[[Work], Awaitable[None] | None], *, threads: int
 ) -> Callable[[Work], Awaitable[None]]:
-    """Return a coroutine function as it is, and run a plain function in a worker thread.
+    """Return a coroutine function unchanged; run a plain function in a worker thread.
 
-    A plain function would stop the event loop. A thread cannot be interrupted: a cancellation waits until the
-    function returns, since a message must not be processed twice at the same time. A call that returned has
-    processed its message, so the cancellation is raised after the message is recorded (G7).
-
-    Args:
-        process: The user's function.
-        threads: Calls at a time. If there may be several, they do not count towards the 40 threads that a program
-            shares by default: the user has asked for this number, and other code should not wait for these
-            threads.
-
-    Raises:
-        TypeError: The function cannot be called, or is a generator function, which a call does not run.
+    Raises a `TypeError` for an object that is not a function of a message.
     """
     if not callable(process) or _is_kind(process, inspect.isgeneratorfunction, inspect.isasyncgenfunction):
-        raise TypeError(f"process must be a function of a message, and no generator, not {process!r}")
+        raise TypeError(f"process must be a function of a message and not a generator, got {process!r}")
     if _is_kind(process, inspect.iscoroutinefunction):
-        return process  # type: ignore[return-value]  # it is a coroutine function, as just checked
+        return process  # type: ignore[return-value]  # a coroutine function, as just checked
 
+    # A plain function would stop the event loop. A thread cannot be interrupted, so a cancellation waits until the
+    # function returns: a message must not be processed twice at the same time. A call that returned has processed
+    # its message, so the cancellation is raised after the message is recorded (G7).
+    # Several threads have a limiter of their own: they do not take from the 40 that a program shares by default.
     limiters = RunVar[CapacityLimiter | None](f"threads of {process!r}", None)
 
     async def in_thread(work: Work) -> None:
         if threads > 1 and limiters.get() is None:
             limiters.set(CapacityLimiter(threads))
-        # In a tuple, since trio treats a thread that returns a coroutine as a mistake.
+        # In a tuple: trio reports a thread that returns a coroutine as a mistake.
         call = functools.partial(anyio.to_thread.run_sync, lambda: (process(work),), limiter=limiters.get())
-        await anyio.lowlevel.checkpoint()  # raises the cancellation that waited for the message before
+        await anyio.lowlevel.checkpoint()  # raises the cancellation that came during the previous message
         (result,) = await in_own_task(call, cancel_later=True)
         if inspect.isawaitable(result):
             await result
@@ -63,7 +56,7 @@ def as_handler(
 
 
 def batch_of_one(batch: BatchHandler[M]) -> Handler[M]:
-    """Make a handler of single messages out of a handler of batches."""
+    """Convert a handler of batches to a handler of single messages."""
 
     async def process(message: M) -> None:
         await batch([message])
@@ -74,24 +67,21 @@ def batch_of_one(batch: BatchHandler[M]) -> Handler[M]:
 def _is_kind(function: Any, *kinds: Callable[[Any], bool]) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
-    call = getattr(function, "__call__", None)  # noqa: B004  # the method itself, for an object that can be called
+    call = getattr(function, "__call__", None)  # noqa: B004  # the method, for a callable object
     return any(kind(function) or kind(call) for kind in kinds)
 
 
 class TransactionFailed(BaseException):
-    """The store failed around a handler, which is not a failure of its message. The cause is the store's error."""
+    """The store failed around a handler; the message itself has not failed.
+
+    The cause is the store's error.
+    """
 
 
 def in_transaction(
     handler: Handler[Any], session: TransactionalSession, records: Callable[[Sequence[Message]], Sequence[Record]]
 ) -> Handler[Any]:
-    """Wrap a handler so that its writes through the store's connection are committed with the records (G8).
-
-    Args:
-        handler: Processes a message, or a batch.
-        session: Has the connection that the handler writes through.
-        records: Makes the records of messages.
-    """
+    """Commit the handler's writes together with the records of its messages (G8)."""
 
     async def process(work: MessageOrBatch) -> None:
         while True:
@@ -104,7 +94,7 @@ def in_transaction(
                         failure = error
                         raise
             except TransactionConflict:
-                continue  # not a failed attempt; the next block waits where it may
+                continue  # not a failed attempt; the next block may wait
             except BaseException as error:
                 if error is failure:
                     raise
@@ -115,7 +105,7 @@ def in_transaction(
 
 
 def with_start_hook(handler: Handler[Any], hooks: Hooks) -> Handler[Any]:
-    """Wrap a handler so that the hooks are told of each message before the handler gets it, or a batch."""
+    """Call the hook for each message before the handler."""
 
     async def process(work: MessageOrBatch) -> None:
         for message in _messages_of(work):

@@ -27,7 +27,7 @@ def parse_path(path: str) -> tuple[str, ...]:
     check_str("a path", path)
     steps = tuple(path.split("."))
     if not all(steps):
-        raise ValueError(f"a path is names with dots between them, not {path!r}")
+        raise ValueError(f"a path must be names with dots between them, got {path!r}")
     return steps
 
 

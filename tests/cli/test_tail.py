@@ -108,7 +108,7 @@ def test_a_feed_longer_than_one_poll_is_read_to_its_end(tail, monkeypatch):
             ["http://127.0.0.1:1/feed", "--fallback-interval", "-1"],
             "--fallback-interval must be finite and above 0",
         ),
-        (["http://127.0.0.1:1/feed", "--max-wait", "nan"], "--max-wait must be finite and above 0, not nan"),
+        (["http://127.0.0.1:1/feed", "--max-wait", "nan"], "--max-wait must be finite and above 0, got nan"),
         (["http://127.0.0.1:1/feed", "--push", "ftp://x"], "--push must be a websocket (ws://, wss://) or"),
         (["http://127.0.0.1:1/feed", "--once", "--push", "ws://x"], "--once does not wait for pushes"),
         (

@@ -68,14 +68,14 @@ async def test_a_fetch_that_awaits_a_cancelled_future_is_a_failed_poll(running):
     feed = Feed()
     consumer = running(Log(feed))
     await feed.asked(4)
-    assert "awaited something that was cancelled" in consumer.status().last_error
+    assert "awaited something that other code cancelled" in consumer.status().last_error
 
 
 @on_asyncio
 async def test_a_store_that_awaits_a_cancelled_future_stops_run_with_an_error(monkeypatch):
     async with Log(FakeFeed()) as consumer:
         monkeypatch.setattr(consumer._parts.session, "unseen", lambda keys: cancelled_by_somebody_else())
-        with pytest.raises(RuntimeError, match="a poll awaited something that was cancelled"):
+        with pytest.raises(RuntimeError, match="a poll awaited something that other code cancelled"):
             await consumer.run()
 
 
@@ -85,7 +85,7 @@ async def test_a_listener_that_awaits_a_cancelled_future_stops_run_with_a_listen
         async def listen(self, channel):
             await cancelled_by_somebody_else()
 
-    with pytest.raises(ListenerError, match="awaited something that was cancelled"):
+    with pytest.raises(ListenerError, match="awaited something that other code cancelled"):
         await Log(FakeFeed(), listeners=[Broken()]).run()
 
 
@@ -729,7 +729,7 @@ async def generator(message):
 
 @pytest.mark.parametrize("process", ["no function", generator, lambda message: (yield)])
 def test_a_generator_or_a_non_callable_handler_is_a_type_error(process):
-    with pytest.raises(TypeError, match="process must be a function of a message, and no generator"):
+    with pytest.raises(TypeError, match="process must be a function of a message and not a generator"):
         Consumer(FakeFeed(), store=MemoryStore(), process=process)
 
 
@@ -749,7 +749,7 @@ async def test_an_error_whose_str_raises_is_still_described():
         def __str__(self):
             raise ZeroDivisionError
 
-    assert describe(Broken()) == "Broken, whose text cannot be read"
+    assert describe(Broken()) == "Broken (its text cannot be read)"
     feed = FakeFeed()
     feed.fail(Broken())
     with pytest.raises(FeedError):

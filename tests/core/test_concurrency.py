@@ -504,11 +504,11 @@ async def test_plain_functions_of_one_key_run_one_after_the_other():
     ("settings", "error", "why"),
     [
         ({"concurrency": 4}, ValueError, "concurrency=4 requires ordering_key="),
-        ({"concurrency": 0}, ValueError, "concurrency must be at least 1, not 0"),
-        ({"concurrency": -2, "ordering_key": lane}, ValueError, "concurrency must be at least 1, not -2"),
-        ({"concurrency": True, "ordering_key": lane}, TypeError, "concurrency must be a whole number, not True"),
-        ({"concurrency": 1.5, "ordering_key": lane}, TypeError, "concurrency must be a whole number, not 1.5"),
-        ({"concurrency": "4", "ordering_key": lane}, TypeError, "concurrency must be a whole number, not '4'"),
+        ({"concurrency": 0}, ValueError, "concurrency must be at least 1, got 0"),
+        ({"concurrency": -2, "ordering_key": lane}, ValueError, "concurrency must be at least 1, got -2"),
+        ({"concurrency": True, "ordering_key": lane}, TypeError, "concurrency must be a whole number, got True"),
+        ({"concurrency": 1.5, "ordering_key": lane}, TypeError, "concurrency must be a whole number, got 1.5"),
+        ({"concurrency": "4", "ordering_key": lane}, TypeError, "concurrency must be a whole number, got '4'"),
         (
             {"concurrency": 4, "ordering_key": "subject"},
             TypeError,

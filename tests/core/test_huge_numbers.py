@@ -105,7 +105,7 @@ def test_a_huge_whole_number_is_a_value_error_that_names_the_argument(make, name
         (-1e300, "n must be between 0 and 2.*got -1e.300"),
         (math.inf, "n must be finite"),
         (math.nan, "n must be finite"),
-        (-1, "n must be finite and at least 0, not -1"),
+        (-1, "n must be finite and at least 0, got -1"),
     ],
 )
 def test_a_number_out_of_range_is_a_value_error(value, says):

@@ -443,7 +443,7 @@ async def test_user_and_password_of_the_root_are_sent_as_basic_and_not_shown():
     ("options", "error", "text"),
     [
         ({"wake_stream": "/"}, ValueError, "wake_stream: a path is empty"),
-        ({"wake_stream": 7}, TypeError, "wake_stream: a path is a str, not int"),
+        ({"wake_stream": 7}, TypeError, "wake_stream: a path must be a str, got int"),
         ({"streams": []}, ValueError, "give streams= or pattern="),
         ({"streams": "orders"}, TypeError, "streams are several paths"),
         ({"lease": 0.5}, ValueError, "lease must be from 1 to 600 seconds, not 0.5"),
@@ -451,7 +451,7 @@ async def test_user_and_password_of_the_root_are_sent_as_basic_and_not_shown():
         ({"confirm_every": 0}, ValueError, "confirm_every must be finite and above 0"),
         ({"open_timeout": 0}, ValueError, "open_timeout must be finite and above 0"),
         ({"id": ""}, ValueError, "id is empty"),
-        ({"id": 7}, TypeError, "id is a str, not int"),
+        ({"id": 7}, TypeError, "id must be a str, got int"),
         ({"root": "https://streams.example/?x=1"}, ValueError, "has a query or fragment"),
         ({"root": "ftp://streams.example/"}, ValueError, "ftp"),
     ],

@@ -267,7 +267,7 @@ async def test_user_and_password_of_the_root_url_are_sent_with_the_key_request_t
         ({"callback": 7}, TypeError, "int"),
         ({"pattern": ""}, ValueError, "pattern: a path is empty"),
         ({"streams": [""]}, ValueError, "streams: a path is empty"),
-        ({"streams": [7]}, TypeError, "streams: a path is a str, not int"),
+        ({"streams": [7]}, TypeError, "streams: a path must be a str, got int"),
         ({"tolerance": 0}, ValueError, "tolerance must be finite and above 0"),
         ({"root": f"{ROOT}#x"}, ValueError, "has a query or fragment"),
     ],

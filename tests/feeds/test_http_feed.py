@@ -506,7 +506,7 @@ class TestCredentials:
     async def test_a_token_callable_that_returns_a_wrong_type_is_a_feed_error(self, serve):
         serve(batch())
         error = await refused(HTTPFeed(URL, auth=Provider(5)))
-        assert "returned an invalid value: a token is a str, not int" in str(error)
+        assert "returned an invalid value: a token must be a str, got int" in str(error)
 
     async def test_an_httpx_auth_may_send_a_second_request(self, serve):
         challenge = 'Digest realm="shop", nonce="n", qop="auth", algorithm=SHA-256'
@@ -952,16 +952,16 @@ class TestWrongArguments:
             ({"headers": {"x": f"{SECRET}é"}}, ValueError, "header 'x' has characters"),
             ({"headers": {"x y": SECRET}}, ValueError, "header 'x y' has characters"),
             ({"headers": {"": SECRET}}, ValueError, "header '' has characters"),
-            ({"max_wait": 0}, ValueError, "max_wait must be finite and above 0, not 0"),
-            ({"max_wait": "5"}, TypeError, "max_wait must be a number or None, not '5'"),
-            ({"max_wait": True}, TypeError, "max_wait must be a number or None, not True"),
-            ({"timeout": -1}, ValueError, "timeout must be finite and above 0, not -1"),
-            ({"timeout": float("nan")}, ValueError, "timeout must be finite and above 0, not nan"),
-            ({"timeout": float("inf")}, ValueError, "timeout must be finite and above 0, not inf"),
-            ({"timeout": None}, TypeError, "timeout must be a number, not None"),
-            ({"max_body": 0}, ValueError, "max_body must be at least 1, not 0"),
-            ({"max_body": 1e6}, TypeError, "max_body must be a whole number, not 1000000.0"),
-            ({"max_body": True}, TypeError, "max_body must be a whole number, not True"),
+            ({"max_wait": 0}, ValueError, "max_wait must be finite and above 0, got 0"),
+            ({"max_wait": "5"}, TypeError, "max_wait must be a number or None, got '5'"),
+            ({"max_wait": True}, TypeError, "max_wait must be a number or None, got True"),
+            ({"timeout": -1}, ValueError, "timeout must be finite and above 0, got -1"),
+            ({"timeout": float("nan")}, ValueError, "timeout must be finite and above 0, got nan"),
+            ({"timeout": float("inf")}, ValueError, "timeout must be finite and above 0, got inf"),
+            ({"timeout": None}, TypeError, "timeout must be a number, got None"),
+            ({"max_body": 0}, ValueError, "max_body must be at least 1, got 0"),
+            ({"max_body": 1e6}, TypeError, "max_body must be a whole number, got 1000000.0"),
+            ({"max_body": True}, TypeError, "max_body must be a whole number, got True"),
             ({"client": httpx}, TypeError, "client must be an httpx.AsyncClient or compatible, got module"),
         ],
     )

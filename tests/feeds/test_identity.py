@@ -63,7 +63,7 @@ def test_an_identity_that_is_given_replaces_the_framing_of_a_stream_too():
     [("", ValueError), ("x" * (MAX_IDENTITY + 1), ValueError), (7, TypeError), (b"a", TypeError)],
 )
 def test_an_identity_must_be_a_text_that_is_not_empty_and_not_too_long(make, wrong, error):
-    with pytest.raises(error, match=r"identity must be a str of 1 to 1,000 characters, not ") as raised:
+    with pytest.raises(error, match=r"identity must be a str of 1 to 1,000 characters, got ") as raised:
         make(URL, identity=wrong)
     assert len(str(raised.value)) < 200
 

@@ -1085,8 +1085,8 @@ POSTED = OldestFirst(cursor=from_body("c"), send=to_body("cursor"))
         ({"method": "GE T"}, TypeError, "method must be an HTTP method, as 'POST', got 'GE T'"),
         ({"method": 1}, TypeError, "method must be an HTTP method, as 'POST', got 1"),
         ({"read_ahead": 1}, TypeError, "read_ahead must be True or False, got int"),
-        ({"identity": ""}, ValueError, "identity must be a str of 1 to 1,000 characters, not ''"),
-        ({"identity": 7}, TypeError, "identity must be a str of 1 to 1,000 characters, not '7'"),
+        ({"identity": ""}, ValueError, "identity must be a str of 1 to 1,000 characters, got ''"),
+        ({"identity": 7}, TypeError, "identity must be a str of 1 to 1,000 characters, got '7'"),
         ({"pages": POSTED}, ValueError, "to_body('cursor') needs a body; pass json={} or form={}"),
         (
             {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", "b")), "form": {}},

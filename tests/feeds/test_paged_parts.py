@@ -123,9 +123,9 @@ def test_full_page_counts_unreadable_entries():
         (status, ValueError, "needs HTTP status codes"),
         (lambda: status("410"), ValueError, "needs HTTP status codes"),
         (lambda: status(4100), ValueError, "needs HTTP status codes"),
-        (lambda: full_page(0), ValueError, "size must be at least 1, not 0"),
-        (lambda: full_page(size=True), TypeError, "size must be a whole number, not True"),
-        (lambda: full_page("100"), TypeError, "size must be a whole number, not '100'"),
+        (lambda: full_page(0), ValueError, "size must be at least 1, got 0"),
+        (lambda: full_page(size=True), TypeError, "size must be a whole number, got True"),
+        (lambda: full_page("100"), TypeError, "size must be a whole number, got '100'"),
         (lambda: from_body("a").equals(), ValueError, "needs at least one value"),
     ],
 )

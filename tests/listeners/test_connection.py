@@ -204,7 +204,7 @@ async def test_a_connection_listener_wakes_its_consumer(running):
     ("settings", "kind", "text"),
     [
         ({"connect": None}, TypeError, "connect must be an async function that takes a Connection, got None"),
-        ({"name": None}, TypeError, "name is a str, not NoneType"),
+        ({"name": None}, TypeError, "name must be a str, got NoneType"),
         ({"max_age": 0.0}, ValueError, "max_age"),
         ({"open_timeout": None}, TypeError, "open_timeout"),
     ],

@@ -610,7 +610,7 @@ def test_a_url_has_to_be_an_http_address(url):
 @pytest.mark.parametrize("name", ["max_age", "max_silence", "open_timeout"])
 def test_limits_are_finite_numbers_above_0(name):
     for wrong in (0, -1, math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"{name} must be finite and above 0, not {wrong}"):
+        with pytest.raises(ValueError, match=f"{name} must be finite and above 0, got {wrong}"):
             SSEListener(URL, **{name: wrong})
     with pytest.raises(TypeError, match=f"{name} must be a number"):
         SSEListener(URL, **{name: "20"})

@@ -95,15 +95,15 @@ def test_basic_credentials_must_match_user_and_password_exactly():
     ("made", "error", "text"),
     [
         (lambda: basic("a:b", "p"), ValueError, "colon"),
-        (lambda: basic(b"a", "p"), TypeError, "not bytes"),
+        (lambda: basic(b"a", "p"), TypeError, "got bytes"),
         (lambda: basic("a", ""), ValueError, "empty"),
         (lambda: bearer([]), ValueError, "at least one secret is required"),
         (lambda: bearer(None), TypeError, "NoneType"),
         (lambda: header_token(""), ValueError, "empty"),
         (lambda: header_token("t", "no header"), ValueError, "not a valid header name"),
         (lambda: token_in_body(""), ValueError, "empty"),
-        (lambda: token_in_body("t", "value..x"), ValueError, "a path is names"),
-        (lambda: token_in_body("t", None), TypeError, "a path is a str"),
+        (lambda: token_in_body("t", "value..x"), ValueError, "a path must be names"),
+        (lambda: token_in_body("t", None), TypeError, "a path must be a str"),
         (lambda: token_in_body("t", 'value."x"'), ValueError, "a step of a path must not contain quotes"),
     ],
 )

@@ -332,7 +332,7 @@ async def test_header_and_token_functions_can_be_async_or_plain():
         (lambda: f"{CANARY}\nAdmin: yes", "has a space or a control character"),
         (lambda: f"{CANARY}\n", "has a space or a control character"),
         (lambda: None, None),
-        (lambda: 5, "a token is a str, not int"),
+        (lambda: 5, "a token must be a str, got int"),
     ],
 )
 async def test_a_token_provider_that_fails_is_a_failed_attempt(wrong, said, caplog):
@@ -642,7 +642,7 @@ def test_a_url_has_to_be_a_websocket_address(url):
 @pytest.mark.parametrize("name", ["max_age", "max_silence", "ping_interval", "ping_timeout", "open_timeout"])
 def test_limits_are_finite_numbers_above_0(name):
     for wrong in (0, -1, math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"{name} must be finite and above 0, not {wrong}"):
+        with pytest.raises(ValueError, match=f"{name} must be finite and above 0, got {wrong}"):
             WebSocketListener(URL, **{name: wrong})
     for wrong in ("20", True):
         with pytest.raises(TypeError, match=f"{name} must be a number"):
@@ -650,9 +650,9 @@ def test_limits_are_finite_numbers_above_0(name):
 
 
 def test_the_largest_message_has_at_least_one_byte():
-    with pytest.raises(ValueError, match="max_body must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="max_body must be at least 1, got 0"):
         WebSocketListener(URL, max_body=0)
-    with pytest.raises(TypeError, match="max_body must be a whole number, not None"):
+    with pytest.raises(TypeError, match="max_body must be a whole number, got None"):
         WebSocketListener(URL, max_body=None)
 
 
