@@ -1,24 +1,24 @@
-"""The push-to-poll consumer loop, done right, once.
+"""Consume another service's event feed.
 
-A push says when to ask, the poll says what, each message is processed once. Imports run one way: each of
-these modules may import only those above it and those to its left.
+A push says when to poll, the poll gets the messages, and each message is processed once. Imports run one way: a
+module of this list may import only modules above it or to its left in its line.
 
-    _version, _lazy_exports                         the version, public names loaded when they are used
+    _version, _lazy_exports                         the version; public names imported when they are used
     _event_loop, _secrets, _validation              event loops, secrets to mask, checks of arguments
-    _first_polls                                    many consumers that start at once
+    _first_polls                                    limit of first polls when many consumers start
     _json, _log                                     JSON, log lines
-    _exceptions, _types, _protocols                 what all parts share
-    _http/                                          HTTP, once, for feeds and listeners
+    _exceptions, _types, _protocols                 shared by all parts
+    _http/                                          HTTP for feeds and listeners
     _schedule                                       when to poll
-    _status, _channels, _hooks, _options            what a user sees, hears of and sets
-    _work_queue, _failure_log                       the order of messages, and the log of those that fail
+    _status, _channels, _hooks, _options            status, push channels, hooks, options
+    _work_queue, _failure_log                       order of messages, log of failures
     _progress, _handlers, _retry                    one message: from the handler to the commit
-    _poll_state, _fetching, _position               what a poll knows, reads, and where it starts
+    _poll_state, _fetching, _position               state, fetches and start of a poll
     _workers, _processor, _dead_letters             one page
-    _poller, _polls                                 one poll, and one at a time
-    _lifecycle, _consumer                           a session from its start to its end; where the parts meet
-    feeds/, listeners/, stores/                     adapters, which know nothing of each other or of the core
-    durable_streams/                                a family of its own, above feeds and listeners
+    _poller, _polls                                 one poll, and one poll at a time
+    _lifecycle, _consumer                           a session; the class that connects all parts
+    feeds/, listeners/, stores/                     adapters: they do not import each other or the core
+    durable_streams/                                a feed and listeners of one protocol, above the adapters
     cli/, testing/                                  for the shell, and for tests
 """
 

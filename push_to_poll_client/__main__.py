@@ -1,4 +1,4 @@
-"""`python -m push_to_poll_client` is `push-to-poll`."""
+"""Run `push-to-poll` as `python -m push_to_poll_client`."""
 
 import sys
 

@@ -1,9 +1,8 @@
-"""The way of a push, from a listener's channel to the event loop.
+"""Carry pushes from a listener, in any thread, to the event loop.
 
-`ListenerChannel` is what a listener reports to. It keeps the channel's status, and puts pushes among the `Wakes`.
-These may come from any thread; they are bounded, and none is lost. A wake is put into a list, and the event loop
-is asked to empty the list, unless it was already asked. While no loop runs, wakes stay in the list until the next
-one opens it.
+`ListenerChannel` is the interface that a listener reports to. It keeps the channel's status and puts pushes into
+`Wakes`: a bounded list that loses no wake. The event loop is asked to empty the list, unless it was already asked.
+While no loop runs, wakes stay in the list for the next one.
 """
 
 import logging
@@ -23,13 +22,13 @@ from push_to_poll_client._validation import describe
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
+# Pushes kept one by one while the loop is busy or not running (G11). Further ones are merged into one push without
+# a hint.
 CAPACITY = 64
-"""Pushes kept one by one while the loop is busy or not running (G11). Any further ones become a single push
-without a hint."""
 
 
 class Wakes:
-    """The wakes that are on their way to the event loop."""
+    """Wakes on their way to the event loop."""
 
     def __init__(self) -> None:
         self._deliver: Callable[[Push | None], None] | None = None
@@ -39,13 +38,10 @@ class Wakes:
         self._drain_scheduled = False
 
     def put(self, push: Push | None) -> None:
-        """Add a wake, from any thread. Never blocks on the event loop.
-
-        Raises:
-            TypeError: It is neither a `Push` nor `None`. It would fail in the event loop, and take others with it.
-        """
+        """Add a wake, from any thread. Never blocks on the event loop."""
         if not isinstance(push, Push | None):
-            raise TypeError(f"a push is a Push or None, not {type(push).__name__}")
+            # Raised here: in the event loop the error would also stop the delivery of other pushes.
+            raise TypeError(f"push must be a Push or None, got {type(push).__name__}")
         with self._lock:
             if len(self._pushes) < CAPACITY:
                 self._pushes.append(push)
@@ -54,24 +50,24 @@ class Wakes:
             if self._loop is None or self._drain_scheduled:
                 return
             loop, self._drain_scheduled = self._loop, True
-        if not loop.call(partial(self._drain, loop)):  # it has ended; the next one takes the pushes
+        if not loop.call(partial(self._drain, loop)):  # the loop has ended; the next one takes the pushes
             with self._lock:
                 self._drain_scheduled = False
 
     def open(self, loop: EventLoop, deliver: Callable[[Push | None], None]) -> None:
-        """From now on call `deliver` in this loop with each push, first with those that wait here."""
+        """Call `deliver` in this loop for each push, waiting ones first."""
         with self._lock:
             self._loop, self._deliver, self._drain_scheduled = loop, deliver, False
         self._drain(loop)
 
     def close(self) -> None:
-        """Deliver no more; later pushes are kept for the next loop."""
+        """Stop delivering; keep later pushes for the next loop."""
         with self._lock:
             self._loop = self._deliver = None
 
     def _drain(self, loop: EventLoop) -> None:
         with self._lock:
-            if self._loop is not loop:  # it was asked before the wakes were closed, or opened in another loop
+            if self._loop is not loop:  # the wakes were closed meanwhile, or opened in another loop
                 return
             self._drain_scheduled = False
             deliver, pushes, self._pushes = self._deliver, self._pushes, []
@@ -80,8 +76,8 @@ class Wakes:
             deliver(push)
 
 
+# Characters of state that a listener may save; a subscription needs a few hundred.
 MAX_STATE = 16_384
-"""Characters of state that a listener may save: a subscription takes a few hundred."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -91,13 +87,10 @@ class ListenerChannel:
     `wake` may be called from any thread, all other methods only in the event loop.
 
     Attributes:
-        listener: The listener.
-        name: Its name in status and log, unique among the channels of a consumer.
-        wakes: Where pushes are put, for the consumer.
-        schedule: Is told whether the channel is up, and counts the messages that no push announced.
-        changed: Called whenever the channel comes up or goes down.
-        saved_state: Returns the text that the store has under a name; `None` if it has none.
-        save_state: Saves a text under a name, between two polls; `None` deletes it.
+        name: The name in the status and the log, unique among the channels of a consumer.
+        changed: Called when the channel comes up or goes down.
+        saved_state: Returns the text that is saved under a key; `None` if there is none.
+        save_state: Saves a text under a key, between two polls; `None` deletes it.
     """
 
     listener: Listener
@@ -116,12 +109,12 @@ class ListenerChannel:
 
     @property
     def status(self) -> ListenerStatus:
-        """A snapshot of the listener's status."""
+        """Snapshot of the listener's status."""
         return replace(self._status, pushes=self._pushes)
 
     def up(self) -> None:
-        """Report that the channel is connected, and poll, since pushes before that are lost."""
-        # A connection that is renewed, or that the server ends after each push, does not make the channel new.
+        """Report that the channel is connected, and poll, because earlier pushes are lost."""
+        # DEBUG if it was up: some connections are renewed, or ended by the server after each push.
         logger.log(logging.DEBUG if self._status.up else logging.INFO, "%s: up", self.name)
         self._update_status(up=self._running)
         self.wakes.put(None)
@@ -131,38 +124,37 @@ class ListenerChannel:
         self._update_status(up=False, error=error)
 
     def wake(self, push: Push | None = None, /) -> None:
-        """Report a push; `None` for one without metadata, which still means that there is something to poll."""
+        """Report a push; `None` for a push without a hint."""
         with self._pushes_lock:
             self._pushes += 1
         self.wakes.put(NO_HINT if push is None else push)
 
     def request_poll(self) -> None:
-        """Request a poll, though no push arrived."""
+        """Request a poll although no push arrived."""
         self.wakes.put(None)
 
     def subscribed(self, until: float | None, /) -> None:
-        """Report until when the server pushes, in seconds since the epoch; `None` if it does not."""
+        """Report the time until which the server pushes; `None` if it does not."""
         self._status = replace(self._status, subscribed_until=until)
 
     @property
     def missed_in_a_row(self) -> int:
-        """Timer polls in a row that found messages which no push had announced."""
+        """Consecutive timer polls that found messages without a push."""
         return self.schedule.missed_in_a_row
 
     @property
     def state(self) -> str | None:
-        """The text that the listener has saved; `None` if it has saved none."""
+        """Text that the listener saved last; `None` if none."""
         return self.saved_state(self._state_key)
 
     async def save(self, state: str | None, /) -> None:
-        """Save a text that the listener needs after a restart; `None` deletes it.
+        """Save a text for later runs; `None` deletes it.
 
-        Raises:
-            StoreError: The store failed. One that may recover (`StoreUnavailable`) is waited for.
-            ValueError: The text is too long.
+        Waits while the store is unavailable. Raises `StoreError` if the store failed for good, and `ValueError` if
+        the text is too long.
         """
         if state is not None and len(state) > MAX_STATE:
-            raise ValueError(f"{self.name}: {len(state)} characters of state, of {MAX_STATE} at most")
+            raise ValueError(f"{self.name}: state must be at most {MAX_STATE} characters, got {len(state)}")
         await self.save_state(self._state_key, state)
 
     @property
@@ -170,12 +162,12 @@ class ListenerChannel:
         return f"listener:{self.name}"
 
     def started(self) -> None:
-        """Record that the listener was started; it is not connected yet."""
+        """Record that the listener runs; it is not connected yet."""
         self._running = True
         self._update_status(up=False)
 
     def stopped(self) -> None:
-        """Record that the listener has ended. Whatever it reports later, the channel is down."""
+        """Record that the listener has ended; later reports are ignored."""
         self._running = False
         self._update_status(up=False)
         self._status = replace(self._status, since=None, subscribed_until=None)

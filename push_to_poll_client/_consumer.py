@@ -47,10 +47,10 @@ from push_to_poll_client._validation import check_number, describe
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
+# Five attempts in 8 to 10 seconds: long enough for a restart of a service that the handler calls.
 DEFAULT_RETRY: Final = AsyncRetrying(
     stop=stop_after_attempt(5), wait=wait_exponential(multiplier=0.5, max=30) + wait_random(0, 0.5)
 )
-# Five attempts in 8 to 10 seconds: long enough for a restart of a service that the handler calls.
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])

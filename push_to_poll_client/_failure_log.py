@@ -1,8 +1,6 @@
-"""Log what fails in the user's handler: each line that says so is written here, and each failure has one.
+"""Log the failures of the user's handler: one line for each failure.
 
-A line is about a message, a dead letter or a batch, and the line of a message that stops the consumer is one of
-them. What `FailureLog._record_fields` returns is in all their records; `ConsumerLog` adds the consumer's name to
-its `extra`.
+A line is about a message, a dead letter or a batch.
 """
 
 import logging
@@ -18,19 +16,19 @@ from push_to_poll_client._validation import quoted
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
+# Seconds until the traceback of the same error is logged again. A bug that fails every message costs one or two
+# tracebacks in ten minutes, and one line per attempt.
 TRACEBACK_INTERVAL: Final = 600.0
-"""Seconds for which the traceback of an error is not logged again. A bug that fails each message at each attempt
-costs a traceback or two in ten minutes, and one line an attempt."""
 
+# Tracebacks of different errors in that time (G11).
 MAX_TRACEBACKS: Final = 100
-"""Tracebacks in that time, of as many different errors (G11)."""
 
+# Packages between the consumer and the user's handler, which may run in a thread.
 MACHINERY: Final = {"push_to_poll_client", "anyio", "asyncio", "outcome", "trio"}
-"""Packages that stand between the consumer and the user's handler, which may run in a thread."""
 
 
 def handler_error(error: BaseException) -> ExcInfo:
-    """Return an error for `exc_info`, with a traceback that begins in the user's handler."""
+    """Return `exc_info` with a traceback that begins in the user's handler."""
     start = error.__traceback__
     while start and start.tb_frame.f_globals.get("__name__", "").partition(".")[0] in MACHINERY:
         start = start.tb_next
@@ -38,15 +36,13 @@ def handler_error(error: BaseException) -> ExcInfo:
 
 
 class HandlerFailure(NamedTuple):
-    """What the line about a failure can say: of a message or a dead letter, or of a batch by its first message.
+    """A failure of a message, a dead letter, or a batch.
+
+    A batch has the fields of its first message.
 
     Attributes:
-        key: The dedupe key.
-        id: The id in the feed; of a dead letter the id that it has kept.
-        attempt: The number of the attempt.
         why: The error in one bounded line.
-        error: The error, or None if only its text was kept.
-        message: The message; that of a dead letter is as the feed restored it.
+        error: The error; `None` if only its text was kept.
     """
 
     key: str
@@ -58,13 +54,10 @@ class HandlerFailure(NamedTuple):
 
 
 class FailureLog:
-    """Write a line for each failure, and choose which of them have tracebacks.
+    """Log each failure, and choose the failures that get a traceback.
 
-    Those are the first of each kind in ten minutes. Errors are of one kind if they have the same class and went
-    through the same lines of code, and so did the errors that they were raised from. At level DEBUG it is each.
-
-    Args:
-        clock: The event loop's clock.
+    At level DEBUG each gets one; otherwise the first of each kind in ten minutes. Errors are of one kind if they,
+    and the errors that caused them, have the same classes and lines of code.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -72,7 +65,7 @@ class FailureLog:
         self._logged: dict[int, float] = {}
 
     def message_failed(self, failure: HandlerFailure, action: FailureAction, delay: float = 0.0) -> None:
-        """Log that a message failed, and what becomes of it; `delay` is the time to its next attempt."""
+        """Log that a message failed; `delay` is the time until its retry."""
         at, why, details = (
             (quoted(failure.id), failure.attempt),
             failure.why,
@@ -99,32 +92,30 @@ class FailureLog:
         )
 
     def batch_failed(self, failure: HandlerFailure, size: int) -> None:
-        """Log that a batch failed, of which no message may fail alone."""
+        """Log that a batch failed; each of its messages may still succeed."""
         details = self._record_fields(failure, "batch")
         logger.warning("batch of %d messages failed, retrying its halves: %s", size, failure.why, **details)
 
     def dead_letter_failed(self, failure: HandlerFailure) -> None:
-        """Log that a dead letter failed again."""
         at, details = (quoted(failure.id), failure.attempt), self._record_fields(failure, "dead letter")
         logger.warning("dead letter %s failed again (attempt %d): %s", *at, failure.why, **details)
 
     def _record_fields(self, failure: HandlerFailure, outcome: object) -> dict[str, Any]:
-        """Return what each record of a failure has besides its line, such as `extra`.
-
-        Text of a server goes through `quoted` into a line, and through `one_line` into `extra`: both cut it (G11)
-        and mask secrets (G12).
-        """
+        """Return what each failure's record has besides its text."""
+        # Pass a server's text through `quoted` for a line, and through `one_line` for `extra`: both shorten it
+        # (G11) and mask secrets (G12).
         return {"exc_info": self._traceback(failure.error, outcome)}
 
     def _traceback(self, error: Exception | None, outcome: object) -> ExcInfo | None:
-        """Return the error if its traceback is to be logged. With another outcome it is another kind of error."""
+        """Return the error if its traceback is to be logged."""
         if error is None:
             return None
-        # A handler that decides itself has no bug, unless it decided so because of another error.
+        # A `HandlerDecision` is not a bug, unless another error caused it.
         if raised_from(error) is None and (isinstance(error, HandlerDecision) or error.__traceback__ is None):
             return None
         if logger.isEnabledFor(logging.DEBUG):
             return handler_error(error)
+        # The same error with another outcome is another kind.
         kind, now = hash((outcome, *_places(error))), self._clock()
         self._logged = {one: at for one, at in self._logged.items() if now < at + TRACEBACK_INTERVAL}
         if kind in self._logged or len(self._logged) >= MAX_TRACEBACKS:
@@ -134,12 +125,12 @@ class FailureLog:
 
 
 def raised_from(error: BaseException) -> BaseException | None:
-    """Return the error that an error was raised from, as its traceback shows it; None if there is none."""
+    """Return the cause that a traceback shows for an error, or None."""
     return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _places(error: BaseException) -> Iterator[tuple[object, ...]]:
-    """Yield the class and the lines of code of an error, and of those that it was raised from."""
+    """Yield class and lines of code of an error and its causes."""
     for one in error_chain(error):
         kind, _, start = handler_error(one)
         lines = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(start))

@@ -1,8 +1,8 @@
-"""Limit how many first polls run when many consumers of a process start at once.
+"""Limit the first polls that run at once when many consumers start.
 
-A page that arrives takes as much memory as the consumer that it is for, or ten times as much, and a request that
-waits takes a connection. So the first poll of a consumer begins only when few others are in their first poll.
-A server that does not answer, a body that stalls and a slow handler delay the others for `MAX_SHARE` at most.
+An arriving page takes as much memory as its consumer, or ten times as much, and a waiting request takes a
+connection. So a consumer's first poll begins only when few others are in their first poll. A server that does not
+answer, a body that stalls or a slow handler delays the others for at most `MAX_SHARE`.
 """
 
 from collections.abc import AsyncIterator
@@ -12,20 +12,20 @@ from typing import Final
 import anyio
 from anyio.lowlevel import RunVar
 
+# First polls at a time in each event loop: 16 connections, and 10 MB of pages of the usual 1,000 messages.
 MAX_FIRST_POLLS: Final = 16
-"""First polls at a time for each event loop: 10 MB of pages of the usual 1,000 messages, and 16 connections."""
 
+# Seconds after which a first poll no longer counts. If all are slow, 64 begin each second.
 MAX_SHARE: Final = 0.25
-"""Seconds after which a first poll is not counted any more. Where all are slow, 64 begin each second."""
 
 
 class _FirstPolls:
     """The first polls of one event loop."""
 
     def __init__(self) -> None:
-        self.began: dict[object, float] = {}  # of each that is counted, the oldest first
+        self.began: dict[object, float] = {}  # start times of those that count, oldest first
         self.one_ended = anyio.Event()
-        self.turn = anyio.Lock(fast_acquire=True)  # the first that waits has it
+        self.turn = anyio.Lock(fast_acquire=True)  # held by the first one in the queue
 
 
 _first_polls = RunVar[_FirstPolls | None]("first polls of push_to_poll_client", None)
@@ -45,7 +45,7 @@ async def first_poll() -> AsyncIterator[None]:
                 try:
                     await polls.one_ended.wait()
                 finally:
-                    polls.one_ended = anyio.Event()  # one that was waited for keeps its event loop in memory
+                    polls.one_ended = anyio.Event()  # an event that was waited for keeps its event loop in memory
             if scope.cancelled_caught:
                 polls.began.pop(oldest, None)
         polls.began[poll] = anyio.current_time()

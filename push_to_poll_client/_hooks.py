@@ -157,8 +157,8 @@ class ConsumerStats:
             self.hooks.caught_up(result)
 
 
-LONG_BACKLOG: Final = 60.0
 # Seconds without reaching the end of the feed after which reaching it is logged. At most one line a minute.
+LONG_BACKLOG: Final = 60.0
 
 
 def place_of(cursor: Cursor | None) -> str:

@@ -1,7 +1,7 @@
-"""Name the consumer in each log line of the library, and bound its tracebacks.
+"""Put the consumer's name into log lines, and bound tracebacks.
 
-A consumer sets its name while it is at work. Tasks and worker threads inherit it, so a feed, a store or a listener
-logs under the name of the consumer that uses it, and does not have to know it.
+A consumer sets its name while it works. Tasks and worker threads inherit it, so a feed, a store or a listener logs
+under the name of the consumer that uses it.
 """
 
 import logging
@@ -17,34 +17,32 @@ from push_to_poll_client._validation import one_line
 
 _current_consumer: ContextVar[str | None] = ContextVar("push_to_poll_client_consumer", default=None)
 
+# Characters of a consumer's name in a line. Without `name=` it is the feed's URL, which may be long.
 MAX_PREFIX: Final = 60
-"""Characters of a consumer's name in front of a line. Without `name=` it is the feed's URL, which may be long."""
 
 
 @contextmanager
 def log_as(name: str, hide: Iterable[Secrets] = ()) -> Iterator[None]:
-    """Name a consumer in the lines that are logged in the block, and by the tasks and threads that it starts.
+    """Log as this consumer in the block.
 
-    Args:
-        name: The consumer's name.
-        hide: What must not be shown in these lines, nor in errors and the status.
+    This includes the tasks and threads that the block starts. `hide` are secrets to mask in log lines, errors and
+    the status.
     """
     token = _current_consumer.set(name)
     try:
         with hidden(*hide):
             yield
     finally:
-        # A coroutine may be destroyed long after its event loop has ended, in another context.
+        # A coroutine can be destroyed after its event loop has ended, in another context.
         with suppress(ValueError):
             _current_consumer.reset(token)
 
 
 class ConsumerLog(logging.LoggerAdapter[logging.Logger]):
-    """A logger that puts the consumer's name in front of each line, and into each record as `consumer`.
+    """A logger that adds the consumer's name to each line.
 
-    A line that is of no consumer, or of several, as of a webhook's receiver, has no name; its `consumer` is None,
-    so that a format with `%(consumer)s` can be used for all lines. The name is an argument of the line and not
-    part of its text, so that tools which group lines by their text group them across consumers.
+    Each record has it as `consumer`. Lines of no consumer, or of several (such as a webhook receiver's), have no
+    name; their `consumer` is `None`, so that a format with `%(consumer)s` works for all lines.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -56,32 +54,34 @@ class ConsumerLog(logging.LoggerAdapter[logging.Logger]):
             return
         name, exc_info = _current_consumer.get(), kwargs.get("exc_info")
         if name is not None:
-            text = str(msg) if args else str(msg).replace("%", "%%")  # without arguments nothing was formatted
+            # The name is an argument and not part of the text, so that tools group lines across consumers.
+            text = str(msg) if args else str(msg).replace("%", "%%")  # without arguments logging does not format
             msg, args = f"%s: {text}", (_shortened(name), *args)
         if isinstance(exc_info, BaseException):
             exc_info = type(exc_info), exc_info, exc_info.__traceback__
         file, line, function, _ = self.logger.findCaller(stacklevel=kwargs.get("stacklevel", 1) + 1)
         extra = {"consumer": name, **(kwargs.get("extra") or {})}
         record = self.logger.makeRecord(self.logger.name, level, file, line, msg, args, exc_info, function, extra)
-        if exc_info:  # what a `logging.Formatter` shows is bounded, and does nothing to a terminal
+        if exc_info:  # a `logging.Formatter` shows this text: bounded, and safe for a terminal
             record.exc_text = traceback_text(exc_info)
         self.logger.handle(record)
 
 
 def _shortened(name: str) -> str:
-    """Shorten a long name in its middle: URLs differ at their ends, and begin with the host."""
+    """Cut the middle out of a long name: URLs differ at their ends."""
     half = MAX_PREFIX // 2
     return one_line(name if len(name) <= MAX_PREFIX else f"{name[:half]}…{name[1 - half :]}")
 
 
 ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
 
+# Characters of a traceback in the log; of a longer one, the beginning and the end are kept.
 MAX_TRACEBACK_TEXT: Final = 16_384
-"""Characters of a traceback in the log: of a longer one the beginning and the end."""
 
 
 def traceback_text(error: ExcInfo) -> str:
-    """Format an error with its traceback; a message's content can be in the text of a handler's error."""
+    """Format an error with its traceback, shortened and masked."""
+    # Line by line: the text of a handler's error can contain the content of a message.
     lines = "".join(traceback.format_exception(*error)).splitlines()
     text = "\n".join(map(one_line, lines))
     half = MAX_TRACEBACK_TEXT // 2

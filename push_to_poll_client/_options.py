@@ -14,9 +14,9 @@ from push_to_poll_client._validation import check_count, check_number
 
 INCEPTION, LATEST = "inception", "latest"
 
-OTHER_WORDS = {"beginning": INCEPTION, "earliest": INCEPTION, "start": INCEPTION, "end": LATEST}
 # Words of other libraries for the two positions. Words that an API may use as a cursor are left out: "now"
 # (CouchDB, Durable Streams), "all" (ntfy), "newest" and "oldest" (Zulip).
+OTHER_WORDS = {"beginning": INCEPTION, "earliest": INCEPTION, "start": INCEPTION, "end": LATEST}
 
 
 def check_cursor(name: str, value: object, *, optional: bool = False) -> None:

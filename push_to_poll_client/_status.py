@@ -93,8 +93,8 @@ class Gap:
     at: float = field(default_factory=time.time)
 
 
-MAX_SHOWN_FAILING: Final = 100
 # Failing messages that a status shows, and that are logged after a restart (G11).
+MAX_SHOWN_FAILING: Final = 100
 
 
 @dataclass(frozen=True, slots=True)

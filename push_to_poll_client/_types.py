@@ -21,11 +21,11 @@ Cursor: TypeAlias = str
 Cursors can only be compared for equality. Where `None` is allowed, it is the inception: the beginning of the feed.
 """
 
-MAX_CURSOR = 65_536
 # Characters. The longest known cursors are URLs and tokens of a few thousand. Each commit writes one.
+MAX_CURSOR = 65_536
 
-MAX_ID = 4_096
 # Characters of an id or a key. Both are stored for each message. The feeds of this library make up to 1,200.
+MAX_ID = 4_096
 
 
 D = TypeVar("D", default=Any)
@@ -330,9 +330,9 @@ class FailureAction(enum.StrEnum):
 Clock: TypeAlias = Callable[[], float]
 """Function that returns seconds since an arbitrary start and never goes back."""
 
-MAX_NOT_BEFORE = 86_400.0
 # Seconds. Longest wait that a server can ask for, so that a mistake, or a `Retry-After` of a century, does not end
 # a consumer (G3).
+MAX_NOT_BEFORE = 86_400.0
 
 
 @dataclass(slots=True, eq=False)

@@ -157,7 +157,7 @@ async def test_g1_a_push_with_its_topics_in_a_list_polls(running, feed):
 
 
 def test_wake_with_a_string_is_a_type_error():
-    with pytest.raises(TypeError, match="a push is a Push or None, not str"):
+    with pytest.raises(TypeError, match="push must be a Push or None, got str"):
         Log(FakeFeed()).wake("orders")
 
 

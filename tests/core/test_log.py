@@ -122,7 +122,7 @@ async def test_a_handler_that_uses_another_consumer_leaves_the_names_right(caplo
     ((consumer, line),) = lines(caplog, "should_poll failed")
     assert consumer == "inner"
     assert line.startswith("inner: ")
-    ((consumer, line),) = lines(caplog, "is skipped")
+    ((consumer, line),) = lines(caplog, ", skipped: ")
     assert (consumer, line[:7]) == ("outer", "outer: ")
 
 
