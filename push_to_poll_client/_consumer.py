@@ -67,9 +67,10 @@ class Consumer(Generic[M_co]):
 
     It polls at the start, after each wake, and at the latest after `fallback_interval` seconds without a poll.
 
-    Subclass it and define `process`, or pass `process=`. Messages are processed in the order of the feed. A
-    message whose processing was recorded is not processed again (G6). After a crash, the work of the last
-    `commit_interval` seconds and the messages in flight are processed again (G7).
+    Subclass it and define `process`, or pass `process=`. Messages are processed one at a time in the order of the
+    feed, unless `concurrency` is above 1. A message whose processing was recorded is not processed again (G6).
+    After a crash, the work of the last `commit_interval` seconds and the messages in flight are processed again
+    (G7).
 
     `class Orders(Consumer[CloudEvent])` takes a `Feed[CloudEvent]`, such as `HTTPFeed`, and `process` gets
     `CloudEvent` messages. A bare `Consumer` takes any feed; its messages are of type `Message`.
@@ -106,8 +107,8 @@ class Consumer(Generic[M_co]):
             cancelled. The last commit may take as long, and at least 5 seconds.
         retry: When to retry a failed message: the `stop`, `wait` and `retry` strategies of a tenacity
             `AsyncRetrying`. Its other settings are not used. The default makes 5 attempts in about 10 seconds.
-            `None` means no retry. If a message has to wait longer than a second in all, the poll ends; a later
-            poll goes on at that message when its time has come.
+            `None` means no retry. If the waits for one message add up to more than a second, the poll ends; a
+            later poll continues at that message when it may be retried.
         on_failure: What to do with a message after its last attempt: "stop" the consumer before it, keep it as a
             "dead_letter" (see `dead_letters`), or "skip" it. Or a function of the message and the exception that
             returns one of these, `async` or not.
@@ -138,7 +139,7 @@ class Consumer(Generic[M_co]):
         hooks: Methods to call when something happens, for telemetry and tests.
 
     Raises:
-        TypeError: There is no handler, or an argument has the wrong type.
+        TypeError: The handler is missing, or an argument has the wrong type.
         ValueError: An argument is out of range, or two arguments contradict each other.
     """
 
@@ -269,8 +270,8 @@ class Consumer(Generic[M_co]):
 
         By default: True unless the hint names the saved cursor. Override it with a fast plain `def` to ignore
         pushes that do not concern this consumer. False only drops this one wake, and only if no poll is running or
-        due (G1). It is not called for pushes without a hint, nor with `overlap`. If it raises, the poll takes
-        place and the error is logged; the first error as a warning.
+        due (G1). It is not called for pushes without a hint, nor with `overlap`. If it raises, the push counts as
+        a wake, and the error is logged: the first one as a warning, later ones at DEBUG.
 
         Args:
             hint: The push with its metadata. Not trustworthy: anyone who can push can write anything into it.
@@ -288,7 +289,7 @@ class Consumer(Generic[M_co]):
         listeners are closed.
 
         Await the task that runs it, or call `stop()`, before its event loop ends. `asyncio.run()` cancels all
-        remaining tasks, including the handler: its message is processed again in the next run.
+        remaining tasks at its end, and the handler with them: its message is processed again in the next run.
 
         Raises:
             ProcessError: A message failed for good and `on_failure` is "stop". The saved cursor is before that
@@ -297,7 +298,7 @@ class Consumer(Generic[M_co]):
             FeedGone: The feed was removed for good.
             ListenerError: A push channel cannot work and retrying does not help.
             StoreUnavailable: The store did not recover within `shutdown_timeout` after the stop. Until then the
-                consumer waits for it. What is not saved stays in this object and is committed when it is used
+                consumer waits for it. Unsaved progress stays in this object and is committed when it is used
                 again.
             StoreError: The store failed for good, or the name has another owner.
             RuntimeError: It is already running.
@@ -380,7 +381,7 @@ class Consumer(Generic[M_co]):
             FeedError: The poll failed. All callers that wait for it get the error. Without `run()` or `async
                 with`, a fetch that fails before a cursor can be saved is first retried, within `timeout`.
             ProcessError: A message failed for good. The saved cursor is before that message.
-            StoreUnavailable: The store failed and may recover. What is not saved stays in this object and is
+            StoreUnavailable: The store failed and may recover. Unsaved progress stays in this object and is
                 committed by the next call, before anything else is processed.
             StoreError: The store failed, or the name has another owner.
             RuntimeError: Called from the handler of this consumer: call `wake()` there.

@@ -168,7 +168,7 @@ class DeadLetters(AsyncIterable[DeadLetter]):
         """Return the dead letter with this dedupe key.
 
         Raises:
-            LookupError: There is no such dead letter.
+            LookupError: No dead letter has this key.
         """
         async with self._exclusive() as dead_letters:
             return await dead_letters.require(key)
@@ -182,7 +182,7 @@ class DeadLetters(AsyncIterable[DeadLetter]):
             keys: Dedupe keys of the dead letters; without keys, all of them.
 
         Raises:
-            LookupError: There is no dead letter with one of the keys. Those before it were retried.
+            LookupError: A key has no dead letter. Those before it were retried.
         """
         async with self._claimed:
             # The keys of now; a poll or another call may remove some of them meanwhile.
@@ -202,7 +202,7 @@ class DeadLetters(AsyncIterable[DeadLetter]):
 
         Raises:
             TypeError: No key was given.
-            LookupError: There is no dead letter with one of the keys. Those before it were deleted.
+            LookupError: A key has no dead letter. Those before it were deleted.
         """
         if not keys:
             raise TypeError("drop() requires at least one key")

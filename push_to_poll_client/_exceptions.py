@@ -118,7 +118,7 @@ class ProcessError(PushToPollError):
 class HandlerDecision(PushToPollError):
     """Base class of the exceptions by which a handler decides about its message.
 
-    The decision replaces those of `retry` and `on_failure`. Raise a subclass. If another error led to the
+    The decision overrides `retry` and `on_failure`. Raise a subclass. If another error led to the
     decision, use `raise … from error`: that error is kept as well.
 
     Args:

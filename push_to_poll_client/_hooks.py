@@ -102,9 +102,8 @@ class SafeHooks(Hooks):
         try:
             getattr(self._hooks, name)(*args)
         except Exception as error:  # a hook can raise anything
-            level = (
-                logging.DEBUG if name in self._failed else logging.WARNING
-            )  # most are called for each message (G11)
+            # Most hooks are called for each message (G11).
+            level = logging.DEBUG if name in self._failed else logging.WARNING
             self._failed.add(name)
             logger.log(
                 level,
@@ -157,7 +156,8 @@ class ConsumerStats:
             self.hooks.caught_up(result)
 
 
-# Seconds without reaching the end of the feed after which reaching it is logged. At most one line a minute.
+# Seconds. Reaching the end of the feed is logged if the consumer was behind for this long: at most one line a
+# minute.
 LONG_BACKLOG: Final = 60.0
 
 

@@ -95,8 +95,8 @@ class Channel(Protocol):
         """Report the time until which the server has agreed to push.
 
         Args:
-            until: Seconds since the epoch. `math.inf` means: until the subscription is ended. `None` means: there
-                is no subscription now.
+            until: Seconds since the epoch. `math.inf` means: until the subscription is ended. `None` means: no
+                subscription now.
         """
         ...
 

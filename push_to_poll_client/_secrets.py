@@ -158,8 +158,8 @@ def _secrets_of_header(name: str, value: str) -> Iterator[str]:
         yield from (cookie.strip() for cookie in _COOKIE_VALUE.findall(value))
 
 
-# Characters. The letters and digits of a longer secret are searched only unencoded: nobody encodes them, and a
-# pattern that allows it takes milliseconds to compile.
+# Characters. The letters and digits of a longer secret are searched only unencoded: they are never encoded, and
+# a pattern that allows it takes milliseconds to compile.
 _LONG_SECRET = 100
 
 

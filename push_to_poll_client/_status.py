@@ -131,7 +131,7 @@ class ListenerStatus:
             none.
         pushes: Number of pushes received.
         subscribed_until: Time until which the server has agreed to push, in seconds since the epoch. `math.inf`
-            means: until the subscription is ended. `None` if there is no subscription, or none is needed.
+            means: until the subscription is ended. `None` without a subscription.
     """
 
     name: str

@@ -175,7 +175,7 @@ class Push(msgspec.Struct, frozen=True):
         cursor: The newest cursor according to the server; `None` if the push has none. A hint: a push that names
             the saved cursor may be ignored, and a feed may read at least up to this cursor. It is never saved as
             progress.
-        topics: Names of what changed, as a hint for the feed. Empty if the push has none. A list is converted to a
+        topics: Names of changed things, as a hint for the feed. Empty if the push has none. A list becomes a
             tuple.
         count: Number of new messages according to the server; `None` if the push has none. This library does not
             rely on it.

@@ -157,7 +157,9 @@ def test_a_consumer_must_have_exactly_one_of_process_and_process_batch(form):
             pass
 
     cls, settings = {"neither": (Neither, {}), "both": (Both, {}), "passed": (Batches, {"process": print})}[form]
-    with pytest.raises(TypeError, match="handler: (override process or process_batch|define only one of process)"):
+    with pytest.raises(
+        TypeError, match=r"handler: (override process or process_batch|define only one of process)"
+    ):
         cls(FakeFeed(), store=MemoryStore(), **settings)
 
 
