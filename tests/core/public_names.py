@@ -33,16 +33,16 @@ MODULES = [
     "push_to_poll_client.testing",
     "push_to_poll_client.testing.server",
 ]
-"""Those of `feeds`, `listeners` and `stores` are exported at the top, too."""
+"""The names of `feeds`, `listeners` and `stores` are exported by the package as well."""
 
 
 ORIGINS = {"Cursor": "push_to_poll_client._types", "__version__": "push_to_poll_client._version"}
-"""Where names are defined that do not say it themselves."""
+"""Modules of names whose objects do not tell their module."""
 
 
 @functools.cache
 def definitions(module: str) -> dict[str, ast.stmt]:
-    """Return what a module defines at its top level, by name."""
+    """Return the top-level definitions of a module, by name."""
     found: dict[str, ast.stmt] = {}
     for node in ast.parse(inspect.getsource(importlib.import_module(module))).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -89,7 +89,7 @@ def attributes(init: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[s
 
 @functools.cache
 def exported() -> set[type]:
-    """Return the public classes, whose members stand with them alone."""
+    """Return the public classes; their members are listed only under them."""
     modules = [importlib.import_module(path) for path in MODULES]
     return {
         thing for module in modules for name in module.__all__ if isinstance(thing := getattr(module, name), type)
@@ -97,7 +97,7 @@ def exported() -> set[type]:
 
 
 def class_lines(kind: type) -> Iterator[str]:
-    """Yield the head of a class, and its public members, also those that it inherits from private classes."""
+    """Yield the head of a class and its public members, with those of private base classes."""
     own = [
         base
         for base in kind.__mro__

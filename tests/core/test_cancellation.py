@@ -1,4 +1,4 @@
-"""Where a loop written by hand goes wrong: cancellations that were not meant, leftovers of others, odd pages."""
+"""Typical mistakes of hand-written loops: foreign cancellations, left-over state, odd pages."""
 
 import asyncio
 import contextlib
@@ -53,7 +53,7 @@ async def nothing(message):
     pass
 
 
-# Who was cancelled
+# Cancellations of other tasks
 
 
 @on_asyncio
@@ -103,7 +103,7 @@ async def test_system_exit_from_a_handler_is_not_wrapped_in_an_exception_group()
 
 
 class Grouped:
-    """Raises from a task group of its own, within another one."""
+    """Raise from a task group inside another task group."""
 
     def __init__(self, error):
         self.error = error
@@ -207,7 +207,7 @@ async def test_a_sync_handler_never_runs_twice_at_the_same_time():
     assert max(most) == 1
 
 
-# What one poll leaves for the next
+# State that one poll leaves for the next
 
 
 async def test_run_continues_at_once_where_poll_now_reached_max_poll_time(running):
@@ -394,7 +394,7 @@ async def test_a_store_error_before_a_retry_wait_is_raised_as_a_store_error(monk
 
 @on_asyncio
 async def test_run_raises_an_error_if_a_handler_cancelled_the_polling_task():
-    """As by a timeout that cancels its task and does not take that back, when a later await is cancelled."""
+    """For example by a timeout that cancels its task without `uncancel()`."""
 
     async def process(message):
         if message.id == "1":
@@ -546,7 +546,7 @@ def test_a_poll_destroyed_long_after_its_event_loop_leaves_the_next_run_its_sess
     async def run_meanwhile():
         running = asyncio.create_task(consumer.run())
         await feed.asked(2)
-        with contextlib.suppress(RuntimeError):  # a lock that it holds cannot be released any more
+        with contextlib.suppress(RuntimeError):  # its lock cannot be released any more
             destroyed.close()
         await anyio.wait_all_tasks_blocked()
         assert consumer.status().is_owner
@@ -555,17 +555,15 @@ def test_a_poll_destroyed_long_after_its_event_loop_leaves_the_next_run_its_sess
 
     loop = asyncio.new_event_loop()
     task, destroyed = loop.run_until_complete(poll())
-    loop.set_exception_handler(lambda *_: None)  # of a task that is destroyed while it is pending
+    loop.set_exception_handler(lambda *_: None)  # a pending task is destroyed
     loop.close()
     anyio.run(run_meanwhile)
     del task
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_the_end_of_asyncio_run_cuts_the_message_in_hand_and_keeps_what_was_settled_before(
-    plain, tmp_path, caplog
-):
-    """It cancels every task, also that of the handler."""
+def test_the_end_of_asyncio_run_cancels_the_message_in_flight_and_keeps_earlier_progress(plain, tmp_path, caplog):
+    """`asyncio.run()` cancels every task, including the task of the handler."""
     caplog.set_level(logging.INFO)
     feed, store = FakeFeed(), SQLiteStore(tmp_path / "progress.db")
     feed.publish(5)
@@ -604,7 +602,7 @@ def test_the_end_of_asyncio_run_cuts_the_message_in_hand_and_keeps_what_was_sett
 
 
 def test_the_end_of_asyncio_run_is_not_reported_as_a_cancellation_by_a_handler(caplog):
-    """It cancels tasks in no particular order, so there are several."""
+    """`asyncio.run()` cancels tasks in no particular order, so there are several."""
 
     async def main():
         feed = FakeFeed()
@@ -619,7 +617,7 @@ def test_the_end_of_asyncio_run_is_not_reported_as_a_cancellation_by_a_handler(c
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-@pytest.mark.filterwarnings("ignore")  # Python warns of what the closed event loop left behind
+@pytest.mark.filterwarnings("ignore")  # Python warns about objects left by the closed event loop
 @pytest.mark.parametrize("kind", ["memory", "file"])
 def test_run_begins_again_after_its_asyncio_loop_was_closed_under_it(kind, tmp_path):
     feed = FakeFeed(latency=0.01)
@@ -772,7 +770,7 @@ async def test_a_channel_whose_listener_has_ended_stays_down(running):
 
 
 class Interrupted(int):
-    """A number that lets other threads go on while it is added to, which Python does too rarely by itself."""
+    """A number whose addition lets other threads run, which Python rarely does by itself."""
 
     def __add__(self, other):
         pathlib.Path().stat()

@@ -1,4 +1,4 @@
-"""What a listener keeps in the consumer's store, for the time after a restart."""
+"""State that a listener saves in the consumer's store for the time after a restart."""
 
 import math
 
@@ -15,11 +15,11 @@ pytestmark = pytest.mark.anyio
 
 
 in_real_time = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-"""A file is written in a thread, which virtual time takes for idleness: it would run away."""
+"""Real time: a file is written in a thread, and virtual time would advance meanwhile."""
 
 
 class Keeps:
-    """Hands its channel to the test."""
+    """Passes its channel to the test."""
 
     def __init__(self, name="keeps"):
         self.name = name
@@ -57,7 +57,7 @@ async def test_a_listener_gets_its_saved_state_after_a_restart(tmp_path):
 
 
 async def test_each_listener_has_its_own_saved_state(running):
-    one, two = Keeps(), Keeps()  # of one name, so that the second is called keeps #2
+    one, two = Keeps(), Keeps()  # with the same name, so the second is called keeps #2
     running(Log(FakeFeed(), listeners=[one, two]))
     await (await one.there()).save("1")
     await (await two.there()).save("2")
@@ -74,7 +74,7 @@ async def test_g8_listener_state_is_not_saved_while_a_transactional_handler_runs
     async def process(_message):
         store.connection.execute("CREATE TABLE half (n)")
         inside.set()
-        with anyio.move_on_after(0.3):  # what must not come has so long
+        with anyio.move_on_after(0.3):  # an unwanted save would come within this time
             await saved.wait()
         halves.append(keeps.channel.state)
 
@@ -91,7 +91,7 @@ async def test_g8_listener_state_is_not_saved_while_a_transactional_handler_runs
 
 
 async def test_listener_state_and_rewinds_wait_for_the_end_of_the_poll(running):
-    """A transactional store of one connection keeps its commits apart by itself, so this one is not."""
+    """This store does not separate its commits by itself, as one with a single connection does."""
     feed, keeps, done = FakeFeed(page_size=1), Keeps(), []
     consumer = running(Log(feed, listeners=[keeps], takes=10))
     channel = await keeps.there()
@@ -173,5 +173,5 @@ async def test_a_poll_requested_by_a_listener_is_not_counted_as_a_push(running):
     channel.request_poll()
     await feed.asked(before + 1)
     await anyio.sleep(5)
-    assert len(feed.requests) == before + 1  # a push that promised something would be asked for again
+    assert len(feed.requests) == before + 1  # after a push with a hint there would be another request
     assert consumer.status().listeners[0].pushes == 0

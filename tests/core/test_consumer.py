@@ -1,4 +1,4 @@
-"""The consumer's public face: construction, process, poll_now, wake, run, stop, status."""
+"""The public interface of `Consumer`: constructor, process, poll_now, wake, run, stop, status."""
 
 import asyncio
 import dataclasses
@@ -178,7 +178,7 @@ class Recorder:
 
 
 def plain(target):
-    """A function that is not async and returns something to be awaited."""
+    """A plain function that returns an awaitable."""
 
     def process(message):
         return target(message)
@@ -333,7 +333,7 @@ async def test_a_retry_that_awaits_a_cancelled_task_counts_as_a_failed_attempt()
 
 
 def gives_up_on(*, dead_letters, skips):
-    """Return a handler that gives up on the messages with these ids."""
+    """Return a handler that fails for good for the messages with these ids."""
 
     async def process(message):
         if message.id in dead_letters:
@@ -361,7 +361,7 @@ async def test_poll_now_counts_dead_lettered_and_skipped_messages(settings):
 async def test_poll_now_sums_dead_lettered_and_skipped_messages_of_all_its_polls():
     feed = FakeFeed(page_size=1, cursors="chain", latency=1)
     feed.publish(9)
-    # One poll is over after two pages, and one fails: without a cursor to save the call goes on.
+    # One poll ends after two pages, and one fails. Without a cursor to save, the call continues.
     feed.answer(None, None, None, FeedError("503"))
     process = gives_up_on(dead_letters={"1", "4"}, skips={"3", "9"})
     result = await consumer_of(feed, process, max_poll_time=2).poll_now()
@@ -418,7 +418,7 @@ async def test_pause_and_resume_can_be_called_from_any_thread(running, max_wait)
     for call, count in ((consumer.pause, 0), (consumer.resume, 1)):
         feed.publish(1)
         consumer.wake()
-        thread = threading.Thread(target=call)  # not by anyio: virtual time would run away
+        thread = threading.Thread(target=call)  # not an anyio thread: virtual time would advance
         thread.start()
         thread.join()
         await anyio.sleep(10)
@@ -588,7 +588,7 @@ async def test_a_fetch_that_does_not_return_a_page_is_a_failed_poll():
 
 
 class Text(str):
-    """As some parsers of XML return it. SQLite takes it, and the JSON encoder does not."""
+    """A subclass of `str`, as some XML parsers return. SQLite accepts it, the JSON encoder does not."""
 
     __slots__ = ()
 
@@ -612,7 +612,7 @@ class Text(str):
 async def test_a_message_with_an_invalid_id_or_key_is_a_failed_poll(
     store, message, said, tmp_path, inline_threads
 ):
-    """G11. A store would fail with an error that does not name the feed, or take two messages for one."""
+    """Otherwise a store fails without naming the feed, or takes two messages for one (G11)."""
     feed, progress = FakeFeed(), MemoryStore() if store == "memory" else SQLiteStore(tmp_path / "state.db")
     feed.answer(Page([Message("1"), message], cursor="c1"))
     consumer = Log(feed, store=progress)
@@ -632,7 +632,7 @@ async def test_a_chain_that_restarts_is_read_again_from_the_saved_cursor():
 
 
 @pytest.mark.parametrize("what", ["dead letters", "rewind", "poll"])
-async def test_a_poll_now_that_waits_for_the_server_keeps_nobody_else_waiting(what):
+async def test_a_poll_now_that_waits_for_the_server_does_not_block_other_calls(what):
     feed = FakeFeed(retry_after=3600)
     async with Log(feed) as consumer, anyio.create_task_group() as tasks:
         await consumer.poll_now()
@@ -665,7 +665,7 @@ async def ignore_feed_error(function):
         await function()
 
 
-async def test_a_poll_now_that_waits_for_a_token_is_not_robbed_of_it_by_held_fetches(running):
+async def test_a_poll_now_that_waits_for_a_token_is_not_delayed_by_held_fetches(running):
     feed = FakeFeed(max_wait=8, latency=0.1)
     feed.publish(3)
     settings = {"rate": 0.01, "burst": 1, "fallback_interval": 7200, "degraded_interval": None}
@@ -725,7 +725,7 @@ async def test_a_feed_is_not_closed_while_another_consumer_of_it_is_opened():
 
 
 @pytest.mark.parametrize("read_ahead", [False, True])
-async def test_a_cancelled_poll_now_gives_up_a_commit_that_hangs(read_ahead):
+async def test_a_cancelled_poll_now_abandons_a_commit_that_hangs(read_ahead):
     feed = FakeFeed(page_size=20, read_ahead=read_ahead, latency=0.5)
     feed.publish(300)
     began = anyio.current_time()
@@ -848,7 +848,7 @@ async def test_a_hint_is_sent_again_after_a_failed_poll(running):
 
 
 async def test_a_refused_hint_is_not_merged_into_the_hint_of_a_later_wake(running):
-    """Whoever may push can write anything into it: each later poll would be refused as well."""
+    """Otherwise one bad hint from a sender makes the feed refuse every later poll."""
     feed = FakeFeed(latency=1.0)
     consumer = running(Log(feed))
     await feed.asked(1)
@@ -864,7 +864,7 @@ async def test_a_refused_hint_is_not_merged_into_the_hint_of_a_later_wake(runnin
 
 
 async def test_a_hint_is_dropped_after_two_failed_polls_and_its_wake_still_polls(running):
-    """A server that answers 500 to what it never saw would else be asked so for ever."""
+    """Otherwise a server that answers 500 to an unknown hint would get that hint forever."""
 
     class Brittle(FakeFeed):
         async def fetch(self, request):
@@ -1382,7 +1382,7 @@ async def test_run_that_waits_for_a_store_can_be_stopped():
     assert anyio.current_time() == stopped
 
 
-async def test_run_that_waits_for_a_store_and_is_stopped_says_what_is_not_recorded():
+async def test_the_error_of_a_stopped_run_says_what_the_store_could_not_save():
     feed, store = FakeFeed(), RefusingStore("commit")
     feed.publish(2)
     consumer = Log(feed, store=store)
@@ -1403,7 +1403,7 @@ async def test_run_that_waits_for_a_store_and_is_stopped_says_what_is_not_record
     assert consumer.processed == ["1", "2"]
 
 
-async def test_a_replay_commits_first_what_an_earlier_call_could_not(virtual_day):
+async def test_a_replay_first_commits_the_progress_that_an_earlier_call_could_not(virtual_day):
     feed, store = FakeFeed(), RefusingStore("commit")
     feed.publish(2)
     consumer = Log(feed, store=store)

@@ -1,4 +1,4 @@
-"""What was given up on: listed, tried again, dropped and exported, on a running consumer and a stopped one."""
+"""Dead letters are listed, retried, dropped and exported, with a running and a stopped consumer."""
 
 import json
 from contextlib import AsyncExitStack, suppress
@@ -59,7 +59,7 @@ class Fails(Log):
 
 
 async def dead(*names, store=None, **settings):
-    """A stopped consumer on a feed whose messages all died."""
+    """A stopped consumer; each message of its feed is a dead letter."""
     feed = FakeFeed()
     feed.publish(*names, data={"n": 1})
     consumer = Fails(feed, failing=names, store=store or MemoryStore(), **settings)
@@ -77,7 +77,7 @@ async def state_of(store, key):
 
 
 async def mark(consumer, *keys):
-    """As the command line does while no process owns the store."""
+    """Mark dead letters as the command line does while no process owns the store."""
     session = await consumer._store.claim("fake-feed", feed="fake-feed")
     letters = [await session.dead_letter(key) for key in keys]
     marked = [msgspec.structs.replace(letter, retry_requested=True) for letter in letters]
@@ -85,7 +85,7 @@ async def mark(consumer, *keys):
     await session.release()
 
 
-# Look
+# List and get
 
 
 async def test_list_and_get_work_on_a_stopped_consumer_and_release_its_name():
@@ -146,7 +146,7 @@ async def test_async_for_yields_all_dead_letters_and_each_may_be_dropped_in_the_
         seen = []
         async for letter in letters:
             seen.append(letter.dedupe_key)
-            if letter.dedupe_key in {"007", "099"}:  # the last one of a page too
+            if letter.dedupe_key in {"007", "099"}:  # also the last one of a page
                 await letters.drop(letter.dedupe_key)
         assert seen == names
         assert [letter.dedupe_key async for letter in letters] == [
@@ -206,7 +206,7 @@ async def test_a_dead_letters_call_inside_process_is_a_runtime_error(call):
     assert await nested.dead_letters.retry("a") == RetryResult(1, 0), "also while a dead letter is tried again"
 
 
-# Try again
+# Retry
 
 
 @pytest.mark.usefixtures("inline_threads")
@@ -272,7 +272,7 @@ async def test_a_retry_of_all_and_a_drop_of_many_each_claim_the_name_once(monkey
 
 
 async def test_polls_run_between_the_dead_letters_of_a_retry(running):
-    """Each dead letter alone waits for the poll, and polls for it."""
+    """A retry and a poll wait for each other only for one dead letter at a time."""
     consumer = await dead("a", "b", "c")
     consumer.failing.clear()
     running(consumer)
@@ -346,7 +346,7 @@ async def test_drop_without_keys_is_a_type_error():
     assert len(await consumer.dead_letters.list()) == 1
 
 
-# Marked
+# Marked for a retry
 
 
 async def test_marked_dead_letters_are_retried_once_before_new_messages_of_the_next_run(running):
@@ -436,7 +436,7 @@ async def test_the_retry_of_a_marked_dead_letter_is_cancelled_after_the_shutdown
     assert [one.retry_requested for one in await consumer.dead_letters.list()] == [True]
 
 
-# What comes back of a letter
+# Restoring the message of a dead letter
 
 
 def event(**fields):
@@ -534,7 +534,7 @@ async def test_a_dead_letter_keeps_its_id_whatever_id_the_feed_restores_it_with(
     assert (await consumer.dead_letters.get("a")).id == "a"
 
 
-async def test_hooks_hear_of_a_dead_letter_that_the_feed_cannot_restore():
+async def test_hooks_are_called_for_a_dead_letter_that_the_feed_cannot_restore():
     class Told(Hooks):
         failed = ()
 
@@ -620,7 +620,7 @@ async def test_an_export_that_is_not_read_to_its_end_does_not_block_later_calls(
     ]
 
 
-# Nothing is lost
+# No message is lost
 
 
 async def test_g9_a_crash_between_dead_letter_and_commit_loses_nothing(monkeypatch):
@@ -643,7 +643,7 @@ async def test_g9_a_crash_between_dead_letter_and_commit_loses_nothing(monkeypat
 
 
 class Fates(Hooks):
-    """Writes down what was decided."""
+    """Records the decision about each message."""
 
     def __init__(self):
         self.failed = []
@@ -672,7 +672,7 @@ STEPS = st.lists(
 
 
 class World:
-    """A consumer that is made again and again on one store, and the books of what became of each message."""
+    """Recreate a consumer on one store, and track the outcome of each message."""
 
     def __init__(self):
         self.feed, self.store = FakeFeed(page_size=3), MemoryStore()

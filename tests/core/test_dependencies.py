@@ -1,4 +1,4 @@
-"""Each dependency has a lower limit that is tested, and a reason; what CI fetches is named by its content."""
+"""Each dependency has a tested lower limit; downloads of CI are pinned by hash."""
 
 import importlib.metadata
 import re
@@ -54,7 +54,7 @@ def test_a_lock_file_has_hashes_and_names_no_address(name):
 
 
 def test_every_github_action_is_pinned_by_the_hash_of_a_commit():
-    """A tag can be moved to other code, which then runs with the token of the repository."""
+    """A tag can be moved to other code, which would then run with the repository's token."""
     workflows = sorted((ROOT / ".github" / "workflows").glob("*.y*ml"))
     used = [line for path in workflows for line in path.read_text().splitlines() if "uses:" in line]
     assert used

@@ -1,4 +1,4 @@
-"""The log of a message that fails: its traceback once, one line for each attempt, and its end (G9, G11)."""
+"""The log of a failing message: one traceback, one line per attempt, and the outcome (G9, G11)."""
 
 import logging
 import threading
@@ -34,7 +34,7 @@ def caplog(caplog):
 
 
 def told(caplog):
-    """The lines about messages, without the consumer's name, and whether each has a traceback."""
+    """Return the lines about messages without the consumer's name; True for those with a traceback."""
     about = ("message ", "dead letter ", "batch of ", "stops: ", "retry= ")
     lines = [(record.getMessage().partition(": ")[2], bool(record.exc_info)) for record in caplog.records]
     return [(line, shown) for line, shown in lines if line.startswith(about)]
@@ -50,7 +50,7 @@ def bill(order):
 
 
 class Broken(Log):
-    """Fails for each message that has no customer, as often as it is told to."""
+    """Fails `failures` times for messages that have no customer."""
 
     failures = 1_000_000
 
@@ -104,7 +104,7 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("policy", ["skip", "dead_letter", "stop"])
-async def test_g9_a_message_that_is_given_up_at_once_has_one_line_with_the_traceback(policy, call, caplog):
+async def test_g9_a_message_that_is_not_retried_has_one_line_with_the_traceback(policy, call, caplog):
     consumer = Broken(with_bad("bad"), retry=None, on_failure=policy)
     with anyio.move_on_after(5), nullcontext() if policy != "stop" else pytest.raises(ProcessError) as raised:
         await CALLS[call](consumer)
@@ -121,7 +121,7 @@ POLICY_BUG = "KeyError: 'a bug of the policy'"
 
 
 async def test_g9_each_of_several_messages_that_stop_the_consumer_at_once_has_a_line(caplog):
-    """One of their errors is raised."""
+    """Only one of their errors can be raised."""
     consumer = Broken(
         with_bad("1", "2"), retry=None, concurrency=4, ordering_key=lambda message: message.id, on_failure="stop"
     )
@@ -193,8 +193,8 @@ async def test_at_level_debug_every_failure_has_its_traceback(caplog):
     assert [shown for _, shown in told(caplog)] == [True] * 3
 
 
-async def test_bugs_that_are_raised_again_at_one_place_are_told_apart(caplog):
-    """As by a handler that wraps all errors in one of its own, or in a group."""
+async def test_different_bugs_that_are_raised_again_at_one_place_are_both_logged(caplog):
+    """For example by a handler that wraps all errors in its own error, or in a group."""
 
     async def process(message):
         if message.id in "12":
@@ -225,7 +225,7 @@ async def test_errors_that_were_raised_from_each_other_in_a_circle_are_logged(ca
     assert [shown for _, shown in told(caplog)] == [True]
 
 
-# Ways to call a handler, and errors of all kinds
+# Ways to call a handler, and kinds of errors
 
 
 class Unspeakable(Exception):
@@ -307,7 +307,7 @@ async def test_a_batch_with_a_bad_message_is_a_line_for_the_batch_and_those_of_t
     ]
 
 
-async def test_a_message_that_cannot_be_read_is_one_line_unless_a_cause_says_more(caplog):
+async def test_an_unreadable_message_is_logged_in_one_line_unless_its_error_has_a_cause(caplog):
     feed = FakeFeed()
     feed.publish("plain", error=DecodeError("not JSON"))
     caused = DecodeError("your decoder failed")
@@ -322,9 +322,7 @@ async def test_a_message_that_cannot_be_read_is_one_line_unless_a_cause_says_mor
 
 
 @pytest.mark.parametrize("decision", [RetryMessage, SkipMessage, DeadLetterMessage, StopConsumer])
-async def test_what_a_handler_decides_itself_is_a_line_without_a_traceback_unless_an_error_led_to_it(
-    decision, caplog
-):
+async def test_a_handler_decision_is_logged_without_a_traceback_unless_an_error_caused_it(decision, caplog):
     arguments = {"after": 60} if decision is RetryMessage else {}
 
     async def process(message):
@@ -449,7 +447,7 @@ async def test_a_should_poll_that_fails_is_logged_with_its_traceback_once(caplog
 
 
 async def test_the_text_of_an_error_in_a_traceback_is_bounded_and_does_nothing_to_a_terminal(caplog):
-    """It may be the content of a message, which a hostile server has written."""
+    """The text may be the content of a message from a hostile server."""
 
     async def process(message):
         raise ValueError("\x1b[2J" + "x" * 1_000_000 + "\nERROR forged: \x07" * 1_000)

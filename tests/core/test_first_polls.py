@@ -1,4 +1,4 @@
-"""Of many consumers that start at once few poll at a time, and none waits long for a server or a handler."""
+"""If many consumers start at once, few poll at a time, and none waits long for another."""
 
 import asyncio
 import gc
@@ -26,7 +26,7 @@ def few(monkeypatch):
 
 
 class Server:
-    """Has pages of one message for each consumer, and counts the requests that are not answered and processed."""
+    """Returns pages of one message, and counts the requests in flight or in processing."""
 
     def __init__(self):
         self.requests = self.most = 0

@@ -1,4 +1,4 @@
-"""What a push says of its own worth: its hint may drop its own wake, when all is quiet, and nothing else (G1)."""
+"""A hint can drop only the wake of its own push, and only if no poll is running or due (G1)."""
 
 import logging
 
@@ -15,7 +15,7 @@ OURS, THEIRS = Push(topics=("ours",)), Push(topics=("theirs",))
 
 
 class Picky(Log):
-    """Is interested in topic "ours" alone, and writes down what it is asked."""
+    """Wants pushes of the topic "ours" only, and records the calls of `should_poll`."""
 
     def __init__(self, feed, **settings):
         super().__init__(feed, fallback_interval=1000.0, **settings)
@@ -124,7 +124,7 @@ async def test_a_push_polls_by_default_unless_its_hint_has_the_saved_cursor(runn
     consumer.wake(Push("after-1.0", ("orders",), 5))
     await anyio.sleep(100)
     assert len(feed.requests) == before
-    consumer.wake(Push(count=0))  # is no reason to wait: what a server counts nobody knows
+    consumer.wake(Push(count=0))  # not a reason to skip the poll: the count of a server is not reliable
     await feed.asked(before + 1)
 
 
@@ -148,7 +148,7 @@ async def test_should_poll_is_called_for_pushes_of_listeners(running, feed):
 
 
 async def test_g1_a_push_with_its_topics_in_a_list_polls(running, feed):
-    """As a hint that reads JSON has them."""
+    """A hint that was read from JSON has a list."""
     consumer = running(Log(feed, fallback_interval=1000.0))
     before = await quiet(consumer, feed)
     consumer.wake(Push(topics=["orders"]))
@@ -173,6 +173,6 @@ def test_wake_with_a_string_is_a_type_error():
     ],
 )
 def test_a_push_field_of_the_wrong_type_is_a_type_error(said, names):
-    """It would fail where nobody expects it, and take with it the pushes beside it."""
+    """Otherwise it would fail in the event loop, and stop the delivery of other pushes."""
     with pytest.raises(TypeError, match=f"{names} of a Push must be"):
         Push(**said)

@@ -1,4 +1,4 @@
-"""What a consumer tells of its life: each hook when it should be called, in order, once, and with no say in it."""
+"""Hooks: each is called at the right time, in order and once, and cannot change what happens."""
 
 import logging
 from typing import ClassVar
@@ -27,7 +27,7 @@ TWICE = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(0.5))
 
 
 class Diary(Hooks):
-    """Writes down what it is told."""
+    """Records its calls."""
 
     def __init__(self):
         self.pages = []
@@ -55,7 +55,7 @@ class Diary(Hooks):
 
 
 class Told(Consumer):
-    """Fails for the messages of `errors`, as often as there are errors for them."""
+    """Raises the next error listed for a message in `errors`."""
 
     def __init__(self, feed, *, errors=None, store=None, hooks=None, **settings):
         self.diary = Diary() if hooks is None else hooks
@@ -241,7 +241,7 @@ async def test_hooks_that_fail_are_logged_and_change_nothing(kind, caplog):
     class Broken(Hooks):
         def __getattribute__(self, name):
             if name in {"message_started", "message_settled", "message_failed", "resynced", "caught_up"}:
-                return mock.Mock(side_effect=KeyError(name), spec=["__call__"])  # which has no name of its own
+                return mock.Mock(side_effect=KeyError(name), spec=["__call__"])  # a mock without `__name__`
             return super().__getattribute__(name)
 
     feed, store = feed_of("a b"), Ledger()

@@ -1,4 +1,4 @@
-"""A number that is too large for what it is used for is a clear `ValueError` at construction."""
+"""A number that is too large is a clear `ValueError` in the constructor."""
 
 import contextlib
 import gzip
@@ -132,7 +132,7 @@ async def test_the_largest_body_limit_reads_a_compressed_body():
 
 
 class WaitingFeed:
-    """A feed that asks for a wait of any length."""
+    """A feed that asks for a wait of arbitrary length."""
 
     name = "waiting"
 

@@ -1,4 +1,4 @@
-"""The limit on the depth of JSON is ours: the same on every Python, wherever JSON of others is read."""
+"""The depth limit for foreign JSON is the same on every Python version and in every module."""
 
 import ast
 import json
@@ -46,7 +46,7 @@ def objects(depth):
 
 
 def mixed(depth):
-    """With something beside each value, and brackets in strings."""
+    """A deep value with siblings at each level, and with brackets in strings."""
     text = b"1"
     for number in range(depth):
         text = b'{"]\\\\":"}\\"]]",' + b'"a":%b}' % text if number % 2 else b'["[[[{",%b,2]' % text
@@ -54,7 +54,7 @@ def mixed(depth):
 
 
 def beside(depth):
-    """Objects that end before a comma, between which the deep value hides from a look at the page."""
+    """A deep value between objects that end before a comma, which the page check does not find."""
     return b"[{}," * (depth - 1) + b"[1]" + b"]" * (depth - 1)
 
 
@@ -140,7 +140,7 @@ def test_a_page_with_long_messages_that_are_not_deep_is_read():
     check_page_depth(json.dumps([{"text": "x" * 3 * SAFE_LENGTH, "list": [[]] * SAFE_LENGTH}] * 3).encode())
 
 
-# Where it is read
+# Places that read JSON
 
 
 def batch(*events):
@@ -154,7 +154,7 @@ def event(name, data):
 @pytest.mark.parametrize("nested", NESTED)
 @pytest.mark.parametrize("member", [b"data", b"more"])
 def test_an_event_that_is_too_deep_does_not_fail_its_page(nested, member):
-    """The event itself is one level more."""
+    """The event around the data is one more level."""
     fits, too_deep = (b'{"id":"2","%b":%b}' % (member, nested(depth)) for depth in (MAX_DEPTH - 1, MAX_DEPTH))
     messages = read_batch(batch(event(b"1", b"[1]"), fits, too_deep, event(b"4", b"4")), "x", max_events=9)
     assert [message.id for message in messages if not message.error] == ["1", "2", "4"]
@@ -228,10 +228,10 @@ THEMSELVES = {
     "feeds/_paged/body.py": "after the depth was looked at",
     "cli/_demo.py": "lines that the demo's own handler has written",
 }
-"""The modules that decode by msgspec itself, and why they may."""
+"""Modules that may use the decoder of msgspec directly, with the reason."""
 
 
-@pytest.mark.no_cover  # it reads the package and runs none of it
+@pytest.mark.no_cover  # only reads the source
 def test_only_the_listed_modules_use_the_json_decoder_of_msgspec_directly():
     root = Path(push_to_poll_client.__file__).parent
     found = set()

@@ -1,4 +1,4 @@
-"""Imports run one way, through layers, and in no circle."""
+"""Modules import only from lower layers, without cycles."""
 
 import ast
 import graphlib
@@ -13,7 +13,7 @@ import push_to_poll_client
 PACKAGE = Path(push_to_poll_client.__file__).parent
 
 LAYERS = re.findall(r"\b_\w+", push_to_poll_client.__doc__)
-"""The modules of the core, as the package lists them. Each may import those before it, and no adapter."""
+"""Modules of the core in the order of the package's list. Each may import earlier ones but no adapter."""
 
 SHARED = {
     "_version",
@@ -28,18 +28,18 @@ SHARED = {
     "_protocols",
     "_http",
 }
-"""What adapters may import too, which know nothing of each other."""
+"""Modules that adapters may import as well. Adapters must not import each other."""
 
 ADAPTERS = ("feeds", "listeners", "stores")
 
 ABOVE_ADAPTERS = {"durable_streams": {"feeds", "listeners"}}
-"""A family of its own: a feed, a listener and signatures."""
+"""Packages that may import the adapters listed with them."""
 
 PACKAGES = {"_http"}
-"""Layers that are a package of several modules."""
+"""Layers that are packages."""
 
 FREE = {"cli", "testing", "__main__"}
-"""They may import anything, and nothing may import them."""
+"""Modules that may import anything, and that nothing may import."""
 
 
 def layers():
@@ -73,7 +73,7 @@ def imported_layers(path):
                 yield parts[1]
 
 
-@pytest.mark.no_cover  # it reads the package and runs none of it
+@pytest.mark.no_cover  # only reads the source
 def test_modules_import_only_allowed_modules():
     wrong = [
         f"{path.relative_to(PACKAGE)} ({layer}) must not import {other}"
@@ -91,7 +91,7 @@ def test_every_module_is_listed_in_the_import_order():
 
 
 def imported_modules(path):
-    """Yield the modules of the package that a module imports when it is imported itself."""
+    """Yield the modules of the package that are imported together with a module."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ImportFrom) and node.module.startswith("push_to_poll_client"):
             for alias in node.names:
@@ -107,7 +107,7 @@ def module_of(path):
     return path.joinpath("__init__.py") if path.is_dir() else path.with_suffix(".py")
 
 
-@pytest.mark.no_cover  # it reads the package and runs none of it
+@pytest.mark.no_cover  # only reads the source
 def test_modules_import_each_other_in_no_circle():
     modules = {path: set(imported_modules(path)) - {path} for path in PACKAGE.rglob("*.py")}
     assert len([*graphlib.TopologicalSorter(modules).static_order()]) == len(modules)

@@ -26,7 +26,7 @@ def caplog(caplog):
 
 
 def lines(caplog, text=""):
-    """The consumer and the text of each record that has `text`."""
+    """Return the consumer and the text of each record that contains `text`."""
     return [(record.consumer, record.getMessage()) for record in caplog.records if text in record.getMessage()]
 
 
@@ -135,7 +135,7 @@ async def test_a_line_from_a_worker_thread_names_the_consumer(caplog):
 
 
 class Told:
-    """A channel that logs, as a consumer's does."""
+    """A channel that logs like the channel of a consumer."""
 
     wake = request_poll = subscribed = save = state = None
 
@@ -148,7 +148,7 @@ class Told:
 
 
 async def test_a_webhook_of_several_consumers_names_the_one_whose_channel_comes_up(caplog):
-    """The consumer that keeps the subscription tells the others, from its own task."""
+    """The consumer that owns the subscription reports to the others from its own task."""
     channel = Told()
     with log_as("orders"):
         subscriber = WebhookSubscriber(channel)
@@ -197,19 +197,19 @@ def test_a_record_says_where_the_line_was_written(caplog):
     }
 
 
-def test_a_format_with_the_consumer_serves_for_lines_of_none(caplog):
+def test_a_format_with_the_consumer_works_for_lines_without_one(caplog):
     logger.info("100 % done")
     assert logging.Formatter("%(consumer)s %(message)s").format(caplog.records[0]) == "None 100 % done"
 
 
 def test_a_block_that_is_left_in_another_context_raises_nothing():
-    """As a coroutine does that is destroyed after its event loop has ended."""
+    """This happens if a coroutine is destroyed after its event loop has ended."""
     block = log_as("orders")
     copy_context().run(block.__enter__)
     block.__exit__(None, None, None)
 
 
-@pytest.mark.no_cover  # it reads the package and runs none of it
+@pytest.mark.no_cover  # only reads the source
 def test_every_logger_of_the_package_names_the_consumer():
     sources = [path.read_text() for path in Path(push_to_poll_client.__file__).parent.rglob("*.py")]
     calls = [line for source in sources for line in source.splitlines() if "getLogger(" in line]

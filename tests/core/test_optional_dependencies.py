@@ -1,4 +1,4 @@
-"""The package and the command line work without what the extras install, and say what to install for the rest."""
+"""The package and the commands work without the extras, and name the missing package if needed."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ WITHOUT = f"""
 import sys
 
 for name in {OF_EXTRAS}:
-    sys.modules[name] = None  # so that importing it fails
+    sys.modules[name] = None  # makes its import fail
 
 import push_to_poll_client
 from push_to_poll_client import cli, durable_streams, feeds, listeners, stores, testing
@@ -65,7 +65,7 @@ def test_the_package_and_the_commands_need_no_extra(command):
         ),
     ],
 )
-def test_what_needs_a_missing_package_says_what_to_install(module, code, error):
+def test_the_error_for_a_missing_package_says_what_to_install(module, code, error):
     script = f"""
 import sys
 sys.modules[{module!r}] = None
@@ -97,7 +97,7 @@ def test_virtual_time_on_trio_without_trio_says_to_install_it(monkeypatch):
         testing.virtual_time("trio")
 
 
-def test_a_package_that_is_installed_and_broken_is_to_be_installed_again():
+def test_the_error_for_a_broken_package_says_to_reinstall_it():
     error = missing_dependency(
         "RedisListener", "redis", ImportError("bad\nELF"), remedy="pip install 'push-to-poll-client[redis]'"
     )

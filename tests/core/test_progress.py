@@ -522,7 +522,7 @@ async def test_a_cancelled_run_gives_up_a_commit_that_hangs(caplog):
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
-async def test_a_cancelled_poll_now_gives_up_a_commit_that_hangs(concurrency):
+async def test_a_cancelled_poll_now_abandons_a_commit_that_hangs(concurrency):
     store = Hangs("12")
     consumer = Log(
         feed_of(12, read_ahead=False),

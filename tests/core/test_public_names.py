@@ -1,4 +1,4 @@
-"""The public names are these and no others, and each is documented."""
+"""The public names are exactly the listed ones, and each is documented."""
 
 import ast
 import importlib.metadata
@@ -34,7 +34,7 @@ PUBLIC = set(
 
 
 def test_the_list_of_public_names_with_their_signatures_is_up_to_date():
-    """Read the change of the list as a whole: same argument, same name, same order, same default."""
+    """When the list changes, check that arguments keep their names, order and defaults."""
     listed = LIST.read_text().splitlines()
     assert listed == [*public_names()], "run python -m tests.core.public_names, and read what changed"
 
@@ -53,7 +53,7 @@ def test_every_public_name_exists_and_every_public_class_has_a_docstring(module)
 
 
 def imported_names(module, *, by_type_checkers):
-    """Return the package's names that the face of a package imports, each with the module that it comes from."""
+    """Return the names that an `__init__` imports, each with its module."""
     statements = ast.parse(inspect.getsource(module)).body
     if by_type_checkers:
         (block,) = [node for node in statements if isinstance(node, ast.If)]
@@ -82,23 +82,23 @@ def test_the_package_exports_each_name_of_feeds_listeners_and_stores(module):
 
 
 @pytest.mark.parametrize("module", PACKAGES)
-def test_an_unknown_name_is_the_error_that_python_makes_a_suggestion_of(module):
+def test_an_unknown_name_raises_the_error_for_which_python_suggests_names(module):
     with pytest.raises(AttributeError, match=rf"^module '{module.__name__}' has no attribute 'Nothing'$") as error:
         module.Nothing  # noqa: B018  # it is asked for
-    assert (error.value.name, error.value.obj) == ("Nothing", module)  # Python makes "Did you mean" of them
+    assert (error.value.name, error.value.obj) == ("Nothing", module)  # Python uses them for "Did you mean"
     with pytest.raises(ImportError, match=rf"^cannot import name 'Nothing' from '{module.__name__}'"):
         exec(f"from {module.__name__} import Nothing")  # noqa: S102  # as a user writes it
 
 
 def in_a_fresh_process(code):
-    """Return what code prints that has imported nothing before."""
+    """Return the output of code in a fresh process."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=GUARD, check=False)
     assert done.stderr == ""
     return done.stdout
 
 
 def test_help_and_a_star_import_find_each_name_in_a_fresh_process():
-    """In this process, another test may have used them."""
+    """In a fresh process, because another test may have imported the names in this one."""
     text = in_a_fresh_process(
         "import push_to_poll_client as package, pydoc, pickle\n"
         "print(pydoc.plain(pydoc.render_doc(package)))\n"
@@ -119,11 +119,11 @@ NOT_NEEDED = """
     push_to_poll_client.stores.memory push_to_poll_client.cli push_to_poll_client.testing
     push_to_poll_client.durable_streams._feed
 """
-"""What a consumer of an HTTP feed on SQLite does not import."""
+"""Modules that a consumer of an HTTP feed on SQLite does not import."""
 
 
 def test_a_consumer_of_an_http_feed_imports_no_other_feed_no_listener_and_no_other_store():
-    """Importing is paid by each process. `make bench` says how much it is."""
+    """Each process pays for its imports. `make bench` measures the time."""
     modules = in_a_fresh_process(
         "import sys\n"
         "sys.modules['click'] = None  # where it is installed, `import httpx` imports it, and much more\n"
@@ -134,7 +134,7 @@ def test_a_consumer_of_an_http_feed_imports_no_other_feed_no_listener_and_no_oth
 
 
 def test_few_frozen_dataclasses_are_made_when_a_consumer_is_imported():
-    """Python writes and compiles a program for each: 0.6 ms in every process, 50 times as long as for a Struct."""
+    """Python compiles code for each: 0.6 ms in every process, 50 times as long as for a Struct."""
     made = in_a_fresh_process(
         "import gc\n"
         "from push_to_poll_client import Consumer, HTTPFeed, SQLiteStore\n"

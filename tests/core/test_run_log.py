@@ -1,4 +1,4 @@
-"""The log of a run: its start, when it caught up or recovered, its end, and nothing for each poll or push."""
+"""The log of a run: start, catching up, recovery and end, but no line for each poll or push."""
 
 import logging
 import re
@@ -22,7 +22,7 @@ def caplog(caplog):
 
 
 def told(caplog, *beginnings):
-    """The lines of the library without the consumer's name, those with these beginnings."""
+    """Return the log lines with these beginnings, without the consumer's name."""
     ours = [record for record in caplog.records if record.name.startswith("push_to_poll_client")]
     lines = [record.getMessage().removeprefix(f"{record.consumer}: ") for record in ours]
     return [line for line in lines if line.startswith(beginnings or "")]
@@ -42,7 +42,7 @@ KINDS = {
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_g11_the_log_of_a_day_has_a_few_lines_and_none_for_a_poll_or_a_push(backend):
-    """`python -m tests.support.day` prints it."""
+    """`python -m tests.support.day` prints this log."""
     log, (polls, messages) = simulate(backend)
     assert (polls > 2_000, messages) == (True, 1_440)
     kinds = Counter()

@@ -1,4 +1,4 @@
-"""Which values of a client are secrets, and how they are masked in text from others."""
+"""The secrets of a client are recognised, and masked in foreign text."""
 
 import contextvars
 import html
@@ -48,7 +48,7 @@ def knowing(*values):
 def test_a_secret_is_masked_however_it_is_written(secret, write):
     text = write(secret)
     inner = text[1:-1] if write in {json.dumps, ascii, WRITTEN[4]} else text
-    # Python writes some characters shorter than JSON does; what stands beside the secret stays.
+    # Python escapes some characters in fewer characters than JSON; the text next to the secret is kept.
     assert knowing(secret).mask(f"<{inner}>") == "<***>" or any(char in secret for char in "\n\t\r\b\f")
 
 
@@ -58,8 +58,8 @@ def test_a_secret_with_backslashes_is_masked_however_it_is_written(write):
     assert knowing(secret).mask(f"<{write(secret).strip(chr(34) + chr(39))}>") in {"<***>", "<***"}
 
 
-def test_no_text_of_a_server_can_be_read_in_very_many_ways():
-    """With each backslash doubled or not, this would take 2**64 steps."""
+def test_no_text_makes_a_secret_pattern_backtrack_exponentially():
+    """If each backslash could be doubled or not, this would take 2**64 steps."""
     text = "\\" * 128
     assert knowing("\\" * 64 + "x").mask(text) == text
 
@@ -74,7 +74,7 @@ def test_the_longer_one_of_two_secrets_is_masked_first():
     assert knowing("secret-a", "secret-a-and-b").mask("secret-a-and-b") == "***"
 
 
-def test_of_a_very_long_text_the_beginning_is_looked_through_and_kept():
+def test_only_the_beginning_of_a_very_long_text_is_searched_and_kept():
     text = "a" * (MAX_MASKED - 3)
     assert knowing("canary").mask(f"{text}canary") == f"{text}can"
 
@@ -130,14 +130,14 @@ def test_an_at_sign_in_the_path_of_a_url_does_not_make_its_host_a_secret(url):
 
 @pytest.mark.parametrize("url", ["https://me:pass-word@host.example/@me", "https://pass-word@[::1]:80/@me?x=@"])
 def test_an_at_sign_in_the_path_of_a_url_does_not_hide_its_password(url):
-    """Else the password were all up to the path, and would be shown where it stands alone."""
+    """Otherwise the password would include the host, and would not be masked alone."""
     secrets = Secrets()
     secrets.add_url(url)
     with hidden(secrets):
         assert mask("pass-word at host.example") == "*** at host.example"
 
 
-def test_what_is_no_url_has_no_secrets():
+def test_text_that_is_not_a_url_has_no_secrets():
     secrets = Secrets()
     secrets.add_url("https://[")
     secrets.add_url(None)
@@ -168,7 +168,7 @@ def test_the_latest_tokens_of_a_function_are_known():
     assert secrets.mask(tokens[3]) == "***", "it was used lately"
 
 
-def test_what_is_included_is_known_even_if_it_is_learnt_later():
+def test_included_secrets_are_known_even_if_added_later():
     inner, outer = Secrets(), Secrets()
     outer.include(inner, None, outer)
     inner.add("canary")
@@ -211,8 +211,8 @@ class Broken(Exception):
         raise ValueError
 
 
-def test_an_error_that_is_cause_and_context_at_once_is_looked_at_once():
-    """So are all those of a group, each raised from another one, as most errors are."""
+def test_an_error_that_is_cause_and_context_is_searched_once():
+    """The same holds for errors of a group that were raised from each other."""
     errors = [ValueError(f"{number}") for number in range(9)]
     for error in errors:
         error.__cause__ = error.__context__ = ValueError("its cause")
@@ -246,7 +246,7 @@ def test_known_secrets_are_those_of_feeds_and_listeners_of_this_library():
     assert known_secrets([Mine(), Ours(), object()]) == (Ours._known_secrets,)
 
 
-def test_a_secret_that_is_a_part_of_another_one_leaves_nothing_of_that_to_be_seen():
+def test_a_secret_inside_another_secret_does_not_reveal_the_rest():
     short, long = Secrets(), Secrets()
     short.add("c4n4ry")
     long.add("c4n4ry-t0ken")
@@ -258,7 +258,7 @@ def test_a_secret_that_is_a_part_of_another_one_leaves_nothing_of_that_to_be_see
         assert mask("it is c4n4ry-t0ken") == "it is ***"
 
 
-def test_each_value_of_a_parameter_that_stands_in_a_url_twice_is_known():
+def test_each_value_of_a_repeated_url_parameter_is_known():
     secrets = Secrets()
     secrets.add_url("https://shop.example/orders?token=c4n4ry-1&token=c4n4ry-2")
     assert secrets.mask("c4n4ry-1 c4n4ry-2") == "*** ***"

@@ -1,4 +1,4 @@
-"""How far a reader follows one push with one message: the files entered, and how often the trace changes file."""
+"""Limits for a trace of one push with one message: files entered, and changes of file."""
 
 import itertools
 import sys
@@ -26,18 +26,18 @@ MAX_CHANGES_OF_FILE = 60
 It was 98 when each module held a few functions."""
 
 FIRST_RESUME = 0
-"""Argument of the instruction RESUME where a function begins. After a wait it is another one."""
+"""Argument of the instruction RESUME at the start of a function. After a wait it differs."""
 
 
 class Tracer:
-    """Records the file of each function of the package that is called, by thread.
+    """Record, by thread, the file of each function of the package that is called.
 
     Properties and comprehensions are left out: a reader does not leave the line for them. So is a coroutine that
     goes on after a wait, with all that await it: the reader was there before.
     """
 
     def __init__(self):
-        self.files = defaultdict(list)  # which thread goes first depends on the machine
+        self.files = defaultdict(list)  # by thread, because their order depends on the machine
         self._recording = False
         self._properties = {
             function.__code__
@@ -82,7 +82,7 @@ class Tracer:
 
 @pytest.fixture
 def anyio_backend():
-    """One event loop in real time: the store works in threads."""
+    """One event loop in real time, because the store works in threads."""
     return "asyncio"
 
 

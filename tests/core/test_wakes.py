@@ -1,4 +1,4 @@
-"""Wakes from anywhere reach the event loop, and none is lost when there is none."""
+"""Wakes from any thread reach the event loop, and are kept while no loop runs."""
 
 import asyncio
 import threading
@@ -184,7 +184,7 @@ async def test_in_own_task_can_leave_the_cancellation_to_the_next_checkpoint():
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_in_own_task_ends_if_the_event_loop_cancels_it_before_it_begins():
-    """As `asyncio.run()` does with every task when it ends."""
+    """`asyncio.run()` does this with every task when it ends."""
     begun = []
 
     async def work():

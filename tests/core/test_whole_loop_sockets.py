@@ -31,7 +31,7 @@ def server():
 
 @pytest.fixture(autouse=True)
 def _little_backoff(monkeypatch):
-    """What follows a failure is tested, not how long it takes."""
+    """Short delays: the tests check the recovery, not its time."""
     monkeypatch.setattr(_schedule, "FIRST_BACKOFF", 0.05)
     monkeypatch.setattr(_backoff, "FIRST_DELAY", 0.05)
 
@@ -47,7 +47,7 @@ def listener(request, server):
 
 @pytest.fixture
 def consumer_at(server, listener, tmp_path):
-    """Makes consumers of the server that share one state file."""
+    """Make consumers of the server that share one state file."""
 
     def make(*, push=True, **settings):
         return Log(
@@ -94,10 +94,10 @@ async def test_g1_a_push_during_a_poll_is_answered_by_the_next_poll(server, cons
     for round_ in range(2, last, 2):
         before = server.stats.fetches
         server.publish(1)
-        await fetched(server, before + 2)  # the one that sees the end: its answer is frozen now
+        await fetched(server, before + 2)  # the fetch that sees the end: its answer is fixed now
         server.publish(1)
         await consumer.until(round_ + 1)
-        # The timer would come in an hour; one fetch found the end, and the next one what came after that.
+        # The timer is set to an hour. One fetch found the end, and the next one found the later message.
         assert server.stats.fetches >= before + 3
     assert len(consumer.processed) == last - 1
 
@@ -156,7 +156,7 @@ async def test_recorded_messages_are_not_processed_again_by_the_next_consumer(se
     assert set(first.processed).isdisjoint(second.processed)
 
 
-@pytest.mark.long_form  # chaos/test_kill.py kills a consumer at more moments and judges more
+@pytest.mark.long_form  # chaos/test_kill.py kills a consumer at more moments and checks more
 def test_no_message_is_lost_when_tail_is_killed_and_restarted(server, tmp_path):
     ids = server.publish(3000)
     command = [

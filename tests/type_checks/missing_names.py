@@ -1,4 +1,4 @@
-"""Names that do not exist: public names are loaded when they are used, and a wrong one is a type error all the same.
+"""Imports of names that do not exist are type errors, although public names are loaded lazily.
 
 mypy reports each of these lines, else it would report an ignore that is not needed. Nobody runs them.
 """

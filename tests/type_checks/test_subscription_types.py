@@ -1,4 +1,4 @@
-"""Subscriptions as a user writes them type-check: read by mypy, and run."""
+"""Subscriptions of a user pass the type checker, and run."""
 
 from msgspec.structs import replace
 

@@ -1,9 +1,9 @@
-"""Messages have the type of their feed where a user asks for it, and what does not fit is an error.
+"""Messages have the type of their feed if the user asks for it; a mismatch is a type error.
 
 Read by mypy and by pyright (`make lint`). A line with an ignore must not pass: both say so if it does.
 """
 
-# Of an attribute that is not there pyright says two more things.
+# For a missing attribute pyright reports two more rules.
 # pyright: reportUnknownMemberType=false, reportUnknownLambdaType=false
 
 import inspect
@@ -48,7 +48,7 @@ PAGED = PagedFeed(
 )
 
 
-# What a user writes
+# Code of users
 
 
 class Orders(Consumer[Entry]):
@@ -72,7 +72,7 @@ class AnyMessages(Consumer):
 
 
 class Sale(Message):
-    """A message of the user's own."""
+    """A user's message class."""
 
     @property
     def cents(self) -> int:
@@ -80,7 +80,7 @@ class Sale(Message):
 
 
 class Sales:
-    """A feed of the user's own, whose messages have a type."""
+    """A user's feed with typed messages."""
 
     async def fetch(self, request: FetchRequest) -> Page[Sale]:
         return Page([Sale("1")], cursor="1")
@@ -115,10 +115,10 @@ def policy(message: Entry | UnreadableMessage, error: Exception) -> Literal["ski
 
 
 def run_any(*consumers: Consumer) -> None:
-    """Functions that run, wake or stop consumers need no type of messages."""
+    """Functions that run, wake or stop consumers do not need the type of messages."""
 
 
-def test_what_fits_passes_the_type_checkers() -> None:
+def test_valid_code_passes_the_type_checkers() -> None:
     typed = Orders(
         PAGED,
         store=STORE,
@@ -152,7 +152,7 @@ def test_generic_classes_can_be_made_by_their_generic_names() -> None:
     assert FakeFeed[Entry]().newest == FakeFeed().newest
 
 
-# The type of the data, by `decode=`
+# The type of the data, given by `decode=`
 
 
 class Order(msgspec.Struct):
@@ -216,7 +216,7 @@ def test_decode_gives_the_data_its_type() -> None:
     )
 
 
-# What must not pass
+# Code that must not pass
 
 
 class WrongMessage(Consumer[Entry]):
@@ -225,7 +225,7 @@ class WrongMessage(Consumer[Entry]):
 
 
 class WrongHook(Hooks[Entry]):
-    """It is told of unreadable messages too, which have no `type`."""
+    """It is also called for unreadable messages, which have no `type`."""
 
     def message_settled(self, message: Entry, state: Settlement) -> None:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
         print(message.type)
@@ -240,7 +240,7 @@ def of_entries_alone(message: Entry, error: Exception) -> Literal["skip", "stop"
 
 
 def mistakes() -> None:
-    """Is not called: type checkers read it."""
+    """Only for type checkers; not called."""
     Orders(EVENTS, store=STORE)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Batches(PAGED, store=STORE)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     News(STREAM, store=STORE)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""What a user writes, read by mypy alone: it must pass `--strict` without a cast or an ignore."""
+"""Code of users, checked by mypy: it must pass `--strict` without a cast or an ignore."""
 
 import asyncio
 from collections.abc import Awaitable, Sequence

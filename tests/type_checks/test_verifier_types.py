@@ -1,4 +1,4 @@
-"""A user's verifiers, as a type checker sees them."""
+"""Verifiers of a user pass the type checker."""
 
 from push_to_poll_client.listeners.verifiers import (
     HMACSignature,
