@@ -362,7 +362,7 @@ class Consumer(Generic[M_co]):
         self._schedule.paused = False
         self._call_soon(Polls.schedule_changed)
 
-    async def poll_now(self, *, timeout: float | None = 10.0) -> PollResult:  # noqa: ASYNC109  # limits the waiting time, not the poll
+    async def poll_now(self, *, timeout: float | None = 10.0) -> PollResult:  # noqa: ASYNC109  # limits the wait
         """Poll now and return the result. Works with and without `run()`.
 
         The result comes from a poll that starts at or after this call; concurrent callers can share one poll (G2).
@@ -374,7 +374,7 @@ class Consumer(Generic[M_co]):
                 be saved.
 
         Returns:
-            The counts of all polls of this call.
+            The summed counts of all polls of this call.
 
         Raises:
             Throttled: The poll may not start within `timeout`.
@@ -398,8 +398,8 @@ class Consumer(Generic[M_co]):
         handler: limit the time with `anyio.move_on_after()`. Messages processed until then are saved.
 
         Returns:
-            The counts of all polls of this call. `caught_up` is False only if the feed does not advance; then
-                `standstill` has the reason. `closed` is True if the feed has ended.
+            The summed counts of all polls of this call. `caught_up` is False only if the feed does not advance;
+            then `standstill` has the reason. `closed` is True if the feed has ended.
 
         Raises:
             FeedError: A poll failed. What was processed before is saved. Without `run()` or `async with`, a fetch
@@ -469,7 +469,7 @@ class Consumer(Generic[M_co]):
 
         Returns:
             The counts of the replay. `caught_up` is True if the end of the feed was reached before `end` was
-                found. `standstill` is set if the replay stopped because the feed led back to a place already read.
+            found. `standstill` is set if the replay stopped because the feed led back to a place already read.
 
         Raises:
             FeedError: A fetch failed. As with the next two errors, everything before it is already replayed.

@@ -35,14 +35,7 @@ class Hooks(Generic[M_contra]):
         """
 
     def message_settled(self, message: M_contra | UnreadableMessage, state: Settlement) -> None:
-        """Called when a message is processed, dead-lettered or skipped.
-
-        The commit follows soon after.
-
-        Args:
-            message: The message.
-            state: The way in which it was settled.
-        """
+        """Called when a message is processed, dead-lettered or skipped; the commit follows."""
 
     def message_failed(
         self, message: M_contra | UnreadableMessage, error: Exception, attempt: int, action: FailureAction
@@ -61,10 +54,6 @@ class Hooks(Generic[M_contra]):
 
         Called once, when a poll reaches the message. `message_failed` was called in the earlier run. Messages that
         must not overtake it wait too. The wait can be hours.
-
-        Args:
-            message: The message.
-            failing: Its attempts, last error and time of the retry.
         """
 
     def resynced(self, event: ResyncEvent) -> None:

@@ -65,25 +65,20 @@ class Channel(Protocol):
     """The interface through which a listener reports to the consumer."""
 
     def up(self) -> None:
-        """Report that the channel is connected.
+        """Report that the channel is connected, and wake the consumer.
 
-        This also wakes the consumer, because earlier pushes may be lost.
+        It polls because earlier pushes may be lost.
         """
         ...
 
     def down(self, error: BaseException | None = None) -> None:
-        """Report that the channel is not connected.
-
-        Args:
-            error: The reason, if there is one.
-        """
+        """Report that the channel is not connected, with the error if any."""
         ...
 
     def wake(self, push: Push | None = None, /) -> None:
-        """Report a push. Never blocks; callable from any thread.
+        """Report a push; `None` if it has no hint.
 
-        Args:
-            push: The push; `None` for a push without any hint.
+        Never blocks; callable from any thread.
         """
         ...
 
@@ -162,9 +157,9 @@ class Session(Protocol):
 
     @property
     def fencing_token(self) -> int:
-        """Number of this claim: higher by one with each claim of the name.
+        """Number of this claim, one higher with each claim of the name.
 
-        Each write carries it, so that a write of a former owner fails.
+        Each write carries it, so a write of a former owner fails.
         """
         ...
 
@@ -180,10 +175,7 @@ class Session(Protocol):
 
     @property
     def state(self) -> Mapping[str, str]:
-        """The committed `state`: a few short texts.
-
-        For example the attempts of failing messages.
-        """
+        """The committed `state`: short texts, such as attempts of failing messages."""
         ...
 
     @property
