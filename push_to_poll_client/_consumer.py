@@ -121,8 +121,9 @@ class Consumer(Generic[M_co]):
             after the other, or in one batch, in the order of the feed. Other messages do not wait for them, not
             even while one waits for its retry. It is not called for unreadable messages. If it raises, the message
             fails.
-        dedupe_key: A function of a message that returns the key for "already processed", a `str` of 1 to 4,096
-            characters. `None` means `message.dedupe_key`. If it raises, the message fails.
+        dedupe_key: A function of a message that returns its dedupe key, by which a processed message is
+            recognised: a `str` of 1 to 4,096 characters. `None` means `message.dedupe_key`. If it raises, the
+            message fails.
         fingerprint: A function of a message that returns bytes, such as `lambda message: message.raw`. If a
             message comes again with the same dedupe key and other bytes, it fails with `ContentChanged`. `None`
             means: it is a duplicate whatever its content. If the function raises, the message fails.

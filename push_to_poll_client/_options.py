@@ -185,7 +185,7 @@ class Options:
                 continue
             if self.rate is not None and interval * self.rate < 1:
                 raise ValueError(
-                    f"{name}={interval} exceeds rate={self.rate} polls a second; use at least {1 / self.rate:g}"
+                    f"{name}={interval} is too short for rate={self.rate}; use at least {1 / self.rate:g} seconds"
                 )
             if interval < self.wake_delay:
                 raise ValueError(f"{name}={interval} must not be shorter than wake_delay={self.wake_delay}")
@@ -194,7 +194,7 @@ class Options:
         """Check the options against the feed, the store and the listeners."""
         if listeners and self.fallback_interval is None:  # a push channel can lose pushes unnoticed (G4)
             raise ValueError(
-                "fallback_interval=None cannot be used with listeners: a lost push would cost its messages; "
+                "fallback_interval=None cannot be used with listeners, because pushes can be lost; "
                 "pass the longest acceptable delay in seconds"
             )
         resyncs_to_latest = isinstance(self.on_cursor_expired, Resync) and self.on_cursor_expired.to == LATEST

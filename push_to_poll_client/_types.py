@@ -47,7 +47,7 @@ class Message(Generic[D_co], metaclass=ABCMeta):  # ABCMeta: other classes can r
         id: Identifies this version of the entry, 1 to 4,096 characters. A feed of current states, which repeats an
             entity's id, must combine the id with an etag, a sequence number or the time of the change.
         data: The content of the entry, of any type.
-        dedupe_key: The key for "already processed". `None` means: use the id.
+        dedupe_key: The key by which a processed message is recognised. `None` means: use the id.
         cursor: A cursor that is safe to save when this message and all before it are settled. `None` if only the
             page has one.
     """
@@ -69,7 +69,10 @@ class Message(Generic[D_co], metaclass=ABCMeta):  # ABCMeta: other classes can r
 
     @property
     def dedupe_key(self) -> str:
-        """The key for "already processed"; the id unless the feed gave another."""
+        """The key by which a processed message is recognised.
+
+        The id, unless the feed gave another key.
+        """
         return self._key
 
     @property
@@ -177,8 +180,8 @@ class Push(msgspec.Struct, frozen=True):
             progress.
         topics: Names of changed things, as a hint for the feed. Empty if the push has none. A list becomes a
             tuple.
-        count: Number of new messages according to the server; `None` if the push has none. This library does not
-            rely on it.
+        count: Number of messages according to the server; `None` if the push has none. This library does not rely
+            on it.
 
     Raises:
         TypeError: A value has another type. JSON from a server can hold any type.
