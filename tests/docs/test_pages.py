@@ -168,9 +168,9 @@ def test_guarantee_titles_and_unfinished_marks_are_the_same_on_all_pages():
     rows = re.findall(r"^\| \[(G\d+)\]\(#\S+\) \| (.*?) \|", GUARANTEES, re.MULTILINE)
     assert [": ".join(row) for row in rows] == titles
     unfinished = {number for number in range(1, 14) if "*Not yet" in section(GUARANTEES, f"G{number}: ")}
-    in_readme = re.findall(r"^\| \W*G(\d+)\b(.*)$", README, re.MULTILINE)
-    assert len(in_readme) == len(titles)
-    assert unfinished == {int(number) for number, text in in_readme if "*Not yet" in text}
+    in_readme = re.findall(r"^\| \[G(\d+)\] \| \*\*(.*?)[.,:]?\*\* (.*) \|$", README, re.MULTILINE)
+    assert [f"G{number}: {name}" for number, name, _ in in_readme] == titles
+    assert unfinished == {int(number) for number, _, text in in_readme if "*Not yet" in text}
 
 
 def test_the_documented_limits_match_the_code():
@@ -461,13 +461,23 @@ def test_the_documented_script_reads_to_the_end_of_the_feed(tmp_path):
             assert (len(ids), summary) == (lines, f"{lines} new messages: 0 are dead letters, 0 were skipped")
 
 
+PRINTING_ORDERS = """
+import anyio
+from push_to_poll_client import Consumer, HTTPFeed, SQLiteStore, WebSocketListener
+
+class Orders(Consumer):
+    async def process(self, message):
+        print(message.id)
+
+listener = WebSocketListener("{push_url}")
+orders = Orders(HTTPFeed("{url}"), store=SQLiteStore("orders.db"), name="orders", listeners=[listener])
+"""
+
+
 @pytest.mark.slow
 def test_the_documented_program_stops_cleanly_on_sigterm(tmp_path):
-    program = python(README)[0].replace("anyio.run(orders.run)\n", "") + python(OPERATIONS)[1]
     with serve_in_thread(backlog=1) as server:
-        program = program.replace("wss://shop.example/orders/push", server.push_url)
-        program = program.replace('to_query("after")', 'to_query("lastEventId")')
-        program = program.replace("https://shop.example/orders", server.url)
+        program = PRINTING_ORDERS.format(url=server.url, push_url=server.push_url) + python(OPERATIONS)[1]
         started = subprocess.Popen(
             [sys.executable, "-u", "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True
         )
@@ -484,13 +494,44 @@ def test_the_documented_program_stops_cleanly_on_sigterm(tmp_path):
 # Names and links
 
 
-@every_page
-def test_the_target_of_every_relative_link_exists(page):
+REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Source"]
+
+
+def targets(page):
+    """Path in the checkout and anchor of each link, inline or as a reference, but for those to other sites."""
     text = page.read_text()
-    for path, _, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", text):
-        target = (page.parent / path).resolve() if path else page
-        assert target.exists(), path
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"^\[[^\]]+\]: (\S+)$", text, re.MULTILINE)
+    for link in links:
+        address, _, anchor = link.partition("#")
+        if (own := re.fullmatch(rf"{re.escape(REPOSITORY)}/(?:blob|tree)/main/(.+)", address)) is not None:
+            yield ROOT / own[1], anchor
+        elif (
+            workflow := re.fullmatch(rf"{re.escape(REPOSITORY)}/actions/workflows/([^/]+).*", address)
+        ) is not None:
+            yield ROOT / ".github" / "workflows" / workflow[1], anchor
+        elif not address.startswith(("https:", "http:")):
+            yield (page.parent / address).resolve() if address else page, anchor
+
+
+@every_page
+def test_the_target_of_every_link_exists(page):
+    for target, anchor in targets(page):
+        assert target.exists(), target
         assert not anchor or anchor in anchors(target.read_text()), anchor
+
+
+def test_the_links_of_the_readme_work_on_a_package_index():
+    assert re.findall(r"\]\((?!https://)[^)]*\)|^\[[^\]]+\]: (?!https://)", README, re.MULTILINE) == []
+    assert len(list(targets(ROOT / "README.md"))) >= 30
+
+
+@every_page
+def test_every_reference_of_a_link_is_defined(page):
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    defined = set(re.findall(r"^\[([^\]]+)\]: ", text, re.MULTILINE))
+    used = set(re.findall(r"\]\[([^\]]+)\]", text))
+    used |= set(re.findall(r"(?<![\]\w!])\[([^\[\]]+)\](?![\[(:])", text)) if defined else set()
+    assert used == defined
 
 
 def anchors(text):
@@ -517,7 +558,7 @@ def helps():
     return shown.getvalue()
 
 
-OTHER_COMMANDS = r"^(\$ )?(uvicorn|python -m (?!push_to_poll_client ))\b.*"
+OTHER_COMMANDS = r"^(\$ )?(stripe|uvicorn|python -m (?!push_to_poll_client ))\b.*"
 """Lines with commands that have options of their own."""
 
 

@@ -1,28 +1,30 @@
-"""What README shows is run as it stands; only the addresses are those of a server that exists."""
+"""README's programs run as they are, with the addresses of test servers, and its tables match the code."""
 
 import dataclasses
 import inspect
 import itertools
 import re
 import shlex
-import sqlite3
-from contextlib import closing
+import threading
+import time
 from pathlib import Path
 
 import anyio
 import httpx
 import pytest
 import respx
+import uvicorn
 
-from push_to_poll_client import Consumer, MemoryStore
+from push_to_poll_client import Consumer
 from push_to_poll_client.cli import main
-from push_to_poll_client.testing import FakeFeed, serve_in_thread
-from tests.feeds.test_paged_vendors import walk
+from push_to_poll_client.testing import serve_in_thread
 from tests.support.forms import GUARD
-from tests.vendors.github import GitHub
+from tests.support.signing import hex_mac
+from tests.vendors.stripe import Stripe
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+WEBHOOK_SECRET = "whsec_canary"
 
 
 def blocks(language):
@@ -35,37 +37,72 @@ def server():
         yield server
 
 
-def block_with(text):
-    """The one in which it stands."""
-    (block,) = (block for block in blocks("python") if text in block)
-    return block
-
-
 def at(text, server):
-    """The same text, with the reference server's addresses and the name that it has for a cursor."""
-    text = text.replace("wss://shop.example/orders/push", server.push_url).replace('"after"', '"lastEventId"')
+    """Return the text with the addresses of the reference server."""
+    text = text.replace("wss://shop.example/orders/push", server.push_url)
     return text.replace("https://shop.example/orders", server.url)
 
 
-def test_the_first_readme_example_runs_and_has_at_most_fifteen_lines(server, capsys, monkeypatch, tmp_path):
-    block = blocks("python")[0]
+# The first example
+
+
+class StripeWebhooks:
+    """In place of uvicorn: once three events are processed, one more is published and its webhook is sent."""
+
+    def __init__(self, vendor):
+        self.vendor = vendor
+        self.backlog_processed, self.status = threading.Event(), None
+        self.answered = threading.Event()
+
+    def run(self, app):
+        assert self.backlog_processed.wait(GUARD)
+        self.vendor.publish()
+        anyio.run(self._send, app)
+        self.answered.set()
+
+    async def _send(self, app):
+        at, body = str(int(time.time())).encode(), b'{"object": "event"}'
+        signature = hex_mac(WEBHOOK_SECRET.encode(), at + b"." + body)
+        headers = {"Stripe-Signature": f"t={at.decode()},v1={signature}"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
+            self.status = (await client.post("/", content=body, headers=headers)).status_code
+
+
+def test_the_first_example_prints_the_backlog_and_is_woken_by_a_webhook(monkeypatch, capsys, tmp_path):
+    (block,) = blocks("python")
     assert len([line for line in block.splitlines() if line]) <= 15
+    stripe = Stripe(3)
+    stripe.origin = "https://api.stripe.com"
+    webhooks = StripeWebhooks(stripe)
+    block = block.replace("sk_test_…", stripe.authorization.removeprefix("Bearer "))
+    block = block.replace("whsec_…", WEBHOOK_SECRET)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Consumer, "run", stops_after(Consumer.run, 3))
-    exec(compile(at(block, server), "README.md", "exec"), {"__name__": "__main__"})  # noqa: S102  # it is ours
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [f"{n:012d}" for n in (1, 2, 3)]
-    assert (tmp_path / "orders.db").exists()
+    monkeypatch.setattr(uvicorn, "run", webhooks.run)
+    monkeypatch.setattr(Consumer, "run", watched(Consumer.run, webhooks))
+    with respx.mock() as router:
+        router.route(host="api.stripe.com").mock(side_effect=stripe.handle)
+        exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})  # noqa: S102  # it is ours
+    assert webhooks.answered.wait(GUARD)
+    assert webhooks.status == 200
+    printed, shown = capsys.readouterr().out.splitlines(), blocks("text")[0].splitlines()
+    assert [line.split()[0] for line in printed] == [event["id"] for event in stripe.entries]
+    for line in [*printed, *shown]:
+        assert re.fullmatch(r"evt_\w+ [a-z_.]+", line)
+    assert (tmp_path / "stripe.db").exists()
 
 
-def stops_after(run, count):
-    """`Consumer.run`, which stops when it has processed so many messages."""
+def watched(run, webhooks):
+    """Return `Consumer.run` that tells when three messages are processed, and stops after four."""
 
     async def run_and_stop(self):
         process, numbers = self._open_session.options.handler, itertools.count(1)
 
         async def counted(message):
             await process(message)
-            if next(numbers) == count:
+            number = next(numbers)
+            if number == 3:
+                webhooks.backlog_processed.set()
+            elif number == 4:
                 self.stop()
 
         self._open_session.options = dataclasses.replace(self._open_session.options, handler=counted)
@@ -75,100 +112,15 @@ def stops_after(run, count):
     return run_and_stop
 
 
-def test_the_transactional_readme_example_moves_money_exactly_once(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    with closing(sqlite3.connect("bank.db")) as connection, connection:
-        connection.execute("CREATE TABLE account(name TEXT PRIMARY KEY, cents INTEGER CHECK(cents >= 0))")
-        connection.executemany("INSERT INTO account VALUES (?, ?)", [("a", 100), ("b", 0)])
-    space = {}
-
-    async def poll():
-        bank = space["bank"]
-        bank._open_session.options = dataclasses.replace(
-            bank._open_session.options, retry=None
-        )  # which takes real time
-        await bank.poll_now()
-        return await bank.dead_letters.list()
-
-    with serve_in_thread() as server:
-        server.publish([{"from": "a", "to": "b", "cents": cents} for cents in (30, 500, 20)])
-        server.publish([{"from": "a", "to": "nobody", "cents": 1}])
-        block = block_with("transfer(message)").replace("https://bank.example/transfers", server.url)
-        exec(compile(block, "README.md", "exec"), space)  # noqa: S102  # it is ours
-        letters = anyio.run(poll)
-    with closing(sqlite3.connect("bank.db")) as connection:
-        assert dict(connection.execute("SELECT name, cents FROM account")) == {"a": 50, "b": 50}
-    assert [letter.error.split(":")[0] for letter in letters] == ["IntegrityError", "DeadLetterMessage"]
+def test_the_badges_say_what_the_project_says():
+    shown = re.findall(r"\[!\[(.*?)\]\(.*?\)\]\(.*?\)", README)
+    versions = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    assert len(shown) <= 3
+    assert f"Python {', '.join(versions)}" in shown
+    assert README.index("[![") > README.index("\n\n", README.index("\n\n") + 1)  # below the first paragraph
 
 
-def test_the_typed_readme_example_gives_the_handler_decoded_data(server, capsys):
-    space = {}
-    exec(compile(at(block_with("TypedOrders"), server), "README.md", "exec"), space)  # noqa: S102  # it is ours
-    server.publish([{"customer": "Ada", "cents": 995}, {"customer": "Ada", "cents": "a few"}])
-
-    async def poll():
-        store = MemoryStore()
-        orders = space["TypedOrders"](
-            space["feed"], store=store, name="orders", on_failure="dead_letter", retry=None
-        )
-        await orders.catch_up()
-        return await orders.dead_letters.list()
-
-    *backlog, letter = anyio.run(poll)
-    assert capsys.readouterr().out == "995\n"
-    assert len(backlog) == 3
-    assert "Expected `int`, got `str` - at `$.cents`" in letter.error
-
-
-def test_the_paged_feed_readme_example_reads_all_events():
-    space = {}
-    exec(compile(block_with("events = PagedFeed("), "README.md", "exec"), space)  # noqa: S102  # it is ours
-    feed, github = space["events"], GitHub(5)
-    github.origin, github.path = "https://api.github.com", "/repos/python/cpython/events"
-    github.authorization = None
-
-    async def read():
-        try:
-            return await walk(feed, None)
-        finally:
-            await feed.aclose()
-
-    with respx.mock() as router:
-        router.route(host="api.github.com").mock(side_effect=github.handle)
-        messages, _ = anyio.run(read)
-    assert [message.id for message in messages] == [event["id"] for event in github.entries]
-
-
-def test_the_webhook_readme_example_is_a_listener_and_an_asgi_application():
-    space = {}
-    exec(compile(block_with("WebhookListener("), "README.md", "exec"), space)  # noqa: S102  # it is ours
-    assert Consumer(FakeFeed(), store=MemoryStore(), process=print, listeners=[space["hooks"]])
-    client = httpx.AsyncClient(transport=httpx.ASGITransport(space["hooks"]), base_url="https://me.example")
-    assert anyio.run(client.post, "/hooks").status_code == httpx.codes.UNAUTHORIZED
-
-
-def test_the_custom_feed_readme_example_reads_all_messages():
-    space = {}
-    exec(compile(block_with("class Tickets:"), "README.md", "exec"), space)  # noqa: S102  # it is ours
-    tickets = [{"id": "1"}, {"id": "2"}]
-
-    def answer(request):
-        after = request.url.params["after"]
-        return httpx.Response(200, json=[ticket for ticket in tickets if ticket["id"] > after])
-
-    async def poll():
-        seen = []
-
-        async def process(message):
-            seen.append(message.data)
-
-        transport = httpx.MockTransport(answer)
-        async with httpx.AsyncClient(base_url="https://shop.example", transport=transport) as client:
-            consumer = space["Consumer"](space["Tickets"](client), store=space["MemoryStore"](), process=process)
-            results = [await consumer.poll_now() for _ in range(3)]
-        return seen, [result.caught_up for result in results]
-
-    assert anyio.run(poll) == (tickets, [True] * 3)
+# The command line, and the tables
 
 
 def test_the_readme_commands_run(server, capfd, monkeypatch, tmp_path):
@@ -188,18 +140,19 @@ def test_the_readme_commands_run(server, capfd, monkeypatch, tmp_path):
     assert capfd.readouterr().out.startswith("no dead letters\nsaved (UTC)          cursor\n")
 
 
+OPTIONS = README[README.index("## Options") :].split("\n## ")[0]
+
+
 def test_the_options_table_names_every_option_of_a_consumer():
     options = set(inspect.signature(Consumer).parameters) - {"feed"}
-    table = README[README.index("## Options") : README.index("## Test your consumer")]
-    named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"\w+", row)}
-    assert named == options
+    rows = re.findall(r"^\| (`.*?) \|", OPTIONS, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"\w+", row)} == options
 
 
 def test_the_options_table_has_the_defaults_of_a_consumer():
     defaults = {name: option.default for name, option in inspect.signature(Consumer).parameters.items()}
-    table = README[README.index("## Options") : README.index("## Test your consumer")]
     numbers = {}
-    for names, cell in re.findall(r"^\| (`.*?) \| (.*?) \|", table, re.MULTILINE):
+    for names, cell in re.findall(r"^\| (`.*?) \| (.*?) \|", OPTIONS, re.MULTILINE):
         found = re.findall(r"(?<![\w.])\d+(?:\.\d+)?", cell)
         numbers.update(zip(re.findall(r"\w+", names), map(float, found), strict=False))
     numbers = {name: number for name, number in numbers.items() if isinstance(defaults[name], int | float)}
@@ -207,5 +160,12 @@ def test_the_options_table_has_the_defaults_of_a_consumer():
     assert numbers["shutdown_timeout"] == 10
 
 
+def test_the_table_of_calls_names_methods_of_a_consumer():
+    table = README[README.index("## Use a consumer") :].split("\n## ")[0]
+    names = re.findall(r"`(?:await )?consumer\.(\w+)", table)
+    assert len(names) >= 8
+    assert all(hasattr(Consumer, name) for name in names)
+
+
 def test_the_readme_states_every_guarantee():
-    assert re.findall(r"^\| (G\d+) \|", README, re.MULTILINE) == [f"G{n}" for n in range(1, 14)]
+    assert re.findall(r"^\| \[(G\d+)\] \|", README, re.MULTILINE) == [f"G{n}" for n in range(1, 14)]

@@ -113,7 +113,7 @@ class TestAFeedWithFetchAlone(FeedSuite):
 
 
 class Tickets:
-    """A feed of one's own as README shows one: what httpx raises is what it raises."""
+    """A feed that only has `fetch`, and raises what httpx raises."""
 
     def __init__(self, client):
         self.client = client
