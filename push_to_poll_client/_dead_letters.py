@@ -214,7 +214,7 @@ class DeadLetters(AsyncIterable[DeadLetter]):
     def export(self) -> AsyncIterator[bytes]:
         """Iterate over all dead letters as JSON, one line each without line end.
 
-        The fields are those of `DeadLetter`. `raw` is written as text if it is UTF-8, otherwise as `raw_base64`.
+        The lines have the fields of `DeadLetter`, with `raw` as text if it is UTF-8, otherwise as `raw_base64`.
         """
         return _Iterator(self, as_json)
 
