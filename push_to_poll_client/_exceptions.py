@@ -118,8 +118,8 @@ class ProcessError(PushToPollError):
 class HandlerDecision(PushToPollError):
     """Base class of the exceptions by which a handler decides about its message.
 
-    The decision overrides `retry` and `on_failure`. Raise a subclass. If another error led to the
-    decision, use `raise … from error`: that error is kept as well.
+    The decision overrides `retry` and `on_failure`. Raise a subclass. If another error led to the decision, use
+    `raise … from error`: that error is kept as well.
 
     Args:
         reason: Text for the log, the status and the dead letter.
@@ -169,11 +169,17 @@ class ContentChanged(PushToPollError):
 
 
 class DecodeError(PushToPollError):
-    """An entry of the feed, or its data, cannot be read."""
+    """An entry of the feed, or its data, cannot be read.
+
+    The message fails without a retry, and `on_failure` decides what happens to it.
+    """
 
 
 class ListenerError(PushToPollError):
-    """A push channel cannot work, and a retry does not help."""
+    """A push channel cannot work, and a retry does not help.
+
+    `Consumer.run()` raises the error.
+    """
 
 
 class SubscriptionGone(PushToPollError):
@@ -196,7 +202,10 @@ class StoreUnavailable(StoreError):
 
 
 class StoreBusy(StoreError):
-    """The name already has an owner: another process, or another consumer here."""
+    """The name already has an owner.
+
+    The owner is another process, or another consumer of this process.
+    """
 
 
 class StoreMismatch(StoreError):
