@@ -1,8 +1,8 @@
-"""The messages of a JSON stream by the Durable Streams protocol (github.com/durable-streams/durable-streams).
+"""Follow a JSON stream of a Durable Streams server (github.com/durable-streams/durable-streams).
 
     python examples/durable_streams.py http://127.0.0.1:4437/orders orders.db
 
-prints each message once, across restarts, and waits for more until the stream is closed. Without the file it
+prints each message once, across restarts, and waits for more until the stream is closed. Without the state file it
 begins at the beginning each time.
 """
 
@@ -16,12 +16,12 @@ from push_to_poll_client.durable_streams import DurableStreamFeed
 
 
 async def show(message: Message) -> None:
-    """Stands for what you do with a message."""
+    """Handle one message. Replace this with your own code."""
     print(message.id, json.dumps(message.data), flush=True)
 
 
 async def main(url: str, state: str | None = None) -> None:
-    """Print each message with its number, until the stream ends."""
+    """Print each message until the stream is closed."""
     store = SQLiteStore(state) if state else MemoryStore()
     await Consumer(DurableStreamFeed(url), store=store, name="stream", process=show).run()
 

@@ -1,11 +1,11 @@
-"""Money that moves exactly once: a consumer whose handler writes to the store's own database.
+"""Move money exactly once: the handler writes to the database in which the consumer keeps its progress.
 
     python examples/transfers.py https://bank.example/transfers bank.db
 
-The feed follows the HTTP Feeds specification (http-feeds.org). Each event, a CloudEvent with `{"from": …, "to": …,
-"cents": …}`, moves money between two accounts. What it moves is committed together with the record that it was
-processed, or not at all: kill this at any instant, and start it again, as often as you like. Were the two
-committed one after the other, a crash between them would move it twice.
+The feed follows the HTTP Feeds specification (http-feeds.org). Each event is a CloudEvent with the data
+`{"from": …, "to": …, "cents": …}`, and moves money between two accounts. The transfer is committed together with the
+record that the event was processed, or not at all. So you can kill this program at any moment and start it again. If
+the two were committed one after the other, a crash in between would move the money twice.
 """
 
 import sqlite3
@@ -23,32 +23,32 @@ TABLES = """
 
 
 def make_tables(path: str) -> None:
-    """Tables are the application's, and made through a connection of its own, before the consumer runs."""
+    """Create the application's tables before the consumer runs, with a separate connection."""
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(TABLES)
 
 
 class Transfers(Consumer):
-    """Moves money."""
+    """Makes the transfers of the feed."""
 
     def __init__(self, feed: Feed, store: SQLiteStore) -> None:
         super().__init__(feed, store=store, name="transfers")
         self.store = store
 
     async def process(self, message: Message) -> None:
-        """Move it: all statements or none. What raises here takes all of them back."""
+        """Make one transfer: all statements or none. An exception rolls back all of them."""
         event = message.data
-        execute = self.store.connection.execute  # here and now: outside there is none
+        execute = self.store.connection.execute  # only available while a message is processed
         execute("INSERT INTO account VALUES (?, 0) ON CONFLICT DO NOTHING", (event["to"],))
         execute("UPDATE account SET cents = cents + ? WHERE name = ?", (event["cents"], event["to"]))
         execute("INSERT INTO transfer VALUES (?, ?)", (message.id, event["cents"]))
         pay = "UPDATE account SET cents = cents - :cents WHERE name = :from AND cents >= :cents"
         if not execute(pay, event).rowcount:
-            raise DeadLetterMessage("the account that pays is not there, or has not so much")
+            raise DeadLetterMessage("the paying account does not exist or has too little money")
 
 
 async def main(url: str, path: str) -> None:
-    """Move what the feed says, until it is stopped."""
+    """Make the transfers of the feed until the program is stopped."""
     make_tables(path)
     await Transfers(HTTPFeed(url), SQLiteStore(path, transactional=True)).run()
 

@@ -21,7 +21,7 @@ BLOCKS = re.findall(r"^```python$", PAGE, re.MULTILINE)
 def project(tmp_path_factory):
     """A directory with the files of the page, and the examples that they import."""
     directory = tmp_path_factory.mktemp("project")
-    (directory / "asyncio").mkdir()
+    (directory / "with_asyncio").mkdir()
     (directory / "pytest.ini").write_text(
         "[pytest]\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n"
     )
@@ -58,12 +58,16 @@ def number_of_tests(name):
 
 def test_every_block_of_the_page_is_a_file_that_is_run():
     assert len(BLOCKS) == len(FILES)
-    assert {name for name in FILES if "test_" not in name} == {"orders.py", "conftest.py", "asyncio/conftest.py"}
+    assert {name for name in FILES if "test_" not in name} == {
+        "orders.py",
+        "conftest.py",
+        "with_asyncio/conftest.py",
+    }
 
 
 @pytest.mark.slow
 def test_the_tests_of_the_page_pass_on_both_event_loops(project):
-    names = ["test_orders.py", "test_respx.py"]
+    names = ["test_orders.py", "test_respx.py", "test_webhook.py"]
     passed = 2 * sum(map(number_of_tests, names)) + 2 * 3 + number_of_tests("test_server.py")
     done = run_pytest(project, *names, "test_handler.py", "test_server.py")
     assert done.startswith(f"{passed} passed in ")
@@ -71,7 +75,7 @@ def test_the_tests_of_the_page_pass_on_both_event_loops(project):
 
 @pytest.mark.slow
 def test_the_test_of_the_page_passes_with_pytest_asyncio(project):
-    assert run_pytest(project, "asyncio").startswith("1 passed in ")
+    assert run_pytest(project, "with_asyncio").startswith("1 passed in ")
 
 
 @pytest.mark.slow
