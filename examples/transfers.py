@@ -3,9 +3,9 @@
     python examples/transfers.py https://bank.example/transfers bank.db
 
 The feed follows the HTTP Feeds specification (http-feeds.org). Each event is a CloudEvent with the data
-`{"from": …, "to": …, "cents": …}`, and moves money between two accounts. The transfer is committed together with the
-record that the event was processed, or not at all. So you can kill this program at any moment and start it again. If
-the two were committed one after the other, a crash in between would move the money twice.
+`{"from": …, "to": …, "cents": …}`, and moves money between two accounts. The transfer is committed together with
+the record that the event was processed, or not at all. So you can kill this program at any moment and start it
+again. If the two were committed one after the other, a crash in between would move the money twice.
 """
 
 import sqlite3
