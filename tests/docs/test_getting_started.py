@@ -103,6 +103,9 @@ class Reader:
         _, _, body, url = shlex.split(self.local(command))
         assert httpx.post(url, content=body).text == self.local(printed[0])
 
+    def stats(self):
+        return httpx.get(f"http://{self.server}/stats").json()
+
     def run(self, command):
         """Run the library's command in this process, and return what it prints."""
         shown = io.TextIOWrapper(io.BytesIO(), write_through=True)
@@ -169,7 +172,7 @@ def add_push(reader):
     reader.save("orders.py", unchanged + "\n" + programs("Add push")[0])
     publish, (_, orders) = commands("Add push")
     pushed = reader.start("orders.py")
-    wait_until(lambda: httpx.get(f"http://{reader.server}/stats").json()["websockets_open"])
+    wait_until(lambda: reader.stats()["websockets_open"])
     reader.curl(*publish)
     assert pushed.lines(1) == orders
     reader.wait_for_cursor("000000000004")
@@ -187,6 +190,7 @@ def add_a_webhook(reader):
         reader.curl(command, printed)
     (order,) = re.findall(r"^```text\n(.*)\n```$", STEPS["Add a webhook"], re.MULTILINE)
     assert uvicorn.lines(1) == [order]
+    wait_until(lambda: reader.stats()["webhooks"] == {"200": 1})  # it was woken, and did not poll by chance
     reader.wait_for_cursor("000000000005")
     uvicorn.kill()
 
