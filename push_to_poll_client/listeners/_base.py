@@ -144,7 +144,7 @@ class BaseListener(abc.ABC):
         if delay is None:
             self._log.error("%s: %s; giving up", self.name, mask(failure.sentence))
             raise report
-        self._log.info("%s; connecting again in %.1f s", report, delay)
+        self._log.info("%s; reconnecting in %.1f s", report, delay)
         return delay
 
     def _delay_after_end(self, failure: Failure, channel: Channel, reconnect: ReconnectBackoff) -> float:
@@ -153,7 +153,7 @@ class BaseListener(abc.ABC):
             anyio.current_time(), fraction=self._fraction(), retry_after=failure.retry_after
         )
         level = logging.DEBUG if self._ended_in_order else logging.INFO
-        self._log.log(level, "%s: %s; connecting again (logged once)", self.name, failure.sentence)
+        self._log.log(level, "%s: %s; reconnecting (logged once)", self.name, failure.sentence)
         self._ended_in_order = True
         if delay > DOWN_AFTER:
             channel.down(failure.to_error(self.name))

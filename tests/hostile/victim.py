@@ -261,7 +261,7 @@ class Heard(logging.Handler):
             # A warning with a traceback is of a message; if that ends the run, `run()` has not raised it yet.
             if record.levelno == logging.DEBUG and record.exc_info and record.exc_info[1]:
                 self.note(record.exc_info[1])
-            if "connecting again" in record.getMessage():
+            if "reconnecting" in record.getMessage():
                 self.failed.set()
         else:
             self.foreign += [line for line in lines if not line.isprintable()]

@@ -127,7 +127,7 @@ async def test_classify_can_slow_down_retries_or_end_the_listener(caplog):
     with pytest.raises(ListenerError, match="mqtt orders: OSError: 'gone'; trying again cannot help"):
         await listener(lives, classify=lambda error: actions.get(str(error))).listen(channel)
     assert channel.events == [(0.0, "down"), (300.0, "down")]
-    assert "connecting again in 300.0 s" in caplog.text
+    assert "reconnecting in 300.0 s" in caplog.text
 
 
 async def test_a_connect_function_that_is_not_async_raises_a_listener_error():

@@ -187,7 +187,7 @@ async def test_reconnects_after_each_event_are_logged_once(caplog):
     assert [text for text in about if text] == [
         "connected",
         "up",
-        "the server ended the stream; connecting again (logged once)",
+        "the server ended the stream; reconnecting (logged once)",
     ]
 
 
@@ -197,8 +197,8 @@ async def test_an_outage_between_such_reconnects_is_logged(caplog):
     await run(listener, script, 10)
     assert [record.getMessage().partition("…: ")[2] for record in caplog.records] == [
         "connected",
-        "the server ended the stream; connecting again (logged once)",
-        "the server answered HTTP 503 instead of an event stream; connecting again in 0.0 s",
+        "the server ended the stream; reconnecting (logged once)",
+        "the server answered HTTP 503 instead of an event stream; reconnecting in 0.0 s",
         "connected",
     ]
 
@@ -216,7 +216,7 @@ async def test_a_secret_in_the_reason_of_an_orderly_end_is_masked(caplog):
     caplog.set_level(logging.DEBUG, "push_to_poll_client")
     listener = ScriptedWebSocket(["x", closed(1000, "goodbye c4n4ry-t0ken")], auth="c4n4ry-t0ken")
     await run_websocket(listener, 3)
-    assert "'goodbye ***'; connecting again" in caplog.text
+    assert "'goodbye ***'; reconnecting" in caplog.text
     assert "c4n4ry" not in caplog.text
 
 

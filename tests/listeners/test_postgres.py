@@ -370,7 +370,7 @@ async def test_a_connection_refused_by_a_real_server_is_retried_slowly_and_hides
     async with listening(at(server, conninfo=conninfo)) as channel:
         await channel.saw("down")
     assert said in caplog.text
-    assert "connecting again in 300.0 s" in caplog.text
+    assert "reconnecting in 300.0 s" in caplog.text
     assert CANARY not in f"{caplog.text}{channel.error}{channel.error.__cause__}"
 
 

@@ -303,7 +303,7 @@ async def test_the_listener_reconnects_and_redis_py_does_not(server, caplog):
             client.client_kill_filter(_type="pubsub")
             await channel.saw("up", "down", "up")
             assert client.info("stats")["total_connections_received"] == before + 1
-    assert caplog.text.count("connecting again in 0.0 s") == 1
+    assert caplog.text.count("reconnecting in 0.0 s") == 1
 
 
 async def test_the_listener_detects_a_stalled_server_and_reconnects(server):
@@ -344,7 +344,7 @@ async def test_a_refused_connection_is_retried_slowly_and_hides_secrets(server, 
     async with listening(at(server, url=f"redis://{user}@{HOST}:{server.port}")) as channel:
         await channel.saw("down")
     assert told.lower() in caplog.text.lower()
-    assert "connecting again in 300.0 s" in caplog.text
+    assert "reconnecting in 300.0 s" in caplog.text
     assert CANARY not in f"{caplog.text}{channel.error}{channel.error.__cause__}"
 
 

@@ -560,7 +560,7 @@ async def test_failures_are_logged_as_info_with_the_delay_and_http_204_is_logged
     await run(listener, script, 100)
     told = [(record.levelname, record.getMessage().partition("…: ")[2]) for record in caplog.records]
     assert told == [
-        ("INFO", "ReadError: 'Connection reset by peer'; connecting again in 0.0 s"),
+        ("INFO", "ReadError: 'Connection reset by peer'; reconnecting in 0.0 s"),
         ("INFO", "connected"),
         ("DEBUG", "renewing the connection at its age"),
         ("INFO", "the server answered HTTP 204, which asks the client not to reconnect"),

@@ -176,7 +176,7 @@ async def test_the_delay_after_a_refusal_depends_on_its_status_and_retry_after(
     server.faults.set(refuse_status=status, retry_after=retry_after)
     async with listening(to(server.sse_url)) as channel:
         await channel.saw("down")
-    assert f"HTTP {status} instead of an event stream; connecting again in {delay} s" in caplog.text
+    assert f"HTTP {status} instead of an event stream; reconnecting in {delay} s" in caplog.text
 
 
 async def test_http_410_raises_a_listener_error(server):
@@ -228,8 +228,8 @@ async def test_a_refused_connection_is_retried_with_a_growing_delay(caplog):
     async with listening(to(f"http://{HOST}:{port}/")) as channel:
         await channel.saw("down", "down")
     assert "ttempts" in str(channel.error)
-    assert "connecting again in 0.0 s" in caplog.text
-    assert "connecting again in 1.0 s" in caplog.text
+    assert "reconnecting in 0.0 s" in caplog.text
+    assert "reconnecting in 1.0 s" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ async def test_an_answer_that_is_not_an_event_stream_is_a_failure(answer, said, 
         async with listening(to(at(server))) as channel:
             await channel.saw("down")
     assert said in caplog.text
-    assert f"connecting again in {delay} s" in caplog.text
+    assert f"reconnecting in {delay} s" in caplog.text
 
 
 @pytest.mark.parametrize("start", [b"data: ", b": ", b"", b"data: 1\n\ndata: "])
@@ -310,7 +310,7 @@ async def test_an_endless_line_is_a_push_and_uses_little_memory(start, caplog):
         tracemalloc.stop()
     assert set(channel.events) == {"up", "down", *pushes}
     assert "a line has more than 65536 bytes" in caplog.text
-    assert "connecting again in 300.0 s" in caplog.text
+    assert "reconnecting in 300.0 s" in caplog.text
     assert peak < 8_000_000
 
 
@@ -327,7 +327,7 @@ async def test_redirects_are_not_followed_so_secrets_stay_with_their_origin(capl
             assert len(server.accepted) == 1
         assert not elsewhere.accepted
     assert "redirects are not followed" in caplog.text
-    assert "connecting again in 300.0 s" in caplog.text
+    assert "reconnecting in 300.0 s" in caplog.text
 
 
 async def test_debug_logs_of_a_real_request_hold_no_secret(caplog):
@@ -379,7 +379,7 @@ async def test_an_invalid_proxy_address_is_logged_without_its_password(address, 
     async with listening(to("https://feed.invalid/events")) as channel:
         await channel.saw("down")
     assert (
-        "the address of the proxy in the environment is not valid; correct it; connecting again in 300.0 s"
+        "the address of the proxy in the environment is not valid; correct it; reconnecting in 300.0 s"
         in caplog.text
     )
     assert CANARY not in caplog.text
@@ -423,7 +423,7 @@ async def test_an_untrusted_certificate_is_retried_slowly(tls_server, caplog):
     async with listening(to(tls_server, auth=CANARY)) as channel:
         await channel.saw("down")
     assert "certificate verify failed" in str(channel.error)
-    assert "connecting again in 300.0 s" in caplog.text
+    assert "reconnecting in 300.0 s" in caplog.text
 
 
 # Being stopped

@@ -114,7 +114,7 @@ def test_each_plan_has_an_id_and_a_secret_of_its_own():
 
 @pytest.mark.parametrize("functions", [(None,), ("create",), (print, "renew"), (print, None, 1)])
 def test_arguments_that_are_not_functions_are_a_type_error(functions):
-    with pytest.raises(TypeError, match="give a function"):
+    with pytest.raises(TypeError, match="must be a function"):
         CustomSubscription(*functions, name="vendor")
 
 

@@ -530,8 +530,8 @@ async def test_failures_are_info_with_the_delay_and_giving_up_is_an_error(caplog
         await run(listener, 100)
     told = [(record.levelname, record.getMessage().partition("…: ")[2]) for record in caplog.records]
     assert told == [
-        ("INFO", "ConnectionResetError: '[Errno 104] Connection reset by peer'; connecting again in 0.0 s"),
-        ("INFO", "ConnectionResetError: '[Errno 104] Connection reset by peer'; connecting again in 1.0 s"),
+        ("INFO", "ConnectionResetError: '[Errno 104] Connection reset by peer'; reconnecting in 0.0 s"),
+        ("INFO", "ConnectionResetError: '[Errno 104] Connection reset by peer'; reconnecting in 1.0 s"),
         ("INFO", "connected"),
         ("DEBUG", "renewing the connection at its age"),
         ("ERROR", "the server answered HTTP 410 instead of a websocket; giving up"),

@@ -223,7 +223,7 @@ async def test_a_tls_connection_with_an_untrusted_certificate_is_retried_slowly(
     async with listening(listener) as channel:
         await channel.saw("down")
     assert "certificate verify failed" in str(channel.error)
-    assert "connecting again in 300.0 s" in caplog.text
+    assert "reconnecting in 300.0 s" in caplog.text
     assert not tls_server.requests
 
 
@@ -247,7 +247,7 @@ async def test_the_status_and_retry_after_of_a_refusal_set_the_delay(status, hea
     with Refusing((status, headers)) as server:
         async with listening(to(server)) as channel:
             await channel.saw("down")
-    assert f"HTTP {status} instead of a websocket; connecting again in {delay} s" in caplog.text
+    assert f"HTTP {status} instead of a websocket; reconnecting in {delay} s" in caplog.text
 
 
 async def test_on_401_a_fresh_token_is_asked_for():
@@ -281,7 +281,7 @@ async def test_a_subprotocol_that_was_not_offered_is_retried_slowly(offered, cap
         async with listening(to(server, subprotocols=offered)) as channel:
             await channel.saw("down")
     assert "subprotocol" in str(channel.error)
-    assert "connecting again in 300.0 s" in caplog.text
+    assert "reconnecting in 300.0 s" in caplog.text
 
 
 async def test_an_extension_that_was_not_asked_for_is_retried_slowly(caplog):
@@ -290,7 +290,7 @@ async def test_an_extension_that_was_not_asked_for_is_retried_slowly(caplog):
         async with listening(to(server)) as channel:
             await channel.saw("down")
     assert "extensions" in str(channel.error)
-    assert "connecting again in 300.0 s" in caplog.text
+    assert "reconnecting in 300.0 s" in caplog.text
 
 
 async def test_a_redirect_takes_no_secret_to_another_origin(caplog):
@@ -303,7 +303,7 @@ async def test_a_redirect_takes_no_secret_to_another_origin(caplog):
         assert not elsewhere.requests
     assert len(server.requests) == 1
     assert "redirects are not followed" in caplog.text
-    assert "connecting again in 300.0 s" in caplog.text
+    assert "reconnecting in 300.0 s" in caplog.text
 
 
 async def test_a_redirect_within_the_origin_is_not_followed_either():
@@ -383,8 +383,8 @@ async def test_a_refused_connection_is_retried_with_growing_delays(caplog):
     listener._fraction = lambda: 0.0
     async with listening(listener) as channel:
         await channel.saw("down", "down")
-    assert "connecting again in 0.0 s" in caplog.text
-    assert "connecting again in 1.0 s" in caplog.text
+    assert "reconnecting in 0.0 s" in caplog.text
+    assert "reconnecting in 1.0 s" in caplog.text
 
 
 # A server that is ill
@@ -442,7 +442,7 @@ async def test_an_oversize_message_is_a_push_and_retried_slowly(caplog):
             await channel.saw("up", Push(), "down")
         assert await anyio.to_thread.run_sync(server.closes.get) == 1009
     assert "1009 (message too big)" in caplog.text
-    assert "connecting again in 300.0 s" in caplog.text
+    assert "reconnecting in 300.0 s" in caplog.text
 
 
 async def test_text_that_is_not_utf8_is_a_push_and_retried_slowly(caplog):
@@ -455,7 +455,7 @@ async def test_text_that_is_not_utf8_is_a_push_and_retried_slowly(caplog):
         async with listening(to(server)) as channel:
             await channel.saw("up", Push(), "down")
         assert await anyio.to_thread.run_sync(server.closes.get) == 1007
-    assert "connecting again in 300.0 s" in caplog.text
+    assert "reconnecting in 300.0 s" in caplog.text
 
 
 async def test_a_frame_that_breaks_the_protocol_counts_as_a_push(caplog):
@@ -493,7 +493,7 @@ async def test_a_response_that_does_not_open_a_websocket_is_retried(answer, dela
     with Raw(treat) as server:
         async with listening(to(server)) as channel:
             await channel.saw("down")
-    assert f"connecting again in {delay} s" in caplog.text
+    assert f"reconnecting in {delay} s" in caplog.text
 
 
 async def test_a_handshake_that_hangs_times_out_and_is_retried(caplog):
@@ -534,7 +534,7 @@ async def test_a_proxy_that_refuses_is_retried_slowly_and_no_credentials_are_log
     assert asked[0].startswith(b"CONNECT feed.invalid:80 ")
     assert b"Bearer" not in asked[0]
     assert "proxy rejected connection: HTTP 407" in caplog.text
-    assert "connecting again in 300.0 s" in caplog.text
+    assert "reconnecting in 300.0 s" in caplog.text
     assert CANARY not in caplog.text
 
 

@@ -170,6 +170,6 @@ async def test_the_user_and_password_of_a_redirect_are_not_used(hub):
 
 
 def test_a_hub_with_a_user_and_password_is_refused_and_they_are_not_shown():
-    with pytest.raises(ValueError, match="hub has a user and password") as refused:
+    with pytest.raises(ValueError, match="hub must not have a user and password") as refused:
         WebSub(TOPIC, CALLBACK, hub="https://user:c4n4ry@hub.example/")
     assert "c4n4ry" not in str(refused.value)

@@ -1,7 +1,7 @@
-"""Answer a hub that asks whether a subscription, or its end, is wanted (WebSub §5.2, §5.3).
+"""Answer a hub's request to confirm that a subscription, or its end, is wanted (WebSub §5.2, §5.3).
 
-The hub's callback may come before its response to the request, after this side has given up waiting, twice, or
-never; and in whatever thread the webhook runs. What it says is kept until the request is looked at again.
+The hub's callback may come before the hub responds to the request, after the client's timeout, twice, or never. It
+comes in the webhook's thread. The result is kept until the request is looked at again.
 """
 
 from collections import deque
@@ -18,8 +18,8 @@ from push_to_poll_client.listeners.subscriptions._types import Registration
 SUBSCRIBE, UNSUBSCRIBE, DENIED = "subscribe", "unsubscribe", "denied"
 
 MAX_CHALLENGE = 1024
-"""Characters of a challenge that is echoed. Hubs send some 20 to 200; one that is longer, or not plain text, comes
-from an attacker who wants this server to show a text of theirs (WebSub §8.2)."""
+"""Characters of a challenge that is echoed. Hubs send about 20 to 200. A longer one, or one that is not plain
+text, comes from an attacker who wants this server to show the attacker's text (WebSub §8.2)."""
 
 MAX_REASON = 200
 """Characters of a hub's reason that are logged."""
@@ -28,7 +28,7 @@ MAX_DIGITS = 10
 """Digits of a lease in seconds: 300 years."""
 
 MAX_ENDED = 256
-"""Subscriptions that were stopped or replaced, and whose pushes are answered 410."""
+"""Stopped or replaced subscriptions whose pushes are answered with 410."""
 
 _OK = WebhookResponse(200)
 _NOT_FOUND = WebhookResponse(404)
@@ -36,22 +36,21 @@ _GONE = WebhookResponse(410)
 
 
 class HubTarget(NamedTuple):
-    """A server to ask, and whether it has to be on the internet, since a server there named it."""
+    """URL of a hub or topic. `public_only` if a server on the internet named it."""
 
     url: str
     public_only: bool
 
 
 class HubRequest:
-    """A request to a hub, and what became of it.
+    """A request to a hub, and its result.
 
     Attributes:
         mode: `SUBSCRIBE` or `UNSUBSCRIBE`.
-        topic: The topic's URL.
-        hub: The hub to ask; once it was asked, the one that was.
-        verified: Whether the hub has asked back, and was told that the request is wanted.
-        expires_at: When the hub ends the subscription, in seconds since the epoch; None if it did not say.
-        denied: The hub's reason to deny the request; None if it did not.
+        hub: The hub to ask; after redirects, the hub that was asked.
+        verified: True if the hub's callback came and was confirmed.
+        expires_at: Time when the hub ends the subscription, in seconds since the epoch; None if not given.
+        denied: The hub's reason for denying the request; None if not denied.
     """
 
     def __init__(self, mode: str, topic: str, hub: HubTarget) -> None:
@@ -64,31 +63,31 @@ class HubRequest:
         self._waiting: tuple[EventLoop, anyio.Event] | None = None
 
     async def wait_answered(self) -> None:
-        """Wait until the hub has asked back, or denied the request."""
+        """Wait until the hub's callback confirms or denies the request."""
         event = anyio.Event()
         self._waiting = EventLoop(), event
         if not self.verified and self.denied is None:
             await event.wait()
 
     def notify_answered(self) -> None:
-        """End the wait, after the answer was stored. From any thread."""
+        """End the wait, after the answer was stored. Thread-safe."""
         if (waiting := self._waiting) is not None:
             loop, event = waiting
             loop.call(event.set)
 
 
 class HubCallbacks:
-    """Answers the callbacks of hubs. `respond` is called in any thread, everything else in the event loop.
-
-    No lock is needed: what the event loop changes it adds or replaces in one step, and threads only read it.
+    """Answers the callbacks of hubs. Call `respond` in any thread, everything else in the event loop.
 
     Args:
-        on_denied: Called when a hub ends a subscription that is in force, with its reason, fit for a log.
+        on_denied: Called with the reason, safe to log, when a hub ends an active subscription.
 
     Attributes:
-        requests: The last request for each subscription, by its id.
-        registrations: The subscriptions whose pushes are accepted, by their ids.
+        requests: The last request for each subscription, by id.
+        registrations: The subscriptions whose pushes are accepted, by id.
     """
+
+    # No lock is needed: the event loop replaces or adds values in one step, and threads only read them.
 
     def __init__(self, on_denied: Callable[[str], None]) -> None:
         self._on_denied = on_denied
@@ -98,14 +97,14 @@ class HubCallbacks:
         self._ended: deque[str] = deque(maxlen=MAX_ENDED)
 
     def expect_callback(self, id: str, mode: str, topic: str, hub: HubTarget) -> HubRequest:
-        """Expect the hub to ask back; an equal request that it may have answered already is returned again."""
+        """Expect a callback. Returns an equal earlier request, which may have its answer already."""
         known = self.requests.get(id)
         if known is None or (known.mode, known.topic, known.denied) != (mode, topic, None):
             known = self.requests[id] = HubRequest(mode, topic, hub)
         return known
 
     def adopt(self, registrations: Sequence[Registration]) -> None:
-        """Accept the pushes of these subscriptions, the newest first; all others have ended."""
+        """Accept the pushes of these subscriptions, newest first. All others have ended."""
         known = {one.id: one for one in registrations}
         self._ended.extend(self.registrations.keys() - known.keys())
         self.requests = {one: request for one, request in self.requests.items() if one in known}
@@ -113,11 +112,10 @@ class HubCallbacks:
         self._is_loaded = True
 
     def respond(self, request: WebhookRequest) -> WebhookResponse | None:
-        """Respond to a callback of a hub; None if the request is not one.
+        """Respond to a hub's callback; None if the request is not a callback.
 
-        A push for a subscription that has ended is answered 410, which ends it at the hub too (WebSub §7). A push
-        for an unknown one is not: it may belong to another process, or this process may be about to learn about
-        it.
+        A push for an ended subscription is answered with 410, which ends it at the hub too (WebSub §7). A push for
+        an unknown one is not: another process may own it, or this process may not know it yet.
         """
         callback = callback_id(request)
         if request.method != "GET":
@@ -137,7 +135,7 @@ class HubCallbacks:
             return _NOT_FOUND
         if not (challenge.isascii() and challenge.isprintable()):
             return _NOT_FOUND
-        if hub_request is None:  # requested by an earlier run, and the hub asks again
+        if hub_request is None:  # an earlier run subscribed, and the hub verifies again
             wanted = registration is not None and mode == SUBSCRIBE and topic == registration.details.get("topic")
             return WebhookResponse(200, challenge.encode()) if wanted and topic is not None else _NOT_FOUND
         if (mode, topic) != (hub_request.mode, hub_request.topic):
@@ -155,7 +153,7 @@ class HubCallbacks:
         reason = quoted(request.parameter("hub.reason") or "", MAX_REASON)
         if registration is not None and topic is not None and topic == registration.details.get("topic"):
             created = (one.id for one in self.registrations.values() if "topic" in one.details)
-            if registration.id == next(created, None):  # the newest, and not one that was replaced
+            if registration.id == next(created, None):  # ignore a denial of a replaced subscription
                 self._on_denied(reason)
         elif hub_request is not None and topic == hub_request.topic and hub_request.mode == SUBSCRIBE:
             hub_request.verified, hub_request.denied = False, reason
@@ -166,12 +164,12 @@ class HubCallbacks:
 
 
 def callback_id(request: WebhookRequest) -> str:
-    """Return the id of the subscription whose callback was called: the last step of the path."""
+    """Return the subscription id: the last segment of the callback's path."""
     return request.path.rpartition("/")[2]
 
 
 def _lease_end(request: WebhookRequest) -> float | None:
-    """Return when the lease ends, counted from the hub's callback (WebSub §5.3); None if it is not stated."""
+    """Return the end of the lease, counted from the hub's callback (WebSub §5.3); None if not given."""
     lease = request.parameter("hub.lease_seconds") or ""
     if not (lease.isascii() and lease.isdecimal() and len(lease) <= MAX_DIGITS):
         return None

@@ -1,4 +1,4 @@
-"""A subscription made of three functions of the caller."""
+"""A subscription made of three functions that the caller passes."""
 
 import inspect
 import uuid
@@ -18,39 +18,40 @@ Stop: TypeAlias = Callable[[Registration], object]
 
 
 class CustomSubscription:
-    """A subscription of three functions, async ones or plain ones, which run in a thread.
+    """A subscription made of three functions, either async or plain. Plain ones run in a thread.
 
-    What they raise says what it means, as for `raise_for_status()` of httpx: 5xx, 408, 425 and 429 are tried again
-    soon and ever more slowly, `Retry-After` is obeyed, other 4xx are tried again after 5 to 7.5 minutes, and 410
-    ends the consumer. From `renew`, 404, 410 and `SubscriptionGone` mean that the server has dropped it: another
-    one is created. `ListenerError` ends the consumer, and any other error is taken for passing.
+    An error raised by a function decides what happens next; httpx's `raise_for_status()` gives the right ones.
+    After 5xx, 408, 425 and 429 the call is retried with growing delays, and `Retry-After` is obeyed. After other
+    4xx it is retried in 5 to 7.5 minutes. 410 and `ListenerError` stop the consumer. In `renew`, 404, 410 and
+    `SubscriptionGone` mean that the server has dropped the registration: a new one is created. Any other error is
+    retried.
 
     Args:
-        create: Asks the server to push, and returns the registration when it will. It is given what was planned: a
-            new UUID as `id`, and `details["secret"]`, 43 random characters for the server to show with each push.
-            It may be given the same plan again, after an error or a crash, when the server may have it already:
-            look for it there, or raise `SubscriptionGone` to have another one planned. Return the expiry that the
-            server answered, and in `details` all that the other two need; as a rule
+        create: Asks the server to push, and returns the registration when the server will. Its argument is the
+            plan: a new UUID as `id`, and 43 random characters as `details["secret"]`, which the server must show
+            with each push. After an error or a crash it may get the same plan again, and the server may already
+            have it: look for it there, or raise `SubscriptionGone` to get a new plan. Return the expiry from the
+            server's response, and in `details` everything that `renew` and `stop` need; usually
             `msgspec.structs.replace(planned, expires_at=…)`.
-        renew: Makes it last longer, and returns the registration from then on; `None`: it has to be replaced.
-            `None` in place of a function: always. Then another is created while this one goes on, which is
-            stopped thereafter.
-        stop: Asks the server to push no more. `None`: it cannot be asked, and what is left ends by itself.
-        name: By what status and log call it, without secrets; and what it asks for is known by: a restart with
-            another name creates anew, and stops what there was.
+        renew: Extends the registration, and returns its new state, or `None` to have it replaced. `None` instead
+            of a function always replaces it: a new one is created, then the old one is stopped.
+        stop: Asks the server to stop pushing. `None` if the server does not support this; registrations then
+            expire.
+        name: Name in status and log lines, without secrets. It also identifies the request: after a restart with
+            another name, a new registration is created and the old one is stopped.
 
     Attributes:
-        registrations: Those whose pushes are welcome: the planned one, the one in force, those on their way out.
-        renewable: Whether there is a `renew`: then a restart begins with it.
+        registrations: Registrations whose pushes are accepted: planned, active, and to be stopped.
+        renewable: True if `renew` was given. Then a restart starts with a renewal.
 
     Raises:
-        TypeError: One of them is no function.
+        TypeError: `create`, `renew` or `stop` is not a function.
     """
 
     def __init__(self, create: Create, renew: Renew | None = None, stop: Stop | None = None, *, name: str) -> None:
         for what, function in {"create": create, "renew": renew, "stop": stop}.items():
             if not callable(function) and (function is not None or what == "create"):
-                raise TypeError(f"{what} is a {type(function).__name__}; give a function")
+                raise TypeError(f"{what} must be a function, got {type(function).__name__}")
         self.name: str = name
         self.registrations: Sequence[Registration] = ()
         self.renewable: bool = renew is not None
@@ -63,42 +64,42 @@ class CustomSubscription:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Those that an authentic push shows one of."""
+        """Secrets of all registrations. An authentic push shows one of these."""
         return tuple(one.details["secret"] for one in self.registrations if "secret" in one.details)
 
     def verified_by(self, verifier_of: Callable[[Sequence[str]], Verifier]) -> Verifier:
-        """A verifier for the webhook, which goes by the secrets that there are at the time.
+        """Return a verifier for the webhook that always uses the current secrets.
 
             WebhookListener(channels.verified_by(header_token), subscription=channels)
 
         Args:
-            verifier_of: Makes a verifier of secrets, as `header_token` and `token_in_body` do.
+            verifier_of: Makes a verifier from secrets, such as `header_token` or `token_in_body`.
         """
         return _RotatingVerifier(self, verifier_of)
 
     def adopt(self, registrations: Sequence[Registration]) -> None:
-        """Know whose pushes are welcome."""
+        """Replace the registrations whose pushes are accepted."""
         self.registrations = tuple(registrations)
 
     def plan(self) -> Registration:
-        """A new UUID, and a new secret."""
+        """Return a new UUID and a new secret."""
         return Registration(id=str(uuid.uuid4()), details={"secret": token_urlsafe(32)})
 
     async def create(self, planned: Registration, /) -> Registration:
-        """Call the user's function."""
+        """Call the caller's `create`."""
         return cast("Registration", await _call(self._create, planned))  # the manager checks what it returned
 
     async def renew(self, registration: Registration, /) -> Registration | None:
-        """Call the user's function."""
+        """Call the caller's `renew`."""
         return cast("Registration | None", await _call(self._renew, registration))
 
     async def stop(self, registration: Registration, /) -> None:
-        """Call the user's function."""
+        """Call the caller's `stop`."""
         await _call(self._stop, registration)
 
 
 class _RotatingVerifier:
-    """Makes a new verifier when the secrets have changed. While there are none, nothing is authentic."""
+    """Makes a new verifier when the secrets change. Rejects everything while there are none."""
 
     def __init__(self, subscription: CustomSubscription, verifier_of: Callable[[Sequence[str]], Verifier]) -> None:
         self._subscription = subscription
@@ -117,13 +118,13 @@ class _RotatingVerifier:
 
 
 async def _call(function: Callable[[Registration], Any] | None, registration: Registration) -> Any:
-    """Call an async function, or a plain one in a thread, so that it does not stop the event loop."""
+    """Call an async function, or a plain one in a thread."""
     if function is None:
         return None
-    called = getattr(function, "__call__", None)  # noqa: B004 - not whether it can be called, but what is
+    called = getattr(function, "__call__", None)  # noqa: B004 - an object may have an async `__call__`
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called):
         return await function(registration)
-    # A thread that hangs is left to itself. In a tuple, since trio takes a thread that returns a coroutine for a
-    # mistake.
+    # A thread that hangs is abandoned. The result is in a tuple, since trio rejects a thread that returns a
+    # coroutine.
     (result,) = await anyio.to_thread.run_sync(lambda: (function(registration),), abandon_on_cancel=True)
     return await result if inspect.isawaitable(result) else result

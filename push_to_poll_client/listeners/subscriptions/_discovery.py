@@ -1,7 +1,7 @@
 """Find the hub of a WebSub topic (W3C Recommendation of 2018-01-23, §4).
 
-A topic names its hub in `Link` headers; where there are none, in the links of an Atom or RSS feed before its
-entries, or of an HTML page in its head. The body of a page is not read: its users may have written the links.
+A topic names its hub in `Link` headers. If there are none, the links of an Atom or RSS feed before its entries, or
+of the head of an HTML page, are used. The body of a page is not read: users may have written its links.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,11 +17,11 @@ from push_to_poll_client._http.origins import parse_http_url, without_secrets
 from push_to_poll_client.listeners._requests import UnusableResponse
 
 MAX_LINK = 1024
-"""Characters of a URL; a longer one is ignored. The URLs of six subscriptions have to fit into the 16,384
-characters that a listener may save, whatever a topic says about itself."""
+"""Characters of a URL; a longer one is ignored. The URLs of six subscriptions must fit into the 16,384 characters
+that a listener may save, even if a topic sends long ones."""
 
 MAX_HEAD = 64 * 1024
-"""Bytes of an HTML page that are searched for its head."""
+"""Bytes of an HTML page in which its head is searched."""
 
 _PIECE = 64 * 1024
 """Bytes of an Atom or RSS feed that are parsed at a time."""
@@ -31,19 +31,13 @@ _ENTRIES = frozenset({"http://www.w3.org/2005/Atom}entry", "item", "http://purl.
 
 
 def topic_of(headers: httpx.Headers, body: bytes, url: str) -> tuple[str, str]:
-    """Read the topic and its hub from the response of a topic.
+    """Read the topic's URL and hub from the response of a topic.
 
-    Args:
-        headers: Of the response.
-        body: Of the response.
-        url: Of the response.
-
-    Returns:
-        What the hub calls the topic: its `self`, or `url` if it has none. And its first hub with https, or its
-        first one. If `url` has https and the hub does not, https is put in its place.
+    The topic's URL is its `self` link, or `url`. The hub is the first one with https, or the first one. If `url`
+    uses https and no hub does, the hub's scheme is changed to https.
 
     Raises:
-        UnusableResponse: It names no hub, or only one that would have to be asked without https.
+        UnusableResponse: It names no hub, or only one that cannot be asked over https.
     """
     links = list(_links_in_headers(headers, url))
     hubs = _usable_links(links, "hub", url)
@@ -51,29 +45,31 @@ def topic_of(headers: httpx.Headers, body: bytes, url: str) -> tuple[str, str]:
         links = _links_in_body(headers, body)
         hubs = _usable_links(links, "hub", url)
     if not hubs:
-        raise UnusableResponse(f"{without_secrets(url)} names no hub (WebSub §4), so nobody can be asked to push")
+        raise UnusableResponse(
+            f"{without_secrets(url)} does not name a hub (WebSub §4): pass hub=, or use a topic that has one"
+        )
     named = next(iter(_usable_links(links, "self", url)), url)
     confidential = [hub for hub in hubs if hub.startswith("https:")]
     if not confidential and url.startswith("https:"):
-        # Many feeds still name a hub by http:// that has https, too.
+        # Many feeds still name a hub with http:// that also supports https.
         without_port = [hub for hub in map(httpx.URL, hubs) if hub.port is None]
         confidential = [str(hub.copy_with(scheme="https")) for hub in without_port]
         if not confidential:
             raise UnusableResponse(
-                f"{without_secrets(url)} names a hub without https, {without_secrets(hubs[0])}, but has https "
-                "itself; give hub= if that hub is right"
+                f"{without_secrets(url)} uses https, but its hub {without_secrets(hubs[0])} does not: pass hub= "
+                "if this hub is right"
             )
     return named, (confidential or hubs)[0]
 
 
 def _usable_links(links: Iterable[tuple[str, str]], relation: str, url: str) -> list[str]:
-    """Return where links of this relation lead. A link is its relations, with spaces between, and its target."""
+    """Return the targets of links with this relation. A link is its relations, separated by spaces, and target."""
     found = (usable_link(target, url) for relations, target in links if relation in relations.lower().split())
     return [link for link in found if link is not None]
 
 
 def usable_link(target: str, base: str) -> str | None:
-    """Return where a server's link or redirect leads, without user and password; `None` if it cannot be asked."""
+    """Return the URL of a link or redirect without user and password; None if it cannot be requested."""
     link = resolve_url(target, base) if target.strip() else None
     if link is None or len(link) > MAX_LINK:
         return None
@@ -84,7 +80,7 @@ def usable_link(target: str, base: str) -> str | None:
 
 def _links_in_headers(headers: httpx.Headers, url: str) -> Iterator[tuple[str, str]]:
     for relation in ("hub", "self"):
-        with suppress(TooManyLinks):  # those that were found count
+        with suppress(TooManyLinks):  # use the links found so far
             for target in link_targets(headers.get("link", ""), relation, url):
                 yield relation, target
 
@@ -97,7 +93,7 @@ def _links_in_body(headers: httpx.Headers, body: bytes) -> list[tuple[str, str]]
 
 
 def _links_in_xml(document: bytes) -> list[tuple[str, str]]:
-    """Read the links before the first entry, or before malformed XML: by then a feed has named its hub."""
+    """Read the links before the first entry or malformed XML: a feed names its hub before these."""
     parser, links = expat.ParserCreate(None, "}"), list[tuple[str, str]]()
 
     def start(name: str, attributes: dict[str, str]) -> None:
@@ -120,7 +116,7 @@ def _links_in_xml(document: bytes) -> list[tuple[str, str]]:
 
 
 class _StopLinkSearch(Exception):
-    """The rest of a document is not read."""
+    """Raised to stop parsing a document."""
 
 
 def _links_in_html(document: bytes) -> list[tuple[str, str]]:
@@ -139,7 +135,7 @@ class _HTMLHeadParser(HTMLParser):
         if tag == "body" or len(self.links) >= MAX_LINKS:
             raise _StopLinkSearch
         if tag == "link":
-            given = dict(reversed(attrs))  # of two equal names the first counts
+            given = dict(reversed(attrs))  # of two equal names, the first counts
             self.links.append((given.get("rel") or "", given.get("href") or ""))
 
     def handle_endtag(self, tag: str) -> None:

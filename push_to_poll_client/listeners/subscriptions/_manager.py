@@ -1,8 +1,7 @@
 """Keep a subscription alive: create it, renew it, replace it when it is lost, and stop it.
 
-What survives a restart, and when to renew, is in `_state.py`. The subscription itself knows
-what to ask its server for. What was replaced is stopped, one after the other; each is tried until it is stopped,
-has expired, or is left.
+The saved state and the times of renewals are in `_state.py`. Replaced registrations are stopped one after the
+other. Each attempt is repeated until the registration is stopped, has expired, or was tried ten times.
 """
 
 import logging
@@ -46,8 +45,7 @@ STOP_TIMEOUT = 30.0
 """Seconds for the subscription to stop one registration."""
 
 MAX_ATTEMPTS = 10
-"""Attempts to stop a registration, after which it is left: after some 4 minutes if the server is down, and 50 if
-it refuses."""
+"""Attempts to stop a registration: about 4 minutes if the server is down, 50 if it refuses."""
 
 
 _ACTIONS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
@@ -59,18 +57,18 @@ _GONE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 
 
 def failure_of(error: Exception) -> Failure:
-    """Return what an error means for the next attempt. `httpx.HTTPStatusError` is classified by its status."""
+    """Classify an error and describe it. `httpx.HTTPStatusError` is classified by its status."""
     error = sole_cause(error)
     failure = http_failure_of(error, wanted="a subscription", actions=_ACTIONS)
     sentence = failure.sentence
-    # An error without a sentence of its own is most likely a mistake in a function of the caller: name its place.
+    # An error without an own description is probably a bug in the caller's function: name the line.
     if sentence == f"failed with {type(error).__name__}" and (frames := traceback.extract_tb(error.__traceback__)):
         sentence += f" in {frames[-1].name}, line {frames[-1].lineno} of {Path(frames[-1].filename).name}"
     return failure._replace(sentence=sentence)
 
 
 def is_gone(error: Exception) -> bool:
-    """Return whether the server does not have the subscription that it was asked to renew or stop."""
+    """Return True if the server no longer has the subscription."""
     error = sole_cause(error)
     response = error_response(error)
     return isinstance(error, SubscriptionGone) or (response is not None and response.status_code in _GONE)
@@ -79,28 +77,27 @@ def is_gone(error: Exception) -> bool:
 _T = TypeVar("_T")
 
 CALL_TIMEOUT = 300.0
-"""Seconds for the subscription to create or renew. A call that waits for a server ends long before by itself; one
-that hangs must not end the pushes."""
+"""Seconds for the subscription to create or renew. A request times out long before. A call that hangs must not end
+the pushes."""
 
 EXIT_TIMEOUT = 5.0
-"""Seconds to stop all subscriptions at the end: less than what services get to shut down."""
+"""Seconds to stop all subscriptions at exit: less than a service manager waits before it kills."""
 
 
 class SubscriptionManager:
     """Keeps one subscription alive while `run` runs.
 
-    A restart goes on with the state that the channel has saved. It does not subscribe again, unless the
-    subscription now asks for something else: then it creates the new one first, and stops the old one after that.
+    A restart continues with the state that the channel has saved, without a new subscription. If the
+    subscription's identity changed, a new one is created first, then the old one is stopped.
 
     Args:
-        subscription: What to create, renew and stop.
-        unsubscribe_on_exit: Whether to ask the server to push no more when `run` ends, for five seconds at most;
-            what is not stopped by then is stopped by the next run, once it has another.
+        subscription: Creates, renews and stops the registrations.
+        unsubscribe_on_exit: True to ask the server to stop pushing when `run` ends, for at most 5 seconds. What is
+            not stopped by then is stopped by the next run, once it has a new registration.
 
     Attributes:
         name: Name of the subscription.
-        is_loaded: True while the subscription knows the registrations in the store. To be read from any thread.
-            After `run` has ended it goes on with those that it knows, and another process may have made others.
+        is_loaded: True while `run` runs and the subscription knows the registrations in the store. Thread-safe.
     """
 
     def __init__(self, subscription: Subscription, *, unsubscribe_on_exit: bool = False) -> None:
@@ -138,12 +135,12 @@ class SubscriptionManager:
         return self._is_requesting or self._state.planned is not None
 
     def control(self, control: Control) -> None:
-        """Take what the server says about the subscription itself. Never blocks; from any thread.
+        """Report what the server said about the subscription itself. Thread-safe, never blocks.
 
         Args:
-            control: `RENEW`: renew it now, 15 seconds after it was registered at the earliest. `RECREATE`: the
-                server has dropped it, so create another, after a backoff. `MISSED`: poll. A control that comes
-                while `run` does not run takes effect when it does.
+            control: `RENEW`: renew now, but at least 15 seconds after the registration. `RECREATE`: the server has
+                dropped it, so create a new one, after a backoff. `MISSED`: poll. A control that comes while `run`
+                is not running takes effect when it runs again.
         """
         self._controls.add(control)
         if (waiting := self._waiting) is not None:
@@ -151,10 +148,10 @@ class SubscriptionManager:
             loop.call(event.set)
 
     async def run(self, channel: Channel) -> None:
-        """Run until cancelled: subscribe, and stay subscribed. The listener runs it for one consumer at a time.
+        """Keep the subscription alive until cancelled. Run for one consumer at a time.
 
         Raises:
-            ListenerError: The server refuses for good.
+            ListenerError: The server refuses permanently.
             StoreError: The state could not be saved.
         """
         self._channel, self._handled = channel, sys.exception()
@@ -179,7 +176,7 @@ class SubscriptionManager:
         self._check_expiry(now)
         self._check_missed_pushes(now)
         wait, stop_wait = self._renewal.wait(now), math.inf
-        # What was replaced is not stopped before another subscription is in its place.
+        # A replaced registration is stopped only when the new one is active.
         if leaving and current is not None and self._state.planned is None:
             stop_wait = 0.0 if is_over(leaving[0], now) else self._next_stop - now.steady
         if min(wait, stop_wait) > 0:
@@ -204,21 +201,21 @@ class SubscriptionManager:
             self._renewal.make_due()
 
     def _check_expiry(self, now: Now) -> None:
-        """Report once that the subscription has ended before it was renewed."""
+        """Report once that the subscription expired before it was renewed."""
         if is_over(self._state.current, now) and not self._has_expired:
             self._has_expired = True
-            _log.warning("%s: ended before it was renewed; nothing is pushed", self.name)
+            _log.warning("%s: expired before it could be renewed; no pushes arrive, still retrying", self.name)
             self._channel.subscribed(None)
-            self._channel.down(PushToPollError(f"{self.name}: the subscription has ended"))
+            self._channel.down(PushToPollError(f"{self.name}: the subscription has expired"))
 
     def _check_missed_pushes(self, now: Now) -> None:
-        """Renew early if polls find what should have been pushed. Until then, these polls find all messages."""
+        """Renew early if polls find messages that no push announced."""
         if self._state.current is None or self._state.planned is not None or self._has_expired:
             return
         if self._missed_pushes.is_renewal_due(self._channel.missed_in_a_row, now):
             _log.warning(
-                "%s: polls found messages that no push announced; asking for the subscription again, since the "
-                "server may have forgotten it",
+                "%s: polls found messages that no push announced; renewing the subscription, since the server "
+                "may have forgotten it",
                 self.name,
             )
             self._renewal.make_due()
@@ -230,7 +227,7 @@ class SubscriptionManager:
             try:
                 self._state = SubscriptionState.from_text(text, self._identity)
             except DECODE_ERRORS:
-                _log.warning("%s: what was saved of it cannot be read; subscribing anew", self.name)
+                _log.warning("%s: the saved subscription state cannot be read; subscribing again", self.name)
         self._saved_state = self._state
         self._adopt(self._state.registrations)
         if (current := self._state.current) is not None:
@@ -238,41 +235,36 @@ class SubscriptionManager:
             due = math.inf if self._state.renew_at is None else self._state.renew_at
             self._renewal.registered(current, due, now, just_now=False)
             if not is_over(current, now):
-                _log.info("%s: registered in an earlier run", self.name)
+                _log.info("%s: using the registration of an earlier run", self.name)
                 self._report_up(current, now)
         if self._state.planned is not None or getattr(self._subscription, "renewable", False):
             self._renewal.make_due()
 
     async def _save(self, state: SubscriptionState) -> None:
-        """Save the state before anything is done by it.
-
-        Raises:
-            StoreError: It could not be saved.
-            ListenerError: It is too long, or has a text that cannot be encoded.
-        """
+        """Save the state, before any action that depends on it."""
         self._state = state
         self._adopt(state.registrations)
         try:
             await self._channel.save(state.to_text(self._identity))
         except ValueError as error:
-            raise ListenerError(f"{self.name}: what is to be kept of it cannot be: {error}") from None
+            raise ListenerError(f"{self.name}: cannot save the subscription state: {error}") from None
         self._saved_state = state
 
     async def _registered(
         self, in_state: Callable[[Registration, float], SubscriptionState], current: Registration
     ) -> None:
-        """Save that the server has registered the subscription, and report it."""
+        """Save and report that the server has registered the subscription."""
         due = renewal_time(current, self._now().wall, self._fraction())
         await self._save(in_state(current, due))
         now = self._now()
         self._renewal.registered(current, due, now, just_now=True)
         self._has_expired = is_over(current, now)
         if self._has_expired:
-            _log.warning("%s: registered until a time in the past; is this machine's clock right?", self.name)
+            _log.warning("%s: registered until a time in the past; check this machine's clock", self.name)
         else:
             delay = due - now.wall
             when = "never" if math.isinf(delay) else f"in {delay:.0f} s"
-            _log.info("%s: registered, to be renewed %s", self.name, when)
+            _log.info("%s: registered; next renewal: %s", self.name, when)
         self._report_up(current, now)
 
     def _report_up(self, current: Registration, now: Now) -> None:
@@ -290,7 +282,7 @@ class SubscriptionManager:
             await self._save(self._state.plan(planned))
         try:
             registration = check_registration(await self._request(self._subscription.create, planned), "create")
-        except Exception as error:  # noqa: BLE001 - the manager goes on after any error; the action tells how
+        except Exception as error:  # noqa: BLE001 - the failure's action decides what happens next
             if isinstance(sole_cause(error), SubscriptionGone):
                 await self._save(self._state.plan_failed())
             self._handle_failure(failure_of(error))
@@ -328,11 +320,7 @@ class SubscriptionManager:
         self._handle_failure(Failure(ReconnectAction.RETRY, f"lost: {why}", None))
 
     def _handle_failure(self, failure: Failure) -> None:
-        """Report a failure, and wait for the next attempt. A subscription that is in force stays in force.
-
-        Raises:
-            ListenerError: Trying again cannot help.
-        """
+        """Report a failure and schedule the next attempt, or raise `ListenerError` if a retry cannot help."""
         now = self._now()
         self._reconnect.ended(now.steady)
         delay = self._reconnect.delay(failure.action, fraction=self._fraction(), retry_after=failure.retry_after)
@@ -345,49 +333,51 @@ class SubscriptionManager:
             _log.error("%s: %s; giving up", self.name, mask(failure.sentence))
             raise report
         level = logging.WARNING if failure.action is ReconnectAction.SLOW_RETRY else logging.INFO
-        _log.log(level, "%s; asking again in %.1f s", report, delay)
+        _log.log(level, "%s; retrying in %.1f s", report, delay)
         self._renewal.failed(delay, now)
 
     # Stopping
 
     async def _stop(self, registration: Registration) -> None:
-        """Ask the server to push no more, unless the registration has expired."""
+        """Ask the server to stop pushing, unless the registration has expired."""
         if not is_over(registration, self._now()):
             try:
                 with anyio.fail_after(STOP_TIMEOUT):
                     await self._subscription.stop(registration)
-                _log.info("%s: stopped what was replaced", self.name)
-            except Exception as error:  # noqa: BLE001 - it is tried again, unless the server says that it is gone
+                _log.info("%s: stopped the replaced registration", self.name)
+            except Exception as error:  # noqa: BLE001 - retried, unless the server no longer has it
                 if not is_gone(error) and not self._leaves(failure_of(error)):
                     return
         self._reset_stop()
         await self._save(self._state.stopped(registration))
 
     def _leaves(self, failure: Failure) -> bool:
-        """Return whether a registration that could not be stopped is not tried again."""
+        """Return True if stopping is not retried; the registration then expires."""
         delay = self._stop_reconnect.delay(
             failure.action, fraction=self._fraction(), retry_after=failure.retry_after
         )
         self._stop_attempts += 1
         if delay is None or self._stop_attempts >= MAX_ATTEMPTS:
-            _log.warning("%s: could not be stopped, and is left: %s", self.name, failure.sentence)
+            _log.warning("%s: cannot stop the old registration, leaving it: %s", self.name, failure.sentence)
             return True
-        _log.info("%s: not stopped, trying again in %.1f s: %s", self.name, delay, failure.sentence)
+        _log.info(
+            "%s: cannot stop the old registration, retrying in %.1f s: %s", self.name, delay, failure.sentence
+        )
         self._next_stop = self._now().steady + delay
         return False
 
     async def _shut_down(self) -> None:
-        """Stop all subscriptions, or save an answer that arrived at the end, in a short time."""
+        """Stop all subscriptions, or save the latest state, within `EXIT_TIMEOUT`."""
         with anyio.move_on_after(EXIT_TIMEOUT):
             try:
                 await self._save(self._state.stop_all() if self._unsubscribe_on_exit else self._state)
                 for registration in self._state.leaving if self._unsubscribe_on_exit else ():
-                    self._reset_stop()  # the attempts are those of another one
+                    self._reset_stop()  # the attempts were for another registration
                     await self._stop(registration)
-            except Exception as error:  # noqa: BLE001 - nothing fails at the end; the next run does the rest
-                _log.warning("%s: failed at the end: %s", self.name, describe(error))
+            except Exception as error:  # noqa: BLE001 - the next run does the rest
+                _log.warning("%s: failed while shutting down: %s", self.name, describe(error))
             return
-        _log.warning("%s: not ended within %g s; the next run goes on", self.name, EXIT_TIMEOUT)
+        _log.warning("%s: shutdown not finished within %g s; the next run continues", self.name, EXIT_TIMEOUT)
 
     def _now(self) -> Now:
         return Now(_event_loop.wall_clock(), anyio.current_time())

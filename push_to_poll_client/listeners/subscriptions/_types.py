@@ -9,26 +9,26 @@ from push_to_poll_client._exceptions import PushToPollError
 
 
 class SubscriptionRefused(PushToPollError):
-    """The server refuses, and will until a person acts. It is asked again every few minutes."""
+    """The server refuses until a person acts. The request is retried every few minutes."""
 
 
 IN_MILLISECONDS = 1e11
-"""In seconds the year 5138, in milliseconds 1973. A time in milliseconds that was read as seconds would never be
-renewed, and pushes would end without a word."""
+"""Seconds until the year 5138; as milliseconds, 1973. A time in milliseconds that was read as seconds would never
+be renewed, and pushes would end silently."""
 
 Moment: TypeAlias = Annotated[float, msgspec.Meta(gt=-IN_MILLISECONDS, lt=IN_MILLISECONDS)]
-"""Seconds since the epoch. Not checked when a `Registration` is made, but when the manager gets it."""
+"""Seconds since the epoch. Checked when the manager gets a `Registration`, not when it is made."""
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One registration at the server, saved in the store as JSON, and never shown.
+    """One registration at the server. Saved in the store as JSON; its `repr` hides the id and details.
 
     Attributes:
         id: Id of the registration, chosen by the server or by the client.
-        expires_at: Time when the server ends it, in seconds since the epoch, from its response; `None` means
-            never.
-        renew_at: When to renew it, likewise; `None`: early enough before it expires, and never if it does not.
-        details: What else is needed to renew and stop it, and to tell its pushes from others.
+        expires_at: Time when the server ends it, in seconds since the epoch. `None` means never.
+        renew_at: Time to renew it, in seconds since the epoch. `None` means 50-75 % of its lifetime, or never if
+            it does not expire.
+        details: Everything else needed to renew and stop it, and to recognise its pushes, such as a secret.
     """
 
     id: str
@@ -37,28 +37,28 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     details: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     def __repr__(self) -> str:
-        # Ids may be what a callback is not to be guessed by, and details hold secrets.
+        # The id may be a secret part of the callback, and details hold secrets.
         return f"Registration({len(self.details)} details, expires_at={self.expires_at!r})"
 
 
 class Subscription(Protocol):
     """Vendor's part of a subscription: creates, renews and stops it. The manager decides when.
 
-    A subscription may also have, and the manager and the webhook look for them with `getattr`:
+    Optional members, which the manager and the webhook look up with `getattr`:
 
-    - `def adopt(self, registrations: Sequence[Registration]) -> None`: told of those whose pushes are welcome,
-      whenever that changes: the planned one, those in force, and two while one replaces the other.
-    - `def bind(self, control: Callable[[Control], None]) -> None`: given, before anything else, how to tell the
-      manager what the server said of the subscription itself where that comes as no push; from any thread.
-    - `identity: str`: what it asks for, without secrets. When that is another one, a restart does not go on with
-      what there is: it creates, and stops that. Without it: the name.
-    - `renewable: bool`: `renew` as a rule needs no other in its place. Then a restart begins with it, since the
-      server may have dropped, while nobody listened, what it was asked for.
-    - `verify`, `handshake`, `hint`: as of a `WebhookListener`, which takes those that it was not given from here.
-    - `response: WebhookResponse`: what an authentic push is answered, if not an empty 200.
+    - `def adopt(self, registrations: Sequence[Registration]) -> None`: called with the registrations whose pushes
+      are accepted, whenever they change: the planned one, the active one, and those to be stopped.
+    - `def bind(self, control: Callable[[Control], None]) -> None`: called first, with a thread-safe function that
+      reports to the manager what the server said about the subscription by other means than a push.
+    - `identity: str`: describes the request, without secrets; by default the name. If it changed, a restart
+      creates a new registration and stops the old one.
+    - `renewable: bool`: True if `renew` usually works without a replacement. Then a restart starts with a renewal,
+      since the server may have dropped the registration meanwhile.
+    - `verify`, `handshake`, `hint`: as for a `WebhookListener`, which uses them if it was not given its own.
+    - `response: WebhookResponse`: the response to an authentic push. By default an empty 200.
 
     Attributes:
-        name: By what status and log call it, without secrets.
+        name: Name in status and log lines, without secrets.
     """
 
     name: str
@@ -66,34 +66,35 @@ class Subscription(Protocol):
     def plan(self) -> Registration:
         """Return the id, secret and callback chosen by the client. Sends no request.
 
-        It is saved before `create` is called, so that a crash leaves no subscription behind that nobody knows.
+        It is saved before `create` is called, so that a crash does not leave an unknown subscription behind.
         """
         ...
 
     async def create(self, planned: Registration, /) -> Registration:
-        """Ask the server to push, and return when it will: a verification that it asks for has been passed.
+        """Ask the server to push, and return when it does, after any verification by the server.
 
-        The same plan may be given again, after a failure or a restart: the server may have it already.
+        The same plan may be passed again after a failure or a restart. The server may have it already.
 
         Raises:
-            SubscriptionGone: This plan is used up. It is stopped once another one was planned and created.
-            ListenerError: It refuses for good.
-            Exception: It failed; what it means is read from it as for listeners, and it is tried again.
+            SubscriptionGone: This plan cannot be used again. Another is planned and created, then this one is
+                stopped.
+            ListenerError: The server refuses permanently.
+            Exception: It failed. The error is classified as for listeners, and the call is retried.
         """
         ...
 
     async def renew(self, registration: Registration, /) -> Registration | None:
-        """Make it last longer, and return what it is from then on; `None`: it has to be replaced by another.
+        """Extend the registration and return its new state; `None` to have it replaced.
 
-        Then another is planned and created while this one goes on, which is stopped thereafter.
+        A replacement is planned and created while the old registration stays active. Then the old one is stopped.
 
         Raises:
-            SubscriptionGone: The server does not have it any more.
-            ListenerError: It refuses for good.
-            Exception: As for `create`; what there is goes on until it expires.
+            SubscriptionGone: The server no longer has it.
+            ListenerError: The server refuses permanently.
+            Exception: As for `create`. The registration stays active until it expires.
         """
         ...
 
     async def stop(self, registration: Registration, /) -> None:
-        """Ask the server to push no more. What it raises is logged: a subscription that is left ends by itself."""
+        """Ask the server to stop pushing. Errors are logged; a registration that is left expires."""
         ...

@@ -1,7 +1,6 @@
 """Subscribe at a WebSub hub (W3C Recommendation of 2018-01-23).
 
-`_discovery.py` finds the hub, `_callbacks.py` answers what it asks back, and `_manager.py` decides when to
-subscribe again.
+`_discovery.py` finds the hub, `_callbacks.py` answers its callbacks, and `_manager.py` decides when to subscribe.
 """
 
 import hashlib
@@ -48,13 +47,13 @@ MAX_REDIRECTS = 3
 """Redirects of a topic or a hub that are followed."""
 
 MAX_TOPIC = 4 * 1024 * 1024
-"""Bytes of a topic. Its hub is named at its beginning, but it is read whole."""
+"""Bytes of a topic's response. It names the hub at its beginning, but is read completely."""
 
 VERIFY_TIMEOUT = 60.0
-"""Seconds for a hub to ask back. A later callback is answered too, and the next attempt finds it."""
+"""Seconds to wait for the hub's callback. A later callback is answered too, and the next attempt finds it."""
 
 UNVERIFY_TIMEOUT = 10.0
-"""Seconds for a hub to ask back whether an end is wanted. When a consumer stops it has 5 seconds."""
+"""Seconds to wait for the hub's callback after an unsubscribe request. A consumer that stops has 5 seconds."""
 
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 _HUB_REDIRECT_STATUSES = frozenset({307, 308})
@@ -62,50 +61,48 @@ _TRANSIENT_STATUSES = frozenset({401, 403, 407, 408, 425, 429})
 
 
 class WebSub:
-    """Asks a hub to push when a topic changes. What it pushes is the topic's content, which is not read: it wakes.
+    """Asks a hub to push when a topic changes. The pushed content is not read: a push only wakes.
 
-    The hub is found by the topic itself, anew at each subscription, so that a topic may move to another one. Each
-    subscription has a callback of its own, which nobody can guess, and a secret of its own; before its lease ends
-    it is replaced by another, as the Recommendation wants (§5.1.1), and while both are in force a change may be
-    pushed twice. The hub's answer says nothing yet: it counts from when the hub has asked back at the callback,
-    which may be before it answers, and so does the lease.
+    The topic itself names the hub, again at each subscription, so a topic may move to another hub. Each
+    subscription has its own unguessable callback and its own secret. Before its lease ends it is replaced by
+    another (§5.1.1); while both are active, a change may be pushed twice. A subscription and its lease start when
+    the hub's callback was answered, which may be before the hub responds to the request.
 
-    Credentials go to the topic's origin alone; a hub elsewhere gets none, nor does a topic or a hub that the first
-    one redirects to (three times at most). A user and password in a link or redirect are dropped. The secret goes
-    to a hub by https, or on this machine, and to no other.
+    Credentials go only to the topic's origin: not to a hub at another origin, nor to redirect targets (three at
+    most). A user and password in a link or redirect are dropped. The secret goes only to a hub with https, or on
+    this machine.
 
-    A link or redirect leads from https only to https, and from a server on the internet only to another one there:
-    not to this machine or a private network, whatever its name resolves to. What you give by `topic` and `hub` may
-    be anywhere.
+    A link or redirect from https may lead only to https. From a server on the internet it may lead only to another
+    server on the internet: not to this machine or a private network, even by a name that resolves there. URLs that
+    you pass as `topic` and `hub` may be anywhere.
 
     Args:
-        topic: The address of what changes. A user and password in it are sent to it as Basic credentials.
-        callback: Where the hub reaches the webhook, to which a slash and an id are added. Without https whoever
-            listens learns the id.
-        hub: Whom to ask, for a topic that does not name one, or whose word is not to be taken. The topic is then
-            called what it is called here, and not asked for. It has no user and password. `None`: the topic names
-            it.
-        secret: By which the hub signs, less than 200 bytes, for all subscriptions; a hub that cannot be given it
-            is not asked. `None`: one is made for each subscription; a hub by http does without, and then only the
-            callback tells its pushes from others.
-        lease: Seconds for which pushes are asked for (§8.2: "10 days is a good default"). How long they come is
-            the hub's to say; where it does not, which it must, this counts.
+        topic: URL of the topic. A user and password in it are sent as Basic credentials.
+        callback: Public URL of the webhook. A slash and an id are added to it. Without https, the id can be read
+            on the network.
+        hub: URL of the hub, for a topic that does not name one or cannot be trusted to. The topic is then not
+            requested. It must not have a user and password. `None` takes the hub that the topic names.
+        secret: Key of the hub's signatures for all subscriptions, less than 200 bytes. A hub without https is then
+            not asked. `None` makes one for each subscription; a hub without https then gets none, and its pushes
+            are recognised only by their callback.
+        lease: Seconds to ask the hub for (§8.2: "10 days is a good default"). The hub may choose another time; if
+            it does not state one, though it must, this value is used.
         auth: Credentials for the topic, as for the listeners.
-        headers: Sent to the topic: a mapping, or a function (async, or plain and quick) that returns one. `None`:
-            none.
+        headers: Sent to the topic: a mapping, or a function (async, or plain and quick) that returns one. `None`
+            adds none.
         ssl_context: TLS settings. `None` uses the machine's trusted certificates.
-        timeout: Seconds for each answer of topic and hub.
-        client: An `httpx.AsyncClient`, or one of its shape, to send by. It stays yours: it is not closed. `None`
-            opens one for each request.
+        timeout: Seconds for each response of topic and hub.
+        client: An `httpx.AsyncClient`, or an object with the same methods. It is not closed. `None` opens one for
+            each request.
 
     Attributes:
         name: "WebSub" and the topic without secrets.
-        identity: What tells it from one of another topic, callback or hub: a restart with another subscribes anew.
+        identity: Hash of topic, callback and hub. After a restart with another identity it subscribes again.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An address is not one of http, the callback has a fragment, the hub has a user and password,
-            the secret is empty or too long, or a number is not above 0.
+        ValueError: A URL is not an http URL, the callback has a fragment, the hub has a user and password, the
+            secret is empty or too long, or a number is not above 0.
     """
 
     def __init__(
@@ -125,15 +122,15 @@ class WebSub:
         check_number("lease", lease, above_zero=True)
         parsed = parse_http_url(callback)
         if parsed.fragment:
-            raise ValueError("the callback has a fragment, which no hub would send")
+            raise ValueError("callback must not have a fragment: hubs do not send it")
         self._callback = str(parsed)
         if hub is not None and parse_http_url(hub).userinfo:
-            raise ValueError("hub has a user and password, but credentials go only to the topic: leave them out")
+            raise ValueError("hub must not have a user and password: credentials go only to the topic")
         self._hub = None if hub is None else str(parse_http_url(hub))
         if secret is not None and not isinstance(secret, str):
-            raise TypeError(f"secret is a {type(secret).__name__}; give a str")
+            raise TypeError(f"secret must be a str, got {type(secret).__name__}")
         if secret is not None and not 0 < len(secret.encode()) <= MAX_SECRET:
-            raise ValueError(f"the secret has {len(secret.encode())} bytes; give 1 to {MAX_SECRET}")
+            raise ValueError(f"secret must have 1 to {MAX_SECRET} bytes, got {len(secret.encode())}")
         self._secret = secret
         self._lease = lease
         self._client = ListenerClient(
@@ -159,30 +156,30 @@ class WebSub:
     # Called by the manager
 
     def bind(self, control: Callable[[Control], None]) -> None:
-        """Know whom to tell that a hub has ended a subscription."""
+        """Take the function that reports that a hub has ended a subscription."""
         self._control = control
 
     def adopt(self, registrations: Sequence[Registration]) -> None:
-        """Know whose pushes are welcome; what is not among them any more has ended."""
+        """Replace the registrations whose pushes are accepted. All others have ended."""
         self._callbacks.adopt(registrations)
 
     def plan(self) -> Registration:
-        """A callback that nobody can guess, and the secret."""
+        """Return the random part of the callback URL, and the secret."""
         return Registration(id=token_urlsafe(24), details={"secret": self._secret or token_urlsafe(32)})
 
     async def create(self, planned: Registration, /) -> Registration:
-        """Find the hub, ask it, and wait until it has asked back.
+        """Find the hub, ask it to subscribe, and wait for its callback.
 
         Raises:
-            SubscriptionRefused: It denied it.
-            TimeoutError: It did not ask back.
-            UnusableResponse: There is no hub, or none that may have the secret.
-            Exception: The topic or the hub gave no answer, or another one.
+            SubscriptionRefused: The hub denied the subscription.
+            TimeoutError: The hub's callback did not come.
+            UnusableResponse: The topic names no usable hub, or the hub cannot be given the secret.
+            Exception: A request to the topic or the hub failed.
         """
         topic, hub = await self._discover()
         request = self._callbacks.expect_callback(planned.id, SUBSCRIBE, topic, hub)
         ends = request.expires_at
-        # An earlier attempt may have been verified, with a response that came late or never.
+        # An earlier attempt may have been verified although its response was late or lost.
         if not request.verified or (ends is not None and ends <= _event_loop.wall_clock()):
             request.verified = False
             await self._ask_hub(hub, planned, request)
@@ -193,7 +190,7 @@ class WebSub:
                 f"the hub {without_secrets(hub.url)} denied the subscription: {request.denied}"
             )
         if not request.verified:
-            raise TimeoutError(f"the hub did not ask back within {VERIFY_TIMEOUT:g} s")
+            raise TimeoutError(f"the hub did not call back within {VERIFY_TIMEOUT:g} s; can it reach callback=?")
         details = {"topic": request.topic, "hub": request.hub.url}
         if not request.hub.public_only:
             details["private"] = "allowed"
@@ -203,16 +200,16 @@ class WebSub:
         expires_at = _event_loop.wall_clock() + self._lease if ends is None else ends
         return Registration(id=planned.id, expires_at=expires_at, details=details)
 
-    async def renew(self, registration: Registration, /) -> Registration | None:  # noqa: ARG002 - all alike
-        """It is to be replaced: callbacks change when subscriptions are renewed (§5.1.1)."""
+    async def renew(self, registration: Registration, /) -> Registration | None:  # noqa: ARG002 - the protocol's
+        """Return None to have it replaced: callbacks change on renewal (§5.1.1)."""
         return None
 
     async def stop(self, registration: Registration, /) -> None:
-        """Ask the hub for an end, and wait until it has asked back.
+        """Ask the hub to unsubscribe, and wait for its callback.
 
         Raises:
-            SubscriptionGone: It does not know of it.
-            TimeoutError: It did not ask back.
+            SubscriptionGone: The hub does not have the subscription.
+            TimeoutError: The hub's callback did not come.
             Exception: As for `create`.
         """
         topic, hub = await self._topic_of(registration)
@@ -225,12 +222,12 @@ class WebSub:
     # Called by the webhook
 
     def handshake(self, request: WebhookRequest) -> WebhookResponse | None:
-        """Answer a hub that asks back or denies; 410 to a push of a subscription that has ended. In any thread."""
-        with hidden(self._known_secrets):  # before the reason of the hub is cut
+        """Answer a hub's callback, or a push of an ended subscription with 410. Thread-safe."""
+        with hidden(self._known_secrets):  # masked before the hub's reason is shortened
             return self._callbacks.respond(request)
 
     def verify(self, request: WebhookRequest) -> Verified | None:
-        """Verify a push by its callback and the subscription's secret. In any thread."""
+        """Verify a push by its callback and the subscription's secret. Thread-safe."""
         registration = self._callbacks.registrations.get(callback_id(request))
         if registration is None:
             return None
@@ -240,11 +237,11 @@ class WebSub:
     # Requests to topic and hub
 
     def _on_denied(self, reason: str) -> None:
-        _log.warning("%s: the hub has ended the subscription: %s", self.name, self._known_secrets.mask(reason))
+        _log.warning("%s: the hub ended the subscription: %s", self.name, self._known_secrets.mask(reason))
         self._control(Control.RECREATE)
 
     async def _topic_of(self, registration: Registration) -> tuple[str, HubTarget]:
-        """Return where a subscription was requested, as far as that is known."""
+        """Return the topic and hub of a subscription; those of now if they are unknown."""
         details, request = registration.details, self._callbacks.requests.get(registration.id)
         if hub := details.get("hub"):
             public_only = hub != self._hub and details.get("private") != "allowed"
@@ -254,7 +251,7 @@ class WebSub:
         return await self._discover()
 
     async def _discover(self) -> tuple[str, HubTarget]:
-        """Return what the hub calls the topic, and the hub."""
+        """Return the topic's URL and the hub."""
         if self._hub is not None:
             return self._client.url, HubTarget(self._hub, public_only=False)
         target, response = await self._request(
@@ -268,7 +265,7 @@ class WebSub:
         form = partial(self._form, registration, request)
         _, response = await self._request("POST", hub, _HUB_REDIRECT_STATUSES, form)
         if request.verified:
-            return  # whatever the response is
+            return  # the callback came first; ignore the response
         unknown = httpx.codes.is_client_error(response.status) and response.status not in _TRANSIENT_STATUSES
         if unknown and request.mode == UNSUBSCRIBE:
             raise SubscriptionGone(f"the hub answered HTTP {response.status}")
@@ -278,7 +275,7 @@ class WebSub:
         response.expect()
 
     def _form(self, registration: Registration, request: HubRequest, hub: HubTarget) -> bytes:
-        """Return what to send to a hub, which is noted in the request; redirects may lead to another one."""
+        """Return the request's body for a hub, and note the hub in the request. Redirects may lead to another."""
         request.hub = hub
         self._known_secrets.add_recent(registration.id, registration.details.get("secret"))
         path, mark, query = self._callback.partition("?")
@@ -293,13 +290,13 @@ class WebSub:
                 fields["hub.secret"] = registration.details["secret"]
             elif self._secret is not None:
                 raise UnusableResponse(
-                    f"the hub {without_secrets(hub.url)} has no https, so it is not given the secret; leave out "
-                    "secret= to do without"
+                    f"the hub {without_secrets(hub.url)} does not use https, so the secret cannot be sent; leave "
+                    "out secret= to subscribe without one"
                 )
             else:
                 _log.warning(
-                    "%s: the hub has no https, so it is given no secret, and anybody who learns the callback can "
-                    "wake",
+                    "%s: the hub does not use https, so it gets no secret; an attacker who learns the callback "
+                    "URL can cause polls",
                     self.name,
                 )
         return urlencode(fields).encode()
@@ -311,7 +308,7 @@ class WebSub:
         redirects: frozenset[int],
         form: Callable[[HubTarget], bytes] | None = None,
     ) -> tuple[HubTarget, ListenerResponse]:
-        """Send a request and follow redirects; credentials go to the topic's origin alone (G12)."""
+        """Send a request and follow redirects. Credentials go only to the topic's origin (G12)."""
         for _ in range(MAX_REDIRECTS + 1):
             content = None if form is None else form(target)
             headers = {} if form is None else {"content-type": "application/x-www-form-urlencoded"}
@@ -323,23 +320,24 @@ class WebSub:
             link = usable_link(response.headers.get("location", ""), target.url)
             if link is None:
                 raise UnusableResponse(
-                    f"{response.url} redirects to no http address of {MAX_LINK} characters at most"
+                    f"{response.url} redirects to an address that is not an http URL of at most {MAX_LINK} "
+                    "characters"
                 )
             if target.url.startswith("https:") and not link.startswith("https:"):
                 raise UnusableResponse(
-                    f"{response.url} redirects from https to {without_secrets(link)}, which is not followed"
+                    f"{response.url} redirects from https to {without_secrets(link)}, which is not allowed"
                 )
             target = await _led_by(response, target, link)
-        raise UnusableResponse(f"{without_secrets(target.url)}: more than {MAX_REDIRECTS} redirects")
+        raise UnusableResponse(f"{without_secrets(target.url)} redirects more than {MAX_REDIRECTS} times")
 
 
 async def _led_by(response: ListenerResponse, source: HubTarget, url: str) -> HubTarget:
-    """Return where a response led. Only what is on this machine or in a private network may lead there."""
+    """Return the target of a link. Only a server in a private network may lead to private addresses."""
     private = not source.public_only and await came_from_private(httpx.URL(source.url), response.peer)
     return HubTarget(url, public_only=not private)
 
 
 def _is_confidential(hub: str) -> bool:
-    """Return whether nobody on the way to the hub can read a request: by https, or on this machine."""
+    """Return True if nobody on the network can read a request to the hub."""
     url = httpx.URL(hub)
     return url.scheme == "https" or url.host in {"localhost", "127.0.0.1", "::1"}
