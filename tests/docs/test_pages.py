@@ -70,22 +70,17 @@ from push_to_poll_client.listeners._webhook import asgi, limits, routing, types
 from push_to_poll_client.listeners.subscriptions import _callbacks, _websub
 from push_to_poll_client.listeners.verifiers import _hmac, _standard_webhooks, _tokens
 from push_to_poll_client.stores import _retention
-from push_to_poll_client.testing import serve_in_thread
 from tests.support.command_line import typed
-from tests.support.forms import GUARD
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "push_to_poll_client"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-README, GUARANTEES, OPERATIONS, LOG_LINES, GUARANTEE_TESTS = (
-    (ROOT / name).read_text()
-    for name in (
-        "README.md",
-        "docs/guarantees.md",
-        "docs/operations.md",
-        "docs/log-lines.md",
-        "tests/guarantees/README.md",
-    )
+README, GUARANTEES, GUARANTEE_TESTS = (
+    (ROOT / name).read_text() for name in ("README.md", "docs/guarantees.md", "tests/guarantees/README.md")
+)
+COMMAND_LINE, DEPLOYMENT, LOG_LINES, OPERATIONS = (
+    (ROOT / "docs" / f"{name}.md").read_text()
+    for name in ("command-line", "deployment", "log-lines", "operations")
 )
 
 HOLE = "\0"
@@ -339,6 +334,43 @@ def test_the_documented_texts_of_push_channels_exist_in_the_package():
         assert any(re.sub(r"<[^<>]+>", HOLE, text) in one for one in texts), f"{text!r} is not in the package"
 
 
+SYMPTOMS = section(OPERATIONS, "Symptoms")
+
+
+def quoted_after(mark):
+    """Texts that the tables of symptoms quote after a mark such as `log:`; several are separated by commas."""
+    for cell in re.findall(rf"{mark} ((?:`[^`]+`(?:, )?)+)", SYMPTOMS):
+        yield from spans(cell)
+
+
+def occurs(quoted, text):
+    """Return True if the quoted text occurs in a line of the text; `…` stands for any text."""
+    return re.search(".*".join(re.escape(part.strip()) for part in quoted.split("…")), text)
+
+
+@pytest.mark.no_cover  # it reads pages and runs nothing
+def test_the_log_lines_that_a_symptom_names_are_explained():
+    lines = "\n".join(line for _, line, *_ in table(LOG_LINES, "level | line"))
+    named = list(quoted_after("log:"))
+    assert len(named) > 10
+    assert [text for text in named if not occurs(text, lines)] == []
+
+
+@pytest.mark.no_cover  # it reads the package and runs none of it
+def test_the_errors_that_refuse_a_state_file_exist_in_the_package():
+    texts = "\n".join(text for node in package_nodes() if (text := template(node)))
+    named = [text for row in table(SYMPTOMS, "error | cause") for text in spans(row[0])]
+    assert len(named) > 10
+    assert [text for text in named if not occurs(re.sub(r"<[^<>]+>", HOLE, text), texts)] == []
+
+
+def test_the_index_by_symptom_leads_to_every_table_of_symptoms():
+    index = [
+        link for row in table(OPERATIONS, "symptom | section") for link in re.findall(r"\(#([^)]+)\)", row[1])
+    ]
+    assert anchors(SYMPTOMS) <= set(index) <= anchors(OPERATIONS)
+
+
 def test_every_error_that_stops_a_consumer_is_explained():
     rows = {spans(row[0])[0] for row in table(OPERATIONS, "error | meaning")}
     kinds = {name: kind for name, kind in vars(exceptions).items() if isinstance(kind, type)}
@@ -396,7 +428,7 @@ def test_the_documented_status_fields_exist():
 
 
 def test_every_exit_code_is_explained():
-    assert [int(row[0]) for row in table(OPERATIONS, "exit code")] == [code.value for code in Exit]
+    assert [int(row[0]) for row in table(COMMAND_LINE, "exit code")] == [code.value for code in Exit]
 
 
 @pytest.fixture
@@ -415,14 +447,14 @@ def state(tmp_path):
 def test_the_documented_members_of_the_json_status_match_the_output(state, capsys):
     assert typed("status", "--state", str(state), "--json") == Exit.DONE
     shown = json.loads(capsys.readouterr().out)
-    members = [row[0].strip("`") for row in table(OPERATIONS, "member")]
+    members = [row[0].strip("`") for row in table(COMMAND_LINE, "member")]
     assert sorted(members) == sorted([*shown, *shown["consumers"][0]])
 
 
 def test_the_documented_lines_of_the_status_command_match_the_output(state, capsys):
     assert typed("status", "--state", str(state)) == Exit.DONE
     shown = [line.split(" ")[0] for line in capsys.readouterr().out.splitlines()]
-    (example,) = re.findall(r"^```text\n(.*?)^```$", OPERATIONS, re.MULTILINE | re.DOTALL)
+    (example,) = re.findall(r"^```text\n(.*?)^```$", COMMAND_LINE, re.MULTILINE | re.DOTALL)
     assert [line.split(" ")[0] for line in example.splitlines()] == shown
 
 
@@ -439,56 +471,13 @@ def test_the_documented_backup_works_while_the_state_file_is_in_use(state, monke
     async def back_up():
         session = await SQLiteStore(state).claim("orders", feed="feed")
         await session.commit(cursor="newest", records=[])
-        run = functools.partial(subprocess.run, [sys.executable, "-c", python(OPERATIONS)[2]], check=True)
+        run = functools.partial(subprocess.run, [sys.executable, "-c", python(OPERATIONS)[0]], check=True)
         await anyio.to_thread.run_sync(run)
         await session.release()
 
     anyio.run(back_up)
     assert typed("status", "--state", "orders-copy.db", "--json") == Exit.DONE
     assert json.loads(capsys.readouterr().out)["consumers"][0]["cursor"] == "newest"
-
-
-@pytest.mark.slow
-def test_the_documented_script_reads_to_the_end_of_the_feed(tmp_path):
-    program = python(OPERATIONS)[0]
-    with serve_in_thread(backlog=3) as server:
-        program = program.replace("https://shop.example/orders", server.url)
-        for lines in (3, 0):
-            done = subprocess.run(
-                [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
-            )
-            *ids, summary = done.stdout.splitlines()
-            assert (len(ids), summary) == (lines, f"{lines} new messages: 0 are dead letters, 0 were skipped")
-
-
-PRINTING_ORDERS = """
-import anyio
-from push_to_poll_client import Consumer, HTTPFeed, SQLiteStore, WebSocketListener
-
-class Orders(Consumer):
-    async def process(self, message):
-        print(message.id)
-
-listener = WebSocketListener("{push_url}")
-orders = Orders(HTTPFeed("{url}"), store=SQLiteStore("orders.db"), name="orders", listeners=[listener])
-"""
-
-
-@pytest.mark.slow
-def test_the_documented_program_stops_cleanly_on_sigterm(tmp_path):
-    with serve_in_thread(backlog=1) as server:
-        program = PRINTING_ORDERS.format(url=server.url, push_url=server.push_url) + python(OPERATIONS)[1]
-        started = subprocess.Popen(
-            [sys.executable, "-u", "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-        )
-        with started:
-            try:
-                assert started.stdout.readline()
-                started.terminate()
-                assert started.wait(GUARD) == 0
-            finally:
-                started.kill()
-    assert not (tmp_path / "orders.db-wal").exists()
 
 
 # Names and links
