@@ -27,6 +27,7 @@ QUICK = (
     "full_page_writes=off",
     "unix_socket_directories=",
     "max_connections=20",
+    "autovacuum=off",  # its transactions would hold back rows of an outbox
 )
 
 
