@@ -104,6 +104,12 @@ def table(text, head):
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
+def log_lines():
+    """Level, line and meaning of each row of the page about log lines, which has a table for each topic."""
+    parts = LOG_LINES.split("\n| level | line |")
+    return [row for part in parts[1:] for row in table("\n| level | line |" + part, "level | line")]
+
+
 def spans(text):
     return re.findall(r"`([^`\n]+)`", text)
 
@@ -303,7 +309,7 @@ def as_documented(text):
 
 
 def documented(level, text):
-    for row_level, line, *_ in table(LOG_LINES, "level | line"):
+    for row_level, line, *_ in log_lines():
         shown = as_documented(line.strip("`"))
         same = text.startswith(shown.removesuffix("…")) if shown.endswith("…") else as_documented(text) == shown
         if same and level in {row_level, "LOG"}:
@@ -317,7 +323,7 @@ def test_the_documented_log_lines_and_levels_match_the_code():
         lines = list(documented(level, text))
         assert lines, f"{level} {text!r} is not explained"
         explained.update(lines)
-    assert explained == {line for _, line, *_ in table(LOG_LINES, "level | line")}
+    assert explained == {line for _, line, *_ in log_lines()}
 
 
 def test_the_documented_logger_names_match_the_code():
@@ -350,7 +356,7 @@ def occurs(quoted, text):
 
 @pytest.mark.no_cover  # it reads pages and runs nothing
 def test_the_log_lines_that_a_symptom_names_are_explained():
-    lines = "\n".join(line for _, line, *_ in table(LOG_LINES, "level | line"))
+    lines = "\n".join(line for _, line, *_ in log_lines())
     named = list(quoted_after("log:"))
     assert len(named) > 10
     assert [text for text in named if not occurs(text, lines)] == []
