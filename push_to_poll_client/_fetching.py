@@ -1,8 +1,8 @@
-"""Fetch pages: ask the feed, check its answer, and fetch ahead.
+"""Fetch pages: call the feed, check its answer, and fetch ahead.
 
-The next page may be fetched while a page is processed. Its error takes effect when its turn has come. A request
-of the server to be left alone takes effect at that time too, or when the page is dropped (G3). No page is fetched
-ahead after one that ends the feed or asks for a pause.
+The next page may be fetched while a page is processed. Its error is raised when the page is needed. A request of
+the server to wait takes effect at that time too, or when the page is dropped (G3). No page is fetched ahead after
+a page that ends the feed or asks for a pause.
 """
 
 import random
@@ -32,11 +32,7 @@ def _is_seconds(value: object) -> TypeGuard[float]:
 
 
 def _check_page(page: object, name: str) -> None:
-    """Check what a feed returned: it is input like any other, and a value that cannot be used fails the poll.
-
-    Raises:
-        FeedError: The page cannot be used.
-    """
+    """Raise a `FeedError` if the feed returned an invalid page."""
     if not isinstance(page, Page):
         raise FeedError(f"{name} returned {type(page).__name__}, not a Page")
     if not isinstance(page.messages, Sequence) or not all(
@@ -62,21 +58,19 @@ def _check_page(page: object, name: str) -> None:
 
 
 PREFETCH_MIN_MESSAGES: Final = 10
-"""Smallest number of messages of a page after which the next page is fetched ahead. A shorter page is most likely
-the last one, and its messages would wait for the request to be sent."""
+"""Fewest messages of a page that cause a fetch ahead. A shorter page is probably the last one, and its messages
+would wait for the request."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Fetcher:
-    """Ask the feed, with the next page on its way while a page is settled.
-
-    Every exception of the feed becomes a `FeedError`.
+    """Call the feed, and fetch one page ahead. Every exception of the feed becomes a `FeedError`.
 
     Attributes:
-        schedule: Is told what the server asks for, which also holds for further pages.
+        schedule: Applies the server's requests to wait, also for further pages.
         max_wait: Seconds for which the feed can hold an answer; 0 if it cannot.
-        read_ahead: Whether the feed may be asked for a page before the page in front of it is committed.
-        name: What the feed's function is called, for errors.
+        read_ahead: True if the feed allows a fetch before the last page is committed.
+        name: Name of the feed's function, for errors.
     """
 
     feed: Feed
@@ -90,21 +84,13 @@ class Fetcher:
         self._next: FetchedPage | None = None
 
     async def fetch(self, request: FetchRequest) -> Page:
-        """Fetch a page, and apply its `retry_after`.
-
-        Raises:
-            FeedError: The fetch failed, or brought a page that cannot be used.
-        """
+        """Fetch a page, and apply its `retry_after`."""
         fetched = FetchedPage(self, request)
         await fetched.fetch()
         return await fetched.take()
 
     async def latest(self) -> Cursor | None:
-        """Fetch the cursor of the feed's end; `None` if the feed is empty.
-
-        Raises:
-            FeedError: The feed could not tell it.
-        """
+        """Fetch the cursor of the feed's end; `None` for an empty feed."""
         name = f"{type(self.feed).__name__}.latest()"
         latest = self.feed.latest  # type: ignore[attr-defined]  # looked for before
         try:
@@ -118,19 +104,15 @@ class Fetcher:
 
     @property
     def is_allowed(self) -> bool:
-        """Whether the server may be asked now (G3)."""
+        """True if the server may be asked now (G3)."""
         return self.schedule.server_not_before <= self.clock()
 
     async def wait_until_allowed(self) -> None:
-        """Wait until the server may be asked, for a request that is not part of a poll (G3)."""
+        """Wait until the server allows a request that is not a poll (G3)."""
         await anyio.sleep_until(self.schedule.server_not_before)
 
     async def call(self, name: str, function: Callable[[], Awaitable[T]]) -> T:
-        """Call a function of the feed, which is called `name` in errors.
-
-        Raises:
-            FeedError: It failed.
-        """
+        """Call a function of the feed, and convert its exceptions to `FeedError`."""
         try:
             return await function()
         except BaseException as raised:  # noqa: BLE001  # raised again below
@@ -144,33 +126,26 @@ class Fetcher:
         raise FeedError(f"{name} raised {describe(error)}") from error
 
     def apply_retry_after(self, retry_after: object, *, since: float) -> None:
-        """Leave the server alone for `retry_after` seconds from `since` on, if it asked for that."""
+        """Ask the server nothing for `retry_after` seconds from `since` on."""
         if _is_seconds(retry_after):
             self.schedule.not_before(since, retry_after, jitter=random.random())  # noqa: S311
 
     # The pages of a poll
 
     def must_stop(self, poll: Poll) -> bool:
-        """Whether the time of the poll is over, or the server asks to be left alone."""
+        """True if the poll's time is over or the server wants a pause."""
         return self.clock() >= poll.deadline or not self.is_allowed
 
     @property
     def has_next(self) -> bool:
-        """Whether the next page has arrived, or is on its way."""
+        """True if the next page has arrived or is being fetched."""
         return self._next is not None
 
     async def read(self, request: FetchRequest, poll: Poll) -> Page | None:
-        """Return the page of a request, and begin to fetch the one after it if that is worth it.
+        """Return the page of a request, and start the next fetch ahead.
 
-        Args:
-            request: The request. Its hint and its cache setting hold for further pages too.
-            poll: Whose page it is.
-
-        Returns:
-            The page; `None` if the request was to wait, and was cancelled by `Poll.give_way`.
-
-        Raises:
-            FeedError: The fetch failed, or brought a page that cannot be used.
+        Hint and cache setting of the request apply to further pages too. Returns `None` if `Poll.give_way`
+        cancelled a long poll.
         """
         prefetched, self._next = self._next, None
         if prefetched is not None and prefetched.request.cursor == request.cursor:
@@ -199,7 +174,7 @@ class Fetcher:
         return None
 
     async def arrives_by(self, until: float) -> bool:
-        """Wait for the next page; return whether it is there by then, on the event loop's clock."""
+        """Wait for the next page. Return True if it arrives until this time of the event loop's clock."""
         if self._next is None:  # the walk went on elsewhere
             return False
         with anyio.CancelScope(deadline=until):
@@ -209,9 +184,8 @@ class Fetcher:
     def end_poll(self, *, continues: bool) -> None:
         """Drop the next page if the next poll cannot use it.
 
-        Args:
-            continues: Whether the next poll continues here. Even then the feed's last page is dropped: messages
-                that came after it was fetched are seen only by fetching it again (G1).
+        `continues` is True if the next poll continues here. Even then the feed's last page is dropped: messages
+        that came after it was fetched are seen only by fetching it again (G1).
         """
         if self._next is None:
             return
@@ -223,11 +197,7 @@ class Fetcher:
 
 @dataclass(slots=True, eq=False)
 class FetchedPage:
-    """A page that is fetched, now or before its turn.
-
-    Attributes:
-        arrived_at: When it was answered, on the event loop's clock; 0 before that.
-    """
+    """A page that is fetched, now or ahead. `arrived_at` is on the event loop's clock, 0 before."""
 
     fetcher: Fetcher
     request: FetchRequest
@@ -237,11 +207,11 @@ class FetchedPage:
 
     @property
     def page(self) -> Page | None:
-        """The page; `None` if it has not arrived, or the fetch failed."""
+        """The page; `None` if it has not arrived or the fetch failed."""
         return self.outcome if isinstance(self.outcome, Page) else None
 
     async def fetch(self) -> None:
-        """Fetch the page, and keep it or its error until its turn."""
+        """Fetch the page, and keep it or its error."""
         name = self.fetcher.name
         try:
             page = await self.fetcher.call(name, lambda: self.fetcher.feed.fetch(self.request))
@@ -255,15 +225,11 @@ class FetchedPage:
         self.done.set()
 
     def apply_retry_after(self) -> None:
-        """Leave the server alone for as long as it asked, even if the page is dropped (G3)."""
+        """Apply the server's request to wait, even for a dropped page (G3)."""
         self.fetcher.apply_retry_after(getattr(self.outcome, "retry_after", None), since=self.arrived_at)
 
     async def take(self) -> Page:
-        """Return the page when its turn has come; wait for it if need be.
-
-        Raises:
-            FeedError: It could not be fetched.
-        """
+        """Return the page, or raise its error. Wait for it if necessary."""
         try:
             await self.done.wait()
         finally:

@@ -1,4 +1,4 @@
-"""Build the parts of a session, open and close it, and run it.
+"""Open, run and close a session.
 
 `OpenSession` claims the consumer's name for its first user, builds the parts of a session, and releases the name
 after its last user. `Runner` runs the listeners and the automatic polls of an open session.
@@ -56,7 +56,7 @@ T = TypeVar("T")
 
 @dataclass(eq=False, repr=False)
 class SessionParts:
-    """The parts that live as long as a session: what `run()` and each call of the consumer work with."""
+    """Parts of one session, for `run()` and each call of the consumer."""
 
     session: Session
     progress: Progress
@@ -73,11 +73,7 @@ class SessionParts:
         self.polls.position_changed()
 
     async def save_state(self, name: str, text: str | None) -> None:
-        """Keep a text in the session's state; `None` removes it. Call it while no poll runs.
-
-        Raises:
-            StoreError: The store failed.
-        """
+        """Save a text in the session's state; `None` deletes it. Call it while no poll runs."""
         await self.progress.flush()
         await self.session.commit(cursor=None, records=[], state={name: text})
 
@@ -87,16 +83,16 @@ FIRST_STORE_BACKOFF, MAX_STORE_BACKOFF = 0.25, 5.0
 listener's state, the last commit. SQLite waits 5 s for a lock in each try, so these are 6 to 12 tries a minute."""
 
 CLOSE_TIMEOUT = 10.0
-"""Seconds for closing a store or a feed: one that hangs must not keep the consumer from stopping."""
+"""Seconds for closing a store or a feed. One that hangs must not prevent the consumer from stopping."""
 
 _open_sessions: WeakSet["OpenSession"] = WeakSet()
-"""Sessions that are open in this process, so that the last one on a feed closes it."""
+"""Open sessions of this process. The last session of a feed closes the feed."""
 
 _open_sessions_lock = threading.Lock()  # event loops run in several threads
 
 
 def not_recorded(error: StoreUnavailable | str | None, count: int) -> StoreUnavailable:
-    """Build the error for processed messages that could not be recorded before the consumer had to stop."""
+    """Create the error for processed messages that are not recorded."""
     unsaved = StoreUnavailable(
         f"{error or 'stopped before the store was open'}; {count} processed messages are not recorded: this "
         "consumer object does that first when it is used again; without it they are processed again"
@@ -108,12 +104,9 @@ def not_recorded(error: StoreUnavailable | str | None, count: int) -> StoreUnava
 async def when_available(
     function: Callable[[], Awaitable[T]], stats: ConsumerStats, *, until: float = math.inf
 ) -> T:
-    """Call the function again, with backoff, as long as the store is unavailable.
+    """Call a function, and retry while the store is unavailable.
 
-    Args:
-        function: Needs the store; what else it raises is raised.
-        stats: Told of the errors.
-        until: When to give up, on the event loop's clock.
+    `until` is the time of the event loop's clock at which it raises the last error.
     """
     delay = FIRST_STORE_BACKOFF
     while True:
@@ -130,7 +123,7 @@ async def when_available(
 
 
 def _is_destroyed(error: BaseException | None) -> bool:
-    """Whether a coroutine ended with this error because Python destroyed it."""
+    """Return True if Python destroyed the coroutine that ended with this error."""
     # Its event loop has ended. If it cannot release a lock or set an event any more, it ends with a RuntimeError.
     while error is not None and not isinstance(error, GeneratorExit):
         error = error.__context__
@@ -139,18 +132,15 @@ def _is_destroyed(error: BaseException | None) -> bool:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class OpenSession:
-    """Keeps the consumer's name claimed and its session open while it has users.
+    """Claim the consumer's name, and keep the session open for its users.
 
     Attributes:
-        name: The consumer's name.
-        feed: Closed with the last user, unless another consumer of this process uses it too.
-        feed_name: What the feed calls itself; the name is bound to it.
-        store: Claims the name.
-        schedule: Follows the clock of the event loop in use.
+        feed: Closed after the last user, unless another consumer of this process uses it.
+        feed_name: The feed's identity, to which the name is bound.
         wakes: Keeps wakes while the session is closed.
-        worth_a_poll: Returns whether the hint of a push is worth a poll.
-        loop: The event loop of the last use; `None` before the first.
-        parts: The parts of the session; `None` while it is closed.
+        worth_a_poll: Returns True if the hint of a push should cause a poll.
+        loop: Event loop of the last use; `None` before the first.
+        parts: Parts of the session; `None` while it is closed.
     """
 
     options: Options
@@ -176,12 +166,12 @@ class OpenSession:
 
     @property
     def uncommitted_count(self) -> int:
-        """Number of settled messages that the last session could not commit, while the session is closed."""
+        """Number of settled messages that the last session could not commit."""
         return 0 if self._uncommitted is None else len(self._uncommitted.commit["records"])
 
     @property
     def saved(self) -> SavedProgress:
-        """Saved progress of the session, or of the last one while it is closed. Call it from any thread."""
+        """Saved progress of the current or last session. Call it from any thread."""
         parts = self.parts
         if parts is None:
             return self._last_saved
@@ -190,12 +180,8 @@ class OpenSession:
     async def enter(self, *, keep: bool) -> None:
         """Add a user, and open the session for the first one.
 
-        Args:
-            keep: Whether the session is kept open for more than one call.
-
-        Raises:
-            StoreError: The name could not be claimed.
-            RuntimeError: The session is in use in another event loop.
+        `keep` is True if the session stays open for more than one call. Raises `StoreError`, and `RuntimeError` if
+        the session is in use in another event loop.
         """
         loop = EventLoop()
         if self.loop != loop:
@@ -214,7 +200,7 @@ class OpenSession:
             raise
 
     def _leave_loop(self, loop: EventLoop) -> None:
-        """Leave an event loop for another one. If it ended while the session was open, that session is lost."""
+        """Leave an event loop. If it ended while the session was open, the session is lost."""
         if not self._users:
             return
         if not loop.has_ended:
@@ -228,7 +214,7 @@ class OpenSession:
             self._leave_feed()
 
     async def _claim(self) -> Session:
-        """Claim the name, also if it was bound to what an earlier version called the feed."""
+        """Claim the name. Rebind it first if it is bound to a former identity of the feed."""
         former = self._former_names if hasattr(self.store, "rebind") else ()
         if self.name == self.feed_name:  # then the name was the former identity too
             for name in former:
@@ -265,7 +251,7 @@ class OpenSession:
             undo.pop_all()
 
     def _build(self, session: Session, clock: Clock) -> SessionParts:
-        """Build the parts of a session, each after those that it works with."""
+        """Build the parts of a session in the order of their dependencies."""
         options = self.options
         shared = (options, session, self.stats, clock)
         fetcher = Fetcher(feed=self.feed, schedule=self.schedule, clock=clock)
@@ -309,11 +295,9 @@ class OpenSession:
             )
 
     async def leave(self, error: BaseException | None, *, keep: bool) -> None:
-        """Remove a user, added with the same `keep`, and close the session after the last one.
+        """Remove a user with the same `keep`. Close the session after the last one.
 
-        Args:
-            error: With which the user leaves.
-            keep: As for `enter`.
+        `error` is the exception with which the user leaves.
         """
         # Python destroys the coroutines of an event loop that was thrown away, and these cannot await anything.
         if self._lost_users and _is_destroyed(error):
@@ -333,20 +317,20 @@ class OpenSession:
                     await self._close(self.feed.aclose)
 
     def _end_parts(self, parts: SessionParts) -> Session:
-        """Keep what outlives the parts of the session; return the session, which is to be released."""
+        """Keep the data that outlives the session. Return the session, to be released."""
         self.wakes.close()
         self._last_saved, self._uncommitted = self.saved, parts.progress.uncommitted()
         self.parts = None
         return parts.session
 
     def _leave_feed(self) -> bool:
-        """Use the feed no longer; return whether no other session of this process uses it."""
+        """Unregister from the feed. Return True if no other session of this process uses it."""
         with _open_sessions_lock:
             _open_sessions.discard(self)
             return all(other.feed is not self.feed for other in _open_sessions)
 
     async def _close(self, close: Callable[[], Awaitable[None]]) -> None:
-        """Close a store or a feed; a failure is only logged, since it undoes nothing."""
+        """Close a store or a feed. A failure is only logged, since it undoes nothing."""
         try:
             with anyio.fail_after(CLOSE_TIMEOUT):
                 await close()
@@ -356,12 +340,12 @@ class OpenSession:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Runner:
-    """Runs the listeners and the automatic polls until stopped, cancelled, or broken.
+    """Run the listeners and the automatic polls until stopped, cancelled, or broken.
 
     Attributes:
         channels: One for each listener.
-        loop: The event loop that it runs in; `None` before it has begun.
-        opening: The cancel scope for opening the session, since a store may hang; made by `begin`.
+        loop: Its event loop; `None` before `begin`.
+        opening: Cancel scope for opening the session, since a store may hang; set by `begin`.
     """
 
     options: Options
@@ -377,32 +361,28 @@ class Runner:
         self._is_cancelled: Callable[[], bool] = lambda: False
 
     def stop(self) -> None:
-        """Begin no further message, and end. Call it from any thread."""
+        """Stop before the next message. Call it from any thread."""
         self._stop.requested = True
         if self.loop is not None:
             self.loop.call(partial(self._end, "stop() was called"))
 
     def _end(self, why: str) -> None:
-        """Begin no further message, and end; of several reasons the first one is logged."""
+        """Stop before the next message. The first reason is logged."""
         self._why_stopped = self._why_stopped or why
         self._stop.requested = True
         self._stop.event.set()
         self.opening.cancel()
 
     def begin(self) -> bool:
-        """Begin in the current event loop; return False if it was stopped before."""
+        """Begin in the current event loop. Return False if it was stopped before."""
         self.opening = anyio.CancelScope()
         self.loop = EventLoop()  # from here on `stop` reaches it
         return not self._stop.requested
 
     async def run_until_stopped(self, parts: SessionParts) -> None:
-        """Poll and listen.
+        """Poll and listen. Raise the error that stopped it.
 
-        Args:
-            parts: The parts of the open session.
-
-        Raises:
-            PushToPollError: The error that stopped it, unless it ended by `stop()` or with a feed that has ended.
+        It returns after `stop()` or at the end of a feed that has ended.
         """
         self._is_cancelled = asyncio_cancellation()
         if self._stop.requested:  # while the session was opened
@@ -440,7 +420,7 @@ class Runner:
             raise self._fatal
 
     async def _commit_by(self, deadline: float, progress: Progress) -> None:
-        """Try until the deadline to commit what a store that was unavailable has refused so far."""
+        """Retry the refused commits until the deadline."""
         try:
             if progress.refusal is None or anyio.current_time() < deadline:
                 await when_available(progress.flush, progress.stats, until=deadline)
@@ -500,7 +480,7 @@ class Runner:
     def _stop_with_error(
         self, error: BaseException, *, bug: BaseException | None = None, is_logged: bool = False
     ) -> None:
-        """Stop, and log why unless it is logged, with the traceback of `bug` if there is one."""
+        """Stop because of an error. Log it unless it is logged, with the traceback of `bug`."""
         if isinstance(error, Exception) and not is_logged:  # not SystemExit and the like
             logger.error("stops: %s", describe(error), exc_info=bug)
         self._fatal = error if self._fatal is None else self._fatal

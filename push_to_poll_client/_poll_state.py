@@ -1,7 +1,7 @@
-"""What one poll, and the walk that it goes along, know.
+"""State of one poll, and of its walk along the feed.
 
-`Polls` makes a `Poll` when a poll starts, and reads from it what came of it. `Poller` keeps in it how far the poll
-is. A `PollWalk` may take several polls; `_position.py` says where walks start.
+`Polls` creates a `Poll` and reads its result. `Poller` updates it. A `PollWalk` can take several polls;
+`_position.py` explains where walks start.
 """
 
 import enum
@@ -24,7 +24,7 @@ from push_to_poll_client._work_queue import WorkItem, WorkQueue
 
 
 class Place(enum.Enum):
-    """Where a walk is."""
+    """Place of a walk, relative to the saved cursor."""
 
     BEFORE = "before the saved cursor"  # it reads again what earlier walks have read
     PAST = "past the saved cursor"
@@ -33,20 +33,19 @@ class Place(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class PollWalk:
-    """One walk along the feed, which may take several polls.
+    """One walk along the feed, which can take several polls. Times are of the event loop's clock.
 
     Attributes:
-        start: Where it starts, and starts again if the pages change before it has passed the saved cursor.
-        saved: The cursor that was saved when it began.
-        began: When it began, on the event loop's clock.
-        position: Where it continues: everything before is settled.
-        place: Where it is.
-        passed_at: When it passed the saved cursor, on the event loop's clock.
-        mostly_new: Whether most messages of the last page before the saved cursor were new, and had no cursors. A
+        start: Where it starts. It starts here again if the pages change before it passes the saved cursor.
+        saved: The saved cursor when it began.
+        began: When it began.
+        position: Where it continues; everything before is settled.
+        passed_at: When it passed the saved cursor.
+        mostly_new: True if most messages of the last page before the saved cursor were new and had no cursors. A
             walk along messages with cursors meets the saved one.
-        empty_pages: How many pages without a message it has read in a row.
-        failed_fetches: How many fetches in a row failed at its position.
-        cycle_detector: Detects that its pages lead in a circle, also one that takes several polls.
+        empty_pages: Pages without a message in a row.
+        failed_fetches: Failed fetches in a row at its position.
+        cycle_detector: Detects cursors that repeat, also over several polls.
     """
 
     start: Cursor | None
@@ -64,16 +63,19 @@ class PollWalk:
     def inspect_page(
         self, page: Page, items: Sequence[WorkItem], stats: ConsumerStats, now: float
     ) -> Cursor | None:
-        """Find out whether a page passes the saved cursor, for a walk that is before it.
+        """Check if a page passes the saved cursor.
+
+        Call it for a walk that is before the saved cursor. Items that may come before the saved cursor lose their
+        cursors. Late messages are counted.
 
         Args:
             page: The page.
-            items: Its messages. Those that may come before the saved cursor lose their cursors.
-            stats: Are told of late arrivals.
+            items: Its messages.
+            stats: Counters of the consumer.
             now: When the page was read, on the event loop's clock.
 
         Returns:
-            A cursor that may be saved when the whole page is settled; `None` leaves it to the messages.
+            A cursor that may be saved when the whole page is settled; `None` if only cursors of messages count.
         """
         # The last page of a feed may be empty, and have no cursor.
         cursors = (page.cursor, *(item.cursor for item in reversed(items)))
@@ -99,41 +101,34 @@ class PollWalk:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Poll:
-    """One poll, while it runs and after.
+    """One poll, while it runs and afterwards. Times are of the event loop's clock, except `began`.
 
     Attributes:
-        number: How many polls had started then, with this one.
-        cause: Why it starts; `MANUAL` if a caller leads it, or keeps polls from running.
-        started: When, on the event loop's clock.
-        began: When, in seconds since the epoch.
+        number: Number of polls that had started, including this one.
+        cause: Why it started; `MANUAL` also for a caller that only prevents polls.
+        began: When it started, in seconds since the epoch.
         stop: Checked before each message.
-        wait: Seconds for which the server may hold an answer; 0 once that was asked for.
-        hint: What the pushes said that it answers.
-        bypass_cache: Whether to bypass caches.
-        running: Whether it has not ended.
-        must_not_wait: Whether something has happened that a waiting fetch would delay.
-        waiting: The fetch whose answer the server may hold, or the last one.
-        in_flight: The cancel scope of the messages in flight, so that a stop can set it a deadline.
-        exit_stack: Ends what runs in the background, such as the fetch of the next page.
-        background: Runs it; `None` if nothing was begun there.
-        deadline: When it must read no further page, on the event loop's clock.
-        walk: The walk that it goes along.
-        work: The messages that are not processed in order.
-        settled_before: How many messages the session had settled when it began.
-        counts_before: The counts of the consumer then.
-        last_settled: How many messages the session had settled when the walk last made progress.
-        answered_at: When its last page arrived, on the event loop's clock; `started` if none did.
-        pages: How many pages it has read.
-        duplicates: How many messages were settled before.
-        closed: Whether the current page is the last one of a feed that has ended.
-        restarts: How often the walk was started again.
-        resynced: Whether the cursor had expired, and the poll went on elsewhere.
-        standstill: Why the feed stands still; `None` if it does not.
-        postponed_until: When the message that ended it may be tried again, on the event loop's clock; `None` if
-            none did.
-        poll_within: The `Page.poll_within` of its last page.
-        continues_freely: Whether the next poll continues what this one read, and so takes no token (G3).
-        done: What it did, also if it failed.
+        wait: Seconds for which the server may hold an answer; 0 after that was requested.
+        hint: Merged hints of the pushes that it answers.
+        must_not_wait: True if a long poll would delay something.
+        waiting: Cancel scope of the current or last long poll.
+        in_flight: Cancel scope of the messages in flight; a stop sets its deadline.
+        exit_stack: Ends background tasks, such as the fetch of the next page.
+        background: Background tasks; `None` if there are none.
+        deadline: Time after which it reads no further page.
+        work: Messages that are not processed in order.
+        settled_before: Settled messages of the session when the poll began.
+        counts_before: Counters of the consumer when the poll began.
+        last_settled: Settled messages of the session when the walk last advanced.
+        answered_at: Arrival of its last page; `started` if there was none.
+        closed: True if the current page is the last one of a feed that has ended.
+        restarts: How often the walk started again.
+        resynced: True if the cursor had expired and the poll continued elsewhere.
+        standstill: Why the feed does not advance; `None` if it does.
+        postponed_until: When the failed message that ended the poll may be retried; `None` if none did.
+        poll_within: `Page.poll_within` of its last page.
+        continues_freely: True if the next poll continues here and takes no token (G3).
+        done: Result, also of a failed poll.
     """
 
     number: int
@@ -169,13 +164,13 @@ class Poll:
     done: PollResult = NOTHING_DONE
 
     def give_way(self) -> None:
-        """Let no fetch of this poll wait, and cancel the one that does. Its answer is fetched again."""
+        """Cancel the long poll of this poll and allow no other. Its answer is fetched again."""
         self.must_not_wait = True
         if self.waiting is not None:
             self.waiting.cancel()
 
     def stands_still(self, position: Cursor | None, following: Cursor, settled: int) -> bool:
-        """Whether the walk makes no progress: no new message was settled, and the cursors repeat."""
+        """Return True if no new message was settled and the cursors repeat."""
         if settled > self.last_settled:
             self.last_settled, self.walk.cycle_detector = settled, CycleDetector()
             return False

@@ -1,9 +1,11 @@
-"""Run one poll: fetch and settle page after page until caught up, or for `max_poll_time`. Replay a range.
+"""Run one poll: fetch and settle pages.
 
-A poll goes along a walk (`_position.py`), from where it starts or from where the last poll stopped. While a page
-is settled, the next one may be fetched. When the pages change during the walk, it starts again; when the cursor
-has expired, it goes on where the user says. When a fetch fails, the next poll continues at the same place.
-A `Poll` knows what one poll has done so far, `Poller` does it.
+A poll ends when it has caught up, or after `max_poll_time`.
+
+A poll continues a walk (`_position.py`) where the last poll stopped, or starts a new one. The next page may be
+fetched while a page is settled. If the pages change, the walk starts again. If the cursor has expired, it
+continues as `on_cursor_expired=` says. If a fetch fails, the next poll continues at the same place. `Poll` is the
+state of one poll. `Poller.replay` processes a range of the feed again.
 """
 
 import enum
@@ -43,26 +45,26 @@ from push_to_poll_client._work_queue import WorkItem, WorkQueue
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 MAX_RESTARTS = 3
-"""How often a poll starts a walk again because the pages changed or a page token expired. If that happens more
-often, the poll fails and is retried with backoff."""
+"""Restarts of a walk in one poll. Changed pages or an expired page token cause them. With more, the poll fails."""
 
 MAX_FAILED_FETCHES = 3
-"""How many fetches in a row may fail at one place of a walk, before the next poll starts at the saved cursor: the
+"""Failed fetches in a row at one place of a walk. Then the next poll starts at the saved cursor, since the
 server may have forgotten the page token. With 2 % failing fetches that happens once in 125,000 pages."""
 
 MAX_EMPTY_PAGES = 10
-"""How many pages in a row without a message are read as part of one poll. Each further one is a poll of its own,
-and takes a token (G3): else a feed that gives nothing but new page tokens would be asked as fast as it answers."""
+"""Pages without a message in a row that one poll reads. Each further page is a poll that takes a token (G3).
+Otherwise a feed that returns only new page tokens would be read as fast as it answers."""
 
 MAX_EMPTY_PAGES_OF_BARE_CALL = 1_000
-"""How many such pages a `poll_now()` without `run()` or `async with` reads: three minutes at the default rate."""
+"""Empty pages in a row that `poll_now()` reads without `run()` or `async with`. This takes three minutes at the
+default rate."""
 
 UNSAVED_WARNING = 300.0
-"""Seconds of a walk without a cursor to save, after which that is logged: a restart would begin the walk again."""
+"""Seconds without a cursor to save after which a warning is logged. A restart would repeat the walk."""
 
 
 class End(enum.Enum):
-    """Why a poll stops fetching."""
+    """Reason for which a poll stops fetching."""
 
     CAUGHT_UP = "it has reached the end of the feed"
     STANDSTILL = "the feed leads back to where it was, without anything new"
@@ -73,15 +75,7 @@ class End(enum.Enum):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Poller(SessionPart):
-    """Walks the feed from where the last poll stopped.
-
-    Attributes:
-        fetcher: Reads the feed.
-        processor: Settles the pages.
-        progress: Commits what is settled, and knows the saved cursor.
-        position: Knows where a walk starts, and where it goes on when the cursor has expired.
-        dead_letters: Retries the dead letters that are marked for that.
-    """
+    """Read the feed from where the last poll stopped."""
 
     fetcher: Fetcher
     processor: Processor
@@ -95,12 +89,12 @@ class Poller(SessionPart):
 
     @property
     def has_unsaved_place(self) -> bool:
-        """Whether the next session would read again all that the last walk of this one has read."""
+        """True if the next session would repeat this session's last walk."""
         return self._unfinished is not None and self._unfinished.saved == self.session.cursor
 
     @property
     def should_go_on_if_bare(self) -> bool:
-        """Whether a `poll_now()` after which the session is closed should go on with the walk."""
+        """True if a `poll_now()` without a session should continue the walk."""
         walk = self._unfinished
         if walk is None or walk.empty_pages >= MAX_EMPTY_PAGES_OF_BARE_CALL:
             return False
@@ -114,15 +108,9 @@ class Poller(SessionPart):
         self.fetcher.end_poll(continues=False)
 
     async def poll(self, poll: Poll) -> PollResult | None:
-        """Fetch and settle pages.
+        """Run a poll. Return its result, or `None` if its long poll was cancelled.
 
-        Returns:
-            What was done; `None` if the waiting fetch was cancelled.
-
-        Raises:
-            FeedError: A fetch failed.
-            ProcessError: A message failed for good.
-            StoreError: The store could not be read or written.
+        Raises `FeedError`, `ProcessError` and `StoreError`.
         """
         await self.progress.flush()  # what the last poll could not commit
         if not self._is_prepared:  # the first poll of the session, or a resync waits to be done
@@ -201,7 +189,7 @@ class Poller(SessionPart):
         return following
 
     async def _process_page(self, poll: Poll, request: FetchRequest) -> FetchRequest | End:
-        """Fetch and settle a page; return the next request, or why the poll stops."""
+        """Fetch and settle a page. Return the next request, or why the poll stops."""
         # Messages that wait for this page to fill a batch do not wait for longer than they may.
         since = poll.work.waiting_since
         in_time = since is None or await self.fetcher.arrives_by(since + self.options.batch_wait)
@@ -239,7 +227,7 @@ class Poller(SessionPart):
         return following
 
     def _keep_place(self, walk: PollWalk, error: FeedError) -> None:
-        """Let the next poll continue where a fetch failed, unless the server may not know that place any more."""
+        """Continue the next poll here, unless the server may have forgotten this place."""
         walk.failed_fetches += 1
         lasts = isinstance(error, FeedRefused | FeedGone)
         may_be_known = not lasts and walk.failed_fetches < MAX_FAILED_FETCHES
@@ -247,7 +235,7 @@ class Poller(SessionPart):
             self._unfinished = walk
 
     async def _recover_position(self, poll: Poll, request: FetchRequest, error: FeedError) -> FetchRequest | End:
-        """Find out where to go on when the feed cannot answer."""
+        """Find the place to continue when the feed cannot answer."""
         await self.progress.flush()
         walk = poll.walk
         start = walk.start if walk.place is Place.BEFORE else self.session.cursor
@@ -310,7 +298,7 @@ class Poller(SessionPart):
         return replace(request, cursor=poll.walk.position, wait=wait)
 
     def _report_standstill(self, poll: Poll, end: End) -> None:
-        """Say in status and log what keeps the walk from the end of the feed (G13)."""
+        """Report why the walk does not reach the end of the feed (G13)."""
         walk, text = poll.walk, poll.standstill
         seconds = self.clock() - walk.began
         if text is None and end is End.UNFINISHED and not poll.done.messages and self.has_unsaved_place:
@@ -333,19 +321,19 @@ class Poller(SessionPart):
     # Replay
 
     async def replay(self, start: Cursor, end: Cursor | None) -> PollResult:
-        """Give a range of the feed to the handler again: what is after `start`, up to the cursor `end`.
+        """Process a range of the feed again: after `start`, up to `end`.
 
         Call it while no poll runs. The saved cursor does not move; messages get new records.
 
         Args:
-            start: Where to begin, as for `Consumer.replay`.
+            start: Where to start, as for `Consumer.replay`.
             end: Where to end; `None` means at the end of the feed.
 
         Returns:
-            What was done; `caught_up` if the end of the feed was reached before `end`.
+            The result. `caught_up` is True if the feed ended before `end`.
 
         Raises:
-            FeedError: A fetch failed, or the pages lead in a circle. The messages before it are recorded.
+            FeedError: A fetch failed, or the pages repeat. The messages before it are recorded.
             ProcessError: A message failed for good. The messages before it are recorded.
             StoreError: The store failed.
         """
@@ -400,7 +388,7 @@ class Poller(SessionPart):
 
 
 def _messages_up_to(page: Page, end: Cursor | None) -> tuple[Sequence[Message], bool]:
-    """Return the messages of the page up to the one with this cursor, and whether the range ends with them."""
+    """Return the messages up to a cursor. Return True too if the range ends there."""
     for number, message in enumerate(page.messages):
         if end is not None and message.cursor == end:
             return page.messages[: number + 1], True

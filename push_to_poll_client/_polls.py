@@ -1,9 +1,11 @@
-"""Run one poll at a time, for `run()`, `poll_now()`, `catch_up()` and wakes (G2).
+"""Run one poll at a time (G2).
 
-The caller that holds the lock leads a poll. Callers wait without the lock until a poll may start. Polls are
-numbered as they start. A caller that gets the lock compares numbers: if a poll that started after its call has
-ended meanwhile, it takes the result of that poll, else it leads the next one. A leader that is cancelled leaves no
-result, and another caller leads instead.
+Polls are started by `run()`, `poll_now()`, `catch_up()` and wakes.
+
+The holder of the lock runs a poll. Callers wait without the lock until a poll may start. Polls are numbered in the
+order of their starts. A caller that gets the lock compares numbers: if a poll that started after its call has
+ended, it takes the result of that poll. Otherwise it runs the next one. A cancelled caller leaves no result, and
+another caller runs a poll instead.
 """
 
 import logging
@@ -40,13 +42,13 @@ from push_to_poll_client._validation import describe
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 BYPASS_CACHE_CAUSES = {Cause.WAKE, Cause.REPOLL, Cause.MANUAL}
-"""Causes that say that there is something new; a cache might not know it yet."""
+"""Causes that announce new messages, which a cache may not have yet."""
 
 MAX_TOPICS = 64
-"""Topics that a merged hint can have. With more it names none, which means all: a flood must not grow it."""
+"""Most topics of a merged hint (G11). A hint with more gets none, which means all topics."""
 
 _enclosing_polls: ContextVar[tuple[Poll, ...]] = ContextVar("push_to_poll_client_inside", default=())
-"""The polls that the current task is part of, as a handler's task is, and each task that it starts."""
+"""Polls that the current task is part of. A handler's task is, and each task that it starts."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -54,13 +56,11 @@ class Polls(SessionPart):
     """The polls of one session.
 
     Attributes:
-        schedule: Decides when to poll.
-        poller: Runs one poll.
-        worth_a_poll: Returns whether the hint of a push is worth a poll.
-        place_is_kept: Returns whether the session stays open after a call. If it does not, the place in the feed
-            is lost, and the call goes on until some of what was read can be saved.
-        closed: Whether the last poll settled the last message of a feed that has ended.
-        run_log: Told of polls during `run()`; `None` without it.
+        worth_a_poll: Returns True if the hint of a push should cause a poll.
+        place_is_kept: Returns True if the session stays open after a call. If it closes, the place in the feed is
+            lost, so the call continues until a cursor can be saved.
+        closed: True if the last poll settled the last message of a feed that has ended.
+        run_log: Log of `run()`; `None` if it does not run.
     """
 
     schedule: Schedule
@@ -96,33 +96,29 @@ class Polls(SessionPart):
         self.schedule_changed()
 
     def begin(self, run_log: RunLog) -> None:
-        """Begin `run()`: poll once, now."""
+        """Begin `run()` with a poll."""
         self.closed, self.run_log = False, run_log
         self.schedule.begin()
 
     def position_changed(self) -> None:
-        """Poll soon from another place of the feed, even if a message waited to be tried again."""
+        """Poll soon at another place, without waiting for a message's retry."""
         self.schedule.resume_now()
         self.wake(None)
 
     def cancel_waiting_fetch(self) -> None:
-        """Let no fetch of the poll that runs wait for the server."""
+        """Cancel the long poll of the running poll, if there is one."""
         if self._current is not None:
             self._current.give_way()
 
     def schedule_changed(self) -> None:
-        """Let those who wait ask the schedule again: something that it depends on has changed."""
+        """Let waiting tasks read the schedule again."""
         self._news.set()
         self._news = anyio.Event()
 
     # Polls
 
     async def poll_now(self, timeout: float | None) -> PollResult:  # noqa: ASYNC109  # not that of the poll
-        """Poll, or take the result of a poll that starts after this call. See `Consumer.poll_now`.
-
-        Args:
-            timeout: Seconds that it may have to wait until a poll may start; `None` means as long as it takes.
-        """
+        """Poll, or join a poll that starts after this call. See `Consumer.poll_now`."""
         logged = False
         failure: FeedError | None = None
         with self._sum_polls() as call:
@@ -147,7 +143,7 @@ class Polls(SessionPart):
                     )
 
     async def catch_up(self) -> PollResult:
-        """Poll until the end of the feed is reached, or the feed stands still. See `Consumer.catch_up`."""
+        """Poll until the feed ends or does not advance. See `Consumer.catch_up`."""
         with self._sum_polls() as call:
             while not call.done.caught_up and call.done.standstill is None:
                 await self._poll_or_keep_place(None)
@@ -155,11 +151,11 @@ class Polls(SessionPart):
 
     @property
     def _goes_on(self) -> bool:
-        """Whether a call goes on after its poll, since its place in the feed would be lost."""
+        """True if a call continues after its poll. Its place in the feed would be lost otherwise."""
         return self.poller.should_go_on_if_bare and not self.place_is_kept()
 
     async def _poll_or_keep_place(self, timeout: float | None) -> FeedError | None:  # noqa: ASYNC109
-        """Poll like `_poll_or_join`; return the error of a fetch that failed if the call goes on after it."""
+        """Poll. Return the error of a failed fetch if the call continues after it."""
         try:
             await self._poll_or_join(timeout)
         except FeedError as error:
@@ -171,7 +167,7 @@ class Polls(SessionPart):
 
     @contextmanager
     def _sum_polls(self) -> Iterator["_Call"]:
-        """Add up what the polls do that start in the block."""
+        """Sum up the results of the polls that start in the block."""
         call = _Call(self._started, NOTHING_DONE)
         self._calls.append(call)
         try:
@@ -180,7 +176,7 @@ class Polls(SessionPart):
             self._calls.remove(call)
 
     async def _poll_or_join(self, timeout: float | None) -> None:  # noqa: ASYNC109
-        """Lead a poll, or wait for one that starts after this call; raise the error with which it failed."""
+        """Run a poll or join one that starts after this call. Raise its error."""
         since, until = self._started, math.inf if timeout is None else self.clock() + timeout
         while True:
             self._raise_if_throttled(until)
@@ -198,7 +194,7 @@ class Polls(SessionPart):
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
-        """Keep polls from running in the block. The block counts as a poll: it cannot wait for one."""
+        """Prevent polls in the block. The block counts as a poll, so it cannot wait for one."""
         self.cancel_waiting_fetch()
         async with self._lock:
             now = self.clock()
@@ -207,7 +203,7 @@ class Polls(SessionPart):
 
     @contextmanager
     def _running(self, poll: Poll) -> Iterator[None]:
-        """Let this be the poll that runs, with all that the current task does in the block."""
+        """Make this the running poll. Everything that the task does in the block is part of it."""
         self._current = poll
         token = _enclosing_polls.set((*(outer for outer in _enclosing_polls.get() if outer.running), poll))
         try:
@@ -218,12 +214,9 @@ class Polls(SessionPart):
             self.schedule_changed()
 
     async def poll_until_stopped(self, stop: StopSignal) -> None:
-        """Poll whenever the schedule decides for it, until a stop is requested or the feed has ended.
+        """Poll by the schedule until a stop or the feed's end.
 
-        A poll that fails is logged, and the schedule decides when the next one starts.
-
-        Raises:
-            Exception: No other poll helps.
+        A failed poll is logged. An error that another poll cannot fix is raised.
         """
         while not (stop.requested or self.closed):
             await self._poll_when_due(stop)
@@ -244,7 +237,7 @@ class Polls(SessionPart):
                 await news.wait()
 
     def _log_failure(self, error: Exception, stop: StopSignal) -> None:
-        """Log that a poll failed, or raise the error if another poll does not help."""
+        """Log a failed poll. Raise the error if another poll cannot fix it."""
         if not isinstance(error, FeedError | StoreUnavailable) or isinstance(error, CursorExpired | FeedGone):
             raise error
         if isinstance(error, FeedError):
@@ -264,25 +257,24 @@ class Polls(SessionPart):
             logger.warning("the store is unavailable, next try in %.1f s: %s", self.delay, describe(error))
 
     def set_in_flight_deadline(self, deadline: float) -> None:
-        """Let the messages in flight finish by the deadline, if the poll is one of `run()`."""
+        """Set a deadline for the messages in flight of `run()`."""
         if self._current is not None and self._current.cause is not Cause.MANUAL:
             self._current.in_flight.deadline = deadline
 
     @property
     def delay(self) -> float:
-        """Seconds until the next poll, if nothing happens."""
+        """Seconds until the next poll, if no event comes first."""
         return max(0.0, self.schedule.next_poll(self.clock()).at - self.clock())
 
     @property
     def called_from_poll(self) -> bool:
-        """Whether the caller is part of the running poll, and so cannot wait for another one."""
+        """True if the caller is part of the running poll. Then it cannot wait for another one."""
         return self._current is not None and self._current in _enclosing_polls.get()
 
     async def _lead(self, cause: Cause, stop: StopSignal | None = None) -> PollResult | Exception | None:
-        """Run a poll; this is the only code that does.
+        """Run a poll; only this function does. Return its result or its error.
 
-        Returns:
-            What was done, or the error with which the poll failed; `None` if the waiting fetch was cancelled.
+        The result is `None` if the waiting fetch was cancelled.
         """
         now = self.clock()
         wait = (
@@ -352,11 +344,11 @@ class Polls(SessionPart):
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """A call of `poll_now` or `catch_up` that has not returned.
+    """A running call of `poll_now` or `catch_up`.
 
     Attributes:
-        since: The number of the last poll that started before the call.
-        done: The sum of those that started after it and have ended.
+        since: Number of the last poll that started before the call.
+        done: Sum of the polls that started after it and have ended.
     """
 
     since: int
@@ -364,7 +356,7 @@ class _Call:
 
 
 def _merge_hints(old: Push | None, new: Push | None) -> Push | None:
-    """Merge two hints: the newer cursor and the topics of both; a hint without topics is about all topics."""
+    """Merge two hints: the newer cursor, and the topics of both. A hint without topics means all topics."""
     if old is None or new is None:
         return old or new
     topics = tuple(dict.fromkeys((*old.topics, *new.topics))) if old.topics and new.topics else ()
@@ -383,7 +375,7 @@ def _outcome_of(result: PollResult | Exception | None) -> PollOutcome:
 
 
 def _copy(error: Exception) -> Exception:
-    """Copy an error of this library, so that the callers of a poll do not add to one traceback."""
+    """Copy an error. Otherwise the callers of one poll would extend the same traceback."""
     cls = type(error)
     if not isinstance(error, PushToPollError) or cls.__new__ is not PushToPollError.__new__:
         return error

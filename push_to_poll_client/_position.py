@@ -1,15 +1,16 @@
-"""Choose where polls start: at first, after a rewind, after a resync, and with `overlap`.
+"""Choose where polls start: at first, after a move, and with `overlap`.
 
-`Position` moves a session to another place of the feed. A move resets the saved cursor and, if the user says so,
-begins a new dedupe epoch. It also forgets failing messages: they may never come again, and a poll would wait for
-them. Walks begin there, and gaps before them are reported. A walk reads the feed from its start to the feed's end.
-It may take several polls. Without `overlap` it starts at the saved cursor.
+`Position` moves a session to another place of the feed. A move resets the saved cursor and begins a new dedupe
+epoch if requested. It also forgets failing messages: they may never come again, and a poll would wait for them.
+
+A walk reads the feed from its start to the feed's end. It may take several polls. Without `overlap` it starts at
+the saved cursor.
 
 Some feeds number a message before it becomes visible: a row gets its id when it is inserted, and can be read only
 after its transaction commits. A poll may pass such a gap without seeing the message. With `overlap=S` the caller
 promises that messages get their places in the order of the feed, and that each is visible at most S seconds later.
-Then a walk starts at the newest saved cursor whose page arrived at least S seconds before the last complete walk
-began.
+
+Rule: start at the newest saved cursor whose page arrived at least S seconds before the last complete walk began.
 
 Why nothing is lost
 -------------------
@@ -20,23 +21,23 @@ Why nothing is lost
 
 So a message that was passed unseen comes after every cursor with `at <= began - S`, and the next walk starts at
 the newest of these. By induction everything before that cursor is settled: the walk before started there or
-earlier. For a page the arrival counts, since it may have been requested much earlier (long polling). For a walk
-the beginning counts, since its first pages were read long before its last (slow handlers).
+earlier. For a page its arrival counts, since it may have been requested much earlier (long polling). For a walk
+its beginning counts, since its first pages were read long before its last (slow handlers).
 
-A walk is complete if it read from that start to the feed's end, or at least past the cursor that was saved when it
-began, and if its messages are committed. When the newest such walk began is kept in the session's state. A value
-that is older than necessary only makes the next walk longer. After a quiet time the saved cursor itself is old
-enough, and walks start there.
+A walk is complete if its messages are committed and it has read from that start to the feed's end, or at least
+past the cursor that was saved when it began. The session's state keeps the time when the newest such walk began.
+An older time only makes the next walk longer. After a quiet time the saved cursor is old enough, and walks start
+there.
 
-This holds as long as the times of day are right. A clock that is set back makes walks longer; a clock that is set
-forward between two runs shortens the overlap by that jump. Where a cache or a replica lags, `overlap` has to be
-longer by its lag.
+This requires correct times of day. A clock that is set back makes walks longer. A clock that is set forward
+between two runs shortens the overlap by that jump. Where a cache or a replica lags, `overlap` must be longer by
+its lag.
 
-What a walk reads again
------------------------
-A walk with an overlap first reads what earlier walks have read. No cursor of this part is saved: the saved cursor
-would go back, and with it the knowledge of what was read. A walk has passed the saved cursor when it meets an
-equal cursor, or at the feed's end. On a feed that has cursors on pages only it may never meet it, since pages that
+Pages that a walk reads again
+-----------------------------
+A walk with an overlap first reads pages that earlier walks have read. No cursor of this part is saved: the saved
+cursor would go back, and the knowledge of the pages read would be lost. A walk has passed the saved cursor when it
+meets an equal cursor, or at the feed's end. If only pages have cursors, it may never meet it, since pages that
 begin elsewhere end elsewhere. If such a walk takes longer than a poll, and most of its last page was new, it
 jumps: it continues at the saved cursor, and is not complete.
 """
@@ -65,40 +66,40 @@ from push_to_poll_client._validation import describe, one_line, quoted
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 LAST_WALK_KEY: Final = "looked"
-"""Name in a session's state of the time when the last complete walk began, in seconds since the epoch."""
+"""State key: start of the last complete walk. The value is in seconds since the epoch."""
 
 FULL_HISTORY: Final = 257
-"""Length of a history that has lost its oldest cursors: 256, and the saved one."""
+"""Length of a history that has lost cursors: 256, and the saved one."""
 
 STARTED_STATE = {"started": "yes"}
-"""Session state of a name that has begun: `start=` does not apply to it any more."""
+"""State of a name that has started. `start=` does not apply to it any more."""
 
 RESYNC_KEY = "resync"
-"""Name in a session's state of a resync to the latest cursor that has to wait for the server (G3)."""
+"""State key: a resync to "latest" that must wait for the server (G3)."""
 
 FORGET, KEEP = "forget", "keep"
 
 MOVED_STATE: Mapping[str, str | None] = {**STARTED_STATE, ATTEMPTS_KEY: None, RESYNC_KEY: None}
-"""Session state after a move: failing messages may never come again, so their attempts are forgotten."""
+"""State after a move. Failing messages may never come again, so their attempts are deleted."""
 
 
 def saved_before(history: Sequence[SavedCursor], latest: float) -> SavedCursor | None:
-    """Return the newest cursor saved at this time of day or before; `None` if none of the kept ones was."""
+    """Return the newest cursor saved until then; `None` if none is kept."""
     return next((saved for saved in reversed(history) if saved.read_at <= latest), None)
 
 
 GAP_KEY: Final = "gap"
-"""Name of the last gap in a session's state."""
+"""State key: the last gap."""
 
 
 class _StoredGap(msgspec.Struct, frozen=True):
-    """The last gap, as the state keeps it. `push-to-poll status` reads `what` and `at`.
+    """The last gap in the session's state. `push-to-poll status` reads `what` and `at`.
 
     Attributes:
         what: Description, in the feed's words.
-        at: When it was seen, in seconds since the epoch.
-        place: Digest of the cursor that its page was requested with, and of its whole description. It shows that a
-            page which is fetched again, also by another session, has the same gap.
+        at: Time of the gap, in seconds since the epoch.
+        place: Digest of the page's request cursor and the whole description. A page that is fetched again, also by
+            another session, has the same digest.
     """
 
     what: str
@@ -108,15 +109,7 @@ class _StoredGap(msgspec.Struct, frozen=True):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Position(SessionPart):
-    """The position of one session in its feed.
-
-    Attributes:
-        fetcher: Asks for the feed's end.
-        progress: Knows the attempts of failing messages, which a move forgets.
-
-    Raises:
-        StoreError: The session's state has a value that this library does not write.
-    """
+    """The position of one session in its feed."""
 
     fetcher: Fetcher
     progress: Progress
@@ -132,12 +125,7 @@ class Position(SessionPart):
         self._warned = False
 
     async def ensure_started(self) -> None:
-        """Let a new name begin where `start=` says, and do a resync that had to wait for the server.
-
-        Raises:
-            FeedError: The feed's end could not be fetched.
-            StoreError: The start could not be saved.
-        """
+        """Start a new name at `start=`. Do a resync that had to wait for the server."""
         if (pending := self.session.state.get(RESYNC_KEY)) is not None:
             await self._resync("the cursor expired", Resync(LATEST, forget=pending == FORGET))
         state = dict(self._initial_state())
@@ -149,17 +137,13 @@ class Position(SessionPart):
             await self.session.commit(cursor=None, records=[], state=state | STARTED_STATE)
 
     async def mark_started(self) -> None:
-        """Record at the end of a poll that the name has begun, even if the poll found nothing to save.
-
-        Raises:
-            StoreError: That could not be saved.
-        """
+        """Record that the name has started, even without a cursor to save."""
         if not self._has_started:
             await self.session.commit(cursor=None, records=[], state=STARTED_STATE)
 
     @property
     def place(self) -> str:
-        """Name of the place where the next poll starts, for the log."""
+        """Place where the next poll starts, for the log."""
         if self._has_started or self.options.start == INCEPTION:
             return place_of(self.session.cursor)
         return "the end" if self.options.start == LATEST else place_of(self.options.start)
@@ -172,13 +156,7 @@ class Position(SessionPart):
         )
 
     async def rewind(self, to: Cursor | None, *, ago: float | None, forget: bool) -> None:
-        """Go on where the user says; see `Consumer.rewind`.
-
-        Raises:
-            ValueError: No cursor is kept that is so old.
-            FeedError: As for `ensure_started`.
-            StoreError: As for `ensure_started`.
-        """
+        """Move to another place. See `Consumer.rewind`."""
         if to == LATEST:
             await self.fetcher.wait_until_allowed()
         cursor = self._saved_before(ago) if to is None else await self._resolve(to)
@@ -195,15 +173,10 @@ class Position(SessionPart):
         return saved.cursor
 
     async def cursor_expired(self, error: CursorExpired) -> bool:
-        """Do what `on_cursor_expired=` says: the feed no longer knows the saved cursor.
+        """Apply `on_cursor_expired=`, or raise the error to stop the consumer.
 
         Returns:
-            True if that is done; False if the next poll does it, since the server must not be asked before (G3).
-
-        Raises:
-            CursorExpired: To stop.
-            FeedError: As for `ensure_started`.
-            StoreError: As for `ensure_started`.
+            True if it is done. False if the next poll does it, since the server must not be asked before (G3).
         """
         policy = self.options.on_cursor_expired
         resync = await self._call_policy(policy, error) if callable(policy) else policy
@@ -236,7 +209,7 @@ class Position(SessionPart):
         return resync
 
     def overlap_start_expired(self) -> None:
-        """Go on at the saved cursor: the feed no longer knows the older one at which a walk was to start."""
+        """Continue at the saved cursor after a walk's older start has expired."""
         self._oldest_start = self.session.history[-1]
         self._report_resync("the cursor that an overlap began with expired", self.session.cursor, forget=False)
 
@@ -260,7 +233,7 @@ class Position(SessionPart):
     # Walks
 
     def _initial_state(self) -> Mapping[str, str | None]:
-        """Changes of the session's state to commit before the first walk; empty if there are none."""
+        """Return changes of the session's state to commit before the first walk."""
         known = LAST_WALK_KEY in self.session.state
         if not self.options.overlap:
             return {LAST_WALK_KEY: None} if known else {}  # it would be too old when an overlap is set again
@@ -270,24 +243,16 @@ class Position(SessionPart):
         return {LAST_WALK_KEY: repr(self._last_walk_began)}
 
     def begin_walk(self) -> PollWalk:
-        """Begin a new walk."""
         start, saved, now = self._start(), self.session.cursor, self.clock()
         place = Place.PAST if start == saved else Place.BEFORE
         return PollWalk(start, saved, began=now, position=start, place=place, passed_at=now)
 
     async def leave(self, walk: PollWalk, *, at_end: bool) -> PollWalk | None:
-        """Return what the next poll starts with: this walk, or `None` for a new one.
+        """Return the walk that the next poll continues; `None` for a new walk.
 
-        Call it at the end of a poll whose messages are committed. A complete walk is recorded, also if it goes on:
-        the next process, or the next call of a cron job, then reads less again. One that finds no end is left when
-        it has gone far enough past the saved cursor: then the overlap is read again.
-
-        Args:
-            walk: The walk.
-            at_end: Whether it has reached the end of the feed.
-
-        Raises:
-            StoreError: A complete walk could not be recorded. This only makes the next walk longer.
+        Call it at the end of a poll, after the commit. A complete walk is recorded even if it continues, so the
+        next process or cron job reads less again. A walk that does not reach an end is left when it is far enough
+        past the saved cursor, so that the overlap is read again.
         """
         if walk.place is Place.PAST and self.options.overlap:
             before, self._last_walk_began = self._start(), self.progress.time_of_day.of(walk.began)
@@ -309,7 +274,7 @@ class Position(SessionPart):
         return moved and self.clock() - walk.passed_at >= max(self.options.max_poll_time, self.options.overlap)
 
     def _start(self) -> Cursor | None:
-        """Cursor where the next walk starts, the oldest that is kept if it would have to be older."""
+        """Cursor at which the next walk starts; at worst the oldest kept one."""
         history = self.session.history
         if not self.options.overlap:
             return history[-1].cursor
@@ -330,14 +295,9 @@ class Position(SessionPart):
     # Gaps
 
     async def report_gap(self, cursor: Cursor | None, description: str) -> None:
-        """Report that messages may be missing before a page, unless this gap is the last one reported.
+        """Report that messages may be missing, unless this gap is already reported.
 
-        Args:
-            cursor: The cursor that the page was requested with.
-            description: What may be missing, in the feed's words.
-
-        Raises:
-            StoreError: The gap could not be saved.
+        `cursor` is the cursor of the page's request; `description` is in the feed's words.
         """
         place = hashlib.blake2b(repr((cursor, description)).encode(), digest_size=16).hexdigest()
         if place in self.session.state.get(GAP_KEY, ""):

@@ -1,12 +1,12 @@
-"""Settle a page: drop duplicates, process what is new, and record the progress.
+"""Settle a page: drop duplicates, process new messages, and record the progress.
 
-`Dedupe` finds the messages of a page that were not settled before. It is the only code that calls the user's
-`dedupe_key=`, `ordering_key=` and `fingerprint=`. A message for which one of them raises fails like any other
-(G9), and does not reach the handler.
+`Dedupe` finds the messages of a page that were not settled before. Only this class calls the user's `dedupe_key=`,
+`ordering_key=` and `fingerprint=`. If one of them raises, the message fails like any other (G9), without reaching
+the handler.
 
-`Processor` settles the page. A record says that its message was settled, and the cursor passes only messages that
-have a record (G5, G6). A commit covers whole pages, or the work of `commit_interval` (G7). No commit is in
-progress while a message waits to be tried again.
+`Processor` settles the page. A record says that its message was settled, and the cursor passes only recorded
+messages (G5, G6). A commit covers whole pages, or the work of `commit_interval` (G7). No commit is running while a
+message waits for its retry.
 """
 
 import hashlib
@@ -33,23 +33,21 @@ from push_to_poll_client._work_queue import WorkItem
 from push_to_poll_client._workers import WorkRound
 
 DedupeErrors: TypeAlias = Mapping[str, DecodeError]
-"""The error of each message whose dedupe key could not be computed, by the key that it got instead."""
+"""Errors of messages without a dedupe key, by their substitute key."""
 
 NO_DEDUPE_ERRORS: Final[DedupeErrors] = MappingProxyType({})
 
 FINGERPRINT_BITS: Final = 63
-"""A changed message goes unnoticed once in 9·10^18, and a store keeps 8 bytes for each fingerprint."""
+"""Bits of a fingerprint. A change is missed once in 9·10^18, and a store keeps 8 bytes for each."""
 
 _id_of, _key_of = attrgetter("id"), attrgetter("dedupe_key")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Dedupe(SessionPart):
-    """Computes dedupe keys, ordering keys and fingerprints, and drops duplicates.
+    """Compute dedupe keys, ordering keys and fingerprints, and drop duplicates.
 
-    Attributes:
-        progress: Knows which messages were settled before.
-        feed_name: What the feed's function is called, for errors.
+    `feed_name` is the name of the feed's function, for errors.
     """
 
     progress: Progress
@@ -60,10 +58,9 @@ class Dedupe(SessionPart):
         self._ordering_key = self.options.ordering_key if self.options.concurrency > 1 else None
 
     def dedupe_keys(self, messages: Sequence[Message]) -> tuple[list[str], DedupeErrors]:
-        """Return the dedupe keys, and the errors of the messages for which the user's function failed.
+        """Return the dedupe keys, and the errors of a failing `dedupe_key=`.
 
-        Raises:
-            FeedError: The id or the key of a message cannot be used.
+        Raises `FeedError` if an id or a key of the feed is invalid.
         """
         self._check_ids("id", list(map(_id_of, messages)))
         if self._dedupe_key is None:
@@ -111,17 +108,14 @@ class Dedupe(SessionPart):
         in_flight: Iterable[WorkItem],
         read_at: float,
     ) -> list[WorkItem]:
-        """Make work items of the messages of a page; duplicates among them are settled already.
+        """Create the work items of a page. Duplicates are marked as settled.
 
         Args:
             messages: The messages.
-            dedupe_keys: What `dedupe_keys` returned for them.
-            new: For each message, whether it is to be settled.
+            dedupe_keys: Result of `dedupe_keys` for them.
+            new: True for each message to settle.
             in_flight: Items of earlier pages that are not settled yet.
-            read_at: When the page arrived, on the event loop's clock.
-
-        Raises:
-            StoreError: The store failed.
+            read_at: Arrival of the page, on the event loop's clock.
         """
         (keys, errors), now = dedupe_keys, self.clock()
         items = [
@@ -137,7 +131,7 @@ class Dedupe(SessionPart):
         return items
 
     def _prepare(self, item: WorkItem, errors: DedupeErrors) -> None:
-        """Set the item's lane and fingerprint; one for which a function fails gets a lane to itself."""
+        """Set the item's lane and fingerprint. An item whose function fails gets a separate lane."""
         item.error = errors.get(item.key)
         if self._ordering_key is not None:
             item.lane = object()
@@ -160,7 +154,7 @@ class Dedupe(SessionPart):
             item.error = _undecodable_error(item.message, "fingerprint=", error)
 
     async def _compare_fingerprints(self, items: Sequence[WorkItem], in_flight: Iterable[WorkItem]) -> None:
-        """Let the duplicates whose content has changed fail."""
+        """Mark duplicates with changed content as failed."""
         recorded = await self.progress.fingerprints([item.key for item in items if item.settled])
         last = {item.key: item for item in in_flight}
         for item in items:
@@ -179,10 +173,7 @@ class Dedupe(SessionPart):
 
 
 def _problem_with(ids: Sequence[object]) -> str | None:
-    """Say why ids or dedupe keys cannot be used; `None` if they can.
-
-    All at once, for speed: with both checks a catch-up over HTTP into memory takes 5 % longer.
-    """
+    """Describe the fault of ids or dedupe keys; `None` if they are valid."""
     # Subclasses of str are refused too: not every store can save them.
     if wrong := set(map(type, ids)) - {str}:
         return f"is of type {wrong.pop().__name__}; it must be a str: convert it, as with str()"
@@ -217,11 +208,9 @@ def _undecodable_error(message: Message, function: str, error: Exception) -> Dec
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Processor(SessionPart):
-    """Settles the pages of one session.
+    """Settle the pages of one session.
 
-    Attributes:
-        retry: Settles a message that fails.
-        batch_handler: Processes several messages; `None` if there is only the handler of `retry`.
+    `batch_handler` is `None` if there is only the handler of `retry`.
     """
 
     progress: Progress
@@ -232,21 +221,17 @@ class Processor(SessionPart):
     async def take_page(
         self, page: Page, dedupe_keys: tuple[list[str], DedupeErrors], poll: Poll, *, fill: bool = False
     ) -> bool:
-        """Settle the messages of a page that has arrived.
+        """Settle the messages of a page. Return True if it is settled.
+
+        A message that waits for the next page to fill its batch does not count. Unless a caller leads the poll, a
+        cancellation does not reach the message in flight. It ends by itself, or at the deadline of
+        `Poll.in_flight`.
 
         Args:
             page: The page.
-            dedupe_keys: What `Dedupe.dedupe_keys` returned for its messages.
-            poll: What knows of it whose page it is. Unless a caller leads it, a cancellation does not reach the
-                message in flight, which ends by itself or at the deadline of `Poll.in_flight`.
-            fill: Leave messages that do not fill a batch to the next page.
-
-        Returns:
-            Whether the page is settled, except for messages that wait for the next page.
-
-        Raises:
-            ProcessError: A message failed for good.
-            StoreError: Progress could not be committed.
+            dedupe_keys: Result of `Dedupe.dedupe_keys` for its messages.
+            poll: The poll.
+            fill: True to leave an incomplete batch to the next page.
         """
         keys, errors = dedupe_keys
         walk, read_at = poll.walk, poll.answered_at
@@ -311,12 +296,7 @@ class Processor(SessionPart):
         return not stop.requested if fill else not any(work.unsettled)
 
     async def finish_partial_batch(self, poll: Poll) -> bool:
-        """Settle the messages that wait for the next page, which does not come in time; return whether they are.
-
-        Raises:
-            ProcessError: As for `take_page`.
-            StoreError: As for `take_page`.
-        """
+        """Settle messages that wait for a late next page. Return True if they are settled."""
         if not poll.work.left:
             return True
         if self.clock() >= self.progress.due:  # a commit in the background may have failed (G7)
@@ -324,10 +304,9 @@ class Processor(SessionPart):
         return await self.run_shielded(partial(self._work_off, poll, fill=False), poll)
 
     async def run_shielded(self, work: Callable[[], Awaitable[bool]], poll: Poll) -> bool:
-        """Run work that a cancellation must not cut short, unless a caller leads the poll.
+        """Run work that no cancellation interrupts, unless a caller leads the poll.
 
-        Returns:
-            What the work returns, whether it is complete; False if a message has to wait.
+        Returns the result of the work, which is True if it is complete, or False if a message must wait.
         """
         complete = False
         try:
@@ -339,7 +318,7 @@ class Processor(SessionPart):
 
 
 def _new_flags(keys: Sequence[str], unsettled: set[str]) -> Iterable[bool]:
-    """For each key, whether its message is to be settled: not if it was before, or comes earlier in this page."""
+    """Return True for each key to settle. It has no record, and no earlier message of the page has it."""
     if len(unsettled) == len(keys):
         return repeat(True, len(keys))  # noqa: FBT003
     new = []

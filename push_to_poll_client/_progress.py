@@ -1,30 +1,34 @@
-"""Collect what a session has settled, and commit it to the store in groups.
+"""Collect the progress of a session, and commit it in groups.
 
-`Progress` collects records, dead letters and the cursor, and commits them. `Attempts` counts the attempts of
-failing messages, which are committed with them.
+`Progress` commits records, dead letters and the cursor. `Attempts` counts the attempts of failing messages, which
+are committed with them.
 
-There is one commit at a time. Records that arrive while it runs go into the next one, as databases do it (group
-commit): the faster the messages come and the slower the disk is, the more messages share a commit.
+Commits
+-------
+One commit runs at a time. Records that arrive while it runs go into the next one, as in databases (group commit).
+So more messages share a commit if messages are fast and the disk is slow.
 
-A commit that fails loses nothing: its records are put back, and the next flush tries again. Each poll begins with
-a flush, so nothing more is processed until the commit succeeds. If the session ends before that, `uncommitted` is
-kept by the consumer, and the next session begins with `restore`. A transactional store has committed the effects
-of its handlers before, each with its record (G8): that a record is given to a commit again changes nothing.
+A failed commit loses nothing: its records are put back, and the next flush tries again. Each poll begins with a
+flush, so nothing more is processed until the commit succeeds. If the session ends before that, the consumer keeps
+`uncommitted`, and the next session begins with `restore`. A transactional store has already committed each
+handler's effects with the record (G8). Passing the record to a commit again changes nothing.
 
-A commit ends although its caller is cancelled, unless it takes longer than the consumer may take to stop.
+A commit finishes even if its caller is cancelled, unless it takes longer than the consumer may take to stop.
 
-The cursor of the next commit moves in two places: in `_processor.py`, where messages are processed one by one,
-and in `_work_queue.py`, where several are processed at a time.
+The cursor of the next commit moves in two places: in `_processor.py`, where messages are processed one by one, and
+in `_work_queue.py`, where several are processed at a time.
 
+Attempts
+--------
 Attempts are stored with times of day, since no other clock outlives a process. While a process runs, the time of
-day is read from the event loop's clock, which does not jump. A message whose next attempt is further away than its
-delay shows that the system's clock was set back between two runs. It waits for its delay from then on, and the new
-time is stored, so that the next run does not start the wait again.
+day is read from the event loop's clock, which does not jump. If the next attempt is further away than its delay,
+the system's clock was set back between two runs. Then the message waits for its delay from now on. The new time is
+stored, so the next run does not start the wait again.
 
-Attempts of messages that do not come again are dropped, as when a feed replaces the failing version of an entry. A
-walk to the end of the feed meets all messages that wait; one that ends at such a message may not have come to the
-others, which get an hour. A feed that lags behind may leave a message out for a while, so attempts are dropped
-only when the wait of their message is over.
+Attempts of messages that do not come again are dropped, for example if a feed replaces the failing version of an
+entry. A walk to the end of the feed meets all waiting messages. A walk that ends at such a message may not have
+met the others, so they are kept for another hour. A feed that lags may omit a message for a while, so attempts are
+dropped only after the wait of their message.
 """
 
 import logging
@@ -51,10 +55,9 @@ logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 
 class TimeOfDay:
-    """Seconds since the epoch, by the event loop's clock, which does not jump.
+    """Time of day by the event loop's clock, which does not jump.
 
-    Args:
-        clock: The event loop's clock.
+    Times are in seconds since the epoch.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -62,20 +65,20 @@ class TimeOfDay:
         self._epoch = _event_loop.wall_clock() - clock()
 
     def now(self) -> float:
-        """Seconds since the epoch, now."""
+        """Return the time of day now."""
         return self._epoch + self._clock()
 
     def of(self, moment: float) -> float:
-        """Seconds since the epoch at a moment of the event loop's clock."""
+        """Convert a time of the event loop's clock to a time of day."""
         return self._epoch + moment
 
 
 ATTEMPTS_KEY: Final = "attempts"
-"""Name of the attempts in a session's state."""
+"""State key: the attempts."""
 
 MAX_FAILING: Final = 10_000
-"""Failing messages whose attempts are kept (G11); as many may be in progress or wait. Beyond that, the message
-that failed longest ago is dropped first: it did not come again."""
+"""Failing messages whose attempts are kept (G11). As many may be in progress or wait. Beyond that, the oldest
+failure is dropped first: its message did not come again."""
 
 MAX_ERROR: Final = 200
 """Characters of an error that are stored with the attempts."""
@@ -84,25 +87,24 @@ MAX_ERRORS: Final = 1_000
 """Attempts that are stored with an error. If more messages fail at a time, their errors are about the same."""
 
 MAX_WRITTEN: Final = 1_000_000
-"""Characters of attempts that may be written in a second, besides those at the end of each poll. All attempts are
-one text, of a million characters for 10,000 ids of 36 characters. A poll in which 10,000 messages fail writes 5 MB
-to a state file and takes 4 s; it wrote 4,200 MB and took 149 s when each change was written."""
+"""Characters of attempts written in a second. Those at the end of a poll do not count. All attempts are one
+text: a million characters for 10,000 ids of 36 characters. A poll in which 10,000 messages fail writes 5 MB to
+a state file in 4 s. Without this limit it wrote 4,200 MB in 149 s."""
 
 
 OVERDUE: Final = 3_600.0
-"""Seconds after its wait for which a message is remembered that does not come again, as an entry that was
-replaced."""
+"""Seconds to keep a due message that does not come again. An example is a replaced entry."""
 
 
 class Attempt(msgspec.Struct, array_like=True, frozen=True):
-    """The attempts of one failing message, as they are stored.
+    """Stored attempts of one failing message. Times are in seconds since the epoch.
 
     Attributes:
-        count: How often it was tried.
-        first: When it failed first, in seconds since the epoch.
-        again: When it may be tried again, in seconds since the epoch.
+        count: Number of attempts.
+        first: Time of the first failure.
+        again: Time at which it may be retried.
         delay: Seconds from its last failure to `again`.
-        error: The start of the last error; empty if it is not kept, as by earlier versions.
+        error: Start of the last error; empty if it is not kept, as by earlier versions.
     """
 
     count: int
@@ -116,23 +118,16 @@ _decode = Decoder(dict[str, Attempt]).decode
 
 
 def unreadable_state(what: str, why: str) -> StoreError:
-    """Return the error for a value of a session's state that this library does not write."""
+    """Create the error for an invalid value of a session's state."""
     text = f"{what} cannot be read from the store: {why}"
     return StoreError(f"{text}; it is damaged, or was written by another version")
 
 
 class Attempts:
-    """The attempts of one session's failing messages, by dedupe key.
+    """Attempts of one session's failing messages, by dedupe key.
 
-    Args:
-        state: The session's state.
-        time_of_day: The time of day by the event loop's clock.
-
-    Attributes:
-        changed: Whether there is anything that `take_changes()` has not returned.
-
-    Raises:
-        StoreError: The state has a value that this library does not write.
+    `changed` is True if `take_changes()` has not returned everything. Raises `StoreError` if the stored state is
+    invalid.
     """
 
     def __init__(self, state: Mapping[str, str], time_of_day: TimeOfDay) -> None:
@@ -148,49 +143,49 @@ class Attempts:
         return len(self._attempts)
 
     def knows(self, key: str) -> bool:
-        """Whether the key belongs to a failing message."""
+        """Return True if the key belongs to a failing message."""
         return key in self._attempts
 
     def count(self, key: str) -> int:
-        """Return how often a message has failed."""
+        """Return the number of failed attempts."""
         return self._attempts[key].count if key in self._attempts else 0
 
     def record_failure(self, key: str) -> Attempt:
-        """Count one more failed attempt."""
+        """Count a failed attempt."""
         before = self._attempts.pop(key, None)
         now = self.now
         attempt = Attempt(1, now) if before is None else Attempt(before.count + 1, before.first)
         return self._set(key, attempt)
 
     def postpone(self, key: str, delay: float, error: str) -> Attempt:
-        """Allow the next attempt in `delay` seconds, and keep the start of the error."""
+        """Set the delay until the next attempt. Keep the start of the error."""
         # The entry is missing if more than MAX_FAILING messages fail at a time.
         attempt = self._attempts.get(key) or self.record_failure(key)
         kept = error[:MAX_ERROR] if len(self) <= MAX_ERRORS else ""
         return self._set(key, Attempt(attempt.count, attempt.first, self.now + delay, delay, kept))
 
     def discard(self, key: str) -> None:
-        """Forget the attempts of one message, which is settled or stops the consumer."""
+        """Forget a message that is settled or stops the consumer."""
         if self._attempts.pop(key, None) is not None:
             self.changed = True
 
     def forget(self) -> None:
-        """Forget all attempts, since the session has forgotten them: every message is tried anew."""
+        """Forget all attempts, after the session has deleted them."""
         self._attempts.clear()
         self.changed = False
 
     def wait_of(self, key: str) -> Attempt | None:
-        """Return the attempts of a message that must not be tried yet; `None` if it may be tried."""
+        """Return the attempts of a message that must wait, else `None`."""
         attempt, now = self._attempts.get(key), self.now
         if attempt is not None and attempt.again > now + attempt.delay:  # the clock was set back
             attempt = self._set(key, msgspec.structs.replace(attempt, again=now + attempt.delay))
         return None if attempt is None or attempt.again <= now else attempt
 
     def end_walk(self, *, caught_up: bool) -> None:
-        """Drop the attempts of messages that are due and have not come again.
+        """Drop messages that are due and have not come again.
 
-        At the end of the feed those are all that are due, since the messages that came are settled. A walk that
-        ends at a message which waits may not have come to the others yet: they get `OVERDUE` seconds.
+        At the end of the feed all due messages are dropped, since a message that came is settled. A walk that ends
+        at a waiting message may not have met the others, so they stay for `OVERDUE` seconds.
         """
         due_until = self.now - (0.0 if caught_up else OVERDUE)
         for key, attempt in list(self._attempts.items()):
@@ -198,11 +193,11 @@ class Attempts:
                 self.discard(key)
 
     def write_soon(self) -> None:
-        """Let the next `take_changes()` return what has changed, however much was written just before."""
+        """Let the next `take_changes()` ignore the limit `MAX_WRITTEN`."""
         self._write_at = 0.0
 
     def take_changes(self) -> dict[str, str | None]:
-        """Changes of the session's state to commit; empty if there are none to write now."""
+        """Return the changes of the session's state to commit now."""
         if not self.writable:
             return {}
         self.changed = False
@@ -211,23 +206,22 @@ class Attempts:
         return {ATTEMPTS_KEY: text}
 
     def restore(self, text: str | None) -> None:
-        """Continue with attempts that an earlier session could not commit, as `take_changes()` returned them."""
+        """Continue with the `take_changes()` that an earlier session could not commit."""
         self._attempts = _decode(text or "{}")
         self.changed = True
 
     def put_back(self) -> None:
-        """Leave the changes that were taken to the next commit, since theirs failed."""
+        """Leave the changes of a failed commit to the next one."""
         self.changed = True
         self.write_soon()
 
     @property
     def writable(self) -> bool:
-        """Whether there are changes, and not too much was written just before."""
+        """True if there are changes and `MAX_WRITTEN` allows to write them."""
         return self.changed and self.now >= self._write_at
 
     @property
     def now(self) -> float:
-        """Seconds since the epoch."""
         return self._time_of_day.now()
 
     def _set(self, key: str, attempt: Attempt) -> Attempt:
@@ -242,11 +236,11 @@ MAX_PENDING = 50_000
 """Settled messages that may wait for their commit (G11). With more, the next page waits for it."""
 
 MIN_COMMIT_TIMEOUT: Final = 5.0
-"""Seconds that a commit gets in any case while the consumer stops: it may be of a message that ended late."""
+"""Shortest time for a commit while the consumer stops, in seconds. Its message may have ended late."""
 
 
 class CommitArguments(TypedDict):
-    """The arguments of one commit."""
+    """Arguments of one commit."""
 
     cursor: Cursor | None
     records: Sequence[Record]
@@ -260,10 +254,10 @@ class Uncommitted:
     """A commit that a session could not make before it ended.
 
     Attributes:
-        history: The saved cursors of the session. If they change, another consumer has moved the name meanwhile,
-            and what is left may be of no use any more.
-        token: The fencing token of the session.
-        commit: The arguments of the commit that is due.
+        history: Saved cursors of the session. If they change, another consumer has moved the name, and this commit
+            may be useless.
+        token: Fencing token of the session.
+        commit: Arguments of the commit.
     """
 
     history: Sequence[SavedCursor]
@@ -273,18 +267,15 @@ class Uncommitted:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Progress(SessionPart):
-    """The progress of one session.
+    """Progress of one session.
 
     Attributes:
-        pending: Records of settled messages that no commit has taken yet, in order; always the same list.
-        cursor: The cursor that may be saved with them; `None` leaves the saved one.
-        read_at: When the page of this cursor arrived, on the event loop's clock.
-        dead_letters: Dead letters that no commit has taken yet.
-        refusal: Why the last commit failed, if the store may recover; `None` if it did not fail.
-        due: When everything that is settled by now has to be committed, also what a running commit has taken (G7).
-
-    Raises:
-        StoreError: The session's state has a value that this library does not write.
+        pending: Records of settled messages that no commit has taken, in order; always the same list.
+        cursor: Cursor to save with them; `None` leaves the saved one.
+        read_at: Arrival of the page of this cursor, on the event loop's clock.
+        dead_letters: Dead letters that no commit has taken.
+        refusal: Error of the last commit if the store may recover; `None` if it succeeded.
+        due: Time by which everything settled so far must be committed, including a running commit (G7).
     """
 
     pending: list[Record] = field(default_factory=list, init=False)
@@ -312,14 +303,13 @@ class Progress(SessionPart):
 
     @property
     def settled_count(self) -> int:
-        """Number of messages that this consumer has settled, committed or not."""
+        """Number of messages settled by this consumer, committed or not."""
         return self.stats.counts["messages"] + self.uncommitted_count
 
     async def unsettled(self, keys: list[str]) -> set[str]:
-        """Return the keys of a page that have no record and are not about to have one.
+        """Return the keys of a page without a record, pending or stored.
 
-        Raises:
-            StoreError: The store failed, now or while it committed an earlier page.
+        Raises `StoreError`, also for a failed commit of an earlier page.
         """
         running = self._committing
         if running is None:
@@ -332,32 +322,24 @@ class Progress(SessionPart):
         return unseen - committing - settled_since
 
     async def fingerprints(self, keys: list[str]) -> Mapping[str, int]:
-        """Return the fingerprints of the keys whose messages were settled with one.
-
-        Raises:
-            StoreError: As for `unsettled`.
-        """
+        """Return the stored fingerprints of these keys."""
         await self.flush()
         return await self.session.fingerprints(keys)
 
     def advance(self, cursor: Cursor | None, read_at: float) -> None:
-        """Move the cursor that may be saved, since everything before it is settled; `None` leaves it."""
+        """Move the cursor to save; everything before it is settled. `None` leaves it."""
         if cursor is not None:
             self.cursor, self.read_at = cursor, read_at
 
     async def flush(self) -> None:
-        """Commit everything now.
-
-        Raises:
-            StoreError: The store failed. The next flush tries again.
-        """
+        """Commit everything now. If it raises `StoreError`, the next flush tries again."""
         if self._committing is not None:
             await self._committing.wait()
         await self._commit(self.caller_cancelled)
         self.due = self.clock() + self.options.commit_interval
 
     def finish_by(self, deadline: float) -> None:
-        """Give up a commit that has not ended by the deadline, on the event loop's clock; `math.inf` for none."""
+        """Set a deadline for commits, on the event loop's clock."""
         self._stop_deadline = deadline
         self._limit_commit()
 
@@ -367,7 +349,7 @@ class Progress(SessionPart):
         return len(self.pending) + (0 if self._taken is None else len(self._taken["records"]))
 
     def uncommitted(self) -> Uncommitted | None:
-        """Take what was not committed when the session ends; `None` if everything was."""
+        """Take the uncommitted rest when the session ends; `None` without one."""
         if self._taken is not None:  # the event loop ended during a commit
             self._put_back(self._taken)
         self.attempts.write_soon()
@@ -376,13 +358,10 @@ class Progress(SessionPart):
         return Uncommitted(tuple(self.session.history), self.session.fencing_token, self._take())
 
     async def restore(self, uncommitted: Uncommitted) -> bool:
-        """Continue with the commit that the last session of this consumer could not make.
+        """Continue with the commit that this consumer's last session could not make.
 
         Returns:
-            False if another consumer has moved the name since: then nothing is restored.
-
-        Raises:
-            StoreError: The store failed; nothing is restored.
+            False if another consumer has moved the name since. Then nothing is restored.
         """
         if tuple(uncommitted.history) != tuple(self.session.history):
             return False
@@ -396,7 +375,7 @@ class Progress(SessionPart):
         return True
 
     async def _without_recorded(self, commit: CommitArguments) -> CommitArguments:
-        """Leave out what has a record by now, as another consumer may have claimed the name in between."""
+        """Omit messages that another consumer has recorded in between."""
         unseen = await self.session.unseen([record.key for record in commit["records"]])
         return {
             **commit,
@@ -406,24 +385,17 @@ class Progress(SessionPart):
         }
 
     async def finish(self) -> None:
-        """Flush at the end of a poll, when every commit in the background has ended or was cancelled.
-
-        Raises:
-            StoreError: As for `flush`.
-        """
+        """Flush at the end of a poll, after all background commits."""
         self._committing = None
         if self.attempts.changed:
             self.attempts.write_soon()
         await self.flush()
 
     async def page_settled(self, background: Background | None) -> None:
-        """Commit at the end of a page, while the caller continues with the next page if there is a background.
+        """Commit at the end of a page, if possible in the background.
 
-        The next flush tries a failed commit again. A transactional session has one transaction, so the caller
-        waits.
-
-        Raises:
-            StoreError: As for `flush`, if the caller had to wait.
+        If a background commit fails, the next flush tries again. A transactional session has one transaction, so
+        the caller waits.
         """
         if background is None or is_transactional(self.session) or len(self.pending) > MAX_PENDING:
             await self.flush()
@@ -442,12 +414,12 @@ class Progress(SessionPart):
 
     @property
     def has_uncommitted(self) -> bool:
-        """Whether a commit is due."""
+        """True if a commit is due."""
         unsaved = self.cursor not in {None, self.session.cursor}
         return bool(self.pending or self.dead_letters) or unsaved or self.attempts.writable
 
     async def _commit(self, on_cancel: Callable[[], object] = lambda: None) -> None:
-        """Commit what is there now; more may arrive meanwhile. A cancellation waits for the commit."""
+        """Commit everything so far; more may arrive meanwhile. A cancellation waits for the commit."""
         if not self.has_uncommitted and not self._lock.locked():
             self.cursor = None
             return
@@ -499,7 +471,7 @@ class Progress(SessionPart):
             )
 
     def caller_cancelled(self) -> None:
-        """Limit this commit and those that wait for it, since a caller was cancelled."""
+        """Limit the running and waiting commits, because a caller was cancelled."""
         self._cancel_deadline = min(self._cancel_deadline, self.clock() + self.options.shutdown_timeout)
         self._limit_commit()
 

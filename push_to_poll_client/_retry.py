@@ -1,10 +1,10 @@
-"""Try one message until it is settled: call the handler, wait, and decide what becomes of one that fails (G9).
+"""Process one message until it is settled (G9).
 
-The decision is made by the first of these that applies: an exception that the handler raises to decide itself
+The first of these that applies decides about a failed message: an exception by which the handler decides
 (`RetryMessage`, `DeadLetterMessage`, `SkipMessage`, `StopConsumer`), the option `retry`, the option `on_failure`.
 
-Nothing is open while a message waits for its next attempt: the messages settled before it are committed first. A
-wait of more than a second ends the poll, and the next poll continues at that message when the wait is over.
+No transaction or commit is open while a message waits for its retry: earlier messages are committed first. A wait
+of more than a second ends the poll, and a later poll continues at that message.
 """
 
 import inspect
@@ -40,20 +40,19 @@ from push_to_poll_client._validation import check_number, describe, quoted
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 MAX_WAIT_IN_POLL: Final = 1.0
-"""Seconds. A longer wait, or several that add up to more, ends the poll, so that the lease, the shutdown, the
-status and the callers that wait for the poll to end do not wait with it."""
+"""Longest wait for a retry within a poll, in seconds. Several waits are added up. A longer wait ends the poll,
+so that lease, shutdown, status and callers do not wait with it."""
 
 MAX_DEAD_LETTERS: Final = 10_000
-"""Dead letters of a consumer name (G11). With more, the fault is not in the messages, and the consumer stops."""
+"""Dead letters of a consumer name (G11). With more, the messages are not the cause, and the consumer stops."""
 
 SETTLED_AS: Final = {FailureAction.DEAD_LETTER: Settlement.DEAD_LETTERED, FailureAction.SKIP: Settlement.SKIPPED}
 
 
 class Postponed(Exception):  # not an error: a message waits, and the messages after it wait with it
-    """A message has to wait for its next attempt longer than this poll waits.
+    """A message must wait for its retry longer than a poll waits.
 
-    Args:
-        until: When the next attempt is due, on the event loop's clock.
+    `until` is the time of the next attempt, on the event loop's clock.
     """
 
     def __init__(self, until: float) -> None:
@@ -62,11 +61,11 @@ class Postponed(Exception):  # not an error: a message waits, and the messages a
 
 
 class StopSignal:
-    """The request to begin no further message.
+    """Request to start no further message.
 
     Attributes:
         requested: Set from any thread.
-        event: Set in the event loop, somewhat later; it ends waits for the next attempt.
+        event: Set in the event loop a little later; it ends waits for a retry.
     """
 
     __slots__ = ("event", "requested")
@@ -77,7 +76,7 @@ class StopSignal:
 
 
 NOT_RETRYABLE = (DecodeError, ContentChanged)
-"""Failures that another attempt does not change."""
+"""Failures that a retry cannot fix."""
 
 HANDLER_DECISIONS = {
     DeadLetterMessage: FailureAction.DEAD_LETTER,
@@ -87,7 +86,7 @@ HANDLER_DECISIONS = {
 
 
 class FailureDecision(NamedTuple):
-    """What becomes of a message that failed, and for `RETRY` the seconds until its next attempt."""
+    """Action for a failed message, and the delay in seconds for `RETRY`."""
 
     action: FailureAction
     delay: float = 0.0
@@ -95,12 +94,7 @@ class FailureDecision(NamedTuple):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Retry(SessionPart):
-    """Settle messages one by one.
-
-    Attributes:
-        handler: Processes one message.
-        progress: Keeps attempts and dead letters, and is committed before a wait.
-    """
+    """Settle messages one by one."""
 
     handler: Handler
     progress: Progress
@@ -111,17 +105,16 @@ class Retry(SessionPart):
     async def try_one(
         self, key: str, message: Message, stop: StopSignal, *, error: Exception | None = None
     ) -> Settlement:
-        """Try the message until it is settled.
+        """Process a message until it is settled.
 
         Args:
             key: Its dedupe key.
             message: The message.
             stop: Ends a wait.
-            error: Counts as the first failure, without a call of the handler; `None` to call the handler, unless
-                the message could not be decoded.
+            error: The first failure, without a call of the handler; `None` to call it.
 
         Raises:
-            Postponed: The message has to wait.
+            Postponed: The message must wait.
             ProcessError: It failed for good, and the policy is to stop.
             StoreError: The messages settled before could not be committed.
         """
@@ -137,11 +130,7 @@ class Retry(SessionPart):
         return self._finish(key, message, Settlement.PROCESSED)
 
     async def retry_dead_letter(self, dead_letter: DeadLetter, message: Message) -> HandlerFailure | None:
-        """Try a dead letter once, by the message made from it; return its failure, or `None` if it was processed.
-
-        Raises:
-            BaseException: The error is not a failure of the message, as for `handle_failure`.
-        """
+        """Process a dead letter once. Return its failure, or `None` if it succeeded."""
         attempt = dead_letter.attempts + (0 if message.error else 1)
         failure = message.error or await call_handler(self.handler, message)
         if failure is None:
@@ -157,13 +146,9 @@ class Retry(SessionPart):
     async def handle_failure(
         self, key: str, message: Message, error: BaseException, stop: StopSignal
     ) -> Settlement:
-        """Apply the failure policy to a message that failed, until it is settled.
+        """Apply the failure policy to a failed message until it is settled.
 
-        Raises:
-            BaseException: The error is not a failure of the message: a cancellation, `SystemExit` and the like.
-            Postponed: As for `try_one`.
-            ProcessError: As for `try_one`.
-            StoreError: As for `try_one`.
+        Raises like `try_one`, and raises an error that is not a failure of the message.
         """
         failure: BaseException | None = error
         state, since = Settlement.PROCESSED, self.clock()
@@ -178,13 +163,13 @@ class Retry(SessionPart):
         return self._finish(key, message, state)
 
     def end_walk(self, *, caught_up: bool) -> None:
-        """Drop what is kept of messages that do not come again, at the end of a walk from the saved cursor."""
+        """Drop the failures of messages that do not come again."""
         attempts, failing = self.progress.attempts, self.stats.failing
         attempts.end_walk(caught_up=caught_up)
         self.stats.failing = {key: one for key, one in failing.items() if attempts.knows(key)}
 
     def _show_waiting(self, key: str, message: Message, attempt: Attempt) -> None:
-        """Show a message that waits, if it failed before this consumer was made, or the clock was set back."""
+        """Show a waiting message that failed in an earlier run. Update it if the clock was set back."""
         failing = self.stats.failing
         if key in failing:
             failing[key] = replace(failing[key], retry_at=attempt.again)
@@ -209,7 +194,7 @@ class Retry(SessionPart):
         self.progress.attempts.discard(key)
 
     async def _decide(self, key: str, message: Message, error: Exception) -> FailureDecision:
-        """Decide what becomes of a failed message, and carry it out, except for the wait."""
+        """Decide about a failed message, and apply the decision without the wait."""
         attempts, counts = self.progress.attempts, self.stats.counts
         attempt = attempts.record_failure(key)
         failure = HandlerFailure(key, message.id, attempt.count, describe(error), error, message)
@@ -237,7 +222,7 @@ class Retry(SessionPart):
         return decision
 
     async def _apply_rules(self, message: Message, error: Exception, attempt: Attempt) -> FailureDecision:
-        """Decide by the handler's exception, `retry=` or `on_failure=`, whose functions may raise anything."""
+        """Decide by the handler's exception, `retry=` or `on_failure=`. The user's functions may raise."""
         if isinstance(error, RetryMessage):
             return FailureDecision(FailureAction.RETRY, error.after)
         for decision, action in HANDLER_DECISIONS.items():
@@ -254,7 +239,7 @@ class Retry(SessionPart):
     async def _retry_delay(
         self, retry: AsyncRetrying, message: Message, error: Exception, attempt: Attempt
     ) -> float | None:
-        """Seconds until the next attempt, `None` if there is none, by the strategies of tenacity."""
+        """Return tenacity's delay until the next attempt; `None` for no attempt."""
         # Its own loop is not used, since it waits in place: nothing may be open while a message waits.
         state = RetryCallState(retry, None, (message,), {})
         state.attempt_number = attempt.count
@@ -268,7 +253,7 @@ class Retry(SessionPart):
         return None if await self._resolve(retry.stop(state)) else state.upcoming_sleep
 
     async def _resolve(self, result: Any) -> Any:
-        """Result of a function of the user, awaited after a commit if that is a coroutine function."""
+        """Return the result of a user's function. Commit before awaiting a coroutine."""
         if not inspect.isawaitable(result):
             return result
         try:
@@ -291,7 +276,7 @@ class Retry(SessionPart):
         progress.dead_letters.append(dead_letter)
 
     def _stop(self, failure: HandlerFailure, why: str) -> ProcessError:
-        """Log that a message stops the consumer, and return the error to raise."""
+        """Log that a message stops the consumer. Return the error."""
         self.failure_log.message_failed(failure._replace(why=why), FailureAction.STOP)
         return ProcessError(
             f"message {quoted(failure.id)} failed and stops the consumer: {why}. "
@@ -314,7 +299,7 @@ Work = TypeVar("Work")  # a message, or a batch of them
 
 
 async def call_handler(handler: Callable[[Work], Awaitable[None]], work: Work) -> BaseException | None:
-    """Call a handler once; return its error, of which `failure_of_message` decides what it means."""
+    """Call a handler once. Return its error, to be classified by `failure_of_message`."""
     try:
         await handler(work)
     except BaseException as error:  # noqa: BLE001
@@ -323,11 +308,10 @@ async def call_handler(handler: Callable[[Work], Awaitable[None]], work: Work) -
 
 
 def failure_of_message(message: Message, error: BaseException) -> Exception:
-    """Return the failure of the message behind an error that a handler raised.
+    """Return the failure of the message behind an error of a handler.
 
-    Raises:
-        BaseException: The error is not a failure of the message: the task was cancelled, the store failed, or the
-            program is to end (`SystemExit` and the like).
+    Raises the error if it is not a failure of the message: a cancellation, a store error, `SystemExit` and
+    similar.
     """
     error = sole_cause(error)
     if isinstance(error, TransactionFailed):
@@ -344,18 +328,11 @@ def failure_of_message(message: Message, error: BaseException) -> Exception:
 
 
 MAX_TRACEBACK: Final = 16_384
-"""Characters of a traceback that a dead letter keeps: the end, which has the error."""
+"""Last characters of a traceback that a dead letter keeps. The end has the error."""
 
 
 def make_dead_letter(failure: HandlerFailure, raw: bytes, *, first: float, now: float) -> DeadLetter:
-    """Make the dead letter of a message that failed now.
-
-    Args:
-        failure: The failure, with its error.
-        raw: Its entry as received.
-        first: When it failed first, in seconds since the epoch.
-        now: Seconds since the epoch.
-    """
+    """Create the dead letter of a failed message. Times are in seconds since the epoch."""
     assert failure.error is not None  # noqa: S101
     return DeadLetter(
         dedupe_key=failure.key,

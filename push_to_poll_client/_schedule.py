@@ -1,59 +1,68 @@
-"""Decide when to poll. A pure state machine: no I/O, clock or random; time is an argument, the decision a value.
+"""Decide when to poll, as a pure state machine.
 
-The theory
-----------
-A consumer polls because something *wishes* it to, and no sooner than something *allows*.
+It has no I/O, clock or random. Time is an argument, and the decision is the return value.
 
-Wishes, each with the time from which it holds; the earliest one is the decision's cause:
+Reasons for a poll
+------------------
+Each reason has a time from which it holds. The earliest one is the cause of the next poll:
 
     START         no poll has ended yet: at once
-    RETRY         the last poll failed: when its backoff is over
-    CONTINUATION  the last poll stopped at `max_poll_time` with pages left: at once; or at a message that failed:
-                  when it may be tried again
-    WAKE          somebody said "poll soon": `wake_delay` after the first wake, to gather more
-    REPOLL        a push promised something and its poll found nothing: the push beat the data
-    TIMER         quiet for the fallback interval, or for as long as the feed itself wants it quiet at most
-    WAIT          nothing else, and no repetition due: a fetch that the server may hold (long polling)
-    MANUAL        `poll_now()`, which asks for `earliest` itself
+    RETRY         the last poll failed: after its backoff
+    CONTINUATION  the last poll stopped at `max_poll_time` with pages left: at once; or it stopped at a failed
+                  message: when that message may be retried
+    WAKE          `wake_delay` after the first wake, to gather more wakes
+    REPOLL        a poll after a push found nothing: the push was faster than the data
+    TIMER         no poll for the fallback interval, or for the shorter time that the feed asks for
+    WAIT          none of the above, and no repetition due: a fetch that the server may hold (long polling)
+    MANUAL        `poll_now()`, which reads `earliest` itself
 
-Limits, of which the latest one counts, whatever the wish:
+Limits
+------
+No poll starts before the latest of these times, whatever its reason:
 
-    tokens        burst + rate·T starts in any window of T seconds (G3). A poll that continues what the last one
-                  read, since its time was over, is work and not a new poll, and takes none. One that comes back
-                  to a message which has to wait takes one.
-    not-before    what the server asked for (Retry-After and its like)
+    tokens        burst + rate·T starts in any window of T seconds (G3). A poll that continues a poll stopped by
+                  `max_poll_time` takes no token. A poll that returns to a waiting message takes one.
+    not-before    the time that the server asked for (`Retry-After` and similar)
     backoff       after a failed poll, doubling
-    resumption    after a poll that stopped at a message which has to wait, until that may be tried again
+    resumption    the time at which a waiting message may be retried
 
-A wake is a debt (G1). When a poll starts, the debts it finds become *covered*: the flag is cleared before the
-fetch, so a wake that arrives during the poll is a new debt and cannot be erased by an answer that is older than
-it. When the poll succeeds, what it covered is paid. When it fails or is abandoned, it is pending again.
+Wakes
+-----
+A wake must be answered by a successful poll that started after it (G1). When a poll starts, it *covers* the
+pending wakes: the flag is cleared before the fetch. A wake that arrives during the poll is pending anew, since the
+answer may be older than that wake. If the poll succeeds, the covered wakes are done. If it fails or is abandoned,
+they are pending again.
 
-The table
----------
-"pending" are the wakes that are pending; `-` changes nothing.
+In this table, "pending" means pending wakes, and `-` means no change:
 
     state, event      wake          poll_started      succeeded         failed            abandoned
     idle              pending       running           -                 -                 -
     pending           coalesced     running, covered  -                 -                 -
-    running           pending       - (G2)            idle, or pending  backoff, and what was covered is
-                                                      if woken since    pending again
+    running           pending       - (G2)            idle, or pending  backoff, and the covered wakes
+                                                      if woken since    are pending again
     backoff           pending       running, covered  -                 -                 -
     paused, standby   pending       by hand only      as running        as running        as running
 
-A backoff doubles with each failure of a streak. One success ends the backoff but not the streak. A failure begins
-a new streak if the feed answered well before it for as long as the last delay. So a feed that fails every other
-time is not asked at full speed, and one that fails once in a hundred pages is not treated as if it were down.
+Backoff
+-------
+A backoff doubles with each failure of a streak. One success ends the backoff, but not the streak. A failure begins
+a new streak if the feed answered well before it for at least as long as the last delay. So a feed that fails every
+other time is not polled at full speed, and a feed that fails once in a hundred pages is not treated as if it were
+down.
 
-A poll after a push that finds nothing is repeated shortly, three times at most in a streak. Finding messages, or
-a timer poll that the feed did not ask for, ends the streak. An empty timer poll that covers a push begins a new
-streak. So a forged push costs four polls. A flood of them costs three more than its rate, and three for each timer
-poll.
+Repolls
+-------
+If a poll after a push finds nothing, it is repeated shortly, at most three times in a streak. Messages end the
+streak; so does a timer poll that the feed did not ask for. An empty timer poll that covers a push begins a new
+streak. So a forged push costs four polls. A flood of forged pushes costs three polls more than its rate, and three
+for each timer poll.
 
-A timer poll that finds messages though a channel claims to be up, with no push pending or arriving, is evidence
-that the channel loses pushes. Two in a row with no push proved right in between make the interval the degraded
-one. A poll that comes sooner because the feed asked for it by `poll_within` is not such evidence: the feed knew of
-messages that it could not show yet, and their push may have come in time.
+Lost pushes
+-----------
+A timer poll that finds messages shows that a channel loses pushes, if a channel claims to be up and no push is
+pending or arriving. After two such polls without a working push in between, the degraded interval applies. A poll
+that the feed asked for by `poll_within` does not count: the feed had messages that it could not show yet, and
+their push may have come in time.
 """
 
 import enum
@@ -64,29 +73,30 @@ import msgspec
 from push_to_poll_client._types import MAX_NOT_BEFORE
 
 FIRST_BACKOFF = 1.0
-"""Seconds after the first failure of a streak: a blip costs one second."""
+"""Seconds after the first failure of a streak."""
 
 MAX_BACKOFF = 60.0
-"""Seconds that backoff grows to: a feed that stays down is asked 1 to 2 times a minute."""
+"""Upper limit of the backoff, in seconds. A feed that stays down gets 1 to 2 polls a minute."""
 
 SLOW_BACKOFF = 300.0
-"""Seconds after a refusal, which only a human can lift: 12 to 24 polls an hour, and that never ends."""
+"""Seconds after a refusal, which needs a person to fix it. This makes 12 to 24 polls an hour, without an end."""
 
 REPOLL_DELAYS = (0.25, 1.0, 4.0)
-"""Seconds from an empty poll to its repetition: replicas lag by milliseconds to seconds; 3 polls in 5 s."""
+"""Seconds from an empty poll to its repetition. Replicas lag by milliseconds to seconds; this makes 3 polls in
+5 s."""
 
 EVIDENCE = 2
-"""Timer polls in a row that found what no push announced: one may be a push still on its way, two hardly."""
+"""Timer polls in a row with unannounced messages. One may be a push still on its way; two hardly."""
 
 MIN_HELD_SHARE = 0.5
-"""The share of the asked wait below which an empty answer counts as early: the server does not hold answers."""
+"""Share of the requested wait before which an empty answer is early. Then the server does not hold answers."""
 
 EARLY_ANSWERS = 3
-"""Early empty answers in a row before waiting gives way to the timer, until a poll of another cause."""
+"""Early empty answers in a row that stop waiting. A poll of another cause allows it again."""
 
 
 class Cause(enum.StrEnum):
-    """Why a poll starts."""
+    """Reason for which a poll starts."""
 
     START = "start"
     RETRY = "retry"
@@ -99,7 +109,7 @@ class Cause(enum.StrEnum):
 
 
 class PollOutcome(enum.StrEnum):
-    """How a poll ended."""
+    """Outcome of a poll."""
 
     CAUGHT_UP = "caught up"
     MORE = "more"
@@ -110,7 +120,7 @@ class PollOutcome(enum.StrEnum):
 
 
 class Mode(enum.StrEnum):
-    """What a consumer is doing; `STOPPED` when it has no schedule to follow."""
+    """Activity of a consumer; `STOPPED` if it does not run."""
 
     IDLE = "idle"
     PENDING = "pending"
@@ -124,15 +134,13 @@ class Mode(enum.StrEnum):
 
 
 class WakeResult(enum.StrEnum):
-    """What became of a wake."""
-
     PENDING = "pending"
     COALESCED = "coalesced"
     DROPPED = "dropped"
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """Start a poll at time `at`, which may be past (now) or infinite (not until something happens)."""
+    """Start a poll at time `at`. A past time means now, infinity means only after another event."""
 
     at: float
     cause: Cause
@@ -152,25 +160,20 @@ _TIME_ATTRIBUTES = (
     "_well_since",
     "_repoll_at",
 )
-"""What of a schedule is a time on its clock."""
+"""Attributes of a schedule that are times on its clock."""
 
 
 class Schedule:
-    """Decides when to poll. Times are seconds on any one clock that never goes back.
+    """Decide when to poll. Times are seconds on any monotonic clock.
 
-    Args:
-        fallback_interval: Longest quiet time, in seconds, before polling anyway; `None`: only wakes poll.
-        degraded_interval: The same while a channel is down or seems to lose pushes; `None`: no shorter.
-        rate: Polls a second that may be started in the long run; `None`: no limit.
-        burst: Polls that may be started at once.
-        wake_delay: Seconds to gather further wakes after the first.
+    The arguments are documented at `Consumer`.
 
     Attributes:
-        paused: The user asked for quiet: nothing starts but by hand. Wakes stay pending.
-        standby: Another replica owns the name: nothing starts. Wakes stay pending.
-        server_not_before: Before this time the server does not want to be asked, not even for a further page.
-        missed_pushes: Timer polls that found what no push had announced while a channel was up.
-        missed_in_a_row: Those of them since a push was last followed by messages.
+        paused: True if `pause()` was called: only `poll_now()` polls, and wakes stay pending.
+        standby: True while another replica owns the name: no poll starts, and wakes stay pending.
+        server_not_before: The server must not be asked before this time, not even for a further page.
+        missed_pushes: Timer polls that found unannounced messages while a channel was up.
+        missed_in_a_row: Number of such polls since a push was last followed by messages.
     """
 
     def __init__(
@@ -225,13 +228,13 @@ class Schedule:
     # What happens
 
     def wake(self, now: float, *, push: bool = False, known: bool = False) -> WakeResult:
-        """Somebody said "poll soon".
+        """Add a wake.
 
         Args:
             now: The time.
-            push: A push said so, which promises that there is something.
-            known: Its hint equals the saved cursor and no overlap is set. Dropped, if also no poll runs and
-                nothing is pending (G1).
+            push: True if the wake is a push, which announces messages.
+            known: True if the hint equals the saved cursor and no overlap is set. Such a wake is dropped if no
+                poll runs and no wake is pending (G1).
         """
         self._pushed_meanwhile |= push
         if known and not self._running and self._pending is None:
@@ -243,40 +246,43 @@ class Schedule:
         return WakeResult.PENDING
 
     def set_channel(self, name: str, *, up: bool) -> None:
-        """The push channel `name` is connected, or is not (as it is before its first connection)."""
+        """Set the state of a push channel. It is down before its first connection."""
         self._channels[name] = up
 
     def begin(self) -> None:
-        """Poll once, now, whatever was before."""
+        """Poll once at once, whatever was before."""
         self._ended = None
 
     def resume_now(self) -> None:
-        """The message that has to wait is not waited for: polls go on from another place, which takes a token."""
+        """Do not wait for a message's retry. The next poll starts elsewhere, and takes a token."""
         self._resume_at, self._free_start = -math.inf, False
 
     def shift(self, by: float) -> None:
-        """Go on by another clock, which shows so many seconds more."""
+        """Continue with another clock, which is ahead by this many seconds."""
         for name in _TIME_ATTRIBUTES:
             time = getattr(self, name)
             setattr(self, name, None if time is None else time + by)
 
     def not_before(self, now: float, seconds: float, *, jitter: float) -> None:
-        """The server asked to be left alone; capped at `MAX_NOT_BEFORE`, then lengthened by up to a tenth.
+        """Apply a request of the server to wait, such as `Retry-After`.
+
+        It is capped at `MAX_NOT_BEFORE`, then lengthened by up to a tenth. An earlier, longer request stays in
+        force.
 
         Args:
             now: The time.
-            seconds: What it asked for. An earlier, longer request stays in force.
-            jitter: Drawn from [0, 1): clients that were told the same do not come back together.
+            seconds: The requested time.
+            jitter: Drawn from [0, 1), so that clients with the same request do not come back together.
         """
         asked = min(max(seconds, 0.0), MAX_NOT_BEFORE)
         self.server_not_before = max(self.server_not_before, now + asked * (1.0 + 0.1 * jitter))
 
     def poll_started(self, now: float, cause: Cause, *, wait: float = 0.0) -> None:
-        """A poll starts. What is pending is now covered: what arrives from here on is pending anew.
+        """Start a poll, which covers the pending wakes.
 
         Args:
             now: The time.
-            cause: That of the decision, or `MANUAL`.
+            cause: The cause of the decision, or `MANUAL`.
             wait: Seconds for which the server may hold its first answer.
         """
         if self._running:
@@ -300,20 +306,19 @@ class Schedule:
         resume_at: float | None = None,
         poll_within: float | None = None,
     ) -> None:
-        """The poll that was started has ended.
+        """End the poll that was started.
 
         Args:
             now: The time.
-            outcome: How. `ABANDONED` is neither success nor failure: a waiting fetch gave way to a wake, or the
+            outcome: `ABANDONED` is neither success nor failure: a waiting fetch was cancelled by a wake, or the
                 caller was cancelled.
-            found: New messages that it settled; repeated ones do not count.
-            free: With `MORE`: whether the next poll continues what this one read, and takes no token.
-            answered_at: With `FAILED`: when it got its last page before it failed; `None` if it got none.
+            found: Number of new messages that were settled, without duplicates.
+            free: With `MORE`: True if the next poll continues here and takes no token.
+            answered_at: With `FAILED`: arrival of its last page; `None` if there was none.
             jitter: Drawn from [0, 1), for the backoff or the fallback interval.
-            resume_at: With `MORE`: when the message may be tried again at which it stopped; `None`: it was another
-                reason.
-            poll_within: Seconds within which the feed asks to be polled again, after a success; `None`: it does
-                not ask.
+            resume_at: With `MORE`: time at which the failed message that stopped it may be retried; `None` if it
+                stopped for another reason.
+            poll_within: Seconds within which the feed asks for the next poll; `None` if it does not ask.
         """
         self._running = False
         if outcome is PollOutcome.ABANDONED:
@@ -335,11 +340,11 @@ class Schedule:
     # What follows
 
     def next_poll(self, now: float, *, can_wait: bool = False) -> Decision:
-        """When to start the next poll, and why, if nothing happens until then.
+        """Return time and cause of the next poll, if nothing else happens.
 
         Args:
             now: The time.
-            can_wait: The feed can hold its answer.
+            can_wait: True if the feed can hold its answer.
         """
         if self._running or self.paused or self.standby:
             return NEVER
@@ -352,32 +357,31 @@ class Schedule:
 
     @property
     def earliest(self) -> float:
-        """When a poll may start at the earliest, whatever wishes it."""
+        """Earliest time at which a poll may start, whatever its reason."""
         token = -math.inf if self._free_start else self._full_at - self._slack
         return max(token, self.server_not_before, self._resume_at, self._retry_at if self._failing else -math.inf)
 
     @property
     def interval(self) -> float | None:
-        """The longest quiet time in force, in seconds; `None`: no limit."""
+        """Longest time without a poll, in seconds; `None` for no limit."""
         return self._poll_within if self._feed_wants_less else self._configured_interval
 
     @property
     def owes(self) -> bool:
-        """A wake is pending."""
+        """True if a wake is pending."""
         return self._pending is not None
 
     @property
     def degraded(self) -> bool:
-        """A channel is down, or loses pushes."""
+        """True if a channel is down or loses pushes."""
         return bool(self._channels) and (self.losing_pushes or not all(self._channels.values()))
 
     @property
     def losing_pushes(self) -> bool:
-        """A channel that claims to be up seems to lose pushes."""
+        """True if a channel that is up seems to lose pushes."""
         return self.missed_in_a_row >= EVIDENCE
 
     def mode(self, now: float) -> Mode:
-        """What the schedule is doing, in a word."""
         states = (
             (self.standby, Mode.STANDBY),
             (self._running and self._cause is Cause.WAIT, Mode.WAITING),
@@ -393,19 +397,19 @@ class Schedule:
 
     @property
     def _configured_interval(self) -> float | None:
-        """The longest quiet time, whatever the feed asks for."""
+        """The interval without `poll_within` of the feed."""
         if self._fallback is None or self._degraded is None or not self.degraded:
             return self._fallback
         return min(self._fallback, self._degraded)
 
     @property
     def _feed_wants_less(self) -> bool:
-        """Whether a timer poll comes sooner because the feed asked for it."""
+        """True if the feed asked for an earlier timer poll than configured."""
         configured = self._configured_interval
         return self._poll_within is not None and (configured is None or self._poll_within < configured)
 
     def _wishes(self) -> list[Decision]:
-        """All wishes; of two for the same time the first one counts."""
+        """All reasons for a poll. For equal times, the first one is the cause."""
         wishes = [Decision(self._repoll_at, Cause.REPOLL), Decision(self._due, Cause.TIMER)]
         if self._pending is not None:
             wishes.insert(0, Decision(self._pending + self._wake_delay, Cause.WAKE))
@@ -443,7 +447,7 @@ class Schedule:
         self._failing, self._retry_at, self._well_since = True, now + self._backoff, None
 
     def _learn(self, now: float, found: int, jitter: float) -> None:
-        """Take from a successful poll what it says about pushes and about waiting."""
+        """Update repolls, evidence and early answers after a successful poll."""
         # A walk that is not finished did not come to the request that the server may hold.
         held = not self._unfinished and now - self._started >= MIN_HELD_SHARE * self._wait
         early = self._cause is Cause.WAIT and not found and not held

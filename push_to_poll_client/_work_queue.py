@@ -1,13 +1,13 @@
-"""Order the messages that are to be processed, and tell up to which cursor everything is settled.
+"""Order the messages to process, and move the cursor behind them.
 
-The queue only decides; it calls no handler and saves nothing. It keeps two promises:
+The queue only decides; it calls no handler and saves nothing. It guarantees:
 
-- Messages of the same lane (with the same ordering key) are begun in the feed's order, one after the other.
-  Messages of different lanes may be processed at the same time.
+- Messages of the same lane (with the same ordering key) start in the feed's order, one after the other. Messages
+  of different lanes may be processed at the same time.
 - The cursor never passes a message that is not settled, in whichever order the messages finish (G5).
 
-Each lane that is not busy has an entry with its first message in a heap, so the next message in the feed's order
-is found without a search. An entry that is out of date is skipped when it comes up.
+Each lane that is not busy has its first message in a heap, so the next message in the feed's order is found
+without a search. An outdated entry is skipped later.
 """
 
 from collections import deque
@@ -20,18 +20,15 @@ from push_to_poll_client._types import Cursor, Message
 
 @dataclass(slots=True, eq=False)
 class WorkItem:
-    """A message of a page.
+    """A message of a page. Times are of the event loop's clock.
 
     Attributes:
-        key: Its dedupe key.
-        message: The message.
         cursor: May be saved when this message and all before it are settled; `None` if it has no cursor.
-        read_at: When its page arrived, on the event loop's clock.
-        arrived: When it was added to the work, on that clock.
-        lane: Shared by the messages that must not overtake each other.
+        read_at: Arrival of its page.
+        arrived: When it was added to the queue.
+        lane: Messages of the same lane must not overtake each other.
         error: Why the handler must not get it; `None` if it may.
         fingerprint: Digest of its content; `None` if contents are not compared.
-        settled: Whether it is settled.
         number: Its place among the messages that were not settled when they were added.
     """
 
@@ -49,12 +46,12 @@ class WorkItem:
 
 @dataclass(slots=True, eq=False)
 class WorkQueue:
-    """The messages of one page, or of several that follow each other.
+    """Messages of one page, or of several consecutive pages.
 
     Attributes:
-        cursor: The newest cursor before which everything is settled; `None` if there is none yet.
-        read_at: When the page of this cursor arrived, on the event loop's clock.
-        left: Number of messages that are not begun.
+        cursor: Newest cursor before which everything is settled; `None` if there is none yet.
+        read_at: Arrival of the page of this cursor, on the event loop's clock.
+        left: Number of messages that have not started.
     """
 
     cursor: Cursor | None = None
@@ -68,21 +65,21 @@ class WorkQueue:
 
     @property
     def unsettled(self) -> Iterable[WorkItem]:
-        """The messages that are not settled, in the feed's order."""
+        """Messages that are not settled, in the feed's order."""
         return (item for item in self._items if not item.settled)
 
     @property
     def waiting_since(self) -> float | None:
-        """Arrival of the first message that is not begun, while none is processed; `None` if all are begun."""
+        """Arrival of the first message that has not started; `None` without one."""
         return self._items[0].arrived if self.left else None
 
     def add(self, items: Iterable[WorkItem], read_at: float, *, cursor: Cursor | None = None) -> None:
-        """Add the messages of a page, in the feed's order; some may be settled already.
+        """Add the messages of a page, in the feed's order. Some may be settled already.
 
         Args:
             items: The messages.
-            read_at: When the page arrived, on the event loop's clock.
-            cursor: May be saved when all of them are settled; `None` leaves it to the cursors of the messages.
+            read_at: Arrival of the page, on the event loop's clock.
+            cursor: May be saved when all of them are settled; `None` if only cursors of messages count.
         """
         for item in items:
             self._items.append(item)
@@ -101,10 +98,9 @@ class WorkQueue:
         self._advance()
 
     def take(self, limit: int) -> Sequence[WorkItem]:
-        """Begin the next messages that need not wait for one that is being processed, in the feed's order.
+        """Take up to `limit` messages that need not wait for others.
 
-        Args:
-            limit: Largest number of messages. Several of them may be of one lane, in their order.
+        They are in the feed's order. Several may be of one lane.
         """
         taken: list[WorkItem] = []
         while self._heads and len(taken) < limit:
@@ -120,14 +116,14 @@ class WorkQueue:
         return taken
 
     def mark_settled(self, item: WorkItem) -> None:
-        """Mark a message as settled. Its lane stays busy: the message may have been taken together with others."""
+        """Mark a message as settled. Its lane stays busy, since others may have been taken with it."""
         item.settled = True
         self._advance()
 
     def free(self, items: Sequence[WorkItem]) -> None:
-        """Free the lanes of messages that were taken together, so that the next in these lanes can be begun.
+        """Free the lanes of messages that were taken together.
 
-        A lane with a message that is not settled stays busy, since the messages after it have to wait.
+        A lane with an unsettled message stays busy, since the messages after it must wait.
         """
         waiting = {item.lane for item in items if not item.settled}
         for lane in {item.lane for item in items} - waiting:
@@ -135,7 +131,7 @@ class WorkQueue:
             self._offer(lane)
 
     def _offer(self, lane: Hashable) -> None:
-        """Put the first message of a lane into the heap; `take` skips it if it is out of date by then."""
+        """Put the first message of a lane into the heap. `take` skips it if it is outdated then."""
         if waiting := self._lanes.get(lane):
             heappush(self._heads, (waiting[0].number, waiting[0]))
         else:

@@ -1,8 +1,8 @@
 """Settle several messages at a time: in tasks, in batches, or both.
 
-`WorkRound` takes messages from the work queue, and starts tasks which settle what was taken together. A batch
-that fails is split in halves until the message that fails stands alone. That one is then retried, and
-settled by the failure policy, like any other.
+`WorkRound` takes messages from the work queue and starts tasks that settle them. A failed batch is split in halves
+until the failing message is alone. That message is then retried, and settled by the failure policy, like any
+other.
 """
 
 from collections.abc import Hashable, Sequence
@@ -23,19 +23,17 @@ from push_to_poll_client._validation import describe
 from push_to_poll_client._work_queue import WorkItem, WorkQueue
 
 WHOLE_BATCH_ERRORS = (RetryMessage, StopConsumer)
-"""Errors that a handler means for the whole batch: splitting it would call the handler again for nothing."""
+"""Errors that apply to the whole batch, which is not split."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class WorkRound:
-    """One round of work. It ends when nothing more may be begun and everything that was begun has ended.
+    """One round of work. It ends when no more may start and everything that started has ended.
 
     Attributes:
-        retry: Settles a message that stands alone.
-        batch_handler: Processes several messages; `None` means that each stands alone.
-        work: The messages.
-        stop: Checked before a message or batch is begun.
-        fill: Leave messages that do not fill a batch.
+        batch_handler: Processes several messages; `None` if each is processed alone.
+        stop: Checked before each message or batch.
+        fill: True to leave messages that do not fill a batch.
     """
 
     retry: Retry
@@ -56,8 +54,8 @@ class WorkRound:
         """Settle the messages.
 
         Raises:
-            Postponed: A message has to wait. All messages that need not wait for it are settled.
-            ProcessError: A message failed for good. Those in flight with it are settled, or failed too.
+            Postponed: A message must wait. All messages that do not wait for it are settled.
+            ProcessError: A message failed for good. Messages in flight with it are settled, or failed too.
             StoreError: Progress could not be committed. Messages in flight are as for `ProcessError`.
         """
         if self._free_slots <= 1:  # one message, as after most pushes, need not wait for a task to start
@@ -69,7 +67,7 @@ class WorkRound:
             raise self._error
 
     def _start_tasks(self, tasks: TaskGroup) -> None:
-        """Start as many tasks as there are slots and work for."""
+        """Start tasks while there are slots and work."""
         while self._free_slots and (items := self._take_next()):
             self._free_slots -= 1
             tasks.start_soon(self._run_worker, items, tasks)
@@ -93,7 +91,7 @@ class WorkRound:
         self._free_slots += 1
 
     def _take_next(self) -> Sequence[WorkItem]:
-        """Take the next items; none if so many wait that the attempts of more could not be kept."""
+        """Take the next items; none if more attempts could not be kept."""
         over = self.stop.requested or not (self._error is None or isinstance(self._error, Postponed))
         limit = min(self._max_batch, MAX_FAILING - self._unsettled_count)
         items = () if over or limit < 1 or self.work.left < self._min_batch else self.work.take(limit)
@@ -101,7 +99,7 @@ class WorkRound:
         return items
 
     def _split_into_batches(self, items: Sequence[WorkItem]) -> list[Sequence[WorkItem]]:
-        """Split at each item that cannot be read or has failed before; the batches stay in the feed's order."""
+        """Split in the feed's order. Unreadable and failing messages are alone then."""
         knows = self._progress.attempts.knows
 
         def stands_alone(item: WorkItem) -> bool:
@@ -131,7 +129,7 @@ class WorkRound:
             raise error
 
     async def _try_batch(self, batch: Sequence[WorkItem], *, whole: bool) -> Sequence[Sequence[WorkItem]]:
-        """Settle the batch or some of it; return what is left, as smaller batches."""
+        """Settle the batch or some of it. Return the rest as smaller batches."""
         if not batch:
             return ()
         first, *others = batch
@@ -171,7 +169,7 @@ class WorkRound:
 
 
 def _error_priority(error: BaseException) -> tuple[int, float]:
-    """Rank errors: SystemExit and the like, then failures, then waits, of which the shorter comes first."""
+    """Rank errors: `SystemExit` and similar, then failures, then waits, the shortest first."""
     if isinstance(error, Postponed):
         return 0, -error.until
     return (1 if isinstance(error, Exception) else 2), 0.0
