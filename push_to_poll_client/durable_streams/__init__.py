@@ -1,7 +1,7 @@
 """Durable Streams: a feed, a pull-wake listener, webhooks and their signatures.
 
-Paragraphs are those of PROTOCOL.md in github.com/durable-streams/durable-streams. In the package, only its own
-face imports this one.
+§ numbers refer to PROTOCOL.md in github.com/durable-streams/durable-streams. No other module of the package
+imports this one.
 """
 
 from typing import TYPE_CHECKING

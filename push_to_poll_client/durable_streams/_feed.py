@@ -1,7 +1,7 @@
-"""Read a Durable Stream as a feed: the messages of an append-only stream behind one URL.
+"""Read a Durable Stream as a feed: the messages of an append-only stream at one URL.
 
-Paragraphs are those of PROTOCOL.md in github.com/durable-streams/durable-streams. Positions, the meaning of
-headers, and the framing of bodies are in `_framing.py`.
+§ numbers refer to PROTOCOL.md in github.com/durable-streams/durable-streams. Positions, headers and the framing of
+bodies are in `_framing.py`.
 """
 
 from collections.abc import Collection, Mapping
@@ -42,30 +42,29 @@ _JSON = "application/json"
 
 
 class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
-    """A stream by the Durable Streams Protocol, read to its end and on.
+    """Feed of a stream that a Durable Streams server holds.
 
-    The messages of a stream have no ids, but they keep their places (§4): a message's id is its number, counted
-    from the beginning of the stream. For lines and bytes the number is that of their first byte. Where counting
-    began elsewhere the id says so: after `start="latest"`, and after the stream was reset.
+    Messages of a stream have no ids, but their order never changes (§4). So the id of a message is its number,
+    counted from the beginning of the stream. For lines and bytes it is the number of their first byte. If counting
+    started elsewhere, after `start="latest"` or after the stream was reset, the id says so.
 
-    A closed stream (§4.1) ends the consumer when all of it is settled. A stream that is not there, deleted or has
-    expired (404) is asked for again, slowly. One that no longer has what comes at the saved offset (410), or that
-    was deleted and made anew so that it is shorter than what was read, is a `CursorExpired`, which offers its
-    beginning as `start`; one that is deleted and only kept for its forks (410) is a `FeedGone`.
+    A closed stream (§4.1) ends the consumer after all its messages are settled. A stream that does not exist, was
+    deleted or has expired (404) is requested again, slowly. `CursorExpired` is raised if the stream no longer has
+    messages from the saved offset (410), or was deleted and created again and is now shorter; its `start` is the
+    beginning of the new stream. `FeedGone` is raised if the stream is deleted and kept only for its forks (410).
 
-    As a rule long polling brings what is appended. As wakes, server-sent events do too:
+    Long polling usually brings new messages at once. Server-sent events can wake the consumer too:
 
         SSEListener(feed.push_url, hint=feed.hint)
 
-    Redirects, credentials and clients are as for `HTTPFeed`.
+    Redirects, credentials and clients work as for `HTTPFeed`.
 
     Args:
-        url: Where the stream is, with the query that it may need. A user and password in it are sent as Basic
-            credentials and shown nowhere.
-        messages: How it is cut: "json" is a stream of `application/json`, whose messages have borders of their
-            own; "ndjson" has one JSON value a line, "lines" one `str` a line, of which the last one waits for
-            its end; "bytes" makes one message of each answer, however the server cuts them, and its id is the
-            range of its bytes. A line may have `max_body` bytes.
+        url: URL of the stream, with its query if it needs one. A user and password in it are sent as Basic
+            credentials and never shown.
+        messages: Format of the stream. "json": `application/json`, with message boundaries. "ndjson": one JSON
+            value per line. "lines": one `str` per line; the last line waits for its end. "bytes": one message per
+            response, with its range of bytes as the id. A line may have `max_body` bytes.
         max_wait: Seconds to wait for a response when there is nothing new (long polling). The server cannot be
             asked for a time (§5.7); most hold for 30 s. `None` means no long polling.
         auth: Credentials: a token (sent as Bearer), a pair of user and password (Basic), an `httpx.Auth`, or an
@@ -83,16 +82,15 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
             the URL, without secrets and page size. Set it if the URL may change, or if feeds share one URL.
 
     Attributes:
-        read_ahead: True: the next page is fetched while one is processed. Fetching acknowledges nothing.
+        read_ahead: True: the next page is fetched while one is processed. Fetching does not acknowledge anything.
         max_wait: As given.
-        identity: As given, or made of the URL and of how it is cut.
-        former_identity: What earlier versions made of the URL, newest first, for their state files.
-        push_url: The stream as server-sent events from its end on, for an `SSEListener`; without the credentials
-            that the URL may have.
+        identity: As given, or made from the URL and the format.
+        former_identity: Identities that earlier versions made from the URL, newest first, for their state files.
+        push_url: URL of new messages as server-sent events, for an `SSEListener`, without credentials.
 
     Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: An argument has no meaning; the text says which and why.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has an invalid value.
     """
 
     read_ahead: bool = True
@@ -113,7 +111,7 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
         identity: str | None = None,
     ) -> None:
         if messages not in FRAMINGS:
-            raise ValueError(f"messages must be {', '.join(map(repr, FRAMINGS))}, not {messages!r}")
+            raise ValueError(f"messages must be {', '.join(map(repr, FRAMINGS))}, got {messages!r}")
         check_number("max_wait", max_wait, above_zero=True, optional=True)
         self.max_wait: float | None = max_wait
         framing = FRAMINGS[messages]
@@ -138,25 +136,25 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
         self.push_url: str = self._http_client.build_url({"live": "sse", "offset": NOW})
 
     async def fetch(self, request: FetchRequest, /) -> Page[Message[D_co]]:
-        """Read what comes after `request.cursor`; if that is nothing, hold on for `request.wait` seconds.
+        """Read the messages after `request.cursor`; if there are none, wait up to `request.wait` seconds.
 
         Raises:
-            CursorExpired: The stream no longer has what comes there, or is shorter; or the cursor is none.
-            FeedRefused: The server refuses this client, or the stream is not there, or is no JSON.
-            FeedGone: It is deleted, and kept for its forks alone.
-            FeedError: It could not be asked, cannot answer now, or its answer is that of no stream.
+            CursorExpired: The stream no longer has these messages, or is shorter; or the cursor is invalid.
+            FeedRefused: The server refuses this client, or the stream does not exist or has another format.
+            FeedGone: The stream is deleted, and kept only for its forks.
+            FeedError: The request failed, or the response is not valid for a stream.
         """
         return await self._http_client.mask_secrets(self._http_fetch(request))
 
     async def _http_fetch(self, request: FetchRequest) -> Page[Message[D_co]]:
         wait = min(request.wait, self.max_wait or 0.0)
         if wait > 0:
-            with anyio.move_on_after(wait):  # the server may hold for longer, or be gone
+            with anyio.move_on_after(wait):  # the server may hold the request for longer, or be down
                 return await self._page(request, wait)
         return await self._page(request, 0.0)
 
     async def latest(self) -> Cursor:
-        """The end of the stream, from which only what is new follows (§8).
+        """Return the cursor of the end of the stream (§8).
 
         Raises:
             FeedError: As for `fetch`.
@@ -171,24 +169,24 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
         return StreamPosition.counted_from(headers.offset).cursor
 
     def restore(self, letter: DeadLetter, /) -> Message[D_co]:
-        """The message of a dead letter."""
+        """Restore the message of a dead letter."""
         return StreamMessage(letter.id, letter.raw, self._decoders, dedupe_key=letter.dedupe_key)
 
     @staticmethod
     def hint(event: ServerSentEvent, /) -> Push | None:
-        """Make a push of an event of `push_url`; None for an event that only keeps the connection (§5.8)."""
+        """Return a push for an event of `push_url`; None if it only keeps the connection alive (§5.8)."""
         return Push() if event.event != "control" or '"streamClosed"' in event.data else None
 
     # A page
 
     async def _page(self, request: FetchRequest, wait: float) -> Page[Message[D_co]]:
-        """Read complete messages. One that goes on in the next response is read on, as far as it is there."""
+        """Read complete messages. If one continues in the next response, read that too, as far as available."""
         start = self._unfinished
         if start is None or start.saved is None or start.saved.cursor != request.cursor:
             start = ReadStart(StreamPosition.from_cursor(request.cursor))
         while True:
             live = {**self._echo, "live": "long-poll"} if wait > 0 else {}
-            # The parameters are in the order of their names, for caches (§10.1).
+            # Parameters are sorted by name, for caches (§10.1).
             url = self._http_client.build_url({**live, "offset": start.position.offset})
             response = await self._request(url, start.position, wait, bypass_cache=request.bypass_cache)
             if response.status == HTTPStatus.NOT_MODIFIED:
@@ -197,8 +195,8 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
             batch = await self._read(response, start, headers)
             self._http_client.remember_redirects(response)
             self._unfinished = batch.next_start
-            # A response without messages is kept as the end of the feed, but must not hide that the stream is
-            # closed (§10.1).
+            # An empty response is remembered as the end of the feed, but must not hide that the stream was closed
+            # (§10.1).
             at_end = headers.up_to_date and not (batch.messages or batch.cut or headers.closed)
             self._end_of_feed.note(url, response, empty=not wait and at_end)
             moved, more = headers.offset != start.position.offset, wait > 0 or not headers.ends
@@ -226,24 +224,24 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
         return batch
 
     def _check_type(self, response: Response) -> None:
-        """Refuse a stream of another content type than `messages` needs; it never changes (§5.1)."""
-        # By the exact type: `application/geo+json` is bytes to a server (§9).
+        """Reject a stream whose content type does not fit `messages`. It never changes (§5.1)."""
+        # Compare the exact type: to a server, `application/geo+json` is bytes (§9).
         if response.media_type and (response.media_type == _JSON) != self._framing.is_json:
             stated = quoted(response.headers["content-type"])
             right = "messages='lines' or 'bytes'" if self._framing.is_json else "messages='json'"
-            raise FeedRefused(f"{self._http_client.where} is a stream of {stated}; check its URL, or give {right}")
+            raise FeedRefused(f"{self._http_client.where} is a stream of {stated}; check its URL, or pass {right}")
 
     def _check_body(self, response: Response, position: StreamPosition, headers: StreamHeaders) -> None:
-        """Refuse an empty body where the offset moves on: the messages were lost on the way."""
+        """Reject an empty body with a new offset: the messages were lost on the way."""
         if response.body or headers.offset == position.offset:
             return
-        # An empty stream leads from its beginning to its end. Of JSON its body is `[]` all the same (§9.1.5),
-        # except in a response that was held (§5.7).
+        # An empty stream leads from its beginning to its end. With JSON its body is `[]` (§9.1.5), except in a
+        # long-poll response (§5.7).
         is_empty = position.offset == BEGINNING and headers.ends
         if not is_empty or (self._framing.is_json and response.status != HTTPStatus.NO_CONTENT):
             raise FeedError(
-                f"{self._http_client.where} sent an empty body, and an offset behind {quoted(position.offset)}: "
-                "what stands between them was lost on the way; it is asked again later"
+                f"{self._http_client.where} sent an empty body although messages follow offset "
+                f"{quoted(position.offset)}: a proxy may have dropped them; the request is retried"
             )
 
     async def _request(self, url: str, position: StreamPosition, wait: float, *, bypass_cache: bool) -> Response:
@@ -261,20 +259,20 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
     def _accept(self, response: Response) -> None:
         if response.status == HTTPStatus.NOT_FOUND:
             raise FeedRefused(
-                f"{self._http_client.where} answered 404 Not Found: there is no stream yet, or it was deleted or "
-                "has expired; check the URL",
+                f"{self._http_client.where} answered 404 Not Found: the stream does not exist, was deleted or has "
+                "expired; check the URL",
                 retry_after=response.retry_after,
             )
         self._http_client.check_status(response)
 
     async def _raise_expired(self, position: StreamPosition) -> None:
-        """Raise the error of a 410, which has two meanings (§5.6); a HEAD request tells which (§5.5)."""
+        """Raise the error for a 410, which has two meanings (§5.6). A HEAD request tells which (§5.5)."""
         head = await self._http_client.send_request(self._http_client.build_url({}), headers={}, method="HEAD")
         if head.status not in _HEAD_UNSUPPORTED:
             self._accept(head)
         raise CursorExpired(
-            f"{self._http_client.where} no longer has what comes at offset {quoted(position.offset)}: messages "
-            "are missing, and those that it has are counted anew; go on from the start that this error offers, or "
-            "from the inception and forget",
+            f"{self._http_client.where} no longer has the messages after offset {quoted(position.offset)}: some "
+            "are missing, and the rest is numbered again; continue at the start in this error, or rewind to the "
+            "inception and forget",
             start=position.after_reset.cursor,
         )

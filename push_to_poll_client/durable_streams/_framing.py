@@ -1,19 +1,19 @@
 """Positions, headers and bodies of a Durable Stream.
 
-A stream gives its messages no ids, but the bytes at an offset never change (§4). So the id of a message is its
-number: how many messages come before it, from where counting began. That does not depend on where a response
-happens to end. Offsets exist only at the ends of responses, so a position between two offsets is the offset before
-it and the number of messages after that offset which are settled.
+Messages of a stream have no ids, but the bytes at an offset never change (§4). So the id of a message is its
+number: the count of messages before it, from where counting started. It does not depend on where a response ends.
+Offsets exist only at the ends of responses. A position between two offsets is the offset before it, and the number
+of settled messages after that offset.
 
     cursor               the offset to request, and the number of the first message there
-    0_42/17              17 from the beginning
+    0_42/17              number 17, counted from the beginning
     0_42/17/3            the same, and three messages after the offset are settled
-    0_42/0_40+2          counted from the offset 0_40, where the reader began ("latest")
+    0_42/0_40+2          counted from offset 0_40, where the reader started ("latest")
     0_42/1:2             counted from the beginning, after the stream was reset once
-    0_42                 as a user may give it: counted from there
+    0_42                 as a user may pass it: counted from there
 
-Reading a body is pure, and linear in its size. However many messages a response has, only a limited number is made
-of it at a time; the cursor of the last one says how many to skip in the same response.
+Reading a body is pure, and linear in its size. Only a limited number of messages is made from one response. The
+cursor of the last one says how many to skip when the same response is read again.
 """
 
 import re
@@ -32,7 +32,7 @@ from push_to_poll_client.feeds._decoding import RawJSON, elements, has_few_comma
 
 BEGINNING = "-1"
 NOW = "now"
-"""Reserved: a server makes no such offsets (§8)."""
+"""Reserved: servers do not use these as offsets (§8)."""
 
 MAX_OFFSET = 1024
 """Characters. The protocol asks servers for less than 256 (§8); an offset is part of a request's URL."""
@@ -43,7 +43,7 @@ _match_resets = re.compile(r"([0-9]{1,9}):").fullmatch
 
 
 def is_offset(text: str) -> bool:
-    """Return whether a server may have made this offset (§8)."""
+    """Return True if a server may have made this offset (§8)."""
     return text not in {BEGINNING, NOW} and _match_offset(text) is not None
 
 
@@ -51,8 +51,8 @@ class StreamPosition(NamedTuple):
     """Position of a reader in a stream.
 
     Attributes:
-        offset: What to request.
-        since: Where counting began: "" at the beginning of the stream, else the text before the number.
+        offset: The offset to request.
+        since: Where counting started: "" for the beginning of the stream, else the text before the number.
         number: Messages, or bytes, before the offset.
         settled: Messages, or bytes, after the offset that are settled.
     """
@@ -64,15 +64,15 @@ class StreamPosition(NamedTuple):
 
     @classmethod
     def from_cursor(cls, cursor: Cursor | None) -> "StreamPosition":
-        """Read a cursor, or raise `CursorExpired` if it is not one of a stream."""
+        """Parse a cursor; raise `CursorExpired` if it is not a cursor of a stream."""
         if cursor is None:
             return cls()
         found = _match_cursor(cursor)
         offset = (found[1] or found[5]) if found else ""
         if not found or not (offset == BEGINNING or is_offset(offset)):
             raise CursorExpired(
-                f"{quoted(cursor)} is no cursor of a Durable Stream; rewind to one that push-to-poll shows, or to "
-                "an offset of the stream"
+                f"{quoted(cursor)} is not a cursor of a Durable Stream; rewind to a cursor that push-to-poll "
+                "shows, or to an offset of the stream"
             )
         if found[5]:
             return cls() if offset == BEGINNING else cls.counted_from(offset)
@@ -80,17 +80,17 @@ class StreamPosition(NamedTuple):
 
     @classmethod
     def counted_from(cls, offset: str) -> "StreamPosition":
-        """Return a position from which counting begins, since it is not known how many messages come before."""
+        """Return a position where counting starts: the number of earlier messages is unknown."""
         return cls(offset, f"{offset}+")
 
     @property
     def cursor(self) -> Cursor:
-        """The text that is saved."""
+        """The text to save."""
         return f"{self.offset}/{self.since}{self.number}" + (f"/{self.settled}" if self.settled else "")
 
     @property
     def after_reset(self) -> "StreamPosition":
-        """The beginning of the stream after it was reset, with numbers that differ from those before."""
+        """Beginning of the stream after a reset, with numbers that differ from the earlier ones."""
         known = _match_resets(self.since)
         return StreamPosition(since=f"{int(known[1]) + 1 if known else 1}:")
 
@@ -100,16 +100,16 @@ class StreamPosition(NamedTuple):
 
 
 MAX_ECHO = 256
-"""Characters of a `Stream-Cursor` that is echoed: a number of some ten digits (§10.1)."""
+"""Characters of a `Stream-Cursor` that is sent back: usually a number of about ten digits (§10.1)."""
 
 
 class StreamHeaders(NamedTuple):
-    """Headers of a response, read.
+    """Parsed headers of a response.
 
     Attributes:
-        offset: Where to go on (§5.6).
-        up_to_date: Whether the response reaches the current end of the stream.
-        closed: Whether nothing more will ever be appended (§4.1).
+        offset: The offset to request next (§5.6).
+        up_to_date: True if the response reaches the current end of the stream.
+        closed: True if nothing will be appended any more (§4.1).
     """
 
     offset: str
@@ -123,42 +123,42 @@ class StreamHeaders(NamedTuple):
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, str], where: str, position: StreamPosition) -> "StreamHeaders":
-        """Read the headers.
+        """Parse the headers of a response.
 
         Args:
-            headers: By names in any case.
+            headers: The response's headers.
             where: The URL without secrets, for errors.
-            position: What was requested.
+            position: The requested position.
 
         Raises:
-            FeedError: They are not those of a stream.
-            CursorExpired: The stream is shorter than what was read: offsets only grow (§8).
+            FeedError: The response is not from a stream.
+            CursorExpired: The stream is shorter than the part already read: offsets only grow (§8).
         """
         offset = headers.get("stream-next-offset")
         if offset is None:
             raise FeedError(
-                f"{where} sent no Stream-Next-Offset; check that the URL is that of a Durable Stream and no login "
-                "page stands before it"
+                f"{where} sent no Stream-Next-Offset header; check that the URL is a Durable Stream and that no "
+                "login page answers instead"
             )
         if not is_offset(offset):
-            raise FeedError(f"{where} sent {quoted(offset)} as its Stream-Next-Offset, which is no offset")
+            raise FeedError(f"{where} sent an invalid Stream-Next-Offset: {quoted(offset)}")
         if position.offset != BEGINNING and offset < position.offset:
             raise truncation_error(position, where)
         return cls(offset, _is_true(headers, "stream-up-to-date"), _is_true(headers, "stream-closed"))
 
 
 def truncation_error(position: StreamPosition, where: str) -> CursorExpired:
-    """Return the error of a stream that is shorter than what was read."""
+    """Return the error for a stream that is shorter than the part already read."""
     return CursorExpired(
-        f"{where} ends before offset {quoted(position.offset)}, up to which it was read: it was deleted and made "
-        "anew, and its messages are counted anew; go on from the start that this error offers, or from the "
-        "inception and forget",
+        f"{where} ends before offset {quoted(position.offset)}, which was already read: it was deleted and "
+        "created again, and its messages are numbered again; continue at the start in this error, or rewind to "
+        "the inception and forget",
         start=position.after_reset.cursor,
     )
 
 
 def echo_of(headers: Mapping[str, str]) -> str | None:
-    """Return the `Stream-Cursor`, which keeps caches from repeating a response; None if none can be echoed."""
+    """Return the `Stream-Cursor` to send back, so that caches do not repeat a response; None if invalid."""
     echo = headers.get("stream-cursor", "")
     return echo if 0 < len(echo) <= MAX_ECHO and is_header_value(echo) else None
 
@@ -169,7 +169,7 @@ def _is_true(headers: Mapping[str, str], name: str) -> bool:
 
 
 Decoders: TypeAlias = tuple[Callable[[bytes], Any], DataDecoder[D_co] | None]
-"""Makes data from the bytes of a message; and makes of that data what the user's `decode=` asks for, or `None`."""
+"""Decodes the bytes of a message; and applies the caller's `decode=` to the result, if given."""
 
 _decode_json = Decoder().decode
 
@@ -177,15 +177,7 @@ _SPACE = b" \t\r\n"
 
 
 class StreamMessage(Message[D_co]):
-    """A message of a stream. Its data is decoded when it is first read, and then kept.
-
-    Args:
-        id: Its number.
-        raw: Its bytes.
-        decoders: How its data is made.
-        dedupe_key: As for any message.
-        cursor: As for any message.
-    """
+    """A message of a stream. Its data is decoded when first read, then kept."""
 
     __slots__ = ("_decoders", "_raw")
 
@@ -204,15 +196,15 @@ class StreamMessage(Message[D_co]):
 
     @property
     def raw(self) -> bytes:
-        """The bytes of the message, as they stand in the stream."""
+        """The bytes of the message, as in the stream."""
         return bytes(self._raw)
 
     @property
     def data(self) -> D_co:
-        """Content of the message.
+        """Decoded content of the message.
 
         Raises:
-            DecodeError: It cannot be read. Let it pass through the handler.
+            DecodeError: It cannot be decoded. Let the error leave the handler.
         """
         if self._decoders is not None:
             decode, decoder = self._decoders
@@ -229,8 +221,8 @@ class ReadStart(NamedTuple):
     """Start of a response.
 
     Attributes:
-        position: What was requested.
-        rest: The bytes before `position` of a message whose end was missing.
+        position: The requested position.
+        rest: The bytes before `position` of an incomplete message.
         saved: The position before `rest`; None if there is no rest.
     """
 
@@ -240,15 +232,7 @@ class ReadStart(NamedTuple):
 
 
 class StreamResponse(NamedTuple):
-    """A response that is to be read.
-
-    Attributes:
-        body: Its body.
-        start: Where it begins.
-        headers: What its headers say.
-        where: The URL without secrets, for errors.
-        decoders: As for `StreamMessage`.
-    """
+    """A response to read. `where` is the URL without secrets, for errors."""
 
     body: bytes
     start: ReadStart
@@ -257,16 +241,12 @@ class StreamResponse(NamedTuple):
     decoders: Decoders[Any]
 
     def position_after(self, length: int) -> StreamPosition:
-        """Return the position after the body, which has `length` messages, or bytes.
-
-        Raises:
-            FeedError: It has messages, but the offset is the same.
-            CursorExpired: It is shorter than what was read.
-        """
+        """Return the position after the body, which has `length` messages, or bytes."""
         position = self.start.position
         if length and self.headers.offset == position.offset:
             raise FeedError(
-                f"{self.where} sent messages, and the offset {quoted(position.offset)} that it was asked for"
+                f"{self.where} sent messages, but its Stream-Next-Offset is still {quoted(position.offset)}, the "
+                "requested one"
             )
         left = max(position.settled - length, 0)
         if left and self.headers.ends:
@@ -278,10 +258,10 @@ class StreamBatch(NamedTuple):
     """The messages of a response.
 
     Attributes:
-        messages: Complete messages, in their order.
-        end: The position after the last one.
-        next_start: Where the next response begins, if this one ends in the middle of a message.
-        cut: Whether the response has more messages, so that it is requested again from `end`.
+        messages: Complete messages, in order.
+        end: The position after the last message.
+        next_start: Start of the next response, if this one ends within a message.
+        cut: True if the response has more messages, so it is requested again from `end`.
     """
 
     messages: Sequence[StreamMessage[Any]]
@@ -291,12 +271,12 @@ class StreamBatch(NamedTuple):
 
 
 class Framing(NamedTuple):
-    """Rule by which a stream is cut into messages.
+    """Rule that splits a stream into messages.
 
     Attributes:
         read: Reads a response, up to a number of messages.
-        decode: Makes the data of a message from its bytes.
-        is_json: Whether the stream has to be of JSON.
+        decode: Decodes the bytes of a message.
+        is_json: True if the stream must be `application/json`.
     """
 
     read: Callable[[StreamResponse, int], StreamBatch]
@@ -329,7 +309,7 @@ def _read_elements(response: StreamResponse, max_messages: int) -> StreamBatch:
 
 
 def _elements(body: bytes, first: int, count: int) -> tuple[int, Sequence[RawJSON]]:
-    """Skip up to `first` elements; return how many were skipped, and the next `count`."""
+    """Skip up to `first` elements. Return the number skipped, and the next `count`."""
     if not body:
         return 0, []
     if has_few_commas(body, count):
@@ -342,8 +322,8 @@ def _elements(body: bytes, first: int, count: int) -> tuple[int, Sequence[RawJSO
 # Byte streams
 
 
-def _read_chunk(response: StreamResponse, max_messages: int) -> StreamBatch:  # noqa: ARG001  # there is one
-    """Make one message of the whole body, as large as the server makes its responses."""
+def _read_chunk(response: StreamResponse, max_messages: int) -> StreamBatch:  # noqa: ARG001  # there is only one
+    """Make one message of the whole body."""
     position, end = response.start.position, response.position_after(len(response.body))
     chunk = response.body[position.settled :]
     name = f"{position.message_id(position.settled)}-{position.number + len(response.body)}"
@@ -354,7 +334,7 @@ def _read_chunk(response: StreamResponse, max_messages: int) -> StreamBatch:  # 
 
 
 def _read_lines(response: StreamResponse, max_messages: int, *, blank: bool) -> StreamBatch:
-    """Make a message of each complete line; the last line of a closed stream needs no end."""
+    """Make a message of each complete line. The last line of a closed stream needs no newline."""
     (position, rest_before, saved), length = response.start, len(response.body)
     *lines, rest = (rest_before + response.body[position.settled :]).split(b"\n", max_messages)
     cut, at = len(lines) == max_messages, position.settled - len(rest_before)
@@ -379,4 +359,4 @@ FRAMINGS: Final = {
     "lines": Framing(partial(_read_lines, blank=True), bytes.decode),
     "bytes": Framing(_read_chunk, bytes),
 }
-"""Framings by the names that a user gives them."""
+"""Framings by the values of `messages=`."""

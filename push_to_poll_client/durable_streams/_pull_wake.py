@@ -1,22 +1,21 @@
 """Listen by pull-wake: the server writes its wakes into a stream (PROTOCOL.md §7.2).
 
-For consumers that no webhook can reach. The subscription is kept alive by `listeners/subscriptions/_manager.py`.
-Each wake is claimed, so that the server writes the next one.
+For consumers that no webhook can reach. `listeners/subscriptions/_manager.py` keeps the subscription alive. Each
+wake is claimed, so that the server writes the next one.
 
-Nothing is lost because of the order. Until a wake is claimed and given back, the server writes no other one,
-whatever is appended. So the wake is claimed first. Then the consumer is woken, and reads at least what the claim
-covers. Then the claim is given back, as far as it reaches and no further, and the server writes a wake for
-everything later.
+Why nothing is lost. The server writes no other wake until the current one is claimed and given back. So the wake
+is claimed first. Then the consumer is woken, and reads at least what the claim covers. Then the claim is given
+back, with the offsets that it covers, and the server writes a wake for everything later.
 
     append A    wake 1    claim [A]    consumer woken    append B    done [A]    wake 2    claim [B]    ...
 
-When another worker has the claim, or has given it back, the server's response says so. The wake was then taken
-before our request, and what came after it gets a wake of its own. So every worker of a subscription is woken for
-everything, no matter which of them has the claim.
+If another worker has or had the claim, the server's response says so. That worker took the wake before our
+request, and later messages get another wake. So every worker of a subscription is woken for all messages,
+whichever worker has the claim.
 
-On each connect the stream is opened first, and claimed after that: a wake before that time is found by the claim,
-a later one is in the stream. A claim that could not be given back is given back then. If that fails again, or if a
-dead worker has the claim, it ends with its lease, and the server writes a wake for what is new.
+On each connect the stream is opened first, then a claim is made: the claim finds earlier wakes, the stream has
+later ones. A claim that could not be given back before is given back then. If that fails again, or if a dead
+worker has the claim, it ends with its lease, and the server writes a wake for new messages.
 """
 
 import contextlib
@@ -59,7 +58,7 @@ from push_to_poll_client.listeners.subscriptions._manager import SubscriptionMan
 
 
 class ChannelPart(ForwardedChannel):
-    """A `Channel` for one of two parts that report to the same channel, which is up while both parts are.
+    """`Channel` for one of two parts that report to one channel, which is up while both parts are.
 
     Args:
         channel: The channel of both parts.
@@ -75,14 +74,14 @@ class ChannelPart(ForwardedChannel):
         self.is_up = anyio.Event()
 
     def up(self) -> None:
-        """Note that this part is up; if both are, the channel is up."""
+        """Note that this part is up. If both are, the channel is up."""
         self.is_up.set()
         self._parts_up.add(self)
         if len(self._parts_up) == 2:  # noqa: PLR2004 - both parts
             self._channel.up()
 
     def down(self, error: BaseException | None = None) -> None:
-        """Note that this part is down, and so is the channel."""
+        """Note that this part and the channel are down."""
         self.is_up = anyio.Event() if self.is_up.is_set() else self.is_up
         self._parts_up.discard(self)
         self._channel.down(error)
@@ -95,7 +94,7 @@ def split_channel(channel: Channel) -> tuple[ChannelPart, ChannelPart]:
 
 
 MAX_CLAIM = 16 * 1024 * 1024
-"""Bytes of the response to a claim, which names all streams of the subscription: some 100,000 of them."""
+"""Bytes of the response to a claim. It lists all streams of the subscription: enough for about 100,000."""
 
 
 class _ClaimedStream(msgspec.Struct, frozen=True):
@@ -105,13 +104,11 @@ class _ClaimedStream(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A wake that this worker has for the length of the lease.
+    """A claimed wake, held until it is given back or the lease ends.
 
     Attributes:
-        wake_id: The wake's id.
-        generation: Its number.
-        token: The secret by which it is given back.
-        streams: All streams of the subscription, and how far they reached when it was claimed.
+        token: The secret with which it is given back.
+        streams: All streams of the subscription, with their ends at the time of the claim.
     """
 
     wake_id: str
@@ -121,12 +118,12 @@ class Claim(msgspec.Struct, frozen=True):
 
     @property
     def topics(self) -> tuple[str, ...]:
-        """Paths of the streams that have something new."""
+        """Paths of the streams that have new messages."""
         return topics_of(stream.path for stream in self.streams if stream.has_pending)
 
     @property
     def acks(self) -> list[dict[str, str]]:
-        """Offsets that those streams had reached, in the form that the server wants."""
+        """Ends of these streams, in the server's format."""
         pending = (stream for stream in self.streams if stream.has_pending)
         return [{"stream": stream.path, "offset": stream.tail_offset} for stream in pending]
 
@@ -135,7 +132,7 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 RATE, BURST = 5.0, 10
-"""Claims a second, and at once, whatever is written to the stream: as often as a consumer polls by default."""
+"""Claims per second, and at once, however many wakes are written: as often as a consumer polls by default."""
 
 
 class _WakeEvent(msgspec.Struct):
@@ -145,58 +142,56 @@ class _WakeEvent(msgspec.Struct):
 
 
 class PullWakeListener(SSEListener):
-    """Wakes when a Durable Streams server writes that one of some streams is longer, and on every connect.
+    """Wakes when a Durable Streams server reports new messages, and on every connect.
 
         PullWakeListener("https://streams.example/v1/stream", streams=["orders"], wake_stream="wake/orders")
 
-    It asks for the subscription, makes the wake stream if it is not there, and follows it as server-sent events,
-    connecting again as `SSEListener` does. Each wake is claimed and given back at once, so that the server writes
-    the next; ten of them may follow each other closely, then five a second.
+    It requests the subscription, creates the wake stream if needed, and follows it with server-sent events. It
+    reconnects as `SSEListener` does. Each wake is claimed and given back at once, so that the server writes the
+    next one: at most ten at once, then five a second.
 
-    Who asks for the same, as the replicas of a service do, has the same subscription, and each of them is woken,
-    whoever has the claim. Do not claim the wakes of its id by another program: one that says "done" for more than
-    it claimed takes from us the wakes for what lies between.
+    Consumers with equal requests, such as the replicas of a service, share one subscription. Each of them is
+    woken, whichever has the claim. Do not claim wakes of this id in another program: if it acknowledges more than
+    it claimed, wakes for the messages between are lost.
 
     Args:
-        root: Where the streams are: the address of a stream without the path that `streams` names it by. A user
-            and password in it are sent as Basic credentials, but for giving claims back, which is done by the
-            token of each claim.
-        wake_stream: Path below the root of the stream that the server is to write its wakes into. Several
+        root: URL below which the streams are: a stream's URL without its path in `streams`. A user and password in
+            it are sent as Basic credentials. Only to give a claim back, the claim's token is sent instead.
+        wake_stream: Path, below the root, of the stream into which the server writes its wakes. Several
             subscriptions may share it.
         streams: Paths of streams below the root.
-        pattern: Paths of streams, those to come included: in `orders/*` the star is one step of a path, two
-            stars are any number of steps. One of `streams` and `pattern` has to be given.
-        id: What the subscription's id begins with, for whoever looks at them on the server; the rest is made from
-            what is asked for. `None`: "push-to-poll".
-        worker: What this listener is called when it claims. `None`: a name of its own.
-        lease: Seconds, 1 to 600, after which the server takes a claim from a worker that died with it, and writes
-            a wake for what came meanwhile.
-        confirm_every: Seconds after which the subscription is confirmed, since the server may have lost it. One
-            that was lost is noticed on a connect too.
-        unsubscribe_on_exit: Whether to take the subscription back when the consumer ends: not if there are
-            replicas.
+        pattern: Pattern of paths that includes future streams: in `orders/*` the star is one segment of a path,
+            two stars are any number of segments. One of `streams` and `pattern` is required.
+        id: Start of the subscription's id, shown at the server; the rest is a hash of the request. `None` means
+            "push-to-poll".
+        worker: Name of this listener in its claims. `None` makes a random one.
+        lease: Seconds, 1 to 600, after which the server takes a claim from a dead worker, and writes a wake for
+            the messages since.
+        confirm_every: Seconds between confirmations, since the server may lose the subscription. A connect finds
+            this out too.
+        unsubscribe_on_exit: True to delete the subscription when the consumer ends. Do not use it with replicas.
         auth: Credentials: a bearer token, a pair of user and password, a function (async, or plain and quick)
             that returns a token and is called at each connect, or an `httpx.Auth`. After a 401 the function is
-            called once more soon, then the slow retries begin. `None`: the user and password of the URL if it has
-            them, else those of `client`.
+            called once more soon, then the slow retries begin. `None` uses the user and password of the URL, or
+            the credentials of `client`.
         headers: Sent with each request: a mapping, or a function (async, or plain and quick) that returns one and
-            is called at each connect. `None`: none.
+            is called at each connect. `None` adds none.
         classify: As for `SSEListener`.
         ssl_context: TLS settings. `None` uses the machine's trusted certificates.
         max_age: As for `SSEListener`.
-        max_silence: As for `SSEListener`. Servers of Durable Streams say something, or end the stream, within a
+        max_silence: As for `SSEListener`. Durable Streams servers send something, or end the stream, within a
             minute (§5.8).
-        open_timeout: Seconds for the headers and token to be given, again until the stream is open, and again for
+        open_timeout: Seconds for the functions in `auth` and `headers`, again to open the stream, and again for
             each claim.
-        client: An `httpx.AsyncClient`, or one of its shape, to send by. It stays yours: it is not closed, and the
-            stream keeps one connection of its pool. `None` opens one for each connection.
+        client: An `httpx.AsyncClient`, or an object with the same methods. It is not closed. The stream keeps one
+            connection of its pool. `None` opens one for each connection.
 
     Attributes:
-        name: The address of the wake stream, without secrets.
+        name: URL of the wake stream, without secrets.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument has no meaning; the text says which and why.
+        ValueError: An argument has an invalid value.
     """
 
     def __init__(
@@ -245,23 +240,23 @@ class PullWakeListener(SSEListener):
         )
         self._manager = SubscriptionManager(self._subscription, unsubscribe_on_exit=unsubscribe_on_exit)
         self._worker = msgspec.json.encode({"worker": worker or f"push-to-poll-{secrets.token_hex(8)}"})
-        self._claim: Claim | None = None  # what was claimed, and is not given back or may not be
+        self._claim: Claim | None = None  # a claim that may not be given back yet
         self._is_listening = self._has_unreported_wake = False
         self._bucket: TokenBucket
-        self._subscription_channel: ChannelPart  # up while the subscription is in force, as far as is known
+        self._subscription_channel: ChannelPart  # up while the subscription is active
 
     async def listen(self, channel: Channel, /) -> None:
-        """Run until cancelled, connect again alone, keep the subscription, report to `channel`.
+        """Run until cancelled: reconnect, keep the subscription alive, and report to `channel`.
 
         Raises:
-            ListenerError: The server does not take the subscription, or the wake stream is broken for good.
-            RuntimeError: Another consumer has this very object.
+            ListenerError: The server rejects the subscription or the wake stream permanently.
+            RuntimeError: Another consumer uses this object.
         """
         if self._is_listening:
             raise RuntimeError(f"{self.name}: another consumer uses this listener; give each consumer its own")
         self._is_listening = True
         self._subscription_channel, stream_channel = split_channel(channel)
-        self._bucket = TokenBucket(RATE, BURST)  # new, since an earlier run may have had another clock
+        self._bucket = TokenBucket(RATE, BURST)  # a new one: an earlier run may have had another clock
         with hidden(self._known_secrets):
             try:
                 async with anyio.create_task_group() as tasks:
@@ -276,25 +271,24 @@ class PullWakeListener(SSEListener):
     @contextlib.asynccontextmanager
     async def _connect(self) -> AsyncIterator[EventStream]:
         self._has_unreported_wake = False
-        # Otherwise a claim could not tell a lost subscription from a new one.
+        # Without this, a claim could not tell a lost subscription from a new one.
         await self._subscription_channel.is_up.wait()
         async with self._claim_client.connected():
-            # The server does not make the wake stream (§7.2). Whether it is there is seen when it is followed.
+            # The server does not create the wake stream (§7.2). The next request shows if it exists.
             await self._claim_client.send_request("PUT", self._url, headers=JSON_HEADERS)
             async with super()._connect() as stream:
                 try:
                     await self._give_back()
                 except Exception:
-                    # An old claim that cannot be given back is left to end with its lease: otherwise no connect
-                    # would succeed.
+                    # An old claim that cannot be given back is left to expire: otherwise no connect would succeed.
                     self._claim = None
                     raise
                 await self._take()
                 yield stream
 
     async def _read(self, connection: EventStream) -> Sequence[ServerSentEvent]:
-        """Return the last of the wakes that arrived, after it was claimed."""
-        await self._give_back()  # the claim before, for which the consumer was woken
+        """Claim the wakes that arrived, and return the last one."""
+        await self._give_back()  # the previous claim, for which the consumer was woken
         wakes = [event for event in await super()._read(connection) if self._streams_in(event) is not None]
         if wakes:
             self._has_unreported_wake = True
@@ -313,14 +307,12 @@ class PullWakeListener(SSEListener):
             self._manager.control(Control.RECREATE)
 
     async def _give_back(self) -> None:
-        """Tell the server that the claim is done, so that it wakes again for what comes after it.
-
-        If the server does not accept it, the claim is released, which makes the server look for itself. A claim
-        that is over (409 FENCED) or unknown has been given back already. If it fails, the claim is kept.
-        """
+        """Tell the server that the claim is done, so that it wakes again for later messages."""
+        # If the server rejects this, the claim is released, and the server checks for new messages itself. A claim
+        # that is over (409 FENCED) or unknown was given back already. If a request fails, the claim is kept.
         if (claim := self._claim) is None:
             return
-        # The token stands in place of the listener's credentials (§7.2).
+        # The token replaces the listener's credentials (§7.2).
         override = {"authorization": f"Bearer {claim.token}"}
         wake = {"wake_id": claim.wake_id, "generation": claim.generation}
         for action, body in (("/ack", {**wake, "acks": claim.acks, "done": True}), ("/release", wake)):
@@ -346,13 +338,13 @@ class PullWakeListener(SSEListener):
         return failure._replace(hid_a_push=failure.hid_a_push or self._has_unreported_wake)
 
     def _streams_in(self, event: ServerSentEvent) -> list[str] | None:
-        """Return the streams that an event announces; None if it is not a wake of this subscription."""
+        """Return the streams in an event; None if it is not a wake of this subscription."""
         if event.event == "control":  # about the stream itself (§5.8)
             return None
         try:
             found = decode(event.data, type=list[_WakeEvent] | _WakeEvent)
         except (ValueError, RecursionError):
-            return []  # whatever it is, a claim shows the streams
+            return []  # malformed: the claim lists the streams
         wakes = found if isinstance(found, list) else [found]
         own = [wake for wake in wakes if (wake.type, wake.subscription_id) == ("wake", self._subscription.id)]
         return [wake.stream for wake in own if wake.stream] if own else None

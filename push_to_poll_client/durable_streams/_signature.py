@@ -1,7 +1,7 @@
 """Verify the signature of a Durable Streams webhook by the server's published keys (PROTOCOL.md §7.1).
 
-A stranger may name keys that do not exist. So the key set is requested at most once a minute, whatever arrives,
-and by one request at a time: a push that needs it meanwhile is verified by the keys that are known.
+An attacker may name keys that do not exist. So the key set is requested at most once a minute, and by one request
+at a time. Pushes that arrive during the request are verified with the known keys.
 """
 
 import logging
@@ -30,38 +30,38 @@ from push_to_poll_client.listeners._webhook.types import Verified, WebhookReques
 from push_to_poll_client.listeners.verifiers._ed25519 import PublicKey, public_key, verify
 
 MIN_REFRESH_INTERVAL = 60.0
-"""Seconds between two requests for the set: a stranger who invents keys costs the server one a minute."""
+"""Seconds between two requests for the key set: an attacker who invents keys costs the server one a minute."""
 
 MIN_LIFETIME = MIN_REFRESH_INTERVAL
-"""Seconds for which a set is fresh at least; it could not be requested sooner."""
+"""Minimum seconds for which a key set is fresh."""
 
 DEFAULT_LIFETIME = 300.0
-"""Seconds for which a set is fresh if the server does not say, as in the protocol's example (§6.5)."""
+"""Seconds for which a key set is fresh if the server does not say, as in the protocol's example (§6.5)."""
 
 MAX_LIFETIME = 86_400.0
-"""Seconds after which a withdrawn key is refused, whatever caches were told."""
+"""Seconds after which a withdrawn key is rejected, whatever `max-age` says."""
 
 MAX_KEYS = 32
-"""Keys of a set that are kept. A server has one, and two while it changes its key."""
+"""Keys of a set that are kept. A server has one, or two while it changes its key."""
 
 MAX_NAME = 256
-"""Characters of a `kid`; a digest in base64 has 43."""
+"""Characters of a `kid`; a base64 digest has 43."""
 
 TIMEOUT = 5.0
-"""Seconds for the response with the set; a request to the webhook is held up for no longer."""
+"""Seconds to wait for the key set. A webhook request is delayed by at most this."""
 
 _log = ConsumerLog(logging.getLogger("push_to_poll_client.durable_streams"))
 
 
 class _JSONWebKey(msgspec.Struct):
-    """A key of the set for Ed25519 (RFC 8037 §2). No other key is read."""
+    """An Ed25519 key of the set (RFC 8037 §2). Other keys are ignored."""
 
     kty: Literal["OKP"]
     crv: Literal["Ed25519"]
     kid: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
     x: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")]  # 32 bytes in base64url (RFC 7515 §2)
     use: Literal["sig"] = "sig"
-    alg: Literal["EdDSA", "Ed25519"] = "EdDSA"  # by RFC 8037 or by RFC 9864
+    alg: Literal["EdDSA", "Ed25519"] = "EdDSA"  # RFC 8037 or RFC 9864
 
 
 class _JSONWebKeySet(msgspec.Struct):
@@ -69,7 +69,7 @@ class _JSONWebKeySet(msgspec.Struct):
 
 
 def _keys_of(response: ListenerResponse) -> Iterator[tuple[str, PublicKey]]:
-    """Yield the keys that can be used; one that cannot, as of a future kind, does not spoil the others."""
+    """Yield the usable keys. An unusable one, such as a future type, does not affect the others."""
     found = 0
     for raw in response.decoded(_JSONWebKeySet, "set of keys (RFC 7517 §5)").keys:
         with suppress(*DECODE_ERRORS):
@@ -80,7 +80,7 @@ def _keys_of(response: ListenerResponse) -> Iterator[tuple[str, PublicKey]]:
 
 
 def _lifetime(headers: Mapping[str, str]) -> float:
-    """Return the seconds until the set is old, by `max-age` (RFC 9111 §5.2.2.1) within the limits."""
+    """Return the seconds for which the set is fresh, from `max-age` (RFC 9111 §5.2.2.1) within the limits."""
     max_age = directives(headers).get("max-age", "")
     return min(max(float(max_age), MIN_LIFETIME), MAX_LIFETIME) if max_age.isdecimal() else DEFAULT_LIFETIME
 
@@ -88,38 +88,38 @@ def _lifetime(headers: Mapping[str, str]) -> float:
 HEADER = "webhook-signature"
 
 MAX_SET = 65_536
-"""Bytes of a set of keys; one key has 200."""
+"""Bytes of a key set; one key has 200."""
 
 _ANY_KEY = bytes.fromhex("58" + "66" * 31)
 """The base point (RFC 8032 §5.1), to check at construction that `cryptography` is installed."""
 
-# A kid with a comma in it could not be told from what follows. 86 characters are the 64 bytes of a signature.
+# A comma in a kid would be ambiguous. 86 characters are the 64 bytes of a signature.
 _match_signature = re.compile(r"t=([0-9]{1,12}),kid=([!-+\--~]{1,256}),ed25519=([A-Za-z0-9_-]{86})").fullmatch
 
 
 class DurableStreamsSignature:
-    """Takes what a Durable Streams server signed: Ed25519 over `<t>.<body>`, by a key that it names and publishes.
+    """Verifies the signatures of a Durable Streams server: Ed25519 over `<t>.<body>`.
 
-    The keys are asked for when the first push arrives, or before if a `DurableStreamsWebhook` has this verifier;
-    again when they are as old as the server's `max-age` says (a minute to a day), and when a push names a key
-    that is not known, as after the server changed it. All this at most once a minute, whatever arrives: pushes by
-    a new key are refused until then, and the server repeats them. While the keys cannot be had, those that were
-    known count.
+    The server publishes its keys, and each signature names one. The keys are requested when the first push
+    arrives, or earlier by a `DurableStreamsWebhook`. They are requested again when they are older than the
+    server's `max-age` (limited to a minute to a day), and when a push names an unknown key, for example after a
+    key change. All this happens at most once a minute: until then pushes with a new key are rejected, and the
+    server repeats them. If the keys cannot be fetched, the known ones are used.
 
     Args:
-        jwks_url: Where the server's public keys are: `{stream-url}/__ds/jwks.json`.
-        tolerance: Seconds that the time in the signature may differ from this machine's, both ways.
-        auth: Credentials, as for the listeners. Keys are public as a rule.
+        jwks_url: URL of the server's public keys: `{stream-url}/__ds/jwks.json`.
+        tolerance: Seconds by which the time in a signature may differ from this machine's clock, either way.
+        auth: Credentials, as for the listeners. Public keys usually need none.
         headers: Sent with the request for the keys: a mapping, or a function (async, or plain and quick) that
-            returns one. `None`: none.
+            returns one. `None` adds none.
         ssl_context: TLS settings. `None` uses the machine's trusted certificates.
-        client: An `httpx.AsyncClient`, or one of its shape, to ask by; it stays yours. One client serves one
-            event loop: give none if the receiver runs in another one than the consumer.
+        client: An `httpx.AsyncClient`, or an object with the same methods. It is not closed. A client works in one
+            event loop: do not pass one if the receiver runs in another loop than the consumer.
 
     Raises:
         ImportError: `cryptography` is not installed: `pip install 'push-to-poll-client[crypto]'`.
         TypeError: An argument has the wrong type.
-        ValueError: The URL is no http address, or an argument has no meaning.
+        ValueError: The URL is not an http URL, or an argument has an invalid value.
     """
 
     def __init__(
@@ -137,10 +137,10 @@ class DurableStreamsSignature:
         self._tolerance = tolerance
         options: dict[str, Any] = {"auth": auth, "headers": headers, "ssl_context": ssl_context, "client": client}
         self._client = ListenerClient(jwks_url, **options, timeout=TIMEOUT, max_body=MAX_SET)
-        # Requests may arrive in several event loops at a time, so no loop's lock and clock.
+        # Requests may arrive in several event loops at once, so locks and clocks of a loop cannot be used.
         self._keys: Mapping[str, PublicKey] = {}
         self._stale_at = self._not_before = float("-inf")
-        self._request_lock = threading.Lock()  # held during a request; no other one waits for it
+        self._request_lock = threading.Lock()  # held during a request; other requests do not wait for it
         self._clock: Callable[[], float] = time.monotonic
 
     def may_pass(self, request: WebhookRequest) -> bool:
@@ -148,10 +148,7 @@ class DurableStreamsSignature:
         return self._parse_signature(request) is not None
 
     async def __call__(self, request: WebhookRequest, /) -> Verified | bool:
-        """Return a `Verified` if the server signed the request. A repeated request has the same signature.
-
-        The server's own retries are signed anew, so they are no repetitions.
-        """
+        """Return a `Verified` if the server signed the request. The server signs each retry again."""
         parsed = self._parse_signature(request)
         if parsed is None:
             return False
@@ -161,13 +158,13 @@ class DurableStreamsSignature:
         key, signature = self._keys.get(kid), urlsafe_b64decode(text + "==")
         if key is None or not verify(key, signature, f"{signed_at}.".encode() + request.body):
             return False
-        return Verified(once=(signature,), until=int(signed_at) + self._tolerance + 1.0)  # when it will be refused
+        return Verified(once=(signature,), until=int(signed_at) + self._tolerance + 1.0)  # then it is rejected
 
     async def refresh(self) -> None:
-        """Ask for the keys now, so that the first push need not wait for them.
+        """Fetch the keys now, so that the first push does not wait for them.
 
         Raises:
-            Exception: They did not come; those that were known are kept.
+            Exception: The request failed. The known keys are kept.
         """
         with hidden(self._client.secrets):
             response = await self._client.send_request(
@@ -177,20 +174,20 @@ class DurableStreamsSignature:
         self._stale_at = self._clock() + _lifetime(response.headers)
 
     async def _refresh_if_allowed(self) -> None:
-        """Ask for the keys, unless that was done lately, or is being done."""
+        """Fetch the keys, unless that was done in the last minute or is in progress."""
         if not self._request_lock.acquire(blocking=False):
             return
         try:
             now = self._clock()
             if now >= self._not_before:
                 self._not_before = now + MIN_REFRESH_INTERVAL
-                # Otherwise a client that hangs up would take the one request of a minute from the others.
+                # Otherwise a client that disconnects would use up the one request of this minute.
                 with anyio.CancelScope(shield=True):
                     await self.refresh()
-        except Exception as error:  # noqa: BLE001  # a push is verified by the known keys all the same
+        except Exception as error:  # noqa: BLE001  # the push is still verified with the known keys
             with hidden(self._client.secrets):
                 why = http_failure_of(error, wanted="a set of keys").sentence
-            _log.info("%s: %s; %d keys are known", without_secrets(self._client.url), why, len(self._keys))
+            _log.info("%s: %s; using the %d known keys", without_secrets(self._client.url), why, len(self._keys))
         finally:
             self._request_lock.release()
 
@@ -198,7 +195,7 @@ class DurableStreamsSignature:
         return f"{type(self).__name__}({without_secrets(self._client.url)!r})"
 
     def _parse_signature(self, request: WebhookRequest) -> tuple[str, str, str] | None:
-        """Return the time, the name of the key, and the signature, as written; None if it cannot be authentic."""
+        """Return the time, key id and signature as text; None if the header is invalid or too old."""
         found = _match_signature(request.headers.get(HEADER, ""))
         if found is None or abs(request.received_at - int(found[1])) > self._tolerance:
             return None

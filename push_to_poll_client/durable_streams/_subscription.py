@@ -1,13 +1,13 @@
 """Subscriptions at a Durable Streams server, and its webhooks (PROTOCOL.md §6, §7).
 
-To the server a subscription is a cursor of its own in some streams. When one of the streams is longer than that,
-the server wakes the subscriber once, and not again until the subscriber says how far it is, or says nothing for
-the length of the lease. This library says "as far as you told us" at once: its own cursor is in its store, and
-what is appended meanwhile makes the server wake it again.
+At the server, a subscription has its own cursor in some streams. When a stream grows beyond that cursor, the
+server wakes the subscriber once. It does so again only after the subscriber reports a position, or after the
+lease. This library reports the position of the wake at once: its own cursor is in its store, and the server wakes
+it again for everything appended meanwhile.
 
-A subscription has no end, and a server that lost it does not say so. So it is confirmed at intervals, by the same
-request that made it. Its id is made from what it asks for: the same program has the same subscription after a
-restart, with or without a store, and a changed program gets another one and deletes the old one.
+A subscription does not expire, and a server that lost it does not say so. So it is confirmed at intervals, with
+the request that created it. Its id is a hash of that request: the same program keeps its subscription after a
+restart, even without a store. A changed program gets a new subscription and deletes the old one.
 """
 
 import hashlib
@@ -36,8 +36,8 @@ from push_to_poll_client.listeners._webhook.types import WebhookRequest, Webhook
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
 CONFIRM_EVERY = 60.0
-"""Seconds between two confirmations. For so long a server that lost the subscription pushes nothing, and consumers
-poll at their fallback interval. A fleet of 1,000 sends 17 requests a second."""
+"""Seconds between two confirmations. A server that lost the subscription does not push for up to this time, and
+consumers poll at their fallback interval. 1,000 consumers send 17 requests a second."""
 
 MIN_LEASE, MAX_LEASE = 1.0, 600.0
 """Seconds that a server accepts for a lease (§6.2)."""
@@ -48,23 +48,17 @@ JSON_HEADERS = {"content-type": "application/json"}
 
 
 class DurableStreamsSubscription:
-    """A `Subscription` of any kind, webhook or pull-wake.
+    """A `Subscription` of either type, webhook or pull-wake.
 
     Args:
-        root: The address below which the streams are, `{stream-url}` of the protocol.
-        wanted: What `subscription_request` made.
+        root: The URL below which the streams are, `{stream-url}` in the protocol.
+        wanted: The request, from `subscription_request`.
         id: The start of the id; None for "push-to-poll".
         confirm_every: Seconds.
         client: Sends the requests.
 
     Attributes:
-        name: Shown in status and log.
-        id: The id at the server.
-        registrations: The subscriptions whose pushes are accepted; None if they are not known.
-
-    Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument has no meaning.
+        registrations: The subscriptions whose pushes are accepted; None if not known.
     """
 
     def __init__(
@@ -85,39 +79,39 @@ class DurableStreamsSubscription:
         prefix = "push-to-poll" if id is None else id
         check_str("id", prefix)
         if not prefix:
-            raise ValueError("id is empty")
+            raise ValueError("id must not be empty; leave it out to use 'push-to-poll'")
         self.id: str = f"{prefix}-{hashlib.sha256(self._request_body).hexdigest()[:16]}"
-        # Without what depends on the arguments: by its name an old subscription is found that is to be deleted.
+        # The name must not depend on the arguments: it is used to find an old subscription that is to be deleted.
         self.name: str = without_secrets(f"{self._base_url}/{quote(prefix, safe='')}")
         self.registrations: Sequence[Registration] | None = None
         self._was_accepted = False
 
     def plan(self) -> Registration:
-        """The id."""
+        """Return the id as a plan."""
         return Registration(id=self.id)
 
     async def create(self, planned: Registration, /) -> Registration:
-        """Ask for it. One that is there already, as it is asked for, is as good (§6.2).
+        """Request the subscription. An equal one that exists already is fine (§6.2).
 
         Raises:
-            ListenerError: The server says that what is asked for has no meaning, or that it may not push there.
-            SubscriptionRefused: Likewise, and it has taken it before.
-            Exception: It failed.
+            ListenerError: The server rejects the arguments or the callback.
+            SubscriptionRefused: The same, but it has accepted them before.
+            Exception: The request failed.
         """
         await self._put(planned)
         await self._on_created()
         return self._confirmed(planned)
 
     async def renew(self, registration: Registration, /) -> Registration | None:
-        """Confirm it; `None`: the program asks for something else by now.
+        """Confirm the subscription; None if the program now requests another one.
 
-        By the same request a server that had lost it has it again. What it did not tell meanwhile is found by the
-        poll that follows every confirmation.
+        The same request recreates a subscription that the server has lost. The poll after each confirmation finds
+        what was not pushed meanwhile.
 
         Raises:
             ListenerError: As for `create`.
-            SubscriptionRefused: Likewise.
-            Exception: It failed.
+            SubscriptionRefused: As for `create`.
+            Exception: The request failed.
         """
         if registration.id != self.id:
             return None
@@ -127,18 +121,18 @@ class DurableStreamsSubscription:
         return self._confirmed(registration)
 
     async def stop(self, registration: Registration, /) -> None:
-        """Take it back (§6.3), unless it has been made anew: what replaces one that was lost has the same id."""
+        """Delete the subscription (§6.3), unless a new registration has the same id."""
         if any(one.id == registration.id and one != registration for one in self.registrations or ()):
             return
         response = await self._client.send_request("DELETE", self.url(registration.id))
         response.expect(HTTPStatus.OK, HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
     def adopt(self, registrations: Sequence[Registration]) -> None:
-        """Note the registrations whose pushes are accepted."""
+        """Replace the registrations whose pushes are accepted."""
         self.registrations = registrations
 
     def url(self, id: str, action: str = "") -> str:
-        """URL of a subscription at the server, or of one of its actions."""
+        """Return the URL of a subscription at the server, or of one of its actions."""
         return f"{self._base_url}/{quote(id, safe='')}{action}"
 
     async def _on_created(self) -> None:
@@ -149,11 +143,11 @@ class DurableStreamsSubscription:
             "PUT", self.url(planned.id), content=self._request_body, headers=JSON_HEADERS
         )
         if response.status == HTTPStatus.BAD_REQUEST and (code := error_code(response)) in _ERROR_HINTS:
-            # Arguments that were accepted before are not wrong: the server has changed, and may change back.
+            # Arguments that were accepted before are valid: the server has changed, and may change back.
             kind = SubscriptionRefused if self._was_accepted else ListenerError
-            raise kind(f"{self.name}: the server answered {code}: {_ERROR_HINTS[code]}")
+            raise kind(f"the server answered {code}: {_ERROR_HINTS[code]}")
         response.expect(HTTPStatus.OK, HTTPStatus.CREATED)
-        # At another address than its root such a server takes the request for a new stream, and says nothing.
+        # At a wrong root, such a server takes the request for a new stream and reports success.
         response.decoded(dict, "subscription (§6.2)")
         self._was_accepted = True
         return response
@@ -163,12 +157,12 @@ class DurableStreamsSubscription:
 
 
 _ERROR_HINTS = {
-    "WEBHOOK_URL_REJECTED": "it does not push to this callback, which has to be https:// on a public host; "
-    "give a callback= that the server may reach",
-    "INVALID_REQUEST": "it does not take such a subscription; check streams=, pattern= and lease=, and whether "
-    "it is set up for webhooks at all",
+    "WEBHOOK_URL_REJECTED": "the server does not push to this callback; pass a callback= with https:// on a "
+    "public host that the server can reach",
+    "INVALID_REQUEST": "the server rejects this subscription; check streams=, pattern= and lease=, and if "
+    "webhooks are enabled at the server",
 }
-"""Errors about the arguments, which do not pass. The server's own text may quote a secret in the arguments."""
+"""Permanent errors about the arguments. The server's own text is not shown: it may quote a secret."""
 
 
 class _ErrorBody(msgspec.Struct):
@@ -180,7 +174,7 @@ class _ErrorResponse(msgspec.Struct):
 
 
 def error_code(response: ListenerResponse) -> str:
-    """Return the server's code of an error (§7.1); empty if it has none."""
+    """Return the error code in the server's response (§7.1); empty if there is none."""
     try:
         return decode(response.body, type=_ErrorResponse).error.code
     except (ValueError, RecursionError):
@@ -188,64 +182,60 @@ def error_code(response: ListenerResponse) -> str:
 
 
 def topics_of(paths: Iterable[str]) -> tuple[str, ...]:
-    """Return each path once; none, which means all streams, if there are too many."""
+    """Return each path once; an empty tuple, which means all streams, if there are too many."""
     topics = tuple(dict.fromkeys(paths))
     return topics if len(topics) <= MAX_TOPICS else ()
 
 
 def root_of(url: str) -> str:
-    """Return the address below which streams are, without user and password, and without a slash at its end.
+    """Return the URL below which streams are, without user, password and slash at its end.
 
     Raises:
         TypeError: The URL is not a `str`.
-        ValueError: It is not an http URL, or has a query, which cannot follow the paths that are added.
+        ValueError: The URL is not an http URL, or has a query or fragment.
     """
     parsed = parse_http_url(url)
     if parsed.query or parsed.fragment:
         raise ValueError(
-            f"{without_secrets(url)} has a query or fragment: give the address below which streams are"
+            f"{without_secrets(url)} has a query or fragment; pass the plain URL below which the streams are"
         )
     return str(parsed.copy_with(userinfo=b"")).rstrip("/")
 
 
 def address_below(root: str, path: str, query: str | None = None) -> str:
-    """Return the address of a path below the root, with the user and password that the root may have."""
+    """Return the URL of a path below the root, with the root's user and password."""
     parsed = parse_http_url(root)
     full_path = f"{parsed.path.rstrip('/')}/{path}"
     return str(parsed.copy_with(path=full_path, query=None if query is None else query.encode()))
 
 
 def path_in_stream_root(name: str, path: str) -> str:
-    """Check a path, and return it as servers have it: without slashes at its ends."""
+    """Check a path, and return it without slashes at its ends, as servers store it."""
     check_str(f"{name}: a path", path)
     if not path.strip("/"):
-        raise ValueError(f"{name}: a path is empty")
+        raise ValueError(f"{name} must not have an empty path, got {path!r}")
     return path.strip("/")
 
 
 def subscription_request(
     delivery: Mapping[str, object], streams: Iterable[str], pattern: str | None, lease: float
 ) -> Mapping[str, object]:
-    """Return what to ask the server for (§6.2).
+    """Return the body of the request for a subscription (§6.2).
 
     Args:
-        delivery: What differs between the kinds: `type`, and where to push.
+        delivery: The `type`, and where to push.
         streams: Paths below the root.
-        pattern: A pattern of paths: `*` is one step of a path, `**` any number.
+        pattern: A pattern of paths: `*` is one segment of a path, `**` any number.
         lease: Seconds.
-
-    Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument has no meaning.
     """
     if isinstance(streams, str):
-        raise TypeError("streams are several paths, as ['orders']; not a str")
+        raise TypeError(f"streams must be a list of paths such as ['orders'], got {streams!r}")
     paths = sorted({path_in_stream_root("streams", path) for path in streams})
     if not paths and pattern is None:
-        raise ValueError("give streams= or pattern=: of what is the server to tell?")
+        raise ValueError("pass streams= or pattern=: the paths of the streams to subscribe to")
     check_number("lease", lease, above_zero=True)
     if not MIN_LEASE <= lease <= MAX_LEASE:
-        raise ValueError(f"lease must be from {MIN_LEASE:g} to {MAX_LEASE:g} seconds, not {lease!r}")
+        raise ValueError(f"lease must be between {MIN_LEASE:g} and {MAX_LEASE:g} seconds, got {lease!r}")
     wanted = {**delivery, "lease_ttl_ms": round(lease * 1000)}
     if paths:
         wanted["streams"] = paths
@@ -255,44 +245,44 @@ def subscription_request(
 
 
 class DurableStreamsWebhook(DurableStreamsSubscription):
-    """Webhooks of a Durable Streams server. For `WebhookListener(subscription=…)`.
+    """Webhook subscription at a Durable Streams server, for `WebhookListener(subscription=…)`.
 
         DurableStreamsWebhook(
             "https://streams.example/v1/stream", streams=["orders"], callback="https://me.example/hooks/orders"
         )
 
-    Each push is signed by the server, and answered in such a way that it may push again at once. Its body has a
-    token with which a worker would say how far it is: it is not used, and shown nowhere.
+    The server signs each push. The response lets it push again at once. The token in a push's body, with which a
+    worker could report its position, is not used and never shown.
 
     Args:
-        root: Where the streams are: the address of a stream without the path that `streams` names it by. A user
-            and password in it are sent as Basic credentials.
-        callback: Where the server reaches the webhook: `https://`, and for tests `http://127.0.0.1`.
+        root: URL below which the streams are: a stream's URL without its path in `streams`. A user and password in
+            it are sent as Basic credentials.
+        callback: Public URL of the webhook: `https://`, or `http://127.0.0.1` in tests.
         streams: Paths of streams below the root.
-        pattern: Paths of streams, those to come included: in `orders/*` the star is one step of a path, two
-            stars are any number of steps. One of `streams` and `pattern` has to be given.
-        id: What the subscription's id begins with, for whoever looks at them on the server; the rest is made from
-            what is asked for. Those who ask for the same share one. `None`: "push-to-poll".
-        lease: Seconds after which the server pushes again what was not answered, 1 to 600.
-        confirm_every: Seconds after which the subscription is confirmed, since the server may have lost it. For
-            so long it then pushes nothing.
-        tolerance: Seconds that the time in a signature may differ from this machine's.
+        pattern: Pattern of paths that includes future streams: in `orders/*` the star is one segment of a path,
+            two stars are any number of segments. One of `streams` and `pattern` is required.
+        id: Start of the subscription's id, shown at the server; the rest is a hash of the request. Consumers with
+            equal requests share one subscription. `None` means "push-to-poll".
+        lease: Seconds after which the server repeats an unanswered push, 1 to 600.
+        confirm_every: Seconds between confirmations. If the server loses the subscription, it does not push for up
+            to this time.
+        tolerance: Seconds by which the time in a signature may differ from this machine's clock.
         auth: Credentials, as for the listeners.
         headers: Sent with each request: a mapping, or a function (async, or plain and quick) that returns one.
-            `None`: none.
+            `None` adds none.
         ssl_context: TLS settings. `None` uses the machine's trusted certificates.
-        client: An `httpx.AsyncClient`, or one of its shape, to send by. It stays yours: it is not closed. `None`
-            opens one for each request.
+        client: An `httpx.AsyncClient`, or an object with the same methods. It is not closed. `None` opens one for
+            each request.
 
     Attributes:
-        name: By what status and log call it.
-        verify: Takes what the server signed: a `DurableStreamsSignature`.
-        answer: What a push is answered: that the server need not wait for us (§7.1).
+        name: Name in status and log lines.
+        verify: Verifies the server's signatures: a `DurableStreamsSignature`.
+        response: Response to a push, which tells the server not to wait for this consumer (§7.1).
 
     Raises:
         ImportError: `cryptography` is not installed: `pip install 'push-to-poll-client[crypto]'`.
         TypeError: An argument has the wrong type.
-        ValueError: An argument has no meaning; the text says which and why.
+        ValueError: An argument has an invalid value.
     """
 
     response: WebhookResponse = WebhookResponse(200, b'{"done":true}', "application/json")
@@ -323,14 +313,14 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
             confirm_every=confirm_every,
             client=ListenerClient(root, **options),
         )
-        # Not at the address that a response names (§6.3): it would be asked with our credentials, and §6.5 demands
-        # that the keys are here.
+        # Do not use the URL in a response (§6.3): our credentials would be sent there, and §6.5 requires that the
+        # keys are here.
         self.verify: DurableStreamsSignature = DurableStreamsSignature(
             address_below(root, "__ds/jwks.json"), tolerance=tolerance, **options
         )
 
     async def _on_created(self) -> None:
-        """Fetch the keys: a server that was restarted may have other keys."""
+        """Fetch the keys: a restarted server may have new ones."""
         try:
             await self.verify.refresh()
         except Exception as error:  # noqa: BLE001  # they are requested again when a push comes
@@ -338,11 +328,11 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
             _log.info("%s: %s", self.name, why)
 
     def hint(self, request: WebhookRequest, /) -> Push | None:
-        """The streams that have something new. `None`: it is of another subscription of the same server.
+        """Return a push with the streams that have new messages; None if it is for another subscription.
 
-        Their offsets are no cursors: one of `DurableStreamFeed` says also how many messages lie before it.
+        The offsets in a push are not used as cursors: a cursor of `DurableStreamFeed` also counts messages.
         """
-        wake = decode(request.body, type=_WebhookWake)  # an error is a plain push: the server signed it
+        wake = decode(request.body, type=_WebhookWake)  # an error means a plain push: the signature was verified
         if self.registrations is not None and wake.subscription_id not in {one.id for one in self.registrations}:
             return None
         return Push(topics=topics_of(stream.path for stream in wake.streams if stream.has_pending))

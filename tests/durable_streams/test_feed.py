@@ -327,7 +327,7 @@ async def test_a_lost_stream_is_refused_and_a_shorter_recreated_stream_is_an_exp
         stream.create()
         stream.append(0)
         with (
-            pytest.raises(CursorExpired, match=r"ends before offset .* it was deleted and made anew"),
+            pytest.raises(CursorExpired, match=r"ends before offset .* it was deleted and created again"),
             anyio.fail_after(GUARD),
         ):
             await consumer.run()
@@ -338,7 +338,7 @@ async def test_a_deleted_stream_is_refused(server, feed_of):
     consumer = reading(feed_of(stream))
     await consumer.poll_now()
     stream.delete()
-    with pytest.raises(FeedRefused, match="answered 404 Not Found: there is no stream yet, or it was deleted"):
+    with pytest.raises(FeedRefused, match="answered 404 Not Found: the stream does not exist, was deleted"):
         await consumer.poll_now()
 
 
@@ -353,7 +353,7 @@ async def test_a_stream_that_is_deleted_during_a_long_poll_is_refused(server, fe
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(delete)
-        with pytest.raises(FeedRefused, match="404 Not Found: there is no stream yet, or it was deleted"):
+        with pytest.raises(FeedRefused, match="404 Not Found: the stream does not exist, was deleted"):
             await fetch(feed, cursor, wait=GUARD)
 
 
@@ -383,9 +383,9 @@ async def test_an_offset_that_the_server_cannot_read_is_refused(server, feed_of)
 @pytest.mark.parametrize(
     ("content_type", "messages", "text"),
     [
-        ("text/plain", "json", "is a stream of 'text/plain'; check its URL, or give messages='lines' or 'bytes'"),
-        ("application/json", "lines", "is a stream of 'application/json'; check its URL, or give messages='json'"),
-        ("application/json", "bytes", "give messages='json'"),
+        ("text/plain", "json", "is a stream of 'text/plain'; check its URL, or pass messages='lines' or 'bytes'"),
+        ("application/json", "lines", "is a stream of 'application/json'; check its URL, or pass messages='json'"),
+        ("application/json", "bytes", "pass messages='json'"),
     ],
 )
 async def test_a_stream_with_an_unexpected_content_type_is_refused(server, feed_of, content_type, messages, text):
@@ -398,7 +398,7 @@ async def test_a_stream_with_a_json_suffix_type_is_read_as_ndjson_and_refused_as
     """What is JSON by its suffix is bytes to the server (§9)."""
     stream = server.stream(b'{"a": 1}\n', b'{"a": 2}\n', content_type="application/geo+json")
     assert (await walk(feed_of(stream, messages="ndjson")))[0] == [("0", {"a": 1}), ("9", {"a": 2})]
-    with pytest.raises(FeedRefused, match="is a stream of 'application/geo\\+json'; check its URL, or give"):
+    with pytest.raises(FeedRefused, match="is a stream of 'application/geo\\+json'; check its URL, or pass"):
         await fetch(feed_of(stream))
 
 
@@ -475,7 +475,7 @@ async def test_a_stream_that_was_created_closed_ends_the_consumer(server, feed_o
         ({"status": 429, "retryAfter": 7}, "429 Too Many Requests", 7),
         ({"dropConnection": True}, "RemoteProtocolError", None),
         ({"truncateBodyBytes": 3}, "no JSON array: it does not stand in", None),
-        ({"truncateBodyBytes": 0}, "sent an empty body, and an offset behind '-1'", None),
+        ({"truncateBodyBytes": 0}, "sent an empty body although messages follow offset '-1'", None),
     ],
 )
 async def test_a_temporary_fault_is_a_failed_poll_and_does_not_move_the_cursor(

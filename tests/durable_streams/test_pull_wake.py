@@ -353,7 +353,7 @@ async def test_a_subscription_refused_as_invalid_is_a_listener_error():
     server = Wakes()
     listener = listener_of(server)
     server.answers[listener._subscription.id] = refuse(400, "INVALID_REQUEST")
-    with pytest.raises(ListenerError, match="answered INVALID_REQUEST: it does not take such a subscription"):
+    with pytest.raises(ListenerError, match="answered INVALID_REQUEST: the server rejects this subscription"):
         await listener.listen(LoggedChannel(server))
 
 
@@ -442,15 +442,15 @@ async def test_user_and_password_of_the_root_are_sent_as_basic_and_not_shown():
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"wake_stream": "/"}, ValueError, "wake_stream: a path is empty"),
+        ({"wake_stream": "/"}, ValueError, "wake_stream must not have an empty path, got '/'"),
         ({"wake_stream": 7}, TypeError, "wake_stream: a path must be a str, got int"),
-        ({"streams": []}, ValueError, "give streams= or pattern="),
-        ({"streams": "orders"}, TypeError, "streams are several paths"),
-        ({"lease": 0.5}, ValueError, "lease must be from 1 to 600 seconds, not 0.5"),
-        ({"lease": 601}, ValueError, "lease must be from 1 to 600 seconds"),
+        ({"streams": []}, ValueError, "pass streams= or pattern="),
+        ({"streams": "orders"}, TypeError, "streams must be a list of paths such as"),
+        ({"lease": 0.5}, ValueError, "lease must be between 1 and 600 seconds, got 0.5"),
+        ({"lease": 601}, ValueError, "lease must be between 1 and 600 seconds"),
         ({"confirm_every": 0}, ValueError, "confirm_every must be finite and above 0"),
         ({"open_timeout": 0}, ValueError, "open_timeout must be finite and above 0"),
-        ({"id": ""}, ValueError, "id is empty"),
+        ({"id": ""}, ValueError, "id must not be empty"),
         ({"id": 7}, TypeError, "id must be a str, got int"),
         ({"root": "https://streams.example/?x=1"}, ValueError, "has a query or fragment"),
         ({"root": "ftp://streams.example/"}, ValueError, "ftp"),

@@ -245,7 +245,9 @@ async def test_a_callback_that_the_server_rejects_stops_the_consumer(server):
     stream = server.stream(0)
     callback = "http://10.0.0.1/?key=c4n4ry"
     subscription = DurableStreamsWebhook(server.root, callback=callback, streams=[stream.name])
-    with pytest.raises(ListenerError, match="WEBHOOK_URL_REJECTED: it does not push to this callback") as caught:
+    with pytest.raises(
+        ListenerError, match="WEBHOOK_URL_REJECTED: the server does not push to this callback"
+    ) as caught:
         await run_to_the_end(stream, WebhookListener(subscription=subscription))
     assert "c4n4ry" not in str(caught.value)
 

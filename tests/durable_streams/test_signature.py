@@ -262,7 +262,7 @@ async def test_known_keys_stay_valid_while_key_requests_fail(failing, told, capl
     assert len(keys.requests) == 1 + 5
     assert f"{URL}: " in caplog.text
     assert told in caplog.text
-    assert "1 keys are known" in caplog.text
+    assert "using the 1 known keys" in caplog.text
 
 
 async def test_a_slow_key_server_delays_one_request_by_5_seconds_and_no_other():

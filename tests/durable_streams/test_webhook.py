@@ -141,8 +141,8 @@ async def test_any_other_error_status_raises_an_http_status_error(status):
 @pytest.mark.parametrize(
     ("code", "text"),
     [
-        ("WEBHOOK_URL_REJECTED", "it does not push to this callback"),
-        ("INVALID_REQUEST", "it does not take such a subscription; check streams="),
+        ("WEBHOOK_URL_REJECTED", "the server does not push to this callback"),
+        ("INVALID_REQUEST", "the server rejects this subscription; check streams="),
     ],
 )
 async def test_a_subscription_that_the_server_rejects_is_a_listener_error(code, text):
@@ -265,8 +265,8 @@ async def test_user_and_password_of_the_root_url_are_sent_with_the_key_request_t
     [
         ({"callback": "me.example"}, ValueError, "must start with http:// or https://"),
         ({"callback": 7}, TypeError, "int"),
-        ({"pattern": ""}, ValueError, "pattern: a path is empty"),
-        ({"streams": [""]}, ValueError, "streams: a path is empty"),
+        ({"pattern": ""}, ValueError, "pattern must not have an empty path"),
+        ({"streams": [""]}, ValueError, "streams must not have an empty path"),
         ({"streams": [7]}, TypeError, "streams: a path must be a str, got int"),
         ({"tolerance": 0}, ValueError, "tolerance must be finite and above 0"),
         ({"root": f"{ROOT}#x"}, ValueError, "has a query or fragment"),
