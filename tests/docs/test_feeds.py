@@ -1,27 +1,22 @@
-"""The declarations of `docs/feeds.md`, as they stand there, each on a server that follows its protocol."""
+"""The programs of `docs/feeds.md` and `docs/vendors.md` run as they are, on servers that follow the protocols."""
 
-import hashlib
-import json
 import re
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import anyio
 import httpx
-import psycopg
 import pytest
 import respx
 
-import push_to_poll_client
 from push_to_poll_client import Consumer, CursorExpired, FeedError, FetchRequest, MemoryStore
 from push_to_poll_client.feeds import paged
-from push_to_poll_client.testing import FeedSuite
+from push_to_poll_client.testing import FeedSuite, serve_in_thread
 from push_to_poll_client.testing._feed_suite import walk as suite_walk
 from tests.feeds.test_declared_suite import From
 from tests.feeds.test_paged_vendors import inception, walk
 from tests.support.consumers import Log
-from tests.support.postgres_server import shared_server
+from tests.support.durable_streams_memory import MemoryStream
 from tests.vendors.acme import Acme
 from tests.vendors.atom import Atom
 from tests.vendors.calendar import Calendar
@@ -47,10 +42,13 @@ from tests.vendors.zendesk import Zendesk
 
 pytestmark = pytest.mark.anyio
 
-PAGE = (Path(__file__).parents[2] / "docs" / "feeds.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, VENDORS_PAGE = ((DOCS / name).read_text() for name in ("feeds.md", "vendors.md"))
+BLOCKS, VENDOR_BLOCKS = (re.findall(r"```python\n(.*?)```", page, re.DOTALL) for page in (PAGE, VENDORS_PAGE))
 DECLARED = {
-    found[1]: block for block in BLOCKS if (found := re.search(r"^(\w+) = PagedFeed\(", block, re.MULTILINE))
+    found[1]: block
+    for block in (*BLOCKS, *VENDOR_BLOCKS)
+    if (found := re.search(r"^(\w+) = PagedFeed\(", block, re.MULTILINE))
 }
 
 VENDORS = {
@@ -59,6 +57,7 @@ VENDORS = {
     "orders": Orders,
     "stock": Stock,
     "stripe": Stripe,
+    "github": GitHub,
     "graph": Graph,
     "plaid": Plaid,
     "couchdb": CouchDB,
@@ -103,12 +102,26 @@ async def google_token():
 
 
 def declared(name):
-    """The feed that a block of the page declares, and where it is."""
+    """Return the feed that a block of the pages declares, and its URL."""
     names = {part: getattr(paged, part) for part in paged.__all__}
     names |= CREDENTIALS | {"graph_token": graph_token, "google_token": google_token}
-    names |= {"parse_qs": parse_qs, "urlsplit": urlsplit}
     exec(DECLARED[name], names)  # noqa: S102  # it is ours
     return names[name], re.search(r'"(https://[^"]*)"', DECLARED[name])[1]
+
+
+def block_with(text):
+    """Return the block of the pages that contains a text."""
+    (block,) = (block for block in (*BLOCKS, *VENDOR_BLOCKS) if text in block)
+    return block
+
+
+def run_block(text, server=None, **names):
+    """Run the block that contains a text, and return its names; with the address of a reference server."""
+    block = block_with(text)
+    if server is not None:
+        block = block.replace("https://shop.example/orders", server.url)
+    exec(block, names)  # noqa: S102  # it is ours
+    return names
 
 
 @pytest.fixture
@@ -131,7 +144,7 @@ def test_every_vendor_is_declared():
     assert DECLARED.keys() == VENDORS.keys() | {"kinto"}
 
 
-@pytest.mark.parametrize("name", ["stripe", "events", "graph", "plaid", "couchdb", "telegram"])
+@pytest.mark.parametrize("name", ["stripe", "events", "github", "graph", "plaid", "couchdb", "telegram"])
 def test_a_declaration_takes_fifteen_lines_or_fewer(name):
     lines = [line for line in DECLARED[name].splitlines() if line.strip() and not line.startswith("from ")]
     assert len(lines) <= 15
@@ -249,11 +262,8 @@ async def test_syncthing_answers_a_cursor_that_lies_ahead_with_nothing_as_the_pa
 
 
 def jmap_feed(vendor):
-    """The class of the page that is not a declaration, on its server."""
-    block = next(block for block in BLOCKS if "class JMAPFeed" in block)
-    names = {name: getattr(push_to_poll_client, name) for name in push_to_poll_client.__all__}
-    names |= {"hashlib": hashlib, "json": json, "httpx": httpx, "Any": Any}
-    exec(block, names)  # noqa: S102  # it is ours
+    """Return the page's feed for JMAP, on this server."""
+    names = run_block("class JMAPFeed")
     client = httpx.AsyncClient(transport=Wire(vendor.handle), base_url=vendor.origin, headers=vendor.headers)
     return names["JMAPFeed"](client, "a1")
 
@@ -367,70 +377,13 @@ async def test_the_jmap_feed_of_the_page_does_not_take_another_error_for_an_expi
     assert not isinstance(error.value, CursorExpired)
 
 
-@pytest.fixture
-def outbox(request):
-    """The outbox of the page, on a table as its docstring has it, and the server."""
-    server = shared_server(request.config)
-    block = next(block for block in BLOCKS if "class Outbox" in block)
-    names = {name: getattr(push_to_poll_client, name) for name in push_to_poll_client.__all__} | {
-        "psycopg": psycopg
-    }
-    exec(block, names)  # noqa: S102  # it is ours
-    server.execute("DROP TABLE IF EXISTS outbox", re.search("CREATE TABLE .*", block)[0])
-    return names["Outbox"](server.conninfo), server
-
-
-ADD = "INSERT INTO outbox (event) SELECT to_jsonb(n) FROM generate_series(%s::int, %s::int) n"
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # psycopg knows no other
-async def test_the_outbox_of_the_page_hides_rows_behind_a_long_transaction_and_says_so(outbox):
-    feed, server = outbox
-    with psycopg.connect(server.conninfo) as long, psycopg.connect(server.conninfo) as short:
-        long.execute(ADD, (1, 1))
-        short.execute(ADD, (2, 2))
-        short.commit()
-        hidden = await feed.fetch(FetchRequest())
-        long.commit()
-        shown = await feed.fetch(FetchRequest(hidden.cursor))
-    assert (hidden.messages, hidden.poll_within) == ([], 2)
-    assert [message.data for message in shown.messages] == [1, 2]
-    assert (shown.next_page, shown.poll_within) == (None, None)
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_the_outbox_of_the_page_hands_out_each_row_once(outbox):
-    feed, server = outbox
-    with psycopg.connect(server.conninfo, autocommit=True) as connection:
-        for first in range(0, 250, 50):
-            connection.execute(ADD, (first, first + 49))
-    messages, _ = await walk(feed, None)
-    assert [message.data for message in messages] == list(range(250))
-    assert (await walk(feed, messages[99].cursor))[0][0].data == 100
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_the_outbox_of_the_page_goes_on_when_transaction_numbers_get_one_digit_more(outbox):
-    feed, server = outbox
-    numbers = range(50, 250)  # as text, 100 comes before 99
-    with psycopg.connect(server.conninfo, autocommit=True) as connection:
-        for number in numbers:
-            connection.execute(
-                "INSERT INTO outbox (xid, event) VALUES (%s::text::xid8, to_jsonb(%s::int))", (str(number), number)
-            )
-    messages, _ = await walk(feed, None)
-    assert [message.data for message in messages] == list(numbers)
-
-
 async def test_the_atom_example_of_the_page_prints_new_and_deleted_entries(serve, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    block = next(block for block in BLOCKS if "AtomFeed(" in block)
+    block = block_with("AtomFeed(")
     assert len([line for line in block.splitlines() if line.strip()]) <= 15
     vendor = serve(Atom(2), "https://github.com/python/cpython/releases.atom")
     vendor.authorization = None
-    names = {}
-    exec(block, names)  # noqa: S102  # it is ours
-    async with names["releases"] as releases:
+    async with run_block("AtomFeed(")["releases"] as releases:
         await releases.poll_now()
         vendor.delete()
         await releases.poll_now()
@@ -442,8 +395,7 @@ async def test_the_atom_example_of_the_page_prints_new_and_deleted_entries(serve
 
 
 async def test_the_typed_example_of_the_page_gives_the_handler_decoded_data(capsys):
-    names = {}
-    exec(next(block for block in BLOCKS if "decode=Order" in block), names)  # noqa: S102  # it is ours
+    names = run_block("class Orders(Consumer[")
     sent = [
         {"id": "1", "source": "s", "type": "placed", "data": {"customer": "Ada", "cents": 995, "note": "new"}},
         {"id": "7", "source": "s", "type": "placed", "data": {"customer": "Ada", "cents": "a few"}},
@@ -454,5 +406,144 @@ async def test_the_typed_example_of_the_page_gives_the_handler_decoded_data(caps
         await names["orders"].catch_up()
     assert capsys.readouterr().out == "placed Ada 995\n"
     (letter,) = await names["orders"].dead_letters.list()
-    said = re.search(r"``(the data of message '7' .*?) ``", PAGE, re.DOTALL)[1].replace("\n", " ")
-    assert said in letter.error
+    quoted = re.search(r"``(the data of message '7' .*?) ``", PAGE, re.DOTALL)[1].replace("\n", " ")
+    assert quoted in letter.error
+
+
+# Other blocks of the pages
+
+RUN = [
+    r"^from push_to_poll_client import Consumer, HTTPFeed, SQLiteStore$",
+    r"^from push_to_poll_client import Consumer, SQLiteStore$",
+    r"^orders = HTTPFeed\(",
+    r"^releases = Releases\(",
+    r"^orders = DurableStreamFeed\(",
+    r"^listener = SSEListener\(",
+    r"^class Orders\(Consumer\[",
+    r"^class (TicketFeed|JMAPFeed|TestAcmeFeed)\b",
+    r"^print\(anyio\.run\(acme\.fetch",
+    r"^pages = OldestFirst\(",
+]
+"""The blocks that a test of this file runs, besides the declarations."""
+
+
+@pytest.mark.parametrize("blocks", [BLOCKS, VENDOR_BLOCKS], ids=["feeds", "vendors"])
+def test_every_block_of_the_pages_is_run(blocks):
+    assert [
+        block
+        for block in blocks
+        if block not in DECLARED.values() and not any(re.search(one, block, re.MULTILINE) for one in RUN)
+    ] == []
+
+
+def test_the_first_example_of_the_page_consumes_a_feed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with serve_in_thread(backlog=3) as server:
+        orders = run_block('SQLiteStore("orders.db")', server, TOKEN="t0k3n")["orders"]
+        anyio.run(orders.catch_up)
+    assert capsys.readouterr().out.count("CloudEvent(") == 3
+
+
+def test_the_http_feed_of_the_page_reads_a_server_and_can_wait():
+    async def read():
+        page = await feed.fetch(FetchRequest())
+        await feed.aclose()
+        return page.messages
+
+    with serve_in_thread(backlog=3) as server:
+        feed = run_block("orders = HTTPFeed(", server)["orders"]
+        messages = anyio.run(read)
+    assert len(messages) == 3
+    assert feed.max_wait == 20
+
+
+async def test_the_durable_stream_and_its_listener_of_the_page_belong_together():
+    stream = MemoryStream(token="t0k3n", page_size=20)
+    stream.append(b'"a"', b'"b"')
+    names = run_block("orders = DurableStreamFeed(", TOKEN="t0k3n")
+    with respx.mock() as router:
+        router.route(host="shop.example", path="/streams/orders").mock(side_effect=stream._answer)
+        messages, _ = await walk(names["orders"], None)
+    await names["orders"].aclose()
+    assert [(message.id, message.data) for message in messages] == [("0", "a"), ("1", "b")]
+    listener = run_block("listener = SSEListener(", **names)["listener"]
+    assert "https://shop.example/streams/orders" in repr(listener)
+
+
+def test_the_page_prints_the_first_page_of_acme(serve, capsys):
+    feed, url = declared("acme")
+    serve(Acme(2), url)
+    run_block("print(anyio.run(acme.fetch", acme=feed)
+    assert capsys.readouterr().out.count("Entry(id=") == 2
+
+
+async def test_the_error_that_the_page_quotes_is_the_error_of_a_wrong_declaration():
+    quoted = re.search(r"```text\nFeedError: (.*?)\n```", PAGE, re.DOTALL)[1].replace("\n", " ")
+    body = {"object": "list", "url": "/v1/events", "has_more": False, "data": [{}, {}]}
+    with respx.mock() as router:
+        router.get("https://api.stripe.com/v1/events").respond(json=body)
+        feed = paged.PagedFeed(
+            "https://api.stripe.com/v1/events",
+            entries=paged.Entries("events"),
+            pages=paged.NewestFirst(next=paged.from_last("id"), send=paged.to_query("starting_after")),
+        )
+        with pytest.raises(FeedError) as error:
+            await feed.fetch(FetchRequest())
+        await feed.aclose()
+    assert str(error.value) == quoted
+
+
+async def test_the_class_of_the_page_reads_all_pages():
+    def answer(request):
+        after = int(request.url.params["after"])
+        numbers = range(after + 1, min(after + 2, 5) + 1)
+        return httpx.Response(200, json={"changes": [{"number": n} for n in numbers], "more": after < 3})
+
+    client = httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="https://desk.example")
+    messages, cursors = await walk(run_block("class TicketFeed")["TicketFeed"](client), None)
+    assert [message.id for message in messages] == ["1", "2", "3", "4", "5"]
+    assert cursors[-1] == "5"
+
+
+async def test_numbered_pages_as_on_the_page_save_the_number_of_the_last_page():
+    entries = [{"id": number} for number in range(5)]
+
+    def answer(request):
+        number = int(request.url.params.get("page", "1"))
+        following = str(number + 1) if number * 2 < len(entries) else ""
+        some = entries[number * 2 - 2 : number * 2]
+        return httpx.Response(200, json=some, headers={"x-page": str(number), "x-next-page": following})
+
+    names = {part: getattr(paged, part) for part in paged.__all__}
+    feed = paged.PagedFeed(
+        "https://gitlab.example/events?sort=asc",
+        entries=paged.Entries(),
+        pages=run_block("x-next-page", **names)["pages"],
+        client=httpx.AsyncClient(transport=httpx.MockTransport(answer)),
+    )
+    messages, cursors = await walk(feed, None)
+    entries.append({"id": 5})
+    again, _ = await walk(feed, cursors[-1])
+    assert [message.id for message in messages] == ["0", "1", "2", "3", "4"]
+    assert cursors[-1] == "3"
+    assert [message.id for message in again] == ["4", "5"]
+
+
+async def test_a_vendors_feed_is_consumed_as_on_the_page(serve, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    feed, url = declared("stripe")
+    serve(Stripe(3), url)
+    processed = []
+    consumer = run_block("Consumer(stripe", stripe=feed, process=processed.append)["consumer"]
+    await consumer.catch_up()
+    assert len(processed) == 3
+
+
+def acme_feed(client):
+    """Return the declared feed with this client, as the page says."""
+    names = {"ACME_KEY": "k3y", "client": client}
+    exec(DECLARED["acme"].replace('limit=100",', 'limit=100", client=client,'), names)  # noqa: S102  # it is ours
+    return names["acme"]
+
+
+TestAcmeFeed = run_block("class TestAcmeFeed", acme_feed=acme_feed)["TestAcmeFeed"]

@@ -1,4 +1,4 @@
-"""What `docs/feeds.md` declares of Kinto, on the Kinto of its authors. Waits for events, never for time.
+"""What `docs/vendors.md` declares of Kinto, on the Kinto of its authors. Waits for events, never for time.
 
 Records change and go while they are listed, pages are told by a header of its own, and a service has an end.
 """

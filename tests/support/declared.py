@@ -1,4 +1,4 @@
-"""Feeds of the simulated vendors, declared as `docs/feeds.md` declares those of the real ones."""
+"""Feeds of the simulated vendors, declared as `docs/vendors.md` declares those of the real ones."""
 
 from push_to_poll_client.feeds.paged import (
     CONTENTS,
