@@ -8,7 +8,7 @@ Declare where the messages are on a page, which field is the id, and how one pag
         pages=NewestFirst(next=from_link("next"), send=as_url()),
     )
 
-See `docs/feeds.md` for many more examples.
+`docs/feeds.md` explains the parts; `docs/vendors.md` has many declarations.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
