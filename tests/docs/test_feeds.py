@@ -427,6 +427,11 @@ RUN = [
 """The blocks that a test of this file runs, besides the declarations."""
 
 
+@pytest.mark.parametrize("block", RUN)
+def test_each_block_that_a_test_runs_is_on_a_page(block):
+    assert any(re.search(block, one, re.MULTILINE) for one in (*BLOCKS, *VENDOR_BLOCKS))
+
+
 @pytest.mark.parametrize("blocks", [BLOCKS, VENDOR_BLOCKS], ids=["feeds", "vendors"])
 def test_every_block_of_the_pages_is_run(blocks):
     assert [
