@@ -1,21 +1,31 @@
-"""A restarted server meets its clients one after the other, as the page says."""
+"""Delays between connections spread the clients of a restarted server, as the page says."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.support.reconnect_times import AWAY, CLIENTS, arrivals, curve
+from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff
+from tests.support.reconnect_times import AWAY, CLIENTS, arrivals, most_in, table
 
 PAGE = (Path(__file__).parents[2] / "docs" / "push.md").read_text()
 
 
-def most_in(moments, seconds):
-    """The most of them in any window of so many seconds."""
-    return max(sum(1 for moment in moments if at <= moment < at + seconds) for at in moments)
+def test_the_arrival_times_in_push_md_match_the_code():
+    assert f"|---|---|---|---|\n{table()}\n\n" in PAGE
 
 
-def test_the_curves_in_push_md_match_the_code():
-    assert f"```text\n{curve()}\n```" in PAGE
+def test_the_delays_in_push_md_match_the_code():
+    header, row = re.search(
+        r"^\| failure in a row \|(.*)\|\n.*\n\| seconds to wait \|(.*)\|$", PAGE, re.MULTILINE
+    ).groups()
+    shortest, longest = ReconnectBackoff(), ReconnectBackoff()
+    shown = []
+    for _ in header.split("|"):
+        low = shortest.delay(ReconnectAction.RETRY, fraction=0.0)
+        high = longest.delay(ReconnectAction.RETRY, fraction=1.0)
+        shown.append(f"{low:.0f}-{high:.0f}")
+    assert [cell.strip() for cell in row.split("|")] == shown
 
 
 def test_clients_reconnect_evenly_within_a_second_of_an_immediate_restart():

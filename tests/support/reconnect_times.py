@@ -1,7 +1,6 @@
-"""A thousand clients lose their server at the same moment: when do they come back? Run it to see the curve."""
+"""A thousand clients lose their server at the same moment: when do they come back? Run it to see the table."""
 
 import random
-from collections import Counter
 
 from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBackoff
 
@@ -9,9 +8,6 @@ CLIENTS = 1_000
 
 AWAY = (0, 2, 10, 60)
 """Seconds for which the server is away."""
-
-WIDTH = 60
-"""Characters of the longest bar."""
 
 
 def arrivals(away, *, clients=CLIENTS):
@@ -30,23 +26,21 @@ def _arrival(away, draw):
             return now - away
 
 
-def curve():
-    """The curves, one for each time that the server is away."""
-    return "\n\n".join(map(_curve, AWAY))
+def most_in(moments, seconds):
+    """The most of them in any window of so many seconds."""
+    return max(sum(1 for moment in moments if at <= moment < at + seconds) for at in moments)
 
 
-def _curve(away):
+def table():
+    """The rows of the page's table, one for each time that the server is away."""
+    return "\n".join(map(_row, AWAY))
+
+
+def _row(away):
     came = arrivals(away)
-    step = 0.1 if came[-1] <= 1 else 1.0 if came[-1] <= 20 else 5.0
-    counts = Counter(int(moment / step) for moment in came)
-    most = max(counts.values())
-    rows = [
-        f"{place * step:6.1f} s {counts[place]:4}  {'#' * round(WIDTH * counts[place] / most)}".rstrip()
-        for place in range(max(counts) + 1)
-    ]
     half, last = came[CLIENTS // 2], came[-1]
-    return "\n".join([f"away for {away} s: half are back after {half:.1f} s, all after {last:.1f} s", *rows])
+    return f"| {away} s | {half:.1f} s | {last:.1f} s | {most_in(came, 1.0):,} |"
 
 
 if __name__ == "__main__":
-    print(curve())  # noqa: T201
+    print(table())  # noqa: T201
