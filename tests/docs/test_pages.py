@@ -74,7 +74,10 @@ from tests.support.command_line import typed
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "push_to_poll_client"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 README, GUARANTEES, GUARANTEE_TESTS = (
     (ROOT / name).read_text() for name in ("README.md", "docs/guarantees.md", "tests/guarantees/README.md")
 )
@@ -156,9 +159,7 @@ def test_each_file_of_the_guarantees_folder_is_linked_under_its_guarantee(path):
     assert f"[{path.name}]({path.name})" in section(GUARANTEE_TESTS, f"G{number}: ")
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name
-)
+@every_page
 def test_no_page_for_users_names_a_test(page):
     assert re.findall(r"`test_g?\d*\w*_\w+_\w+_\w+`", page.read_text()) == []
 
