@@ -1,7 +1,7 @@
-"""Listeners: each turns a kind of push channel into wakes.
+"""Listeners: each turns pushes of one kind of channel into wakes.
 
-What webhooks are made of is in `verifiers`, `handshakes` and `subscriptions`; the channels of databases are in
-`postgres` and `redis`.
+Webhooks use `verifiers`, `handshakes` and `subscriptions`. The listeners for databases are in `postgres` and
+`redis`.
 """
 
 from typing import TYPE_CHECKING

@@ -1,29 +1,28 @@
-"""Decide when a listener connects again, or asks again. Pure: times and random fractions are arguments.
+"""Decide when a listener reconnects or sends its next long poll. Pure: times and random fractions are arguments.
 
-This module decides the load that a fleet of clients puts on a server. A restarted server meets all its clients at
-once, and a server that accepts a connection and closes it at once is as overloaded as one that refuses. Therefore
-this library chooses the delay itself, every delay is random, and a connection counts as a success only after it
-has lasted for `STABLE_AFTER` seconds.
+This module decides the load of many clients on a server. All clients of a restarted server come back at once. A
+server that accepts a connection and closes it immediately is as overloaded as one that refuses. So this library
+chooses the delays itself, every delay is random, and a connection counts as a success only after `STABLE_AFTER`
+seconds.
 
-    failure in a row    1      2      3      4      5       6        7 and on
+    failure in a row    1      2      3      4      5       6        7 and later
     seconds to wait     0-1    1-2    2-4    4-8    8-16    16-32    30-60
 
 A server that accepts and closes gets at most 5 connections from a client in the first 10 seconds (at 0, 0, 1, 3
-and 7, if every draw is the smallest), and one or two a minute after that. If it refuses in a way that only a human
-can change, it gets one connection in 5 to 7.5 minutes.
+and 7, if every draw is the smallest), and then one or two a minute. If it refuses in a way that only a person can
+fix, it gets one connection in 5 to 7.5 minutes.
 
 Some servers end each connection in an orderly way: after a push, such as JMAP's event source with
-`closeafter=state` (RFC 8620 §7.3), or after some seconds, as a long poll does. That is not a failure if the
-connection brought a push or lasted for `MIN_LIFE` seconds: the client connects again after 0-1 s. `NewsPace`
-bounds the load, as it does for long polls: 10 such connections may follow each other as fast as the draws allow,
-and then one a second; without pushes it is one in `MIN_LIFE` seconds. An end before that, and one that was not
-orderly, counts as a failure. Such connections end a streak together, once they have followed each other for
-`STABLE_AFTER` seconds. So of two servers behind one address, the one that fails gets no more connections than
-alone.
+`closeafter=state` (RFC 8620 §7.3), or after some seconds, as a long poll does. This is not a failure if the
+connection brought a push or lasted for `MIN_LIFE` seconds: the client reconnects after 0-1 s. `NewsPace` limits
+the load, as it does for long polls: 10 such connections as fast as the draws allow, then one a second; without
+pushes, one in `MIN_LIFE` seconds. An earlier end, or one that was not orderly, is a failure. Such connections end
+a streak of failures together, after `STABLE_AFTER` seconds without a failure. So if one of two servers behind an
+address fails, it does not get more connections than it would get alone.
 
-The first delay is short and entirely random. RFC 6455 §7.2.3 proposes 0-5 s "as a reasonable initial delay". The
-common cause is a server that was replaced, or a proxy that cuts connections now and then, and each second of delay
-is a second without pushes. With 0-1 s, 1,000 clients of a restarted server return spread over a second.
+The first delay is short and entirely random. RFC 6455 §7.2.3 proposes 0-5 s "as a reasonable initial delay". But
+the usual cause is a replaced server, or a proxy that cuts connections, and each second of delay is a second
+without pushes. With 0-1 s, 1,000 clients of a restarted server return spread over a second.
 """
 
 import enum
@@ -32,47 +31,45 @@ import math
 from push_to_poll_client._types import MAX_NOT_BEFORE
 
 FIRST_DELAY = 1.0
-"""Seconds: the first delay is drawn from 0 to this, in which 1,000 clients of a restarted server return."""
+"""Seconds. The first delay is drawn from 0 to this: 1,000 clients of a restarted server return within it."""
 
 BASE_DELAY = 1.0
-"""Seconds after the second failure in a row, doubled by each further one."""
+"""Seconds after the second failure in a row; doubled by each further one."""
 
 MAX_DELAY = 30.0
-"""Seconds that the delay grows to, before jitter, which at most doubles it. Drawn from [30, 60), it gives a server
-that is down 0.022 connections a second from each client (client-go's reflector uses the same figures)."""
+"""Longest delay in seconds, before jitter, which at most doubles it. Drawn from [30, 60), it gives a server that
+is down 0.022 connections a second from each client (the figures of client-go's reflector)."""
 
 SLOW_DELAY = 300.0
-"""Seconds before the next attempt where only a human can help: 8 to 12 connections an hour, and never zero."""
+"""Seconds before the next attempt if only a person can help: 8 to 12 connections an hour, never zero."""
 
 SLOW_JITTER = 0.5
-"""The share of `SLOW_DELAY` added at random: 1,000 clients whose key was revoked return over 150 seconds."""
+"""Share of `SLOW_DELAY` added at random: 1,000 clients whose key was revoked return over 150 seconds."""
 
 RETRY_AFTER_JITTER = 0.2
-"""The share of a `Retry-After` added at random, never subtracted: the server sends the same figure to all
-clients."""
+"""Share of a `Retry-After` added at random, never subtracted: the server sends the same value to all clients."""
 
 STABLE_AFTER = 30.0
-"""Seconds that a connection has to last to end a streak of failures. Equal to `MAX_DELAY`, so that a server which
-closes every connection just after this time gets no more connections than from the backoff at its cap: one in 30
-seconds. (client-go waits 2 minutes. But proxies that cut each connection after a minute are common, and a client
-behind one would be without pushes half the time if that counted as a failure.)"""
+"""Seconds after which a connection ends a streak of failures. Equal to `MAX_DELAY`: a server that closes every
+connection just after this time gets no more connections than at the longest delay. (client-go waits 2 minutes. But
+many proxies cut each connection after a minute, and a client behind one would have no pushes half the time.)"""
 
 BURST = 10
-"""Responses with news, or connections that brought a push, that may follow each other without a pause."""
+"""Responses with news, or connections with a push, that may follow each other without a pause."""
 
 NEWS_SPACING = 1.0
-"""Seconds between them in the long run: the longest delay of a push if the server has news all the time. It may be
-twice as long between two connections, since a random part is added."""
+"""Seconds between these on average: the longest delay of a push if the server has news all the time. Between two
+connections it can be twice as long, since a random part is added."""
 
 MIN_LIFE = 5.0
-"""Seconds that a connection without a push has to last so that an orderly end is not a failure. A server that ends
-each connection just after this time gets 12 a minute, as many as long polls that it holds for as long."""
+"""Seconds after which an orderly end without a push is not a failure. A server that ends each connection just
+after this time gets 12 a minute, as many as long polls that it holds for this time."""
 
 DOWN_AFTER = 5.0
-"""Seconds: the channel is down during a longer pause between two requests or two connections that brought news."""
+"""Seconds. During a longer pause between two requests or connections with news, the channel is down."""
 
 LONGEST_DOUBLING = 10
-"""Doublings after which the power is no longer computed: the delay reached its cap long before."""
+"""Doublings after which the power is not computed: the delay reached its maximum long before."""
 
 
 class ReconnectAction(enum.Enum):
@@ -89,13 +86,13 @@ class ReconnectAction(enum.Enum):
 
 
 STATUS_ACTIONS = {
-    # Passing although 4xx: the server was too slow, too early or too busy for this request.
+    # Transient although 4xx: the server was too slow, too early or too busy for this request.
     408: ReconnectAction.RETRY,  # Request Timeout (RFC 9110 §15.5.9)
     425: ReconnectAction.RETRY,  # Too Early (RFC 8470 §5.2)
     429: ReconnectAction.RETRY,  # Too Many Requests (RFC 6585 §4)
-    # The one status that says "for good".
+    # The only status that means "permanently".
     410: ReconnectAction.GIVE_UP,  # Gone (RFC 9110 §15.5.11)
-    # Lasting although 5xx: the server does not speak this.
+    # Lasting although 5xx: the server does not support this.
     501: ReconnectAction.SLOW_RETRY,  # Not Implemented (RFC 9110 §15.6.2)
     505: ReconnectAction.SLOW_RETRY,  # HTTP Version Not Supported (RFC 9110 §15.6.6)
 }
@@ -112,42 +109,34 @@ def action_of_status(status: int) -> ReconnectAction:
 
 
 def lifetime(max_age: float, fraction: float) -> float:
-    """Draw the seconds after which to renew a healthy connection, between half of `max_age` and all of it.
-
-    Drawn for each connection, so that clients that a restart brought back together spread out again.
-
-    Args:
-        max_age: The longest time that a connection may last, in seconds.
-        fraction: A random number, 0 ≤ fraction < 1.
-    """
+    """Draw the seconds after which to renew a healthy connection, between half of `max_age` and all of it."""
+    # Drawn for each connection, so that clients that a restart synchronised spread out again.
     return max_age * (0.5 + 0.5 * fraction)
 
 
 class NewsPace:
-    """A limit on how often a server that has news is asked again: `BURST` at once, then one in `NEWS_SPACING`.
+    """Limits requests to a server that has news: `BURST` at once, then one in `NEWS_SPACING`.
 
-    It is a bucket of `BURST` tokens; one comes back in `NEWS_SPACING` seconds (GCRA, as in `_schedule.py`).
+    A bucket of `BURST` tokens, filled with one in `NEWS_SPACING` seconds (GCRA, as in `_schedule.py`).
     """
 
     def __init__(self) -> None:
         self._full_at = -math.inf
 
     def take(self, now: float) -> float:
-        """Take a token, and return the seconds to wait before the next request.
-
-        Args:
-            now: Seconds on a monotonic clock.
-        """
+        """Take a token, and return the seconds to wait before the next request."""
         self._full_at = max(self._full_at, now) + NEWS_SPACING
         return max(0.0, self._full_at - NEWS_SPACING * BURST - now)
 
 
 class ReconnectBackoff:
-    """The delays of one channel. Its state is the streak of failures, and the pace after orderly ends.
+    """Reconnect delays of one channel. Its state is the streak of failures, and the pace after orderly ends.
+
+    All times are seconds on one monotonic clock.
 
     Attributes:
-        was_useful: Whether the last connection brought a push or lasted for `MIN_LIFE` seconds.
-        is_routine: Whether it also ended in an orderly way, so that no failure is behind the next connection.
+        was_useful: True if the last connection brought a push or lasted for `MIN_LIFE` seconds.
+        is_routine: True if it also ended in an orderly way, so the next connection does not follow a failure.
     """
 
     def __init__(self) -> None:
@@ -166,25 +155,17 @@ class ReconnectBackoff:
         return self._connected_at is not None
 
     def connected(self, now: float) -> None:
-        """Note that the channel opened. This does not end the streak: the connection has to last first.
-
-        Args:
-            now: Seconds on a monotonic clock.
-        """
+        """Note that the channel opened. This does not end the streak: the connection has to last first."""
         self._connected_at = now
         self._well_since = now if self._well_since is None else self._well_since
         self._has_pushed = False
 
     def pushed(self) -> None:
-        """Note that the connection brought a push. From any thread."""
+        """Note that the connection brought a push. Thread-safe."""
         self._has_pushed = True
 
     def ended(self, now: float) -> None:
-        """Note the end of a connection or of an attempt. One that was up for `STABLE_AFTER` ends the streak.
-
-        Args:
-            now: Seconds on the clock of `connected()`.
-        """
+        """Note the end of a connection or attempt. A connection of `STABLE_AFTER` seconds ends the streak."""
         lasted = -math.inf if self._connected_at is None else now - self._connected_at
         if lasted >= STABLE_AFTER:
             self._failures, self._renewed = 0, False
@@ -193,27 +174,22 @@ class ReconnectBackoff:
         self._connected_at = None
 
     def allow_renewal(self) -> bool:
-        """Return whether to get new credentials at once after the server refused the present ones.
+        """Return True if new credentials may be fetched at once after the server rejected the current ones.
 
-        Returns:
-            True once, and once more after each connection that lasted. A provider that keeps returning what the
-            server refuses must not cause a loop.
+        True once, and again after a stable connection: a function that keeps returning rejected credentials must
+        not cause a loop.
         """
         renewed, self._renewed = self._renewed, True
         return not renewed
 
     def delay(self, action: ReconnectAction, *, fraction: float, retry_after: float | None = None) -> float | None:
-        """Count a failure, and return how long to wait after it.
+        """Count a failure, and return the seconds to wait; None for `GIVE_UP`.
 
         Args:
-            action: What the failure means.
-            fraction: A random number, 0 ≤ fraction < 1. All jitter is drawn upwards, so no delay is shorter than
-                the smallest figure of its range.
-            retry_after: Seconds that the server asked to wait (RFC 9110 §10.2.3), counted from now; obeyed for a
-                day at most. `None` if it did not ask.
-
-        Returns:
-            Seconds from now; `None` when the action is to give up.
+            action: The action after the failure.
+            fraction: A random number, 0 ≤ fraction < 1. Jitter only makes delays longer.
+            retry_after: Seconds that the server asked to wait (RFC 9110 §10.2.3), obeyed up to a day. `None` if it
+                did not ask.
         """
         if action is ReconnectAction.GIVE_UP:
             return None
@@ -229,19 +205,14 @@ class ReconnectBackoff:
         return max(delay, _requested(retry_after, fraction))
 
     def delay_after_end(self, now: float, *, fraction: float, retry_after: float | None = None) -> float:
-        """Return how long to wait after the orderly end of a connection that was of use.
+        """Return the seconds to wait after the orderly end of a useful connection.
 
-        It ends the streak if there was no failure for `STABLE_AFTER` seconds.
-
-        Args:
-            now: Seconds on the clock of `connected()`.
-            fraction: As for `delay()`. The clients of a server that restarts return spread over `FIRST_DELAY`.
-            retry_after: As for `delay()`.
+        This ends the streak if there was no failure for `STABLE_AFTER` seconds.
         """
         self.is_routine = True
         if self._well_since is not None and now - self._well_since >= STABLE_AFTER:
             self._failures, self._renewed = 0, False
-        # Added and not the longer of both: clients that were woken by the same push would else stay together.
+        # Added, not the longer of both: otherwise clients woken by the same push would stay together.
         return max(FIRST_DELAY * fraction + self._pace.take(now), _requested(retry_after, fraction))
 
 
@@ -250,28 +221,28 @@ def _requested(retry_after: float | None, fraction: float) -> float:
 
 
 MIN_HOLD = 5.0
-"""Seconds: a response without news is early if it was held for less time than this, and less than half of the time
-for which it might have been held. A server that holds responses for just this long gets 12 requests a minute."""
+"""Seconds. A response without news is early if it was held for less than this, and for less than half of the time
+that the server may hold it. A server that holds responses for exactly this time gets 12 requests a minute."""
 
 FIRST_PAUSE = 0.25
-"""Seconds after the first early response: a single one costs little."""
+"""Seconds after the first early response: one alone costs little."""
 
 LONGEST_PAUSE = 60.0
-"""Seconds: the default interval at which the consumer polls by itself."""
+"""Seconds: the consumer's default fallback interval."""
 
 
 class LongPollPace:
-    """The pauses of one channel between the response to a long poll and the next request.
+    """Pauses of one channel between the response to a long poll and the next request.
 
-    A server that holds its responses sets the pace itself. A server that does not hold them (it cannot, it is
-    misconfigured, a proxy responds for it, the client sent an old cursor) would get requests as fast as the
-    network allows. Therefore a response with news costs a token of a `NewsPace`, and an early response without
-    news costs a pause, which doubles with each further early response in a row:
+    A server that holds its responses sets the pace. One that does not (it cannot, it is misconfigured, a proxy
+    responds for it, the client sent an old cursor) would get requests as fast as the network allows. So a response
+    with news costs a token of a `NewsPace`. An early response without news costs a pause, which doubles with each
+    further one in a row:
 
-        early in a row       1      2     3    4    5    6    7     8     9 and on
+        early in a row       1      2     3    4    5    6    7     8     9 and later
         seconds              0.25   0.5   1    2    4    8    16    32    60
 
-    A server that never holds a response gets 8 requests in the first 32 s, and then one a minute.
+    A server that never holds a response gets 8 requests in the first 32 s, then one a minute.
 
     Args:
         wait: Seconds for which the server may hold a response.
@@ -284,7 +255,7 @@ class LongPollPace:
         self._not_before = -math.inf
 
     def is_early(self, held: float) -> bool:
-        """Return whether a response without news that was held for so many seconds is early."""
+        """Return True if a response without news that was held for this time is early."""
         return held < self._early
 
     def answered(self, now: float, *, held: float, news: bool, retry_after: float | None, fraction: float) -> None:
@@ -293,8 +264,8 @@ class LongPollPace:
         Args:
             now: Seconds on a monotonic clock.
             held: Seconds from the request to its response.
-            news: Whether the response had news.
-            retry_after: Seconds that the server asks to wait, obeyed for a day at most. `None` if it does not ask.
+            news: True if the response had news.
+            retry_after: Seconds that the server asks to wait, obeyed up to a day. `None` if it does not ask.
             fraction: A random number, 0 ≤ fraction < 1. At most a fifth of `retry_after` is added.
         """
         early = self.is_early(held)
@@ -309,5 +280,5 @@ class LongPollPace:
         self._not_before = max(self._not_before, now + max(_requested(retry_after, fraction), pause))
 
     def pause(self, now: float) -> float:
-        """Return the seconds from now until the next request."""
+        """Return the seconds until the next request."""
         return max(0.0, self._not_before - now)

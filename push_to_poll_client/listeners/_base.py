@@ -1,12 +1,11 @@
-"""Connect, pass pushes on, and connect again: what all reconnecting listeners share.
+"""Connect, pass pushes on, and reconnect: the shared part of all reconnecting listeners.
 
-A push carries no data, so a lost push costs only time: every connect wakes the consumer, which finds what was
-pushed while there was no connection.
+A push carries no data, so a lost push costs only time: every connect wakes the consumer, and the poll finds
+messages that were pushed without a connection.
 
-`BaseListener` is the reconnect loop. A subclass runs one connection and says what a failure means; `_backoff.py`
-decides when to connect again. `ReadLoopListener` adds what all channels share that read one message after the
-other: credentials, hints, the largest age of a connection, and the longest silence. `DatabaseListener` is what the
-listeners for databases share.
+`BaseListener` is the reconnect loop. A subclass runs one connection and classifies failures; `_backoff.py` decides
+when to reconnect. `ReadLoopListener` is for channels that read messages one by one: it adds credentials, hints,
+the maximum age of a connection and the longest silence. `DatabaseListener` is for databases.
 """
 
 import abc
@@ -38,19 +37,11 @@ from push_to_poll_client.listeners._hints import HintReader, Notification
 
 
 class StopReconnecting(PushToPollError):
-    """The server asks not to connect again. Raised by `_connect`."""
+    """The server asks not to reconnect. Raised by `_connect`."""
 
 
 class ChannelOptions(msgspec.Struct, frozen=True):
-    """The arguments that listeners share, checked.
-
-    Attributes:
-        hint: Makes a push of a message, or returns `None` to ignore it. `None` means every message is a push.
-        classify: Called first for each failure; overrules the listener's action unless it returns `None`.
-        max_age: Seconds after which a connection is renewed. `None` means never.
-        max_silence: Seconds without a message after which a connection counts as dead. `None` means no limit.
-        open_timeout: Seconds for opening a connection.
-    """
+    """The checked arguments that listeners share. Times are in seconds, and None disables a limit."""
 
     hint: Callable[[Any], Push | None] | None = None
     classify: Callable[[Exception], ReconnectAction | None] | None = None
@@ -65,14 +56,9 @@ class ChannelOptions(msgspec.Struct, frozen=True):
 
 
 class BaseListener(abc.ABC):
-    """The reconnect loop of a listener.
+    """The reconnect loop of a listener."""
 
-    Args:
-        name: The listener's name in log and status.
-        options: The arguments that listeners share.
-    """
-
-    _log: ConsumerLog  # of the listener's module
+    _log: ConsumerLog  # the logger of the listener's module
 
     def __init__(self, name: str, options: ChannelOptions) -> None:
         self.name: str = name
@@ -81,33 +67,32 @@ class BaseListener(abc.ABC):
         self._open_timeout = options.open_timeout
         self._known_secrets = Secrets()
         self._fraction: Callable[[], float] = random.random
-        self._renewable = False  # whether another request for credentials can return different ones
-        self._ended_in_order = False  # whether it was logged that the server ends connections in an orderly way
+        self._renewable = False  # True if the credentials may change when they are fetched again
+        self._ended_in_order = False  # True after it was logged that the server ends connections
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
 
     @abc.abstractmethod
     async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> None:
-        """Run one connection until it reaches its maximum age, and raise if it ends for another reason.
+        """Run one connection until it reaches its maximum age; raise if it ends for another reason.
 
-        After a return the listener connects again at once. An end that can come soon after the connect, such as a
-        bound that is reached, raises `ConnectionEnded` of `_failures.py`, whose `Failure` is `orderly`. After ten
-        such ends in a row there is one connect a second; an end before any push, and within 5 s, is a failure like
-        another.
+        After a return the listener reconnects at once. An end that may come soon after the connect must raise
+        `ConnectionEnded` of `_failures.py`, whose `Failure` is `orderly`. After ten such ends in a row there is
+        one connect a second. An end within 5 s without a push is a normal failure.
         """
 
     @abc.abstractmethod
     def _failure(self, error: Exception) -> Failure:
-        """Return action and description of an error that ended a connection."""
+        """Classify and describe an error that ended a connection."""
 
     async def listen(self, channel: Channel, /) -> None:
-        """Run until cancelled, connect again alone, report to `channel`.
+        """Run until cancelled: connect, report to `channel`, and reconnect.
 
-        Returns when the server asks to be left alone, where the channel has a way to ask that.
+        Returns if the server asks the client not to reconnect, on channels that support this.
 
         Raises:
-            ListenerError: Trying again cannot help: the server said "for good", or `classify` did.
+            ListenerError: A retry cannot help: the server's response is permanent, or `classify` gave up.
         """
         reconnect, handled = ReconnectBackoff(), sys.exception()
         with hidden(self._known_secrets):
@@ -115,8 +100,8 @@ class BaseListener(abc.ABC):
                 error: Exception | None = None
                 try:
                     await self._run_connection(channel, reconnect)
-                    self._log.debug("%s: renewing the connection at its age", self.name)
-                except Exception as raised:  # noqa: BLE001 - a listener continues after any error; its action says when
+                    self._log.debug("%s: renewing the connection, which reached its maximum age", self.name)
+                except Exception as raised:  # noqa: BLE001 - the failure's action decides what happens next
                     error = sole_cause(raised)
                     forget_frames(error, handled)
                 reconnect.ended(anyio.current_time())
@@ -128,7 +113,7 @@ class BaseListener(abc.ABC):
                     await anyio.sleep(self._delay_after(error, channel, reconnect))
 
     def _delay_after(self, error: Exception, channel: Channel, reconnect: ReconnectBackoff) -> float:
-        """Report the failure, and return the seconds to wait before the next attempt."""
+        """Report a failure, and return the seconds to wait before the next attempt."""
         failure = self._failure(error)
         if failure.hid_a_push:
             channel.wake(Push())
@@ -148,7 +133,7 @@ class BaseListener(abc.ABC):
         return delay
 
     def _delay_after_end(self, failure: Failure, channel: Channel, reconnect: ReconnectBackoff) -> float:
-        """Return the seconds to wait after an orderly end. The channel stays up in a short pause."""
+        """Return the seconds to wait after an orderly end. The channel stays up during a short pause."""
         delay = reconnect.delay_after_end(
             anyio.current_time(), fraction=self._fraction(), retry_after=failure.retry_after
         )
@@ -160,14 +145,14 @@ class BaseListener(abc.ABC):
         return delay
 
     def _report_up(self, channel: Channel, reconnect: ReconnectBackoff) -> None:
-        """Report that the channel is connected. Logged at DEBUG if the last one ended in an orderly way."""
+        """Report that the channel is connected. Logged at DEBUG after an orderly end."""
         level = logging.DEBUG if reconnect.is_routine else logging.INFO
         reconnect.connected(anyio.current_time())
         self._log.log(level, "%s: connected", self.name)
         channel.up()
 
     def _draw_age(self) -> float:
-        """Return the seconds that the connection which just opened may last."""
+        """Draw the seconds that a new connection may last."""
         return math.inf if self._max_age is None else lifetime(self._max_age, self._fraction())
 
     def _users_action(self, error: Exception) -> ReconnectAction | None:
@@ -175,7 +160,7 @@ class BaseListener(abc.ABC):
             return None
         try:
             return self._classify(error)
-        except Exception as failure:  # noqa: BLE001 - a bug in the user's function must not end the listener
+        except Exception as failure:  # noqa: BLE001 - a bug in the caller's function must not end the listener
             self._log.warning("%s: classify failed with %s", self.name, type(failure).__name__)
             return None
 
@@ -183,20 +168,15 @@ class BaseListener(abc.ABC):
 _MessageT = TypeVar("_MessageT")
 
 MESSAGES_AT_ONCE = 100
-"""Messages passed on before other tasks run. A server can send 30,000 events in one read of 256 KiB; a stop, and
-the other consumers of the process, would wait for all of them."""
+"""Messages passed on before other tasks run. A server can send 30,000 events in one read of 256 KiB. A stop, and
+other consumers of the process, would wait for all of them."""
 
 
 class ReadLoopListener(BaseListener, Generic[_MessageT]):
-    """A listener that reads one message after the other.
+    """Base of listeners that read messages one by one.
 
-    A subclass takes its own arguments first, then from `auth` on the common ones, in the order that
-    tests/listeners/test_arguments.py has.
-
-    Args:
-        name: As for `BaseListener`.
-        options: As for `BaseListener`.
-        credentials: Sent at each connect; `None` if this library sends none.
+    A subclass takes its own arguments first, then the shared ones in the order of
+    tests/listeners/test_arguments.py.
     """
 
     def __init__(self, name: str, options: ChannelOptions, credentials: Credentials | None = None) -> None:
@@ -209,11 +189,11 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
 
     @abc.abstractmethod
     def _connect(self) -> AbstractAsyncContextManager[Any]:
-        """Open a connection, which the block closes in good order, also after an error. Tests replace this."""
+        """Open a connection that the block closes properly, also after an error. Tests replace this."""
 
     @abc.abstractmethod
     async def _read(self, connection: Any) -> Sequence[_MessageT]:
-        """Wait for something to arrive. An empty result is no message, but shows that the connection lives."""
+        """Wait for data. An empty result means that no message arrived, but the connection works."""
 
     async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> None:
         passed_on = 0
@@ -221,7 +201,7 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
             self._opened(channel, reconnect)
             with anyio.move_on_after(self._draw_age()):
                 while True:
-                    # Counted over all reads: a read that finds a message waiting may not let other tasks run.
+                    # Counted over all reads: a read with a message waiting may not let other tasks run.
                     for message in await self._read_in_time(connection):
                         if self._pass_on(message, channel):
                             reconnect.pushed()
@@ -238,10 +218,8 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         raise TimeoutError(f"no message for {self._max_silence:g} s")
 
     def _pass_on(self, message: _MessageT, channel: Channel) -> bool:
-        """Wake if the message is a push, and return whether it is.
-
-        A push counts after the return. So raise the end of a connection in the next `_read`, and not here.
-        """
+        """Wake if the message is a push, and return True if so."""
+        # A push counts after the return: raise the end of a connection in the next `_read`, not here.
         push = self._hints.read(message, self.name)
         if push is not None:
             channel.wake(push)
@@ -249,30 +227,30 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
 
 
 class DatabaseListener(ReadLoopListener[Notification]):
-    """A listener for what is published in a database, by a library that runs on asyncio alone.
+    """Base of listeners for messages published in a database, with a library that runs only on asyncio.
 
-    `_read` waits for `max_silence` at most, by the library's own means: a cancelled read could lose a message.
+    `_read` itself limits its wait to `max_silence`: cancelling a read could lose a message.
     """
 
-    _library: str  # by the name of its package
+    _library: str  # name of its package
 
     @abc.abstractmethod
     async def _open(self, closing: AsyncExitStack) -> Any:
-        """Connect and subscribe. What is to be closed in the end is given to `closing`, by `close_in_time`."""
+        """Connect and subscribe. Register cleanup in `closing`, with `close_in_time`."""
 
     @abc.abstractmethod
     async def _ping(self, connection: Any) -> Sequence[Notification]:
-        """Ask the server whether it is there, and return what was published meanwhile."""
+        """Test the connection, and return messages that arrived meanwhile."""
 
     async def listen(self, channel: Channel, /) -> None:
-        """As of the base.
+        """Run until cancelled: connect, report to `channel`, and reconnect.
 
         Raises:
-            ListenerError: As of the base. Or the event loop is trio's, on which the library does not run.
+            ListenerError: As for `BaseListener`, or the program runs on trio, which the library does not support.
         """
         if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
             raise ListenerError(
-                f"{self.name}: {self._library} runs on asyncio alone; run the consumer there, or take another "
+                f"{self.name}: {self._library} runs only on asyncio; run the consumer on asyncio, or use another "
                 "channel"
             )
         await super().listen(channel)
@@ -291,29 +269,20 @@ class DatabaseListener(ReadLoopListener[Notification]):
             return messages
         with anyio.move_on_after(self._open_timeout):
             return await self._ping(connection)
-        raise TimeoutError(f"no answer to a ping within {self._open_timeout:g} s")
+        raise TimeoutError(f"no response to a ping within {self._open_timeout:g} s")
 
 
 async def close_in_time(close: Callable[[], Awaitable[object]]) -> None:
-    """Close something of a database, also after a cancellation."""
+    """Close a connection or pool, also after a cancellation."""
     with anyio.move_on_after(CLOSE_TIMEOUT, shield=True), suppress(Exception):
         await close()
 
 
 def unique_names(argument: str, given: str | Sequence[str]) -> tuple[str, ...]:
-    """Check one name or several, and drop repetitions.
-
-    Args:
-        argument: The argument's name, for error texts.
-        given: Its value.
-
-    Raises:
-        TypeError: The value is neither a `str` nor a sequence of them.
-        ValueError: A name is empty.
-    """
+    """Return the names in an argument, each once; raise if one is not a `str` or is empty."""
     names = (given,) if isinstance(given, str) else tuple(given)
     if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{argument} is a str or several")
+        raise TypeError(f"{argument} must be a str or a sequence of str, got {given!r}")
     if not all(names):
-        raise ValueError(f"{argument} has an empty name")
+        raise ValueError(f"{argument} must not have an empty name, got {given!r}")
     return tuple(dict.fromkeys(names))

@@ -1,9 +1,9 @@
-"""Say why a connection ended: what to do next, and a sentence for log and status.
+"""Classify why a connection ended: the next action, and a sentence for log and status.
 
-The first part serves every kind of channel; `http_failure_of` is for those that use HTTP. A browser gives up for
-good on every response that is not a stream (WHATWG HTML §9.2.3). A program that runs for months must not: 429 and
-503 pass, and the next deployment may fix a 404. The rules are in `ERROR_ACTIONS` and, for statuses, in
-`STATUS_ACTIONS` of `_backoff.py`.
+The first part serves all channels, `http_failure_of` those that use HTTP. A browser gives up permanently after
+every response that is not a stream (WHATWG HTML §9.2.3). A program that runs for months must not: 429 and 503 are
+transient, and the next deployment may fix a 404. The rules are in `ERROR_ACTIONS`, and in `STATUS_ACTIONS` of
+`_backoff.py`.
 """
 
 import ssl
@@ -29,25 +29,24 @@ MAX_TEXT = 200
 REDIRECTS_NOT_FOLLOWED = (
     "redirects are not followed, since credentials stay with their origin: use the new address"
 )
-"""Headers of any name may hold a secret, and secrets go only to the origin they were given for (G12)."""
+"""Any header may hold a secret, and secrets go only to the origin they were given for (G12)."""
 
 
 class ConnectionEnded(PushToPollError):
-    """The other side, the user's function or a bound of this side ended the connection in an orderly way."""
+    """The server, the caller's function or a limit of this side ended the connection in an orderly way."""
 
 
 class Failure(NamedTuple):
-    """The end of a connection, or of an attempt to open one.
+    """End of a connection, or of an attempt to open one.
 
     Attributes:
-        action: What this library would do next.
-        sentence: What happened, on one line, without secrets and control characters.
-        cause: The error that may be shown with its traceback. `None` if it may quote a secret.
-        retry_after: Seconds that the server asked to wait. `None` if it did not ask.
-        unauthorized: Whether new credentials may help.
-        hid_a_push: Whether something was left unread that may have been a push.
-        orderly: Whether the connection was ended in an orderly way, as some servers do after each push or after
-            some seconds.
+        action: The default action of this library.
+        sentence: Description on one line, without secrets and control characters.
+        cause: The error to show with its traceback. None if it may quote a secret.
+        retry_after: Seconds that the server asked to wait. None if it did not ask.
+        unauthorized: True if new credentials may help.
+        hid_a_push: True if unread data may have been a push.
+        orderly: True if the end was orderly: some servers end a connection after each push or some seconds.
     """
 
     action: ReconnectAction
@@ -59,32 +58,25 @@ class Failure(NamedTuple):
     orderly: bool = False
 
     def to_error(self, name: str, *, is_final: bool = False) -> PushToPollError:
-        """Return the error to report, without secrets that the server said back.
-
-        Args:
-            name: What the failure happened to.
-            is_final: Whether there is no other attempt.
-        """
+        """Return the error to report, without secrets that the server repeated."""
         text = mask(f"{name}: {self.sentence}")
-        final = f"{text}; trying again cannot help: correct or remove it"
+        final = f"{text}; a retry cannot help: correct its arguments or remove it"
         error = ListenerError(final) if is_final else PushToPollError(text)
         error.__cause__ = None if self.cause is None or shows_a_secret(self.cause) else self.cause
         return error
 
 
 MAX_CAUSES = 10
-"""Errors in a chain of causes that are looked at."""
+"""Errors in a chain of causes that are searched."""
 
 
 def forget_frames(error: Exception, handled: BaseException | None) -> None:
-    """Drop the tracebacks of an error and of its causes, since the status keeps the error for a long time.
-
-    Their frames refer to headers and clients.
+    """Drop the tracebacks of an error and its causes: their frames hold headers and clients.
 
     Args:
-        error: What happened.
-        handled: What the program was handling when it began to listen. It is the context of each error, and
-            neither a cause nor ours.
+        error: The error, which the status keeps for a long time.
+        handled: The exception that was being handled when `listen` was called. It is the context of each error,
+            and is left alone.
     """
     for one in error_chain(error):
         if one.__context__ is handled:
@@ -97,18 +89,18 @@ def failure_of_error(
     actions: Sequence[tuple[type[Exception], ReconnectAction]],
     quotable: tuple[type[BaseException], ...],
 ) -> Failure:
-    """Classify and describe an error: by its own sentence, by type and text, or by its type alone.
+    """Classify and describe an error: by its own sentence, by type and text, or by its type only.
 
     Args:
-        error: What happened.
-        actions: The first row counts whose type occurs among the error and its causes; the last matches any.
-        quotable: Types of errors whose text holds no secret. Another one is not shown as a cause, either.
+        error: The error.
+        actions: The first row whose type occurs in the error's chain of causes counts. The last row matches any.
+        quotable: Types of errors whose text holds no secret. Others are not shown as a cause either.
     """
     chain: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and len(chain) < MAX_CAUSES:
         chain.append(current)
-        # The context, too: httpcore raises `from None`, which hides the reason of a failed TLS handshake.
+        # The context too: httpcore raises `from None`, which hides the reason of a failed TLS handshake.
         current = current.__cause__ or current.__context__
     sentence = one_line(str(error))
     if not isinstance(error, PushToPollError):
@@ -121,16 +113,16 @@ def failure_of_error(
 
 
 ERROR_ACTIONS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
-    (UnusableResponse, ReconnectAction.SLOW_RETRY),  # the next response will be like it
-    (CredentialsFailed, ReconnectAction.RETRY),  # whatever the reason of the provider
+    (UnusableResponse, ReconnectAction.SLOW_RETRY),  # the next response will be the same
+    (CredentialsFailed, ReconnectAction.RETRY),  # whatever the provider's reason is
     (ssl.SSLCertVerificationError, ReconnectAction.SLOW_RETRY),  # a wrong certificate, or an eavesdropper
     (ProxyUnusable, ReconnectAction.SLOW_RETRY),
     (UnusableRedirect, ReconnectAction.SLOW_RETRY),
-    (httpx.LocalProtocolError, ReconnectAction.SLOW_RETRY),  # the request cannot be sent: an invalid header
+    (httpx.LocalProtocolError, ReconnectAction.SLOW_RETRY),  # the request has an invalid header
     (SocksUnusable, ReconnectAction.GIVE_UP),  # a library is missing
-    (Exception, ReconnectAction.RETRY),  # the network, silence, garbage, and unknown errors
+    (Exception, ReconnectAction.RETRY),  # the network, silence, malformed responses, and unknown errors
 )
-"""The actions after errors that end a request without a status. The first row that matches counts."""
+"""Actions after errors without an HTTP status. The first matching row counts."""
 
 SAFE_TO_QUOTE = (
     OSError,
@@ -148,9 +140,9 @@ def http_failure_of(
     """Classify and describe the failure of a channel over HTTP.
 
     Args:
-        error: What happened; an `httpx.HTTPStatusError` for a response with the wrong status.
-        wanted: The response that was expected, such as "an event stream".
-        actions: The actions after the caller's own errors, looked at before `ERROR_ACTIONS`.
+        error: The error; an `httpx.HTTPStatusError` for a response with a wrong status.
+        wanted: The expected response, such as "an event stream".
+        actions: Rows for the listener's own errors, searched before `ERROR_ACTIONS`.
     """
     response = error_response(error)
     if response is not None:
@@ -159,7 +151,7 @@ def http_failure_of(
 
 
 def failure_of_status(error: Exception, status: int, headers: Mapping[str, str], *, wanted: str) -> Failure:
-    """Classify and describe a response with the wrong status."""
+    """Classify and describe a response with a wrong status."""
     sentence = f"the server answered HTTP {status} instead of {wanted}"
     return Failure(
         action_of_status(status),
@@ -171,5 +163,5 @@ def failure_of_status(error: Exception, status: int, headers: Mapping[str, str],
 
 
 def error_response(error: Exception) -> httpx.Response | None:
-    """Return the response with the wrong status; `None` if something else failed."""
+    """Return the response with a wrong status; None if something else failed."""
     return error.response if isinstance(error, httpx.HTTPStatusError) else None

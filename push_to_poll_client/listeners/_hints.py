@@ -1,6 +1,6 @@
-"""Read the hint of a push: with a function of the user's, or from declared paths in its JSON.
+"""Read the hint of a push, with a function of the caller or from declared paths in its JSON.
 
-A hint never loses a push: if the function raises or returns something else, the push counts without a hint.
+A hint cannot lose a push: if the function raises or returns another type, the push counts without a hint.
 """
 
 import logging
@@ -14,25 +14,20 @@ from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_str
 
 MAX_VALUE_LENGTH = 1024
-"""Characters of the longest text taken from a push; ids, topics and names are shorter, and cursors usually are."""
+"""Characters of the longest text taken from a push. Ids, topics and names are shorter, and most cursors too."""
 
 
 def parse_path(path: str) -> tuple[str, ...]:
-    """Split a path such as "changed.topics" into its steps.
-
-    Raises:
-        TypeError: The path is not a `str`.
-        ValueError: A step is empty.
-    """
-    check_str("a path", path)
+    """Split a path such as "changed.topics" into its names; raise if one is empty."""
+    check_str("path", path)
     steps = tuple(path.split("."))
     if not all(steps):
-        raise ValueError(f"a path must be names with dots between them, got {path!r}")
+        raise ValueError(f"a path must be names separated by dots, got {path!r}")
     return steps
 
 
 def values_at(value: Any, steps: tuple[str, ...]) -> Iterator[Any]:
-    """Yield what stands at a path of a JSON value.
+    """Yield the values at a path of a JSON value.
 
     A list along the path stands for each of its items, but a list within a list does not.
     """
@@ -45,15 +40,12 @@ def values_at(value: Any, steps: tuple[str, ...]) -> Iterator[Any]:
 
 
 def strings_at(value: Any, steps: tuple[str, ...], *, limit: int) -> list[str]:
-    """Find the texts and whole numbers at a path; anything else is ignored, also a path that leads nowhere.
+    """Return the distinct texts and whole numbers at a path, in order. Other values are ignored.
 
     Args:
         value: A JSON value. A list at the path stands for each of its items.
-        steps: The steps of the path.
-        limit: The largest number of texts to return.
-
-    Returns:
-        Each text once, in order.
+        steps: The names of the path.
+        limit: Maximum number of texts.
     """
     items = (item for one in values_at(value, steps) for item in (one if isinstance(one, list) else [one]))
     texts = (str(item) for item in items if isinstance(item, str | int) and not isinstance(item, bool))
@@ -67,11 +59,11 @@ def strings_at(value: Any, steps: tuple[str, ...], *, limit: int) -> list[str]:
 
 
 class Notification(NamedTuple):
-    """What was published.
+    """A message published in a database, as passed to `hint`.
 
     Attributes:
-        channel: Where.
-        data: What, `str` from PostgreSQL and `bytes` from Redis.
+        channel: Name of the channel.
+        data: Content of the message: `str` from PostgreSQL, `bytes` from Redis.
     """
 
     channel: str
@@ -88,7 +80,7 @@ class HintReader(Generic[_MessageT, _HintT]):
     Args:
         hint: The function. `None` means that every message is a push without a hint.
         kinds: The types that it may return, besides `None` for a message that is not a push.
-        log: Where failures are logged. Only the first is a warning: everyone who may push can cause them.
+        log: Logs failures. Only the first is a warning: everyone who may push can cause them.
     """
 
     def __init__(
@@ -104,17 +96,12 @@ class HintReader(Generic[_MessageT, _HintT]):
         self._failed = False
 
     def read(self, message: _MessageT, name: str) -> _HintT | Push | None:
-        """Return the hint of a message; a push without one if the function raises or returns another type.
-
-        Args:
-            message: What arrived.
-            name: The listener's name, for the log.
-        """
+        """Return the hint of a message; a push without a hint if the function fails."""
         if self._hint is None:
             return Push()
         try:
             hint = self._hint(message)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with a hint must not lose the push
+        except Exception as error:  # noqa: BLE001 - a bug in `hint` must not lose the push
             failed = type(error).__name__
         else:
             if hint is None or isinstance(hint, self._kinds):
@@ -127,30 +114,31 @@ class HintReader(Generic[_MessageT, _HintT]):
 
 
 MAX_TOPICS = 64
-"""Topics taken from a push. A push that names more counts as one that names none, and so concerns all."""
+"""Topics taken from a push. A push with more counts as one without topics, which concerns all."""
 
 MAX_COUNT = 2**63
 """Counts from here on are ignored."""
 
 
 class JSONHint:
-    """Makes pushes of JSON texts; for the `hint=` of any listener.
+    """Turns JSON texts into pushes. For the `hint` argument of any listener.
 
         WebSocketListener(url, hint=JSONHint(cursor="cursor"))
         WebhookListener(verify, hint=JSONHint(cursor="historyId", topics="emailAddress"))
 
-    A path is names with dots between them; a list along the way stands for each of its items, as in
-    "value.resource". What is no JSON, or has nothing there, is a push that says nothing. Numbers count as texts.
+    A path is names separated by dots, such as "value.resource". A list along the path stands for each of its
+    items. A message that is not JSON, or has no values at the paths, is a push without a hint. Numbers count as
+    texts.
 
     Args:
-        cursor: Where the newest cursor stands. It has to be in the form in which the feed has it.
-        topics: Where what changed stands, a text or a list of them.
-        count: Where the number of new messages stands.
-        only: Paths and what has to stand there: anything else is no push, as `{"type": "wake"}`.
+        cursor: Path of the newest cursor, in the same form as the feed's cursors.
+        topics: Path of the changed topics, a text or a list of texts.
+        count: Path of the number of new messages.
+        only: Paths and required values, such as `{"type": "wake"}`. Other messages are not pushes.
 
     Raises:
-        TypeError: A path is no `str`.
-        ValueError: A path has an empty step.
+        TypeError: A path is not a `str`.
+        ValueError: A path has an empty name.
     """
 
     def __init__(
@@ -165,7 +153,7 @@ class JSONHint:
         self._only = tuple((parse_path(path), text) for path, text in only.items())
 
     def __call__(self, message: Any, /) -> Push | None:
-        """The push, of a text, of bytes, or of what has them as its `body` or `data`; `None`: it is none."""
+        """Return the push for a text, bytes, or an object with a `body` or `data`; None if it is not a push."""
         value = _decode_message(message)
         if any(text not in strings_at(value, path, limit=MAX_TOPICS) for path, text in self._only):
             return None
@@ -189,7 +177,7 @@ def _decode_message(message: Any) -> Any:
 
 
 def _number(text: str) -> int | None:
-    if not (text.isascii() and text.isdigit()):  # int() takes digits of every script, and underscores between them
+    if not (text.isascii() and text.isdigit()):  # int() also accepts digits of other scripts, and underscores
         return None
     number = int(text)
     return number if number < MAX_COUNT else None

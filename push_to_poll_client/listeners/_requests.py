@@ -1,6 +1,6 @@
-"""Send requests of listeners and subscriptions, and read each response whole, bounded in time and size.
+"""Send requests of listeners and subscriptions, and read whole responses, limited in time and size.
 
-`ListenerClient` sends its credentials only to the origin that they were given for. Redirects are not followed.
+`ListenerClient` sends credentials only to the origin they were given for. Redirects are not followed.
 """
 
 import math
@@ -26,19 +26,19 @@ _T = TypeVar("_T")
 
 
 class UnusableResponse(PushToPollError):
-    """The response is too large, is encoded, or does not hold what it should."""
+    """The response is too large, has an unknown encoding, or has invalid content."""
 
 
 class ListenerResponse(NamedTuple):
-    """A whole answer.
+    """A complete response.
 
     Attributes:
-        status: Of HTTP, any.
-        headers: By any case.
-        body: Its bytes, not packed.
-        url: What was asked, without secrets.
-        response: As `httpx.HTTPStatusError` wants it.
-        peer: The IP address at the other end of the connection, which may be a proxy's; `None` if it is not known.
+        status: HTTP status.
+        headers: Headers, by name in any case.
+        body: Body, decompressed.
+        url: URL of the request, without secrets.
+        response: Response of the client, for `httpx.HTTPStatusError`.
+        peer: IP address of the other end of the connection, perhaps a proxy's; `None` if not known.
     """
 
     status: int
@@ -52,17 +52,17 @@ class ListenerResponse(NamedTuple):
         return f"{type(self).__name__}({self.status}, {len(self.body)} bytes, url={self.url!r})"
 
     def expect(self, *statuses: int) -> Self:
-        """Itself, if it has one of these statuses; none given: any success.
+        """Return the response if it has one of these statuses; without arguments, any 2xx.
 
         Raises:
-            httpx.HTTPStatusError: It has another.
+            httpx.HTTPStatusError: It has another status.
         """
         if self.status in statuses or (not statuses and httpx.codes.is_success(self.status)):
             return self
         raise httpx.HTTPStatusError(f"HTTP {self.status}", request=self.response.request, response=self.response)
 
     def json(self) -> Any:
-        """The body, read as JSON.
+        """Decode the body as JSON.
 
         Raises:
             UnusableResponse: The body is not JSON.
@@ -70,15 +70,15 @@ class ListenerResponse(NamedTuple):
         return self.decoded(Any, "JSON")
 
     def decoded(self, type: type[_T], what: str) -> _T:
-        """The body, read as JSON of this type, which errors call `what`.
+        """Decode the body as JSON of this type. Errors call it `what`.
 
         Raises:
-            UnusableResponse: The body is something else.
+            UnusableResponse: The body is not JSON of this type.
         """
         try:
             return decode(self.body, type=type)
         except DECODE_ERRORS:
-            raise UnusableResponse(f"{self.url} answered something that is no {what}") from None
+            raise UnusableResponse(f"{self.url} sent no valid {what}") from None
 
 
 class RequestOptions(TypedDict, total=False):
@@ -86,11 +86,11 @@ class RequestOptions(TypedDict, total=False):
 
     Attributes:
         content: The body.
-        headers: Sent in addition, by lower-case names; the caller's own and the credentials replace them.
-        override: Sent to the server's origin, by lower-case names, in place of the caller's own.
-        public_only: Whether to refuse addresses of this machine and of private networks, since a server on the
-            internet named the URL.
-        on_sent: Called when the request has been sent, by clients that report it, such as those of httpx.
+        headers: Additional headers, by lower-case names. The caller's headers and the credentials replace them.
+        override: Headers for the server's origin only, by lower-case names, which replace the caller's.
+        public_only: True to reject addresses of this machine and of private networks, for a URL that a server on
+            the internet named.
+        on_sent: Called when the request was sent, by clients that report it, such as httpx.
     """
 
     content: bytes | None
@@ -104,22 +104,18 @@ class ListenerClient:
     """Sends requests to one server with credentials, and to other servers without them.
 
     Args:
-        url: An http address. A user and password in it are sent as Basic credentials.
-        auth: See `Auth`. Functions are called each time a client is opened, and at each `connected` block.
-        headers: Sent to the server, as of a listener.
-        ssl_context: The TLS settings; `None` trusts the certificates that the machine trusts.
+        url: An http URL. A user and password in it are sent as Basic credentials.
+        auth: See `Auth`. Functions are called each time a client is opened, and in each `connected` block.
+        headers: Sent to the server, as for a listener.
+        ssl_context: TLS settings. `None` uses the machine's trusted certificates.
         timeout: Seconds for the functions to return, and again for the whole response.
         max_body: Largest response in bytes, both on the wire and decompressed.
-        client: An `httpx.AsyncClient`, or one of its shape. `None` opens one for each request.
+        client: An `httpx.AsyncClient`, or an object with the same methods. `None` opens one for each request.
 
     Attributes:
-        url: The address, without user and password.
+        url: The URL without user and password.
         credentials: Sent to the server.
-        secrets: What it sends that is secret.
-
-    Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument has an invalid value; the text names both.
+        secrets: The secrets in what it sends.
     """
 
     def __init__(
@@ -152,7 +148,7 @@ class ListenerClient:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
-        """Keep connections, and what the functions for credentials returned, for the requests in the block."""
+        """Keep connections, and the results of the functions for credentials, for the requests in the block."""
         async with self._opened() as client:
             self._connected_client = client
             try:
@@ -166,7 +162,7 @@ class ListenerClient:
         if self._given_client is not None:
             yield self._given_client
             return
-        # A client for each connection: none inherits a bad pool, and a changed environment takes effect.
+        # A new client for each connection: it has no broken pool, and a changed environment takes effect.
         async with closing(open_client(httpx.Timeout(None), ssl_context=self._ssl_context)) as client:
             yield client
 
@@ -185,8 +181,8 @@ class ListenerClient:
         Args:
             method: As for `send_request`.
             url: As for `send_request`.
-            on_start: Called when the credentials are there, before the request is sent.
-            within: Seconds until the headers of the response have arrived.
+            on_start: Called after the credentials were fetched, before the request is sent.
+            within: Seconds until the headers of the response must arrive.
             options: See `RequestOptions`.
 
         Raises:
@@ -202,7 +198,7 @@ class ListenerClient:
             fields = {"accept-encoding": "identity", **options.get("headers", {})}
             if same_origin:
                 fields |= {**await self.credentials.get(within=self._timeout), **options.get("override", {})}
-            # Only connecting is limited here, so that a dead network is found without waiting for a held response.
+            # Only connecting is limited here, to detect a dead network before the end of a long poll.
             timeout = {"connect": self._timeout, "read": None, "write": None, "pool": None}
             extensions: Mapping[str, Any] = {"timeout": timeout}
             if (on_sent := options.get("on_sent")) is not None:
@@ -223,7 +219,7 @@ class ListenerClient:
                     credentials=self.credentials if same_origin else None,
                 )
             if response is None:
-                raise TimeoutError(f"no answer within {within:g} s")
+                raise TimeoutError(f"no response within {within:g} s")
             yield await stack.enter_async_context(closing(response))
 
     async def send_request(
@@ -239,14 +235,14 @@ class ListenerClient:
         Args:
             method: The HTTP method.
             url: An absolute URL. `None` means the server's. Only the server's origin gets credentials (G12). A
-                user and password in the URL are dropped: a server may have named it.
-            wait: Seconds for which the server may hold its response, in addition to the timeout. Each chunk then
-                restarts both, since such servers send white space to keep the connection alive.
+                user and password in the URL are dropped, since a server may have named it.
+            wait: Seconds for which the server may hold its response, in addition to the timeout. Then each chunk
+                restarts both times, since such servers send white space to keep the connection alive.
             options: See `RequestOptions`.
 
         Raises:
-            UnusableResponse: The response is too large, has an encoding that is not known, or redirects to
-                something that is not a URL. Or, with `public_only`, the server is not on the internet.
+            UnusableResponse: The response is too large, has an unknown encoding, or redirects to something that is
+                not a URL; or, with `public_only`, the server is not on the internet.
             CredentialsFailed: A function for headers or token failed.
             Exception: No response came; `http_failure_of` classifies the error.
         """
@@ -266,11 +262,11 @@ class ListenerClient:
                 raise UnusableResponse(f"{where}: {error}") from None
             except (BodyError, PrivateAddress) as error:
                 raise UnusableResponse(f"{where} {error}") from None
-        raise TimeoutError(f"no whole answer within {timeout:g} s")
+        raise TimeoutError(f"no complete response within {timeout:g} s")
 
 
 def _trace_when_sent(on_sent: Callable[[], object], extensions: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Add to the extensions of a request a "trace" of httpcore that reports when the request has been sent."""
+    """Add httpcore's "trace" to the extensions of a request, to report when it was sent."""
 
     async def trace(event: str, _: Mapping[str, Any]) -> None:
         if event.endswith("send_request_body.complete"):

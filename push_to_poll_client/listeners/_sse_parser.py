@@ -1,8 +1,8 @@
 """Parse a server-sent event stream: bytes in, events out. No I/O, no clock.
 
-The rules are those of the WHATWG HTML standard, §9.2.5 (the grammar) and §9.2.6 (the meaning of a line). An event
-is made from three pieces of state: the data lines so far, the event's type, and the id named last. A blank line
-makes that id the last event id, and does not clear it.
+The rules are in the WHATWG HTML standard, §9.2.5 (grammar) and §9.2.6 (meaning of a line). An event consists of
+the data lines so far, the event's type, and the latest id. A blank line makes that id the last event id, and keeps
+it.
 
     line            effect
     (empty)         the id becomes the last event id; an event is complete if there was a data line
@@ -10,9 +10,9 @@ makes that id the last event id, and does not clear it.
     field: value    sets the field to the value without one leading space
     field           sets the field to the empty string
 
-Every byte is looked at a fixed number of times, however the stream is cut into chunks: the bytes after the last
-line break are added to the unfinished line, and never searched again. Neither the unfinished line nor the data of
-the unfinished event may exceed `max_body`.
+Every byte is read a fixed number of times, however the stream is cut into chunks: bytes after the last line break
+are added to the unfinished line, and never searched again. The unfinished line and the data of the unfinished
+event are each limited to `max_body`.
 """
 
 import re
@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from push_to_poll_client._exceptions import PushToPollError
 
 MAX_RETRY = 300.0
-"""Seconds: the longest `retry` that is obeyed. It is as long as this library waits where only a human can help, so
-a server cannot silence the channel with it; a server that needs more time sends `Retry-After`. There is no
-minimum: `retry: 0` asks for nothing, and the delay is this library's own."""
+"""Longest `retry` in seconds that is obeyed. It equals the slow delay of this library, so a server cannot silence
+the channel with it. A server that needs more time sends `Retry-After`. There is no minimum: after `retry: 0` the
+delay is this library's own."""
 
 _BOM = "\ufeff"
-_is_number = re.compile("[0-9]+").fullmatch  # \d and int() take digits of every script, signs and underscores
+_is_number = re.compile("[0-9]+").fullmatch  # \d and int() accept other digits, signs and underscores
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class ServerSentEvent:
     """One server-sent event (WHATWG HTML §9.2), as passed to `hint`.
 
     Attributes:
-        event: Its type; "message" when the server named none.
-        data: The lines of its data, joined with line feeds; may be empty.
-        id: The id that the server named last, with this event or an earlier one; empty when it named none.
+        event: Type of the event; "message" if the server sent none.
+        data: Data lines of the event, joined with line feeds; may be empty.
+        id: Latest id in the stream, from this event or an earlier one; empty if the server sent none.
     """
 
     event: str
@@ -45,21 +45,21 @@ class ServerSentEvent:
 
 
 class EventTooLarge(PushToPollError):
-    """A line of the stream, or the data of an event, is larger than agreed."""
+    """A line of the stream, or the data of an event, exceeds `max_body`."""
 
 
 class EventParser:
-    """The parser of one stream, with the state of one connection.
+    """Parser of one stream, with the state of one connection.
 
     Args:
-        max_body: The largest line and the largest data of an event, in bytes. `None` means no limit.
-        last_event_id: The id that the client sent as `Last-Event-ID`. Empty by default, as in the standard: an
-            event without an id has none until the stream names one.
+        max_body: Bytes of the longest line, and of the largest data of an event. `None` means no limit.
+        last_event_id: The id that the client sent as `Last-Event-ID`. Empty by default, as in the standard: events
+            have no id until the stream sends one.
 
     Attributes:
-        last_event_id: The id to send when connecting again. The id of an incomplete event does not count.
-        retry: Seconds that the server wants to pass before the client connects again (§9.2.6), at most
-            `MAX_RETRY`. `None` if the server did not say.
+        last_event_id: The id to send when reconnecting. The id of an incomplete event does not count.
+        retry: Seconds that the server asks to wait before reconnecting (§9.2.6), at most `MAX_RETRY`. `None` if it
+            did not ask.
     """
 
     def __init__(self, *, max_body: int | None, last_event_id: str = "") -> None:
@@ -75,20 +75,15 @@ class EventParser:
         self._id = last_event_id
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
-        """Parse the next bytes.
+        """Parse the next bytes, and return the events that are complete now.
 
-        Args:
-            chunk: The next bytes, any number of them. At the end of the stream, call nothing: an incomplete event
-                is dropped (§9.2.6).
-
-        Returns:
-            The events that are complete now.
+        At the end of the stream nothing is called: an incomplete event is dropped (§9.2.6).
 
         Raises:
-            EventTooLarge: The stream cannot be read any further. Events of this chunk are lost with it.
+            EventTooLarge: The stream cannot be read further. Events of this chunk are lost.
         """
         events: list[ServerSentEvent] = []
-        for piece in self._rest_of(chunk).splitlines(keepends=True):  # of bytes: at CR, LF and CRLF alone
+        for piece in self._rest_of(chunk).splitlines(keepends=True):  # bytes are split only at CR, LF and CRLF
             self._line += piece
             if piece.endswith((b"\r", b"\n")):
                 line = self._ended_line()
@@ -111,7 +106,7 @@ class EventParser:
         line = self._line.rstrip(b"\r\n")
         self._check(len(line), "a line")
         self._line.clear()
-        # Always UTF-8 (§9.2.6). No character spans lines, so they can be decoded one by one.
+        # Always UTF-8 (§9.2.6). No character spans two lines, so each line can be decoded alone.
         text = line.decode("utf-8", "replace")
         if self._first_line:
             self._first_line = False
@@ -130,7 +125,7 @@ class EventParser:
         elif name == "id" and "\0" not in value:
             self._id = value
         elif name == "retry" and _is_number(value):
-            self.retry = min(float(value) / 1000, MAX_RETRY)  # float: takes any number of digits
+            self.retry = min(float(value) / 1000, MAX_RETRY)  # float() accepts any number of digits
 
     def _dispatch(self) -> ServerSentEvent | None:
         """Return the event that a blank line completes, if there is one."""

@@ -1,8 +1,7 @@
-"""Open websocket connections with the `websockets` library, protected against what a server may do.
+"""Open websocket connections with the `websockets` library, protected against hostile servers.
 
-Here is all that depends on how `websockets` and asyncio work inside. What a protection needs is checked when a
-listener is made; without it there is an `ImportError`. Smaller reads are the exception: where they cannot be set,
-the connection works without them.
+Everything that depends on internals of `websockets` and asyncio is here. If the installed version lacks something
+that a protection needs, creating a listener raises `ImportError`. Only the smaller reads are optional.
 """
 
 import asyncio
@@ -28,24 +27,20 @@ from push_to_poll_client._http.origins import check_userinfo
 from push_to_poll_client._http.transport import shared_tls_context, user_agent
 from push_to_poll_client._log import ConsumerLog
 
-# The listener's, by whose name users configure it.
+# The logger of the listener's module, whose name users configure.
 _log = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.websocket"))
 
 CLOSE_TIMEOUT = 2.0
 """Seconds for a server to answer a close frame; then the connection is dropped. A server that does not answer
-delays a planned reconnect or a stop by this time, and by twice this time if it does not even read."""
+delays a planned reconnect or a stop by this time, or by twice this time if it does not read either."""
 
 MAX_QUEUE = 16
-"""Frames that wait to be read before TCP holds the server up. With the default `max_size` they take 1 MiB at
-most."""
+"""Frames waiting to be read before TCP slows the server down. With the default `max_size` these are at most 1
+MiB."""
 
 
 def parse_url(url: str) -> httpx.URL:
-    """Parse a websocket address.
-
-    Raises:
-        ValueError: The address is invalid. The text quotes neither it nor the parser, as both may hold a password.
-    """
+    """Parse a websocket URL; raise a `ValueError` that does not quote it, since it may hold a password."""
     try:
         parse_uri(url)
         parsed = httpx.URL(url)
@@ -56,7 +51,7 @@ def parse_url(url: str) -> httpx.URL:
     else:
         check_userinfo(url)
         return parsed
-    raise ValueError(f"url is no websocket address such as wss://host/path: {reason}")
+    raise ValueError(f"url must be a websocket URL such as wss://host/path: {reason}")
 
 
 @contextlib.asynccontextmanager
@@ -65,15 +60,15 @@ async def open_connection(
 ) -> AsyncIterator[Any]:
     """Open a connection of `websockets`, and close it at the end of the block.
 
-    No compression: it would take 50 KiB of buffers instead of 15, and a push carries no data. No redirects: the
-    library would send every header but three to another origin (G12). The library's own iterator that reconnects
-    is not used, since the delays are those of `_backoff.py`.
+    There is no compression: it would take 50 KiB of buffers instead of 15, and a push carries no data. Redirects
+    are not followed: the library would send all headers but three to another origin (G12). The library's
+    reconnecting iterator is not used: the delays come from `_backoff.py`.
 
     Args:
-        url: A websocket address, without user and password.
+        url: A websocket URL, without user and password.
         headers: Sent with the handshake.
-        ssl_context: The TLS settings for `wss://`. `None` means the certificates that the machine trusts.
-        options: As of the `connect` of `websockets`.
+        ssl_context: TLS settings for `wss://`. `None` uses the machine's trusted certificates.
+        options: As for the `connect` of `websockets`.
 
     Raises:
         Exception: The error that ended the attempt or the connection. `failure_of` classifies it.
@@ -82,10 +77,10 @@ async def open_connection(
     connections = itertools.count()
 
     def create_once(*args: Any, **options: Any) -> Any:
-        # If `websockets` no longer calls `process_redirect()`, a second connection follows a redirect. Nothing has
-        # been sent on it yet.
+        # If a future `websockets` does not call `process_redirect()`, a second connection means a redirect.
+        # Nothing has been sent on it yet.
         if next(connections):
-            raise _unsupported("it follows redirects, with your credentials, and no longer lets us prevent that")
+            raise _unsupported("it follows redirects with credentials, and this cannot be prevented")
         return connection_class(*args, **options)
 
     async with connect(
@@ -107,10 +102,10 @@ async def open_connection(
 
 
 class _QuietLogger(ConsumerLog):
-    """Keeps the library from logging frames and handshakes, with `Authorization`, at level DEBUG.
+    """Suppresses the library's DEBUG records, which show frames and handshakes with `Authorization`.
 
-    Its errors (on trio a ping without an answer, with a traceback) become INFO without the traceback: they are
-    passing failures, which the listener describes itself.
+    Its errors, such as an unanswered ping on trio, become INFO without a traceback: they are transient, and the
+    listener describes them itself.
     """
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
@@ -121,10 +116,10 @@ class _QuietLogger(ConsumerLog):
 
 
 class _AbortOnBackpressure:
-    """Aborts the connection when the server does not read and the write buffer reaches 32 KiB.
+    """Aborts the connection if the server does not read and the write buffer reaches 32 KiB.
 
     A push channel sends only pongs. On asyncio, the library would store the pongs to a flood of pings without a
-    limit, and even a close would wait for room in the buffer without a timeout. On trio, TCP holds up the flood.
+    limit, and a close would wait for the buffer without a timeout. On trio, TCP slows the flood down.
     """
 
     transport: Any
@@ -134,21 +129,18 @@ class _AbortOnBackpressure:
 
 
 READ_SIZE = 4096
-"""Bytes that are read before other tasks run. asyncio reads 256 KiB at a time, which can be 87,000 frames; the
-library parses them in 0.2 s without a break, and those of 4 KiB in 4 ms. With TLS on asyncio a record is read, of
-16 KiB at most."""
+"""Bytes read before other tasks run. asyncio reads 256 KiB at a time, which can be 87,000 frames. The library
+parses these in 0.2 s without a break, and 4 KiB in 4 ms. With TLS on asyncio, one record of at most 16 KiB is
+read."""
 
 
 class _SmallReads:
-    """Reads little at a time.
-
-    What it sets is not documented. Where it is missing, as in uvloop, nothing changes.
-    """
+    """Reads small pieces, with undocumented settings. If they are missing, as in uvloop, nothing changes."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         stream = getattr(self, "stream", None)
-        if stream is not None:  # trio's; the library does not say how much it wants
+        if stream is not None:  # on trio the library does not limit the size of a read
             stream.receive_some = functools.partial(stream.receive_some, READ_SIZE)
 
     def connection_made(self, transport: Any) -> None:
@@ -157,7 +149,7 @@ class _SmallReads:
             transport.max_size = READ_SIZE
         elif hasattr(tls, "max_size") and hasattr(tls, "_ssl_buffer"):
             tls.max_size = READ_SIZE
-            tls._ssl_buffer = bytearray()  # noqa: SLF001  # before the next read one of that size is made
+            tls._ssl_buffer = bytearray()  # noqa: SLF001  # the next read creates one of the new size
         super().connection_made(transport)  # type: ignore[misc]
 
 
@@ -167,20 +159,20 @@ def _backend() -> str:
 
 @functools.cache
 def check_websockets(backend: str = "asyncio") -> tuple[Any, Any]:
-    """Return `connect` and the connection of the library for an event loop, with the protections of this module.
+    """Return `connect` and the connection class for an event loop, with the protections of this module.
 
     Raises:
-        ImportError: A protection would have no effect in the installed version of `websockets`.
+        ImportError: A protection does not work with the installed version of `websockets`.
     """
     module = importlib.import_module(f"websockets.{backend}.client")
     if not hasattr(websockets.exceptions, "TooManyFragments"):
         raise _unsupported("it stores the fragments of a message without a limit")
     if not callable(getattr(module.connect, "process_redirect", None)):
-        raise _unsupported("it has no connect.process_redirect(), by which we keep credentials from other servers")
+        raise _unsupported("it has no connect.process_redirect(), which keeps credentials from other servers")
     if backend == "asyncio" and not issubclass(module.ClientConnection, asyncio.Protocol):
-        raise _unsupported("its connection is not an asyncio.Protocol, so what waits to be sent has no limit")
+        raise _unsupported("its connection is not an asyncio.Protocol, so the write buffer has no limit")
     return (
-        type("connect", (module.connect,), {"process_redirect": lambda _self, error: error}),  # it follows none
+        type("connect", (module.connect,), {"process_redirect": lambda _self, error: error}),  # no redirects
         type("ClientConnection", (_AbortOnBackpressure, _SmallReads, module.ClientConnection), {}),
     )
 
@@ -197,12 +189,10 @@ def _unsupported(reason: str) -> ImportError:
 
 
 async def _close(connection: Any) -> None:
-    """Send a close frame, and make sure that no socket stays open.
-
-    Shielded, since a cancelled close would leave its socket to the garbage collector. The timeout is in addition
-    to the library's own, since a server that does not read holds up even the sending of the close frame. On trio,
-    a cancellation also reaches the library's tasks, so a stop there closes the socket without a close frame.
-    """
+    """Send a close frame, and make sure that the socket is closed."""
+    # Shielded, since a cancelled close would leave its socket open until it is garbage-collected. The timeout
+    # covers a server that does not read: then even sending the close frame blocks. On trio, a cancellation also
+    # stops the library's tasks, so the socket is closed without a close frame.
     with anyio.move_on_after(2 * CLOSE_TIMEOUT, shield=True):
         await (connection.close if _backend() == "asyncio" else connection.aclose)(CloseCode.NORMAL_CLOSURE)
     if _backend() == "asyncio":

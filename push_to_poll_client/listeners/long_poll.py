@@ -41,44 +41,43 @@ from push_to_poll_client.listeners._requests import ListenerClient, ListenerResp
 __all__ = ["LongPollListener"]
 
 HELD_AFTER = 1.0
-"""Seconds without a response after which the server is believed to hold the request."""
+"""Seconds without a response after which the server is assumed to hold the request."""
 
 MAX_UNANSWERED = 2
-"""Requests in a row without a response after which the connection counts as failed. A single one may come from a
+"""Requests in a row without a response after which the connection counts as failed. One alone may come from a
 server that closes late, or from a machine that slept."""
 
 EMPTY_ASK_DELAY = 1.0
-"""Seconds before `ask` is called again after it returned a `None`."""
+"""Seconds before `ask` is called again after it returned a `None` value."""
 
 UNCHANGED_ASK_DELAYS = (0.1, 0.2, 0.4, 0.8, 1.6)
-"""Seconds between calls of `ask` after news, until it returns something else: the server would send the same
-news."""
+"""Seconds between calls of `ask` after news, until its result changes: the server would send the same news."""
 
 PROXY_TIMEOUT_STATUSES = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.GATEWAY_TIMEOUT})
 """Statuses of a proxy that does not let a server hold its response for that long."""
 
 BAD_POSITION_STATUSES = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT})
-"""Statuses of a server that refuses the cursor (Dropbox: 409 `reset`); the consumer's poll will see the state."""
+"""Statuses of a server that rejects the cursor (Dropbox: 409 `reset`). The consumer's poll will find out."""
 
 RequestParams: TypeAlias = Mapping[str, Any]
 RequestParamsSource: TypeAlias = RequestParams | Callable[[], RequestParams | Awaitable[RequestParams]]
 
 
 MAX_POSITION = 8192
-"""Characters of the longest value that is sent back. CouchDB's have hundreds to a few thousand; servers refuse
-longer addresses."""
+"""Characters of the longest value that is sent back. CouchDB's have up to a few thousand; servers reject longer
+URLs."""
 
 NewsSource: TypeAlias = str | Callable[[ListenerResponse], object]
 NextSource: TypeAlias = Mapping[str, str] | Callable[[ListenerResponse], Mapping[str, Any]]
 
 
 class LongPollResult(NamedTuple):
-    """The content of one response.
+    """Content of one response.
 
     Attributes:
-        news: Whether there is something to poll for.
+        news: True if the consumer should poll.
         position: Parameters to add to the next request.
-        retry_after: Seconds that the server asks to wait. `None` if it does not ask.
+        retry_after: Seconds that the server asks to wait. None if it does not ask.
     """
 
     news: bool
@@ -90,22 +89,11 @@ NO_NEWS = LongPollResult(news=False, position={}, retry_after=None)
 
 
 class LongPollReader:
-    """Reads responses by the declarations of a `LongPollListener`.
-
-    Args:
-        news: The path in the JSON where there is something if there is news, or a function of the response.
-        next: Parameters of the next request and the paths in the JSON to their values, or a function of the
-            response.
-        retry_after: The path in the JSON to the seconds that the server asks to wait.
-
-    Raises:
-        TypeError: A path is not a `str`, or `next` is not a mapping.
-        ValueError: A path has an empty step.
-    """
+    """Reads responses as declared by the arguments of a `LongPollListener`."""
 
     def __init__(self, news: NewsSource | None, next: NextSource | None, retry_after: str | None) -> None:
         if next is not None and not callable(next) and not isinstance(next, Mapping):
-            raise TypeError(f"next is a mapping of names to paths, or a function, not {type(next).__name__}")
+            raise TypeError(f"next must be a mapping of names to paths, or a function, got {type(next).__name__}")
         self._is_news = _has_content if news is None else news if callable(news) else _last_at(news)
         self._next = next if callable(next) else _each_last_at(next or {})
         self._get_retry_after = None if retry_after is None else _last_at(retry_after)
@@ -114,8 +102,8 @@ class LongPollReader:
         """Read a successful response.
 
         Raises:
-            UnusableResponse: The response is not JSON although a path was declared, its position is too long to be
-                sent back, or a function of the user's failed.
+            UnusableResponse: The response is not JSON although a path was declared, a value of the position is too
+                long, or a function of the caller failed.
         """
         if response.status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
             return NO_NEWS
@@ -127,7 +115,7 @@ class LongPollReader:
         except Exception as error:  # noqa: BLE001 - functions may raise anything, and the text may hold a secret
             raise UnusableResponse(f"news or next failed with {type(error).__name__}") from None
         if too_long:
-            raise UnusableResponse(f"the server gave a {too_long[0]} of more than {MAX_POSITION} characters")
+            raise UnusableResponse(f"the server sent a {too_long[0]} of more than {MAX_POSITION} characters")
         position = {name: value for name, value in position.items() if value is not None}
         seconds = None if self._get_retry_after is None else self._get_retry_after(response)
         asks = isinstance(seconds, int | float) and seconds >= 0
@@ -143,7 +131,7 @@ def _has_content(response: ListenerResponse) -> bool:
 
 
 def _last_at(path: str) -> Callable[[ListenerResponse], Any]:
-    """Return a function that reads the value at a path, the last one if there are lists along it, or None."""
+    """Return a function that reads the value at a path, or None. With lists along the path, the last value."""
     steps = parse_path(path)
 
     def get(response: ListenerResponse) -> Any:
@@ -159,7 +147,7 @@ def _each_last_at(paths: Mapping[str, str]) -> Callable[[ListenerResponse], Mapp
 
 
 def query_value(value: Any) -> str:
-    """Return a JSON value as it is sent in a query: a text unchanged, anything else as JSON."""
+    """Return a JSON value as sent in a query: a text unchanged, anything else as JSON."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
@@ -342,8 +330,8 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
     async def _pause(self) -> None:
         pause = self._pace.pause(anyio.current_time())
         if pause > DOWN_AFTER:
-            reason = "the server asked for that, or does not wait for news"
-            self._channel.down(PushToPollError(f"{self.name}: asked again in {pause:.1f} s, for {reason}"))
+            reason = "the server asked for a pause, or does not wait for news"
+            self._channel.down(PushToPollError(f"{self.name}: next request in {pause:.1f} s, since {reason}"))
         if pause > DOWN_AFTER or (pause and not self._tracks_position):
             self._is_up = False
         await anyio.sleep(pause)

@@ -1,13 +1,13 @@
-"""The listener for PostgreSQL: each NOTIFY on a channel is a push.
+"""Listener for PostgreSQL: each NOTIFY on a channel is a push.
 
-A failure on an open connection has a SQLSTATE (PostgreSQL, appendix A). A failure to connect has none: libpq gives
-only the server's sentence, in the server's language. Therefore a sentence that is known to mean a lasting failure
-is retried slowly, and any other sentence, also one in another language, soon.
+A failure on an open connection has a SQLSTATE (PostgreSQL, appendix A). A failure to connect has only the server's
+text, in the server's language. A text known to mean a lasting failure is retried slowly. Any other text, also one
+in another language, is retried soon.
 
-A connection on which nothing is notified is silent, even if its other end is gone. TCP keep-alive finds that where
-the kernel may send it. Elsewhere a query finds it, which is sent after each long silence.
+A connection without notifications is silent, even if its other end is gone. TCP keep-alive finds this where the
+kernel supports it; elsewhere a query after each long silence finds it.
 
-`_base.py` connects again.
+`_base.py` reconnects.
 """
 
 import functools
@@ -35,7 +35,7 @@ __all__ = ["PostgresListener"]
 TRANSIENT_SQLSTATES = ("08", "40", "53", "55", "57", "58", "XX")
 """Classes of SQLSTATE that are retried soon: connections, rollbacks, resources (53300: too many clients), objects
 in use, operator (57P01: shutdown, 57P03: starting), system, internal. All others are retried slowly, such as 28
-(authentication), 3D (no such database), 42 (not permitted), 25 (a standby refuses LISTEN), 0A (not supported)."""
+(authentication), 3D (no such database), 42 (not permitted), 25 (a standby rejects LISTEN), 0A (not supported)."""
 
 PERMANENT_ERROR_TEXTS = (
     "authentication failed",
@@ -46,16 +46,16 @@ PERMANENT_ERROR_TEXTS = (
     "is not permitted",
     "certificate verify failed",
     "does not support SSL",
-    "invalid ",  # an option or a value that libpq does not know
+    "invalid ",  # an option or a value that libpq does not support
 )
-"""Parts of the sentences of server and libpq about failures to connect that only a human can correct."""
+"""Parts of error texts of server and libpq about failures to connect that a person must fix."""
 
 
 def failure_of(error: Exception) -> Failure:
     """Classify and describe an error that ended a connection, or an attempt to open one."""
     import psycopg
 
-    # Not a ProgrammingError, which quotes what the user gave.
+    # A ProgrammingError is not quotable: it may quote the caller's settings.
     quotable = (OSError, psycopg.OperationalError, psycopg.InternalError, psycopg.NotSupportedError)
     sqlstate = getattr(error, "sqlstate", None)
     if sqlstate is not None:
@@ -73,7 +73,7 @@ def failure_of(error: Exception) -> Failure:
 
 
 MAX_NAME = 63
-"""Bytes of the longest name of a channel: PostgreSQL cuts a longer one in LISTEN, and refuses it in NOTIFY."""
+"""Bytes of the longest channel name. PostgreSQL shortens a longer one in LISTEN, and rejects it in NOTIFY."""
 
 SETTINGS = {
     "fallback_application_name": "push-to-poll-client",
@@ -91,41 +91,41 @@ class PostgresListener(DatabaseListener):
 
         PostgresListener("postgresql://me@db.example/shop", "orders")
 
-    whose triggers or writers say `NOTIFY orders` or `SELECT pg_notify('orders', '…')`. It takes a connection of
-    its own, which is idle and never in a transaction. It has to reach the primary itself: a pool that shares
-    connections between transactions, as PgBouncer's, forgets to what they listen, and a standby refuses.
+    The writer or a trigger runs `NOTIFY orders` or `SELECT pg_notify('orders', '…')`. The listener uses its own
+    connection, which is idle and never in a transaction. It must connect to the primary itself: a pool that shares
+    connections between transactions, such as PgBouncer's, loses the LISTEN, and a standby rejects it.
 
-    Connects again by itself, after 0-1 s and then ever more slowly (at most 5 connections in the first 10 seconds,
-    one in 30-60 s later); after 5 to 7.5 minutes when the server refuses (wrong password, no such database, not
-    permitted).
+    Reconnects after 0-1 s, then after growing delays: at most 5 connections in the first 10 seconds, later one in
+    30-60 s. If the server refuses (wrong password, no such database, not permitted), the delay is 5 to 7.5
+    minutes.
 
-    Runs on asyncio alone, since psycopg does; on Windows in a selector event loop, which psycopg needs. Needs
-    `pip install 'push-to-poll-client[postgres]'`, and the client library libpq: of the system, or by
-    `pip install 'psycopg[binary]'`.
+    Runs only on asyncio, as psycopg does; on Windows psycopg needs a selector event loop. Install
+    `'push-to-poll-client[postgres]'`, and the client library libpq from the system or with `'psycopg[binary]'`.
 
     Args:
-        conninfo: A connection string or URI, or an async function that returns a `psycopg.AsyncConnection`, which
-            is closed in the end; it is called for each connect, and may ask for a fresh password.
-        channel: The channel, or several. Names are as they are: `LISTEN Orders` in SQL is the channel "orders".
-        hint: Makes a push of a `Notification` (its `channel`, and its payload as `data`, a `str` of less than
-            8,000 bytes): a `Push`, or `None` for one that is no push. One that raises is logged, and the
-            notification counts as a plain push. `None`: every notification is a push.
-        classify: Asked first what a failure means (a `psycopg.Error`, an `OSError`, …); returns a
-            `ReconnectAction`, or `None` for the default.
+        conninfo: A connection string or URI, or an async function that returns a new `psycopg.AsyncConnection`.
+            The function is called for each connect, so it can fetch a fresh password. The connection is closed at
+            the end.
+        channel: One channel or several. Names are case-sensitive: `LISTEN Orders` in SQL is the channel "orders".
+        hint: Turns a `Notification` (its `channel`, and its payload as `data`, a `str` of less than 8,000 bytes)
+            into a `Push`, or into `None` if it is not a push. If it raises, the error is logged and the
+            notification counts as a plain push. `None` means that every notification is a push.
+        classify: Classifies a failure first (a `psycopg.Error`, an `OSError`, …): returns a `ReconnectAction`, or
+            `None` for the default.
         max_age: Seconds after which a healthy connection is renewed, drawn from half of this to all of it. With
             600, a fleet of 1,000 makes 2.2 connections a second. `None` means never.
-        max_silence: Seconds without a notification after which the server is asked whether it is there. `None`: it
-            never is.
-        open_timeout: Seconds for connecting and listening, and again for the answer to that question.
+        max_silence: Seconds without a notification after which the connection is tested with a query. `None`
+            disables the test.
+        open_timeout: Seconds to connect and subscribe, and again for the response to that query.
 
     Attributes:
-        name: Host, port and database if they are said, and the channels.
+        name: Host, port and database, if given, and the channels.
 
     Raises:
-        ImportError: psycopg is not installed, or finds no libpq.
+        ImportError: psycopg is not installed, or cannot find libpq.
         TypeError: An argument has the wrong type.
-        ValueError: The connection string cannot be read, a channel has no name or one of more than 63 bytes, or a
-            limit is not above 0.
+        ValueError: The connection string is invalid, a channel name is empty or has more than 63 bytes, or a limit
+            is not positive.
     """
 
     _log = ConsumerLog(logging.getLogger(__name__))
@@ -144,9 +144,9 @@ class PostgresListener(DatabaseListener):
     ) -> None:
         channels = unique_names("channel", channel)
         if not channels:
-            raise ValueError("channel is none; name one")
+            raise ValueError("channel must name at least one channel")
         if any(len(name.encode()) > MAX_NAME or "\0" in name for name in channels):
-            raise ValueError(f"a channel's name has {MAX_NAME} bytes at most, and none that is 0")
+            raise ValueError(f"a channel name must have at most {MAX_NAME} bytes, and no zero byte")
         self._new_connection, location, password = (
             (conninfo, "", "") if callable(conninfo) else _parse_conninfo(conninfo)
         )
@@ -189,22 +189,20 @@ def _parse_conninfo(conninfo: str) -> tuple[Connect, str, str]:
             repair="pip install 'psycopg[binary]', or install PostgreSQL's client library libpq",
         ) from error
     if not isinstance(conninfo, str):
-        raise TypeError(f"conninfo is a str or an async function, not {type(conninfo).__name__}")
+        raise TypeError(f"conninfo must be a str or an async function, got {type(conninfo).__name__}")
     if "://" in conninfo:
         check_userinfo(conninfo)
     try:
         given = psycopg.conninfo.conninfo_to_dict(conninfo)
-    except psycopg.Error:  # the text quotes conninfo
-        raise ValueError(
-            "conninfo is none that libpq can read: give key=value pairs or a postgresql:// URI"
-        ) from None
+    except psycopg.Error:  # its text quotes conninfo
+        raise ValueError("libpq cannot parse conninfo: pass key=value pairs or a postgresql:// URI") from None
     settings: dict[str, Any] = {**SETTINGS, **given}
 
     connect = functools.partial(psycopg.AsyncConnection.connect, **settings)
     host, port, database = (given.get(key) for key in ("host", "port", "dbname"))
-    if re.search("[^,]@", str(host or "")):  # at the beginning it names an abstract socket
+    if re.search("[^,]@", str(host or "")):  # an @ at the beginning names an abstract socket
         raise ValueError(
-            "conninfo has an @ in its host, which may be in the middle of a password; write %40 for it there"
+            "conninfo has an @ in its host, perhaps part of a password; write %40 for an @ in a password"
         )
     location = f"://{host or ''}{f':{port}' if port else ''}{f'/{database}' if database else ''}"
     password = str(given.get("password") or os.environ.get("PGPASSWORD", ""))

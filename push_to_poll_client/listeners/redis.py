@@ -1,9 +1,9 @@
-"""The listener for Redis and Valkey: each message published on a channel is a push.
+"""Listener for Redis and Valkey: each message published on a channel is a push.
 
-The server sends a message only to the clients that are connected, so every connect wakes. A connection on which
-nothing is published is silent, even if its other end is gone, so the server is pinged after each long silence.
+The server sends a message only to connected clients, so every connect wakes. A connection without messages is
+silent, even if its other end is gone, so the server is pinged after each long silence.
 
-`_base.py` connects again. What redis-py would do to reconnect by itself is switched off.
+`_base.py` reconnects. The retries of redis-py are switched off.
 """
 
 import functools
@@ -36,18 +36,17 @@ def failure_of(error: Exception) -> Failure:
         # The first two are subclasses of ConnectionError, and ClusterDownError is one of ResponseError.
         (exceptions.AuthenticationError, ReconnectAction.SLOW_RETRY),
         (exceptions.AuthorizationError, ReconnectAction.SLOW_RETRY),
-        (exceptions.ConnectionError, ReconnectAction.RETRY),  # too many clients too, and BusyLoadingError
-        (exceptions.ClusterDownError, ReconnectAction.RETRY),  # a replica whose master is away
-        (exceptions.ResponseError, ReconnectAction.SLOW_RETRY),  # not permitted, no such database, no Redis server
+        (exceptions.ConnectionError, ReconnectAction.RETRY),  # also too many clients, and BusyLoadingError
+        (exceptions.ClusterDownError, ReconnectAction.RETRY),  # a replica without its master
+        (exceptions.ResponseError, ReconnectAction.SLOW_RETRY),  # not permitted, no such database, not Redis
         (exceptions.DataError, ReconnectAction.SLOW_RETRY),
-        (Exception, ReconnectAction.RETRY),  # the network, silence, garbage, and unknown errors
+        (Exception, ReconnectAction.RETRY),  # the network, silence, malformed responses, and unknown errors
     )
     return failure_of_error(error, actions, (OSError, exceptions.RedisError))
 
 
 RESP3_SETTING_PREFIXES = ("maint_notifications_", "orig_")
-"""Settings of redis-py by which servers of its makers announce that they move. RESP2, which is used, has no such
-message."""
+"""Settings of redis-py for servers that announce maintenance. RESP2, which is used here, has no such message."""
 
 SUBSCRIBED = frozenset({"subscribe", "psubscribe"})
 PUBLISHED = frozenset({"message", "pmessage"})
@@ -58,41 +57,41 @@ class RedisListener(DatabaseListener):
 
         RedisListener("rediss://me:secret@cache.example:6379", "orders")
 
-    whose writers say `PUBLISH orders …`. Valkey is as good. It takes a connection of its own.
+    The writer runs `PUBLISH orders …`. Valkey works too. The listener uses its own connection.
 
-    Connects again by itself, after 0-1 s and then ever more slowly (at most 5 connections in the first 10 seconds,
-    one in 30-60 s later), not as redis-py would; after 5 to 7.5 minutes when the server refuses (wrong password,
-    not permitted).
+    Reconnects after 0-1 s, then after growing delays: at most 5 connections in the first 10 seconds, later one in
+    30-60 s. The retries of redis-py are not used. If the server refuses (wrong password, not permitted), the delay
+    is 5 to 7.5 minutes.
 
-    Runs on asyncio alone, since redis-py does. Needs `pip install 'push-to-poll-client[redis]'`.
+    Runs only on asyncio, as redis-py does. Install `'push-to-poll-client[redis]'`.
 
     Args:
-        url: As redis-py reads it (`redis://`, `rediss://`, `unix://`); or a `redis.asyncio.Redis`, which says how
-            to connect (a `credential_provider` of it is asked at each connect), stays yours and is not used else.
-            With `rediss://` the server's certificate must be trusted and name its host, unless the URL says
-            `?ssl_check_hostname=false` (any name) or `?ssl_cert_reqs=none` (any certificate).
-        channels: The channel, or several.
-        patterns: A pattern of channels as PSUBSCRIBE has them ("orders.*"), or several.
-        hint: Makes a push of a `Notification` (its `channel`, and its `data`, which is `bytes`): a `Push`, or
-            `None` for one that is no push. One that raises is logged, and the message counts as a plain push.
-            `None`: every message is a push.
-        classify: Asked first what a failure means (a `redis.RedisError`, an `OSError`, …); returns a
-            `ReconnectAction`, or `None` for the default.
+        url: A URL as redis-py reads it (`redis://`, `rediss://`, `unix://`), or a `redis.asyncio.Redis` with the
+            settings to connect. That client is not used otherwise and not closed; its `credential_provider` is
+            called at each connect. With `rediss://`, the server's certificate must be trusted and name its host,
+            unless the URL has `?ssl_check_hostname=false` (any name) or `?ssl_cert_reqs=none` (any certificate).
+        channels: One channel or several.
+        patterns: One pattern of channels for PSUBSCRIBE ("orders.*"), or several.
+        hint: Turns a `Notification` (its `channel`, and its `data`, which is `bytes`) into a `Push`, or into
+            `None` if it is not a push. If it raises, the error is logged and the message counts as a plain push.
+            `None` means that every message is a push.
+        classify: Classifies a failure first (a `redis.RedisError`, an `OSError`, …): returns a `ReconnectAction`,
+            or `None` for the default.
         max_age: Seconds after which a healthy connection is renewed, drawn from half of this to all of it. With
             600, a fleet of 1,000 makes 2.2 connections a second. `None` means never.
-        max_silence: Seconds without a message after which the server is pinged. `None`: it never is.
-        open_timeout: Seconds for connecting and subscribing, and again for the answer to a ping.
-        max_body: Bytes of the largest message that is shown to `hint`; a larger one is a plain push. redis-py
-            reads messages whole: how large they are is limited by the server (32 MB by its default of
+        max_silence: Seconds without a message after which the server is pinged. `None` disables the pings.
+        open_timeout: Seconds to connect and subscribe, and again for the response to a ping.
+        max_body: Bytes of the largest message that is passed to `hint`; a larger one is a plain push. redis-py
+            reads whole messages: the server limits their size (32 MB with the default
             `client-output-buffer-limit`).
 
     Attributes:
-        name: The address without user, password and the values of its query, and the channels.
+        name: The URL without user, password and query values, and the channels.
 
     Raises:
         ImportError: redis-py is not installed.
         TypeError: An argument has the wrong type.
-        ValueError: The URL cannot be read, there is no channel, or a limit is not above 0.
+        ValueError: The URL is invalid, there is no channel, or a limit is not positive.
     """
 
     _log = ConsumerLog(logging.getLogger(__name__))
@@ -113,7 +112,7 @@ class RedisListener(DatabaseListener):
     ) -> None:
         self._channels, self._patterns = unique_names("channels", channels), unique_names("patterns", patterns)
         if not self._channels + self._patterns:
-            raise ValueError("there is neither a channel nor a pattern; name one")
+            raise ValueError("pass at least one channel or pattern: channels= and patterns= are empty")
         check_count("max_body", max_body)
         self._new_pool = _pool_factory(url, open_timeout)
         location = without_secrets(url) if isinstance(url, str) and not url.startswith("unix:") else "redis"
@@ -126,7 +125,7 @@ class RedisListener(DatabaseListener):
     async def _open(self, closing: AsyncExitStack) -> Any:
         from redis.asyncio.client import PubSub
 
-        logging.getLogger("push_response")  # otherwise redis-py makes a logger that writes to the terminal
+        logging.getLogger("push_response")  # otherwise redis-py creates a logger that writes to the terminal
         pool = self._new_pool()
         closing.push_async_callback(close_in_time, pool.disconnect)
         pubsub = PubSub(pool)
@@ -142,7 +141,7 @@ class RedisListener(DatabaseListener):
 
     async def _read(self, connection: Any) -> Sequence[Notification]:
         while message := await connection.get_message(timeout=self._max_silence):
-            if found := _published(message):  # and not an answer to a ping, which a message may overtake
+            if found := _published(message):  # ignore the response to a ping, which may come after a message
                 return found
         return ()
 
@@ -170,7 +169,7 @@ def _published(message: Any) -> Sequence[Notification]:
 
 
 def _pool_factory(url: Any, timeout: float) -> Callable[[], Any]:
-    """Return a function that makes connection pools with the user's settings, except those for retries."""
+    """Return a function that makes connection pools with the caller's settings, without retries."""
     try:
         from redis.asyncio import ConnectionPool, SSLConnection
         from redis.asyncio.retry import Retry
@@ -181,7 +180,7 @@ def _pool_factory(url: Any, timeout: float) -> Callable[[], Any]:
         ) from error
     given = _pool_from_url(url, ConnectionPool) if isinstance(url, str) else getattr(url, "connection_pool", None)
     if not isinstance(given, ConnectionPool):
-        raise TypeError(f"url is a str or a redis.asyncio.Redis, not {type(url).__name__}")
+        raise TypeError(f"url must be a str or a redis.asyncio.Redis, got {type(url).__name__}")
     connection_class = given.connection_class
     settings = {
         name: value
@@ -189,13 +188,13 @@ def _pool_factory(url: Any, timeout: float) -> Callable[[], Any]:
         if not name.startswith(RESP3_SETTING_PREFIXES)
     }
     if issubclass(connection_class, SSLConnection):
-        # By default redis-py 5 sends the password to a server with the certificate of another host.
+        # By default redis-py 5 sends the password even if the certificate names another host.
         settings.setdefault("ssl_check_hostname", True)
 
     if "path" not in settings:
         settings["socket_keepalive"] = True
     overrides: dict[str, Any] = {
-        "retry": Retry(NoBackoff(), 0, supported_errors=()),  # retries on no error at all
+        "retry": Retry(NoBackoff(), 0, supported_errors=()),  # never retries
         "retry_on_error": [],
         "retry_on_timeout": False,
         "protocol": 2,
@@ -211,5 +210,5 @@ def _pool_from_url(url: str, pool_class: Any) -> Any:
     check_userinfo(url)
     try:
         return pool_class.from_url(url)
-    except Exception:  # noqa: BLE001 - the text may quote the URL
-        raise ValueError(f"url is {without_secrets(url)}, which redis-py cannot read") from None
+    except Exception:  # noqa: BLE001 - its text may quote the URL
+        raise ValueError(f"redis-py cannot parse url {without_secrets(url)}") from None

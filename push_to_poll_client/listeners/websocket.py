@@ -4,9 +4,8 @@
 and `_opened`, then `_read` and `_pass_on` in turn.
 
 The actions after failures are in the tables `CLOSE_ACTIONS` and `ERROR_ACTIONS`, and in `STATUS_ACTIONS` of
-`_backoff.py`. An orderly end is a `ConnectionEnded`, also if a limit of this side caused it. Text from the server
-(close reasons, header values) may be hostile, so it is escaped and cut before it becomes part of a sentence. An
-error that may hold a secret of the user's (the address of a proxy, an unknown error) is named by its type only.
+`_backoff.py`. Text from the server (close reasons, header values) may be hostile, so it is escaped and shortened.
+An error that may hold a secret of the caller (the URL of a proxy, an unknown error) is named only by its type.
 
 A connection can die without a sign. Protocol pings find a half-open connection. `max_silence` finds one whose
 proxy answers pings but loses messages. `max_age` replaces any other dead connection.
@@ -46,47 +45,46 @@ __all__ = ["WebSocketListener"]
 
 
 class NoCommonSubprotocol(NegotiationError):
-    """The server chose no offered subprotocol. Its messages may come from a proxy that supports none."""
+    """The server chose no offered subprotocol. A proxy without subprotocols may have answered."""
 
 
 CLOSE_ACTIONS = {
     1002: ReconnectAction.SLOW_RETRY,  # protocol error
     1003: ReconnectAction.SLOW_RETRY,  # unsupported data
     1007: ReconnectAction.SLOW_RETRY,  # invalid data: text that is not UTF-8
-    1008: ReconnectAction.SLOW_RETRY,  # policy violation: often a token that ran out
+    1008: ReconnectAction.SLOW_RETRY,  # policy violation: often an expired token
     1009: ReconnectAction.SLOW_RETRY,  # message too big
     1010: ReconnectAction.SLOW_RETRY,  # an extension is missing
     3000: ReconnectAction.SLOW_RETRY,  # unauthorized
     3003: ReconnectAction.SLOW_RETRY,  # forbidden
 }
-"""Close codes (RFC 6455 §7.4 and the IANA registry) that a soon retry would meet again. All others are retried:
-1000 and 1001 (a server is replaced), 1005 and 1006 (an empty close frame, or none), 1011 to 1014 (trouble of the
-server), and all that this library does not know, such as 4000-4999, which the application defines
-(`classify=`)."""
+"""Close codes (RFC 6455 §7.4 and the IANA registry) that an early retry would meet again. All others are retried
+soon: 1000 and 1001 (a server is replaced), 1005 and 1006 (an empty close frame, or none), 1011 to 1014 (server
+errors), and unknown codes such as 4000-4999, which the application defines (`classify=`)."""
 
 ERROR_ACTIONS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
-    (CredentialsFailed, ReconnectAction.RETRY),  # whatever the reason of the provider
+    (CredentialsFailed, ReconnectAction.RETRY),  # whatever the provider's reason is
     (ssl.SSLCertVerificationError, ReconnectAction.SLOW_RETRY),  # a wrong certificate, or an eavesdropper
-    (EOFError, ReconnectAction.RETRY),  # the connection broke off before the response to the handshake
-    (OSError, ReconnectAction.RETRY),  # the network, a name not found, a timeout, silence
-    (NoCommonSubprotocol, ReconnectAction.GIVE_UP),  # one of the two sides has to be changed
+    (EOFError, ReconnectAction.RETRY),  # the connection ended before the response to the handshake
+    (OSError, ReconnectAction.RETRY),  # the network, an unknown name, a timeout, silence
+    (NoCommonSubprotocol, ReconnectAction.GIVE_UP),  # client or server must be changed
     (ImportError, ReconnectAction.GIVE_UP),  # a SOCKS proxy without python-socks, or `_unsupported`
-    (ProxyError, ReconnectAction.RETRY),  # the proxy is down or answers garbage
-    (InvalidProxy, ReconnectAction.SLOW_RETRY),  # the proxy's address in the environment is invalid
+    (ProxyError, ReconnectAction.RETRY),  # the proxy is down or its response is malformed
+    (InvalidProxy, ReconnectAction.SLOW_RETRY),  # the proxy's URL in the environment is invalid
     (InvalidHandshake, ReconnectAction.SLOW_RETRY),  # the response does not open a websocket
-    (Exception, ReconnectAction.RETRY),  # unknown: the listener must not stop for good because of it
+    (Exception, ReconnectAction.RETRY),  # an unknown error must not stop the listener permanently
 )
-"""The actions after all other errors. The first row whose type is found among the error and its causes counts:
-trio hides the reason of a failed TLS handshake in the cause."""
+"""Actions after all other errors. The first row whose type is among the error and its causes counts: trio hides
+the reason of a failed TLS handshake in the cause."""
 
 UNAUTHORIZED_CLOSE_CODES = frozenset({1008, 3000})
-"""Rejections that new credentials may resolve. A server closes with these codes when a token expires."""
+"""Codes after which new credentials may help: servers close with these when a token expires."""
 
 ORDERLY_CLOSE_CODES = frozenset({1000, 1001})
-"""Codes of a server that is done with a connection, or shuts down."""
+"""Codes of a server that no longer needs a connection, or shuts down."""
 
 UNREADABLE_CLOSE_CODES = frozenset({1002, 1007, 1009})
-"""Codes that this side sends when it cannot read a message."""
+"""Codes that this side sends if it cannot read a message."""
 
 SAFE_TO_QUOTE = (OSError, InvalidHandshake, ImportError)
 """Errors whose text never holds a secret. (`InvalidProxy` quotes the proxy's password.)"""
@@ -103,7 +101,7 @@ def failure_of(error: Exception) -> Failure:
         return failure._replace(sentence="the address of the proxy in the environment is not valid")
     if isinstance(error, InvalidProxyStatus):
         action = action_of_status(error.response.status_code)
-        # A proxy cannot know that a channel behind it is gone for good.
+        # A proxy cannot know that a channel behind it is permanently gone.
         action = ReconnectAction.SLOW_RETRY if action is ReconnectAction.GIVE_UP else action
         requested = requested_delay(error.response.status_code, error.response.headers, time.time())
         return failure._replace(action=action, retry_after=requested)

@@ -184,7 +184,7 @@ async def test_the_log_names_the_claim_as_the_failed_request(caplog):
     server.answers["claim"] = [httpx.Response(403), httpx.Response(200, content=b"[" * 9999), *[None] * 9]
     await run(server, listener_of(server), seconds=2000.0)
     assert "wake/x: the server answered HTTP 403 instead of a claim; reconnecting in 375.0 s" in caplog.text
-    assert "claim answered something that is no claim (§7.2); reconnecting in 375.0 s" in caplog.text
+    assert "claim sent no valid claim (§7.2); reconnecting in 375.0 s" in caplog.text
 
 
 async def test_the_log_names_the_event_stream_as_the_failed_request(caplog):

@@ -244,9 +244,9 @@ async def test_a_withdrawn_key_is_refused_after_the_key_set_expires():
         (httpx.Response(500), "the server answered HTTP 500 instead of a set of keys"),
         (httpx.Response(302, headers={"location": "https://evil.example/"}), "redirects are not followed"),
         (httpx.Response(302, headers={"location": "https:evil"}), "redirected to an invalid URL"),
-        (httpx.Response(200, content=b"[]"), "answered something that is no set of keys (RFC 7517 §5)"),
-        (httpx.Response(200, content=b"[" * 60_000), "no set of keys"),
-        (httpx.Response(200, content=b'{"keys":' + b"[" * 60_000), "no set of keys"),
+        (httpx.Response(200, content=b"[]"), "sent no valid set of keys (RFC 7517 §5)"),
+        (httpx.Response(200, content=b"[" * 60_000), "no valid set of keys"),
+        (httpx.Response(200, content=b'{"keys":' + b"[" * 60_000), "no valid set of keys"),
         (httpx.Response(200, content=b"x" * 70_000), "sent a body of more than 65536 bytes"),
     ],
 )

@@ -97,10 +97,10 @@ async def test_renew_recreates_a_lost_subscription_and_requests_the_keys_again(c
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]"])
 @pytest.mark.parametrize("status", [200, 201])
 async def test_an_answer_that_is_not_a_subscription_is_an_unusable_answer(status, body):
-    """As below a root that is none, where the server makes a stream of that name."""
+    """At a wrong root the server creates a stream with the name of the subscription."""
     subscription = subscription_of(Server(httpx.Response(status, content=body)))
     for ask in (subscription.create, subscription.renew):
-        with pytest.raises(UnusableResponse, match="that is no"):
+        with pytest.raises(UnusableResponse, match="sent no valid subscription"):
             await ask(subscription.plan())
 
 

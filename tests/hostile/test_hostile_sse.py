@@ -59,9 +59,9 @@ CASES = [
         "redirects are not followed|redirected to an invalid URL",
     ),
     case("evil Retry-After", answer(b"HTTP/1.1 503 x\r\nRetry-After: " + EVIL_BYTES + b"\r\n\r\n"), "HTTP 503"),
-    case("endless 100", answer(b"HTTP/1.1 100 x\r\n\r\n" * 1000, times=10_000), "no answer within 0.3 s", **HASTE),
-    case("stalled", trickles(b"", b""), "no answer within 0.3 s", **HASTE),
-    case("trickling head", trickles(OPEN + b"X: ", b"x"), "no answer within 0.3 s", **HASTE),
+    case("endless 100", answer(b"HTTP/1.1 100 x\r\n\r\n" * 1000, times=10_000), "no response within", **HASTE),
+    case("stalled", trickles(b"", b""), "no response within", **HASTE),
+    case("trickling head", trickles(OPEN + b"X: ", b"x"), "no response within", **HASTE),
     case("stalled stream", trickles(OPEN + b"\r\n", b""), "0.3 s", **SILENT),
     # Packed
     case(

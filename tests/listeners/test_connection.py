@@ -124,7 +124,7 @@ async def test_classify_can_slow_down_retries_or_end_the_listener(caplog):
     actions = {"slow": ReconnectAction.SLOW_RETRY, "gone": ReconnectAction.GIVE_UP}
     lives = Lives(failing(OSError("slow"), up=False), failing(OSError("gone"), up=False))
     channel = TimedChannel()
-    with pytest.raises(ListenerError, match="mqtt orders: OSError: 'gone'; trying again cannot help"):
+    with pytest.raises(ListenerError, match="mqtt orders: OSError: 'gone'; a retry cannot help"):
         await listener(lives, classify=lambda error: actions.get(str(error))).listen(channel)
     assert channel.events == [(0.0, "down"), (300.0, "down")]
     assert "reconnecting in 300.0 s" in caplog.text

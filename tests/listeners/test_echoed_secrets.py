@@ -152,7 +152,7 @@ async def test_a_secret_in_the_answer_about_public_keys_is_masked(answer, caplog
         await signature._refresh_if_allowed()
     assert not signature._keys
     shown = f"{signature!r} {[record.getMessage() for record in caplog.records]}"
-    assert "0 keys are known" in shown
+    assert "0 known keys" in shown
     assert not [piece for piece in PIECES if piece in shown], shown
 
 

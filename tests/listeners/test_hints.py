@@ -89,9 +89,9 @@ def test_a_message_that_does_not_match_only_is_not_a_push():
     ("where", "kind"), [("", ValueError), ("a..b", ValueError), (".a", ValueError), (7, TypeError)]
 )
 def test_an_invalid_path_is_refused(where, kind):
-    with pytest.raises(kind, match="a path must be"):
+    with pytest.raises(kind, match="path must be"):
         JSONHint(cursor=where)
-    with pytest.raises(kind, match="a path must be"):
+    with pytest.raises(kind, match="path must be"):
         JSONHint(only={where: "x"})
 
 

@@ -124,7 +124,7 @@ async def test_a_connection_that_does_not_answer_the_check_is_replaced():
     connection = Scripted(answers=False)
     channel = await run(to(connection, Scripted(), max_silence=60, open_timeout=10), 80)
     assert channel.events == [(0, "up"), (70, "down"), (70, "up")]
-    assert "no answer to a ping within 10 s" in str(channel.errors[0])
+    assert "no response to a ping within 10 s" in str(channel.errors[0])
     assert connection.closed
 
 
@@ -170,7 +170,7 @@ async def test_an_undecodable_payload_is_a_push_and_reopens_the_connection():
 
 @pytest.mark.parametrize("anyio_backend", [virtual_time("trio")])
 async def test_trio_is_refused_at_once():
-    with pytest.raises(ListenerError, match="psycopg runs on asyncio alone"):
+    with pytest.raises(ListenerError, match="psycopg runs only on asyncio"):
         await to(Scripted()).listen(TimedChannel())
 
 
@@ -244,13 +244,13 @@ def test_the_name_of_a_listener_shows_the_server_but_no_secret(conninfo, name):
     ("arguments", "options", "kind", "text"),
     [
         (("", ""), {}, ValueError, "an empty name"),
-        (("", []), {}, ValueError, "name one"),
-        (("", ["a", 7]), {}, TypeError, "channel is a str or several"),
+        (("", []), {}, ValueError, "must name at least one channel"),
+        (("", ["a", 7]), {}, TypeError, "channel must be a str or a sequence of str"),
         (("", "x" * 64), {}, ValueError, "63 bytes"),
         (("", "é" * 32), {}, ValueError, "63 bytes"),
-        (("", "a\0"), {}, ValueError, "none that is 0"),
-        ((7, "a"), {}, TypeError, "conninfo is a str or an async function"),
-        ((f"host {CANARY}", "a"), {}, ValueError, "none that libpq can read"),
+        (("", "a\0"), {}, ValueError, "no zero byte"),
+        ((7, "a"), {}, TypeError, "conninfo must be a str or an async function"),
+        ((f"host {CANARY}", "a"), {}, ValueError, "libpq cannot parse conninfo"),
         (("", "a"), {"max_silence": 0}, ValueError, "max_silence"),
         (("", "a"), {"max_age": -1}, ValueError, "max_age"),
         (("", "a"), {"open_timeout": None}, TypeError, "open_timeout"),

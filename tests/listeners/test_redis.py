@@ -117,7 +117,7 @@ async def test_the_server_is_pinged_after_max_silence():
 async def test_a_connection_that_does_not_answer_a_ping_is_replaced():
     channel = await run(to(Scripted(pongs=False), Scripted(), max_silence=60, open_timeout=10), 80)
     assert channel.events == [(0, "up"), (70, "down"), (70, "up")]
-    assert "no answer to a ping within 10 s" in str(channel.errors[0])
+    assert "no response to a ping within 10 s" in str(channel.errors[0])
 
 
 async def test_a_message_counts_as_the_answer_to_a_ping():
@@ -153,7 +153,7 @@ async def test_a_lost_connection_is_reopened_at_once_and_a_refused_one_slowly():
 
 @pytest.mark.parametrize("anyio_backend", [virtual_time("trio")])
 async def test_trio_is_refused_at_once():
-    with pytest.raises(ListenerError, match="redis-py runs on asyncio alone"):
+    with pytest.raises(ListenerError, match="redis-py runs only on asyncio"):
         await to().listen(TimedChannel())
 
 
@@ -211,14 +211,14 @@ def test_the_name_of_a_listener_shows_the_server_but_no_secret(url, name):
 @pytest.mark.parametrize(
     ("arguments", "options", "kind", "text"),
     [
-        (("redis://h",), {}, ValueError, "neither a channel nor a pattern"),
+        (("redis://h",), {}, ValueError, "pass at least one channel or pattern"),
         (("redis://h", ""), {}, ValueError, "an empty name"),
-        (("redis://h", [7]), {}, TypeError, "channels is a str or several"),
-        (("redis://h",), {"patterns": [b"x"]}, TypeError, "patterns is a str or several"),
-        ((7, "a"), {}, TypeError, "url is a str or a redis.asyncio.Redis"),
-        ((redis.Redis(), "a"), {}, TypeError, "url is a str or a redis.asyncio.Redis"),
-        ((f"http://me:{CANARY}@h", "a"), {}, ValueError, "url is http://h, which redis-py cannot read"),
-        ((f"redis://h:{CANARY}", "a"), {}, ValueError, "which redis-py cannot read"),
+        (("redis://h", [7]), {}, TypeError, "channels must be a str or a sequence of str"),
+        (("redis://h",), {"patterns": [b"x"]}, TypeError, "patterns must be a str or a sequence of str"),
+        ((7, "a"), {}, TypeError, "url must be a str or a redis.asyncio.Redis"),
+        ((redis.Redis(), "a"), {}, TypeError, "url must be a str or a redis.asyncio.Redis"),
+        ((f"http://me:{CANARY}@h", "a"), {}, ValueError, "redis-py cannot parse url http://h"),
+        ((f"redis://h:{CANARY}", "a"), {}, ValueError, "redis-py cannot parse url"),
         (("redis://h", "a"), {"max_silence": 0}, ValueError, "max_silence"),
         (("redis://h", "a"), {"max_body": None}, TypeError, "max_body"),
     ],

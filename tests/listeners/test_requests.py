@@ -57,7 +57,7 @@ async def test_the_repr_of_an_answer_shows_neither_headers_nor_body():
 async def test_a_body_that_is_not_json_is_an_unusable_answer(body):
     asking, _ = asker(body)
     answer = await asking.send_request()
-    with pytest.raises(UnusableResponse, match="something that is no JSON"):
+    with pytest.raises(UnusableResponse, match="sent no valid JSON"):
         answer.json()
 
 
@@ -123,7 +123,7 @@ async def test_an_answer_with_identity_content_encoding_is_read(encoding):
 async def test_an_answer_that_is_not_complete_within_timeout_is_a_timeout_error(step):
     asking, script = asker(step, timeout=10)
     began = anyio.current_time()
-    assert await refused(asking, TimeoutError) == "no whole answer within 10 s"
+    assert await refused(asking, TimeoutError) == "no complete response within 10 s"
     assert anyio.current_time() - began == pytest.approx(10)
     assert script.open == 0
 
@@ -131,7 +131,7 @@ async def test_an_answer_that_is_not_complete_within_timeout_is_a_timeout_error(
 async def test_wait_extends_the_timeout_of_an_answer():
     asking, _ = asker((35, 200), timeout=10)
     assert (await asking.send_request(wait=30)).status == 200
-    assert await refused(asking, TimeoutError, wait=20) == "no whole answer within 30 s"
+    assert await refused(asking, TimeoutError, wait=20) == "no complete response within 30 s"
 
 
 @pytest.mark.parametrize("url", [HOME, "http://api.example/"])
@@ -145,7 +145,7 @@ async def test_the_sent_callback_is_called_once(url):
 async def test_each_chunk_of_a_response_that_may_be_held_restarts_the_timeout():
     asking, _ = asker([*[9, b"x"] * 5, END], timeout=5)
     assert (await asking.send_request(wait=5)).body == b"xxxxx"
-    assert await refused(asking, TimeoutError) == "no whole answer within 5 s"
+    assert await refused(asking, TimeoutError) == "no complete response within 5 s"
 
 
 BAD_LOCATIONS = [b"location: /", b"http://a:port/", b"http://xn--zz/", b"/" + b"x" * 70_000]

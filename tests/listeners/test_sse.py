@@ -298,7 +298,7 @@ async def test_a_missing_answer_is_a_failure_after_the_open_timeout():
     listener, script = scripted(60.0, [], open_timeout=10.0)
     channel = await run(listener, script, 30)
     assert channel.events == [(10, "down"), (10, "up")]
-    assert "no answer within 10 s" in str(channel.errors[0])
+    assert "no response within 10 s" in str(channel.errors[0])
 
 
 # The request
@@ -474,7 +474,7 @@ UNTRUSTED = ssl.SSLCertVerificationError(1, "certificate verify failed")
                 httpx.ConnectError("All connection attempts failed"),
                 httpx.RemoteProtocolError("peer closed connection without sending complete message body"),
                 httpx.ProxyError("502 Bad Gateway"),
-                TimeoutError("no answer within 10 s"),
+                TimeoutError("no response within 10 s"),
                 ConnectionEnded("the server ended the stream"),
                 *(status(code) for code in (408, 425, 429, 500, 502, 503, 504, 599)),
                 RuntimeError("something new"),
@@ -562,7 +562,7 @@ async def test_failures_are_logged_as_info_with_the_delay_and_http_204_is_logged
     assert told == [
         ("INFO", "ReadError: 'Connection reset by peer'; reconnecting in 0.0 s"),
         ("INFO", "connected"),
-        ("DEBUG", "renewing the connection at its age"),
+        ("DEBUG", "renewing the connection, which reached its maximum age"),
         ("INFO", "the server answered HTTP 204, which asks the client not to reconnect"),
     ]
     assert {record.name for record in caplog.records} == {"push_to_poll_client.listeners.sse"}

@@ -241,7 +241,7 @@ async def test_a_stalled_answer_is_a_failure_after_the_open_timeout(start):
         async with listening(to(at(server), open_timeout=0.2)) as channel:
             await channel.saw("down", "down")
         assert await run_sync(is_closed, server.first())
-    assert "no answer within 0.2 s" in str(channel.error)
+    assert "no response within 0.2 s" in str(channel.error)
 
 
 async def test_slowly_sent_headers_do_not_extend_the_open_timeout():
@@ -257,7 +257,7 @@ async def test_slowly_sent_headers_do_not_extend_the_open_timeout():
         async with listening(to(at(server), open_timeout=0.2)) as channel:
             await channel.saw("down")
         stop.set()
-    assert "no answer within 0.2 s" in str(channel.error)
+    assert "no response within 0.2 s" in str(channel.error)
 
 
 @pytest.mark.parametrize(

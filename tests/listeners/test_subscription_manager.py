@@ -285,7 +285,7 @@ async def test_a_permanent_create_error_raises_a_listener_error(error, caplog):
     server = Server()
     server.script["create"].append(error)
     channel = Channel()
-    with pytest.raises(ListenerError, match="trying again cannot help"):
+    with pytest.raises(ListenerError, match="a retry cannot help"):
         await manager_of(Vendor(server)).run(channel)
     assert channel.said("down") == ["down"]
     assert caplog.records[-1].levelname == "ERROR"

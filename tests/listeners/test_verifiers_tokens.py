@@ -103,7 +103,7 @@ def test_basic_credentials_must_match_user_and_password_exactly():
         (lambda: header_token("t", "no header"), ValueError, "not a valid header name"),
         (lambda: token_in_body(""), ValueError, "empty"),
         (lambda: token_in_body("t", "value..x"), ValueError, "a path must be names"),
-        (lambda: token_in_body("t", None), TypeError, "a path must be a str"),
+        (lambda: token_in_body("t", None), TypeError, "path must be a str"),
         (lambda: token_in_body("t", 'value."x"'), ValueError, "a step of a path must not contain quotes"),
     ],
 )

@@ -826,7 +826,7 @@ async def test_a_control_message_requests_a_poll_without_a_subscription_manager(
         ({"handshake": 7}, TypeError, "handshake must be a function, got int"),
         ({"hint": 7}, TypeError, "hint must be a function, got int"),
         ({"route": 7}, TypeError, "route must be a function, got int"),
-        ({"route": "a..b"}, ValueError, "a path is names with dots"),
+        ({"route": "a..b"}, ValueError, "a path must be names separated by dots"),
         ({"name": 7}, TypeError, "name must be a str, got int"),
         ({"max_body": 0}, ValueError, "max_body must be at least 1, got 0"),
         ({"body_timeout": None}, TypeError, "body_timeout must be"),

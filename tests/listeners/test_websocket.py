@@ -533,7 +533,7 @@ async def test_failures_are_info_with_the_delay_and_giving_up_is_an_error(caplog
         ("INFO", "ConnectionResetError: '[Errno 104] Connection reset by peer'; reconnecting in 0.0 s"),
         ("INFO", "ConnectionResetError: '[Errno 104] Connection reset by peer'; reconnecting in 1.0 s"),
         ("INFO", "connected"),
-        ("DEBUG", "renewing the connection at its age"),
+        ("DEBUG", "renewing the connection, which reached its maximum age"),
         ("ERROR", "the server answered HTTP 410 instead of a websocket; giving up"),
     ]
     assert {record.name for record in caplog.records} == {"push_to_poll_client.listeners.websocket"}
@@ -633,7 +633,7 @@ def test_each_failure_is_described_in_a_sentence(error, said):
     ],
 )
 def test_a_url_has_to_be_a_websocket_address(url):
-    with pytest.raises(ValueError, match="url is no websocket address") as raised:
+    with pytest.raises(ValueError, match="url must be a websocket URL") as raised:
         WebSocketListener(url)
     assert CANARY not in str(raised.value)
     assert raised.value.__context__ is None

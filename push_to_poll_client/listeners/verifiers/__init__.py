@@ -1,6 +1,6 @@
-"""Verifiers for `WebhookListener`: check that a request comes from its server.
+"""Verifiers for `WebhookListener`: check that a request comes from the expected server.
 
-Any function of a request that returns a bool is a verifier too.
+Any function that takes a request and returns a bool is a verifier too.
 """
 
 from push_to_poll_client.listeners._webhook.types import Verified, Verifier, WebhookRequest
