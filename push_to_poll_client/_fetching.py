@@ -34,27 +34,32 @@ def _is_seconds(value: object) -> TypeGuard[float]:
 def _check_page(page: object, name: str) -> None:
     """Raise a `FeedError` if the feed returned an invalid page."""
     if not isinstance(page, Page):
-        raise FeedError(f"{name} returned {type(page).__name__}, not a Page")
+        raise FeedError(f"{name} must return a Page, got {type(page).__name__}")
     if not isinstance(page.messages, Sequence) or not all(
         issubclass(kind, Message) for kind in set(map(type, page.messages))
     ):
-        raise FeedError(f"{name} returned a Page whose messages are no sequence of Message")
+        raise FeedError(f"{name} returned an invalid Page: messages must be a sequence of Message objects")
     cursors = [page.cursor, page.next_page, *map(_cursor_of, page.messages)]
     if not all(issubclass(kind, str | None) for kind in set(map(type, cursors))):
-        raise FeedError(f"{name} returned a Page with a cursor or next_page that is neither str nor None")
+        raise FeedError(f"{name} returned an invalid Page: each cursor and next_page must be a str or None")
     given = list(filter(None, cursors))
     if max(map(len, given), default=0) > MAX_CURSOR:
-        raise FeedError(f"{name} returned a Page with a cursor or next_page of more than {MAX_CURSOR} characters")
+        longest = max(map(len, given))
+        raise FeedError(
+            f"{name} returned an invalid Page: a cursor must have at most {MAX_CURSOR} characters, got {longest}"
+        )
     if page.retry_after is not None and not _is_seconds(page.retry_after):
-        raise FeedError(f"{name} returned a Page whose retry_after is no number of seconds")
+        raise FeedError(
+            f"{name} returned an invalid Page: retry_after must be seconds or None, got {page.retry_after!r:.50}"
+        )
     if page.poll_within is not None and not (_is_seconds(page.poll_within) and page.poll_within >= 0):
         raise FeedError(
-            f"{name} returned a Page whose poll_within is {page.poll_within!r}; give seconds from 0 on, or None"
+            f"{name} returned an invalid Page: poll_within must be seconds or None, got {page.poll_within!r:.50}"
         )
     if not isinstance(page.closed, bool) or not isinstance(page.gap, str):
-        raise FeedError(f"{name} returned a Page whose closed is no bool, or whose gap is no str")
+        raise FeedError(f"{name} returned an invalid Page: closed must be a bool, and gap a str")
     if page.closed and page.next_page is not None:
-        raise FeedError(f"{name} returned a Page that is closed and has a next_page")
+        raise FeedError(f"{name} returned an invalid Page: a closed Page must not have a next_page")
 
 
 PREFETCH_MIN_MESSAGES: Final = 10
@@ -99,7 +104,8 @@ class Fetcher:
             self.apply_retry_after(error.retry_after, since=self.clock())
             raise
         if not isinstance(cursor, str | None) or len(cursor or "") > MAX_CURSOR:
-            raise FeedError(f"{name} returned no cursor of up to {MAX_CURSOR} characters, and not None")
+            got = f"{len(cursor)} characters" if isinstance(cursor, str) else type(cursor).__name__
+            raise FeedError(f"{name} must return None or a cursor of at most {MAX_CURSOR} characters, got {got}")
         return cursor
 
     @property

@@ -94,8 +94,8 @@ _open_sessions_lock = threading.Lock()  # event loops run in several threads
 def not_recorded(error: StoreUnavailable | str | None, count: int) -> StoreUnavailable:
     """Create the error for processed messages that are not recorded."""
     unsaved = StoreUnavailable(
-        f"{error or 'stopped before the store was open'}; {count} processed messages are not recorded: this "
-        "consumer object does that first when it is used again; without it they are processed again"
+        f"{error or 'stopped before the store was open'}; {count} processed messages are not saved: "
+        "use this consumer object again to save them, otherwise they are processed again"
     )
     unsaved.__cause__ = error if isinstance(error, StoreUnavailable) else None
     return unsaved
@@ -117,7 +117,7 @@ async def when_available(
             delay = min(delay, until - anyio.current_time())
             if delay <= 0:
                 raise
-            logger.warning("the store is unavailable, next try in %.1f s: %s", delay, describe(error))
+            logger.warning("store unavailable, retrying in %.1f s: %s", delay, describe(error))
         await anyio.sleep(delay)
         delay = min(2 * delay, MAX_STORE_BACKOFF)
 
@@ -204,8 +204,8 @@ class OpenSession:
         if not self._users:
             return
         if not loop.has_ended:
-            raise RuntimeError(f"{self.name}: in use in another event loop")
-        logger.warning("the event loop ended while the consumer was in use; claiming the name again")
+            raise RuntimeError(f"{self.name}: in use in another event loop; stop it there first")
+        logger.warning("the event loop ended while the consumer was in use, claiming the name again")
         self._lost_users, self._users, self._keepers = self._lost_users + self._users, 0, 0
         if self.schedule.mode(loop.time()) in {Mode.POLLING, Mode.WAITING}:
             self.schedule.poll_ended(loop.time(), PollOutcome.ABANDONED)
@@ -231,7 +231,7 @@ class OpenSession:
     async def _rebind(self, name: str, *, former: object) -> None:
         new_name = None if name == self.name else self.name
         await self.store.rebind(name, feed=self.feed_name, new_name=new_name)  # type: ignore[attr-defined]
-        logger.info("an earlier version called this feed %s; the name goes on", former)
+        logger.info("rebound the name from the former identity %s of the feed", former)
 
     async def _open(self, loop: EventLoop) -> None:
         if (lost := self._lost_session) is not None:
@@ -289,8 +289,8 @@ class OpenSession:
         uncommitted = self._uncommitted
         if uncommitted is not None and not await progress.restore(uncommitted):
             logger.warning(
-                "another consumer has used the name since a commit failed, so what that commit could not save is "
-                "given up: %d processed messages, of which the other consumer may have processed some again",
+                "another consumer has used the name since a commit failed, discarding that commit of %d processed "
+                "messages; some of them may have been processed twice",
                 len(uncommitted.commit["records"]),
             )
 
@@ -335,7 +335,7 @@ class OpenSession:
             with anyio.fail_after(CLOSE_TIMEOUT):
                 await close()
         except Exception as error:  # noqa: BLE001  # whatever a store or a feed raises
-            logger.warning("could not be closed: %s", describe(error))
+            logger.warning("cannot close the store or the feed: %s", describe(error))
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -438,12 +438,12 @@ class Runner:
         try:
             await polls.poll_until_stopped(self._stop)
             if polls.closed:
-                self._end("the feed has ended, and all of it is settled")
+                self._end("the feed has ended, all messages are settled")
         except anyio.get_cancelled_exc_class():
             if anyio.current_effective_deadline() > -math.inf and not self._is_cancelled():
                 # Not by the caller of run(), nor by asyncio.run(), which cancels every task when it ends: without
                 # this, polling would end and nothing would say so.
-                self._stop_with_error(RuntimeError("the task that polls was cancelled, perhaps by a handler"))
+                self._stop_with_error(RuntimeError("the polling task was cancelled, perhaps by a handler"))
             raise
         except BaseException as error:  # noqa: BLE001  # raised by run_until_stopped, without a group around it
             bug = None if isinstance(error, PushToPollError) else error
@@ -454,7 +454,7 @@ class Runner:
         channel.started()
         try:
             await channel.listener.listen(channel)
-            logger.info("%s: ended, as its server asked; polling goes on", channel.name)
+            logger.info("%s: closed by the server, not reconnecting; polling continues", channel.name)
         except BaseException as raised:  # noqa: BLE001  # raised by run_until_stopped, without a group around it
             error = sole_cause(raised)
             if isinstance(error, anyio.get_cancelled_exc_class()):
@@ -469,7 +469,7 @@ class Runner:
         if not isinstance(error, Exception):  # SystemExit and the like are meant to end the program
             self._stop_with_error(error)
         elif self._stop.requested:
-            logger.info("%s: failed while it was stopped: %s", channel.name, describe(error))
+            logger.info("%s: failed while stopping: %s", channel.name, describe(error))
         elif isinstance(error, PushToPollError):
             self._stop_with_error(error)
         else:
@@ -482,6 +482,6 @@ class Runner:
     ) -> None:
         """Stop because of an error. Log it unless it is logged, with the traceback of `bug`."""
         if isinstance(error, Exception) and not is_logged:  # not SystemExit and the like
-            logger.error("stops: %s", describe(error), exc_info=bug)
+            logger.error("stopping: %s", describe(error), exc_info=bug)
         self._fatal = error if self._fatal is None else self._fatal
         self._end("because of an error")

@@ -112,7 +112,7 @@ class Poller(SessionPart):
 
         Raises `FeedError`, `ProcessError` and `StoreError`.
         """
-        await self.progress.flush()  # what the last poll could not commit
+        await self.progress.flush()  # the rest of the last poll
         if not self._is_prepared:  # the first poll of the session, or a resync waits to be done
             await self.position.ensure_started()
             retry_marked = partial(self.dead_letters.retry_marked, poll.stop)
@@ -121,7 +121,7 @@ class Poller(SessionPart):
         poll.walk, self._unfinished = self._unfinished or self.position.begin_walk(), None
         poll.settled_before = poll.last_settled = self.progress.settled_count
         poll.counts_before = self.stats.counts.copy()
-        # Messages that were read before come first: only what comes after them is worth a wait.
+        # Pages that were read before come first. Only the page after them may be a long poll.
         first_wait = 0.0 if poll.walk.place is Place.BEFORE else poll.wait
         poll.wait -= first_wait
         request = FetchRequest(poll.walk.position, first_wait, poll.hint, poll.bypass_cache)
@@ -147,10 +147,13 @@ class Poller(SessionPart):
                 await self.progress.finish()
             except BaseException as refused:
                 self.discard_place()
-                # It stays pending, and must not take the place of a cancellation, SystemExit or ProcessError.
+                # The commit stays pending. Its error must not replace a cancellation, SystemExit or ProcessError.
                 if failure is None or not isinstance(refused, StoreUnavailable):
                     raise
-                logger.warning("the commit at the end of a poll that failed: %s", describe(refused))
+                logger.warning(
+                    "commit after the failed poll failed too, retrying before the next message: %s",
+                    describe(refused),
+                )
             poll.done = self._result(poll, end)
         if end is End.GAVE_WAY:
             return None
@@ -190,7 +193,7 @@ class Poller(SessionPart):
 
     async def _process_page(self, poll: Poll, request: FetchRequest) -> FetchRequest | End:
         """Fetch and settle a page. Return the next request, or why the poll stops."""
-        # Messages that wait for this page to fill a batch do not wait for longer than they may.
+        # Messages that wait for this page to fill a batch wait for `batch_wait` at most.
         since = poll.work.waiting_since
         in_time = since is None or await self.fetcher.arrives_by(since + self.options.batch_wait)
         if not in_time and not await self.processor.finish_partial_batch(poll):
@@ -243,9 +246,13 @@ class Poller(SessionPart):
         if isinstance(error, PagesChanged) or walk.position != start:
             poll.restarts += 1
             if poll.restarts > MAX_RESTARTS:
-                raise FeedError(f"the walk was started again {MAX_RESTARTS} times in one poll: {describe(error)}")
-            if not self.fetcher.is_allowed:  # a poll that fails, since the next one would be no more than this
-                raise FeedError(f"the walk starts again later, as the server asks: {describe(error)}") from error
+                raise FeedError(
+                    f"pages changed or expired again after {MAX_RESTARTS} restarts of the poll: {describe(error)}"
+                )
+            if not self.fetcher.is_allowed:  # fail, since the next poll would start here too
+                raise FeedError(
+                    f"pages changed or expired, retrying when the server allows it: {describe(error)}"
+                ) from error
         elif walk.place is Place.BEFORE:
             self.position.overlap_start_expired()
             poll.walk = self.position.begin_walk()
@@ -254,7 +261,7 @@ class Poller(SessionPart):
             assert isinstance(error, CursorExpired)  # noqa: S101
             if poll.resynced:
                 where = "the inception" if start is None else f"cursor {quoted(start)}"
-                text = f"{error}; on_cursor_expired had led there, to {where}"
+                text = f"{error}; on_cursor_expired= had moved to {where}"
                 raise CursorExpired(text, start=error.start) from error
             if not await self.processor.finish_partial_batch(poll):
                 return End.INCOMPLETE
@@ -262,7 +269,7 @@ class Poller(SessionPart):
             poll.resynced, self._is_prepared = True, False
             if not await self.position.cursor_expired(error):
                 return End.INCOMPLETE
-            poll.work = WorkQueue()  # all before is settled, and no cursor of the old place is saved
+            poll.work = WorkQueue()  # everything before is settled; save no cursor of the old place
             poll.walk = self.position.begin_walk()
             start = poll.walk.start
         poll.walk.position, poll.walk.cycle_detector = start, CycleDetector()
@@ -302,15 +309,15 @@ class Poller(SessionPart):
         walk, text = poll.walk, poll.standstill
         seconds = self.clock() - walk.began
         if text is None and end is End.UNFINISHED and not poll.done.messages and self.has_unsaved_place:
-            text = self.stats.standstill  # what was said last still holds, as in each round of a long circle
+            text = self.stats.standstill  # the last text still holds, as in each round of a long cycle
         if text is None and end is End.UNFINISHED and walk.empty_pages >= MAX_EMPTY_PAGES:
             text = (
-                f"the feed says that there is more, and has given {MAX_EMPTY_PAGES} pages or more in a row "
-                "without a message: further ones are asked for within rate="
+                f"the feed has returned {MAX_EMPTY_PAGES} pages or more in a row without a message, and announces "
+                "more; further pages are fetched within rate="
             )
         elif text is None and end is End.UNFINISHED and seconds > UNSAVED_WARNING and self.has_unsaved_place:
             text = (
-                f"no cursor to save was found for {UNSAVED_WARNING:.0f} s or more: a restart would read "
+                f"no cursor to save for {UNSAVED_WARNING:.0f} s or more: a restart would read "
                 f"everything after cursor {quoted(walk.saved)} again"
             )
         self.stats.standstill = text
@@ -337,7 +344,7 @@ class Poller(SessionPart):
             ProcessError: A message failed for good. The messages before it are recorded.
             StoreError: The store failed.
         """
-        await self.progress.flush()  # what an earlier call could not commit
+        await self.progress.flush()  # the rest of an earlier call
         latest: Cursor | None = None
         if LATEST in {start, end}:
             await self.fetcher.wait_until_allowed()
@@ -361,7 +368,7 @@ class Poller(SessionPart):
                 break
             position = page.next_page
             if position is not None and not ends and cycle_detector.repeats_at(position):
-                raise FeedError("the pages of the feed lead in a circle; the replay ends there")
+                raise FeedError("the pages of the feed repeat, so the replay cannot reach its end")
         counts = self.stats.counts - counts_before
         return replace(done, dead_lettered=counts["dead_lettered"], skipped=counts["skipped"])
 

@@ -131,15 +131,17 @@ class Polls(SessionPart):
                     if not call.done.pages:
                         raise
                     if self.poller.has_unsaved_place:
-                        logger.warning("stops before a cursor to save, the next call starts again: %s", throttled)
+                        logger.warning(
+                            "no cursor to save yet, the next call reads the same pages again: %s", throttled
+                        )
                     return call.done
                 if not self._goes_on:
                     return call.done
                 if not logged and self.poller.has_unsaved_place:
                     logged = True
                     logger.info(
-                        "no cursor to save was found yet: this call goes on to the first one, since the next call "
-                        "would read the same pages again"
+                        "no cursor to save yet, continuing until there is one; otherwise the next call would read "
+                        "the same pages again"
                     )
 
     async def catch_up(self) -> PollResult:
@@ -161,7 +163,7 @@ class Polls(SessionPart):
         except FeedError as error:
             if not self._goes_on:
                 raise
-            logger.warning("poll failed, next in %.1f s: %s", self.delay, describe(error))
+            logger.warning("poll failed, retrying in %.1f s: %s", self.delay, describe(error))
             return error
         return None
 
@@ -241,20 +243,19 @@ class Polls(SessionPart):
         if not isinstance(error, FeedError | StoreUnavailable) or isinstance(error, CursorExpired | FeedGone):
             raise error
         if isinstance(error, FeedError):
-            logger.warning("poll failed, next in %.1f s: %s", self.delay, describe(error))
-            logger.debug("it failed here", exc_info=error)
+            logger.warning("poll failed, retrying in %.1f s: %s", self.delay, describe(error))
+            logger.debug("traceback of the failed poll", exc_info=error)
         elif stop.requested:  # the runner tries to commit again
             return
         elif count := self.poller.progress.uncommitted_count:
             logger.warning(
-                "the store is unavailable, next try in %.1f s; nothing is processed until %d processed messages "
-                "are recorded: %s",
+                "store unavailable, retrying in %.1f s; processing waits until %d messages are saved: %s",
                 self.delay,
                 count,
                 describe(error),
             )
         else:
-            logger.warning("the store is unavailable, next try in %.1f s: %s", self.delay, describe(error))
+            logger.warning("store unavailable, retrying in %.1f s: %s", self.delay, describe(error))
 
     def set_in_flight_deadline(self, deadline: float) -> None:
         """Set a deadline for the messages in flight of `run()`."""
@@ -336,7 +337,7 @@ class Polls(SessionPart):
         if (earliest := self.schedule.earliest) > max(until, now):
             raise Throttled(
                 f"a poll may not start for {earliest - now:.1f} s ({self.schedule.mode(now)}), "
-                "which is beyond the timeout; call again then, or let run() wait",
+                "which is longer than the timeout; call again then, pass a longer timeout=, or use run()",
                 until=earliest,
                 retry_after=earliest - now,
             )

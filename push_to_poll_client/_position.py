@@ -118,7 +118,7 @@ class Position(SessionPart):
         try:
             self._last_walk_began = float(self.session.state.get(LAST_WALK_KEY, "-inf"))
         except ValueError as error:
-            raise unreadable_state("when the overlap was looked at", quoted(error)) from error
+            raise unreadable_state("the time of the last overlap", quoted(error)) from error
         if self._last_walk_began > self.progress.time_of_day.now():  # the clock was set back: start at the oldest
             self._last_walk_began = -math.inf
         self._oldest_start: SavedCursor | None = None
@@ -160,16 +160,15 @@ class Position(SessionPart):
         if to == LATEST:
             await self.fetcher.wait_until_allowed()
         cursor = self._saved_before(ago) if to is None else await self._resolve(to)
-        await self._move("the user said so", cursor, forget=forget)
+        await self._move("rewind() was called", cursor, forget=forget)
 
     def _saved_before(self, ago: float | None) -> Cursor | None:
         assert ago is not None  # rewind() takes to= or ago=  # noqa: S101
         now, history = self.progress.time_of_day.now(), self.session.history
         saved = saved_before(history, now - ago)
         if saved is None:
-            raise ValueError(
-                f"no cursor is kept that was saved {ago} s ago; the oldest is {now - history[0].read_at:.0f} s old"
-            )
+            oldest = now - history[0].read_at
+            raise ValueError(f"ago= must be at most {oldest:.0f}, the age of the oldest saved cursor, got {ago}")
         return saved.cursor
 
     async def cursor_expired(self, error: CursorExpired) -> bool:
@@ -198,7 +197,7 @@ class Position(SessionPart):
             result = function(error)
             resync = await result if inspect.isawaitable(result) else result
             if resync is not None and not isinstance(resync, Resync):
-                raise TypeError(f"it must return a Resync, or None to stop, not {resync!r}")  # noqa: TRY301
+                raise TypeError(f"it must return a Resync or None, got {resync!r}")  # noqa: TRY301
             if resync is not None and resync.to == LATEST:
                 check_latest(self.fetcher.feed)
         except CursorExpired:
@@ -211,7 +210,7 @@ class Position(SessionPart):
     def overlap_start_expired(self) -> None:
         """Continue at the saved cursor after a walk's older start has expired."""
         self._oldest_start = self.session.history[-1]
-        self._report_resync("the cursor that an overlap began with expired", self.session.cursor, forget=False)
+        self._report_resync("the cursor at the start of the overlap expired", self.session.cursor, forget=False)
 
     async def _resolve(self, to: Cursor) -> Cursor | None:
         if to == LATEST:
@@ -226,8 +225,8 @@ class Position(SessionPart):
 
     def _report_resync(self, why: str, cursor: Cursor | None, *, forget: bool) -> None:
         event = ResyncEvent(why, cursor, forget)
-        again = "what comes again is processed again" if forget else "what was processed is not processed again"
-        logger.warning("goes on from %s, and %s: %s", place_of(cursor), again, why)
+        again = "repeated messages are processed again" if forget else "processed messages are not processed again"
+        logger.warning("continuing from %s, %s: %s", place_of(cursor), again, why)
         self.stats.resynced(event)
 
     # Walks
@@ -285,8 +284,8 @@ class Position(SessionPart):
         if too_old and not self._warned:
             self._warned = True
             logger.warning(
-                "overlap=%g s reaches further back than the oldest cursor that is kept, which is %.0f s old: what "
-                "becomes visible later than that is not found",
+                "overlap=%g s is longer than the history of saved cursors (%.0f s): messages that become visible "
+                "later than that are missed",
                 self.options.overlap,
                 self.progress.time_of_day.now() - known[0].read_at,
             )
@@ -303,7 +302,7 @@ class Position(SessionPart):
         if place in self.session.state.get(GAP_KEY, ""):
             return
         gap = Gap(one_line(description))
-        logger.warning("messages may be missing, which the feed can no longer give: %s", gap.description)
+        logger.warning("messages may be missing, the feed can no longer return them: %s", gap.description)
         self.stats.gap(gap)
         await self.progress.flush()
         stored = msgspec.json.encode(_StoredGap(gap.description, gap.at, place)).decode()

@@ -73,7 +73,7 @@ class Dedupe(SessionPart):
             try:
                 key = message.dedupe_key if message.error else self._dedupe_key(message)
                 if problem := _problem_with([key]):
-                    raise ValueError(f"what it returned {problem}")  # noqa: TRY301
+                    raise ValueError(f"the returned key {problem}")  # noqa: TRY301
                 keys.append(key)
             except Exception as error:  # noqa: BLE001  # whatever the user's function raises
                 # The function returns this for no message.
@@ -83,7 +83,7 @@ class Dedupe(SessionPart):
 
     def _check_ids(self, what: str, ids: Sequence[object]) -> None:
         if problem := _problem_with(ids):
-            raise FeedError(f"{self.feed_name} returned a message whose {what} {problem}")
+            raise FeedError(f"{self.feed_name} returned an invalid message: its {what} {problem}")
 
     def records(self, messages: Sequence[Message]) -> list[Record]:
         """Return the records of messages that the handler is about to get."""
@@ -176,20 +176,19 @@ def _problem_with(ids: Sequence[object]) -> str | None:
     """Describe the fault of ids or dedupe keys; `None` if they are valid."""
     # Subclasses of str are refused too: not every store can save them.
     if wrong := set(map(type, ids)) - {str}:
-        return f"is of type {wrong.pop().__name__}; it must be a str: convert it, as with str()"
+        return f"must be a str, got {wrong.pop().__name__}; convert it with str()"
     lengths = set(map(len, ids))  # type: ignore[arg-type]  # checked above
     if 0 in lengths:
-        return "is empty; two such messages would be taken for one: give each its own"
+        return "must not be empty: two empty ones would be duplicates"
     if max(lengths, default=0) > MAX_ID:
-        characters = f"{max(lengths)} characters, of {MAX_ID} at most"
-        return f"has {characters}; make it shorter, for example by a digest"
+        return f"must have at most {MAX_ID} characters, got {max(lengths)}; use a digest"
     return None
 
 
 def _content_changed(item: WorkItem) -> ContentChanged:
     return ContentChanged(
-        f"message {quoted(item.message.id)} came back with other content than the one that was settled "
-        f"under its dedupe key {quoted(item.key)}; if that is right, dedupe_key= has to tell the two apart"
+        f"message {quoted(item.message.id)} came again with other content under the dedupe key "
+        f"{quoted(item.key)}; if both versions are valid, dedupe_key= must return different keys"
     )
 
 

@@ -119,8 +119,8 @@ _decode = Decoder(dict[str, Attempt]).decode
 
 def unreadable_state(what: str, why: str) -> StoreError:
     """Create the error for an invalid value of a session's state."""
-    text = f"{what} cannot be read from the store: {why}"
-    return StoreError(f"{text}; it is damaged, or was written by another version")
+    text = f"cannot read {what} from the store: {why}"
+    return StoreError(f"{text}; the state is damaged or was written by another version")
 
 
 class Attempts:
@@ -449,7 +449,7 @@ class Progress(SessionPart):
                 self._taken, self._taken_keys = None, set()
             if self.refusal is not None:
                 logger.info(
-                    "the store is available again after %.1f s: %d processed messages are recorded",
+                    "store available again after %.1f s, saved %d processed messages",
                     self.clock() - self._refused_since,
                     len(taken["records"]),
                 )
@@ -466,8 +466,8 @@ class Progress(SessionPart):
             await self.session.commit(**taken)
         if self._commit_scope.cancelled_caught:
             raise StoreUnavailable(
-                f"a commit of {len(taken['records'])} messages did not end within {self.clock() - began:.1f} s "
-                "and was given up, since the consumer was to stop; find out what keeps the store"
+                f"cancelled a commit of {len(taken['records'])} messages after {self.clock() - began:.1f} s, "
+                "since the consumer is stopping; check what blocks the store"
             )
 
     def caller_cancelled(self) -> None:

@@ -135,7 +135,7 @@ class Retry(SessionPart):
         failure = message.error or await call_handler(self.handler, message)
         if failure is None:
             self.stats.hooks.message_settled(message, Settlement.PROCESSED)
-            logger.info("dead letter %s was processed at attempt %d", quoted(message.id), attempt)
+            logger.info("dead letter %s processed (attempt %d)", quoted(message.id), attempt)
             return None
         error = failure_of_message(message, failure)
         self.stats.hooks.message_failed(message, error, attempt, FailureAction.DEAD_LETTER)
@@ -183,7 +183,7 @@ class Retry(SessionPart):
 
     def _finish(self, key: str, message: Message, state: Settlement) -> Settlement:
         if state is Settlement.PROCESSED and (failures := self.progress.attempts.count(key)):
-            logger.info("message %s was processed at attempt %d", quoted(message.id), failures + 1)
+            logger.info("message %s processed (attempt %d)", quoted(message.id), failures + 1)
         self._forget(key)
         self.stats.hooks.message_settled(message, state)
         return state
@@ -249,7 +249,7 @@ class Retry(SessionPart):
         if not await self._resolve(retry.retry(state)):
             return None
         state.upcoming_sleep = await self._resolve(retry.wait(state))
-        check_number("what retry.wait returns", state.upcoming_sleep)
+        check_number("the result of retry.wait", state.upcoming_sleep)
         return None if await self._resolve(retry.stop(state)) else state.upcoming_sleep
 
     async def _resolve(self, result: Any) -> Any:
@@ -267,12 +267,14 @@ class Retry(SessionPart):
     def _add_dead_letter(self, failure: HandlerFailure, attempt: Attempt) -> None:
         progress, message, why = self.progress, failure.message, failure.why
         if (count := progress.dead_letter_count) >= MAX_DEAD_LETTERS:
-            raise self._stop(failure, f"there are {count} dead letters already: {why}") from failure.error
+            raise self._stop(failure, f"cannot keep more than {count} dead letters: {why}") from failure.error
         tried = failure if message.error is None else failure._replace(attempt=0)
         try:
             dead_letter = make_dead_letter(tried, message.raw, first=attempt.first, now=progress.attempts.now)
         except Exception as broken:  # noqa: BLE001  # an exception of the user can fail to give its own text
-            raise self._stop(failure, f"{why}; it cannot be kept: {describe(broken)}") from failure.error
+            raise self._stop(
+                failure, f"{why}; cannot keep it as a dead letter: {describe(broken)}"
+            ) from failure.error
         progress.dead_letters.append(dead_letter)
 
     def _stop(self, failure: HandlerFailure, why: str) -> ProcessError:
@@ -280,7 +282,7 @@ class Retry(SessionPart):
         self.failure_log.message_failed(failure._replace(why=why), FailureAction.STOP)
         return ProcessError(
             f"message {quoted(failure.id)} failed and stops the consumer: {why}. "
-            "It and all after it are not settled; mend the handler or the message, and run again.",
+            "It and all later messages are not settled. Correct the handler or the message, then run again.",
             id=failure.id,
             dedupe_key=failure.key,
         )
@@ -320,7 +322,7 @@ def failure_of_message(message: Message, error: BaseException) -> Exception:
         try:
             error = error_for_cancellation(error, "the handler")
         except BaseException:
-            logger.info("cancelled while message %s was in hand: it will be done again", quoted(message.id))
+            logger.info("cancelled while message %s was in flight, it will be processed again", quoted(message.id))
             raise
     if not isinstance(error, Exception):  # SystemExit and the like are meant to end the program
         raise error

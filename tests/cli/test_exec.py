@@ -149,7 +149,7 @@ def test_processed_messages_are_recorded_and_a_failed_one_is_processed_by_the_ne
     )
     assert (code, lines) == (Exit.MESSAGE, [1, 2])
     assert len(said(err)) == 2  # the line in the log, and why the command ended
-    assert f"CommandFailed: {sys.executable!r} exited with 3. It and all after it are not settled" in err
+    assert f"CommandFailed: {sys.executable!r} exited with 3. It and all later messages are not settled" in err
     print_data = python("print(json.load(sys.stdin)['data'])")
     assert tail(server.url, "--once", "--state", state, "--exec", print_data)[:2] == (Exit.DONE, [2, 3])
 

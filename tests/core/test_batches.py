@@ -474,7 +474,7 @@ async def test_held_messages_are_settled_before_a_page_whose_ids_cannot_be_used_
     first = Page([Message(name) for name in ids(range(1, 11))], cursor="c1", next_page="c1")
     feed.answer(first, Page([Message("")], cursor="c2"))
     batches = Batches(feed, batch_size=50, batch_wait=100.0)
-    with pytest.raises(FeedError, match="a message whose id is empty"):
+    with pytest.raises(FeedError, match="an invalid message: its id must not be empty"):
         await batches.poll_now()
     assert batches.processed == batches.ledger.recorded == ids(range(1, 11))
 

@@ -166,7 +166,7 @@ async def test_catch_up_tries_a_fetch_again_if_its_place_cannot_be_saved(failure
             await consumer.catch_up()
     else:
         assert (await consumer.catch_up()).messages == 10
-    assert caplog.text.count("poll failed, next in") == 2
+    assert caplog.text.count("poll failed, retrying in") == 2
 
 
 async def test_catch_up_raises_a_lasting_error_at_once():

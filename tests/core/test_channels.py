@@ -151,7 +151,7 @@ async def test_a_save_of_listener_state_waits_for_a_store_that_is_unavailable(ru
         assert channel.state is None
         store.refuses.clear()
     assert channel.state == "x"
-    assert "the store is unavailable, next try in 5.0 s: StoreUnavailable: disk full" in caplog.text
+    assert "store unavailable, retrying in 5.0 s: StoreUnavailable: disk full" in caplog.text
 
 
 async def test_status_shows_the_time_until_which_a_listener_is_registered(running):

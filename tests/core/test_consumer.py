@@ -583,7 +583,7 @@ async def test_a_fetch_that_does_not_return_a_page_is_a_failed_poll():
         async def fetch(self, request):
             return [1, 2, 3]
 
-    with pytest.raises(FeedError, match=r"Wrong.fetch\(\) returned list, not a Page"):
+    with pytest.raises(FeedError, match=r"Wrong.fetch\(\) must return a Page, got list"):
         await consumer_of(Wrong()).poll_now()
 
 
@@ -597,15 +597,18 @@ class Text(str):
 @pytest.mark.parametrize(
     ("message", "said"),
     [
-        (Message(5), r"a message whose id is of type int; it must be a str: convert it, as with str\(\)"),
-        (Message(None), "a message whose id is of type NoneType"),
-        (Message(Text("5")), "a message whose id is of type Text"),
-        (Message("5", dedupe_key=5), "a message whose dedupe_key is of type int"),
-        (Message(5, dedupe_key="5"), "a message whose id is of type int"),
-        (Message(""), "a message whose id is empty"),
-        (Message("5", dedupe_key=""), "a message whose dedupe_key is empty; two such messages would be"),
-        (Message("5" * 4097), "a message whose id has 4097 characters, of 4096 at most; make it shorter"),
-        (Message("5", dedupe_key="5" * 4097), "a message whose dedupe_key has 4097 characters"),
+        (Message(5), r"an invalid message: its id must be a str, got int; convert it with str\(\)"),
+        (Message(None), "an invalid message: its id must be a str, got NoneType"),
+        (Message(Text("5")), "an invalid message: its id must be a str, got Text"),
+        (Message("5", dedupe_key=5), "an invalid message: its dedupe_key must be a str, got int"),
+        (Message(5, dedupe_key="5"), "an invalid message: its id must be a str, got int"),
+        (Message(""), "an invalid message: its id must not be empty: two empty"),
+        (Message("5", dedupe_key=""), "an invalid message: its dedupe_key must not be empty: two empty"),
+        (Message("5" * 4097), "an invalid message: its id must have at most 4096 characters, got 4097; use"),
+        (
+            Message("5", dedupe_key="5" * 4097),
+            "an invalid message: its dedupe_key must have at most 4096 characters, got 4097",
+        ),
     ],
     ids=["int", "None", "Text", "key int", "id int", "empty", "key empty", "long", "key long"],
 )
@@ -763,7 +766,7 @@ async def test_a_chain_that_restarts_for_ever_is_a_failed_poll():
     feed = FakeFeed(page_size=2, cursors="chain")
     feed.publish(6)
     feed.answer(*[None, PagesChanged("the pages changed")] * 10)
-    with pytest.raises(FeedError, match="started again 3 times in one poll: PagesChanged"):
+    with pytest.raises(FeedError, match="again after 3 restarts of the poll: PagesChanged"):
         await Log(feed).poll_now()
 
 
@@ -1161,7 +1164,7 @@ async def test_a_message_that_overruns_the_shutdown_timeout_is_cancelled(caplog)
         stopped = anyio.current_time()
     assert anyio.current_time() - stopped == pytest.approx(3.0)
     assert consumer.processed == ["1"]
-    assert "message '2' was in hand" in caplog.text
+    assert "message '2' was in flight" in caplog.text
     again = Log(feed, store=store)
     await again.poll_now()
     assert again.processed == ["2", "3"]
@@ -1353,7 +1356,7 @@ async def test_a_failed_poll_is_logged_once_with_the_delay_until_the_next_one(ru
     running(Log(feed))
     await feed.asked(2)
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert "poll failed, next in" in record.getMessage()
+    assert "poll failed, retrying in" in record.getMessage()
     assert "FeedError: down" in record.getMessage()
 
 
@@ -1369,7 +1372,7 @@ async def test_run_waits_for_a_store_that_cannot_be_opened(caplog):
         store.refuses.clear()
         await consumer.until(2)
         consumer.stop()
-    assert "the store is unavailable, next try in 5.0 s: StoreUnavailable: disk full" in caplog.text
+    assert "store unavailable, retrying in 5.0 s: StoreUnavailable: disk full" in caplog.text
 
 
 async def test_run_that_waits_for_a_store_can_be_stopped():
@@ -1392,7 +1395,7 @@ async def test_the_error_of_a_stopped_run_says_what_the_store_could_not_save():
     async with anyio.create_task_group() as tasks:
 
         async def run():
-            with pytest.raises(StoreUnavailable, match="disk full; 2 processed messages are not recorded"):
+            with pytest.raises(StoreUnavailable, match="disk full; 2 processed messages are not saved"):
                 await consumer.run()
 
         tasks.start_soon(run)

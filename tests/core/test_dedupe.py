@@ -81,23 +81,23 @@ WRONG = {
     "raises": (lambda message: message.data["order"], "dedupe_key= failed for message '2': TypeError: "),
     "no str": (
         lambda message: 7,
-        "dedupe_key= failed for message '2': ValueError: what it returned is of type int",
+        "dedupe_key= failed for message '2': ValueError: the returned key must be a str, got int",
     ),
     "a subclass of str": (
         lambda message: type("Text", (str,), {})("7"),
-        "dedupe_key= failed for message '2': ValueError: what it returned is of type Text; it must be a str",
+        "dedupe_key= failed for message '2': ValueError: the returned key must be a str, got Text; convert",
     ),
     "nothing": (
         lambda message: None,
-        "dedupe_key= failed for message '2': ValueError: what it returned is of type NoneType",
+        "dedupe_key= failed for message '2': ValueError: the returned key must be a str, got NoneType",
     ),
     "empty": (
         lambda message: "",
-        "dedupe_key= failed for message '2': ValueError: what it returned is empty; two such messages",
+        "dedupe_key= failed for message '2': ValueError: the returned key must not be empty: two",
     ),
     "too long": (
         lambda message: "x" * 4_097,
-        "dedupe_key= failed for message '2': ValueError: what it returned has 4097 characters, of 4096 at most",
+        "dedupe_key= failed for message '2': ValueError: the returned key must have at most 4096 characters",
     ),
 }
 
@@ -242,10 +242,10 @@ CHANGED = {
 @pytest.mark.parametrize("pages", CHANGED.values(), ids=CHANGED)
 async def test_other_content_under_a_known_id_fails_and_does_not_reach_the_handler(pages):
     consumer = Reads(feed_with(*pages), fingerprint=content)
-    with pytest.raises(ProcessError, match="message '1' came back with other content") as caught:
+    with pytest.raises(ProcessError, match="message '1' came again with other content") as caught:
         await consumer.poll_now()
     assert isinstance(caught.value.__cause__, ContentChanged)
-    assert "dedupe_key= has to tell the two apart" in str(caught.value)
+    assert "dedupe_key= must return different keys" in str(caught.value)
     assert ("1", "b") not in consumer.processed
     assert consumer.processed[0] == ("1", "a")
 
@@ -269,7 +269,7 @@ async def test_a_message_recorded_without_a_fingerprint_is_a_duplicate_with_any_
 async def test_other_content_under_a_known_dedupe_key_fails():
     feed = feed_with([("1", "order 7"), ("2", "order 7")])
     consumer = Reads(feed, dedupe_key=lambda message: message.data, fingerprint=lambda m: m.id.encode())
-    with pytest.raises(ProcessError, match="under its dedupe key 'order 7'"):
+    with pytest.raises(ProcessError, match="under the dedupe key 'order 7'"):
         await consumer.poll_now()
 
 

@@ -13,7 +13,7 @@ from push_to_poll_client.testing._manual_listener import ManualListener
 from tests.support.command_line import tail
 from tests.support.consumers import Log, times
 
-LINE = ": the feed has ended, and all of it is settled"
+LINE = ": the feed has ended, all messages are settled"
 
 in_a_loop = pytest.mark.anyio
 

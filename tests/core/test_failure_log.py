@@ -35,7 +35,7 @@ def caplog(caplog):
 
 def told(caplog):
     """Return the lines about messages without the consumer's name; True for those with a traceback."""
-    about = ("message ", "dead letter ", "batch of ", "stops: ", "retry= ")
+    about = ("message ", "dead letter ", "batch of ", "stopping: ", "retry= ")
     lines = [(record.getMessage().partition(": ")[2], bool(record.exc_info)) for record in caplog.records]
     return [(line, shown) for line, shown in lines if line.startswith(about)]
 
@@ -90,7 +90,7 @@ async def test_g9_a_message_that_is_processed_after_failing_is_logged(caplog, ru
     assert begin(told(caplog)) == [
         ("message 'bad' failed (attempt 1)", True),
         ("message 'bad' failed (attempt 2)", False),
-        ("message 'bad' was processed at attempt 3", False),
+        ("message 'bad' processed (attempt 3)", False),
     ]
 
 
@@ -428,7 +428,7 @@ async def test_a_listener_that_ends_with_the_failure_of_another_consumer_is_logg
     inner = Broken(with_bad("bad"), name="inner", retry=None, on_failure="stop")
     with pytest.raises(ProcessError):
         await Log(FakeFeed(), name="outer", listeners=[Chained()]).run()
-    stops = [record for record in caplog.records if "stops: ProcessError" in record.getMessage()]
+    stops = [record for record in caplog.records if "stopping: ProcessError" in record.getMessage()]
     assert [record.getMessage().partition(":")[0] for record in stops] == ["outer"]
 
 

@@ -342,7 +342,7 @@ async def test_data_that_json_would_change_stops_the_consumer_instead_of_a_dead_
     feed.publish("bad", data=(1, 2))
     consumer = Fails(feed, failing=["bad"], retry=None, on_failure="dead_letter")
     with pytest.raises(
-        ProcessError, match=r"it cannot be kept: TypeError: the data of .* would change if written as JSON"
+        ProcessError, match=r"cannot keep it as a dead letter: TypeError: the data of .* would change if written as JSON"
     ):
         await consumer.poll_now()
     assert consumer.status().dead_letters == 0
@@ -352,7 +352,7 @@ async def test_data_that_json_cannot_represent_stops_the_consumer_instead_of_a_d
     feed = FakeFeed()
     feed.publish("bad", data=object())
     consumer = Fails(feed, failing=["bad"], retry=None, on_failure="dead_letter")
-    with pytest.raises(ProcessError, match=r"it cannot be kept: TypeError: cannot write the data of .* as JSON"):
+    with pytest.raises(ProcessError, match=r"cannot keep it as a dead letter: TypeError: cannot write the data of .* as JSON"):
         await consumer.poll_now()
 
 
@@ -360,7 +360,9 @@ async def test_too_many_dead_letters_stop_the_consumer(monkeypatch):
     monkeypatch.setattr("push_to_poll_client._retry.MAX_DEAD_LETTERS", 2)
     feed = feed_of("1", "2", "3")
     consumer = Fails(feed, failing=["1", "2", "3"], retry=None, on_failure="dead_letter")
-    with pytest.raises(ProcessError, match="'3' failed and stops the consumer: there are 2 dead letters already"):
+    with pytest.raises(
+        ProcessError, match="'3' failed and stops the consumer: cannot keep more than 2 dead letters"
+    ):
         await consumer.poll_now()
 
 
@@ -625,10 +627,10 @@ DEEP = "[" * 5000 + "]" * 5000
 @pytest.mark.parametrize(
     ("kept", "said"),
     [
-        ({"attempts": "{"}, "attempts of failing messages cannot be read"),
-        ({"attempts": "\udcff"}, "attempts of failing messages cannot be read"),
-        ({"attempts": f'{{"a": [1, 2.0, 3.0, 4.0, {DEEP}]}}'}, "attempts of failing messages cannot be read"),
-        ({"looked": "soon"}, "when the overlap was looked at cannot be read"),
+        ({"attempts": "{"}, "cannot read the attempts of failing messages"),
+        ({"attempts": "\udcff"}, "cannot read the attempts of failing messages"),
+        ({"attempts": f'{{"a": [1, 2.0, 3.0, 4.0, {DEEP}]}}'}, "cannot read the attempts of failing messages"),
+        ({"looked": "soon"}, "cannot read the time of the last overlap"),
     ],
     ids=["cut", "half a surrogate pair", "deep", "no number"],
 )

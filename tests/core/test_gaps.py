@@ -40,7 +40,7 @@ async def test_g9_a_gap_is_logged_counted_stored_and_passed_to_hooks(tmp_path, c
     status = consumer.status()
     assert (status.counters.gaps, status.last_gap.description) == (1, WHAT)
     assert heard.events == [status.last_gap]
-    assert lines(caplog) == [f"fake-feed: messages may be missing, which the feed can no longer give: {WHAT}"]
+    assert lines(caplog) == [f"fake-feed: messages may be missing, the feed can no longer return them: {WHAT}"]
     (kept,) = read_store(path).progress
     assert (kept.gap, kept.gap_at, kept.cursor) == (WHAT, status.last_gap.at, "41")
 

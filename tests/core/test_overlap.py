@@ -412,8 +412,8 @@ async def test_an_overlap_whose_first_cursor_expired_resyncs_to_the_saved_cursor
         assert (status.counters.resyncs, status.counters.failed_polls) == (1, 0)
         assert status.last_resync == heard.events[0]
         assert status.last_resync.cursor == feed.after(8)
-        assert status.last_resync.why == "the cursor that an overlap began with expired"
-        assert "goes on from cursor 'after-8.0', and what was processed is not processed again" in caplog.text
+        assert status.last_resync.why == "the cursor at the start of the overlap expired"
+        assert "continuing from cursor 'after-8.0', processed messages are not processed again" in caplog.text
         await saving(consumer, feed, 3)
         assert feed.requests[-1].request.cursor == feed.after(8), "the oldest one that the feed is known to know"
     assert len(heard.events) == 1
@@ -614,9 +614,7 @@ async def test_an_overlap_longer_than_the_kept_cursors_is_logged_once(caplog, vi
     async with Log(feed, store=store, overlap=10_000, rate=None) as consumer:
         await saving(consumer, feed, 10)
     (said,) = [record.getMessage() for record in caplog.records]
-    assert said.startswith(
-        "fake-feed: overlap=10000 s reaches further back than the oldest cursor that is kept, which is 5"
-    )
+    assert said.startswith("fake-feed: overlap=10000 s is longer than the history of saved cursors (5")
 
 
 async def test_a_new_consumer_with_a_long_overlap_logs_no_warning(caplog, virtual_day):

@@ -34,7 +34,7 @@ KINDS = {
     "caught up": r"caught up: \d+ messages? in \d+\.\d s",
     "failed": r"message '540' failed \(attempt \d\), retrying in \d\.\d s: KeyError: 'customer'",
     "dead letter": r"message '540' failed \(attempt 5\), kept as a dead letter: KeyError: 'customer'",
-    "poll failed": r"poll failed, next in \d\.\d s: FeedError: https://shop\.example/orders answered HTTP 503",
+    "poll failed": r"poll failed, retrying in \d\.\d s: FeedError: https://shop\.example/orders answered HTTP 503",
     "recovered": r"recovered after 1 failed poll in \d\.\d s",
     "stopped": r"stopped at cursor 'after-\d+\.0': stop\(\) was called",
 }
@@ -108,11 +108,11 @@ async def test_the_last_line_says_why_a_run_ended(caplog):
         await consumer.run()
     feed.end()
     await consumer.run()
-    assert told(caplog, "stopped", "stops") == [
+    assert told(caplog, "stopped", "stopping") == [
         "stopped at the inception: stop() was called",
-        "stops: FeedGone: 410",
+        "stopping: FeedGone: 410",
         "stopped at the inception: because of an error",
-        "stopped at the inception: the feed has ended, and all of it is settled",
+        "stopped at the inception: the feed has ended, all messages are settled",
     ]
 
 
@@ -179,7 +179,7 @@ async def test_a_store_that_is_available_again_is_logged(caplog, running):
     feed.publish(1)
     consumer.wake()
     await anyio.sleep(100)
-    failures = len(told(caplog, "the store is unavailable"))
+    failures = len(told(caplog, "store unavailable"))
     assert failures > 0
     (recovered,) = told(caplog, "recovered")
     assert recovered.startswith(f"recovered after {failures} failed polls in ")

@@ -289,7 +289,7 @@ ROWS = (
         found=(b"\xff{}", b'{"a":[1,1.0,1.0,1.0,' + b"[" * 5000 + b"]" * 5000 + b"]}"),
     ),
     Fuzzed(
-        name="when the overlap was looked at",
+        name="the time of the last overlap",
         modules=("_position",),
         read=read_looked,
         errors=(StoreError,),

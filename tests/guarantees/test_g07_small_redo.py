@@ -195,7 +195,7 @@ async def test_g7_a_store_that_refuses_a_commit_is_waited_for_and_nothing_new_is
         assert len(feed.requests) == 1
         assert consumer.status().mode is Mode.BACKOFF
         assert "disk full" in consumer.status().last_error
-        line = rf"the store is unavailable, next try in .* s; nothing is processed until {settled} processed"
+        line = rf"store unavailable, retrying in .* s; processing waits until {settled} messages"
         assert re.search(line, caplog.text)
         store.refuses.clear()
         await consumer.until(10)
@@ -304,7 +304,7 @@ async def test_g7_a_stop_tries_to_commit_for_the_shutdown_timeout_and_then_raise
             tasks.cancel_scope.cancel()
     assert anyio.current_time() - began == pytest.approx(20.0)
     assert len(store.refused) - tried >= 6
-    text = "disk full; 1 processed messages are not recorded: this consumer object does that first"
+    text = "disk full; 1 processed messages are not saved: use this consumer object again"
     assert text in (errors[0] if ends == "stop" else caplog.text)
     store.refuses.clear()
     await consumer.poll_now(timeout=None)

@@ -65,7 +65,7 @@ async def test_g13_a_bare_poll_goes_on_to_the_first_cursor_that_can_be_saved(ove
     result = await Log(feed, overlap=overlap).poll_now()
     assert (result.messages, result.duplicates, result.pages, result.caught_up) == (3000, 0, 150, True)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("fake-feed: no cursor to save was found yet: this call goes on")
+    assert line.startswith("fake-feed: no cursor to save yet, continuing until there is one")
 
 
 async def test_g13_bare_polls_end_after_max_poll_time_once_a_cursor_is_saved():
@@ -100,7 +100,7 @@ async def test_g13_a_bare_poll_waits_for_what_the_server_asks_between_pages(capl
     result = await Log(feed).poll_now()
     assert (result.messages, result.caught_up) == (20, False)
     assert warnings(caplog)[-1].startswith(
-        "fake-feed: stops before a cursor to save, the next call starts again: "
+        "fake-feed: no cursor to save yet, the next call reads the same pages again: "
     )
 
 
@@ -198,7 +198,9 @@ async def test_g13_pages_that_change_again_and_again_are_a_failed_poll_though_th
     consumer = running(Log(feed, rate=1, burst=1))
     await anyio.sleep(60)
     assert len(feed.requests) < 15
-    assert consumer.status().last_error.startswith("FeedError: the walk starts again later, as the server asks: ")
+    assert consumer.status().last_error.startswith(
+        "FeedError: pages changed or expired, retrying when the server allows it: "
+    )
 
 
 async def test_g13_a_message_that_waits_at_a_standstill_is_tried_again_when_its_time_has_come(running):
@@ -237,7 +239,10 @@ async def test_g13_page_tokens_that_always_expire_are_a_failed_poll(running, cap
     consumer = running(Log(feed, patience=2_000, on_cursor_expired="stop"))
     await anyio.sleep(10)
     assert len(consumer.processed) == 60
-    assert "the walk was started again 3 times in one poll: CursorExpired: too old" in consumer.status().last_error
+    assert (
+        "pages changed or expired again after 3 restarts of the poll: CursorExpired: too old"
+        in consumer.status().last_error
+    )
     assert warnings(caplog)
 
 
@@ -296,7 +301,7 @@ async def test_g13_a_feed_that_gives_pages_without_messages_is_named_and_asked_a
     await anyio.sleep(300)
     assert 290 <= len(feed.requests) <= 315
     assert consumer.status().standstill.startswith(
-        "the feed says that there is more, and has given 10 pages or more"
+        "the feed has returned 10 pages or more"
     )
     assert warnings(caplog) == [f"fake-feed: the end of the feed is not reached: {consumer.status().standstill}"]
     feed.recover()
@@ -320,9 +325,7 @@ async def test_g13_a_walk_without_a_cursor_to_save_is_named_after_five_minutes(r
     await anyio.sleep(290)
     assert consumer.status().standstill is None
     await anyio.sleep(100)
-    assert consumer.status().standstill.startswith(
-        "no cursor to save was found for 300 s or more: a restart would"
-    )
+    assert consumer.status().standstill.startswith("no cursor to save for 300 s or more: a restart would")
     assert warnings(caplog) == [f"fake-feed: the end of the feed is not reached: {consumer.status().standstill}"]
     await consumer.until(20 * 100)
     await anyio.sleep(10)

@@ -415,7 +415,7 @@ MUTANTS = [
         "G7",
         "asks the feed before what the last poll has settled is committed",
         "_poller.py",
-        "        await self.progress.flush()  # what the last poll could not commit\n",
+        "        await self.progress.flush()  # the rest of the last poll\n",
         "",
     ),
     of(
@@ -613,7 +613,7 @@ MUTANTS = [
         "G5",
         "saves a cursor of the old place after a resync",
         "_poller.py",
-        "            poll.work = WorkQueue()  # all before is settled, and no cursor of the old place is saved\n",
+        "            poll.work = WorkQueue()  # everything before is settled; save no cursor of the old place\n",
         "",
     ),
     of(

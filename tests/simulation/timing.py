@@ -332,7 +332,9 @@ class Timing(Watcher):
         self.backoff_until = max(self.backoff_until, now + self.backoff)
 
     def on_log(self, event: Event) -> None:
-        if "poll failed, next in" in event.facts["line"]:  # of a page that was fetched ahead, it fails in its turn
+        if (
+            "poll failed, retrying in" in event.facts["line"]
+        ):  # of a page that was fetched ahead, it fails in its turn
             self.backoff_until = max(self.backoff_until, event.at + self.backoff)
 
     def on_cut(self, event: Event) -> None:
