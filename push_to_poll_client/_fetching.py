@@ -97,7 +97,7 @@ class Fetcher:
     async def latest(self) -> Cursor | None:
         """Fetch the cursor of the feed's end; `None` for an empty feed."""
         name = f"{type(self.feed).__name__}.latest()"
-        latest = self.feed.latest  # type: ignore[attr-defined]  # looked for before
+        latest = self.feed.latest  # type: ignore[attr-defined]  # checked before
         try:
             cursor = await self.call(name, latest)
         except FeedError as error:
@@ -128,7 +128,7 @@ class Fetcher:
         if isinstance(error, FeedError) or not isinstance(error, Exception):
             raise error
         if (refused := error_for_exception(error)) is not None:
-            raise refused  # not from `error`, whose text shows the whole URL
+            raise refused  # not `from error`: its text shows the whole URL
         raise FeedError(f"{name} raised {describe(error)}") from error
 
     def apply_retry_after(self, retry_after: object, *, since: float) -> None:
@@ -158,7 +158,7 @@ class Fetcher:
             page: Page | None = await prefetched.take()
             poll.answered_at = prefetched.arrived_at
         else:
-            if prefetched is not None:  # the walk went on elsewhere
+            if prefetched is not None:  # the walk continued elsewhere
                 prefetched.apply_retry_after()
             page = await (self._fetch_waiting(request, poll) if request.wait else self.fetch(request))
             poll.answered_at = self.clock()
@@ -181,7 +181,7 @@ class Fetcher:
 
     async def arrives_by(self, until: float) -> bool:
         """Wait for the next page. Return True if it arrives until this time of the event loop's clock."""
-        if self._next is None:  # the walk went on elsewhere
+        if self._next is None:  # the walk continued elsewhere
             return False
         with anyio.CancelScope(deadline=until):
             await self._next.done.wait()
@@ -225,7 +225,7 @@ class FetchedPage:
             self.outcome = page
         except anyio.get_cancelled_exc_class():
             raise
-        except BaseException as error:  # noqa: BLE001  # raised when its turn has come
+        except BaseException as error:  # noqa: BLE001  # raised by take()
             self.outcome = error
         self.arrived_at = self.fetcher.clock()
         self.done.set()

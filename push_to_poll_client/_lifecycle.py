@@ -187,7 +187,7 @@ class OpenSession:
         if self.loop != loop:
             if self.loop is not None:
                 self._leave_loop(self.loop)
-                self.schedule.shift(loop.time() - self.loop.time())  # each event loop has a clock of its own
+                self.schedule.shift(loop.time() - self.loop.time())  # each event loop has its own clock
             self.loop, self._lock = loop, anyio.Lock()
         self._users += 1
         self._keepers += keep
@@ -216,7 +216,7 @@ class OpenSession:
     async def _claim(self) -> Session:
         """Claim the name. Rebind it first if it is bound to a former identity of the feed."""
         former = self._former_names if hasattr(self.store, "rebind") else ()
-        if self.name == self.feed_name:  # then the name was the former identity too
+        if self.name == self.feed_name:  # the former name was the former identity
             for name in former:
                 with suppress(ValueError):  # the former name is unknown, or the new one has begun
                     await self._rebind(name, former=name)
@@ -242,8 +242,8 @@ class OpenSession:
                 _open_sessions.add(self)
             undo.callback(self._leave_feed)
             session = await self._claim()
-            self._former_names = ()  # the first claim has settled that
-            undo.push_async_callback(self._close, session.release)  # where its state cannot be read
+            self._former_names = ()  # only the first claim needs them
+            undo.push_async_callback(self._close, session.release)  # if its state is invalid
             parts = self._build(session, loop.time)
             await self._restore_uncommitted(parts.progress)
             self.wakes.open(loop, parts.polls.wake)
@@ -299,7 +299,7 @@ class OpenSession:
 
         `error` is the exception with which the user leaves.
         """
-        # Python destroys the coroutines of an event loop that was thrown away, and these cannot await anything.
+        # Python destroys the coroutines of a discarded event loop. They cannot await anything.
         if self._lost_users and _is_destroyed(error):
             self._lost_users -= 1
             return
@@ -308,7 +308,7 @@ class OpenSession:
 
     async def _leave(self) -> None:
         self._users -= 1
-        if self._users:  # do not wait for one that opens the session
+        if self._users:  # do not wait for a user that opens the session
             return
         async with self._lock:
             if not self._users and self.parts is not None:
@@ -385,7 +385,7 @@ class Runner:
         It returns after `stop()` or at the end of a feed that has ended.
         """
         self._is_cancelled = asyncio_cancellation()
-        if self._stop.requested:  # while the session was opened
+        if self._stop.requested:  # during the opening of the session
             return
         log = RunLog(parts.polls.stats, parts.polls.clock)
         log.started(parts.position.place, self.feed_name, self.options.fallback_interval, len(self.channels))
@@ -425,7 +425,7 @@ class Runner:
             if progress.refusal is None or anyio.current_time() < deadline:
                 await when_available(progress.flush, progress.stats, until=deadline)
         except StoreUnavailable:
-            pass  # it is `refusal`
+            pass  # kept in `refusal`
         except Exception as error:  # noqa: BLE001  # raised by run_until_stopped
             if self._fatal is None:
                 self._stop_with_error(error)
@@ -441,13 +441,13 @@ class Runner:
                 self._end("the feed has ended, all messages are settled")
         except anyio.get_cancelled_exc_class():
             if anyio.current_effective_deadline() > -math.inf and not self._is_cancelled():
-                # Not by the caller of run(), nor by asyncio.run(), which cancels every task when it ends: without
-                # this, polling would end and nothing would say so.
+                # Not cancelled by the caller of run(), nor by asyncio.run() at its end. Without this error,
+                # polling would end silently.
                 self._stop_with_error(RuntimeError("the polling task was cancelled, perhaps by a handler"))
             raise
         except BaseException as error:  # noqa: BLE001  # raised by run_until_stopped, without a group around it
             bug = None if isinstance(error, PushToPollError) else error
-            # The line of a message that fails is in `FailureLog`.
+            # `FailureLog` has logged a failed message.
             self._stop_with_error(error, bug=bug, is_logged=isinstance(error, ProcessError))
 
     async def _listen(self, channel: ListenerChannel) -> None:
@@ -461,12 +461,12 @@ class Runner:
                 error = error_for_cancellation(error, "it")
             self._listener_failed(channel, error)
         finally:
-            # A coroutine may be destroyed long after its event loop has ended: then the channel is of another run.
+            # A coroutine may be destroyed long after its event loop has ended. Then another run uses the channel.
             if self.loop is None or not self.loop.has_ended:
                 channel.stopped()
 
     def _listener_failed(self, channel: ListenerChannel, error: BaseException) -> None:
-        if not isinstance(error, Exception):  # SystemExit and the like are meant to end the program
+        if not isinstance(error, Exception):  # such as SystemExit, which ends the program
             self._stop_with_error(error)
         elif self._stop.requested:
             logger.info("%s: failed while stopping: %s", channel.name, describe(error))
@@ -481,7 +481,7 @@ class Runner:
         self, error: BaseException, *, bug: BaseException | None = None, is_logged: bool = False
     ) -> None:
         """Stop because of an error. Log it unless it is logged, with the traceback of `bug`."""
-        if isinstance(error, Exception) and not is_logged:  # not SystemExit and the like
+        if isinstance(error, Exception) and not is_logged:  # not SystemExit and similar
             logger.error("stopping: %s", describe(error), exc_info=bug)
         self._fatal = error if self._fatal is None else self._fatal
         self._end("because of an error")

@@ -26,9 +26,9 @@ from push_to_poll_client._work_queue import WorkItem, WorkQueue
 class Place(enum.Enum):
     """Place of a walk, relative to the saved cursor."""
 
-    BEFORE = "before the saved cursor"  # it reads again what earlier walks have read
+    BEFORE = "before the saved cursor"  # reads pages of earlier walks again
     PAST = "past the saved cursor"
-    JUMPED = "past the saved cursor, and what was before it was not read to its end"
+    JUMPED = "past the saved cursor, without the end of the pages before it"
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +95,7 @@ class PollWalk:
         if passed_at_item is not None or meets_saved or at_end:
             self.place, self.passed_at = Place.PAST, now
         if at_end and passed_at_item is None:
-            return self._last_cursor  # a message that comes now comes after all of the feed
+            return self._last_cursor  # later messages come after the whole feed
         return page.cursor if self.place is Place.PAST else None
 
 

@@ -66,10 +66,10 @@ UNSAVED_WARNING = 300.0
 class End(enum.Enum):
     """Reason for which a poll stops fetching."""
 
-    CAUGHT_UP = "it has reached the end of the feed"
-    STANDSTILL = "the feed leads back to where it was, without anything new"
-    UNFINISHED = "the next poll continues: time is over, the server asks to be left alone, or pages are empty"
-    INCOMPLETE = "the next poll starts at the saved cursor: a message has to wait, or a stop was requested"
+    CAUGHT_UP = "end of the feed"
+    STANDSTILL = "the cursors repeat without a new message"
+    UNFINISHED = "the next poll continues: max_poll_time, a pause for the server, or empty pages"
+    INCOMPLETE = "the next poll starts at the saved cursor: a message waits, or a stop was requested"
     GAVE_WAY = "the waiting fetch was cancelled"
 
 
@@ -98,7 +98,7 @@ class Poller(SessionPart):
         walk = self._unfinished
         if walk is None or walk.empty_pages >= MAX_EMPTY_PAGES_OF_BARE_CALL:
             return False
-        # Polls that end at an empty page take a moment each.
+        # Polls that end at an empty page are short.
         has_time = walk.empty_pages >= MAX_EMPTY_PAGES and self.clock() < walk.began + self.options.max_poll_time
         return has_time or self.has_unsaved_place
 
@@ -113,7 +113,7 @@ class Poller(SessionPart):
         Raises `FeedError`, `ProcessError` and `StoreError`.
         """
         await self.progress.flush()  # the rest of the last poll
-        if not self._is_prepared:  # the first poll of the session, or a resync waits to be done
+        if not self._is_prepared:  # the first poll of the session, or a resync is due
             await self.position.ensure_started()
             retry_marked = partial(self.dead_letters.retry_marked, poll.stop)
             self._is_prepared = await self.processor.run_shielded(retry_marked, poll)
@@ -188,7 +188,7 @@ class Poller(SessionPart):
                 following = await self._process_page(poll, following)
                 self._is_first = self._is_first and not poll.pages
         if following is End.CAUGHT_UP and poll.walk.place is Place.JUMPED:
-            return End.INCOMPLETE  # the next walk reads what this one left out
+            return End.INCOMPLETE  # the next walk reads the omitted pages
         return following
 
     async def _process_page(self, poll: Poll, request: FetchRequest) -> FetchRequest | End:
@@ -220,13 +220,13 @@ class Poller(SessionPart):
         fetches_next = self.fetcher.has_next
         if not await self.processor.take_page(page, keys, poll, fill=fetches_next and self.options.batch_wait > 0):
             return End.INCOMPLETE
-        # A commit covers the whole page. It may go on while the next page is read and settled.
+        # A commit covers the whole page. It may run while the next page is read and settled.
         await self.progress.page_settled(poll.background if fetches_next else None)
         following = await self._next_request(poll, request, page)
         if isinstance(following, End) and not await self.processor.finish_partial_batch(poll):
             return End.INCOMPLETE
         if following is End.UNFINISHED:
-            await self.fetcher.arrives_by(math.inf)  # the next poll begins with the page that is fetched ahead
+            await self.fetcher.arrives_by(math.inf)  # the next poll begins with this page
         return following
 
     def _keep_place(self, walk: PollWalk, error: FeedError) -> None:
@@ -242,7 +242,7 @@ class Poller(SessionPart):
         await self.progress.flush()
         walk = poll.walk
         start = walk.start if walk.place is Place.BEFORE else self.session.cursor
-        # A page token can expire although the cursor at which the walk started is good.
+        # A page token can expire while the cursor at the start of the walk is valid.
         if isinstance(error, PagesChanged) or walk.position != start:
             poll.restarts += 1
             if poll.restarts > MAX_RESTARTS:
@@ -300,7 +300,7 @@ class Poller(SessionPart):
         ):
             return End.CAUGHT_UP
         poll.walk.position = self.session.cursor
-        # The walk is complete, whatever becomes of the fetch that the server may hold.
+        # The walk is complete, even if the long poll fails.
         await self.position.leave(poll.walk, at_end=True)
         return replace(request, cursor=poll.walk.position, wait=wait)
 
@@ -374,13 +374,13 @@ class Poller(SessionPart):
 
     async def _replay_messages(self, messages: Sequence[Message]) -> None:
         dedupe = self.processor.dedupe
-        new = repeat(True, len(messages))  # noqa: FBT003  # all of them, also those that were settled before
+        new = repeat(True, len(messages))  # noqa: FBT003  # also messages that were settled before
         keys = dedupe.dedupe_keys(messages)
         items = await dedupe.make_items(messages, keys, new, in_flight=(), read_at=self.clock())
         try:
             for item in items:
                 await self._replay_one(item)
-        finally:  # the saved cursor is past them: a dead letter that is not committed would not come again
+        finally:  # else a new dead letter would be lost: the saved cursor is past its message
             await self.progress.flush()
 
     async def _replay_one(self, item: WorkItem) -> None:

@@ -83,7 +83,7 @@ class Polls(SessionPart):
 
     def wake(self, push: Push | None) -> None:
         """Poll soon. Call it in the event loop."""
-        # Only a push that says something can be redundant.
+        # Only a push with a hint can be redundant.
         overlaps = self.options.overlap > 0
         redundant = push is not None and push != NO_HINT and not overlaps and not self.worth_a_poll(push)
         if push is not None and not redundant:
@@ -117,7 +117,7 @@ class Polls(SessionPart):
 
     # Polls
 
-    async def poll_now(self, timeout: float | None) -> PollResult:  # noqa: ASYNC109  # not that of the poll
+    async def poll_now(self, timeout: float | None) -> PollResult:  # noqa: ASYNC109  # limits the start, not the poll
         """Poll, or join a poll that starts after this call. See `Consumer.poll_now`."""
         logged = False
         failure: FeedError | None = None
@@ -245,7 +245,7 @@ class Polls(SessionPart):
         if isinstance(error, FeedError):
             logger.warning("poll failed, retrying in %.1f s: %s", self.delay, describe(error))
             logger.debug("traceback of the failed poll", exc_info=error)
-        elif stop.requested:  # the runner tries to commit again
+        elif stop.requested:  # the runner retries the commit
             return
         elif count := self.poller.progress.uncommitted_count:
             logger.warning(

@@ -235,7 +235,7 @@ class Position(SessionPart):
         """Return changes of the session's state to commit before the first walk."""
         known = LAST_WALK_KEY in self.session.state
         if not self.options.overlap:
-            return {LAST_WALK_KEY: None} if known else {}  # it would be too old when an overlap is set again
+            return {LAST_WALK_KEY: None} if known else {}  # too old if an overlap is set again later
         if known:
             return {}
         self._last_walk_began = min(self.session.history[-1].read_at, self.progress.time_of_day.now())
@@ -267,8 +267,8 @@ class Position(SessionPart):
         return walk
 
     def _is_long_enough(self, walk: PollWalk) -> bool:
-        # If the saved cursor has not moved, as on a feed that has its only cursor at the end, a new walk would
-        # begin where this one began, and so would all after it.
+        # If the saved cursor has not moved, a new walk would begin at the same place, and never get further.
+        # Some feeds have their only cursor at the end.
         moved = walk.saved != self.session.cursor
         return moved and self.clock() - walk.passed_at >= max(self.options.max_poll_time, self.options.overlap)
 

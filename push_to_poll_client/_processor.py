@@ -65,7 +65,7 @@ class Dedupe(SessionPart):
         self._check_ids("id", list(map(_id_of, messages)))
         if self._dedupe_key is None:
             keys = list(map(_key_of, messages))
-            # Not with the ids: some messages compute their key when it is read.
+            # Only here: some messages compute their key when it is read.
             self._check_ids("dedupe_key", keys)
             return keys, NO_DEDUPE_ERRORS
         keys, errors = [], dict[str, DecodeError]()
@@ -76,7 +76,7 @@ class Dedupe(SessionPart):
                     raise ValueError(f"the returned key {problem}")  # noqa: TRY301
                 keys.append(key)
             except Exception as error:  # noqa: BLE001  # whatever the user's function raises
-                # The function returns this for no message.
+                # No message gets this key from the function.
                 keys.append(f"dedupe_key= failed: {message.dedupe_key}")
                 errors[keys[-1]] = _undecodable_error(message, "dedupe_key=", error)
         return keys, errors
@@ -166,7 +166,7 @@ class Dedupe(SessionPart):
                     if item.error is None and item.fingerprint != expected:
                         item.error = _content_changed(item)
                     item.settled = item.error is None
-                    # It fails after the earlier item, in the same lane: the record made last is the one kept.
+                    # Same lane as the earlier item, so that it fails after it: the last record is kept.
                     item.lane = None if earlier is None else earlier.lane
             if not item.settled:
                 last[item.key] = item
@@ -174,7 +174,7 @@ class Dedupe(SessionPart):
 
 def _problem_with(ids: Sequence[object]) -> str | None:
     """Describe the fault of ids or dedupe keys; `None` if they are valid."""
-    # Subclasses of str are refused too: not every store can save them.
+    # Subclasses of str are rejected too, since some stores cannot save them.
     if wrong := set(map(type, ids)) - {str}:
         return f"must be a str, got {wrong.pop().__name__}; convert it with str()"
     lengths = set(map(len, ids))  # type: ignore[arg-type]  # checked above
@@ -198,7 +198,7 @@ def _hash_content(content: bytes) -> int:
 
 
 def _undecodable_error(message: Message, function: str, error: Exception) -> DecodeError:
-    if isinstance(error, DecodeError):  # raised by the message's data: it says more
+    if isinstance(error, DecodeError):  # raised by the message's data; more precise
         return error
     failed = DecodeError(f"{function} failed for message {quoted(message.id)}: {describe(error)}")
     failed.__cause__ = error
@@ -258,9 +258,9 @@ class Processor(SessionPart):
         return complete  # False if it was stopped, postponed, or overran the deadline of `Poll.in_flight`
 
     async def _process_in_order(self, messages: Iterable[tuple[str, Message, bool]], poll: Poll) -> bool:
-        # `_work_off` does this too, with a work item for each message. Without work items a catch-up of 20,000
+        # `_work_off` could do this, with a work item for each message. Without work items a catch-up of 20,000
         # messages is 1.5 to 2.4 times as fast over HTTP, and 2.9 to 4.3 times from memory (`MemoryStore`).
-        # Local: looked up for each message.
+        # Local variables, since they are read for each message.
         handler, clock, progress, stop = self.retry.handler, self.clock, self.progress, poll.stop
         record = progress.pending.append
         for key, message, is_new in messages:
@@ -275,7 +275,7 @@ class Processor(SessionPart):
                         failure = error
                 if failure is None:
                     record(Record(key))
-                else:  # not in `except`: a traceback of the next attempt would show this one as its context
+                else:  # not in `except`, or the next traceback would show this error as its context
                     record(Record(key, await self.retry.handle_failure(key, message, failure, stop)))
             else:
                 self._count_duplicates(poll, 1)

@@ -289,8 +289,8 @@ class Progress(SessionPart):
         self.time_of_day = TimeOfDay(self.clock)
         self.attempts = Attempts(self.session.state, self.time_of_day)
         self._taken: CommitArguments | None = None  # by the commit that runs
-        self._taken_keys = set[str]()  # of its records; some pages are asked for while one commit runs
-        self._refused_since = 0.0  # when the first of the commits began that were refused in a row
+        self._taken_keys = set[str]()  # of its records; several pages may be checked during one commit
+        self._refused_since = 0.0  # start of the first refused commit in a row
         self._committing: anyio.Event | None = None
         self._lock = anyio.Lock(fast_acquire=True)
         self._commit_scope = anyio.CancelScope()
@@ -314,10 +314,10 @@ class Progress(SessionPart):
         running = self._committing
         if running is None:
             await self.flush()
-        # Read before the store is asked: these keys may be committed before it answers.
+        # Read before the query: these keys may be committed before the store answers.
         committing, settled_since = self._taken_keys, {record.key for record in self.pending}
         unseen = await self.session.unseen(keys)
-        if running is not None and self._committing is None:  # it has ended meanwhile, and may have failed (G7)
+        if running is not None and self._committing is None:  # it has ended, and may have failed (G7)
             await self.flush()
         return unseen - committing - settled_since
 

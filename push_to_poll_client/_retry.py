@@ -49,7 +49,7 @@ MAX_DEAD_LETTERS: Final = 10_000
 SETTLED_AS: Final = {FailureAction.DEAD_LETTER: Settlement.DEAD_LETTERED, FailureAction.SKIP: Settlement.SKIPPED}
 
 
-class Postponed(Exception):  # not an error: a message waits, and the messages after it wait with it
+class Postponed(Exception):  # control flow, not an error
     """A message must wait for its retry longer than a poll waits.
 
     `until` is the time of the next attempt, on the event loop's clock.
@@ -200,7 +200,7 @@ class Retry(SessionPart):
         failure = HandlerFailure(key, message.id, attempt.count, describe(error), error, message)
         try:
             decision = await self._apply_rules(message, error, attempt)
-        except StoreError:  # of the commit before a coroutine of the user is awaited
+        except StoreError:  # from the commit before a user's coroutine
             raise
         except Exception as policy_error:  # noqa: BLE001  # the user's function can raise anything
             why = f"{failure.why}; its policy failed: {describe(policy_error)}"
@@ -240,7 +240,7 @@ class Retry(SessionPart):
         self, retry: AsyncRetrying, message: Message, error: Exception, attempt: Attempt
     ) -> float | None:
         """Return tenacity's delay until the next attempt; `None` for no attempt."""
-        # Its own loop is not used, since it waits in place: nothing may be open while a message waits.
+        # Do not use its own loop: it waits in place, and nothing may be open while a message waits.
         state = RetryCallState(retry, None, (message,), {})
         state.attempt_number = attempt.count
         state.set_exception((type(error), error, error.__traceback__))
@@ -271,7 +271,7 @@ class Retry(SessionPart):
         tried = failure if message.error is None else failure._replace(attempt=0)
         try:
             dead_letter = make_dead_letter(tried, message.raw, first=attempt.first, now=progress.attempts.now)
-        except Exception as broken:  # noqa: BLE001  # an exception of the user can fail to give its own text
+        except Exception as broken:  # noqa: BLE001  # a user's exception can fail in __str__
             raise self._stop(
                 failure, f"{why}; cannot keep it as a dead letter: {describe(broken)}"
             ) from failure.error
@@ -324,7 +324,7 @@ def failure_of_message(message: Message, error: BaseException) -> Exception:
         except BaseException:
             logger.info("cancelled while message %s was in flight, it will be processed again", quoted(message.id))
             raise
-    if not isinstance(error, Exception):  # SystemExit and the like are meant to end the program
+    if not isinstance(error, Exception):  # such as SystemExit, which ends the program
         raise error
     return error
 

@@ -203,9 +203,9 @@ class Schedule:
         self._poll_within: float | None = None
         self._unfinished = False
         self._resume_at = -math.inf
-        self._free_start = False  # earned by a poll that stopped at `max_poll_time`, for the one that goes on
+        self._free_start = False  # True after a poll that stopped at `max_poll_time`
 
-        self._pending: float | None = None  # since when
+        self._pending: float | None = None  # time of the first pending wake
         self._pending_push = False
         self._running = False
         self._cause = Cause.START
@@ -225,7 +225,7 @@ class Schedule:
         self._repolls = 0
         self._early_answers = 0
 
-    # What happens
+    # Events
 
     def wake(self, now: float, *, push: bool = False, known: bool = False) -> WakeResult:
         """Add a wake.
@@ -337,7 +337,7 @@ class Schedule:
             self._learn(now, found, jitter)
             self._poll_within = None if poll_within is None else min(poll_within, MAX_NOT_BEFORE)
 
-    # What follows
+    # State
 
     def next_poll(self, now: float, *, can_wait: bool = False) -> Decision:
         """Return time and cause of the next poll, if nothing else happens.
@@ -349,7 +349,7 @@ class Schedule:
         if self._running or self.paused or self.standby:
             return NEVER
         wish = min(self._wishes(), key=lambda decision: decision.at)
-        # While a push may be ahead of its data, polls that are answered at once find it, and a held one may not.
+        # While a push may be faster than its data, do not wait: a held request may miss the data.
         quiet = self._pending is None and self._repoll_at == math.inf
         if can_wait and self._may_wait and quiet and wish.at > max(now, self.earliest):
             wish = Decision(now, Cause.WAIT)
@@ -393,7 +393,7 @@ class Schedule:
         )
         return next((mode for holds, mode in states if holds), Mode.IDLE)
 
-    # How it is decided
+    # Decisions
 
     @property
     def _configured_interval(self) -> float | None:
@@ -448,13 +448,13 @@ class Schedule:
 
     def _learn(self, now: float, found: int, jitter: float) -> None:
         """Update repolls, evidence and early answers after a successful poll."""
-        # A walk that is not finished did not come to the request that the server may hold.
+        # An unfinished walk did not reach the long poll.
         held = not self._unfinished and now - self._started >= MIN_HELD_SHARE * self._wait
         early = self._cause is Cause.WAIT and not found and not held
-        if found or self._cause is not Cause.CONTINUATION:  # it belongs to the poll that it goes on with
+        if found or self._cause is not Cause.CONTINUATION:  # a continuation belongs to the poll before
             self._early_answers = self._early_answers + 1 if early else 0
         self._weigh_evidence(found)
-        # A poll that the feed asked for does not end them: the data of the push may come later.
+        # A poll that the feed asked for does not end repolls: the data of the push may come later.
         if found or (self._cause is Cause.TIMER and not self._feed_wants_less):
             self._repolls, self._repoll_at = 0, math.inf
         if found or not self._promised:

@@ -47,7 +47,7 @@ class WorkRound:
         self._max_batch = 1 if self.batch_handler is None else options.batch_size
         self._min_batch = self._max_batch if self.fill else 1
         self._free_slots = min(options.concurrency, self.work.left)
-        self._unsettled_count = 0  # begun and not settled: in flight, or waiting for a retry
+        self._unsettled_count = 0  # in flight, or waiting for a retry
         self._error: BaseException | None = None
 
     async def run(self) -> None:
@@ -58,7 +58,7 @@ class WorkRound:
             ProcessError: A message failed for good. Messages in flight with it are settled, or failed too.
             StoreError: Progress could not be committed. Messages in flight are as for `ProcessError`.
         """
-        if self._free_slots <= 1:  # one message, as after most pushes, need not wait for a task to start
+        if self._free_slots <= 1:  # no task for a single message, the usual case after a push
             await self._run_worker(self._take_next(), None)
         else:
             async with anyio.create_task_group() as tasks:
@@ -81,12 +81,12 @@ class WorkRound:
                     await self._try_batches(self._split_into_batches(items))
             except anyio.get_cancelled_exc_class():
                 raise
-            except BaseException as error:  # noqa: BLE001  # raised when everything that was begun has ended
+            except BaseException as error:  # noqa: BLE001  # raised after everything in flight has ended
                 self._error = error if self._error is None else max(self._error, error, key=_error_priority)
             self._unsettled_count -= sum(item.settled for item in items)
             self.work.free(items)
             items = self._take_next()
-            if tasks is not None:  # what was settled may have made room for more tasks
+            if tasks is not None:  # there may be room for more tasks now
                 self._start_tasks(tasks)
         self._free_slots += 1
 
@@ -148,7 +148,7 @@ class WorkRound:
             state = await self.retry.handle_failure(first.key, first.message, error, self.stop)
             await self._record([first], state)
             return (others,)
-        if whole:  # of a batch with one bad message, log2(size) parts fail after it
+        if whole:  # one bad message makes log2(size) further parts fail
             failure = HandlerFailure(first.key, first.message.id, 1, describe(error), error, first.message)
             self.retry.failure_log.batch_failed(failure, len(batch))
         half = len(batch) // 2

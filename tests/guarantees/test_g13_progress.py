@@ -300,9 +300,7 @@ async def test_g13_a_feed_that_gives_pages_without_messages_is_named_and_asked_a
     consumer = running(Log(feed, patience=2_000, rate=1, burst=1))
     await anyio.sleep(300)
     assert 290 <= len(feed.requests) <= 315
-    assert consumer.status().standstill.startswith(
-        "the feed has returned 10 pages or more"
-    )
+    assert consumer.status().standstill.startswith("the feed has returned 10 pages or more")
     assert warnings(caplog) == [f"fake-feed: the end of the feed is not reached: {consumer.status().standstill}"]
     feed.recover()
     feed.publish("1")

@@ -422,7 +422,7 @@ MUTANTS = [
         "G7",
         "ends at a store that may recover",
         "_polls.py",
-        "        elif stop.requested:  # the runner tries to commit again\n            return\n",
+        "        elif stop.requested:  # the runner retries the commit\n            return\n",
         "        elif True:\n            raise error\n",
     ),
     of(
@@ -517,7 +517,7 @@ MUTANTS = [
         "G9",
         "logs a message that stops the consumer a second time",
         "_lifecycle.py",
-        "        if isinstance(error, Exception) and not is_logged:  # not SystemExit and the like\n",
+        "        if isinstance(error, Exception) and not is_logged:  # not SystemExit and similar\n",
         "        if isinstance(error, Exception):\n",
         "tests/core/test_failure_log.py",
     ),
