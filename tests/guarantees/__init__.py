@@ -1,1 +1,1 @@
-"""The guarantees, a file for each: their specification as tests."""
+"""Tests of the guarantees, one file for each."""

@@ -1,7 +1,7 @@
 """G3, rate: at most burst + rate * T polls start in any T seconds, whatever is pushed.
 
-What the server asks for (`Retry-After` and the like) comes before pushes, timers and `poll_now()`. Further pages
-of a poll, and its continuation after `max_poll_time`, take no token, but they wait for the server too.
+Requests of the server to wait (`Retry-After` and similar) come before pushes, timers and `poll_now()`. Further
+pages of a poll, and its continuation after `max_poll_time`, take no token, but they wait for the server too.
 """
 
 import itertools

@@ -39,7 +39,7 @@ async def test_g4_the_interval_is_shorter_while_a_channel_is_down(running):
 
 
 class HiddenRows:
-    """A feed that knows of a row which it cannot show before second 35, as behind a long transaction."""
+    """A feed with a row that is invisible before second 35, as in a long transaction."""
 
     identity = "outbox"
 

@@ -1,6 +1,6 @@
 """G5, cursor behind work: a cursor is saved only after everything before it is settled and recorded.
 
-What a crash or a stop leaves is a contiguous prefix.
+A crash or a stop leaves a contiguous prefix.
 """
 
 import anyio

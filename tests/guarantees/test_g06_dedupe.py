@@ -1,6 +1,6 @@
 """G6, dedupe: a message whose processing was recorded is not processed again.
 
-Not after a restart, a silent full replay, or an overlapping read.
+This holds after a restart, a silent full replay, and an overlapping read.
 """
 
 import anyio
@@ -81,7 +81,7 @@ async def test_g6_a_message_that_comes_again_while_its_batch_is_committed_is_not
 
 
 def orders_at(url):
-    """Consume the ten orders that a shop has under any URL; return the feed."""
+    """Consume ten orders, which are the same at any URL; return the feed."""
 
     def answer(request):
         after, size = int(request.url.params.get("after", 0)), int(request.url.params.get("per_page", 4))

@@ -75,7 +75,7 @@ async def test_g7_fast_handlers_commit_once_per_page_and_slow_handlers_once_per_
 
 
 class Threaded(Consumer):
-    """Its handler is in a thread, and takes until it is told to go on."""
+    """Consumer whose handler blocks in a thread until the test releases it."""
 
     def __init__(self, store, *, feed=None, **settings):
         self.feed = feed or FakeFeed()
@@ -94,7 +94,7 @@ class Threaded(Consumer):
         assert await anyio.to_thread.run_sync(self.begun.wait, GUARD)
 
     async def left_to_do(self):
-        """Do what the store does not know as processed."""
+        """Process the messages that the store has no record of."""
         rest = Threaded(self.store, feed=self.feed)
         rest.go_on.set()
         await rest.poll_now()
@@ -204,7 +204,7 @@ async def test_g7_a_store_that_refuses_a_commit_is_waited_for_and_nothing_new_is
 
 
 async def test_g7_a_batch_that_was_to_be_filled_is_not_processed_while_the_store_refuses():
-    """A commit in the background fails while the rest of the page waits for the next one."""
+    """A background commit fails while the rest of the page waits for the next page."""
 
     class Batches(Consumer):
         async def process_batch(self, messages):
@@ -243,7 +243,7 @@ async def test_g7_no_message_is_processed_twice_while_the_store_refuses(concurre
 
 
 async def test_g7_what_a_commit_could_not_save_survives_in_the_consumer():
-    """Over several calls of `poll_now()`, each with a session of its own."""
+    """Several calls of `poll_now()`, each with its own session."""
     feed, store = FakeFeed(), RefusingStore()
     feed.publish(3)
     consumer = Log(feed, store=store)
@@ -327,7 +327,7 @@ async def test_g7_a_stop_returns_normally_if_the_store_comes_back_in_time():
 
 
 async def test_g7_what_is_left_is_given_up_if_another_consumer_has_used_the_name(caplog):
-    """After `forget` its ids may be those of other messages, which must not be taken for duplicates."""
+    """After `forget`, the same ids may belong to other messages, which must be processed."""
     feed, store = FakeFeed(), RefusingStore()
     feed.publish(3)
     consumer, other = Log(feed, store=store), Log(feed, store=store)
@@ -359,7 +359,7 @@ def test_g7_what_a_lost_event_loop_has_left_is_committed_in_the_next_one():
 
 
 async def test_g7_what_is_left_survives_a_claim_that_did_nothing():
-    """As that of a call which was cancelled while it claimed the name."""
+    """A call that was cancelled while it claimed the name makes such a claim."""
     feed, store = FakeFeed(), RefusingStore("commit")
     feed.publish(3)
     consumer = Log(feed, store=store)
@@ -387,7 +387,7 @@ async def test_g7_what_is_left_stays_if_the_store_refuses_while_the_session_is_o
 
 
 async def test_g7_what_is_left_is_given_up_if_another_consumer_has_left_the_cursor_where_it_was():
-    """Its records are newer."""
+    """The records of the other consumer are newer."""
     feed, store = FakeFeed(), RefusingStore()
     feed.publish(3)
     consumer, other = Log(feed, store=store), Log(feed, store=store)
@@ -404,7 +404,7 @@ async def test_g7_what_is_left_is_given_up_if_another_consumer_has_left_the_curs
 
 @pytest.mark.parametrize("error", [SystemExit("bye"), StopConsumer("no")])
 async def test_g7_a_store_that_refuses_takes_no_error_away(error):
-    """`SystemExit` ends the program, and a message that stops the consumer is not handled again and again."""
+    """`SystemExit` ends the program, and a message that stops the consumer is not retried forever."""
 
     async def process(message):
         handled.append(message.id)

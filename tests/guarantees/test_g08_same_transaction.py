@@ -50,7 +50,7 @@ def done(path):
 
 
 class Writes(Consumer):
-    """Writes each message down, and then fails for those of `failing`, which may say how often."""
+    """Write each message down, then fail for messages in `failing`, which may say how often."""
 
     def __init__(self, feed, path, *, failing=(), error=None, **settings):
         self.store = SQLiteStore(path, transactional=True)
@@ -240,7 +240,7 @@ async def test_g8_a_failed_commit_of_the_cursor_repeats_no_effects(kind, path, m
 
 
 class RollsBack(Writes):
-    """Its statement rolls the whole transaction back."""
+    """Roll back the whole transaction by a statement of the handler."""
 
     async def process(self, message):
         self.write(message)
@@ -283,7 +283,7 @@ def another_program(path, timeout=0.0):
 
 
 def is_locked(path):
-    """Whether another program could not write now."""
+    """Return True if another program could not write now."""
     with another_program(path) as other:
         try:
             other.execute("BEGIN IMMEDIATE")
@@ -326,7 +326,7 @@ async def test_g8_a_handler_without_a_statement_begins_no_transaction(path):
 
 
 async def test_g8_an_async_handler_that_finds_the_database_locked_is_called_again_with_the_lock(path):
-    """It is no failed attempt, also if the handler swallows the error."""
+    """This is not a failed attempt, even if the handler swallows the error."""
     calls, errors = [], []
 
     with another_program(path) as other:

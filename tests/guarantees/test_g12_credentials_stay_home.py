@@ -54,7 +54,7 @@ async def test_g12_a_secret_is_not_shown_and_not_sent_to_another_origin(status, 
 # What a server says back
 
 CANARY = 'c4n4ry/"s3cr3t+ü'
-"""A secret with characters that are written in another way in a URL, in JSON and in Python."""
+"""A secret with characters that URLs, JSON and Python escape."""
 
 ASCII_CANARY = "c4n4ry-s3cr3t-16"
 PIECES = ("c4n4ry", "s3cr3t", base64.b64encode(f"user:{ASCII_CANARY}".encode()).decode()[:12])
@@ -82,11 +82,11 @@ WAYS = {
     "a body": {"json": {"filter": {"access_token": CANARY}}},
     "a form": {"form": {"client_secret": CANARY}},
 }
-"""How a feed can be given its secret."""
+"""Ways to pass a secret to a feed."""
 
 
 def written(secret):
-    """The secret as servers write it."""
+    """Return the secret in the forms that servers write."""
     return {
         "plainly": secret,
         "in a URL": quote(secret, safe=""),
@@ -121,7 +121,7 @@ ECHOES = {
     "a next page": lambda text: httpx.Response(200, json={"data": [], "next": text}),
     "a broken connection": lambda text: httpx.RemoteProtocolError(f"illegal status line: {text}"),
 }
-"""Where a server can say it back."""
+"""Places where a server can repeat the secret."""
 
 
 async def refuse(message):
@@ -130,7 +130,7 @@ async def refuse(message):
 
 
 async def everything_shown(way, answer, caplog):
-    """Poll twice, and return all that errors, log, status and `repr` show."""
+    """Poll twice. Return the text of errors, log, status and `repr`."""
     caplog.set_level(logging.DEBUG, "push_to_poll_client")
     headers = {**way}.pop("client_headers", {})
 
@@ -178,7 +178,7 @@ async def test_g12_what_a_server_says_back_of_a_secret_is_masked(way, caplog):
 
 
 OFFSETS = {"stream-next-offset": "7", "stream-up-to-date": "true"}
-"""As a Durable Streams server sends them."""
+"""Offsets in the form of a Durable Streams server."""
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ OFFSETS = {"stream-next-offset": "7", "stream-up-to-date": "true"}
     ],
 )
 async def test_g12_a_secret_is_masked_wherever_a_quotation_cuts_the_answer(kind, media_type):
-    """A part of a secret could not be recognised."""
+    """Masking must come before cutting: a part of a secret cannot be recognised."""
     for before in range(60):
         body = "x" * before + " " + ASCII_CANARY
         answer = httpx.Response(200, text=body, headers={"content-type": media_type, **OFFSETS})

@@ -1,9 +1,9 @@
 """G13, progress: a consumer reaches the end of the feed in a bounded number of requests.
 
-With a feed, a store and a handler that work, that holds for every shape of cursors, all options, restarts and
-any length of the chain. What keeps the consumer from the end (a message that waits, a cursor that does not move, a
-feed that stands still) is named in status and in one log line, also after a restart. Nothing is called caught up
-that is not.
+With a working feed, store and handler, this holds for every shape of cursors, all options, restarts and any length
+of the chain. If something keeps the consumer from the end, it is named in status and in one log line, also after a
+restart: a message that waits, a cursor that does not move, a feed that does not advance. A consumer does not
+report that it has caught up before it has.
 """
 
 import logging
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.anyio
 
 
 def chain_of(count, **settings):
-    """A feed whose only cursor stands at the end of a chain of pages."""
+    """Create a feed whose only cursor is at the end of a chain of pages."""
     feed = FakeFeed(cursors="chain", **{"page_size": 20, "latency": 0.5, **settings})
     feed.publish(count)
     return feed
@@ -77,7 +77,7 @@ async def test_g13_bare_polls_end_after_max_poll_time_once_a_cursor_is_saved():
 
 
 async def test_g13_bare_polls_with_an_overlap_that_is_longer_than_a_poll_get_on(virtual_day):
-    """Each reads again what the last two calls have read, and not all since the first one."""
+    """Each call reads only the pages of the last two calls again, not all since the first call."""
     feed, store = chain_of(2000), MemoryStore()
     feed.cursors = "page"
     results = []
@@ -105,7 +105,7 @@ async def test_g13_a_bare_poll_waits_for_what_the_server_asks_between_pages(capl
 
 
 def failing_now_and_then(feed, every):
-    """Let every so manieth fetch fail once."""
+    """Let one of every n fetches fail once."""
     answers = [FeedError("503") if number % every == every - 1 else None for number in range(1000)]
     feed.answer(*answers)
 
@@ -334,7 +334,7 @@ async def test_g13_a_walk_without_a_cursor_to_save_is_named_after_five_minutes(r
 
 
 class Waits(Log):
-    """Lets the message "bad" wait for a day."""
+    """Let the message "bad" wait for a day."""
 
     async def process(self, message):
         if message.id == "bad":

@@ -10,7 +10,7 @@ from tests.simulation.story import story
 
 
 def main() -> int:
-    """Run them; return 1 if any failed."""
+    """Run lives; return 1 if any of them failed."""
     first, count = int(sys.argv[1]), int(sys.argv[2])
     backends = sys.argv[3:] or ["asyncio", "trio"]
     broken: Counter[str] = Counter()

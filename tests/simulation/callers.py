@@ -1,4 +1,4 @@
-"""Those who use a consumer: who call it, wake it, run it, and stop it in one way or another."""
+"""Callers of a consumer: they call, wake, run and stop it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -19,17 +19,17 @@ from tests.simulation.store import CLIENT, SimulatedStore
 __all__ = ["PASSING", "Callers", "Run"]
 
 PASSING = (FeedError, Throttled, ProcessError, StoreError)
-"""What a call may raise during trouble."""
+"""Errors that a call may raise while the plan has faults."""
 
 
 class Callers:
-    """Those who call consumers.
+    """The callers of the consumers in one life.
 
     Args:
-        journal: Is told of each call.
-        oracle: Is told of errors that no call may raise.
+        journal: Records each call.
+        oracle: Gets errors that no call may raise.
         server: Has cursors to rewind to.
-        store: Is claimed by a second owner.
+        store: Claimed by a second owner.
     """
 
     def __init__(self, journal: Journal, oracle: Oracle, server: Server, store: SimulatedStore) -> None:
@@ -47,12 +47,12 @@ class Callers:
         *,
         patience: float | None = None,
     ) -> Exception | None:
-        """Call the consumer; return the error if it raises one.
+        """Call the consumer. Return its error, if it raises one.
 
         Args:
             client: Number of the consumer object.
-            what: Name of its method.
-            function: Calls it.
+            what: Name of the method.
+            function: Makes the call.
             patience: Seconds after which the call is cancelled; `None` means never.
         """
         self._calls += 1
@@ -82,19 +82,19 @@ class Callers:
         return error
 
     async def catch_up(self, consumer: Consumer, client: int, *, patience: float) -> Exception | None:
-        """Call `catch_up`, for so many seconds; return the error if it raises one."""
+        """Call `catch_up` for up to this many seconds. Return its error, if any."""
         return await self.call(client, "catch_up", consumer.catch_up, patience=patience)
 
     async def poll_now(
         self, consumer: Consumer, client: int, *, waits: float | None, patience: float | None = None
     ) -> Exception | None:
-        """Call `poll_now`, with this time-out; return the error if it raises one."""
+        """Call `poll_now` with this timeout. Return its error, if any."""
         return await self.call(client, "poll_now", lambda: consumer.poll_now(timeout=waits), patience=patience)
 
     async def act(
         self, action: Action, at: float, consumer: Consumer, client: int, listener: ManualListener | None
     ) -> None:
-        """Do something with a consumer at a time."""
+        """Perform an action of the plan at its time."""
         await anyio.sleep_until(at)
         value = action.value
         if action.what == "wake":
@@ -180,19 +180,16 @@ async def _refuse(message: Message) -> None:
 
 
 class Run:
-    """One call of `run()`, and how it is ended.
+    """One call of `run()`, and the way to end it.
 
     Args:
-        consumer: The consumer.
-        client: Its number.
-        ends: How it is ended: by "stop", by "cancel" of its scope, by "native" cancellation of its asyncio task,
-            or by a "crash".
-        journal: Is told when it begins and ends.
-        crash: Makes everything that the consumer does from now on without effect.
+        ends: "stop", "cancel" of its scope, "native" cancellation of its asyncio task, or "crash".
+        journal: Records its begin and end.
+        crash: Makes everything that the consumer does from now on ineffective.
 
     Attributes:
         ended: Set when it has ended.
-        error: What it raised.
+        error: The error that it raised.
     """
 
     def __init__(
@@ -232,7 +229,7 @@ class Run:
             self.ended.set()
 
     async def end(self, patience: float) -> bool:
-        """End it, if it has not ended; return False if it has not for so many seconds, and is cancelled."""
+        """End it. Return False if it does not end in time and is cancelled."""
         if self.ended.is_set():
             return True
         if self._ends == "crash":

@@ -1,6 +1,6 @@
-"""Draw what is to happen in one life from its number.
+"""Draw the plan of a life from its number.
 
-Each life has some kinds of trouble and not others: a life with all of them would hide most of what it meets.
+Each life has only some kinds of faults: a life with all of them would hide most of their effects.
 """
 
 from random import Random
@@ -23,7 +23,7 @@ __all__ = ["draw_plan"]
 
 
 def draw_plan(seed: int) -> Plan:
-    """Draw the life of this number."""
+    """Draw the plan of the life with this number."""
     return _Draw(seed).plan()
 
 

@@ -1,7 +1,7 @@
-"""The server of one life, and the feed by which a consumer asks it.
+"""Simulated server of one life, and the feed that reads from it.
 
-An answer is frozen before the simulated latency: a server reads its database, and then the answer travels. A
-message has its place when it is published, and is visible from its own moment on.
+An answer is fixed before the simulated latency, as a server reads its database before the answer travels. A
+message gets its place when it is published, and becomes visible at its own time.
 """
 
 import math
@@ -28,7 +28,7 @@ from tests.simulation.plan import FeedPlan, share
 __all__ = ["CALLER", "Entry", "Server", "SimulatedFeed"]
 
 CALLER: ContextVar[str] = ContextVar("caller", default="run")
-"""Who makes a request: "run", "poll_now", "replay" and so on. A request is made in the task of its caller."""
+"""Caller of a request: "run", "poll_now", "replay" and so on. A request runs in the task of its caller."""
 
 _CURSOR = re.compile(r"([ct])(\d+)\.(\d+)(?:\.\d+)?")
 
@@ -39,9 +39,9 @@ class Entry:
 
     Attributes:
         place: Its place, from 0 on.
-        id: Its message's id; empty if the server leaves it out.
-        published: When it got its place.
-        visible: When it can be read.
+        id: Id of its message; empty if the server filters it out.
+        published: Time at which it got its place.
+        visible: Time from which it can be read.
     """
 
     place: int
@@ -51,17 +51,17 @@ class Entry:
 
 
 class Server:
-    """The server.
+    """The simulated server.
 
     Args:
-        plan: What it does.
-        seed: Decides which requests meet trouble.
-        journal: Is told of requests and answers.
+        plan: Its behaviour.
+        seed: Decides which requests meet faults.
+        journal: Records requests and answers.
 
     Attributes:
         entries: The entries, in their order.
-        places: The place behind which each cursor stands that a page or `latest()` has handed out.
-        troubled: Whether there is trouble.
+        places: Place behind each cursor that a page or `latest()` has returned.
+        troubled: True while the plan has faults.
     """
 
     def __init__(self, plan: FeedPlan, seed: int, journal: Journal) -> None:
@@ -83,7 +83,7 @@ class Server:
     # What is published
 
     def publish(self, count: int, *, lag: float = 0.0) -> list[Entry]:
-        """Append messages, which are visible `lag` seconds later."""
+        """Append messages that become visible `lag` seconds later."""
         now, first = self._journal.clock(), len(self.entries)
         for _ in range(count):
             while self._chance.random() < self.plan.filtered:
@@ -105,17 +105,17 @@ class Server:
 
     @property
     def newest(self) -> str:
-        """The cursor behind all entries."""
+        """Cursor behind all entries."""
         return self._cursor(len(self.entries)) or "c0.0"
 
     def calm_down(self) -> None:
-        """From now on there is no trouble."""
+        """End all faults."""
         self.troubled = False
 
     # What is asked
 
     def knows(self, cursor: str | None) -> bool:
-        """Whether a cursor can be read from now."""
+        """Return True if the server can read from this cursor now."""
         if cursor is None:
             return True
         self._pass_time()
@@ -155,7 +155,7 @@ class Server:
         raise answer
 
     async def latest(self, client: "SimulatedFeed") -> str | None:
-        """Return the cursor behind all that is visible."""
+        """Return the cursor behind all visible entries."""
         self._journal.add("asks latest", client.number, who=CALLER.get())
         now = self._journal.clock()
         end = next((entry.place + 1 for entry in reversed(self.entries) if entry.visible <= now), 0)
@@ -260,12 +260,7 @@ class Server:
 
 
 class SimulatedFeed:
-    """What one consumer object asks the server by.
-
-    Args:
-        server: The server.
-        number: The number of the consumer object.
-    """
+    """The feed of one consumer object."""
 
     identity = "simulated"
 
@@ -276,9 +271,9 @@ class SimulatedFeed:
         self.read_ahead = server.plan.read_ahead
 
     async def fetch(self, request: FetchRequest) -> Page:
-        """Ask the server."""
+        """Fetch from the server."""
         return await self.server.fetch(request, self)
 
     async def latest(self) -> str | None:
-        """Ask the server for its end."""
+        """Fetch the cursor of the end from the server."""
         return await self.server.latest(self)

@@ -1,4 +1,4 @@
-"""The user's handler: it takes time, fails and recovers, as the plan says for each message."""
+"""Simulated handler: it takes time, fails and recovers, as planned for each message."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ __all__ = ["Handler"]
 
 
 class PoisonError(Exception):
-    """A message that fails whatever is done."""
+    """A message that always fails."""
 
 
 class Handler:
-    """Handles messages.
+    """The simulated handler.
 
     Args:
-        plan: What it does.
+        plan: Its behaviour.
         seed: Decides which messages fail.
-        journal: Is told of each call and what came of it.
+        journal: Records each call and its result.
         shutdown_timeout: Some calls take longer than this.
 
     Attributes:
-        troubled: Whether there is trouble.
+        troubled: True while the plan has faults.
     """
 
     def __init__(self, plan: HandlerPlan, seed: int, journal: Journal, *, shutdown_timeout: float) -> None:

@@ -1,4 +1,4 @@
-"""What happened in one life, in order."""
+"""Journal of one life: its events in order."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ __all__ = ["Event", "Journal"]
 
 @dataclass(slots=True)
 class Event:
-    """Something that happened.
+    """An event of a life.
 
     Attributes:
-        number: Counts up; orders events of the same moment.
-        at: When, on the event loop's clock.
-        kind: What it was.
-        client: Number of the consumer object that it belongs to; 0 for the world.
-        facts: The rest.
+        number: Orders events of the same time.
+        at: Time of the event loop's clock.
+        kind: Kind of the event.
+        client: Number of its consumer object; 0 for the world.
+        facts: Further data.
     """
 
     number: int
@@ -49,11 +49,7 @@ def _short(value: Any) -> str:
 
 
 class Journal:
-    """Keeps the events of a life, and tells those who watch.
-
-    Args:
-        clock: The event loop's clock.
-    """
+    """Record the events of a life, and pass them to watchers."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.events: list[Event] = []
@@ -61,7 +57,7 @@ class Journal:
         self.clock = clock
 
     def add(self, kind: str, client: int = 0, **facts: Any) -> Event:
-        """Note that something happens now."""
+        """Record an event at the current time."""
         event = Event(len(self.events), self.clock(), kind, client, facts)
         self.events.append(event)
         for watch in self.watchers:

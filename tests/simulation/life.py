@@ -1,4 +1,4 @@
-"""One life: consumers one after the other on one store, until all trouble is over and everything is settled."""
+"""Run one life: consumers one after the other on one store, until everything is settled."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -37,18 +37,18 @@ from tests.simulation.timing import Timing
 __all__ = ["Life", "live"]
 
 EPOCH = 1_800_000_000.0
-"""The time of day at 0 of the clock."""
+"""Time of day at 0 of the clock."""
 
 MAX_EVENTS = 60_000
-"""Events of a life, at most."""
+"""Largest number of events of a life."""
 
 MAX_PATIENCE = 3600.0
-"""Seconds after which any poll of a cron job is cancelled: a long chain may begin again and again while there is
-trouble, and trouble ends after the last session."""
+"""Seconds after which a poll of a cron job is cancelled. With faults, a long chain may begin again and again,
+and the faults end only after the last session."""
 
 
 def live(seed: int, backend: Backend, *, path: Path | None = None) -> "Life":
-    """Live one life to its end, or to what is wrong with it first.
+    """Run one life until its end or its first violation.
 
     Args:
         seed: Its number.
@@ -73,7 +73,7 @@ def live(seed: int, backend: Backend, *, path: Path | None = None) -> "Life":
 
 
 class _Log(logging.Handler):
-    """Gives the library's log lines to the journal."""
+    """Pass the library's log lines to the journal."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -86,14 +86,9 @@ class _Log(logging.Handler):
 class Life:
     """One life.
 
-    Args:
-        plan: What is to happen.
-        backend: The event loop.
-        path: As for `live`.
-
     Attributes:
-        journal: What has happened.
-        oracle: Knows what is wrong with it.
+        journal: Its events.
+        oracle: Its violations.
     """
 
     journal: Journal
@@ -114,7 +109,7 @@ class Life:
         return EPOCH + anyio.current_time() + self.skew
 
     async def main(self) -> None:
-        """Live."""
+        """Run the life."""
         plan = self.plan
         self.journal = journal = Journal(anyio.current_time)
         self.server = Server(plan.feed, plan.seed, journal)
@@ -193,7 +188,7 @@ class Life:
     # Sessions
 
     def _make_consumer(self) -> tuple[Consumer, int]:
-        """Make the next consumer object, and return it with its number."""
+        """Create the next consumer object. Return it with its number."""
         plan = self.plan.consumer
         self.clients += 1
         CLIENT.set(self.clients)
@@ -229,7 +224,7 @@ class Life:
     async def _run(
         self, session: SessionPlan, until: float, actions: Sequence[Action], made: tuple[Consumer, int]
     ) -> tuple[Consumer, int] | None:
-        """Run a consumer until this time, or until it stops by itself; return it if it is to run again."""
+        """Run a consumer until this time. Return it if it should run again."""
         consumer, client = made
         ends = "cancel" if session.ends == "native" and self.backend == "trio" else session.ends
         running = Run(consumer, client, ends, self.journal, self._crash)
@@ -263,7 +258,7 @@ class Life:
         self.records.crashed.add(client)
 
     async def _after(self, error: Exception | None) -> None:
-        """Do what an operator does after an error."""
+        """React to an error as an operator would."""
         if isinstance(error, CursorExpired):
             if self.server.knows(self.records.cursor):
                 if self.progress.moved < self.timing.answered:  # no rewind that waited for the poll came after it
@@ -297,7 +292,7 @@ class Life:
     # The end
 
     async def _calm(self) -> None:
-        """Let all trouble end; then everything must be settled, within bounds."""
+        """End all faults. Then everything must be settled within bounds."""
         self.server.calm_down()
         self.store.troubled = self.handler.troubled = False
         self.journal.add("calm")
@@ -347,7 +342,7 @@ class Life:
 
 
 class _Single(Consumer):
-    """Gives messages to the handler one by one."""
+    """Pass messages to the handler one by one."""
 
     handler: Handler
     client: int
@@ -357,7 +352,7 @@ class _Single(Consumer):
 
 
 class _Batches(Consumer):
-    """Gives batches to the handler."""
+    """Pass batches to the handler."""
 
     handler: Handler
     client: int
@@ -367,7 +362,7 @@ class _Batches(Consumer):
 
 
 class _Told(Hooks):
-    """Tells the journal when a consumer says that it has caught up."""
+    """Record in the journal when a consumer reports that it has caught up."""
 
     def __init__(self, journal: Journal, client: int) -> None:
         self._journal = journal

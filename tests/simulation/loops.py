@@ -1,4 +1,4 @@
-"""Event loops that do the same each time: their time is virtual, and their chances come from a number."""
+"""Deterministic event loops: virtual time, and chances drawn from a number."""
 
 import asyncio
 import itertools
@@ -22,7 +22,7 @@ __all__ = ["START", "Backend", "run"]
 Backend = Literal["asyncio", "trio"]
 
 START = 1000.0
-"""Where the clock starts: a time that is counted from 0 by mistake is to be seen."""
+"""Start of the clock. It is not 0, so that a wrong origin becomes visible."""
 
 
 def run(main: Callable[[], Awaitable[None]], seed: int, backend: Backend) -> None:
@@ -43,7 +43,7 @@ def run(main: Callable[[], Awaitable[None]], seed: int, backend: Backend) -> Non
 
 @contextmanager
 def _no_threads() -> Iterator[None]:
-    """Run in the event loop what would go to a worker thread: a virtual clock does not wait for threads."""
+    """Run work for threads in the event loop, since a virtual clock does not wait for threads."""
     in_thread = anyio.to_thread.run_sync
 
     async def run_sync(function: Callable[..., Any], *args: Any, **_: Any) -> Any:
@@ -82,7 +82,7 @@ def _make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) 
 
 @contextmanager
 def _ordered_by_age() -> Iterator[None]:
-    """Let sets of cancel scopes, and trio's tasks, be in the order of their age, not of their memory addresses."""
+    """Order sets of cancel scopes and of trio's tasks by age, not by memory address."""
     plain_scope = anyio_asyncio.CancelScope
     trio_order = trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING
     ages = itertools.count()

@@ -1,7 +1,7 @@
-"""The oracle: says which guarantee a life breaks.
+"""The oracle: find violations of the guarantees in a life.
 
-It knows the feed's contents, the requests that the server saw, what the store was given, the handler's calls, and
-what callers did. It does not look into the consumer.
+It knows the feed's contents, the server's requests, the arguments of the store, the handler's calls, and the calls
+of the callers. It does not look into the consumer.
 """
 
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from tests.simulation.plan import Plan
 __all__ = ["POLLING_CALLS", "Oracle", "Violation", "Watcher"]
 
 POLLING_CALLS = {"poll_now", "catch_up"}
-"""Calls that wait for polls, and lead them if nobody else does."""
+"""Calls that wait for polls, or run them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A guarantee that does not hold.
+    """A violated guarantee.
 
     Attributes:
-        guarantee: Its name, as "G1".
-        sentence: What is wrong, the same words for each life that it happens in.
-        detail: What was seen in this life.
+        guarantee: Its name, such as "G1".
+        sentence: The problem, in the same words for each life.
+        detail: Values seen in this life.
     """
 
     guarantee: str
@@ -36,16 +36,11 @@ class Violation:
 
 
 class Oracle:
-    """Collects what is wrong with a life; only the first thing counts.
-
-    Args:
-        plan: The life.
-        server: Its server.
-        journal: What happens.
+    """Collect violations in a life; only the first one counts.
 
     Attributes:
-        violation: The first thing that is wrong; `None` if nothing is.
-        after: What has happened that explains much, for the sentence.
+        violation: The first violation; `None` if there is none.
+        after: An earlier event that explains much, for the sentence.
         idle: Called when the consumer has been idle for a while.
     """
 
@@ -58,14 +53,14 @@ class Oracle:
         self.idle: Callable[[], None] = lambda: None
 
     def broken(self, guarantee: str, sentence: str, detail: str = "") -> None:
-        """Say that a guarantee does not hold."""
+        """Report a violation."""
         if self.violation is None:
             self.violation = Violation(guarantee, sentence + self.after, detail)
             self.journal.add("BROKEN", what=str(self.violation))
 
 
 class Watcher:
-    """Looks at events, each kind in a method of its name."""
+    """Watch events; each kind has its own method."""
 
     def __init__(self, oracle: Oracle) -> None:
         self.oracle = oracle
@@ -77,7 +72,7 @@ class Watcher:
         }
 
     def watch(self, event: Event) -> None:
-        """Look at an event."""
+        """Handle an event."""
         method = self._methods.get(event.kind)
         if method is not None:
             method(event)

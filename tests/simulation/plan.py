@@ -1,4 +1,4 @@
-"""What is to happen in one life."""
+"""Plan of one life."""
 
 import zlib
 from dataclasses import dataclass, field, fields
@@ -21,7 +21,7 @@ __all__ = [
 
 
 class Described:
-    """Shows the fields that differ from their defaults."""
+    """Show the fields that differ from their defaults."""
 
     def __str__(self) -> str:
         shown = (f for f in fields(self) if f.default != getattr(self, f.name) and f.repr)  # type: ignore[arg-type]
@@ -34,32 +34,32 @@ def _short(value: Any) -> str:
 
 @dataclass
 class FeedPlan(Described):
-    """The server.
+    """Behaviour of the server.
 
     Attributes:
         cursors: Where cursors are: on each "message", on each "page", at the end of a "chain".
-        tokens: Whether `Page.next_page` is a token, and not the cursor of the page.
-        page_size: Messages of a page at most.
+        tokens: True if `Page.next_page` is a token, and not the cursor of the page.
+        page_size: Most messages of a page.
         latency: Seconds that an answer travels.
-        late: Seconds after which a message becomes visible at the latest.
-        late_share: Share of the messages that are late.
+        late: Most seconds after which a message becomes visible.
+        late_share: Share of late messages.
         filtered: Share of the entries that the server leaves out, page by page.
         repeats: Share of the messages that are published again.
-        max_wait: Seconds for which the server says that it can hold an answer.
-        holding: What it does then: "hold", "early" or "refuse".
+        max_wait: Seconds for which the server offers to hold an answer.
+        holding: Reaction to such a request: "hold", "early" or "refuse".
         read_ahead: As for a feed.
-        ends_empty: Whether each page with messages has a `next`.
-        poll_interval: Seconds that each page asks for during trouble.
-        weather: Share of the requests that fail at any time, also when all is calm.
-        failing: Share of the requests that fail during trouble.
-        failing_asks: Seconds that some failures ask to be left alone.
+        ends_empty: True if each page with messages has a `next`.
+        poll_interval: Pause in seconds that each page requests during faults.
+        weather: Share of the requests that fail at any time, also without faults.
+        failing: Share of the requests that fail during faults.
+        failing_asks: Pause in seconds that some failures request.
         refused: Share of the failures that are refusals.
-        slow: Share of the answers that take `slow_latency` during trouble.
-        outages: When the server is down, in seconds from the start.
-        expires: When cursors expire: the time, whether all of them or old ones, whether a start is offered.
-        expired_asks: Seconds that an expired cursor asks to be left alone.
+        slow: Share of the answers that take `slow_latency` during faults.
+        outages: Times when the server is down, in seconds from the start.
+        expires: When cursors expire: the time, all cursors or old ones, and if a start is offered.
+        expired_asks: Pause in seconds that an expired cursor requests.
         tokens_expire: When page tokens expire.
-        restarts: Share of further pages that make the chain begin again, during trouble.
+        restarts: Share of further pages that restart the chain, during faults.
     """
 
     cursors: str = "message"
@@ -90,14 +90,14 @@ class FeedPlan(Described):
 
 @dataclass
 class StorePlan(Described):
-    """The store: shares of its calls that fail, are slow, or hang for a while, during trouble.
+    """Behaviour of the store: shares of its calls during faults.
 
     Attributes:
         failing: Share of the calls that fail.
-        for_good: Share of these failures that the store does not call passing.
+        for_good: Share of these failures that are permanent.
         slow: Share of the calls that take `slow_time`, in seconds.
         hanging: Share of the calls that take `hanging_time`, in seconds.
-        outages: When all calls fail, in seconds from the start.
+        outages: Times when all calls fail, in seconds from the start.
     """
 
     failing: float = 0.0
@@ -111,16 +111,16 @@ class StorePlan(Described):
 
 @dataclass
 class HandlerPlan(Described):
-    """The user's handler.
+    """Behaviour of the user's handler.
 
     Attributes:
-        takes: Seconds for each message, or batch.
+        takes: Seconds for each message or batch.
         failing: Share of the messages that fail at first.
-        attempts: How often such a message fails at most.
-        poison: Share of the messages that fail until all is calm.
-        verdicts: What failing messages may raise.
+        attempts: Most failures of such a message.
+        poison: Share of the messages that fail until the faults end.
+        verdicts: Decisions that failing messages may raise.
         retry_after: Seconds of each `RetryMessage`.
-        overlong: Share of the calls that take longer than `shutdown_timeout` during trouble.
+        overlong: Share of the calls that take longer than `shutdown_timeout` during faults.
     """
 
     takes: float = 0.0
@@ -134,7 +134,7 @@ class HandlerPlan(Described):
 
 @dataclass
 class ConsumerPlan(Described):
-    """The consumer's options. `retry_wait` is the longest wait of its `retry`."""
+    """Options of the consumer. `retry_wait` is the longest wait of its `retry`."""
 
     batches: bool = False
     batch_size: int = 100
@@ -174,7 +174,7 @@ class ConsumerPlan(Described):
 
 
 def share(*what: object) -> float:
-    """Return a number from 0 to 1 that looks random, and is the same for the same arguments."""
+    """Return a number from 0 to 1 that looks random, but depends only on the arguments."""
     return (zlib.crc32(repr(what).encode()) * 2654435761 % 2**32) / 2**32
 
 
@@ -205,7 +205,7 @@ EXPIRED_POLICIES: dict[str, Any] = {
 
 @dataclass
 class Action:
-    """What a caller does at a time: seconds after the session began."""
+    """Action of a caller, at a time in seconds after the session began."""
 
     at: float
     what: str
@@ -218,14 +218,14 @@ class SessionPlan:
 
     Attributes:
         how: "run", or "cron": bare `poll_now()` again and again.
-        lasts: Seconds.
-        ends: How: "stop", "cancel", "native", or "crash".
-        actions: What callers do meanwhile.
+        lasts: Duration in seconds.
+        ends: "stop", "cancel", "native", or "crash".
+        actions: Actions of callers meanwhile.
         every: Seconds between the polls of cron.
-        timeout: The time-out of cron's polls.
+        timeout: The timeout of cron's polls.
         patience: Seconds after which cron cancels its call.
-        same_object: Whether all calls are of one consumer object, where one can be used again.
-        catches_up: Whether cron calls `catch_up()` in place of `poll_now()`.
+        same_object: True if all calls use one consumer object, where this is possible.
+        catches_up: True if cron calls `catch_up()` instead of `poll_now()`.
         clock_jump: Seconds that the time of day jumps before the session.
     """
 
@@ -246,14 +246,14 @@ class SessionPlan:
 
 @dataclass
 class Publication:
-    """Messages that are published together, at a time, and the push that says so.
+    """Messages that are published together, and their push.
 
     Attributes:
         at: Seconds from the start of the life.
-        count: How many.
+        count: Number of messages.
         lag: Seconds until they are visible.
-        push: Seconds from the publication to the push, below 0 if the push beats the messages; `None`: no push.
-        hint: Whether the push names the newest cursor.
+        push: Seconds from the publication to the push, below 0 if the push is faster; `None` for no push.
+        hint: True if the push names the newest cursor.
     """
 
     at: float
@@ -265,7 +265,7 @@ class Publication:
 
 @dataclass
 class Plan:
-    """One life."""
+    """Plan of one life."""
 
     seed: int
     feed: FeedPlan

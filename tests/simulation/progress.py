@@ -1,4 +1,4 @@
-"""Whether the consumer gets on: G13, and G1 for messages that their push beats."""
+"""Check progress: G13, and G1 for messages that arrive after their push."""
 
 import math
 
@@ -10,14 +10,14 @@ from tests.simulation.timing import Timing
 __all__ = ["Progress"]
 
 REPOLLS = 5.25
-"""Seconds from an empty poll after a push to its last repetition, at least."""
+"""Fewest seconds from an empty poll after a push to its last repetition."""
 
 
 class Progress(Watcher):
-    """Watches what callers are told, and how long the way to the end of the feed is.
+    """Watch the results of calls, and the way to the end of the feed.
 
     Attributes:
-        until: When everything must be settled.
+        until: Time by which everything must be settled.
     """
 
     def __init__(self, oracle: Oracle, timing: Timing, records: Records) -> None:
@@ -147,7 +147,7 @@ class Progress(Watcher):
             self.beaten = None
 
     def watch(self, event: Event) -> None:
-        """Look at an event, first at a push that has waited for its messages."""
+        """Handle an event, after a push that has waited for its messages."""
         if self.beaten is not None:
             self._check_beaten(event.at)
         super().watch(event)
@@ -171,18 +171,18 @@ class Progress(Watcher):
     # The way to the end
 
     def calm(self, now: float, postponed: float) -> None:
-        """Begin to count, since there is no trouble from now on.
+        """Begin to count, since there are no faults from now on.
 
         Args:
             now: The time.
-            postponed: Until when messages may wait to be tried again.
+            postponed: Latest time at which a message may still wait for its retry.
         """
         self.calm_since = now
         seconds, requests = self._bounds(postponed)
         self.until, self.requests_left = now + seconds, self.requests + requests
 
     def settled(self) -> bool:
-        """Whether everything is settled, or it takes too long."""
+        """Return True if everything is settled, or it takes too long."""
         now = self.oracle.journal.clock()
         late = max((entry.visible for entry in self.server.entries), default=0.0)
         left = self.records.unsettled(now)
@@ -200,7 +200,7 @@ class Progress(Watcher):
         return self.oracle.violation is not None
 
     def _bounds(self, postponed: float) -> tuple[float, int]:
-        """Return the seconds and the requests that it may take to settle all, from now on."""
+        """Return the most seconds and requests until all is settled."""
         feed, consumer, now = self.plan.feed, self.plan.consumer, self.calm_since
         entries = len(self.server.entries)
         left = len([entry for entry in self.server.entries if entry.id not in self.records.recorded])

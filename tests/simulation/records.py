@@ -1,4 +1,4 @@
-"""What is processed and recorded: G5, G6, G7, G9 and G10."""
+"""Check processing and records: G5, G6, G7, G9 and G10."""
 
 from collections import Counter
 
@@ -11,12 +11,12 @@ __all__ = ["Records"]
 
 
 class Records(Watcher):
-    """Watches the handler and the store.
+    """Watch the handler and the store.
 
     Attributes:
-        recorded: The keys with a record in this dedupe epoch, as the store has them.
-        base: The place from which on messages have to be settled: the consumer was told to begin there.
-        excused: Messages that need not be found: late ones, where nothing promises that they are.
+        recorded: Keys with a record of this dedupe epoch in the store.
+        base: Place where the consumer was told to begin; later messages must be settled.
+        excused: Messages that need not be found, such as late ones without an overlap.
     """
 
     def __init__(self, oracle: Oracle) -> None:
@@ -44,7 +44,7 @@ class Records(Watcher):
         self.late_excused_until = -1.0
 
     def watch(self, event: Event) -> None:
-        """Look at an event; of a consumer that crashed only what reached the store counts."""
+        """Handle an event. Of a crashed consumer only the effects in the store count."""
         if event.client not in self.crashed or event.kind in {"commit", "reset"}:
             super().watch(event)
 
@@ -77,7 +77,7 @@ class Records(Watcher):
     on_info = on_log
 
     def check_named(self, status: Status) -> None:
-        """Judge whether what keeps the consumer from the end is named (G9, G13)."""
+        """Check that the obstacle on the way to the end is named (G9, G13)."""
         is_known = self.caller_knows or "disk full" in (status.last_error or "")
         if self.refused_at is not None and not is_known:
             self.oracle.broken("G13", "a store that refuses is not named in status", status.last_error or "")
@@ -224,12 +224,11 @@ class Records(Watcher):
     # Ends
 
     def end_of_session(self, *, graceful: bool, kept: bool = False) -> None:
-        """Judge what a session leaves.
+        """Check the end of a session.
 
         Args:
-            graceful: Whether it had the time to record everything.
-            kept: Whether its consumer object is used again: then nothing is processed again that could not be
-                recorded.
+            graceful: True if it had the time to record everything.
+            kept: True if its consumer object is used again. Then unsaved messages are not processed again.
         """
         left = {name: times for name, times in self.unrecorded.items() if name not in self.forgiven}
         if left and not self.trouble_since_commit:
@@ -247,12 +246,12 @@ class Records(Watcher):
             self.begin_anew()
 
     def begin_anew(self) -> None:
-        """Forgive that a new consumer object does again what the last one could not record."""
+        """Allow a new consumer object to repeat work that the last one could not record."""
         self.forgiven.update(self.unrecorded)
         self.refused_at, self.caller_knows = None, False
 
     def check_at_rest(self, status: Status) -> None:
-        """Judge what a consumer says when everything is settled."""
+        """Check the status of a consumer when everything is settled."""
         if status.failing:
             self.oracle.broken(
                 "G11", "status() names failing messages though all are settled", str(status.failing)
@@ -261,7 +260,7 @@ class Records(Watcher):
     # What is open
 
     def unsettled(self, now: float) -> list[str]:
-        """Return the visible messages without a record that have to be found."""
+        """Return the visible messages without a record that must be found."""
         return [
             entry.id
             for entry in self.server.entries[self.base :]
@@ -269,7 +268,7 @@ class Records(Watcher):
         ]
 
     def _excused(self, entry: Entry) -> bool:
-        """Whether a message need not be found: it was late, and no overlap covers that."""
+        """Return True for a late message that no overlap covers."""
         if entry.visible <= entry.published:
             return False
         return self.plan.consumer.overlap < self.plan.feed.late or entry.published <= self.late_excused_until

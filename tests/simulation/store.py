@@ -1,6 +1,6 @@
-"""The store of one life: a real one, whose calls fail, are slow, or hang for a while.
+"""Simulated store: a real one, whose calls fail, are slow, or hang for a while.
 
-After a crash the sessions of the consumer that crashed change nothing any more.
+After a crash, the sessions of the crashed consumer change nothing any more.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,23 +18,23 @@ from tests.simulation.plan import StorePlan
 __all__ = ["CLIENT", "SimulatedSession", "SimulatedStore"]
 
 CLIENT: ContextVar[int] = ContextVar("client", default=0)
-"""Number of the consumer object that is used in this task."""
+"""Number of the consumer object of this task."""
 
 _NO_STATE: Mapping[str, str | None] = MappingProxyType({})
 
 
 class SimulatedStore:
-    """The store.
+    """The simulated store.
 
     Args:
-        inner: The store that keeps everything.
-        plan: What troubles it.
-        seed: Decides which calls meet trouble.
-        journal: Is told of each call.
+        inner: The real store.
+        plan: Its faults.
+        seed: Decides which calls meet faults.
+        journal: Records each call.
 
     Attributes:
-        troubled: Whether there is trouble.
-        dead: Numbers of the consumer objects that crashed.
+        troubled: True while the plan has faults.
+        dead: Numbers of the crashed consumer objects.
     """
 
     def __init__(self, inner: Store, plan: StorePlan, seed: int, journal: Journal) -> None:
@@ -57,12 +57,12 @@ class SimulatedStore:
         return self.owner
 
     async def call(self, what: str, client: int, *, records: int = 0) -> None:
-        """Meet the trouble of one call.
+        """Apply the faults to one call.
 
         Args:
             what: Name of the call.
-            client: Number of the consumer object that calls.
-            records: How many messages it would record.
+            client: Number of the calling consumer object.
+            records: Number of messages that it would record.
         """
         plan, chance = self.plan, self._chance
         if client in self.dead:

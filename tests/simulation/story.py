@@ -1,4 +1,4 @@
-"""Tell a life that failed."""
+"""Report a life that failed."""
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -12,7 +12,7 @@ LAST_LINES = 40
 
 
 def story(life: Life) -> str:
-    """Return what was to happen, what happened last, and what is wrong with it."""
+    """Return the plan, the last events, and the violation."""
     events = life.journal.events
     end = next((event.number for event in events if event.kind == "BROKEN"), len(events) - 1) + 1
     lines = list(_lines(events[:end]))
@@ -27,7 +27,7 @@ def story(life: Life) -> str:
 
 
 def _lines(events: Iterable[Event]) -> Iterator[str]:
-    """Yield a line for each event; calls of the handler that simply succeed share one."""
+    """Yield a line for each event. Successful calls of the handler share one."""
     told = (event for event in events if event.kind != "info")
     for well, group in groupby(told, key=lambda event: event.kind in {"handle", "handled"}):
         run = list(group)

@@ -1,6 +1,6 @@
-"""Whole lives of a consumer, drawn from numbers, and judged by the guarantees of DESIGN section 3.
+"""Lives of a consumer, drawn from numbers, and judged by the guarantees of DESIGN section 3.
 
-`make chaos SEEDS=n` lives n lives. One that fails is told as a story, with the command that repeats it.
+`make chaos SEEDS=n` runs n lives. A failed life is reported with the command that repeats it.
 """
 
 import os
@@ -12,7 +12,7 @@ from tests.simulation.story import story
 from tests.support.forms import SEED, form
 
 PARTS = form(10, 40)
-"""Tests among which the lives are divided, so that several processes share them."""
+"""Number of tests among which the lives are divided, for several processes."""
 
 LIVES = int(os.environ.get("SEEDS") or form(200, 20_000))
 

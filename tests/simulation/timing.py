@@ -1,12 +1,12 @@
-"""When polls start, as the server sees it: G1, G2, G3 and G4.
+"""Check the start of polls, as the server sees it: G1, G2, G3 and G4.
 
-The consumer is idle while no request, no call of the handler and none of a slow store is in progress. While it is
-idle, a poll is due at a time that the oracle can tell from outside. If the clock passes that time, a wake was lost
-(G1), or the fallback (G4).
+The consumer is idle while no request, no call of the handler and no slow call of the store is in progress. While
+it is idle, a poll is due at a time that the oracle can compute from outside. If the clock passes that time, a wake
+was lost (G1), or the fallback (G4).
 
-A request starts a poll unless the server can tell that it goes on with one: by a page token, since the last answer
-said "begin again", or since the poll has lasted for `max_poll_time`. One that follows a failed request starts a
-poll in any case, and so does each after ten pages in a row without a message.
+A request starts a poll unless the server can tell that it continues one: by a page token, because the last answer
+said "begin again", or because the poll has lasted for `max_poll_time`. A request after a failed request always
+starts a poll, and so does each one after ten pages in a row without a message.
 """
 
 import math
@@ -21,7 +21,7 @@ SLACK = 0.1
 """Seconds that a poll may be late."""
 
 JITTER = 1.1
-"""What the server asks for is lengthened by a tenth at most."""
+"""Factor of the longest jitter, which lengthens a requested pause by a tenth."""
 
 EPS = 1e-6
 
@@ -29,11 +29,11 @@ MAX_EMPTY_PAGES = 10
 """Pages in a row without a message that belong to one poll."""
 
 NAMED_WITHIN = 1.0
-"""Seconds after which a message that holds up all others must be named."""
+"""Seconds after which a message that all others wait for must be named."""
 
 
 class Timing(Watcher):
-    """Watches when polls start."""
+    """Watch the starts of polls."""
 
     def __init__(self, oracle: Oracle) -> None:
         super().__init__(oracle)
@@ -71,7 +71,7 @@ class Timing(Watcher):
         self.asked_latest: float | None = None
 
     def watch(self, event: Event) -> None:
-        """Look at an event, first at the time that has passed before it."""
+        """Handle an event, after the time that has passed before it."""
         if event.client in {0, self.client}:
             self._check_idle(event.at)
             super().watch(event)
@@ -79,10 +79,10 @@ class Timing(Watcher):
     # Lives of consumer objects
 
     def on_consumer(self, event: Event) -> None:
-        """A new consumer object is made."""
+        """Record a new consumer object."""
 
     def begin(self, client: int, now: float) -> None:
-        """From now on watch this consumer object."""
+        """Watch this consumer object from now on."""
         self.client = client
         self._new_client(now)
 
@@ -194,7 +194,7 @@ class Timing(Watcher):
         self._end("latest", event.at)
 
     def on_call(self, event: Event) -> None:
-        """A caller waits: nobody else polls while it does."""
+        """Record a waiting caller; no other caller polls meanwhile."""
         what = event.facts["what"]
         if what in POLLING_CALLS:
             self.calls[event.facts["call"]] = event.at
@@ -356,12 +356,12 @@ class Timing(Watcher):
 
     @property
     def may_start(self) -> float:
-        """When a poll may start, at the latest, whatever wishes it."""
+        """Latest time at which a poll may start, whatever its reason."""
         spacing = 1.0 / self.plan.consumer.rate if self.plan.consumer.rate else 0.0
         return max(self.not_before_at_most, self.last_start + spacing, self.backoff_until, self.postponed)
 
     def _check_idle(self, now: float) -> None:
-        """Judge the time that has passed: was a poll due in it?"""
+        """Check if a poll was due in the time that has passed."""
         if self.in_progress or self.exclusive:
             return
         if self.failed and now > self.idle_since + EPS:
