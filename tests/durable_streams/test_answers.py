@@ -1,4 +1,4 @@
-"""What a server of Durable Streams may say, and what hostile ones do, in memory and virtual time."""
+"""Responses of Durable Streams servers, valid and hostile, in memory and virtual time."""
 
 import itertools
 import json
@@ -53,7 +53,7 @@ def end(content=b"[]", offset="9", **rest):
 
 
 class Server:
-    """Answers what it is told to, one after the other, and writes down what it was asked."""
+    """Sends the given responses one after the other, and records the requests."""
 
     def __init__(self, *answers):
         self.answers = list(answers)
@@ -72,7 +72,7 @@ class Server:
 
 @pytest.fixture
 async def feed_of():
-    """Makes a feed and its server of answers. A number is so many seconds before the next one."""
+    """Make a feed and its server. A number is a delay in seconds before the next response."""
     async with anyio.create_task_group():
         clients = []
 
@@ -150,7 +150,7 @@ async def test_retry_after_and_backoff_headers_are_reported_on_pages_and_errors(
 
 
 async def test_messages_without_a_new_offset_are_a_feed_error(feed_of):
-    """Else they would come for ever, under ever new names."""
+    """Otherwise they would be repeated for ever under new ids."""
     feed, _ = feed_of(answer(b"[1]", "9"), answer(b"[1]", "9"))
     page = await feed.fetch(FetchRequest())
     with pytest.raises(FeedError, match="sent messages, but its Stream-Next-Offset is still '9'"):
@@ -172,7 +172,7 @@ async def test_empty_pages_with_new_offsets_are_followed(feed_of):
 
 
 async def test_an_offset_that_sorts_before_minus_one_is_accepted(feed_of):
-    """Also with what sorts before the "-1" that stands for the beginning (§8)."""
+    """Also an offset that sorts before "-1", the beginning (§8)."""
     feed, _ = feed_of(end(b"[1]", "!1"))
     assert (await feed.fetch(FetchRequest())).cursor == "!1/1"
 
@@ -224,11 +224,11 @@ async def test_an_offset_reaches_the_server_as_it_was_given(feed_of, offset):
     assert httpx.QueryParams(server.asked[1].removeprefix("GET "))["offset"] == offset
 
 
-# What is known
+# Caching
 
 
 async def test_the_etag_of_an_answer_with_messages_is_not_sent_again(feed_of):
-    """By a 304 a crash would lose it."""
+    """After a 304, a crash would lose it."""
     feed, server = feed_of(*[end(b"[1]", etag='"1"')] * 2)
     for _ in range(2):
         assert named(await feed.fetch(FetchRequest())) == [("0", 1)]
@@ -254,7 +254,7 @@ async def test_long_polls_do_not_replace_the_stored_etag(feed_of):
 
 
 async def test_max_age_never_saves_a_request_at_the_end_of_a_stream(feed_of):
-    """The protocol has servers say so of all they send (§10.1), and the end may be a minute old in a second."""
+    """The protocol has servers cache all responses (§10.1), so the end may be a minute old."""
     feed, server = feed_of(*[end(b"[]", "9", cache_control="public, max-age=60")] * 2)
     for _ in range(2):
         await feed.fetch(FetchRequest("9/1"))
@@ -293,7 +293,7 @@ async def test_the_id_of_the_next_message_follows_from_the_cursor(feed_of, curso
 
 
 async def test_a_saved_cursor_works_when_the_server_sends_shorter_answers_than_before(feed_of):
-    """The saved cursor passes over three; now they come in two answers."""
+    """The saved cursor skips three messages, which now come in two responses."""
     feed, _ = feed_of(answer(b"[0, 1]", "2"), end(b"[2, 3]", "4"))
     first = await feed.fetch(FetchRequest("-1/0/3"))
     assert (list(first.messages), first.cursor) == ([], "2/2/1")
@@ -411,7 +411,7 @@ async def test_the_data_of_a_message_is_decoded_once(feed_of):
     ids=["decoded", "split", "in a thread"],
 )
 async def test_a_long_answer_is_split_into_pages_of_limited_size(feed_of, element, thread):
-    """The same answer is asked for again, and what is settled of it passed over."""
+    """The same response is requested again, and its settled messages are skipped."""
     body = f"[{','.join([element] * 25_000)}]".encode()
     assert (len(body) > 1 << 20) == thread
     feed, server = feed_of(*[end(body)] * 3, max_body=3_000_000)
@@ -632,7 +632,7 @@ def test_restore_rebuilds_the_message_of_a_dead_letter(messages, raw, data):
     assert (message.id, message.dedupe_key, message.raw, message.data) == ("7", "k", raw, data)
 
 
-# What every feed does
+# Tests of all feeds
 
 
 class TestJSON(FeedSuite):
@@ -666,7 +666,7 @@ class TestJSON(FeedSuite):
 
 
 class TestLines(TestJSON):
-    """Their ends are where answers end nowhere."""
+    """Its cursors are within responses."""
 
     kind, piece, messages = "text/plain", [b"a l", b"in", b"e\n"], "lines"
 
@@ -683,7 +683,7 @@ class TestBytes(TestJSON):
 
 
 async def test_dropped_messages_are_reported_and_the_remaining_messages_are_processed(running):
-    """Retention (§4): what comes after the gap has names of its own, so dedupe takes none of it for known."""
+    """Retention (§4): messages after the gap have other ids, so dedupe does not skip them."""
     stream = MemoryStream()
     stream.append(b"0", b"1", b"2")
     feed = DurableStreamFeed("https://shop.example/orders", client=stream.client(), max_wait=None)
@@ -742,11 +742,11 @@ async def test_prefetched_pages_are_processed_in_order_and_once():
     assert len(stream.requests) == 10
 
 
-# However a stream is cut
+# Responses of any size
 
 
 class Stream:
-    """A stream of pieces, of which each answer has some."""
+    """A stream of pieces. Each response has some of them."""
 
     def __init__(self, kind, pieces, *, closed):
         self.kind, self.pieces, self.closed = kind, pieces, closed
@@ -760,7 +760,7 @@ class Stream:
 
 
 def read_all(stream, sizes, stops, most):
-    """What a reader sees that stops behind some messages, and goes on there with answers of another size."""
+    """Read up to some message, then continue there with responses of another size."""
     seen, begin, sizes, stops = [], ReadStart(StreamPosition()), itertools.cycle(sizes), iter(stops)
     for _ in range(1000):
         body, said = stream.answer(begin.position.offset, next(sizes))

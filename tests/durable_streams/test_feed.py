@@ -1,4 +1,4 @@
-"""Durable Streams from a server that nobody here wrote, on real sockets. Waits for events, never for time."""
+"""Durable Streams from the reference server on real sockets. Waits for events, never for time."""
 
 import runpy
 import subprocess
@@ -37,8 +37,8 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "durable_streams.py"
 
 NEVER = 3600.0
 HOLD = int(NEVER * 1000)
-"""Seconds between polls by the timer: what comes before comes by long polling, or by a push. So many, here in
-milliseconds, the server holds an answer: what must not wait for it would wait longer than the guard."""
+"""Seconds between polls by the timer, and milliseconds for which the server holds a response: longer than the
+guard."""
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -60,21 +60,21 @@ def paged_server():
 
 @pytest.fixture(scope="module")
 def slow_reader_server():
-    """One appended piece in an answer."""
+    """One appended piece in a response."""
     with serving(longPollTimeout=HOLD, pageSize=1) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def impatient_server():
-    """Holds an answer for a moment only."""
+    """Holds a response only for a moment."""
     with serving(longPollTimeout=20) as server:
         yield server
 
 
 @pytest.fixture
 async def feed_of():
-    """Makes feeds, which are closed when the test is over."""
+    """Makes feeds, which are closed after the test."""
     feeds = []
 
     def make(stream, **settings):
@@ -134,7 +134,7 @@ class TestPagesOfTwo(FeedSuite):
 
 
 class TestAsItIsServed(TestPagesOfTwo):
-    """Everything on one page, however long: what comes later is named alike on whatever page it is."""
+    """Read everything on one page: ids must not depend on the page."""
 
     @pytest.fixture(autouse=True)
     def given(self, server):
@@ -166,7 +166,7 @@ async def test_a_consumer_catches_up_page_by_page_and_in_order(paged_server, fee
 
 
 async def test_each_message_is_processed_once_across_a_failure_in_the_middle_of_a_page(server, feed_of, tmp_path):
-    """What is read again begins at the same offset and is longer by then."""
+    """The same offset is read again, and has more messages by then."""
     stream, processed, fails = server.stream(*range(5)), [], [3]
 
     async def process(message):
@@ -232,7 +232,7 @@ async def test_a_long_poll_that_the_server_holds_too_long_ends_with_an_empty_pag
 
 
 async def test_early_empty_answers_to_long_polls_do_not_cause_a_busy_loop(impatient_server, feed_of, running):
-    """Three that come early, and the timer takes over until there is a poll of another cause."""
+    """Three early responses, then the timer takes over until another poll."""
     feed = feed_of(impatient_server.stream(0), max_wait=20.0)
     waits, answered = [], anyio.Event()
 
@@ -255,7 +255,7 @@ async def test_early_empty_answers_to_long_polls_do_not_cause_a_busy_loop(impati
 
 
 async def test_each_request_has_the_expected_query_cache_headers_and_timeout(impatient_server):
-    """The last `Stream-Cursor` is echoed, queries are in alphabetical order, and patience goes with the wait."""
+    """The last `Stream-Cursor` is sent back, query parameters are sorted, and the timeout grows with the wait."""
     asked, answered = [], []
 
     async def note_request(request):
@@ -395,7 +395,7 @@ async def test_a_stream_with_an_unexpected_content_type_is_refused(server, feed_
 
 
 async def test_a_stream_with_a_json_suffix_type_is_read_as_ndjson_and_refused_as_json(server, feed_of):
-    """What is JSON by its suffix is bytes to the server (§9)."""
+    """To the server, a type with a +json suffix is bytes (§9)."""
     stream = server.stream(b'{"a": 1}\n', b'{"a": 2}\n', content_type="application/geo+json")
     assert (await walk(feed_of(stream, messages="ndjson")))[0] == [("0", {"a": 1}), ("9", {"a": 2})]
     with pytest.raises(FeedRefused, match="is a stream of 'application/geo\\+json'; check its URL, or pass"):
@@ -492,7 +492,7 @@ async def test_a_temporary_fault_is_a_failed_poll_and_does_not_move_the_cursor(
     assert len((await fetch(feed_of(stream))).messages) == 2
 
 
-# Places
+# Positions
 
 
 async def test_a_fork_has_the_messages_of_its_source_with_the_same_ids_and_then_its_own(server, feed_of):
@@ -525,7 +525,7 @@ async def test_a_fork_stays_readable_without_its_source_and_gets_no_later_messag
 
 
 async def test_a_fork_of_a_fork_from_the_middle_of_an_append_continues_the_ids(server, feed_of):
-    """Where the source has no offset the fork has one, and the numbers go on (§4.2)."""
+    """Without an offset of the source, the fork has one, and the numbers continue (§4.2)."""
     stream = server.stream(0)
     offset = (await fetch(feed_of(stream))).cursor.partition("/")[0]
     stream.append(1, 2, 3)
@@ -551,7 +551,7 @@ async def test_a_new_consumer_with_start_latest_reads_only_later_messages(server
     start = consumer.processed[0].partition("+")[0]
     assert consumer.processed == [f"{start}+{number}" for number in range(3)]
     assert offset.endswith("/5")
-    assert [data for _, data in (await walk(feed, start))[0]] == ["a", "b", "c"]  # as a user may give it
+    assert [data for _, data in (await walk(feed, start))[0]] == ["a", "b", "c"]  # a cursor as a user may pass it
 
 
 async def test_a_consumer_long_polls_an_empty_stream(server, feed_of, running):
@@ -564,7 +564,7 @@ async def test_a_consumer_long_polls_an_empty_stream(server, feed_of, running):
 
 
 async def test_messages_of_a_recreated_stream_are_not_taken_for_duplicates(feed_of):
-    """The numbers begin at 0 again, and must not be those of what was processed."""
+    """The numbers start at 0 again, and must differ from those of processed messages."""
     with serving() as server:
         stream = server.stream("a", "b", "c")
         feed, store = feed_of(stream), MemoryStore()
@@ -643,7 +643,7 @@ async def test_each_nonempty_line_of_ndjson_is_a_message(server, feed_of):
 
 
 def pushed(feed):
-    """A listener to the stream's events, and what is set when it listens."""
+    """Listens to the stream's events, and sets an event when it listens."""
     listens = anyio.Event()
 
     def hint(event):
@@ -698,7 +698,7 @@ async def test_an_event_stream_that_the_server_ends_is_reopened(server, feed_of,
 
 
 async def test_control_events_that_keep_the_connection_open_are_not_pushes(impatient_server, feed_of, running):
-    """A control event every 20 ms, and not one of them is worth a poll."""
+    """A control event every 20 ms. None of these causes a poll."""
     feed = feed_of(impatient_server.stream(), max_wait=None)
     events, enough = [], anyio.Event()
 
@@ -733,7 +733,7 @@ async def test_the_close_of_a_stream_is_pushed_and_ends_the_consumer(server, fee
     assert consumer.processed == ["0"]
 
 
-# From a shell
+# Command line
 
 
 def run(*arguments):
@@ -743,7 +743,7 @@ def run(*arguments):
 
 
 def test_the_example_runs_from_a_shell_and_continues_from_its_state_file(server, tmp_path, capsys):
-    """A second and a third time in this process, which does without a start of Python."""
+    """Run again in this process, which needs no start of Python."""
     stream, state = server.stream({"n": 0}), str(tmp_path / "state.db")
     stream.append("é")
     stream.end()

@@ -1,4 +1,4 @@
-"""Pull-wake in virtual time, on a server in memory: no order of events loses a message."""
+"""Pull-wake in virtual time, with a server in memory: no order of events loses a message."""
 
 import functools
 import itertools
@@ -34,7 +34,7 @@ def listener_of(server, *, root=ROOT, fraction=0.5, **options):
 
 
 async def run(server, *listeners, seconds=60.0, then=None):
-    """Let listeners run for so many seconds, in the middle of which something may happen."""
+    """Let listeners run for some seconds. Something may happen in the middle."""
     channels = [LoggedChannel(server, f"wake {number}") for number, _ in enumerate(listeners)]
     with anyio.move_on_after(seconds):
         async with anyio.create_task_group() as tasks:
@@ -50,7 +50,7 @@ async def run(server, *listeners, seconds=60.0, then=None):
 
 
 def is_announced(log, name="wake 0"):
-    """Whether everything that was appended was followed by a poll."""
+    """True if a poll followed everything that was appended."""
     return "append" not in log or name in log[len(log) - log[::-1].index("append") :]
 
 
@@ -73,17 +73,16 @@ async def test_a_wake_is_claimed_forwarded_as_a_push_and_acknowledged():
     }
 
 
-# No order of events loses a message. A point is where something can happen: before and after each request, when an
-# event is on its way, when the consumer was woken.
+# No order of events loses a message. A point is a time between two steps: a request, an event, a wake.
 
 POINTS = 20
-"""Of the first connect and two wakes; what comes after that is like it."""
+"""The first connect and two wakes. Later steps repeat these."""
 
 CONNECTED = 8
-"""Points before anything is claimed."""
+"""Points before the first claim."""
 
 NEAR = 3
-"""Points between two things that happen, at most; further apart they do not meet."""
+"""Maximum number of points between two events. Further apart they do not interact."""
 
 
 def places(count, *, within=range(POINTS)):
@@ -95,11 +94,11 @@ def pairs():
 
 
 on_one_loop = pytest.mark.parametrize("anyio_backend", form(["asyncio"], ["asyncio", "trio"]), indirect=True)
-"""In the short form, what tries many places; the quick ones are on both."""
+"""In the short form, tests with many points run on one event loop only; quick tests run on both."""
 
 
 async def check(at, why, *, workers=1):
-    """Run on a server where this happens at its points, and see that all is announced."""
+    """Run with a server where this happens at these points, and check that all is announced."""
     server = Wakes()
     server.at = lambda number, name: at(server, number, name)
     await run(server, *(listener_of(server) for _ in range(workers)), then=server.append)
@@ -127,7 +126,7 @@ async def test_every_appended_message_wakes_both_of_two_workers():
 @on_one_loop
 @pytest.mark.parametrize("workers", form([2], [1, 2]))
 async def test_every_appended_message_causes_a_wake_when_a_request_or_response_is_lost(workers):
-    """What is lost may be a claim that the server then has: its lease runs out."""
+    """A lost request may have been a claim that the server granted: its lease expires."""
 
     def at(server, number, name, lost, appended):
         if number == appended:
@@ -154,7 +153,7 @@ async def test_every_appended_message_causes_a_wake_when_streams_end_or_the_subs
         await check(functools.partial(at, ended=ended, appended=appended), (what, ended, appended))
 
 
-# What is asked, and what is answered
+# Requests and responses
 
 
 def refuse(status, code="ANY"):
@@ -197,7 +196,7 @@ async def test_the_log_names_the_event_stream_as_the_failed_request(caplog):
 
 @pytest.mark.parametrize("status", [409, 401, 404])
 async def test_a_claim_is_released_when_the_server_refuses_its_acknowledgement(status):
-    """As when a stream was deleted since; the server then looks itself."""
+    """For example if a stream was deleted meanwhile; the server then checks for new messages itself."""
     server = Wakes()
     server.answers["ack"] = [refuse(status), *[None] * 9]
     channel = await run(server, listener_of(server), then=server.append)
@@ -213,7 +212,7 @@ async def test_a_claim_is_released_when_the_server_refuses_its_acknowledgement(s
 
 @pytest.mark.parametrize("answer", [httpx.Response(503), httpx.Response(429), LOST])
 async def test_a_failed_acknowledgement_is_repeated_on_the_next_connect(answer):
-    """So the server need not wait for the end of the lease. The consumer was woken for it already."""
+    """The server need not wait for the end of the lease. The consumer was woken already."""
     server = Wakes()
     server.answers["ack"] = [answer, *[None] * 9]
     channel = await run(server, listener_of(server, lease=600.0), seconds=200.0, then=server.append)
@@ -247,7 +246,7 @@ OURS = "an id that is replaced"
     ],
 )
 async def test_own_and_unreadable_events_are_wakes_and_other_events_are_not(event, pushes):
-    """What cannot be read may be one, and costs a claim."""
+    """An unreadable event may be a wake, and costs a claim."""
     server = Wakes()
     listener = listener_of(server)
     text = event if isinstance(event, str) else json.dumps([event])
@@ -319,7 +318,7 @@ async def test_an_existing_wake_stream_is_read_when_its_creation_is_forbidden():
 
 
 async def test_the_channel_is_up_only_when_subscription_and_wake_stream_are_up(caplog):
-    """The stream is not followed before the subscription is in force."""
+    """The stream is not followed before the subscription is active."""
     server = Wakes()
     listener = listener_of(server)
     server.answers[listener._subscription.id] = [httpx.Response(500), *[None] * 9]
@@ -358,7 +357,7 @@ async def test_a_subscription_refused_as_invalid_is_a_listener_error():
 
 
 async def test_a_lost_subscription_is_created_again_when_a_claim_does_not_find_it():
-    """The claim after the reconnect is the first to notice; the next confirmation is eleven days away."""
+    """The claim after the reconnect notices it first. The next confirmation is eleven days away."""
     server = Wakes()
     listener = listener_of(server, max_age=None)
 
@@ -378,7 +377,7 @@ async def test_a_lost_subscription_is_created_again_when_a_claim_does_not_find_i
 
 
 async def test_a_lost_subscription_is_reported_once_while_the_server_refuses_another():
-    """Else each wake would ask for it again at once, without the delays of the subscription's manager."""
+    """Otherwise each wake would request it again at once, without the manager's delays."""
     server = Wakes()
     listener = listener_of(server)
     reported, report = [], listener._manager.control
@@ -468,7 +467,7 @@ def test_each_worker_has_a_name_of_its_own():
 
 
 async def test_a_second_consumer_of_the_same_listener_is_refused_and_the_first_is_still_woken():
-    """Also after its connection was renewed at its age."""
+    """Also after its connection was renewed at its maximum age."""
     server = Wakes()
     listener = listener_of(server, max_age=16.0)
 
@@ -484,7 +483,7 @@ async def test_a_second_consumer_of_the_same_listener_is_refused_and_the_first_i
 
 
 class Each(httpx.AsyncBaseTransport):
-    """The server of one event loop after the other."""
+    """The server is used in one event loop after the other."""
 
     async def handle_async_request(self, request):
         return await self.server.handle_async_request(request)
@@ -492,7 +491,7 @@ class Each(httpx.AsyncBaseTransport):
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_listener_works_again_in_an_event_loop_with_an_earlier_clock(backend):
-    """As trio's may, by days: each begins at random."""
+    """Clocks of trio may differ by days: each starts at random."""
     listener = listener_of(each := Each())
 
     async def live(earlier):
@@ -508,7 +507,7 @@ def test_a_listener_works_again_in_an_event_loop_with_an_earlier_clock(backend):
 
 @pytest.mark.parametrize("token", ["t", "no\nheader"])
 async def test_a_claim_that_cannot_be_acknowledged_does_not_keep_the_channel_down(token):
-    """It must not keep the channel down for good."""
+    """It must not keep the channel down permanently."""
 
     class Fails(Wakes):
         def _ack(self, request):

@@ -1,6 +1,6 @@
-"""Durable Streams' own pushes, from a server that nobody here wrote, on real sockets. Waits for events alone.
+"""Pushes from the reference server of Durable Streams, on real sockets. Waits only for events.
 
-What is processed was pushed: the timer polls once an hour, and the feed does not wait in its requests.
+Everything processed was pushed: the timer polls once an hour, and the feed does not use long polling.
 """
 
 import contextlib
@@ -43,12 +43,12 @@ def server():
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    """Subscriptions may be confirmed as often as a test wants."""
+    """Allows a confirm interval as short as a test needs."""
     monkeypatch.setattr("push_to_poll_client.listeners.subscriptions._state.MIN_RENEWAL_INTERVAL", 0.0)
 
 
 class Noted:
-    """A listener of which a test knows when it is up."""
+    """A listener that lets a test wait until it is up."""
 
     def __init__(self, listener):
         self._listener = listener
@@ -75,7 +75,7 @@ class Noted:
 
 @contextlib.asynccontextmanager
 async def consuming(stream, listener):
-    """A consumer that runs until the end of the block, whose channel is up when it begins."""
+    """A consumer that runs until the end of the block. Its channel is up at the start."""
     feed = DurableStreamFeed(stream.url, max_wait=None)
     noted = Noted(listener)
     consumer = Log(feed, fallback_interval=NEVER, patience=GUARD, listeners=[noted])
@@ -90,7 +90,7 @@ async def consuming(stream, listener):
 
 @contextlib.contextmanager
 def served_hooks():
-    """The address of a webhook, and who takes what arrives there: to be appended."""
+    """The URL of a webhook, and a list to which its receivers are appended."""
     hooks = []
 
     async def app(scope, receive, send):
@@ -104,7 +104,7 @@ def listener_for(url, server, stream, **options):
     options = {"streams": [stream.name], **options}
     subscription = DurableStreamsWebhook(server.root, callback=f"{url}/hook", **options)
     listener = WebhookListener(subscription=subscription, unsubscribe_on_exit=True)
-    listener._manager._fraction = lambda: 0.0  # the least of what is random
+    listener._manager._fraction = lambda: 0.0  # the smallest random delay
     return listener
 
 
@@ -124,7 +124,7 @@ def pull_wake_of(server, stream, **options):
 
 @pytest.fixture(params=["webhook", "pull-wake"])
 def pushed_by(request):
-    """Makes a listener, within a block."""
+    """Make a listener, for the duration of a block."""
     if request.param == "webhook":
         return webhook_of
     return lambda server, stream, **options: contextlib.nullcontext(pull_wake_of(server, stream, **options))
@@ -143,11 +143,11 @@ async def test_each_appended_message_is_pushed_and_processed(server, pushed_by):
         async with consuming(stream, listener) as consumer:
             await append_one_by_one(consumer, stream, 8)
             (channel,) = consumer.status().listeners
-            assert 7 <= channel.pushes <= 8  # the poll of the connect may have found the first
+            assert 7 <= channel.pushes <= 8  # the first poll may have found message 1
 
 
 async def test_messages_that_are_appended_during_pushes_are_all_processed(server, pushed_by):
-    """A server that was told "done" of one of them tells of the next."""
+    """A server that gets "done" for one wake sends the next."""
     stream = server.stream()
     with pushed_by(server, stream) as listener:
         async with consuming(stream, listener) as consumer, anyio.create_task_group() as writers:
@@ -177,7 +177,7 @@ async def test_a_push_names_the_stream(server):
 
 
 async def test_messages_are_processed_after_a_killed_server_forgot_the_subscription(pushed_by, tmp_path):
-    """It signs by another key too. What was appended before it is asked is found by the poll that follows."""
+    """It also has a new key. The poll after the confirmation finds older messages."""
     with serving(webhooks=True, dataDir=str(tmp_path)) as server:
         stream = server.stream(0)
         with pushed_by(server, stream, confirm_every=0.3) as listener:
@@ -205,7 +205,7 @@ async def test_messages_appended_to_a_suspended_server_are_processed_after_it_re
 
 
 async def test_a_webhook_without_an_answer_is_sent_again_after_the_lease(server):
-    """A proxy swallowed it, or this process was suspended."""
+    """A proxy lost it, or this process was suspended."""
     stream = server.stream(0)
     with served_hooks() as (url, hooks), TCPProxy(httpx.URL(url).port) as proxy:
         hooks.append(listener_for(f"http://127.0.0.1:{proxy.port}", server, stream, lease=1.0))
@@ -285,7 +285,7 @@ async def test_a_consumer_is_woken_again_after_the_claim_of_a_dead_worker_expire
         await append_one_by_one(consumer, stream, 1)
         dead._bucket = TokenBucket(RATE, BURST)
         with anyio.fail_after(GUARD):
-            while dead._claim is None:  # until it is the first
+            while dead._claim is None:  # until it has the claim
                 await run_sync(stream.append, 7)
                 await dead._take()
         done = len(consumer.processed)

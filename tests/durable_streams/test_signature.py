@@ -1,4 +1,4 @@
-"""Who signed a webhook of Durable Streams, and how often his keys are asked for."""
+"""Signatures of Durable Streams webhooks, and the requests for the server's keys."""
 
 import base64
 import logging
@@ -25,7 +25,7 @@ def base64url(data):
 
 
 class Key:
-    """A private key, and how it is published."""
+    """A private key, and its published form."""
 
     def __init__(self, kid, changed=()):
         self._private = Ed25519PrivateKey.from_private_bytes(kid.encode().ljust(32)[:32])
@@ -46,7 +46,7 @@ def said(header, body=BODY, received_at=NOW):
 
 
 class Keys:
-    """A server's keys, and a clock that a test sets. An answer may be an error, a response, or take its time."""
+    """A server's keys, with a clock that a test sets. A response may be an error, or take some time."""
 
     def __init__(self, *keys, cache="public, max-age=300"):
         self.keys = keys
@@ -72,7 +72,7 @@ class Keys:
         return verifier
 
 
-# What is authentic
+# Authentic requests
 
 
 async def test_a_signed_request_is_verified_and_identified_by_its_signature():
@@ -140,7 +140,7 @@ async def test_a_malformed_signature_header_is_refused_without_a_request_for_key
     assert not keys.requests
 
 
-# Which keys
+# Valid keys
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ async def test_a_malformed_signature_header_is_refused_without_a_request_for_key
         {"use": "enc"},
         {"alg": "ES256"},
         {"x": "AAAA"},
-        {"x": "A" * 43},  # a key of small order, by which anything is signed
+        {"x": "A" * 43},  # a key of small order, which accepts any signature
         {"x": "+" * 43},
         {"x": 7},
         {"kid": "ds_1" + "x" * 300},
@@ -180,7 +180,7 @@ async def test_keys_beyond_max_keys_are_ignored():
     assert len(verify._keys) == MAX_KEYS
 
 
-# How often they are asked for
+# Frequency of requests
 
 
 async def test_keys_are_requested_once_and_again_after_max_age():
@@ -299,7 +299,7 @@ async def test_refresh_requests_the_keys_early_and_does_not_count_against_the_li
     assert len(keys.requests) == 1
     assert await verify(key.request())
     keys.keys = (new := Key("ds_2"),)
-    assert await verify(new.request())  # what was asked for by ourselves does not count
+    assert await verify(new.request())  # our own request does not count
     assert len(keys.requests) == 2
     keys.failing = httpx.Response(404)
     with pytest.raises(httpx.HTTPStatusError):
@@ -315,7 +315,7 @@ def test_one_verifier_works_in_one_event_loop_after_another(anyio_backend_name):
     assert len(keys.requests) == 2
 
 
-# What is told
+# Log lines
 
 
 async def test_credentials_are_sent_to_the_key_server_and_not_shown(caplog):

@@ -1,4 +1,4 @@
-"""What a Durable Streams server is asked for so that it sends webhooks, and what these say."""
+"""The subscription request to a Durable Streams server, and the content of its webhooks."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ CALLBACK = f"https://me.example/hook?key={CANARY}"
 
 
 class Server:
-    """Writes down what it is asked, and answers in turn; the last answer for ever."""
+    """Records requests, and sends the responses in turn; the last one repeats."""
 
     def __init__(self, *answers):
         self._answers = list(answers) or [httpx.Response(201, json={})]
@@ -82,7 +82,7 @@ async def test_create_succeeds_although_the_key_request_fails(caplog):
 
 
 async def test_renew_recreates_a_lost_subscription_and_requests_the_keys_again(caplog):
-    """Which then may have other keys."""
+    """It may have other keys then."""
     caplog.set_level(logging.INFO)
     subscription = subscription_of(
         server := Server(httpx.Response(200, json={}), httpx.Response(201, json={})), confirm_every=5.0
@@ -155,7 +155,7 @@ async def test_a_subscription_that_the_server_rejects_is_a_listener_error(code, 
 
 @pytest.mark.parametrize("code", ["WEBHOOK_URL_REJECTED", "INVALID_REQUEST"])
 async def test_a_later_rejection_of_an_accepted_subscription_is_subscription_refused(code):
-    """A server that came back without its settings does not end a consumer that polls."""
+    """A server restarted without its settings does not end a consumer that polls."""
     subscription = subscription_of(Server(httpx.Response(201, content=b"{}"), refusal(code)))
     await subscription.create(subscription.plan())
     for ask in (subscription.create, subscription.renew):
@@ -172,7 +172,7 @@ async def test_a_400_without_a_known_code_is_an_http_status_error(answer):
         await subscription.create(subscription.plan())
 
 
-# What a subscription is called
+# Names of subscriptions
 
 
 def test_the_id_depends_only_on_the_settings_sent_to_the_server():
@@ -184,7 +184,7 @@ def test_the_id_depends_only_on_the_settings_sent_to_the_server():
 
 
 def test_the_name_does_not_change_with_the_requested_settings():
-    """The old one is found under it, which is to be taken back."""
+    """The old registration, which is to be deleted, is found under this name."""
     name = f"{ROOT}/__ds/subscriptions/push-to-poll"
     assert subscription_of().name == subscription_of(lease=20.0, root=f"{ROOT}/").name == name
     ours = subscription_of(id="my orders/1")
@@ -198,7 +198,7 @@ async def test_an_id_is_percent_encoded_as_one_path_segment():
     assert server.requests[0].url.raw_path.startswith(b"/v1/stream/__ds/subscriptions/my%20orders%2F1-")
 
 
-# What a webhook says
+# Content of a webhook
 
 
 def webhook(*streams, id="s-1", **more):

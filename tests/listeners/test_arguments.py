@@ -31,12 +31,12 @@ DEFAULTS = {
     "classify": {None},
     "ssl_context": {None},
     "max_age": {600.0},
-    "max_silence": {None, 90.0, 60.0},  # as long as servers of a kind are silent
+    "max_silence": {None, 90.0, 60.0},  # depends on how long servers of this kind are silent
     "open_timeout": {10.0},
-    "max_body": {65_536, 1024 * 1024},  # an event, a whole response
+    "max_body": {65_536, 1024 * 1024},  # one event, or a whole response
     "client": {None},
 }
-"""The arguments that several have, in their order, and their defaults."""
+"""The arguments that several listeners share, in order, with their defaults."""
 
 GONE = {"token", "tls", "max_size"}
 

@@ -1,4 +1,4 @@
-"""When to connect again: the pure policy that all listeners share."""
+"""Reconnect delays: the pure policy that all listeners share."""
 
 import random
 from collections import Counter
@@ -30,7 +30,7 @@ def delays(count, fraction, action=ReconnectAction.RETRY):
 
 
 def connections_at(lives, fractions, *, until):
-    """When a client connects to a server that accepts and closes each connection after it lived for `lives`."""
+    """Connect times of a client whose connections the server closes after `lives` seconds."""
     reconnect, now, connects = ReconnectBackoff(), START, []
     for fraction in fractions:
         if now > START + until:
@@ -73,7 +73,7 @@ def test_reconnects_average_at_most_one_in_thirty_seconds_for_any_connection_lif
     st.lists(st.tuples(st.floats(0, 60), st.booleans(), st.booleans(), fractions), min_size=100, max_size=100),
 )
 def test_connections_in_any_time_window_are_bounded_however_they_end(ends):
-    """Each lives for some seconds, brings a push or none, and ends in an orderly way or not."""
+    """Connections that last some seconds, bring a push or none, and end in an orderly way or not."""
     reconnect, now, connects = ReconnectBackoff(), START, []
     for lives, pushes, orderly, fraction in ends:
         connects.append(now)
@@ -92,7 +92,7 @@ def test_connections_in_any_time_window_are_bounded_however_they_end(ends):
 
 
 def test_clients_whose_connections_one_push_ends_do_not_come_back_together():
-    """Of 200 clients of a server that ends all connections 3 times a second, few connect at the same time."""
+    """If a server ends the connections of 200 clients three times a second, few reconnect at the same time."""
     draw = random.Random(5)  # noqa: S311 - not for cryptography
     clients, connects = [(ReconnectBackoff(), START) for _ in range(200)], Counter()
     for push in range(180):
@@ -132,7 +132,7 @@ def test_a_failed_attempt_does_not_count_the_time_since_an_older_connection():
     reconnect.connected(0.0)
     reconnect.ended(1.0)
     reconnect.delay(ReconnectAction.RETRY, fraction=0.0)
-    reconnect.ended(500.0)  # an attempt that never connected
+    reconnect.ended(500.0)  # an attempt that did not connect
     assert reconnect.delay(ReconnectAction.RETRY, fraction=0.0) == 1
 
 

@@ -1,4 +1,4 @@
-"""A listener made of one function: however its connection ends, it connects again."""
+"""A listener made from one function: it reconnects however its connection ends."""
 
 import logging
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Lives:
-    """A connection that lives once as each of the given functions says, and from then on for ever."""
+    """A connection that runs the given functions once each, and then stays up."""
 
     def __init__(self, *lives):
         self.lives = list(lives)

@@ -1,4 +1,4 @@
-"""What a server says back of a listener's secret is masked in log, status and errors (G12)."""
+"""Secrets of a listener that a server repeats are masked in log, status and errors (G12)."""
 
 import contextlib
 import logging
@@ -33,7 +33,7 @@ PIECES = ("c4n4ry", "s3cr3t")
 
 @pytest.fixture
 def anyio_backend():
-    """On asyncio, since the libraries of databases know no other."""
+    """Only asyncio, since the database libraries do not support trio."""
     return virtual_time("asyncio")
 
 
@@ -42,7 +42,7 @@ async def token():
 
 
 async def everything_shown(listener, error, caplog):
-    """Let each connection fail with an error, and return all that is shown of it."""
+    """Let each connection fail with an error, and return everything shown about it."""
 
     @contextlib.asynccontextmanager
     async def connect():
@@ -107,7 +107,7 @@ def test_an_error_of_an_unknown_type_is_shown_by_its_type_alone_and_is_not_a_cau
 
 
 class Server(httpx.AsyncBaseTransport):
-    """Answers each request with the same response, or with the same error."""
+    """Sends the same response to each request, or raises the same error."""
 
     def __init__(self, answer):
         self._answer = answer

@@ -1,4 +1,4 @@
-"""Questions whether pushes are wanted: what is echoed, what is granted, and what is no question."""
+"""Handshakes: challenges that are echoed, permissions that are granted, and requests that are not handshakes."""
 
 import logging
 
@@ -36,7 +36,7 @@ async def test_dropbox_gets_its_challenge_back():
 async def test_graph_gets_its_decoded_token_back_without_waiting_for_the_body():
     token = "Validation%3A+Testing+client+application+reachability+for+subscription+Request-Id%3A+1"
     scope = scope_of("POST", query=f"validationToken={token}".encode(), headers={"Content-Type": "text/plain"})
-    answer = await asked(hooks_with(graph_validation()), scope, 3600)  # whose body is not waited for
+    answer = await asked(hooks_with(graph_validation()), scope, 3600)  # without waiting for the body
     assert answer.body == b"Validation: Testing client application reachability for subscription Request-Id: 1"
     assert (answer.status, answer.headers["content-type"]) == (200, TEXT)
 
@@ -70,7 +70,7 @@ async def test_a_handshake_ignores_a_request_with_the_wrong_method():
 
 
 async def test_an_echoed_challenge_is_sent_as_plain_text_with_nosniff():
-    """Whatever is echoed, a browser shows it as text."""
+    """A browser shows any echoed challenge as plain text."""
     answer = await asked(hooks_with(dropbox_challenge()), scope_of("GET", query=b"challenge=<script>x</script>"))
     assert (answer.headers["content-type"], answer.headers["x-content-type-options"]) == (TEXT, "nosniff")
 
@@ -134,7 +134,7 @@ async def test_a_rate_that_is_not_a_positive_whole_number_is_refused(rate, error
         cloudevents_origins({"events.example"}, rate=rate)
 
 
-# A function of one's own
+# Custom functions
 
 
 async def test_a_custom_async_handshake_can_answer_by_a_request_header():
@@ -195,7 +195,7 @@ async def test_a_handshake_that_fails_or_hangs_does_not_stop_the_next_one(caplog
     assert "a handshake failed with KeyError" in caplog.text
 
 
-# Its rate
+# Rate limit
 
 
 DROPBOX = scope_of("GET", query=b"challenge=x")
@@ -205,7 +205,7 @@ OPTIONS = options("events.example")
 
 @pytest.mark.parametrize("flood", [DROPBOX, GRAPH, OPTIONS, scope_of("GET"), scope_of("POST")])
 async def test_no_flood_of_a_stranger_uses_up_the_answers_to_handshakes_or_the_rate_of_pushes(flood):
-    """Each answer costs as little as a refusal."""
+    """Each response costs no more than a rejection."""
     handshakes = (dropbox_challenge(), graph_validation(), cloudevents_origins(["events.example"]))
     hooks = hooks_with(*handshakes, rate=0.001, burst=1)
     for _ in range(100):

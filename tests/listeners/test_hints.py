@@ -1,4 +1,4 @@
-"""Hints by declaration: what a push says is read, and whatever else it is, it is a push."""
+"""Declared hints: the content of a push is read, and malformed content still counts as a push."""
 
 import json
 from types import SimpleNamespace

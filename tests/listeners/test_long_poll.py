@@ -1,4 +1,4 @@
-"""Long polls as a channel, in virtual time, on a server by script."""
+"""Long polls as a channel, in virtual time, with a scripted server."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ def scripted(*steps, url=URL, fraction=0.0, max_age=None, client=None, wait=9000
 
 
 async def run(listener, script, seconds):
-    """Let it listen for so many seconds of virtual time."""
+    """Let the listener run for some seconds of virtual time."""
     channel = TimedChannel()
     with anyio.move_on_after(seconds):
         await listener.listen(channel)
@@ -44,7 +44,7 @@ async def run(listener, script, seconds):
 
 
 def asked(script):
-    """What each request said beside the key."""
+    """The parameters of each request, without the key."""
     return [{**dict(request.url.params), "key": None} for request in script.requests]
 
 
@@ -52,7 +52,7 @@ def since(*values):
     return [{"key": None, **({} if value is None else {"since": value})} for value in values]
 
 
-# When it is up, and what wakes
+# Up, and wakes
 
 
 async def test_the_channel_is_up_once_a_request_is_held_for_a_second():
@@ -87,7 +87,7 @@ async def test_every_success_except_204_and_empty_json_is_news(news):
 async def test_news_in_each_answer_wakes_ten_times_at_once_and_then_once_a_second():
     listener, script = scripted(b"x")
     channel = await run(listener, script, 9.5)
-    assert script.asked_at == [0] * 11 + list(range(1, 10))  # the first is no answer to anything
+    assert script.asked_at == [0] * 11 + list(range(1, 10))  # the first one does not follow a response
     assert len(channel.pushes) == len(script.asked_at)
     assert "down" not in [event for _, event in channel.events]
 
@@ -116,7 +116,7 @@ async def test_an_answer_does_not_wake_if_the_hint_function_returns_none():
     assert (await run(listener, script, 30)).events == [(1, "up"), (18, Push())]
 
 
-# What is asked
+# Parameters
 
 
 async def test_a_couchdb_request_sends_the_last_sequence():
@@ -187,7 +187,7 @@ async def test_a_dropbox_request_sends_the_newest_cursor_and_no_credentials():
         100,
         109.1,
         189.1,
-    ]  # the cursor was asked for again after news, until it had moved
+    ]  # after news, `ask` was called again until the cursor changed
     assert channel.events == [(1, "up"), (109, Push()), (129.1, "down"), (190.1, "up")]
 
 
@@ -232,7 +232,7 @@ async def test_an_ask_function_that_fails_or_hangs_is_a_failure_and_is_called_ag
     assert len(channel.errors) >= 2
 
 
-# How long it waits for an answer
+# Timeouts
 
 
 async def test_the_channel_goes_down_after_two_unanswered_requests_in_a_row():
@@ -298,7 +298,7 @@ async def test_retry_after_is_obeyed_beyond_the_max_age_of_a_connection():
     assert script.asked_at[:2] == [0, 509]
 
 
-# When it fails
+# Failures
 
 
 async def test_a_refused_position_causes_a_wake_and_is_forgotten():
@@ -389,7 +389,7 @@ async def test_a_second_run_does_not_wait_for_the_retry_after_of_the_first():
     assert len(script.requests) == 2
 
 
-# What is declared
+# Declarations
 
 
 def answer(body=b"", status=200, **headers):
@@ -437,7 +437,7 @@ def test_a_next_function_may_return_none():
 
 
 async def test_a_listener_cannot_be_used_by_two_consumers_at_once():
-    """What one is told moves the position of both, and the other would not be told of it."""
+    """Each consumer would move the position of the other."""
     listener, script = scripted(NEVER)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listener.listen, TimedChannel())

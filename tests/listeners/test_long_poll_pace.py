@@ -1,4 +1,4 @@
-"""When the next long poll is sent: no server, and no lie, makes a busy loop of it."""
+"""Times between long polls: no server can cause a busy loop."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from push_to_poll_client.listeners._backoff import LongPollPace
 
 
 def pauses(*answers, wait=60.0, fraction=0.0):
-    """Those after each of some answers: a pair of seconds held and news."""
+    """Pauses after some responses: pairs of seconds held and news."""
     pace, now, found = LongPollPace(wait), 0.0, []
     for held, news in answers:
         now += held

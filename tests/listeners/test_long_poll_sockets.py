@@ -1,4 +1,4 @@
-"""Long polls on real sockets, by the library's own client."""
+"""Long polls on real sockets, with the library's own client."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Servers that end connections in an orderly way after each push, or after some seconds: no failure, no busy loop.
+"""Servers that end connections in an orderly way after a push or some seconds: no failure, and no busy loop.
 
 JMAP's event source with `closeafter=state` (RFC 8620 §7.3) and functions with a time limit work like that.
 """
@@ -35,7 +35,7 @@ BYE = ConnectionClosedOK(Close(1000, ""), Close(1000, ""), rcvd_then_sent=True)
 
 
 class ClosesAfterEach(httpx.AsyncBaseTransport):
-    """Ends a stream after one event, or after `longest` seconds without one. Who is not connected misses it."""
+    """Ends a stream after one event, or after `longest` seconds. A client that is not connected misses events."""
 
     def __init__(self, *, longest=math.inf):
         self._longest = longest
@@ -64,7 +64,7 @@ class OneEvent(httpx.AsyncByteStream):
 
 
 async def delays_of(server, *, mean, count, seed=7):
-    """Seconds from each publication until the consumer is woken, by its push or by the next connect."""
+    """Seconds from each publication until the consumer is woken, by its push or the next connect."""
     listener = SSEListener(URL, client=httpx.AsyncClient(transport=server), max_silence=None)
     draw = random.Random(seed)  # noqa: S311 - not for cryptography
     listener._fraction = draw.random
@@ -154,7 +154,7 @@ async def test_streams_that_end_after_an_event_end_the_streak_of_failures_togeth
 
 @pytest.mark.parametrize("failing", [[END], RESET, 503])
 async def test_a_server_behind_one_address_that_fails_gets_no_more_connections_than_alone(failing, caplog):
-    """Such as one of two behind a load balancer. Else both would get two connections a second."""
+    """For example one of two behind a load balancer. Otherwise both would get two connections a second."""
     caplog.set_level(logging.INFO, "push_to_poll_client.listeners")
     listener, script = scripted(*[[EVENT, END], failing] * 4000)
     await run(listener, script, 3600)

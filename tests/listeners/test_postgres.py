@@ -1,4 +1,4 @@
-"""PostgreSQL as a channel: on connections by script in virtual time, and on a server that is killed and paused."""
+"""PostgreSQL as a channel: scripted connections in virtual time, and a server that is killed and paused."""
 
 import contextlib
 import gc
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.anyio
 CANARY = "c4n4ry"
 
 
-# A connection by script, in virtual time
+# Scripted connections, in virtual time
 
 
 @pytest.fixture
 def anyio_backend(request):
-    """On asyncio, since psycopg knows no other. Tests with the server are in real time."""
+    """Only asyncio, since psycopg does not support trio. Tests with the server use real time."""
     return (
         "asyncio"
         if "server" in request.fixturenames or "real_time" in request.fixturenames
@@ -44,7 +44,7 @@ def real_time():
 
 
 class Scripted:
-    """A connection: a number is waited for, a text notified, an error raised; then there is silence."""
+    """A scripted connection: a number is a delay, a text a notification, an error is raised; then silence."""
 
     def __init__(self, *happenings, answers=True):
         self._happenings = iter(happenings)
@@ -77,7 +77,7 @@ class Scripted:
 
 
 def to(*connections, channel="orders", max_age=None, **options):
-    """Connects to one after the other: an error is raised, `None` is one that is never there."""
+    """Opens scripted connections in turn: an error is raised, `None` never connects."""
     following = iter(connections)
 
     async def connect():
@@ -174,7 +174,7 @@ async def test_trio_is_refused_at_once():
         await to(Scripted()).listen(TimedChannel())
 
 
-# What a failure means
+# Classification of failures
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_an_error_without_an_sqlstate_has_an_action_and_hides_secrets(error, act
     assert CANARY not in f"{failure.sentence}{failure.cause}"
 
 
-# What is declared
+# Declarations
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_a_psycopg_that_finds_no_libpq_is_an_import_error_that_says_how_to_get_i
     )
 
 
-# On servers
+# Real servers
 
 
 @pytest.fixture
@@ -329,7 +329,7 @@ async def test_the_listener_reconnects_after_the_server_was_killed_or_stopped(se
 
 
 async def test_the_listener_detects_a_stalled_server_and_reconnects(server):
-    """On a busy machine such short limits give false alarms too, after each of which the channel is up again."""
+    """On a busy machine such short limits also cause false alarms, after which the channel comes up again."""
     async with listening(at(server, max_silence=0.1, open_timeout=0.5)) as channel:
         await channel.until(lambda events: "up" in events)
         with server.paused():

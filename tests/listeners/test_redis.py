@@ -1,4 +1,4 @@
-"""Redis or Valkey as a channel: on connections by script, and on a server that is killed and paused."""
+"""Redis or Valkey as a channel: scripted connections, and a server that is killed and paused."""
 
 import contextlib
 import gc
@@ -29,12 +29,12 @@ pytestmark = pytest.mark.anyio
 CANARY = "c4n4ry"
 
 
-# Connections by script, in virtual time
+# Scripted connections, in virtual time
 
 
 @pytest.fixture
 def anyio_backend(request):
-    """On asyncio, since redis-py knows no other. Tests with the server are in real time."""
+    """Only asyncio, since redis-py does not support trio. Tests with the server use real time."""
     real = {"server", "real_time"} & {*request.fixturenames}
     return "asyncio" if real else virtual_time("asyncio")
 
@@ -49,7 +49,7 @@ def said(data, kind="message", channel=b"orders"):
 
 
 class Scripted:
-    """A connection that is subscribed: a number is waited for, a message given, an error raised; then silence."""
+    """A scripted, subscribed connection: a number is a delay, an error is raised, a message is received."""
 
     def __init__(self, *happenings, pongs=True):
         self._happenings = iter(happenings)
@@ -77,7 +77,7 @@ class Scripted:
 
 
 def to(*connections, max_age=None, **options):
-    """Connects to one after the other: an error is raised."""
+    """Opens scripted connections in turn: an error is raised."""
     following = iter(connections)
 
     @contextlib.asynccontextmanager
@@ -157,7 +157,7 @@ async def test_trio_is_refused_at_once():
         await to().listen(TimedChannel())
 
 
-# What a failure means
+# Classification of failures
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_the_text_of_an_unknown_error_is_hidden():
     assert (failure.sentence, failure.cause) == ("failed with ValueError", None)
 
 
-# What is declared
+# Declarations
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_missing_redis_package_is_an_import_error_with_the_install_command(mon
         RedisListener("redis://h", "orders")
 
 
-# On a server
+# A real server
 
 
 @pytest.fixture
@@ -294,7 +294,7 @@ async def test_the_listener_reconnects_after_the_server_was_killed_or_stopped(se
 
 
 async def test_the_listener_reconnects_and_redis_py_does_not(server, caplog):
-    """redis-py would connect again by itself: at once, and without a wake."""
+    """redis-py alone would reconnect at once, and without a wake."""
     caplog.set_level(logging.INFO, "push_to_poll_client")
     async with listening(at(server)) as channel:
         await channel.saw("up")
@@ -307,7 +307,7 @@ async def test_the_listener_reconnects_and_redis_py_does_not(server, caplog):
 
 
 async def test_the_listener_detects_a_stalled_server_and_reconnects(server):
-    """On a busy machine such short limits give false alarms too, after each of which the channel is up again."""
+    """On a busy machine such short limits also cause false alarms, after which the channel comes up again."""
     async with listening(at(server, max_silence=0.1, open_timeout=0.5)) as channel:
         await channel.until(lambda events: "up" in events)
         with server.paused():
@@ -366,7 +366,7 @@ def authority():
 
 
 class SecureServer(Raw):
-    """Notes what the client says inside TLS, or that it refused the handshake."""
+    """Records the data that the client sends inside TLS, or its failed handshake."""
 
     def __init__(self, certificate):
         super().__init__(self._talk)
@@ -385,12 +385,12 @@ class SecureServer(Raw):
 
 
 def as_in_version_5(init):
-    """Return the constructor with the default of redis-py before version 6, which compared no names."""
+    """Return the constructor with the default of redis-py before version 6, which did not check names."""
     return lambda self, **settings: init(self, **{"ssl_check_hostname": False, **settings})
 
 
 async def heard(server, url):
-    """Return what a server was told before the connection failed."""
+    """Return the data that a server received before the connection failed."""
     async with listening(at(None, url=url)) as channel:
         await channel.saw("down")
     return server.heard, channel

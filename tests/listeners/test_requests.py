@@ -1,4 +1,4 @@
-"""One request of a channel: what goes where, and what bounds the answer."""
+"""One request of a channel: credentials, and limits of the response."""
 
 import http.cookiejar
 import ssl
@@ -33,7 +33,7 @@ async def refused(asking, kind, **options):
     return str(failed.value)
 
 
-# What is answered
+# Responses
 
 
 async def test_an_answer_has_status_headers_body_and_redacted_url():
@@ -86,7 +86,7 @@ async def test_an_unusable_answer_is_retried_slowly():
     assert (failure.action, failure.sentence) == (ReconnectAction.SLOW_RETRY, "it answered x")
 
 
-# What bounds it
+# Limits
 
 
 async def test_an_answer_above_max_body_is_unusable_and_reading_stops():
@@ -153,7 +153,7 @@ BAD_LOCATIONS = [b"location: /", b"http://a:port/", b"http://xn--zz/", b"/" + b"
 
 @pytest.mark.parametrize("location", BAD_LOCATIONS)
 async def test_a_redirect_to_something_that_is_not_a_url_is_unusable(location):
-    """The client of httpx reads the `Location` of a redirect also when it is told not to follow it."""
+    """The client of httpx parses the `Location` of a redirect even if it does not follow it."""
     asking, script = asker((307, {b"location": location}, [END]))
     text = await refused(asking, UnusableResponse)
     assert text.startswith(
@@ -164,7 +164,7 @@ async def test_a_redirect_to_something_that_is_not_a_url_is_unusable(location):
 
 @pytest.mark.parametrize("location", [b":https://[", b":https://[" + CANARY.encode() + b"]/"])
 async def test_a_redirect_that_httpx_cannot_join_is_unusable(location):
-    """It lets the ValueError of urllib or ipaddress through. A hook of the user's client may raise one, too."""
+    """It lets the ValueError of urllib or ipaddress through. A hook of the caller's client may raise one too."""
     asking, script = asker((307, {b"location": location}, [END]))
     text = await refused(asking, UnusableResponse)
     assert text == (
@@ -185,7 +185,7 @@ async def test_a_redirect_is_not_followed():
 
 
 async def test_an_untrusted_certificate_is_not_reported_as_a_bad_redirect():
-    """Its error is a ValueError, too, which a client of the user's may let through."""
+    """Its error is a ValueError too, which the caller's client may let through."""
     asking, _ = asker(ssl.SSLCertVerificationError(1, "certificate has expired"))
     await refused(asking, ssl.SSLCertVerificationError)
 
@@ -195,7 +195,7 @@ async def test_a_network_error_is_raised_unchanged():
     assert await refused(asking, httpx.ReadError) == "Connection reset by peer"
 
 
-# Who is told what (G12)
+# Credentials go only to the origin of the server (G12)
 
 
 async def test_credentials_are_sent_to_the_origin_of_the_url():
@@ -290,10 +290,10 @@ async def test_a_token_provider_that_hangs_fails_after_timeout():
     asking, script = asker(200, auth=token, timeout=5)
     assert "failed: TimeoutError" in await refused(asking, CredentialsFailed)
     assert script.requests == []
-    await asking.send_request(url=ELSEWHERE)  # to which it does not matter
+    await asking.send_request(url=ELSEWHERE)  # no effect at another origin
 
 
-# By what
+# Clients
 
 
 async def test_a_given_client_stays_open():
@@ -305,7 +305,7 @@ async def test_a_given_client_stays_open():
 
 @pytest.fixture
 def own(monkeypatch):
-    """Clients that are opened, each with a script that is told when it is closed."""
+    """Opened clients, each with a script that records when it is closed."""
     scripts = []
 
     def open_client(timeout, *, ssl_context):
@@ -334,7 +334,7 @@ async def test_requests_within_an_opened_block_share_one_client(own):
     assert len(own) == 2
 
 
-# What cannot be
+# Invalid arguments
 
 
 @pytest.mark.parametrize(

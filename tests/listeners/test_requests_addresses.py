@@ -1,4 +1,4 @@
-"""Requests to which a server led reach public addresses only, whatever a name resolves to. On real sockets."""
+"""URLs named by a server reach only public addresses, whatever a name resolves to. On real sockets."""
 
 import socket
 
@@ -32,7 +32,7 @@ def no_proxies(monkeypatch):
 
 @pytest.fixture
 def resolver(monkeypatch):
-    """Names resolve to the addresses of this list, one after the other; the last one stays."""
+    """Names resolve to the addresses in this list in turn; the last one repeats."""
     found = [HOST]
     real = socket.getaddrinfo
 
@@ -83,15 +83,15 @@ async def test_nothing_is_sent_to_a_name_that_leads_to_this_machine(server, reso
 
 
 async def test_a_name_that_resolves_to_another_address_later_reaches_nothing(server, resolver):
-    """DNS rebinding: what a look-up before the request says does not count."""
-    resolver[:] = [HOST, PUBLIC]  # the first one is what is connected to
+    """DNS rebinding: a look-up before the request does not count."""
+    resolver[:] = [HOST, PUBLIC]  # the first address is connected to
     await refused(ListenerClient("https://blog.example/"), f"http://{NAME}:{server.port}/")
     assert server.asked == []
 
 
 async def test_a_public_address_that_was_connected_to_is_not_looked_up_again(server, resolver, monkeypatch):
     monkeypatch.setattr(addresses, "is_public", lambda address: address == HOST)
-    resolver[:] = [HOST, "10.0.0.1"]  # a second look-up would refuse it
+    resolver[:] = [HOST, "10.0.0.1"]  # a second look-up would reject it
     asking = ListenerClient("https://blog.example/")
     response = await asking.send_request("POST", f"http://{NAME}:{server.port}/", content=b"x", public_only=True)
     assert response.status == 200
@@ -104,7 +104,7 @@ async def test_an_open_connection_of_the_clients_own_is_not_used_for_it(server, 
         await client.get(url)
         asking = ListenerClient("https://blog.example/", client=client)
         await refused(asking, url)
-        assert (await asking.send_request("GET", url)).status == 200  # the user's own requests go on
+        assert (await asking.send_request("GET", url)).status == 200  # the caller's own URLs still work
     assert len(server.asked) == 2
 
 
@@ -113,7 +113,7 @@ async def test_a_proxy_may_be_private_and_the_server_behind_it_may_not(server, r
     asking = ListenerClient("https://blog.example/")
     await refused(asking, f"http://{NAME}/")
     assert server.asked == []
-    for found in ([PUBLIC], [None]):  # what only the proxy can resolve is for the proxy to judge
+    for found in ([PUBLIC], [None]):  # a name that only the proxy can resolve is left to the proxy
         resolver[:] = found
         response = await asking.send_request("POST", f"http://{NAME}/", content=b"x", public_only=True)
         assert response.status == 200

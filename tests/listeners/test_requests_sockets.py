@@ -1,4 +1,4 @@
-"""One request of a channel on real sockets: by a client of another library, and what is closed."""
+"""One request of a channel on real sockets: with another library's client, and closing."""
 
 import threading
 
@@ -64,12 +64,12 @@ async def test_the_socket_of_a_request_that_ends_early_is_closed(library, monkey
 
 @pytest.mark.parametrize("module", [httpx, httpx2])
 async def test_a_request_cancelled_while_it_is_sent_leaves_no_unclosed_generator(module):
-    """A generator that is left in the middle is a warning on trio."""
+    """A generator that is not finished causes a warning on trio."""
     begun = threading.Event()
 
     def treat(accepted, number):
         accepted.recv(1)
-        begun.set()  # and nothing more is read, so that it never gets to the end
+        begun.set()  # nothing more is read, so this never ends
 
     with Raw(treat) as raw:
         async with module.AsyncClient(timeout=GUARD) as client, anyio.create_task_group() as tasks:

@@ -1,4 +1,4 @@
-"""The listener for server-sent events in virtual time, on a transport that does what a script says."""
+"""The listener for server-sent events in virtual time, with a scripted transport."""
 
 import logging
 import math
@@ -32,7 +32,7 @@ STREAM = {"Content-Type": "text/event-stream"}
 
 
 class Body(httpx.AsyncByteStream):
-    """Does one thing after the other: a number is waited for, an error raised, `END` ends, bytes are received."""
+    """Runs a script: a number is a delay, an error is raised, `END` ends, bytes are received."""
 
     def __init__(self, happenings, closed):
         self._happenings = happenings
@@ -51,12 +51,12 @@ class Body(httpx.AsyncByteStream):
         await anyio.sleep_forever()
 
     async def aclose(self):
-        await anyio.lowlevel.checkpoint()  # where a stop would reach it, were it let to
+        await anyio.lowlevel.checkpoint()  # a stop would be noticed here, if possible
         self._closed()
 
 
 class Script(httpx.AsyncBaseTransport):
-    """Answers as scripted, the last step for ever: an error, a status, a pair of it and headers, or a body."""
+    """Sends scripted responses: an error, a status, a status with headers, or a body. The last one repeats."""
 
     def __init__(self, *steps):
         self._steps = steps
@@ -96,7 +96,7 @@ def scripted(*steps, url=URL, fraction=0.0, max_silence=None, **options):
 
 
 async def run(listener, script, seconds, channel=None):
-    """Let it listen for so many seconds of virtual time."""
+    """Let the listener run for some seconds of virtual time."""
     channel = channel or TimedChannel()
     with anyio.move_on_after(seconds):
         await listener.listen(channel)
@@ -106,7 +106,7 @@ async def run(listener, script, seconds, channel=None):
     return channel
 
 
-# What reaches the channel
+# Pushes and wakes
 
 
 async def test_a_connect_is_reported_as_up_and_each_event_is_a_push():
@@ -120,7 +120,7 @@ async def test_a_stop_takes_effect_between_the_events_of_one_read():
     channel = TimedChannel()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listener.listen, channel)
-        while not channel.pushes:  # the other tasks' turns are what is looked at
+        while not channel.pushes:  # count the turns of other tasks
             await anyio.lowlevel.checkpoint()
         tasks.cancel_scope.cancel()
     assert len(channel.pushes) < 1_000
@@ -193,7 +193,7 @@ async def test_a_too_large_event_is_a_push_and_the_listener_reconnects_slowly(la
     assert "has more than 100 bytes" in str(channel.errors[0])
 
 
-# When it connects again
+# Reconnects
 
 
 async def test_a_server_that_answers_503_is_retried_with_a_growing_delay():
@@ -456,7 +456,7 @@ def caused_by(error, cause):
 
 
 def hiding(error, context):
-    """As `raise error from None` does while the other one is handled."""
+    """As with `raise error from None` while another error is handled."""
     error.__context__, error.__cause__ = context, None
     return error
 
@@ -551,7 +551,7 @@ async def test_a_classify_function_overrides_the_default_actions():
     assert round(script.connects[-1] - script.connects[0]) == 300
 
 
-# What is told
+# Log lines and errors
 
 
 async def test_failures_are_logged_as_info_with_the_delay_and_http_204_is_logged(caplog):

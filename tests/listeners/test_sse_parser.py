@@ -1,4 +1,4 @@
-"""What an event stream says: the rules of WHATWG HTML §9.2, whatever the pieces in which it comes."""
+"""Parsing an event stream by WHATWG HTML §9.2, however it is cut into chunks."""
 
 import contextlib
 import itertools
@@ -225,7 +225,7 @@ def test_a_retry_field_takes_effect_without_an_event():
     assert parsed(b"data: x\nretry: 9000\n").retry == 9.0
 
 
-# Bounds
+# Limits
 
 
 def test_a_line_may_have_at_most_max_body_bytes():
@@ -261,7 +261,7 @@ def test_an_endless_line_is_refused_at_max_body_and_uses_little_memory():
 
 
 class Watched(bytearray):
-    """Counts the bytes that are looked at; what is added at its end is no look."""
+    """Counts the bytes that are read. Appending is not counted."""
 
     looked_at = 0
 
@@ -281,7 +281,7 @@ class Watched(bytearray):
 
 @pytest.mark.parametrize("start", [b"data:", b"id:", b":", b"retry:"])
 def test_a_line_in_small_chunks_is_not_copied_or_searched_again_for_each_chunk(start):
-    """For a line of 1 MiB in 8,192 pieces either would be 4 GiB of work."""
+    """For a line of 1 MiB in 8,192 pieces, rescanning or copying would be 4 GiB of work."""
     parser = EventParser(max_body=None)
     line = parser._line = Watched()
     parser.feed(start)
@@ -292,12 +292,12 @@ def test_a_line_in_small_chunks_is_not_copied_or_searched_again_for_each_chunk(s
     tracemalloc.stop()
     assert parser._line is line
     assert (len(line), line.looked_at) == (len(start) + (1 << 20), 0)
-    assert peak < 3 << 19  # a copy would be beside it
+    assert peak < 3 << 19  # a copy would add to this
     parser.feed(b"\n\n")
     assert line == b""
 
 
-# Chunks make no difference, and two others read the same
+# Chunking makes no difference, and two other parsers agree
 
 tokens = st.sampled_from(
     [
@@ -338,7 +338,7 @@ def test_any_division_into_chunks_gives_the_same_events(stream, places):
 
 @given(streams)
 def test_each_event_is_dispatched_with_its_last_byte(stream):
-    """Byte by byte: what was read so far is what the whole of it gives, so nothing is held back."""
+    """Byte by byte, the events so far equal those of the whole input: nothing is held back."""
     parser, events = EventParser(max_body=None), []
     for end in range(len(stream)):
         events += parser.feed(stream[end : end + 1])
@@ -359,7 +359,7 @@ def too_large(chunks, most):
 
 
 def plainly(stream):
-    """The standard's text, read for a stream that is there as a whole."""
+    """The standard's text, applied to a complete stream."""
     lines = re.split("\r\n|\n|\r", stream.decode("utf-8", "replace").removeprefix("\ufeff"))[:-1]
     events, data, type_, id_ = [], "", "", ""
     for line in lines:
@@ -406,12 +406,12 @@ def test_httpx_sse_reads_the_same_events_from_blocks_with_data(blocks, end, plac
 @pytest.mark.parametrize(
     ("stream", "ours", "theirs"),
     [
-        # It makes an event of each keep-alive once an id was named: a needless poll each.
+        # It creates an event for each keep-alive after an id: an unneeded poll each.
         (b"id: 1\ndata: x\n\n: ka\n\n", [message("x", "1")], [message("x", "1"), message("", "1")]),
-        # It makes an event of a block without data.
+        # It creates an event for a block without data.
         (b"event: ping\n\n", [], [message("", event="ping")]),
         (b"retry: 5\n\n", [], [message("")]),
-        # It takes the BOM for a part of the first field's name, and loses the first event.
+        # It treats the BOM as part of the first field's name, and loses the first event.
         (BOM + b"data: 1\n\n", [message("1")], []),
     ],
 )

@@ -1,4 +1,4 @@
-"""The listener for server-sent events on real sockets, against servers that misbehave. Waits for events alone."""
+"""The listener for server-sent events on real sockets, with misbehaving servers. Waits only for events."""
 
 import contextlib
 import gzip
@@ -90,7 +90,7 @@ async def test_published_messages_arrive_as_pushes_with_hints_and_a_stop_closes_
 
 
 async def test_a_push_does_not_wait_for_the_next_one(server):
-    """Nothing buffers: no line waits for the next chunk, no chunk for more of them, and nothing for a timer."""
+    """Nothing is buffered: no line waits for the next chunk, and no chunk waits for more or for a timer."""
     async with listening(to(server.sse_url, max_silence=None, max_age=None)) as channel:
         await channel.saw("up")
         await until(server, lambda stats: stats.streams_open == 1)
@@ -103,7 +103,7 @@ async def test_the_listener_reconnects_to_a_restarted_server(server):
     asked, is_back = [], anyio.Event()
 
     async def token():
-        """Uvicorn may take a connection in its last moment, and neither answer nor close it."""
+        """Uvicorn may accept a connection as it shuts down, and neither respond nor close it."""
         asked.append(None)
         if len(asked) > 1:
             await is_back.wait()
@@ -191,7 +191,7 @@ async def test_a_connection_is_renewed_within_its_maximum_age(server):
         await until(server, lambda stats: stats.streams_open <= 1)
 
 
-# A server that is ill
+# Failing servers
 
 
 async def test_an_event_cut_off_in_the_middle_is_not_a_push():
@@ -426,7 +426,7 @@ async def test_an_untrusted_certificate_is_retried_slowly(tls_server, caplog):
     assert "reconnecting in 300.0 s" in caplog.text
 
 
-# Being stopped
+# Stopping
 
 
 @pytest.mark.parametrize("url", ["http", "https"])

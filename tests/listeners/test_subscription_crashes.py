@@ -1,8 +1,7 @@
-"""A crash at any step of creating, renewing, replacing and stopping leaves one subscription: not two, nor none.
+"""A crash at any step of creating, renewing, replacing and stopping leaves exactly one subscription.
 
-Exhaustive: a life is ended at its first step, at its second, and so on to its last, by a process that does nothing
-any more; the next life goes on with what was saved, and may be ended at each of its first steps too. The server
-writes down how many subscriptions were in force, and for how long.
+Exhaustive: a process is stopped at each of its steps. The next one continues with the saved state, and may be
+stopped too. The server records the subscriptions and their times.
 """
 
 import anyio
@@ -15,18 +14,18 @@ from tests.support.subscription_server import Channel, Crash, Server, Vendor
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day")]
 
 RESTART = 1.0
-"""Seconds from a crash to the next life."""
+"""Seconds from a crash to the next process."""
 
 MOST = RESTART + 4.0
-"""Seconds with two subscriptions, or with none: a restart, a backoff after one failure, and what answers take. Of
-crash after crash each adds a restart."""
+"""Seconds with two subscriptions or none: a restart, a backoff after one failure, and requests. Each crash adds a
+restart."""
 
 EARLY = 10
-"""Steps at which a second life is ended: after them it does what the first one did."""
+"""Steps at which a second process is stopped. Later steps repeat the first one's."""
 
 
 class Story:
-    """Lives after lives, with one server and one store."""
+    """Processes one after the other, with one server and one store."""
 
     def __init__(self, *, renews, happens=None, stops=False):
         self.server = Server(lifetime=100)
@@ -36,7 +35,7 @@ class Story:
         self.stops = stops
 
     async def live(self, seconds, *, crash_at=float("inf")):
-        """Live for so long, or to a step, and say how many there were."""
+        """Run for some seconds, or to a step, and return the number of steps."""
         crash = Crash(crash_at)
         vendor = Vendor(self.server, crash, renews=self.renews)
         channel = Channel(self.state, crash)

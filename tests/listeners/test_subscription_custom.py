@@ -1,4 +1,4 @@
-"""A subscription of three functions."""
+"""A subscription made of three functions."""
 
 import re
 import threading
@@ -25,7 +25,7 @@ def test_a_registration_shows_no_secret():
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request):
-    """In real time: plain functions run in threads, which virtual time takes for idleness."""
+    """In real time: plain functions run in threads, which virtual time does not wait for."""
     return request.param
 
 

@@ -1,4 +1,4 @@
-"""Who keeps a subscription alive, in virtual time, on a server that does what a script says."""
+"""Keeping a subscription alive, in virtual time, with a scripted server."""
 
 import contextlib
 import itertools
@@ -43,7 +43,7 @@ async def keeping(manager, channel):
 
 
 async def keep(vendor, seconds, channel=None, **options):
-    """Let it be kept for so many seconds of virtual time."""
+    """Let the manager run for some seconds of virtual time."""
     channel = channel or Channel()
     with anyio.move_on_after(seconds):
         await manager_of(vendor, **options).run(channel)
@@ -60,7 +60,7 @@ def asked(server, what):
     return [at for at, which in server.asked if which == what]
 
 
-# The life of one
+# Life cycle
 
 
 async def test_a_subscription_is_created_and_renewed_at_half_of_its_lifetime(caplog):
@@ -378,7 +378,7 @@ async def test_a_state_too_long_to_save_raises_a_listener_error():
         await manager_of(Vendor(Server())).run(channel)
 
 
-# What is left behind
+# Stopping replaced registrations
 
 
 async def test_a_failed_stop_is_retried():
@@ -403,7 +403,7 @@ async def test_a_failed_stop_is_retried_only_until_the_subscription_expires():
     server = Server(lifetime=1000, latency=0)
     server.script["stop"].extend(status(403) for _ in range(9))
     await keep(Vendor(server, renews=False), 1250)
-    assert asked(server, "stop") == [500, 800, 1000]  # the last one is of the next
+    assert asked(server, "stop") == [500, 800, 1000]  # the last one is for the next registration
 
 
 @pytest.mark.parametrize("expires", [True, False])
@@ -436,7 +436,7 @@ async def test_a_stop_request_that_hangs_is_cancelled_and_retried():
     assert hung == [pytest.approx(500.3), pytest.approx(530.3)]
 
 
-# What the server says of it
+# Controls from the server
 
 
 async def test_a_subscription_is_renewed_when_the_server_asks_for_it():
@@ -535,8 +535,8 @@ async def test_a_handshake_is_expected_only_while_a_subscription_is_created_or_r
             seen.append(manager.expects_handshake)
             await anyio.sleep(1)
     spans = [at for at, (one, two) in enumerate(itertools.pairwise(seen)) if one != two]
-    assert spans[:2] in ([0, 2], [0, 3])  # between two attempts too, until it is created
-    assert 70 < spans[2] < spans[3] < 80  # then it is replaced, and the old one stopped
+    assert spans[:2] in ([0, 2], [0, 3])  # also between two attempts, until it is created
+    assert 70 < spans[2] < spans[3] < 80  # then it is replaced, and the old registration is stopped
 
 
 async def test_no_handshake_is_expected_while_a_subscription_is_stopped():
@@ -581,7 +581,7 @@ async def test_a_clock_that_is_set_back_does_not_delay_a_renewal(monkeypatch):
     assert asked(server, "renew") == [500.1]
 
 
-# The end
+# Shutdown
 
 
 async def test_the_subscription_stays_active_at_the_end():
@@ -694,7 +694,7 @@ async def test_a_stale_renewal_time_does_not_cause_a_loop_of_renewals():
 
 @pytest.mark.parametrize("renews", [True, False])
 async def test_a_subscription_that_the_server_forgot_is_made_again_after_two_missed_pushes(renews, caplog):
-    """It would be renewed after five days."""
+    """Otherwise it would be renewed after five days."""
     server, channel = Server(lifetime=864_000), Channel()
     async with keeping(manager_of(Vendor(server, renews=renews)), channel):
         await anyio.sleep(3600)
@@ -703,7 +703,7 @@ async def test_a_subscription_that_the_server_forgot_is_made_again_after_two_mis
         await anyio.sleep(3600)
         assert server.live == {}
         channel.missed_in_a_row = 2
-        await anyio.sleep(80)  # it looks once a minute; after a renewal that is refused there is a backoff
+        await anyio.sleep(80)  # checked once a minute; a rejected renewal starts a backoff
         assert len(server.live) == 1
     assert len([line for line in caplog.messages if "polls found messages that no push announced" in line]) == 1
 

@@ -1,4 +1,4 @@
-"""When a subscription is renewed, and what is known of it over a restart. Pure."""
+"""Times of renewals, and the state that survives a restart. Pure."""
 
 import math
 
@@ -30,7 +30,7 @@ from tests.support.clock import DAY
 NOW = DAY
 
 STEADY = START
-"""The other clock, at the same moment: it does not jump, and counts from anywhere."""
+"""The steady clock at the same moment. It does not jump, and its zero is arbitrary."""
 
 
 def until(expires_at=None, renew_at=None, id="1"):
@@ -46,13 +46,13 @@ def until(expires_at=None, renew_at=None, id="1"):
         (until(), 0.5, math.inf),
         (until(renew_at=NOW + 7), 0.5, NOW + 7),
         (until(NOW + 100, renew_at=NOW + 7), 0.5, NOW + 7),
-        # Later than is good for it.
+        # Too late for a registration that expires.
         (until(NOW + 100, renew_at=NOW + 99), 0.5, NOW + 75),
         (until(NOW - 100, renew_at=NOW + 99), 0.5, NOW),
-        # Taken over from the registration before.
+        # Copied from the previous registration.
         (until(NOW + 100, renew_at=NOW), 0.0, NOW + 50),
         (until(renew_at=NOW - 1), 0.0, NOW + DEFAULT_RENEWAL_INTERVAL),
-        # It has ended already.
+        # Already expired.
         (until(NOW - 100), 0.5, NOW),
     ],
 )
@@ -75,7 +75,7 @@ def test_a_renewal_is_due_when_the_first_of_the_two_clocks_reaches_it():
     renewal = Renewal()
     renewal.registered(until(NOW + 100), NOW + 50, Now(NOW, STEADY), just_now=False)
     assert renewal.wait(Now(NOW + 10, STEADY + 10)) == 40
-    assert renewal.wait(Now(NOW + 60, STEADY + 10)) == 0  # the machine slept, and one of its clocks with it
+    assert renewal.wait(Now(NOW + 60, STEADY + 10)) == 0  # the steady clock stopped while the machine slept
     assert renewal.wait(Now(NOW - 86400, STEADY + 49)) == 1  # the clock was set back
     assert renewal.wait(Now(NOW - 86400, STEADY + 50)) == 0
 
@@ -104,7 +104,7 @@ def test_a_missing_registration_is_created_at_once_or_after_the_retry_delay():
     assert renewal.wait(Now(NOW, STEADY + 99)) == 5
 
 
-# What is known
+# State
 
 ONE, TWO, THREE = (until(NOW, id=name) for name in "123")
 
@@ -200,7 +200,7 @@ def at(seconds):
 
 
 def renewals(missed_by_the_hour, *, pushes=()):
-    """Look once an hour, register after each renewal, and return the hours of the renewals."""
+    """Check once an hour, register after each renewal, and return the hours of the renewals."""
     pushes_missed, missed, hours = MissedPushes(), 0, []
     for hour in range(24 * 7):
         missed = 0 if hour in pushes else missed + missed_by_the_hour

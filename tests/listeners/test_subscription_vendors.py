@@ -1,4 +1,4 @@
-"""The page on subscriptions of one's own: its programs run as they stand there, against the vendors."""
+"""The page on custom subscriptions: its programs run unchanged with the vendors' behaviour."""
 
 import contextlib
 import re
@@ -23,7 +23,7 @@ GRAPH, GOOGLE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 @pytest.fixture
 def few_looks(monkeypatch):
-    """Days of virtual time, of which not each minute has to be seen."""
+    """Days of virtual time, not simulated minute by minute."""
     monkeypatch.setattr(_manager, "MAX_SLEEP", 3600.0)
 
 
@@ -148,7 +148,7 @@ async def test_a_graph_subscription_is_renewed_and_not_created_again_after_a_res
         pass
     async with subscribed(graph, channel=channel):
         assert graph.made == 1
-        assert graph.requests[2:] == ["PATCH"]  # whether it is still there
+        assert graph.requests[2:] == ["PATCH"]  # a check that it still exists
 
 
 @pytest.mark.parametrize("script", [[], [None, "lost"]])

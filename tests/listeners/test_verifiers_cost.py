@@ -1,4 +1,4 @@
-"""How much is done for a wrong request does not depend on how wrong it is: calls are counted, not seconds."""
+"""The work for a wrong request does not depend on where it is wrong: calls are counted, not seconds."""
 
 import base64
 import hashlib
@@ -34,7 +34,7 @@ BODY = b'{"value": [{"clientState": "%s"}]}'
 
 @pytest.fixture
 def work(monkeypatch):
-    """Counts digests, comparisons and verifications, with the bytes that they look at."""
+    """Counts digests, comparisons and verifications, and the bytes that these read."""
     counted = Counter()
 
     def count(name, function, size):
@@ -67,7 +67,7 @@ def delivery(signature):
 
 
 def wrong(good):
-    """A signature or token of the same length that is wrong at each of its characters, and in all of them."""
+    """Signatures or tokens of the same length that are wrong at one character, or at all."""
     for at, char in enumerate(good):
         yield good[:at] + ("0" if char != "0" else "1") + good[at + 1 :]
     yield "0" * len(good)
@@ -241,7 +241,7 @@ SIZE = 256 * 1024
 
 
 def filled(before, unit, after):
-    """A body of `SIZE` bytes at most."""
+    """A body of at most `SIZE` bytes."""
     return before + unit * ((SIZE - len(before) - len(after)) // len(unit)) + after
 
 
@@ -269,7 +269,7 @@ USELESS = {
 
 
 def memory_of(function, *arguments):
-    """Bytes that a call takes at most, beside what it was given."""
+    """Peak of bytes that a call allocates, without its arguments."""
     tracemalloc.start()
     try:
         assert not function(*arguments)

@@ -1,4 +1,4 @@
-"""Ed25519: what RFC 8032 gives is verified, and keys with which anybody signs are refused."""
+"""Ed25519: the examples of RFC 8032 are verified, and keys that accept any signature are rejected."""
 
 import sys
 
@@ -58,7 +58,7 @@ def test_only_unchanged_messages_and_signatures_of_rfc_8032_are_verified(key, me
 
 
 def test_a_signature_with_s_above_the_group_order_is_refused():
-    """RFC 8032 §5.1.7: S is below the order, so that nobody makes a second signature of one."""
+    """RFC 8032 §5.1.7: S is below the order, so that a second signature cannot be made from one."""
     key, _, signature = (bytes.fromhex(text) for text in VECTORS["7.1 TEST 1"])
     s = int.from_bytes(signature[32:], "little") + ORDER
     assert not verify(public_key(key), signature[:32] + s.to_bytes(32, "little"), b"")
@@ -92,7 +92,7 @@ SMALL = [
 @pytest.mark.parametrize("sign", [0, 1])
 @pytest.mark.parametrize("y", SMALL)
 def test_a_key_of_small_order_is_refused(y, sign):
-    """With 32 zeros as the key, 64 zeros are a signature of every fourth message."""
+    """With a key of 32 zeros, 64 zeros are a signature of every fourth message."""
     with pytest.raises(ValueError, match="anyone can sign for it"):
         public_key((y | sign << 255).to_bytes(32, "little"))
 

@@ -1,4 +1,4 @@
-"""HMAC by declaration: what vendors publish is verified, what anybody else writes is not."""
+"""Declared HMAC: the vendors' examples are verified, and other signatures are rejected."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from tests.support.signing import NOW, b64_mac, hex_mac, request
 SECRET = "It's a Secret to Everybody"
 BODY = b"Hello, World!"
 PUBLISHED = "757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
-"""What docs.github.com gives for them."""
+"""The values in docs.github.com."""
 
 # The vendors
 
@@ -125,7 +125,7 @@ def test_a_method_that_websub_does_not_have_is_refused():
         assert not websub("s").may_pass(request(BODY, X_Hub_Signature=header))
 
 
-# Those that are a line each
+# Vendors of one line each
 
 
 OTHERS = {
@@ -315,7 +315,7 @@ def test_an_expired_timestamp_is_refused_before_the_body_is_read():
     assert not stripe("s").may_pass(request(Stripe_Signature=header, at=NOW + 301))
 
 
-# Repetitions
+# Replays
 
 
 def from_github(body, delivery):
@@ -370,7 +370,7 @@ def test_once_can_combine_the_body_and_the_delivery_id():
     assert once("a") == once("a") != once("b")
 
 
-# What is declared wrongly
+# Invalid declarations
 
 
 SECRETS_THAT_ARE_NONE = [

@@ -1,4 +1,4 @@
-"""Standard Webhooks and Svix: by a shared secret or a public key, by either names of the headers."""
+"""Standard Webhooks and Svix: a shared secret or a public key, with either set of header names."""
 
 import base64
 import sys
@@ -159,7 +159,7 @@ def test_mixed_header_names_are_refused():
     assert not svix(SECRET)(mixed)
 
 
-# Repetitions
+# Replays
 
 
 def once(verify=None, **changed):
@@ -185,7 +185,7 @@ def test_the_identity_of_a_request_does_not_depend_on_the_signing_key():
 
 
 def test_moving_the_boundary_between_id_and_body_does_not_hide_a_repetition():
-    """What is signed does not say where an id ends, if it may have dots in it."""
+    """The signed text does not show where an id ends if the id may contain dots."""
     whole = v1(b"body", message_id=f"a.{NOW}.b")
     first = standard_webhooks(SECRET)(delivery(whole, message_id=f"a.{NOW}.b", body=b"body"))
     cut = standard_webhooks(SECRET)(delivery(whole, message_id="a", body=f"b.{NOW}.body".encode()))

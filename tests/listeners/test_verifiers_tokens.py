@@ -1,4 +1,4 @@
-"""Tokens and passwords, in headers and bodies; nobody; and a verifier of one's own."""
+"""Tokens and passwords in headers and bodies, no verification, and custom verifiers."""
 
 import base64
 import json
@@ -207,7 +207,7 @@ def test_a_name_on_the_path_may_be_written_with_escapes():
     assert token_in_body("one")(request(rb'{"v\u0061lue": [{"client\u0053tate": "\u006fne"}]}'))
 
 
-# Nobody, and one's own
+# No verification, and custom verifiers
 
 
 def test_every_request_passes_if_verification_is_turned_off():
@@ -219,7 +219,7 @@ SHA256 = hashes.SHA256()
 
 
 def is_from_pubsub(asked, key=RSA.public_key()):  # noqa: B008  # it is one key
-    """A verifier by hand: a JWT of Google (RS256) for our address, as Cloud Pub/Sub sends them."""
+    """A custom verifier: a Google JWT (RS256) for our URL, as Cloud Pub/Sub sends it."""
     scheme, _, token = asked.headers.get("authorization", "").partition(" ")
     signed, _, signature = token.rpartition(".")
     header, _, claims = signed.partition(".")
@@ -246,5 +246,5 @@ def test_any_function_of_a_request_is_a_verifier():
     assert not is_from_pubsub(request(Authorization=f"Bearer {jwt(aud='https://else.example')}"))
     assert not is_from_pubsub(request(Authorization=f"Bearer {jwt(exp=NOW - 1)}"))
     assert not is_from_pubsub(request(Authorization=f"Bearer {jwt(alg='none')}"))
-    with pytest.raises(InvalidSignature):  # which the receiver takes for a no
+    with pytest.raises(InvalidSignature):  # the receiver rejects the request
         is_from_pubsub(request(Authorization=f"Bearer {jwt()[:-4]}AAAA"))

@@ -1,4 +1,4 @@
-"""The webhook as an application that a server calls, in virtual time: who is refused how, whom a push wakes."""
+"""The webhook as an application that a server calls, in virtual time: rejections and wakes."""
 
 import functools
 import hashlib
@@ -52,7 +52,7 @@ LOG = "push_to_poll_client.listeners.webhook"
 
 @pytest.fixture(autouse=True)
 def virtual_clock(monkeypatch):
-    """The limits go by the virtual clock."""
+    """The limits use the virtual clock."""
     monkeypatch.setattr("push_to_poll_client.listeners.webhook.monotonic", anyio.current_time)
 
 
@@ -67,7 +67,7 @@ def hooks(verify):
 
 
 def counted(hooks, **expected):
-    """What the webhook counted, and nothing else but how many requests it received."""
+    """The webhook's counters, without the number of requests received."""
     counters = hooks.counters()
     assert counters == WebhookCounters(received=counters.received, **expected), counters
     return True
@@ -107,7 +107,7 @@ async def test_a_push_is_accepted_while_no_consumer_listens(hooks):
     assert (await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "1"}))).status == 200
     assert counted(hooks, unheard=1)
     async with hearing(hooks) as channel:
-        await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "1"}))  # it has woken nobody yet
+        await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "1"}))  # the first request did not wake
     assert channel.pushes == [Push()]
     assert counted(hooks, unheard=1, woken=1)
 
@@ -126,7 +126,7 @@ async def test_a_hint_with_a_new_cursor_wakes_and_a_hint_with_the_saved_cursor_d
     before = len(feed.requests)
     await posted(hooks, json.dumps({"cursor": consumer.status().cursor}).encode())
     await anyio.sleep(10)
-    assert len(feed.requests) == before  # it is the saved one (G1)
+    assert len(feed.requests) == before  # it is the saved cursor (G1)
 
 
 async def test_the_configured_response_is_sent(verify):
@@ -141,7 +141,7 @@ async def test_the_configured_response_is_sent(verify):
         assert headers.get("x-done") == (None if status == 204 else "1")
 
 
-# Who is refused
+# Rejections
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ async def test_a_request_without_a_signature_header_is_refused_before_its_body_i
     for _ in range(10):
         assert (await asked(hooks, scope_of(), 3600)).status == 401
     assert verify.asked == 0
-    assert (await posted(hooks)).status == 200  # they took nobody's place
+    assert (await posted(hooks)).status == 200  # rejected requests do not count
 
 
 async def test_a_request_passes_if_one_of_several_verifiers_accepts_it():
@@ -276,7 +276,7 @@ async def test_a_request_with_a_second_signature_header_is_refused(verify):
     assert (await asked(WebhookListener(verify), scope)).status == 401
 
 
-# What is no push
+# Requests that are not pushes
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "post", "\x00"])
@@ -367,7 +367,7 @@ async def test_a_verifier_sees_the_request_as_received(virtual_day):
     assert repr(request) == f"WebhookRequest(method='POST', path='/p', received_at={request.received_at!r})"
 
 
-# How much is taken on
+# Limits
 
 
 @pytest.mark.parametrize("length", ["11", "9" * 5000, " 11 "])
@@ -485,7 +485,7 @@ async def test_a_flood_takes_the_channel_down_until_it_has_been_quiet(verify, ca
         await posted(hooks)
         await posted(hooks)
         await anyio.sleep(20)
-        await posted(hooks)  # one that is looked at does not end a flood, nor lengthen it
+        await posted(hooks)  # an accepted request neither ends nor extends a flood
         await posted(hooks)
         await anyio.sleep(2 * FLOOD_QUIET_TIME)
         await posted(hooks)
@@ -526,7 +526,7 @@ async def test_refused_signatures_do_not_take_the_channel_down(hooks):
 
 
 async def test_a_flood_notice_that_arrives_after_the_flood_is_ignored(verify):
-    """A loop may be called when what it is called for is over."""
+    """A loop may be called after its work is done."""
     hooks = WebhookListener(verify)
     async with hearing(hooks) as channel:
         (listening,) = hooks._router.find()
@@ -547,7 +547,7 @@ async def test_a_listener_of_an_ended_event_loop_is_not_notified(hooks, monkeypa
     assert channel.events == [(0, "up")]
 
 
-# What came before
+# Replays
 
 
 async def test_a_repeated_request_gets_the_same_response_and_does_not_wake(hooks):
@@ -648,7 +648,7 @@ async def test_a_captured_request_with_endless_names_wakes_each_listener_a_few_t
             assert (await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "1"}))).status == 200
     assert len(alice.pushes) <= 2  # for its name, and for everyone
     assert len(bob.pushes) <= 2
-    assert len(everything.pushes) <= 4  # for each of two names, for all other names, and for everyone
+    assert len(everything.pushes) <= 4  # for two names, for all other names, and for everyone
 
 
 async def test_a_repeat_with_one_more_name_wakes_the_listener_of_that_name_alone(verify):
@@ -687,10 +687,10 @@ async def test_a_request_with_one_known_text_is_a_repeat():
     async with hearing(hooks) as channel:
         for _ in once:
             await posted(hooks)
-    assert len(channel.pushes) == 3  # the first, "c" and "d", and what cannot be told
+    assert len(channel.pushes) == 3  # the first, "c" and "d", and a push without a known name
 
 
-# For whom
+# Routing
 
 
 def to_names(verify, **more):
@@ -780,7 +780,7 @@ async def test_one_receiver_serves_several_consumers(verify, running):
     assert consumers["alice"].status().listeners[0].name == "webhook alice"
 
 
-# What it says
+# Status and log
 
 
 async def test_a_request_does_not_wake_if_its_hint_is_none(verify):

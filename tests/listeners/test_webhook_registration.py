@@ -1,6 +1,6 @@
-"""A webhook whose consumer keeps the registration in its store, before, while and after that consumer runs.
+"""A webhook whose consumer keeps the registration in its store: before, while and after the consumer runs.
 
-An application serves its webhooks as soon as it starts, and its consumers may start later, or elsewhere.
+An application serves its webhooks as soon as it starts. Its consumers may start later, or in another process.
 """
 
 import anyio
@@ -26,7 +26,7 @@ def virtual_clock(monkeypatch):
 
 @pytest.fixture
 def store():
-    """One for all processes."""
+    """One store for all processes."""
     return MemoryStore()
 
 
@@ -58,7 +58,7 @@ async def from_stranger(webhook, body=b""):
 
 
 async def run(webhook, store, work=None):
-    """Run a consumer, do something meanwhile, and stop it."""
+    """Run a consumer, call a function meanwhile, and stop it."""
     consumer = Log(FakeFeed(), store=store, listeners=[webhook], fallback_interval=86_400)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(consumer.run)
@@ -93,7 +93,7 @@ async def test_a_push_after_the_consumer_stopped_is_answered_200_and_one_of_a_la
     stopped = vendor.webhook()
     await run(stopped, store)
     assert (await vendor.push(stopped)).status == 200
-    # Another process goes on: it takes the registration back, and another run makes a new one.
+    # Another process stops the registration, and another run creates a new one.
     await run(vendor.webhook(unsubscribe_on_exit=True), store)
     await run(vendor.webhook(), store)
     assert len(vendor.tokens) == 2

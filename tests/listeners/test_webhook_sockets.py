@@ -1,6 +1,6 @@
-"""The webhook on a real socket, served by uvicorn in a thread, while its consumer runs in another.
+"""The webhook on a real socket, served by uvicorn in a thread, while its consumer runs in another thread.
 
-What is sent here no client would send: truncated, slow, too large, garbage, one request on the heels of another.
+The requests are malformed: truncated, slow, too large, garbage, or one right after another.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request):
-    """The consumer's, in real time; uvicorn's is asyncio in a thread of its own."""
+    """The consumer's event loop, in real time; uvicorn uses asyncio in its own thread."""
     return request.param
 
 
 @contextlib.contextmanager
 def served(app):
-    """Serve an application; yields the address, and ends with the block."""
+    """Serve an application for the duration of the block; yields the URL."""
     listening = socket.create_server((HOST, 0))
     config = uvicorn.Config(app, log_config=None, log_level="critical", lifespan="on", ws="none")
     server = uvicorn.Server(config)
@@ -49,7 +49,7 @@ def hooks_with(**arguments):
 
 
 async def until(condition):
-    """What another thread brings about."""
+    """An effect of another thread."""
     with anyio.fail_after(GUARD):
         while not condition():  # noqa: ASYNC110  # nothing tells when
             await anyio.sleep(0.01)
@@ -63,7 +63,7 @@ def request_of(body=b"", *, length=None, headers=None):
 
 
 def talk(address, *parts, end=b""):
-    """Send these, and read until the server hangs up, or has said something."""
+    """Send these, and read until the server closes or has sent something."""
     with socket.create_connection(address, timeout=GUARD) as client:
         for part in parts:
             client.sendall(part)

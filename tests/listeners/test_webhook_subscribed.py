@@ -1,4 +1,4 @@
-"""A webhook with a subscription: what it takes from it, when it answers questions, who learns that it is up."""
+"""A webhook with a subscription: its arguments, handshakes, and reports that it is up."""
 
 import functools
 
@@ -30,7 +30,7 @@ def virtual_clock(monkeypatch):
 
 
 class Manager:
-    """Does what a test says: what it is told, it writes down."""
+    """Does what a test says, and records its calls."""
 
     def __init__(self, subscription, *, unsubscribe_on_exit):
         self.subscription = subscription
@@ -83,7 +83,7 @@ async def test_a_webhook_takes_missing_arguments_from_its_subscription(managers)
     async with hearing(hooks.listener_for("alice")) as channel:
         assert (await posted(hooks)).status == 202
         assert (await posted(hooks, headers={"X-Signature": "x"})).status == 401
-        assert (await asked(hooks, QUESTION)).body == b"abc"  # what to answer is its own business
+        assert (await asked(hooks, QUESTION)).body == b"abc"  # the subscription decides what to answer
     assert channel.pushes == [Push("its")]
 
 
@@ -179,7 +179,7 @@ async def test_the_channel_is_up_only_without_a_flood_and_with_an_active_subscri
 
     async with hearing(hooks) as channel:
         await flood()
-        managers[0].channel.up()  # registered, and pushes are hidden: what was pushed before is asked for
+        managers[0].channel.up()  # registered; the poll finds earlier pushes
         await anyio.sleep(FLOOD_QUIET_TIME)
         await flood()
         managers[0].channel.down()
@@ -222,7 +222,7 @@ async def test_a_second_consumer_cannot_manage_the_same_subscription():
 
 
 class Vendor:
-    """A server that asks a question while it is subscribed to, and pushes from then on."""
+    """A server that sends a handshake while it is subscribed to, and pushes from then on."""
 
     name = "vendor"
 
@@ -247,7 +247,7 @@ class Vendor:
 async def test_the_real_subscription_manager_answers_the_handshake_and_recreates_the_subscription(
     running, monkeypatch, virtual_day
 ):
-    """The question that comes before the server has answered is answered; none after it is."""
+    """A handshake before the server's response is answered; later ones are not."""
     monkeypatch.setattr(webhook, "SubscriptionManager", _manager.SubscriptionManager)
     vendor = Vendor()
     hooks = vendor.hooks = WebhookListener(

@@ -1,4 +1,4 @@
-"""The websocket listener in virtual time, on connections that do what a script says."""
+"""The websocket listener in virtual time, with scripted connections."""
 
 import contextlib
 import logging
@@ -55,7 +55,7 @@ def closed(code, reason=""):
 
 
 def closed_by_us(code, reason=""):
-    """This side closed, and the server answered in its own words."""
+    """This side closed, and the server answered with its own code."""
     return ConnectionClosedError(Close(1000, ""), Close(code, reason), rcvd_then_sent=False)
 
 
@@ -69,7 +69,7 @@ def caused_by(error, cause):
 
 
 class Connection:
-    """Does one thing after the other: a number is waited for, an error raised, anything else received."""
+    """Runs a script: a number is a delay, an error is raised, anything else is received."""
 
     def __init__(self, happenings, subprotocol):
         self.subprotocol = subprotocol
@@ -87,7 +87,7 @@ class Connection:
 
 
 class Scripted(WebSocketListener):
-    """Connects as scripted: each step is an error, or what happens on a connection; the last one stays."""
+    """Opens scripted connections: each step is an error, or the script of a connection. The last one repeats."""
 
     def __init__(self, *script, url=URL, fraction=0.0, subprotocol=None, **options):
         super().__init__(url, **options)
@@ -114,7 +114,7 @@ class Scripted(WebSocketListener):
 
 
 async def run(listener, seconds, channel=None):
-    """Let it listen for so many seconds of virtual time."""
+    """Let the listener run for some seconds of virtual time."""
     channel = channel or TimedChannel()
     with anyio.move_on_after(seconds):
         await listener.listen(channel)
@@ -123,7 +123,7 @@ async def run(listener, seconds, channel=None):
     return channel
 
 
-# What reaches the channel
+# Pushes and wakes
 
 
 async def test_a_connect_and_each_message_wake():
@@ -137,7 +137,7 @@ async def test_a_stop_takes_effect_during_a_flood_of_messages():
     channel = TimedChannel()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listener.listen, channel)
-        while not channel.pushes:  # the other tasks' turns are what is looked at
+        while not channel.pushes:  # count the turns of other tasks
             await anyio.lowlevel.checkpoint()
         tasks.cancel_scope.cancel()
     assert len(channel.pushes) < 1_000
@@ -156,7 +156,7 @@ async def test_each_connect_reports_up_and_each_failure_reports_down_with_its_er
     assert "HTTP 503" in str(channel.errors[2])
 
 
-# When it connects again
+# Reconnects
 
 
 async def test_a_server_that_refuses_is_retried_with_growing_delays():
@@ -344,7 +344,7 @@ async def test_a_token_provider_that_fails_is_a_failed_attempt(wrong, said, capl
 
     listener = Scripted([], auth=token, open_timeout=10.0)
     channel = await run(listener, 40)
-    if said is None:  # no token today: the server has to say what it thinks of that
+    if said is None:  # no token: the server decides
         assert listener.headers == [{}]
     else:
         assert len(asked) == 3
@@ -520,7 +520,7 @@ async def test_an_exception_group_of_several_errors_is_retried():
     assert "failed with ExceptionGroup" in str(channel.errors[0])
 
 
-# What is told
+# Log lines and errors
 
 
 async def test_failures_are_info_with_the_delay_and_giving_up_is_an_error(caplog):

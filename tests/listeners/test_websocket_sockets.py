@@ -1,4 +1,4 @@
-"""The websocket listener on real sockets, against servers that misbehave. Waits for events, never for time."""
+"""The websocket listener on real sockets, with misbehaving servers. Waits for events, never for time."""
 
 import asyncio
 import contextlib
@@ -46,7 +46,7 @@ def no_proxies_and_short_goodbyes(monkeypatch):
 
 
 class Server:
-    """A websocket server in a thread, with a loop of its own. Notes each request and each close code."""
+    """A websocket server in a thread with its own loop. Records each request and close code."""
 
     def __init__(self, handler, **options):
         self._handler = handler
@@ -88,7 +88,7 @@ class Server:
 
 
 class Refusing(Server):
-    """Answers the first requests with statuses, the later ones with a websocket."""
+    """Answers the first requests with statuses, later ones with a websocket."""
 
     def __init__(self, *answers):
         super().__init__(quiet)
@@ -104,7 +104,7 @@ class Refusing(Server):
 
 
 async def quiet(connection, number):
-    """A handler that says nothing."""
+    """A handler that sends nothing."""
 
 
 def shake_hands(accepted, **headers):
@@ -123,7 +123,7 @@ def to(server, path="/push", **options):
     return listener
 
 
-# A server that is well
+# A working server
 
 
 async def test_messages_wake_and_a_stop_closes_the_connection(anyio_backend):
@@ -134,7 +134,7 @@ async def test_messages_wake_and_a_stop_closes_the_connection(anyio_backend):
     with Server(handler) as server:
         async with listening(to(server)) as channel:
             await channel.saw("up", Push(), Push())
-        # On trio a cancellation reaches the task that reads the socket too, before anything could be said.
+        # On trio a cancellation also stops the reading task, before a close frame could be sent.
         goodbye = {"asyncio": 1000, "trio": 1006}[anyio_backend]
         assert await anyio.to_thread.run_sync(server.closes.get) == goodbye
 
@@ -227,7 +227,7 @@ async def test_a_tls_connection_with_an_untrusted_certificate_is_retried_slowly(
     assert not tls_server.requests
 
 
-# A server that refuses
+# A rejecting server
 
 
 @pytest.mark.parametrize(
@@ -313,12 +313,12 @@ async def test_a_redirect_within_the_origin_is_not_followed_either():
     assert len(server.requests) == 1
 
 
-# A `websockets` that has changed
+# A changed `websockets`
 
 
 @pytest.fixture
 def changed_library(monkeypatch):
-    """Classes made before and after the test are not kept for another one."""
+    """Classes made before or during the test are not cached for others."""
     _websocket_client.check_websockets.cache_clear()
     yield monkeypatch
     monkeypatch.undo()
@@ -329,10 +329,10 @@ CLIENTS = (websockets.asyncio.client, websockets.trio.client)
 UNSUITABLE = rf"^WebSocketListener cannot use websockets {re.escape(websockets.__version__)}: "
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # asyncio drops the socket of a protocol that refuses it
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # asyncio drops the socket of a protocol that raises
 async def test_a_redirect_is_refused_if_the_library_no_longer_asks_whether_to_follow_it(changed_library):
     connect, _ = _websocket_client.check_websockets(_websocket_client._backend())
-    changed_library.delattr(connect, "process_redirect")  # as if it were called by another name
+    changed_library.delattr(connect, "process_redirect")  # as if it were renamed
     with Refusing((410, {})) as elsewhere:
         there = (302, {"Location": f"ws://{HOST}:{elsewhere.port}/push"})
         with Refusing(there) as server:
@@ -387,7 +387,7 @@ async def test_a_refused_connection_is_retried_with_growing_delays(caplog):
     assert "reconnecting in 1.0 s" in caplog.text
 
 
-# A server that is ill
+# Failing servers
 
 
 async def test_a_connection_that_the_server_closes_at_once_is_reopened():
@@ -538,7 +538,7 @@ async def test_a_proxy_that_refuses_is_retried_slowly_and_no_credentials_are_log
     assert CANARY not in caplog.text
 
 
-# Being stopped
+# Stopping
 
 
 async def test_a_stop_during_the_handshake_leaves_nothing_open():
@@ -568,14 +568,14 @@ async def test_a_stop_does_not_wait_long_for_a_server_that_does_not_read():
     pings = (b"\x89\x7d" + b"x" * 125) * 200
 
     def treat(accepted, number):
-        if number > 1:  # on asyncio the listener hung up, and comes again
+        if number > 1:  # on asyncio the listener disconnected, and reconnects
             return
         shake_hands(accepted)
         is_up.wait()
-        accepted.settimeout(1.0)  # for some of them, so that a busy machine has its time for all
+        accepted.settimeout(1.0)  # short, so that a busy machine has time for all of these
         with contextlib.suppress(TimeoutError, ConnectionError):
             for _ in range(1000):
-                accepted.sendall(pings)  # whose answers it does not read, so that they fill all buffers
+                accepted.sendall(pings)  # the server does not read the pongs, so they fill all buffers
         flooded.set()
 
     with Raw(treat) as server:

@@ -1,4 +1,4 @@
-"""WebSub against a hub in memory that keeps to the Recommendation, and does what hubs do beside it.
+"""WebSub with a hub in memory that follows the Recommendation, and has the quirks of real hubs.
 
 The hub calls the real webhook, and the real manager keeps the subscription alive, in virtual time.
 """
@@ -53,7 +53,7 @@ def websub(servers, topic=TOPIC, callback=CALLBACK, **options):
 
 @contextlib.asynccontextmanager
 async def subscribed(hub, subscription=None, *, channel=None, seconds=1.0, unsubscribe_on_exit=False):
-    """The webhook listens for so long, and until the end of the block."""
+    """Run the webhook for some time, and until the end of the block."""
     hooks = hub.app = WebhookListener(
         subscription=subscription or websub(hub), unsubscribe_on_exit=unsubscribe_on_exit
     )
@@ -169,7 +169,7 @@ async def test_a_push_to_an_unknown_callback_is_answered_401(hub):
     assert channel.said(Push()) == []
 
 
-# What is pushed
+# Pushes
 
 
 @pytest.mark.parametrize("method", ["sha1", "sha256", "sha384", "sha512"])
@@ -201,7 +201,7 @@ async def test_the_same_content_twice_is_two_pushes(hub):
     assert len(channel.said(Push())) == 2
 
 
-# Who is given what (G12)
+# Credentials go only to their origin (G12)
 
 
 async def test_credentials_go_to_the_topic_and_not_to_the_hub(hub):
@@ -236,7 +236,7 @@ async def test_a_redirect_to_another_hub_is_followed(hub, status):
         assert hub.requests[1:] == [("POST", HUB), ("POST", "https://other.example/hub")]
         assert hub.forms[0] == hub.forms[1]
         assert len(hub.subscriptions) == 1
-    assert hub.requests[-1] == ("POST", "https://other.example/hub")  # where it was asked for
+    assert hub.requests[-1] == ("POST", "https://other.example/hub")  # the hub of the request
     assert hub.subscriptions == {}
 
 
@@ -307,7 +307,7 @@ async def test_a_hub_on_localhost_gets_the_secret_without_https(hub, host):
         assert "hub.secret" in hub.forms[0]
 
 
-# What the hub asks back
+# Verification by the hub
 
 
 async def test_a_verification_may_arrive_before_the_response_of_the_hub(hub):
@@ -359,7 +359,7 @@ async def test_a_missing_verification_is_reported_and_the_same_callback_is_reque
         await anyio.sleep(60)
         assert channel.said("up", "down") == ["down", "down", "up"]
         callbacks = {form["hub.callback"] for form in hub.forms}
-        assert len(callbacks) == 1  # the same is asked for again
+        assert len(callbacks) == 1  # the same callback is requested again
 
 
 async def test_a_verification_after_the_timeout_still_completes_the_subscription(hub):
@@ -370,7 +370,7 @@ async def test_a_verification_after_the_timeout_still_completes_the_subscription
         assert await hub.push() == [200]
         await anyio.sleep(30)
         assert channel.said("up") == ["up"]
-        assert len(hub.forms) == 2  # what came is found, and nobody is asked a third time
+        assert len(hub.forms) == 2  # the callback that came is found, without a third request
 
 
 async def test_a_verified_subscription_with_an_expired_lease_is_requested_again(hub):
@@ -477,7 +477,7 @@ async def test_a_subscription_ended_by_the_hub_is_replaced_at_once(hub, caplog):
 
 
 WORDS = "." * 192 + "hub-canary"
-"""Of a hub's words, 200 characters are shown: they end within the secret."""
+"""200 characters of a hub's reason are shown. They end within the secret."""
 
 
 async def test_a_secret_at_which_the_words_of_an_ended_subscription_are_cut_is_masked(hub, caplog):
@@ -536,7 +536,7 @@ async def test_a_denial_is_accepted_without_a_subscription_manager(hub):
     assert answer.status == 200
 
 
-# Hubs and topics that fail
+# Failing hubs and topics
 
 
 @pytest.mark.parametrize(("status", "seconds"), [(500, 1), (429, 1), (400, 301), (403, 301)])
@@ -602,7 +602,7 @@ async def test_a_configured_hub_is_used_without_reading_the_topic(hub):
         assert only(hub)[0] == TOPIC
 
 
-# The end
+# Unsubscribing
 
 
 async def test_a_subscription_is_ended_at_exit_if_configured(hub):
@@ -638,7 +638,7 @@ async def test_a_planned_subscription_is_stopped_once_at_the_hub_of_the_topic(hu
     assert hub.forms[0]["hub.mode"] == "unsubscribe"
     assert hub.verified == [200]
     await subscription.stop(planned)
-    assert len(hub.forms) == 1  # it has been
+    assert len(hub.forms) == 1  # it was stopped already
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A topic and its hub do not lead to private addresses, nor to where credentials would follow."""
+"""A topic and its hub cannot lead to private addresses, nor to an origin that would get credentials."""
 
 import contextlib
 import json
@@ -137,7 +137,7 @@ async def test_a_redirect_to_the_internet_ends_the_right_to_lead_to_private_addr
 
 
 async def test_a_hub_that_the_user_gave_may_have_a_private_address(hub):
-    for _ in range(2):  # the hub is asked to stop by what was saved
+    for _ in range(2):  # the saved hub is asked to stop
         channel = Channel()
         async with subscribed(hub, hub="http://10.0.0.1/", channel=channel, unsubscribe_on_exit=True):
             assert channel.said("up") == ["up"]

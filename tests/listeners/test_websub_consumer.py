@@ -1,4 +1,4 @@
-"""WebSub as a consumer has it: state in its store, status, a poll for each registration and each push."""
+"""WebSub in a consumer: state in its store, status, and a poll for each registration and push."""
 
 import anyio
 import httpx
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day")]
 
 @pytest.fixture
 def store():
-    """One for all lives."""
+    """One store for all runs."""
     return MemoryStore()
 
 
@@ -36,7 +36,7 @@ def consumer_of(hub, feed, store, *, takes=0.0, unsubscribe_on_exit=False, other
 
 
 async def lived(consumer, work=None):
-    """Runs it, does something, and stops it."""
+    """Run the consumer, call a function, and stop it."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(consumer.run)
         await anyio.sleep(2)
@@ -74,7 +74,7 @@ OTHER = "https://blog.example/other"
 async def test_a_restart_with_other_arguments_subscribes_anew_and_stops_the_old_subscription(
     hub, store, arguments
 ):
-    """The old one may last ten days, in which nothing would be pushed for the new one."""
+    """The old registration may last ten days, without pushes for the new request."""
     for topic, callback, where in (TOPIC, CALLBACK, HUB), arguments:
         subscription = WebSub(topic, callback, hub=where, client=hub.client())
         hub.app = WebhookListener(subscription=subscription)
@@ -140,7 +140,7 @@ def subscribes(hub):
 
 
 async def test_a_subscription_that_the_hub_forgot_is_made_again_within_a_few_polls(hub, store):
-    """Before its renewal, which would be after five days at the earliest."""
+    """Before its renewal, which would be after at least five days."""
     feed = FakeFeed()
     consumer = consumer_of(hub, feed, store, fallback_interval=60, degraded_interval=10)
 

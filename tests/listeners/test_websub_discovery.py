@@ -1,4 +1,4 @@
-"""Whom to ask for pushes of a topic: by headers, by a feed before its entries, by a page in its head."""
+"""Finding the hub of a topic: in headers, in a feed before its entries, in the head of a page."""
 
 import httpx
 import pytest
@@ -24,12 +24,12 @@ def found(*fields, body=b"", kind="application/atom+xml"):
         (["</hub>; rel=hub, <feed.atom>; rel=self"], (SELF, "https://blog.example/hub")),
         # Several: https first.
         ([f"<http://hub.example/>; rel=hub, <{HUB}>; rel=hub"], (URL, HUB)),
-        # Named by http in a response by https: it is asked by https.
+        # Named with http in a response over https: it is requested over https.
         (["<http://a.example:80/x>; rel=hub, <http://b.example/>; rel=hub"], (URL, "https://a.example/x")),
         (["<http://a.example:8080/>; rel=hub, <http://b.example/>; rel=hub"], (URL, "https://b.example/")),
-        # The user and password are not ours.
+        # A user and password in a link are dropped.
         ([f"<https://u:p@hub.example/>; rel=hub, <https://u:p@{SELF[8:]}>; rel=self"], (SELF, HUB)),
-        # What cannot be asked is passed over.
+        # Unusable links are skipped.
         ([f"<mailto:hub@hub.example>; rel=hub, <https://h:port/>; rel=hub, <{HUB}>; rel=hub"], (URL, HUB)),
         ([f"<{HUB}>; rel=hub, <tag:x>; rel=self"], (URL, HUB)),
         ([f"<https://xn--zz/>; rel=hub, <{HUB}>; rel=hub, <https://xn--zz/>; rel=self"], (URL, HUB)),
@@ -75,7 +75,7 @@ def test_the_body_names_the_hub_and_the_topic_without_link_headers(kind, body):
         ("application/atom+xml", ATOM % (b"", LINKS)),
         ("application/atom+xml", b"<!DOCTYPE feed>" + ATOM % (LINKS, b"")),
         ("application/atom+xml", b"<!DOCTYPE feed [<!ENTITY h 'x'>]>" + ATOM % (LINKS, b"")),
-        ("application/atom+xml", b"<feed>" + LINKS + b"</feed>"),  # of no namespace
+        ("application/atom+xml", b"<feed>" + LINKS + b"</feed>"),  # without a namespace
         ("application/atom+xml", b'<?xml version="1.0" encoding="nonsense"?>' + ATOM % (LINKS, b"")),
         ("application/rss+xml", RSS % (b"", A_LINKS)),
         ("text/html", PAGE % (b"", LINKS)),

@@ -241,7 +241,7 @@ class WebSub:
         self._control(Control.RECREATE)
 
     async def _topic_of(self, registration: Registration) -> tuple[str, HubTarget]:
-        """Return the topic and hub of a subscription; those of now if they are unknown."""
+        """Return the topic and hub of a subscription, or the current ones if unknown."""
         details, request = registration.details, self._callbacks.requests.get(registration.id)
         if hub := details.get("hub"):
             public_only = hub != self._hub and details.get("private") != "allowed"
@@ -338,6 +338,6 @@ async def _led_by(response: ListenerResponse, source: HubTarget, url: str) -> Hu
 
 
 def _is_confidential(hub: str) -> bool:
-    """Return True if nobody on the network can read a request to the hub."""
+    """Return True if requests to the hub cannot be read on the network."""
     url = httpx.URL(hub)
     return url.scheme == "https" or url.host in {"localhost", "127.0.0.1", "::1"}
