@@ -1,7 +1,7 @@
 """`push-to-poll dead-letters`: list, show, export, retry and drop dead letters.
 
-`list`, `show` and `export` only read the file, also while a consumer uses it. `retry` and `drop` change it, while
-no process owns it.
+`list`, `show` and `export` only read the file and work while a consumer runs. `retry` and `drop` change the file
+and work only while no process owns it.
 """
 
 import argparse
@@ -27,42 +27,44 @@ from push_to_poll_client.cli._state import add_state_to, find_consumer, run_with
 from push_to_poll_client.stores._sqlite.reader import find_dead_letters, read_dead_letter, read_dead_letters
 
 JSON_HELP = """\
-print JSON, an object on a line for each: dedupe_key, id, error, attempts, first_failed
-and last_failed (in seconds since the epoch), retry_requested (the next run tries it again). Members may be added,
-none will change"""
+print one JSON object per line, with the members dedupe_key, id, error, attempts, first_failed and last_failed
+(both in seconds since the epoch) and retry_requested (true: the next run retries it). Later versions may add
+members, but do not change these"""
 
-KEY_HELP = "as list shows it, or the id of the message; after -- if it begins with -"
+KEY_HELP = "the key that list shows, or the id of the message; put -- before a key that starts with -"
 
 
 def add_to(commands: Commands) -> None:
-    """Add the command to the parser's commands."""
     parser = commands.add(
         "dead-letters",
         None,
-        help="show the messages that were given up on, try them again, or drop them",
-        description="Show the messages that were given up on, at any time; have the next run try them again, or "
-        "drop them, while no consumer uses the file.",
+        help="list, show, export, retry or drop dead letters",
+        description="Dead letters are messages that failed in every attempt. list, show and export work while a "
+        "consumer runs. retry and drop work only while no consumer uses the file.",
     )
-    add_state_to(parser, required=False)  # it may stand behind the action too
+    add_state_to(parser, required=False)  # the options may also follow the action
     actions = Commands(parser)
-    listing = _add(actions, "list", _list, "show all of them, a line for each")
+    listing = _add(actions, "list", _list, "list all dead letters, one per line")
     listing.add_argument("--json", action="store_true", help=JSON_HELP)
-    show = _add(actions, "show", _show, "show one with its traceback and the entry of the feed")
+    show = _add(actions, "show", _show, "show one dead letter with its traceback and its entry in the feed")
     show.add_argument("keys", metavar="KEY", nargs=1, help=KEY_HELP)
-    show.add_argument("--json", action="store_true", help="print it as export does")
+    show.add_argument("--json", action="store_true", help="print it in the format of export")
     retry = _add(
-        actions, "retry", _retry, "mark some, or all: the next run tries them again, once, before all else"
+        actions,
+        "retry",
+        _retry,
+        "mark dead letters for the next run, which retries each of them once before it reads the feed",
     )
     retry.add_argument("keys", metavar="KEY", nargs="*", help=KEY_HELP)
-    retry.add_argument("--all", action="store_true", help="all of them")
-    drop = _add(actions, "drop", _drop, "take some away for good: their messages count as skipped")
+    retry.add_argument("--all", action="store_true", help="mark all dead letters")
+    drop = _add(actions, "drop", _drop, "delete dead letters for good; their messages count as skipped")
     drop.add_argument("keys", metavar="KEY", nargs="+", help=KEY_HELP)
     _add(
         actions,
         "export",
         _export,
-        "print all of them whole, an object of JSON on a line for each: the members of list --json, traceback, "
-        "and raw, the entry of the feed (raw_base64, if it is no text)",
+        "print all dead letters in full, one JSON object per line: the members of list --json, traceback, and "
+        "raw, the entry of the feed (raw_base64 if the entry is not text)",
     )
 
 
@@ -84,7 +86,7 @@ def _show(options: argparse.Namespace) -> None:
     name = find_consumer(options).name
     (key,) = _find_keys(options, name)
     letter = read_dead_letter(options.state, name, key)
-    if letter is None:  # a consumer has settled it since
+    if letter is None:  # a consumer has settled it meanwhile
         raise _unknown_key(1)
     print_lines([as_json(letter)] if options.json else detail_lines(letter))
 
@@ -95,40 +97,40 @@ def _export(options: argparse.Namespace) -> None:
 
 def _retry(options: argparse.Namespace) -> None:
     if options.all == bool(options.keys):
-        raise UsageError("retry takes keys, or --all")
+        raise UsageError("retry needs either keys or --all")
 
     async def mark(session: Session, keys: Sequence[str]) -> int:
-        # Some at a time: an entry may have megabytes.
+        # In batches: one entry may take megabytes.
         last: DeadLetter | None = None
         while options.all and (letters := await session.dead_letters(after=last)):
             await session.commit(cursor=None, records=[], dead_letters=list(map(_marked, letters)))
             last = letters[-1]
         marked = session.dead_letter_count if options.all else 0
         for key in keys:
-            if letter := await session.dead_letter(key):  # else a consumer has settled it since
+            if letter := await session.dead_letter(key):  # else a consumer has settled it meanwhile
                 await session.commit(cursor=None, records=[], dead_letters=[_marked(letter)])
                 marked += 1
         return marked
 
-    _change(options, mark, "retry", "marked; the next run tries {} again")
+    _change(options, mark, "retry", "marked; the next run retries {}")
 
 
 def _drop(options: argparse.Namespace) -> None:
     async def drop(session: Session, keys: Sequence[str]) -> int:
-        there = [key for key in keys if await session.dead_letter(key)]  # the others were settled since
-        # With the fingerprint of what was given up on: other content of the same id is still noticed.
+        there = [key for key in keys if await session.dead_letter(key)]  # the others were settled meanwhile
+        # Keep the fingerprint, so that different content under the same id is still noticed.
         known = await session.fingerprints(there)
         records = [Record(key, Settlement.SKIPPED, known.get(key)) for key in there]
         await session.commit(cursor=None, records=records)
         return len(there)
 
-    _change(options, drop, "drop", "gone, and will not be tried again")
+    _change(options, drop, "drop", "deleted and will not be retried")
 
 
 def _change(
     options: argparse.Namespace, change: Callable[[Session, Sequence[str]], Awaitable[int]], action: str, what: str
 ) -> None:
-    """Find the dead letters, change them while no process owns the file, and print how many."""
+    """Find the dead letters, change them, and print their number."""
     consumer = find_consumer(options)
     keys = _find_keys(options, consumer.name)
     count = run_with_session(
@@ -139,11 +141,7 @@ def _change(
 
 
 def _find_keys(options: argparse.Namespace, name: str) -> Sequence[str]:
-    """Find the keys of dead letters by the typed arguments: keys or ids, as they are or with our output's escapes.
-
-    Raises:
-        UsageError: One is neither a key nor an id, or several dead letters have the id.
-    """
+    """Find dead letters by the typed keys or ids, plain or with the escapes of our output."""
     found: dict[str, None] = {}
     for number, typed in enumerate(options.keys, 1):
         keys, more = find_dead_letters(options.state, name, typed)
@@ -154,8 +152,8 @@ def _find_keys(options: argparse.Namespace, name: str) -> Sequence[str]:
         if len(keys) > 1:
             shown = ", ".join(shell_quoted(key[:_LONGEST_KEY]) for key in keys)
             raise UsageError(
-                f"several dead letters have id number {number} of those given; give the key of one: {shown}"
-                f"{' or another that list shows' if more else ''}"
+                f"argument {number} is the id of several dead letters; give a key instead: {shown}"
+                f"{', or another key that list shows' if more else ''}"
             )
         found[keys[0]] = None
     return list(found)
@@ -167,7 +165,8 @@ def _marked(letter: DeadLetter) -> DeadLetter:
 
 def _unknown_key(number: int) -> UsageError:
     return UsageError(
-        f"no dead letter has key or id number {number} of those given; nothing was changed, and list shows all"
+        f"argument {number} is neither the key nor the id of a dead letter; nothing was changed; "
+        "push-to-poll dead-letters list shows the keys"
     )
 
 
@@ -178,11 +177,11 @@ def _summary(letter: DeadLetter) -> bytes:
 
 
 _LONGEST_KEY = 1_000
-"""Characters of a key in the table: a longer key is cut, since it is too long to be typed."""
+"""Longest key, in characters, that the table shows in full. A longer key is cut."""
 
 
 def table_lines(dead_letters: Iterable[DeadLetter]) -> Iterator[str]:
-    """Yield a line for each dead letter. Only one dead letter at a time is in memory."""
+    """Yield one line per dead letter, with only one dead letter in memory at a time."""
     is_first = True
     for letter in dead_letters:
         if is_first:
@@ -211,7 +210,7 @@ def detail_lines(letter: DeadLetter) -> Iterator[str]:
         "attempts": str(letter.attempts),
         "first failed": f"{format_time(letter.first_failed)} UTC",
         "last failed": f"{format_time(letter.last_failed)} UTC",
-        "marked": "yes, the next run tries it again" if letter.retry_requested else "no",
+        "marked": "yes, the next run retries it" if letter.retry_requested else "no",
         "entry": f"{len(letter.raw):,} bytes",
     }
     for name, value in fields.items():

@@ -1,8 +1,8 @@
 """`push-to-poll demo`: interrupt a consumer in many ways, and count the messages that it lost.
 
-There are three processes: this one, the reference server with a feed and its pushes, and `_demo_consumer.py`,
-which consumes the feed with a SQLite store. Both end with this process, even if it is killed. All figures come
-from the records of handler and server, never from the counters of the client.
+The demo has three processes: this one, the reference server, and `_demo_consumer.py`, which consumes the feed with
+a SQLite store. The other two end with this process, even if it is killed. All figures come from the files of the
+handler and from the server, never from the counters of the client.
 """
 
 import argparse
@@ -30,44 +30,45 @@ from push_to_poll_client.cli._output import Exit, UsageError
 from push_to_poll_client.cli._parser import Commands
 
 MIN_LIVE = 10
-"""Fewer live messages leave no room for four faults."""
+"""Smallest number of live messages that leaves room for four faults."""
 
 STEP_TIMEOUT = 20.0
-"""Seconds to wait for something that should happen at once. Messages that are missing then are counted as lost."""
+"""Seconds to wait for each step of the demo. Messages that are still missing count as lost."""
 
 # -P: do not import from the current directory.
 _PYTHON_MODULE = [sys.executable, "-P", "-m"]
 
 
 def add_to(commands: Commands) -> None:
-    """Add the command to the parser's commands."""
     parser = commands.add(
         "demo",
         run,
-        help="see it work: a server, a consumer, and everything that goes wrong between them",
-        description="Start a server with a backlog and a consumer that catches up. Then live messages follow "
-        "while the server drops a fifth of the pushes, cuts the connection twice and answers one 503, and the "
-        "consumer is killed and started again. What the consumer wrote down is counted. It takes half a minute, "
-        "and needs the extra `serve`.",
+        help="run a server and a consumer, break things between them, and count lost messages",
+        description="Start a server with a backlog and a consumer that catches up with it. Then publish live "
+        "messages, while the server drops a fifth of the pushes, cuts the connection twice and answers 503 once, "
+        "and the consumer is killed and restarted. At the end, count the messages that the consumer processed. "
+        "The demo takes half a minute and needs the extra `serve`.",
     )
     parser.add_argument(
-        "--backlog", metavar="N", type=int, default=20_000, help="messages to catch up with (default: 20000)"
+        "--backlog",
+        metavar="N",
+        type=int,
+        default=20_000,
+        help="messages in the feed at the start (default: 20000)",
     )
     parser.add_argument(
-        "--live", metavar="N", type=int, default=200, help="messages that are published then (default: 200)"
+        "--live", metavar="N", type=int, default=200, help="messages published after that (default: 200)"
     )
 
 
 def run(options: argparse.Namespace) -> Exit:
-    """Run the demo.
-
-    Raises:
-        UsageError: A number is too small, or uvicorn is not installed.
-    """
     if options.backlog < 0 or options.live < MIN_LIVE:
-        raise UsageError(f"--backlog must be at least 0 and --live at least {MIN_LIVE}")
+        raise UsageError(
+            f"--backlog must be at least 0 and --live at least {MIN_LIVE}, got {options.backlog} "
+            f"and {options.live}"
+        )
     if find_spec("uvicorn") is None:
-        raise UsageError("the demo needs a server: pip install 'push-to-poll-client[serve]'")
+        raise UsageError("demo needs uvicorn, which is not installed: pip install 'push-to-poll-client[serve]'")
     directory = Path(tempfile.mkdtemp(prefix="push-to-poll-demo-"))
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(Exit.TERMINATED))
     try:
@@ -78,14 +79,14 @@ def run(options: argparse.Namespace) -> Exit:
     finally:
         signal.signal(signal.SIGTERM, before)
     if not passed:
-        print(f"FAILED; what the consumer logged and the handler wrote is in {directory}")
+        print(f"FAILED: the consumer's log and the handler's file are in {directory}")
         return Exit.BUG
     shutil.rmtree(directory)
     return Exit.DONE
 
 
 def _show_all(directory: Path, backlog: int, live: int) -> bool:
-    """Run the demo, print the figures, and return whether they and the consumer's exit code are as expected."""
+    """Run the demo, print the figures, and return True if they and the consumer's exit code are right."""
     handled = directory / "handled"
 
     def processed() -> int:
@@ -112,7 +113,7 @@ def _show_all(directory: Path, backlog: int, live: int) -> bool:
 
 
 def _go_live(server: "ServerProcess", consumer: "ConsumerProcess", live: int) -> list[float]:
-    """Publish live messages, let things go wrong meanwhile, and return when each fault began."""
+    """Publish live messages, cause the faults meanwhile, and return the time of each fault."""
     began: list[float] = []
     # The faults come at a sixth, a third, a half and three quarters of the way.
     faults = {
@@ -134,18 +135,15 @@ def _go_live(server: "ServerProcess", consumer: "ConsumerProcess", live: int) ->
                 consumer.end(signal.SIGKILL)
                 consumer.start()
         _show(f"live: {number} published")
-        # In each ten messages: a burst of four, five at a steady pace, silence, one message, silence. Each fifth
-        # push is dropped, so the tenth message's is too: with silence around it, only the timer finds it.
+        # Each ten messages: a burst of four, five at a steady pace, a pause, one message, a pause. Every fifth
+        # push is dropped, the push of the tenth message too. With a pause around it, only the timer finds that
+        # message.
         time.sleep({9: 0.2, 0: 0.6}.get(number % 10, 0.0 if number % 10 < 4 else 0.03))
     return began
 
 
 class ServerProcess:
-    """The reference server, in its own process.
-
-    Args:
-        backlog: The number of messages in the feed at the start.
-    """
+    """The reference server in its own process, with `backlog` messages in the feed."""
 
     def __init__(self, backlog: int) -> None:
         command = [*_PYTHON_MODULE, "push_to_poll_client.testing.server", f"--backlog={backlog}", "--until-eof"]
@@ -157,27 +155,18 @@ class ServerProcess:
         self.http = httpx.Client(base_url=self.addresses["base_url"], trust_env=False)
 
     def get(self, path: str, **query: str) -> Any:
-        """Return what the server answers."""
         return self.http.get(path, params=query).json()
 
     def post(self, path: str, content: Any) -> None:
-        """Publish messages, or set faults."""
         self.http.post(path, json=content).raise_for_status()
 
     def close(self) -> None:
-        """End the server."""
         self.http.close()
         self.process.communicate(timeout=STEP_TIMEOUT)
 
 
 class ConsumerProcess:
-    """A process with `_demo_consumer.py` that can be ended and started again.
-
-    Args:
-        directory: The directory for its database and its log.
-        handled: The file for its handler.
-        addresses: The URLs of the server, by name.
-    """
+    """Runs `_demo_consumer.py` in a process that can be killed and restarted."""
 
     def __init__(self, directory: Path, handled: Path, addresses: Mapping[str, str]) -> None:
         urls = [addresses["url"], addresses["push_url"]]
@@ -187,7 +176,6 @@ class ConsumerProcess:
         self.start()
 
     def start(self) -> None:
-        """Start the process."""
         self._process = subprocess.Popen(
             self._command,
             env={**os.environ, "no_proxy": "127.0.0.1"},
@@ -210,35 +198,25 @@ class ConsumerProcess:
 
 
 class HandlerCall(NamedTuple):
-    """One line of the handler, written when it was called.
-
-    Attributes:
-        id: The id of the message.
-        published: When the server published it, in seconds on the clock of `time.monotonic()`.
-        entered: When the handler was called, on the same clock.
-        pid: The process of the handler.
-    """
+    """One call of the handler, from its file. Times are those of `time.monotonic()`."""
 
     id: str
-    published: float
-    entered: float
-    pid: int
+    published: float  # by the server
+    entered: float  # the start of the handler
+    pid: int  # the process of the handler
 
 
 def read_calls(path: Path) -> Sequence[HandlerCall]:
-    """Read the whole lines that the handler has written: a killed process may leave half of one."""
+    """Read the complete lines of the handler's file: a killed process may leave half a line."""
     text = path.read_bytes() if path.exists() else b""
     return msgspec.json.Decoder(HandlerCall).decode_lines(text[: text.rfind(b"\n") + 1])
 
 
 def processed_twice(calls: Sequence[HandlerCall]) -> tuple[set[str], set[str]]:
-    """Find the messages with which the handler was called more than once.
+    """Return the ids processed more than once, and the ids among them that the kill does not explain.
 
-    A kill may repeat the messages that the killed process, the first one, handled after its last commit: the last
-    of its lines, within `COMMIT_INTERVAL`. The next process may handle these once again (G7).
-
-    Returns:
-        The ids of all, and of those for which the kill is no excuse.
+    A kill may repeat the messages that the killed process, the first one, handled in its last `COMMIT_INTERVAL`.
+    The next process may handle these once more (G7).
     """
     by_id: dict[str, list[HandlerCall]] = defaultdict(list)
     for call in calls:
@@ -255,24 +233,25 @@ def processed_twice(calls: Sequence[HandlerCall]) -> tuple[set[str], set[str]]:
 
 
 LATENCIES = {
-    "latency by push": "their own push was sent",
-    "latency by fallback": "their push was dropped, the timer found them",
-    "by a later push": "their push was dropped, the next one was not",
-    "across a fault": "cut, 503 or kill, until a push served again",
+    "latency by push": "the message's own push was sent",
+    "latency by fallback": "the push was dropped, and the timer found the message",
+    "by a later push": "the push was dropped, and a later push found the message",
+    "across a fault": "published or found during a cut, a 503 or the kill",
 }
 
 
 def latencies(
     calls: Sequence[HandlerCall], sent: Mapping[str, float], faults: Sequence[float]
 ) -> Mapping[str, list[float]]:
-    """Sort the seconds from publication to handler by the cause of the poll that found the message.
+    """Group the seconds from publication to handler by the cause of the poll that found the message.
 
-    A fault lasts until the handler gets a message that was published after its begin, and whose push was sent.
+    A fault lasts until the handler gets a message that was published after the fault began and whose push was
+    sent.
 
     Args:
-        calls: The first call with a message counts.
-        sent: When the push of a message was sent, by its id.
-        faults: When each fault began.
+        calls: Calls of the handler. Only the first call for a message counts.
+        sent: Time of each message's push, by message id.
+        faults: Times at which the faults began.
     """
     first = {call.id: call for call in reversed(calls)}.values()
     periods = [
@@ -294,13 +273,13 @@ def latencies(
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The smallest of the sorted values that is not below `percent` of them (nearest rank)."""
+    """Return the nearest-rank percentile of sorted values."""
     return values[math.ceil(len(values) * percent / 100) - 1]
 
 
 def _print_figures(server: ServerProcess, calls: Sequence[HandlerCall], polls_before: int) -> bool:
-    """Print the figures, and return whether nothing was lost or wrongly processed twice."""
-    server.post("/faults", {"fail_next": 0})  # they are meant for the consumer
+    """Print the figures, and return True if no message was lost or wrongly processed twice."""
+    server.post("/faults", {"fail_next": 0})  # a fault that is left must not hit this process
     ids: list[str] = []
     while page := server.get("/feed", **({"lastEventId": ids[-1]} if ids else {})):
         ids += [event["id"] for event in page]
@@ -310,12 +289,12 @@ def _print_figures(server: ServerProcess, calls: Sequence[HandlerCall], polls_be
     coalesced = max(0, stats["pushes_sent"] - live)
     _say("")
     _figure("published", len(published), "read from the feed by plain HTTP")
-    _figure("processed", len(processed), "written down by the handler")
+    _figure("processed", len(processed), "recorded by the handler")
     _figure("lost", len(lost), "")
-    _figure("processed twice", len(twice), f"{len(inexcusable)} of them beyond what a kill may cost (G7)")
-    _figure("polls", _polls(stats), f"{live} since it was current; {stats['fetches']} fetches in all")
+    _figure("processed twice", len(twice), f"{len(inexcusable)} of them not explained by the kill (G7)")
+    _figure("polls", _polls(stats), f"{live} after catching up; {stats['fetches']} fetches in all")
     _figure("pushes sent", stats["pushes_sent"], f"{stats['pushes_dropped']} more dropped by the server")
-    _figure("pushes coalesced", coalesced, "at least: pushes sent, less polls since it was current")
+    _figure("pushes coalesced", coalesced, "at least: pushes sent minus polls after catching up")
     return not lost and not inexcusable
 
 
@@ -344,11 +323,10 @@ def _wait(what: str, count: Callable[[], int], enough: int) -> None:
 
 
 def _say(text: str) -> None:
-    """Print a line that stays."""
     print(f"\r\x1b[K{text}" if sys.stdout.isatty() else text, flush=True)
 
 
 def _show(text: str) -> None:
-    """Show the progress on a terminal, in one line that changes."""
+    """Overwrite the progress line of a terminal."""
     if sys.stdout.isatty():
         print(f"\r\x1b[K{text}", end="", flush=True)

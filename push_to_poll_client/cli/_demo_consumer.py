@@ -1,8 +1,8 @@
 """The consumer of the demo: an ordinary consumer, in its own process so that it can be killed.
 
-Its handler appends one line per message to a file: the id, when the message was published, when the handler was
-called (both on the clock of `time.monotonic()`, which the processes of one machine share), and its process. A line
-is one `os.write`, so that the lines of a killed process are in the file.
+The handler appends one line per message to a file: the id, the time of publication, the time of the call, and the
+process id. Times come from `time.monotonic()`, which the processes of one machine share. Each line is one
+`os.write`, so a kill does not lose earlier lines.
 """
 
 import json
@@ -18,18 +18,17 @@ import anyio
 from push_to_poll_client import Consumer, HTTPFeed, Message, Push, SQLiteStore, WebSocketListener
 
 FALLBACK_INTERVAL = 0.5
-"""Seconds; short, so that the demo sees lost pushes within its half minute. A service would take a minute."""
+"""Seconds. Short, so that the demo finds lost pushes within half a minute; a service would use a minute."""
 
 COMMIT_INTERVAL = 0.05
-"""Seconds of work that a kill may cost (G7)."""
+"""Seconds of work that a kill may repeat (G7)."""
 
 
 async def consume(*arguments: str) -> None:
-    """Consume until SIGTERM, which leaves the current message its time.
+    """Consume until SIGTERM, and finish the current message.
 
     Args:
-        arguments: The URL of the feed, which follows the HTTP Feeds specification; the URL of the websocket; the
-            path of the SQLite store; the file to write to.
+        arguments: URL of the feed, URL of the websocket, path of the SQLite store, path of the handler's file.
     """
     url, push_url, database, handled = arguments
     file = os.open(handled, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -50,13 +49,13 @@ async def consume(*arguments: str) -> None:
         rate=20,
         burst=20,
     )
-    running = orders.run()  # from here on stop() counts
+    running = orders.run()  # stop() works from here on
     signal.signal(signal.SIGTERM, lambda *_: orders.stop())
     await running
 
 
 def end_with_parent(stdin: int = 0) -> None:
-    """Send SIGTERM to this process when the other end of its standard input is closed, as by the parent's end."""
+    """Send SIGTERM to this process when its parent ends, which closes the pipe at standard input."""
 
     def watch() -> None:
         os.read(stdin, 1)

@@ -1,11 +1,10 @@
-"""`tail --exec`: run a command for each message; its exit code says whether the message was processed.
+"""`tail --exec`: run a command for each message; exit code 0 means processed.
 
-The message is on the command's standard input and nowhere else: nothing that a server sent becomes an argument, a
-variable, or a word of a shell, since there is no shell. Standard input is a file without a name, not a pipe: a
-command may leave it unread, and nothing has to be written while the command runs.
+The command gets the message only on standard input. No text from a server becomes an argument or an environment
+variable, and there is no shell. Standard input is an unnamed file, not a pipe, so the command need not read it.
 
-The command runs in a session of its own. Ctrl-C does not reach it, so that the current message can finish; and the
-processes that it started are ended with it when its time is up.
+The command runs in its own session. Ctrl-C does not reach it, so the current message can finish. On a timeout, all
+processes that the command started are ended too.
 """
 
 import math
@@ -25,14 +24,14 @@ from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.cli._output import json_line
 
 TERM_GRACE = 5.0
-"""Seconds between SIGTERM and SIGKILL. With the ten that a stop leaves the current message the sum is below the
-thirty of Kubernetes and the ninety of systemd."""
+"""Seconds between SIGTERM and SIGKILL. A stop gives the current message 10 s before that; the sum stays below the
+30 s of Kubernetes and the 90 s of systemd."""
 
-_CHECK_INTERVAL = 0.02  # seconds between checks whether a process of an ended command is left
+_CHECK_INTERVAL = 0.02  # seconds between checks for remaining processes of an ended command
 
 
 class CommandFailed(Exception):
-    """The command reported that the message was not processed, or was killed, or took too long."""
+    """The command failed, was killed, or took too long."""
 
 
 class CommandNotStarted(CommandFailed):
@@ -40,18 +39,18 @@ class CommandNotStarted(CommandFailed):
 
 
 class Command:
-    """Processes a message by running a command. One at a time.
+    """Handler that runs a command for each message, one at a time.
 
     Args:
-        typed: The command and its arguments, split as a shell would, once; no shell sees them. It inherits
-            standard output and error, the directory and the environment.
-        timeout: Seconds that one run may take. Then its process group is terminated, 5 seconds later killed, and
-            the message failed.
+        typed: Command and arguments, split into words as a shell would; no shell runs. The command inherits
+            standard output, standard error, the directory and the environment.
+        timeout: Seconds for one run. After that the process group gets SIGTERM, and SIGKILL 5 seconds later, and
+            the message has failed.
         secrets: Environment variables that the command does not get (G12).
 
     Raises:
         TypeError: `timeout` is not a number.
-        ValueError: The command is empty, cannot be split, found or executed, or `timeout` is not above 0.
+        ValueError: The command is empty, cannot be split, found or executed, or `timeout` is not positive.
     """
 
     def __init__(self, typed: str, *, timeout: float, secrets: Collection[str] = ()) -> None:
@@ -64,12 +63,12 @@ class Command:
         self._process: Process | None = None
 
     async def __call__(self, message: Message) -> None:
-        """Run the command with the message on its standard input. Exit code 0 means processed.
+        """Run the command with the message on its standard input.
 
-        A cancellation waits for the current run, at most until the time given to `finish_until()`.
+        A cancellation waits for the current run until the deadline of `finish_until()`.
 
         Raises:
-            CommandFailed: The command had another exit code, was killed by a signal, or took too long.
+            CommandFailed: The exit code is not 0, a signal killed the command, or the command took too long.
             CommandNotStarted: The command could not be started.
             DecodeError: The data of the message cannot be read.
         """
@@ -77,16 +76,16 @@ class Command:
         with anyio.CancelScope(shield=True, deadline=self._finish_until) as self._in_flight:
             await self._run(json_line(message))
             return
-        await anyio.sleep_forever()  # not processed: the cancellation that set the deadline goes on from here
+        await anyio.sleep_forever()  # the deadline has passed: let the cancellation arrive here
 
     def finish_until(self, deadline: float) -> None:
-        """End the current run at this time, on the event loop's clock, if it is not over by then."""
+        """Set the deadline of the current run, on the event loop's clock."""
         self._finish_until = deadline
         if self._in_flight is not None:
             self._in_flight.deadline = deadline
 
     def kill(self) -> None:
-        """End the current run at once, with the processes that it started."""
+        """Kill the command and all processes that it started."""
         if self._process is not None:
             _signal_group(self._process, signal.SIGKILL)
 
@@ -116,14 +115,14 @@ class Command:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise CommandNotStarted(f"{quoted(self._argv[0])} could not be started: {error.strerror}") from error
+            raise CommandNotStarted(f"cannot start {quoted(self._argv[0])}: {error.strerror}") from error
 
     def _failure(self, process: Process, *, overran: bool) -> str:
         code = process.returncode
         if code is None:
-            return f"did not end within {self._timeout:g} s, and cannot be ended"
+            return f"did not end within {self._timeout:g} s and cannot be killed"
         if overran:
-            return f"did not end within {self._timeout:g} s and was ended"
+            return f"did not end within {self._timeout:g} s and was terminated"
         return f"exited with {code}" if code > 0 else f"was killed by {_signal_name(-code)}"
 
 
@@ -131,17 +130,17 @@ def _argv(typed: str) -> list[str]:
     try:
         argv = shlex.split(typed)
     except ValueError as error:
-        raise ValueError(f"--exec cannot be split into words: {error}; mend its quotes") from None
+        raise ValueError(f"--exec cannot be split into words: {error}; check the quotes") from None
     if not argv:
-        raise ValueError("--exec is empty; name a command")
+        raise ValueError("--exec is empty; give it a command")
     if (found := shutil.which(argv[0])) is None:
         what = "is not executable" if os.path.exists(argv[0]) else "was not found"  # noqa: PTH110  # any string
-        raise ValueError(f"--exec: {quoted(argv[0])} {what}; name a program on the PATH, or its path")
+        raise ValueError(f"--exec: {quoted(argv[0])} {what}; give the name of a program on the PATH, or a path")
     return [found, *argv[1:]]
 
 
 async def _terminate(process: Process) -> None:
-    """Terminate the process and all that it started; after the grace kill the rest."""
+    """Send SIGTERM to the process group, and SIGKILL after the grace period."""
     with anyio.CancelScope(shield=True):
         _signal_group(process, signal.SIGTERM)
         with anyio.move_on_after(TERM_GRACE):
@@ -161,7 +160,8 @@ def _signal_name(number: int) -> str:
 
 
 def _signal_group(process: Process, number: int) -> bool:
-    """Return whether the group has a process left. Its number is not used again as long as it has one."""
+    """Signal the process group; return True if a process of the group is left."""
+    # The system does not reuse the number of a group that still has a process.
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Entry point of `push-to-poll`: arguments in, exit code out, and never a bare traceback."""
+"""Entry point of `push-to-poll`: run a command and turn errors into one line and an exit code."""
 
 import argparse
 import logging
@@ -18,17 +18,15 @@ logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Run the command line and return its exit code, an `Exit`.
 
     Args:
-        arguments: The arguments after the program's name; None takes those of the process.
-
-    Returns:
-        The exit code, an `Exit`.
+        arguments: Arguments after the program's name. None means `sys.argv[1:]`.
     """
     _open_closed_streams()
     parser = Parser(
-        prog="push-to-poll", description="Consume an event feed: pushes say when to ask, polls say what."
+        prog="push-to-poll",
+        description="Consume an event feed by polling; pushes only tell the consumer when to poll.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = Commands(parser)
@@ -43,10 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Open what the caller has closed (`>&-`, `2>&-`), for which Python has None instead of a file."""
+    """Replace streams that the caller closed (`>&-`, `2>&-`) and for which Python has None."""
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115  # until the process ends
-    if sys.stdout is None:  # for reading: a message that nobody gets must fail, not count as processed
+    # Open stdout for reading, so that a write fails: a message that was not printed must not count as processed.
+    if sys.stdout is None:
         sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w")  # noqa: PTH123, SIM115
 
 
@@ -61,7 +60,7 @@ def _run(options: argparse.Namespace) -> int:
         return _print_error(describe(error), exit_code_for(error))
     except Exception as error:  # a bug; -vv shows its traceback
         logger.debug("this is a bug", exc_info=error)
-        return _print_error(f"{describe(error)}; this is a bug, please report it with the output of -vv", Exit.BUG)
+        return _print_error(f"{describe(error)}; this is a bug: please report it with the output of -vv", Exit.BUG)
 
 
 def _print_error(sentence: str, code: Exit) -> int:
@@ -70,7 +69,7 @@ def _print_error(sentence: str, code: Exit) -> int:
 
 
 def _log_to_stderr(verbose: int) -> None:
-    """Log this library only: the logs of other libraries may have URLs with secrets."""
+    """Log only this library: logs of other libraries may contain URLs with secrets."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(EscapingFormatter("%(asctime)s %(levelname)s %(message)s", tracebacks=verbose > 1))
     logger.logger.handlers[:] = [handler]

@@ -1,8 +1,8 @@
 """Output of the commands: lines, text that is safe for a terminal, and exit codes.
 
-Text from a feed may hold characters that a terminal obeys: the control characters of ASCII and of C1 (U+009B
-begins a sequence in some terminals), those that turn the direction of a line (U+202E), and invisible ones. They
-are shown as escapes.
+Text from a feed may contain characters that a terminal obeys: control characters of ASCII and C1 (U+009B starts a
+control sequence in some terminals), characters that reverse the direction of a line (U+202E), and invisible ones.
+The output shows them as escapes.
 """
 
 import contextlib
@@ -39,25 +39,26 @@ class _Escapes:
 
 
 def escape_unprintable(text: str) -> str:
-    r"""Replace each unprintable character, line ends too, by `\uXXXX`, or by two of them beyond U+FFFF.
+    r"""Replace each unprintable character by `\uXXXX`, or by two of these above U+FFFF.
 
-    A line of JSON keeps its meaning (RFC 8259 §7): in JSON such characters stand only in strings.
+    Line ends are replaced too. A line of JSON keeps its meaning (RFC 8259 §7): JSON has such characters only in
+    strings.
     """
     return text if text.isprintable() else text.translate(_Escapes())
 
 
 def shell_quoted(text: str) -> str:
-    """Escape a key or a cursor and quote it, so that it can be pasted into a shell."""
+    """Escape and quote a key or a cursor so that it can be pasted into a shell."""
     return shlex.quote(escape_unprintable(text))
 
 
 def unescape(typed: str) -> str:
-    """Undo `escape_unprintable` in an argument that was copied from our output."""
+    """Undo `escape_unprintable` in an argument copied from our output."""
     return _ESCAPES.sub(lambda match: str(json.loads(f'"{match[0]}"')), typed)
 
 
 def format_time(seconds: float) -> str:
-    """Format seconds since the epoch in UTC; a number outside the range of dates stays a number."""
+    """Format seconds since the epoch in UTC; outside the range of dates, as a number."""
     try:
         return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
     except (OverflowError, ValueError, OSError):
@@ -65,30 +66,25 @@ def format_time(seconds: float) -> str:
 
 
 class EscapingFormatter(logging.Formatter):
-    """Formats a record as one line. A traceback follows, indented so that no line of it looks like a record.
-
-    Args:
-        format: As of `logging.Formatter`.
-        tracebacks: Whether tracebacks are shown.
-    """
+    """Formats a log record as one line, and an indented traceback if `tracebacks` is True."""
 
     def __init__(self, format: str, *, tracebacks: bool) -> None:
         super().__init__(format)
         self._tracebacks = tracebacks
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        """The line."""
+        """Format the line without the traceback."""
         return escape_unprintable(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and the traceback if there is one and it is shown."""
-        if not self._tracebacks:  # the handler is a command, whose failures say all in their line
+        """Format the line, and the traceback if it is shown."""
+        if not self._tracebacks:  # with --exec, the line says everything about a failure
             record = logging.makeLogRecord({**vars(record), "exc_info": None, "exc_text": None})
         return "\n  ".join(map(escape_unprintable, super().format(record).split("\n")))
 
 
 class Exit(enum.IntEnum):
-    """The exit codes, documented by `EXIT_CODES`."""
+    """Exit codes; `EXIT_CODES` documents them."""
 
     DONE = 0
     BUG = 1
@@ -103,25 +99,25 @@ class Exit(enum.IntEnum):
 
 EXIT_CODES = """\
 exit codes:
-  0    done: with --once the end of the feed, or it has ended for good, or whoever read the output went away
-  1    a bug; of the demo also: a message was lost, or processed twice without excuse
-  2    the arguments are wrong, or need something that is not installed
-  3    the feed failed (with --once), is gone, or no longer knows the cursor; or --once must wait too long
-  4    a message could not be read or written out, or its command failed; the state stands before it
+  0    done: the end of the feed (with --once), the feed ended for good, or the reader of the output closed it
+  1    a bug; for demo also: a message was lost, or was processed twice for no known reason
+  2    wrong arguments, or a package that they need is not installed
+  3    the feed failed (with --once), is gone, or no longer knows the cursor; or --once would wait too long
+  4    a message could not be read or printed, or its command failed; the saved state ends before this message
   5    the state file cannot be used, or another process uses it
-  6    a push channel is broken for good, or --webhook cannot be listened at
-  130  interrupted (Ctrl-C); what was written out is recorded
-  143  terminated; what was written out is recorded
+  6    a push channel failed for good, or --webhook cannot listen on its address
+  130  interrupted (Ctrl-C); messages processed before are recorded
+  143  terminated (SIGTERM); messages processed before are recorded
 """
-"""For the help of each command."""
+"""Shown in the help of each command."""
 
 
 class UsageError(Exception):
-    """An argument has no meaning."""
+    """The arguments are wrong."""
 
 
 class OutputError(PushToPollError):
-    """Standard output cannot be written."""
+    """Writing to standard output failed."""
 
 
 def exit_code_for(error: PushToPollError) -> Exit:
@@ -140,14 +136,14 @@ def exit_code_for(error: PushToPollError) -> Exit:
 
 
 class ReaderGone(BaseException):
-    """The reader of our output has gone. This is not a failure, and the message is not recorded."""
+    """The reader of our output closed it. Not a failure; the message is not recorded."""
 
 
 def json_line(message: Message) -> bytes:
-    """Encode a message as one line of JSON: a CloudEvent with all its members, another one as `id` and `data`.
+    """Encode a message as one line of JSON: all members of a CloudEvent, else `id` and `data`.
 
     Raises:
-        DecodeError: Its data cannot be read.
+        DecodeError: The data of the message cannot be read.
     """
     members: dict[str, Any] = {"id": message.id, "data": message.data}
     if isinstance(message, CloudEvent):
@@ -161,9 +157,9 @@ def write_line(message: Message) -> None:
     """Write and flush the line of a message, before the message is recorded as processed.
 
     Raises:
-        ReaderGone: Standard output is a pipe whose reader has gone.
-        StopConsumer: Standard output cannot be written. This is not a failure of the message, so no policy for
-            failing messages may go past it.
+        ReaderGone: The reader of standard output closed the pipe.
+        StopConsumer: Writing to standard output failed. The message is not at fault, so `--on-failure` must not
+            skip it.
         DecodeError: The data of the message cannot be read.
     """
     line = json_line(message)
@@ -174,10 +170,13 @@ def write_line(message: Message) -> None:
 
 
 def print_lines(lines: Iterable[str | bytes]) -> None:
-    """Write lines, given without their ends, until the reader has gone. The caller escapes them or writes JSON.
+    """Write lines until the reader closes the output. The caller escapes them or writes JSON.
+
+    Args:
+        lines: Lines without line ends.
 
     Raises:
-        OutputError: Standard output cannot be written.
+        OutputError: Writing to standard output failed.
     """
     with contextlib.suppress(ReaderGone):
         for line in lines:
@@ -185,11 +184,8 @@ def print_lines(lines: Iterable[str | bytes]) -> None:
 
 
 def flush_stdout() -> None:
-    """Flush the rest that a failed write left in the buffer, or discard it if it cannot be written.
-
-    Without this call Python would try once more at its end, and exit with 120. To be called when a command is
-    over: after a failure, later output is discarded too.
-    """
+    """Flush standard output when a command is over, or discard the rest if that fails."""
+    # Without this call Python would try to flush at exit, fail, and exit with 120.
     try:
         sys.stdout.flush()
     except OSError:
@@ -206,5 +202,5 @@ def _write(line: bytes) -> None:
         raise ReaderGone from None
     except OSError as error:
         raise OutputError(
-            f"standard output cannot be written: {error.strerror}; what was written out ends there"
+            f"cannot write to standard output: {error.strerror}; the output is incomplete"
         ) from error

@@ -1,4 +1,4 @@
-"""Parser of the command line. Its errors never show a value, which may be a secret."""
+"""Parser of the command line. Its errors do not show values, because a value may be a secret."""
 
 import argparse
 import re
@@ -8,20 +8,20 @@ from typing import NoReturn
 from push_to_poll_client._validation import one_line
 from push_to_poll_client.cli._output import EXIT_CODES, Exit
 
-# Texts of argparse that repeat a value, which would end up in the log of a cron job.
+# Errors of argparse that repeat a value, which would end up in the log of a cron job.
 _ECHOED_VALUE = re.compile(r"(invalid choice|invalid \w+ value|ignored explicit argument):? .*", re.DOTALL)
 _OPTION = re.compile(r"(--?[a-z][a-z-]{0,20})(=.*)?", re.DOTALL)
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Fills paragraphs, and leaves tables as they are."""
+    """Wraps paragraphs, and does not wrap tables."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports an error in one sentence and names the help."""
+    """Reports an error as one sentence that names `--help`."""
 
     def __init__(self, *, prog: str, description: str) -> None:
         super().__init__(
@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
             description=description,
             epilog=EXIT_CODES,
             formatter_class=_HelpFormatter,
-            allow_abbrev=False,  # so that no later option makes a typed one ambiguous
+            allow_abbrev=False,  # else a new option could make an abbreviation ambiguous
         )
 
     def error(self, message: str) -> NoReturn:
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]  # without its overloads
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """Parse as argparse does, but name unknown options without their values."""
+        """Parse the arguments; an error about unknown options names them without values."""
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
             names = [match[1] for match in map(_OPTION.fullmatch, unknown) if match]
@@ -51,11 +51,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Commands:
-    """The commands of a parser.
-
-    Args:
-        parser: The parser that gets them.
-    """
+    """The commands, or the actions of a command, of `parser`."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self._parsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
@@ -63,14 +59,14 @@ class Commands:
     def add(
         self, name: str, run: Callable[[argparse.Namespace], int | None] | None, *, help: str, description: str
     ) -> argparse.ArgumentParser:
-        """Add a command.
+        """Add a command and return its parser.
 
         Args:
             name: The word to type.
-            run: Called with the parsed arguments; returns the exit code, or None when it is done. None for a
-                command with commands of its own.
+            run: Function that runs the command and returns its exit code, or None for success. None if the
+                command has actions, each with a function.
             help: The line in the list of commands.
-            description: The head of the command's own help.
+            description: The first paragraph of the command's help.
         """
         parser = self._parsers.add_parser(name, help=help, description=description)
         parser.set_defaults(run=run, parser=parser, verbose=0)

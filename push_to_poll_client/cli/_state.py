@@ -1,7 +1,7 @@
-"""`push-to-poll status`, `rewind` and `rebind`: read and change the file in which consumers keep their state.
+"""`push-to-poll status`, `rewind` and `rebind`: read and change the state file of consumers.
 
-`status` and `rewind --list` only read the file, also while a consumer uses it. The others change it, while no
-process owns it.
+`status` and `rewind --list` only read the file and work while a consumer runs. The others change the file and work
+only while no process owns it.
 """
 
 import argparse
@@ -38,127 +38,130 @@ from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, StoreFil
 _T = TypeVar("_T")
 
 _MAX_NAMES = 5
-"""Names that an error lists, so that they fit into its line."""
+"""Names that an error lists, so that they fit on one line."""
 
 JSON_HELP = """\
-print one JSON object: file, bytes, owner (process id; null: nobody that can be seen), consumers: a list of
-objects with name, feed, cursor (null: the beginning), records (of messages that are settled), dead_letters
-(how many), failing (how many messages failed and are to be tried again), gap (what the feed said last that it
-can no longer give; null: nothing), gap_at (when, in seconds since the epoch), fencing_token (larger for each
-start), last_progress (when the newest record was made, in seconds since the epoch; null: there is none) and
-age (seconds since then). Members may be added, none will change"""
+print one JSON object with file, bytes, owner (process id; null: no owner is visible) and consumers, a list of
+objects with name, feed, cursor (null: the beginning), records (number of settled messages on record),
+dead_letters (number), failing (number of failed messages that will be retried), gap (the feed's last report of
+messages that it no longer has; null: none), gap_at (time of that report), fencing_token (increases with each
+start), last_progress (time of the newest record; null: no record) and age (seconds since last_progress). Times
+are in seconds since the epoch. Later versions may add members, but do not change these"""
 
 FORGET_EFFECTS = {
-    False: "what comes again and was processed is not processed again, as long as its record is kept",
-    True: "all that comes again is processed again",
+    False: "messages that were processed are not processed again while their records are kept",
+    True: "all messages after this cursor are processed again",
 }
 """The last line of the output of `rewind`, without and with `--forget`."""
 
 REBIND_EFFECTS = {
-    False: "it goes on from its cursor, with its records and dead letters",
-    True: "it goes on from its cursor, which must mean the same there; if it does not: push-to-poll rewind",
+    False: "the next run continues at this cursor, with the same records and dead letters",
+    True: "the next run continues at this cursor; if it means something else there, use push-to-poll rewind",
 }
-"""The last line of the output of `rebind`, for the same feed and for another one."""
+"""The last line of the output of `rebind`, for the same feed and for another feed."""
 
 
 def add_to(commands: Commands) -> None:
-    """Add the commands to the parser's commands."""
     parser = commands.add(
         "status",
         print_status,
-        help="say how far the consumers are that keep their state in a file",
-        description="Say how far the consumers are that keep their state in a file, whether they run or not. The "
-        "file is only read, and a consumer that uses it is not disturbed.",
+        help="show the progress of the consumers in a state file",
+        description="Show the progress of the consumers in a state file. The command only reads the file and does "
+        "not disturb a running consumer.",
     )
-    parser.add_argument("--state", metavar="FILE", required=True, help="the file, as it was given to tail")
+    parser.add_argument(
+        "--state", metavar="FILE", required=True, help="the state file given to tail or to SQLiteStore"
+    )
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
 
     parser = commands.add(
         "rewind",
         rewind,
-        help="go on from another place of the feed",
-        description="Have the next run go on from another place of the feed, while no consumer uses the file; or "
-        "list the places that were saved, at any time.",
+        help="set the cursor at which the next run continues",
+        description="Set the cursor at which the next run continues; this works only while no consumer uses the "
+        "file. Or list the saved cursors; this works while a consumer runs.",
     )
     add_state_to(parser)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument(
-        "--to", metavar="CURSOR", help="inception, the beginning of the feed, or a cursor, as --list shows it"
+        "--to", metavar="CURSOR", help="a cursor, as --list shows it, or inception for the beginning of the feed"
     )
     where.add_argument(
-        "--ago", metavar="S", type=float, help="the newest cursor that was saved so many seconds ago, or before"
+        "--ago", metavar="S", type=float, help="the newest cursor that was saved at least S seconds ago"
     )
     where.add_argument(
-        "--list", action="store_true", help="change nothing; list the saved cursors, the present one last"
+        "--list", action="store_true", help="list the saved cursors, the current one last, and change nothing"
     )
     parser.add_argument(
         "--forget",
         action="store_true",
-        help="forget what was processed: all that comes again is processed again; for a feed that was reset",
+        help="ignore the records of processed messages: all messages after the cursor are processed again. For a "
+        "feed that was reset",
     )
 
     parser = commands.add(
         "rebind",
         rebind,
-        help="go on with the same feed at another address, or under another name",
-        description="Bind a consumer's name to the feed's new address, or rename it, while no consumer uses the "
-        "file. It keeps its cursor, its records and its dead letters. Only for the same feed at another address: "
-        "at another feed the cursor means something else, and messages would be missed.",
+        help="keep a consumer's state when its feed has a new address, or rename the consumer",
+        description="Bind a consumer to the new address of its feed, or rename the consumer. This works only "
+        "while no consumer uses the file. The consumer keeps its cursor, records and dead letters. Use it only "
+        "for the same feed at another address: to another feed the cursor means something else, and messages "
+        "would be missed.",
     )
     add_state_to(parser)
     parser.add_argument(
         "--feed",
         metavar="URL",
-        help="the feed's new URL, or its identity, as given by identity= or as an error shows it. A name that is "
-        "the feed's old identity, as that of a consumer without a name, becomes the new one",
+        help="the feed's new URL, or its identity as given to identity= or shown by an error. A consumer that was "
+        "started without a name is called like its feed, so it gets the new name too",
     )
-    parser.add_argument("--new-name", metavar="NAME", help="what the consumer is called from now on")
+    parser.add_argument("--new-name", metavar="NAME", help="the consumer's new name")
     parser.add_argument(
         "--replace",
         action="store_true",
-        help="if there is a consumer of that name already, as after a start under the new name, drop all that it "
-        "has; what only that one has processed is processed again",
+        help="if a consumer with the new name exists (for example after a start under that name), delete its "
+        "state first. Messages that only that consumer processed are processed again",
     )
 
 
 def add_state_to(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add the options for the file and the consumer to a command."""
+    """Add the options --state and --name to a command."""
     parser.add_argument(
-        "--state", metavar="FILE", required=required, help="the file, as it was given to tail or to SQLiteStore"
+        "--state", metavar="FILE", required=required, help="the state file given to tail or to SQLiteStore"
     )
-    parser.add_argument("--name", metavar="NAME", help="the consumer's, if the file has several")
+    parser.add_argument("--name", metavar="NAME", help="the consumer's name; required if the file has several")
 
 
 def find_consumer(options: argparse.Namespace) -> ConsumerProgress:
-    """Return the consumer given by --name, or the only one of the file.
+    """Return the consumer given by --name, or the only consumer of the file.
 
     Raises:
-        StoreError: The file cannot be read, or has no consumer.
-        UsageError: There are several, or none of that name, or no file is given.
+        StoreError: The file cannot be read, or contains no consumer.
+        UsageError: --state or --name is missing, or the file has no consumer with that name.
     """
     if options.state is None:
-        raise UsageError("--state is missing; name the file that the consumer keeps its state in")
+        raise UsageError("--state is missing; give the state file of the consumer")
     store = read_store(options.state)
     if not store.progress:
-        raise StoreError(f"{store.path} has no consumer's state yet; run one that keeps its state there")
+        raise StoreError(f"{store.path} contains no consumer yet; run a consumer with this file first")
     if options.name is None and len(store.progress) == 1:
         return store.progress[0]
     found = [one for one in store.progress if options.name in {one.name, quoted(one.name)[1:-1]}]
     if len(found) != 1:
-        why = "is missing" if options.name is None else "is none of them"
+        why = "is missing" if options.name is None else "names no consumer of the file"
         names = ", ".join(quoted(one.name) for one in store.progress[:_MAX_NAMES])
         more = len(store.progress) - _MAX_NAMES
-        raise UsageError(f"--name {why}; the file has {names}" + (f" and {more} more" if more > 0 else ""))
+        raise UsageError(f"--name {why}; choose one of {names}" + (f" and {more} more" if more > 0 else ""))
     return found[0]
 
 
 def run_with_store(path: str, work: Callable[[SQLiteStore], Awaitable[_T]], *, instead: str = "") -> _T:
-    """Change a file while no process owns it.
+    """Change a state file that no process owns.
 
     Args:
         path: The file.
-        work: Called with its store.
-        instead: What can be done besides stopping the process that owns the file; for the error.
+        work: Function that gets the store and changes it.
+        instead: Alternative to stopping the owner, for the error.
 
     Raises:
         StoreBusy: A process owns the file; the error names it.
@@ -166,8 +169,8 @@ def run_with_store(path: str, work: Callable[[SQLiteStore], Awaitable[_T]], *, i
     """
 
     async def run() -> _T:
-        # No retention: records that the consumer's own retention keeps must stay. Transactional: the file may be
-        # an application's too.
+        # No retention, so that this store drops no record of the consumer. Transactional, because the file may
+        # also be an application's database.
         store = SQLiteStore(path, retention=None, max_records=None, transactional=True)
         try:
             return await work(store)
@@ -184,13 +187,13 @@ def run_with_store(path: str, work: Callable[[SQLiteStore], Awaitable[_T]], *, i
 def run_with_session(
     progress: ConsumerProgress, path: str, work: Callable[[Session], Awaitable[_T]], *, instead: str
 ) -> _T:
-    """Claim the name of a consumer in a file, do the work, and give the name back.
+    """Claim a consumer's name, do the work, and release the name.
 
     Args:
         progress: The consumer.
-        path: The file.
-        work: Called with the session.
-        instead: What the process that owns the file is to call; for the error.
+        path: The state file.
+        work: Function that gets the session and changes it.
+        instead: Method that the owner of the file can call instead, for the error.
 
     Raises:
         StoreBusy: A process owns the file.
@@ -204,15 +207,15 @@ def run_with_session(
         finally:
             await session.release()
 
-    return run_with_store(path, claim_and_work, instead=f", or let it call {instead} of its consumer")
+    return run_with_store(path, claim_and_work, instead=f", or call {instead} of its consumer there")
 
 
 def check_cursor(option: str, typed: str) -> None:
     """Check that an argument can be a cursor of a feed.
 
     Raises:
-        UsageError: It cannot, since it is empty, too long, or not valid text.
-        ValueError: It is a slip of a word.
+        UsageError: It is empty, too long, or not valid text.
+        ValueError: It looks like a misspelled `inception` or `latest`.
     """
     _check_text(option, typed, "a cursor of the feed", MAX_CURSOR)
     check_position(option, typed)
@@ -221,19 +224,14 @@ def check_cursor(option: str, typed: str) -> None:
 def _check_text(option: str, typed: str, what: str, longest: int) -> None:
     try:
         typed.encode()
-    except UnicodeEncodeError:  # bytes that are no text
+    except UnicodeEncodeError:  # bytes that are not text
         typed = ""
     if not 0 < len(typed) <= longest:
-        raise UsageError(f"{option} must be {what}, of 1 to {longest:,} characters")
+        raise UsageError(f"{option} must be {what}, with 1 to {longest:,} characters")
 
 
 def print_status(options: argparse.Namespace) -> None:
-    """Print the progress of each consumer.
-
-    Raises:
-        StoreError: The file cannot be read.
-        OutputError: Standard output cannot be written.
-    """
+    """Print the progress of each consumer in the file."""
     store, now = read_store(options.state), time.time()
     if options.json:
         members = {
@@ -250,7 +248,7 @@ def print_status(options: argparse.Namespace) -> None:
 def _fields(store: StoreFile, now: float) -> Iterator[tuple[str, object]]:
     yield "file", quoted(store.path, 1000)
     yield "size", f"{store.size:,} bytes"
-    yield "owner", "nobody" if store.owner is None else f"process {store.owner}"
+    yield "owner", "none" if store.owner is None else f"process {store.owner}"
     for progress in store.progress:
         gap = done = None
         if progress.gap is not None and progress.gap_at is not None:
@@ -270,23 +268,18 @@ def _fields(store: StoreFile, now: float) -> Iterator[tuple[str, object]]:
 
 
 def _age(progress: ConsumerProgress, now: float) -> float | None:
-    # Not below 0, even if the clocks of two processes differ.
+    # Clocks of two processes may differ.
     return None if progress.last_progress is None else max(0.0, now - progress.last_progress)
 
 
 def rewind(options: argparse.Namespace) -> None:
-    """List the saved cursors, or go to one.
-
-    Raises:
-        StoreError: The file cannot be used.
-        UsageError: An argument has no meaning.
-    """
+    """List the saved cursors, or set the cursor of the next run."""
     if options.list and options.forget:
-        raise UsageError("--list changes nothing, leave out --forget")
+        raise UsageError("--list changes nothing; leave out --forget")
     if options.to is not None and meant_position(options.to) == LATEST:
         raise UsageError(
-            "--to latest: where the feed ends only the feed can tell; call rewind('latest') of the consumer, or "
-            "name a cursor"
+            "--to latest is not possible here, because only the feed knows its end; call rewind('latest') of the "
+            "consumer, or give a cursor"
         )
     try:
         if options.ago is not None:
@@ -318,12 +311,12 @@ def rewind(options: argparse.Namespace) -> None:
 
 
 def _target_cursor(options: argparse.Namespace, history: Sequence[SavedCursor]) -> Cursor | None:
-    """Find the cursor that --to or --ago names; None is the inception."""
+    """Return the cursor given by --to or --ago. None means the inception."""
     if options.to is None:
         saved = saved_before(history, time.time() - options.ago)
         if saved is None:
             raise UsageError(
-                f"--ago: no cursor is kept that is so old; the oldest is of {format_time(history[0].read_at)} UTC"
+                f"--ago: no saved cursor is that old; the oldest is from {format_time(history[0].read_at)} UTC"
             )
         return saved.cursor
     shown: dict[str, Cursor] = {escape_unprintable(one.cursor): one.cursor for one in history if one.cursor}
@@ -335,12 +328,7 @@ def _display_cursor(cursor: Cursor | None) -> str:
 
 
 def rebind(options: argparse.Namespace) -> None:
-    """Bind a consumer's name to another feed or rename it, and print what it was and what it is.
-
-    Raises:
-        StoreError: The file cannot be used.
-        UsageError: An argument has no meaning, or the new name exists already.
-    """
+    """Bind a consumer to another feed or rename it, and print the old and the new values."""
     feed, new_name = options.feed, options.new_name
     if feed is None and new_name is None:
         raise UsageError("give --feed, --new-name or both")
@@ -354,7 +342,8 @@ def rebind(options: argparse.Namespace) -> None:
     dropped = [one for one in read_store(options.state).progress if one.name == name != before.name]
     if dropped and not options.replace:
         raise UsageError(
-            "the file has that name already; give another one, or drop all that it has with --replace"
+            f"the file already has a consumer {quoted(name)}; choose another name, or delete its "
+            "state with --replace"
         )
 
     run_with_store(
@@ -370,7 +359,7 @@ def rebind(options: argparse.Namespace) -> None:
             f"now     {shell_quoted(bound_to)}",
             f"cursor  {_display_cursor(before.cursor)}",
             *(
-                f"dropped {one.records:,} records and {one.dead_letters:,} dead letters that this name had"
+                f"deleted {one.records:,} records and {one.dead_letters:,} dead letters of the replaced consumer"
                 for one in dropped
             ),
             f"then    {REBIND_EFFECTS[bound_to != before.feed]}",
@@ -379,9 +368,9 @@ def rebind(options: argparse.Namespace) -> None:
 
 
 def _identity(typed: str) -> str:
-    """Return the identity of a feed that is given by its URL, or by its identity as an error shows it."""
+    """Return the identity of a feed given by its URL, or by its identity as an error shows it."""
     shown = typed.replace(r"\u2026", "…")
-    # An identity with a query has "…" in it, which no URL has.
+    # An identity with a query contains "…", a URL does not.
     if "…" in shown or not re.match("https?://", shown, re.IGNORECASE):
         return shown
     try:

@@ -1,7 +1,7 @@
-"""`push-to-poll tail`: follow a feed, one JSON line or one run of a command for each message.
+"""`push-to-poll tail`: print a feed, one JSON line per message, or run a command per message.
 
-The options make a `Consumer`, whose listeners are those of --push and --webhook. The first SIGINT or SIGTERM stops
-the consumer after the current message, the second one ends the process at once.
+The options describe a `Consumer`; --push and --webhook give it listeners. The first SIGINT or SIGTERM stops it
+after the current message, the second ends the process at once.
 """
 
 import argparse
@@ -44,21 +44,20 @@ from push_to_poll_client.listeners.verifiers import dropbox, github, no_verifica
 from push_to_poll_client.listeners.webhook import WebhookListener
 
 SHUTDOWN_TIMEOUT = 10.0
-"""Seconds that the current message gets to finish after the first signal: the library's default."""
+"""Seconds for the current message after the first signal; the library's default."""
 
 DEGRADED_INTERVAL = 10.0
-"""Seconds between polls while a push channel is down, unless `--fallback-interval` is shorter: the library's
+"""Seconds between polls while a push channel is down, unless `--fallback-interval` is shorter; the library's
 default."""
 
 ONCE_TIMEOUT = 60.0
-"""Seconds that `--once` waits if the server asks for a pause. If it asks for more, the command ends."""
+"""Longest pause requested by the server, in seconds, that `--once` waits. For a longer one the command ends."""
 
 EXEC_TIMEOUT = 60.0
-"""Seconds that a command may take for one message: long enough for a slow API call, and a command that hangs is
-noticed within a minute."""
+"""Seconds for one run of a command: enough for a slow API call, and a hanging command is noticed in a minute."""
 
 EXEC_ATTEMPTS = 5
-"""As the library's default, with the same delays: they outlast a restart of a service that the command calls."""
+"""Runs per message, with the library's delays: 8 to 10 s, enough to outlast a restart of a service it calls."""
 
 POLICIES: Final[dict[str, FinalAction]] = {"stop": "stop", "dead-letter": "dead_letter", "skip": "skip"}
 """The values of --on-failure."""
@@ -71,129 +70,128 @@ _VERIFIERS: dict[str, Callable[[str], Any]] = {
     "stripe": stripe,
     "dropbox": dropbox,
 }
-"""The values of --webhook-verify: how a server signs its requests."""
+"""The values of --webhook-verify: schemes by which a server signs its requests."""
 
 
 def add_to(commands: Commands) -> None:
-    """Add the command to the parser's commands."""
     parser = commands.add(
         "tail",
         run,
-        help="follow a feed: one JSON line per message, or one run of a command",
-        description="Follow a feed by the HTTP Feeds specification: one JSON line per message on standard output, "
-        "or with --exec on the standard input of a command; everything else on standard error. Without --push "
-        "and --webhook it is a plain poller.",
+        help="follow a feed: print each message as a JSON line, or run a command for it",
+        description="Follow a feed that implements the HTTP Feeds specification. Each message is one JSON line on "
+        "standard output or, with --exec, on the standard input of a command. Everything else goes to standard "
+        "error. Without --push and --webhook, tail only polls.",
     )
     add = parser.add_argument
-    add("url", metavar="URL", help="the feed")
+    add("url", metavar="URL", help="the URL of the feed")
     add(
         "--push",
         metavar="URL",
         action="append",
         default=[],
-        help="a push channel, whose messages say when to poll: a websocket (ws://, wss://) or server-sent events "
-        "(http://, https://); may be repeated",
+        help="a push channel; each push causes a poll. A websocket (ws://, wss://) or server-sent events "
+        "(http://, https://). May be given several times",
     )
     add(
         "--state",
         metavar="FILE",
-        help="remember there what was written out; without it, begin at the beginning each time",
+        help="the file for the state: the next run continues after the last processed message. Without it, each "
+        "run starts at --start",
     )
     add(
         "--name",
         metavar="NAME",
-        help="the consumer's name in that file. Give one: without it the name is that of the feed, and a changed "
-        "URL begins anew",
+        help="the consumer's name in the state file. Recommended: without it the feed's URL is the name, and a "
+        "run with a changed URL starts over",
     )
-    add("--once", action="store_true", help="stop at the end of the feed")
+    add("--once", action="store_true", help="exit at the end of the feed")
     add(
         "--fallback-interval",
         metavar="S",
         type=float,
         default=60.0,
-        help="longest quiet time in seconds before polling anyway (default: 60)",
+        help="poll after this many seconds without a push (default: 60)",
     )
     add(
         "--max-wait",
         metavar="S",
         type=float,
-        help="let the server hold its answer for this many seconds (long polling)",
+        help="long polling: let the server hold its answer for up to this many seconds",
     )
     add(
         "--token-env",
         metavar="NAME",
-        help="the environment variable with a bearer token for the feed, and for pushes from the same server",
+        help="the environment variable that contains a bearer token for the feed. Push channels on the same "
+        "server get the token too",
     )
     add(
         "--webhook",
         metavar="HOST:PORT",
-        help="a push channel: wait there for requests of the server, which say when to poll. Needs "
-        "--webhook-verify, and the extra `serve`",
+        help="a push channel: listen on this address for webhooks; each request causes a poll. Needs "
+        "--webhook-verify and the extra `serve`",
     )
     add(
         "--webhook-verify",
         metavar="HOW",
-        help=f"how the server signs its requests: {', '.join(_VERIFIERS)}; or {NO_VERIFICATION}: whoever reaches "
-        "the address may have the feed polled early, within the rate",
+        help=f"the scheme by which the server signs its requests: {', '.join(_VERIFIERS)}; or {NO_VERIFICATION}: "
+        "anyone who reaches the address can cause polls, within the rate limit",
     )
     add(
-        "--webhook-secret-env", metavar="NAME", help="the environment variable with the secret of --webhook-verify"
+        "--webhook-secret-env",
+        metavar="NAME",
+        help="the environment variable that contains the secret for --webhook-verify",
     )
     add(
         "--exec",
         metavar="CMD",
-        help="instead of printing a message, run this with the line on its standard input: exit code 0 means "
-        "processed, anything else failed. It is split into words as by a shell, but no shell sees it; it has "
-        "the environment but for the variables with secrets. What it leaves running when it ends is left alone",
+        help="run this command for each message, with the JSON line on its standard input, instead of printing. "
+        "Exit code 0 means processed, any other means failed. CMD is split into words as in a shell, but no shell "
+        "runs it. It gets the environment without the variables that contain secrets. Processes that it leaves "
+        "running in the background are not ended",
     )
     add(
         "--exec-timeout",
         metavar="S",
         type=float,
-        help=f"seconds for one run; then it and all that it started are ended, and the message failed "
-        f"(default: {EXEC_TIMEOUT:g})",
+        help="seconds for one run. After that the command and all processes that it started are ended, and the "
+        f"message has failed (default: {EXEC_TIMEOUT:g})",
     )
     add(
         "--exec-attempts",
         metavar="N",
         type=int,
-        help=f"how often to run it for a message that fails before giving up (default: {EXEC_ATTEMPTS}, in 8 to "
-        "10 seconds if it fails at once)",
+        help=f"attempts per message before --on-failure applies (default: {EXEC_ATTEMPTS}, within 8 to 10 seconds "
+        "if each fails at once)",
     )
     add(
         "--on-failure",
         metavar="WHAT",
         default="stop",
-        help="what becomes of a message that failed for good: stop before it (the default), keep it as a "
-        "dead-letter in the file of --state (see push-to-poll dead-letters), or skip it with a line in the log",
+        help="action after the last attempt: stop before the message (the default), save it as a dead-letter in "
+        "the file of --state (see push-to-poll dead-letters), or skip it with a log line",
     )
     add(
         "--start",
         metavar="CURSOR",
         default="inception",
-        help="where to begin when there is no state yet: after this cursor (default: inception, the beginning)",
+        help="start after this cursor if there is no state yet (default: inception, the beginning of the feed)",
     )
-    add("-v", "--verbose", action="count", help="log what is done; twice: in detail")
+    add("-v", "--verbose", action="count", help="log more; -vv logs details and tracebacks")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Follow the feed until its end (`--once`), a signal, or an error.
-
-    Raises:
-        PushToPollError: What ended it.
-        UsageError: An argument has no meaning.
-    """
+    """Follow the feed until its end (`--once`), a signal, or an error."""
     try:
         command = _command(options)
         webhook = _webhook(options)
         consumer = _consumer(options, command, [] if webhook is None else [webhook])
         follow = functools.partial(_run_once, consumer) if options.once else consumer.run
         if webhook is not None:
-            # Not at the head: this module needs uvicorn.
+            # Imported here because this module needs uvicorn.
             from push_to_poll_client.cli._webhook import parse_address, serve_webhook
 
             follow = functools.partial(serve_webhook, webhook, *parse_address(options.webhook), consumer.run)
-    except (TypeError, ValueError) as error:  # of the library's own constructors
+    except (TypeError, ValueError) as error:  # raised by the library's constructors
         raise UsageError(str(error)) from error
     try:
         return anyio.run(until_signalled, follow, command)
@@ -203,9 +201,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _consumer(options: argparse.Namespace, command: Command | None, webhooks: list[Listener]) -> Consumer:
     if options.once and (options.push or webhooks):
-        raise ValueError("--once does not wait for pushes, leave out --push and --webhook")
+        raise ValueError("--once does not wait for pushes; leave out --push and --webhook")
     if options.name is not None and options.state is None:
-        raise ValueError("--name is what the consumer is called in the file of --state, add it")
+        raise ValueError("--name is the consumer's name in the state file; add --state, or leave out --name")
     check_cursor("--start", options.start)
     check_number("--fallback-interval", options.fallback_interval, above_zero=True)
     check_number("--max-wait", options.max_wait, above_zero=True, optional=True)
@@ -228,7 +226,7 @@ def _consumer(options: argparse.Namespace, command: Command | None, webhooks: li
 def _command(options: argparse.Namespace) -> Command | None:
     if options.exec is None:
         if options.exec_timeout is not None or options.exec_attempts is not None:
-            raise ValueError("--exec-timeout and --exec-attempts say how to run the command of --exec, add it")
+            raise ValueError("--exec-timeout and --exec-attempts need --exec; add --exec, or leave them out")
         return None
     timeout = EXEC_TIMEOUT if options.exec_timeout is None else options.exec_timeout
     secrets = {name for name in (options.token_env, options.webhook_secret_env) if name is not None}
@@ -236,7 +234,7 @@ def _command(options: argparse.Namespace) -> Command | None:
 
 
 def _retry(options: argparse.Namespace) -> AsyncRetrying | None:
-    if options.exec is None:  # a line that cannot be written now cannot be written a second later either
+    if options.exec is None:  # no retry: a failed write to standard output fails a second later too
         return None
     attempts = EXEC_ATTEMPTS if options.exec_attempts is None else options.exec_attempts
     return DEFAULT_RETRY.copy(stop=stop_after_attempt(check_count("--exec-attempts", attempts)))
@@ -245,41 +243,38 @@ def _retry(options: argparse.Namespace) -> AsyncRetrying | None:
 def _on_failure(options: argparse.Namespace) -> OnFailure:
     policy = POLICIES.get(options.on_failure)
     if policy is None:
-        raise ValueError(f"--on-failure must be {', '.join(POLICIES)}, one of them")
+        raise ValueError(f"--on-failure must be one of {', '.join(POLICIES)}")
     if policy == "dead_letter" and options.state is None:
-        raise ValueError("--on-failure dead-letter needs --state, the file in which dead letters are kept")
+        raise ValueError("--on-failure dead-letter needs --state, the file for the dead letters")
 
     def decide(_: Message, error: Exception) -> FinalAction:
-        # A command that cannot be started fails for every message: each would be skipped, or a dead letter.
+        # A command that cannot start fails for every message: all would be skipped or become dead letters.
         return "stop" if isinstance(error, CommandNotStarted) else policy
 
     return decide
 
 
 def _webhook(options: argparse.Namespace) -> WebhookListener | None:
-    """Make the listener that the options describe, or return None without --webhook.
-
-    Raises:
-        ValueError: The options contradict each other, or need something that is not installed. The text has no
-            value of an option.
-    """
+    """Make the listener for --webhook, or return None without it. Errors show no value of an option."""
     how, secret_name = options.webhook_verify, options.webhook_secret_env
     if options.webhook is None:
         if how is not None or secret_name is not None:
-            raise ValueError("--webhook-verify and --webhook-secret-env are about --webhook, add it")
+            raise ValueError("--webhook-verify and --webhook-secret-env need --webhook; add it, or leave them out")
         return None
     if find_spec("uvicorn") is None:
-        raise ValueError("--webhook needs a server: pip install 'push-to-poll-client[serve]'")
+        raise ValueError(
+            "--webhook needs uvicorn, which is not installed: pip install 'push-to-poll-client[serve]'"
+        )
     if how == NO_VERIFICATION:
         if secret_name is not None:
-            raise ValueError(f"--webhook-verify {NO_VERIFICATION} needs no secret, leave out --webhook-secret-env")
+            raise ValueError(f"--webhook-verify {NO_VERIFICATION} needs no secret; leave out --webhook-secret-env")
         return WebhookListener(no_verification())
     if how not in _VERIFIERS:
         raise ValueError(
-            f"--webhook needs --webhook-verify: {', '.join(_VERIFIERS)} or {NO_VERIFICATION}, one of them"
+            f"--webhook needs --webhook-verify with one of {', '.join(_VERIFIERS)}, {NO_VERIFICATION}"
         )
     if secret_name is None:
-        raise ValueError("--webhook-verify needs --webhook-secret-env, the variable in which the secret is")
+        raise ValueError("--webhook-verify needs --webhook-secret-env, the variable that contains the secret")
     secret = _environment_variable("--webhook-secret-env", secret_name, "secret")
     return WebhookListener(_VERIFIERS[how](secret), handshake=[dropbox_challenge()] if how == "dropbox" else [])
 
@@ -287,19 +282,21 @@ def _webhook(options: argparse.Namespace) -> WebhookListener | None:
 def _environment_variable(option: str, name: str, what: str) -> str:
     if value := os.environ.get(name):
         return value
-    raise ValueError(f"{option}: no environment variable has that name; give its name, not the {what}")
+    raise ValueError(
+        f"{option}: the environment variable is not set or empty; give the name of a variable, not the {what}"
+    )
 
 
 async def _run_once(consumer: Consumer) -> None:
     async with consumer:
         while not (result := await consumer.poll_now(timeout=ONCE_TIMEOUT)).caught_up:
             if result.standstill is not None:
-                raise FeedError(f"{result.standstill}; the server, or a cache on the way, may not heed the cursor")
-            # poll_now() waits until a failed message may be tried again, but not beyond its timeout.
+                raise FeedError(f"{result.standstill}; the server or a cache may ignore the cursor")
+            # poll_now() waits for the retry of a failed message, but not longer than its timeout.
             if result.retry_in is not None and result.retry_in > ONCE_TIMEOUT:
                 raise Throttled(
-                    f"a message that failed may be tried again in {result.retry_in:.0f} s, and those after it "
-                    "wait too; run this again then",
+                    f"a failed message will be retried in {result.retry_in:.0f} s, and the messages after it wait "
+                    "too; run this command again then",
                     until=anyio.current_time() + result.retry_in,
                     retry_after=result.retry_in,
                 )
@@ -322,7 +319,7 @@ def listener_for(push: str, *, feed: str, token: str | None) -> Listener:
         token: The token of the feed, or None. It is sent only to the same server (G12).
 
     Raises:
-        ValueError: The URL is not one of a push channel. The text has no part of the URL.
+        ValueError: The URL is not the URL of a push channel. The error shows no part of it.
     """
     kind = _LISTENER_TYPES.get(push.partition(":")[0].lower())
     if kind is None:
@@ -334,10 +331,10 @@ def listener_for(push: str, *, feed: str, token: str | None) -> Listener:
 
 
 def same_server(push: str, feed: str) -> bool:
-    """Whether two URLs name the same host and port, and both or neither are encrypted."""
+    """Return True if two URLs have the same host, port and kind of encryption."""
     try:
         ours, theirs = (httpx.URL(re.sub("^ws", "http", url, flags=re.IGNORECASE)) for url in (push, feed))
-    except (httpx.InvalidURL, UnicodeError):  # the listener says so
+    except (httpx.InvalidURL, UnicodeError):  # the listener reports it
         return False
     return origin_of(ours) == origin_of(theirs)
 
@@ -346,14 +343,14 @@ async def until_signalled(follow: Callable[[], Awaitable[None]], command: Comman
     """Run `follow` until it ends or SIGINT or SIGTERM cancels it.
 
     Args:
-        follow: Runs the consumer.
-        command: Gets `SHUTDOWN_TIMEOUT` for the current message, and is killed by a second signal.
+        follow: Function that runs the consumer.
+        command: Command of --exec. It gets `SHUTDOWN_TIMEOUT` for the current message; a second signal kills it.
 
     Returns:
-        `Exit.DONE`, or the exit code of the signal.
+        `Exit.DONE`, or the exit code for the signal.
 
     Raises:
-        Exception: What `follow` raised, without a group around it.
+        Exception: The exception of `follow`, without a group around it.
     """
     code = Exit.DONE
 
@@ -377,7 +374,7 @@ async def until_signalled(follow: Callable[[], Awaitable[None]], command: Comman
 
 
 def _exit_now(code: Exit, command: Command | None) -> None:
-    """End at the second signal, even while a write to standard output blocks or a command does not end."""
+    """Exit even if a write to standard output blocks or a command does not end."""
     if command is not None:
         command.kill()
     os._exit(code)

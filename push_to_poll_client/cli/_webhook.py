@@ -1,12 +1,12 @@
 """`tail --webhook`: serve a webhook next to the consumer.
 
-Anyone who reaches the address may connect and send nothing. Each connection takes a file descriptor, and without
-one the consumer cannot open a connection to the feed. So this server accepts connections itself, a few at a time:
-asyncio's own accepts thousands in a row, and writes a traceback for each one that fails. At the limit each new
-connection closes the one that has waited longest without a request.
+Anyone who reaches the address can connect and send nothing. Each connection takes a file descriptor, and without a
+free one the consumer cannot connect to the feed. So this server accepts connections itself, a few at a time:
+asyncio's server accepts thousands in a row and logs a traceback for each failure. At the limit, each new
+connection closes the one that has been idle longest.
 
-The server leaves signals to the command (`until_signalled` in `_tail.py`). Of the command line only this module
-and the demo need uvicorn, so `_tail.py` imports this module only with --webhook.
+`until_signalled` in `_tail.py` handles signals, not this server. This module needs uvicorn, so `_tail.py` imports
+it only with --webhook.
 """
 
 import asyncio
@@ -33,37 +33,36 @@ from push_to_poll_client.listeners.webhook import WebhookListener
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 MAX_CONNECTIONS = 1_000
-"""Open at a time. One takes 16 KiB with an incomplete request head, and 130 KiB if it sends requests faster than
-they are answered: 130 MiB all together."""
+"""Open connections. Each takes 16 KiB with an incomplete request head, and 130 KiB if it sends requests faster
+than they are answered: 130 MiB in total."""
 
 BACKLOG = 2_048
-"""Connections that wait to be accepted. They take no file descriptor."""
+"""Connections that wait to be accepted. They take no file descriptors."""
 
 ACCEPT_PAUSE = 0.1
 """Seconds until the next attempt after the system refused to accept a connection."""
 
 IDLE_TIMEOUT = 10.0
-"""Seconds without a request after which a connection is closed."""
+"""Seconds until a connection without a request is closed."""
 
 REQUEST_TIMEOUT = 30.0
-"""Seconds since the last response after which a connection is closed in the middle of a request: 10 idle, 10 for a
-body and 8 to verify it. Without this a client that reads no responses would keep its connection for ever."""
+"""Seconds since the last response until a connection is closed during a request: 10 idle, 10 for the body and 8 to
+verify it. Without this limit, a client that does not read responses would keep its connection for ever."""
 
 SHUTDOWN_GRACE = 2
-"""Seconds for current requests when the command ends. They take microseconds, or are not worth the wait."""
+"""Seconds for current requests when the command ends. A normal request takes microseconds."""
 
 TICK = 1.0
-"""Seconds between two looks for idle connections, and between updates of the header `Date`."""
+"""Seconds between checks for idle connections, and between updates of the header `Date`."""
 
 LOG_INTERVAL = 3_600.0
-"""Seconds between two log lines of one kind: strangers cause them."""
+"""Seconds between two log lines of one kind, because strangers can cause them."""
 
 
 def connection_limit() -> int:
-    """Return how many connections may be open at a time.
+    """Return the limit of open connections: at most half of the file descriptors (`ulimit -n`).
 
-    They take half of the process's file descriptors at most (`ulimit -n`); the other half is for polls, the state
-    file, and commands of --exec.
+    The other half is for polls, the state file, and commands of --exec.
     """
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if descriptors == resource.RLIM_INFINITY:
@@ -72,7 +71,7 @@ def connection_limit() -> int:
 
 
 class _HTTPConnection(H11Protocol):
-    """A connection that tells the server when it was opened, answered and closed."""
+    """A connection that reports to `_Connections` when it is opened, answered and closed."""
 
     def __init__(self, config: uvicorn.Config, server: "_StoppableServer") -> None:
         super().__init__(config, server.server_state, server.lifespan.state)
@@ -92,23 +91,24 @@ class _HTTPConnection(H11Protocol):
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        if not self.conn.trailing_data[0]:  # else many requests at once would keep it young
+        # A connection with more requests waiting keeps its age: pipelining must not protect it.
+        if not self.conn.trailing_data[0]:
             self._open.note_response(self, self.loop.time())
         super().on_response_complete()
 
 
 class _Connections:
-    """The open connections, in the order of their last response, or of their start if they had none.
+    """The open connections, ordered by last response, or by start if there was none.
 
-    The order does not depend on what a client sends: a byte now and then keeps no connection open.
+    The order does not depend on bytes that a client sends, so a slow client cannot keep its connection open.
 
     Args:
-        name: The webhook's, for the log.
-        limit: How many may be open at a time.
+        name: Name of the webhook, for the log.
+        limit: Largest number of open connections.
 
     Attributes:
-        name: As given.
-        batch: How many may be accepted in a row, before the first of them closes another one.
+        name: Name of the webhook, for the log.
+        batch: Largest number of connections to accept in a row.
     """
 
     def __init__(self, name: str, limit: int) -> None:
@@ -119,37 +119,36 @@ class _Connections:
         self._log_limit = TokenBucket(1 / LOG_INTERVAL, 1)
 
     def add(self, connection: _HTTPConnection, now: float) -> None:
-        """Note a new connection; at the limit, close another one for it."""
+        """Add a new connection; at the limit, close another one first."""
         if len(self._since) >= self._limit:
             self.close_oldest()
             if not self._log_limit.take(now):
                 logger.warning(
-                    "%s: %d connections are open, the limit: each new one closes the oldest idle one",
+                    "%s: reached the limit of %d connections, each new connection closes the oldest idle one",
                     self.name,
                     self._limit,
                 )
         self._since[connection] = now
 
     def note_response(self, connection: _HTTPConnection, now: float) -> None:
-        """Note that a request was answered."""
+        """Move an answered connection to the end of the order."""
         if self._since.pop(connection, None) is not None:
             self._since[connection] = now
 
     def remove(self, connection: _HTTPConnection) -> None:
-        """Note that a connection has ended."""
         self._since.pop(connection, None)
 
     def close_oldest(self) -> None:
-        """Close the oldest connection without a request. If the older half has none, close the oldest one."""
-        # A true request takes milliseconds. So where all of these are in one, most are held on purpose. The newer
-        # half is spared: a sender that has just connected has no request yet, and would be closed by the next one.
+        """Close the oldest idle connection of the older half, or the oldest one if none is idle."""
+        # A real request takes milliseconds, so if the whole older half is in requests, most are held on purpose.
+        # Spare the newer half: a real sender that has just connected has not sent its request yet.
         older = islice(self._since, (self._limit + 1) // 2)
         idle = (connection for connection in older if not connection.in_request)
         if (connection := next(idle, next(iter(self._since), None))) is not None:
             self._close(connection)
 
     def close_idle(self, now: float) -> None:
-        """Close all connections that have been idle, or in one request, for too long."""
+        """Close all connections that exceed `IDLE_TIMEOUT` or `REQUEST_TIMEOUT`."""
         for connection, since in list(self._since.items()):
             if now - since < IDLE_TIMEOUT:
                 return
@@ -158,11 +157,11 @@ class _Connections:
 
     def _close(self, connection: _HTTPConnection) -> None:
         self.remove(connection)
-        connection.transport.abort()  # `close()` would wait for a client that does not read
+        connection.transport.abort()  # close() would wait for a client that does not read
 
 
 class _StoppableServer(uvicorn.Server):
-    """Limits its connections, ends at once after `stop()`, and leaves signals to the command."""
+    """A server that limits its connections, ends after `stop()`, and does not handle signals."""
 
     def __init__(self, config: uvicorn.Config, listening: socket.socket, connections: _Connections) -> None:
         super().__init__(config)
@@ -172,13 +171,12 @@ class _StoppableServer(uvicorn.Server):
         self._log_limit = TokenBucket(1 / LOG_INTERVAL, 1)
 
     def stop(self) -> None:
-        """End the server."""
         self.should_exit = True
         self._stopping.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture none: the command handles them."""
+        """Capture no signals: the command handles them."""
         yield
 
     async def main_loop(self) -> None:
@@ -191,7 +189,7 @@ class _StoppableServer(uvicorn.Server):
         self._listening.close()
 
     async def until_stopped(self) -> None:
-        """Serve until `stop()`, which follows a cancellation too: only then connections are closed in order."""
+        """Serve until `stop()`. Shielded from cancellation, so that connections are closed in order."""
         with anyio.CancelScope(shield=True), self._listening:
             await self.serve(sockets=[])  # `_accept_connections` accepts
 
@@ -207,16 +205,16 @@ class _StoppableServer(uvicorn.Server):
                         await self._pause(error)
                     else:
                         tasks.start_soon(self._open_connection, client)
-                # While others wait, `sock_accept` returns at once, so that none is opened or closed meanwhile.
+                # While connections wait, sock_accept() returns at once and never lets other tasks run.
                 await anyio.lowlevel.checkpoint()
 
     async def _open_connection(self, client: socket.socket) -> None:
-        with suppress(OSError):  # it has been closed already
+        with suppress(OSError):  # the client has closed it already
             loop = asyncio.get_running_loop()
             await loop.connect_accepted_socket(lambda: _HTTPConnection(self.config, self), client)
 
     async def _pause(self, error: OSError) -> None:
-        self.connections.close_oldest()  # gives a file descriptor back
+        self.connections.close_oldest()  # frees a file descriptor
         if not self._log_limit.take(anyio.current_time()):
             logger.warning("%s: cannot accept a connection: %s", self.connections.name, describe(error))
         await anyio.sleep(ACCEPT_PAUSE)
@@ -225,15 +223,9 @@ class _StoppableServer(uvicorn.Server):
 async def serve_in_background(
     listener: WebhookListener, listening: socket.socket, follow: Callable[[], Awaitable[object]]
 ) -> None:
-    """Serve a webhook while something else runs.
+    """Serve a webhook on a listening socket while `follow` runs, then close the socket.
 
-    Args:
-        listener: The webhook.
-        listening: The socket to serve on; it is closed at the end.
-        follow: Runs meanwhile.
-
-    Raises:
-        Exception: What `follow` raised, without a group around it.
+    An exception of `follow` is raised without a group around it.
     """
     config = uvicorn.Config(
         listener,
@@ -241,7 +233,7 @@ async def serve_in_background(
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="critical",  # a client that sends garbage must not write lines into our log
+        log_level="critical",  # a client that sends garbage must not fill our log
         access_log=False,
         proxy_headers=False,
         server_header=False,
@@ -261,11 +253,7 @@ MAX_PORT = 65_535
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Split the value of --webhook into host and port.
-
-    Raises:
-        ValueError: It is not HOST:PORT.
-    """
+    """Split the value of --webhook into host and port."""
     match = _ADDRESS.fullmatch(text)
     if match is None or int(match[3]) > MAX_PORT:
         raise ValueError("--webhook must be HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080")
@@ -275,41 +263,39 @@ def parse_address(text: str) -> tuple[str, int]:
 async def serve_webhook(
     listener: WebhookListener, host: str, port: int, follow: Callable[[], Awaitable[object]]
 ) -> None:
-    """Serve a webhook while something else runs.
+    """Listen on an address and serve a webhook there while `follow` runs.
 
     Args:
         listener: The webhook.
-        host: The name or address to listen at.
-        port: The port to listen at; 0 takes a free one.
-        follow: Runs meanwhile.
+        host: Host name or address.
+        port: Port; 0 means a free port.
+        follow: Function that runs the consumer.
 
     Raises:
-        ListenerError: It cannot listen at the address.
-        Exception: What `follow` raised.
+        ListenerError: The server cannot listen on the address.
+        Exception: The exception of `follow`.
     """
     with _listen(host, port) as listening:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        logger.info("%s: listening at http://%s:%d/", listener.name, shown, port)
+        logger.info("%s: listening on http://%s:%d/", listener.name, shown, port)
         await serve_in_background(listener, listening, follow)
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket.
-
-    Raises:
-        ListenerError: That is not possible, and why.
-    """
+    """Open a listening socket."""
     with ExitStack() as stack:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            # Name the protocol: else asyncio lets small answers wait for acknowledgements (Nagle's algorithm).
+            # Give the protocol: without it asyncio does not set TCP_NODELAY, and small answers are delayed.
             listening = stack.enter_context(socket.socket(family, kind, protocol))
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
             listening.listen(BACKLOG)
         except (OSError, UnicodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not the name of a host"
-            raise ListenerError(f"--webhook: cannot listen there: {why}; choose another HOST:PORT") from None
+            why = error.strerror if isinstance(error, OSError) else "HOST is not a valid host name"
+            raise ListenerError(
+                f"--webhook: cannot listen on this address: {why}; choose another HOST:PORT"
+            ) from None
         stack.pop_all()
     return listening

@@ -172,7 +172,7 @@ def test_the_file_may_be_named_behind_the_action(state, capsys):
 def test_a_missing_file_name_is_a_usage_error(capsys):
     assert typed("dead-letters", "retry", "--all") == Exit.USAGE
     assert said(capsys.readouterr().err) == [
-        "push-to-poll: --state is missing; name the file that the consumer keeps its state in"
+        "push-to-poll: --state is missing; give the state file of the consumer"
     ]
 
 
@@ -231,7 +231,7 @@ def test_show_accepts_the_escaped_form_of_a_lone_surrogate_key(state, capsys):
     keep(state, HALF)
     code, lines, _ = letters(capsys, state, "show", r"\ud800")
     assert code == Exit.DONE
-    assert lines[6] == "marked        yes, the next run tries it again"
+    assert lines[6] == "marked        yes, the next run retries it"
 
 
 @pytest.mark.parametrize("option", [("export",), ("show", GOOD.dedupe_key, "--json")])
@@ -320,8 +320,8 @@ def test_a_full_disk_is_reported_in_one_sentence(state, monkeypatch, capsys, tmp
         assert typed("dead-letters", "--state", state, "export") == Exit.MESSAGE
         assert os.fstat(file.fileno()).st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116
     assert capsys.readouterr().err == (
-        "push-to-poll: OutputError: standard output cannot be written: No space left on device; what was written "
-        "out ends there\n"
+        "push-to-poll: OutputError: cannot write to standard output: No space left on device; the output "
+        "is incomplete\n"
     )
 
 
@@ -333,7 +333,7 @@ def test_retry_marks_the_given_dead_letters(state, capsys):
     keep(state, GOOD, BAD, HALF)
     assert letters(capsys, state, "retry", GOOD.dedupe_key, GOOD.dedupe_key) == (
         Exit.DONE,
-        ["1 dead letter is marked; the next run tries it again"],
+        ["1 dead letter is marked; the next run retries it"],
         [],
     )
     assert [letter.retry_requested for letter in kept(state)] == [False, True, True]
@@ -345,12 +345,12 @@ def test_retry_all_marks_every_dead_letter(state, capsys):
     keep(state, *(DeadLetter(dedupe_key=f"{number:04}", id="1", raw=b"x", error="e") for number in range(250)))
     assert letters(capsys, state, "retry", "--all")[:2] == (
         Exit.DONE,
-        ["250 dead letters are marked; the next run tries them again"],
+        ["250 dead letters are marked; the next run retries them"],
     )
     assert all(letter.retry_requested for letter in kept(state))
     keep(state, name="none")
     assert letters(capsys, state, "retry", "--all", "--name", "none")[1] == [
-        "0 dead letters are marked; the next run tries them again"
+        "0 dead letters are marked; the next run retries them"
     ]
 
 
@@ -359,7 +359,7 @@ def test_drop_removes_dead_letters_and_records_them_as_skipped(state, capsys):
     keep(state, GOOD, BAD, HALF)
     assert letters(capsys, state, "drop", GOOD.dedupe_key, r"\ud800") == (
         Exit.DONE,
-        ["2 dead letters are gone, and will not be tried again"],
+        ["2 dead letters are deleted and will not be retried"],
         [],
     )
     assert [letter.dedupe_key for letter in kept(state)] == [BAD.dedupe_key]
@@ -388,7 +388,10 @@ def test_an_unknown_key_is_an_error_and_changes_nothing(state, capsys, action):
     before = kept(state)
     code, lines, err = letters(capsys, state, action, GOOD.dedupe_key, "canary")
     assert (code, lines) == (Exit.USAGE, [])
-    why = "no dead letter has key or id number 2 of those given; nothing was changed, and list shows all"
+    why = (
+        "argument 2 is neither the key nor the id of a dead letter; nothing was changed; "
+        "push-to-poll dead-letters list shows the keys"
+    )
     assert err == [f"push-to-poll: {why}"]
     assert kept(state) == before
 
@@ -412,10 +415,10 @@ def test_show_prefers_the_dead_letter_whose_key_was_given(state, capsys):
 def test_retry_and_drop_find_dead_letters_by_the_ids_of_their_messages(state, capsys):
     keep(state, GOOD, BAD, HALF)
     code, lines, _ = letters(capsys, state, "retry", "42", GOOD.dedupe_key)
-    assert (code, lines) == (Exit.DONE, ["1 dead letter is marked; the next run tries it again"])
+    assert (code, lines) == (Exit.DONE, ["1 dead letter is marked; the next run retries it"])
     assert [letter.retry_requested for letter in kept(state)] == [False, True, True]
     code, lines, _ = letters(capsys, state, "drop", "42", r"\ud800")
-    assert (code, lines) == (Exit.DONE, ["2 dead letters are gone, and will not be tried again"])
+    assert (code, lines) == (Exit.DONE, ["2 dead letters are deleted and will not be retried"])
     assert [letter.dedupe_key for letter in kept(state)] == [BAD.dedupe_key]
 
 
@@ -427,8 +430,8 @@ def test_an_id_of_several_dead_letters_is_an_error_that_names_their_keys(state, 
     before = kept(state)
     code, lines, err = letters(capsys, state, action, "1")
     assert (code, lines) == (Exit.USAGE, [])
-    keys = r"'0 of\n1', '1 of\n1', '2 of\n1', '3 of\n1', '4 of\n1' or another that list shows"
-    why = f"several dead letters have id number 1 of those given; give the key of one: {keys}"
+    keys = r"'0 of\n1', '1 of\n1', '2 of\n1', '3 of\n1', '4 of\n1', or another key that list shows"
+    why = f"argument 1 is the id of several dead letters; give a key instead: {keys}"
     assert err == [f"push-to-poll: {why}"]
     assert kept(state) == before
 
@@ -437,8 +440,8 @@ def test_an_id_of_several_dead_letters_is_an_error_that_names_their_keys(state, 
     ("action", "result"),
     [
         ("show", (Exit.USAGE, [])),
-        ("retry", (Exit.DONE, ["1 dead letter is marked; the next run tries it again"])),
-        ("drop", (Exit.DONE, ["1 dead letter is gone, and will not be tried again"])),
+        ("retry", (Exit.DONE, ["1 dead letter is marked; the next run retries it"])),
+        ("drop", (Exit.DONE, ["1 dead letter is deleted and will not be retried"])),
     ],
 )
 def test_a_dead_letter_that_a_consumer_settles_meanwhile_is_left_out(state, capsys, monkeypatch, action, result):
@@ -454,7 +457,7 @@ def test_a_dead_letter_that_a_consumer_settles_meanwhile_is_left_out(state, caps
     keys = [GOOD.dedupe_key] if action == "show" else [GOOD.dedupe_key, HALF.dedupe_key]
     code, lines, err = letters(capsys, state, action, *keys)
     assert (code, lines) == result
-    assert not err or "no dead letter has key or id number 1" in err[0]
+    assert not err or "argument 1 is neither the key nor the id" in err[0]
     with sqlite3.connect(state) as file:
         states = file.execute("SELECT state FROM push_to_poll_record WHERE key = ?", (GOOD.dedupe_key,)).fetchall()
     file.close()
@@ -468,7 +471,11 @@ def test_show_of_an_unknown_key_is_a_usage_error(state, capsys):
 
 @pytest.mark.parametrize("arguments", [["retry"], ["retry", "--all", "key"]])
 def test_retry_takes_keys_or_all(state, capsys, arguments):
-    assert letters(capsys, state, *arguments) == (Exit.USAGE, [], ["push-to-poll: retry takes keys, or --all"])
+    assert letters(capsys, state, *arguments) == (
+        Exit.USAGE,
+        [],
+        ["push-to-poll: retry needs either keys or --all"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -490,7 +497,7 @@ def test_retry_drop_and_rewind_refuse_a_store_owned_by_a_process(owned, capsys, 
     assert said(err) == [
         (
             f"push-to-poll: StoreBusy: {os.path.realpath(state)} is in use by process {process}; "
-            f"stop it first, or let it call {instead} of its consumer"
+            f"stop it first, or call {instead} of its consumer there"
         )
     ]
     assert kept(state) == before
@@ -541,7 +548,9 @@ def test_name_is_required_when_the_file_has_several_consumers(state, capsys):
         keep(state, DeadLetter(dedupe_key=f"k{number}", id="1", raw=b"", error=""), name=f"{number}{EVIL}")
     code, lines, (sentence,) = letters(capsys, state, "list")
     assert (code, lines) == (Exit.USAGE, [])
-    assert sentence.startswith(r"push-to-poll: --name is missing; the file has '0\x1b[2J\r\nERROR \x9b\u202e', '1")
+    assert sentence.startswith(
+        r"push-to-poll: --name is missing; choose one of '0\x1b[2J\r\nERROR \x9b\u202e', '1"
+    )
     assert sentence.endswith("and 2 more")
     for place in (["--name", f"3{EVIL}", "list"], ["list", "--name", r"3\x1b[2J\r\nERROR \x9b\u202e"]):
         _, (_, line), _ = letters(capsys, state, *place)
@@ -553,7 +562,7 @@ def test_the_error_for_an_unknown_name_does_not_repeat_it(state, capsys):
     assert letters(capsys, state, "list", "--name", "canary") == (
         Exit.USAGE,
         [],
-        ["push-to-poll: --name is none of them; the file has 'orders'"],
+        ["push-to-poll: --name names no consumer of the file; choose one of 'orders'"],
     )
 
 
@@ -562,7 +571,7 @@ def test_a_file_without_a_consumer_is_reported_in_one_sentence(state, capsys):
     open(state, "w").close()  # noqa: PTH123
     code, lines, (sentence,) = letters(capsys, state, "list")
     assert (code, lines) == (Exit.STATE, [])
-    assert sentence.endswith(" has no consumer's state yet; run one that keeps its state there")
+    assert sentence.endswith(" contains no consumer yet; run a consumer with this file first")
 
 
 # Files that are not what they should be

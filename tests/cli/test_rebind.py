@@ -63,8 +63,8 @@ def rebind(capsys, *arguments):
     return code, out, said(err)
 
 
-SAME = "it goes on from its cursor, with its records and dead letters"
-MOVED = "it goes on from its cursor, which must mean the same there; if it does not: push-to-poll rewind"
+SAME = "the next run continues at this cursor, with the same records and dead letters"
+MOVED = "the next run continues at this cursor; if it means something else there, use push-to-poll rewind"
 
 
 def output(name, new_name, feed, new_feed, cursor):
@@ -137,12 +137,12 @@ def test_a_name_that_exists_is_refused_and_replaced_if_asked(unnamed, capsys):
     begin(unnamed, ("orders", NEW))
     code, out, err = rebind(capsys, unnamed, "--name", OLD, "--feed", NEW, "--new-name", "orders")
     assert (code, out) == (Exit.USAGE, "")
-    assert "the file has that name already; give another one, or drop all that it has with --replace" in err[0]
+    assert "choose another name, or delete its state with --replace" in err[0]
     assert cursor(unnamed, "orders", NEW)[0] == "cursor of orders"
     arguments = ["--name", OLD, "--feed", NEW, "--new-name", "orders", "--replace"]
     code, out, err = rebind(capsys, unnamed, *arguments)
     assert (code, err) == (Exit.DONE, [])
-    assert "dropped 2 records and 0 dead letters that this name had" in out
+    assert "deleted 2 records and 0 dead letters of the replaced consumer" in out
     assert cursor(unnamed, "orders", NEW)[0] == f"cursor of {OLD}"
 
 
@@ -151,14 +151,14 @@ def test_a_name_that_exists_is_refused_and_replaced_if_asked(unnamed, capsys):
     [
         ([], "give --feed, --new-name or both"),
         (["--replace"], "give --feed, --new-name or both"),
-        (["--feed", ""], "--feed must be the feed's URL or identity, of 1 to 1,000 characters"),
-        (["--feed", "x" * 1001], "--feed must be the feed's URL or identity, of 1 to 1,000 characters"),
-        (["--new-name", ""], "--new-name must be a name, of 1 to 1,000 characters"),
-        (["--new-name", "\udcff"], "--new-name must be a name, of 1 to 1,000 characters"),
-        (["--feed", "\udcff"], "--feed must be the feed's URL or identity, of 1 to 1,000 characters"),
+        (["--feed", ""], "--feed must be the feed's URL or identity, with 1 to 1,000 characters"),
+        (["--feed", "x" * 1001], "--feed must be the feed's URL or identity, with 1 to 1,000 characters"),
+        (["--new-name", ""], "--new-name must be a name, with 1 to 1,000 characters"),
+        (["--new-name", "\udcff"], "--new-name must be a name, with 1 to 1,000 characters"),
+        (["--feed", "\udcff"], "--feed must be the feed's URL or identity, with 1 to 1,000 characters"),
         (["--feed", "https://"], "--feed: url must start with http:// or https://, got (not a URL)"),
         (["--feed", "https://me:s3cret@shop.example:port/"], "--feed: url cannot be parsed"),
-        (["--name", "other", "--feed", NEW], "--name is none of them; the file has 'orders'"),
+        (["--name", "other", "--feed", NEW], "--name names no consumer of the file; choose one of 'orders'"),
     ],
 )
 def test_invalid_arguments_are_reported_in_one_sentence_and_change_nothing(state, capsys, arguments, says):
@@ -219,4 +219,4 @@ def test_tail_without_a_name_warns_of_a_new_one(tmp_path, capfdbinary):
 def test_a_name_for_tail_needs_a_state(capfdbinary):
     code, _, err = tail(capfdbinary, OLD, "--name", "orders")
     assert code == Exit.USAGE
-    assert "--name is what the consumer is called in the file of --state, add it" in err
+    assert "--name is the consumer's name in the state file; add --state, or leave out --name" in err

@@ -58,8 +58,8 @@ def rewind(capsys, *arguments):
     return code, out, said(err)
 
 
-KEPT = "then    what comes again and was processed is not processed again, as long as its record is kept\n"
-FORGOTTEN = "then    all that comes again is processed again\n"
+KEPT = "then    messages that were processed are not processed again while their records are kept\n"
+FORGOTTEN = "then    all messages after this cursor are processed again\n"
 
 
 def test_the_saved_cursors_are_listed(state, capsys):
@@ -112,17 +112,17 @@ def test_rewind_with_forget_removes_the_dedupe_records(state, capsys):
     [
         ([], "one of the arguments --to --ago --list is required"),
         (["--to", "a", "--ago", "1"], "not allowed with argument"),
-        (["--list", "--forget"], "--list changes nothing, leave out --forget"),
-        (["--to", "latest"], "--to latest: where the feed ends only the feed can tell"),
+        (["--list", "--forget"], "--list changes nothing; leave out --forget"),
+        (["--to", "latest"], "--to latest is not possible here, because only the feed knows its end"),
         (["--to", "Inception"], "--to must be 'inception', 'latest' or a cursor of the feed, got 'Inception'"),
-        (["--to", "lastest"], "--to latest: where the feed ends only the feed can tell"),
-        (["--to", ""], "--to must be a cursor of the feed, of 1 to 65,536 characters"),
-        (["--to", "x" * 65_537], "--to must be a cursor of the feed, of 1 to 65,536 characters"),
-        (["--to", "\udcff"], "--to must be a cursor of the feed, of 1 to 65,536 characters"),
+        (["--to", "lastest"], "--to latest is not possible here, because only the feed knows its end"),
+        (["--to", ""], "--to must be a cursor of the feed, with 1 to 65,536 characters"),
+        (["--to", "x" * 65_537], "--to must be a cursor of the feed, with 1 to 65,536 characters"),
+        (["--to", "\udcff"], "--to must be a cursor of the feed, with 1 to 65,536 characters"),
         (["--ago", "-1"], "--ago must be finite and at least 0"),
         (["--ago", "nan"], "--ago must be finite and at least 0"),
         (["--ago", "soon"], "argument --ago: invalid float value;"),
-        (["--ago", "400.5"], "--ago: no cursor is kept that is so old; the oldest is of 2001-09-09 01:45:00 UTC"),
+        (["--ago", "400.5"], "--ago: no saved cursor is that old; the oldest is from 2001-09-09 01:45:00 UTC"),
     ],
 )
 def test_invalid_arguments_are_reported_in_one_sentence_and_change_nothing(state, capsys, arguments, says):

@@ -47,7 +47,7 @@ def test_status_prints_a_table(state, capsys):
         f"""\
 file      {str(state)!r}
 size      {state.stat().st_size:,} bytes
-owner     nobody
+owner     none
 
 name      'busy'
 feed      'feed'

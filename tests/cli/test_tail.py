@@ -113,12 +113,12 @@ def test_a_feed_longer_than_one_poll_is_read_to_its_end(tail, monkeypatch):
         (["http://127.0.0.1:1/feed", "--once", "--push", "ws://x"], "--once does not wait for pushes"),
         (
             ["http://127.0.0.1:1/feed", "--token-env", "NOT_SET"],
-            "--token-env: no environment variable has that name",
+            "--token-env: the environment variable is not set or empty",
         ),
         (["http://127.0.0.1:1/feed", "--state", ""], "path must name a file"),
         (
             ["http://127.0.0.1:1/feed", "--once", "--on-failure", "x"],
-            "--on-failure must be stop, dead-letter, skip, one of",
+            "--on-failure must be one of stop, dead-letter, skip",
         ),
         (
             ["http://127.0.0.1:1/feed", "--once", "--on-failure", "dead-letter"],
@@ -211,7 +211,7 @@ def test_messages_are_not_settled_when_standard_output_cannot_be_written(server,
     for command, number in (["tail", *arguments], 2), (["status", "--state", state], 1):
         done = typed_on_a_full_disk(*command)
         assert done.returncode == Exit.MESSAGE
-        assert "standard output cannot be written: No space left on device" in done.stderr
+        assert "cannot write to standard output: No space left on device" in done.stderr
         assert len(said(done.stderr)) == number
     code, lines, _ = command_line.tail(capfdbinary, *arguments)
     assert (code, len(lines)) == (Exit.DONE, 3)
@@ -219,7 +219,7 @@ def test_messages_are_not_settled_when_standard_output_cannot_be_written(server,
 
 def test_write_line_raises_stop_consumer_when_standard_output_cannot_be_written(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Broken(None, OSError(errno.ENOSPC, "No space left on device")))
-    with pytest.raises(StopConsumer, match="standard output cannot be written: No space left on device"):
+    with pytest.raises(StopConsumer, match="cannot write to standard output: No space left on device"):
         _output.write_line(Message("1"))
 
 
@@ -273,8 +273,8 @@ def test_once_does_not_wait_for_a_message_for_longer_than_a_minute(server, tail,
     assert (code, lines) == (Exit.FEED, [])
     assert re.fullmatch(
         WAITS + r"retrying in (1\d\d\.\d|200\.0) s: its error was not kept\n"
-        r"push-to-poll: Throttled: a message that failed may be tried again in (1\d\d|200) s, and those after it "
-        r"wait too; run this again then\n",
+        r"push-to-poll: Throttled: a failed message will be retried in (1\d\d|200) s, and the messages after it "
+        r"wait too; run this command again then\n",
         err,
     )
 

@@ -30,7 +30,7 @@ from tests.support.forms import GUARD
 SECRET = "canary-secret"
 FIRST, SECOND = "000000000001", "000000000002"
 FEED = "http://127.0.0.1:1/feed"
-LISTENING = re.compile(r"webhook: listening at (http://\S+)")
+LISTENING = re.compile(r"webhook: listening on (http://\S+)")
 GITHUB = ["--webhook-verify", "github", "--webhook-secret-env", "WEBHOOK_SECRET"]
 
 
@@ -237,7 +237,9 @@ def test_beyond_the_limit_a_new_connection_closes_the_oldest_one_without_a_reque
 
     assert visited(visit, server.url, *GITHUB) == Exit.INTERRUPTED
     (line,) = said(capsys.readouterr().err)
-    assert line.endswith("webhook: 3 connections are open, the limit: each new one closes the oldest idle one")
+    assert line.endswith(
+        "webhook: reached the limit of 3 connections, each new connection closes the oldest idle one"
+    )
 
 
 def test_beyond_the_limit_the_oldest_connection_is_closed_if_all_are_in_a_request(server, monkeypatch):
@@ -358,7 +360,7 @@ def test_the_command_ends_with_exit_code_3_when_the_feed_is_gone(server, capsys)
 
 def test_the_address_of_the_webhook_is_logged(server, capsys):
     assert visited(lambda visitor: None, server.url, *GITHUB, "-v") == Exit.INTERRUPTED
-    assert "webhook: listening at http://127.0.0.1:" in capsys.readouterr().err
+    assert "webhook: listening on http://127.0.0.1:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -422,12 +424,17 @@ def test_a_port_in_use_is_reported_in_one_sentence(server, capsys):
         code = typed("tail", server.url, "--webhook", f"127.0.0.1:{taken.getsockname()[1]}", *GITHUB)
     assert code == Exit.PUSH
     (line,) = said(capsys.readouterr().err)
-    assert line.endswith("--webhook: cannot listen there: Address already in use; choose another HOST:PORT")
+    assert line.endswith(
+        "--webhook: cannot listen on this address: Address already in use; choose another HOST:PORT"
+    )
 
 
 @pytest.mark.parametrize(
     ("host", "why"),
-    [("canary-secret.invalid", "Name or service|Temporary failure|No address"), ("x" * 70, "not the name")],
+    [
+        ("canary-secret.invalid", "Name or service|Temporary failure|No address"),
+        ("x" * 70, "not a valid host name"),
+    ],
 )
 def test_an_invalid_host_is_reported_in_one_sentence_without_its_name(capsys, host, why):
     assert typed("tail", FEED, "--webhook", f"{host}:80", *GITHUB) == Exit.PUSH
@@ -444,7 +451,7 @@ def test_an_ipv6_address_is_logged_in_brackets(server, capsys):
             pytest.skip("this machine has no IPv6")
     server.faults.set(fail_next=1, fail_status=410)
     assert typed("tail", server.url, "--webhook", "[::1]:0", *GITHUB, "-v") == Exit.FEED
-    assert "webhook: listening at http://[::1]:" in capsys.readouterr().err
+    assert "webhook: listening on http://[::1]:" in capsys.readouterr().err
 
 
 usage = functools.partial(pytest.mark.parametrize, ("options", "says"))
@@ -452,18 +459,24 @@ usage = functools.partial(pytest.mark.parametrize, ("options", "says"))
 
 @usage(
     [
-        (["--webhook-verify", "github"], "are about --webhook, add it"),
-        (["--webhook-secret-env", "WEBHOOK_SECRET"], "are about --webhook, add it"),
+        (["--webhook-verify", "github"], "need --webhook; add it, or leave them out"),
+        (["--webhook-secret-env", "WEBHOOK_SECRET"], "need --webhook; add it, or leave them out"),
         (
             ["--webhook", "127.0.0.1:0"],
-            "--webhook needs --webhook-verify: github, standard-webhooks, stripe, dropbox",
+            "--webhook needs --webhook-verify with one of github, standard-webhooks, stripe, dropbox",
         ),
-        (["--webhook", "127.0.0.1:0", "--webhook-verify", SECRET], "--webhook needs --webhook-verify: github"),
-        (["--webhook", "127.0.0.1:0", "--webhook-verify", ""], "--webhook needs --webhook-verify: github"),
+        (
+            ["--webhook", "127.0.0.1:0", "--webhook-verify", SECRET],
+            "--webhook needs --webhook-verify with one of github",
+        ),
+        (
+            ["--webhook", "127.0.0.1:0", "--webhook-verify", ""],
+            "--webhook needs --webhook-verify with one of github",
+        ),
         (["--webhook", "127.0.0.1:0", "--webhook-verify", "github"], "needs --webhook-secret-env"),
         (
             ["--webhook", "127.0.0.1:0", "--webhook-verify", "github", "--webhook-secret-env", SECRET],
-            "--webhook-secret-env: no environment variable has that name; give its name, not the secret",
+            "--webhook-secret-env: the environment variable is not set or empty; give the name of a variable, not",
         ),
         (
             ["--webhook", "127.0.0.1:0", "--webhook-verify", "none", "--webhook-secret-env", "WEBHOOK_SECRET"],

@@ -176,7 +176,7 @@ def test_a_flood_of_connections_delays_no_push_and_writes_one_log_line(sends, tm
         contextlib.ExitStack() as strangers,
     ):
         assert json.loads(process.stdout.readline())["id"]
-        port = int(re.search(r"listening at http://127.0.0.1:(\d+)/", (tmp_path / "log").read_text())[1])
+        port = int(re.search(r"listening on http://127.0.0.1:(\d+)/", (tmp_path / "log").read_text())[1])
         held = []
         for number in range(rounds):
             for _ in range(STRANGERS // rounds):
@@ -194,5 +194,5 @@ def test_a_flood_of_connections_delays_no_push_and_writes_one_log_line(sends, tm
     lines = (tmp_path / "log").read_text().splitlines()
     assert len(lines) < 10
     (line,) = (line for line in lines if "WARNING" in line and "SQLite" not in line)
-    limit = f"{DESCRIPTORS // 2} connections are open, the limit: each new one closes the oldest idle one"
+    limit = f"reached the limit of {DESCRIPTORS // 2} connections, each new connection closes the oldest idle one"
     assert line.endswith(limit)
