@@ -18,7 +18,12 @@ from tests.vendors.graph_push import LONGEST, GraphPush
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day", "few_looks")]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "subscriptions.md").read_text()
-GRAPH, GOOGLE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+GRAPH, GOOGLE = (
+    block
+    for name in ("graph_create", "google_watch")
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    if f"def {name}" in block
+)
 
 
 @pytest.fixture
