@@ -1,1 +1,1 @@
-"""What tests share: servers, fakes, consumers."""
+"""Servers, fakes and consumers that tests share."""

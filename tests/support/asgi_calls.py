@@ -1,4 +1,4 @@
-"""Calls an ASGI application as a server does, without a server: each event of a request is said by the test."""
+"""Call an ASGI application event by event, without a server."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ GONE = {"type": "http.disconnect"}
 
 
 class Answer(NamedTuple):
-    """What an application sent."""
+    """Response of an application."""
 
     status: int
     headers: dict
@@ -39,7 +39,7 @@ def scope_of(method="POST", path="/", *, query=b"", headers=(), **more):
 
 
 def parts_of(*parts):
-    """The events of a body in pieces; a number is waited for, a mapping is an event."""
+    """Return the events of a body in pieces; a number is a delay, a mapping is an event."""
     for number, part in enumerate(parts):
         if isinstance(part, bytes):
             yield {"type": "http.request", "body": part, "more_body": number < len(parts) - 1}
@@ -48,7 +48,7 @@ def parts_of(*parts):
 
 
 async def asked(app, scope, *parts):
-    """Give a request to an application, and return its answer; `None`: there was none."""
+    """Send a request to an application. Return its response, or None if it sent none."""
     events, sent = parts_of(*(parts or (b"",))), []
 
     async def receive():
@@ -80,7 +80,6 @@ def answer_of(sent):
 
 
 async def posted(app, body=b"", *, path="/", query=b"", headers=None, **more):
-    """Post a body with its signature."""
     headers = signed(body) if headers is None else headers
     return await asked(app, scope_of(path=path, query=query, headers=headers, **more), body)
 
@@ -94,7 +93,7 @@ def signed(body, **more):
 
 
 class Signatures:
-    """The verifier of these tests: an HMAC of the body in a header, and an id."""
+    """Verifier for these tests: an HMAC of the body in a header, and an id."""
 
     def __init__(self, until=None):
         self.until = until
@@ -112,13 +111,13 @@ class Signatures:
 
 
 def naming(*names, **more):
-    """A body that names those for whom it is."""
+    """Return a body that names its receivers."""
     return json.dumps({"to": {"names": list(names)}, **more}).encode()
 
 
 @contextlib.asynccontextmanager
 async def listened(*listeners, channel):
-    """Each of these listens, by a channel of its own, until the end of the block."""
+    """Run each listener, with its own channel, until the end of the block."""
     channels = [channel() for _ in listeners]
     async with anyio.create_task_group() as tasks:
         for listener, one in zip(listeners, channels, strict=True):

@@ -1,4 +1,4 @@
-"""Message brokers that nobody here wrote, each in a process of its own: MQTT by aedes, NATS by its own server."""
+"""Real message brokers, each in its own process: MQTT by aedes, and the NATS server."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ from tests.support.served import Process
 
 
 class MQTT:
-    """A broker, once started; killed and started again it is on the same port."""
+    """An MQTT broker. After a kill it starts again on the same port."""
 
     def __init__(self):
         self.port = 0
@@ -30,7 +30,7 @@ class MQTT:
 
 
 class NATS:
-    """Likewise."""
+    """A NATS server. After a kill it starts again on the same port."""
 
     def __init__(self):
         self.port = -1

@@ -1,4 +1,4 @@
-"""What listeners report to in tests, and servers of a few bytes to which they connect."""
+"""Channels that listeners report to in tests, and small servers to connect to."""
 
 import contextlib
 import socket
@@ -15,7 +15,7 @@ HOST = "127.0.0.1"
 
 
 class TimedChannel:
-    """Writes down what it is told, and when."""
+    """Record each report of a listener, with its time."""
 
     missed_in_a_row = 0
 
@@ -53,7 +53,7 @@ class TimedChannel:
 
 
 class Channel:
-    """Writes down what it is told; a test waits for what it wants to see."""
+    """Record each report of a listener, and let a test wait for one."""
 
     missed_in_a_row = 0
 
@@ -83,7 +83,7 @@ class Channel:
 
     def _note(self, event):
         self.events.append(event)
-        if self._changed is not None:  # an event for each of the pushes of a flood would take longer than they do
+        if self._changed is not None:  # an event for each push of a flood would take longer than the pushes
             self._changed.set()
             self._changed = None
 
@@ -92,7 +92,7 @@ class Channel:
         await self._changed.wait()
 
     async def until(self, true):
-        """Wait until something is so of the events; they go on a list."""
+        """Wait until a condition holds for the events; the list of events grows meanwhile."""
         while not true(self.events):
             await self._change()
 
@@ -102,20 +102,20 @@ class Channel:
             await self._change()
 
     async def sees(self, event, *, after):
-        """Wait for one event, whatever else there is between the other and it."""
+        """Wait for one event, and ignore other events before it."""
         while event not in self.events[self.events.index(after) if after in self.events else len(self.events) :]:
             await self._change()
 
 
 CLOSING = ("_http.transport", "listeners._base")
-"""Modules that give a close some time."""
+"""Modules that wait some time for a close."""
 
 
 @contextlib.asynccontextmanager
 async def listening(listener):
     """Listen until the end of the block.
 
-    A close that waits for the other side, or for a lock, waits longer than the guard, so that it fails.
+    A close that waits for the other side, or for a lock, waits longer than the guard. So the test fails.
     """
     channel = Channel()
     with pytest.MonkeyPatch.context() as patch, anyio.fail_after(GUARD):
@@ -131,7 +131,7 @@ async def listening(listener):
 
 
 class Raw:
-    """Hands each connection to a function, in a thread. Whatever is still open is closed at the end."""
+    """Pass each connection to a function, in a thread. Close all connections at the end."""
 
     def __init__(self, treat):
         self._treat = treat
@@ -140,7 +140,7 @@ class Raw:
 
     def __enter__(self):
         self._listening = socket.socket()
-        # Small, so that a client is soon held up by a server that does not read.
+        # Small, so that a server that does not read soon blocks the client.
         self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self._listening.bind((HOST, 0))
         self._listening.listen()
@@ -160,7 +160,7 @@ class Raw:
                     self._treat(accepted, len(self.accepted))
 
     def first(self):
-        """Wait for the first connection: a client may give it up before the thread here accepts it."""
+        """Wait for the first connection: a client may close it before this thread accepts it."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.accepted, GUARD)
             return self.accepted[0]
@@ -176,7 +176,7 @@ class Raw:
 
 
 def is_closed(accepted):
-    """Read what is left. Whether the other side closed, rather than forgot, its end."""
+    """Read the rest. Return True if the other side closed its end."""
     accepted.settimeout(GUARD)
     with contextlib.suppress(ConnectionResetError):
         while accepted.recv(1 << 20):

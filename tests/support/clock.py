@@ -14,5 +14,5 @@ def elapsed():
 
 
 def time_of_day():
-    """A time of day that goes with the virtual clock."""
+    """Return a time of day that follows the virtual clock."""
     return DAY + elapsed()

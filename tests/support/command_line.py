@@ -1,4 +1,4 @@
-"""Types `push-to-poll`: in this process, or in one of its own."""
+"""Run `push-to-poll`, in this process or in another one."""
 
 import functools
 import json
@@ -13,19 +13,19 @@ COMMAND = [sys.executable, "-m", "push_to_poll_client"]
 
 
 def said(err):
-    """What was said on stderr, but for the warning about an old SQLite."""
+    """Return the text on stderr, without the warning about an old SQLite."""
     return [line for line in err.splitlines() if ": SQLite " not in line]
 
 
 def start(*arguments, **options):
-    """`push-to-poll` in a process of its own."""
+    """Start `push-to-poll` in another process."""
     return subprocess.Popen(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
 
 
 def typed(*arguments):
-    """Exit code of `push-to-poll` in this process, also when argparse ends it."""
+    """Run `push-to-poll` in this process. Return its exit code, also when argparse exits."""
     try:
         return main(arguments)
     except SystemExit as ended:
@@ -33,14 +33,14 @@ def typed(*arguments):
 
 
 def tail(capture, *arguments):
-    """Runs `push-to-poll tail …` in this process; returns exit code, parsed lines, and stderr."""
+    """Run `push-to-poll tail …` in this process. Return exit code, parsed lines and stderr."""
     code = typed("tail", *arguments)
     out, err = capture.readouterr()
     return code, [json.loads(line) for line in out.splitlines()], err.decode()
 
 
 class Broken:
-    """Standard output that cannot be written to; `file` is what has its descriptor."""
+    """Standard output that rejects writes; `file` has its descriptor."""
 
     buffer = property(lambda self: self)
 
@@ -62,8 +62,9 @@ class Broken:
 
 
 def on(backend, monkeypatch):
-    """Let it run on this backend.
+    """Run the command on this backend.
 
-    The command runs on asyncio; on trio here too, where CPython 3.11 does not lose trace events (gh-106749).
+    The command itself runs on asyncio. The tests run it on trio too, except where CPython 3.11 loses trace events
+    (gh-106749).
     """
     monkeypatch.setattr(anyio, "run", functools.partial(anyio.run, backend=backend))

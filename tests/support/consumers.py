@@ -1,4 +1,4 @@
-"""A consumer that writes down what it does, for tests to read."""
+"""A consumer that records its work."""
 
 import anyio
 
@@ -6,9 +6,9 @@ from push_to_poll_client import Consumer, MemoryStore
 
 
 class Log(Consumer):
-    """Writes down what it processes, and takes `takes` seconds for each message.
+    """Record the processed messages, and take `takes` seconds for each.
 
-    `patience` is how many seconds `until()` waits; many, in virtual time.
+    `until()` waits `patience` seconds at most. Virtual time allows a large value.
     """
 
     def __init__(self, feed, *, store=None, takes=0.0, patience=100_000, **settings):
@@ -33,12 +33,12 @@ class Log(Consumer):
 
 
 def times(feed):
-    """When each fetch of a fake feed began."""
+    """Return the start time of each fetch of a fake feed."""
     return [asked.at for asked in feed.requests]
 
 
 async def polls_on(consumer):
-    """Poll by hand until something stops it, and sleep while a message has to wait. Needs `virtual_day`."""
+    """Poll by hand until an error stops the consumer; sleep while a message waits. Needs `virtual_day`."""
     while True:
         result = await consumer.poll_now(timeout=None)
         await anyio.sleep(result.retry_in or 1.0)

@@ -1,7 +1,8 @@
-"""A feed over a table whose transactions commit out of the order of their ids, as in any database with sequences.
+"""A feed over a table whose transactions commit in another order than their ids.
 
-A row takes its place when its transaction draws an id, and is visible from its commit on. What a fetch sees is
-what is visible at one moment between its request and its answer.
+Every database with sequences behaves like this. A row gets its place when its transaction draws an id, and becomes
+visible when that transaction commits. A fetch sees the rows that are visible at one moment between its request and
+its response.
 """
 
 from bisect import bisect_right
@@ -15,7 +16,7 @@ from push_to_poll_client.testing._virtual_time import START
 
 @dataclass(frozen=True)
 class Row:
-    """When a transaction draws the id of a row, and when it commits, in seconds from the start of the clock."""
+    """Times at which a transaction draws its row id and commits, in seconds of the virtual clock."""
 
     drawn: float
     committed: float
@@ -23,9 +24,9 @@ class Row:
 
 @dataclass
 class DatabaseFeed:
-    """`rows` are in the order of their ids, which are their places counted from 1.
+    """A feed of `rows` in the order of their ids, which are their places counted from 1.
 
-    `before` and `after` are the seconds from the request to the look at the table, and from there to the answer.
+    `before` is the time in seconds from the request to the look at the table, `after` from there to the response.
     """
 
     rows: list[Row]
@@ -73,7 +74,7 @@ class DatabaseFeed:
 
 
 def rows_of(gaps, lengths):
-    """Rows drawn `gaps` seconds after each other by transactions of these `lengths`."""
+    """Return rows drawn every `gaps` seconds by transactions of these `lengths`."""
     rows, now = [], 0.0
     for gap, length in zip(gaps, lengths, strict=True):
         now += gap

@@ -1,7 +1,7 @@
 """Simulate a day of a consumer, to show its log: `python -m tests.support.day` prints it.
 
-A message each minute, a push for every third of them, a timer that finds the others, one message that the handler
-has a bug for, one answer with 503, and one restart.
+The feed publishes a message each minute and pushes every third one. The fallback timer finds the others. The
+handler has a bug for one message, one response is a 503, and the consumer restarts once.
 """
 
 import logging
@@ -20,7 +20,7 @@ MINUTES = 24 * 60
 
 
 class Orders(Consumer):
-    """Bills each order. It has a bug."""
+    """A handler that bills orders and has a bug."""
 
     async def process(self, message):
         bill(message.data)
@@ -31,8 +31,6 @@ def bill(order):
 
 
 class Lines(logging.Handler):
-    """Formats records with the virtual time of day."""
-
     def __init__(self):
         super().__init__()
         self.records = []
@@ -46,7 +44,6 @@ class Lines(logging.Handler):
 
 
 async def live_through_a_day():
-    """Run the consumer for a day, and return the number of polls and messages."""
     feed, store, listener = FakeFeed(identity="https://shop.example/orders"), MemoryStore(), ManualListener()
 
     def orders():

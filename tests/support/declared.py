@@ -1,4 +1,4 @@
-"""Feeds of the simulated vendors, declared as `docs/vendors.md` declares those of the real ones."""
+"""Feeds of the simulated vendors, declared as in `docs/vendors.md`."""
 
 from push_to_poll_client.feeds.paged import (
     CONTENTS,
@@ -47,7 +47,7 @@ from tests.vendors.telegram import Telegram
 from tests.vendors.zendesk import Zendesk
 
 DECLARED = {}
-"""A function for each vendor: it is given a server in memory, and what else the feed is to be given."""
+"""For each vendor, a function from a server in memory, and further arguments, to a feed."""
 
 
 def declares(vendor):
@@ -59,7 +59,6 @@ def declares(vendor):
 
 
 def feed_of(vendor, **options):
-    """The feed of a server in memory."""
     options = {"client": options.get("client") or vendor.client(), "headers": vendor.headers} | options
     return DECLARED[type(vendor)](vendor, options)
 
@@ -249,7 +248,7 @@ def zendesk(vendor, options):
 
 
 def timelines(body):
-    """Those of the rooms of a Matrix server."""
+    """Return the timelines of the rooms of a Matrix server."""
     return [room["timeline"] for room in body.get("rooms", {}).get("join", {}).values()]
 
 

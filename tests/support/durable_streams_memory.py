@@ -1,6 +1,7 @@
-"""The reading side of a Durable Streams server, in memory, by PROTOCOL.md of its authors; paragraphs are theirs.
+"""The read side of a Durable Streams server, in memory, by its PROTOCOL.md (§ are its paragraphs).
 
-For what takes time, and for what the real server does not do: retention, hanging, and offsets that only sort.
+For tests that need time, and for cases that the real server does not have: retention, a stalled response, and
+offsets that can only be sorted.
 """
 
 from contextlib import contextmanager
@@ -17,12 +18,12 @@ class MemoryStream:
     """One stream.
 
     Args:
-        content_type: Of the stream. JSON has a message in each piece.
-        page_size: Pieces in an answer, at most.
-        token: What a reader has to know; `None`: anybody may read.
+        content_type: Content type of the stream. In a JSON stream each piece is a message.
+        page_size: Maximum number of pieces in a response.
+        token: Token that a reader must send; None if the stream is public.
 
     Attributes:
-        status: What every answer is, as 404 of a stream that is not there; `None`: what it would be.
+        status: Status of every response, such as 404 for a missing stream; None for the normal status.
     """
 
     def __init__(self, content_type="application/json", *, page_size=2, token=None):
@@ -48,12 +49,12 @@ class MemoryStream:
             self.pieces += pieces
 
     def close(self):
-        """There will be no more (§4.1)."""
+        """Close the stream: nothing is appended any more (§4.1)."""
         with self._change():
             self._closed = True
 
     def drop(self, count):
-        """Retention: so many pieces from the beginning are gone (§4)."""
+        """Drop this many pieces from the beginning, as retention does (§4)."""
         self._kept_from = count
 
     def fail_next(self):
@@ -63,7 +64,7 @@ class MemoryStream:
         self._hangs = True
 
     def client(self, **settings):
-        """A client that knows this stream alone."""
+        """Return a client that reaches only this stream."""
         return httpx.AsyncClient(transport=httpx.MockTransport(self._answer), **settings)
 
     async def _answer(self, request):
@@ -126,7 +127,7 @@ class MemoryStream:
 
 
 class Stalled(httpx.AsyncByteStream):
-    """A body that stops in its middle."""
+    """A body that stops in the middle."""
 
     def __init__(self, beginning):
         self._beginning = beginning

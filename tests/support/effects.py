@@ -1,4 +1,4 @@
-"""Blocks of effects on a database with tables of its own, without consumer names."""
+"""Blocks of effects on a database with application tables, without consumer names."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ SCHEMA = """
 
 @functools.cache
 def template():
-    """Return the bytes of a new database, which take longer to make than to write."""
+    """Return the bytes of a new database; writing them is faster than creating one."""
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory, "template.db")
         with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -39,17 +39,17 @@ def make(path):
 
 
 def look(path, query):
-    """What another program sees: what is committed."""
+    """Return the committed rows, as another program sees them."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         return [row[0] for row in connection.execute(query)]
 
 
 class Planned(Exception):
-    """What a handler raises."""
+    """Error that a handler raises."""
 
 
 class Database(SharedFile):
-    """A file with tables of its own, which sessions share."""
+    """A database file with application tables, shared by sessions."""
 
     def __init__(self, path):
         make(path)
@@ -78,7 +78,7 @@ class Database(SharedFile):
 
 
 class Session:
-    """What a session does with its transaction."""
+    """Transaction of a session."""
 
     def __init__(self, database):
         self.database = database
@@ -129,7 +129,7 @@ class Session:
         return await self.run(lambda: self.connection.execute(query).fetchall())
 
     async def run(self, work, *, urgent=False):
-        """Work in the thread of the store, as a session does."""
+        """Run a function in the thread of the store, as a session does."""
 
         def with_access():
             with self.database.access():

@@ -1,4 +1,4 @@
-"""Every feed of this library, each with a server in memory, so that what holds of one can be asked of all."""
+"""Every feed of this library, each with a server in memory, so that a test can cover all feeds."""
 
 import json
 from base64 import b64encode
@@ -20,10 +20,10 @@ from tests.vendors.telegram import Telegram
 from tests.vendors.vendor import SECRET, Vendor, name, read_token
 
 SECRETS = (SECRET, *(b64encode(b"x" * n + SECRET.encode()).decode()[4:-4] for n in range(3)))
-"""What gives it away: as it is, and as Basic encodes it."""
+"""Texts that reveal the secret: plain, and in the Base64 of Basic authentication."""
 
 SUBJECTS = {}
-"""By names."""
+"""The subjects by name."""
 
 
 class Subject:
@@ -31,11 +31,11 @@ class Subject:
 
     Attributes:
         server: Has `origin`, `headers`, `entries`, `publish` and `handle`.
-        start: Where a consumer begins.
-        repeats: Some of its messages are named by the cursor that they were read from, so that what comes again
-            from another one is another message.
-        in_order: Messages come in the order of their publication.
-        posts: It asks by POST.
+        start: Cursor at which a consumer starts.
+        repeats: True if the names of some messages depend on the cursor that they were read from. The same entry
+            read from another cursor is then another message.
+        in_order: True if messages come in the order of publication.
+        posts: True if the feed sends POST requests.
     """
 
     start = "inception"
@@ -44,7 +44,6 @@ class Subject:
     posts = False
 
     def make(self, client, **options):
-        """The feed."""
         raise NotImplementedError
 
     def __init__(self, server):
@@ -52,21 +51,21 @@ class Subject:
         self._places = {}
 
     def place(self, message):
-        """Which entry it is, from 1."""
+        """Return the place of the entry, from 1."""
         for entry in self.server.entries[len(self._places) :]:
             self._places[canonical(self.what(entry))] = len(self._places) + 1
         return self._places[canonical(self.entry_of(message))]
 
     def what(self, entry):
-        """What the server says of an entry."""
+        """Return the server's form of an entry."""
         return entry
 
     def entry_of(self, message):
-        """The same, as a message says it."""
+        """Return the entry as a message shows it."""
         return message.data
 
     def rest(self, cursor):
-        """Which entries follow a cursor, where that cannot be found out by asking; `None`: it can."""
+        """Return the entries after a cursor, where requests cannot show them; None where they can."""
 
     @property
     def headers(self):
@@ -78,14 +77,14 @@ def canonical(entry):
 
 
 class Declared(Subject):
-    """A vendor's."""
+    """A vendor's feed."""
 
     def __init__(self, kind, count):
         super().__init__(kind(count))
         self.start = inception(self.server) or "inception"
         self.repeats = kind.__name__ in {"Dropbox", "Drive", "Graph", "Plaid"}
         self.posts = kind.__name__ in {"Dropbox", "HubSpot", "Plaid"}
-        self.in_order = kind is not Matrix  # one room after the other
+        self.in_order = kind is not Matrix  # one room after another
         if kind is Okta:
             self.server.left = 100_000
 
@@ -98,7 +97,7 @@ class Declared(Subject):
         }
 
     def rest(self, cursor):
-        if type(self.server) is Matrix:  # of an older cursor it shows only the newest events
+        if type(self.server) is Matrix:  # from an older cursor it shows only the newest events
             return range(read_token(cursor)["at"] + 1, len(self.server.entries) + 1)
         if type(self.server) is not Telegram:
             return None
@@ -189,7 +188,7 @@ class OfAStream(Subject):
 class OfAtom(Subject):
     def __init__(self, form, count):
         super().__init__(Atom(count, form=form))
-        self.repeats = form == "complete"  # what is gone from it and comes back is new
+        self.repeats = form == "complete"  # an entry that leaves the document and comes back is new
 
     def make(self, client, **options):
         return AtomFeed(self.server.url, client=client, headers=self.headers, **options)

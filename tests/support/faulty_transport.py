@@ -1,7 +1,7 @@
-"""Between a feed and its server in memory: a network and a server that do one wrong thing at a time.
+"""A network and a server with one fault at a time, between a feed and its server in memory.
 
-A fault is an async function of one exchange, which may ask the server rightly; what it returns or raises is what
-httpx gets. All of them are in `FAULTS`, by a name that says what is wrong. In virtual time.
+A fault is an async function of one exchange. It may ask the server for the right response. httpx gets the response
+that it returns, or the error that it raises. `FAULTS` has all of them, named by the fault. In virtual time.
 """
 
 import gzip
@@ -16,28 +16,28 @@ import httpx
 
 MIB = 1024 * 1024
 BOMB = 16 * MIB
-"""Bytes that come of a bomb, which has a thousandth of that."""
+"""Unpacked size of a bomb in bytes; packed it has a thousandth."""
 
 PIECE = 16 * 1024
 """Bytes in a read from the network."""
 
 LATENCY = 0.05
-"""Seconds for an answer."""
+"""Seconds until a response."""
 
 MOST = 3000
-"""Requests, after which whoever asks is in a loop: it gets no more answers."""
+"""Maximum number of requests. A feed that sends more is in a loop and gets no response."""
 
 ELSEWHERE = "https://elsewhere.example"
-"""An origin to which nothing secret may go. What it answers is what the server would, as a mirror does."""
+"""An origin that must not receive a secret. It responds like the server, as a mirror does."""
 
 MAINTENANCE = "/maintenance"
-"""A page for people, which is there only as long as it has to be."""
+"""A maintenance page, which exists only during the fault."""
 
 LONG_AGO = "Sun, 06 Nov 1994 08:49:37 GMT"
 
 
 class Asked(NamedTuple):
-    """What was sent, and when."""
+    """A request and its time."""
 
     at: float
     origin: str
@@ -45,14 +45,14 @@ class Asked(NamedTuple):
 
 
 class Exchange:
-    """One request that something is about to go wrong with.
+    """One request that meets a fault.
 
     Args:
-        request: Read.
-        transport: It goes through this one.
+        request: The request, with its body read.
+        transport: The transport that carries it.
 
     Attributes:
-        number: How many were asked before under the fault.
+        number: Number of earlier requests under this fault.
     """
 
     def __init__(self, request, transport, number):
@@ -61,12 +61,12 @@ class Exchange:
         self.transport = transport
 
     async def answer(self):
-        """The right one: status, headers, body."""
+        """The right response: status, headers, body."""
         return await self.transport.right(self.request)
 
     @property
     def before(self):
-        """The right answers before, the oldest first."""
+        """The earlier right responses, oldest first."""
         return self.transport.answers
 
     @property
@@ -79,7 +79,7 @@ class Exchange:
 
 
 class Right(NamedTuple):
-    """An answer as it is to be."""
+    """A right response."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -97,18 +97,18 @@ class FaultyTransport(httpx.AsyncBaseTransport):
     """A transport to a server in memory.
 
     Args:
-        server: Has `origin`, and `handle`, which answers a request.
+        server: Has `origin`, and `handle`, which responds to a request.
 
     Attributes:
-        fault: What goes wrong with each request; `None`: nothing does.
-        spares: How many requests are answered rightly before, and again after each that was not; `None`: once it
-            is wrong it stays wrong.
-        asked: What was sent, oldest first.
-        answers: What the server answered rightly to requests that had no fault, or ask it all the same.
-        largest: Bytes of the largest body, as far as it was read.
-        met: How many requests the fault met.
-        harmed: To how many of them something else was done than the right thing.
-        overrun: Whoever asks has asked too often.
+        fault: Fault that each request meets; None for no fault.
+        spares: Number of right responses before the fault, and again after each faulty one; None if the fault
+            stays once it has begun.
+        asked: The requests, oldest first.
+        answers: The server's right responses to requests that met no fault, or whose fault asked the server.
+        largest: Size in bytes of the largest body, counted as far as it was read.
+        met: Number of requests that met the fault.
+        harmed: Number of requests that got another response than the right one.
+        overrun: True if more than `MOST` requests were sent.
     """
 
     def __init__(self, server):
@@ -125,7 +125,7 @@ class FaultyTransport(httpx.AsyncBaseTransport):
         self._spared = 0
 
     def break_with(self, fault, *, spares=0, every=False):
-        """From the next request on; or after so many, or after so many again and again (`every`)."""
+        """Start the fault at the next request, after so many, or after each so many (`every`)."""
         self.fault, self.spares, self.every = fault, spares, every
         self._spared = 0
 
@@ -134,7 +134,7 @@ class FaultyTransport(httpx.AsyncBaseTransport):
 
     @property
     def elsewhere(self):
-        """What was sent to other origins than the server's."""
+        """Requests to other origins than the server's."""
         return [asked for asked in self.asked if asked.origin != origin_of(self.server.origin)]
 
     async def handle_async_request(self, request):
@@ -171,7 +171,7 @@ class FaultyTransport(httpx.AsyncBaseTransport):
             return httpx.Response(404)
         try:
             return await self.server.handle(request)
-        except ValueError:  # it looks for a body that is not there
+        except ValueError:  # the fault looks for a body, and this response has none
             return httpx.Response(400)
 
     def body(self, parts, *, error=None, pause=0.0):
@@ -190,7 +190,7 @@ class FaultyTransport(httpx.AsyncBaseTransport):
         return httpx.Response(answer.status, headers=headers, stream=self.body(pieces(answer.content)))
 
     def _as_mirrored(self, request):
-        """A mirror has its own way to the server."""
+        """Respond as a mirror, which has its own connection to the server."""
         url = self.server.origin + request.url.raw_path.decode()
         own = self.server.headers | {"ocs-apirequest": "true", "host": urlsplit(self.server.origin).netloc}
         headers = dict(request.headers) | own
@@ -198,7 +198,7 @@ class FaultyTransport(httpx.AsyncBaseTransport):
 
 
 class Body(httpx.AsyncByteStream):
-    """What comes of a body, and how long that takes; `error` is what happens at its end."""
+    """A body with delays; `error` is raised at its end."""
 
     def __init__(self, transport, parts, *, error=None, pause=0.0):
         self._transport, self._parts = transport, parts
@@ -218,7 +218,7 @@ class Body(httpx.AsyncByteStream):
 
 
 FOREVER = object()
-"""In place of an error: nothing ever comes."""
+"""Marks, instead of an error, a body that never ends and sends nothing."""
 
 
 def origin_of(url):
@@ -227,7 +227,7 @@ def origin_of(url):
 
 
 def sent(request):
-    """All of a request, as text."""
+    """Return a whole request as text."""
     head = "\n".join(f"{name}: {value}" for name, value in request.headers.items())
     return f"{request.method} {request.url}\n{head}\n\n{request.content.decode('utf-8', 'replace')}"
 
@@ -237,7 +237,7 @@ def pieces(content):
 
 
 FAULTS: dict[str, Fault] = {}
-"""By a name that says what is wrong."""
+"""The faults by name."""
 
 
 def fault(name):
@@ -249,7 +249,7 @@ def fault(name):
     return keep
 
 
-# No answer
+# No response
 
 
 def fails(name, error):
@@ -273,23 +273,23 @@ async def no_headers(exchange):
 
 @fault("slow headers")
 async def slow_headers(exchange):
-    """In less than the time that an answer may take."""
+    """Send headers slowly, but within the limit for a response."""
     await anyio.sleep(12)
     return await exchange.answer()
 
 
 @fault("reset when all was asked")
 async def done_and_reset(exchange):
-    """The server has done what it was asked, and nobody hears of it."""
+    """The server handles the request, but the response is lost."""
     await exchange.answer()
     raise httpx.ReadError("[Errno 104] Connection reset by peer")
 
 
-# Bodies that do not come as announced
+# Bodies that differ from their headers
 
 
 def body(name, make):
-    """A body made of the right one: `make` is given the content, and returns headers, parts and how it ends."""
+    """Build a body from the right one: `make` gets the content and returns headers, parts and the end."""
 
     @fault(name)
     async def made(exchange):
@@ -329,7 +329,7 @@ body("empty chunks", lambda right: (CHUNKED, [b""] * 1000, {"pause": 1.0}))
 
 
 def forever(part, first=b""):
-    """As long as anybody should read it, and a little longer, so that who reads on is found out."""
+    """Send data a little longer than a client should read, so that a client without a limit is found."""
     yield first
     for _ in range(500):
         yield part
@@ -379,11 +379,11 @@ async def unlabelled(exchange):
     return right._replace(content=gzip.compress(right.content)) if right.is_page else right
 
 
-# What is no page
+# Bodies without a page
 
 
 def content(name, make, kind=None):
-    """Another content; `kind` is another type."""
+    """Return a fault with other content; `kind` is another content type."""
 
     @fault(name)
     async def made(exchange):
@@ -456,7 +456,7 @@ async def unasked_304(exchange):
 
 @fault("304 to whoever may get one")
 async def lying_304(exchange):
-    """A cache that is broken: it says that nothing has changed, for ever."""
+    """A broken cache responds with 304 for ever."""
     return Right(304, [], b"") if exchange.is_conditional else await exchange.answer()
 
 
@@ -467,7 +467,7 @@ async def sometimes_401(exchange):
 
 @fault("one ETag for everything")
 async def one_etag(exchange):
-    """Whatever is new, it has not changed."""
+    """The ETag stays the same when the content changes."""
     if exchange.is_conditional:
         return Right(304, [(b"etag", b'"1"')], b"")
     right = await exchange.answer()
@@ -521,7 +521,7 @@ async def moves_to_maintenance(exchange):
 
 @fault("an earlier page again")
 async def earlier_page(exchange):
-    """The first one of all, whatever is asked."""
+    """Always return the first page of all."""
     right = await exchange.answer()
     return first_page(exchange) or right
 
@@ -532,7 +532,7 @@ def first_page(exchange):
 
 @fault("each page twice")
 async def page_before(exchange):
-    """Each second answer is the one before."""
+    """Every second response is the page before."""
     if exchange.number % 2 and exchange.before and exchange.before[-1].is_page:
         return exchange.before[-1]
     return await exchange.answer()
@@ -540,7 +540,7 @@ async def page_before(exchange):
 
 @fault("pages in a circle")
 async def circle(exchange):
-    """Those of before, over and over again, whatever is asked."""
+    """Repeat the earlier pages for ever."""
     if exchange.number == 0:
         exchange.transport.circle = [answer for answer in exchange.before if answer.is_page][-3:]
     pages = exchange.transport.circle
@@ -549,7 +549,7 @@ async def circle(exchange):
 
 @fault("endless new pages")
 async def endless(exchange):
-    """The feed grows faster than it is read, until the server's disk is full."""
+    """The feed grows faster than the client reads, until the server's disk is full."""
     if len(exchange.server.entries) < 100:
         exchange.server.publish(2)
         await anyio.sleep(1)
@@ -558,7 +558,7 @@ async def endless(exchange):
 
 @fault("leads elsewhere")
 async def leads_elsewhere(exchange):
-    """A proxy writes its own name into all that leads on."""
+    """A proxy writes its own name into every link."""
     right = await exchange.answer()
     home, there = exchange.server.origin.encode(), ELSEWHERE.encode()
     headers = [(name, value.replace(home, there)) for name, value in right.headers]
@@ -569,7 +569,7 @@ async def leads_elsewhere(exchange):
 
 
 def header(name, *fields):
-    """The right answer, with more headers."""
+    """Return a fault that adds headers to the right response."""
 
     @fault(name)
     async def added(exchange):

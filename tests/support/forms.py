@@ -1,8 +1,8 @@
 """The two forms of the tests: `make test` runs the short one, `make chaos` (CHAOS_FORM=long) the long one.
 
-Everything random is drawn from `SEED`. The short form has a fixed seed, so that two runs do the same; `make chaos`
-draws a new one each time. The first and the last lines of a run show it, and CHAOS_SEED=… repeats it. Processes
-and real sockets have a timing of their own, so not every failure comes back with its seed.
+Everything random is drawn from `SEED`. The short form has a fixed seed, so two runs do the same; `make chaos`
+draws a new one each time. The first and the last lines of a run show the seed, and CHAOS_SEED=… repeats it.
+Processes and real sockets have their own timing, so a seed does not repeat every failure.
 """
 
 import os
@@ -17,16 +17,16 @@ SEED = int(os.environ["CHAOS_SEED"])
 GUARD = 60.0
 """Seconds after which a test in real time fails instead of hanging.
 
-What it waits for takes milliseconds, and on a busy machine many seconds. No test asserts by it that something is
-quick: that is counted, or asserted in virtual time.
+A wait usually takes milliseconds, on a busy machine many seconds. No test uses it to assert that something is
+fast: tests count instead, or use virtual time.
 """
 
 
 def form(short, long):
-    """Return the value of the form that is run."""
+    """Return the value for the current form."""
     return long if LONG else short
 
 
 def chance(name):
-    """Return random numbers that depend on a test's name and the seed only."""
+    """Return random numbers that depend only on the seed and a test's name."""
     return random.Random(f"{name} {SEED}")  # noqa: S311  # not for secrets

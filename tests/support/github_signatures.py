@@ -1,4 +1,4 @@
-"""GitHub's signatures as its own library makes and verifies them: npm @octokit/webhooks-methods, in a process."""
+"""GitHub's own signature library, npm @octokit/webhooks-methods, in a process."""
 
 import json
 import queue
@@ -23,7 +23,7 @@ class Octokit:
         return self._ask("sign", secret, payload)
 
     def verify(self, secret, payload, signature):
-        """Whether it is; what the library raises of an argument that is empty is a no."""
+        """Return True if the signature is valid. The library's error for an empty argument counts as False."""
         return self._ask("verify", secret, payload, signature) is True
 
     def close(self):
@@ -36,7 +36,7 @@ class Octokit:
 
 @contextmanager
 def octokit():
-    """The library for the length of a `with`."""
+    """Run the library until the end of the block."""
     found = Octokit()
     try:
         yield found

@@ -1,4 +1,4 @@
-"""Identities that cost little, for tests that make hundreds."""
+"""Fast feed identities, for tests that make hundreds of them."""
 
 from contextlib import contextmanager
 
@@ -9,7 +9,7 @@ from push_to_poll_client._http import origins
 
 @contextmanager
 def cheap_identities():
-    """Make the slow digest a fast one in the block. What it makes is kept nowhere."""
+    """Use a fast digest instead of the slow one within the block. Nothing is cached."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(origins, "_SCRYPT_COST", 2)
         patch.setattr(origins, "_slow_digest", origins._slow_digest.__wrapped__)

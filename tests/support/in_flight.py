@@ -1,4 +1,4 @@
-"""Several messages at a time: a consumer that says when it had which in hand, a store that says what it saved."""
+"""Several messages in flight: a consumer that records their times, and a store that records its commits."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from tests.support.consumers import Log
 
 
 def lane(message):
-    """Messages of the tests are called after their lane and their place in it: a1, a2, b1."""
+    """Return the lane of a message. Names are the lane and a number: a1, a2, b1."""
     return message.id.rstrip("0123456789")
 
 
 def feed_of(names, **settings):
-    """A feed of messages, whose names are separated by blanks."""
+    """Return a feed of messages; blanks separate the names."""
     feed = FakeFeed(**settings)
     feed.publish(*names.split())
     return feed
@@ -23,7 +23,7 @@ def feed_of(names, **settings):
 
 @dataclass
 class Span:
-    """One call of the handler; `end` is `None` while it runs, or when it did not end by itself."""
+    """One call of the handler; `end` is None while it runs, or if it was cancelled."""
 
     name: str
     start: float
@@ -32,10 +32,10 @@ class Span:
 
 
 class Many(Log):
-    """Processes four messages at a time, or `concurrency`.
+    """Process four messages at a time, or `concurrency`.
 
-    `times` says how many seconds each message takes (else `takes`), `errors` what it raises: an exception, or a
-    list of what its attempts raise one after the other.
+    `times` gives the seconds for each message (else `takes`). `errors` gives the error for a message: an
+    exception, or a list with one for each attempt.
     """
 
     def __init__(self, feed, *, times=None, errors=None, concurrency=4, ordering_key=lane, **settings):
@@ -77,7 +77,7 @@ class Many(Log):
 
 
 class Ledger(MemoryStore):
-    """Writes down each commit: the cursor that it saved, and the keys and states that it recorded."""
+    """Record each commit: its cursor, and the keys and states of its records."""
 
     def __init__(self, before=()):
         super().__init__()
@@ -116,17 +116,17 @@ class Ledger(MemoryStore):
         return dict(record for _, records in self.commits for record in records)
 
     def as_of_now(self):
-        """What a process finds that begins when this one has died: what was committed, and nothing else."""
+        """Return the state that a new process finds after a crash now: the committed part only."""
         return Ledger(self.whole)
 
     @property
     def all_states(self):
-        """Those of the lives before, too."""
+        """Return all states, those of earlier lives included."""
         return {record.key: str(record.state) for what in self.whole for record in what["records"]}
 
 
 def check_prefix(store, names):
-    """Whatever was saved, when: all before the cursor had a record by then (G5)."""
+    """Assert for every commit that all messages before its cursor have a record (G5)."""
     known = set()
     for cursor, records in store.commits:
         known.update(key for key, _ in records)

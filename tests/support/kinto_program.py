@@ -1,6 +1,6 @@
-"""Serves Kinto on 127.0.0.1, at the port of its first argument, with the settings that its second is in JSON.
+"""Serve Kinto on 127.0.0.1: argument 1 is the port, argument 2 the settings as JSON.
 
-Prints the URL. Ends with its standard input, so that none outlives a test run that was killed.
+Prints the URL. Ends with its standard input, so it ends with a test run that was killed.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Kinto as its authors serve it, the store of records behind Remote Settings, in a process of its own."""
+"""The Kinto server of its authors, which stores the records of Remote Settings, in its own process."""
 
 import json
 import sys
@@ -27,10 +27,10 @@ _names = count(1)
 
 
 class Server:
-    """The server, once started. It has its records in memory.
+    """The server, once started. It keeps its records in memory.
 
     Args:
-        settings: Kinto's, without the "kinto." before them.
+        settings: Kinto's settings, without the prefix "kinto.".
     """
 
     def __init__(self, **settings):
@@ -40,23 +40,24 @@ class Server:
         self._client = httpx.Client(auth=WHO, trust_env=False)
 
     def start(self):
-        """Start, again on the same port, and with nothing in it."""
+        """Start, again on the same port, without records."""
         arguments = (str(self._port), json.dumps(self._settings))
-        # By itself: in this folder are modules with the names of others. It warns of HTTP.
+        # A separate process, because modules in this folder have the same names as others. Kinto warns about
+        # HTTP.
         self.url = self._process.start(sys.executable, "-I", "-W", "ignore", PROGRAM, *arguments)
         self._port = httpx.URL(self.url).port
 
     def kill(self):
-        """As a crash does it."""
+        """Kill the process, as in a crash."""
         self._process.kill()
 
     def close(self):
-        """End, and wait for the end."""
+        """Stop the process and wait for its end."""
         self._process.end()
         self._client.close()
 
     def collection(self, size=0, **permissions):
-        """A new collection, with so many records in it; `read=["system.Everyone"]`."""
+        """Create a collection with so many records; `read=["system.Everyone"]`."""
         bucket = f"{self.url}/buckets/bucket-{next(_names)}"
         collection = Collection(self._client, f"{bucket}/collections/orders", bucket)
         collection.create(**permissions)
@@ -65,7 +66,7 @@ class Server:
 
 
 class Collection:
-    """What a writer does with a collection of records."""
+    """A collection of records, as a writer sees it."""
 
     def __init__(self, client, url, bucket):
         self._client = client
@@ -82,7 +83,7 @@ class Collection:
         self._send("PUT", self._url)
 
     def add(self, number):
-        """Add so many records; return what they are called."""
+        """Add so many records. Return their ids."""
         names = [f"order-{next(self._ids)}" for _ in range(number)]
         for name in names:
             self.put(name, state="new")
@@ -100,7 +101,7 @@ class Collection:
 
 @contextmanager
 def serving(**settings):
-    """A server for the length of a `with`."""
+    """Run a server until the end of the block."""
     server = Server(**settings)
     try:
         server.start()

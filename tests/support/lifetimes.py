@@ -1,4 +1,4 @@
-"""Several lives of a consumer on one feed and one store, and what must hold of them however each of them ends."""
+"""Several lives of a consumer on one feed and one store, and the rules that hold for all of them."""
 
 import re
 from dataclasses import dataclass, field
@@ -22,23 +22,23 @@ CURSOR = re.compile(r"after-(\d+)\.\d+")
 
 
 class PoisonError(Exception):
-    """A message that fails whatever is done."""
+    """A message that always fails."""
 
 
 @dataclass
 class Plan:
-    """What is to happen.
+    """Plan of a test run.
 
     Attributes:
-        names: The messages, called after their lanes.
+        names: The messages, named after their lanes.
         takes: Seconds that the handler takes for each.
-        troubles: What the first attempts of some raise, and their last word: "poison", "dead" or "skip".
+        troubles: Errors of the first attempts, then the final result: "poison", "dead" or "skip".
         feed: Arguments of the feed.
         consumer: Arguments of the consumer.
-        batches: Whether the handler gets batches.
-        policy: What becomes of poison. "stop": somebody mends the handler after each stop.
-        lives: How long each but the last takes, how it ends, how many messages are published before it, whether
-            the feed repeats all of its messages then, and how many commits fail at first.
+        batches: True if the handler gets batches.
+        policy: Policy for poison. With "stop" the test repairs the handler after each stop.
+        lives: For each life but the last: its length, its end, the number of messages published before it, True if
+            the feed then repeats all of its messages, and the number of commits that fail at first.
     """
 
     names: list
@@ -61,7 +61,7 @@ def lane_of(name):
 
 @dataclass
 class World:
-    """What has happened, in all lives."""
+    """Record of the events of all lives."""
 
     plan: Plan
     store: Ledger = field(default_factory=Ledger)
@@ -84,18 +84,18 @@ class World:
         self.store.saw = self.committed
 
     def crash(self):
-        """What a process leaves that dies now. What it does from now on is nobody's business."""
+        """Return the saved state at a crash now. Later work of the dead process is ignored."""
         dead, self.store.saw = self.store, lambda what: None
         return dead.as_of_now()
 
     def beyond(self):
-        """Where a dead process goes on."""
+        """Block for ever, as a dead process does."""
         beyond = World(self.plan)
         beyond.publish(len(self.plan.names))
         return beyond
 
     def committed(self, what):
-        """G5, at every commit; and nothing is recorded twice."""
+        """Check G5 at every commit, and that nothing is recorded twice."""
         self.recorded |= {record.key for record in what["records"]}
         self.more.set()
         if what["cursor"] is not None:
@@ -109,11 +109,11 @@ class World:
             self.feed.publish(*some)
 
     def heal(self, name):
-        """Somebody mended the handler."""
+        """Repair the handler."""
         self.troubles.pop(name, None)
 
     def begin(self, names, under_way):
-        """The handler gets these messages while it has others. An error here would be one of the handler."""
+        """Start these messages beside others in flight. An error here counts as the handler's."""
         self.check(not self.recorded.intersection(names), f"{names} are processed again, and were recorded")
         lanes = {lane_of(name) for name in names}
         self.check(not lanes & {lane_of(name) for name in under_way}, f"{names} begin beside {under_way}")
@@ -130,7 +130,7 @@ class World:
             self.wrong.append(otherwise)
 
     def trouble(self, names):
-        """What the handler raises for these messages; `None`: nothing."""
+        """Return the error that the handler raises for these messages, or None."""
         for name in names:
             troubles = self.troubles.get(name)
             if troubles and (len(names) == 1 or troubles[0] in {"later", "soon"}):
@@ -162,7 +162,7 @@ LAST_WORDS = {"poison", "dead", "skip"}
 
 
 class Life:
-    """One life: what is under way in it."""
+    """Tasks and records of one life."""
 
     def __init__(self, world):
         self.world = world
@@ -214,7 +214,7 @@ def consumer_of(world):
 
 
 async def live(world, seconds, how):
-    """One life; whether it ended as it was to."""
+    """Run one life. Return True if it ended as planned."""
     consumer, errors = consumer_of(world), []
 
     async def run():
@@ -247,7 +247,7 @@ async def settled(world):
 
 
 async def play(plan):
-    """All lives, the last of which takes as long as it needs; and what must be true in the end."""
+    """Run all lives, the last one without a limit, and check the final state."""
     world = World(plan)
     for seconds, how, published, repeats, broken in plan.lives:
         world.store.broken = broken

@@ -1,4 +1,4 @@
-"""Documents that show what is newest first, in memory, and whoever walks through them."""
+"""Newest-first documents in memory, and a reader of them."""
 
 import anyio
 
@@ -11,12 +11,12 @@ WHERE = "https://h.example/feed"
 
 
 class Documents:
-    """A feed of documents. `asked` has the address of each that was asked for.
+    """A feed of documents. `asked` records the address of each request.
 
     Args:
-        count: Entries that are there at first, named by numbers, the oldest first.
+        count: Number of entries at first, named by numbers, oldest first.
         size: Entries of a document.
-        says: What else each document says, as `Document` has it.
+        says: Further fields of each `Document`.
     """
 
     def __init__(self, count=0, *, size=3, **says):
@@ -40,12 +40,12 @@ class Documents:
 
     @property
     def shown(self):
-        """The newest first."""
+        """The visible entries, newest first."""
         return [*self.pinned, *(name for name in self.entries if name not in self.pinned)]
 
     @property
     def there(self):
-        """All that is to be seen."""
+        """All entries that a request can reach."""
         return set(self.shown)
 
     async def look(self, address, request, known):
@@ -57,14 +57,14 @@ class Documents:
         return self.answer(address, known)
 
     def answer(self, address, known):
-        """As a server that knows each document by what the feed is known by."""
+        """Respond with validators, or with `unchanged` if the condition holds."""
         validators = Validators(etag=f'"{hash((*self.shown, self.document(None).older))}"')
         if validators == known.validators:
             return Document(unchanged=True, **self.says | {"closed": False})
         return self.document(address)._replace(validators=validators, **self.says)
 
     def drop(self, count):
-        """So many of the oldest are kept no longer, or no longer than they are pinned."""
+        """Drop so many of the oldest entries, except pinned ones. Return the names of the dropped ones."""
         dropped = self.entries[-count:]
         del self.entries[-count:]
         return [name for name in dropped if name not in self.pinned]
@@ -74,7 +74,7 @@ class Documents:
 
 
 class Named(Message):
-    """Two of one name are equal."""
+    """Equality compares the names only."""
 
     def __eq__(self, other):
         return self.id == other.id
@@ -84,7 +84,7 @@ class Named(Message):
 
 
 class Numbered(Documents):
-    """Pages by number: what is published shifts them, what is deleted shifts them back."""
+    """Pages by number: a new entry shifts them, a deletion shifts them back."""
 
     def document(self, address):
         number, shown = int(address or 1), self.shown
@@ -93,7 +93,7 @@ class Numbered(Documents):
 
 
 class Following(Documents):
-    """Pages by the entry that they follow, as Stripe has them: nothing shifts."""
+    """Pages after a given entry, as at Stripe: nothing shifts."""
 
     def document(self, address):
         shown = self.shown
@@ -105,7 +105,7 @@ class Following(Documents):
 
 
 class Archived(Documents):
-    """A document of what is newest, and archives of `size` that lead from one to the next (RFC 5005 §4)."""
+    """A document of the newest entries, and archives of `size` that link to each other (RFC 5005 §4)."""
 
     def __init__(self, count=0, **options):
         self.archives = []
@@ -131,7 +131,7 @@ class Archived(Documents):
         return self.leaf(names, f"archive {number - 1}" if there else None, stable=there)
 
     def drop(self, count):
-        """The oldest archives."""
+        """Drop the oldest archives."""
         there = [number for number, names in enumerate(self.archives) if names is not None][: count // self.size]
         dropped = [name for number in there for name in self.archives[number]]
         for number in there:
@@ -140,7 +140,7 @@ class Archived(Documents):
 
 
 class Reader:
-    """Reads a feed as a consumer does: saves a cursor when all before it is settled."""
+    """Read a feed like a consumer: save a cursor once all messages before it are settled."""
 
     def __init__(self, walk, cursor=None):
         self.walk, self.saved = walk, cursor
@@ -148,17 +148,17 @@ class Reader:
         self.settled, self.gaps, self.pages = [], [], []
 
     def begin(self):
-        """Another poll, at the saved cursor."""
+        """Start another poll at the saved cursor."""
         self.position, self.passed = self.saved, set()
 
     async def step(self, **options):
-        """One page; whether there are more."""
+        """Read one page. Return True if there are more."""
         page = await self.walk.fetch(FetchRequest(self.position, **options))
         self.pages.append(page)
         self.settled += [message.id for message in page.messages]
         self.gaps += [page.gap] if page.gap else []
         self.saved = page.cursor or self.saved
-        assert page.next_page not in self.passed  # or the poll would take it for a circle
+        assert page.next_page not in self.passed  # else the poll would report a circle
         self.passed.add(page.next_page)
         if page.next_page is None:
             self.begin()
@@ -167,7 +167,7 @@ class Reader:
         return True
 
     async def poll(self, **options):
-        """To the end; what it brought."""
+        """Poll to the end. Return the messages."""
         before = len(self.settled)
         self.begin()
         for _ in range(1000):

@@ -1,4 +1,4 @@
-"""Answers of a server, as the parts of a declaration see them."""
+"""Responses of a server, in the form that the parts of a declaration get."""
 
 import json
 
@@ -13,7 +13,7 @@ BODY = {"meta": {"next": "c2", "list": [{"id": 1}, {"id": 2}]}, "n": 0, "no": No
 
 
 def answer(body=b"", *, code=200, **headers):
-    """One of a server; the body as JSON, or as it is."""
+    """Return a response; the body is encoded as JSON unless it is bytes."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Response(code, httpx.Headers(named), content, None, URL, where="https://feed.example")
@@ -26,7 +26,7 @@ def reply(body=b"", *, entries=(), size=None, **kwargs):
 
 
 def read(entries, body, *, each=None, start=None, most=100):
-    """The messages of a page."""
+    """Return the messages of a page."""
     said = body if isinstance(body, Reply) else reply(body)
     return entries.read(entries.find(said, most), each=each, start=start)
 

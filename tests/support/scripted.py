@@ -1,4 +1,4 @@
-"""A server that is a list of what it answers, for listeners in virtual time."""
+"""A server with a scripted list of responses, for listeners in virtual time."""
 
 import anyio
 import anyio.lowlevel
@@ -11,9 +11,9 @@ RESET = httpx.ReadError("Connection reset by peer")
 
 
 class Body(httpx.AsyncByteStream):
-    """Does one thing after the other: a number is waited for, an error raised, bytes are received, `END` ends.
+    """Play a list of steps: a number is a delay, an error is raised, bytes are sent, `END` ends.
 
-    Without an end nothing more comes, and nothing closes.
+    Without `END` the body stays open and sends nothing more.
     """
 
     def __init__(self, happenings, closed):
@@ -33,20 +33,20 @@ class Body(httpx.AsyncByteStream):
         await anyio.sleep_forever()
 
     async def aclose(self):
-        await anyio.lowlevel.checkpoint()  # where a stop would reach it, were it let to
+        await anyio.lowlevel.checkpoint()  # a point where a stop may cancel it
         self._closed()
 
 
 class Script(httpx.AsyncBaseTransport):
-    """Answers as scripted, the last step for ever.
+    """Respond as scripted, and repeat the last step for ever.
 
-    A step is an error, a status, seconds to hold the answer and then a step, the bytes of a body, a list of what
-    happens in a body, a tuple of status, headers and such a list, or a function of the request that gives one.
+    A step is an error, a status, seconds to hold the response before the next step, the bytes of a body, a list of
+    events in a body, a tuple of status, headers and such a list, or a function from the request to one of these.
 
     Attributes:
-        requests: Those it got.
-        asked_at: When, on the event loop's clock.
-        open: Answers that were begun and not closed.
+        requests: The received requests.
+        asked_at: Their times, on the event loop's clock.
+        open: Number of responses that were begun and not closed.
     """
 
     def __init__(self, *steps):
@@ -86,7 +86,7 @@ class Script(httpx.AsyncBaseTransport):
         self.closed = True
 
     def sent(self, name):
-        """A header of each request."""
+        """Return one header of each request."""
         return [request.headers.get(name) for request in self.requests]
 
 
@@ -99,5 +99,5 @@ def _whole(step):
 
 
 def client_of(script, **options):
-    """A client that asks it."""
+    """Return a client of this server."""
     return httpx.AsyncClient(transport=script, **options)

@@ -1,4 +1,4 @@
-"""A server that nobody here wrote, in a process of its own: started, killed, started again, never left behind."""
+"""A real server in its own process: started, killed, restarted, and always ended."""
 
 import queue
 import signal
@@ -11,17 +11,17 @@ PATIENCE = GUARD
 
 
 class Process:
-    """A process that prints its URL first, and ends with its standard input, hence also with this process.
+    """A process that prints its URL first and ends with its standard input, hence with this process.
 
     Args:
-        heard: Called with each line that comes later, in a thread.
+        heard: Called with each later line, in a thread.
     """
 
     def __init__(self, heard=lambda line: None):
         self._heard = heard
 
     def start(self, *command):
-        """Start, and return the URL."""
+        """Start the process. Return the URL."""
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         urls = queue.Queue()
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout, urls))
@@ -35,19 +35,19 @@ class Process:
         self._process.stdin.flush()
 
     def suspend(self):
-        """It does nothing until it is resumed, and its connections stay open."""
+        """Suspend the process until `resume`; its connections stay open."""
         self._process.send_signal(signal.SIGSTOP)
 
     def resume(self):
         self._process.send_signal(signal.SIGCONT)
 
     def kill(self):
-        """As a crash does it."""
+        """Kill the process, as in a crash."""
         self._process.kill()
         self.end()
 
     def end(self):
-        """End, and wait for the end."""
+        """Stop the process and wait for its end."""
         self._process.stdin.close()
         self._process.wait(GUARD)
         self._reader.join(GUARD)

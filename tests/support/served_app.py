@@ -1,4 +1,4 @@
-"""An ASGI application on 127.0.0.1, in a thread and an event loop of its own."""
+"""Serve an ASGI application on 127.0.0.1, in its own thread and event loop."""
 
 import socket
 import threading
@@ -13,11 +13,11 @@ HOST = "127.0.0.1"
 
 @contextmanager
 def serving(app):
-    """Serve it for the length of a `with`, which gets its URL."""
+    """Serve the application until the end of the block. Yield its URL."""
     listening = socket.socket()
     listening.bind((HOST, 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none"))
-    server.capture_signals = nullcontext  # which are the main thread's
+    server.capture_signals = nullcontext  # signals belong to the main thread
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

@@ -1,4 +1,4 @@
-"""Requests as servers sign them, by the standard library alone."""
+"""Sign requests as servers do, with the standard library alone."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ NOW = 1_700_000_000
 
 
 def request(body=b"", *, at=NOW, **headers):
-    """A request; `X_Hub_Signature_256="…"` is a header of it."""
+    """Return a request; `X_Hub_Signature_256="…"` adds that header."""
     named = {name.replace("_", "-").lower(): value for name, value in headers.items()}
     return WebhookRequest(headers=named, body=body, received_at=at)
 

@@ -1,4 +1,4 @@
-"""A server of subscriptions in memory, of whom tests ask what was in force when; and a channel with a store."""
+"""A server of subscriptions in memory that records the number in force; and a channel with a store."""
 
 import math
 from collections import deque
@@ -12,7 +12,7 @@ from tests.support.clock import elapsed
 
 
 class Crash:
-    """Ends a life at its so-and-so-many-th step, after which that life does nothing any more."""
+    """End a life at a given step; that life then does nothing more."""
 
     def __init__(self, at=math.inf):
         self.at = at
@@ -30,13 +30,13 @@ class Crash:
 
 
 class Server:
-    """What vendors have in common: a subscription lives until it expires or is stopped.
+    """A server whose subscriptions live until they expire or are stopped, as at most vendors.
 
     Attributes:
-        live: Until when, by the id of the plan.
-        history: At what time how many were in force.
-        asked: What was asked, and how many seconds after the start of the clock.
-        script: Errors, or None, for the next requests, by what is asked.
+        live: Expiry time, by the id of the plan.
+        history: Number of subscriptions in force, with the time of each change.
+        asked: The requests, with their time in seconds since the start of the clock.
+        script: Errors, or None, for the next requests, by kind of request.
     """
 
     def __init__(self, *, lifetime=100.0, latency=0.1):
@@ -67,7 +67,7 @@ class Server:
         self._note(_event_loop.wall_clock(), len(self.live))
 
     def counts(self, count):
-        """For how long at most there were so many, from when there was the first."""
+        """Return, by number in force, the longest time with that number, from the first subscription on."""
         self.sweep()
         end = _event_loop.wall_clock()
         spans, since = [], None
@@ -81,7 +81,7 @@ class Server:
 
 
 class Vendor:
-    """A subscription at that server, as a client's code sees it."""
+    """A subscription at that server, as client code implements it."""
 
     name = "vendor"
 
@@ -141,7 +141,7 @@ class Vendor:
 
 
 class Channel:
-    """Writes down what it is told, and keeps what is saved."""
+    """Record the reports, and keep the saved state."""
 
     missed_in_a_row = 0
 

@@ -1,4 +1,4 @@
-"""What a run says in its last lines: tests, time, seed, and what took longest."""
+"""Last lines of a test run: tests, time, seed, and the slowest tests."""
 
 from collections import Counter, defaultdict
 
@@ -36,7 +36,7 @@ def slowest(took):
 
 
 def each_file(took):
-    """Yield a line for each file: its tests, and the time that they took together."""
+    """Yield a line for each file: the number of tests and their total time."""
     files = defaultdict(list)
     for nodeid, seconds in took.items():
         files[nodeid.partition("::")[0]].append(seconds)
@@ -47,5 +47,5 @@ def each_file(took):
 
 
 def minutes(seconds):
-    """Return a time as a reader says it: '4 min 5 s'."""
+    """Format a time: '4 min 5 s'."""
     return f"{int(seconds // 60)} min {seconds % 60:.0f} s" if seconds >= 60 else f"{seconds:.1f} s"

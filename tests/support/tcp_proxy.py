@@ -30,12 +30,12 @@ DOWN = False
 
 @dataclass(slots=True)
 class Treatment:
-    """What happens to the bytes of one direction, on every connection.
+    """Treatment of the bytes of one direction, on every connection.
 
     Attributes:
-        delay: Seconds that each piece is held back.
-        swallow: Take them and say nothing.
-        trickle: Bytes that pass in each `TICK`; `None`: all.
+        delay: Delay of each piece in seconds.
+        swallow: True to take the bytes and not pass them on.
+        trickle: Bytes that pass in each `TICK`; None for all.
     """
 
     delay: float = 0.0
@@ -45,14 +45,14 @@ class Treatment:
 
 @dataclass(slots=True)
 class Counts:
-    """What happened so far.
+    """Counts since the start.
 
     Attributes:
-        accepted: Connections.
-        open: Those that are open now.
-        passed: Bytes, of both directions.
-        swallowed: Bytes, of both directions.
-        cut: Connections.
+        accepted: Accepted connections.
+        open: Connections that are open now.
+        passed: Bytes passed on, in both directions.
+        swallowed: Bytes swallowed, in both directions.
+        cut: Connections that the proxy cut.
     """
 
     accepted: int = 0
@@ -63,15 +63,15 @@ class Counts:
 
 
 class TCPProxy:
-    """Passes everything on until told otherwise. Its methods may be called from any thread.
+    """Pass everything on, until a method changes that. Its methods may be called from any thread.
 
     Args:
         target: The port of the server.
 
     Attributes:
-        port: Where it listens.
-        counts: What happened so far.
-        accepted_at: When each connection was accepted, in seconds on the clock of `time.monotonic()`.
+        port: The port of the proxy.
+        counts: Counts since the start.
+        accepted_at: Time of each accepted connection, in seconds on the clock of `time.monotonic()`.
     """
 
     def __init__(self, target):
@@ -83,7 +83,7 @@ class TCPProxy:
         self._connections = set()
         self._changed = threading.Condition()
         self._ready = threading.Event()
-        # Bound and never listening: nobody else gets the port while `refuse()` has closed the one that listens.
+        # Bound and never listening: keeps the port while `refuse()` has closed the listening socket.
         self._reservation = _bound(0)
         self.port = self._reservation.getsockname()[1]
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
@@ -98,7 +98,7 @@ class TCPProxy:
         self._thread.join()
         self._reservation.close()
 
-    # What goes wrong
+    # Faults
 
     def heal(self):
         """Pass everything on again, and accept. Dead connections stay dead."""
@@ -107,44 +107,44 @@ class TCPProxy:
         self._call(self._listen)
 
     def delay(self, seconds):
-        """Hold back each piece, both ways."""
+        """Delay each piece, in both directions."""
         self._treat(Treatment(delay=seconds), Treatment(delay=seconds))
 
     def throttle(self, each_tick):
-        """Let the bytes trickle, both ways: so many in each `TICK`."""
+        """Limit both directions to so many bytes per `TICK`."""
         self._treat(Treatment(trickle=each_tick), Treatment(trickle=each_tick))
 
     def blackhole(self, *, up=True, down=True):
-        """Take the bytes and say nothing, also on connections that are open."""
+        """Take all bytes and pass on none, also on open connections."""
         self._treat(Treatment(swallow=up), Treatment(swallow=down))
 
     def refuse(self):
-        """Accept no connection more. Those that are open stay."""
+        """Accept no new connection. Open connections stay."""
         self._call(self._deafen)
 
     def cut(self, *, rst=False):
-        """Close all connections, by FIN or by RST. They are closed when it returns."""
+        """Close all connections, by FIN or by RST, before returning."""
         self._call(lambda: self._cut_all(rst=rst))
 
     def cut_after(self, count, *, rst=False):
-        """Close the connection that is the next to send something down, after so many bytes of it."""
+        """Close the next connection that sends something down, after so many bytes of it."""
         self._cut_after = (count, rst)
 
     def half_close(self):
-        """Send the clients a FIN, and pass on what they send all the same."""
+        """Send a FIN to the clients, but still pass on their data."""
         self._call(self._end_all_down)
 
     def wait_for(self, happened, *, timeout=GUARD):
-        """Block until something is so; `happened` looks at the counts.
+        """Block until `happened(counts)` is true.
 
         Raises:
-            TimeoutError: It was not so within `timeout` seconds.
+            TimeoutError: It was not true within `timeout` seconds.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: happened(self.counts), timeout):
                 raise TimeoutError(f"not within {timeout} s: {self.counts}")
 
-    # How, in the proxy's own thread
+    # Internals, in the proxy's own thread
 
     def count(self, **steps):
         with self._changed:
@@ -223,18 +223,18 @@ class TCPProxy:
             self.count(open=-1)
 
     def treatment(self, *, up):
-        """What happens to what arrives now."""
+        """Return the treatment for bytes that arrive now."""
         return self._up if up else self._down
 
     def cuts_after(self):
-        """How many bytes pass before the connection that asks is cut, and how; `None` when it is not."""
+        """Return the number of bytes before the cut of this connection, and the kind of cut; None for no cut."""
         armed, self._cut_after = self._cut_after, None
         return armed
 
 
 @dataclass(eq=False)
 class _Connection:
-    """A connection of a client and the one that was made for it, each as reader and writer."""
+    """A client's connection and the matching connection to the server, each as reader and writer."""
 
     proxy: TCPProxy
     client: tuple
@@ -308,7 +308,7 @@ def _pieces(data, size):
 
 def _close(writer, *, rst):
     if rst and not writer.is_closing():
-        linger = struct.pack("ii", 1, 0)  # what is unsent is dropped, and the other side told so by RST
+        linger = struct.pack("ii", 1, 0)  # drop unsent data and send RST
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         writer.transport.abort()
     writer.close()

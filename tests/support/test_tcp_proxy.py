@@ -1,4 +1,4 @@
-"""The proxy does what it is told, no more and no less; the tests of a broken network rest on it."""
+"""The proxy does exactly what it is told; the tests of a broken network rely on this."""
 
 import socket
 import socketserver
@@ -45,7 +45,7 @@ def proxy(echo):
 
 @pytest.fixture
 def dial(proxy):
-    """Opens connections that have been used once, and closes them."""
+    """Open connections, use each once, and close them at the end."""
     clients = []
 
     def dial(*, say=b"hello"):
@@ -169,7 +169,7 @@ def test_a_half_closed_connection_can_still_send(dial, echo, proxy):
 def test_a_missing_server_is_a_connection_reset(proxy, echo, dial):
     echo.shutdown()
     echo.server_close()
-    with pytest.raises(ConnectionResetError):  # as it dials, or later
+    with pytest.raises(ConnectionResetError):  # during the dial, or later
         dial(say=None).recv(1)
 
 

