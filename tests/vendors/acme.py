@@ -1,7 +1,7 @@
 """A made-up vendor, whose feed `docs/feeds.md` declares step by step: GET /v2/events, with `token`.
 
-Each page has `events`, `has_more` and `next_token`, the last one too. The key goes into a header of its own, and
-so does the rate limit: `X-Acme-Wait` says in seconds when to come back, with a success as well.
+Every page has `events`, `has_more` and `next_token`, also the last one. The key goes into the vendor's own header.
+`X-Acme-Wait` gives the seconds until the next request, also on success.
 """
 
 import httpx

@@ -1,8 +1,8 @@
-"""Feeds in Atom, in the forms of RFC 5005: paged (§3), archived (§4) and complete (§2). Newest first.
+"""Atom feeds in the forms of RFC 5005: paged (§3), archived (§4) and complete (§2). Newest first.
 
-Paged: pages are counted from the newest entry, so they shift. Archived: full documents become archives, which do
-not change and are numbered; an entry that changes is there in both versions. Complete: one document, which says
-nothing of what was deleted. Elsewhere a deletion is an entry of its own (RFC 6721).
+Paged: pages are counted from the newest entry, so they shift. Archived: full documents become numbered archives
+that do not change; a changed entry appears in both versions. Complete: one document, which does not show
+deletions. In the other forms a deletion is an entry (RFC 6721).
 """
 
 import hashlib
@@ -27,7 +27,7 @@ class Atom(Vendor):
         form: One of `FORMS`.
 
     Attributes:
-        gone: Numbers of archives that are not there any more.
+        gone: Numbers of deleted archives.
     """
 
     origin = "https://shop.example"
@@ -44,7 +44,7 @@ class Atom(Vendor):
         return {"id": f"urn:order:{name(self.written)}", "updated": iso(self.written), "number": self.written}
 
     def change(self, place=0):
-        """A new version of an entry."""
+        """Publish a new version of an entry."""
         self.written += 2
         entry = self.entries[place]
         if self.form != "archived":
@@ -52,11 +52,11 @@ class Atom(Vendor):
         self.entries.append(entry | {"updated": iso(self.written), "number": self.written})
 
     def publish_late(self):
-        """An entry that becomes visible below the newest one."""
+        """Publish an entry that becomes visible below the newest one."""
         self.entries.insert(len(self.entries) - 1, self.entry())
 
     def delete(self, place=0):
-        """An entry is deleted."""
+        """Delete an entry."""
         self.written += 2
         entry = self.entries[place]
         if self.form != "archived":
@@ -85,7 +85,7 @@ class Atom(Vendor):
         return document(shown[(page - 1) * self.page_size :][: self.page_size], links)
 
     def _archived(self, request):
-        """`/orders/feed`, and `/orders/feed/1`, the oldest archive."""
+        """Serve `/orders/feed`, and archives from `/orders/feed/1`, the oldest."""
         archives = max(len(self.entries) - 1, 0) // self.page_size
         number = number_of(
             request.url.path.removeprefix(f"{self.path}").lstrip("/") or None, default=None, least=1
@@ -104,14 +104,14 @@ class Atom(Vendor):
 
 
 def document(entries, links=None, marks="", root=ROOT):
-    """A document of a feed."""
+    """Return a document of a feed."""
     head = "".join(f'<link rel="{rel}" href="{href}"/>' for rel, href in (links or {}).items())
     body = "".join(map(written, entries))
     return f"{root}<id>urn:orders</id><title>Orders</title>{head}{marks}{body}</feed>"
 
 
 def written(entry):
-    """An entry as it stands in its feed."""
+    """Return an entry as its feed shows it."""
     if entry.get("deleted"):
         return f'<at:deleted-entry ref="{entry["id"]}" when="{entry["updated"]}"/>'
     return (

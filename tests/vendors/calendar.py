@@ -1,7 +1,7 @@
-"""Google Calendar: events.list, whole and then by sync token.
+"""Google Calendar: events.list, first in full and then by sync token.
 
-`nextSyncToken` stands on the last page alone; all parameters are repeated on each page, and those that filter
-cannot go with a `syncToken`; 410 means a full sync.
+Only the last page has `nextSyncToken`. All parameters are repeated on each page, and filters cannot be combined
+with a `syncToken`. Status 410 means a full sync.
 """
 
 import httpx
@@ -24,7 +24,7 @@ class Calendar(Vendor):
         return event | {"updated": iso(number), "summary": f"event {number}", "sequence": 0}
 
     def cancel(self, place):
-        """Let an event be deleted."""
+        """Cancel an event."""
         number = len(self.entries) + 1
         gone = {"id": self.entries[place]["id"], "etag": f'"{number}"', "updated": iso(number)}
         self.entries.append({"kind": "calendar#event", "status": "cancelled", **gone})
@@ -37,7 +37,7 @@ class Calendar(Vendor):
         return error(401, "authError")
 
     def throttled(self):
-        """Google's limits are 403 as often as 429, without a word on when to come back."""
+        """Google's rate limits are 403 or 429, both without Retry-After."""
         return error(403, "rateLimitExceeded")
 
     def answer(self, request):

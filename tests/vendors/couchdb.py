@@ -1,11 +1,11 @@
-"""CouchDB: GET /db/_changes. Sequences are opaque and may be null, only the newest change of a document is there.
+"""CouchDB: GET /db/_changes. Sequences are opaque and may be null; only a document's newest change is listed.
 
-`feed=longpoll` holds for `timeout` milliseconds, and for ever with `heartbeat`, which wins. A shard that fails
-over repeats what was read. The normal feed has an `ETag`. `pending` is `null` where a cluster could not count, and
-CouchDB 1 has none.
+`feed=longpoll` holds the response for `timeout` milliseconds, or for ever with `heartbeat`, which has priority. A
+shard that fails over repeats earlier changes. The normal feed has an `ETag`. `pending` is `null` if a cluster
+could not count, and CouchDB 1 does not send it.
 
-A sequence names its database: one of a database that was deleted and made again reads everything. One that lies
-ahead of a database that was restored is answered with nothing, and with itself.
+A sequence belongs to one database. After the database is deleted and made again, an old sequence reads everything.
+After it is restored from a backup, a sequence from the future gets an empty response with the same sequence.
 """
 
 import hashlib
@@ -31,14 +31,14 @@ class CouchDB(Vendor):
         return {"id": f"order-{number}", "changes": [{"rev": f"1-{name(number)}"}]}
 
     def change(self, place, **more):
-        """Let a document change; `deleted=True` deletes it. Only the newest change of it stays."""
+        """Change a document, or delete it (`deleted=True`). Only its newest change stays."""
         number = len(self.entries) + 1
         rev = f"2-{name(number)}"
         self.entries.append({"id": self.entries[place]["id"], "changes": [{"rev": rev}], **more})
         self.published.ring()
 
     def fail_over(self, count):
-        """Let the next answer repeat so many changes before its cursor; sequences look different from now on."""
+        """Let the next response repeat so many changes before its cursor; sequences look different afterwards."""
         self.failovers += 1
         self.repeat_next = count
 
@@ -48,7 +48,7 @@ class CouchDB(Vendor):
         self.database += 1
 
     def restore(self, count):
-        """Go back to a backup with so many changes."""
+        """Restore a backup with so many changes."""
         del self.entries[count:]
 
     def unauthorized(self):
@@ -87,7 +87,7 @@ class CouchDB(Vendor):
         return httpx.Response(200, json=body, headers={"etag": etag})
 
     def _since(self, request):
-        """The number that a sequence stands for; `None`: it is none."""
+        """Return the number behind a sequence, or None if it is invalid."""
         match request.url.params.get("since", "0"):
             case "0":
                 return 0

@@ -1,6 +1,6 @@
 """Discord: GET /channels/{id}/messages. `after` goes forward, but each page has its newest message first.
 
-Without `after` the newest messages are shown, so who begins at the beginning asks what came after 0.
+Without `after` a response has the newest messages, so a reader of all messages starts with `after=0`.
 """
 
 import httpx

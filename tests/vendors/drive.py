@@ -1,7 +1,7 @@
-"""Google Drive: changes.list, always asked with a `pageToken`.
+"""Google Drive: changes.list, always with a `pageToken`.
 
-It does not expire and may be saved from every page; `newStartPageToken` stands on the last one alone. A change has
-no id of its own.
+The token does not expire and may be saved from every page. Only the last page has `newStartPageToken`. A change
+does not have an id.
 """
 
 import httpx
@@ -19,12 +19,12 @@ class Drive(Vendor):
         return self._change(number, {"removed": False, "fileId": file["id"], "file": file})
 
     def change(self, place):
-        """Let a file change."""
+        """Change a file."""
         changed = {key: self.entries[place][key] for key in ("removed", "fileId", "file")}
         self.entries.append(self._change(len(self.entries) + 1, changed))
 
     def remove(self, place):
-        """Let one be removed."""
+        """Remove a file."""
         gone = {"removed": True, "fileId": self.entries[place]["fileId"]}
         self.entries.append(self._change(len(self.entries) + 1, gone))
 
@@ -49,5 +49,5 @@ class Drive(Vendor):
 
     @property
     def inception(self):
-        """The page token before everything: to begin there is what only a test can."""
+        """The page token before all changes. Only a test can start there."""
         return token(at=0)

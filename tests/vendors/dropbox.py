@@ -1,7 +1,7 @@
 """Dropbox: list_folder, then list_folder/continue with a new cursor on every page; POST and JSON.
 
-An invalid cursor is 409 with `reset`; two requests at a time are 429. The longpoll is on another host, which
-must not get the credentials.
+An invalid cursor is 409 with `reset`. Two concurrent requests are 429. The longpoll is on another host, which must
+not get the credentials.
 """
 
 import json
@@ -19,7 +19,7 @@ class Dropbox(Vendor):
     authorization = f"Bearer sl.{SECRET}"
     notify = "https://notify.dropbox.example/2/files/list_folder/longpoll"
     backoff = None
-    """Seconds that each longpoll asks to wait before the next one; `None`: it does not."""
+    """Seconds that each longpoll response asks to wait before the next one; None if it does not."""
 
     def __init__(self, *args, **kwargs):
         self.era = 0
@@ -37,7 +37,7 @@ class Dropbox(Vendor):
         return {".tag": "file", "name": path[1:], "path_lower": path, "path_display": path, **rest}
 
     def delete(self, place):
-        """Let a file be deleted."""
+        """Delete a file."""
         gone = self.entries[place]
         self.entries.append({".tag": "deleted", **{key: gone[key] for key in ("name", "path_lower")}})
 

@@ -1,7 +1,7 @@
-"""GitHub events: newest first, pages that shift as events arrive, 300 at most, late ones below newer ones.
+"""GitHub events: newest first, shifting pages, at most 300 events, late events below newer ones.
 
-`ETag` and `If-None-Match`; `X-Poll-Interval` on 200 and 304; a 304 costs nothing of the quota; both rate limits
-answer 403, one with `x-ratelimit-remaining: 0`, the other with `Retry-After` or without a word.
+`ETag` and `If-None-Match`; `X-Poll-Interval` on 200 and 304; a 304 does not count against the quota. Both rate
+limits are 403: one with `x-ratelimit-remaining: 0`, the other with or without `Retry-After`.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ class GitHub(Vendor):
     poll_interval = 60
     quota = 5000
     reset = BEGAN + 3600
-    """When the quota is whole again, in seconds since the epoch."""
+    """Time at which the quota is full again, in seconds since the epoch."""
 
     def entry(self, number):
         return {
@@ -34,7 +34,7 @@ class GitHub(Vendor):
         }
 
     def publish_late(self, below=1):
-        """One event that becomes visible below as many newer ones."""
+        """Publish an event that becomes visible below as many newer ones."""
         self.entries.insert(len(self.entries) - below, self.entry(90_000 + len(self.entries)))
 
     def refusal(self, request):
@@ -46,7 +46,7 @@ class GitHub(Vendor):
         return problem(401, "Bad credentials")
 
     def secondary_limit(self, retry_after=None):
-        """What a second limit answers; `None`: it does not say for how long."""
+        """Respond with the secondary rate limit; None leaves out Retry-After."""
         headers = {} if retry_after is None else {"retry-after": str(retry_after)}
         return problem(403, "You have exceeded a secondary rate limit.", {**self._limits(), **headers})
 
@@ -79,7 +79,7 @@ class GitHub(Vendor):
     def _link(self, asked, page, last):
         there = {"prev": page - 1, "next": page + 1, "last": last, "first": 1}
         told = {rel: to for rel, to in there.items() if (page > 1 if rel in {"prev", "first"} else page < last)}
-        # The path is another than the one that was asked, as GitHub does it.
+        # The path differs from the requested one, as at GitHub.
         base = f"{self.origin}/repositories/2/events"
         links = [f'<{base}?{asked.set("page", to)}>; rel="{rel}"' for rel, to in told.items()]
         return {"link": ", ".join(links)} if links else {}

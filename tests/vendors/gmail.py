@@ -1,7 +1,7 @@
-"""Gmail: history.list, asked with a `startHistoryId`.
+"""Gmail: history.list, requested with a `startHistoryId`.
 
-The `historyId` to save is that of the last page; ids have gaps; a page without news has no `history` at all; an id
-that is too old is 404.
+The `historyId` to save is on the last page. Ids have gaps. A page without news does not have `history`. An expired
+id is 404.
 """
 
 import httpx
@@ -14,9 +14,9 @@ class Gmail(Vendor):
     origin = "https://gmail.googleapis.example"
     path = "/gmail/v1/users/me/history"
     first = 5000
-    """The mailbox's history id before everything."""
+    """The mailbox's history id before all changes."""
     oldest = 0
-    """The smallest `startHistoryId` that is still known."""
+    """The smallest `startHistoryId` that has not expired."""
 
     def entry(self, number):
         message = {"id": name(number), "threadId": name(number)}
@@ -25,7 +25,7 @@ class Gmail(Vendor):
 
     @property
     def newest(self):
-        """What a push would carry, and the profile says."""
+        """The id that a push and the profile show."""
         return self.entries[-1]["id"] if self.entries else str(self.first)
 
     def unauthorized(self):

@@ -1,8 +1,8 @@
-"""Google's channels: an id of the client's, a `sync` that may come first, no renewal, a stop that takes two ids.
+"""Google's channels: the client chooses the id, channels are not renewed, a stop takes two ids.
 
-`POST .../watch` with an id that was used answers 400 `channelIdNotUnique`; `expiration` is a text, in
-milliseconds; `channels/stop` takes the channel's id and the `resourceId`, which belongs to the resource. A message
-has no body; its headers say what it is, and the token that the client gave.
+`POST .../watch` with a used id is 400 `channelIdNotUnique`. `expiration` is a text, in milliseconds.
+`channels/stop` takes the channel's id and the `resourceId`, which belongs to the resource. A message does not have
+a body: its headers show its kind and the client's token. A `sync` message may come first.
 """
 
 import json
@@ -19,13 +19,13 @@ RESOURCE = "o3hgv1538sdjfh"
 
 
 class GooglePush:
-    """Google, and whom it tells.
+    """Google, with the channels that it notifies.
 
     Attributes:
         app: An ASGI application.
-        channels: Token and end, by their ids.
-        requests: The last step of what was asked.
-        script: "lost": it does what it is asked, and the answer is lost.
+        channels: Token and end, by channel id.
+        requests: The last path segment of each request.
+        script: Responses instead of the right ones; "lost" handles the request and loses the response.
     """
 
     def __init__(self):
@@ -59,7 +59,7 @@ class GooglePush:
             return httpx.Response(400, json={"error": error})
         self.used.add(name)
         self.channels[name] = body["token"], _event_loop.wall_clock() + LIFETIME
-        self.synced.append(await self._tell(name, "sync"))  # before the answer
+        self.synced.append(await self._tell(name, "sync"))  # before the response
         ends = f"{int(self.channels[name][1] * 1000)}"
         answer = {"kind": "api#channel", "id": name, "resourceId": RESOURCE, "expiration": ends}
         return httpx.Response(200, json=answer)
@@ -85,6 +85,6 @@ class GooglePush:
         return (await asked(self.app, scope_of("POST", "/", headers=headers), b"")).status
 
     async def change(self, *, token=None):
-        """Let something change, and tell all."""
+        """Change something, and notify all channels."""
         self.sweep()
         return [await self._tell(name, "exists", token=token) for name in list(self.channels)]

@@ -1,7 +1,7 @@
 """Microsoft Graph delta: the cursor is a URL, pages in the middle may be empty, an item may come twice.
 
-`@odata.nextLink` leads on and `@odata.deltaLink` stands at the end of a chain; both are whole URLs with all that
-was asked, to be used as they are. A reset is 410 with `Location`, or 40x with `syncStateNotFound`.
+`@odata.nextLink` leads to the next page and `@odata.deltaLink` ends a chain. Both are whole URLs with all
+parameters, to be used unchanged. A reset is 410 with `Location`, or 40x with `syncStateNotFound`.
 """
 
 import httpx
@@ -14,9 +14,9 @@ class Graph(Vendor):
     path = "/v1.0/me/mailFolders/inbox/messages/delta"
     authorization = f"Bearer eyJ.{SECRET}"
     empty_pages = 0
-    """Pages without items that come before each page with some."""
+    """Number of empty pages before each page with items."""
     repeats = False
-    """Each page begins with the last item of the one before it."""
+    """True if each page begins with the last item of the page before."""
 
     def __init__(self, *args, **kwargs):
         self.era = 0
@@ -32,16 +32,16 @@ class Graph(Vendor):
         }
 
     def change(self, place):
-        """Let an item change that is there."""
+        """Change an existing item."""
         changed = self.entry(len(self.entries) + 1) | {"id": self.entries[place]["id"]}
         self.entries.append(changed)
 
     def remove(self, place):
-        """Let one be removed."""
+        """Remove an item."""
         self.entries.append({"id": self.entries[place]["id"], "@removed": {"reason": "deleted"}})
 
     def expire(self, *, status=410, code="resyncRequired", location=True):
-        """Forget all tokens; with `location` say where to start again."""
+        """Forget all tokens; `location` is the URL of the new start."""
         self.era += 1
         fresh = {"location": f"{self.url}?$select=subject&$skiptoken={self._token(0, 0)}"} if location else {}
         self.gone = status, code, fresh

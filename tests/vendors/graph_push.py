@@ -1,8 +1,9 @@
-"""Microsoft Graph's change notifications: validated during the create, renewed by PATCH, with a life of their own.
+"""Microsoft Graph's change notifications: validated at creation, renewed by PATCH, with lifecycle events.
 
-`POST /subscriptions` asks the address for its token before it answers, within 10 s and URL-decoded; the lifecycle
-address too. Notifications are batches, with the `clientState` in each item. Lifecycle events say that it is about
-to end (`reauthorizationRequired`), that it was dropped (`subscriptionRemoved`), that some were lost (`missed`).
+`POST /subscriptions` sends a validation token to the address before it responds, and to the lifecycle address too.
+Each must return it URL-decoded within 10 s. Notifications are batches, with the `clientState` in each item.
+Lifecycle events report a subscription that ends soon (`reauthorizationRequired`) or was dropped
+(`subscriptionRemoved`), or lost notifications (`missed`).
 """
 
 import json
@@ -25,13 +26,13 @@ PAGE = 2
 
 
 class GraphPush:
-    """Graph, and whom it notifies.
+    """Graph, with the addresses that it notifies.
 
     Attributes:
         app: An ASGI application, at `HOOK`.
         subscriptions: By Graph's ids.
-        requests: Method and path of what was asked.
-        script: Answers in place of the right ones; "lost": it does what it is asked, and the answer is lost.
+        requests: Method and path of each request.
+        script: Responses instead of the right ones; "lost" handles the request and loses the response.
     """
 
     def __init__(self):
@@ -114,7 +115,7 @@ class GraphPush:
         }
 
     async def notify(self, lifecycle=None, *, state=None):
-        """Send what there is to say of all subscriptions, in one batch to each address."""
+        """Send all pending notifications, in one batch to each address."""
         answers = []
         for one in list(self.subscriptions.values()):
             what = {"lifecycleEvent": lifecycle} if lifecycle else {"changeType": "created"}
@@ -126,6 +127,6 @@ class GraphPush:
         return answers
 
     async def remove(self):
-        """Drop them, and say so."""
+        """Drop all subscriptions, and send lifecycle events for them."""
         await self.notify("subscriptionRemoved")
         self.subscriptions.clear()

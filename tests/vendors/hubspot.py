@@ -1,6 +1,6 @@
-"""HubSpot: POST …/search. A search for what was modified since, page by page; the time stands deep in the body.
+"""HubSpot: POST …/search for objects modified since a time, page by page; the time is deep in the body.
 
-Several objects have one time of change, so what is asked for has to begin with those that were seen.
+Several objects share one time of change, so a search must start with the objects already seen.
 """
 
 import json
@@ -14,7 +14,7 @@ BODY = {
     "sorts": [{"propertyName": "lastmodifieddate", "direction": "ASCENDING"}],
     "limit": 100,
 }
-"""What a client has to say; the value is a time, or 0."""
+"""The search request of a client; the value is a time, or 0."""
 
 
 class HubSpot(Vendor):
@@ -26,7 +26,7 @@ class HubSpot(Vendor):
         return {"id": name(number), "properties": {"email": "…"}, "updatedAt": iso(number), "archived": False}
 
     def change(self, place):
-        """Let a contact change: it is found at its new time, and at its old one no more."""
+        """Change a contact: a search finds it at its new time only."""
         changed = self.entries.pop(place)
         self.entries.append(changed | {"updatedAt": iso(len(self.entries) + 2)})
 

@@ -1,8 +1,8 @@
 """JMAP (RFC 8620 §5.2): changes since a state are ids, which a back-reference of the same request fetches.
 
-An answer to `/changes` covers the time from one state to another one: with `maxChanges` to one on the way, else
-to the newest. So where an answer ends depends on what happened meanwhile. What was created and changed in that
-time is created, what was created and destroyed is not named at all, and `/get` knows only how a mail is now.
+A `/changes` response covers the time between two states. With `maxChanges` it may end before the newest state, so
+its end depends on the changes in between. An object that was created and then changed is listed as created; one
+that was created and then destroyed is not listed. `/get` returns only the current state of a mail.
 """
 
 import json
@@ -23,7 +23,7 @@ class JMAP(Vendor):
         return "created", mail
 
     def change(self, place, kind="updated", *, keywords=None):
-        """Let a mail change, by default its keywords, or be `destroyed`."""
+        """Change a mail: by default its keywords, or destroy it with `destroyed`."""
         mail = self._mails()[self.entries[place][1]["id"]]
         seen = {} if mail["keywords"] else {"$seen": True}
         self.entries.append((kind, {**mail, "keywords": seen if keywords is None else keywords}))
@@ -59,7 +59,7 @@ class JMAP(Vendor):
         return "Email/changes", {"oldState": str(since), "newState": str(end), "hasMoreChanges": more, **ids}
 
     def _between(self, since, end):
-        """What happened to each mail from one state to another one."""
+        """Return the changes of each mail from one state to another."""
         first, last = {}, {}
         for kind, mail in self.entries[since:end]:
             first.setdefault(mail["id"], kind)

@@ -1,10 +1,10 @@
-"""Matrix: GET /sync. Events stand in their rooms, `timeout` in milliseconds, `limited` says that some are missing.
+"""Matrix: GET /sync. Events are grouped by room; `timeout` is in milliseconds, `limited` reports a gap.
 
-What comes first has no `since`: then the newest of each room are shown, and `limited` if there were others. Every
-answer has a `next_batch`, also one without events. A filter says how many events of a room are shown; Synapse
+The first request has no `since`: it gets the newest events of each room, with `limited` if there were others.
+Every response has a `next_batch`, also one without events. A filter sets the number of events per room; Synapse
 shows 10 without one, and 100 at most.
 
-A homeserver pushes to a gateway, which has to answer JSON that names the pushkeys it rejects.
+A homeserver pushes to a gateway, which must respond with JSON that names the rejected pushkeys.
 """
 
 import json
@@ -19,7 +19,7 @@ class Matrix(Vendor):
     path = "/_matrix/client/v3/sync"
     authorization = f"Bearer syt_{SECRET}"
     default, most = 10, 100
-    """Events of a room that an answer shows without a filter, and at most."""
+    """Events per room in a response without a filter, and the maximum."""
 
     def entry(self, number):
         event = {"event_id": f"${name(number)}", "type": "m.room.message", "origin_server_ts": when(number) * 1000}
@@ -59,7 +59,7 @@ class Matrix(Vendor):
 
 
 async def notify(client, url, pushkey, event="$1"):
-    """Push an event to a gateway, as Synapse does. Whether it counts as sent: else the same comes again."""
+    """Push an event to a gateway, as Synapse does. Return True if it counts as sent."""
     device = {"app_id": "orders", "pushkey": pushkey, "pushkey_ts": 12345678, "data": {}, "tweaks": {}}
     notification = {"event_id": event, "room_id": "!1:vendor.example", "prio": "high", "devices": [device]}
     answer = await client.post(url, json={"notification": notification})

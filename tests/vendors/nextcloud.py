@@ -1,4 +1,4 @@
-"""Nextcloud's activities: GET …/activity. The cursor stands in a header, the end is 304 without being asked."""
+"""Nextcloud's activities: GET …/activity. The cursor is a response header; the end is always 304."""
 
 from base64 import b64encode
 

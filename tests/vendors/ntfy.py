@@ -1,9 +1,9 @@
-"""ntfy: GET /topic/json?poll=1&since=. Lines of JSON; an id that is not known reads everything again.
+"""ntfy: GET /topic/json?poll=1&since=. The body is lines of JSON; an unknown id reads everything again.
 
-Without `poll=1` it is a stream, with `open` and `keepalive` among the messages; here it ends after those that are
-there. Scheduled messages appear late, with the id that they had before.
+Without `poll=1` the response is a stream, with `open` and `keepalive` among the messages; this simulation ends it
+after the existing messages. Scheduled messages appear late, with the id that they got earlier.
 
-`/sse` is a stream of server-sent events, without ids: messages have no event type, all else has one.
+`/sse` is a stream of server-sent events without ids. Messages do not have an event type, all other events do.
 """
 
 import json
@@ -21,7 +21,7 @@ class Ntfy(Vendor):
     origin = "https://ntfy.vendor.example"
     path = "/orders/json"
     forgotten = 0
-    """How many messages have fallen out of the cache, which keeps them for 12 hours."""
+    """Number of messages that have left the cache, which keeps them for 12 hours."""
 
     def __init__(self, *args, **kwargs):
         self.scheduled = []
@@ -31,7 +31,7 @@ class Ntfy(Vendor):
         return self._event("message", number, message=f"message {number}", expires=when(number) + 43_200)
 
     def schedule(self):
-        """One that has its id now and appears when it is delivered."""
+        """Schedule a message: it has its id now and appears when it is delivered."""
         number = len(self.entries) + len(self.scheduled) + 1
         self.scheduled.append(self._event("message", 1000 + number, message=f"message {number}"))
 
@@ -57,7 +57,7 @@ class Ntfy(Vendor):
         return httpx.Response(200, text=lines, headers={"content-type": "application/x-ndjson; charset=utf-8"})
 
     def stream(self):
-        """Make a transport that answers each request with the events of `/sse`."""
+        """Return a transport that answers each request with the events of `/sse`."""
 
         async def answer(_request):
             return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Events(self))
@@ -80,7 +80,7 @@ class Ntfy(Vendor):
 
 
 class Events(httpx.AsyncByteStream):
-    """An endless stream of what is published from now on."""
+    """An endless stream of the messages published after its start."""
 
     def __init__(self, vendor):
         self.vendor = vendor

@@ -1,6 +1,6 @@
 """Okta's system log: GET /api/v1/logs, where `Link rel="next"` is the cursor.
 
-It is always there, also on an empty page: it is asked again until it brings something.
+The link is always there, also on an empty page; a client requests it again until it returns entries.
 """
 
 import httpx
@@ -13,7 +13,7 @@ class Okta(Vendor):
     path = "/api/v1/logs"
     authorization = f"SSWS {SECRET}"
     left = 60
-    """Requests that are left of this minute's."""
+    """Requests left in this minute."""
 
     def entry(self, number):
         event = {"uuid": name(number), "published": iso(number), "eventType": "user.session.start"}

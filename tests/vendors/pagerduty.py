@@ -1,4 +1,4 @@
-"""PagerDuty: GET /log_entries. Newest first, pages are counted: `offset`, `limit`, `more` if there are others."""
+"""PagerDuty: GET /log_entries. Newest first, pages by number: `offset`, `limit`, `more` if others follow."""
 
 import httpx
 

@@ -1,7 +1,7 @@
-"""Plaid: POST /transactions/sync. Three lists on a page, a cursor on each, but a chain is all or nothing.
+"""Plaid: POST /transactions/sync. Each page has three lists and a cursor, but a chain is all or nothing.
 
-What changes between two pages of a chain answers 400 with `TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION`: the
-chain begins again at the cursor of its first page. `next_cursor` is empty as long as nothing is ready.
+A change between two pages of a chain is 400 with `TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION`: the client starts
+the chain again at the cursor of its first page. `next_cursor` is empty while no transactions are ready.
 """
 
 import json
@@ -16,21 +16,20 @@ class Plaid(Vendor):
     path = "/transactions/sync"
     authorization = None
     body = {"client_id": "client", "secret": SECRET, "access_token": f"access-{SECRET}"}  # noqa: RUF012
-    """What each request has to say."""
+    """Fields that every request must have."""
     ready = True
     mutate_next = 0
-    """How many of the next requests in the middle of a chain find that something changed."""
+    """Number of the next requests within a chain that fail because of a change."""
 
     def entry(self, number):
         amounts = {"amount": number + 0.5, "iso_currency_code": "USD", "date": iso(number)[:10]}
         return "added", {"transaction_id": name(number), "account_id": "a", "pending": False, **amounts}
 
     def modify(self, place):
-        """Let a transaction change."""
         self.entries.append(("modified", self.entries[place][1] | {"amount": float(len(self.entries))}))
 
     def remove(self, place):
-        """Let one be removed."""
+        """Remove a transaction."""
         gone = self.entries[place][1]
         self.entries.append(("removed", {name: gone[name] for name in ("transaction_id", "account_id")}))
 

@@ -1,7 +1,7 @@
 """Firefox Remote Settings: a changeset since a timestamp, whole and newest first.
 
-`_expected` has to be there and only goes past caches; one that is smaller than `_since` is 204. What is older than
-21 days is 307 to the same URL without `_since`: everything again. `Backoff` comes with success.
+`_expected` is required and only bypasses caches; 204 if it is smaller than `_since`. A `_since` older than 21 days
+is 307 to the same URL without `_since`: everything again. `Backoff` comes with success.
 """
 
 import httpx
@@ -12,28 +12,28 @@ from tests.vendors.vendor import Vendor, name, number_of, when
 class RemoteSettings(Vendor):
     origin = "https://firefox.settings.example"
     path = "/v1/buckets/main/collections/orders/changeset"
-    authorization = None  # they are public
+    authorization = None  # records are public
     oldest = 0
-    """The smallest `_since` that is not too old, in milliseconds."""
+    """The smallest `_since` that has not expired, in milliseconds."""
     backoff = None
-    """Seconds that each answer asks to be left alone; `None`: it does not."""
+    """Seconds that each response asks to wait; None if it does not."""
 
     def entry(self, number):
         return {"id": f"record-{name(number)}", "last_modified": 1000 * when(number) + number, "schema": number}
 
     def change(self, place):
-        """Let a record change."""
+        """Change a record."""
         self.entries.append(self.entry(len(self.entries) + 1) | {"id": self.entries[place]["id"]})
 
     def delete(self, place):
-        """Let one be deleted."""
+        """Delete a record."""
         number = len(self.entries) + 1
         gone = {"id": self.entries[place]["id"], "deleted": True}
         self.entries.append(gone | {"last_modified": self.entry(number)["last_modified"]})
 
     @property
     def timestamp(self):
-        """What a push would carry."""
+        """The timestamp that a push carries."""
         return self.entries[-1]["last_modified"] if self.entries else 0
 
     def answer(self, request):
@@ -54,7 +54,7 @@ class RemoteSettings(Vendor):
         return httpx.Response(200, json=body | {"changes": self._changes(asked, since)}, headers=headers)
 
     def _changes(self, asked, since):
-        """The newest state of each record; deleted ones only to those who know of them."""
+        """Return each record's newest state; deleted ones only to clients that knew them."""
         newest = {record["id"]: record for record in self.entries}
         seen = [record for record in newest.values() if record["last_modified"] > since]
         if "_since" not in asked:

@@ -1,4 +1,4 @@
-"""Two APIs as a shop would write them: changes by number, and orders by time and id."""
+"""Two APIs as a shop might have them: changes by number, and orders by time and id."""
 
 from base64 import b64encode
 
@@ -12,12 +12,12 @@ class Shop(Vendor):
     authorization = "Basic " + b64encode(f"reader:{SECRET}".encode()).decode()
 
     def shown(self, request, entries):
-        """Return as many as a page may have."""
+        """Return the maximum number of entries of a page."""
         return entries[: number_of(request.url.params.get("limit"), default=100)]
 
 
 class Stock(Shop):
-    """GET /stock/changes?since=. Each answer shows the newest number, also when there is nothing new."""
+    """GET /stock/changes?since=. Each response shows the newest number, also without changes."""
 
     path = "/stock/changes"
 
@@ -25,7 +25,7 @@ class Stock(Shop):
         return {"seq": number, "item": name(number)}
 
     def restore(self, count):
-        """Go back to a backup with so many changes."""
+        """Restore a backup with so many changes."""
         del self.entries[count:]
 
     def answer(self, request):
@@ -35,7 +35,7 @@ class Stock(Shop):
 
 
 class Orders(Shop):
-    """GET /orders?since=&after_id=, by time and then by id. Many orders have one time."""
+    """GET /orders?since=&after_id=, by time and then by id. Many orders share a time."""
 
     path = "/orders"
     of_one_time = 2

@@ -1,4 +1,4 @@
-"""Stripe: GET /v1/events. Newest first; `starting_after` goes on to older ones, `ending_before` to newer ones."""
+"""Stripe: GET /v1/events. Newest first; `starting_after` leads to older events, `ending_before` to newer ones."""
 
 import httpx
 
@@ -10,7 +10,7 @@ class Stripe(Vendor):
     path = "/v1/events"
     authorization = f"Bearer sk_test_{SECRET}"
     kept = None
-    """Events that are kept, the newest; `None`: all. Stripe keeps them for 30 days."""
+    """Number of events kept, the newest; None for all. Stripe keeps them for 30 days."""
 
     def entry(self, number):
         return {
@@ -29,7 +29,7 @@ class Stripe(Vendor):
         return error(401, "Invalid API Key provided")
 
     def throttled(self):
-        """Without a word on when to come back."""
+        """Respond with 429 without Retry-After."""
         return error(429, "Request rate limit exceeded", code="rate_limit")
 
     def answer(self, request):

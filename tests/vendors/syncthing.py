@@ -1,8 +1,8 @@
-"""Syncthing: GET /rest/events?since=, which is held for 60 seconds unless `timeout` says otherwise.
+"""Syncthing: GET /rest/events?since=, held for 60 seconds unless `timeout` changes that.
 
-`since` is the id of the last event that was seen, 0 for all. Ids begin at 1, and again at 1 when Syncthing starts.
-It keeps the last 1,000 events. A `since` that lies ahead is held, too, until that id is reached. `limit` gives the
-last so many. `timeout=0` answers at once. The status and the headers of a held answer come at once.
+`since` is the id of the last event that the client saw, 0 for all. Ids start at 1, and again at 1 when Syncthing
+restarts. It keeps the last 1,000 events. A `since` beyond the newest id is held until that id is reached. `limit`
+returns only the last so many. `timeout=0` responds at once. A held response sends its status and headers at once.
 """
 
 import httpx
@@ -17,7 +17,7 @@ class Syncthing(Vendor):
     path = "/rest/events"
     authorization = SECRET
     buffer = 1_000
-    """Events that are kept."""
+    """Number of events kept."""
 
     @property
     def headers(self):
@@ -28,7 +28,7 @@ class Syncthing(Vendor):
         return {"id": number, "globalID": number + 7, "time": iso(number), "type": "ItemFinished", "data": data}
 
     def restart(self):
-        """Events are forgotten, and counted from 1 again."""
+        """Forget all events and count from 1 again."""
         self.entries = []
 
     def refusal(self, request):
@@ -55,12 +55,12 @@ class Syncthing(Vendor):
         return httpx.Response(200, json=shown[-limit:] if limit else shown)
 
     def _after(self, request):
-        since = number_of(request.url.params.get("since")) or 0  # what is no number is 0
+        since = number_of(request.url.params.get("since")) or 0  # an invalid number counts as 0
         return [event for event in self.entries[-self.buffer :] if event["id"] > since]
 
 
 class HeldBody(httpx.AsyncByteStream):
-    """The body of an answer, held after its headers."""
+    """A body that is held after the headers."""
 
     def __init__(self, vendor, request):
         self.vendor = vendor

@@ -1,7 +1,7 @@
 """Telegram: getUpdates, where fetching acknowledges.
 
-To ask with an `offset` deletes all updates before it, for everybody; the token is in the path; who asks while
-another one waits ends that one with 409.
+A request with an `offset` deletes all updates before it, for every client. The token is in the path. A second
+request ends a waiting one with 409.
 """
 
 import json
@@ -19,7 +19,7 @@ class Telegram(Vendor):
     path = f"/bot{token}/getUpdates"
     authorization = None
     webhook = False
-    """A webhook is set: it excludes polling."""
+    """True if a webhook is set, which excludes polling."""
 
     def __init__(self, *args, **kwargs):
         self.first = 800_000_000
@@ -33,7 +33,7 @@ class Telegram(Vendor):
         return {"update_id": self.first + number, "message": message}
 
     def fall_silent(self):
-        """After a week the next id is another, smaller as likely as larger."""
+        """Simulate a week without updates: the next id may then be smaller or larger."""
         self.first = 300_000_000
 
     def refusal(self, request):
@@ -44,13 +44,13 @@ class Telegram(Vendor):
         return None
 
     def throttled(self, seconds):
-        """Says so in the body alone."""
+        """Only the body says when to retry."""
         again = {"parameters": {"retry_after": seconds}}
         return error(429, f"Too Many Requests: retry after {seconds}", **again)
 
     async def _frozen(self, request):
         self.pollers += 1
-        self.published.ring()  # ends who waits
+        self.published.ring()  # end a waiting request
         return await super()._frozen(request)
 
     def hold(self, request):
@@ -83,7 +83,7 @@ class Telegram(Vendor):
 
 
 def said(request):
-    """Parameters of the query, or of a body in JSON or as of a form."""
+    """Return the parameters of the query, or of a JSON or form body."""
     kind = request.headers.get("content-type", "")
     if kind.startswith("application/json"):
         return {key: str(value) for key, value in json.loads(request.content).items()}

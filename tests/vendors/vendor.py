@@ -1,7 +1,7 @@
-"""What the simulated vendors share: a log of entries, who may read it, how an answer travels, what was asked.
+"""Base of the simulated vendors: a log of entries, credentials, network latency, recorded requests.
 
-Each vendor answers by the letter of its protocol, and speaks of it in its head. Entries are numbered from 1 in
-the order of their publication, and some share a second.
+Each vendor follows its protocol exactly; its module docstring describes it. Entries are numbered from 1 in the
+order of publication, and some share a second.
 """
 
 import hashlib
@@ -17,21 +17,21 @@ from push_to_poll_client.testing._virtual_time import Bell
 
 SECRET = "s3cr3t-c4n4ry"
 BEGAN = 1_700_000_000
-"""When the first entry was published, in seconds since the epoch."""
+"""Publication time of the first entry, in seconds since the epoch."""
 
 
 class Vendor:
     """A server in memory, for one event loop.
 
     Args:
-        count: Entries that are there.
-        page_size: Entries on a page where the client does not say, and at most.
-        latency: Seconds between the freezing of an answer and its arrival.
+        count: Number of existing entries.
+        page_size: Default and maximum number of entries on a page.
+        latency: Seconds from the building of a response to its arrival.
 
     Attributes:
-        requests: What was asked, oldest first.
-        entries: What was published, oldest first.
-        script: Answers for the next requests, in place of the right ones; `None` is the right one.
+        requests: The requests, oldest first.
+        entries: The published entries, oldest first.
+        script: Responses for the next requests, instead of the right ones; None stands for the right one.
     """
 
     origin = "https://api.vendor.example"
@@ -50,20 +50,20 @@ class Vendor:
 
     @property
     def url(self):
-        """Where the feed begins."""
+        """The first URL of the feed."""
         return f"{self.origin}{self.path}"
 
     @property
     def headers(self):
-        """What a client has to send."""
+        """Headers that a client must send."""
         return {} if self.authorization is None else {"authorization": self.authorization}
 
     def client(self):
-        """One that reaches this vendor and nobody else."""
+        """A client that reaches only this vendor."""
         return httpx.AsyncClient(transport=Wire(self.handle))
 
     def publish(self, count=1):
-        """Let entries appear."""
+        """Publish entries."""
         for _ in range(count):
             self.entries.append(self.entry(len(self.entries) + 1))
         self.published.ring()
@@ -72,7 +72,7 @@ class Vendor:
         return {"id": name(number), "created": when(number)}
 
     async def handle(self, request):
-        """Answer. What is published during the latency is not in it."""
+        """Respond. Entries published during the latency are not in the response."""
         self.requests.append(request)
         request.extensions["arrived"] = len(self.entries)
         self.asked.ring()
@@ -92,7 +92,7 @@ class Vendor:
         return self.answer(request)
 
     def refusal(self, request):
-        """What a client without credentials gets; `None`: it has them."""
+        """Return the refusal of a client without credentials, or None."""
         known = self.authorization is None or request.headers.get("authorization") == self.authorization
         return None if known else self.unauthorized()
 
@@ -100,7 +100,7 @@ class Vendor:
         return httpx.Response(401, json={"error": "unauthorized"}, headers={"www-authenticate": "Bearer"})
 
     def hold(self, request):
-        """Seconds for which an answer without news is held."""
+        """Return the seconds for which a response without news is held."""
         return 0.0
 
     def has_news(self, request):
@@ -111,7 +111,7 @@ class Vendor:
 
 
 class Wire(httpx.AsyncBaseTransport):
-    """Answers travel in pieces, as from a socket: httpx's own mock hands them over whole."""
+    """Send bodies in pieces, as from a socket; httpx's own mock sends them whole."""
 
     def __init__(self, handle):
         self.handle = handle
@@ -136,12 +136,12 @@ class Pieces(httpx.AsyncByteStream):
 
 
 def name(number):
-    """One that says nothing of the order."""
+    """Return the name of an entry, which does not show the order."""
     return hashlib.sha256(b"%d" % number).hexdigest()[:12]
 
 
 def when(number):
-    """Seconds since the epoch."""
+    """Return the time of an entry, in seconds since the epoch."""
     return BEGAN + number // 2
 
 
@@ -150,13 +150,13 @@ def iso(number):
 
 
 def token(**what):
-    """An opaque one, which nobody can make up."""
+    """Return an opaque token that a client cannot make up."""
     text = json.dumps(what).encode()
     return urlsafe_b64encode(hashlib.sha256(text).digest()[:6] + text).decode().rstrip("=")
 
 
 def read_token(text):
-    """What a token says; `None`: it is none of ours."""
+    """Return the content of a token, or None if this server did not make it."""
     try:
         read = urlsafe_b64decode(text + "=" * (-len(text) % 4))
         what = json.loads(read[6:])
@@ -166,7 +166,7 @@ def read_token(text):
 
 
 def number_of(text, *, default=None, least=0, most=None):
-    """The number that a parameter is; `None`: it is none, or out of its range."""
+    """Return the number in a parameter, or None if it is invalid or out of range."""
     if text is None:
         return default
     if not text.isascii() or not text.isdecimal() or len(text) > 18:

@@ -1,6 +1,6 @@
 """Zendesk's incremental export: `start_time` at first, then `cursor`.
 
-`after_cursor` stands on every page and may be saved, also on the last one, which says `end_of_stream`.
+Every page has an `after_cursor`, which may be saved; the last page has `end_of_stream` too.
 """
 
 from base64 import b64encode
@@ -20,7 +20,7 @@ class Zendesk(Vendor):
         return ticket | {"updated_at": iso(number), "generated_timestamp": when(number)}
 
     def change(self, place, status="pending"):
-        """Let a ticket change; `status="deleted"` deletes it."""
+        """Change a ticket; `status="deleted"` deletes it."""
         changed = self.entry(len(self.entries) + 1)
         self.entries.append(changed | {"id": self.entries[place]["id"], "status": status})
 
