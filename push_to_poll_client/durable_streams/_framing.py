@@ -104,17 +104,11 @@ MAX_ECHO = 256
 
 
 class StreamHeaders(NamedTuple):
-    """Parsed headers of a response.
+    """Parsed headers of a response."""
 
-    Attributes:
-        offset: The offset to request next (§5.6).
-        up_to_date: True if the response reaches the current end of the stream.
-        closed: True if nothing will be appended any more (§4.1).
-    """
-
-    offset: str
-    up_to_date: bool
-    closed: bool
+    offset: str  # the offset to request next (§5.6)
+    up_to_date: bool  # the response reaches the current end of the stream
+    closed: bool  # nothing will be appended any more (§4.1)
 
     @property
     def ends(self) -> bool:
@@ -123,17 +117,7 @@ class StreamHeaders(NamedTuple):
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, str], where: str, position: StreamPosition) -> "StreamHeaders":
-        """Parse the headers of a response.
-
-        Args:
-            headers: The response's headers.
-            where: The URL without secrets, for errors.
-            position: The requested position.
-
-        Raises:
-            FeedError: The response is not from a stream.
-            CursorExpired: The stream is shorter than the part already read: offsets only grow (§8).
-        """
+        """Parse the headers of the response to a request for `position`. `where` is the URL, for errors."""
         offset = headers.get("stream-next-offset")
         if offset is None:
             raise FeedError(
@@ -142,6 +126,7 @@ class StreamHeaders(NamedTuple):
             )
         if not is_offset(offset):
             raise FeedError(f"{where} sent an invalid Stream-Next-Offset: {quoted(offset)}")
+        # Offsets only grow (§8), so a smaller one means a shorter stream.
         if position.offset != BEGINNING and offset < position.offset:
             raise truncation_error(position, where)
         return cls(offset, _is_true(headers, "stream-up-to-date"), _is_true(headers, "stream-closed"))
@@ -218,17 +203,11 @@ class StreamMessage(Message[D_co]):
 
 
 class ReadStart(NamedTuple):
-    """Start of a response.
-
-    Attributes:
-        position: The requested position.
-        rest: The bytes before `position` of an incomplete message.
-        saved: The position before `rest`; None if there is no rest.
-    """
+    """Start of a response, at the requested position."""
 
     position: StreamPosition
-    rest: bytes = b""
-    saved: StreamPosition | None = None
+    rest: bytes = b""  # the bytes before `position` of an incomplete message
+    saved: StreamPosition | None = None  # the position before `rest`
 
 
 class StreamResponse(NamedTuple):
@@ -255,33 +234,20 @@ class StreamResponse(NamedTuple):
 
 
 class StreamBatch(NamedTuple):
-    """The messages of a response.
-
-    Attributes:
-        messages: Complete messages, in order.
-        end: The position after the last message.
-        next_start: Start of the next response, if this one ends within a message.
-        cut: True if the response has more messages, so it is requested again from `end`.
-    """
+    """The complete messages of a response, and the position after these."""
 
     messages: Sequence[StreamMessage[Any]]
     end: StreamPosition
-    next_start: ReadStart | None = None
-    cut: bool = False
+    next_start: ReadStart | None = None  # start of the next response, if this one ends within a message
+    cut: bool = False  # the response has more messages, so it is requested again from `end`
 
 
 class Framing(NamedTuple):
-    """Rule that splits a stream into messages.
+    """Rule that splits a stream into messages."""
 
-    Attributes:
-        read: Reads a response, up to a number of messages.
-        decode: Decodes the bytes of a message.
-        is_json: True if the stream must be `application/json`.
-    """
-
-    read: Callable[[StreamResponse, int], StreamBatch]
-    decode: Callable[[bytes], Any]
-    is_json: bool = False
+    read: Callable[[StreamResponse, int], StreamBatch]  # reads a response, up to a number of messages
+    decode: Callable[[bytes], Any]  # decodes the bytes of a message
+    is_json: bool = False  # the stream must be `application/json`
 
 
 # JSON streams

@@ -109,7 +109,7 @@ def action_of_status(status: int) -> ReconnectAction:
 
 
 def lifetime(max_age: float, fraction: float) -> float:
-    """Draw the seconds after which to renew a healthy connection, between half of `max_age` and all of it."""
+    """Draw the seconds after which to renew a healthy connection: `max_age` / 2 to `max_age`."""
     # Drawn for each connection, so that clients that a restart synchronised spread out again.
     return max_age * (0.5 + 0.5 * fraction)
 
@@ -155,7 +155,7 @@ class ReconnectBackoff:
         return self._connected_at is not None
 
     def connected(self, now: float) -> None:
-        """Note that the channel opened. This does not end the streak: the connection has to last first."""
+        """Note that the channel opened. This does not end the streak: the connection must last first."""
         self._connected_at = now
         self._well_since = now if self._well_since is None else self._well_since
         self._has_pushed = False
@@ -185,11 +185,7 @@ class ReconnectBackoff:
     def delay(self, action: ReconnectAction, *, fraction: float, retry_after: float | None = None) -> float | None:
         """Count a failure, and return the seconds to wait; None for `GIVE_UP`.
 
-        Args:
-            action: The action after the failure.
-            fraction: A random number, 0 ≤ fraction < 1. Jitter only makes delays longer.
-            retry_after: Seconds that the server asked to wait (RFC 9110 §10.2.3), obeyed up to a day. `None` if it
-                did not ask.
+        `fraction` is random, 0 ≤ fraction < 1. `retry_after` (RFC 9110 §10.2.3) is obeyed up to a day.
         """
         if action is ReconnectAction.GIVE_UP:
             return None
@@ -259,14 +255,9 @@ class LongPollPace:
         return held < self._early
 
     def answered(self, now: float, *, held: float, news: bool, retry_after: float | None, fraction: float) -> None:
-        """Note a response, or that none came in time.
+        """Note a response that was held for `held` seconds, or that none came in time.
 
-        Args:
-            now: Seconds on a monotonic clock.
-            held: Seconds from the request to its response.
-            news: True if the response had news.
-            retry_after: Seconds that the server asks to wait, obeyed up to a day. `None` if it does not ask.
-            fraction: A random number, 0 ≤ fraction < 1. At most a fifth of `retry_after` is added.
+        `retry_after` is obeyed up to a day, and at most a fifth is added; `fraction` is random, 0 ≤ fraction < 1.
         """
         early = self.is_early(held)
         if not early:

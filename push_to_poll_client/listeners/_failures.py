@@ -29,11 +29,11 @@ MAX_TEXT = 200
 REDIRECTS_NOT_FOLLOWED = (
     "redirects are not followed, since credentials stay with their origin: use the new address"
 )
-"""Any header may hold a secret, and secrets go only to the origin they were given for (G12)."""
+"""Part of a sentence. Any header may hold a secret, and secrets go only to their origin (G12)."""
 
 
 class ConnectionEnded(PushToPollError):
-    """The server, the caller's function or a limit of this side ended the connection in an orderly way."""
+    """Orderly end of a connection, by the server, the caller's function or a limit of this side."""
 
 
 class Failure(NamedTuple):
@@ -91,10 +91,8 @@ def failure_of_error(
 ) -> Failure:
     """Classify and describe an error: by its own sentence, by type and text, or by its type only.
 
-    Args:
-        error: The error.
-        actions: The first row whose type occurs in the error's chain of causes counts. The last row matches any.
-        quotable: Types of errors whose text holds no secret. Others are not shown as a cause either.
+    The first row of `actions` whose type occurs in the error's chain of causes counts; the last row matches any.
+    `quotable` are types of errors whose text holds no secret. Others are not shown as a cause either.
     """
     chain: list[BaseException] = []
     current: BaseException | None = error
@@ -139,10 +137,8 @@ def http_failure_of(
 ) -> Failure:
     """Classify and describe the failure of a channel over HTTP.
 
-    Args:
-        error: The error; an `httpx.HTTPStatusError` for a response with a wrong status.
-        wanted: The expected response, such as "an event stream".
-        actions: Rows for the listener's own errors, searched before `ERROR_ACTIONS`.
+    A wrong status is an `httpx.HTTPStatusError`. `wanted` is the expected response, such as "an event stream".
+    `actions` are for the listener's own errors, and are searched before `ERROR_ACTIONS`.
     """
     response = error_response(error)
     if response is not None:

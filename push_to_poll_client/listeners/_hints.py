@@ -40,12 +40,9 @@ def values_at(value: Any, steps: tuple[str, ...]) -> Iterator[Any]:
 
 
 def strings_at(value: Any, steps: tuple[str, ...], *, limit: int) -> list[str]:
-    """Return the distinct texts and whole numbers at a path, in order. Other values are ignored.
+    """Return at most `limit` distinct texts and whole numbers at a path, in order.
 
-    Args:
-        value: A JSON value. A list at the path stands for each of its items.
-        steps: The names of the path.
-        limit: Maximum number of texts.
+    A list at the path stands for each of its items. Other values are ignored.
     """
     items = (item for one in values_at(value, steps) for item in (one if isinstance(one, list) else [one]))
     texts = (str(item) for item in items if isinstance(item, str | int) and not isinstance(item, bool))
@@ -75,13 +72,9 @@ _HintT = TypeVar("_HintT")
 
 
 class HintReader(Generic[_MessageT, _HintT]):
-    """Calls the `hint` function of a listener.
+    """Calls the `hint` function of a listener, which may return one of `kinds`, or None for no push."""
 
-    Args:
-        hint: The function. `None` means that every message is a push without a hint.
-        kinds: The types that it may return, besides `None` for a message that is not a push.
-        log: Logs failures. Only the first is a warning: everyone who may push can cause them.
-    """
+    # Only the first failure is logged as a warning: everyone who may push can cause them.
 
     def __init__(
         self,

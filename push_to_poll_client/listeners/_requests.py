@@ -82,40 +82,26 @@ class ListenerResponse(NamedTuple):
 
 
 class RequestOptions(TypedDict, total=False):
-    """Optional parts of a request.
-
-    Attributes:
-        content: The body.
-        headers: Additional headers, by lower-case names. The caller's headers and the credentials replace them.
-        override: Headers for the server's origin only, by lower-case names, which replace the caller's.
-        public_only: True to reject addresses of this machine and of private networks, for a URL that a server on
-            the internet named.
-        on_sent: Called when the request was sent, by clients that report it, such as httpx.
-    """
+    """Optional parts of a request. Header names are lower-case."""
 
     content: bytes | None
-    headers: Mapping[str, str]
-    override: Mapping[str, Any]
-    public_only: bool
-    on_sent: Callable[[], object] | None
+    headers: Mapping[str, str]  # the caller's headers and the credentials replace these
+    override: Mapping[str, Any]  # these replace the caller's headers, for the server's origin only
+    public_only: bool  # reject private addresses, for a URL that a server on the internet named
+    on_sent: Callable[[], object] | None  # called by clients that report it, such as httpx
 
 
 class ListenerClient:
     """Sends requests to one server with credentials, and to other servers without them.
 
-    Args:
-        url: An http URL. A user and password in it are sent as Basic credentials.
-        auth: See `Auth`. Functions are called each time a client is opened, and in each `connected` block.
-        headers: Sent to the server, as for a listener.
-        ssl_context: TLS settings. `None` uses the machine's trusted certificates.
-        timeout: Seconds for the functions to return, and again for the whole response.
-        max_body: Largest response in bytes, both on the wire and decompressed.
-        client: An `httpx.AsyncClient`, or an object with the same methods. `None` opens one for each request.
+    The arguments are those of listeners. Functions in `auth` and `headers` are called each time a client is
+    opened, and in each `connected` block. `timeout` limits these functions, and again the whole response.
+    `max_body` limits the response both on the wire and decompressed.
 
     Attributes:
         url: The URL without user and password.
         credentials: Sent to the server.
-        secrets: The secrets in what it sends.
+        secrets: Everything secret in its requests.
     """
 
     def __init__(

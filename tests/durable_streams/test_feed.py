@@ -508,7 +508,7 @@ async def test_a_fork_has_the_messages_of_its_source_with_the_same_ids_and_then_
     assert (await fetch(feed_of(fork), page.cursor)).closed
 
 
-async def test_a_fork_stays_readable_without_its_source_and_gets_no_later_message_of_it(server, feed_of, running):
+async def test_a_fork_stays_readable_without_its_source_but_gets_no_new_messages(server, feed_of, running):
     stream = server.stream(0, 1)
     fork = stream.fork()
     consumer = running(reading(feed_of(fork)))

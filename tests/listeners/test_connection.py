@@ -159,7 +159,7 @@ async def test_neither_a_reported_error_nor_its_causes_keep_a_traceback():
 
 
 @pytest.mark.parametrize("kind", [ConnectionError, PushToPollError])
-async def test_an_error_without_a_text_is_named_and_what_it_hides_is_not_quoted(kind):
+async def test_an_error_without_a_text_is_named_and_its_context_is_not_quoted(kind):
     async def live(connection):
         try:
             await failing(KeyError("s3cret"), up=False)(connection)

@@ -233,7 +233,7 @@ def test_a_server_that_pushes_for_one_message_in_four_is_asked_no_more_often_tha
     assert times == len(renewals(9))
 
 
-def test_one_missed_push_is_no_reason_to_renew_and_two_after_a_registration_are():
+def test_two_missed_pushes_after_a_registration_cause_a_renewal_but_one_does_not():
     missed = MissedPushes()
     assert not missed.is_renewal_due(1, at(0))
     missed.registered(1)
@@ -243,7 +243,7 @@ def test_one_missed_push_is_no_reason_to_renew_and_two_after_a_registration_are(
     assert not missed.is_renewal_due(3, at(1e5))  # nothing new was missed
 
 
-def test_what_was_missed_before_a_registration_does_not_count_though_a_push_came_before_it():
+def test_pushes_missed_before_a_registration_do_not_count_even_after_a_push():
     missed = MissedPushes()
     assert missed.is_renewal_due(5, at(0))
     missed.registered(1)

@@ -279,7 +279,7 @@ def memory_of(function, *arguments):
 
 
 @pytest.mark.parametrize("body", USELESS.values(), ids=USELESS)
-def test_nothing_is_built_of_a_body_but_what_stands_at_the_path_of_the_token(work, body):
+def test_only_the_value_at_the_path_of_the_token_is_built_from_a_body(work, body):
     verify, asked = token_in_body("ours"), request(body)
     assert memory_of(verify, asked) <= SIZE / 50
     assert done(work, verify, asked).get("compare", 0) <= 1

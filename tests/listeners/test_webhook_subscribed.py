@@ -137,7 +137,7 @@ async def test_a_notice_of_missed_pushes_requests_a_poll(managers):
     assert channel.events == [(0, "poll")]
 
 
-async def test_every_listener_is_told_when_the_subscription_goes_up_or_down(managers):
+async def test_every_channel_goes_up_and_down_with_the_subscription(managers):
     hooks = subscribed()
     async with hearing(hooks, hooks.listener_for("alice")) as (channel, alice):
         await anyio.sleep(1)

@@ -146,13 +146,8 @@ def is_over(registration: Registration | None, now: Now) -> bool:
 
 
 def renewal_time(registration: Registration, now: float, fraction: float) -> float:
-    """Return when to renew a new registration, in seconds since the epoch; infinite for never.
-
-    Args:
-        registration: A `renew_at` in the past is ignored: it was copied from the previous registration.
-        now: Seconds since the epoch.
-        fraction: A random number, 0 ≤ fraction < 1.
-    """
+    """Return when to renew a new registration, in seconds since the epoch; infinite for never."""
+    # A `renew_at` in the past is ignored: it was copied from the previous registration.
     wanted, ends = registration.renew_at, registration.expires_at
     if wanted is not None and wanted > now:
         return wanted if ends is None else min(wanted, max(now + LATEST * (ends - now), now))
@@ -213,13 +208,8 @@ class MissedPushes:
         self._before = missed
 
     def is_renewal_due(self, missed: int, now: Now) -> bool:
-        """Return True if a renewal is due now. The next one for this reason is an hour to a day later.
-
-        Args:
-            missed: Polls in a row with unannounced messages; fewer than before if a push arrived since.
-            now: This moment.
-        """
-        self._before = min(self._before, missed)
+        """Return True if a renewal is due now. The next one for this reason is an hour to a day later."""
+        self._before = min(self._before, missed)  # fewer than before: a push arrived since
         if missed - self._before < MIN_MISSED or now.steady < self._not_before:
             return False
         has_helped = now.steady >= self._not_before + self._interval

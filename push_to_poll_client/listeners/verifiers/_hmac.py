@@ -105,7 +105,7 @@ class Template:
         self._pieces = list[str | bytes]()
         for between, name, form, conversion in Formatter().parse(text):
             if form or conversion:
-                raise ValueError(f"in braces stands a name and nothing else, in {text!r}")
+                raise ValueError(f"braces must contain a plain name such as {{body}}, got {text!r}")
             if between:
                 self._pieces.append(between.encode())
             if name is not None:

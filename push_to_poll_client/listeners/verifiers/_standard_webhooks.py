@@ -25,7 +25,7 @@ receiver that knows both keys of its sender."""
 def standard_webhooks(secrets: Secrets, *, tolerance: float = TOLERANCE) -> Verifier:
     """Standard Webhooks 1.0.0: headers `webhook-id`, `webhook-timestamp` and `webhook-signature`.
 
-    Requests with the same `webhook-id` are repetitions. The sender signs a retry anew, with a later timestamp and
+    Requests with the same `webhook-id` are repetitions. The sender signs a retry again, with a later timestamp and
     the same id. While the id is remembered, a retry does not wake, since the first request did. A later retry
     (they go on for days) wakes again; an exact copy is by then too old and is rejected.
 

@@ -28,7 +28,7 @@ def github(secret: Secrets) -> HMACSignature:
 def stripe(secret: Secrets, *, tolerance: float = TOLERANCE) -> HMACSignature:
     """Stripe: `Stripe-Signature: t=…,v1=…` (docs.stripe.com, "Verify webhook signatures manually").
 
-    Stripe signs each retry anew, so a retry is not a repetition. Stripe's own libraries accept any future
+    Stripe signs each retry again, so a retry is not a repetition. Stripe's own libraries accept any future
     timestamp; here it must be within the tolerance, which bounds how long a request is remembered.
 
     Args:
