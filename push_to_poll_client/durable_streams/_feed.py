@@ -1,4 +1,4 @@
-"""Read a Durable Stream as a feed: the messages of an append-only stream at one URL.
+"""Read the messages of a Durable Stream, an append-only stream at one URL.
 
 § numbers refer to PROTOCOL.md in github.com/durable-streams/durable-streams. Positions, headers and the framing of
 bodies are in `_framing.py`.

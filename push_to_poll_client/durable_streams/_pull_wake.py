@@ -58,7 +58,7 @@ from push_to_poll_client.listeners.subscriptions._manager import SubscriptionMan
 
 
 class ChannelPart(ForwardedChannel):
-    """`Channel` for one of two parts that report to one channel, which is up while both parts are.
+    """One of two parts of a channel, which is up while both parts are.
 
     Args:
         channel: The channel of both parts.
@@ -307,7 +307,7 @@ class PullWakeListener(SSEListener):
             self._manager.control(Control.RECREATE)
 
     async def _give_back(self) -> None:
-        """Tell the server that the claim is done, so that it wakes again for later messages."""
+        """Tell the server that the claim is done: it wakes again for later messages."""
         # If the server rejects this, the claim is released, and the server checks for new messages itself. A claim
         # that is over (409 FENCED) or unknown was given back already. If a request fails, the claim is kept.
         if (claim := self._claim) is None:

@@ -1,4 +1,4 @@
-"""Verify the signature of a Durable Streams webhook by the server's published keys (PROTOCOL.md §7.1).
+"""Verify webhooks with the published keys of a Durable Streams server (PROTOCOL.md §7.1).
 
 An attacker may name keys that do not exist. So the key set is requested at most once a minute, and by one request
 at a time. Pushes that arrive during the request are verified with the known keys.
@@ -80,7 +80,7 @@ def _keys_of(response: ListenerResponse) -> Iterator[tuple[str, PublicKey]]:
 
 
 def _lifetime(headers: Mapping[str, str]) -> float:
-    """Return the seconds for which the set is fresh, from `max-age` (RFC 9111 §5.2.2.1) within the limits."""
+    """Return `max-age` in seconds (RFC 9111 §5.2.2.1), within the limits."""
     max_age = directives(headers).get("max-age", "")
     return min(max(float(max_age), MIN_LIFETIME), MAX_LIFETIME) if max_age.isdecimal() else DEFAULT_LIFETIME
 
@@ -174,7 +174,7 @@ class DurableStreamsSignature:
         self._stale_at = self._clock() + _lifetime(response.headers)
 
     async def _refresh_if_allowed(self) -> None:
-        """Fetch the keys, unless that was done in the last minute or is in progress."""
+        """Fetch the keys, at most once a minute and in one request at a time."""
         if not self._request_lock.acquire(blocking=False):
             return
         try:

@@ -132,7 +132,7 @@ class DurableStreamsSubscription:
         self.registrations = registrations
 
     def url(self, id: str, action: str = "") -> str:
-        """Return the URL of a subscription at the server, or of one of its actions."""
+        """Return the URL of a subscription, or of one of its actions."""
         return f"{self._base_url}/{quote(id, safe='')}{action}"
 
     async def _on_created(self) -> None:
@@ -188,7 +188,7 @@ def topics_of(paths: Iterable[str]) -> tuple[str, ...]:
 
 
 def root_of(url: str) -> str:
-    """Return the URL below which streams are, without user, password and slash at its end.
+    """Return the URL below which streams are, without userinfo and final slash.
 
     Raises:
         TypeError: The URL is not a `str`.
@@ -210,7 +210,7 @@ def address_below(root: str, path: str, query: str | None = None) -> str:
 
 
 def path_in_stream_root(name: str, path: str) -> str:
-    """Check a path, and return it without slashes at its ends, as servers store it."""
+    """Check a path, and return it without slashes at its ends."""
     check_str(f"{name}: a path", path)
     if not path.strip("/"):
         raise ValueError(f"{name} must not have an empty path, got {path!r}")

@@ -174,7 +174,7 @@ class ReconnectBackoff:
         self._connected_at = None
 
     def allow_renewal(self) -> bool:
-        """Return True if new credentials may be fetched at once after the server rejected the current ones.
+        """Return True if rejected credentials may be replaced at once.
 
         True once, and again after a stable connection: a function that keeps returning rejected credentials must
         not cause a loop.
@@ -228,7 +228,7 @@ LONGEST_PAUSE = 60.0
 
 
 class LongPollPace:
-    """Pauses of one channel between the response to a long poll and the next request.
+    """Pauses of one channel between two long polls.
 
     A server that holds its responses sets the pace. One that does not (it cannot, it is misconfigured, a proxy
     responds for it, the client sent an old cursor) would get requests as fast as the network allows. So a response
@@ -251,7 +251,7 @@ class LongPollPace:
         self._not_before = -math.inf
 
     def is_early(self, held: float) -> bool:
-        """Return True if a response without news that was held for this time is early."""
+        """Return True if a response without news is early after this time."""
         return held < self._early
 
     def answered(self, now: float, *, held: float, news: bool, retry_after: float | None, fraction: float) -> None:

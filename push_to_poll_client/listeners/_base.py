@@ -227,7 +227,7 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
 
 
 class DatabaseListener(ReadLoopListener[Notification]):
-    """Base of listeners for messages published in a database, with a library that runs only on asyncio.
+    """Base of listeners for databases, whose libraries run only on asyncio.
 
     `_read` itself limits its wait to `max_silence`: cancelling a read could lose a message.
     """

@@ -1,4 +1,4 @@
-"""Classify why a connection ended: the next action, and a sentence for log and status.
+"""Classify the end of a connection: the next action, and a sentence for log and status.
 
 The first part serves all channels, `http_failure_of` those that use HTTP. A browser gives up permanently after
 every response that is not a stream (WHATWG HTML §9.2.3). A program that runs for months must not: 429 and 503 are
@@ -71,7 +71,7 @@ MAX_CAUSES = 10
 
 
 def forget_frames(error: Exception, handled: BaseException | None) -> None:
-    """Drop the tracebacks of an error and its causes: their frames hold headers and clients.
+    """Drop the tracebacks of an error and its causes, which hold headers and clients.
 
     Args:
         error: The error, which the status keeps for a long time.
@@ -89,7 +89,7 @@ def failure_of_error(
     actions: Sequence[tuple[type[Exception], ReconnectAction]],
     quotable: tuple[type[BaseException], ...],
 ) -> Failure:
-    """Classify and describe an error: by its own sentence, by type and text, or by its type only.
+    """Classify an error, and describe it without secrets.
 
     The first row of `actions` whose type occurs in the error's chain of causes counts; the last row matches any.
     `quotable` are types of errors whose text holds no secret. Others are not shown as a cause either.

@@ -1,4 +1,4 @@
-"""Read the hint of a push, with a function of the caller or from declared paths in its JSON.
+"""Read the hint of a push with the caller's function or declared JSON paths.
 
 A hint cannot lose a push: if the function raises or returns another type, the push counts without a hint.
 """
@@ -146,7 +146,7 @@ class JSONHint:
         self._only = tuple((parse_path(path), text) for path, text in only.items())
 
     def __call__(self, message: Any, /) -> Push | None:
-        """Return the push for a text, bytes, or an object with a `body` or `data`; None if it is not a push."""
+        """Return the push for a text, bytes, or an object with `body` or `data`; None if not a push."""
         value = _decode_message(message)
         if any(text not in strings_at(value, path, limit=MAX_TOPICS) for path, text in self._only):
             return None

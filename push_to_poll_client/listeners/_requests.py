@@ -1,4 +1,4 @@
-"""Send requests of listeners and subscriptions, and read whole responses, limited in time and size.
+"""Send the requests of listeners and subscriptions, limited in time and size.
 
 `ListenerClient` sends credentials only to the origin they were given for. Redirects are not followed.
 """
@@ -134,7 +134,7 @@ class ListenerClient:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
-        """Keep connections, and the results of the functions for credentials, for the requests in the block."""
+        """Keep connections and credentials for the requests in the block."""
         async with self._opened() as client:
             self._connected_client = client
             try:
@@ -252,7 +252,7 @@ class ListenerClient:
 
 
 def _trace_when_sent(on_sent: Callable[[], object], extensions: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Add httpcore's "trace" to the extensions of a request, to report when it was sent."""
+    """Add httpcore's "trace" to the extensions, to report a sent request."""
 
     async def trace(event: str, _: Mapping[str, Any]) -> None:
         if event.endswith("send_request_body.complete"):

@@ -159,7 +159,7 @@ def _backend() -> str:
 
 @functools.cache
 def check_websockets(backend: str = "asyncio") -> tuple[Any, Any]:
-    """Return `connect` and the connection class for an event loop, with the protections of this module.
+    """Return `connect` and the connection class for an event loop, with protections.
 
     Raises:
         ImportError: A protection does not work with the installed version of `websockets`.

@@ -52,7 +52,7 @@ PERMANENT_ERROR_TEXTS = (
 
 
 def failure_of(error: Exception) -> Failure:
-    """Classify and describe an error that ended a connection, or an attempt to open one."""
+    """Classify and describe the failure of a connection."""
     import psycopg
 
     # A ProgrammingError is not quotable: it may quote the caller's settings.
@@ -177,7 +177,7 @@ class PostgresListener(DatabaseListener):
 
 
 def _parse_conninfo(conninfo: str) -> tuple[Connect, str, str]:
-    """Return a function that connects, the location as a URL without secrets, and the password."""
+    """Return a function that connects, the location without secrets, and the password."""
     try:
         import psycopg
     except ImportError as error:

@@ -29,7 +29,7 @@ __all__ = ["RedisListener"]
 
 
 def failure_of(error: Exception) -> Failure:
-    """Classify and describe an error that ended a connection, or an attempt to open one."""
+    """Classify and describe the failure of a connection."""
     from redis import exceptions
 
     actions: tuple[tuple[type[Exception], ReconnectAction], ...] = (

@@ -76,7 +76,7 @@ def _check(response: Any) -> None:
 
 
 def failure_of(error: Exception) -> Failure:
-    """Classify and describe an error that ended a stream, or an attempt to open one."""
+    """Classify and describe the failure of a stream."""
     actions = [(EventTooLarge, ReconnectAction.SLOW_RETRY)]  # the next event will be as large
     failure = http_failure_of(error, wanted="an event stream", actions=actions)
     return failure._replace(hid_a_push=isinstance(error, EventTooLarge))

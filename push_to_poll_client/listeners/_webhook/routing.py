@@ -1,4 +1,4 @@
-"""Wake the consumers that an authentic request is for, each in its own event loop.
+"""Wake the consumers of an authentic request, each in its own event loop.
 
 A request rejected by a limit may have been a push. From the first such request until `FLOOD_QUIET_TIME` after the
 last, each consumer's channel is down, so the consumer polls at its degraded interval.

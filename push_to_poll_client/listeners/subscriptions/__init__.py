@@ -1,4 +1,4 @@
-"""Subscriptions: make a server push to a webhook or a pull-wake listener, and keep it pushing."""
+"""Subscriptions: make a server push to a listener, and keep it pushing."""
 
 from push_to_poll_client.listeners.subscriptions._custom import CustomSubscription
 from push_to_poll_client.listeners.subscriptions._types import Registration, Subscription

@@ -1,4 +1,4 @@
-"""Answer a hub's request to confirm that a subscription, or its end, is wanted (WebSub §5.2, §5.3).
+"""Answer a hub's request to confirm a subscription or its end (WebSub §5.2, §5.3).
 
 The hub's callback may come before the hub responds to the request, after the client's timeout, twice, or never. It
 comes in the webhook's thread. The result is kept until the request is looked at again.

@@ -93,7 +93,7 @@ def _links_in_body(headers: httpx.Headers, body: bytes) -> list[tuple[str, str]]
 
 
 def _links_in_xml(document: bytes) -> list[tuple[str, str]]:
-    """Read the links before the first entry or malformed XML: a feed names its hub before these."""
+    """Read the links before the first entry or malformed XML."""
     parser, links = expat.ParserCreate(None, "}"), list[tuple[str, str]]()
 
     def start(name: str, attributes: dict[str, str]) -> None:

@@ -320,7 +320,7 @@ class SubscriptionManager:
         self._handle_failure(Failure(ReconnectAction.RETRY, f"lost: {why}", None))
 
     def _handle_failure(self, failure: Failure) -> None:
-        """Report a failure and schedule the next attempt, or raise `ListenerError` if a retry cannot help."""
+        """Report a failure and schedule the next attempt, or raise `ListenerError`."""
         now = self._now()
         self._reconnect.ended(now.steady)
         delay = self._reconnect.delay(failure.action, fraction=self._fraction(), retry_after=failure.retry_after)

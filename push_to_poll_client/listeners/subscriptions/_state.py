@@ -1,4 +1,4 @@
-"""State of a subscription: registrations planned, active and to be stopped, and times of renewals. Pure.
+"""State of a subscription, and the times of its renewals. Pure.
 
 Each step is saved before it is taken, and its result after it. A step that a crash interrupts is repeated:
 `create` is called again with the same plan, and `stop` again for the same registration.
@@ -100,7 +100,7 @@ class _StoredSubscription(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_registration(answer: object, call: str) -> Registration:
-    """Check the result of `create` or `renew`, and raise `ListenerError` if a part has a wrong type or value."""
+    """Check the result of `create` or `renew`; raise `ListenerError` if it is invalid."""
     try:
         return msgspec.convert(msgspec.to_builtins(answer), Registration)
     except (ValueError, TypeError) as error:
@@ -134,7 +134,7 @@ MAX_SLEEP = 60.0
 
 
 class Now(NamedTuple):
-    """One moment on two clocks, in seconds: time of day since the epoch, and a clock that never jumps."""
+    """One moment as time of day since the epoch, and on a steady clock."""
 
     wall: float
     steady: float
@@ -196,7 +196,7 @@ first week, then once a day; 1,000 consumers ask it 42 times an hour."""
 
 
 class MissedPushes:
-    """Decide if missed pushes need an early renewal, since the server may have forgotten the subscription."""
+    """Decides if missed pushes need an early renewal: the server may have lost the subscription."""
 
     def __init__(self) -> None:
         self._before = 0

@@ -1,4 +1,4 @@
-"""Types of subscriptions: a registration at a server, and the protocol that a vendor implements."""
+"""Types of subscriptions: registrations, and the protocol that a vendor implements."""
 
 from collections.abc import Mapping
 from typing import Annotated, Protocol, TypeAlias
@@ -71,7 +71,7 @@ class Subscription(Protocol):
         ...
 
     async def create(self, planned: Registration, /) -> Registration:
-        """Ask the server to push, and return when it does, after any verification by the server.
+        """Ask the server to push, and return when it will, after any verification.
 
         The same plan may be passed again after a failure or a restart. The server may have it already.
 
