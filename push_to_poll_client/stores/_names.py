@@ -1,4 +1,4 @@
-"""Consumer names, the same for every store: the session of a name's owner, and how a name is rebound."""
+"""Consumer names in every store: the session of a name's owner, and the rules of `rebind()`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from push_to_poll_client._validation import quoted
 from push_to_poll_client.stores._retention import CursorState, Segments
 
 _MAX_FEED_SHOWN = 300
-"""Characters of a feed's name that are shown: most addresses are shorter, and the two can be compared."""
+"""Most characters of a feed's identity in an error, so that two identities can be compared."""
 
 _NO_CHANGES: Mapping[str, str | None] = MappingProxyType({})
 
@@ -23,13 +23,7 @@ _T = TypeVar("_T")
 
 
 class StoredName(Protocol):
-    """What a store keeps of a claimed name. For the methods see those of `ClaimedSession`.
-
-    Attributes:
-        token: The fencing token.
-        cursor_state: Its cursor, history and state.
-        segments: The segments in which its records are counted.
-    """
+    """State of a claimed name in a store. `ClaimedSession` documents the methods."""
 
     token: int
     cursor_state: CursorState
@@ -61,11 +55,8 @@ class StoredName(Protocol):
 class ClaimedSession(ABC):
     """A claimed name of a store.
 
-    Args:
-        progress: What the store keeps of the name.
-
     Attributes:
-        fencing_token: The fencing token: one more for each claim of the name.
+        fencing_token: The fencing token; it increases with each claim of the name.
     """
 
     def __init__(self, progress: StoredName) -> None:
@@ -84,22 +75,22 @@ class ClaimedSession(ABC):
 
     @property
     def dead_letter_count(self) -> int:
-        """How many dead letters the name has."""
+        """Number of dead letters of the name."""
         return self._progress.dead_letter_count
 
     @property
     def state(self) -> Mapping[str, str]:
-        """What was committed as `state`."""
+        """The committed `state`."""
         return self._progress.cursor_state.state
 
     @property
     def history(self) -> Sequence[SavedCursor]:
-        """The cursors that were saved, the oldest first; the last is the saved one."""
+        """The saved cursors, oldest first; the last one is the current cursor."""
         cursor_state = self._progress.cursor_state
         return (*cursor_state.previous, cursor_state.saved)
 
     async def unseen(self, keys: Sequence[str], /) -> set[str]:
-        """Those of `keys` without a record.
+        """Return the keys that have no record.
 
         Raises:
             OwnershipLost: The session was released.
@@ -108,7 +99,7 @@ class ClaimedSession(ABC):
         return await self._run(partial(self._progress.unseen, keys))
 
     async def fingerprints(self, keys: Sequence[str], /) -> Mapping[str, int]:
-        """The fingerprints of those of `keys` that have a record with one; of several, the newest.
+        """Return the newest fingerprint of each key that has one.
 
         Raises:
             OwnershipLost: The session was released.
@@ -125,22 +116,21 @@ class ClaimedSession(ABC):
         state: Mapping[str, str | None] = _NO_CHANGES,
         read_at: float | None = None,
     ) -> None:
-        """Save all of it, or nothing. Once begun, a commit ends even when its task is cancelled.
+        """Save everything, or nothing. A commit that has begun ends even if its task is cancelled.
 
         Args:
-            cursor: The cursor to save; `None` leaves the saved one.
-            records: To add. One whose key has a record already replaces it; one that is not dead takes the dead
-                letter of its key away.
-            dead_letters: To add; one whose key has a dead letter already replaces it.
-            state: What to change of `state`; `None` takes a name away.
-            read_at: When the page arrived that the cursor is of, in seconds since the epoch;
-                `None`: now.
+            cursor: The cursor to save. None keeps the saved one.
+            records: Records to add. Each replaces an earlier record of its key. A record that is not
+                dead-lettered removes the dead letter of its key.
+            dead_letters: Dead letters to add. Each replaces an earlier dead letter of its key.
+            state: Changes of `state`. None removes a name.
+            read_at: Arrival time of the cursor's page, in seconds since the epoch. None means now.
 
         Raises:
-            OwnershipLost: The session was released, or the name claimed by somebody else; nothing was written.
-            StoreError: The store cannot be written, or holds what this library does not write; nothing was
-                written.
-            RuntimeError: Within a handler that writes to this store.
+            OwnershipLost: The session was released, or another session claimed the name; nothing was written.
+            StoreError: The store cannot be written, or contains a value that this library does not write; nothing
+                was written.
+            RuntimeError: The caller is a handler that writes to this store.
         """
         async with self._gate:
             prepared = self._prepare(records)
@@ -150,11 +140,11 @@ class ClaimedSession(ABC):
     async def reset(
         self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = _NO_CHANGES
     ) -> None:
-        """Go on from another place: `history` begins anew with this cursor.
+        """Continue at another cursor. `history` starts over with it.
 
         Args:
-            cursor: Where to go on; `None` is the inception.
-            forget: Begin a new dedupe epoch: what was recorded counts no more. Dead letters stay.
+            cursor: The new cursor. None means the inception.
+            forget: If True, start a new dedupe epoch: earlier records no longer count. Dead letters stay.
             state: As for `commit`.
 
         Raises:
@@ -168,34 +158,34 @@ class ClaimedSession(ABC):
     async def dead_letters(
         self, *, after: DeadLetter | None = None, retry_requested: bool = False
     ) -> Sequence[DeadLetter]:
-        """Some dead letters, in the order of their keys: 100 at most, or fewer that have 16 MiB together.
+        """Return some dead letters, ordered by key: at most 100, and at most 16 MiB unless there is only one.
 
         Args:
-            after: The last one that the caller has; `None`: from the first.
-            retry_requested: Only those that the next run is to try again.
+            after: The last dead letter that the caller has. None starts at the first.
+            retry_requested: If True, return only dead letters that the next run will retry.
 
         Raises:
             OwnershipLost: The session was released.
-            StoreError: The store cannot be read, or holds what this library does not write.
+            StoreError: The store cannot be read, or contains a value that this library does not write.
         """
         return await self._run(partial(self._progress.some_dead_letters, after, retry_requested=retry_requested))
 
     async def dead_letter(self, key: str, /) -> DeadLetter | None:
-        """The dead letter of a key; `None`: it has none.
+        """Return the dead letter of a key, or None.
 
         Raises:
             OwnershipLost: The session was released.
-            StoreError: The store cannot be read, or holds what this library does not write.
+            StoreError: The store cannot be read, or contains a value that this library does not write.
         """
         return await self._run(partial(self._progress.dead_letter, key))
 
     @abstractmethod
     async def release(self) -> None:
-        """Give the name back. Never raises; a second call does nothing."""
+        """Release the name. Never raises; a second call does nothing."""
 
     @property
     def _gate(self) -> AbstractAsyncContextManager[object]:
-        """Held by whatever writes."""
+        """Lock held during each write."""
         return nullcontext()
 
     def _prepare(self, records: Sequence[Record]) -> Any:
@@ -204,11 +194,7 @@ class ClaimedSession(ABC):
 
     @abstractmethod
     async def _run(self, work: Callable[[], _T]) -> _T:
-        """Call a method of the progress, if the session owns the name.
-
-        Raises:
-            OwnershipLost: It does not.
-        """
+        """Call `work` if the session owns the name, else raise `OwnershipLost`."""
 
 
 def name_in_use(where: str, name: str) -> StoreBusy:
@@ -235,14 +221,14 @@ class Rebind(msgspec.Struct, frozen=True):
     """Bind a consumer name to another feed, or rename it.
 
     Args:
-        name: The name.
-        feed: The identity of the feed to bind it to; `None` leaves it bound as it is.
-        new_name: The name from then on; `None` leaves it, or follows `feed` if it is the feed's identity.
-        replace: Whether a name that exists already is dropped for it.
+        name: The current name.
+        feed: The identity of the new feed. None keeps the feed.
+        new_name: The new name. None keeps the name, or follows `feed` if the name is the old identity.
+        replace: If True, delete the state of an existing `new_name`.
 
     Raises:
         TypeError: `feed` or `new_name` is not a `str`.
-        ValueError: One of them is empty, or there is neither.
+        ValueError: One of them is empty, or both are None.
     """
 
     name: str
@@ -259,11 +245,7 @@ class Rebind(msgspec.Struct, frozen=True):
                 raise kind(f"{argument} must be a str of at least 1 character, not {quoted(value)}")
 
     def target(self, bound_to: str) -> str:
-        """Return what the name is called then.
-
-        Args:
-            bound_to: The feed that it is bound to now.
-        """
+        """Return the new name. `bound_to` is the identity of the current feed."""
         if self.new_name is not None:
             return self.new_name
         # The name of a consumer without `name=` is its feed's identity.
@@ -276,13 +258,9 @@ class Rebind(msgspec.Struct, frozen=True):
         )
 
     def check_free(self, where: str, target: str) -> None:
-        """Raise for a target that exists, unless it is to be replaced.
-
-        Raises:
-            ValueError: It exists.
-        """
+        """Raise a ValueError for an existing target, unless `replace` is True."""
         if not self.replace:
             raise ValueError(
-                f"{where}: the name {quoted(target)} exists already; choose another one, or drop all that it has "
+                f"{where}: the name {quoted(target)} exists already; choose another name, or delete its state "
                 "with replace=True"
             )

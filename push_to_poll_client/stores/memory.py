@@ -1,4 +1,4 @@
-"""Store in memory, for tests and for consumers that begin anew at each start.
+"""Store in memory, for tests and for consumers that start over at each start.
 
 `MemoryProgress` is what the store keeps for one name, and `_MemorySession` a claim of the name. A session is the
 owner as long as the store's table of owners has it, so each call checks that first.
@@ -121,24 +121,19 @@ class MemoryProgress:
 
 
 class MemoryStore:
-    """Keeps cursors and dedupe records in memory: gone with this object, and not seen by other processes.
+    """Keeps the state of consumers in memory, for one process and until this object is dropped.
 
-    A consumer made again on the same object goes on where the last one stopped, so a test can play a restart.
-    For one thread at a time.
+    A new consumer on the same object continues where the last one stopped, so a test can simulate a restart. Use
+    it in one thread at a time.
 
     Args:
-        retention: Seconds after which a dedupe record may go; `None` keeps it however old it is. It must outlast
-            the longest replay of the feed. It may stay for an eighth longer, as records go together. Between two
-            commits a record ages by an eighth of it at most, and not at all if the clock steps by more than all of
-            it: a clock that is set removes nothing.
-        max_records: How many dedupe records each name keeps at least before the oldest go, 8,000 together or an
-            eighth; `None` keeps any number. It must outnumber the longest replay of the feed. Those of the last
-            commit that saved a cursor, and all since, stay in any case. A record that is made again, as by
-            `replay()`, counts once, and is as old as the first one.
-        clock: The time in seconds since the epoch.
+        retention: Seconds until a dedupe record may be dropped; None keeps records of any age. See `SQLiteStore`.
+        max_records: Smallest number of dedupe records that each name keeps; None keeps any number. See
+            `SQLiteStore`.
+        clock: Returns the time in seconds since the epoch.
 
     Raises:
-        ValueError: `retention` or `max_records` is not above 0.
+        ValueError: `retention` or `max_records` is not positive.
     """
 
     def __init__(
@@ -155,7 +150,7 @@ class MemoryStore:
         self._owners: WeakValueDictionary[str, _MemorySession] = WeakValueDictionary()
 
     async def claim(self, name: str, *, feed: str) -> "_MemorySession":
-        """Become the one owner of `name`, which is bound to the feed called `feed` by its first claim.
+        """Become the one owner of `name`. The first claim binds the name to `feed`.
 
         Raises:
             StoreBusy: The name has an owner.
@@ -168,7 +163,7 @@ class MemoryStore:
             progress = self._progress[name] = MemoryProgress(feed, self._retention, self._clock)
         if progress.feed != feed:
             raise bound_elsewhere(_WHERE, name, bound_to=progress.feed, feed=feed)
-        progress = self._progress[name] = copy(progress)  # the last owner goes on showing its own cursor
+        progress = self._progress[name] = copy(progress)  # the last session keeps showing its own cursor
         progress.token += 1
         session = self._owners[name] = _MemorySession(name, progress, self._owners)
         return session
@@ -180,7 +175,7 @@ class MemoryStore:
 
         Raises:
             StoreBusy: One of the names has an owner.
-            ValueError: There is no such name, or the new one exists already; or an argument has no meaning.
+            ValueError: The name does not exist, the new name exists already, or an argument is invalid.
             TypeError: An argument is not a `str`.
         """
         await checkpoint()

@@ -1,8 +1,8 @@
 """Store in a SQLite file, for the consumers of one process.
 
 `SQLiteStore` opens the file at the first claim and closes it after the last release. A session that is dropped
-without a release counts as released once it is collected as garbage. The rest is in `_sqlite`: the file and its
-lock, the schema, the sessions, and the transactions of handlers.
+without a release counts as released when Python collects it. The rest is in `_sqlite`: the file and its lock, the
+schema, the sessions, and the transactions of handlers.
 """
 
 import os
@@ -34,73 +34,73 @@ __all__ = ["SQLiteStore"]
 class SQLiteStore:
     """Keeps the progress of any number of consumer names in one file, for one process.
 
-    The file belongs to the process from the first claim to the last release, by a lock on a second file beside it
-    (`<path>.lock`, which stays) that ends with the process, however that ends. A second process gets `StoreBusy`.
-    Consumers of one process share one store object. Other programs may read the database meanwhile, but not write,
-    unless the store is `transactional`.
+    The process owns the file from the first claim to the last release, by a lock on a second file, `<path>.lock`.
+    The lock ends with the process, even after a crash; the lock file stays. A second process gets `StoreBusy`.
+    Consumers of one process share one store object. Other programs may read the database meanwhile. They may write
+    only if the store is `transactional`.
 
-    The file has to be on a local disk: network file systems do not lock reliably, and SQLite's WAL needs shared
-    memory. Symbolic links are followed; a hard link to it would have another lock, so reach it by one name. New
-    files are readable and writable by their owner alone: keys may be personal, and a cursor that is a URL may
-    carry a token.
+    The file must be on a local disk: network file systems do not lock reliably, and SQLite's WAL needs shared
+    memory. Symbolic links are followed. A hard link has its own lock, so always use the same name. Only the owner
+    can read and write new files, because keys may be personal and a cursor may be a URL with a token.
 
-    Opening a file sets it to WAL mode, for good and for every program that opens it. To set it back, close it
-    everywhere and run `PRAGMA journal_mode = DELETE`. SQLite 3.24 or newer is needed, with its JSON functions,
-    which 3.38 and newer always have.
+    Opening a file sets it to WAL mode permanently, for every program. To undo that, close the file everywhere and
+    run `PRAGMA journal_mode = DELETE`. SQLite 3.24 or newer is required, with its JSON functions (always included
+    since 3.38).
 
-    Each commit checks that the file, its `-wal` and its `.lock` are still in place (not on Windows, where an open
-    file can be neither deleted nor replaced). If one was deleted or replaced, the commit is undone
-    and raises a `StoreError`. A file whose `-wal` belongs to another state of it, as when a backup is put back
-    after a crash, is refused and left as it is.
+    Each commit checks that the file, its `-wal` and its `.lock` are still in place. (Not on Windows, where an open
+    file cannot be deleted or replaced.) If one was deleted or replaced, the commit is rolled back and raises a
+    `StoreError`. A file is rejected, and not changed, if its `-wal` belongs to another state of the file: for
+    example a backup restored after a crash.
 
-    A record takes 25 bytes of the file when ids of 12 characters are counted up, and 55 when they are UUIDs. Ids
-    of equal length that are counted up (000998, 000999, 001000), or that begin with a time, are looked for near
-    each other, which takes no memory. For ids in another order, as UUIDv4 or as numbers without leading zeros
-    (998, 999, 1000), 6 to 8 MB and half a second for each million of records are taken when a run begins.
+    A record takes 25 bytes of the file if ids have 12 characters and count up, and 55 bytes if they are UUIDs. Ids
+    of equal length that count up (000998, 000999, 001000), or that start with a time, need no memory. For ids in
+    another order (UUIDv4, or numbers without leading zeros: 998, 999, 1000), each start of a run takes 6 to 8 MB
+    and half a second per million records.
 
-    A store that is `transactional` is the application's database too: what a handler writes through `connection`
-    is committed together with the record of its message, or not at all (G8). The tables of this library, whose
-    names begin with `push_to_poll_`, are added beside the application's; make those before, with a connection of
-    your own. The file can be opened either way, as long as it has no views and no triggers.
+    A `transactional` store is also the application's database: writes of a handler through `connection` are
+    committed together with the record of its message, or not at all (G8). The tables of this library have names
+    that start with `push_to_poll_`. Create the application's tables beforehand, with your own connection. A file
+    can be opened in either mode if it has no views and no triggers.
 
-    - Each call of a handler has one transaction: it begins (`BEGIN IMMEDIATE`) with the first statement and is
-      committed when the handler returns. A handler that raises takes back what it wrote. Without a statement there
-      is no transaction, and the record is committed later, with others.
-    - SQLite has one writing transaction at a time, so do what takes time before the first statement: other
-      programs and the other consumers of the store wait from there to the end of the handler. Between messages
-      they get their turn.
-    - A handler in a thread (a plain function, or what it awaits in `anyio.to_thread.run_sync`) waits for the
-      transaction of another consumer, and up to 5 s for that of another program. In an `async` handler the first
-      statement stops the event loop for 0.25 s at most. Then it raises `StoreUnavailable`, and the handler is
-      called once more from its beginning, with its transaction begun. That is not a failed attempt, but what the
-      handler did elsewhere before is repeated.
+    - Each call of a handler has one transaction. It begins (`BEGIN IMMEDIATE`) with the first statement and is
+      committed when the handler returns; if the handler raises, its writes are rolled back. Without a statement
+      there is no transaction, and the record is committed later, with others.
+    - SQLite allows one writing transaction at a time. From the first statement to the end of the handler, other
+      programs and the other consumers of the store wait. So do slow work before the first statement. Between
+      messages the others get their turn.
+    - A handler in a thread (a plain function, or a function run by `anyio.to_thread.run_sync`) waits for the
+      transaction of another consumer, and up to 5 s for a transaction of another program. In an `async` handler,
+      the first statement blocks the event loop for at most 0.25 s. Then it raises `StoreUnavailable`, and the
+      handler is called again from its start, with its transaction begun. This is not a failed attempt, but side
+      effects elsewhere are repeated.
     - For many small messages override `process_batch`: a batch is one transaction.
-    - A handler that would wait for a consumer of the store gets a `RuntimeError`.
-    - A handler does what it likes but end the transaction, change the tables of this library, attach a database or
-      set what would hold for the library too: that is a `RuntimeError` at once, for `commit()` as for SQL. For
-      what may fail alone it has savepoints. `ON CONFLICT ROLLBACK` and `RAISE(ROLLBACK)` cannot be prevented: they
-      undo what the handler wrote. If it raises then, its message failed; if it goes on, that is a `StoreError`.
-    - Foreign keys are enforced (`PRAGMA foreign_keys`). Deferred ones are checked by the commit, whose failure is
-      a `StoreError`: make them immediate, for the failure to be that of the message.
+    - A handler that would wait for a consumer of the same store gets a `RuntimeError`.
+    - A handler must not end the transaction, change the tables of this library, attach a database, or change
+      settings of the connection: each raises a `RuntimeError` at once, both in SQL and by methods such as
+      `commit()`. For a part that may fail alone, use a savepoint. `ON CONFLICT ROLLBACK` and `RAISE(ROLLBACK)`
+      cannot be prevented: they roll back the handler's writes. If the handler then raises, its message failed; if
+      it continues, it gets a `StoreError`.
+    - Foreign keys are enforced (`PRAGMA foreign_keys`). Deferred keys are checked by the commit, and a violation
+      is a `StoreError`. With immediate keys, a violation is a failure of the message.
 
     Args:
-        path: The database file; made when it is missing or empty. Its directory has to exist.
-        synchronous: "FULL" has a commit on the disk when it returns. "NORMAL" saves that wait, but a power failure
-            (not a crash of the process) may take back the last commits, whose messages are then processed again.
-        retention: Seconds after which a dedupe record may go; `None` keeps it however old it is. It must outlast
-            the longest replay of the feed. It may stay for an eighth longer, as records go together. Between two
-            commits a record ages by an eighth of it at most, and not at all if the clock steps by more than all of
-            it: a clock that is set removes nothing.
-        max_records: How many dedupe records each name keeps at least before the oldest go, 8,000 together or an
-            eighth; `None` keeps any number. It must outnumber the longest replay of the feed. Those of the last
-            commit that saved a cursor, and all since, stay in any case. A record that is made again, as by
-            `replay()`, counts once, and is as old as the first one.
-        clock: The time in seconds since the epoch. Called in a worker thread.
-        transactional: Handlers write to the file too, through `connection`.
+        path: The database file. A missing or empty file is created; its directory must exist.
+        synchronous: With "FULL", a commit is on the disk when it returns. "NORMAL" is faster, but a power failure
+            (not a crash of the process) can undo the last commits; their messages are then processed again.
+        retention: Seconds until a dedupe record may be dropped, at most an eighth later because records are
+            dropped in groups. None keeps records of any age. Must be longer than the longest replay of the feed.
+            Between two commits a record ages by at most an eighth of this time, and not at all if the clock jumps
+            by more than all of it, so setting the clock drops nothing.
+        max_records: Smallest number of dedupe records that each name keeps before the oldest are dropped, in
+            groups of 8,000 or an eighth. None keeps any number. Must be larger than the longest replay of the
+            feed. Records of the last commit that saved a cursor, and later records, always stay. A record made
+            again, for example by `replay()`, counts once and keeps its age.
+        clock: Returns the time in seconds since the epoch. Called in a worker thread.
+        transactional: True if handlers also write to the file, through `connection`.
 
     Raises:
-        ValueError: `path` names no file, `synchronous` is neither of the two, or `retention` or `max_records` is
-            not above 0.
+        ValueError: `path` does not name a file, `synchronous` is unknown, or `retention` or `max_records` is not
+            positive.
     """
 
     def __init__(
@@ -114,9 +114,9 @@ class SQLiteStore:
         transactional: bool = False,
     ) -> None:
         if os.fspath(path) in {"", ":memory:"}:
-            raise ValueError(f"path must name a file, not {os.fspath(path)!r}; to keep nothing, use MemoryStore()")
+            raise ValueError(f"path must name a file, got {os.fspath(path)!r}; to save nothing, use MemoryStore()")
         if synchronous not in get_args(Synchronous):
-            raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
+            raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', got {synchronous!r}")
         self._path = os.path.realpath(path)
         self._synchronous: Synchronous = synchronous
         self._retention = Retention(retention, max_records)
@@ -132,33 +132,34 @@ class SQLiteStore:
         self._owners: WeakValueDictionary[str, SQLiteSession] = WeakValueDictionary()
 
     concurrent_transactions = False
-    """SQLite has one that writes at a time."""
+    """False: SQLite allows one writing transaction at a time."""
 
     @property
     def transactional(self) -> bool:
-        """Whether handlers write to the file too."""
+        """True if handlers also write to the file."""
         return self._transactional
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """What a handler writes through, so that it is committed with the record of its message, or not at all.
+        """Connection for a handler; its writes are committed with the record of the message, or not at all.
 
-        Within a handler and nowhere else, until it returns: in its task, in tasks that it starts and waits for,
-        and in threads that have its context. `anyio.to_thread.run_sync()` and `asyncio.to_thread()` hand the
-        context on, and plain handlers have it in their worker thread. `threading.Thread`, executors and
-        `loop.run_in_executor()` do not: give them `contextvars.copy_context().run` and the function.
+        Use it only in a handler, until the handler returns: in its task, in tasks that it starts and waits for,
+        and in threads with its context. `anyio.to_thread.run_sync()`, `asyncio.to_thread()` and the worker
+        threads of plain handlers have the context. `threading.Thread`, executors and `loop.run_in_executor()` do
+        not: pass them `contextvars.copy_context().run` and the function.
 
-        The first statement begins the transaction. What is written is seen by others when the handler has
-        returned. In autocommit mode, with `row_factory` the handler's own. Cursors and blobs end with their
-        message.
+        The first statement begins the transaction. Others see the writes after the handler has returned. The
+        connection is in autocommit mode. The handler may set `row_factory`. Cursors and blobs are closed at the
+        end of the message.
 
         Raises:
-            RuntimeError: Outside a handler of a consumer of this store, or the store is not transactional.
+            RuntimeError: The caller is not a handler of a consumer of this store, or the store is not
+                transactional.
         """
         if not self._transactional:
             raise RuntimeError(
-                f"{self._path}: this store keeps its connection to itself; to write in its transactions, make it "
-                "with SQLiteStore(..., transactional=True)"
+                f"{self._path}: this store has no connection for handlers; create it with "
+                "SQLiteStore(..., transactional=True)"
             )
         file = self._file  # outside a handler the thread of the store may close it at any moment
         if not isinstance(file, SharedFile) or file.guard.scope is None:
@@ -167,18 +168,18 @@ class SQLiteStore:
 
     @property
     def path(self) -> str:
-        """The database file, absolute, symbolic links followed."""
+        """Absolute path of the database file, with symbolic links resolved."""
         return self._path
 
     async def claim(self, name: str, *, feed: str) -> SQLiteSession:
-        """Become the one owner of `name`, which is bound to the feed called `feed` by its first claim.
+        """Become the one owner of `name`. The first claim binds the name to `feed`.
 
         Raises:
-            StoreBusy: The name has an owner, or the file belongs to another process or another store object.
+            StoreBusy: The name has an owner, or another process or store object owns the file.
             StoreMismatch: The name is bound to another feed.
-            StoreError: The file cannot be opened or written, is damaged, is no store of this library, or one of a
-                newer version of it; such a file is left as it was.
-            RuntimeError: Within a handler that writes to this store.
+            StoreError: The file cannot be opened or written, is damaged, or is not a store of this version of the
+                library; such a file is not changed.
+            RuntimeError: The caller is a handler that writes to this store.
         """
         self._prepare_for_claim()
         claimed: list[SQLiteSession] = []
@@ -195,24 +196,24 @@ class SQLiteStore:
     ) -> None:
         """Bind a name to another feed, or rename it. It keeps its cursor, records and dead letters.
 
-        For a feed that has moved to another address, and for a consumer that gets another name. The cursor keeps
-        its meaning only if it is the same feed: never rebind a name to a feed that merely looks like it. To be
-        called once, as `await store.rebind("orders", feed=new_feed.identity)`, while no consumer uses the name.
+        Use it when a feed has moved to another address, or when a consumer gets another name. Call it once, while
+        no consumer uses the name: `await store.rebind("orders", feed=new_feed.identity)`. The cursor keeps its
+        meaning only in the same feed, so never bind a name to another feed that is only similar.
 
         Args:
-            name: The name.
-            feed: The `identity` of the feed to bind it to; `None` leaves it bound as it is. A name that equals its
-                feed's identity, as that of a consumer without `name=`, becomes the new identity.
-            new_name: What it is called then; `None` leaves it, but for that case.
-            replace: If there is a name `new_name` already, drop it with all that it has. What only that one has
-                processed is processed again.
+            name: The current name.
+            feed: The `identity` of the new feed. None keeps the feed. A name that equals the old identity (a
+                consumer without `name=`) becomes the new identity.
+            new_name: The new name. None keeps the name, except in the case above.
+            replace: If True and `new_name` exists, delete its state. Messages that only that consumer processed
+                are processed again.
 
         Raises:
-            StoreBusy: One of the names has an owner, or the file belongs to another process or store object.
-            StoreError: The file cannot be written; nothing was.
-            ValueError: There is no such name, or the new one exists already; or an argument has no meaning.
+            StoreBusy: One of the names has an owner, or another process or store object owns the file.
+            StoreError: The file cannot be written; nothing was changed.
+            ValueError: The name does not exist, the new name exists already, or an argument is invalid.
             TypeError: An argument is not a `str`.
-            RuntimeError: Within a handler that writes to this store.
+            RuntimeError: The caller is a handler that writes to this store.
         """
         asked = Rebind(name, feed, new_name, replace)
         self._prepare_for_claim()

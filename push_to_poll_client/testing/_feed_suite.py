@@ -1,4 +1,4 @@
-"""Conformance suite for every feed."""
+"""Conformance suite for feeds of every kind."""
 
 # ruff: noqa: S101, PLR2004 - a suite asserts, and the figures of an example are the example
 
@@ -19,31 +19,26 @@ from push_to_poll_client._protocols import Feed
 from push_to_poll_client._types import MAX_CURSOR, Cursor, DeadLetter, FetchRequest, Message, Page, Push
 
 MAX_PAGES = 200
-"""Of a feed with a handful of messages: one that has more never ends."""
+"""Most pages of a test feed; a feed that returns more never ends."""
 
 
 class Step(NamedTuple):
-    """One page.
-
-    Attributes:
-        at: Where it was asked for.
-        page: What came.
-    """
+    """One fetched page and the cursor of its request."""
 
     at: Cursor | None
     page: Page
 
 
 class FeedWalk:
-    """Page after page, until there is no next one. No generator: nothing is left open by who stops half way.
+    """Iterates over the pages of a feed. Not a generator, so stopping early leaves nothing open.
 
     Args:
-        feed: What to read.
-        cursor: Where to begin.
+        feed: The feed to read.
+        cursor: The cursor to start at. None means the inception.
         wait: Seconds for which the feed may hold each answer.
 
     Attributes:
-        steps: The pages so far, in the order in which they were fetched.
+        steps: The pages fetched so far, in order.
     """
 
     def __init__(self, feed: Feed, cursor: Cursor | None = None, *, wait: float = 0.0) -> None:
@@ -68,24 +63,24 @@ class FeedWalk:
         return step
 
     async def finish(self) -> "FeedWalk":
-        """Read the rest."""
+        """Read the remaining pages."""
         async for _ in self:
             pass
         return self
 
     @property
     def is_over(self) -> bool:
-        """Whether the last page was read."""
+        """True if the last page was read."""
         return bool(self.steps) and self._next is None
 
     @property
     def messages(self) -> list[Message]:
-        """Of all pages."""
+        """Messages of all pages."""
         return [message for step in self.steps for message in step.page.messages]
 
     @property
     def ids(self) -> list[str]:
-        """Of all messages."""
+        """Ids of all messages."""
         return [message.id for message in self.messages]
 
     @property
@@ -95,7 +90,7 @@ class FeedWalk:
 
     @property
     def cursors(self) -> list[tuple[Cursor, int]]:
-        """Each cursor that may be saved, and how many messages are settled then."""
+        """Cursors that may be saved, each with the number of messages settled before it."""
         found: list[tuple[Cursor | None, int]] = []
         settled = 0
         for _, page in self.steps:
@@ -107,21 +102,21 @@ class FeedWalk:
 
 
 async def walk(feed: Feed, cursor: Cursor | None = None) -> FeedWalk:
-    """All of it."""
+    """Read all pages."""
     return await FeedWalk(feed, cursor).finish()
 
 
 _TEST_TIMEOUT = 30.0
-"""Seconds after which a test gives up; what it waits for takes milliseconds."""
+"""Seconds until a test fails; a correct feed takes milliseconds."""
 
 _WAIT = 10.0
-"""Seconds for which a feed is asked to hold an answer, if it can for so long."""
+"""Seconds for which a feed should hold an answer, if it can."""
 
 _FETCH_ERRORS = (FeedError, httpx.HTTPError, httpx.InvalidURL)
-"""What a failed fetch raises: what the library has for it, or what httpx does, which consumers read alike."""
+"""Errors of a failed fetch. A consumer treats errors of httpx like a `FeedError`."""
 
 _LONGEST_NAME = 4096
-"""Characters of an id or a key: each is kept as long as its dedupe record."""
+"""Most characters of an id or a key, because a store keeps each with its dedupe record."""
 
 _GARBAGE_CURSORS = {
     "empty": "",
@@ -139,17 +134,17 @@ _GARBAGE_CURSORS = {
     "base64": "eyJhIjogMX0=",
     "enormous": "x" * MAX_CURSOR,
 }
-"""What a user may give as a cursor, and what an older version of a feed may have saved."""
+"""Cursors that a user may pass, or that an older version of a feed may have saved."""
 
 _BROKEN_RAW = {"nothing": b"", "no text": b"\xff\xfe\0", "cut": b'{"id": "1', "another": b'"x"', "null": b"null"}
-"""What a dead letter may hold that another version kept."""
+"""Invalid `raw` of dead letters, as another version may have saved it."""
 
 _COMPARABLE = (str, int, float, bool, bytes, list, dict, type(None))
-"""Data of which it can be told whether it is the same."""
+"""Types of data that can be compared."""
 
 
 class FeedSuite:
-    """Derive a test class from it, write `make_feed` and `publish`, and pytest does the rest.
+    """Base of the test class for your feed: write `make_feed` and `publish`, and pytest runs the tests.
 
     The tests run on each backend of your `anyio_backend` fixture.
 
@@ -162,22 +157,24 @@ class FeedSuite:
             async def publish(self, feed, count):
                 ...
 
-    What else you tell it is tested too, and skipped, with its reason, as long as you do not:
+    These attributes and methods enable more tests. Tests that need one you do not set are skipped with the reason:
 
-    - `secrets`: what the feed was given and nobody may see, in an error, a log, its name or its messages.
-    - `acknowledges = True`: to fetch from a cursor takes away what stands before it, as with Telegram or a queue.
-    - `repeats = True`: what a cursor leads to may begin with some of what stands before it, as where the cursor is
-      a time that several messages have; dedupe drops them.
-    - `reopen(feed)`: another feed of the same server, as after a restart: a saved cursor means the same to it.
-    - `break_next(feed)`: the next fetch fails; nothing is lost by it.
-    - `hang(feed)`: the server stops in the middle of its next answer; the fetch ends within `longest_fetch`
-      seconds all the same, 30 if you do not say: give the feed a short timeout.
-    - `change(feed)`: an entry changes that is there: what comes is a new message.
-    - `publish_late(feed)`: a message appears before some that are there: it is found.
-    - `held(feed)`: returns when the server holds an answer; for a feed with `max_wait` in another thread.
-    - `close(feed)`: what is to be done when a test is over, besides `aclose()`.
+    - `secrets`: credentials of the feed, which must not appear in errors, logs, its name or its messages.
+    - `acknowledges = True`: a fetch from a cursor removes the messages before it, as with Telegram or a queue.
+    - `repeats = True`: the messages after a cursor may start with some that came before it, for example if the
+      cursor is a time that several messages share. Dedupe drops them.
+    - `reopen(feed)`: makes another feed of the same server, as after a restart. Saved cursors must still work.
+    - `break_next(feed)`: makes the next fetch fail. No message may be lost.
+    - `hang(feed)`: makes the server stop in the middle of its next answer. The fetch must end within
+      `longest_fetch` seconds (default 30), so give the feed a short timeout.
+    - `change(feed)`: changes an existing entry. The feed must return a new message.
+    - `publish_late(feed)`: publishes a message before existing ones. The feed must return it.
+    - `held(feed)`: returns when the server holds an answer. Needed if a feed with `max_wait` runs in another
+    thread.
+    - `close(feed)`: cleans up after a test. The default calls `aclose()`.
 
-    Of the feed itself `latest`, `max_wait`, `read_ahead`, `identity` and `restore` are tested if it has them.
+    The optional members of a feed `latest`, `max_wait`, `read_ahead`, `identity` and `restore` are tested if it
+    has them.
     """
 
     pytestmark: pytest.MarkDecorator = pytest.mark.anyio
@@ -188,40 +185,40 @@ class FeedSuite:
     longest_fetch: float = _TEST_TIMEOUT
 
     async def make_feed(self, count: int) -> Feed:
-        """Make a feed with `count` messages in it; best on pages of less than three."""
+        """Make a feed with `count` messages, best on pages of fewer than three."""
         raise NotImplementedError
 
     async def publish(self, feed: Feed, count: int) -> None:
-        """Let `count` more messages appear."""
+        """Publish `count` more messages."""
         raise NotImplementedError
 
-    async def held(self, feed: Feed) -> None:  # noqa: ARG002 - for those who override it
-        """Return when the server holds an answer. As it is, for feeds that live in the same event loop."""
+    async def held(self, feed: Feed) -> None:  # noqa: ARG002 - for overrides
+        """Return when the server holds an answer. The default is for a feed in the same event loop."""
         await anyio.wait_all_tasks_blocked()
 
     async def close(self, feed: Feed) -> None:
-        """Close the feed when a test is over. As it is, by `aclose()` if it has one."""
+        """Close the feed after a test. The default calls `aclose()` if the feed has it."""
         if hasattr(feed, "aclose"):
             await feed.aclose()
 
-    async def reopen(self, feed: Feed) -> Feed:  # noqa: ARG002 - likewise
+    async def reopen(self, feed: Feed) -> Feed:  # noqa: ARG002 - for overrides
         """Make another feed of the same server, as after a restart. The suite closes it."""
         pytest.skip("the feed's suite does not override reopen()")
 
-    async def break_next(self, feed: Feed) -> None:  # noqa: ARG002 - likewise
-        """Let the next fetch fail, as by an answer with status 500 or one that is cut."""
+    async def break_next(self, feed: Feed) -> None:  # noqa: ARG002 - for overrides
+        """Make the next fetch fail, for example by status 500 or a truncated answer."""
         pytest.skip("the feed's suite does not override break_next()")
 
-    async def hang(self, feed: Feed) -> None:  # noqa: ARG002 - likewise
-        """Let the server stop in the middle of its next answer."""
+    async def hang(self, feed: Feed) -> None:  # noqa: ARG002 - for overrides
+        """Make the server stop in the middle of its next answer."""
         pytest.skip("the feed's suite does not override hang()")
 
-    async def change(self, feed: Feed) -> None:  # noqa: ARG002 - likewise
-        """Let the entry of one message change that is there: a new version of it, and so a new message."""
+    async def change(self, feed: Feed) -> None:  # noqa: ARG002 - for overrides
+        """Change the entry of one message: a new version is a new message."""
         pytest.skip("the feed's suite does not override change()")
 
-    async def publish_late(self, feed: Feed) -> None:  # noqa: ARG002 - likewise
-        """Let one message appear before some that are there already."""
+    async def publish_late(self, feed: Feed) -> None:  # noqa: ARG002 - for overrides
+        """Publish one message that the feed sorts before existing ones."""
         pytest.skip("the feed's suite does not override publish_late()")
 
     @asynccontextmanager
@@ -239,7 +236,7 @@ class FeedSuite:
             yield feed, (await walk(feed)).cursors[-1][0]
 
     def _follows(self, ids: Sequence[str], expected: Sequence[str], known: Collection[str]) -> bool:
-        """Whether these are the messages expected, behind some that are known if the feed repeats."""
+        """Return True if the expected messages came, after known ones if the feed repeats."""
         before = max(len(ids) - len(expected), 0)
         return ids[before:] == expected and (not before or (self.repeats and {*ids[:before]} <= {*known}))
 
@@ -248,7 +245,7 @@ class FeedSuite:
             pytest.skip("the feed acknowledges by being fetched: nothing is read twice")
 
     def test_trio_is_installed_so_that_both_event_loops_are_tested(self) -> None:
-        """Skipped without trio, with what to install: anyio then runs the other tests on asyncio alone."""
+        """The suite should also run on trio; without trio this test is skipped and names the package."""
         pytest.importorskip(
             "trio", reason="trio is not installed, so the suite ran on asyncio alone: pip install trio"
         )
@@ -256,13 +253,13 @@ class FeedSuite:
     # What is there, and where it goes on
 
     async def test_an_empty_feed_is_at_its_end(self) -> None:
-        """Nothing, and nowhere to go on."""
+        """The feed must answer with no messages and no next page if it is empty."""
         async with self._opened(0) as feed:
             page = await feed.fetch(FetchRequest())
         assert (list(page.messages), page.next_page) == ([], None)
 
     async def test_the_inception_reads_everything_each_time_in_the_same_order(self) -> None:
-        """Ids and dedupe keys name messages: none is there twice, and they stay. What is published comes last."""
+        """The feed must return each message once, with the same id and key each time, and new ones last."""
         self._reads_twice()
         async with self._opened(7) as feed:
             first, second = await walk(feed), await walk(feed)
@@ -274,11 +271,11 @@ class FeedSuite:
         assert len(third.ids) == 9
 
     async def test_every_cursor_that_may_be_saved_reads_exactly_the_rest(self) -> None:
-        """Whether it stands on a message or on a page."""
+        """The feed must continue exactly after each cursor of a message or a page."""
         await self._check_cursors(restart=False)
 
     async def test_a_saved_cursor_means_the_same_after_a_restart(self) -> None:
-        """All that a feed has to know is in its cursors. Needs `reopen`."""
+        """The feed must keep its whole position in the cursor. Needs `reopen`."""
         await self._check_cursors(restart=True)
 
     async def _check_cursors(self, *, restart: bool) -> None:
@@ -294,7 +291,7 @@ class FeedSuite:
                 assert self._follows(rest.ids, found.ids[settled:], found.ids[:settled])
 
     async def test_a_walk_ends_with_a_cursor_behind_all_messages_that_stays(self) -> None:
-        """Else the same would come for ever. An empty page has no cursor, or the one it was asked with."""
+        """The feed must end with a cursor after all messages; an empty page has no cursor or the same one."""
         async with self._opened(7) as feed:
             found = await walk(feed)
             assert found.cursors, "no page and no message has a cursor"
@@ -306,7 +303,7 @@ class FeedSuite:
         assert page.cursor in {None, cursor}
 
     async def test_going_on_after_the_end_finds_what_came_since(self) -> None:
-        """And nothing else."""
+        """The feed must return exactly the new messages after its last cursor."""
         async with self._caught_up() as (feed, cursor):
             await self.publish(feed, 2)
             everything = [] if self.acknowledges else (await walk(feed)).ids
@@ -317,7 +314,7 @@ class FeedSuite:
 
     @pytest.mark.parametrize("count", [0, 3], ids=["empty feed", "feed with messages"])
     async def test_only_what_is_new_comes_after_the_latest_cursor(self, count: int) -> None:
-        """For feeds that have `latest`."""
+        """The feed must return only new messages after `latest`. For feeds with `latest`."""
         async with self._opened(count) as feed:
             cursor = await _latest(feed)
             quiet = await walk(feed, cursor)
@@ -327,7 +324,7 @@ class FeedSuite:
         assert (quiet.ids, len(since.ids), again.ids) == ([], 2, [])
 
     async def test_an_entry_that_changes_is_a_new_message(self) -> None:
-        """Its id names the version. Needs `change`."""
+        """The feed must give a changed entry a new id. Needs `change`."""
         async with self._caught_up() as (feed, cursor):
             before = (await walk(feed)).keys
             await self.change(feed)
@@ -337,7 +334,7 @@ class FeedSuite:
         assert self.repeats or since.keys == new
 
     async def test_a_message_that_appears_before_others_is_found(self) -> None:
-        """From the cursor behind them, if not alone then with those that are known. Needs `publish_late`."""
+        """The feed must return a late message, if necessary with known ones. Needs `publish_late`."""
         self._reads_twice()
         async with self._caught_up() as (feed, cursor):
             before = (await walk(feed)).keys
@@ -350,7 +347,7 @@ class FeedSuite:
     # What may not disturb it
 
     async def test_a_page_that_is_asked_for_again_is_there_again(self) -> None:
-        """To be fetched is not to be settled. A `next` may be another one each time, and lead to the same page."""
+        """The feed must return the same page again, because fetching does not settle messages."""
         async with self._opened(7) as feed:
             async for at, page in FeedWalk(feed):
                 again = await feed.fetch(FetchRequest(at))
@@ -387,7 +384,7 @@ class FeedSuite:
                 assert _ids(page) == _ids(found.steps[0].page)
 
     async def test_two_walks_do_not_disturb_each_other(self) -> None:
-        """Two consumers may have one feed."""
+        """The feed must serve two consumers that take turns."""
         async with self._two_walks() as (one, other):
             await anext(one)
             await anext(other)
@@ -395,14 +392,14 @@ class FeedSuite:
             await other.finish()
 
     async def test_two_walks_at_once_do_not_disturb_each_other(self) -> None:
-        """Nor do their requests."""
+        """The feed must serve two consumers at the same time."""
         async with self._two_walks() as (one, other), anyio.create_task_group() as tasks:
             tasks.start_soon(one.finish)
             tasks.start_soon(other.finish)
 
     @asynccontextmanager
     async def _two_walks(self) -> AsyncIterator[tuple[FeedWalk, FeedWalk]]:
-        """One from the inception and one from a cursor in the middle, to be finished."""
+        """Yield a walk from the inception and one from a cursor in the middle."""
         self._reads_twice()
         async with self._opened(7) as feed:
             found = await walk(feed)
@@ -413,7 +410,7 @@ class FeedSuite:
         assert self._follows(other.ids, found.ids[settled:], found.ids[:settled])
 
     async def test_a_page_ahead_is_the_same_page(self) -> None:
-        """Fetched while the one before it is in hand, which stays readable. For feeds that have `read_ahead`."""
+        """The feed must allow a fetch ahead, and keep earlier pages readable. For feeds with `read_ahead`."""
         async with self._opened(7) as feed:
             if not getattr(feed, "read_ahead", False):
                 pytest.skip("the feed has no read_ahead: the next fetch starts after the commit")
@@ -430,7 +427,7 @@ class FeedSuite:
         assert [_contents(page.messages) for page in pages] == [read for _, read in at_once]
 
     async def test_a_cancelled_fetch_leaves_the_feed_usable(self) -> None:
-        """As a stop does with it."""
+        """The feed must work after a cancelled fetch, as after a stop."""
         async with self._opened(3) as feed:
             with anyio.CancelScope() as scope:
                 scope.cancel()
@@ -439,7 +436,7 @@ class FeedSuite:
         assert len(found.ids) == 3
 
     async def test_a_closed_feed_opens_again(self) -> None:
-        """A consumer that ran may run again, and one that never ran may be closed."""
+        """The feed must work again after it was closed, and allow closing before its first use."""
         async with self._opened(3) as feed:
             await self.close(feed)
             before = await walk(feed)
@@ -453,7 +450,7 @@ class FeedSuite:
     # Long polling
 
     async def test_a_wait_with_news_is_answered_at_once(self) -> None:
-        """Long polling, for feeds that have `max_wait`."""
+        """The feed must answer at once if there are messages. For feeds with `max_wait`."""
         async with self._opened(2) as feed:
             _require_long_polling(feed)
             with anyio.fail_after(_WAIT / 2):
@@ -461,7 +458,7 @@ class FeedSuite:
         assert page.messages
 
     async def test_a_held_answer_comes_with_the_publication(self) -> None:
-        """Long polling, for feeds that have `max_wait`."""
+        """The feed must answer a held request when a message is published. For feeds with `max_wait`."""
         async with self._caught_up() as (feed, cursor):
             _require_long_polling(feed)
             held = FeedWalk(feed, cursor, wait=_WAIT)
@@ -473,14 +470,14 @@ class FeedSuite:
         assert len(held.ids) == 1
 
     async def test_a_held_answer_comes_empty_when_the_wait_ends(self) -> None:
-        """Long polling, for feeds that have `max_wait`."""
+        """The feed must answer with an empty page when the wait ends. For feeds with `max_wait`."""
         async with self._caught_up() as (feed, cursor):
             _require_long_polling(feed)
             page = await feed.fetch(FetchRequest(cursor, wait=0.05))
         assert (list(page.messages), page.next_page) == ([], None)
 
     async def test_a_held_fetch_that_is_cancelled_leaves_the_feed_usable(self) -> None:
-        """As every wake does with it."""
+        """The feed must work after a held fetch was cancelled, as by each wake. For feeds with `max_wait`."""
         async with self._caught_up() as (feed, cursor):
             _require_long_polling(feed)
             async with anyio.create_task_group() as tasks:
@@ -494,7 +491,7 @@ class FeedSuite:
     # What goes wrong
 
     async def test_a_fetch_that_fails_loses_nothing(self) -> None:
-        """It raises `FeedError`, or what httpx does; its cursor gives the same afterwards. Needs `break_next`."""
+        """The feed must raise `FeedError` or an httpx error, and lose no message. Needs `break_next`."""
         async with self._opened(5) as feed:
             found = FeedWalk(feed)
             while not found.is_over:
@@ -508,7 +505,7 @@ class FeedSuite:
             assert (await walk(feed)).ids == found.ids
 
     async def test_a_fetch_ends_although_the_server_hangs(self) -> None:
-        """A fetch that hangs is a poll that hangs. Needs `hang`."""
+        """The feed must end a fetch within `longest_fetch` if the server hangs. Needs `hang`."""
         with anyio.fail_after(self.longest_fetch + 10):
             feed = await self.make_feed(3)
             await self.hang(feed)
@@ -523,7 +520,7 @@ class FeedSuite:
 
     @pytest.mark.parametrize("cursor", _GARBAGE_CURSORS)
     async def test_a_cursor_that_is_garbage_is_answered_or_refused(self, cursor: str) -> None:
-        """By a page, or a `FeedError`, `CursorExpired` among them, or by httpx; and the feed goes on."""
+        """The feed must answer any cursor by a page, a `FeedError` or an httpx error, and still work."""
         async with self._opened(3) as feed:
             try:
                 page = await feed.fetch(FetchRequest(_GARBAGE_CURSORS[cursor]))
@@ -536,7 +533,7 @@ class FeedSuite:
         assert len(found.ids) == 3
 
     async def test_secrets_stay_where_they_are(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Not in errors, logs, messages, nor in what the feed is called. Needs `secrets`."""
+        """The feed must not show secrets in errors, logs, messages or its name. Needs `secrets`."""
         if not self.secrets:
             pytest.skip("the feed's suite names no secrets")
         caplog.set_level(logging.INFO)
@@ -552,7 +549,7 @@ class FeedSuite:
     # What its parts are
 
     async def test_what_it_says_of_itself_is_of_use(self) -> None:
-        """`identity` is a text that stays, `max_wait` seconds or `None`, `read_ahead` a bool."""
+        """The feed must have a constant `identity`, `max_wait` in seconds or None, and a boolean `read_ahead`."""
         async with self._opened(1) as feed:
             before = getattr(feed, "identity", "-")
             await walk(feed)
@@ -563,13 +560,13 @@ class FeedSuite:
             _check_seconds(getattr(feed, "max_wait", None))
 
     async def test_pages_are_as_a_consumer_needs_them(self) -> None:
-        """Cursors that a store can keep, seconds that are a number."""
+        """The feed must return cursors that every store can save, and valid numbers of seconds."""
         async with self._opened(5) as feed:
             async for _, page in FeedWalk(feed):
                 _check_page(page)
 
     async def test_messages_are_what_they_are_remembered_by(self) -> None:
-        """Ids and keys are texts that a store can keep, and stay as they are."""
+        """The feed must return constant ids and keys that every store can save."""
         async with self._opened(3) as feed:
             messages = (await walk(feed)).messages
         assert messages
@@ -582,7 +579,7 @@ class FeedSuite:
             assert message.id in repr(message)
 
     async def test_a_dead_letter_is_the_message_again(self) -> None:
-        """By `raw` and `restore`, also in a process that never fetched it."""
+        """The feed must restore a message from `raw`, also in a new process."""
         async with self._opened(3) as feed:
             messages = (await walk(feed)).messages
         async with self._opened(0) as other:
@@ -594,7 +591,7 @@ class FeedSuite:
 
     @pytest.mark.parametrize("raw", _BROKEN_RAW)
     async def test_a_dead_letter_that_cannot_be_read_says_so(self, raw: str) -> None:
-        """By an unreadable message, or an error of this library's or a `ValueError`."""
+        """The feed must report invalid `raw` by an unreadable message, a library error or a `ValueError`."""
         async with self._opened(0) as feed:
             try:
                 message = _restore(feed, "an id", "a key", _BROKEN_RAW[raw])
@@ -623,7 +620,7 @@ async def _latest(feed: Any) -> str | None:
 
 
 async def _fetch_and_render(feed: Feed, cursor: str | None = None) -> str:
-    """What one fetch lets be seen."""
+    """Return everything that one fetch shows: its page, or its error."""
     try:
         page = await feed.fetch(FetchRequest(cursor))
     except _FETCH_ERRORS as error:
@@ -642,7 +639,7 @@ def _contents(messages: Sequence[Message]) -> list[tuple[str, object]]:
 
 
 def _data(message: Message) -> object:
-    """The data, if it can be compared."""
+    """Return the data if it can be compared."""
     try:
         data = message.data
     except DecodeError as error:
@@ -669,7 +666,7 @@ def _check_seconds(value: object) -> None:
 
 
 def _check_text(value: object, longest: int) -> None:
-    """A text that every store can keep."""
+    """Check a text that every store must save."""
     assert isinstance(value, str)
     assert value.encode(), "it is empty"
     assert len(value) <= longest

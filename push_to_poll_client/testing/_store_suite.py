@@ -1,4 +1,4 @@
-"""Conformance suite for every store: in memory, on a disk, or on a server."""
+"""Conformance suite for stores in memory, on a disk or on a server."""
 # ruff: noqa: S101 - a suite asserts; pytest explains asserts of the module that a test class comes from
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -23,13 +23,13 @@ _STRINGS = (
     "\ud83d\udca9",  # both halves, which are not the character
     *("x" * 100, "x" * 255, "x" * 256, "x" * 10_240, "x" * 10_239 + "y", "\N{PILE OF POO}" * 10_240),
 )
-"""No two are the same, and a store must not think so: no collation, no trimming, no normal form, no numbers."""
+"""All different. A store must not make two equal by collation, trimming, normal forms or numbers."""
 
 _MANY = 10_000
-"""Keys of one page, the largest that is common among feeds."""
+"""Keys of one page: the largest page that is common among feeds."""
 
 _LARGE = 6 << 20
-"""Bytes. Two dead letters that have so many are handed out together, three are not."""
+"""Bytes. Two dead letters of this size are returned together, three are not."""
 
 
 def _dead_letter(key: str, **others: Any) -> DeadLetter:
@@ -50,7 +50,7 @@ _WRITES: dict[str, Callable[[Session], Awaitable[object]]] = {
     ),
     "reset": lambda session: session.reset(None, forget=True, state={"s": "2"}),
 }
-"""Each would change what `_claimed_with_progress` has saved."""
+"""Each of these would change the state saved by `_claimed_with_progress`."""
 
 _READS: dict[str, Callable[[Session], Awaitable[object]]] = {
     "unseen": lambda session: session.unseen(["2"]),
@@ -61,9 +61,10 @@ _READS: dict[str, Callable[[Session], Awaitable[object]]] = {
 
 
 class StoreSuite:
-    """Derive a test class from it, write `make_store`, and pytest does the rest.
+    """Base of the test class for your store: write `make_store`, and pytest runs the tests.
 
-    The tests run on each backend of your `anyio_backend` fixture. Tests of what you cannot offer are skipped.
+    The tests run on each backend of your `anyio_backend` fixture. Tests that need a method you do not override are
+    skipped.
 
         class TestMyStore(StoreSuite):
             async def make_store(self):
@@ -73,28 +74,28 @@ class StoreSuite:
     pytestmark: pytest.MarkDecorator = pytest.mark.anyio
 
     async def make_store(self) -> Store:
-        """Make an empty store, another one for each test."""
+        """Make a new empty store for each test."""
         raise NotImplementedError
 
     async def reopen(self, store: Store) -> Store:
-        """Open again what `store` keeps, as after a restart. As it is, the same object."""
+        """Open the data of `store` again, as after a restart. The default returns the same object."""
         return store
 
     async def close(self, store: Store) -> None:
-        """Close the store when a test is over. As it is, by `aclose()` if it has one."""
+        """Close the store after a test. The default calls `aclose()` if the store has it."""
         if hasattr(store, "aclose"):
             await store.aclose()
 
-    async def steal(self, store: Store, name: str) -> None:  # noqa: ARG002 - for those who override it
-        """Let somebody else claim the name although it has an owner, as after a lease that ran out."""
+    async def steal(self, store: Store, name: str) -> None:  # noqa: ARG002 - for overrides
+        """Claim the name for a new owner although it has one, as after an expired lease."""
         pytest.skip("the store's suite does not override steal()")
 
-    async def state(self, store: Store, name: str, key: str) -> Settlement | None:  # noqa: ARG002 - likewise
-        """Read the state of a record; `None` when there is none."""
+    async def state(self, store: Store, name: str, key: str) -> Settlement | None:  # noqa: ARG002 - for overrides
+        """Read the settlement of a record. Return None if there is no record."""
         pytest.skip("the store's suite does not override state()")
 
-    def failing(self, store: Store) -> AbstractContextManager[object]:  # noqa: ARG002 - likewise
-        """Within it, what changes the state fails with a `StoreError` when it has written all else."""
+    def failing(self, store: Store) -> AbstractContextManager[object]:  # noqa: ARG002 - for overrides
+        """Make each write fail with a `StoreError` after everything but the state is written."""
         pytest.skip("the store's suite does not override failing()")
 
     @asynccontextmanager
@@ -115,7 +116,7 @@ class StoreSuite:
 
     @asynccontextmanager
     async def _durable(self, store: Store, *keys: str) -> AsyncIterator[Session]:
-        """A session; the next owner after a restart has to see what it saw at the end, of these keys."""
+        """Yield a session; check that the next owner, after a restart, sees the same state."""
         async with self._claimed(store) as session:
             yield session
             before = await self._shown(session, *keys)
@@ -124,7 +125,7 @@ class StoreSuite:
 
     @asynccontextmanager
     async def _claimed_with_progress(self, store: Store) -> AsyncIterator[tuple[Session, dict[str, object]]]:
-        """A session that has saved something, and what it shows."""
+        """Yield a session with saved progress, and the state that it shows."""
         async with self._claimed(store) as session:
             await session.commit(
                 cursor="c1",
@@ -152,20 +153,20 @@ class StoreSuite:
         return set(keys) - await session.unseen(keys)
 
     def test_trio_is_installed_so_that_both_event_loops_are_tested(self) -> None:
-        """Skipped without trio, with what to install: anyio then runs the other tests on asyncio alone."""
+        """The suite should also run on trio; without trio this test is skipped and names the package."""
         pytest.importorskip(
             "trio", reason="trio is not installed, so the suite ran on asyncio alone: pip install trio"
         )
 
     async def test_a_new_name_begins_at_the_inception(self) -> None:
-        """No cursor, nothing seen; and nothing is unseen among no keys: a page may be empty."""
+        """The store must start a new name without cursor and records, and accept an empty list of keys."""
         async with self._store() as store, self._durable(store) as session:
             assert session.cursor is None
             assert await session.unseen(["1", "2"]) == {"1", "2"}
             assert await session.unseen([]) == set()
 
     async def test_what_was_committed_is_there_at_once_and_after_a_restart(self) -> None:
-        """Cursor and records together, for the session that made it and for the next owner."""
+        """The store must show a committed cursor and its records at once, and to the next owner."""
         async with self._store() as store, self._durable(store, *"123") as session:
             await session.commit(cursor="c1", records=[Record("1"), Record("2")])
             assert session.cursor == "c1"
@@ -173,7 +174,7 @@ class StoreSuite:
             assert await session.unseen(["3", "1", "1", "3"]) == {"3"}, "a page may repeat a message"
 
     async def test_a_commit_without_a_cursor_leaves_the_saved_one(self) -> None:
-        """Progress in the middle of a page is records alone; a commit of nothing changes nothing."""
+        """The store must keep the saved cursor if a commit has records only, or nothing."""
         async with self._store() as store, self._durable(store, *"12") as session:
             await session.commit(cursor=None, records=[Record("1")])
             assert session.cursor is None
@@ -184,13 +185,13 @@ class StoreSuite:
                 assert await session.unseen(["1", "2"]) == set()
 
     async def test_a_message_that_was_settled_stays_so_however(self) -> None:
-        """Dead and skipped messages are not unseen either."""
+        """The store must treat skipped and dead-lettered messages as seen."""
         async with self._store() as store, self._claimed(store) as session:
             await session.commit(cursor=None, records=[Record(state, state) for state in Settlement])
             assert await session.unseen([*Settlement, "other"]) == {"other"}
 
     async def test_a_record_replaces_the_one_with_the_same_key(self) -> None:
-        """A dead letter that is replayed becomes processed; within a commit the last one counts."""
+        """The store must keep only the last record of a key, also within one commit."""
         async with self._store() as store, self._claimed(store) as session:
             await session.commit(cursor=None, records=[Record("1", Settlement.DEAD_LETTERED), Record("2")])
             assert await self.state(store, "a", "1") is Settlement.DEAD_LETTERED
@@ -201,7 +202,7 @@ class StoreSuite:
             assert await self._seen(session, ["1", "2", "3", "4"]) == {"1", "2", "3"}
 
     async def test_names_have_nothing_in_common(self) -> None:
-        """Each has its owner, cursor, feed, records and state, at the same time."""
+        """The store must keep owner, cursor, feed, records and state separate for each name."""
         async with self._store() as store, self._claimed(store, "a") as a:
             async with self._claimed(store, "A", feed="https://other.example/") as other:
                 await a.commit(cursor="c1", records=[Record("1")], state={"a": "1"})
@@ -212,7 +213,7 @@ class StoreSuite:
             assert await a.unseen(["1", "2"]) == {"2"}
 
     async def test_a_name_is_bound_to_its_feed(self) -> None:
-        """Another feed's cursor would mean nothing; refusing takes nothing from the name."""
+        """The store must reject a claim for another feed, and keep the state of the name."""
         async with self._store() as store:
             async with self._claimed(store) as session:
                 await session.commit(cursor="c1", records=[])
@@ -222,7 +223,7 @@ class StoreSuite:
                 assert session.cursor == "c1"
 
     async def test_a_name_has_one_owner(self) -> None:
-        """The second is refused, and the first goes on."""
+        """The store must reject a second claim while the first session continues."""
         async with self._store() as store, self._claimed(store) as session:
             with pytest.raises(StoreBusy, match="a"):
                 await store.claim("a", feed=_FEED)
@@ -230,7 +231,7 @@ class StoreSuite:
             assert session.cursor == "c1"
 
     async def test_the_token_grows_with_each_claim(self) -> None:
-        """Also over a restart."""
+        """The store must increase the fencing token with each claim, also across a restart."""
         async with self._store() as store:
             tokens = []
             for _ in range(3):
@@ -240,7 +241,7 @@ class StoreSuite:
             assert tokens == sorted(set(tokens))
 
     async def test_releasing_twice_is_releasing_once(self) -> None:
-        """And the second time does not take the name from its next owner."""
+        """The store must ignore a second release, even if the name has a new owner."""
         async with self._store() as store:
             first = await store.claim("a", feed=_FEED)
             await first.release()
@@ -253,7 +254,7 @@ class StoreSuite:
 
     @pytest.mark.parametrize("call", [*_WRITES, *_READS])
     async def test_a_released_session_writes_and_reads_nothing(self, call: str) -> None:
-        """Whether or not there is a new owner."""
+        """The store must reject all reads and writes of a released session."""
         perform = {**_WRITES, **_READS}[call]
         async with self._store() as store:
             async with self._claimed_with_progress(store) as (old, before):
@@ -267,7 +268,7 @@ class StoreSuite:
 
     @pytest.mark.parametrize("write", _WRITES)
     async def test_an_owner_that_was_replaced_writes_nothing(self, write: str) -> None:
-        """The fencing token is checked with each write: what slept through its lease is refused (G10)."""
+        """The store must check the fencing token with each write and reject a former owner (G10)."""
         async with self._store() as store:
             async with self._claimed_with_progress(store) as (old, before):
                 await self.steal(store, "a")
@@ -279,7 +280,7 @@ class StoreSuite:
 
     @pytest.mark.parametrize("write", _WRITES)
     async def test_a_write_that_fails_has_written_nothing(self, write: str) -> None:
-        """None of it, neither for this session nor after a restart; the next commit works."""
+        """The store must write nothing of a failed commit, and accept the next commit."""
         async with self._store() as store:
             async with self._claimed_with_progress(store) as (session, before):
                 with self.failing(store), pytest.raises(StoreError):
@@ -292,7 +293,7 @@ class StoreSuite:
                 assert await self._shown(session, *"1234") == after
 
     async def test_a_page_may_be_huge(self) -> None:
-        """Ten thousand keys at once."""
+        """The store must accept ten thousand keys in one call."""
         keys = [f"{number:036}" for number in range(_MANY)]
         async with self._store() as store, self._claimed(store) as session:
             assert await session.unseen(keys) == set(keys)
@@ -300,7 +301,7 @@ class StoreSuite:
             assert await session.unseen(keys) == {keys[0]}
 
     async def test_a_key_may_be_any_string(self) -> None:
-        """And is no other's: each is recorded while all the rest stay unseen."""
+        """The store must accept any string as a key, and never confuse two keys."""
         assert len(set(_STRINGS)) == len(_STRINGS)
         async with self._store() as store, self._durable(store, *_STRINGS, "other") as session:
             for number, key in enumerate(_STRINGS):
@@ -309,7 +310,7 @@ class StoreSuite:
             assert await session.unseen([*_STRINGS, "other"]) == {"other"}
 
     async def test_a_cursor_may_be_any_string(self) -> None:
-        """It comes back unchanged; the empty string is not the inception, and cursors have no order."""
+        """The store must return a cursor unchanged; the empty string is not the inception."""
         async with self._store() as store:
             for cursor in _STRINGS:
                 async with self._durable(store) as session:
@@ -317,7 +318,7 @@ class StoreSuite:
                     assert session.cursor == cursor
 
     async def test_a_name_and_a_feed_may_be_any_string(self) -> None:
-        """Each name is another, bound to its own feed."""
+        """The store must accept any string as a name and a feed, and never confuse two names."""
         async with self._store() as store:
             for text in _STRINGS:
                 async with self._claimed(store, text, feed=text) as session:
@@ -328,7 +329,7 @@ class StoreSuite:
                     assert session.cursor == text
 
     async def test_the_size_counts_the_records(self) -> None:
-        """Of the records of a key the last one counts, and only that."""
+        """The store must count one record per key."""
         async with self._store() as store, self._durable(store) as session:
             assert session.record_count == 0
             await session.commit(cursor=None, records=[Record("1"), Record("2"), Record("1")])
@@ -338,7 +339,7 @@ class StoreSuite:
             assert session.record_count == len({"1", "2"})
 
     async def test_a_fingerprint_comes_back(self) -> None:
-        """Any number of 63 bits, for those keys that have one."""
+        """The store must return fingerprints of up to 63 bits, only for keys that have one."""
         records = [Record("0", fingerprint=0), Record("1", fingerprint=(1 << 63) - 1), Record("2")]
         async with self._store() as store, self._durable(store, *"01234") as session:
             assert dict(await session.fingerprints([])) == {}
@@ -346,7 +347,7 @@ class StoreSuite:
             assert dict(await session.fingerprints([*"01234"])) == {"0": 0, "1": (1 << 63) - 1, "3": 3}
 
     async def test_the_newest_fingerprint_counts(self) -> None:
-        """Within a commit, and over many records in between."""
+        """The store must return the newest fingerprint of a key, however old the previous one is."""
         between = [Record(f"{number:036}", fingerprint=number) for number in range(_MANY)]
         async with self._store() as store, self._durable(store, "1", between[7].key) as session:
             await session.commit(cursor=None, records=[Record("1", fingerprint=1), Record("1", fingerprint=2)])
@@ -358,7 +359,7 @@ class StoreSuite:
             assert dict(await session.fingerprints(["1"])) == {"1": 4}
 
     async def test_a_dead_letter_comes_back_as_it_was(self) -> None:
-        """Every part of it, also those that are no text of a kind."""
+        """The store must return each field of a dead letter unchanged, also invalid text and bytes."""
         full = DeadLetter(
             dedupe_key="k",
             id="i\0\ud83d",
@@ -380,7 +381,7 @@ class StoreSuite:
             assert list(await session.dead_letters()) == [full, plain]
 
     async def test_a_dead_letter_may_be_large(self) -> None:
-        """As large as the largest entry of a feed; few are handed out together then, but one at least."""
+        """The store must accept a dead letter of 20 MiB, and return at most 16 MiB or one dead letter."""
         letters = [_dead_letter(str(number)) for number in range(4)]
         huge = DeadLetter(dedupe_key="huge", id="huge", raw=bytes(20 << 20), error="")
         large = [DeadLetter(dedupe_key=one.dedupe_key, id=one.id, raw=bytes(_LARGE), error="") for one in letters]
@@ -394,7 +395,7 @@ class StoreSuite:
             assert list(await session.dead_letters(after=huge)) == []
 
     async def test_dead_letters_are_read_in_the_order_of_their_keys(self) -> None:
-        """By code points, a hundred at a time, whatever their keys are."""
+        """The store must return dead letters in batches of 100, ordered by the code points of their keys."""
         letters = [_dead_letter(key) for key in {*_STRINGS, *map(str, range(250))}]
         async with self._store() as store, self._claimed(store) as session:
             await session.commit(cursor=None, records=[], dead_letters=letters)
@@ -406,7 +407,7 @@ class StoreSuite:
             assert session.dead_letter_count == len(letters)
 
     async def test_marked_dead_letters_are_found_among_others(self) -> None:
-        """A letter replaces the one of its key, marked or not."""
+        """The store must find marked dead letters, and replace a dead letter with the same key."""
         async with self._store() as store, self._claimed(store) as session:
             await session.commit(cursor=None, records=[], dead_letters=[_dead_letter(key) for key in "abcd"])
             assert list(await session.dead_letters(retry_requested=True)) == []
@@ -419,7 +420,7 @@ class StoreSuite:
             assert list(await session.dead_letters(retry_requested=True)) == marked[:1]
 
     async def test_a_record_that_is_not_dead_takes_the_dead_letter_away(self) -> None:
-        """Processed after all, or skipped; and nobody else's."""
+        """The store must remove the dead letter of a processed or skipped key, for this name only."""
         keys = [*_STRINGS, "dead", "other"]
         async with self._store() as store, self._claimed(store) as session, self._claimed(store, "b") as other:
             for one in (session, other):
@@ -434,7 +435,7 @@ class StoreSuite:
             assert (other.dead_letter_count, await other.dead_letter("1")) == (len(keys), _dead_letter("1"))
 
     async def test_a_dead_letter_is_added_with_the_record_of_its_key(self) -> None:
-        """What the commit adds stays, also if the same commit settles the one that was there."""
+        """The store must keep a dead letter added by a commit that also settles its key."""
         async with self._store() as store, self._claimed(store) as session:
             await session.commit(cursor=None, records=[Record("1")], dead_letters=[_dead_letter("1")])
             assert await session.dead_letter("1") == _dead_letter("1")
@@ -445,7 +446,7 @@ class StoreSuite:
             assert session.dead_letter_count == 0
 
     async def test_the_state_is_a_few_texts(self) -> None:
-        """Changed name by name, together with all else; any strings."""
+        """The store must change `state` by name, together with the commit, and accept any strings."""
         texts = {text: text for text in _STRINGS if text}
         async with self._store() as store, self._durable(store) as session:
             assert dict(session.state) == {}
@@ -457,7 +458,7 @@ class StoreSuite:
             assert dict(session.state) == {**texts, "new": "2"}
 
     async def test_the_state_that_was_read_does_not_change(self) -> None:
-        """Who looks at it while something is committed sees one state."""
+        """The store must not change a `state` mapping that the caller has read."""
         async with self._store() as store, self._claimed(store) as session:
             await session.commit(cursor=None, records=[], state={"a": "1"})
             before = session.state
@@ -465,7 +466,7 @@ class StoreSuite:
             assert (dict(before), dict(session.state)) == ({"a": "1"}, {"a": "2"})
 
     async def test_the_history_begins_where_the_name_does(self) -> None:
-        """And ends with the saved cursor."""
+        """The store must start the history with the inception and end it with the saved cursor."""
         async with self._store() as store, self._durable(store) as session:
             assert [cursor for cursor, _ in session.history] == [None]
             await session.commit(cursor=None, records=[Record("1")])
@@ -474,13 +475,13 @@ class StoreSuite:
             assert [cursor for cursor, _ in session.history] == [None, "c1"]
 
     async def test_a_cursor_is_as_old_as_its_page(self) -> None:
-        """Whoever reads again what lies behind it has to know when it was read, not when it was saved."""
+        """The store must keep the arrival time of a cursor's page, not the time of the commit."""
         async with self._store() as store, self._durable(store) as session:
             await session.commit(cursor="c1", records=[], read_at=1_000.5)
             assert session.history[-1] == ("c1", 1_000.5)
 
     async def test_the_history_has_a_cursor_of_a_second(self) -> None:
-        """However many are saved in it; saving the saved one again is no news."""
+        """The store must keep at most one earlier cursor per second, and ignore a repeated cursor."""
         async with self._store() as store, self._claimed(store) as session:
             for number in range(200):
                 await session.commit(cursor=str(number), records=[])
@@ -494,7 +495,7 @@ class StoreSuite:
             assert times[-1] <= saved.read_at
 
     async def test_a_reset_goes_on_from_another_place(self) -> None:
-        """The history begins anew; records, dead letters and the rest of the state stay."""
+        """The store must start a new history on reset, and keep records, dead letters and other state."""
         records, letters = [Record("1", fingerprint=1)], [_dead_letter("2")]
         async with self._store() as store, self._durable(store, *"12") as session:
             await session.commit(cursor="c1", records=records, dead_letters=letters, state={"a": "1", "b": "1"})
@@ -509,7 +510,7 @@ class StoreSuite:
             assert dict(session.state) == {"b": "1"}
 
     async def test_a_reset_may_begin_a_new_dedupe_epoch(self) -> None:
-        """What was recorded counts no more, and what is recorded then does."""
+        """The store must ignore earlier records after `forget=True`, and count later ones."""
         keys = [f"{number:036}" for number in range(_MANY)]
         records, letters = [Record(key, fingerprint=1) for key in keys], [_dead_letter("2")]
         async with self._store() as store, self._durable(store, *keys) as session:

@@ -1,4 +1,4 @@
-"""Conformance suite for stores that are the application's database too (G8), in a file or on a server."""
+"""Conformance suite for transactional stores (G8), in a file or on a server."""
 # ruff: noqa: S101 - a suite asserts; pytest explains asserts of the module that a test class comes from
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -17,13 +17,13 @@ from push_to_poll_client.testing._store_suite import StoreSuite
 
 
 class _HandlerFailed(Exception):
-    """What a handler raises here."""
+    """Raised by the handlers of this suite."""
 
 
 class TransactionalStoreSuite(StoreSuite):
-    """The `StoreSuite` for stores that are transactional, with more tests: effects and records, both or neither.
+    """The `StoreSuite` with more tests for transactional stores: effects and records together, or neither.
 
-    Besides what that one asks for, write `write` and `written`.
+    Also write `write` and `written`.
 
         class TestMyStore(TransactionalStoreSuite):
             async def make_store(self):
@@ -34,15 +34,15 @@ class TransactionalStoreSuite(StoreSuite):
     """
 
     async def write(self, store: Store, text: str) -> None:
-        """What a handler does: keep a text in a table of the application, through the store's `connection`."""
+        """Write a text to a table of the application through the store's `connection`, as a handler does."""
         raise NotImplementedError
 
     async def written(self, store: Store) -> Sequence[str]:
-        """Read the texts that are committed, in the order of their writing, as another program does."""
+        """Read the committed texts in the order of their writing, as another program would."""
         raise NotImplementedError
 
     async def _handle(self, store: Store, session: Any, *texts: str, fails: bool = False) -> None:
-        """Process messages whose keys are these texts, or fail at the end."""
+        """Process messages with these texts as keys, or fail at the end."""
         async with session.transaction([Record(text) for text in texts]):
             for text in texts:
                 await self.write(store, text)
@@ -63,7 +63,7 @@ class TransactionalStoreSuite(StoreSuite):
                 yield store, session
 
     async def _both_or_neither(self, store: Any, session: Any, *texts: str) -> set[str]:
-        """After a restart, those of the texts that are written, which have to be those that are recorded."""
+        """Return the recorded texts after a restart; check that exactly these are written."""
         await session.release()
         async with self._claimed(await self.reopen(store)) as reader:
             written, seen = await self.written(store), await self._seen(reader, texts)
@@ -71,10 +71,7 @@ class TransactionalStoreSuite(StoreSuite):
         return seen
 
     async def test_effects_are_durable_when_the_handler_returns(self) -> None:
-        """And their records with them, which a commit need not give again: nothing is open until the next handler.
-
-        A record that is given again and differs replaces the first.
-        """
+        """The store must commit writes and records when a handler returns; a later record replaces them."""
         async with self._transactional() as (store, session):
             await self._handle(store, session, "1")
             assert await self.written(store) == ["1"]
@@ -88,7 +85,7 @@ class TransactionalStoreSuite(StoreSuite):
             assert await self._both_or_neither(store, session, *"12345") == {*"1234"}
 
     async def test_a_commit_does_not_cut_a_message_in_two(self) -> None:
-        """One from another task, as of a dead letter, waits for the message in hand or leaves it alone."""
+        """The store must not commit half of a handler's writes because another task commits."""
         async with self._transactional() as (store, session):
             async with anyio.create_task_group() as tasks:
                 begun = anyio.Event()
@@ -108,7 +105,7 @@ class TransactionalStoreSuite(StoreSuite):
         await call()
 
     async def test_a_handler_that_raises_takes_back_its_own(self) -> None:
-        """What it wrote, and nothing else; its message is not processed."""
+        """The store must roll back the writes of a failed handler, and no others."""
         async with self._transactional() as (store, session):
             await self._handle(store, session, "1")
             with pytest.raises(_HandlerFailed):
@@ -118,7 +115,7 @@ class TransactionalStoreSuite(StoreSuite):
             assert await self._both_or_neither(store, session, "1", "2", "3", "4") == {"1", "4"}
 
     async def test_a_handler_that_raises_at_first_leaves_nothing_open(self) -> None:
-        """It may be tried again for hours, and others write meanwhile."""
+        """The store must leave no transaction open after a failed handler: a retry may take hours."""
         async with self._transactional() as (store, session), self._claimed(store, "b") as other:
             with pytest.raises(_HandlerFailed):
                 await self._handle(store, session, "1", fails=True)
@@ -127,7 +124,7 @@ class TransactionalStoreSuite(StoreSuite):
             assert await self.written(store) == ["2", "1"]
 
     async def test_a_cancelled_handler_takes_back_its_own(self) -> None:
-        """It is one that did not finish."""
+        """The store must roll back the writes of a cancelled handler."""
         async with self._transactional() as (store, session):
             with anyio.CancelScope() as scope:
                 async with session.transaction([Record("1")]):
@@ -138,7 +135,7 @@ class TransactionalStoreSuite(StoreSuite):
             assert await self._both_or_neither(store, session, "1") == set()
 
     async def test_a_commit_that_fails_takes_back_no_effects(self) -> None:
-        """Nor does it record what it was given besides."""
+        """The store must keep a handler's writes if a later commit fails, and record nothing of that commit."""
         async with self._transactional() as (store, session):
             await self._handle(store, session, "1")
             with self.failing(store), pytest.raises(StoreError):
@@ -149,7 +146,7 @@ class TransactionalStoreSuite(StoreSuite):
             assert await self._both_or_neither(store, session, "1", "2", "3") == {"1", "2"}
 
     async def test_a_handler_that_wrote_nothing_is_recorded_by_the_commit(self) -> None:
-        """At the latest."""
+        """The store must record a handler without writes in the next commit at the latest."""
         async with self._transactional() as (_, session):
             async with session.transaction([Record("1")]):
                 pass
@@ -157,7 +154,7 @@ class TransactionalStoreSuite(StoreSuite):
             assert await self._seen(session, ["1", "2"]) == {"1"}
 
     async def test_an_owner_that_was_replaced_has_no_effects(self) -> None:
-        """The token is looked at in the transaction of the effects (G10)."""
+        """The store must check the fencing token in the handler's transaction (G10)."""
         async with self._transactional() as (store, session):
             await self.steal(store, "a")
             with pytest.raises(OwnershipLost):
@@ -165,7 +162,7 @@ class TransactionalStoreSuite(StoreSuite):
             assert await self._both_or_neither(store, session, "1") == set()
 
     async def test_a_released_session_has_no_effects(self) -> None:
-        """It is not the owner any more, also while the store has another one."""
+        """The store must reject writes of a released session, also while the name has a new owner."""
         async with self._transactional() as (store, session):
             async with self._claimed(store, "b"):
                 await session.release()
@@ -174,7 +171,7 @@ class TransactionalStoreSuite(StoreSuite):
             assert await self._both_or_neither(store, session, "1") == set()
 
     async def test_a_reset_loses_no_effects(self) -> None:
-        """Nor does it separate them from their records."""
+        """The store must keep a handler's writes and their records together on reset."""
         async with self._transactional() as (store, session):
             await self._handle(store, session, "1")
             await session.reset("c1", forget=False)
@@ -182,7 +179,7 @@ class TransactionalStoreSuite(StoreSuite):
             assert await self._both_or_neither(store, session, "1", "2") == {"1"}
 
     async def test_the_session_reads_while_its_effects_are_not_committed(self) -> None:
-        """Of the next page, say."""
+        """The store must allow reads of the session, for example for the next page, between handlers."""
         async with self._transactional() as (store, session):
             await session.commit(cursor=None, records=[Record("1"), Record("9")])
             await self._handle(store, session, "2")
@@ -191,7 +188,7 @@ class TransactionalStoreSuite(StoreSuite):
             await session.commit(cursor=None, records=[Record("2")])
 
     async def test_the_connection_is_for_handlers_alone(self) -> None:
-        """Elsewhere, also in another task while a message is processed, it says what to do instead."""
+        """The store must reject the connection outside a handler, with an error that names the alternative."""
         async with self._transactional() as (store, session):
             for _ in range(2):
                 await self._check_no_connection(store)
@@ -209,7 +206,7 @@ class TransactionalStoreSuite(StoreSuite):
             store.connection  # noqa: B018 - a property
 
     async def test_a_handler_has_the_connection_in_its_threads_and_tasks(self) -> None:
-        """As a plain function does, which runs in a thread."""
+        """The store must allow the connection in threads and tasks of the handler."""
         async with self._transactional() as (store, session):
             async with session.transaction([Record("1")]):
                 assert await to_thread.run_sync(lambda: (store.connection,)) == (store.connection,)
@@ -219,7 +216,7 @@ class TransactionalStoreSuite(StoreSuite):
             assert await self.written(store) == ["1"]
 
     async def test_sessions_of_a_store_do_not_mix(self) -> None:
-        """Whether they take their transactions in turn or not: each commits its own."""
+        """The store must commit each session's writes with its own records."""
         async with self._transactional() as (store, session), self._claimed(store, "b") as other:
             async with anyio.create_task_group() as tasks:
                 for one, name in ((session, "a"), (other, "b")):
@@ -231,7 +228,7 @@ class TransactionalStoreSuite(StoreSuite):
             assert sorted(written) == sorted(f"{name}{number}" for name in "ab" for number in range(1, 10))
 
     async def _again(self, handle: Callable[..., Awaitable[None]], *args: Any) -> None:
-        """Call a handler again if its transaction could not be begun, as a consumer does."""
+        """Call a handler again if its transaction could not begin, as a consumer does."""
         while True:
             with suppress(TransactionConflict):
                 return await handle(*args)
@@ -247,7 +244,7 @@ class TransactionalStoreSuite(StoreSuite):
                 await session.commit(cursor=str(number), records=records)
 
     async def test_a_handler_cannot_wait_for_what_waits_for_it(self) -> None:
-        """It is told at once, where transactions are taken in turn: for the store, and for its own session."""
+        """The store must raise an error at once instead of a deadlock between a handler and its store."""
         async with self._transactional() as (store, session), self._claimed(store, "b") as other:
             if store.concurrent_transactions:
                 pytest.skip("transactions of the store do not wait for each other")

@@ -187,7 +187,7 @@ def test_a_file_in_use_is_left_alone(state, capsys):
 def test_a_missing_file_is_reported(tmp_path, capsys):
     code, _, err = rebind(capsys, str(tmp_path / "none.db"), "--feed", NEW)
     assert code == Exit.STATE
-    assert "none.db is not there" in err[0]
+    assert "no state file at " in err[0]
 
 
 def test_tail_goes_on_after_the_feed_has_moved(tmp_path, capfdbinary):

@@ -145,7 +145,7 @@ def test_a_missing_state_file_gives_exit_code_5_and_is_not_created(tmp_path, cap
     assert typed("status", "--state", str(path)) == Exit.STATE
     assert capsys.readouterr() == (
         "",
-        f"push-to-poll: StoreError: {path} is not there; name the file that a consumer keeps its state in\n",
+        f"push-to-poll: StoreError: no state file at {path}; give the file of a consumer\n",
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -31,7 +31,10 @@ pytestmark = pytest.mark.anyio
 
 FEED = "https://feed.example/"
 
-DAMAGED = "is damaged: it holds what this library does not write; put back a copy, or move it away to begin anew"
+DAMAGED = (
+    "is damaged: it contains a value that this library does not write; restore a copy, or move it away to start "
+    "over"
+)
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -495,7 +498,7 @@ class TestFiles:
     @pytest.mark.parametrize("garbage", [b"x", b"\n" * 1000, b"\n" * 2048, b"SQLite format 3\0" + b"\xff" * 1008])
     async def test_a_file_that_is_not_a_database_is_refused_and_left_unchanged(self, path, garbage):
         path.write_bytes(garbage)
-        async with refused(path, "no SQLite database.*name another file"):
+        async with refused(path, "not a SQLite database.*choose another file"):
             pass
 
     @pytest.mark.parametrize("size", [1, 99, 1024, 10_000, -1024, -1])
@@ -568,14 +571,16 @@ class TestFiles:
         await filled(path)
         with other_program(path) as connection:
             connection.execute(script)
-        async with refused(path, rf"is damaged: .*{shown}.*; put back a copy, or move it away to begin anew"):
+        async with refused(path, rf"is damaged: .*{shown}.*; restore a copy, or move it away to start over"):
             pass
 
     async def test_a_store_whose_schema_is_not_text_is_refused_as_damaged(self, path):
         await filled(path)
         words = b"CREATE TABLE push_to_poll_record"
         path.write_bytes(path.read_bytes().replace(words, words.replace(b"TABLE", b"T\x9d\x9d\x9dE"), 1))
-        async with refused(path, "is damaged: it holds what this library does not write; put back a copy"):
+        async with refused(
+            path, "is damaged: it contains a value that this library does not write; restore a copy"
+        ):
             pass
 
     async def test_an_application_can_keep_its_tables_and_version_numbers_in_a_store(self, path):
@@ -762,13 +767,13 @@ class TestFiles:
 
     async def test_a_directory_is_refused(self, tmp_path):
         (tmp_path / "store.db").mkdir()
-        with pytest.raises(StoreError, match=r"store\.db is not a file; name"):
+        with pytest.raises(StoreError, match=r"store\.db is not a file; choose"):
             await SQLiteStore(tmp_path / "store.db").claim("a", feed=FEED)
 
     @pytest.mark.parametrize("parent", ["missing", "file"])
     async def test_a_path_without_a_valid_parent_directory_is_refused(self, tmp_path, parent):
         (tmp_path / "file").touch()
-        with pytest.raises(StoreError, match=rf"{parent}/store\.db: cannot make the lock file .*directory"):
+        with pytest.raises(StoreError, match=rf"{parent}/store\.db: cannot create the lock file .*directory"):
             await SQLiteStore(tmp_path / parent / "store.db").claim("a", feed=FEED)
 
     async def test_a_file_that_cannot_be_created_is_a_store_error(self, path, monkeypatch):
@@ -780,7 +785,7 @@ class TestFiles:
             return really(name, flags, *args, **kwargs)
 
         monkeypatch.setattr(os, "open", refuse)
-        with pytest.raises(StoreError, match=r"store\.db cannot be made: Permission denied; name"):
+        with pytest.raises(StoreError, match=r"cannot create .*store\.db: Permission denied; choose"):
             await SQLiteStore(path).claim("a", feed=FEED)
 
     async def test_a_commit_to_a_read_only_file_is_a_store_error(self, path):
@@ -788,7 +793,7 @@ class TestFiles:
         store = SQLiteStore(path)
         async with claimed(store) as session:
             session._file.connection.execute("PRAGMA query_only=ON")
-            with pytest.raises(StoreError, match="readonly database; make it and its directory writable"):
+            with pytest.raises(StoreError, match="readonly database; make the file and its directory writable"):
                 await session.commit(cursor="c1", records=[])
 
     async def test_a_commit_on_a_full_disk_changes_nothing_and_can_be_repeated(self, path):

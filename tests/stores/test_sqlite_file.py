@@ -96,7 +96,7 @@ class TestInPlace:
                 (tmp_path / "other").touch()  # so that it gets another inode
                 changed.write_bytes(content)
             reason = (
-                rf"state\.db{suffix} was {how} .*while this process used .*state\.db: .*This commit was undone"
+                rf"state\.db{suffix} was {how} .*while this process used .*state\.db: .*This commit was rolled"
             )
             for _ in range(2):
                 with pytest.raises(StoreError, match=reason) as caught:
@@ -115,7 +115,7 @@ class TestInPlace:
                     store.connection.execute("CREATE TABLE note(text)")
                     path.rename(moved)
 
-            with pytest.raises(StoreError, match=r"deleted or moved away .* This commit was undone"):
+            with pytest.raises(StoreError, match=r"deleted or moved away .* This commit was rolled back"):
                 await handle()
             moved.rename(path)
             await commit(session, 3)
@@ -450,7 +450,8 @@ class TestCheckpoints:
                 (record,) = caplog.records
                 assert record.levelno == logging.WARNING
                 assert (
-                    "state.db-wal has 0 MiB and goes on growing: another program has a transaction" in caplog.text
+                    "state.db-wal has 0 MiB and is still growing: another program has a read transaction"
+                    in caplog.text
                 )
                 for number in range(30):
                     await commit(session, number)
@@ -475,7 +476,7 @@ class TestCheckpoints:
                 patch.setattr(file_module.Checkpoints, "_checkpoint", fail)
                 for number in range(60):
                     await commit(session, number)
-            assert "goes on growing: database or disk is full" in caplog.text
+            assert "is still growing: database or disk is full" in caplog.text
             for number in range(60, 90):
                 await commit(session, number)
             assert self.size(path) < 150_000
@@ -504,7 +505,7 @@ class TestForeignFiles:
         with anyio.fail_after(5), pytest.raises(StoreError) as error:
             await SQLiteStore(path).claim("a", feed="f")
         assert not path.exists(), "nothing was made"
-        assert "look at who made it, and delete it or name another file" in str(error.value)
+        assert "check its origin, then delete it or choose another file" in str(error.value)
         return str(error.value)
 
     @pytest.mark.parametrize("link", [os.symlink, os.link])
@@ -574,7 +575,7 @@ class TestErrors:
         assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
         os.link(path, path.with_name("link.db"))
         async with claimed(SQLiteStore(path)):
-            assert "state.db has 2 names (hard links), and each name has a lock of its own" in caplog.text
+            assert "state.db has 2 names (hard links), and each name has its own lock" in caplog.text
 
     @pytest.mark.parametrize("kind", ["TABLE json_each(a)", "VIEW Json_Each AS SELECT 1", "TABLE JSON_EACH(b)"])
     async def test_a_table_that_hides_a_function_is_refused(self, path, kind):
@@ -619,16 +620,16 @@ class TestErrors:
         [
             ("SQLITE_BUSY", False, StoreUnavailable, "for 5 s another program has had a write transaction open"),
             ("SQLITE_BUSY", True, StoreUnavailable, "for 5 s another program has had a transaction open"),
-            ("SQLITE_BUSY_RECOVERY", False, StoreUnavailable, "been repairing it after a crash"),
-            ("SQLITE_BUSY_SNAPSHOT", False, StoreUnavailable, "wrote to it since this transaction began"),
+            ("SQLITE_BUSY_RECOVERY", False, StoreUnavailable, "been repairing the file after a crash"),
+            ("SQLITE_BUSY_SNAPSHOT", False, StoreUnavailable, "wrote to the file after this transaction began"),
             ("SQLITE_LOCKED", False, StoreUnavailable, "another statement on the store's connection"),
             ("SQLITE_FULL", False, StoreUnavailable, "free some space"),
-            ("SQLITE_IOERR_WRITE", False, StoreUnavailable, "look at the disk"),
-            (8202, False, StoreError, "look at the disk"),
-            (8458, False, StoreError, "look at the disk"),
+            ("SQLITE_IOERR_WRITE", False, StoreUnavailable, "check the disk"),
+            (8202, False, StoreError, "check the disk"),
+            (8458, False, StoreError, "check the disk"),
             ("SQLITE_CANTOPEN", False, StoreUnavailable, "too many files are open"),
-            ("SQLITE_CANTOPEN", True, StoreError, "name a file that may be made"),
-            ("SQLITE_READONLY", False, StoreError, "make it and its directory writable"),
+            ("SQLITE_CANTOPEN", True, StoreError, "choose a file that this process can create"),
+            ("SQLITE_READONLY", False, StoreError, "make the file and its directory writable"),
             ("SQLITE_CORRUPT", False, StoreError, "damaged"),
         ],
     )
@@ -646,7 +647,7 @@ class TestErrors:
         with program(path) as other:
             other.execute("PRAGMA locking_mode = EXCLUSIVE")
             other.execute("BEGIN EXCLUSIVE")
-            with pytest.raises(StoreUnavailable, match="had a transaction open or has locked the whole file"):
+            with pytest.raises(StoreUnavailable, match="had a transaction open or has locked the file"):
                 await SQLiteStore(path).claim("a", feed="f")
 
 

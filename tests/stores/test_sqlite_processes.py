@@ -184,5 +184,5 @@ anyio.run(main)
     answer = anyio.run(own)
     assert (
         answer
-        == f"{pathlib.Path(path).resolve()} is in use by process {os.getpid()}; stop it, or name another file\n"
+        == f"{pathlib.Path(path).resolve()} is in use by process {os.getpid()}; stop it, or choose another file\n"
     )

@@ -250,7 +250,7 @@ class TestFile:
 
     async def test_a_file_that_is_not_a_sqlite_database_is_refused(self, path):
         path.write_bytes(b"no database" * 512)
-        with pytest.raises(StoreError, match="is no SQLite database"):
+        with pytest.raises(StoreError, match="is not a SQLite database"):
             await SQLiteStore(path, transactional=True).claim("a", feed=FEED)
         path.unlink()
         async with claimed(SQLiteStore(path, transactional=True)):

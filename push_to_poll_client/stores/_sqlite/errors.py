@@ -1,4 +1,4 @@
-"""Errors of SQLite, and of what a file holds, as a `StoreError` that names the file and a remedy."""
+"""Turn errors of SQLite and invalid stored values into a `StoreError` with the file and a fix."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -19,29 +19,29 @@ _MAY_PASS = {
     sqlite3.SQLITE_LOCKED,
     sqlite3.SQLITE_PROTOCOL,
 }
-"""Primary codes of errors that may pass without a change of the file or its directory. SQLITE_NOMEM is a
-MemoryError."""
+"""Primary codes of errors that may go away by themselves. SQLITE_NOMEM becomes a MemoryError."""
 
 _STAYS = {sqlite3.SQLITE_IOERR | 32 << 8, sqlite3.SQLITE_IOERR | 33 << 8}
-"""SQLITE_IOERR_DATA and SQLITE_IOERR_CORRUPTFS, which not every version of the module has: a damaged disk."""
+"""SQLITE_IOERR_DATA and SQLITE_IOERR_CORRUPTFS: a damaged disk. Some versions of the module lack the constants."""
 
 _WAITED = f"for {BUSY_TIMEOUT:g} s another program has"
 
 _ADVICE_WHEN_OPENED = {
-    sqlite3.SQLITE_BUSY: f"{_WAITED} had a transaction open or has locked the whole file: let it end",
-    sqlite3.SQLITE_CANTOPEN: "name a file that may be made or written",
+    sqlite3.SQLITE_BUSY: f"{_WAITED} had a transaction open or has locked the file: end that transaction",
+    sqlite3.SQLITE_CANTOPEN: "choose a file that this process can create or write",
 }
 
 _ADVICE = {
-    sqlite3.SQLITE_BUSY: f"{_WAITED} had a write transaction open or has locked the whole file: let it end",
-    sqlite3.SQLITE_BUSY | 1 << 8: f"{_WAITED} been repairing it after a crash: let it end",  # _RECOVERY
-    sqlite3.SQLITE_BUSY | 2 << 8: "another program wrote to it since this transaction began",  # _SNAPSHOT
-    sqlite3.SQLITE_CANTOPEN: "its directory may be gone, or too many files are open",
-    sqlite3.SQLITE_CORRUPT: "it is damaged or was cut off: put back a copy, or move it away to begin anew",
+    sqlite3.SQLITE_BUSY: f"{_WAITED} had a write transaction open or has locked the file: end that transaction",
+    sqlite3.SQLITE_BUSY
+    | 1 << 8: f"{_WAITED} been repairing the file after a crash: wait for its end",  # _RECOVERY
+    sqlite3.SQLITE_BUSY | 2 << 8: "another program wrote to the file after this transaction began",  # _SNAPSHOT
+    sqlite3.SQLITE_CANTOPEN: "the directory may be missing, or too many files are open",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged or cut off: restore a copy, or move it away to start over",
     sqlite3.SQLITE_FULL: "free some space",
     sqlite3.SQLITE_LOCKED: "another statement on the store's connection is not finished: close its cursor",
-    sqlite3.SQLITE_NOTADB: "it is no SQLite database: name another file",
-    sqlite3.SQLITE_READONLY: "make it and its directory writable",
+    sqlite3.SQLITE_NOTADB: "the file is not a SQLite database: choose another file",
+    sqlite3.SQLITE_READONLY: "make the file and its directory writable",
 }
 
 _READ_ERRORS = (sqlite3.Error, UnicodeError, msgspec.ValidationError)
@@ -49,7 +49,7 @@ _READ_ERRORS = (sqlite3.Error, UnicodeError, msgspec.ValidationError)
 
 @contextmanager
 def wrap_sqlite_errors(path: str, *, opening: bool = False) -> Iterator[None]:
-    """Raise errors of the `with` body as `store_error` returns them."""
+    """Convert errors of the `with` body by `store_error`."""
     try:
         yield
     except _READ_ERRORS as error:
@@ -57,13 +57,7 @@ def wrap_sqlite_errors(path: str, *, opening: bool = False) -> Iterator[None]:
 
 
 def store_error(path: str, error: BaseException, *, opening: bool = False) -> BaseException:
-    """Make a `StoreError` of an error of SQLite or of a value that was read; return any other error as it is.
-
-    Args:
-        path: The file.
-        error: The error, which becomes the cause of the `StoreError`.
-        opening: The file is not open yet.
-    """
+    """Convert an error of SQLite or of a stored value to a `StoreError`; return others unchanged."""
     if not isinstance(error, _READ_ERRORS):
         return error
     if isinstance(error, sqlite3.Error):
@@ -71,19 +65,19 @@ def store_error(path: str, error: BaseException, *, opening: bool = False) -> Ba
         extended = getattr(error, "sqlite_errorcode", 0)
         code = extended & 0xFF
         table = {**_ADVICE, **_ADVICE_WHEN_OPENED} if opening else _ADVICE
-        advice = table.get(extended) or table.get(code, "look at the disk and at what else uses the file")
+        advice = table.get(extended) or table.get(code, "check the disk and the other programs that use the file")
         may_pass = code in _MAY_PASS and extended not in _STAYS
         if code == sqlite3.SQLITE_CANTOPEN and not opening:  # a temporary file
             may_pass = True
         kind = StoreUnavailable if may_pass else StoreError
-        # The message of SQLite may hold text of the file: it quotes a schema that it cannot read.
+        # SQLite's message may quote text of the file: a schema that it cannot read.
         made = kind(f"{path} cannot be used: {one_line(str(error))}; {advice}")
     else:
-        made = StoreError(damage_message(path, "it holds what this library does not write"))
+        made = StoreError(damage_message(path, "it contains a value that this library does not write"))
     made.__cause__ = error
     return made
 
 
 def damage_message(path: str, why: str) -> str:
-    """Build the error text for a store that only a copy can repair."""
-    return f"{path} is damaged: {why}; put back a copy, or move it away to begin anew"
+    """Build the error text for a file that must be replaced by a copy."""
+    return f"{path} is damaged: {why}; restore a copy, or move it away to start over"

@@ -1,10 +1,11 @@
-"""The database file: one process owns it, and uses it through one connection.
+"""The database file: one process owns it and uses it through one connection.
 
 The owner holds the lock of `owner_lock.py`. Side files of SQLite (`-wal`, `-shm`, `-journal`) that are not regular
-files are refused: SQLite would write to what they lead to. `Checkpoints` lets the write-ahead log begin anew.
+files are rejected, because SQLite would write through a link. `Checkpoints` limits the size of the write-ahead
+log.
 
-The owner reads the database file through its one connection only: on POSIX, closing any other descriptor of the
-file would drop SQLite's own locks (https://www.sqlite.org/howtocorrupt.html, section 2.2).
+The owner reads the file only through its one connection. On POSIX, closing any other descriptor of the file drops
+SQLite's locks (https://www.sqlite.org/howtocorrupt.html, section 2.2).
 """
 
 import contextlib
@@ -30,34 +31,24 @@ _logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 _SMALLEST_PAGE = 512  # bytes, in SQLite
 
 _MISPLACED = {
-    "": "SQLite writes to a file that is not there any more. Stop, and put it back; or, to go on with what is "
-    "there, move its -wal and -shm away",
-    "-wal": "it holds the newest commits, which no other program sees; start again, which saves them",
-    ".lock": "a second process could use the file at the same time; see that none does, and start again",
+    "": "SQLite writes to a file that no longer exists at this path. Stop and put the file back; or, to use the "
+    "file that is there now, move its -wal and -shm away",
+    "-wal": "it contains the newest commits, which no other program sees; restart, which saves them",
+    ".lock": "a second process could use the file at the same time; make sure that none does, and restart",
 }
-"""For the suffix of each file that belongs to an open database: the danger when it is gone, and what to do."""
+"""Danger and fix for each file that may be missing while the database is open, by suffix."""
 
 
 _open_files: set["OpenFile"] = set()
-"""Holds the files that a forked child inherited too: it must not close a connection of its parent, not even when
-it is collected as garbage (https://www.sqlite.org/howtocorrupt.html, section 2.6)."""
+"""Keeps inherited files alive in a forked child, which must never close a connection of its parent
+(https://www.sqlite.org/howtocorrupt.html, section 2.6)."""
 
 
 class OpenFile:
-    """The owner lock and the one connection of a database file.
-
-    Args:
-        path: Absolute, links followed. A missing or empty file is made into a store.
-        thread: The thread of the store, in which the file is opened and used.
-        synchronous: When a commit is on the disk; see `SQLiteStore`.
-
-    Raises:
-        StoreBusy: Another process owns the file, or another store object of this process.
-        StoreError: It cannot be opened, or is not a store of this library, or one of a newer version.
-    """
+    """The owner lock and the one connection of a database file. Creates a missing file."""
 
     shared = False
-    """True if the database is an application's too."""
+    """True if the database is also an application's."""
 
     def __init__(self, path: str, thread: StoreThread, *, synchronous: Synchronous) -> None:
         self.path = path
@@ -106,7 +97,7 @@ class OpenFile:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Commit the statements of the `with` body together, or none of them. Within access to the file."""
+        """Commit the statements of the `with` body together, or none. Call within `access()`."""
         try:
             self.begin()
             yield
@@ -120,7 +111,7 @@ class OpenFile:
 
     def begin(self) -> None:
         """Begin a transaction."""
-        # Take the write lock first: a transaction that reads and then writes fails when it meets another one.
+        # Take the write lock first: a transaction that reads and then writes can fail because of another writer.
         self.connection.execute("BEGIN IMMEDIATE")
 
     def undo(self) -> None:
@@ -131,16 +122,11 @@ class OpenFile:
         self.has_ended()
 
     def has_ended(self) -> None:
-        """Take note that a transaction has ended."""
+        """Hook: a transaction has ended."""
 
     def before_commit(self) -> None:
-        """Do what each transaction does as its last part.
-
-        Raises:
-            StoreError: The file was deleted or replaced, or a file that belongs to it: SQLite would not notice.
-            sqlite3.Error: As SQLite raises it.
-        """
-        for path, device, inode, danger in self._in_place:  # 4 µs each; a commit takes some 200 or more
+        """Check that the files are in place, which SQLite does not do, and mark the database."""
+        for path, device, inode, danger in self._in_place:  # 4 µs each; a commit takes 200 µs or more
             try:
                 found = os.stat(path)  # noqa: PTH116  # opens nothing, so drops no lock
             except OSError:
@@ -148,7 +134,7 @@ class OpenFile:
             if found is None or found.st_ino != inode or found.st_dev != device:
                 raise StoreError(
                     f"{path} was {'replaced by another file' if found else 'deleted or moved away'} while this "
-                    f"process used {self.path}: {danger}. This commit was undone"
+                    f"process used {self.path}: {danger}. This commit was rolled back"
                 )
         self._checkpoints.before_commit()
 
@@ -166,7 +152,7 @@ class OpenFile:
         ]
 
     def close(self) -> None:
-        """Close the connection and give the file back. Never raises."""
+        """Close the connection and release the file. Never raises."""
         _open_files.remove(self)
         self._checkpoints.close()
         with contextlib.suppress(sqlite3.Error):  # everything committed is in the file already
@@ -179,19 +165,19 @@ _SELECT_PAGE = "SELECT rootpage FROM sqlite_master WHERE type = 'table' AND name
 _SAVE_MARK = "INSERT OR REPLACE INTO push_to_poll_wal(id, mark) VALUES (1, ?)"
 
 _CHECKPOINT_FRAMES = 2_000
-"""Pages in the WAL, 8 MB, after which it begins anew. A checkpoint every 1,000, 2,000 or 4,000 pages costs the
-same, and the longest commit takes 6 to 9 ms. Those that SQLite makes by itself write no mark before."""
+"""Pages in the WAL, 8 MB, until a checkpoint. 1,000, 2,000 and 4,000 pages cost the same; the longest commit takes
+6 to 9 ms. SQLite's automatic checkpoints are off, because they write no mark."""
 
 _LARGE_WAL = 64 << 20
-"""Bytes. A larger file is reported, and cut off when that is possible. A smaller one is written anew from its
-beginning: a commit that makes a file longer takes about a third more time (ext4)."""
+"""Bytes. A larger WAL is logged, and truncated when possible. A smaller one is overwritten from its start: a
+commit that makes a file longer takes about a third more time (ext4)."""
 
 
 class Checkpoints:
-    """Marks the database, and lets its WAL begin anew in time. Waits for no other program.
+    """Marks the database and makes checkpoints, without waiting for other programs.
 
     Args:
-        connection: In WAL mode, without checkpoints of its own.
+        connection: Connection in WAL mode with automatic checkpoints off.
         path: The database.
     """
 
@@ -199,23 +185,19 @@ class Checkpoints:
         self._connection = connection
         self._path = path
         self._wal = open(f"{path}-wal", "rb", buffering=0)  # noqa: PTH123, SIM115  # closed by `close()`
-        self._is_new = True  # the WAL begins anew with the next commit, or did with the last one
-        self._next = 0  # a checkpoint comes after the commit that finds so many frames in the WAL
+        self._is_new = True  # the next commit starts the WAL over, or the last one did
+        self._next = 0  # frames in the WAL after which a commit is followed by a checkpoint
         self._is_last = False  # this commit comes before a checkpoint
         self._warned = False
 
     def before_commit(self) -> None:
-        """Write a new mark if it is time for one. Within the transaction.
-
-        Raises:
-            sqlite3.Error: As SQLite raises it.
-        """
+        """Write a new mark, within the transaction, if one is due."""
         self._is_last = self._next == 0 or (not self._is_new and self._has_frames(self._next))
         if self._is_new or self._is_last:
             self._write_mark()
 
     def _has_frames(self, count: int) -> bool:
-        # The size of the file tells nothing: after the last frame come those of an earlier time.
+        # The size of the file does not help: old frames follow the last valid one.
         self._wal.seek(0)
         header = self._wal.read(HEADER.size) or b""
         if len(header) < HEADER.size:
@@ -232,7 +214,7 @@ class Checkpoints:
         self._connection.execute(_SAVE_MARK, (mark.encode(),))
 
     def after_commit(self) -> None:
-        """Let the WAL begin anew if it is time. Never raises: what is committed is in the file already."""
+        """Make a checkpoint if one is due. Never raises, because the commit is already saved."""
         self._is_new = False
         if self._is_last:
             try:
@@ -243,7 +225,7 @@ class Checkpoints:
             self._report(hindrance)
 
     def _checkpoint(self) -> str | None:
-        """Copy the WAL into the database. Returns what keeps the WAL from beginning anew."""
+        """Copy the WAL into the database. Return the reason if the WAL cannot start over."""
         execute = self._connection.execute
         mode = "TRUNCATE" if self.wal_stats().st_size >= _LARGE_WAL else "RESTART"
         (timeout,) = execute("PRAGMA busy_timeout").fetchone()
@@ -252,7 +234,7 @@ class Checkpoints:
             busy, frames, copied = execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         finally:
             execute(f"PRAGMA busy_timeout = {timeout}")
-        # If a reader of the newest state alone is in the way, the next commit may begin the WAL anew all the same.
+        # If all readers see the newest state, the next commit can start the WAL over although one is active.
         self._is_new = not busy or frames == copied >= 0
         if self._is_new:
             self._next = 0 if busy else _CHECKPOINT_FRAMES
@@ -260,10 +242,10 @@ class Checkpoints:
         self._next = max(frames, self._next) + _CHECKPOINT_FRAMES
         if frames < 0:
             return "another program writes to the file or makes a checkpoint"
-        return "another program has a transaction open in which it reads; end it"
+        return "another program has a read transaction open; end it"
 
     def wal_stats(self) -> os.stat_result:
-        """Stat the WAL that the connection uses, wherever it is now."""
+        """Return the stats of the WAL in use, even if it was moved."""
         return os.fstat(self._wal.fileno())
 
     def _report(self, hindrance: str | None) -> None:
@@ -273,7 +255,7 @@ class Checkpoints:
         elif hindrance is not None and not self._warned:
             self._warned = True
             _logger.warning(
-                "%s-wal has %d MiB and goes on growing: %s",
+                "%s-wal has %d MiB and is still growing: %s",
                 self._path,
                 size >> 20,
                 hindrance,
@@ -285,24 +267,24 @@ class Checkpoints:
 
 
 def _create(path: str) -> None:
-    """Create a missing file, readable by its owner alone; SQLite gives its side files the same permissions."""
+    """Create a missing file, readable only by its owner. SQLite copies the mode to its side files."""
     try:
         # This never opens a file that exists, and nothing uses a new file yet, so closing it drops no lock.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
-        if not Path(path).is_file():  # waiting would not help, as it does with an I/O error of a disk
-            raise StoreError(f"{path} is not a file; name a file that may be made or written") from None
+        if not Path(path).is_file():  # not StoreUnavailable: waiting does not help
+            raise StoreError(
+                f"{path} is not a file; choose a file that this process can create or write"
+            ) from None
         check_size(Path(path))
     except OSError as error:
-        raise StoreError(f"{path} cannot be made: {error.strerror}; name a file that may be made") from error
+        raise StoreError(
+            f"cannot create {path}: {error.strerror}; choose a file that this process can create"
+        ) from error
 
 
 def _check_side_files(path: str) -> None:
-    """Refuse a side file of SQLite that is a link or a special file: SQLite would write to what it leads to.
-
-    Raises:
-        StoreError: There is one.
-    """
+    """Reject a side file that is a link or a special file, because SQLite would write through it."""
     for suffix in ("-wal", "-shm", "-journal"):
         try:
             found = os.lstat(f"{path}{suffix}")
@@ -310,8 +292,8 @@ def _check_side_files(path: str) -> None:
             continue
         if not stat.S_ISREG(found.st_mode):
             raise StoreError(
-                f"{path} cannot be used: {path}{suffix} is a link or a special file, which SQLite never makes. "
-                "Nothing was changed; look at who made it, and delete it or name another file"
+                f"{path} cannot be used: {path}{suffix} is a link or a special file, which SQLite never creates. "
+                "Nothing was changed; check its origin, then delete it or choose another file"
             )
 
 
@@ -320,39 +302,34 @@ def _warn_of_other_writers(path: str) -> None:
         found = os.stat(path)  # noqa: PTH116  # a str, which may hold anything
         if found.st_nlink > 1:
             _logger.warning(
-                "%s has %d names (hard links), and each name has a lock of its own: a process that opens the file "
-                "by another name is not kept out, and damages it; use one name, and copy instead of linking",
+                "%s has %d names (hard links), and each name has its own lock: a process that opens the file by "
+                "another name is not refused and can damage it; use one name, and copy instead of linking",
                 path,
                 found.st_nlink,
             )
         if found.st_mode & stat.S_IWOTH and sys.platform != "win32":
             _logger.warning(
-                "%s has the mode %s: every user of this machine may write to it, and so change what is processed; "
-                "run chmod 600 on it",
+                "%s has the mode %s: every user of this machine can write to it and change which messages are "
+                "processed; run chmod 600 on it",
                 path,
                 f"{stat.S_IMODE(found.st_mode):04o}",
             )
 
 
 def check_size(path: Path) -> None:
-    """Refuse a file that was cut off, which SQLite accepts.
-
-    SQLite takes a file of one byte for an empty one, and reads a missing end of the last page as zeros.
-
-    Raises:
-        StoreError: The size is not a whole number of pages.
-    """
+    """Reject a file whose size is not a whole number of pages. SQLite accepts such files."""
+    # SQLite treats a file of one byte as empty, and reads the missing end of a page as zeros.
     # After a crash the rest may be in a side file.
     unfinished = any(Path(f"{path}{suffix}").exists() for suffix in ("-wal", "-journal"))
     if path.is_file() and not unfinished and path.stat().st_size % _page_size(path):
         raise StoreError(
-            f"{path} cannot be used: it was cut off, or is no SQLite database; put back a copy, or name another "
-            "file"
+            f"{path} cannot be used: it was cut off, or is not a SQLite database; restore a copy, or choose "
+            "another file"
         )
 
 
 def _page_size(path: Path) -> int:
-    """Bytes of a page (https://www.sqlite.org/fileformat.html, section 1.3.2)."""
+    """Read the page size in bytes (https://www.sqlite.org/fileformat.html, section 1.3.2)."""
     head = b""
     with contextlib.suppress(OSError), path.open("rb") as file:  # SQLite cannot read it either, and raises
         head = file.read(18)

@@ -1,17 +1,14 @@
 """Ownership of a database file: at most one process uses it as its store.
 
 The owner holds a lock of the operating system on a second file, `<path>.lock`. The lock ends with the process,
-also when the process is killed, so it never has to be broken by hand or by age. The lock file stays: a program
-that deletes lock files deletes, sooner or later, one that another process has just locked. The lock file holds the
-owner's process id, which is only shown; the lock of the operating system decides.
+even if the process is killed. The lock file is never deleted: deleting it could remove a file that another process
+has just locked. The file contains the owner's process id, for messages only.
 
-In a directory where others may write, they can put a link to a file of yours in place of the lock file.
-So the lock file is opened without following a link, only a regular file with one name is used, and a file that
-holds anything but a process id is left as it is.
+In a shared directory, an attacker can replace the lock file by a link to another file. So links are not followed,
+only a regular file with one name is used, and a file with anything but a process id is not changed.
 
-`lock_holder` finds the owner without taking the lock, which would keep out a consumer that starts at the same
-instant. Linux lists its locks; elsewhere the owner is the process whose id is in the lock file, if that process
-exists.
+`lock_holder` finds the owner without taking the lock, so it never keeps out a consumer that is starting. Linux
+lists its locks; elsewhere the owner is the process named in the lock file, if that process exists.
 """
 
 import contextlib
@@ -28,12 +25,7 @@ _MAX_PROCESS_ID = 20
 
 
 def _open_lock_file(path: str, flags: int) -> int:
-    """Open the lock file of `path`, and nothing that a link or a special file in its place would lead to.
-
-    Raises:
-        OSError: It cannot be opened.
-        StoreError: It is not a regular file, or has several names.
-    """
+    """Open the lock file of `path` without following links."""
     # O_NONBLOCK: else opening a FIFO waits for its other end. Windows has neither flag, and no links without a
     # privilege.
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -47,8 +39,8 @@ def _open_lock_file(path: str, flags: int) -> int:
 
 def _not_a_lock_file(path: str) -> str:
     return (
-        f"{path}: {path}.lock is not a lock file: it is a link, a special file, or holds something else than a "
-        "process id. Nothing was changed; look at who made it, and delete it or name another file"
+        f"{path}: {path}.lock is not a lock file: it is a link or a special file, or its content is not a process "
+        "id. Nothing was changed; check its origin, then delete it or choose another file"
     )
 
 
@@ -57,11 +49,7 @@ _PROC_LOCK_LINE = re.compile(r"^\d+: FLOCK +ADVISORY +WRITE +(\d+) (\w+:\w+):(\d
 
 
 def lock_holder(path: str) -> int | None:
-    """Return the process that owns a file, or None. A process in another container cannot be seen.
-
-    Args:
-        path: The owned file, absolute, links followed; see `OwnerLock`.
-    """
+    """Return the process that owns a file, or None. Processes of other containers are not visible."""
     try:
         # Closing it drops no flock of another descriptor.
         with open(_open_lock_file(path, os.O_RDONLY), "rb") as file:
@@ -144,15 +132,7 @@ if sys.platform != "win32":  # pragma: no branch  # the tests run on POSIX
 
 
 class OwnerLock:
-    """Ownership of `path` until `release()` or the end of the process. A forked child does not inherit it.
-
-    Args:
-        path: The file to own, which is not touched; the lock is on the file `<path>.lock`.
-
-    Raises:
-        StoreBusy: Another process owns it, or another lock object of this process.
-        StoreError: The lock file cannot be made or locked.
-    """
+    """Ownership of `path` until `release()` or the end of the process. Not inherited by a forked child."""
 
     def __init__(self, path: str) -> None:
         try:
@@ -164,8 +144,8 @@ class OwnerLock:
                 if not stat.S_ISREG(os.lstat(f"{path}.lock").st_mode):
                     raise StoreError(_not_a_lock_file(path)) from None
             raise StoreError(
-                f"{path}: cannot make the lock file {path}.lock: {error.strerror}; name a file in a directory "
-                "that exists and may be written"
+                f"{path}: cannot create the lock file {path}.lock: {error.strerror}; choose a file in a directory "
+                "that exists and is writable"
             ) from error
         try:
             self._acquire(path)
@@ -175,7 +155,7 @@ class OwnerLock:
         _held_locks.add(self)
 
     def stats(self) -> os.stat_result:
-        """Stat the lock file that is locked, wherever it is now."""
+        """Return the stats of the locked file, even if it was moved."""
         return os.fstat(self._descriptor)
 
     def _acquire(self, path: str) -> None:
@@ -183,11 +163,11 @@ class OwnerLock:
             _lock(self._descriptor)
         except BlockingIOError as error:
             raise StoreBusy(
-                f"{path} is in use by {self._describe_owner()}; stop it, or name another file"
+                f"{path} is in use by {self._describe_owner()}; stop it, or choose another file"
             ) from error
         except OSError as error:
             raise StoreError(
-                f"{path}: cannot lock {path}.lock: {error.strerror}; name a file on a local disk"
+                f"{path}: cannot lock {path}.lock: {error.strerror}; choose a file on a local disk"
             ) from error
         # NULs are what the crash of a machine leaves of a process id.
         if os.read(self._descriptor, _MAX_PROCESS_ID + 1).strip(b"\0 0123456789") or (
@@ -206,7 +186,7 @@ class OwnerLock:
         return f"process {process}" if process.isdecimal() else "another process"
 
     def release(self) -> None:
-        """Give the ownership back. Does nothing in a forked child."""
+        """Release the lock. Does nothing in a forked child."""
         if self in _held_locks:
             _held_locks.remove(self)
             with contextlib.suppress(OSError):

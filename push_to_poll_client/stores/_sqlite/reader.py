@@ -1,18 +1,16 @@
 """Read a store's file without disturbing the process that owns it.
 
-A consumer may own it, start, stop or be killed meanwhile. So this module takes no lock that a consumer would wait
-for, and it writes and creates nothing next to the file: a side file made by another user would keep the owner out.
-There are three ways to open the file:
+A consumer may run, start, stop or be killed meanwhile. So this module takes no lock that a consumer would wait
+for. It creates nothing next to the file: a side file of another user would keep the owner out. There are three
+ways to open the file:
 
-- Both side files of a WAL exist, of a consumer that runs or was killed: open the file as one reader among others.
-  With `readonly_shm` SQLite leaves the shared memory as it is, and it reads the WAL of a dead owner by itself.
-- There is no side file, or none with content: open the file alone. Without `immutable` SQLite would make side
-  files.
-- Only some of the files that belong together exist, as in a copy: read a temporary copy of all of them, since
-  SQLite would have to write.
+- Both side files of a WAL exist, because a consumer runs or was killed: open the file as one of several readers.
+  With `readonly_shm` SQLite does not change the shared memory, and reads the WAL of a dead owner by itself.
+- No side file has content: open the file alone. Without `immutable` SQLite would create side files.
+- Only some of the side files exist, as in a copy: read a temporary copy of all files, because SQLite must write.
 
-The second and the third are right only if nothing was written meanwhile. So the files are compared before and
-after the reading, and read again if they differ.
+The second and third ways are right only if nothing is written meanwhile. So the files are compared before and
+after reading, and read again if they differ.
 """
 
 import os
@@ -57,19 +55,10 @@ _FileStats: TypeAlias = Mapping[str, tuple[int, int, int]]
 
 
 def _query(path: str, read: Callable[[sqlite3.Connection], _T]) -> tuple[_T | None, int]:
-    """Read the file of a `SQLiteStore`.
+    """Return the result of `read` and the size of the store in bytes, with its side files.
 
-    Args:
-        path: Absolute, links followed.
-        read: Asks the connection, perhaps several times: the file may change meanwhile. One statement or one
-            transaction sees all of it as it is at one instant.
-
-    Returns:
-        What it returned (`None`: the file is empty, its consumer is about to begin), and the size of the file in
-        bytes, with what is not yet in its main file.
-
-    Raises:
-        StoreError: As for `read_store`.
+    `read` may be called several times, because the file may change meanwhile. The result is None if the file is
+    empty.
     """
     for _ in range(_ATTEMPTS - 1):
         before = _stat_files(path)
@@ -87,7 +76,7 @@ def _query(path: str, read: Callable[[sqlite3.Connection], _T]) -> tuple[_T | No
 
 
 def _is_transient(error: StoreError) -> bool:
-    """Whether a consumer that is just starting or stopping can cause the error."""
+    """Return True if a consumer that starts or stops can cause the error."""
     return getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF in _TRANSIENT_ERRORS
 
 
@@ -98,9 +87,9 @@ def _total_size(stats: _FileStats) -> int:
 def _stat_files(path: str) -> _FileStats:
     stats = {suffix: found for suffix in ("", *_SIDE_FILES) if (found := _stat_file(f"{path}{suffix}"))}
     if "" not in stats:
-        raise StoreError(f"{path} is not there; name the file that a consumer keeps its state in")
+        raise StoreError(f"no state file at {path}; give the file of a consumer")
     if not os.access(path, os.R_OK):
-        raise StoreError(f"{path} may not be read by this user; ask as its owner")
+        raise StoreError(f"this user cannot read {path}; run the command as its owner")
     return stats
 
 
@@ -111,15 +100,15 @@ def _stat_file(path: str) -> tuple[int, int, int] | None:
         return None
     except OSError as error:
         raise StoreError(
-            f"{path} cannot be read: {error.strerror}; name another file, or ask as its owner"
+            f"cannot read {path}: {error.strerror}; give another file, or run the command as its owner"
         ) from error
     if not stat.S_ISREG(found.st_mode):
-        raise StoreError(f"{path} is no file; name the file that a consumer keeps its state in")
+        raise StoreError(f"{path} is not a file; give the file of a consumer")
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _read(path: str, stats: _FileStats, read: Callable[[sqlite3.Connection], _T]) -> _T | None:
-    if lock_holder(path) is None:  # an owner has looked, and changes both files while they are compared
+    if lock_holder(path) is None:  # an owner has checked the files, and changes them meanwhile
         check_wal(path)
     with (
         _database_uri(path, stats) as uri,
@@ -159,7 +148,9 @@ def _temporary_copy(path: str, stats: _FileStats) -> Iterator[Path]:
             for suffix in stats:
                 shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
         except OSError as error:
-            raise StoreError(f"{path} cannot be copied to be read: {error.strerror}; free some space") from error
+            raise StoreError(
+                f"cannot make a temporary copy of {path}: {error.strerror}; free some space"
+            ) from error
         yield copy
 
 
@@ -196,19 +187,19 @@ _SELECT_PROGRESS = """
 
 @dataclass(frozen=True, slots=True)
 class ConsumerProgress:
-    """How far a consumer is.
+    """Progress of one consumer.
 
     Attributes:
-        name: Of the consumer.
-        feed: What the name is bound to.
-        cursor: The saved one; `None` is the inception.
-        records: How many dedupe records it has.
-        dead_letters: How many dead letters it has.
-        failing: How many messages failed and are to be tried again.
+        name: Name of the consumer.
+        feed: Identity of the feed that the name is bound to.
+        cursor: The saved cursor. None means the inception.
+        records: Number of dedupe records.
+        dead_letters: Number of dead letters.
+        failing: Number of failed messages that will be retried.
         fencing_token: The fencing token of the last claim.
-        gap: What the feed said last that it can no longer give; `None`: it said no such thing.
-        gap_at: When that was seen, in seconds since the epoch; likewise.
-        last_progress: When the newest dedupe record was made, in seconds since the epoch; `None`: there is none.
+        gap: The feed's last report of messages that it no longer has. None if there was no report.
+        gap_at: Time of that report, in seconds since the epoch, or None.
+        last_progress: Time of the newest dedupe record, in seconds since the epoch. None if there is no record.
     """
 
     name: str
@@ -228,10 +219,10 @@ class StoreFile:
     """The file of a `SQLiteStore` at one instant.
 
     Attributes:
-        path: Absolute, links followed.
-        size: In bytes, with what is not yet in its main file.
-        owner: The process that owns it, as far as this one can see; `None`: nobody.
-        progress: Of each consumer name, in the order of the names.
+        path: Absolute path, with links resolved.
+        size: Bytes of the file and its side files.
+        owner: Id of the process that owns the file. None if no owner is visible.
+        progress: Progress of each consumer, ordered by name.
     """
 
     path: str
@@ -241,12 +232,12 @@ class StoreFile:
 
 
 def read_store(path: str | os.PathLike[str]) -> StoreFile:
-    """Read the file of a `SQLiteStore`, also while a consumer uses it, and without its noticing.
+    """Read the file of a `SQLiteStore`, even while a consumer uses it.
 
-    Not for a process that itself has the file open: looking at it would drop its locks.
+    Do not call it in a process that has the file open as a store: the process would lose its locks.
 
     Raises:
-        StoreError: It is not there, cannot be read, or is no store of this library, or one of a newer version.
+        StoreError: The file is missing, cannot be read, or is not a store of this version of the library.
     """
     absolute = os.path.realpath(path)
     progress, size = _query(absolute, select_progress)
@@ -254,7 +245,7 @@ def read_store(path: str | os.PathLike[str]) -> StoreFile:
 
 
 def select_progress(connection: sqlite3.Connection) -> tuple[ConsumerProgress, ...]:
-    """Read how far each consumer is, in the order of the names."""
+    """Read the progress of each consumer, ordered by name."""
     rows = connection.execute(_SELECT_PROGRESS)
     names = [name for name, *_ in rows.description]
     values = [dict(zip(names, map(decode_text, row), strict=True)) for row in rows]
@@ -262,12 +253,10 @@ def select_progress(connection: sqlite3.Connection) -> tuple[ConsumerProgress, .
 
 
 def read_dead_letters(path: str | os.PathLike[str], name: str) -> Iterator[DeadLetter]:
-    """Read the dead letters of a consumer name, in the order of their keys, as `read_store` reads.
-
-    Some at a time, so what changes meanwhile may be seen as it was or as it is.
+    """Read the dead letters of a consumer in batches, ordered by key.
 
     Raises:
-        StoreError: As for `read_store`; or there is no such name.
+        StoreError: As for `read_store`, or the file has no consumer of this name.
     """
     after: str | None = None
 
@@ -280,26 +269,26 @@ def read_dead_letters(path: str | os.PathLike[str], name: str) -> Iterator[DeadL
 
 
 def read_dead_letter(path: str | os.PathLike[str], name: str, key: str) -> DeadLetter | None:
-    """Read the dead letter with this dedupe key, as `read_store` reads; None if there is none.
+    """Read the dead letter with this dedupe key, or return None.
 
     Raises:
-        StoreError: As for `read_store`; or there is no such name.
+        StoreError: As for `read_store`, or the file has no consumer of this name.
     """
     return _query_consumer(path, name, lambda connection, row: StoredDeadLetters(connection, row.id).read_one(key))
 
 
 MAX_FOUND = 5
-"""Keys that `find_dead_letters` returns for one message id: a user chooses one of them."""
+"""Most keys that `find_dead_letters` returns for one message id; an error lists them."""
 
 
 def find_dead_letters(path: str | os.PathLike[str], name: str, text: str) -> tuple[list[str], bool]:
-    """Find dead letters by dedupe key, or if none has it, by message id, as `read_store` reads.
+    """Find dead letters by dedupe key or, if no key matches, by message id.
 
     Returns:
-        The dedupe keys, of `MAX_FOUND` dead letters at most, and whether there are more.
+        At most `MAX_FOUND` dedupe keys, and True if there are more.
 
     Raises:
-        StoreError: As for `read_store`; or there is no such name.
+        StoreError: As for `read_store`, or the file has no consumer of this name.
     """
 
     def find(connection: sqlite3.Connection, row: ConsumerRow) -> list[str]:
@@ -313,10 +302,10 @@ def find_dead_letters(path: str | os.PathLike[str], name: str, text: str) -> tup
 
 
 def read_cursors(path: str | os.PathLike[str], name: str) -> tuple[SavedCursor, ...]:
-    """Read the cursors that a consumer name saved, the oldest first and the saved one last, as `read_store` reads.
+    """Read the cursors that a consumer saved, oldest first.
 
     Raises:
-        StoreError: As for `read_store`; or there is no such name.
+        StoreError: As for `read_store`, or the file has no consumer of this name.
     """
     return _query_consumer(path, name, lambda connection, row: (*read_history(connection, row.id), row.saved))
 
@@ -324,17 +313,17 @@ def read_cursors(path: str | os.PathLike[str], name: str) -> tuple[SavedCursor, 
 def _query_consumer(
     path: str | os.PathLike[str], name: str, read: Callable[[sqlite3.Connection, ConsumerRow], _T]
 ) -> _T:
-    """Read something that belongs to the row of a name, all at one instant."""
+    """Read data of one consumer in one transaction."""
 
     def look_up(connection: sqlite3.Connection) -> tuple[_T] | None:
         connection.execute("BEGIN")
         row = select_consumer(connection, name)
-        return None if row is None else (read(connection, row),)  # a tuple: None is for a name that is not there
+        return None if row is None else (read(connection, row),)  # a tuple, because None means an unknown name
 
     absolute = os.path.realpath(path)
     found, _ = _query(absolute, look_up)
     if found is None:
         raise StoreError(
-            f"{absolute} has no consumer called {quoted(name)}; `push-to-poll status` shows the names that it has"
+            f"{absolute} has no consumer {quoted(name)}; push-to-poll status shows the names in the file"
         )
     return found[0]
