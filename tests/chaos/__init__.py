@@ -1,1 +1,1 @@
-"""Processes that are killed and networks that fail: nothing is lost."""
+"""Tests with killed processes and failing networks: nothing is lost."""

@@ -1,4 +1,4 @@
-"""The lives of a bank: one consumer in a process after the other, on one database, each killed or not."""
+"""Lives of a bank: consumers in one process after the other, on one database, some killed."""
 
 import json
 import os
@@ -24,11 +24,7 @@ class Banker:
         self._child.write(line)
 
     def line(self, journal=None):
-        """Its next line.
-
-        Args:
-            journal: The file that a life writes to: as long as it grows, there is something to wait for.
-        """
+        """Return the next line. Wait as long as the `journal` file of the life grows."""
         size = None
         while not select.select([self._child.output], [], [], GUARD)[0]:
             before, size = size, journal.stat().st_size if journal is not None and journal.exists() else None
@@ -48,8 +44,8 @@ class LivesOfABank:
     """One consumer over all its lives, on one database.
 
     Attributes:
-        killed: The lives that were killed.
-        life: The number of the present one, from 1.
+        killed: The killed lives.
+        life: Number of the current life, from 1.
     """
 
     def __init__(self, directory, banker, **settings):
@@ -64,12 +60,12 @@ class LivesOfABank:
             open_bank(self.database)
 
     def live(self, backend, *, until=None, crash=None):
-        """Live for so many seconds, or to the end, or until it kills itself. Whether it came to its end.
+        """Run one life. Return True if it reached the end of the feed.
 
         Args:
-            backend: The event loop's.
-            until: Seconds; `None`: it is not killed from outside.
-            crash: The step at which it kills itself, and the message; `None`: it does not.
+            backend: Name of the event loop.
+            until: Seconds after which it is killed; `None` for no kill from outside.
+            crash: The step and the message at which it kills itself; `None` for no crash.
         """
         self.life += 1
         settings = {"life": {**self._settings, "life": self.life, "crash_at": crash}, "backend": backend}

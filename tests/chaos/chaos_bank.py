@@ -1,8 +1,9 @@
-"""The bank under fire: consumers that move money, each in a process of its own that is killed.
+"""Bank consumers that move money, each in its own process that is killed.
 
-`python -m tests.chaos.chaos_bank` reads lines from its standard input, each a JSON object with the settings of a
-life. For each it forks a process, which begins at once since all is imported, says its process id, and with the
-next line waits for its end and says its exit code. The feed is in the process, the same for each life.
+`python -m tests.chaos.chaos_bank` reads lines from standard input. Each line is a JSON object with the settings of
+a life, for which it forks a process and writes the process id. All modules are imported, so the process begins at
+once. At the next line it waits for the end of the process and writes its exit code. The feed is in the process,
+the same for each life.
 """
 
 import ctypes
@@ -28,12 +29,12 @@ DEPOSIT = 1_000_000
 
 
 def transfer(number):
-    """From whom, to whom, how much."""
+    """Return source account, target account, and amount."""
     return number % ACCOUNTS, number * 7 % ACCOUNTS, number * 31 % 997
 
 
 def open_bank(path):
-    """What the application makes before there is a consumer. A transfer that is done twice is written twice."""
+    """Create the application's tables. A transfer that is done twice has two rows."""
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE account(number INTEGER PRIMARY KEY, balance INTEGER NOT NULL)")
         connection.execute("CREATE TABLE transfer(number INTEGER NOT NULL, life INTEGER NOT NULL)")
@@ -68,7 +69,7 @@ class Transfers:
 
 
 class Bank(Consumer):
-    """Writes down what it does, and moves money where `move` says."""
+    """Record each step, and move money as `move` does."""
 
     def __init__(self, feed, *, journal, life, takes, crash, **settings):
         super().__init__(feed, **settings)
@@ -76,7 +77,7 @@ class Bank(Consumer):
         self._step, self._last = crash or (None, None)
 
     def reach(self, step, message):
-        """Crash here, if it is the time."""
+        """Crash if this is the chosen step."""
         if (self._step, self._last) == (step, message.id):
             crash()
 
@@ -89,7 +90,7 @@ class Bank(Consumer):
         self._journal.write("leaves", self._life, message.id, time.monotonic())
 
     def move(self, message):
-        """In two steps, between which it may be killed."""
+        """Move money in two steps; a kill may come in between."""
         payer, payee, amount = transfer(int(message.id))
         execute = self._store.connection.execute
         execute("UPDATE account SET balance = balance - ? WHERE number = ?", (amount, payer))
@@ -124,7 +125,7 @@ class Batch(Bank):
 
 
 class Elsewhere(Coroutine):
-    """Does what it does in no transaction of ours: all that is left of it is the journal."""
+    """Have effects outside of the transaction: only the journal shows them."""
 
     def move(self, message):
         pass
@@ -138,7 +139,7 @@ HANDLERS = {handler.__name__: handler for handler in (Coroutine, Function, Batch
 
 
 def crash_around_commit(bank, step, last):
-    """Let it crash with the commit that records this message."""
+    """Crash with the commit that records this message."""
     session = bank._parts.session
     commit, connection = session.commit, session._file.connection
     if hasattr(session, "transaction"):
@@ -161,7 +162,7 @@ def crash_around_commit(bank, step, last):
 
 
 def crashing_effects(commit, connection, step, last):
-    """Commits the effects and the records of a handler, and crashes with those of this message."""
+    """Commit effects and records of a handler, and crash with those of this message."""
 
     def crashing(records):
         if not any(record.key == last for record in records):
@@ -198,7 +199,7 @@ async def live(*, handler, database, journal, life, takes, count, by_message, co
 
 
 def fork(settings, backend):
-    """The child does not come back."""
+    """Fork a life. The child does not return."""
     if child := os.fork():
         return child
     if sys.platform == "linux":

@@ -1,7 +1,7 @@
-"""The consumer under fire: an ordinary one, in a process of its own, so that it can be killed and stopped.
+"""An ordinary consumer in its own process, to be killed and stopped.
 
-`python -m tests.chaos.chaos_consumer SETTINGS BACKEND`: a JSON object, see `processes.ConsumerProcess`. SIGTERM
-asks it to end; it ends without being asked when its standard input does, and with its parent.
+`python -m tests.chaos.chaos_consumer SETTINGS BACKEND`: SETTINGS is a JSON object, see
+`processes.ConsumerProcess`. It ends after SIGTERM, at the end of its standard input, and with its parent.
 """
 
 import ctypes
@@ -18,13 +18,13 @@ PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent_process():
-    """Linux kills us when it dies, also while we are stopped by SIGSTOP."""
+    """Let Linux kill this process with its parent, even while it is stopped by SIGSTOP."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end_with_parent():
-    """A parent that dies closes our standard input, too."""
+    """End when the parent has closed our standard input by its death."""
     end_with_parent_process()
     threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
 
@@ -43,7 +43,7 @@ from tests.chaos.watched import WatchedFeed, WatchedListener  # noqa: E402
 
 
 class Orders(Consumer):
-    """Writes down what it is given, takes its time, and writes down that it is done."""
+    """Record each message at the begin and at the end of the handler."""
 
     def __init__(self, feed, *, journal, life, takes, **settings):
         super().__init__(feed, **settings)
@@ -57,7 +57,7 @@ class Orders(Consumer):
 
 
 def hasten(haste):
-    """Shorten what follows on failures, as the settings shorten what goes on when all is well."""
+    """Shorten delays after failures as the settings shorten the other intervals."""
     for module, names in (
         (_schedule, ("FIRST_BACKOFF", "MAX_BACKOFF")),
         (_backoff, ("FIRST_DELAY", "BASE_DELAY", "MAX_DELAY", "STABLE_AFTER")),
@@ -70,7 +70,7 @@ def hasten(haste):
 
 
 PATHS = {"websocket": "/push", "sse": "/events"}
-"""Where the reference server has the channels whose connections it writes down."""
+"""Paths of the reference server's channels whose connections are recorded."""
 
 
 async def main(*, url, push, client, database, journal, life, takes, answer_within, haste, consumer):
@@ -122,7 +122,7 @@ async def stop_at_sigterm(orders, *, task_status):
 
 
 def log():
-    """All that is worth it, to standard error."""
+    """Log to standard error."""
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
 

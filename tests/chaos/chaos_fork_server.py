@@ -1,8 +1,8 @@
-"""The process that forks consumers, as it takes a second to import what each of them needs.
+"""Fork consumers from one process, since their imports take a second.
 
-It reads lines from its standard input: a JSON object with the settings of a consumer, its event loop and its log,
-and it says the process id; or the id of one whose end is to be waited for, and it says the exit code. It ends with
-its standard input, and they with it.
+It reads lines from standard input. For a JSON object with the settings of a consumer, its event loop and its log,
+it writes a process id. For a process id, it waits for the end of that process and writes the exit code. It ends
+with its standard input, and so do the consumers.
 """
 
 import functools
@@ -23,7 +23,7 @@ from tests.chaos import chaos_consumer
 
 
 def fork(settings, backend, log):
-    """The child does not come back."""
+    """Fork a consumer. The child does not return."""
     if child := os.fork():
         return child
     chaos_consumer.end_with_parent_process()

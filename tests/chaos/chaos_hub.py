@@ -1,6 +1,6 @@
-"""A WebSub hub on a socket: takes subscriptions, asks back, and sends what is pushed, signed and tried again.
+"""A WebSub hub on a socket: it verifies subscriptions, and sends signed pushes with retries.
 
-It keeps its subscriptions while it is down, as hubs do: whoever subscribed would not learn of their loss before
+It keeps its subscriptions while it is down, as hubs do. Otherwise a subscriber would not notice the loss before
 the lease ends.
 """
 
@@ -26,11 +26,8 @@ TIMEOUT = 2.0
 class Hub:
     """The hub.
 
-    Args:
-        directory: It needs none.
-
     Attributes:
-        port: Where it is, over all its lives.
+        port: Its port, the same after each restart.
     """
 
     def __init__(self, directory):
@@ -42,7 +39,7 @@ class Hub:
 
     @property
     def subscriptions(self):
-        """How many there are."""
+        """Number of subscriptions."""
         return len(self._secrets)
 
     def start(self):
@@ -64,13 +61,13 @@ class Hub:
         self._soon(self._server.serve_forever, 0.05)
 
     def push(self):
-        """Send something to all that have subscribed."""
+        """Push to all subscribers."""
         if self._server is not None:
             for callback, secret in list(self._secrets.items()):
                 self._soon(self._deliver, callback, secret)
 
     def kill(self):
-        """Be gone, from one moment to the next, and lose what is on its way."""
+        """Stop at once, and lose everything in flight."""
         server, self._server = self._server, None
         if server is not None:
             server.shutdown()

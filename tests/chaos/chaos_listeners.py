@@ -1,7 +1,7 @@
-"""A listener of each kind, which finds within seconds what others find within a minute.
+"""One listener of each kind, with timeouts of seconds instead of a minute.
 
-Each kind takes what it needs of `port`, where who pushes is to be reached; `served`, where a webhook is served;
-and `callback`, where that is to be reached.
+Each kind takes what it needs from `port`, the port of the push server; `served`, the port of a webhook; and
+`callback`, the URL of the webhook.
 """
 
 import json
@@ -13,7 +13,7 @@ import anyio
 from push_to_poll_client import ConnectionListener, Push, SSEListener, WebSocketListener
 
 DEAD = 1.0
-"""Seconds in which a listener finds that its connection is dead."""
+"""Seconds in which a listener notices a dead connection."""
 
 HOST = "127.0.0.1"
 SECRET = "whsec_c2VjcmV0IG9mIGEgdGVzdA=="
@@ -107,7 +107,7 @@ def redis(*, port):
 
 
 def nats(*, port):
-    """As `docs/push.md` has it."""
+    """Same code as in `docs/push.md`."""
     import nats
 
     async def orders(connection):
@@ -134,13 +134,13 @@ LISTENERS = {
 
 
 def listener(kind, settings, client):
-    """One of this kind; `client` says who asks, where a server is asked that writes it down."""
+    """Create a listener of this kind; `client` is its name for servers that record requests."""
     asks_reference = {"headers": {"x-client": client}} if kind in {"websocket", "sse", "long_poll"} else {}
     return LISTENERS[kind](**settings, **asks_reference)
 
 
 def _served(port, app):
-    """Serve it in a thread of its own: its event loop is not the consumer's. What comes meanwhile waits."""
+    """Serve a webhook in its own thread and event loop. Requests wait until it runs."""
     import uvicorn
 
     listening = socket.create_server((HOST, port))

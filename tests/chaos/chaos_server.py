@@ -1,8 +1,8 @@
-"""The reference server under fire: writes down each request before it answers, so that a kill erases nothing.
+"""The reference server, which records each request before it answers, so that a kill erases nothing.
 
 As a program it serves until its standard input ends: `python -m tests.chaos.chaos_server JOURNAL PORT BACKLOG
-PAGE_SIZE`. A server that was killed and is started with as many messages as were published has them again: an id
-is a place.
+PAGE_SIZE`. A killed server that is restarted with the number of published messages has them again: an id is a
+place.
 """
 
 import json
@@ -13,17 +13,17 @@ from push_to_poll_client.testing import ReferenceApp, serve_in_thread
 from tests.chaos.journals import Journal
 
 CLIENT = b"x-client"
-"""The header by which a consumer says who asks: its life."""
+"""Header with the client's name: the life of a consumer."""
 
 PUSH = {"/push", "/events"}
-"""Where the push channels are: the websocket, and the server-sent events."""
+"""Paths of the push channels: the websocket, and the server-sent events."""
 
 KEEP_ALIVE = 0.2
 """Seconds of silence after which an event stream gets a comment."""
 
 
 class RecordingApp(ReferenceApp):
-    """Writes down who asks for what."""
+    """Record client and path of each request."""
 
     def __init__(self, journal, **settings):
         super().__init__(**settings)

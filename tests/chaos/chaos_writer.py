@@ -1,7 +1,7 @@
-"""Another program that writes to the database of a consumer, in short transactions, until its input ends.
+"""Another program that writes to a consumer's database in short transactions, until its input ends.
 
-`python -m tests.chaos.chaos_writer DATABASE` then says how many it has committed, and how many times it was locked
-out for its time-out of 5 seconds.
+`python -m tests.chaos.chaos_writer DATABASE` then writes the number of its commits, and how often a lock exceeded
+its timeout of 5 seconds.
 """
 
 import json
@@ -11,10 +11,10 @@ import sys
 from contextlib import closing
 
 TIMEOUT = 5.0
-"""Seconds that it waits for a lock: the default of `sqlite3.connect`."""
+"""Seconds to wait for a lock: the default of `sqlite3.connect`."""
 
 PAUSE = 0.002
-"""Seconds between two of its transactions."""
+"""Seconds between its transactions."""
 
 
 def say(line):

@@ -1,29 +1,29 @@
-"""Under fire: what is here, and the figures that are shown at the end.
+"""Fixtures of the chaos tests, and the figures that are shown at the end.
 
-test_kill.py            SIGKILL at random moments: nothing lost, little done again (G5, G6, G7)
+test_kill.py            SIGKILL at random moments: nothing lost, little repeated (G5, G6, G7)
 test_money.py           SIGKILL while money is moved between accounts: each transfer once (G8), or G7
-test_pause.py           SIGSTOP, SIGCONT: current again soon, no burst of polls
-test_server_restart.py  a server that is killed under load and comes back
-test_network.py         a proxy that cuts, delays, swallows, refuses, half-closes and trickles
-test_channels.py        each kind of push channel, and servers, network and consumers that fail
-test_random_walk.py     all of it, in an order that the seed decides
+test_pause.py           SIGSTOP, SIGCONT: current again soon, without a burst of polls
+test_server_restart.py  a server that is killed under load and restarted
+test_network.py         a proxy that cuts, delays, drops, refuses, half-closes and slows down
+test_channels.py        each kind of push channel, with failing servers, networks and consumers
+test_random_walk.py     all of these, in an order that the seed decides
 test_no_orphans.py      no process outlives the tests
 
-`make test` runs those that are not marked `long_form`: one with kills, one with money, some faults of the network,
-what a crash repeats, and that verdicts can fail. No verdict depends on how busy the machine is, so all of them may
-run beside other tests; what they wait for is given minutes (`processes.GUARD`).
+`make test` runs the tests that are not marked `long_form`: one with kills, one with money, some faults of the
+network, the table of crashes, and tests that verdicts can fail. No verdict depends on the load of the machine, so
+all of them may run beside other tests. Waits have a limit of minutes (`processes.GUARD`).
 
-chaos_consumer.py       the consumer, a process that writes down what it handles
+chaos_consumer.py       a consumer process, which records the messages that it handles
 chaos_fork_server.py    forks many of them
-chaos_listeners.py      a listener of each kind; watched.py: what a test hears of it and of the feed
-kinds.py                for each kind who pushes, on what way; chaos_hub.py: one of them
-chaos_bank.py           the consumers that move money, a process for each life; bank_lives.py: all of them
+chaos_listeners.py      a listener of each kind; watched.py: reports on it and on the feed to a test
+kinds.py                for each kind the push server and the path of a push; chaos_hub.py: one server
+chaos_bank.py           consumers that move money, a process for each life; bank_lives.py: all lives
 chaos_writer.py         another program that writes to the same database
-chaos_server.py         the reference server, which writes down what it is asked
-journals.py             how that is written and read
-verdicts.py             whether the guarantees held, judged by the journals alone; test_verdicts.py: they can fail
-processes.py            starts, kills and stops
-../support/forms.py     short or long, and the seed
+chaos_server.py         the reference server, which records its requests
+journals.py             writes and reads the records
+verdicts.py             checks the guarantees by the journals alone; test_verdicts.py: verdicts can fail
+processes.py            starts, kills and stops processes
+../support/forms.py     short or long form, and the seed
 ../support/tcp_proxy.py the proxy
 """
 
@@ -44,19 +44,19 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def figures(record_property):
-    """Call it with what to show at the end."""
+    """Function that adds a figure to the output at the end."""
     return partial(record_property, "figures")
 
 
 @pytest.fixture
 def chance(request):
-    """The random numbers of this test, the same for the same seed."""
+    """Random numbers of this test, the same for the same seed."""
     return chance_of(request.node.name)
 
 
 @pytest.fixture
 def started(tmp_path):
-    """Starts servers, loads and consumers in the test's directory, and ends them all."""
+    """Start servers, loads and consumers in the test's directory, and end them all."""
     things = []
 
     def start(kind, *args, **settings):
@@ -71,7 +71,7 @@ def started(tmp_path):
 
 @pytest.fixture(scope="session")
 def fork_server(tmp_path_factory):
-    """One for all, as it takes a while to import what each consumer needs."""
+    """One fork server for all tests, since its imports take a while."""
     fork_server = ForkServer(tmp_path_factory.mktemp("fork_server"))
     yield fork_server
     fork_server.close()
@@ -79,7 +79,7 @@ def fork_server(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def banker(tmp_path_factory):
-    """One for all, as it takes a while to import what each life needs."""
+    """One banker for all tests, since its imports take a while."""
     banker = Banker(tmp_path_factory.mktemp("banker"))
     yield banker
     banker.close()
@@ -87,5 +87,5 @@ def banker(tmp_path_factory):
 
 @pytest.fixture
 def bank(tmp_path, banker):
-    """Opens a bank in the test's directory."""
+    """Open a bank in the test's directory."""
     return partial(LivesOfABank, tmp_path, banker)

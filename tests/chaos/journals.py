@@ -1,8 +1,7 @@
-"""What everybody under fire writes down, and how it is read again.
+"""Journals: records of the processes in chaos tests, written and read.
 
-A journal is a file that is only appended to, a line by one `os.write`: whoever is killed or stopped, what he
-wrote is there to be counted. All times are seconds on the clock of `time.monotonic()`, which the processes of a
-machine share.
+A journal is a file that is only appended to, one line by each `os.write`. So the lines of a killed or stopped
+process are complete. All times are seconds of `time.monotonic()`, which the processes of a machine share.
 """
 
 import math
@@ -14,7 +13,7 @@ from typing import NamedTuple
 
 
 class Journal:
-    """Appends lines."""
+    """Append lines."""
 
     def __init__(self, path):
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -27,7 +26,7 @@ class Journal:
 
 
 class Lines:
-    """Reads what is appended, whole lines only, since a killed process may leave half a one."""
+    """Read appended lines; only whole ones, since a killed process may leave half a line."""
 
     def __init__(self, path):
         self._path = Path(path)
@@ -35,7 +34,7 @@ class Lines:
         self._rest = b""
 
     def new(self):
-        """The words of each line that came since."""
+        """Return the words of each new line."""
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
@@ -48,7 +47,7 @@ class Lines:
 
 @dataclass
 class Handled:
-    """The handler was entered, in the process of this number, and left; `left` is `inf` when it was not."""
+    """The handler was entered and left in the process of a life; `left` is `inf` if it was not left."""
 
     life: int
     id: str
@@ -57,7 +56,7 @@ class Handled:
 
 
 class Said(NamedTuple):
-    """A listener told its channel "up", "down" or "pushed", in the process of this number."""
+    """A listener reported "up", "down" or "pushed" in the process of a life."""
 
     life: int
     what: str
@@ -71,14 +70,14 @@ class Fetch:
     On a busy machine a server sees requests closer together than they were sent. These times do not change.
 
     Attributes:
-        client: The name of the consumer and the number of its life, as the server knows it.
+        client: Name of the consumer and number of its life, as sent to the server.
         at: When the fetch began.
-        after: The cursor that it asked for; `None` is the beginning of the feed.
+        after: The requested cursor; `None` is the beginning of the feed.
         ended: When it ended; `inf` if it did not.
-        next: The cursor of the next page, if this page said that there is one.
-        failed: Whether it raised or was cancelled.
-        heard_at: When an error answer with `Retry-After` came.
-        retry_after: Seconds for which that answer asked to be left alone; 0 if there was none.
+        next: Cursor of the next page, if there is one.
+        failed: True if it raised or was cancelled.
+        heard_at: Arrival of an error answer with `Retry-After`.
+        retry_after: Requested pause in seconds; 0 if there was none.
     """
 
     client: str
@@ -92,15 +91,15 @@ class Fetch:
 
 
 class ConsumerJournal:
-    """What a consumer wrote, over all its lives.
+    """Journal of a consumer, over all its lives.
 
     Attributes:
-        said: What its listeners told their channels.
-        fetches: Each fetch of its feed.
-        dialled: Each attempt of its listeners to connect, as it began.
-        handled: Each time that the handler was entered.
-        ids: Of the messages that it was done with.
-        begun: The lives that came as far as `run()`.
+        said: Reports of its listeners.
+        fetches: Fetches of its feed.
+        dialled: Attempts of its listeners to connect, at their start.
+        handled: Calls of the handler.
+        ids: Ids of the messages that the handler finished.
+        begun: Lives that reached `run()`.
     """
 
     def __init__(self, path, name="consumer"):
@@ -158,7 +157,7 @@ class Asked:
 
 
 class Dialled(NamedTuple):
-    """A client opened a push channel, or tried to. `path` tells its channels apart."""
+    """A client opened a push channel, or tried to. `path` identifies the channel."""
 
     client: str
     at: float
@@ -166,7 +165,7 @@ class Dialled(NamedTuple):
 
 
 class ServerJournal:
-    """What the reference server wrote, over all its lives."""
+    """Journal of the reference server, over all its lives."""
 
     def __init__(self, path):
         self._lines = Lines(path)
@@ -186,15 +185,15 @@ class ServerJournal:
 
 
 def elapse(seconds):
-    """Let time pass, where it is the moment that is tried and nothing is waited for."""
+    """Let time pass where a random moment is needed, and there is no condition to wait for."""
     time.sleep(seconds)
 
 
 def until(happened, timeout, what):
-    """Return when it is so. A journal of a process that may be killed can only be looked at, again and again.
+    """Return when a condition is true. Journals of processes that may be killed need polling.
 
     Raises:
-        TimeoutError: It was not so within `timeout` seconds.
+        TimeoutError: It was not true within `timeout` seconds.
     """
     ends = time.monotonic() + timeout
     while not (result := happened()):

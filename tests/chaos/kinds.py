@@ -1,7 +1,7 @@
-"""Each kind of push channel under fire: who pushes on it, and a proxy on the way.
+"""Kinds of push channels in chaos tests: the push server, and a proxy on the way.
 
-The messages of all are in one feed, that of the reference server. It pushes by itself where it can; else it is its
-companion that does, a server that nobody here wrote, told of each publication.
+All messages are in the feed of the reference server. It pushes by itself where it can. Otherwise its companion
+pushes: a real server of another project, which is told of each publication.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from tests.support.valkey_server import ValkeyServer
 RATE, BURST = 10, 5
 DEGRADED = 1.0
 FALLBACK = 4.0
-"""Seconds, for those whose channel may lose a push without noticing; all others have to do without."""
+"""Seconds, for channels that may lose a push without noticing. The others have no fallback."""
 
 SOONEST_TIMER = 0.9 * DEGRADED
-"""Seconds of quiet before which no timer makes a consumer poll: it shortens its intervals by a tenth at most."""
+"""Seconds without a poll before which no timer polls: the consumer shortens intervals by at most a tenth."""
 
 BETWEEN_PUSHES = 0.15
-"""Seconds, in which a poll can end and a token come."""
+"""Seconds in which a poll can end and a token is added."""
 
 TIMEOUT = 1.0
 HASTE = 10.0
@@ -39,7 +39,7 @@ COMMIT_INTERVAL = 0.05
 
 
 class DurableStreams:
-    """The server of its authors, with a stream of its own. Killed, it forgets streams and subscriptions."""
+    """The server of the protocol's authors, with its own stream. A kill loses streams and subscriptions."""
 
     def __init__(self, directory):
         self._server = Server(webhooks=True, longPollTimeout=DEAD * 1000 / 3)
@@ -66,7 +66,7 @@ class DurableStreams:
 
 
 class NATSServer(NATS):
-    """A broker."""
+    """A NATS broker."""
 
     def __init__(self, directory):
         super().__init__()
@@ -79,7 +79,7 @@ class NATSServer(NATS):
 
 
 class PostgreSQL(PostgresServer):
-    """A database."""
+    """A PostgreSQL database."""
 
     def __init__(self, directory):
         super().__init__()
@@ -89,7 +89,7 @@ class PostgreSQL(PostgresServer):
 
 
 class Valkey(ValkeyServer):
-    """Another one."""
+    """A Valkey database."""
 
     def __init__(self, directory):
         super().__init__()
@@ -100,13 +100,13 @@ class Valkey(ValkeyServer):
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind.
+    """One kind of push channel.
 
     Attributes:
-        pushed_by: The companion; `None`: the reference server.
-        reached: Whether who pushes connects to us, and not we to it.
-        finds: Whether a connection that swallows everything is noticed.
-        forgives: Whether one answer that does not come is taken for silence, so that its push is lost unnoticed.
+        pushed_by: The companion; `None` for the reference server.
+        reached: True if the push server connects to us.
+        finds: True if a connection that drops everything is noticed.
+        forgives: True if one missing answer counts as silence, so that its push is lost unnoticed.
         backends: Event loops that it runs in.
     """
 
@@ -130,7 +130,7 @@ KINDS = {
 
 
 class Lane:
-    """A consumer with a channel of one kind, and the proxy on the way between it and who pushes."""
+    """A consumer with a channel of one kind, and the proxy to the push server."""
 
     def __init__(self, name, kind, *, started, fork_server, server, port, proxied, backend):
         self.name, self.kind, self.backend = name, kind, backend
@@ -164,7 +164,7 @@ class Lane:
         self.consumer.start(self.backend)
 
     def said(self, *what, since):
-        """Whether its listener said one of these since then, in its present life."""
+        """Return True if its listener reported one of these since then, in its current life."""
         said = self.consumer.journal.read().said
         return any(one.life == self.consumer.life and one.what in what and one.at > since for one in said)
 
@@ -177,9 +177,9 @@ class Lane:
         until(lambda: self.said(*what, since=since), GUARD, f"{self.name} says {' or '.join(what)}")
 
     def polled_for_a_push(self, *, since):
-        """Whether a push since then was followed by a poll that nothing else explains.
+        """Return True if only a push since then explains a poll.
 
-        No timer is due so soon after a poll that succeeded, and the channel was not made anew meanwhile.
+        No timer is due so soon after a successful poll, and the channel did not reconnect meanwhile.
         """
         journal = self.consumer.journal.read()
         fetches = [fetch for fetch in journal.fetches if fetch.client == self.consumer.client]
@@ -233,7 +233,7 @@ class Town:
             lane.close()
 
     def begin(self):
-        """All are connected, current, and pushed to."""
+        """Wait until all are connected and current, and pushes arrive."""
         for lane in self.lanes:
             until(lambda lane=lane: lane.is_up, GUARD, f"{lane.name} is up")
         self.pushes_arrive()
@@ -259,15 +259,15 @@ class Town:
         self._reservations.close()
 
     def until_current(self):
-        """All have handled what is published now."""
+        """Wait until all have handled all published messages."""
         for lane in self.lanes:
             lane.consumer.until_current(self.server)
 
     def pushes_arrive(self):
-        """Each is pushed to again, and polls for that and for no other reason.
+        """Check that each lane gets a push, and polls for no other reason.
 
-        A push may be lost as long as a channel is not up again, and on a busy machine a timer may come first: so
-        it is tried until each has shown it.
+        A push may be lost until a channel is up again, and on a busy machine a timer may come first. So pushes are
+        repeated until each lane has polled for one.
         """
         since = time.monotonic()
         while waiting := [lane.name for lane in self.lanes if not self._arrive(lane, since)]:
@@ -285,7 +285,7 @@ class Town:
             lane.consumer.stop()
 
     def judge(self):
-        """Nothing lost, nothing twice, all in order; G2 and G3."""
+        """Check: nothing lost, nothing twice, all in order; G2 and G3."""
         ids, journal = self.server.ids(), self.server.journal.read()
         assert len(ids) == self.server.published
         fetches = []

@@ -1,4 +1,4 @@
-"""The processes under fire, each with its parent's pipe as standard input, so that none outlives the tests."""
+"""Processes of the chaos tests. Their standard input is a pipe of the parent, so none outlives the tests."""
 
 import contextlib
 import json
@@ -19,15 +19,15 @@ from tests.chaos.journals import ConsumerJournal, ServerJournal, until
 ROOT = Path(__file__).parents[2]
 
 GUARD = 120.0
-"""Seconds after which something is taken never to happen. Not a limit on how long things may take: no verdict
-depends on how fast the machine is."""
+"""Seconds after which an event counts as missing. It does not limit durations: no verdict depends on the speed
+of the machine."""
 
 NEVER = 3600.0
-"""An interval in seconds that no test lives to see, for a timer that must not be what helps."""
+"""An interval in seconds that is longer than each test, for a timer that must not help."""
 
 
 def reserved(port=0):
-    """Bind a port without listening, so that nobody else gets it while its server is down."""
+    """Bind a port without listening, so that no other process gets it while its server is down."""
     reservation = socket.socket()
     reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the server itself may bind it too
     reservation.bind(("127.0.0.1", port))
@@ -47,17 +47,17 @@ class Child:
         )
 
     def write(self, line):
-        """Say a line to it."""
+        """Write a line to its standard input."""
         self._process.stdin.write(line.encode() + b"\n")
         self._process.stdin.flush()
 
     def line(self):
-        """The next line that it says; empty when it ended instead."""
+        """Return the next line of its output; empty if it has ended."""
         return self._process.stdout.readline()
 
     @property
     def output(self):
-        """Where it says its lines."""
+        """Its standard output."""
         return self._process.stdout
 
     def signal(self, number):
@@ -72,10 +72,10 @@ class Child:
         return self._process.poll() is None
 
     def end(self, *, kill=True):
-        """Kill it, or wait for it; give its pipes back.
+        """Kill it or wait for it, and close its pipes.
 
         Returns:
-            Its exit code; minus the signal that ended it.
+            Its exit code, or minus the signal that ended it.
         """
         if kill:
             self._process.kill()
@@ -87,14 +87,14 @@ class Child:
 
 
 class ForkServer:
-    """The process that forks consumers, for those who start many of them."""
+    """The process that forks consumers, for tests with many of them."""
 
     def __init__(self, directory):
         self._log = (directory / "fork_server.log").open("ab")
         self._child = Child("chaos_fork_server", log=self._log)
 
     def ask(self, order):
-        """Give it an order; what it answers."""
+        """Send an order; return the answer."""
         self._child.write(json.dumps(order))
         answer = self._child.line()
         assert answer, f"the process that forks consumers ended: {Path(self._log.name).read_text()[-2000:]}"
@@ -106,7 +106,7 @@ class ForkServer:
 
 
 class Forked:
-    """One of its children, to be treated as a `Child`."""
+    """A forked process, with the methods of a `Child`."""
 
     def __init__(self, fork_server, **order):
         self._fork_server = fork_server
@@ -122,7 +122,7 @@ class Forked:
         return self._code is None and not select.select([self._watched], [], [], 0)[0]
 
     def end(self, *, kill=True):
-        """As that of a `Child`."""
+        """See `Child.end`."""
         if self._code is None:
             if kill:
                 self.signal(signal.SIGKILL)
@@ -133,10 +133,10 @@ class Forked:
 
 
 class ServerProcess:
-    """The reference server, killed and started again on the same port with the messages that it had.
+    """The reference server, killed and restarted on the same port with its messages.
 
     Attributes:
-        published: How many messages there are.
+        published: Number of messages.
     """
 
     def __init__(self, directory, *, backlog=0, page_size=100):
@@ -161,7 +161,7 @@ class ServerProcess:
                 self._register(url, secret)
 
     def send_webhooks(self, url, secret):
-        """Push there too, in this life and in those to come."""
+        """Push to this URL too, also after restarts."""
         self._webhooks[url] = secret
         self._register(url, secret)
 
@@ -181,7 +181,7 @@ class ServerProcess:
         return self._child.pid
 
     def publish(self, count=1):
-        """Publish so many messages. A server that is down has them when it is up again."""
+        """Publish this many messages. A server that is down has them after its restart."""
         with self._publishing:
             self.published += count
             if not self._http.is_closed:
@@ -189,14 +189,14 @@ class ServerProcess:
                     self._http.post("/publish", json=count).raise_for_status()
 
     def order(self, **faults):
-        """Order faults of the server's own; they end with its life."""
+        """Set faults of the server, until it is killed."""
         self._http.post("/faults", json=faults).raise_for_status()
 
     def stats(self):
         return self._http.get("/stats").json()
 
     def ids(self):
-        """What is in the feed, read by plain HTTP."""
+        """Return the ids in the feed, read by plain HTTP."""
         ids = []
         while page := self._http.get("/feed", params={"lastEventId": ids[-1]} if ids else {}).json():
             ids += [event["id"] for event in page]
@@ -214,11 +214,11 @@ class ServerProcess:
 
 
 class Load:
-    """Publishes in the background, now few and now many, until closed.
+    """Publish in the background at a varying rate, until closed.
 
     Args:
-        server: Where.
-        seed: Of the numbers.
+        server: The server.
+        seed: Seed of the random numbers.
         rate: Messages a second, about.
     """
 
@@ -242,7 +242,7 @@ class Load:
                     self._server.publish(count)
 
     def pause(self):
-        """Publish nothing more, from when this returns on."""
+        """Publish nothing more after this returns."""
         with self._publishing:
             self._paused = True
 
@@ -256,22 +256,22 @@ class Load:
 
 
 class ConsumerProcess:
-    """`chaos_consumer.py`, which lives again and again on the same state.
+    """`chaos_consumer.py`, restarted again and again on the same state.
 
     Args:
         directory: For the state, the journal and the log.
-        name: Tells consumers of one test apart.
-        url: Of the feed.
+        name: Identifies a consumer within a test.
+        url: URL of the feed.
         push: Kind and settings of each push channel, see `chaos_listeners.py`.
         takes: Seconds that the handler takes for a message.
         answer_within: Seconds for one answer of the feed.
-        haste: How many times shorter the delays after failures are than they are for others.
-        fork_server: Who forks it; `None`: nobody, it is a program of its own.
+        haste: Factor by which delays after failures are shortened.
+        fork_server: Forks it; `None` to start a program.
         consumer: Arguments for `Consumer`.
 
     Attributes:
-        life: The number of the present life, from 1.
-        killed: The lives that were killed.
+        life: Number of the current life, from 1.
+        killed: The killed lives.
     """
 
     def __init__(
@@ -307,7 +307,7 @@ class ConsumerProcess:
 
     @property
     def client(self):
-        """What the present life calls itself before the server."""
+        """Name of the current life for the server."""
         return f"{self.name}-{self.life}"
 
     def start(self, backend="asyncio"):
@@ -319,7 +319,7 @@ class ConsumerProcess:
             self._child = Forked(self._fork_server, settings=settings, backend=backend, log=self._log.name)
 
     def kill(self):
-        """SIGKILL: it cannot say goodbye. One that ended before is no killed one."""
+        """Send SIGKILL. A process that has ended before does not count as killed."""
         code = self._child.end()
         if code == -signal.SIGKILL or (code == -signal.SIGTERM and self.life not in self.journal.read().begun):
             self.killed.add(self.life)
@@ -328,18 +328,18 @@ class ConsumerProcess:
 
     @property
     def last_words(self):
-        """The end of its log."""
+        """Return the end of its log."""
         return Path(self._log.name).read_text()[-2000:]
 
     def terminate(self):
-        """SIGTERM: it ends by itself, a little later."""
+        """Send SIGTERM: it ends by itself, a little later."""
         self._child.signal(signal.SIGTERM)
 
     def stop(self):
-        """Let it end by itself, once it has come far enough to hear SIGTERM.
+        """Let it end by itself, after it can receive SIGTERM.
 
         Raises:
-            AssertionError: It could not.
+            AssertionError: It did not end well.
         """
         until(lambda: self.has_begun() or not self.alive, GUARD, f"{self.client} begins")
         self.terminate()
@@ -347,11 +347,11 @@ class ConsumerProcess:
             raise AssertionError(f"{self.client} ended with {code}: {self.last_words}")
 
     def pause(self):
-        """SIGSTOP: time goes on, and it does not."""
+        """Send SIGSTOP: the process stands still while time passes."""
         self._child.signal(signal.SIGSTOP)
 
     def resume(self):
-        """SIGCONT."""
+        """Send SIGCONT."""
         self._child.signal(signal.SIGCONT)
 
     @property
@@ -363,16 +363,16 @@ class ConsumerProcess:
         return self._child.alive
 
     def has_begun(self):
-        """Whether the present life came as far as `run()`."""
+        """Return True if the current life has reached `run()`."""
         return self.life in self.journal.read().begun
 
     def until_current(self, server, timeout=GUARD):
-        """Return when everything that is published now was handled."""
+        """Wait until all messages published by now are handled."""
         published = server.published
         until(lambda: len(self.journal.read().ids) >= published, timeout, f"{self.client} is current")
 
     def close(self):
-        """Leave no process behind, whatever state it is in."""
+        """End the process, whatever its state."""
         if self._child is not None:
             self._child.end()
         self._log.close()

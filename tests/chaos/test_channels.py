@@ -1,11 +1,11 @@
-"""Each kind of push channel, while what it rests on breaks: servers, the network, the consumer itself.
+"""Each kind of push channel, with failing servers, networks and consumers.
 
-All kinds at once, each with a consumer of its own. A channel says only when to ask. Whatever becomes of it nothing
-is lost, nothing comes twice, all comes in order, within G2 and G3, and the channel mends itself. Of websockets
-and server-sent events the same is tried at length in test_network.py, test_server_restart.py and test_pause.py.
+All kinds run at once, each with its own consumer. Whatever fails: nothing is lost or repeated, the order is kept,
+G2 and G3 hold, and the channel recovers. test_network.py, test_server_restart.py and test_pause.py test websockets
+and server-sent events in more detail.
 
-Channels that find that they are dead have no fallback: finding it, and polling oftener from then on, has to help.
-The others have a fallback of some seconds.
+Channels that notice a dead connection have no fallback: the detection, and more frequent polls after it, must be
+enough. The others have a fallback of some seconds.
 """
 
 import time
@@ -20,7 +20,7 @@ from tests.support.forms import form
 pytestmark = pytest.mark.long_form
 
 PAUSE = form(2.0, 30.0)
-"""Seconds for which a process is suspended: many times what its channels wait for a sign of life."""
+"""Seconds for which a process is suspended: many times the timeout of its channels."""
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ FAULTS = {
     "what goes up is swallowed": lambda proxy: proxy.blackhole(down=False),
     "connections are refused": refuse,
 }
-"""What a proxy may do. Up is to whom a connection is made: to who pushes, or for a webhook to us."""
+"""Faults of a proxy. Upstream is the server of a connection: the push server, or our webhook."""
 
 
 def test_polls_find_messages_whose_pushes_were_dropped_and_pushes_arrive_again(town):

@@ -1,8 +1,8 @@
-"""What a crash repeats, in each mode and at each step: the table of `docs/guarantees.md`, cell by cell.
+"""Messages that a crash repeats, in each mode and at each step: the table of `docs/guarantees.md`, cell by cell.
 
-The consumer kills itself, at message 15 of pages of 10, which is in the second page: the first is committed, and
-`commit_interval` is so long that the second is at its end. Repeated is what is begun in the life after it although
-it was begun in the life before; where effects and records are one transaction, what was begun was undone.
+The consumer kills itself at message 15, on the second page of 10. The first page is committed, and
+`commit_interval` is so long that the second is committed at its end. A message is repeated if it begins in two
+lives. Where effects and records are one transaction, the work of the first life was undone.
 """
 
 import math
@@ -19,7 +19,7 @@ GUARANTEES = Path(__file__).parents[2] / "docs" / "guarantees.md"
 COUNT, PAGE, LAST = 30, 10, "15"
 
 STEPS = ("before", "in", "after", "in the commit", "after the commit")
-"""Before the handler of the message begins, in it, after it, in the commit that records it, after that."""
+"""Before the handler of the message, in it, after it, in the commit that records it, after that commit."""
 
 NOTHING = "nothing"
 UNCOMMITTED = "the uncommitted"
@@ -37,7 +37,8 @@ MODES = {
     "transactional, plain function": ("Function", {}, TOGETHER, 1),
     "transactional, batches": ("Batch", {"batch_size": 4}, TOGETHER, 4),
 }
-"""For each mode the handler, the settings, what a crash at each step repeats, and how many may be in hand."""
+"""For each mode: the handler, the settings, the messages that a crash repeats at each step, and the most in
+flight."""
 
 CELLS = [pytest.param(mode, step, id=f"{mode}: {step}") for mode in MODES for step in STEPS]
 
@@ -77,7 +78,7 @@ def lives(handled):
 
 
 def test_transactional_and_concurrency_are_refused_together_on_sqlite(tmp_path):
-    """The one cell that is not there: SQLite has one transaction at a time."""
+    """The table has no such cell: SQLite has one transaction at a time."""
     settings = {"concurrency": 2, "ordering_key": lambda message: int(message.id) % ACCOUNTS}
     store = SQLiteStore(tmp_path / "bank.db", transactional=True)
     with pytest.raises(ValueError, match="one transaction at a time"):
@@ -86,7 +87,7 @@ def test_transactional_and_concurrency_are_refused_together_on_sqlite(tmp_path):
 
 
 def rows():
-    """The table, as it stands in the docs."""
+    """Return the table of the docs."""
     yield "| mode | " + " | ".join(STEPS) + " |"
     yield "|---" * (1 + len(STEPS)) + "|"
     for mode, (_, _, says, _) in MODES.items():

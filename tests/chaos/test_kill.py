@@ -1,7 +1,7 @@
-"""A consumer that is killed with SIGKILL at any moment loses nothing and does little again (G5, G6, G7).
+"""A consumer killed with SIGKILL at any moment loses nothing and repeats little (G5, G6, G7).
 
-The server runs in its own process, under load. The moments are random, and spread over all that a consumer does.
-What is counted is what the handler wrote down.
+The server runs in its own process, under load. The moments are random, and cover all states of a consumer. The
+checks count the lines of the handler's journal.
 """
 
 import itertools
@@ -18,7 +18,7 @@ RATE, BURST = 20, 20
 
 
 class Arena:
-    """A server under load, a consumer, and the random numbers that decide when it dies."""
+    """A server under load, a consumer, and the random numbers that decide when it is killed."""
 
     def __init__(self, started, chance, fork_server, *, takes, load, backlog, page_size):
         self.chance = chance
@@ -43,14 +43,14 @@ class Arena:
         self.consumer.start(self.chance.choice(["asyncio", "trio"]))
 
     def wait(self, seconds):
-        """Let a random part of these seconds pass."""
+        """Wait for a random part of these seconds."""
         elapse(self.chance.uniform(0, seconds))
 
     def until_begun(self):
         until(self.consumer.has_begun, GUARD, "it begins")
 
     def until_handled(self, more=1):
-        """Until this life has handled so many messages."""
+        """Wait until this life has handled this many messages."""
         self.until_begun()
         before = len(self.consumer.journal.handled)
         until(lambda: len(self.consumer.journal.read().handled) >= before + more, GUARD, "it handles")
@@ -60,14 +60,14 @@ class Arena:
         until(lambda: len(self.server.journal.read().asked) > before, GUARD, "it asks")
 
     def until_current(self):
-        """Caught up, connected, and nothing published any more."""
+        """Wait until it has caught up and is connected, without a load."""
         self.load.pause()
         self.consumer.until_current(self.server)
         until(lambda: self.server.stats()["websockets_open"], GUARD, "it is connected")
 
 
 def starting(arena):
-    """While the interpreter starts and imports; in the short form, while the process is forked."""
+    """During the start of the interpreter and imports; in the short form during the fork."""
     arena.wait(form(0.01, 0.5))
 
 
@@ -78,14 +78,14 @@ def claiming(arena):
 
 
 def catching_up(arena):
-    """In the midst of thousands of messages a second."""
+    """While it processes thousands of messages a second."""
     arena.server.publish(arena.backlog)
     arena.until_handled()
     arena.wait(0.3)
 
 
 def fetching(arena):
-    """While a request is under way."""
+    """During a request."""
     arena.until_begun()
     arena.server.publish(arena.backlog)
     for _ in range(arena.chance.randrange(5)):
@@ -101,7 +101,7 @@ def committing(arena):
 
 
 def live(arena):
-    """Around a push, when all was quiet."""
+    """Around a push, when it was idle."""
     arena.until_begun()
     arena.until_current()
     arena.server.publish(arena.chance.randrange(1, 5))

@@ -1,7 +1,7 @@
-"""Money is moved between the accounts of a store's own database by a consumer that is killed all the time (G8).
+"""A consumer that is killed again and again moves money between accounts in its store's database (G8).
 
-The sums are right and each transfer is done exactly once. The same consumer with effects that are elsewhere loses
-nothing, and repeats what a kill excuses (G7).
+The sums are right, and each transfer is done exactly once. The same consumer with effects outside of the database
+loses nothing, and repeats only what G7 allows after a kill.
 """
 
 import json
@@ -19,11 +19,11 @@ COMMIT_INTERVAL = 0.02
 KILLS = form(5, 100)
 
 LONGEST_LIFE = 0.12
-"""Seconds until a life is killed, at most: some are killed before they begin, and some in the midst of pages."""
+"""Most seconds until a life is killed. Some are killed before they begin, some within a page."""
 
 
 def kill_again_and_again(bank, chance, *, kills=KILLS):
-    """Until it was killed often enough, or has done all; then let it do the rest."""
+    """Kill it often enough or until it is done; then let it do the rest."""
     while len(bank.killed) < kills:
         if bank.live(chance.choice(["asyncio", "trio"]), until=chance.uniform(0, LONGEST_LIFE)):
             break
@@ -31,7 +31,7 @@ def kill_again_and_again(bank, chance, *, kills=KILLS):
 
 
 def balances(count):
-    """What everybody has when each transfer was done once."""
+    """Return the balances after each transfer was done once."""
     owned = dict.fromkeys(range(ACCOUNTS), DEPOSIT)
     for number in range(1, count + 1):
         payer, payee, amount = transfer(number)

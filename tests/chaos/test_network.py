@@ -1,8 +1,8 @@
-"""A network that cuts, delays, swallows, refuses, half-closes and trickles, between a consumer and its server.
+"""A network that cuts, delays, drops, refuses, half-closes and slows down, between a consumer and its server.
 
-The feed and the push channel go through a proxy each, so that either can break alone. Whatever happens: nothing is
-lost, nothing comes twice, the consumer is current again, and polls stay within G2 and G3. There is no fallback, so
-what is found is found by what each test is about.
+Feed and push channel each have a proxy, so that one can fail alone. Whatever happens: nothing is lost or repeated,
+the consumer becomes current again, and polls keep G2 and G3. There is no fallback, so messages are found only by
+the mechanism that a test is about.
 """
 
 from time import monotonic
@@ -28,17 +28,17 @@ pytestmark = pytest.mark.anyio
 RATE, BURST = 10, 5
 DEGRADED = 0.3
 TIMEOUT = 0.6
-"""Seconds for an answer that will not come."""
+"""Seconds to wait for a missing answer."""
 
 DEAD = 0.6
-"""Seconds in which a listener finds that its connection is dead, where one is."""
+"""Seconds in which a listener notices a dead connection, where there is one."""
 
 WORLDS = [("asyncio", "websocket"), ("trio", "sse"), ("trio", "websocket"), ("asyncio", "sse")]
-"""Event loop and kind of push channel: the first two have all of either."""
+"""Event loop and kind of push channel. The first two cover all of both."""
 
 
 def in_worlds(faults, *, short=None):
-    """Each fault in each world; in the short form one of them in one world."""
+    """Each fault in each world; in the short form, one fault in one world."""
     cases = [
         pytest.param(
             backend,
@@ -59,7 +59,7 @@ def anyio_backend(request):
 
 
 class Bell:
-    """Tells one task of an event loop that something happened."""
+    """Notify one task of an event loop."""
 
     def __init__(self):
         self._event = anyio.Event()
@@ -75,7 +75,7 @@ class Bell:
 
 
 class CountedFeed(WatchedFeed):
-    """Keeps its fetches; knows how many failed, and whether the last one found the end."""
+    """Record fetches, the number of failures, and if the last one reached the end."""
 
     def __init__(self, url, bell, *, timeout):
         self.fetches = []
@@ -100,7 +100,7 @@ class CountedFeed(WatchedFeed):
 
 
 class CountedListener(WatchedListener):
-    """Knows whether it is up, and how often it was down."""
+    """Record if the listener is up, and how often it was down."""
 
     def __init__(self, listener, bell):
         self.dialled = []
@@ -118,9 +118,9 @@ class CountedListener(WatchedListener):
 
 
 def listener(kind, port, *, dead, late):
-    """One that finds within `dead` seconds that its connection is dead, if nothing comes for `late` seconds.
+    """Create a listener that notices a dead connection within `dead` seconds.
 
-    It gives as much time to connect.
+    Silence of `late` seconds means that the connection is dead. It has as much time to connect.
     """
     settings = {"open_timeout": late, "headers": {"x-client": "c"}}
     if kind == "sse":
@@ -130,7 +130,7 @@ def listener(kind, port, *, dead, late):
 
 
 class World:
-    """A server, a proxy before its feed, one before its push channel, and a consumer behind both."""
+    """A server, proxies before its feed and its push channel, and a consumer behind both."""
 
     def __init__(self, server, journal, feed, push, kind):
         self.server, self.journal, self.feed, self.push, self.kind = server, journal, feed, push, kind
@@ -138,12 +138,12 @@ class World:
         self.ids = []
 
     async def begin(self, running, *, answer_within=GUARD, late=GUARD, degraded=NEVER):
-        """Be current, connected, and idle.
+        """Become current, connected, and idle.
 
         Args:
             running: Starts the consumer.
             answer_within: Seconds for an answer of the feed.
-            late: Seconds after which a channel that says nothing is dead.
+            late: Seconds of silence after which a channel is dead.
             degraded: Seconds between polls while the channel is down.
         """
         self.watched = CountedFeed(f"http://127.0.0.1:{self.feed.port}/feed", self.bell, timeout=answer_within)
@@ -163,18 +163,18 @@ class World:
         await self.bell.until(lambda: self.watched.ended)
 
     async def publish(self, count=1):
-        """Publish when no poll runs, and see it processed."""
+        """Publish while no poll runs, and wait until it is processed."""
         await self.bell.until(lambda: self.watched.ended)
         self.ids += self.server.publish(count)
         await self.consumer.until(len(self.ids))
 
     async def pushes_arrive(self):
-        """What is published now is processed, though no timer would find it."""
+        """Check that new messages are processed, although no timer would find them."""
         for _ in range(3):
             await self.publish()
 
     def judge(self):
-        """Nothing lost, nothing twice, all in order; G2, G3 and calm reconnects."""
+        """Check: nothing lost, nothing twice, all in order; G2, G3 and slow reconnects."""
         journal, fetches, dialled = self.journal.read(), self.watched.fetches, self.channel.dialled
         assert self.consumer.processed == self.ids
         assert beyond_g2(fetches) == []

@@ -1,4 +1,4 @@
-"""No process outlives the tests, also when these are killed in the middle."""
+"""No process outlives the tests, even if the tests are killed."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ sys.stdin.read()
 
 
 def is_over(process):
-    """Gone, or a zombie whose new parent has not looked at it yet."""
+    """Return True if the process is gone, or a zombie that its new parent has not collected."""
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):

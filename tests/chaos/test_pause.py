@@ -1,8 +1,8 @@
-"""A consumer that is stopped with SIGSTOP for a while and goes on: time has passed, and it noticed none of it.
+"""A consumer that is suspended by SIGSTOP for a while, and continues.
 
-Its connections may be dead by then, timers are overdue, pushes have piled up. What has piled up, or that the
-connection is found dead, makes it current again: there is no fallback. What was missed is no reason to ask more
-often than the rate allows. One without a channel has nothing but its timer.
+Then its connections may be dead, timers are overdue, and pushes have piled up. There is no fallback: pushes, or
+the detection of the dead connection, must make it current again. Missed time does not allow more polls than the
+rate. A consumer without a channel has only its timer.
 """
 
 import time
@@ -18,11 +18,11 @@ from tests.support.tcp_proxy import TCPProxy
 pytestmark = pytest.mark.long_form
 
 PAUSE = form(2.0, 60.0)
-"""Seconds."""
+"""Duration in seconds."""
 
 RATE, BURST = 2, 3
 HASTE = 10.0
-"""How many times shorter delays after failures are: on a busy machine a connection may be lost more than once."""
+"""Factor that shortens delays after failures: on a busy machine a connection may be lost more than once."""
 
 
 @pytest.fixture
@@ -38,9 +38,10 @@ def proxy(server):
 
 @pytest.fixture
 def consumers(started, server, proxy):
-    """Of each kind of push channel, one whose connection outlives the pause and one whose connection does not.
+    """Consumers for each kind of push channel.
 
-    And one that has no channel, whose timer is due in the pause.
+    The connection of one consumer outlives the pause; the connection of another does not. One further consumer has
+    no channel; its timer is due in the pause.
     """
     channels = {
         f"{kind}-{fate}": [(kind, {"port": port})]
@@ -108,5 +109,5 @@ def connected(server):
 
 
 def is_current(consumer, server):
-    """It has what was published until now; the load goes on."""
+    """Return True if it has handled all messages published until now; the load continues."""
     return len(consumer.journal.read().ids) >= server.published - 50

@@ -1,6 +1,6 @@
-"""Everything at once: kills, stops, a broken network and a failing server, in an order that the seed decides.
+"""Everything at once: kills, stops, a failing network and server, in an order that the seed decides.
 
-At the end everything is mended, and what handler and server wrote down is judged.
+At the end all faults stop, and the journals of handler and server are checked.
 """
 
 from collections import Counter
@@ -30,12 +30,12 @@ pytestmark = pytest.mark.long_form
 STEPS = form(5, 120)
 
 HASTE = 10.0
-"""Delays after failures are so many times shorter than they are, else the walk would be spent in them."""
+"""Factor that shortens delays after failures, which would take most of the walk otherwise."""
 
 RATE, BURST = 10, 5
 COMMIT_INTERVAL = 0.05
 DELAY = 0.1
-"""Seconds that the network holds back at most."""
+"""Most seconds that the network delays."""
 
 NO_FAULTS = {
     "fail_next": 0,
@@ -51,7 +51,7 @@ NO_FAULTS = {
 
 
 class Walk:
-    """A consumer with both kinds of push channel, behind two proxies, and what may happen to it."""
+    """A consumer with both kinds of push channel behind two proxies, and its faults."""
 
     def __init__(self, started, chance, feed, push, server):
         self.chance, self.feed, self.push, self.server = chance, feed, push, server
@@ -174,11 +174,7 @@ class Walk:
         self.server.publish(self.chance.randrange(1000))
 
     def go(self):
-        """One step.
-
-        Returns:
-            What happened.
-        """
+        """Make one step; return its description."""
         steps = {
             self.nothing: 2,
             self.many_published: 1,
@@ -201,7 +197,7 @@ class Walk:
         return step.__name__
 
     def end(self):
-        """Mend everything, and let the consumer catch up."""
+        """End all faults, and let the consumer catch up."""
         self.load.pause()
         self.server_mended()
         self.server.publish()  # handled last, after all that the killed lives had handled and not committed

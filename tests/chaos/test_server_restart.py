@@ -1,4 +1,4 @@
-"""A server that is killed under load and comes back loses nobody anything, and is not overrun when it is back."""
+"""A killed server loses no message, and is not flooded after its restart."""
 
 import time
 
@@ -30,7 +30,7 @@ def server(started):
 
 @pytest.fixture
 def consumers(started, server):
-    """One on each event loop, one with each kind of push channel."""
+    """One consumer on each event loop, one with each kind of push channel."""
     limits = {"fallback_interval": NEVER, "degraded_interval": DEGRADED, "rate": RATE, "burst": BURST}
     consumers = [
         started(

@@ -1,4 +1,4 @@
-"""The verdicts can fail: each is shown what it must not let pass."""
+"""The verdicts can fail: each gets a journal that it must not accept."""
 
 import math
 
@@ -31,7 +31,7 @@ from tests.chaos.verdicts import (
 
 
 def life(number, *ids, since=0.0, takes=0.01):
-    """The handler is entered with each, and takes its time."""
+    """Lines of a life: the handler is entered with each message, and takes its time."""
     entered = [since + takes * place for place in range(len(ids))]
     return [Handled(number, name, at, at + takes) for name, at in zip(ids, entered, strict=True)]
 
@@ -106,7 +106,7 @@ def test_g3_a_poll_without_a_token_is_reported():
 
 
 def test_g3_a_late_poll_may_have_taken_its_token_any_time_after_the_last_poll_ended():
-    """As on a machine on which the consumer did not get to run in between."""
+    """On a busy machine, the consumer may not have run in between."""
     late = polls(0, 0, 0, 0, 1.9, 2, 3, 4)
     assert beyond_g3(late, rate=1, burst=3) == []
     assert len(beyond_g3([*late, *polls(4.9)], rate=1, burst=3)) == 1

@@ -1,9 +1,9 @@
-"""Whether the guarantees held, judged by what handler, feed, listeners and server wrote down; never by counters.
+"""Verdicts about the guarantees, by the journals of handler, feed, listeners and server; never by counters.
 
-Each verdict is a list of sentences, empty when all is well. None depends on how busy the machine is. Distances
-are measured between times that the consumer wrote down when it began to do something: a server that does not get
-to run sees requests later, and closer together. What the server saw is counted, so that nothing goes unrecorded.
-Upper limits on waits are not judged here; tests in virtual time do that.
+Each verdict is a list of sentences, empty if all is well. None depends on the load of the machine. Distances are
+measured between times at which the consumer recorded the start of an action: a server that does not get to run
+sees requests later, and closer together. Requests at the server are counted, so that none is unrecorded. Upper
+limits on waits are not checked here, but in virtual time.
 """
 
 import math
@@ -13,11 +13,11 @@ from itertools import pairwise, takewhile
 from push_to_poll_client.listeners import _backoff
 
 ROUNDING = 1e-6
-"""Seconds, or polls, by which sums of floating-point numbers may differ."""
+"""Seconds or polls by which sums of floating-point numbers may differ."""
 
 
 def by_life(handled):
-    """The lines of each life, in order."""
+    """Return the lines of each life, in order."""
     lives = defaultdict(list)
     for line in handled:
         lives[line.life].append(line)
@@ -25,35 +25,34 @@ def by_life(handled):
 
 
 def lost(ids, handled):
-    """The handler was done with every published message, and knew no other."""
+    """Published messages that the handler did not finish, and unknown messages."""
     seen = {line.id for line in handled if line.left < math.inf}
     never_handled = [f"{name} was published and never handled" for name in ids if name not in seen]
     return never_handled + [f"{name} was handled and never published" for name in sorted(seen.difference(ids))]
 
 
 def disordered(handled):
-    """The first occurrences stand in the order of the feed (its ids sort), so that nothing was skipped (G5)."""
+    """First occurrences that are not in the order of the feed, whose ids sort (G5)."""
     first = list(dict.fromkeys(line.id for line in handled))
     return [f"{after} was handled before {before}" for after, before in pairwise(first) if after > before]
 
 
 def redone(handled):
-    """For each life, how many of its messages a later life did again."""
+    """Return for each life the number of its messages that a later life repeated."""
     last_life = {line.id: line.life for line in handled}
     return {life: sum(last_life[line.id] > life for line in lines) for life, lines in by_life(handled).items()}
 
 
 def beyond_g7(handled, *, killed, commit_interval):
-    """What was done twice although no kill excuses it.
+    """Repeated messages that no kill explains.
 
-    A kill costs what the killed life did since its last commit: the end of its lines. All of these but the one
-    in flight were handled within `commit_interval`, from when the first was entered to when the last but one was
-    left.
+    A kill costs the work of the killed life since its last commit: the end of its lines. All of these but the one
+    in flight were handled within `commit_interval`, from the entry of the first to the end of the last but one.
 
     Args:
         handled: All lines.
-        killed: The lives that were killed; all others said goodbye, which excuses nothing.
-        commit_interval: That of the consumer, in seconds.
+        killed: The killed lives. The others ended by themselves, which allows no repetition.
+        commit_interval: Interval of the consumer, in seconds.
     """
     last_life = {line.id: line.life for line in handled}
     wrong = []
@@ -75,16 +74,16 @@ def beyond_g7(handled, *, killed, commit_interval):
 
 
 def beyond_g7_together(handled, *, killed, commit_interval, concurrency):
-    """As `beyond_g7`, for a consumer that has several messages in hand.
+    """Like `beyond_g7`, for a consumer with several messages in flight.
 
-    A kill costs what the killed life ended since its last commit. All of it but those in hand when the commit was
-    due ended within `commit_interval`.
+    A kill costs the messages that the killed life finished since its last commit. All of them finished within
+    `commit_interval`, except those in flight when the commit was due.
 
     Args:
         handled: All lines.
-        killed: The lives that were killed.
-        commit_interval: That of the consumer, in seconds.
-        concurrency: How many messages may be in hand.
+        killed: The killed lives.
+        commit_interval: Interval of the consumer, in seconds.
+        concurrency: Most messages in flight.
     """
     last_life = {line.id: line.life for line in handled}
     wrong = []
@@ -99,9 +98,9 @@ def beyond_g7_together(handled, *, killed, commit_interval, concurrency):
 
 
 def poll_starts(fetches):
-    """Find the fetches of one client that began a poll, each with the fetch before it, or `None`.
+    """Return the first fetch of each poll of one client, with the fetch before it or `None`.
 
-    A fetch for the page that the one before named goes on with its poll.
+    A fetch for the next page of the fetch before it continues that poll.
     """
     before = [None, *fetches]
     return [
@@ -112,7 +111,7 @@ def poll_starts(fetches):
 
 
 def of_each_client(requests):
-    """The requests of each client, in order."""
+    """Return the requests of each client, in order."""
     clients = defaultdict(list)
     for request in requests:
         clients[request.client].append(request)
@@ -120,11 +119,11 @@ def of_each_client(requests):
 
 
 def beyond_g3(fetches, *, rate, burst):
-    """Polls that began without a token: in any window of T seconds ≤ burst + rate·T.
+    """Polls that began without a token: more than burst + rate·T in a window of T seconds.
 
-    A poll takes its token after the fetch before it has ended, and before its own first fetch begins. So polls
-    i to j took theirs at least within the time from the end of the fetch before i to the beginning of j, and if
-    that window has too many, no machine is busy enough to explain it.
+    A poll takes its token after the end of the fetch before it, and before its own first fetch begins. So polls i
+    to j took their tokens within the time from the end of the fetch before i to the begin of j. If that window has
+    too many, the load of the machine cannot explain it.
 
     Args:
         fetches: All fetches.
@@ -144,7 +143,7 @@ def beyond_g3(fetches, *, rate, burst):
 
 
 def impatient(fetches):
-    """Fetches that began sooner than the answer before asked for (G3)."""
+    """Fetches that began before the end of a requested pause (G3)."""
     return [
         f"client {client} asked again after {second.at - first.heard_at:.3f} s, and not after {first.retry_after}"
         for client, own in of_each_client(fetches).items()
@@ -164,11 +163,11 @@ def beyond_g2(fetches):
 
 
 def unrecorded(seen, recorded):
-    """Requests or connections that the server saw and no consumer wrote down, so that nothing else judged them.
+    """Requests or connections at the server that no consumer recorded, so that no other verdict checks them.
 
     Args:
-        seen: What the server saw of clients that have a name.
-        recorded: What the consumers wrote down before they sent it.
+        seen: Requests of named clients at the server.
+        recorded: Records of the consumers, made before they sent the requests.
     """
     known = Counter(map(_channel_of, recorded))
     return [
@@ -183,13 +182,13 @@ def _channel_of(request):
 
 
 def beyond_reconnect_policy(dialled, *, haste=1.0, pushed=()):
-    """Connections sooner than the policy's smallest delays, while none of them can have lived.
+    """Connections sooner than the smallest delays of the policy, while none of them can have lasted.
 
     Args:
-        dialled: All attempts to connect, by the clock of who connects.
-        haste: How many times shorter the delays were made.
-        pushed: The client and the time of each push. If a connection that brought one ends in order, as by a half
-            close, that is no failure.
+        dialled: All attempts to connect, by the clock of the client.
+        haste: Factor by which the delays were shortened.
+        pushed: Client and time of each push. A connection that brought a push and ends in order, for example by a
+            half close, is not a failure.
     """
     channels, pushes = defaultdict(list), defaultdict(list)
     for connection in dialled:
@@ -210,12 +209,12 @@ def beyond_reconnect_policy(dialled, *, haste=1.0, pushed=()):
 
 
 def _not_lived(times):
-    """The neighbours, up to the first connection that may have lived: it would begin a new streak."""
+    """Return the neighbours up to the first connection that may have lasted, which would begin a new streak."""
     return takewhile(lambda pair: pair[1] - pair[0] < _backoff.STABLE_AFTER, pairwise(times))
 
 
 def least_delay(failures):
-    """The smallest draw of the delay after one more failure than so many, in seconds."""
+    """Return the smallest delay in seconds after this many failures and one more."""
     if not failures:
         return 0.0
     return min(_backoff.BASE_DELAY * 2.0 ** (failures - 1), _backoff.MAX_DELAY)

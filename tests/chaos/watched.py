@@ -1,4 +1,4 @@
-"""Stand between a consumer and its feed and listeners, so that a test knows what these did, and when."""
+"""Wrap a consumer's feed and listeners, so that a test knows their actions and times."""
 
 from contextlib import suppress
 from time import monotonic
@@ -10,11 +10,11 @@ from tests.chaos.journals import Fetch
 
 
 class WatchedListener:
-    """A listener like the one that it is given, and the channel of that.
+    """Wrap a listener and its channel.
 
     Args:
-        listener: Which.
-        told: Called with "up", "down" or "pushed" when that was said; the last one from any thread.
+        listener: The listener.
+        told: Called with each report "up", "down" or "pushed"; with the last one from any thread.
         dials: Called when a websocket or an event stream is about to connect.
     """
 
@@ -59,14 +59,14 @@ class WatchedListener:
 
 
 class WatchedFeed(HTTPFeed):
-    """Tells when each fetch begins and ends, by the consumer's own clock.
+    """Report begin and end of each fetch, by the consumer's own clock.
 
     Args:
-        url: Of the feed.
-        client: What the consumer calls itself before the server.
+        url: URL of the feed.
+        client: Name of the consumer for the server.
         timeout: Seconds for one answer.
-        began: Called with each `Fetch` as it begins.
-        over: Called with it when it has ended.
+        began: Called with each `Fetch` at its begin.
+        over: Called with it at its end.
     """
 
     def __init__(self, url, *, client, timeout, began, over):
@@ -94,7 +94,7 @@ class WatchedFeed(HTTPFeed):
 
 
 class _Witness(httpx.Auth):
-    """Sees the head of each answer before the feed does. It sends no credentials."""
+    """See the head of each answer before the feed does. It sends no credentials."""
 
     def __init__(self, hear):
         self._hear = hear

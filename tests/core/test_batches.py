@@ -1,4 +1,4 @@
-"""Handlers of batches: how many messages they get, what becomes of a batch that fails, how long one may wait."""
+"""Batch handlers: sizes of batches, failed batches, and waits for a full batch."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Batches(Consumer):
-    """Takes `takes` seconds for a batch. A message of `poison` makes its batch fail, with what is said there."""
+    """Take `takes` seconds for a batch. A message of `poison` makes its batch fail with the given error."""
 
     def __init__(self, feed, *, store=None, takes=0.0, poison=None, retry=None, **settings):
         super().__init__(feed, store=Ledger() if store is None else store, retry=retry, **settings)
@@ -117,7 +117,7 @@ async def test_a_batch_leaves_out_messages_that_were_already_processed():
 
 
 async def test_a_batch_spans_messages_that_were_processed_earlier_out_of_order():
-    """There is no gap in what is done: all of it is in order, and some was done before."""
+    """The result has no gap: all messages are in order, and some were processed before."""
     feed, store = FakeFeed(), Ledger()
     feed.answer(Page([Message("2"), Message("4")], cursor=None))
     await Batches(feed, store=store).poll_now()
@@ -328,7 +328,7 @@ async def test_a_cancelled_batch_is_not_recorded_as_processed():
 
 
 def following(**settings):
-    """A feed whose pages have 10 messages, and whose next page is fetched while one is processed."""
+    """Create a feed with pages of 10 messages, whose next page is fetched while one is processed."""
     return FakeFeed(**{"read_ahead": True, "page_size": 10, **settings})
 
 
@@ -382,7 +382,7 @@ async def test_a_batch_waits_for_a_slow_page_at_most_batch_wait(wait):
 
 
 async def test_batch_wait_counts_from_the_first_message_of_the_batch():
-    """Also when pages keep coming that do not fill it."""
+    """This holds also if pages keep coming that do not fill the batch."""
     feed = following(latency=1.0)
     feed.publish(100)
     batches = Batches(feed, batch_size=1_000, batch_wait=3.5)
@@ -395,7 +395,7 @@ async def test_batch_wait_counts_from_the_first_message_of_the_batch():
 
 
 async def test_messages_held_during_a_slow_batch_are_joined_by_a_page_that_has_arrived():
-    """That costs no time, and a handler that is slower than its feed gets full batches."""
+    """This costs no time, and a handler that is slower than its feed gets full batches."""
     feed = following(latency=1.0)
     feed.publish(30)
     batches = Batches(feed, batch_size=8, takes=10.0, batch_wait=5.0)
@@ -636,7 +636,7 @@ async def test_messages_of_a_key_are_processed_in_feed_order_across_batches():
 
 
 async def test_the_end_of_a_batch_with_two_keys_starts_a_batch_for_each_key():
-    """A batch frees several keys, and others had nothing to do."""
+    """A batch frees several keys, and other tasks had nothing to do."""
     feed = feed_of("a1 b1 a2 a3 b2 b3")
     batches = Batches(feed, takes=1.0, batch_size=2, concurrency=2, ordering_key=lane)
     await batches.poll_now()

@@ -110,7 +110,7 @@ async def test_catch_up_ends_with_a_feed_that_has_ended():
 
 
 class Circle:
-    """A feed whose pages lead in a circle, and have new messages in the first round."""
+    """A feed whose pages repeat, with new messages in the first round."""
 
     identity = "circle"
 

@@ -1,4 +1,4 @@
-"""Several messages at a time: those with the same key in order, those with different keys beside each other."""
+"""Several messages at a time: in order for each key, in parallel for different keys."""
 
 import asyncio
 import itertools
@@ -31,7 +31,7 @@ PATIENT = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(120))
 
 
 def mixed(number, lanes):
-    """Names of so many messages in so many lanes, which come in turns but not evenly."""
+    """Names of messages in several lanes, which alternate irregularly."""
     counts = dict.fromkeys(lanes, 0)
     for n in range(number):
         name = lanes[n * n % len(lanes)] if n % 3 else lanes[n % len(lanes)]
@@ -183,7 +183,7 @@ async def test_only_unfinished_messages_are_processed_again_after_a_crash():
 async def test_g7_a_crash_repeats_at_most_the_commit_interval_and_the_messages_in_progress(
     takes, flush, commit, concurrency
 ):
-    """In the time of the flush interval each of the lanes does its share."""
+    """Within the commit interval each lane does its share."""
     names = list(mixed(400, "abcdefghijklmnopqrst"))
     feed, store, uncommitted = feed_of(" ".join(names)), Ledger(), []
     store.takes = commit
@@ -255,7 +255,7 @@ async def test_a_short_retry_delay_holds_its_own_key_while_other_keys_continue()
 
 @pytest.mark.parametrize("concurrency", [1, 4])
 async def test_a_poll_ends_even_if_a_message_asks_for_short_retries_forever(concurrency):
-    """Who waits for the poll to end, such as a stop by another message, would wait for ever."""
+    """Otherwise a caller that waits for the end of the poll would wait forever."""
     feed = feed_of("busy1 bad1")
     errors = {"busy1": RetryMessage("429", after=0.4), "bad1": ValueError("no such customer")}
     many = Many(feed, errors=errors, concurrency=concurrency, retry=None)
@@ -467,7 +467,7 @@ async def test_poll_now_inside_a_concurrent_handler_is_a_runtime_error():
 @REAL_TIME
 @pytest.mark.parametrize("concurrency", [4, 64])
 async def test_plain_functions_run_in_as_many_threads_as_concurrency(concurrency):
-    """Also in more than the 40 that a program has for all by default."""
+    """This holds also above the default limit of 40 threads for a program."""
     together = threading.Barrier(concurrency)
 
     def process(message):

@@ -1,4 +1,4 @@
-"""What a message is known by, as the user's functions say it: dedupe keys, and fingerprints of content."""
+"""Identity of messages by the user's functions: dedupe keys, and fingerprints of content."""
 
 import contextlib
 import hashlib
@@ -34,7 +34,7 @@ def entry(name, data=None):
 
 
 def feed_with(*pages):
-    """Each page a list of (id, data)."""
+    """Create a feed; each page is a list of (id, data)."""
     feed = FakeFeed(read_ahead=True)
     last = len(pages)
     feed.answer(
@@ -47,7 +47,7 @@ def feed_with(*pages):
 
 
 class Reads(Log):
-    """Writes down ids and data."""
+    """Record ids and data."""
 
     async def process(self, message):
         await anyio.sleep(self.takes)
@@ -123,7 +123,7 @@ async def test_a_failing_dedupe_key_stops_the_consumer_after_all_earlier_message
 
 @pytest.mark.parametrize(("policy", "state"), [("skip", "skipped"), ("dead_letter", "dead")])
 async def test_a_message_whose_dedupe_key_fails_follows_the_failure_policy_once(policy, state):
-    """G9: it blocks nothing, and is known again by a key that no other message can have."""
+    """G9: it blocks nothing, and gets a key that no other message can have."""
     feed, store = feed_with([("1", "2"), ("2", None), ("3", "c")]), Ledger()
 
     def key(message):
@@ -289,7 +289,7 @@ async def test_changed_content_follows_the_policy_without_a_retry(policy, state)
 
 @pytest.mark.parametrize("pages", [1, 2, 3], ids=["within a page", "over pages", "over a restart"])
 async def test_changed_content_that_was_settled_is_a_duplicate_when_it_comes_again(pages):
-    """What an id was settled with last is what it is compared with."""
+    """Content is compared with the last settled content of an id."""
     entries = [("1", "a"), ("1", "b"), ("1", "b"), ("1", "c")]
     store = Ledger()
     settings = {"fingerprint": content, "on_failure": "dead_letter"}
@@ -370,7 +370,7 @@ async def test_a_repeated_message_is_a_duplicate_if_it_was_recorded_without_a_fi
 
 
 async def test_a_repeated_message_fails_if_its_fingerprint_can_no_longer_be_computed():
-    """Nobody can say that it is the same."""
+    """Nothing shows that the content is the same."""
     seen = []
 
     def fingerprint(message):
@@ -407,7 +407,7 @@ async def test_a_message_keeps_its_fingerprint_over_failed_attempts():
 
 
 async def test_other_content_waits_until_the_first_message_of_the_same_id_is_settled():
-    """Else the record of the first would be the last word, and take the dead letter of its twin away."""
+    """Otherwise the record of the first message would replace the second, and delete its dead letter."""
     feed, store = FakeFeed(), Ledger()
     feed.answer(Page([entry("1", "a"), entry("2", "x"), entry("1", "b")]))
     many = Many(

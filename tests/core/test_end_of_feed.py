@@ -1,4 +1,4 @@
-"""A feed that says that it has ended: the consumer ends with it, and not before all of it is settled."""
+"""A feed that has ended: the consumer ends after all messages are settled."""
 
 import logging
 
@@ -27,7 +27,7 @@ def ended(*names, **settings):
 
 
 class Stops:
-    """Fails once for the messages of `failing`."""
+    """Fail once for the messages of `failing`."""
 
     def __init__(self, *failing):
         self.failing = list(failing)

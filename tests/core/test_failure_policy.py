@@ -1,4 +1,4 @@
-"""What becomes of a message that fails: tried again, and then what the user said (G9)."""
+"""A failed message is retried, then settled by the user's policy (G9)."""
 
 import contextlib
 from itertools import cycle, pairwise
@@ -41,7 +41,7 @@ TWICE = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(0.5))
 
 
 class Fails(Log):
-    """Fails for the messages of `failing`, which may say how often, with `error`."""
+    """Raise `error` for the messages of `failing`, which may say how often."""
 
     def __init__(self, feed, *, failing, error=None, **settings):
         super().__init__(feed, **settings)
@@ -130,7 +130,7 @@ async def test_attempts_and_retry_waits_continue_after_a_restart(virtual_day):
 
 
 async def test_a_clock_set_back_between_runs_makes_no_wait_longer(monkeypatch):
-    """Bare polls, as a cron job does them: each reads the clock anew."""
+    """Bare polls, as in a cron job: each reads the clock anew."""
     offset = 0.0
     monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: 1e9 + offset + anyio.current_time())
     feed, store, settings = feed_of("bad"), MemoryStore(), {"error": RetryMessage("busy", after=5)}
@@ -337,7 +337,7 @@ async def test_on_failure_applies_to_an_unreadable_message_without_an_attempt():
 
 
 async def test_data_that_json_would_change_stops_the_consumer_instead_of_a_dead_letter():
-    """It could not be tried again, so the consumer stops."""
+    """It could not be retried, so the consumer stops."""
     feed = FakeFeed()
     feed.publish("bad", data=(1, 2))
     consumer = Fails(feed, failing=["bad"], retry=None, on_failure="dead_letter")
@@ -446,7 +446,7 @@ async def test_a_skip_message_raised_inside_a_task_group_skips_the_message():
 
 
 async def test_on_failure_applies_to_every_message_if_more_fail_than_max_failing(monkeypatch):
-    """Else the attempts of the first were forgotten for those of the last, and so on without end."""
+    """Otherwise the attempts of the first messages would be forgotten for the last ones, without end."""
     monkeypatch.setattr("push_to_poll_client._progress.MAX_FAILING", 20)
     monkeypatch.setattr("push_to_poll_client._workers.MAX_FAILING", 20)
     names = [str(n) for n in range(100)]
@@ -468,7 +468,7 @@ async def test_on_failure_applies_to_every_message_if_more_fail_than_max_failing
 
 @pytest.mark.no_cover  # lines are counted where it is quick
 async def test_the_kept_attempts_of_failing_messages_are_bounded(monkeypatch, virtual_day):
-    """Of messages that do not come again; each poll is one of a new process, which need not wait before it."""
+    """The messages do not come again. Each poll is a new process, which need not wait before it."""
     monkeypatch.setattr("push_to_poll_client._progress.MAX_FAILING", 100)
     store, feed = MemoryStore(), FakeFeed()
     feed.answer(*(Page([Message(str(n))]) for n in range(120)))
@@ -481,7 +481,7 @@ async def test_the_kept_attempts_of_failing_messages_are_bounded(monkeypatch, vi
 
 @pytest.mark.parametrize("bare", [True, False])
 async def test_attempts_are_dropped_when_their_message_does_not_come_again(bare, virtual_day):
-    """The entry of a feed of states that fails is replaced each time by a version that fails too."""
+    """The failing entry of a state feed is always replaced by a version that fails too."""
     store, feed = MemoryStore(), FakeFeed()
     versions = [Page([Message(f"entry@{n}")], cursor=None) for n in range(50)]
     feed.answer(*versions, Page([Message("entry@good")], cursor="c1"))
@@ -502,7 +502,7 @@ async def test_attempts_are_dropped_when_their_message_does_not_come_again(bare,
 
 
 async def test_attempts_of_a_message_behind_one_that_waits_are_kept(running, virtual_day):
-    """A poll that ends at the message that waits does not come to the page of the other one each time."""
+    """A poll that ends at the waiting message does not always reach the page of the other message."""
     feed, tried = FakeFeed(cursors="page"), []
     feed.publish(20)
     feed.answer(*[lambda request: setattr(feed, "page_size", next(sizes))] * 1_000)
@@ -525,7 +525,7 @@ async def test_attempts_of_a_message_behind_one_that_waits_are_kept(running, vir
 
 
 async def test_attempts_of_a_message_that_is_not_due_are_kept_while_a_feed_does_not_give_it(virtual_day):
-    """As a replica of a server may do, which lags behind."""
+    """A server's replica that lags behind can omit the message."""
     feed, store, attempts = feed_of("bad"), MemoryStore(), []
     feed.answer(None, Page(), None, None)
     retry = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(100))
@@ -555,7 +555,7 @@ async def test_attempts_of_a_message_whose_wait_ends_during_a_poll_that_meets_it
 
 @pytest.mark.parametrize("options", [{}, {"overlap": 3.0}, {"max_poll_time": 0.5}], ids=str)
 async def test_attempts_of_all_messages_that_wait_at_a_time_are_kept(options, virtual_day):
-    """Each poll reads again those that wait behind the first one, so that they are not dropped as if gone."""
+    """Each poll reads the messages behind the first waiting one again, so none counts as gone."""
     names = [str(n) for n in range(30)]
     feed = feed_of(*names, page_size=10, latency=0.2)
     consumer = Fails(

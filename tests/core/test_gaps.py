@@ -1,4 +1,4 @@
-"""What a feed says is missing: everybody hears of it once, and the messages behind it are processed."""
+"""Gaps reported by a feed: each is reported once, and the messages behind it are processed."""
 
 import anyio
 import pytest
@@ -89,7 +89,7 @@ async def test_a_gap_with_another_text_at_the_same_cursor_is_reported_again(capl
 
 
 class Slow(MemoryStore):
-    """Commits take a second; a session has one at a time."""
+    """Commits take a second, and a session has one at a time."""
 
     async def claim(self, name, *, feed):
         session = await super().claim(name, feed=feed)

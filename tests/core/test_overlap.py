@@ -1,6 +1,6 @@
-"""Messages that become visible late: without an overlap they are lost for ever, with one they are not.
+"""Messages that become visible late are lost without an overlap, and found with one.
 
-In virtual time, as are times of day; a crash loses what was not committed.
+Time and times of day are virtual; a crash loses everything uncommitted.
 """
 
 import logging
@@ -36,7 +36,7 @@ from tests.support.forms import form
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day")]
 
 LONGEST = 5.0
-"""Seconds of the longest transaction."""
+"""Longest duration of a transaction, in seconds."""
 
 
 # Any table, any handler, any crash
@@ -44,7 +44,7 @@ LONGEST = 5.0
 
 @dataclass(frozen=True)
 class Story:
-    """How a table is written, served and consumed."""
+    """One way in which a table is written, served and consumed."""
 
     rows: tuple
     feed: dict
@@ -55,7 +55,7 @@ class Story:
 
 
 class Random(Log):
-    """Takes any time up to `takes`."""
+    """Take any time up to `takes`."""
 
     def __init__(self, feed, *, takes, **settings):
         super().__init__(feed, takes=0.0, **settings)
@@ -86,7 +86,7 @@ async def run_until_crash(consumer, end, cursors):
 
 
 def watch(consumer, cursors):
-    """Write down the cursors that it saves."""
+    """Record the cursors that it saves."""
     commit = consumer._parts.session.commit
 
     async def watched(**what):
@@ -98,7 +98,7 @@ def watch(consumer, cursors):
 
 
 def tell(story, overlap):
-    """What was processed, how often which cursor was saved, and how often the feed was asked."""
+    """Return the processed messages, the saved cursors with counts, and the number of requests."""
     feed, store = DatabaseFeed(list(story.rows), **story.feed), MemoryStore()
     done, cursors, late = [], [], 0
 
@@ -198,14 +198,14 @@ async def all_of(consumer, feed, seconds):
 
 
 async def test_a_late_message_is_found_if_a_page_takes_longer_to_process_than_the_overlap():
-    """Row 2 appears while page 1 is processed. When page 2 is asked for, page 1 is older than the overlap."""
+    """Row 2 appears while page 1 is processed. When page 2 is requested, page 1 is older than the overlap."""
     rows = [Row(0.0, 0.0), Row(0.0, 3.0), Row(0.0, 0.0), Row(0.1, 0.1), Row(9.0, 9.0), Row(9.0, 9.0)]
     feed = DatabaseFeed(rows, page_size=3)
     assert await all_of(Log(feed, takes=5.0, overlap=LONGEST), feed, 300)
 
 
 async def test_a_late_message_is_found_after_a_page_that_the_server_held(running):
-    """Row 1 is drawn shortly before the server answers what it was asked long ago, and is visible long after."""
+    """Row 1 gets its number shortly before the server answers an old request, and becomes visible long after."""
     rows = [Row(14.9, 19.8), Row(15.0, 15.0), Row(15.5, 15.5)]
     feed = DatabaseFeed(rows, max_wait=30.0)
     assert await all_of(Log(feed, overlap=LONGEST), feed, 300)
@@ -226,7 +226,7 @@ async def test_long_polls_deliver_new_messages_at_once_and_still_find_a_late_one
 
 @pytest.mark.no_cover  # lines are counted where it is quick
 async def test_late_messages_are_found_on_a_feed_that_is_never_caught_up(running):
-    """As an HTTP feed that is written faster than it is fetched: each page has a next one."""
+    """The feed is written faster than it is fetched: each page has a next page."""
     end = form(190, 390)
     number = 10 * end
     rows = rows_of([0.1] * (number + 100), [0.0, 0.0, 0.0, LONGEST] * (number // 4 + 25))
@@ -240,7 +240,7 @@ async def test_late_messages_are_found_on_a_feed_that_is_never_caught_up(running
 
 
 async def test_a_late_message_is_found_after_a_slow_page_and_a_restart():
-    """As above, with a restart between the slow page and the next poll."""
+    """A restart comes between the slow page and the next poll."""
     rows = [Row(0.0, 3.0), Row(0.0, 0.0), Row(0.0, 0.0), Row(0.0, 0.0), Row(0.1, 0.1), Row(0.1, 0.1)]
     feed, store = DatabaseFeed(rows, page_size=3), MemoryStore()
     await anyio.sleep(1)
@@ -265,7 +265,7 @@ async def test_an_overlap_that_takes_longer_than_a_poll_is_read_to_its_end(runni
 
 
 async def test_the_saved_cursor_moves_during_a_backlog_on_a_feed_with_page_cursors(running):
-    """On a feed with cursors on pages alone, so that a backlog does not stay without a saved cursor."""
+    """If only pages have cursors, a backlog must still save some of them."""
     rows = [Row(0.0, 0.0), Row(0.0, 4.5), Row(0.0, 0.0), Row(0.0, 0.0), Row(0.0, 0.0)] + [Row(3.0, 3.0)] * 100
     feed, cursors = DatabaseFeed(rows, page_size=3, cursors="page"), []
     consumer = Log(feed, takes=1.0, overlap=LONGEST, max_poll_time=5, fallback_interval=2, degraded_interval=None)
@@ -282,7 +282,7 @@ async def test_the_saved_cursor_moves_during_a_backlog_on_a_feed_with_page_curso
 
 
 async def test_pages_that_appear_late_are_found_after_slow_polls_on_a_feed_with_page_cursors(running):
-    """Whole pages appear late; the walk stops on one of them, for it is slow."""
+    """Whole pages appear late. The walk stops on one of them because it is slow."""
     rows = [Row(0.0, 0.0)] * 3 + [Row(0.0, 4.0)] * 9 + [Row(0.0, 0.0)] * 2
     feed = DatabaseFeed(rows, page_size=3, cursors="page")
     settings = {"overlap": LONGEST, "max_poll_time": 5, "fallback_interval": 10, "degraded_interval": None}
@@ -295,7 +295,7 @@ async def test_pages_that_appear_late_are_found_after_slow_polls_on_a_feed_with_
 
 
 async def test_a_poll_that_fails_within_an_overlap_does_not_move_the_cursor(virtual_day):
-    """It stands before the saved cursor. Else the walk after the crash would begin behind what it has not seen."""
+    """It fails before the saved cursor. Otherwise the walk after the crash would begin behind unseen messages."""
     feed = FakeFeed(page_size=1)
     feed.publish("1")
     feed.publish("2", lag=3)
@@ -318,7 +318,7 @@ async def test_a_poll_that_fails_within_an_overlap_does_not_move_the_cursor(virt
 
 
 async def test_an_overlap_walk_continues_after_a_restart(virtual_day):
-    """Each poll has a session of its own, as with a cron job."""
+    """Each poll has its own session, as with a cron job."""
     feed, store = FakeFeed(), MemoryStore()
     asked_from = []
     for n in range(40):
@@ -361,7 +361,7 @@ async def test_polls_start_at_the_saved_cursor_once_the_overlap_time_has_passed(
 
 
 async def test_the_saved_cursor_moves_if_its_message_vanished_and_the_last_page_is_empty():
-    """As on a compacted feed, where a newer version of an entry takes the place of the one that was read last."""
+    """On a compacted feed, a newer version of an entry replaces the one that was read last."""
     consumer = Log(FakeFeed(), overlap=LONGEST)
     feed = consumer._feed
     one, two, three = (Message(name, cursor=name) for name in ("a", "b", "c"))
@@ -491,7 +491,7 @@ async def test_messages_that_a_feed_repeats_are_not_counted_as_late(running, cur
 
 
 async def test_a_late_message_is_found_if_the_pages_change_during_the_walk(virtual_day):
-    """The walk starts again where it started, not at the saved cursor."""
+    """The walk starts again at its start, not at the saved cursor."""
     feed = FakeFeed(page_size=2)
     feed.publish("1")
     feed.publish("late", lag=3)
@@ -510,7 +510,7 @@ async def test_a_late_message_is_found_if_the_pages_change_during_the_walk(virtu
 
 
 async def test_a_repeated_message_of_an_overlap_does_not_count_as_the_pushed_one(running):
-    """A push that beat its data is polled for again, though the poll found messages: those of the overlap."""
+    """A push that is faster than its data is polled for again, although the poll found messages of the overlap."""
     feed, listener = FakeFeed(), ManualListener()
     feed.publish(3)
     consumer = running(Log(feed, listeners=[listener], overlap=LONGEST))
@@ -638,7 +638,7 @@ async def test_an_overlap_is_read_again_after_the_held_fetch_behind_it_failed(ru
 
 
 async def test_a_late_message_is_found_although_the_clock_was_set_back_between_two_runs(monkeypatch):
-    """The time of the last walk lies in the future then, and cursors that are saved from now on look old."""
+    """The time of the last walk is in the future then, and new saved cursors look old."""
     feed, store = FakeFeed(page_size=1, latency=1.0), MemoryStore()
     feed.publish(3)
     await Log(feed, store=store, overlap=LONGEST).poll_now()

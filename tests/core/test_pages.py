@@ -1,6 +1,6 @@
-"""What a feed may say, in its hardest forms, through a whole consumer: nothing lost, nothing twice, no loop.
+"""The hardest shapes of feeds, through a whole consumer: nothing lost, nothing twice, no loop.
 
-The cases are those of real vendors, on servers that follow their protocols. In virtual time.
+The cases are of real vendors, on servers that follow their protocols, in virtual time.
 """
 
 from collections import Counter
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.anyio
 
 
 class From:
-    """A feed whose server has to be told where it begins."""
+    """A feed whose server needs a place to begin."""
 
     def __init__(self, vendor, **options):
         self.vendor, self.feed = vendor, feed_of(vendor, **options)
@@ -54,7 +54,7 @@ async def to_the_end(consumer):
 
 
 class Mortal(Log):
-    """Dies in the middle of a message: `ledger` then is what its process leaves."""
+    """Crash in the middle of a message; `ledger` is what its process leaves."""
 
     def __init__(self, feed, ledger, *, dies_at=None, **settings):
         super().__init__(feed, store=ledger, commit_interval=0.0, **settings)
@@ -69,7 +69,7 @@ class Mortal(Log):
         await super().process(message)
 
     async def live(self):
-        """As long as it lives, else to the end of the feed; what it processed, and what it leaves."""
+        """Run to the crash or the end of the feed. Return the processed messages and the store."""
         with self.life:
             await to_the_end(self)
         return self.processed, self.ledger
@@ -184,7 +184,7 @@ async def test_messages_that_a_server_replays_after_a_redirect_without_the_curso
 
 
 async def test_the_cursor_moves_past_entries_that_are_not_messages():
-    """An entry that is none of interest is gone past all the same."""
+    """The cursor passes entries that no handler gets."""
     vendor = Ntfy(4)
     entries = Entries(LINES, only=lambda event: False)
     feed = PagedFeed(
@@ -211,7 +211,7 @@ async def test_an_empty_page_does_not_end_the_poll_if_more_pages_follow():
 
 
 class Scripted(Vendor):
-    """Answers what it is told to, whatever it is asked."""
+    """Return scripted answers, whatever the request."""
 
     def __init__(self, *pages):
         super().__init__()
@@ -241,7 +241,7 @@ async def test_the_same_page_with_the_same_cursor_ends_the_poll():
 
 
 def standing(caplog):
-    """The cursors at which a feed was said to stand still."""
+    """Cursors at which a standstill of the feed was reported."""
     text = "the end of the feed is not reached: the feed says that there is more, and leads back to cursor "
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert all(text in line for line in lines)
@@ -273,7 +273,7 @@ async def test_new_messages_at_an_unchanged_cursor_count_as_progress(caplog):
 
 @pytest.mark.parametrize("cursor", [from_each("at"), from_body("at")])
 async def test_a_repeated_page_at_the_requested_cursor_is_the_end_without_a_warning(cursor, caplog):
-    """As those do that are asked for all since a time, that time included."""
+    """Feeds that are read by a time, inclusive, repeat the last page."""
     vendor = Scripted({"events": [{"id": "1", "at": 7}, {"id": "2", "at": 7}], "at": 7})
     options = {"client": vendor.client(), "headers": vendor.headers}
     pages = OldestFirst(cursor=cursor, send=to_query("since"))

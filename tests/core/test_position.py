@@ -1,4 +1,4 @@
-"""Where a name begins, where it is rewound to, where it goes on when its cursor expired, and what is replayed."""
+"""Start, rewind, expired cursors, and replay."""
 
 import anyio
 import pytest
@@ -41,14 +41,14 @@ def feed_of(*names, **settings):
 
 
 class Blind:
-    """A feed without an end."""
+    """A feed without `latest()`."""
 
     async def fetch(self, request):
         return Page()
 
 
 class Fails(Log):
-    """Fails for the messages of `failing`."""
+    """Fail for the messages of `failing`."""
 
     def __init__(self, feed, *, failing, **settings):
         super().__init__(feed, **settings)
@@ -268,7 +268,7 @@ async def test_g3_retry_after_of_a_failed_latest_is_respected(running, monkeypat
 
 
 async def polled(feed, **settings):
-    """A consumer that has read all, one message at a time, with ten seconds between."""
+    """Create a consumer that has read all, one message at a time, with ten seconds between."""
     consumer = Log(feed, **settings)
     await consumer.__aenter__()
     return consumer
@@ -457,7 +457,7 @@ async def test_rewind_resets_the_attempts_of_a_failing_message(virtual_day):
 
 
 async def test_rewind_deletes_the_attempts_in_the_same_write_as_the_cursor(monkeypatch):
-    """Else a crash between two would leave a wait for a message that may never come again."""
+    """Otherwise a crash in between would leave a wait for a message that may never come again."""
 
     class Fails(Log):
         async def process(self, message):
@@ -475,7 +475,7 @@ async def test_rewind_deletes_the_attempts_in_the_same_write_as_the_cursor(monke
 
 
 async def test_a_chain_restart_after_a_rewind_does_not_postpone_the_next_poll():
-    """What the last poll waited for is forgotten even if this one settles nothing."""
+    """The wait of the last poll is forgotten even if this poll settles nothing."""
     feed = feed_of("bad", "b")
     async with Fails(feed, failing=["bad"], retry=TWICE, max_poll_time=1) as consumer:
         await consumer.poll_now()
@@ -540,7 +540,7 @@ async def test_a_rewind_is_saved_in_a_sqlite_file(tmp_path):
 
 
 async def expiring(on_cursor_expired, *, start=None, **settings):
-    """A consumer of a, b and c whose cursors expire."""
+    """Create a consumer of a, b and c whose cursors expire."""
     feed = feed_of("a", "b", "c")
     consumer = Log(feed, on_cursor_expired=on_cursor_expired, **settings)
     await consumer.poll_now()
@@ -699,7 +699,7 @@ class Batches(Consumer):
 
 
 async def test_messages_waiting_for_a_full_batch_are_settled_before_a_resync():
-    """Else its cursors would be saved behind the resync, and the messages between be lost."""
+    """Otherwise its cursors would be saved behind the resync, and the messages between would be lost."""
     feed = feed_of(35, page_size=10, read_ahead=True)
     settings = {"batch_size": 100, "batch_wait": 50.0, "on_cursor_expired": Resync("after-3.0", forget=False)}
     async with Batches(feed, **settings) as consumer:
@@ -711,7 +711,7 @@ async def test_messages_waiting_for_a_full_batch_are_settled_before_a_resync():
 
 
 async def test_messages_pending_when_the_consumer_stopped_are_not_processed_after_a_rewind():
-    """Else it would be processed after the rewind, and its cursors saved there."""
+    """Otherwise they would be processed after the rewind, and their cursors saved there."""
 
     def dedupe_key(message):
         return 1 / 0 if message.id == "15" else message.id
@@ -757,7 +757,7 @@ async def test_the_next_poll_starts_at_a_pending_message_that_failed_at_max_poll
 
 
 async def read(*names, **settings):
-    """A feed, and a consumer that has read all of it."""
+    """Create a feed, and a consumer that has read all of it."""
     feed = feed_of(*names, page_size=2)
     consumer = Log(feed, **settings)
     await consumer.poll_now()
@@ -894,7 +894,7 @@ async def test_a_replay_retries_a_failing_message_and_then_applies_on_failure():
 
 
 async def test_a_replay_that_is_stopped_loses_no_dead_letter():
-    """The cursor is past it: a message that died in the replay does not come again."""
+    """The cursor is past the message: a new dead letter of the replay does not come again."""
 
     def decide(message, error):
         return "dead_letter" if message.id == "dies" else "stop"

@@ -1,4 +1,4 @@
-"""A feed with `read_ahead` is asked for the next page while one is processed: sooner, and all else as without."""
+"""`read_ahead`: the next page is fetched while one is processed, without other effects."""
 
 import contextlib
 
@@ -58,7 +58,7 @@ async def test_the_next_page_is_fetched_while_one_is_processed():
 
 
 async def test_pages_fetched_ahead_are_requested_without_a_wait():
-    """Only the last fetch of a quiet consumer may be held by the server."""
+    """Only the last fetch of an idle consumer may be a long poll."""
     feed = feed_of(30, page_size=10, max_wait=1000.0)
     async with Log(feed) as log:
         await log.poll_now()
@@ -66,7 +66,7 @@ async def test_pages_fetched_ahead_are_requested_without_a_wait():
 
 
 async def test_without_read_ahead_a_fetch_starts_after_the_commit():
-    """Some feeds take a fetch for an acknowledgement."""
+    """Some feeds treat a fetch as an acknowledgement."""
     feed = feed_of(30, page_size=10, latency=1.0, read_ahead=False)
     async with Log(feed, takes=0.1) as log:
         began = anyio.current_time()
@@ -115,7 +115,7 @@ async def test_retry_after_of_a_page_fetched_ahead_counts_from_its_response():
 
 @pytest.mark.parametrize("ends", ["by its time", "by a failing message"])
 async def test_retry_after_of_a_fetch_ahead_applies_even_if_the_poll_ends_first(ends):
-    """G3: nothing is made of the answer but that."""
+    """G3: the rest of the answer is dropped."""
 
     class Failing(Log):
         async def process(self, message):
@@ -153,7 +153,7 @@ async def test_retry_after_of_a_fetch_ahead_applies_even_if_the_poll_is_cancelle
 
 
 async def test_retry_after_of_a_waiting_fetch_applies_even_if_a_wake_arrives_with_it():
-    """G3: the answer to a waiting fetch that gives way in the same moment."""
+    """G3: the answer of a long poll that is cancelled at the same moment."""
 
     class Busy:
         max_wait = 30.0
@@ -256,7 +256,7 @@ async def test_a_cancellation_cancels_the_fetch_ahead_and_keeps_settled_messages
 
 
 async def test_a_poll_that_ends_between_pages_keeps_the_page_it_fetched_ahead():
-    """A handler that takes longer for a page than a poll may take would else fetch each page twice."""
+    """If a page takes longer than a poll may take, each page would be fetched twice otherwise."""
     feed = feed_of(50, page_size=10)
     async with Log(feed, takes=1.0, max_poll_time=5.0) as log:
         while not (await log.poll_now()).caught_up:
@@ -266,7 +266,7 @@ async def test_a_poll_that_ends_between_pages_keeps_the_page_it_fetched_ahead():
 
 
 async def test_a_last_page_fetched_by_an_earlier_poll_is_fetched_again():
-    """G1: what was published after it was fetched ahead, and before a poll began, is found by that poll."""
+    """G1: a poll finds messages published after the fetch ahead and before the poll."""
     feed = feed_of(20, page_size=10)
     async with Log(feed, takes=1.0, max_poll_time=5.0) as log:
         assert not (await log.poll_now()).caught_up
@@ -305,7 +305,7 @@ async def test_a_failed_commit_cancels_the_fetch_ahead():
 
 
 class Counts(Log):
-    """How many pages were asked for when each message was processed, counted from its own."""
+    """Record the number of requested pages when each message was processed, relative to its own page."""
 
     def __init__(self, feed, **settings):
         super().__init__(feed, **{"takes": 1.0, "max_poll_time": 1e6, **settings})
@@ -382,7 +382,7 @@ async def test_the_next_poll_uses_the_pages_fetched_ahead_and_fetches_beyond_the
 
 
 async def test_fresh_and_hint_of_a_push_are_sent_when_its_poll_continues_with_kept_pages():
-    """G1: a cache might not have what a push says is there."""
+    """G1: a cache may not have the messages that a push announces."""
     feed = feed_of(80, page_size=10, latency=0.1)
     log = Counts(feed, max_poll_time=5.0)
     async with anyio.create_task_group() as tasks:

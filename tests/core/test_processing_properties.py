@@ -1,6 +1,6 @@
-"""Whatever messages do, and however lives end: order per key, a contiguous prefix, nothing lost, nothing twice.
+"""Properties of processing: order per key, a contiguous prefix, nothing lost, nothing twice.
 
-CHAOS_FORM=long tries many more.
+They hold for all failures and all ends of a process. CHAOS_FORM=long runs many more examples.
 """
 
 import itertools
@@ -23,7 +23,7 @@ EXAMPLES = form(20, 2_000)
 
 @st.composite
 def plans(draw, concurrency, *, batches):
-    """How much is Hypothesis' choice, so that it finds the least that fails; what is a die's."""
+    """Hypothesis chooses what it should minimise; a seed chooses the rest."""
     number, lives = draw(st.integers(1, 40)), draw(st.integers(0, 4))
     troubled = draw(st.integers(0, 12))
     die = draw(st.randoms(use_true_random=True))

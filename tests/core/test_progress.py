@@ -1,4 +1,4 @@
-"""One commit at a time, beside the pages that follow: sooner, and all else as if each page waited for its own."""
+"""One commit at a time, in parallel with the following pages, with the results of a commit after each page."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Slow(MemoryStore):
-    """Takes `takes` seconds for a commit, and writes down what each saved and how many ran at once."""
+    """A commit takes `takes` seconds. Record the saved keys, and how many commits ran at once."""
 
     def __init__(self, takes=1.0):
         super().__init__()
@@ -67,7 +67,7 @@ def feed_of(messages, **settings):
 
 
 def pages(*names_of_each):
-    """A feed of these pages, each read ahead."""
+    """Create a feed with these pages, which is read ahead."""
     feed = FakeFeed(read_ahead=True)
     last = len(names_of_each)
     feed.answer(
@@ -107,7 +107,7 @@ async def test_a_poll_ends_after_all_its_messages_are_committed():
 
 @pytest.mark.parametrize(("takes", "commit"), [(0.001, 0.03), (0.001, 0.2), (0.02, 0.03), (0.2, 0.01)])
 async def test_uncommitted_work_never_exceeds_the_commit_interval(takes, commit):
-    """G7, whatever the store takes for a commit."""
+    """G7, for any duration of a commit."""
     feed, store = feed_of(200), Slow(commit)
     uncommitted = []
 
@@ -123,7 +123,7 @@ async def test_uncommitted_work_never_exceeds_the_commit_interval(takes, commit)
 
 
 async def test_a_repeat_of_a_message_with_a_pending_commit_is_a_duplicate():
-    """G6: whether its commit is under way or not begun."""
+    """G6: for a running commit and for one that has not begun."""
     first, second, third = range(10), range(10, 20), range(20, 30)
     feed, store = pages(first, second, third, [*first, *second, *third, 30]), Slow(takes=0.5)
     async with Log(feed, store=store, commit_interval=10.0) as log:
@@ -133,7 +133,7 @@ async def test_a_repeat_of_a_message_with_a_pending_commit_is_a_duplicate():
 
 
 async def test_a_message_committed_during_its_duplicate_lookup_is_a_duplicate():
-    """G6: a store may answer from what was before a commit, and later than that commit."""
+    """G6: a store may answer after a commit with the state before it."""
 
     class Late(Slow):
         async def claim(self, name, *, feed):
@@ -188,7 +188,7 @@ async def test_a_failed_commit_at_the_end_of_a_poll_keeps_the_progress():
 
 
 async def test_the_attempts_of_a_failed_commit_are_committed_by_the_next_one(virtual_day):
-    """G9: with no other change to commit. Else a restart would forget the wait and count from 1 again."""
+    """G9: without another change to commit. Otherwise a restart would forget the wait and count from 1 again."""
 
     class Waits(Log):
         async def process(self, message):
@@ -206,7 +206,7 @@ async def test_the_attempts_of_a_failed_commit_are_committed_by_the_next_one(vir
 
 
 async def test_a_failed_background_commit_fails_its_own_poll():
-    """Also when nothing of the poll comes after it."""
+    """This holds also at the end of the poll."""
     feed, store = feed_of(30), Slow(takes=5.0)
     async with Log(feed, store=store, takes=0.1, commit_interval=100.0, max_poll_time=0.5) as log:
         store.broken = 2
@@ -315,7 +315,7 @@ async def test_a_cancelled_poll_lets_its_background_commit_finish():
 
 
 def hangs_after_its_first_page():
-    """A feed whose second fetch never ends."""
+    """Create a feed whose second fetch never ends."""
     feed = feed_of(40)
 
     def hang(request):
@@ -327,7 +327,7 @@ def hangs_after_its_first_page():
 
 @pytest.mark.parametrize(("broken", "recorded"), [(1, 10), (2, 10), (3, 0)])
 async def test_a_stop_waits_for_the_background_commit_and_raises_if_it_fails_twice(broken, recorded):
-    """Even then it tries once more, so that less is processed again."""
+    """It retries once at the end, so that less is processed again."""
     feed, store = hangs_after_its_first_page(), Slow(takes=0.5)
     store.broken = broken
     log = Log(feed, store=store, commit_interval=10.0)
@@ -382,7 +382,7 @@ async def test_a_failed_commit_of_a_cancelled_poll_does_not_fail_the_next_poll()
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("after", [0.0, 0.2, 0.7])
 async def test_processed_messages_are_recorded_when_asyncio_cancels_every_task(after):
-    """As `asyncio.run` does at its end, also to the task that commits."""
+    """`asyncio.run` cancels all tasks at its end, including the task of the commit."""
     feed, store = hangs_after_its_first_page(), Slow(takes=0.5)
     log, others = Log(feed, store=store, commit_interval=10.0), asyncio.all_tasks()
     running = asyncio.ensure_future(log.run())
@@ -434,7 +434,7 @@ async def test_the_next_page_waits_when_too_many_messages_are_uncommitted(monkey
 
 
 async def test_a_feed_with_an_unchanged_cursor_is_fetched_while_it_returns_new_messages():
-    """Whether or not that is committed yet."""
+    """The commit of these messages does not matter."""
     feed, store = FakeFeed(read_ahead=True), Slow()
     pages_of_ids = [ids(range(n, n + 10)) for n in (0, 10, 20)]
     feed.answer(
@@ -461,7 +461,7 @@ async def test_the_cursor_of_a_page_without_messages_is_saved():
 
 
 class Hangs(Slow):
-    """The commit that has this message never ends."""
+    """The commit with this message never ends."""
 
     def __init__(self, message):
         super().__init__(takes=0.0)
@@ -560,7 +560,7 @@ async def test_a_commit_begun_after_the_shutdown_timeout_still_gets_some_seconds
 
 @pytest.mark.parametrize("call", ["unseen", "commit", "release"])
 async def test_a_store_that_hangs_between_two_commits_does_not_keep_run_from_stopping(call):
-    """A commit of the listeners' state or of a position is not one of messages."""
+    """Commits of a listener's state or a position also have a limit."""
 
     class HangsInOneCall(MemoryStore):
         async def claim(self, name, *, feed):

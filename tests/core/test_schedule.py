@@ -1,4 +1,4 @@
-"""When to poll, told as stories. Times are plain numbers; nothing here waits."""
+"""Stories of the schedule. Times are plain numbers; nothing waits."""
 
 import itertools
 import math
@@ -27,14 +27,14 @@ def make(**changes):
 
 
 def poll(schedule, start, *, end=None, cause=None, outcome=PollOutcome.CAUGHT_UP, wait=0.0, **ended):
-    """One whole poll; without a cause it is the one that the schedule decides on."""
+    """Run one whole poll, of the scheduled cause by default."""
     cause = cause or schedule.next_poll(start).cause
     schedule.poll_started(start, cause, wait=wait)
     schedule.poll_ended(start if end is None else end, outcome, **ended)
 
 
 def idle(**changes):
-    """A schedule that has caught up at time 0."""
+    """Create a schedule that has caught up at time 0."""
     schedule = make(**changes)
     poll(schedule, 0.0)
     return schedule
@@ -171,7 +171,7 @@ def test_not_before_is_jittered_upwards():
 
 
 def test_no_fetch_is_held_while_a_poll_after_a_push_is_to_be_repeated():
-    """The server answers a held one when it knows of something, and a push came before that."""
+    """A server answers a held request when it has news, and the push came before that."""
     schedule = idle()
     schedule.wake(10.0, push=True)
     poll(schedule, 10.0)
@@ -258,7 +258,7 @@ def test_without_a_fallback_interval_only_wakes_poll():
 
 
 def failures(schedule, count, *, outcome=PollOutcome.FAILED, jitter=1.0):
-    """The delays after so many failures in a row, each retried as soon as allowed."""
+    """Return the delays after this many failures in a row, each retried as soon as allowed."""
     now, delays = 0.0, []
     for _ in range(count):
         poll(schedule, now, outcome=outcome, jitter=jitter)
@@ -480,7 +480,7 @@ def test_a_feed_that_asks_for_no_more_polls_than_the_timer_does_not_hide_a_lossy
 
 
 def test_a_poll_that_the_feed_asked_for_does_not_end_the_repetitions_after_a_push():
-    """The data of the push may come later than the messages that the feed had hidden."""
+    """The data of the push may come later than the hidden messages."""
     schedule = idle()
     schedule.set_channel("push", up=True)
     schedule.wake(10.0, push=True)
@@ -533,7 +533,7 @@ def test_a_server_that_answers_waiting_fetches_early_is_polled_by_the_timer():
 
 @pytest.mark.parametrize("took", [0.0, 29.0])
 def test_a_walk_that_takes_several_polls_before_the_waiting_fetch_counts_as_an_early_answer(took):
-    """As an overlap with many empty pages does. Else each walk would be followed by the next one at once."""
+    """An overlap with many empty pages makes such a walk. Otherwise each walk would start the next one at once."""
     schedule = idle()
     for _ in range(EARLY_ANSWERS):
         assert schedule.next_poll(1.0 + took, can_wait=True).cause is Cause.WAIT
@@ -603,7 +603,7 @@ def test_the_mode_names_the_state():
 
 
 def waiting(**changes):
-    """A schedule whose poll has stopped at time 0 at a message that may be tried again at 100."""
+    """Create a schedule whose poll stopped at time 0 at a message that may be retried at 100."""
     schedule = make(**changes)
     schedule.poll_started(0.0, Cause.START)
     schedule.poll_ended(0.0, PollOutcome.MORE, found=1, resume_at=100.0)

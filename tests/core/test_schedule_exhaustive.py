@@ -1,7 +1,7 @@
 """Every interleaving of a small world, six or eight events deep, keeps G1-G4.
 
-Interleavings that lead to the same state (times taken relative to now) are followed once. The world's own books
-are part of the state, so nothing that a check could see is merged away.
+Interleavings that lead to the same state (with times relative to now) are followed once. The records of the world
+are part of the state, so no difference that a check could see is merged.
 """
 
 import pytest
@@ -14,7 +14,7 @@ DEPTH = form(6, 8)
 
 
 def moves(world):
-    """The events that can happen next, each as a function of a world."""
+    """Return the possible next events, each as a function of a world."""
     yield lambda w: w.wake(push=True)
     yield lambda w: w.wake(push=True, known=True)
     yield World.tick
@@ -44,7 +44,7 @@ ENDS = (
 
 
 SETTINGS = {"fallback", "degraded", "rate", "burst", "wake_delay", "jitter", "can_wait", "schedule"}
-"""Of the world; the same all the way."""
+"""Settings of the world, which do not change."""
 
 DURATIONS = {"_backoff", "_shortening", "_wait", "_spacing", "_slack", "_wake_delay", "_fallback", "_degraded"}
 DURATIONS |= {"_poll_within", "poll_within"}
@@ -52,7 +52,7 @@ DURATIONS |= {"_poll_within", "poll_within"}
 
 
 def state(world):
-    """Return all of it as one value, with times relative to now. Runs after each event, so it has to be fast."""
+    """Return everything as one value, with times relative to now. It runs after each event, so it must be fast."""
     now, parts = world.now, []
     for name, value in (*vars(world).items(), *vars(world.schedule).items()):
         kind = type(value)

@@ -1,4 +1,4 @@
-"""Any sequence of events, at any time and with any setting, keeps G1-G4, judged by the world's books."""
+"""Any sequence of events, at any time and with any settings, keeps G1-G4."""
 
 from hypothesis import settings
 from hypothesis import strategies as st

@@ -19,11 +19,11 @@ PACKAGE = str(Path(push_to_poll_client.__file__).parent)
 FAKES = str(Path(PACKAGE, "testing"))
 
 MAX_FILES = 18
-"""It was 34 when each module held a few functions."""
+"""It was 34 when modules held only a few functions."""
 
 MAX_CHANGES_OF_FILE = 60
-"""In each thread by itself: 45 in the consumer's and 15 in the store's. Half of them are within the store.
-It was 98 when each module held a few functions."""
+"""Sum over the threads: 45 in the consumer's and 15 in the store's. Half of them are within the store. It was
+98 when modules held only a few functions."""
 
 FIRST_RESUME = 0
 """Argument of the instruction RESUME at the start of a function. After a wait it differs."""
@@ -32,8 +32,8 @@ FIRST_RESUME = 0
 class Tracer:
     """Record, by thread, the file of each function of the package that is called.
 
-    Properties and comprehensions are left out: a reader does not leave the line for them. So is a coroutine that
-    goes on after a wait, with all that await it: the reader was there before.
+    Properties and comprehensions do not count: a reader does not leave the line for them. A coroutine that
+    continues after a wait does not count either: the reader was there before.
     """
 
     def __init__(self):

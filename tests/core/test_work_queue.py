@@ -1,4 +1,4 @@
-"""What is in hand: what may be begun next, and how far all before it is settled. Pure, without a task."""
+"""The work queue: messages that may start, and the settled prefix. Without tasks."""
 
 import heapq
 from collections import defaultdict
@@ -19,7 +19,7 @@ def item(name, lane=None, *, settled=False, cursor=True, read_at=0.0, arrived=0.
 
 
 def work_of(*lanes, **page):
-    """A page whose messages are called after their lane and their place in it: a1, b1, a2."""
+    """Create a page whose messages are named by lane and place: a1, b1, a2."""
     seen, items = defaultdict(int), []
     for lane in lanes:
         seen[lane] += 1
@@ -195,7 +195,7 @@ PAGES = st.lists(st.tuples(st.lists(st.tuples(LANES, st.booleans()), max_size=12
 
 
 class Model:
-    """What is to be: by looking at all messages each time."""
+    """Model of the queue that looks at all messages each time."""
 
     def __init__(self):
         self.order = []
@@ -214,7 +214,7 @@ class Model:
         return free[:most]
 
     def prefix(self):
-        """The cursor of the longest run of settled messages from the first on."""
+        """Cursor of the longest run of settled messages from the start."""
         cursor = self.ends.get(-1)
         for place, one in enumerate(self.order):
             if place not in self.settled:
@@ -269,7 +269,7 @@ def test_any_pages_are_taken_in_order_per_key_and_the_cursor_covers_a_settled_pr
 @pytest.mark.parametrize("lanes", [1, 3, 1000])
 @pytest.mark.parametrize("most", [1, 7, 5000])
 def test_the_cost_of_a_message_does_not_grow_with_the_page(lanes, most, monkeypatch):
-    """Counted, not timed: two entries of the heap for each message, however many wait with it."""
+    """Counted, not timed: two heap entries for each message, however many wait."""
     counts = defaultdict(int)
     for name in ("heappush", "heappop"):
 

@@ -274,7 +274,7 @@ async def test_a_name_of_the_version_before_goes_on_although_the_identity_has_ch
     assert await consume(store, name=name) == []
     assert await consume(store, name=name) == []
     assert await consume(store, feed=FakeFeed(identity=OLD), name=name) == [], "it is bound to the new identity"
-    said = [record for record in caplog.records if "earlier version" in record.getMessage()]
+    said = [record for record in caplog.records if "former identity" in record.getMessage()]
     assert [record.levelname for record in said] == ["INFO"]
     assert "new name" not in caplog.text
 
