@@ -152,7 +152,7 @@ def crash_around_commit(bank, step, last):
             return
         if step == "after":
             crash()
-        if step == "in the commit":  # SQLite says what it is about to do
+        if step == "in the commit":  # by a hook of SQLite
             connection.set_trace_callback(lambda sql: sql.startswith("COMMIT") and crash())
         await commit(**what)
         if step == "after the commit":
@@ -217,7 +217,7 @@ def main():
         settings = json.loads(line)
         child = fork(settings["life"], settings["backend"])
         print(child, flush=True)  # noqa: T201  # to who started it
-        sys.stdin.readline()  # until then nobody else can get its process id
+        sys.stdin.readline()  # until then no other process can get its id
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201  # to who started it
 

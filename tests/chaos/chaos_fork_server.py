@@ -11,14 +11,14 @@ import os
 import sys
 
 import anyio
-import nats  # noqa: F401  # else each imports it
-import psycopg  # noqa: F401  # likewise
-import redis.asyncio  # noqa: F401  # likewise
-import uvicorn  # noqa: F401  # likewise
-from anyio._backends import _asyncio, _trio  # noqa: F401  # likewise
+import nats  # noqa: F401  # imported once for all
+import psycopg  # noqa: F401  # see above
+import redis.asyncio  # noqa: F401  # see above
+import uvicorn  # noqa: F401  # see above
+from anyio._backends import _asyncio, _trio  # noqa: F401  # see above
 
-from push_to_poll_client.durable_streams import _subscription  # noqa: F401  # likewise
-from push_to_poll_client.listeners import postgres, verifiers  # noqa: F401  # likewise
+from push_to_poll_client.durable_streams import _subscription  # noqa: F401  # see above
+from push_to_poll_client.listeners import postgres, verifiers  # noqa: F401  # see above
 from tests.chaos import chaos_consumer
 
 
@@ -42,9 +42,9 @@ def main():
     while line := sys.stdin.readline():
         order = json.loads(line)
         if isinstance(order, dict):
-            print(fork(**order), flush=True)  # noqa: T201  # to who started it
+            print(fork(**order), flush=True)  # noqa: T201  # to the parent
         else:
-            print(os.waitstatus_to_exitcode(os.waitpid(order, 0)[1]), flush=True)  # noqa: T201  # likewise
+            print(os.waitstatus_to_exitcode(os.waitpid(order, 0)[1]), flush=True)  # noqa: T201  # to the parent
 
 
 if __name__ == "__main__":

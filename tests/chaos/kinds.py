@@ -242,7 +242,7 @@ class Town:
         """Publish, and push."""
         self.server.publish(count)
         for companion in self.companions.values():
-            with contextlib.suppress(Exception):  # it is down, which each says in its own words
+            with contextlib.suppress(Exception):  # it is down; each has other errors
                 companion.push()
 
     def kill_servers(self):

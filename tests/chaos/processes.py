@@ -111,7 +111,7 @@ class Forked:
     def __init__(self, fork_server, **order):
         self._fork_server = fork_server
         self.pid = fork_server.ask(order)
-        self._watched = os.pidfd_open(self.pid)  # until it was waited for, nobody else can get its process id
+        self._watched = os.pidfd_open(self.pid)  # no other process can get its id before the wait
         self._code = None
 
     def signal(self, number):

@@ -55,7 +55,7 @@ def load(server, started, chance):
 
 def until_asked(server):
     before = len(server.journal.read().asked)
-    until(lambda: len(server.journal.read().asked) > before, GUARD, "somebody asks")
+    until(lambda: len(server.journal.read().asked) > before, GUARD, "a request arrives")
 
 
 def test_no_message_is_lost_when_the_server_is_killed_under_load_and_restarted(

@@ -27,11 +27,11 @@ async def test_g1_a_wake_during_a_poll_is_answered_by_a_poll_that_starts_after_i
     await listener.connected()
     await anyio.sleep(10)
     count = len(feed.requests)
-    feed.publish("early")  # so that the poll finds something, and no re-poll makes up for what was lost
+    feed.publish("early")  # so that the poll finds something, and no repoll hides a lost wake
     listener.push()
     await feed.asked(count + 1)
     await anyio.sleep(0.5)
-    feed.publish("late")  # the answer under way was frozen before it
+    feed.publish("late")  # the answer in flight is older
     listener.push()
     pushed = anyio.current_time()
     await consumer.until(2)
@@ -92,7 +92,7 @@ async def test_g1_the_server_holds_no_fetch_after_a_wake_during_the_overlap_befo
     while feed.requests[-1].request.wait:  # until the walk reads its first page again
         await feed.asked(len(feed.requests) + 1)
     await anyio.sleep(0.1)
-    feed.publish("new", lag=4)  # not yet there when the walk that runs ends
+    feed.publish("new", lag=4)  # not visible when the running walk ends
     called = anyio.current_time()
     if how == "poll_now":
         await consumer.poll_now()

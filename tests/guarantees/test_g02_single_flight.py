@@ -37,7 +37,7 @@ async def test_g2_concurrent_poll_now_calls_share_a_poll_that_started_after_them
     consumer = running(Log(feed))
     await feed.asked(1)
     await anyio.sleep(0.5)
-    feed.publish(3)  # too late for the answer under way
+    feed.publish(3)  # too late for the answer in flight
     results = []
 
     async def ask():

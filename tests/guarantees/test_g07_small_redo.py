@@ -116,7 +116,7 @@ async def test_g7_a_plain_handler_that_outlasts_the_shutdown_timeout_is_recorded
             tasks.start_soon(consumer.run)
             await consumer.has_begun()
             consumer.stop()
-            await anyio.sleep(0.05)  # what must not come has so long
+            await anyio.sleep(0.05)  # time for a wrong message to arrive
             consumer.go_on.set()
     assert consumer.processed == ["1"]
     assert await consumer.left_to_do() == ["2", "3"]

@@ -30,7 +30,7 @@ def anyio_backend(request):
 
 
 TWICE = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(0.001))
-TABLE = "CREATE TABLE done(id TEXT)"  # without a key, so that what is done twice is there twice
+TABLE = "CREATE TABLE done(id TEXT)"  # without a key: an effect that is done twice has two rows
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ async def test_g8_a_retry_wait_commits_the_messages_before_and_leaves_no_transac
         result = await consumer.poll_now()
         assert (result.messages, result.caught_up) == (2, False)
         assert done(path) == ids(2)
-        with sqlite3.connect(path, timeout=0) as other:  # nobody holds it
+        with sqlite3.connect(path, timeout=0) as other:  # no program holds the lock
             other.execute("INSERT INTO done VALUES ('other')")
         other.close()
 
@@ -225,7 +225,7 @@ async def test_g8_a_failed_commit_of_the_cursor_repeats_no_effects(kind, path, m
         async def fails_once(**what):
             calls.append(what)
             if len(calls) == 2:
-                what = {**what, "state": {"x": object()}}  # SQLite cannot keep it
+                what = {**what, "state": {"x": object()}}  # SQLite cannot store it
             await commit(**what)
 
         monkeypatch.setattr(session, "commit", fails_once)

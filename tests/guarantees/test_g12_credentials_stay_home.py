@@ -51,7 +51,7 @@ async def test_g12_a_secret_is_not_shown_and_not_sent_to_another_origin(status, 
     assert "canary" not in f"{said} {ours} {feed!r} {consumer!r} {consumer.status()!r} {consumer.name}"
 
 
-# What a server says back
+# Secrets that a server repeats
 
 CANARY = 'c4n4ry/"s3cr3t+ü'
 """A secret with characters that URLs, JSON and Python escape."""

@@ -80,7 +80,7 @@ class Server:
         self._expiries = list(plan.expires)
         self._token_expiries = list(plan.tokens_expire)
 
-    # What is published
+    # Entries
 
     def publish(self, count: int, *, lag: float = 0.0) -> list[Entry]:
         """Append messages that become visible `lag` seconds later."""
@@ -112,7 +112,7 @@ class Server:
         """End all faults."""
         self.troubled = False
 
-    # What is asked
+    # Requests
 
     def knows(self, cursor: str | None) -> bool:
         """Return True if the server can read from this cursor now."""

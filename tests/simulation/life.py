@@ -158,7 +158,7 @@ class Life:
                 await self._session(session)
         await self._calm()
 
-    # What the world does
+    # The world
 
     async def _publish(self) -> None:
         began = anyio.current_time()
@@ -261,7 +261,7 @@ class Life:
         """React to an error as an operator would."""
         if isinstance(error, CursorExpired):
             if self.server.knows(self.records.cursor):
-                if self.progress.moved < self.timing.answered:  # no rewind that waited for the poll came after it
+                if self.progress.moved < self.timing.answered:  # unless a rewind waited for the poll
                     self.oracle.broken(
                         "G13",
                         "it stops with CursorExpired though the server knows the saved cursor",
@@ -323,7 +323,7 @@ class Life:
             self.oracle.broken("G13", "it stops though feed, store and handler work", repr(error))
 
     async def _calm_cron(self) -> None:
-        if self.timing.postponed > anyio.current_time() + 100.0:  # nobody learns more from calls until then
+        if self.timing.postponed > anyio.current_time() + 100.0:  # calls show nothing new until then
             await anyio.sleep_until(self.timing.postponed)
         consumer, client = self._make_consumer()
         while not self.progress.settled():

@@ -42,7 +42,7 @@ class Progress(Watcher):
             str | None, ...
         ] = ()  # where the next poll continues, without reading an overlap again
 
-    # What callers are told
+    # Results of calls
 
     def on_request(self, event: Event) -> None:
         self.requests += 1
@@ -92,7 +92,7 @@ class Progress(Watcher):
     # Pushes that beat their messages
 
     def on_wake(self, event: Event) -> None:
-        # The polls after a push in vain are not repeated for the next one.
+        # Polls after a push without messages are not repeated for the next push.
         alone = event.at > self.last_disturbance + 10.0 and event.facts.get("by") == "a push" and not self.in_vain
         self._disturbed(event)
         self.in_vain, self.pushed_at = True, event.at
@@ -124,12 +124,12 @@ class Progress(Watcher):
         self.following = page.next_page
         if self.following is None:
             self.ended_walk_began = self.walk_began
-        elif not page.messages:  # many such pages take their time
+        elif not page.messages:  # many such pages take time
             self._disturbed(event)
 
     def on_error(self, event: Event) -> None:
         self._disturbed(event)
-        self.in_vain = True  # the retry may come after what the push had announced
+        self.in_vain = True  # the retry may come after the announced messages
         self.failed_at = (self.asked_at,)
 
     on_failed = on_stopping = on_run_ended = on_crash = on_pause = _disturbed
@@ -212,7 +212,7 @@ class Progress(Watcher):
         interval += 1 / consumer.rate if consumer.rate else 0.0
         again = 0.0
         if self.plan.last.how == "cron" and consumer.overlap:
-            # A bare call keeps no place: each reads the overlap again, which may be all, and gets a bit further.
+            # A bare call keeps no place. Each reads the overlap again, and gets a bit further.
             again = pages * (1 + walk / consumer.max_poll_time)
         failures = feed.weather * pages * 3
         waits = max(postponed - now, 0.0) + feed.late + 2 * consumer.overlap + failures * 30.0

@@ -48,7 +48,7 @@ class Records(Watcher):
         if event.client not in self.crashed or event.kind in {"commit", "reset"}:
             super().watch(event)
 
-    # What holds up all others
+    # The message that all others wait for
 
     def on_consumer(self, event: Event) -> None:
         self.delivered.clear()
@@ -56,7 +56,7 @@ class Records(Watcher):
         self.last_page = Page()
 
     def on_error(self, event: Event) -> None:
-        self.delivered.clear()  # the poll fails, and that is what the log names
+        self.delivered.clear()  # the poll fails, and the log names that
 
     def on_request(self, event: Event) -> None:
         if event.facts.get("starts") == "yes":
@@ -98,8 +98,8 @@ class Records(Watcher):
         self.begun[event.facts["call"]] = event.at
         if event.facts["who"] in {"replay", "dead letters"}:
             return
-        # A commit in the background may have failed, which the next one notices, `commit_interval` later at most.
-        # With concurrency a message may have failed just before, and be in flight until it is tried again.
+        # A commit in the background may have failed. The next one notices it, at most `commit_interval` later.
+        # With concurrency a message may have failed just before, and stay in flight until its retry.
         in_flight = self.plan.consumer.concurrency > 1 and all(self.failed[name] for name in event.facts["ids"])
         noticed = (
             self.refused_at is not None and event.at > self.refused_at + self.plan.consumer.commit_interval + 1e-6
@@ -124,7 +124,7 @@ class Records(Watcher):
 
     def on_failed(self, event: Event) -> None:
         self.failed.update(event.facts["ids"])
-        if event.facts["who"] != "replay":  # which raises the error, and leaves nothing to wait
+        if event.facts["who"] != "replay":  # a replay raises the error, and no message waits
             self.may_wait.update(event.facts["ids"])
 
     # The store
@@ -257,7 +257,7 @@ class Records(Watcher):
                 "G11", "status() names failing messages though all are settled", str(status.failing)
             )
 
-    # What is open
+    # Unsettled messages
 
     def unsettled(self, now: float) -> list[str]:
         """Return the visible messages without a record that must be found."""

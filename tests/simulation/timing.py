@@ -58,7 +58,7 @@ class Timing(Watcher):
         self.covered = False
         self.calls: dict[str, float] = {}
         self.exclusive = 0
-        # What the server can see of polls
+        # Polls as the server sees them
         self.credits: dict[str | None, int] = {}
         self.may_begin_again = self.may_be_long = self.poll_failed = False
         self.began_again = self.expired = False
@@ -122,7 +122,7 @@ class Timing(Watcher):
         if self.owed is None or self.covered:
             self.owed, self.owed_by, self.covered = now, by, False
 
-    # What is in progress
+    # Work in progress
 
     def _begin(self, what: str) -> None:
         self.in_progress.add(what)
@@ -161,7 +161,7 @@ class Timing(Watcher):
         self.last_start = event.at
         self.failed = self.may_begin_again = True
         if not any(what.startswith("request") for what in self.in_progress):
-            # The next request begins a poll. A request that is in progress is cut (`on_cut`), or the poll goes on.
+            # The next request begins a poll. A request in progress is cut (`on_cut`), or the poll continues.
             self.covered = self.had_next = False
 
     def on_clock_jumps(self, event: Event) -> None:
@@ -179,9 +179,9 @@ class Timing(Watcher):
     on_released = on_commit
 
     def on_reset(self, event: Event) -> None:
-        if self.exclusive:  # the user rewinds, and the next request does not go on with the last poll
+        if self.exclusive:  # a rewind: the next request does not continue the last poll
             self.had_next = False
-            self.may_begin_again = self.may_begin_again and self.expired  # or the poll goes on from another place
+            self.may_begin_again = self.may_begin_again and self.expired  # or the poll continues at another place
         self.on_commit(event)
 
     def on_asks_latest(self, event: Event) -> None:
@@ -241,7 +241,7 @@ class Timing(Watcher):
         idled = not self.in_progress and (now > self.idle_since + EPS or now == self.resumed_at)
         self.resumed_at = -math.inf
         ended = self.idle_since if not self.in_progress else now
-        # The last answer may be of a page that was fetched ahead, and say nothing about what the poll had to do.
+        # The last answer may be of a page that was fetched ahead, and say nothing about the poll.
         had_more = self.had_next or self.server.plan.read_ahead
         lasted = ended - self.started
         was_long = had_more and (self.may_be_long or lasted >= options.max_poll_time - EPS)
@@ -272,7 +272,7 @@ class Timing(Watcher):
         may_start = hidden and now - self.took_token >= options.max_poll_time - EPS
         if starts or may_start or self.empty_pages >= MAX_EMPTY_PAGES:  # the last: without page tokens
             self.last_start = now
-            # A fetch that the server may hold is never the answer to a wake.
+            # A long poll never answers a wake.
             if not facts["wait"] and self.owed is not None:
                 self.covered = True
             if not facts["wait"]:
@@ -322,7 +322,7 @@ class Timing(Watcher):
             self.backoff = 300.0
             self.backoff_until = max(self.backoff_until, event.at + self.backoff)
         self.failed = True
-        if not isinstance(error, PagesChanged | CursorExpired):  # with these the poll goes on
+        if not isinstance(error, PagesChanged | CursorExpired):  # these do not end the poll
             self.covered, self.poll_failed = False, True
         self._request_ended(event)
 
@@ -334,7 +334,7 @@ class Timing(Watcher):
     def on_log(self, event: Event) -> None:
         if (
             "poll failed, retrying in" in event.facts["line"]
-        ):  # of a page that was fetched ahead, it fails in its turn
+        ):  # a page that was fetched ahead fails when it is needed
             self.backoff_until = max(self.backoff_until, event.at + self.backoff)
 
     def on_cut(self, event: Event) -> None:
@@ -352,7 +352,7 @@ class Timing(Watcher):
             self.not_before = max(self.not_before, now + seconds)
             self.not_before_at_most = max(self.not_before_at_most, now + seconds * JITTER)
 
-    # What is due
+    # Due polls
 
     @property
     def may_start(self) -> float:
@@ -365,11 +365,11 @@ class Timing(Watcher):
         if self.in_progress or self.exclusive:
             return
         if self.failed and now > self.idle_since + EPS:
-            # A page that was fetched ahead fails when its turn has come.
+            # A page that was fetched ahead fails when it is needed.
             self.failed, self.backoff_until = False, max(self.backoff_until, self.idle_since + self.backoff)
         was_asked = self.answered > -math.inf and now > max(self.idle_since, self.not_before_at_most) + EPS
         if self.set_back and self.longest_wait and was_asked:
-            # A message that waits is tried again after its whole wait at the latest, once it is met again.
+            # A waiting message is retried after its whole wait at the latest, when a poll meets it again.
             self.postponed = max(self.postponed, self.idle_since + self.longest_wait)
         limits = max(self.idle_since, self.may_start)
         for call, since in self.calls.items():
