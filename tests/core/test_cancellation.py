@@ -43,7 +43,7 @@ on_asyncio = pytest.mark.parametrize("anyio_backend", [virtual_time("asyncio")],
 in_real_time = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 
 
-async def cancelled_by_somebody_else():
+async def cancelled_by_other_code():
     future = asyncio.get_running_loop().create_future()
     future.cancel()
     await future
@@ -62,7 +62,7 @@ async def test_a_fetch_that_awaits_a_cancelled_future_is_a_failed_poll(running):
         async def fetch(self, request):
             page = await super().fetch(request)
             if len(self.requests) == 2:
-                await cancelled_by_somebody_else()
+                await cancelled_by_other_code()
             return page
 
     feed = Feed()
@@ -74,7 +74,7 @@ async def test_a_fetch_that_awaits_a_cancelled_future_is_a_failed_poll(running):
 @on_asyncio
 async def test_a_store_that_awaits_a_cancelled_future_stops_run_with_an_error(monkeypatch):
     async with Log(FakeFeed()) as consumer:
-        monkeypatch.setattr(consumer._parts.session, "unseen", lambda keys: cancelled_by_somebody_else())
+        monkeypatch.setattr(consumer._parts.session, "unseen", lambda keys: cancelled_by_other_code())
         with pytest.raises(RuntimeError, match="a poll awaited something that other code cancelled"):
             await consumer.run()
 
@@ -83,7 +83,7 @@ async def test_a_store_that_awaits_a_cancelled_future_stops_run_with_an_error(mo
 async def test_a_listener_that_awaits_a_cancelled_future_stops_run_with_a_listener_error():
     class Broken:
         async def listen(self, channel):
-            await cancelled_by_somebody_else()
+            await cancelled_by_other_code()
 
     with pytest.raises(ListenerError, match="awaited something that other code cancelled"):
         await Log(FakeFeed(), listeners=[Broken()]).run()
@@ -402,7 +402,7 @@ async def test_run_raises_an_error_if_a_handler_cancelled_the_polling_task():
             with contextlib.suppress(asyncio.CancelledError):
                 await anyio.lowlevel.checkpoint()
         else:
-            await cancelled_by_somebody_else()
+            await cancelled_by_other_code()
 
     feed = FakeFeed()
     feed.publish(2)

@@ -190,7 +190,7 @@ async def test_catch_up_raises_the_error_of_a_message_and_of_the_store():
             await consumer.catch_up()
 
 
-async def test_catch_up_raises_if_the_store_is_unavailable_and_the_next_call_commits_what_is_left():
+async def test_catch_up_raises_if_the_store_is_unavailable_and_the_next_call_commits_the_rest():
     feed, store = feed_of(10, page_size=1, latency=10.0), RefusingStore()
     consumer = Log(feed, store=store)
 
@@ -236,7 +236,7 @@ async def test_catch_up_goes_on_when_run_is_stopped():
     assert len(consumer.processed) == 100
 
 
-async def test_a_cancelled_catch_up_keeps_what_is_processed():
+async def test_a_cancelled_catch_up_keeps_processed_messages():
     feed = feed_of(100, page_size=1, latency=10.0)
     consumer = Log(feed)
     with anyio.move_on_after(205):

@@ -451,7 +451,7 @@ def test_a_feed_that_asks_for_polls_all_the_time_is_polled_at_the_rate():
     assert now == pytest.approx(100 / 5.0)
 
 
-def test_what_the_server_asks_for_and_a_backoff_beat_poll_within():
+def test_a_pause_for_the_server_and_a_backoff_come_before_poll_within():
     schedule = idle()
     schedule.not_before(100.0, 30.0, jitter=0.0)
     poll(schedule, 100.0, poll_within=1.0)

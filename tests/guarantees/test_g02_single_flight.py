@@ -50,7 +50,7 @@ async def test_g2_concurrent_poll_now_calls_share_a_poll_that_started_after_them
     assert len(feed.requests) == 2
 
 
-async def test_g2_a_poll_whose_caller_was_cancelled_is_no_answer_for_those_who_waited_for_it():
+async def test_g2_a_poll_with_a_cancelled_caller_does_not_answer_other_callers():
     feed = FakeFeed(latency=1.0)
     async with Log(feed) as consumer, anyio.create_task_group() as tasks:
         leader, results = anyio.CancelScope(), []

@@ -242,7 +242,7 @@ async def test_g7_no_message_is_processed_twice_while_the_store_refuses(concurre
     assert sorted(consumer.processed, key=int) == [str(n) for n in range(1, 61)]
 
 
-async def test_g7_what_a_commit_could_not_save_survives_in_the_consumer():
+async def test_g7_the_consumer_keeps_the_work_of_a_failed_commit():
     """Several calls of `poll_now()`, each with its own session."""
     feed, store = FakeFeed(), RefusingStore()
     feed.publish(3)
@@ -261,7 +261,7 @@ async def test_g7_what_a_commit_could_not_save_survives_in_the_consumer():
     assert (await Log(feed, store=store).poll_now()).pages == 1
 
 
-async def test_g7_a_store_that_does_not_recover_ends_run_and_the_next_run_begins_with_what_is_left():
+async def test_g7_a_store_that_does_not_recover_ends_run_and_the_next_run_commits_the_rest():
     feed, store = FakeFeed(), RefusingStore(error=StoreError("the file was replaced"))
     feed.publish(3)
     consumer = Log(feed, store=store, takes=1.0)
@@ -326,7 +326,7 @@ async def test_g7_a_stop_returns_normally_if_the_store_comes_back_in_time():
     assert store.commits[-1] == ["1"]
 
 
-async def test_g7_what_is_left_is_given_up_if_another_consumer_has_used_the_name(caplog):
+async def test_g7_uncommitted_work_is_discarded_if_another_consumer_has_used_the_name(caplog):
     """After `forget`, the same ids may belong to other messages, which must be processed."""
     feed, store = FakeFeed(), RefusingStore()
     feed.publish(3)
@@ -341,7 +341,7 @@ async def test_g7_what_is_left_is_given_up_if_another_consumer_has_used_the_name
     assert "another consumer has used the name since a commit failed" in caplog.text
 
 
-def test_g7_what_a_lost_event_loop_has_left_is_committed_in_the_next_one():
+def test_g7_uncommitted_work_of_a_lost_event_loop_is_committed_in_the_next_one():
     feed, store = FakeFeed(), RefusingStore("commit")
     feed.publish(2)
     consumer = Log(feed, store=store)
@@ -358,7 +358,7 @@ def test_g7_what_a_lost_event_loop_has_left_is_committed_in_the_next_one():
     assert store.commits == [["1", "2"]]
 
 
-async def test_g7_what_is_left_survives_a_claim_that_did_nothing():
+async def test_g7_uncommitted_work_survives_a_claim_without_effect():
     """A call that was cancelled while it claimed the name makes such a claim."""
     feed, store = FakeFeed(), RefusingStore("commit")
     feed.publish(3)
@@ -371,7 +371,7 @@ async def test_g7_what_is_left_survives_a_claim_that_did_nothing():
     assert store.commits[0] == consumer.processed == ["1", "2", "3"]
 
 
-async def test_g7_what_is_left_stays_if_the_store_refuses_while_the_session_is_opened():
+async def test_g7_uncommitted_work_stays_if_the_store_fails_while_the_session_opens():
     feed, store = FakeFeed(), RefusingStore("commit")
     feed.publish(3)
     consumer = Log(feed, store=store)
@@ -386,7 +386,7 @@ async def test_g7_what_is_left_stays_if_the_store_refuses_while_the_session_is_o
     assert consumer.processed == ["1", "2", "3"]
 
 
-async def test_g7_what_is_left_is_given_up_if_another_consumer_has_left_the_cursor_where_it_was():
+async def test_g7_work_recorded_by_another_consumer_is_not_restored_if_the_cursor_has_not_moved():
     """The records of the other consumer are newer."""
     feed, store = FakeFeed(), RefusingStore()
     feed.publish(3)
@@ -403,7 +403,7 @@ async def test_g7_what_is_left_is_given_up_if_another_consumer_has_left_the_curs
 
 
 @pytest.mark.parametrize("error", [SystemExit("bye"), StopConsumer("no")])
-async def test_g7_a_store_that_refuses_takes_no_error_away(error):
+async def test_g7_a_failing_store_does_not_replace_other_errors(error):
     """`SystemExit` ends the program, and a message that stops the consumer is not retried forever."""
 
     async def process(message):

@@ -169,7 +169,7 @@ def secret_of(way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_g12_what_a_server_says_back_of_a_secret_is_masked(way, caplog):
+async def test_g12_a_secret_that_a_server_repeats_is_masked(way, caplog):
     for echo, answer in ECHOES.items():
         if echo == "the host of a redirect" and secret_of(WAYS[way]) == CANARY:
             continue  # no host has such a name
@@ -209,7 +209,7 @@ async def test_g12_a_secret_is_masked_wherever_a_quotation_cuts_the_answer(kind,
         ("a token", "in capitals"),
     ],
 )
-async def test_g12_what_a_server_says_back_is_masked_however_it_is_written(way, how, caplog):
+async def test_g12_a_secret_that_a_server_repeats_is_masked_in_every_encoding(way, how, caplog):
     text = written(secret_of(WAYS[way]))[how]
     for echo, answer in ECHOES.items():
         if echo != "the host of a redirect":

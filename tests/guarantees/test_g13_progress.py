@@ -93,7 +93,7 @@ async def test_g13_a_caller_that_keeps_the_session_open_gets_back_control_after_
     assert pages == [60, 60, 30]
 
 
-async def test_g13_a_bare_poll_waits_for_what_the_server_asks_between_pages(caplog):
+async def test_g13_a_bare_poll_waits_between_pages_as_the_server_asks(caplog):
     feed = chain_of(100, retry_after=5)
     assert (await Log(feed).poll_now()).messages == 100
     feed = chain_of(100, retry_after=500)
