@@ -1,6 +1,6 @@
-"""For tests, yours and ours: fakes that misbehave, conformance suites, virtual time, a reference server.
+"""Tools for tests: fakes that fail on command, conformance suites, virtual time, a reference server.
 
-The server needs uvicorn (the extra `serve`) and the suites need pytest; each is imported when it is asked for.
+The server needs uvicorn (the extra `serve`), the suites need pytest. Each is imported at its first use.
 """
 
 import sys

@@ -1,11 +1,11 @@
 """A feed in memory that fails on command.
 
-A message keeps the place at which it was published, also while it is not visible yet. If it becomes visible after
-a later message was read, a reader that goes on from that later message skips it, as in a database whose
-transactions commit in another order than they take their ids.
+A message has a fixed place from its publication, even before it is visible. If it becomes visible after a later
+message was read, a reader that continues after the later message skips it. Databases do the same if transactions
+commit in another order than they take their ids.
 
-An answer is frozen *before* the simulated latency. A server reads its database, and then the answer travels;
-messages published meanwhile are not in it. A fake that reads after the latency would hide every lost wake-up.
+An answer is frozen *before* the simulated latency, like the answer of a server that has read its database.
+Messages published during the latency are not in it. A fake that reads after the latency would hide lost wake-ups.
 """
 
 import math
@@ -41,7 +41,7 @@ class _PublishedMessage:
 
 
 Answer: TypeAlias = Page[M] | BaseException | None
-"""What a fetch meets: a page, an error that it raises, or `None`, what it would have met anyway."""
+"""Result of a fetch: a page, an error to raise, or None for the regular answer."""
 
 _CURSOR = re.compile(r"(?:after|more)-(\d+)\.(\d+)")
 
@@ -50,8 +50,8 @@ class Asked(NamedTuple):
     """One request that the feed received.
 
     Attributes:
-        at: When, on the clock of `anyio.current_time()`.
-        request: What was asked.
+        at: Time of the request, on the clock of `anyio.current_time()`.
+        request: The request.
     """
 
     at: float
@@ -60,7 +60,7 @@ class Asked(NamedTuple):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class FakeFeed(Generic[M]):
-    """A feed to script. All keyword arguments are attributes too, and may be changed at any time.
+    """A feed in memory that a test controls. Its arguments are also attributes that may change at any time.
 
         feed = FakeFeed(page_size=2)
         feed.publish(3)                                # ids "1", "2", "3"
@@ -69,25 +69,25 @@ class FakeFeed(Generic[M]):
 
     `FakeFeed[Entry]()` is for a `Consumer[Entry]`: publish entries, `feed.publish(Entry("1", type="paid"))`.
 
-    To be used from inside one event loop; before it runs, everything without `lag` works too.
+    Use it inside one event loop. Before the loop runs, everything without `lag` works too.
 
     Args:
-        page_size: Messages on a page, at most.
+        page_size: Most messages on a page.
         latency: Seconds between the freezing of an answer and its arrival.
-        cursors: Where the cursors are: on each "message" and on the page, on each "page", or only at the end of
-            the "chain", whose other pages have `next` alone.
-        overlap: How many messages before the cursor each page repeats.
-        ends_empty: Whether a page with messages always has a `next`, so that only an empty page is the end, as in
-            HTTP Feeds.
-        max_wait: Seconds for which the feed can hold an answer; `None`: no long polling.
-        answers_early: Whether a held answer comes back at once and empty all the same.
-        retry_after: Seconds that each page asks to be left alone; `None`: it does not.
-        read_ahead: A page may be fetched while the one before it is processed.
-        identity: What the store calls the feed, to which it binds the consumer's name.
+        cursors: Places of the cursors: "message" (each message and each page), "page" (each page), or "chain"
+            (only the last page; the others have only `next_page`).
+        overlap: Number of messages before the cursor that each page repeats.
+        ends_empty: True if each page with messages has a `next_page`, so that only an empty page is the end, as
+            in HTTP Feeds.
+        max_wait: Seconds for which the feed can hold an answer. None means no long polling.
+        answers_early: True if the feed answers a held request at once with an empty page.
+        retry_after: Seconds until the next poll that each page requests. None requests nothing.
+        read_ahead: True if a page may be fetched while the page before it is processed.
+        identity: Identity of the feed, to which a store binds the consumer's name.
 
     Attributes:
-        requests: What was asked and when, oldest first.
-        closed: How often `aclose()` was called.
+        requests: The requests received, oldest first.
+        closed: Number of calls of `aclose()`.
     """
 
     page_size: int = 100
@@ -124,14 +124,14 @@ class FakeFeed(Generic[M]):
         """Append messages.
 
         Args:
-            what: A number of messages, whose ids are their places counted from 1; or ids, which may repeat; or
-                messages, which are handed out as they are, with the cursor they have. Nothing: one message.
-            data: What each carries.
-            error: Makes them unreadable messages.
-            lag: Seconds until they become visible, at the place they have now.
+            what: A number of messages, whose ids count from 1; or ids, which may repeat; or messages, which are
+                returned unchanged, with their own cursors. Without arguments, one message.
+            data: Data of each message.
+            error: If given, the messages are unreadable and have this error.
+            lag: Seconds until the messages become visible, at the place that they have now.
 
         Returns:
-            Their ids.
+            The ids of the messages.
         """
         visible_at = anyio.current_time() + lag if lag else -math.inf
         first = len(self._entries)
@@ -143,21 +143,21 @@ class FakeFeed(Generic[M]):
         return [entry.message().id for entry in self._entries[first:]]
 
     def end(self) -> None:
-        """Nothing is published any more: the last page is closed (`Page.closed`). A held answer comes at once."""
+        """Stop publishing: the last page is closed (`Page.closed`), and a held answer is sent at once."""
         self._ended = True
         self._published.ring()
 
     def after(self, count: int) -> Cursor:
-        """The cursor behind the first `count` messages, visible or not."""
+        """Return the cursor after the first `count` messages, visible or not."""
         return f"after-{count}.{self._era}"
 
     @property
     def newest(self) -> Cursor:
-        """The cursor behind all messages, visible or not: what a push would hint at."""
+        """Cursor after all messages, visible or not, as a push would hint at."""
         return self.after(len(self._entries))
 
     def fail(self, error: BaseException, *, times: int | None = 1) -> None:
-        """Let the next `times` fetches raise `error`; `None`: all of them until `recover()`."""
+        """Make the next `times` fetches raise `error`. None means all fetches until `recover()`."""
         if times is None:
             self._failing = error
         else:
@@ -167,18 +167,18 @@ class FakeFeed(Generic[M]):
         """Decide what the next fetches meet, one after the other.
 
         Args:
-            answers: Each a page, an error to raise, `None` for what it would have met anyway, or a callable that
-                is given the request and returns one of these.
+            answers: Each is a page, an error to raise, None for the regular answer, or a function that gets the
+                request and returns one of these.
         """
         self._script.extend(answers)
 
     def recover(self) -> None:
-        """Take back all failures and answers that were ordered and did not happen yet."""
+        """Remove all failures and answers that have not happened yet."""
         self._script.clear()
         self._failing = None
 
     def forget(self) -> None:
-        """Make all cursors handed out so far unknown: they read from the beginning, without a word."""
+        """Make the feed treat all earlier cursors as unknown and read from the beginning."""
         self._era += 1
         self._expired = None
 
@@ -186,7 +186,7 @@ class FakeFeed(Generic[M]):
         """Make all cursors handed out so far raise `CursorExpired`.
 
         Args:
-            start: How many messages lie before the start that the error offers; `None`: it offers none.
+            start: Number of messages before the start that the error offers. None offers no start.
         """
         self._era += 1
         offer = None if start is None else self.after(start)
@@ -198,14 +198,14 @@ class FakeFeed(Generic[M]):
             await self._asked.wait()
 
     async def latest(self) -> Cursor | None:
-        """The cursor behind all that is visible; `None`: nothing is."""
+        """Return the cursor after all visible messages, or None."""
         visible = list(self._visible(0, len(self._entries)))
         cursor = self.after(visible[-1] + 1) if visible else None
         await anyio.sleep(self.latency)
         return cursor
 
     async def fetch(self, request: FetchRequest, /) -> Page[M]:
-        """Answer, or misbehave as ordered."""
+        """Answer the request, or fail as ordered."""
         self.requests.append(Asked(anyio.current_time(), request))
         self._asked.ring()
         try:
@@ -214,7 +214,7 @@ class FakeFeed(Generic[M]):
             await anyio.sleep(self.latency)
 
     async def aclose(self) -> None:
-        """Count it; the feed can be used again."""
+        """Count the call. The feed can be used again."""
         self.closed += 1
 
     def _ordered(self, request: FetchRequest) -> Page[M] | None:
@@ -237,7 +237,7 @@ class FakeFeed(Generic[M]):
                 await self._published.wait()
 
     def _visible(self, start: int, end: int) -> Iterator[int]:
-        """Yield the places from `start` to before `end` that a fetch sees now."""
+        """Yield the visible places from `start` to before `end`."""
         now = anyio.current_time()
         return (place for place in range(start, end) if self._entries[place].visible_at <= now)
 
@@ -264,8 +264,7 @@ class FakeFeed(Generic[M]):
     def _message(self, place: int) -> Any:  # an `M`, or a plain message that the feed made itself
         return self._entries[place].message(self.after(place + 1) if self.cursors == "message" else None)
 
-    def _place(self, cursor: Cursor | None) -> int:
-        """Count the messages before `cursor`."""
+    def _place(self, cursor: Cursor | None) -> int:  # the number of messages before the cursor
         if cursor is None:
             return 0
         known = _CURSOR.fullmatch(cursor)

@@ -1,4 +1,4 @@
-"""A push channel that does what the test says, when the test says it."""
+"""A push channel that a test controls."""
 
 from collections.abc import Callable
 from operator import methodcaller
@@ -17,15 +17,15 @@ class ManualListener:
         listener.push()
         listener.disconnect(OSError("reset"))
 
-    What happens while nobody listens is remembered and happens when somebody does. To be used from inside one
-    event loop; before it runs, everything but `connected()` works too.
+    Events before `listen()` runs are kept until it runs. Use the listener inside one event loop; before the loop
+    runs, everything except `connected()` works too.
 
     Args:
-        connects: Whether the channel is up as soon as somebody listens; else only after `connect()`.
-        name: By what status and log call it.
+        connects: True if the channel is up as soon as `listen()` runs. If False, call `connect()`.
+        name: Name of the listener in status and log.
 
     Attributes:
-        listens: How often `listen()` was called.
+        listens: Number of calls of `listen()`.
     """
 
     def __init__(self, *, connects: bool = True, name: str = "manual") -> None:
@@ -40,34 +40,34 @@ class ManualListener:
         self._bell = Bell()
 
     def push(self, push: Push | None = None) -> None:
-        """Let a push arrive; `None` is one that says nothing."""
+        """Deliver a push. None is a push without a hint."""
         self._tell(methodcaller("wake", push))
 
     def connect(self) -> None:
-        """Let the channel come up."""
+        """Bring the channel up."""
         self._tell(self._go_up)
 
     def disconnect(self, error: BaseException | None = None) -> None:
-        """Let the channel go down, because of `error` if there is one."""
+        """Bring the channel down, because of `error` if it is given."""
         self._tell(lambda channel: self._go_down(channel, error))
 
     def fail(self, error: BaseException) -> None:
-        """Let `listen()` raise `error`: once, the one that runs or the next."""
+        """Make the current or next call of `listen()` raise `error`, once."""
         self._error = error
         self.finish()
 
     def finish(self) -> None:
-        """Let `listen()` return: once, the one that runs or the next."""
+        """Make the current or next call of `listen()` return, once."""
         self._ended = True
         self._bell.ring()
 
     async def connected(self) -> None:
-        """Return when somebody listens and the channel is up."""
+        """Return when `listen()` runs and the channel is up."""
         while not self._up:
             await self._bell.wait()
 
     async def listen(self, channel: Channel, /) -> None:
-        """Report what happened already, and what happens from now on."""
+        """Report earlier events, and later ones as they happen."""
         self.listens += 1
         self._channel = channel
         try:

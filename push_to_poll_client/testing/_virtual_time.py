@@ -1,7 +1,7 @@
-"""Virtual time for tests, on asyncio and on trio, and a bell for what a test waits for.
+"""Virtual time for tests on asyncio and trio, and a `Bell` to wait for events.
 
-Trio brings `MockClock`. For asyncio the event loop below does the same: whenever nothing is ready to run, its
-clock jumps to the next timer.
+Trio has `MockClock`. The asyncio event loop below does the same: whenever no task is ready to run, its clock jumps
+to the next timer.
 """
 
 import asyncio
@@ -16,30 +16,30 @@ import anyio
 from push_to_poll_client._validation import missing_dependency
 
 START: Final = 1000.0
-"""Seconds at which virtual clocks start. At 0 a test would not see a time that was never set and is still 0."""
+"""Start of virtual clocks, in seconds. Not 0, so that a test can see a time that was never set."""
 
 
 class Bell:
-    """Wakes all who wait, each time it rings. Who waits for a state looks at it, waits, and looks again."""
+    """Wakes all waiting tasks each time it rings. A task checks its condition, waits, and checks again."""
 
     def __init__(self) -> None:
-        self._event: anyio.Event | None = None  # of the event loop that waits: the bell may be made in another one
+        self._event: anyio.Event | None = None  # made in the event loop that waits, not where the bell was created
 
     def ring(self) -> None:
-        """Wake all who wait now. From inside the event loop, or before it runs."""
+        """Wake all waiting tasks. Call it in the event loop, or before the loop runs."""
         if self._event is not None:
             self._event.set()
             self._event = None
 
     async def wait(self) -> None:
-        """Return when it rings the next time."""
+        """Return at the next ring."""
         if self._event is None:
             self._event = anyio.Event()
         await self._event.wait()
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Waits for sockets for `threshold` real seconds at most, then jumps to the end of the wait."""
+    """Waits for sockets for at most `threshold` real seconds, then jumps to the end of the wait."""
 
     def __init__(self, threshold: float) -> None:
         super().__init__()
@@ -59,8 +59,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """An asyncio event loop whose clock starts at 1,000 and jumps to the next timer when nothing is ready.
 
     Args:
-        autojump_threshold: Real seconds of quiet before a jump. 0 for tests without sockets and threads, whose
-            work the loop cannot tell from idleness; else more than they need to answer.
+        autojump_threshold: Real seconds without an event before a jump. Use 0 for tests without sockets and
+            threads. Otherwise use more seconds than these need to answer, because the loop cannot see their work.
     """
 
     def __init__(self, autojump_threshold: float = 0.0) -> None:
@@ -68,14 +68,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         super().__init__(self._clock)
 
     def time(self) -> float:
-        """Virtual seconds; 1,000 when the loop is made."""
+        """Virtual seconds, 1,000 at the start of the loop."""
         return self._clock.now
 
 
 def virtual_time(
     backend: Literal["asyncio", "trio"], *, autojump_threshold: float = 0.0
 ) -> tuple[str, dict[str, Any]]:
-    """Return a backend whose time is virtual, for an `anyio_backend` fixture or for `anyio.run`.
+    """Return a backend with virtual time, for an `anyio_backend` fixture or `anyio.run`.
 
         @pytest.fixture(params=["asyncio", "trio"])
         def anyio_backend(request):
@@ -87,23 +87,23 @@ def virtual_time(
 
     The clock starts at 1,000.
 
-    Only anyio's plugin for pytest uses this fixture. pytest-asyncio may be installed too, in its default mode
-    `strict`. In mode `auto` it runs every async test itself, in an event loop of its own, and so it does in any
-    mode with a test that is marked `asyncio`. For such tests write in conftest.py (pytest-asyncio 1.4 or newer):
+    Only anyio's pytest plugin uses this fixture. pytest-asyncio may be installed too, in its default mode
+    `strict`. In mode `auto`, pytest-asyncio runs every async test in its own event loop. In any mode it does so
+    for a test marked `asyncio`. For such tests write in conftest.py (pytest-asyncio 1.4 or newer):
 
         def pytest_asyncio_loop_factories(config, item):
             return {"virtual_time": VirtualTimeLoop}
 
     Args:
         backend: The event loop to run on.
-        autojump_threshold: Real seconds of quiet before the clock jumps; see `VirtualTimeLoop`.
+        autojump_threshold: Real seconds without an event before a jump; see `VirtualTimeLoop`.
 
     Returns:
         The backend's name and its options, for `anyio.run` or its pytest plugin.
 
     Raises:
-        ImportError: The backend is trio, which is not installed.
-        RuntimeError: The fixture is for a test that pytest-asyncio runs, where virtual time would have no effect.
+        ImportError: trio is not installed.
+        RuntimeError: pytest-asyncio runs the test, so virtual time would have no effect.
     """
     _refuse_pytest_asyncio()
     if backend == "trio":
@@ -119,13 +119,13 @@ def virtual_time(
 
 
 def _refuse_pytest_asyncio() -> None:
-    """Raise an error instead of letting a test wait for hours of real time."""
+    """Raise an error if a test would wait for hours of real time."""
     if "pytest_asyncio" not in sys.modules or (request := _fixture_request()) is None:
         return
     test = getattr(request.node, "obj", None)  # for a fixture of a wider scope a module, or nothing
     if isinstance(test, FunctionType | MethodType) and not inspect.iscoroutinefunction(test):
         return
-    mode = request.config.getoption("asyncio_mode", "off")  # "off" if it is imported and no plugin
+    mode = request.config.getoption("asyncio_mode", "off")  # "off" if pytest-asyncio is imported but not a plugin
     if mode == "off":
         return
     if (mode or request.config.getini("asyncio_mode")) == "auto" or request.node.get_closest_marker("asyncio"):
@@ -137,8 +137,8 @@ def _refuse_pytest_asyncio() -> None:
 
 
 def _fixture_request() -> Any:
-    """Return pytest's request for the fixture that is being set up, or None."""
-    # virtual_time() is called by a fixture, and that by a function of pytest that has the request.
+    """Return pytest's request for the current fixture, or None."""
+    # A function of pytest with the request calls the fixture, which calls virtual_time().
     pytest = sys.modules["pytest"]
     frame = inspect.currentframe()
     while frame is not None and not isinstance(frame.f_locals.get("request"), pytest.FixtureRequest):

@@ -2,7 +2,7 @@
 
 It needs uvicorn (the extra `serve`).
 
-When it accepts connections it prints one line on stdout, JSON with the members `url` (the feed), `push_url` (the
+When it accepts connections, it prints one JSON line on stdout, with the members `url` (the feed), `push_url` (the
 websocket), `sse_url` (the event stream), `changes_url` (the long poll), `base_url` (for `/webhooks`, `/publish`,
 `/faults`, `/stats`, `/pushes`) and `pid`. It ends at Ctrl-C and SIGTERM.
 """
@@ -42,11 +42,11 @@ except ImportError as _error:  # pragma: no cover - the tests have it
 _T = TypeVar("_T")
 
 STOP_TIMEOUT = 5
-"""Seconds for which requests may go on when the server stops; what is held or stalled is ended at once."""
+"""Seconds for open requests when the server stops. Held and stalled requests end at once."""
 
 
 class _HangUpProtocol(H11Protocol):
-    """Lets the application close a connection in the middle of an answer, which ASGI cannot express."""
+    """Lets the application close a connection during an answer, which ASGI cannot express."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -54,7 +54,7 @@ class _HangUpProtocol(H11Protocol):
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
-    """Ignores all data while `half_open` is set: an ASGI application never sees a ping, so it cannot do this."""
+    """Ignores all data while `half_open` is set; an ASGI application cannot, because it sees no pings."""
 
     def data_received(self, data: bytes) -> None:
         app = cast("ReferenceApp", self.config.app)
@@ -63,14 +63,14 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
 
 class _Server(uvicorn.Server):
-    """Runs in a thread, takes calls from others, and stops as soon as it is told to, not at its next tick."""
+    """Runs in a thread, takes calls from other threads, and stops at once."""
 
     def __init__(self, config: uvicorn.Config, listening: socket.socket) -> None:
         super().__init__(config)
         self._started: Future[BlockingPortal] = Future()
         self._stopped = asyncio.Event()
-        # A process ends also if nobody stopped its server. A portal of `start_blocking_portal` is closed with the
-        # interpreter, and would then wait without end for its thread, which runs no more.
+        # A process must end even if its server was not stopped. A portal of `start_blocking_portal` is closed with
+        # the interpreter and would then wait for ever for its thread, which does not run any more.
         self._thread = threading.Thread(target=self._run, args=(listening,), daemon=True)
         self._thread.start()
         self.call = self._started.result().call
@@ -80,7 +80,7 @@ class _Server(uvicorn.Server):
         self._thread.join()
 
     def _run(self, listening: socket.socket) -> None:
-        failure = RuntimeError("the reference server did not start; its log says why")
+        failure = RuntimeError("the reference server did not start; see its log")
         try:
             with listening:
                 self.run([listening])
@@ -103,13 +103,13 @@ class ReferenceServer:
     """A `ReferenceApp` on 127.0.0.1. Its methods may be called from any thread.
 
     Args:
-        app: What to serve; `None` makes a new one.
-        port: Where; 0 takes a free one, which `restart()` keeps.
+        app: The application. None creates a `ReferenceApp`.
+        port: The port. 0 means a free port, which `restart()` keeps.
 
     Attributes:
-        app: As given, or the new one.
-        faults: The switches; set them whenever you like.
-        stats: The counters, as they are now.
+        app: The application.
+        faults: The faults; set them at any time.
+        stats: The current counters.
         pushes: The push of each publication, oldest first.
     """
 
@@ -123,55 +123,54 @@ class ReferenceServer:
 
     @property
     def base_url(self) -> str:
-        """Where the server is, without a slash at the end."""
+        """URL of the server, without a slash at the end."""
         return f"http://127.0.0.1:{self._port}"
 
     @property
     def url(self) -> str:
-        """The feed."""
+        """URL of the feed."""
         return f"{self.base_url}/feed"
 
     @property
     def push_url(self) -> str:
-        """The push channel as a websocket."""
+        """URL of the push channel as a websocket."""
         return f"ws://127.0.0.1:{self._port}/push"
 
     @property
     def sse_url(self) -> str:
-        """The push channel as server-sent events."""
+        """URL of the push channel as server-sent events."""
         return f"{self.base_url}/events"
 
     @property
     def changes_url(self) -> str:
-        """The push channel as a long poll."""
+        """URL of the push channel as a long poll."""
         return f"{self.base_url}/changes"
 
     def publish(self, what: int | list[Any] = 1) -> list[str]:
-        """Publish this many events, or one with each data of the list; then push once. Also while stopped.
+        """Publish a number of events, or one per data of a list, then push once. Works while stopped too.
 
         Returns:
-            Their ids.
+            The ids of the events.
         """
         return self._call(lambda: self.app.publish(what))
 
     def send_webhooks(self, url: str, secret: str | None) -> list[str]:
-        """Send each push from now on there too, as a signed webhook.
+        """Send later pushes to this URL too, as signed webhooks.
 
         Args:
-            url: Where to.
-            secret: What to sign with, "whsec_" and Base64; takes the place of an earlier one. `None`: send no
-                more.
+            url: The URL of the receiver.
+            secret: The signing secret, "whsec_" and Base64; it replaces an earlier one. None stops the webhooks.
 
         Returns:
-            Where pushes are sent to now.
+            The URLs that get webhooks now.
 
         Raises:
-            ValueError: It is no address, or no secret.
+            ValueError: The URL or the secret is invalid.
         """
         return self._call(lambda: self.app.send_webhooks(url, secret))
 
     def close_websockets(self, code: int = 1012) -> None:
-        """Close all websockets that are open now, with this code; end all event streams, answer all long polls."""
+        """Close all open websockets with this code, end all event streams, and answer all long polls."""
         self._call(lambda: self.app.close_websockets(code))
 
     def start(self) -> None:
@@ -180,8 +179,8 @@ class ReferenceServer:
         Raises:
             OSError: The port is taken.
         """
-        # Name the protocol: asyncio sends without delay (TCP_NODELAY) only on sockets made with it. Without it
-        # Nagle's algorithm and a client's delayed acknowledgement cost each small answer 40 ms.
+        # Give the protocol: only then asyncio sets TCP_NODELAY. Without it, Nagle's algorithm and a client's
+        # delayed acknowledgement delay each small answer by 40 ms.
         bound = socket.create_server(("127.0.0.1", self._port))
         listening = socket.socket(bound.family, bound.type, socket.IPPROTO_TCP, bound.detach())
         self._port = listening.getsockname()[1]
@@ -201,7 +200,7 @@ class ReferenceServer:
         self._server = _Server(config, listening)
 
     def stop(self) -> None:
-        """Stop serving: websockets are closed with 1012, what is held, stalled or a stream ends. Twice is once."""
+        """Stop serving: close websockets with 1012, end all other requests. A second call does nothing."""
         server, self._server = self._server, None
         if server is not None:
             server.call(self.app.shut)
@@ -213,7 +212,7 @@ class ReferenceServer:
         self.start()
 
     def _call(self, what: Callable[[], _T]) -> _T:
-        """Run in the event loop of the server, or in this thread while it is stopped."""
+        """Call in the event loop of the server, or in this thread if the server is stopped."""
         return what() if self._server is None else self._server.call(what)
 
 
@@ -225,15 +224,15 @@ def serve_in_thread(app: ReferenceApp | None = None, *, port: int = 0, **kwargs:
             feed = HTTPFeed(server.url)  # the server follows the HTTP Feeds specification
 
     Args:
-        app: What to serve; `None` makes a `ReferenceApp` of the other arguments.
-        port: Where; 0 takes a free one.
-        kwargs: For `ReferenceApp`.
+        app: The application. None creates a `ReferenceApp` from `kwargs`.
+        port: The port. 0 means a free port.
+        kwargs: Arguments for `ReferenceApp`.
 
     Yields:
         The server, which accepts connections.
 
     Raises:
-        TypeError: Arguments are given beside an app, or `ReferenceApp` has none of that name.
+        TypeError: `kwargs` are given together with an app, or `ReferenceApp` does not have them.
     """
     if app is not None and kwargs:
         raise TypeError(f"{', '.join(kwargs)}: give them to the app, which is already made")
@@ -249,20 +248,21 @@ wait_for_ever: Callable[[], object] = threading.Event().wait
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until told to stop.
+    """Serve until Ctrl-C or SIGTERM, and return the exit code 0.
 
     Args:
-        argv: The arguments; `None` takes those of the process.
-
-    Returns:
-        The exit code, 0.
+        argv: Command-line arguments. None means `sys.argv[1:]`.
     """
     parser = argparse.ArgumentParser(prog="python -m push_to_poll_client.testing.server", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0, the default, takes a free one")
-    parser.add_argument("--backlog", type=int, default=0, metavar="N", help="messages that are there already")
-    parser.add_argument("--page-size", type=int, default=1000, metavar="N", help="messages on a page, 1000")
+    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (default: a free port)")
     parser.add_argument(
-        "--until-eof", action="store_true", help="end with standard input, as when the parent dies"
+        "--backlog", type=int, default=0, metavar="N", help="messages in the feed at the start (default: 0)"
+    )
+    parser.add_argument(
+        "--page-size", type=int, default=1000, metavar="N", help="most messages on a page (default: 1000)"
+    )
+    parser.add_argument(
+        "--until-eof", action="store_true", help="stop when standard input ends, as when the parent process ends"
     )
     options = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -41,14 +41,14 @@ class _WebhookRegistration(TypedDict):
 
 
 class ReferenceApp:
-    """The ASGI application. What it can be told directly is for the thread whose event loop runs it.
+    """The ASGI application. Call its methods only in the thread whose event loop runs it.
 
     Args:
-        page_size: Events on a page of the feed, at most.
-        backlog: Events that are there from the beginning.
+        page_size: Most events on a page of the feed.
+        backlog: Number of events in the feed at the start.
         keep_alive: Seconds without a push after which an event stream gets a comment, 15 as WHATWG HTML §9.2.7
             proposes; `None`: it gets none.
-        webhook_retries: Seconds before each further attempt to deliver a push by webhook.
+        webhook_retries: Seconds before each retry of a webhook.
 
     Attributes:
         faults: The switches.
@@ -72,10 +72,10 @@ class ReferenceApp:
         self._state.append([DEFAULT_DATA] * backlog)
 
     def publish(self, what: int | list[Any] = 1) -> list[str]:
-        """Publish this many events, or one with each data of the list; then push once.
+        """Publish a number of events, or one per data of a list, then push once.
 
         Returns:
-            Their ids. None were published and nothing is pushed when it is empty.
+            The ids of the events. If it is empty, nothing was published or pushed.
         """
         ids = self._state.append([DEFAULT_DATA] * what if isinstance(what, int) else what)
         if ids:
@@ -83,31 +83,30 @@ class ReferenceApp:
         return ids
 
     def send_webhooks(self, url: str, secret: str | None) -> list[str]:
-        """Send each push from now on there too, as a signed webhook.
+        """Send later pushes to this URL too, as signed webhooks.
 
         Args:
-            url: Where to.
-            secret: What to sign with, "whsec_" and Base64; takes the place of an earlier one. `None`: send no
-                more.
+            url: The URL of the receiver.
+            secret: The signing secret, "whsec_" and Base64; it replaces an earlier one. None stops the webhooks.
 
         Returns:
-            Where pushes are sent to now.
+            The URLs that get webhooks now.
 
         Raises:
-            ValueError: It is no address, or no secret.
+            ValueError: The URL or the secret is invalid.
         """
         return self._webhooks.register(url, secret)
 
     def close_websockets(self, code: int = 1012) -> None:
-        """Close all websockets that are open now, with this code; end all event streams, answer all long polls."""
+        """Close all open websockets with this code, end all event streams, and answer all long polls."""
         self._state.close_all(code)
 
     def open(self) -> None:
-        """A server begins to run the application."""
+        """Prepare for a server that starts."""
         self._state.open()
 
     def shut(self) -> None:
-        """The server is about to end: what is held or stalled ends now."""
+        """End all held and stalled requests, for a server that stops."""
         self._state.shut()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -28,16 +28,16 @@ class Exchange:
     send: Send
 
     def is_authorized(self, wanted: str | None) -> bool:
-        """Whether the request has this header `Authorization`; `None` wants none."""
+        """Return True if the request has the wanted `Authorization`; None accepts all."""
         return wanted is None or dict(self.scope["headers"]).get(b"authorization") == wanted.encode()
 
     @property
     def query(self) -> dict[str, str]:
-        """The parameters of the request."""
+        """Parameters of the request."""
         return dict(parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True))
 
     async def read_body(self) -> bytes:
-        """The whole body of the request."""
+        """Read the whole body of the request."""
         parts: list[bytes] = []
         more = True
         while more:
@@ -47,7 +47,7 @@ class Exchange:
         return b"".join(parts)
 
     async def run_lifespan(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `work` from when a server says that it begins to when it says that it ends (ASGI's lifespan)."""
+        """Run `work` from the start to the end of the server (ASGI's lifespan)."""
         await self.receive()
         async with Background() as background:
             background.tasks.start_soon(work)
@@ -66,7 +66,7 @@ class Exchange:
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def respond(self, status: int, headers: Sequence[Header], body: bytes = b"") -> None:
-        """Send a whole answer; to a websocket it is one that refuses the handshake."""
+        """Send a whole answer; for a websocket, it rejects the handshake."""
         if self.scope["type"] == "websocket":
             kind = "websocket.http"  # uvicorn adds the length; 0.52 and older do so even if there is one
         else:
@@ -76,7 +76,7 @@ class Exchange:
 
 
 async def run_until(work: Callable[[], Awaitable[None]], *ends: Callable[[], Awaitable[None]]) -> None:
-    """Run `work` until it returns, or one of the ends does."""
+    """Run `work` until it or one of the ends returns."""
     async with anyio.create_task_group() as tasks:
 
         async def run(one: Callable[[], Awaitable[None]]) -> None:

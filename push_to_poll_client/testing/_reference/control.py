@@ -1,4 +1,4 @@
-"""Faults and counters of the reference server, for a test to set and to read."""
+"""Faults and counters of the reference server."""
 
 import threading
 from collections.abc import Callable
@@ -12,46 +12,45 @@ SpoiledKind: TypeAlias = Literal["type", "encoding", "truncated", "bomb", "garba
 
 @dataclass(slots=True)
 class Faults:
-    """The switches. Set them at any time, from any thread, or by `POST /faults` with a JSON object of their names.
+    """Faults to switch on, at any time and from any thread, or by `POST /faults` with a JSON object.
 
-    What ends in `_next` counts down with each time it happened. Where several apply to one fetch, the one that
-    stands first here happens.
+    A fault whose name ends in `_next` counts down each time it happens. If several faults apply to one fetch, the
+    first one in this list happens.
 
     Attributes:
-        authorization: The value of the `Authorization` header that feed and push channels want, else they answer
-            401; `None` wants none. Webhooks are signed instead.
-        fail_next: How many of the next fetches are answered with `fail_status`.
-        fail_status: The status of such an answer; 304 is one, too.
-        retry_after: `Retry-After` of such an answer, and of one with `refuse_status`: seconds, or any text (a
-            date, nonsense); `None` sends none.
-        redirect_next: How many of the next fetches are answered with 307.
-        redirect_to: Where such an answer points.
+        authorization: Value of the `Authorization` header that feed and push channels require; without it they
+            answer 401. None requires nothing. Webhooks are signed instead.
+        fail_next: Number of fetches answered with `fail_status`.
+        fail_status: Status of these answers. 304 is possible too.
+        retry_after: `Retry-After` of these answers and of those with `refuse_status`: seconds, or any text (a
+            date, nonsense). None sends no header.
+        redirect_next: Number of fetches answered with 307.
+        redirect_to: Target of these redirects.
         latency: Seconds between the freezing of an answer and its departure.
-        cut_next: How many of the next bodies end in the middle: the length is announced, half is sent, and the
-            connection closed.
-        stall_next: How many of the next bodies stop in the middle, until the client or the server gives up.
-        spoil_next: How many of the next pages are spoiled as `spoil_as` says.
-        spoil_as: "type": a login page in HTML; "encoding": one that nobody asked for; "truncated": half of a gzip
-            body, whose length is right; "bomb": 64 MiB of zeros in 65,000 bytes of gzip; "garbage": no JSON.
-        repeat_next: How many of the next pages are the page before, whatever is asked.
-        grow_next: Before how many of the next pages a page of events is published, without a push: a feed that
-            grows as fast as it is read has no end.
-        undecodable_next: How many of the next published events are JSON but no CloudEvents. They stay that way.
-        drop_fraction: Which part of the pushes is dropped, evenly: 0.2 drops each fifth.
-        drop_next: How many of the next pushes are dropped.
+        cut_next: Number of bodies that are cut: the full length is announced, half is sent, and the connection is
+            closed.
+        stall_next: Number of bodies that stop halfway, until the client disconnects or the server stops.
+        spoil_next: Number of pages spoiled as `spoil_as` says.
+        spoil_as: "type": a login page in HTML; "encoding": an encoding that was not requested; "truncated": half
+            of a gzip body with the right length; "bomb": 64 MiB of zeros in 65,000 bytes of gzip; "garbage": not
+            JSON.
+        repeat_next: Number of pages that repeat the page before, whatever the cursor.
+        grow_next: Number of pages before which a page of events is published, without a push, so that the feed
+            grows as fast as it is read.
+        undecodable_next: Number of published events that are JSON but not CloudEvents. They stay so.
+        drop_fraction: Share of the pushes that is dropped, evenly: 0.2 drops each fifth.
+        drop_next: Number of pushes that are dropped.
         push_latency: Seconds from a publication to its push, on every channel.
-        push_twice_next: How many of the next pushes come twice on each connection.
-        forge_next: How many of the next requests of webhooks are signed by somebody else.
-        early_next: How many of the next long polls on `/changes` are answered at once, as if nothing were new.
-        backoff: Seconds for which the answers of `/changes` ask to be left alone; `None`: they do not.
-        refuse_status: The status with which the push channels refuse to open; `None` does not refuse.
-        accept_and_close: The code with which a websocket is closed as soon as it was accepted; an event stream
-            ends as soon, and a long poll on `/changes` is answered as if nothing were new. `None` leaves them
-            open.
-        half_open: Connections of the push channels stay open and say nothing: no push, no keep-alive, no answer.
-            No webhook is sent.
-            `serve_in_thread` ignores whatever a websocket's client sends, pings and close frames included. Under
-            another ASGI server pongs are still sent, since no application sees a ping.
+        push_twice_next: Number of pushes that are sent twice on each connection.
+        forge_next: Number of webhook requests with a wrong signature.
+        early_next: Number of long polls on `/changes` answered at once as if nothing were new.
+        backoff: Seconds until the next request that answers of `/changes` request. None requests nothing.
+        refuse_status: Status with which the push channels reject connections. None accepts them.
+        accept_and_close: Code with which a websocket is closed directly after it was accepted. An event stream
+            ends then too, and a long poll on `/changes` is answered as if nothing were new. None keeps them open.
+        half_open: Connections of the push channels stay open without any data: no push, no keep-alive, no answer.
+            No webhook is sent. `serve_in_thread` ignores all data of a websocket's client, including pings and
+            close frames. Another ASGI server still sends pongs, because an application sees no pings.
     """
 
     authorization: str | None = None
@@ -81,11 +80,11 @@ class Faults:
     _dropped: float = field(default=0.0, init=False, repr=False)
 
     def set(self, **changes: object) -> None:
-        """Set the switches named.
+        """Set faults by name.
 
         Raises:
-            ValueError: There is no switch of such a name; nothing was set.
-            msgspec.ValidationError: A value is of the wrong type; nothing was set.
+            ValueError: A name is unknown; nothing was set.
+            msgspec.ValidationError: A value has the wrong type; nothing was set.
         """
         types = get_type_hints(Faults)
         known = {switch.name for switch in fields(self) if switch.init}
@@ -96,19 +95,19 @@ class Faults:
             setattr(self, name, value)
 
     def clear(self) -> None:
-        """Let everything go well again."""
+        """Switch off all faults."""
         for switch in fields(self):
             setattr(self, switch.name, switch.default)
 
     def takes(self, name: str) -> bool:
-        """Whether the fault that counts down as `name` happens now; counts it."""
+        """Return True if the fault `name` happens now, and count it down."""
         left: int = getattr(self, name)
         if left > 0:
             setattr(self, name, left - 1)
         return left > 0
 
     def drops_push(self) -> bool:
-        """Whether the push that is due now is dropped; counts it."""
+        """Return True if the current push is dropped, and count it."""
         if self.takes("drop_next"):
             return True
         self._dropped += self.drop_fraction
@@ -123,11 +122,11 @@ class PushRecord:
     """The push of one publication.
 
     Attributes:
-        cursor: The id of the newest event then.
-        at: When, in seconds on the clock of `time.monotonic()`.
-        dropped: Whether a fault dropped it.
-        sent: How many connections it was sent to, those of long polls and receivers of webhooks included.
-        times: How often on each.
+        cursor: The id of the newest event at that time.
+        at: Time of the push, on the clock of `time.monotonic()`.
+        dropped: True if a fault dropped the push.
+        sent: Number of connections that got the push, including long polls and receivers of webhooks.
+        times: Number of times that each connection got it.
     """
 
     cursor: str
@@ -139,27 +138,27 @@ class PushRecord:
 
 @dataclass(slots=True)
 class Stats:
-    """The counters, from the first start of the server on.
+    """Counters since the first start of the server.
 
     Attributes:
-        published: Events.
-        fetches: Requests to the feed that arrived, whatever became of them.
-        fetched_at: When each arrived, in seconds on the clock of `time.monotonic()`.
+        published: Published events.
+        fetches: Requests to the feed.
+        fetched_at: Arrival time of each request, on the clock of `time.monotonic()`.
         statuses: Answers of the feed by status.
         empty: Answers of the feed without an event. Each poll that catches up ends with one.
         held: Long polls that are held now.
-        pushes_sent: Pushes sent to websockets, event streams and long polls, and begun to be sent by webhook, all
-            connections together.
+        pushes_sent: Pushes sent on all connections: websockets, event streams, long polls, and webhooks at their
+            first attempt.
         pushes_dropped: Publications whose push was dropped.
         websockets_accepted: Websockets accepted.
-        websockets_refused: Websockets refused.
+        websockets_refused: Websockets rejected.
         websockets_open: Websockets that are open now.
-        streams_accepted: Event streams begun.
-        streams_refused: Event streams refused.
+        streams_accepted: Event streams started.
+        streams_refused: Event streams rejected.
         streams_open: Event streams that are open now.
         long_polls: Requests for `/changes`.
-        long_polls_held: Those that are held now.
-        webhooks: Requests of webhooks that are over, by the status of their answer; 0: there was none.
+        long_polls_held: Requests for `/changes` that are held now.
+        webhooks: Finished webhook requests by status of the answer; 0 means no answer.
         webhooks_given_up: Pushes by webhook that no attempt delivered.
     """
 
@@ -184,7 +183,7 @@ class Stats:
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False, repr=False)
 
     def as_dict(self) -> dict[str, object]:
-        """The counters by name."""
+        """Return the counters by name."""
         return {counter.name: getattr(self, counter.name) for counter in fields(self) if counter.init}
 
     def count(self, **steps: int) -> None:
@@ -195,20 +194,20 @@ class Stats:
             self._changed.notify_all()
 
     def count_status(self, counter: dict[int, int], status: int) -> None:
-        """Count an answer, in one of the counters by status."""
+        """Count an answer by its status."""
         with self._changed:
             counter[status] = counter.get(status, 0) + 1
             self._changed.notify_all()
 
     def wait_for(self, happened: Callable[["Stats"], object], *, timeout: float = 60.0) -> None:
-        """Block until something is so, in another thread than the server's; never wait for it with a sleep.
+        """Block until the counters fulfil a condition. Call it outside the server's thread, instead of sleeping.
 
         Args:
-            happened: Looks at the counters.
-            timeout: Seconds. The default is no more than a guard against a test that hangs.
+            happened: Function that gets the counters and returns True when the condition holds.
+            timeout: Seconds. The default only prevents a test from hanging.
 
         Raises:
-            TimeoutError: It was not so in time.
+            TimeoutError: The condition did not hold in time.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: happened(self), timeout):

@@ -1,4 +1,4 @@
-"""What the reference server answers: the feed, and the push channels as websocket, event stream and long poll.
+"""Endpoints of the reference server: the feed, and the push channels websocket, event stream and long poll.
 
 The feed follows the HTTP Feeds specification (http-feeds.org).
 """
@@ -14,22 +14,22 @@ from push_to_poll_client.testing._reference.asgi import JSON, Exchange, Header, 
 from push_to_poll_client.testing._reference.state import DEFAULT_DATA, PushSubscription, ReferenceState
 
 LONGEST_HOLD = 60.0
-"""Seconds for which a long poll is held at most: an idle client makes one request a minute."""
+"""Most seconds for which a long poll is held: an idle client makes one request a minute."""
 
 _BATCH = (b"content-type", b"application/cloudevents-batch+json")
 _GZIP = (b"content-encoding", b"gzip")
 
 DEFAULT_WAIT = "30"
-"""Seconds for which an answer is held if nobody says for how long, Dropbox's default."""
+"""Seconds for which an answer is held by default, as at Dropbox."""
 
 LONGEST_WAIT = 480.0
-"""Seconds for which an answer is held at most, Dropbox's limit."""
+"""Most seconds for which an answer is held, as at Dropbox."""
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
 async def serve_feed(state: ReferenceState, exchange: Exchange) -> None:
-    """Answer one request. An unknown `lastEventId` reads from the beginning: the specification names no error."""
+    """Answer one request. An unknown `lastEventId` reads from the beginning: the spec has no error for it."""
     faults = state.faults
     state.stats.fetched_at.append(time.monotonic())
     state.stats.count(fetches=1)
@@ -113,7 +113,7 @@ async def _respond(
 
 
 async def _is_refused(state: ReferenceState, exchange: Exchange, *counters: str) -> bool:
-    """Refuse a connection if the faults say so, and count it."""
+    """Reject a connection if the faults say so, and count it."""
     status, headers = state.faults.refuse_status, retry_after(state.faults.retry_after)
     if not exchange.is_authorized(state.faults.authorization):
         status, headers = 401, []
@@ -125,7 +125,7 @@ async def _is_refused(state: ReferenceState, exchange: Exchange, *counters: str)
 
 
 async def serve_changes(state: ReferenceState, exchange: Exchange) -> None:
-    """Answer a long poll. One that does not say after which event waits for the next one."""
+    """Answer a long poll. Without `after`, it waits for the next event."""
     state.stats.count(long_polls=1)
     if await _is_refused(state, exchange):
         return
@@ -152,7 +152,7 @@ async def serve_changes(state: ReferenceState, exchange: Exchange) -> None:
 
 
 async def serve_events(state: ReferenceState, exchange: Exchange) -> None:
-    """Serve an event stream. Nobody is told again what came before: `Last-Event-ID` is not read."""
+    """Serve an event stream. `Last-Event-ID` is ignored: earlier pushes are not repeated."""
     if await _is_refused(state, exchange, "streams_refused"):
         return
     subscription = PushSubscription(state)

@@ -1,4 +1,4 @@
-"""What the reference server knows: the events, their pushes, and the requests that it holds."""
+"""State of the reference server: events, pushes, and held requests."""
 
 import sys
 import time
@@ -22,10 +22,10 @@ _DIGITS = 12
 
 @dataclass(eq=False)
 class ReferenceState:
-    """All that the endpoints share.
+    """State that the endpoints share.
 
     Attributes:
-        page_size: Events on a page of the feed, at most.
+        page_size: Most events on a page of the feed.
         keep_alive: Seconds without a push after which an event stream gets a comment; `None`: it gets none.
         faults: The switches.
         stats: The counters.
@@ -59,7 +59,7 @@ class ReferenceState:
             event = {
                 "specversion": "1.0",
                 "id": place,
-                # A number makes it a JSON object that is no CloudEvent.
+                # A number makes it a JSON object that is not a CloudEvent.
                 "source": 7 if self.faults.takes("undecodable_next") else "https://reference.example/orders",
                 "type": "example.order",
                 "time": datetime.now(UTC).isoformat(),
@@ -74,11 +74,11 @@ class ReferenceState:
 
     @property
     def newest(self) -> str:
-        """The id of the newest event; "" when there is none."""
+        """Id of the newest event, or "" if there is none."""
         return f"{len(self.events):0{_DIGITS}d}" if self.events else ""
 
     def page(self, after: str, size: int) -> list[bytes]:
-        """At most `size` events after the id; from the first when there is no event of this id."""
+        """Return at most `size` events after the id, or from the first one if the id is unknown."""
         known = len(after) == _DIGITS and after.isdecimal() and int(after) <= len(self.events)
         start = int(after) if known else 0
         return self.events[start : start + size]

@@ -62,7 +62,7 @@ class WebhookSender:
             Where pushes are sent to now.
 
         Raises:
-            ValueError: It is no address, or no secret.
+            ValueError: The URL or the secret is invalid.
         """
         if secret is None:
             self._receivers.pop(url, None)
