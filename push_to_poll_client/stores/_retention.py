@@ -92,12 +92,12 @@ class Retention(msgspec.Struct, frozen=True):
         return max(0.0, passed - self.span)
 
     def may_drop(self, *, without: int, newest: float, now: float) -> bool:
-        """Whether the oldest segment may be dropped.
+        """Return True if the oldest segment may be dropped.
 
         Args:
-            without: The number of records without it.
-            newest: When its newest record was made, in seconds since the epoch.
-            now: The time, in seconds since the epoch, on the clock by which `newest` was read.
+            without: Number of records without this segment.
+            newest: Time of its newest record, in seconds since the epoch.
+            now: The current time, by the same clock.
         """
         enough = self.count is not None and without >= self.count
         return enough or (self.age is not None and newest < now - self.age)

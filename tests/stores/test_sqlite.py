@@ -636,7 +636,7 @@ class TestFiles:
         await filled(path)
         with other_program(path) as connection:
             connection.execute(statement)
-        async with refused(path, r"has a view, a trigger or a virtual table, .*; drop it, or put back a copy"):
+        async with refused(path, r"has a view, a trigger or a virtual table, .*; drop it, or restore a copy"):
             pass
 
     @pytest.mark.parametrize(
@@ -735,7 +735,7 @@ class TestFiles:
             with other_program(path) as connection:
                 connection.execute("UPDATE push_to_poll_consumer SET token = token + 1")
                 connection.execute("INSERT INTO push_to_poll_record VALUES (1, 1, 'ours', 'dead', NULL)")
-            with pytest.raises(OwnershipLost, match="claimed by somebody else"):
+            with pytest.raises(OwnershipLost, match="claimed by another session"):
                 await session.commit(cursor="c1", records=records("ours"))
 
     async def test_errors_with_very_long_names_and_feeds_are_one_short_printable_line(self, path):

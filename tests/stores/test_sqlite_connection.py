@@ -267,7 +267,7 @@ class TestWhere:
         with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
             cursor.fetchone()
         async with session.transaction():
-            with pytest.raises(RuntimeError, match="this cursor is of a message that was processed"):
+            with pytest.raises(RuntimeError, match="this cursor belongs to an earlier message"):
                 cursor.execute("SELECT 1")
 
     async def test_a_blob_is_closed_when_its_handler_ends(self, session):
@@ -402,7 +402,7 @@ class TestWhere:
                 child.setattr(os, "getpid", lambda: 1)
                 with pytest.raises(RuntimeError, match="only while a message is processed"):
                     session.connection.execute("SELECT 1")
-                with pytest.raises(OwnershipLost, match="the process that this one was forked from"):
+                with pytest.raises(OwnershipLost, match="the parent of this forked process"):
                     await block.__aexit__(None, None, None)
             session.connection.execute("SELECT 1")
 
@@ -415,7 +415,7 @@ class TestRolledBack:
     async def test_nothing_is_written_when_sqlite_rolled_back_by_itself(self, session, database, sql):
         """What a handler that swallows the error writes next would be committed at once."""
         await session.note("a")
-        with pytest.raises(StoreError, match="what the handler wrote is undone, and its message is not processed"):
+        with pytest.raises(StoreError, match="writes are undone and its message is not processed"):
             await self._swallow(session, sql)
         assert database.notes() == ["a"]
         await session.note("c")

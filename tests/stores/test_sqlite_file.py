@@ -600,7 +600,7 @@ class TestErrors:
         async with claimed(store) as session:
             async with session.transaction([Record("x")]):
                 with pytest.raises(
-                    RuntimeError, match=r"(?i)may not make 'json_each' .* hide the function of SQLite"
+                    RuntimeError, match=r"(?i)may not create 'json_each' .* hide a function of SQLite"
                 ):
                     store.connection.execute(statement)
                 store.connection.execute("INSERT INTO note SELECT value FROM json_each('[1]')")

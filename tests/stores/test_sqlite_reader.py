@@ -387,7 +387,7 @@ def test_reading_a_busy_store_shows_its_owner_and_does_not_disturb_it(path):
 
 def test_the_error_for_an_invalid_schema_version_shows_it(path):
     foreign(path, "CREATE TABLE push_to_poll_schema AS SELECT 'x' AS version")
-    with pytest.raises(StoreError, match=r"what stands for the version of its schema is .*\('x',\)"):
+    with pytest.raises(StoreError, match=r"the version of its schema is invalid: .*\('x',\)"):
         read_store(path)
 
 

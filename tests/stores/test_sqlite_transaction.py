@@ -583,7 +583,7 @@ class TestTurns:
         first, second = database.session(), database.session()
         async with first.transaction():
             for session in (first, second):
-                with pytest.raises(RuntimeError, match="cannot wait for what other consumers of that store do"):
+                with pytest.raises(RuntimeError, match="cannot wait for a consumer of that store"):
                     await session.note("b")
         await first.commit()
         await second.note("c")

@@ -1,11 +1,10 @@
-"""Connection for handlers that refuses whatever would break the store's transaction.
+"""Connection for handlers that rejects statements that would break the store's transaction.
 
-A handler's first statement begins its transaction. Within it the handler may do anything except end the
-transaction, change the tables of the store, or set what would hold for the store too. SQLite's authorizer enforces
-this, independent of how the SQL is written and of what executes it: SQLite calls it for each statement when the
-statement is compiled (https://www.sqlite.org/c3ref/set_authorizer.html).
+A handler's first statement begins its transaction. The handler must not end the transaction, change the tables of
+the store, or change settings of the connection. SQLite's authorizer enforces this for each statement when SQLite
+compiles it (https://www.sqlite.org/c3ref/set_authorizer.html), however the SQL is written.
 
-The store uses the same connection in its own threads, without these restrictions. `HandlerScope` says where a
+The store uses the same connection in its own threads, without these restrictions. `HandlerScope` defines where a
 handler may use the connection, `Guard` decides, and `GuardedCursor` and `GuardedConnection` ask the guard before
 each use.
 """
@@ -23,7 +22,7 @@ from push_to_poll_client._exceptions import OwnershipLost, StoreError
 from push_to_poll_client._validation import quoted
 
 _PREFIX = "push_to_poll_"
-"""What the store's own tables begin with."""
+"""Prefix of the store's tables."""
 
 OUTSIDE_HANDLER = (
     "the store's connection may be used only while a message is processed: in the handler's task, in tasks that "
@@ -38,11 +37,11 @@ _COMMITTED_TOGETHER = (
 )
 
 _FUNCTION = "json_each"
-"""A function that the store uses like a table; a table of this name would hide it."""
+"""SQLite function that the store uses; a table of this name would hide it."""
 
-_HIDES_FUNCTION = "it would hide the function of SQLite that the store uses"
+_HIDES_FUNCTION = "the name would hide a function of SQLite that the store uses"
 
-_RESERVED_PREFIX = f"what has a name that begins with {_PREFIX} is the store's"
+_RESERVED_PREFIX = f"names that start with {_PREFIX} belong to the store"
 
 _HARMLESS_ACTIONS = {
     sqlite3.SQLITE_SELECT,
@@ -54,7 +53,7 @@ _HARMLESS_ACTIONS = {
     sqlite3.SQLITE_PRAGMA,
     sqlite3.SQLITE_SAVEPOINT,
 }
-"""Actions that change nothing which is the store's, whatever they name."""
+"""Actions that never change the store's tables."""
 
 _PRAGMAS_WITH_VALUE = frozenset(
     """
@@ -62,7 +61,7 @@ _PRAGMAS_WITH_VALUE = frozenset(
     table_info table_list table_xinfo user_version
     """.split()  # noqa: SIM905  # read by people
 )
-"""PRAGMAs whose value says what to look at, and two that are the application's own, and undone with the rest."""
+"""PRAGMAs with a value that only selects what to read, and two that belong to the application."""
 
 
 _current_scope: ContextVar["HandlerScope | None"] = ContextVar("push_to_poll_client_effects", default=None)
@@ -70,17 +69,14 @@ _current_scope: ContextVar["HandlerScope | None"] = ContextVar("push_to_poll_cli
 
 
 class HandlerScope:
-    """The tasks that may use a connection between `enter()` and `leave()`: a handler's task and those it starts.
-
-    Args:
-        guard: The guard of the connection.
+    """A handler's task and the tasks it starts, which may use the connection until `leave()`.
 
     Attributes:
         guard: The guard of the connection.
-        is_active: Whether the handler runs.
-        has_begun: Whether its transaction was begun.
-        open_handles: Weak references to the cursors and blobs that were made here.
-        outer: The scope around this one, of another store, or None.
+        is_active: True while the handler runs.
+        has_begun: True if its transaction was begun.
+        open_handles: Weak references to the cursors and blobs of the handler.
+        outer: The scope of another store around this one, or None.
     """
 
     def __init__(self, guard: "Guard") -> None:
@@ -91,15 +87,11 @@ class HandlerScope:
         self.outer: HandlerScope | None = None
 
     def begin(self) -> None:
-        """Begin the transaction if this is the first use of the connection.
-
-        Raises:
-            StoreError: It cannot be begun, or SQLite has rolled it back.
-        """
+        """Begin the transaction if this is the first use of the connection."""
         raise NotImplementedError
 
     def enter(self) -> None:
-        """Put the current task, and the tasks it starts from now on, into this scope."""
+        """Put the current task, and tasks that it starts later, into this scope."""
         outer = self._before = _current_scope.get()
         while outer is not None and not outer.is_active:  # already left: this task outlived its handler
             outer = outer.outer
@@ -108,12 +100,12 @@ class HandlerScope:
         self.is_active = True
 
     def leave(self) -> None:
-        """End the scope for every task. To be called in the task that entered."""
+        """End the scope for all tasks. Call it in the task that entered."""
         self.is_active = False
         _current_scope.set(self._before)
 
     def close_handles(self) -> None:
-        """Close cursors and blobs that a handler left open: they would hold on to the database, or write later."""
+        """Close cursors and blobs that a handler left open; they could lock the database or write later."""
         for handle in [reference() for reference in self.open_handles]:
             if handle is not None:
                 with contextlib.suppress(sqlite3.Error):  # nothing uses it any more
@@ -122,19 +114,16 @@ class HandlerScope:
 
 
 class Guard:
-    """Decides who may use one connection, and for what.
-
-    Args:
-        path: The path of the database, for messages.
+    """Decides which caller may use one connection, and for which statements.
 
     Attributes:
-        path: The path of the database.
-        one_thread: Held while a handler's thread uses SQLite, which asks the authorizer while it holds a lock of
-            its own. A second thread of the handler could wait for that lock and keep Python's global lock, which
-            the authorizer waits for: then everything would stand still.
-        worker: The thread in which the store itself uses the connection now, or None.
-        sql: The statement that the handler executes now.
-        refused: Why the authorizer refused a statement; None once that was raised.
+        path: The path of the database, for errors.
+        one_thread: Held while a handler's thread uses SQLite. SQLite calls the authorizer with its own lock held.
+            Without this lock, a second thread could wait for SQLite's lock and hold Python's global lock, which
+            the authorizer needs: a deadlock.
+        worker: The thread in which the store itself uses the connection, or None.
+        sql: The statement that the handler executes.
+        refused: Reason why the authorizer rejected a statement, until it is raised, or None.
     """
 
     def __init__(self, path: str) -> None:
@@ -147,7 +136,7 @@ class Guard:
 
     @contextlib.contextmanager
     def store_access(self) -> Iterator[None]:
-        """Lift the restrictions for this thread. One thread at a time: the caller holds the file's mutex."""
+        """Lift the restrictions for this thread. The caller holds the mutex of the file."""
         self.worker = threading.get_ident()
         try:
             yield
@@ -156,7 +145,7 @@ class Guard:
 
     @property
     def scope(self) -> HandlerScope | None:
-        """The scope of this connection that the caller is in, or None."""
+        """Scope of this connection that contains the caller, or None."""
         # In a forked child nothing may use it (https://www.sqlite.org/howtocorrupt.html, section 2.6).
         scope = None if self._process != os.getpid() else _current_scope.get()
         while scope is not None and not (scope.guard is self and scope.is_active):
@@ -164,49 +153,37 @@ class Guard:
         return scope
 
     def check_inside(self) -> HandlerScope:
-        """Return the scope that the caller is in.
-
-        Raises:
-            RuntimeError: The caller is in none; says what to do instead.
-        """
+        """Return the scope of the caller, or raise a RuntimeError."""
         if (scope := self.scope) is None:
             raise RuntimeError(f"{self.path}: {OUTSIDE_HANDLER}")
         return scope
 
     def check_outside(self) -> None:
-        """Refuse a caller inside the scope: it would wait for the end of the scope that it is part of.
-
-        Raises:
-            RuntimeError: The caller is inside; says what to do instead.
-        """
+        """Raise a RuntimeError inside the scope: the caller would wait for its own end."""
         if self.scope is not None:
             raise RuntimeError(
-                f"{self.path}: a handler that writes to a store cannot wait for what other consumers of that "
-                "store do, nor for its own: they wait until its message is committed. Wake them, or give them "
-                "another store"
+                f"{self.path}: a handler that writes to a store cannot wait for a consumer of that store, because "
+                "the consumer waits until the handler's message is committed; wake the consumer instead, or give "
+                "it another store"
             )
 
     def check_process(self) -> None:
-        """Refuse a forked child: the connection and its open transaction belong to the parent.
-
-        Raises:
-            OwnershipLost: This is a forked child; nothing was touched.
-        """
+        """Raise an `OwnershipLost` in a forked child: the transaction belongs to the parent."""
         if self._process != os.getpid():
             raise OwnershipLost(
-                f"{self.path}: the transaction belongs to the process that this one was forked from; nothing was "
-                "written; let a child end without leaving the handler, as by os._exit()"
+                f"{self.path}: the transaction belongs to the parent of this forked process; nothing was written; "
+                "end a child inside the handler with os._exit()"
             )
 
     def refusal_message(self, what: str, why: str = _COMMITTED_TOGETHER) -> str:
-        """Build the error text for something that a handler may not do."""
+        """Build the error text for a forbidden operation."""
         return f"{self.path}: a handler may not {what} on the store's connection: {why}"
 
     def authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
         """Tell SQLite whether a statement may be compiled."""
         if self.worker == threading.get_ident():
             return sqlite3.SQLITE_OK
-        if (scope := self.scope) is None or not scope.has_begun:  # a cursor that was made around `cursor()`
+        if (scope := self.scope) is None or not scope.has_begun:  # a cursor made without `cursor()`
             return sqlite3.SQLITE_DENY
         what, why = _objection(action, first or "", second, self.sql)
         if not what:
@@ -216,21 +193,21 @@ class Guard:
 
 
 def _objection(action: int, first: str, second: str | None, sql: str) -> tuple[str, str]:
-    """Name what a handler may not do, and why; two empty strings if it may."""
+    """Return the forbidden operation and the reason, or two empty strings."""
     if action == sqlite3.SQLITE_TRANSACTION:
         return first, _COMMITTED_TOGETHER
     if action in {sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH}:
-        return "ATTACH or DETACH a database", "SQLite commits to two files one after the other, not at once"
+        return "ATTACH or DETACH a database", "SQLite does not commit to two files at the same time"
     if action == sqlite3.SQLITE_PRAGMA and second is not None and first.lower() not in _PRAGMAS_WITH_VALUE:
-        return f"set PRAGMA {quoted(first)}", "it would hold for the store too"
+        return f"set PRAGMA {quoted(first)}", "the setting would affect the store too"
     reserved = _reserved_name(action, first, second or "", sql)
     if reserved.lower() == _FUNCTION:
-        return f"make {quoted(reserved)}", _HIDES_FUNCTION
+        return f"create {quoted(reserved)}", _HIDES_FUNCTION
     return (f"change {quoted(reserved)}", _RESERVED_PREFIX) if reserved else ("", "")
 
 
 def _reserved_name(action: int, first: str, second: str, sql: str) -> str:
-    """Name the table or index of the store that an action would change; an empty string if none."""
+    """Return the table or index of the store that an action would change, or an empty string."""
     if action in _HARMLESS_ACTIONS:
         return ""
     if action == sqlite3.SQLITE_ALTER_TABLE and _PREFIX in sql.lower():  # SQLite does not tell the new name
@@ -242,31 +219,31 @@ def _reserved_name(action: int, first: str, second: str, sql: str) -> str:
 
 
 _MARK = "\n--push_to_poll"
-"""Ends each statement of the store. A statement is authorised when it is compiled, not when it is taken from the
-statement cache again: without the mark, a handler's COMMIT would find the store's compiled COMMIT there."""
+"""Suffix of each statement of the store. SQLite authorises a statement when it compiles it, not when it comes from
+the statement cache. Without the mark, a handler's COMMIT would use the store's cached COMMIT."""
 
 
 def mark_as_store(sql: str) -> str:
-    """Spell a statement of the store so that no statement of a handler equals it."""
+    """Mark a statement of the store so that it never equals a statement of a handler."""
     return sql + _MARK
 
 
-_SCRIPT_COMMITS = "it commits first; execute its statements one by one"
+_SCRIPT_COMMITS = "it commits first; execute the statements one by one"
 
-_AFFECTS_STORE = "it would hold for the store too"
+_AFFECTS_STORE = "the setting would affect the store too"
 
 
 def rolled_back(path: str) -> StoreError:
-    """Build the error for a transaction that has ended before its handler."""
+    """Build the error for a transaction that ended before its handler."""
     return StoreError(
-        f"{path}: SQLite has rolled the transaction back, as ON CONFLICT ROLLBACK, RAISE(ROLLBACK) and a full "
-        "disk make it do, or the session was released; what the handler wrote is undone, and its message is not "
-        "processed: let this error pass through the handler"
+        f"{path}: SQLite has rolled the transaction back, because of ON CONFLICT ROLLBACK, RAISE(ROLLBACK) or a "
+        "full disk, or the session was released; the handler's writes are undone and its message is not "
+        "processed: do not catch this error in the handler"
     )
 
 
 def _refusal(name: str, *why: str) -> Callable[..., NoReturn]:
-    """Make a method that a handler may not call."""
+    """Make a method that a handler must not call."""
 
     def refuse(connection: "GuardedConnection", *_: object, **__: object) -> NoReturn:
         connection.refuse(f"call {name}()", *why)
@@ -275,7 +252,7 @@ def _refusal(name: str, *why: str) -> Callable[..., NoReturn]:
 
 
 def _fixed(name: str, *why: str, value: object) -> Any:
-    """Make an attribute that a handler may not set."""
+    """Make an attribute that a handler must not set."""
     return property(lambda _: value, lambda connection, _: connection.refuse(f"set {name}", *why))
 
 
@@ -301,16 +278,12 @@ class GuardedCursor(sqlite3.Cursor):
         return self._run(super().execute, sql, parameters)
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> Self:
-        """As that of `sqlite3`; raises as `execute` does."""
+        """Execute as `sqlite3` does. Raises the same errors as `execute`."""
         self._begin()
         return self._run(super().executemany, sql, parameters)
 
     def executescript(self, sql_script: str, /) -> NoReturn:  # noqa: ARG002  # the signature of sqlite3
-        """It would commit first.
-
-        Raises:
-            RuntimeError: Always.
-        """
+        """Raise a RuntimeError: the method would commit first."""
         self.connection.refuse("call executescript()", _SCRIPT_COMMITS)
 
     def fetchone(self) -> Any:
@@ -335,8 +308,8 @@ class GuardedCursor(sqlite3.Cursor):
     def _begin(self) -> None:
         if self.connection.begun_scope() is not self._scope:
             raise RuntimeError(
-                f"{self._scope.guard.path}: this cursor is of a message that was processed; make another one for "
-                "each message"
+                f"{self._scope.guard.path}: this cursor belongs to an earlier message; make a new cursor for each "
+                "message"
             )
 
     def _run(self, execute: Callable[[str, Any], Self], sql: str, parameters: Any) -> Self:
@@ -376,7 +349,7 @@ class GuardedConnection(sqlite3.Connection):
         super().__init__(path, timeout=timeout, isolation_level=None, check_same_thread=False)
         super().set_authorizer(guard.authorize)
 
-    # What a handler may do
+    # Allowed for a handler
 
     def begun_scope(self) -> HandlerScope:
         """Return the scope in which the caller may use the connection, with its transaction begun.
@@ -392,36 +365,32 @@ class GuardedConnection(sqlite3.Connection):
         return scope
 
     def cursor(self, factory: Any = None) -> Any:
-        """As that of `sqlite3`, but of one kind.
-
-        Raises:
-            RuntimeError: Outside the block, or another kind is wanted.
-        """
+        """Make a cursor. Raises a RuntimeError outside a handler, or for another class of cursors."""
         if factory is not None:
-            self.refuse("choose a class of cursors", "the store's own see to it when they are used")
+            self.refuse("choose a class of cursors", "the store's class checks each use")
         return super().cursor(GuardedCursor)  # type: ignore[arg-type]  # what it is given is this connection
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        """As that of `sqlite3`; raises as `GuardedCursor.execute` does."""
+        """Execute as `sqlite3` does. Raises the same errors as `GuardedCursor.execute`."""
         if self._in_store_thread:
             return sqlite3.Cursor(self).execute(mark_as_store(sql), parameters)  # no row factory of a handler
         cursor: GuardedCursor = self.cursor()
         return cursor.execute(sql, parameters)
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
-        """As that of `sqlite3`; raises as `GuardedCursor.execute` does."""
+        """Execute as `sqlite3` does. Raises the same errors as `GuardedCursor.execute`."""
         if self._in_store_thread:
             return sqlite3.Cursor(self).executemany(mark_as_store(sql), parameters)
         cursor: GuardedCursor = self.cursor()
         return cursor.executemany(sql, parameters)
 
     def blobopen(self, table: str, column: str, row: int, /, *, readonly: bool = False, name: str = "main") -> Any:
-        """As that of `sqlite3`. It is closed at the end of the block.
+        """Open a blob as `sqlite3` does. It is closed at the end of the handler.
 
         Raises:
-            RuntimeError: Outside the block, or the table is the store's.
-            StoreError: As `GuardedCursor.execute` raises it.
-            sqlite3.Error: As that of `sqlite3`.
+            RuntimeError: The caller is not a handler, or the table belongs to the store.
+            StoreError: See `GuardedCursor.execute`.
+            sqlite3.Error: Raised by `sqlite3`.
         """
         scope = self.begun_scope()
         if not readonly and self.guard.authorize(sqlite3.SQLITE_UPDATE, table, column):  # SQLite does not ask here
@@ -432,13 +401,13 @@ class GuardedConnection(sqlite3.Connection):
         return blob
 
     def interrupt(self) -> None:
-        """As that of `sqlite3`, within the block."""
+        """Interrupt as `sqlite3` does, within a handler."""
         if self.guard.check_inside().has_begun:
             super().interrupt()
 
     @property
     def row_factory(self) -> Any:
-        """As that of `sqlite3`. Setting it begins the transaction: no other handler is to get such rows."""
+        """Row factory of this handler only. Setting it begins the transaction."""
         return _row_factory.__get__(self)
 
     @row_factory.setter
@@ -446,10 +415,10 @@ class GuardedConnection(sqlite3.Connection):
         self.begun_scope()
         _row_factory.__set__(self, factory)
 
-    # What it may not
+    # Forbidden for a handler
 
     def refuse(self, what: str, *why: str) -> NoReturn:
-        """Raise the error for what a handler may not do."""
+        """Raise the error for a forbidden operation."""
         raise RuntimeError(self.guard.refusal_message(what, *why))
 
     @property
@@ -457,9 +426,9 @@ class GuardedConnection(sqlite3.Connection):
         return self.guard.worker == threading.get_ident()
 
     def close(self) -> None:
-        """For the store alone."""
+        """Close the connection. Only the store may call it."""
         if not self._in_store_thread:
-            self.refuse("call close()", "the store closes it when the last of its consumers has ended")
+            self.refuse("call close()", "the store closes it after its last consumer has ended")
         super().close()
 
     def __enter__(self) -> NoReturn:
@@ -468,17 +437,17 @@ class GuardedConnection(sqlite3.Connection):
     commit = _refusal("commit")
     rollback = _refusal("rollback")
     executescript = _refusal("executescript", _SCRIPT_COMMITS)
-    # It waits, without end, until the transaction has ended that the handler is in.
+    # It would wait for ever for the end of the handler's own transaction.
     backup = _refusal("backup", "it waits for the end of the transaction; use a connection of your own")
     set_authorizer = _refusal("set_authorizer", _AFFECTS_STORE)
     set_progress_handler = _refusal("set_progress_handler", _AFFECTS_STORE)  # it could end a commit
     setlimit = _refusal("setlimit", _AFFECTS_STORE)  # it could make the store's statements too long
-    # What these make could take the place of what the store's statements call, or find keys by.
+    # These could replace functions or collations that the store's statements use.
     create_function = _refusal("create_function", _AFFECTS_STORE)
     create_aggregate = _refusal("create_aggregate", _AFFECTS_STORE)
     create_window_function = _refusal("create_window_function", _AFFECTS_STORE)
     create_collation = _refusal("create_collation", _AFFECTS_STORE)
-    deserialize = _refusal("deserialize", "it would take the place of the store's database")
+    deserialize = _refusal("deserialize", "it would replace the store's database")
 
     isolation_level = _fixed("isolation_level", value=None)  # transactions are the store's
     autocommit = _fixed("autocommit", value=True)  # of Python 3.12 and later

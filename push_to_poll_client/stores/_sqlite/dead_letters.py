@@ -16,7 +16,7 @@ _COLUMNS = "key, marked, id, attempts, first_failed, last_failed, error, traceba
 _ATTRIBUTES = (
     "dedupe_key", "retry_requested", "id", "attempts", "first_failed", "last_failed", "error", "traceback"
 )  # fmt: skip
-"""What a `DeadLetter` calls the columns, but for the last one."""
+"""Attributes of `DeadLetter` for the columns, without the last one."""
 
 _SELECT = f"SELECT {_COLUMNS} FROM push_to_poll_dead_letter WHERE consumer = ?"  # noqa: S608
 
@@ -35,7 +35,7 @@ _KEYS_OF_MESSAGE = """
 _KEYS = "SELECT known_as FROM push_to_poll_dead_letter WHERE consumer = ? LIMIT ?"
 
 _MAX_INDEXED_KEYS = 10_000
-"""Keys kept in memory. With more dead letters, each commit looks in the file for those that it settles."""
+"""Most keys kept in memory. With more dead letters, each commit searches the file."""
 
 
 class DeadLetterIndex(NamedTuple):
@@ -73,16 +73,7 @@ class StoredDeadLetters:
     def write(
         self, index: DeadLetterIndex, settled: Sequence[str], dead_letters: Sequence[DeadLetter]
     ) -> DeadLetterIndex:
-        """Remove the dead letters of settled keys, and add new ones.
-
-        Args:
-            index: The dead letters in the file.
-            settled: Encoded keys of settled messages.
-            dead_letters: To be added; each replaces the one of its key.
-
-        Returns:
-            The dead letters in the file then.
-        """
+        """Remove the dead letters of settled keys, add new ones, and return the new index."""
         removed: Iterable[str] = settled if index.keys is None else index.keys.intersection(settled)
         if not removed and not dead_letters:
             return index
@@ -91,12 +82,7 @@ class StoredDeadLetters:
         return self.read_index()
 
     def read_some(self, after: str | None, *, retry_requested: bool = False) -> list[DeadLetter]:
-        """Read some dead letters in the order of their keys, within the limits of `limit_dead_letters`.
-
-        Args:
-            after: The key after which to begin; None for the first one.
-            retry_requested: Only those that the next run is to try again.
-        """
+        """Read dead letters with keys after `after`, within the limits of `limit_dead_letters`."""
         query = (
             f"{_SELECT} AND key {'>=' if after is None else '>'} ? {'AND marked' * retry_requested} ORDER BY key"
         )

@@ -220,7 +220,7 @@ class Records:
         self._highest_expected = max(self._highest_expected, *keys) if keys else self._highest_expected
 
     def find(self, keys: Sequence[str]) -> set[str]:
-        """Return those of the encoded keys that have a record."""
+        """Return the encoded keys that have a record."""
         found = self._find(keys, _MAX_UNFILTERED)
         self._note_unfound([key for key in keys if key not in found] if found else keys)
         return set(found)

@@ -201,17 +201,9 @@ def _use_wal(connection: sqlite3.Connection) -> str:
 
 
 def schema_version(connection: sqlite3.Connection, path: str, *, shared: bool = False) -> int:
-    """Return the version of the schema, 0 for a database without one. Writes nothing.
+    """Return the version of the schema, or 0 without one. Writes nothing.
 
-    Args:
-        connection: Open.
-        path: The path of the file, for errors.
-        shared: The database may be an application's without tables of this library; otherwise only an empty
-            database has version 0.
-
-    Raises:
-        StoreError: It is another application's, one of a newer version of this library, or not as it was made.
-        sqlite3.Error: It cannot be read.
+    With `shared`, an application's database without tables of this library has version 0 too.
     """
     _check_version(path)
     _reject_if_found(connection, path, _COUNT_OWN_EXECUTABLES)
@@ -220,8 +212,8 @@ def schema_version(connection: sqlite3.Connection, path: str, *, shared: bool = 
         return _read_version(connection, path)
     if not shared and any(_query_int(connection, query) for query in _SIGNS_OF_APPLICATION):
         raise StoreError(
-            f"{path} is a database of another application; name another file, or open it with transactional=True "
-            "if it is yours"
+            f"{path} is a database of another application; choose another file, or open it with "
+            "transactional=True if it is yours"
         )
     return 0
 
@@ -238,7 +230,7 @@ def _check_json(connection: sqlite3.Connection, path: str) -> None:
     if _query_int(connection, _COUNT_HIDDEN_FUNCTIONS):
         raise StoreError(
             f"{path} has a table or view called json_each, which hides the function of SQLite that this library "
-            "uses; rename it, or name another file"
+            "uses; rename it, or choose another file"
         )
     try:
         connection.execute("SELECT json_extract(value, '$') FROM json_each('[]')").fetchone()
@@ -247,7 +239,7 @@ def _check_json(connection: sqlite3.Connection, path: str) -> None:
             raise
         raise StoreError(
             f"{path} cannot be used: SQLite {sqlite3.sqlite_version} was built without its JSON functions; run "
-            "Python with SQLite 3.38 or newer, where they are always there"
+            "Python with SQLite 3.38 or newer, which always has them"
         ) from error
 
 
@@ -255,12 +247,12 @@ def _read_version(connection: sqlite3.Connection, path: str) -> int:
     rows = connection.execute(f"SELECT version FROM {_VERSION_TABLE} LIMIT 2").fetchall()  # noqa: S608
     if len(rows) != 1 or not isinstance(version := rows[0][0], int) or version < 1:
         raise StoreError(
-            damage_message(path, f"what stands for the version of its schema is {quoted([*map(tuple, rows)])}")
+            damage_message(path, f"the version of its schema is invalid: {quoted([*map(tuple, rows)])}")
         )
     if version > len(MIGRATIONS):
         raise StoreError(
             f"{path} was written by a newer push_to_poll_client: its schema has version {version}, this one knows "
-            f"up to {len(MIGRATIONS)}; update the library, or name another file"
+            f"up to {len(MIGRATIONS)}; update the library, or choose another file"
         )
     return version
 
@@ -270,7 +262,7 @@ def _reject_if_found(connection: sqlite3.Connection, path: str, query: str) -> N
     if _query_int(connection, query):
         raise StoreError(
             f"{path} has a view, a trigger or a virtual table, which would run when this library reads or writes; "
-            "drop it, or put back a copy"
+            "drop it, or restore a copy"
         )
 
 
@@ -280,7 +272,7 @@ def _query_int(connection: sqlite3.Connection, query: str) -> int:
 
 
 def _migrate(connection: sqlite3.Connection, version: int) -> None:
-    """Run all missing steps or none: on an error the caller closes the connection, which rolls back."""
+    """Run all missing steps or none; after an error the caller closes the connection."""
     connection.execute("BEGIN IMMEDIATE")
     if version == 0:
         connection.execute(f"CREATE TABLE {_VERSION_TABLE}(version INTEGER NOT NULL)")

@@ -174,7 +174,7 @@ class ClaimedName:
 
     @property
     def dead_letter_count(self) -> int:
-        """How many dead letters the name has."""
+        """Number of dead letters of the name."""
         return self._dead_letter_index.total
 
     def unseen(self, keys: Sequence[str]) -> set[str]:
@@ -249,7 +249,7 @@ class ClaimedName:
         values = (encode_text(saved.cursor), saved.read_at, prunable_before, self._consumer, self.token)
         # Fails unless the fencing token is still ours: the lock file can be deleted, the token cannot.
         if not self._file.connection.execute(_SAVE, values).rowcount:
-            raise ownership_lost(self._file.path, self.name, "was claimed by somebody else")
+            raise ownership_lost(self._file.path, self.name, "was claimed by another session")
 
     def _change_state(self, changes: Mapping[str, str | None]) -> None:
         execute = self._file.connection.execute
@@ -283,7 +283,7 @@ class SQLiteSession(ClaimedSession):
         self._calls = 0  # that wait for the thread
 
     async def unseen(self, keys: Sequence[str], /) -> set[str]:
-        """Those of `keys` without a record; see `ClaimedSession.unseen`."""
+        """Return the keys that have no record; see `ClaimedSession.unseen`."""
         self._check_caller()
         self._check_released()
         if self._progress.records.are_new(encode_keys(keys)):  # then no thread has to ask the file
@@ -291,7 +291,7 @@ class SQLiteSession(ClaimedSession):
         return await super().unseen(keys)
 
     async def release(self) -> None:
-        """Give the name back. Never raises; a second call does nothing."""
+        """Release the name. Never raises; a second call does nothing."""
         if self._file.process != os.getpid():
             return
         finish = None if self._released else self._on_release(self)
@@ -347,15 +347,15 @@ class TransactionalSQLiteSession(SQLiteSession):
         self._written: dict[str, Record] = {}
 
     def transaction(self, records: Sequence[Record], /) -> Effects:
-        """Make what a handler writes within durable together with `records`, or neither (G8).
+        """Commit the handler's writes together with `records` at the end of the block, or neither (G8).
 
-        That is when the block ends. The handler's first statement begins the transaction; without one, the records
-        are left to the next `commit`, which is given them in any case. What raises out of the block takes back
-        what was written within it. So does a `StoreError` of the block itself.
+        The handler's first statement begins the transaction. Without a statement, the next `commit` saves the
+        records; it gets them in any case. An exception in the block rolls the writes back, and so does a
+        `StoreError` of the block itself.
 
         Raises:
             RuntimeError: Within another block of the store.
-            OwnershipLost: The session was released, or the name claimed by somebody else.
+            OwnershipLost: The session was released, or another session claimed the name.
             TransactionConflict: The handler has to be called again, in another block with the same records.
             StoreError: The transaction could not be begun or committed, or the handler ended it.
         """
@@ -391,12 +391,7 @@ class TransactionalSQLiteSession(SQLiteSession):
 
 
 def rebind(file: OpenFile, asked: Rebind, check_unowned: Callable[[str], None]) -> None:
-    """See `SQLiteStore.rebind`. The caller has access to the file.
-
-    Raises:
-        ValueError: The name does not exist, or the new one does already.
-        StoreError: The file cannot be written; nothing was.
-    """
+    """See `SQLiteStore.rebind`. The caller has access to the file."""
     execute = file.connection.execute
     with file.transaction():
         row = select_consumer(file.connection, asked.name)

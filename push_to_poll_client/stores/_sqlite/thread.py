@@ -82,18 +82,18 @@ class Job(Generic[T]):
         self._taken = threading.Lock()
 
     def take(self) -> bool:
-        """Take the job, to run it or to withdraw it. Return False if it was taken before. From any thread."""
+        """Take the job to run or withdraw it. Return False if it was taken before. Thread-safe."""
         return self._taken.acquire(blocking=False)
 
     def withdraw(self) -> bool:
-        """Keep the job from running if it has not begun. Return whether it is kept from it."""
+        """Prevent the job from running; return False if it has begun."""
         if not self.take():
             return False
         self._work = self.transaction = None  # the job may stay in the queue until a handler's transaction ends
         return True
 
     def run(self, path: str) -> None:
-        """Do the work. An error of SQLite, or of what the file holds, becomes a `StoreError`."""
+        """Do the work. Errors of SQLite and of stored values become a `StoreError`."""
         assert self._work is not None  # it runs once  # noqa: S101
         try:
             self.result = self._context.run(self._work)
@@ -125,7 +125,7 @@ class StoreThread:
 
     @property
     def open_transaction(self) -> object | None:
-        """The handlers' transaction that is open, or None. Read in any thread, and set in that of the store."""
+        """The handlers' open transaction, or None. Set only in the thread of the store."""
         reference = self._open_transaction
         return None if reference is None else reference()
 
@@ -210,7 +210,7 @@ class StoreThread:
             self._inbox.put(job)
 
     def submit_from_finalizer(self, work: Callable[[], None]) -> None:
-        """Queue a job that nobody waits for, if the thread runs. Waits for nothing."""
+        """Queue a job without waiting for it, if the thread runs."""
         self._inbox.put(Job(work, lambda: None, urgent=True))
 
     def _run_jobs(self) -> None:

@@ -35,8 +35,8 @@ from push_to_poll_client.stores._sqlite.schema import Synchronous
 from push_to_poll_client.stores._sqlite.thread import Job, StoreThread
 
 MAX_LOOP_WAIT: Final = 0.25
-"""Seconds that a handler's first statement may stop the event loop. Most programs commit in less, and what the
-handler has done elsewhere before it would be done again."""
+"""Seconds that a handler's first statement may block the event loop. Most programs commit in less. After that the
+handler is called again, and repeats side effects elsewhere."""
 
 MAX_HELD: Final = 1.0
 """Seconds that handlers may hold SQLite's lock, almost without a break, before they leave a gap."""
@@ -45,8 +45,8 @@ GAP: Final = 0.12
 """Seconds of a gap. A program that waits for SQLite's lock tries again every 0.1 s, and more often at first."""
 
 FREE_COUNTS: Final = 4
-"""How many seconds of holding the lock one second without it makes up for. With the lock free for a fifth of the
-time, one of 50 tries within 5 s fails to meet a free moment in 1 of 70,000 cases."""
+"""Seconds of holding the lock that one free second makes up for. With the lock free for a fifth of the time, all
+of the 50 tries within 5 s meet a taken lock in 1 of 70,000 cases."""
 
 
 class LockGaps:
@@ -60,16 +60,16 @@ class LockGaps:
 
     def __init__(self) -> None:
         self._since = time.monotonic()
-        self._held = 0.0  # what is not made up for
+        self._held = 0.0  # seconds that are not made up for
 
     def taken(self) -> None:
-        """The lock was taken."""
+        """Note that the lock was taken."""
         now = time.monotonic()
         free, self._since = now - self._since, now
         self._held = 0.0 if free >= GAP else max(0.0, self._held - FREE_COUNTS * free)
 
     def released(self) -> None:
-        """The lock was released."""
+        """Note that the lock was released."""
         now = time.monotonic()
         self._held, self._since = self._held + now - self._since, now
 
@@ -80,14 +80,7 @@ class LockGaps:
 
 
 class SharedFile(OpenFile):
-    """An open file through whose connection handlers write too.
-
-    Its path may be that of an application's database. For the arguments see `OpenFile`.
-
-    Attributes:
-        guard: Decides who may use the connection.
-        gaps: Where handlers leave other programs the lock of the file.
-    """
+    """An open file to which handlers write too; it may be an application's database."""
 
     connection: GuardedConnection
     shared = True
@@ -113,7 +106,7 @@ class SharedFile(OpenFile):
             yield
 
     def begin(self) -> None:
-        """Begin a transaction, or go on with that of handlers."""
+        """Begin a transaction, or continue the handlers' transaction."""
         if self.thread.open_transaction is None:
             super().begin()
             self.gaps.taken()
@@ -121,12 +114,12 @@ class SharedFile(OpenFile):
             raise rolled_back(self.path)
 
     def has_ended(self) -> None:
-        """Take note that a transaction has ended, with what handlers wrote in it."""
+        """Note that a transaction has ended."""
         self.thread.open_transaction = None
         self.gaps.released()
 
     def close(self) -> None:
-        """Close the connection and give the file back. Never raises."""
+        """Close the connection and release the file. Never raises."""
         with self.guard.store_access():
             super().close()
 
@@ -152,20 +145,11 @@ class Transaction:
 
     @property
     def is_open(self) -> bool:
-        """Whether a transaction is open. Changes only in the thread of the store."""
+        """True if a transaction is open. Changes only in the thread of the store."""
         return self.file.thread.open_transaction is self
 
     def begin(self, check: Callable[[], object], deadline: float | None = None) -> None:
-        """Begin a handler's transaction.
-
-        Args:
-            check: Raises if the session or the handler is over.
-            deadline: When to give up waiting for another program, by `time.monotonic()`; None to wait as usual.
-
-        Raises:
-            TransactionConflict: Another program has a transaction open.
-            StoreError: It has not begun.
-        """
+        """Begin a handler's transaction; wait for another program until `deadline`, if it is given."""
         check()
         with self.file.access():
             if deadline is None:
@@ -238,12 +222,7 @@ class Effects(HandlerScope):
         self._failure: StoreError | None = None
 
     async def __aenter__(self) -> None:
-        """Let the handler use the connection.
-
-        Raises:
-            RuntimeError: Within another handler of the store.
-            StoreError: The session is over, or a transaction that has to be begun first cannot be.
-        """
+        """Let the handler use the connection."""
         self.guard.check_outside()
         transaction = self._transaction
         await self._transaction.gate.acquire()
@@ -267,12 +246,7 @@ class Effects(HandlerScope):
         self.enter()
 
     def begin(self) -> None:
-        """Begin the transaction with the handler's first statement, in any thread.
-
-        Raises:
-            RuntimeError: The handler has ended meanwhile.
-            StoreError: It cannot be begun, or has ended already.
-        """
+        """Begin the transaction at the handler's first statement, in any thread."""
         if not self.has_begun or self._failure is not None:
             self._begin_once()
         if not self._transaction.is_open:
@@ -333,7 +307,7 @@ class Effects(HandlerScope):
         finally:
             self._transaction.gate.release()
         if self._failure is not None and (error is None or isinstance(error, Exception)):
-            # Another object than the one that the handler may have raised: it is no failure of its message.
+            # Not the object that the handler may have raised, because the message has not failed.
             self._transaction.begin_first = isinstance(self._failure, TransactionConflict)
             raise type(self._failure)(*self._failure.args) from self._failure
 

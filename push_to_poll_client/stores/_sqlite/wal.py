@@ -1,4 +1,4 @@
-"""The write-ahead log (WAL): refuse one that belongs to another state of the database.
+"""The write-ahead log (WAL): reject a WAL that belongs to another state of the database.
 
 SQLite applies any WAL that lies beside a database, without a check that the two belong together. After a kill the
 WAL stays. If a backup is put back beside it, SQLite mixes pages of two times: a wrong cursor, then damage.
@@ -84,16 +84,9 @@ class _WAL(NamedTuple):
 
 
 def check_wal(path: str) -> None:
-    """Refuse a database beside which the WAL of another state lies. Changes nothing.
+    """Raise a `StoreError` if the WAL belongs to another state of the database.
 
-    To be called before SQLite opens the file. See the head of this module for what is certain and what cannot be
-    told.
-
-    Args:
-        path: The database.
-
-    Raises:
-        StoreError: The WAL is not its own, or one of the two cannot be read.
+    Call it before SQLite opens the file. It changes nothing. The head of this module lists its limits.
     """
     try:
         wal = _read_wal(f"{path}-wal")
@@ -101,18 +94,18 @@ def check_wal(path: str) -> None:
         is_gone = foreign and not _read_main(path, 0, 1)
     except OSError as error:
         raise StoreError(
-            f"{path} or {path}-wal cannot be read: {error.strerror}; make both readable, or name another file"
+            f"cannot read {path} or {path}-wal: {error.strerror}; make both readable, or choose another file"
         ) from error
     if is_gone:
         raise StoreError(
-            f"{path} does not belong to {path}-wal: the file is missing or empty, and the -wal has commits to the "
-            f"one that was there. Put that file back; to begin anew, move {path}-wal and {path}-shm away"
+            f"{path} does not belong to {path}-wal: the file is missing or empty, and the -wal contains commits "
+            f"of an earlier file. Put that file back; or, to start over, move {path}-wal and {path}-shm away"
         )
     if foreign:
         raise StoreError(
-            f"{path} does not belong to {path}-wal: the file was replaced (a backup that was put back?) after a "
-            f"crash had left the -wal. To use the file as it is, move {path}-wal and {path}-shm away; to go on "
-            "from before the crash, put the replaced file back. Nothing was changed"
+            f"{path} does not belong to {path}-wal: the file was replaced (a restored backup?) after a crash had "
+            f"left the -wal. To use the new file, move {path}-wal and {path}-shm away; to continue with the state "
+            "before the crash, put the replaced file back. Nothing was changed"
         )
 
 
@@ -136,7 +129,7 @@ def _is_foreign(path: str, wal: _WAL) -> bool:
 
 
 def _read_wal(path: str) -> _WAL | None:
-    """Read the marks of a WAL; None if there is no WAL, or none with a frame."""
+    """Read the marks of a WAL. Return None if there is no WAL or it has no frame."""
     try:
         file = open(path, "rb")  # noqa: PTH123, SIM115  # SQLite has no locks on this file that closing would drop
     except FileNotFoundError:
@@ -150,8 +143,8 @@ def _read_wal(path: str) -> _WAL | None:
             return None
         marks, frames, is_whole = [], 0, False
         written = set[int]()  # pages, by the transaction that is read
-        # Frames are written anew from the beginning: those of an earlier time have other salts. Checksums are not
-        # looked at. A frame too many only makes more marks known.
+        # SQLite overwrites frames from the start; old frames have other salts. Checksums are not checked: an extra
+        # frame only adds known marks.
         while len(frame := file.read(FRAME.size + page_size)) == FRAME.size + page_size:
             page, size, *frame_salts, _, _ = FRAME.unpack_from(frame)
             if frame_salts != salts:
@@ -171,7 +164,7 @@ _kept_open: dict[tuple[int, int], int] = {}
 
 
 def _read_main(path: str, offset: int, size: int) -> bytes:
-    """Read bytes of a database without SQLite; fewer or none at its end, none if there is no file."""
+    """Read bytes of a database without SQLite; fewer at its end, none if the file is missing."""
     try:
         if sys.platform == "win32":  # pragma: no cover  # the tests run on POSIX
             with open(path, "rb") as file:  # noqa: PTH123
@@ -196,7 +189,7 @@ def _read_main(path: str, offset: int, size: int) -> bytes:
 
 
 def _is_open_elsewhere(file_id: tuple[int, int], descriptor: int) -> bool:
-    """Whether this process has another descriptor of the file; True if that cannot be told."""
+    """Return True if this process has another descriptor of the file, or if that is unknown."""
     try:
         descriptors = [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208
     except OSError:
