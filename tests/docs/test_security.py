@@ -29,12 +29,12 @@ def default(function, name):
         f"is not complete within {default(WebhookListener, 'body_timeout'):.0f} s",
         f"an answer of at most {handshakes.MAX_ECHO / 1024:.0f} KiB",
         f"until {routing.FLOOD_QUIET_TIME:.0f} to {2 * routing.FLOOD_QUIET_TIME:.0f} s after the last rejection",
-        f"refused after {default(HMACSignature, 'tolerance') / 60:.0f} minutes",
+        f"recognised for {default(HMACSignature, 'tolerance') / 60:.0f} minutes",
         f"within the last {limits.MAX_REPLAYS:,} digests",
         f"more than {limits.MAX_REPLAYS // 2:,} names",
         f"the last {_secrets.MAX_RECENT // 2} tokens",
         f"values of fewer than {_secrets.MIN_SECRET} characters",
-        f"other values of {_secrets.MIN_UNNAMED_SECRET} or more characters",
+        f"values of {_secrets.MIN_UNNAMED_SECRET} or more characters",
         f"half of the file descriptors, at most {_webhook.MAX_CONNECTIONS:,}",
     ],
 )
@@ -44,4 +44,4 @@ def test_a_figure_of_the_page_matches_the_code(text):
 
 def test_unknown_keys_are_requested_at_most_once_a_minute():
     assert _signature.MIN_REFRESH_INTERVAL == 60
-    assert "at most once a minute for unknown keys" in PAGE
+    assert "Unknown keys in requests cause at most one fetch a minute." in PAGE
