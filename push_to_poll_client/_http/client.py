@@ -108,7 +108,7 @@ _PERMANENT_REDIRECTS = frozenset({HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.PERMA
 
 
 class Client:
-    """Sends the requests of one feed. The arguments are those of the feeds, checked here.
+    """Sends the requests of one feed, and checks the arguments that all feeds share.
 
     Attributes:
         where: The URL without secrets.
@@ -213,7 +213,7 @@ class Client:
 
         Raises:
             HeldTooLong: The server has not answered after `wait`.
-            FeedError: There is no response: the URL or a redirect leads to an untrusted origin, the body is too
+            FeedError: No response arrived: the URL or a redirect leads to an untrusted origin, the body is too
                 large or too slow, or the connection failed. Or a redirect ended in 404 or 410, where no page of
                 the feed was read before.
         """

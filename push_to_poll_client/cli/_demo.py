@@ -198,7 +198,7 @@ class ConsumerProcess:
 
 
 class HandlerCall(NamedTuple):
-    """One call of the handler, from its file. Times are those of `time.monotonic()`."""
+    """One call of the handler, from its file. Times come from `time.monotonic()`."""
 
     id: str
     published: float  # by the server

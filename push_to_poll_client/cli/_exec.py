@@ -1,7 +1,7 @@
 """`tail --exec`: run a command for each message; exit code 0 means processed.
 
 The command gets the message only on standard input. No text from a server becomes an argument or an environment
-variable, and there is no shell. Standard input is an unnamed file, not a pipe, so the command need not read it.
+variable, and no shell runs. Standard input is an unnamed file, not a pipe, so the command need not read it.
 
 The command runs in its own session. Ctrl-C does not reach it, so the current message can finish. On a timeout, all
 processes that the command started are ended too.

@@ -174,7 +174,7 @@ def add_to(commands: Commands) -> None:
         "--start",
         metavar="CURSOR",
         default="inception",
-        help="start after this cursor if there is no state yet (default: inception, the beginning of the feed)",
+        help="start after this cursor without a saved state (default: inception, the beginning of the feed)",
     )
     add("-v", "--verbose", action="count", help="log more; -vv logs details and tracebacks")
 

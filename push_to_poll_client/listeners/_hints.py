@@ -74,7 +74,7 @@ _HintT = TypeVar("_HintT")
 class HintReader(Generic[_MessageT, _HintT]):
     """Calls the `hint` function of a listener, which may return one of `kinds`, or None for no push."""
 
-    # Only the first failure is logged as a warning: everyone who may push can cause them.
+    # Only the first failure is logged as a warning: every sender of pushes can cause them.
 
     def __init__(
         self,

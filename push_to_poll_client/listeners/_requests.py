@@ -94,7 +94,7 @@ class RequestOptions(TypedDict, total=False):
 class ListenerClient:
     """Sends requests to one server with credentials, and to other servers without them.
 
-    The arguments are those of listeners. Functions in `auth` and `headers` are called each time a client is
+    Takes the arguments of listeners. Functions in `auth` and `headers` are called each time a client is
     opened, and in each `connected` block. `timeout` limits these functions, and again the whole response.
     `max_body` limits the response both on the wire and decompressed.
 

@@ -22,7 +22,7 @@ from push_to_poll_client._exceptions import PushToPollError
 
 MAX_RETRY = 300.0
 """Longest `retry` in seconds that is obeyed. It equals the slow delay of this library, so a server cannot silence
-the channel with it. A server that needs more time sends `Retry-After`. There is no minimum: after `retry: 0` the
+the channel with it. A server that needs more time sends `Retry-After`. No minimum applies: after `retry: 0` the
 delay is this library's own."""
 
 _BOM = "\ufeff"

@@ -60,7 +60,7 @@ async def open_connection(
 ) -> AsyncIterator[Any]:
     """Open a connection of `websockets`, and close it at the end of the block.
 
-    There is no compression: it would take 50 KiB of buffers instead of 15, and a push carries no data. Redirects
+    Compression is off: it would take 50 KiB of buffers instead of 15, and a push carries no data. Redirects
     are not followed: the library would send all headers but three to another origin (G12). The library's
     reconnecting iterator is not used: the delays come from `_backoff.py`.
 

@@ -173,7 +173,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
     A 200 is news, unless its JSON is `null`, `false`, `[]` or `{}`; 204 and 304 are not. A path consists of names
     separated by dots; a list along the path stands for its last item that has the rest of the path.
 
-    There is no busy loop. Ten responses with news may follow each other without a pause, then one a second.
+    It never becomes a busy loop. Ten responses with news may follow each other without a pause, then one a second.
     Responses without news that come at once cost pauses that double, up to one request in 60 s. The server's
     `Retry-After` and similar headers are obeyed with any status, and so is the value at `retry_after`. A request
     without a response within `wait` and `open_timeout` is not news; the second in a row is a failure.

@@ -91,7 +91,7 @@ class RedisListener(DatabaseListener):
     Raises:
         ImportError: redis-py is not installed.
         TypeError: An argument has the wrong type.
-        ValueError: The URL is invalid, there is no channel, or a limit is not positive.
+        ValueError: The URL is invalid, no channel is given, or a limit is not positive.
     """
 
     _log = ConsumerLog(logging.getLogger(__name__))

@@ -142,7 +142,7 @@ class WebhookListener:
         name: The given name.
 
     Raises:
-        TypeError: An argument has the wrong type, or there is no verifier.
+        TypeError: An argument has the wrong type, or the verifier is missing.
         ValueError: A limit is out of range, or the response cannot be sent.
     """
 

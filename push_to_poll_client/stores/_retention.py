@@ -46,7 +46,7 @@ _SEGMENTS_PER_RETENTION = 8
 
 
 class Retention(msgspec.Struct, frozen=True):
-    """Which records may be dropped.
+    """Decide which records may be dropped.
 
     Args:
         age: Seconds after which a record may be dropped, or None to keep records of any age.

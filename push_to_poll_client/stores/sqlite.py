@@ -64,7 +64,7 @@ class SQLiteStore:
 
     - Each call of a handler has one transaction. It begins (`BEGIN IMMEDIATE`) with the first statement and is
       committed when the handler returns; if the handler raises, its writes are rolled back. Without a statement
-      there is no transaction, and the record is committed later, with others.
+      no transaction begins, and the record is committed later, with others.
     - SQLite allows one writing transaction at a time. From the first statement to the end of the handler, other
       programs and the other consumers of the store wait. So do slow work before the first statement. Between
       messages the others get their turn.

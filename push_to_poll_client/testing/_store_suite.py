@@ -91,7 +91,7 @@ class StoreSuite:
         pytest.skip("the store's suite does not override steal()")
 
     async def state(self, store: Store, name: str, key: str) -> Settlement | None:  # noqa: ARG002 - for overrides
-        """Read the settlement of a record. Return None if there is no record."""
+        """Read the settlement of a record. Return None without a record."""
         pytest.skip("the store's suite does not override state()")
 
     def failing(self, store: Store) -> AbstractContextManager[object]:  # noqa: ARG002 - for overrides

@@ -100,7 +100,7 @@ class Reply:
         return outline(self.content)
 
     def link(self, rel: str) -> str | None:
-        """Return the absolute target of a `Link` header (RFC 8288); None if there is no such link."""
+        """Return the absolute target of a `Link` header (RFC 8288); None without such a link."""
         return find_link(self._response, rel)
 
     def leads_to(self, text: str) -> str:

@@ -349,7 +349,7 @@ class NewestFirst:
         """Return the link to the page after this one, None for the last; `page` is the link to this page.
 
         Raises:
-            DeclarationMismatch: Another page exists, but there is no link to it.
+            DeclarationMismatch: Another page exists, but no link leads to it.
         """
         if not (self._more(reply) if self._more else reply.size):
             return self._hidden(reply, page)

@@ -79,7 +79,7 @@ class ParsedResponse(NamedTuple, Generic[T]):
         response: As received.
         outcome: Its meaning, as declared.
         messages: The messages of the page.
-        continuation: Result of the caller's `read_continuation`; `None` if there is no page.
+        continuation: Result of the caller's `read_continuation`; `None` without a page.
         no_page: True for 204 or 304, or if the server is not ready, or the feed has ended.
     """
 

@@ -47,7 +47,7 @@ class Sender:
         text: Name in errors.
         goes: Part of the request that gets the value.
         name: Name of the query parameter, header or body member, at the feed's own URL.
-        otherwise: Sent if there is no value; `None` sends nothing then.
+        otherwise: Sent without a value; `None` sends nothing then.
 
     Raises:
         TypeError: `otherwise` is not a string, or is empty.
@@ -107,10 +107,10 @@ def to_query(name: str, form: str = "{}", *, at: str | None = None, otherwise: s
 
     Args:
         name: Name of the parameter.
-        form: Format of its value; "{}" is replaced by what is sent.
+        form: Format of its value; "{}" is replaced by the value.
         at: Another URL for requests with this value, absolute or relative to the feed's URL. `None` means the
             feed's.
-        otherwise: Sent if there is no value, as at the inception. `None` omits the parameter. If it is set for a
+        otherwise: Sent without a value, as at the inception. `None` omits the parameter. If it is set for a
             cursor, a response after a redirect that dropped the parameter is a failed poll.
 
     Raises:

@@ -199,7 +199,7 @@ class ConsumerProgress:
         fencing_token: The fencing token of the last claim.
         gap: The feed's last report of messages that it no longer has. None if there was no report.
         gap_at: Time of that report, in seconds since the epoch, or None.
-        last_progress: Time of the newest dedupe record, in seconds since the epoch. None if there is no record.
+        last_progress: Time of the newest dedupe record, in seconds since the epoch. None without a record.
     """
 
     name: str

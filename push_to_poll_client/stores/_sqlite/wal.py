@@ -129,7 +129,7 @@ def _is_foreign(path: str, wal: _WAL) -> bool:
 
 
 def _read_wal(path: str) -> _WAL | None:
-    """Read the marks of a WAL. Return None if there is no WAL or it has no frame."""
+    """Read the marks of a WAL. Return None without a WAL, or if it has no frame."""
     try:
         file = open(path, "rb")  # noqa: PTH123, SIM115  # SQLite has no locks on this file that closing would drop
     except FileNotFoundError:
