@@ -1,4 +1,4 @@
-"""Bloom filters over dedupe keys: they name the keys that certainly have no record.
+"""Bloom filters over dedupe keys, to find keys that certainly have no record.
 
 The form is a blocked Bloom filter (Putze, Sanders, Singler: Cache-, Hash- and Space-Efficient Bloom Filters,
 2007): a key sets some bits of one word, and a key whose bits are not all set was never added. One key in two
@@ -13,18 +13,18 @@ from collections.abc import Sequence
 from functools import cache
 
 _KEYS_PER_WORD = 2
-"""32 bits for a key."""
+"""32 bits per key."""
 
 _BITS_PER_KEY = 6
 
 _MASK_BITS = 14
 
 _MIN_KEYS = 65_536
-"""The least number of keys that a generation has room for: 256 KiB."""
+"""Smallest capacity of a generation, in keys: 256 KiB."""
 
 _GENERATIONS = 2
-"""The number of generations that have room for all records. One more is filling, and one is emptying, so a record
-takes 6 to 8 bytes."""
+"""Number of generations with capacity for all records. One more is filling and one is emptying, so a record takes
+6 to 8 bytes."""
 
 _LAST_MASK = (1 << _MASK_BITS) - 1
 
@@ -69,11 +69,11 @@ class _Generation:
 
 
 class BloomFilters:
-    """The filters of one name, all its generations.
+    """The filters of one name.
 
     Args:
-        expected: The number of existing records, which will be added.
-        max_records: The number of records that are kept, or None for any number.
+        expected: Number of existing records, which will be added.
+        max_records: Number of records that are kept. None keeps any number.
     """
 
     def __init__(self, *, expected: int, max_records: int | None) -> None:
@@ -82,7 +82,7 @@ class BloomFilters:
         self._generations = deque[_Generation]()
 
     def add(self, segment: int, keys: Sequence[str]) -> None:
-        """Add keys recorded in a segment, which is the segment of the last call or a later one."""
+        """Add keys of a segment: the segment of the last call or a later one."""
         newest = self._generations[-1] if self._generations else None
         if newest is None or (newest.size >= newest.capacity and newest.segments[-1] != segment):
             newest = _Generation(self._capacity)
@@ -102,12 +102,7 @@ class BloomFilters:
             self._generations.popleft()
 
     def candidates(self, keys: Sequence[str]) -> list[tuple[Sequence[int], Sequence[str]]]:
-        """The keys that may have a record; any other key has none.
-
-        Returns:
-            For each generation, the newest first: the numbers of its segments, the newest first, and the keys that
-            may be in one of them.
-        """
+        """Return, per generation, its segments and the keys that may be in them, newest first."""
         all_masks = _masks()
         hashes = list(map(hash, keys))
         masks = [all_masks[hashed >> 40 & _LAST_MASK] for hashed in hashes]
@@ -123,7 +118,7 @@ class BloomFilters:
 
     @property
     def _capacity(self) -> int:
-        """Capacity of the next generation: it grows with the records, so that there are always few generations."""
+        """Capacity of the next generation. It grows with the records, so that there are few generations."""
         records = max(self._expected // _GENERATIONS, sum(generation.size for generation in self._generations))
         if self._max_records is not None:
             records = min(records, self._max_records // _GENERATIONS)

@@ -1,20 +1,19 @@
-"""Retention of records, cursors and dead letters, the same for every store.
+"""Retention of records, cursors and dead letters in every store.
 
-Records are kept in segments, which are dropped as a whole: the oldest one, when its newest record is too old, or
-when there are enough records without it. The records of the last commit that saved a cursor, and all since, stay:
-their messages may be fetched again.
+Records are kept in segments. The oldest segment is dropped as a whole when its newest record is too old, or when
+there are enough records without it. Records of the last commit that saved a cursor, and later records, stay,
+because their messages may be fetched again.
 
-The newest segment takes new records until it is full or too old, and then the next one begins. So a page of random
+New records go to the newest segment until it is full or too old; then a new segment starts. So a page of random
 keys writes to a small part of the file, and old records are dropped without a search. Nothing here writes: a store
 plans a commit with `Segments.plan_changes`, writes the changes, and then calls `Segments.apply`.
 
-A record that replaces another one stays in its segment, and counts once. So the records that go first are always
-those whose messages were settled first, which a feed repeats last, whatever was replayed in between.
+A record that replaces another one stays in its segment and counts once. So the first records to be dropped always
+belong to the messages that were settled first, whatever was replayed in between.
 
-No reading of the clock is trusted alone: the clock may have been wrong until now, or be wrong now. From one
-commit with records to the next, older records age by the span of a segment at most. If more than the retention
-seems to have passed, or the clock was set back by more, they do not age. The rest is a step of the clock, and
-the times of all segments move by it.
+A single reading of the clock is not trusted. Between two commits with records, older records age by at most the
+span of a segment. If the clock jumps by more than the retention, forward or back, they do not age. The rest counts
+as a step of the clock, and the times of all segments move by it.
 """
 
 import math
@@ -28,33 +27,33 @@ from push_to_poll_client._types import Cursor, DeadLetter, SavedCursor
 from push_to_poll_client._validation import check_count, check_number
 
 DEFAULT_RETENTION = 30 * 86_400.0
-"""Seconds. It must outlast the longest replay that the feed can give, or messages are processed again: Stripe
+"""Seconds. Must be longer than the longest replay of the feed, or messages are processed again: Stripe
 lists its events for 30 days, Remote Settings replays silently to a cursor older than 21 days."""
 
 DEFAULT_MAX_RECORDS = 1_000_000
-"""For each name. At 55 bytes of a SQLite file for a 36-character key that is 55 MB; at 10 messages a second it
-outlasts a day, so a busy feed sets it higher."""
+"""Records per name: 55 MB of a SQLite file with keys of 36 characters. At 10 messages a second it covers a day, so
+set it higher for a busy feed."""
 
 _SEGMENT_RECORDS = 8_000
-"""Records of a segment. A page of random keys writes to the whole segment: 1,000 keys take 1.5 ms to commit with
+"""Records per segment. A page of random keys writes to the whole segment: 1,000 keys take 1.5 ms to commit with
 segments of 4,000, 1.6 ms with 8,000, 2.0 ms with 16,000, 2.8 ms with 32,000. The larger the segments, the fewer
 have to be searched for a key: 1,000 keys in 300,000 records take 35 ms, 22 ms, 13 ms and 10 ms. Deleting a segment
 of 8,000 takes 4 ms."""
 
 _SEGMENTS_PER_RETENTION = 8
-"""A segment holds at most this part of the records that are kept, by number and by age."""
+"""A segment has at most this fraction of the kept records, by number and by age."""
 
 
 class Retention(msgspec.Struct, frozen=True):
-    """Decide which records may be dropped.
+    """Limits of age and number above which records may be dropped.
 
     Args:
-        age: Seconds after which a record may be dropped, or None to keep records of any age.
-        count: The number of records of a name above which the oldest may be dropped, or None to keep any number.
+        age: Seconds until a record may be dropped. None keeps records of any age.
+        count: Number of records per name above which the oldest may be dropped. None keeps any number.
 
     Raises:
         TypeError: `age` is not a number, or `count` not a whole number.
-        ValueError: One of the two is not above 0, or above 2**63 - 1.
+        ValueError: An argument is not positive, or is above 2**63 - 1.
     """
 
     age: float | None
@@ -76,15 +75,11 @@ class Retention(msgspec.Struct, frozen=True):
 
     @property
     def span(self) -> float:
-        """Seconds after which a segment takes no more records."""
+        """Seconds for which a segment takes new records."""
         return math.inf if self.age is None else self.age / _SEGMENTS_PER_RETENTION
 
     def clock_step(self, passed: float) -> float:
-        """Seconds between two readings of the clock by which records do not age.
-
-        Args:
-            passed: By how much the second reading is above the first; below 0 if the clock was set back.
-        """
+        """Return the part of `passed` seconds by which records do not age; negative if set back."""
         if self.age is None:
             return 0.0
         if abs(passed) > self.age:  # waiting is safe; a short step back is left to time
@@ -104,74 +99,57 @@ class Retention(msgspec.Struct, frozen=True):
 
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
-"""No consumer counts that far, and a sum with it is still an integer to SQLite. Checked when a file is read."""
+"""Number far above any real one, whose sums are still integers in SQLite. Checked when a file is read."""
 
 _Time = Annotated[float, msgspec.Meta(ge=-(1 << 62), lt=1 << 62)]
 
 
 class Segment(NamedTuple):
-    """Some records that were made one after another.
+    """Some records that were made one after another."""
 
-    Attributes:
-        number: Counts up, never the same twice for a name.
-        size: The number of its records.
-        first_at: When the first record was made, in seconds since the epoch by the clock as it is now.
-        last_at: When the last record was made; never before the last one of an earlier segment.
-        low: The least of its keys, by code points.
-        high: The greatest of its keys.
-    """
-
-    number: Count
-    size: Count
-    first_at: _Time
-    last_at: _Time
-    low: str
-    high: str
+    number: Count  # counts up; unique for a name
+    size: Count  # number of records
+    first_at: _Time  # time of the first record, in seconds since the epoch by the current clock
+    last_at: _Time  # time of the last record; never before the last record of an earlier segment
+    low: str  # lowest key, by code points
+    high: str  # highest key
 
     def with_keys(self, keys: Sequence[str], now: float) -> "Segment":
-        """The same segment with new records of these keys."""
+        """Return the segment with new records of these keys."""
         low, high = min(keys), max(keys)
         if self.size:
             low, high = min(low, self.low), max(high, self.high)
         return Segment(self.number, self.size + len(keys), self.first_at, max(self.last_at, now), low, high)
 
     def moved(self, step: float) -> "Segment":
-        """The same segment when the clock has made a step."""
+        """Return the segment after a step of the clock."""
         return self._replace(first_at=self.first_at + step, last_at=self.last_at + step) if step else self
 
 
 class SegmentChanges(NamedTuple):
-    """The changes that a commit makes to the segments.
+    """Changes that a commit makes to the segments."""
 
-    Attributes:
-        live: The segments that exist then, in order.
-        size: The number of their records.
-        dropped: The numbers of the dropped segments, the oldest first.
-        clock_step: Seconds by which the times of all segments have moved.
-        prunable_before: Segments before this number may be dropped.
-    """
-
-    live: Sequence[Segment]
-    size: int
-    dropped: Sequence[int]
-    clock_step: float
-    prunable_before: int
+    live: Sequence[Segment]  # segments after the commit, in order
+    size: int  # number of their records
+    dropped: Sequence[int]  # numbers of the dropped segments, oldest first
+    clock_step: float  # seconds by which the times of all segments have moved
+    prunable_before: int  # segments before this number may be dropped
 
 
 class Segments:
     """The segments of one name.
 
     Args:
-        retention: How large segments get, and which may be dropped.
+        retention: Limits of the segments.
         live: The existing segments, in order.
-        next_number: No segment had this number yet, nor a larger one.
+        next_number: The number of the next new segment, above all earlier ones.
         prunable_before: Segments before this number may be dropped.
 
     Attributes:
-        live: The existing segments, in order. Replaced and never changed: other threads may read it.
-        size: The number of their records.
-        prunable_before: Segments before this number may be dropped: the last commit that saved a cursor, and all
-            since, wrote to later ones.
+        live: The existing segments, in order. Replaced, never changed, because other threads may read it.
+        size: Number of their records.
+        prunable_before: Segments before this number may be dropped. The last commit that saved a cursor, and all
+            later ones, wrote to later segments.
         next_number: The number of the next new segment.
     """
 
@@ -191,7 +169,7 @@ class Segments:
         self.next_number: int = next_number
 
     def current(self, now: float) -> Segment:
-        """Segment that takes the next record: the newest, or a new one that is still empty."""
+        """Return the segment for the next record: the newest one, or a new empty one."""
         if not self.live:
             return Segment(self.next_number, 0, now, now, "", "")
         newest = self.live[-1]
@@ -202,7 +180,7 @@ class Segments:
         return Segment(self.next_number, 0, begin, begin, "", "")
 
     def allocate(self, number: int, now: float) -> list[tuple[Segment, int]]:
-        """Divide a number of new records among segments: each as it is before, and how many it takes."""
+        """Divide new records among segments; return each segment and its number of new records."""
         segment, shares = self.current(now), []
         while number > 0:
             part = min(number, self._capacity - segment.size)
@@ -230,13 +208,13 @@ class Segments:
             size = without
             dropped += 1
         if not written:
-            step = 0.0  # until a record is made, whose time is the next reading to go by
+            step = 0.0  # the next record brings the next trusted time
         kept = [segment.moved(step) for segment in live[dropped:]] if step else live[dropped:]
         numbers = [segment.number for segment in live[:dropped]]
         return SegmentChanges([*kept, *written], size, numbers, step, prunable_before)
 
     def apply(self, changes: SegmentChanges) -> None:
-        """Take over the changes after their commit."""
+        """Apply the changes after their commit."""
         self.live, self.size, self.prunable_before = changes.live, changes.size, changes.prunable_before
         if changes.live:
             self.next_number = max(self.next_number, changes.live[-1].number + 1)
@@ -247,7 +225,7 @@ class Segments:
         self.prunable_before = self.next_number
 
     def overlapping(self, low: str, high: str) -> Iterator[int]:
-        """Numbers of the segments that may have keys from `low` to `high`, the newest first."""
+        """Yield the numbers of segments that may have keys from `low` to `high`, newest first."""
         return (segment.number for segment in reversed(self.live) if segment.low <= high and segment.high >= low)
 
     def _clock_step(self, now: float) -> float:
@@ -255,38 +233,32 @@ class Segments:
 
 
 MAX_HISTORY = 256
-"""Remembered cursors before the saved one: four minutes of a busy consumer, or years if the feed moves once a
-week. With the longest cursors they take 16 MiB."""
+"""Earlier cursors that are kept: four minutes of a busy consumer, or years of a feed that moves once a week. With
+the longest cursors they take 16 MiB."""
 
 _MIN_HISTORY_INTERVAL = 1.0
-"""Seconds. A busy consumer saves hundreds of cursors a second and remembers one of them."""
+"""Seconds. A busy consumer saves hundreds of cursors a second, and one of them is kept."""
 
 
 class CursorState(NamedTuple):
-    """Cursor, history and state of a name.
-
-    Attributes:
-        saved: The saved cursor.
-        previous: The remembered cursors that were saved before it, the oldest first.
-        state: The names and values committed as state.
-    """
+    """Saved cursor, earlier cursors (oldest first) and state of a name."""
 
     saved: SavedCursor
     previous: tuple[SavedCursor, ...] = ()
     state: Mapping[str, str] = MappingProxyType({})
 
     def saving(self, cursor: Cursor | None, read_at: float) -> "CursorState":
-        """The same with this cursor saved; None leaves the saved one."""
+        """Return the state with this cursor saved. None keeps the saved one."""
         if cursor is None or cursor == self.saved.cursor:
             return self
         previous = self.previous
-        # Below 0 the clock was set back: remember the cursor.
+        # Below 0 the clock was set back: keep the cursor.
         if not previous or not 0 <= self.saved.read_at - previous[-1].read_at < _MIN_HISTORY_INTERVAL:
             previous = (*previous[1 - MAX_HISTORY :], self.saved)
         return self._replace(saved=SavedCursor(cursor, read_at), previous=previous)
 
     def changing(self, state: Mapping[str, str | None]) -> "CursorState":
-        """The same with these names of the state changed; None removes a name."""
+        """Return it with these names of `state` changed. None removes a name."""
         if not state:
             return self
         changed = {**self.state, **state}
@@ -297,11 +269,11 @@ class CursorState(NamedTuple):
 _MAX_DEAD_LETTERS = 100
 
 _MAX_DEAD_LETTER_BYTES = 16 << 20
-"""A single dead letter may be as large as the largest entry of the feed."""
+"""Limit of a batch. A single dead letter may be larger, as large as the largest entry of the feed."""
 
 
 def limit_dead_letters(dead_letters: Iterable[DeadLetter]) -> list[DeadLetter]:
-    """Take the first dead letters: at most 100, at most 16 MiB together, but at least one."""
+    """Take the first dead letters: at most 100 and 16 MiB, but at least one."""
     some: list[DeadLetter] = []
     size = 0
     for letter in dead_letters:

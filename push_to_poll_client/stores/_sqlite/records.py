@@ -78,7 +78,7 @@ _MAX_UNFOUND = 100_000
 """Keys kept in memory that were searched for, not found, and not committed yet: a few pages."""
 
 _LOCAL_TRIES = 8
-"""Attempts to find one segment with many of the keys, before the search reads all segments."""
+"""Tries to find a segment with many of the keys before all segments are searched."""
 
 _Match: TypeAlias = tuple[int, int | None]
 """The segment and the fingerprint of a record."""
