@@ -95,7 +95,7 @@ class StoreSuite:
         pytest.skip("the store's suite does not override state()")
 
     def failing(self, store: Store) -> AbstractContextManager[object]:  # noqa: ARG002 - for overrides
-        """Make each write fail with a `StoreError` after everything but the state is written."""
+        """Make writes of `state` fail with a `StoreError`, after the rest of the commit is written."""
         pytest.skip("the store's suite does not override failing()")
 
     @asynccontextmanager

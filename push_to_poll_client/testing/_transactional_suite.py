@@ -162,7 +162,7 @@ class TransactionalStoreSuite(StoreSuite):
             assert await self._both_or_neither(store, session, "1") == set()
 
     async def test_a_released_session_has_no_effects(self) -> None:
-        """The store must reject writes of a released session, also while the name has a new owner."""
+        """The store must reject writes of a released session, also while another name has an owner."""
         async with self._transactional() as (store, session):
             async with self._claimed(store, "b"):
                 await session.release()

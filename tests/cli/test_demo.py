@@ -104,7 +104,7 @@ def anyio_backend(request):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Where the demo keeps its files; a list of them."""
+    """Directories of the demo's files, as a list."""
     monkeypatch.setattr(_demo.tempfile, "tempdir", str(tmp_path))
     return lambda: list(tmp_path.iterdir())
 

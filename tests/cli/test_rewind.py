@@ -41,7 +41,7 @@ def state(tmp_path, monkeypatch):
 
 
 def place(path):
-    """Where the consumer stands, and which of its messages it knows."""
+    """Return the saved cursor and the recorded messages."""
 
     async def read():
         session = await SQLiteStore(path, retention=None).claim("orders", feed="feed")

@@ -233,7 +233,7 @@ def test_tail_starts_at_the_given_cursor_and_later_continues_at_the_saved_one(se
 
 
 def failing(state, name, delay):
-    """What a consumer leaves that was stopped while the first message waited to be tried again."""
+    """State file of a consumer that was stopped while the first message waited for its retry."""
 
     async def fail():
         session = await SQLiteStore(state).claim(name, feed=name)

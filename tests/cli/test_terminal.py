@@ -99,7 +99,7 @@ def logger():
 
 
 def logged(logger, monkeypatch, *args, verbose=0, **options):
-    """What an error is on stderr, as the command line sets the log up."""
+    """Return the text of an error on stderr, with the log of the command line."""
     stderr = io.StringIO()
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", stderr)

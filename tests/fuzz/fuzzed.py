@@ -1,4 +1,4 @@
-"""What is fuzzed: a parser, as every harness here sees it. The rows themselves stand in `rows_*.py`."""
+"""A fuzzed parser, as every harness here sees it. The rows are in `rows_*.py`."""
 
 import codecs
 from collections.abc import Callable, Mapping

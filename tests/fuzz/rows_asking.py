@@ -1,4 +1,4 @@
-"""What is answered to a channel that asks, and what a push says in JSON."""
+"""Fuzzed answers to channels that ask, and pushes in JSON."""
 
 import httpx
 import msgspec

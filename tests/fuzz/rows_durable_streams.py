@@ -46,7 +46,7 @@ def keys_known():
 
 
 def read_signed(data):
-    """What is verified was signed, for this minute."""
+    """Check that a verified request was signed, for this minute."""
     keys_known()
     request = request_of(data)
     try:

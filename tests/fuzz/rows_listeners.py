@@ -65,7 +65,7 @@ def _slowly(data):
 
 
 def read_answer(data):
-    """What is answered to the attempt to open an event stream."""
+    """Answer to a request for an event stream."""
     response = response_of(data)
     response.request = httpx.Request("GET", "https://push.example/")
     try:
@@ -77,7 +77,7 @@ def read_answer(data):
 
 
 def read_frames(data):
-    """What comes on an open websocket."""
+    """Data on an open websocket."""
     connection = ClientProtocol(URI, state=OPEN, max_size=LARGEST, logger=_quiet)
     connection.receive_data(data)
     connection.receive_eof()
@@ -87,7 +87,7 @@ def read_frames(data):
 
 
 def read_handshake(data):
-    """What comes in answer to the attempt to open one."""
+    """Answer to a websocket handshake."""
     connection = ClientProtocol(URI, state=CONNECTING, max_size=LARGEST, logger=_quiet)
     connection.key = "dGhlIHNhbXBsZSBub25jZQ=="
     connection.receive_data(data)

@@ -215,7 +215,7 @@ VENDORS = {kind: kind(5) for kind in DECLARED}
 
 
 def walked(vendor):
-    """What a vendor answers to whoever reads all that it has."""
+    """Answer of a vendor to a client that reads the whole feed."""
     answers = []
 
     async def handle(request):

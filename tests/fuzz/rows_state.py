@@ -1,4 +1,4 @@
-"""What stands in a state file, dead letters, and what is typed at the command line."""
+"""State files, dead letters, and arguments of the command line."""
 
 import contextlib
 import io

@@ -88,7 +88,7 @@ TOKENS = (
 
 
 def read_told(data):
-    """What is verified has a token in it."""
+    """Check that a verified request contains a token."""
     request = request_of(data)
     for verify in TOKENS:
         answer = verify(request)

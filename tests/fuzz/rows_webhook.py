@@ -42,7 +42,7 @@ def read_request(data):
 
 
 def read_address(data):
-    """What is typed for --webhook."""
+    """Values of --webhook."""
     host, port = parse_address(text_of(data))
     assert host
     assert not {*"[]@ "} & {*host}

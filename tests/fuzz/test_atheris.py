@@ -26,7 +26,7 @@ GUARD = 600
 """Seconds after which a run is taken to hang."""
 
 FAULT = 77
-"""What libFuzzer exits with when there is one."""
+"""Exit code of libFuzzer after a finding."""
 
 ROOT = Path(__file__).parents[2]
 THERE = importlib.util.find_spec("atheris") is not None

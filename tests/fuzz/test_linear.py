@@ -42,7 +42,7 @@ def _counting():
 
 
 def growth(parser, sized, size):
-    """How much more is done for twice as much."""
+    """Return the growth of the work for an input of double size."""
     once, twice = (work_of(partial(parser, sized(number))) for number in (size, 2 * size))
     return twice / once
 

@@ -1,4 +1,4 @@
-"""What a handler on the application's database can rely on when its message does not simply go well (G8)."""
+"""Guarantees for a handler on the application's database when its message fails (G8)."""
 
 import contextlib
 import sqlite3

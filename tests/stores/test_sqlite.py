@@ -58,7 +58,7 @@ async def claimed(store, name="a"):
 
 @contextlib.contextmanager
 def other_program(path):
-    """What somebody else does to the file, in a transaction."""
+    """Change the file in a transaction of another program."""
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         yield connection
 

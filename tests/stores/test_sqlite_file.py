@@ -492,7 +492,7 @@ class TestCheckpoints:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 class TestForeignFiles:
-    """What somebody else can put beside the database, in a directory where others may write."""
+    """Files that an attacker can put next to the database in a shared directory."""
 
     VICTIM = "the only copy of a thesis"
 

@@ -107,7 +107,7 @@ def closed(path):
 
 @pytest.fixture(scope="module")
 def killed_once(tmp_path_factory):
-    """What an owner left that was killed, for all tests to copy."""
+    """Files left by a killed owner, for all tests to copy."""
     path = tmp_path_factory.mktemp("killed") / "store.db"
     with child(COMMIT_FOR_EVER, path, 3) as owner:
         owner.stdout.readline()
