@@ -1,4 +1,4 @@
-"""What a document in Atom may look like, and what is no such document. Errors say what was seen, and no secret."""
+"""Reading of Atom documents, valid and invalid. Errors show the value seen, and no secret."""
 
 import codecs
 
@@ -40,7 +40,7 @@ def names(read):
     return [found.name for found in read.entries]
 
 
-# Where it leads, and what it is
+# Links and marks
 
 
 def test_entries_are_read_in_document_order():
@@ -132,7 +132,7 @@ def test_elements_and_comments_beside_entries_are_not_read_as_entries():
     assert names(read(text)) == ["urn:1"]
 
 
-# What is no feed
+# Invalid documents
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_content_after_the_root_element_is_refused():
     assert "junk after document element" in refused(document([]) + "<feed/>")
 
 
-# What would be an attack
+# Attacks
 
 LAUGHS = '<!DOCTYPE feed [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;">]>'
 OUTSIDE = '<!DOCTYPE feed [<!ENTITY a SYSTEM "file:///etc/passwd">]>'
@@ -251,7 +251,7 @@ def test_a_document_with_too_many_unreadable_entries_is_refused(monkeypatch):
     assert len(messages_of(found[1:])) == most
 
 
-# In which encoding (RFC 7303 §3)
+# Encodings (RFC 7303 §3)
 
 UMLAUT = document([ENTRY | {"id": "urn:\u00fc"}])
 
@@ -270,17 +270,17 @@ def declared(name):
         (declared("ISO-8859-1").encode("latin-1"), ""),
         (declared("windows-1252").encode("cp1252"), "text/xml"),
         (f"<?xml version='1.0'  encoding = 'koi8-r' ?>{UMLAUT}".replace("\u00fc", "&#xfc;").encode("koi8-r"), ""),
-        # HTTP wins over the document,
+        # HTTP has priority over the document,
         (declared("utf-8").encode("latin-1"), "application/xml;charset=iso-8859-1"),
         (declared("latin-1").encode(), "application/xml; charset=utf-8"),
         (declared("utf-8").encode("utf-16-le"), "application/xml; charset=utf-16-le"),
-        # and the mark over both,
+        # the byte order mark has priority over both,
         (codecs.BOM_UTF8 + declared("latin-1").encode(), "text/xml; charset=latin-1"),
         (codecs.BOM_UTF16_LE + declared("utf-8").encode("utf-16-le"), "text/xml; charset=utf-8"),
         (codecs.BOM_UTF16_BE + declared("utf-16").encode("utf-16-be"), ""),
         (codecs.BOM_UTF32_LE + UMLAUT.encode("utf-32-le"), ""),
         (codecs.BOM_UTF32_BE + UMLAUT.encode("utf-32-be"), ""),
-        # without which two of them are plain to see.
+        # and two encodings are recognised without it.
         (declared("utf-16").encode("utf-16-le"), ""),
         (UMLAUT.encode("utf-16-be"), ""),
         (declared("Shift_JIS").replace("\u00fc", "&#252;").encode("shift_jis"), ""),
@@ -319,7 +319,7 @@ def test_a_document_in_utf_8_is_not_copied():
     assert as_utf8(body, "") is body
 
 
-# When (RFC 4287 §3.3, RFC 3339)
+# Times (RFC 4287 §3.3, RFC 3339)
 
 
 @pytest.mark.parametrize(

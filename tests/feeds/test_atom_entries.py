@@ -1,4 +1,4 @@
-"""What an entry in Atom says: its parts, its names, itself as a document of its own."""
+"""Atom entries: parts, names, and an entry as its own document."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -222,7 +222,6 @@ def test_authors_are_taken_from_entry_then_source_then_feed(inner, authors):
 
 
 def test_feed_authors_are_read_even_if_the_entry_redefines_their_prefix():
-    """Whatever the entry calls its prefixes."""
     root = f'<a:feed xmlns:a="{ATOM}" xml:base="{BASE}">'
     author = "<a:author><a:name>F</a:name><a:uri>f</a:uri></a:author>"
     entry = f'<entry xmlns="{ATOM}" xmlns:a="urn:a">{NAMES}</entry>'
@@ -288,7 +287,7 @@ def test_the_base_of_an_entry_combines_the_xml_base_of_feed_and_entry(root, tag,
     assert restored(message).base == base
 
 
-# As a document of its own
+# Standalone documents
 
 
 @pytest.mark.parametrize(
@@ -390,7 +389,7 @@ def test_from_xml_refuses_a_document_that_is_not_an_entry(markup, why):
     )
 
 
-# What cannot be read, alone
+# Unreadable entries
 
 
 @pytest.mark.parametrize(
@@ -453,7 +452,7 @@ def test_an_entry_with_too_many_elements_fails_when_a_field_is_read(inner, why, 
     assert isinstance(restored(message), UnreadableMessage)
 
 
-# Their order
+# Order
 
 
 def test_entries_are_sorted_newest_first_and_by_document_order_within_an_instant():

@@ -1,4 +1,4 @@
-"""How a feed in Atom is walked: pages, archives, one document; what fails, and what is gone. In virtual time."""
+"""Walks through an Atom feed: pages, archives, one document; failures and gaps. In virtual time."""
 
 import uuid
 import zlib
@@ -39,7 +39,7 @@ def feed(*entries, links=None, marks=""):
 
 
 class Site:
-    """Documents by their paths with queries; what is no answer is called for one."""
+    """Serve documents by path and query; a callable is called for a response."""
 
     def __init__(self, documents):
         self.documents = documents
@@ -66,7 +66,7 @@ TOP = f"/feed?key={SECRET}"
 
 
 async def walk(feed, cursor=None):
-    """The messages from a cursor to the end, the last cursor, and what is missing."""
+    """Return the messages from a cursor to the end, the last cursor, and the gaps."""
     messages, gaps = [], []
     at = cursor
     while True:
@@ -91,7 +91,7 @@ async def refused(feed, kind=FeedError, cursor=None):
     return str(error.value)
 
 
-# What it is
+# Identity
 
 
 def test_the_repr_and_identity_of_an_atom_feed_hide_secrets():
@@ -197,7 +197,7 @@ async def test_latest_returns_a_cursor_after_the_current_entries():
 
 @pytest.mark.parametrize("size", [2_000, 200_000])
 async def test_small_and_large_documents_are_read(size):
-    """In a worker thread, beyond a megabyte."""
+    """Documents above a megabyte are read in a worker thread."""
     site = Site({TOP: feed(entry("a", 1), f"<subtitle>{'x' * size * 8}</subtitle>")})
     assert ids((await walk(site.feed()))[0]) == ["a"]
 
@@ -311,7 +311,7 @@ async def test_entries_moved_into_a_new_archive_before_they_were_seen_are_found_
 
 
 async def test_a_new_archive_is_read_even_if_the_current_document_has_only_known_entries():
-    """Who has read it has read all before it, and nobody else has."""
+    """Only an archive that was read proves that all older entries were read."""
     site = archived()
     _, cursor, _ = await walk(site.feed())
     site.documents[TOP] = feed(entry("e", 5), entry("d", 4), links={"prev-archive": "/a/3"})
@@ -434,7 +434,7 @@ async def test_an_archive_that_links_to_another_current_document_is_refused_as_t
     assert ids((await walk(itself.feed()))[0]) == ["a"]
 
 
-# All there is (RFC 5005 §2)
+# Complete feeds (RFC 5005 §2)
 
 ALL = "<fh:complete/>"
 ROWS = b'[["a",["2024-01-01T00:00:00",0,false]]'
@@ -442,7 +442,7 @@ BOMB = ROWS + b" " * MAX_UNPACKED + b"]"
 
 
 async def changes(*documents):
-    """What is handed out for each document of a complete feed, by feeds that know nothing but the cursor."""
+    """Return the messages of each document of a complete feed, read by new feeds that share only the cursor."""
     cursor, found, gaps = None, [], []
     for entries in documents:
         site = Site({TOP: feed(*entries, marks=ALL, links={"next": "/2", "prev-archive": "/1"})})
@@ -485,7 +485,7 @@ async def test_an_entry_that_returns_unchanged_to_a_complete_feed_is_a_new_messa
 
 
 async def test_a_consumer_processes_an_entry_that_returns_to_a_complete_feed():
-    """Dedupe takes no version for another one of the same name."""
+    """A version is not a duplicate of another version of the same entry."""
     site = Site({TOP: feed(entry("a"), marks=ALL)})
     consumer = Log(site.feed())
     async with consumer:
@@ -548,7 +548,7 @@ async def test_a_complete_feed_started_at_latest_reports_deletions_of_existing_e
 
 @pytest.mark.parametrize("count", [1_000, 5_000])
 async def test_deletions_are_reported_only_if_the_whole_complete_feed_fits_in_the_cursor(count):
-    """A cursor has 65,536 characters."""
+    """A cursor holds at most 65,536 characters."""
     names = [str(uuid.uuid5(uuid.NAMESPACE_URL, str(n))) for n in range(count)]
     site = Site({TOP: feed(*map(entry, names), marks=ALL)})
     messages, cursor, _ = await walk(site.feed())
@@ -561,9 +561,9 @@ async def test_deletions_are_reported_only_if_the_whole_complete_feed_fits_in_th
     )
 
 
-@pytest.mark.no_cover  # lines are counted where it is quick
+@pytest.mark.no_cover  # lines are counted in the faster tests
 async def test_the_cursor_of_a_complete_feed_stays_small_and_remembers_recent_deletions():
-    """First for what is there: what comes back after that is known no more."""
+    """The current entries have priority; an older deleted entry that returns counts as new."""
     names = [str(uuid.uuid5(uuid.NAMESPACE_URL, str(n))) for n in range(3_000)]
     cursor = None
     for start in range(0, 3_000, 500):
@@ -583,7 +583,7 @@ def test_recalled_ignores_an_invalid_or_oversized_cursor_note(note):
     assert decode_note(b64encode(zlib.compress(ROWS + b"]")).decode()).keys() == {"a"}
 
 
-# What fails
+# Failures
 
 
 @pytest.mark.parametrize(

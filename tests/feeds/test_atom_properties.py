@@ -1,6 +1,6 @@
-"""Whatever stands in a document: only declared errors, no entry lost, and no more work than it has bytes.
+"""Arbitrary documents: only declared errors, no lost entry, and work in proportion to the size.
 
-And whatever happens to a feed between two polls: a consumer ends with what the server has.
+And arbitrary changes between two polls: a consumer ends with the state of the server.
 """
 
 import sys
@@ -46,7 +46,7 @@ def fits_a_log(error):
 
 
 def looked_at(message):
-    """Everything that a handler may ask for."""
+    """Read everything that a handler may read."""
     try:
         _ = (message.data, message.title, message.summary, message.content, message.links, message.link())
         _ = (message.authors, message.categories, message.base, message.published)
@@ -59,7 +59,7 @@ def looked_at(message):
 
 
 def read(body, content_type="", most=1_000):
-    """The messages of a document, each of which was looked at; `None`: it is none."""
+    """Return the messages of a document, with all parts read; None if it is invalid."""
     try:
         found = read_document(body, content_type, URL, max_entries=most).entries
     except ValueError as error:
@@ -141,7 +141,7 @@ def entries(draw):
 
 
 def shape(element):
-    """What an element says. A base is absolute in an entry that stands alone."""
+    """Return the content of an element, without bases: they are absolute in a standalone entry."""
     attributes = {name: value for name, value in element.attrib.items() if not name.endswith("}base")}
     return element.tag, attributes, element.text or "", [(shape(child), child.tail or "") for child in element]
 
@@ -156,7 +156,7 @@ def test_every_entry_is_found_as_it_was_written(written, encoding, base):
     assert [message.error for message in messages_of(found)] == [None] * len(written)
 
 
-# Nothing that happens between two polls is lost
+# Changes between two polls
 
 DEEDS = st.lists(
     st.tuples(st.sampled_from(["publish", "change", "delete", "late"]), st.integers(0, 9)) | st.none(), max_size=25
@@ -164,7 +164,7 @@ DEEDS = st.lists(
 
 
 def happens(vendor, deed, place):
-    """What a publisher may do."""
+    """Let a publisher do one thing."""
     there = [index for index, entry in enumerate(vendor.entries) if not entry.get("deleted")]
     if deed == "publish" or not there:
         vendor.publish()
@@ -175,7 +175,7 @@ def happens(vendor, deed, place):
 
 
 def there(vendor):
-    """What the server has, by ids: of each entry the newest version."""
+    """Return the server's state: the newest version of each entry by id."""
     state = {}
     for entry in vendor.entries:
         state[entry["id"]] = None if entry.get("deleted") else entry["number"]
@@ -183,12 +183,12 @@ def there(vendor):
 
 
 async def follow(vendor, deeds):
-    """Poll whenever nothing happens, and do what each message says."""
+    """Poll after the changes, and apply each message."""
     client, cursor, known, keys = vendor.client(), None, {}, []
     for deed in [*deeds, None]:
         if deed is not None:
             happens(vendor, *deed)
-            # A page below the first is not read again, so a late entry has to be found before it moves there.
+            # Pages below the first are not read again. A late entry must be found before it moves there.
             if vendor.form != "paged" or deed[0] != "late":
                 continue
         feed, at = AtomFeed(vendor.url, client=client, headers=vendor.headers), cursor
@@ -215,7 +215,7 @@ def test_a_consumer_ends_with_the_state_of_the_server_after_any_changes(form, de
     assert len(keys) == len(set(keys))
 
 
-# As much work as there are bytes
+# Work in proportion to the size
 
 HOSTILE = {
     "entries": lambda n: b"<entry/>" * n,
@@ -236,7 +236,7 @@ HOSTILE = {
 
 
 def work(body):
-    """Calls of functions, Python's and C's, while a document is read."""
+    """Count the calls of functions, Python's and C's, while a document is read."""
     calls = 0
 
     def count(_frame, event, _arg):
@@ -253,7 +253,7 @@ def work(body):
 
 
 SIZE = form(150, 1_000)
-"""Repetitions of what is repeated, at first."""
+"""Number of repetitions at first."""
 
 
 @pytest.mark.parametrize("family", HOSTILE)

@@ -1,4 +1,4 @@
-"""Feeds in Atom, in each form of RFC 5005, do what every feed has to do, alone and in a consumer.
+"""The feed suite for Atom, in each form of RFC 5005, alone and in a consumer.
 
 In virtual time, on a server in memory.
 """
@@ -21,7 +21,6 @@ in_each_form = pytest.mark.parametrize("form", FORMS)
 
 
 def feed_of(vendor, **options):
-    """The feed of a server in memory."""
     return AtomFeed(vendor.url, **{"client": vendor.client(), "headers": vendor.headers} | options)
 
 
@@ -73,7 +72,7 @@ class TestComplete(TestPaged):
 
 
 class Mortal(Log):
-    """Dies in the middle of a message, as a process does."""
+    """A handler that dies in the middle of a message, as a process does."""
 
     def __init__(self, feed, store, *, dies_at=None):
         super().__init__(feed, store=store, name="orders", commit_interval=0.0)
@@ -88,7 +87,7 @@ class Mortal(Log):
         self.entries.append((message.entry_id, message.deleted))
 
     async def live(self):
-        """As long as it lives, else to the end of the feed."""
+        """Run until the handler dies, else to the end of the feed."""
         with anyio.CancelScope() as self.life:
             while not (await self.poll_now(timeout=None)).caught_up:
                 pass

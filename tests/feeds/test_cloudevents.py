@@ -1,4 +1,4 @@
-"""From bytes to messages: what cannot be read is set apart, and nothing is lost."""
+"""From bytes to messages: unreadable events are set apart, and nothing is lost."""
 
 import base64
 import json
@@ -68,7 +68,7 @@ class TestAnEvent:
         assert attributes["sequence"] == 7
         assert attributes["specversion"] == "1.0"
         assert "data" not in attributes
-        assert "partitionkey" not in attributes  # null is the same as missing
+        assert "partitionkey" not in attributes  # null counts as missing
 
     def test_needs_nothing_but_an_id(self):
         message = CloudEvent.from_json(b'{"id":"1"}')
@@ -143,7 +143,7 @@ class TestAnEvent:
             CloudEvent.from_json(b"{}")
 
     def test_has_the_same_key_as_in_earlier_releases(self):
-        # Stores keep it: another key would be another message after an upgrade.
+        # Stores keep the key: a changed key would make every message new after an upgrade.
         assert CloudEvent.from_json(event(id="7", source="/a")).dedupe_key == "2:/a7"
         assert CloudEvent.from_json(b'{"id":"7"}').dedupe_key == "0:7"
         assert CloudEvent.from_json(event(id="7", source="/as/long/as/can/")).dedupe_key == "16:/as/long/as/can/7"
@@ -152,7 +152,7 @@ class TestAnEvent:
         )
 
     def test_has_a_short_key_even_with_a_long_source(self):
-        """Each record has it twice."""
+        """Each record stores the key twice."""
         one, other = (CloudEvent.from_json(event(id="7", source=char * 1000)).dedupe_key for char in "ab")
         assert one != other
         assert CloudEvent.from_json(event(id="7", source="/longer/than/can/")).dedupe_key.startswith("#")
@@ -214,7 +214,7 @@ BROKEN = [
     (b"nonsense", None),
     (DEEP, None),
 ]
-"""Events that cannot be read, with the id that can be read all the same."""
+"""Unreadable events, with the id that can still be read."""
 
 
 def in_places(broken):
@@ -259,7 +259,7 @@ class TestAPage:
             page(b'{"id":"7","type":1}', b'{"id":"7","type":2}', b'{"id":"7","type":1}'), WHERE
         )
         assert one.dedupe_key == again.dedupe_key != other.dedupe_key
-        # Stores keep it, and whether the rest of the page could be read must not matter.
+        # Stores keep the key. It must not depend on the rest of the page.
         assert one.dedupe_key == "unreadable:9508525e6b2c898efa4d14e74f9d28db"
         (slow,) = (m for m in read_batch(page(b'{"id":"7","type":1}', b"nul"), WHERE) if m.id == "7")
         assert slow.dedupe_key == one.dedupe_key
@@ -449,7 +449,7 @@ def test_every_event_becomes_a_message(events, deep):
 
 
 def test_the_work_to_read_a_page_is_at_most_about_four_times_its_size():
-    """For its depth, twice to find the events, and to decode them. Data is decoded when a handler reads it."""
+    """Two passes check the depth, one finds the events, one decodes them. Data is decoded on first access."""
     body = page(*[SPEC_EXAMPLE] * 100)
     with counting_calls():
         assert work_of(lambda: read_batch(body, WHERE)) < 4.4 * len(body)

@@ -1,6 +1,7 @@
-"""Declarations that are wrong, on servers whose pages look like those of a feed in order. In virtual time.
+"""Wrong declarations, on servers whose pages look valid. In virtual time.
 
-Each would end in silence before the end of the feed. What is seen is named; a server that is right is not blamed.
+Each of them would end before the end of the feed without an error. A warning or error names the evidence; a
+correct declaration causes none.
 """
 
 import logging
@@ -40,9 +41,9 @@ def rows(count, time=lambda number: number, start=1):
 
 
 class Server:
-    """Entries with the cursor above `since`, or from it on; pages of `size`, the newest first if `newest`.
+    """Entries with the cursor above `since`, or from it on; pages of `size`, newest first if `newest`.
 
-    `answer` makes the body of a page and whether another one follows.
+    `answer` builds the body from a page and True if another page follows.
     """
 
     def __init__(self, entries, *, size=100, by="n", inclusive=False, newest=False, answer=None, heeds=True):
@@ -83,7 +84,7 @@ def warnings(caplog):
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-# A page that leads to itself
+# A page that links to itself
 
 
 def one_time(number):
@@ -91,7 +92,7 @@ def one_time(number):
 
 
 def ties(url=URL, more=None, cursor=from_last, size=100):
-    """491 entries of one time on pages of 100, and some later ones."""
+    """491 entries with the same time on pages of 100, and some later ones."""
     server = Server(rows(500, one_time), size=size, by="time", inclusive=True)
     return feed_on(server, url=url, pages=forward(cursor("time"), more=more)), server
 
@@ -195,7 +196,7 @@ async def test_a_server_that_does_not_heed_the_cursor_is_a_standstill():
 
 @pytest.mark.parametrize(("count", "caught_up"), [(1, True), (2, False), (100, False)])
 async def test_an_http_feed_whose_server_does_not_heed_the_cursor_is_a_standstill(count, caught_up):
-    """One event is what a server sends whose feed ends with it."""
+    """If the feed ends with this event, a correct server also sends just that one event."""
 
     def answer(_request):
         return httpx.Response(200, json=[{"id": str(n), "source": "s"} for n in range(count)])
@@ -206,7 +207,7 @@ async def test_an_http_feed_whose_server_does_not_heed_the_cursor_is_a_standstil
     assert (result.standstill is None) is caught_up
 
 
-# `more` reads what no answer has
+# `more` reads a field that no response has
 
 
 def with_more(page, more):
@@ -256,7 +257,7 @@ async def test_a_more_that_no_answer_has_is_named_after_a_restart_in_the_middle_
 
 @pytest.mark.parametrize("size", [5, 70])
 async def test_a_more_that_no_answer_has_costs_no_message_after_a_restart(size, caplog):
-    """Nobody knows that so many are a full page, and the first page of this process is none of a new consumer."""
+    """The full page size is unknown, and the first page of this process is not the first of a new consumer."""
     server, store = Server(rows(1), size=size, answer=with_more), MemoryStore()
     for _ in range(2):
         consumer = Log(feed_on(server, pages=forward(more=from_body("has_more"))), store=store, name="orders")
@@ -298,7 +299,7 @@ async def test_a_server_that_leaves_out_more_when_there_is_none_is_not_blamed(co
     for _ in range(5):
         server.entries += rows(3, start=len(server.entries) + 1)
         assert (await consumer.poll_now()).messages == 3
-    # No request more than without the doubt, except one after the first page that is larger than each before it.
+    # The doubt adds no request, except one after the first page that is larger than each earlier one.
     assert len(server.requests) == requests + 5 + (count < 3)
     assert warnings(caplog) == []
 
@@ -332,7 +333,7 @@ def backward(more, **options):
 
 @pytest.mark.parametrize("size", [10, 70, 100])
 async def test_a_more_that_no_answer_has_does_not_make_newest_first_a_feed_of_one_page(size, caplog):
-    """Stripe shows 10 on a page, unless it is told otherwise."""
+    """Stripe sends 10 entries on a page by default."""
     server = Server(rows(250), size=size, newest=True, answer=with_more)
     consumer = Log(feed_on(server, pages=backward(from_body("has_more"))))
     assert (await consumer.poll_now()).caught_up
@@ -372,7 +373,7 @@ async def test_newest_first_takes_a_refusal_of_a_page_in_doubt_for_the_end(statu
 
 @pytest.mark.parametrize("status", [401, 403, 429, 503])
 async def test_newest_first_does_not_take_an_answer_about_something_else_for_the_end(status):
-    """What is older than a page of which nobody can be sure would be lost if its token expired just then."""
+    """Older entries would be lost if the token expired just then."""
     server, answers = Server(rows(400), newest=True, answer=with_more), iter([None, None, status])
 
     async def answer(request):
@@ -397,7 +398,7 @@ async def test_newest_first_does_not_take_a_refusal_of_a_page_that_was_stated_fo
         await Log(feed_on(answer, pages=backward(from_body("hasMore")))).poll_now()
 
 
-# The other order
+# Reversed order
 
 
 TIMES = {
@@ -433,7 +434,7 @@ async def test_oldest_first_for_a_server_that_is_newest_first_is_an_error(time, 
 
 @pytest.mark.parametrize("pages", [forward(), backward(None)], ids=["oldest first", "newest first"])
 async def test_the_wrong_order_of_a_feed_that_was_read_before_is_one_warning(pages, caplog):
-    """A consumer that has run before is not stopped by what only seems to be wrong."""
+    """Weak evidence does not stop a consumer that has run before."""
     right = not isinstance(pages, OldestFirst)
     server = Server(rows(3), newest=right)
     consumer = Log(feed_on(server, entries=Entries("items", time="time"), pages=pages))
@@ -470,7 +471,7 @@ def shuffled(number):
 )
 @pytest.mark.parametrize("newest", [False, True])
 async def test_times_that_show_no_other_order_are_no_error(time, newest, caplog):
-    """For the right order, times that are equal, missing or mixed, and too few of them."""
+    """Correct order; equal, missing or mixed times; and too few times."""
     server = Server(rows(12, lambda _: None), newest=newest)
     for entry in server.entries:
         entry["time"] = time(entry["n"])
@@ -487,7 +488,7 @@ async def test_a_few_entries_show_no_order(count):
 
 
 async def test_a_page_that_stands_the_wrong_way_round_as_declared_is_no_error():
-    """As Discord has it: pages go forward, and each has its newest entry first."""
+    """Discord's order: pages go forward, and each has its newest entry first."""
 
     def reverse(page, _more):
         return {"items": page[::-1]}
@@ -500,7 +501,7 @@ async def test_a_page_that_stands_the_wrong_way_round_as_declared_is_no_error():
 
 
 async def test_the_order_of_entries_that_have_no_part_in_the_cursor_is_not_looked_at():
-    """What leads on stands in the body, so that nothing is lost."""
+    """The body has the cursor, so nothing is lost."""
 
     def reverse(page, more):
         return {"items": page[::-1], "cursor": page[-1]["n"] if page else "", "more": more}

@@ -1,7 +1,7 @@
-"""Each vendor's feed, as it is declared, does what every feed has to do. In virtual time, on servers in memory.
+"""The feed suite for each vendor's declared feed. In virtual time, on servers in memory.
 
-A feed has the hooks that its server has: where nothing changes no change is tried, and where entries are listed as
-they were written none is late.
+A feed has the hooks that its server supports: the suite skips changes where entries do not change, and late
+entries where entries are listed in the order of writing.
 """
 
 from dataclasses import replace
@@ -39,7 +39,7 @@ from tests.vendors.zendesk import Zendesk
 
 
 class Stalls(httpx.AsyncByteStream):
-    """A body that stops in its middle."""
+    """A body that stops in the middle."""
 
     async def __aiter__(self):
         yield b"["
@@ -47,7 +47,7 @@ class Stalls(httpx.AsyncByteStream):
 
 
 class From:
-    """A feed that begins where its server has to be told to."""
+    """A feed that starts at a given cursor, because its server requires one."""
 
     def __init__(self, feed, start):
         self._feed, self._start = feed, start
@@ -63,7 +63,7 @@ class From:
 
 
 class Declared(FeedSuite):
-    """The suite of one vendor: `kind`. `ahead`: the next page may be fetched before one is settled."""
+    """The suite of one vendor (`kind`). `ahead`: the next page may be fetched before one is settled."""
 
     kind = None
     ahead = True
@@ -88,17 +88,17 @@ class Declared(FeedSuite):
 
 
 class Changing(Declared):
-    """Of states: what is there may change."""
+    """For feeds of states, whose entries change."""
 
     async def change(self, feed):
         self.vendor.change(0)
 
 
 class ByContents(Changing):
-    """Messages are named by what they say and by the cursor that they were read from (`CONTENTS`)."""
+    """For messages whose names depend on the cursor that they were read from; compares `CONTENTS`."""
 
     async def test_going_on_after_the_end_finds_what_came_since(self):
-        """By other names than from the inception, so what they say is compared."""
+        """The names differ from those of a read from the inception, so the contents are compared."""
         async with self._caught_up() as (feed, cursor):
             await self.publish(feed, 2)
             everything, since = await walk(feed), await walk(feed, cursor)
@@ -106,7 +106,7 @@ class ByContents(Changing):
 
 
 class Late(Declared):
-    """Newest first, so that nobody can tell an entry that is late from one that was always there."""
+    """For newest-first feeds, where a late entry looks like an old one."""
 
     async def publish_late(self, feed):
         self.vendor.entries.insert(1, self.vendor.entry(90_000))
@@ -161,7 +161,7 @@ class TestHubSpot(Changing):
 
 class TestMatrix(Declared):
     kind = Matrix
-    """Of one room: what is new in several comes room by room, in an order of its own for each answer."""
+    """One room: with several rooms, new events come room by room, in another order for each response."""
 
     async def make_feed(self, count):
         feed = await super().make_feed(0)
@@ -207,7 +207,7 @@ class TestSyncthing(Declared):
 
 
 class TestTelegram(Declared):
-    """By a client of the feed's own: another one would log the URL, in which the token stands."""
+    """Uses the feed's own client: another one would log the URL, which contains the token."""
 
     kind = Telegram
     acknowledges = True

@@ -1,4 +1,4 @@
-"""`decode=`: what it makes of the data, and what becomes of data that does not fit."""
+"""`decode=`: decoded data, and data that does not fit."""
 
 import datetime as dt
 import enum
@@ -103,7 +103,7 @@ class Broken(pydantic.BaseModel):
 
 
 class OtherModel:
-    """Of another library, with the same method."""
+    """A class of another library with the same method."""
 
     @classmethod
     def model_validate_json(cls, text):
@@ -116,7 +116,7 @@ class HasModel(msgspec.Struct):
 
 
 class Plain:
-    """A class that nothing can decode."""
+    """A class that no decoder supports."""
 
 
 class HasPlain(msgspec.Struct):
@@ -231,7 +231,7 @@ def test_a_function_can_say_itself_why_the_data_cannot_be_read():
 
 
 def feeds(decode, *answers, **kwargs):
-    """The three feeds, each on a server with orders of these totals, and then nothing."""
+    """The three feeds, each on a server with orders of these totals, and then none."""
     entries = [{"id": str(number), "total": total} for number, total in enumerate(answers, 1)]
     events = [{"id": entry["id"], "source": "s", "data": {"total": entry["total"]}} for entry in entries]
 
@@ -259,7 +259,7 @@ def feed_of(kind, decode, *answers):
 
 
 class Totals(Consumer):
-    """Writes down the totals of orders."""
+    """Record the totals of orders."""
 
     def __init__(self, feed, **kwargs):
         super().__init__(feed, **{"store": MemoryStore(), "name": "orders", **kwargs})

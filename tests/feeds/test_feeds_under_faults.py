@@ -1,8 +1,8 @@
-"""Every feed under everything that can go wrong with a server: G5, G11 and G12 hold, and then all is well again.
+"""Every feed under every server fault: G5, G11 and G12 hold, and the feed recovers.
 
-A consumer runs for two or three minutes of virtual time while a fault lasts, and messages are published in it.
-What stops it (410, an expired cursor, a message that cannot be read) is met as by an operator, who starts it again
-a minute later. Then the fault is over.
+A consumer runs for two or three minutes of virtual time under a fault, with messages published meanwhile. If an
+error stops it (410, an expired cursor, an unreadable message), the test restarts it a minute later, as an operator
+would. Then the fault ends.
 
 `make chaos` tries every fault on every feed at each of four times, which takes minutes. `make test` tries every
 fault on one feed and every feed under six faults, at one of the four times, on one of the two event loops.
@@ -34,49 +34,52 @@ from tests.support.forms import LONG, form
 from tests.support.in_flight import Ledger
 from tests.vendors.vendor import SECRET
 
-pytestmark = [pytest.mark.anyio, pytest.mark.no_cover]  # lines are counted where it is quick
+pytestmark = [pytest.mark.anyio, pytest.mark.no_cover]  # lines are counted in the faster tests
 
 LASTS = form(120.0, 180.0)
-"""Seconds."""
+"""Duration of a fault in seconds."""
 
 DAY = 86_400.0
 MAX_BODY = 256 * 1024
 
 PUBLISHED = 8
-"""Entries: five before, two in the fault, one after it; where the server makes no more."""
+"""Number of entries, unless the server adds more: five before the fault, two during it, one after."""
 
 POLLS = form(12, 14)
-"""In `LASTS`: backoff takes 0.5 to 1, 2, …, 60 s, so the first six failures are over in 32 s at the earliest, and
-what follows them are one each 30 s; that is 9 or 11. The start, one under way and a message come on top."""
+"""Maximum number of polls in `LASTS`.
+
+Backoff takes 0.5 to 1, 2, …, 60 s, so the first six failures are over after 32 s at the earliest. One failure each
+30 s follows; that is 9 or 11. The start, a running poll and a message come on top.
+"""
 
 REQUESTS = 12
-"""For each poll: the pages of the feed, a redirect or five, and each once more for a new token."""
+"""Maximum requests of a poll: the pages, up to five redirects, and each again for a new token."""
 
 SHOWN = 2_000
-"""Characters of a log line, and of an error."""
+"""Maximum characters of a log line or an error."""
 
 WHEN = ("at first", "in the middle", "now and then", "at the end")
-"""From the first request on; from the second one on; at each second one; when all was read."""
+"""From the first request; from the second one; at each second one; after the end of the feed."""
 
 SIX = (
     "cut without a word",
-    "304 to whoever asked for all",
+    "304 to an unconditional request",
     "status 410",
     "an earlier page again",
     "each page twice",
     "leads elsewhere",
 )
-"""Faults whose outcome depends most on how a feed reads, and is therefore tried on each."""
+"""Faults whose effect depends most on the feed's implementation; tried on every feed."""
 
 HARMLESS = {
     "slow headers",
     "packed",
     "packed by deflate",
     "packed by raw deflate",
-    "a type that is none",
+    "an invalid type",
     "a BOM",
     "204",
-    "304 to whoever may get one",
+    "304 to a conditional request",
     "one ETag for everything",
     "an earlier page again",
     "each page twice",
@@ -88,43 +91,43 @@ HARMLESS = {
     "asks for nonsense",
     "may be kept for ever",
     "a long etag",
-    "an etag that is none",
-    "links that are none",
+    "an invalid etag",
+    "invalid links",
     "links without an end",
     "cookies",
 }
-"""These need not fail a poll. Every other one has to, or to stop the consumer, but for:"""
+"""Faults that need not fail a poll. All others must fail a poll or stop the consumer, except `TAKES_IT`."""
 
 TAKES_IT = {
-    "Nextcloud": {"304 to whoever asked for all"},  # it says so at its end
-    "Ntfy": {  # its lines are entries
+    "Nextcloud": {"304 to an unconditional request"},  # 304 is its end of the feed
+    "Ntfy": {  # a line is an entry
         "nothing",
         "spaces",
         "two pages in one",
         "cut without a word",
         "a length that is too small",
     },
-    "AtomFeed": {"the wrong type", "UTF-16"},  # XML speaks for itself
+    "AtomFeed": {"the wrong type", "UTF-16"},  # the XML declares its own type and encoding
 }
 
 
 GAPS = {"status 404", "status 410"}
-"""By which an archive that is missed is said to be."""
+"""Faults by which a missed archive is reported."""
 
 LIES = {"an earlier page again", "each page twice", "pages in a circle"}
-"""A page in place of another one: from the newest back messages come in another order then."""
+"""Faults that send another page than the requested one. They change the message order of newest-first feeds."""
 
 EMPTY_PAGES = 10
-"""Pages of such a lie that bring nothing new. After ten in a row each further one is a poll, within the rate."""
+"""Empty pages under such a fault. After ten in a row, each further one is a poll within the rate."""
 
 SILENCE = {"no headers", "stalls", "stalls at once", "drips", "empty chunks"}
-"""An answer that was to be held, and does not come, is asked for again at once; that is no failure."""
+"""Faults without a response. If a held response does not come, the feed asks again at once, without a failure."""
 
 BELIEVED = {
     "AtomFeed, archived": {*LIES, *GAPS},  # an archive does not change, and may be gone
-    "AtomFeed, paged": GAPS,  # likewise an older page
+    "AtomFeed, paged": GAPS,  # an older page may be gone too
 }
-"""Where a server says something of a page that nobody can doubt: what stands there is missed."""
+"""Faults that a feed cannot detect; the entries of that page are missed."""
 
 
 def cells():
@@ -139,7 +142,7 @@ def cells():
 
 
 def thinned(rows, columns):
-    """Pairs of both: all in the long form; in the short one each row with one column, in turn."""
+    """Return pairs of both: all in the long form; in the short one each row with one column, in turn."""
     columns = list(columns)
     for number, row in enumerate(rows):
         for column in form([columns[number % len(columns)]], columns):
@@ -147,7 +150,7 @@ def thinned(rows, columns):
 
 
 class Reading(Consumer):
-    """Writes down which entries it processed, and why somebody had to start it again."""
+    """Record the processed entries and the errors that stopped the consumer."""
 
     def __init__(self, subject, feed, **settings):
         super().__init__(feed, start=subject.start, name="a name", **settings)
@@ -177,7 +180,7 @@ class Reading(Consumer):
 
 
 class Spied:
-    """Keeps what a feed returned and raised."""
+    """Record the results and errors of a feed."""
 
     def __init__(self, feed):
         self.cursors, self.errors = set(), {}
@@ -194,7 +197,7 @@ class Spied:
 
 
 class Cell:
-    """One feed, and a consumer of it."""
+    """One feed and its consumer."""
 
     def __init__(self, subject, *, store=None, **options):
         self.name = subject
@@ -234,12 +237,12 @@ class Cell:
         self.requests = len(self.transport.asked) - requests
 
     async def recover(self):
-        """Within what G4 allows for, and a fallback interval more. A refused poll is repeated within 5 minutes."""
+        """Wait as long as G4 allows, plus one fallback interval. Refused polls are retried within 5 minutes."""
         with anyio.move_on_after(600.0 if self.believes else 1.2 * DAY):
             await self.consumer.has_read(len(self.server.entries))
             await anyio.sleep(70)
 
-    # What must hold
+    # Checks
 
     @property
     def in_order(self):
@@ -250,7 +253,7 @@ class Cell:
         return self.fault in BELIEVED.get(self.name, set())
 
     def check_messages(self):
-        """Each once, in order."""
+        """Check that each entry is processed once, in order."""
         places = self.consumer.places
         places = list(dict.fromkeys(places)) if self.subject.repeats else places
         expected = {*places} if self.believes else range(1, len(self.server.entries) + 1)
@@ -259,7 +262,7 @@ class Cell:
         assert self.consumer.status().last_gap or self.fault not in GAPS or len(places) == len(self.server.entries)
 
     async def check_cursors(self):
-        """G5: only what a fetch returned is saved; before it all was recorded; what is recorded is a prefix."""
+        """Check G5: saved cursors come from a fetch, and everything before them is recorded, as a prefix."""
         recorded = set[int]()
         saved = dict[str, set[int]]()
         for cursor, records in self.store.commits:
@@ -272,7 +275,7 @@ class Cell:
             assert saved[cursor] | await self._rest(cursor) == recorded
 
     async def _rest(self, cursor):
-        """Which entries come after a cursor, by the word of the server."""
+        """Return the entries that the server has after a cursor."""
         known = self.subject.rest(cursor)
         if known is None:
             async with httpx.AsyncClient(transport=FaultyTransport(self.server)) as client:
@@ -281,7 +284,7 @@ class Cell:
         return {*known}
 
     def check_rate(self):
-        """No busy loop, and backoff (G3, G4). A server that holds answers is asked twice: at once, and held."""
+        """Check for backoff, not a busy loop (G3, G4). A held response takes two requests: at once, and held."""
         held = getattr(self.feed, "max_wait", None)
         turns, waits = (2, LASTS / held) if held else (1, 1)
         endless = len(self.server.entries) - PUBLISHED + (EMPTY_PAGES if self.fault in LIES else 0)
@@ -290,12 +293,12 @@ class Cell:
         assert self.requests <= (self.polls + 1) * REQUESTS + endless
 
     def check_bounds(self, log):
-        """G11."""
+        """Check G11."""
         assert self.transport.largest <= MAX_BODY + PIECE
         assert max(map(len, [*log, *self.spied.errors, ""])) <= SHOWN
 
     def check_secrets(self, log):
-        """G12."""
+        """Check G12."""
         errors = [*self.spied.errors.values(), *self.consumer.stopped]
         shown = [*log, *map(traced, errors), repr(self.feed), repr(self.consumer), str(self.consumer.status())]
         told = [asked.text for asked in self.transport.elsewhere]
@@ -308,15 +311,15 @@ def traced(error):
 
 @pytest.fixture
 def anyio_backend(request):
-    """One of the two for each cell."""
+    """Choose one of the two event loops for each cell."""
     return virtual_time(("asyncio", "trio")[zlib.crc32(request.node.name.encode()) % 2])
 
 
 @pytest.fixture(autouse=True)
 def said(caplog):
     """Return the log, without the traceback of each failed poll: `traced` formats each error once."""
-    caplog.set_level(logging.WARNING, "httpx")  # with a client of the user's it shows URLs, as that client does
-    caplog.set_level(logging.INFO, "push_to_poll_client")  # last, as it sets the level of the handler too
+    caplog.set_level(logging.WARNING, "httpx")  # a user's httpx client logs URLs, as always
+    caplog.set_level(logging.INFO, "push_to_poll_client")  # last, as it also sets the level of the handler
     return lambda: [record.getMessage() + (record.exc_text or "") for record in caplog.records]
 
 
@@ -336,7 +339,7 @@ async def test_a_consumer_of_any_feed_recovers_after_any_fault(subject, fault, w
 
 
 def takes(subject, fault, when):
-    """Whether the fault need do no harm. Of CouchDB the second request, fourth and so on is held."""
+    """Return True if the fault may be harmless. CouchDB holds every second request."""
     taken = HARMLESS | TAKES_IT.get(subject.partition(",")[0], set())
     each_second = "redirects" in fault or (subject == "CouchDB" and fault in SILENCE)
     return fault in taken or (when == "now and then" and each_second)
@@ -353,7 +356,7 @@ async def test_a_consumer_with_a_store_on_disk_recovers_after_a_fault(subject, f
     cell.check_rate()
 
 
-# Elsewhere, where the feed may be led to
+# Other origins that the feed may be redirected to
 
 
 @pytest.mark.parametrize(
@@ -361,7 +364,7 @@ async def test_a_consumer_with_a_store_on_disk_recovers_after_a_fault(subject, f
     list(thinned(SUBJECTS, [f"{status} to another origin" for status in (301, 302, 303, 307, 308)])),
 )
 async def test_a_redirect_to_a_trusted_origin_is_followed_without_sending_secrets(subject, fault, said):
-    """But for what may not go there at all: what is posted, and a URL with a secret in it."""
+    """Except where that is impossible: a posted body, and a URL with a secret in it."""
     cell = Cell(subject, trusted_origins=[ELSEWHERE])
     await cell.live(fault, "at first")
     cell.check_messages()
@@ -387,7 +390,7 @@ async def test_an_oversized_body_is_never_held_in_memory(subject, fault):
     cell = Cell(subject)
     cell.transport.break_with(FAULTS[fault])
     request = FetchRequest(None if cell.subject.start == "inception" else cell.subject.start)
-    await refused(cell.feed, request)  # imports and what else is made once
+    await refused(cell.feed, request)  # warm up: imports and caches
     tracemalloc.start()
     try:
         await refused(cell.feed, request)

@@ -1,7 +1,7 @@
-"""Servers that hold an answer for longer than they were asked to. In virtual time, without sockets.
+"""Servers that hold a response for too long. In virtual time, without sockets.
 
-The wait is over some seconds later, and the feed asks again for an answer at once. Only a server that does not
-give that one either has failed.
+The feed stops waiting a few seconds after the requested time, and asks for an immediate response. The poll fails
+only if that response does not come either.
 """
 
 import anyio
@@ -29,7 +29,7 @@ WAIT = 20
 
 
 class Body(httpx.AsyncByteStream):
-    """A body that comes in pieces, each some seconds after the one before it."""
+    """A body in pieces, with some seconds between them."""
 
     def __init__(self, *pieces):
         self.pieces = pieces
@@ -41,7 +41,7 @@ class Body(httpx.AsyncByteStream):
 
 
 class Server:
-    """Answers a request that may be held with `held`, and another one with `plain` at once; `None`: never."""
+    """Send `held` to a request that may be held, and `plain` to another one at once; None sends nothing."""
 
     def __init__(self, held, plain=b"[]"):
         self.held = held
@@ -67,7 +67,7 @@ async def only_headers():
 
 
 async def newlines():
-    """As CouchDB sends them, to keep the connection."""
+    """Newlines, which CouchDB sends to keep the connection alive."""
     return httpx.Response(200, stream=Body(*[(5, b"\n")] * 1_000))
 
 
@@ -126,7 +126,7 @@ async def test_news_of_a_hold_that_was_cut_off_are_in_the_answer_at_once(feed_on
 
 @FEEDS
 async def test_a_server_that_does_not_answer_at_once_either_is_a_failed_poll(feed_on):
-    """Silence does not say that there is nothing new: the server may be dead."""
+    """Silence does not prove that there are no new events: the server may be dead."""
     server = Server(silent, None)
     began = anyio.current_time()
     with pytest.raises(FeedError, match="did not send a whole response within 30 seconds"):

@@ -1,4 +1,4 @@
-"""The HTTP feed: what is asked, what the answers mean, where credentials go. In virtual time, without sockets."""
+"""The HTTP feed: requests, responses, credentials. In virtual time, without sockets."""
 
 import gzip
 import logging
@@ -29,7 +29,7 @@ SECRET = "s3cr3t-c4n4ry"
 
 
 class Server:
-    """Answers in turn with what it was given, the last one for ever; keeps the requests."""
+    """Send the given responses in turn, the last one for ever; record the requests."""
 
     def __init__(self, *answers):
         self.answers = list(answers)
@@ -49,7 +49,7 @@ class Server:
 
 @pytest.fixture
 def serve():
-    """Answers every request of every client, whatever its host."""
+    """Answer every request of every client, for any host."""
     with respx.mock(assert_all_called=False) as router:
 
         def start(*answers):
@@ -69,7 +69,7 @@ def ids(page):
 
 
 async def fetch(feed, cursor=None, **kwargs):
-    """One fetch by a feed that is closed afterwards."""
+    """Fetch once, and close the feed."""
     try:
         return await feed.fetch(FetchRequest(cursor, **kwargs))
     finally:
@@ -110,7 +110,7 @@ class TestWhatIsAsked:
 
     @pytest.mark.parametrize("query", ["tenant=a", "sig=%2Fa+b%20c&flag&x=1&x=2", "q=a/b:c"])
     async def test_the_query_of_the_url_is_sent_unchanged(self, serve, query):
-        # A signature is over the bytes of a query, and parsing it would write it anew.
+        # A signature covers the bytes of a query, and parsing would change them.
         server = serve(batch())
         await fetch(HTTPFeed(f"{URL}?{query}"), "17")
         assert server.last.url.query == f"{query}&lastEventId=17".encode()
@@ -166,7 +166,7 @@ class TestWhatAnAnswerMeans:
         assert await fetch(HTTPFeed(URL), "7") == _types.Page([])
 
     async def test_a_page_that_ends_with_the_requested_cursor_is_the_end_of_the_feed(self, serve):
-        # A server that reads "since" as "from" would be asked for its last event without a pause.
+        # A server that includes the event of the cursor would send its last event for ever, without a pause.
         serve(batch("7"))
         page = await fetch(HTTPFeed(URL), "7")
         assert (ids(page), page.cursor, page.next_page) == (["7"], "7", None)
@@ -257,7 +257,7 @@ class TestWhatAnAnswerMeans:
 
 
 class TestTheEnd:
-    """What is asked at the end of the feed, where most polls are."""
+    """Requests at the end of the feed, where most polls happen."""
 
     async def test_a_repeated_fetch_of_an_empty_page_sends_its_etag(self, serve):
         server = serve(
@@ -276,7 +276,7 @@ class TestTheEnd:
         assert asked == [None, '"e"', '"e"', None, None]
 
     async def test_a_page_with_messages_is_always_requested_again_without_its_etag(self, serve):
-        """A crash before it is processed, and 304 would be all that is ever said of it."""
+        """If a crash prevented its processing, a 304 would hide the page for ever."""
         server = serve(batch("18", headers={"etag": '"e"', "cache-control": "max-age=60"}))
         feed = HTTPFeed(URL)
         for _ in range(3):
@@ -384,7 +384,7 @@ class TestRedirects:
             assert "could not be read: " in str(await refused(HTTPFeed(URL, client=client)))
 
     async def test_a_redirect_to_an_undecodable_host_name_is_a_feed_error(self, serve):
-        """Idna's error is a UnicodeError, which httpx lets through."""
+        """The idna package raises a UnicodeError, which httpx does not catch."""
         serve(httpx.Response(302, headers={"location": "http://xn--zz/"}))
         assert "redirects to another origin, http://xn--zz/" in str(await refused(HTTPFeed(URL)))
         text = "could not be read: the server redirected to an invalid URL"
@@ -392,7 +392,7 @@ class TestRedirects:
             assert text in str(await refused(HTTPFeed(URL, client=client)))
 
     async def test_a_redirect_location_may_leave_out_the_host(self, serve):
-        """As browsers and httpx read it."""
+        """Browsers and httpx accept this."""
         server = serve(httpx.Response(302, headers={"location": "https:/v2/orders"}), batch("1"))
         assert ids(await fetch(HTTPFeed(URL))) == ["1"]
         assert str(server.last.url) == "https://shop.example/v2/orders"
@@ -410,7 +410,7 @@ class TestRedirects:
 
 
 class Provider:
-    """An async callable that gives its tokens in turn."""
+    """An async callable that returns its tokens in turn."""
 
     def __init__(self, *tokens):
         self.tokens = list(tokens)
@@ -585,7 +585,7 @@ class TestTheClient:
         assert server.last.extensions["timeout"] == {"connect": 10, "read": 30, "write": 10, "pool": 5}
 
     async def test_the_client_is_replaced_after_a_pool_timeout(self, serve):
-        # httpcore #1093: after unlucky cancellations a pool gives out no connection any more.
+        # httpcore #1093: after some cancellations a pool never returns a connection again.
         serve(httpx.PoolTimeout("dead"), batch("1"))
         feed = HTTPFeed(URL)
         with pytest.raises(FeedError, match="PoolTimeout"):
@@ -668,7 +668,7 @@ class TestTheClient:
 
 
 class Chunks(httpx.AsyncByteStream):
-    """A body in pieces as they come from a socket."""
+    """A body in pieces, as from a socket."""
 
     def __init__(self, *chunks, pause=0.0):
         self.chunks = chunks
@@ -679,7 +679,7 @@ class Chunks(httpx.AsyncByteStream):
     async def aclose(self):
         await (
             anyio.lowlevel.checkpoint()
-        )  # where a cancelled task would stop, and the connection be lost to the pool
+        )  # a cancelled task would stop here, and the pool would lose the connection
         self.closed = True
 
     async def __aiter__(self):
@@ -695,13 +695,13 @@ def body(*chunks, encoding=None, status=200, pause=0.0):
 
 
 def bomb(mebibytes):
-    """A gzip file of nothing but spaces, a thousandth of what it unpacks to."""
+    """Return a gzip file of spaces only, packed to a thousandth."""
     packer = zlib.compressobj(9, wbits=zlib.MAX_WBITS | 16)
     space = b" " * 1024 * 1024
     return b"".join([packer.compress(space) for _ in range(mebibytes)] + [packer.flush()])
 
 
-# A generator of httpx that is left before its end is finished by the garbage collector, and trio says so.
+# The garbage collector closes an httpx generator that was left early, and trio warns about that.
 abandons = pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
 
 
@@ -724,7 +724,7 @@ class TestTheBody:
     @pytest.mark.parametrize("pieces", [1, 1000])
     @pytest.mark.parametrize("behind", [gzip.compress(b"[]"), b"x"], ids=["more of it", "no gzip"])
     async def test_data_after_the_end_of_a_gzip_body_is_a_feed_error(self, serve, behind, pieces):
-        """A second file would belong to it, and be lost."""
+        """The data may be a second file, which would be lost."""
         sent = gzip.compress(self.PAGE) + behind
         serve(body(*([sent] if pieces == 1 else (bytes([byte]) for byte in sent)), encoding="gzip"))
         assert "gzip body with extra data after its end" in str(await refused(HTTPFeed(URL)))
@@ -732,7 +732,7 @@ class TestTheBody:
     @pytest.mark.parametrize("wbits", [zlib.MAX_WBITS, -zlib.MAX_WBITS, 9, -9])
     @pytest.mark.parametrize("pieces", [1, 1000])
     async def test_a_deflate_body_is_read_with_and_without_a_zlib_header(self, serve, wbits, pieces):
-        """The standard has zlib's head before it, and many servers have not."""
+        """The standard requires a zlib header, and many servers omit it."""
         packer = zlib.compressobj(wbits=wbits)
         sent = packer.compress(self.PAGE) + packer.flush()
         chunks = [sent] if pieces == 1 else [bytes([byte]) for byte in sent]
@@ -763,7 +763,7 @@ class TestTheBody:
         assert f"Content-Encoding '{encoding[:100]}" in str(await refused(HTTPFeed(URL)))
 
     async def test_a_truncated_gzip_body_is_a_feed_error(self, serve):
-        # All of the page is there; what is missing is the checksum over it.
+        # The whole page is there; only its checksum is missing.
         serve(body(gzip.compress(self.PAGE)[:-4], encoding="gzip"))
         assert "is cut off" in str(await refused(HTTPFeed(URL)))
 
@@ -787,7 +787,7 @@ class TestTheBody:
 
     @pytest.mark.parametrize(("size", "own_thread"), [(1_000_000, False), (2_000_000, True)])
     async def test_a_large_body_is_parsed_in_a_worker_thread(self, serve, monkeypatch, size, own_thread):
-        """A hostile one takes ten seconds to see through."""
+        """A hostile body takes ten seconds to parse."""
         threads = []
         monkeypatch.setattr(http_feed, "read_batch", lambda *a, **k: threads.append(threading.get_ident()) or [])
         serve(body(b" " * size))
@@ -795,7 +795,7 @@ class TestTheBody:
         assert (threads != [threading.get_ident()]) == own_thread
 
     async def test_a_body_may_already_be_read_and_decompressed_by_the_transport(self):
-        # httpx.MockTransport and caches hand over answers that are read and unpacked already.
+        # httpx.MockTransport and caches return responses that are already read and unpacked.
         packed = gzip.compress(self.PAGE)
         headers = {"content-encoding": "gzip", "content-type": "application/json"}
         server = Server(httpx.Response(200, content=packed, headers=headers))
@@ -817,7 +817,7 @@ class TestTheBody:
 
     @abandons
     async def test_the_compressed_size_of_a_body_is_limited_by_max_body(self, serve):
-        # Nothing but empty gzip blocks: they unpack to nothing, for ever.
+        # Endless empty gzip blocks, which unpack to nothing.
         packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
         start = packer.compress(b"[") + packer.flush(zlib.Z_FULL_FLUSH)
         answer = body(start, *[b"\x00\x00\x00\xff\xff" * 20] * 1000, encoding="gzip")
@@ -858,7 +858,7 @@ class TestTheBody:
             assert ids(await fetch(feed)) == ["1"]
 
     async def test_the_content_length_of_304_is_ignored(self, serve):
-        """RFC 9110 §8.6: it is the length that 200 would have."""
+        """RFC 9110 §8.6: it is the length of the 200 response."""
         serve(batch(headers={"etag": '"e"'}), httpx.Response(304, headers={"content-length": "2000"}))
         feed = HTTPFeed(URL, max_body=1000)
         await feed.fetch(FetchRequest())
@@ -899,7 +899,7 @@ class TestTheBody:
         assert "of its body in 10 seconds" in str(await refused(HTTPFeed(URL, timeout=30, max_wait=60), wait=60))
 
     async def test_newlines_keep_a_held_response_alive(self, serve):
-        """CouchDB keeps a connection alive by them."""
+        """CouchDB sends newlines to keep a connection alive."""
         serve(body(*[b"\n"] * 10, self.PAGE, pause=6))
         assert ids(await fetch(HTTPFeed(URL, timeout=30, max_wait=60), wait=60)) == ["1"]
 
@@ -991,7 +991,7 @@ def test_the_identity_of_a_feed_is_its_url_without_credentials():
 
 
 def test_an_http_feed_satisfies_the_feed_protocol():
-    feed: _types.Feed = HTTPFeed(URL)  # read by mypy, too
+    feed: _types.Feed = HTTPFeed(URL)  # checked by mypy
     assert feed
 
 

@@ -1,4 +1,4 @@
-"""The HTTP feed on real sockets: servers that stall, drip, cut, pack bombs and hang up. In real time."""
+"""The HTTP feed on real sockets: servers that stall, drip, cut, send bombs and hang up. In real time."""
 
 import logging
 import socket
@@ -23,7 +23,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request):
-    """Real time: a virtual clock would jump over what a server in a thread is doing."""
+    """Real time: a virtual clock would jump while a server in a thread works."""
     return request.param
 
 
@@ -35,7 +35,7 @@ class Connection:
         self.closing = closing
 
     def request(self):
-        """The head of the next request; empty when the client hung up."""
+        """Return the head of the next request; empty if the client hung up."""
         head = b""
         while b"\r\n\r\n" not in head:
             received = self._socket.recv(65536)
@@ -45,7 +45,7 @@ class Connection:
         return head
 
     def greeting(self):
-        """The beginning of what the client says."""
+        """Return the first bytes of the client."""
         return self._socket.recv(65536)
 
     def send(self, data):
@@ -55,14 +55,14 @@ class Connection:
         self._socket.shutdown(socket.SHUT_RDWR)
 
     def hold(self):
-        """Say nothing until the client hangs up."""
+        """Send nothing until the client hangs up."""
         while self._socket.recv(65536):
             pass
 
 
 @contextmanager
 def server(*scripts):
-    """A server whose first connection follows the first script, and so on; yields its URL."""
+    """Run a server whose first connection follows the first script, and so on; yield its URL."""
     closing = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(GUARD)
@@ -77,7 +77,7 @@ def server(*scripts):
                     sock.settimeout(GUARD)
                     try:
                         script(Connection(sock, closing))
-                    except OSError:  # the client hung up, which is what most tests want
+                    except OSError:  # the client hung up, as most tests want
                         continue
 
         thread = threading.Thread(target=serve)
@@ -105,7 +105,7 @@ def answers(*bodies):
 
 
 def stalls(start=b"", asked=None):
-    """Say no more than this. `asked` is set when the request has arrived."""
+    """Send this and then stall. `asked` is set when the request has arrived."""
 
     def script(connection):
         connection.request()
@@ -153,7 +153,7 @@ async def fetch(feed, cursor=None):
 
 
 async def cancel_when(happened, feed, request):
-    """Cancel a fetch when something happened in another thread."""
+    """Cancel a fetch after an event in another thread."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(feed.fetch, request)
         assert await anyio.to_thread.run_sync(happened.wait, GUARD)
@@ -199,7 +199,7 @@ async def test_a_refused_connection_is_a_feed_error():
 
 
 async def test_fetches_share_a_connection():
-    with server(answers(b'[{"id":"1"}]', b"[]", b"[]")) as url:  # a second connection would find nobody
+    with server(answers(b'[{"id":"1"}]', b"[]", b"[]")) as url:  # the server has no script for a second connection
         feed = HTTPFeed(url)
         for cursor in (None, "1", "1"):
             await feed.fetch(FetchRequest(cursor))
@@ -227,14 +227,14 @@ async def test_a_server_that_holds_its_answer_too_long_is_asked_again_for_one_at
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(wait_for_news)
                 await anyio.to_thread.run_sync(asked.wait, GUARD)
-                # Only the first request is to be cut off.
+                # Only the first request is cut off.
                 feed._http_client._timeout = feed._http_client._own_client.timeout = GUARD
         await feed.aclose()
     assert [message.id for message in pages[0].messages] == ["1"]
 
 
 async def test_cancelled_fetches_do_not_exhaust_the_connection_pool():
-    # A wake cancels a long poll many times an hour; the pool must not run dry by it.
+    # A wake cancels a long poll many times an hour; the pool must not lose a connection each time.
     arrived = [threading.Event() for _ in range(15)]
     with server(*(stalls(asked=asked) for asked in arrived), answers(b"[]")) as url:
         feed = HTTPFeed(url, max_wait=2 * GUARD)

@@ -1,4 +1,4 @@
-"""What a feed is called in the store: the same through changes that leave it the same feed, and only then."""
+"""Identity of a feed in the store: it survives harmless changes, and changes with the feed."""
 
 import hashlib
 
@@ -85,12 +85,12 @@ DIFFERENT = [
     ("?topic=a", ""),
     ("?topic=a&limit=10", "?topic=b&limit=10"),
     ("?b=1&b=0", "?b=0&b=1"),
-    ("?limit=europe", "?limit=asia"),  # it limits something else
+    ("?limit=europe", "?limit=asia"),  # another kind of limit
     ("?limit=", "?limit"),
     ("?limit=١٢", ""),
-    ("?count=1", "?count=2"),  # a flag of some servers
+    ("?count=1", "?count=2"),  # a flag on some servers
     ("?size=42", "?size=43"),  # of shoes
-    ("?topic=a;limit=5", "?topic=a;limit=6"),  # most servers take this for one value
+    ("?topic=a;limit=5", "?topic=a;limit=6"),  # most servers read this as one value
     ("/archive", ""),
     ("/Archive", "/archive"),
     ("/", ""),
@@ -173,7 +173,7 @@ def bot(token, size=10):
 
 
 def test_a_secret_of_the_url_is_part_of_the_identity_and_the_page_size_beside_it_is_not():
-    """Behind another token there is another account, whose cursors are others."""
+    """Another token belongs to another account, with other cursors."""
     assert bot("s3cret", 10).identity == bot("s3cret", 100).identity
     assert bot("s3cret", 10).identity != bot("another", 10).identity
     assert bot("s3cret", 10).identity == "https://api.example/bot{token}/updates#76df46"
@@ -186,7 +186,7 @@ def test_a_secret_of_the_url_is_part_of_the_identity_and_the_page_size_beside_it
 
 
 def test_the_digest_of_a_secret_takes_long_and_is_short_and_differs_from_feed_to_feed(monkeypatch):
-    """Whoever sees an identity can try secrets: each try costs as much as it costs us."""
+    """An attacker who sees an identity can guess secrets; each guess costs as much as one digest here."""
     costs = []
 
     def scrypt(password, *, salt, n, r, p, dklen):

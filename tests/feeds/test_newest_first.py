@@ -1,4 +1,4 @@
-"""Feeds that show what is newest first are handed out oldest first, and nothing of them is lost on the way."""
+"""Newest-first feeds return messages oldest first, and lose none on the way."""
 
 from collections import Counter
 from dataclasses import replace
@@ -49,7 +49,7 @@ def names(first, last):
     return [f"{number:03}" for number in range(first, last + 1)]
 
 
-# The oldest first
+# Oldest first
 
 
 @KINDS
@@ -119,7 +119,7 @@ async def test_latest_fails_while_the_newest_document_is_not_shown():
         await walk.latest()
 
 
-# What goes wrong on the way
+# Failures during a walk
 
 
 @KINDS
@@ -270,7 +270,7 @@ async def test_a_feed_without_an_end_fails_the_poll(monkeypatch):
         await Reader(NewestFirstReader(look, WHERE)).poll()
 
 
-# Positions that are asked for again
+# Repeated positions
 
 
 @KINDS
@@ -305,7 +305,7 @@ async def test_a_page_is_kept_until_its_cursor_is_requested():
 
 
 async def test_a_kept_page_is_forgotten_when_the_feed_is_closed():
-    """Its publisher may have mended it meanwhile."""
+    """The publisher may have corrected the page meanwhile."""
     documents = Numbered(9)
     one = reader(documents)
     for position in (None, " 1", " 2"):
@@ -394,7 +394,7 @@ async def test_a_consumer_joins_the_page_chain_of_another_one_at_the_same_cursor
     one, other = Reader(walk), Reader(walk)
     await one.poll()
     documents.publish(3)
-    await one.step()  # page 1 shows 003 and 002
+    await one.step()  # page 1 has 003 and 002
     documents.drop(3)
     assert await other.poll() == []  # at the same cursor from now on
     assert await other.poll() == ["002", "003"]
@@ -419,7 +419,7 @@ async def test_more_page_chains_than_are_kept_restart_without_loss():
 
 
 async def cursor_of(documents, number):
-    """One that has seen the same as others, and is another."""
+    """Return another cursor with the same content."""
     documents.says = {"note": str(number)}
     walk = NewestFirstReader(documents.look, WHERE)
     cursor = await walk.latest()
@@ -427,7 +427,7 @@ async def cursor_of(documents, number):
     return cursor
 
 
-# A walk that stood still
+# A walk without progress
 
 
 async def stood_still(documents, steps, *, seconds=_newest_first_walk.STALE_AFTER + 1, **options):
@@ -530,7 +530,7 @@ async def to_the_end(one):
 @KINDS
 @pytest.mark.parametrize("pause", [1, _newest_first_walk.STALE_AFTER + 1])
 async def test_polls_of_one_request_each_reach_the_end_of_the_feed(kind, pause):
-    """As where each answer asks to be left alone, and each poll begins at the saved cursor."""
+    """Applies where each response asks for a pause, and each poll starts at the saved cursor."""
     documents = kind(12, retry_after=pause)
     consumer = Log(NewestFirstReader(documents.look, WHERE, max_messages=4))
     for _ in range(60):
@@ -568,7 +568,7 @@ async def test_messages_of_archives_are_read_once_across_restarts_and_small_limi
 
 
 async def test_a_known_message_does_not_mark_its_archive_as_read():
-    """A document that was read when it was the newest may have got entries below."""
+    """A document that was read as the newest may have got entries below the known one."""
     documents = Archived(3)
     one = reader(documents)
     await one.poll()
@@ -589,7 +589,7 @@ async def test_archives_older_than_the_latest_cursor_are_not_read():
     assert "archive 2" not in documents.asked
 
 
-# What was left for later
+# Work left for later polls
 
 
 @KINDS
@@ -619,7 +619,7 @@ async def test_a_page_chain_without_new_messages_continues_to_newer_documents():
     assert "".join(one.gaps) == ""
 
 
-@pytest.mark.no_cover  # lines are counted where it is quick
+@pytest.mark.no_cover  # lines are counted in the faster tests
 async def test_a_long_page_chain_keeps_a_limited_number_of_addresses(monkeypatch):
     monkeypatch.setattr(_newest_first_walk, "MAX_ADDRESSES", 10)
     documents = Following(600)
@@ -679,7 +679,7 @@ async def test_documents_are_held_up_to_the_byte_limit(monkeypatch):
     assert max(len(page.messages) for page in one.pages) == 15
 
 
-# When not to ask
+# Skipped requests
 
 
 async def test_a_poll_without_news_is_not_repeated_while_the_response_is_fresh():
@@ -776,7 +776,7 @@ async def test_freshness_is_remembered_for_a_limited_number_of_cursors(monkeypat
     assert len(documents.asked) == 2
 
 
-# A whole feed, a gap, an end
+# Complete feeds, gaps, ends
 
 
 async def test_a_complete_feed_ends_the_page_chain_without_a_gap():
@@ -847,7 +847,7 @@ async def test_a_closed_feed_is_reported_only_at_the_end_of_a_page_chain():
     assert not any(page.closed for page in one.pages if page.next_page is not None)
 
 
-# What the server asks for
+# Requests of the server
 
 
 @KINDS
@@ -892,7 +892,7 @@ async def test_retry_after_applies_within_a_page_chain():
     assert [page.retry_after for page in one.pages] == [5, 5, 60, 60]
 
 
-# Pinned, deleted, late
+# Pinned, deleted and late entries
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 10])
@@ -947,15 +947,15 @@ async def test_documents_that_shift_during_a_page_chain_hide_no_messages():
 async def test_counted_pages_lose_only_the_place_of_a_message_that_is_dropped_during_a_page_chain():
     documents = Numbered(5, size=3)
     one = reader(documents)
-    await one.step()  # page 1 shows 005, 004 and 003
+    await one.step()  # page 1 has 005, 004 and 003
     documents.publish(2)
-    documents.drop(3)  # page 2 shows 004 again, and 003 no longer
+    documents.drop(3)  # page 2 has 004 again, and 003 is gone
     while await one.step():
         pass
     assert one.settled == ["004", "003", "005", "006", "007"]
 
 
-# The cursor
+# Cursors
 
 
 def seen_of(count, *, note="", validators=None, archives=0):
@@ -1051,7 +1051,7 @@ def paged(answer, *, more=None, **options):
 
 
 def pages(*answers):
-    """Each leads to the next by its place; it is a list of ids, or a whole answer. `asked` has the places."""
+    """Serve pages that link to the next by place. A page is a list of ids or a response; `asked` has places."""
 
     def answer(request):
         place = int(request.url.params.get("page", 0))

@@ -1,6 +1,6 @@
-"""Whatever a feed, its server and its readers do: what stays to be seen is handed out, and what is lost is told.
+"""Arbitrary feeds, servers and readers: all visible messages are returned, and lost ones are reported.
 
-Fetches are held in the air at will, so that readers overtake each other. CHAOS_FORM=long tries many more.
+Fetches are suspended at arbitrary points, so that readers overtake each other. CHAOS_FORM=long tries many more.
 """
 
 import types
@@ -24,23 +24,23 @@ FAILURES = (FeedError("weather"), FeedRefused("login"), FeedGone("gone"), PagesC
 EXAMPLES = form(60, 5_000)
 
 FEW = {(_newest_first_walk, "MAX_ADDRESSES"): 4, (_newest_first_cursor, "MAX_OLDER_DIGESTS"): 3}
-"""Limits that so few messages reach."""
+"""Limits small enough for so few messages."""
 
 
 @types.coroutine
 def in_the_air():
-    """Until it is landed, with an error or `None`."""
+    """Suspend until the test resumes the fetch, with an error or None."""
     error = yield
     if error is not None:
         raise error
 
 
 class Person:
-    """Reads the feed: processes what it is handed, and saves cursors.
+    """A reader: processes the messages that it gets, and saves cursors.
 
     Attributes:
-        settled: What was processed.
-        owed: What the feed dropped before that, and has not told of.
+        settled: The processed messages.
+        owed: Messages that the feed dropped before they were processed, and has not reported yet.
     """
 
     def __init__(self, saved=None, settled=()):
@@ -49,13 +49,13 @@ class Person:
         self.begin()
 
     def begin(self):
-        """Another poll."""
+        """Start another poll."""
         if self.flight is not None:
             self.flight.close()
         self.flight, self.position = None, self.saved
 
     def take_off(self, walk, *, bypass_cache=False):
-        """Ask for a page; `None`: it is in the air."""
+        """Request a page. Return None if the fetch is suspended."""
         self.flight = walk.fetch(FetchRequest(self.position, bypass_cache=bypass_cache))
         return self._moved(None)
 
@@ -133,7 +133,7 @@ class WalkBackMachine(RuleBasedStateMachine):
         await in_the_air()
         return leaf
 
-    # The feed
+    # Feed
 
     @rule(count=st.integers(1, 7))
     def publish(self, count):
@@ -153,12 +153,12 @@ class WalkBackMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 12))
     def drop(self, count):
-        """The oldest are kept no longer."""
+        """Drop the oldest entries."""
         dropped = set(self.documents.drop(count))
         if not self.all_idle:
             self.dropped_in_walk |= dropped
         for person in self.people:
-            if SeenEntries.parse(person.saved, WHERE).messages:  # who has seen nothing misses nothing
+            if SeenEntries.parse(person.saved, WHERE).messages:  # a reader that has seen nothing misses nothing
                 person.owed |= dropped - person.settled
 
     @precondition(lambda self: self.all_idle and not isinstance(self.documents, Archived))
@@ -178,7 +178,7 @@ class WalkBackMachine(RuleBasedStateMachine):
         for person in self.people:
             person.begin()
 
-    # Its readers
+    # Readers
 
     @rule(data=st.data(), fresh=st.booleans())
     def ask(self, data, fresh):
@@ -213,12 +213,13 @@ class WalkBackMachine(RuleBasedStateMachine):
         return page
 
     def reads_to_the_end(self, person):
-        """To where another poll brings nothing, in one request."""
+        """Check that the reader reaches the end, where another poll is one request without messages."""
         before, begun = len(person.settled), set(self.walk._walks)
         person.begin()
         self.polls(person)
         while person.saved in begun and person.saved in self.walk._walks:
-            # Another reader began a walk at this cursor. It is shared, and may hold what was dropped since.
+            # Another reader began a walk at this cursor. It is shared, and may have messages that were dropped
+            # since.
             begun.remove(person.saved)
             person.begin()
             self.polls(person)
@@ -231,7 +232,7 @@ class WalkBackMachine(RuleBasedStateMachine):
         assert self.documents.asked == [None]
 
     def polls(self, person):
-        """To the end, whatever has to begin again. Each request bypasses caches, as after a push."""
+        """Poll to the end, restarting after errors. Each request bypasses caches, as after a push."""
         pages, passed = [], set()
         for _ in range(1000):
             page = self.fetched(person, partial(person.take_off, self.walk, bypass_cache=True), None)
@@ -254,7 +255,7 @@ class WalkBackMachine(RuleBasedStateMachine):
         ids = [name for name in ids if name not in self.without_place]
         assert self.pinned_ever or ids == sorted(ids)
 
-    # What is to be seen of it
+    # Invariants
 
     @property
     def ways(self):
@@ -270,7 +271,7 @@ class WalkBackMachine(RuleBasedStateMachine):
 
     @property
     def may_shift(self):
-        """Pages that are counted hide what is deleted between two requests of a walk, as they do for everybody."""
+        """True if a deletion may shift pages. During a walk over numbered pages it hides other entries."""
         if not isinstance(self.documents, Numbered):
             return True
         in_the_air = any(person.flight for person in self.people)
@@ -278,7 +279,7 @@ class WalkBackMachine(RuleBasedStateMachine):
 
     @property
     def without_place(self):
-        """What counted pages show no longer, while they may show newer entries again, which then come first."""
+        """Entries that numbered pages no longer show; newer entries may be shown again and come first."""
         counted = isinstance(self.documents, Numbered) and self.published_in_walk
         return self.dropped_in_walk if counted else set()
 

@@ -1,4 +1,4 @@
-"""One answer as the parts of a declaration see it: places, texts, and what an error shows of it."""
+"""A response as the parts of a declaration see it: places, texts, and its values in errors."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def test_a_path_with_an_empty_name_is_a_value_error(path):
         path_of(path)
 
 
-# The answer
+# Responses
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_body_is_the_decoded_json_or_none():
 
 
 def test_broken_values_do_not_hide_the_readable_values_of_a_body():
-    """One byte that is no UTF-8, one value that is nested too deep."""
+    """One byte is invalid UTF-8, one value is nested too deep."""
     said = reply(
         b'{"bad": "\xff", "deep": %b, "\\u0067ood" : {"a": 1}, "list": [1, "\xff", 3]}'
         % (b"[" * 9999 + b"]" * 9999)
@@ -171,7 +171,7 @@ def test_an_invalid_link_is_an_error(text):
         reply().leads_to(text)
 
 
-# Fields of an entry
+# Entry fields
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which messages a page has, what they are called, and what becomes of those that cannot be read."""
+"""Messages of a page: their selection, their names, and unreadable entries."""
 
 import json
 
@@ -20,7 +20,7 @@ from push_to_poll_client.feeds.paged import (
 )
 from tests.support.paged_replies import names, read, reply
 
-# Which messages: the lists
+# Lists
 
 
 EVENTS = [{"id": "a"}, {"id": "b"}]
@@ -113,7 +113,7 @@ def test_a_page_with_too_many_entries_is_refused(where, body):
 
 
 def test_a_page_of_too_many_entries_is_not_decoded(monkeypatch):
-    """In memory each takes some hundred bytes, of which two made it."""
+    """In memory each entry takes some hundred bytes, on the wire only two."""
     monkeypatch.setattr(body_module, "_decode_list", None)
     with pytest.raises(DeclarationMismatch, match="a page has more than 3 entries"):
         read(Entries(), [{"id": "a" * 60}] * 4, most=3)
@@ -180,7 +180,7 @@ def test_an_invalid_entries_declaration_is_refused(make, kind, text):
         make()
 
 
-# Which messages: what they are called
+# Names
 
 
 def test_message_fields_are_read_from_the_declared_paths():
@@ -282,7 +282,7 @@ def test_each_entry_may_have_a_cursor():
     assert [message.cursor for message in messages] == ["1", None, "[3]"]
 
 
-# Which messages: what cannot be read
+# Unreadable entries
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_a_line_that_cannot_be_read_fails_alone():
 
 
 def test_an_entry_cannot_continue_on_the_next_line():
-    """As many values as lines, but each dead letter would have kept the text of another entry."""
+    """There are as many values as lines, but each dead letter would have kept the text of another entry."""
     messages = read(Entries(LINES), b'{"id": "a"\n}{"id": "b"}\n{"id": "c"}\n')
     assert [message.error is None for message in messages] == [False, False, True]
     assert [message.raw for message in messages] == [b'{"id": "a"', b'}{"id": "b"}', b'{"id": "c"}']
@@ -503,7 +503,7 @@ def test_restoring_a_dead_letter_with_any_raw_bytes_does_not_raise(raw):
     assert (message.id, message.dedupe_key) == ("i", "k")
 
 
-# One entry
+# Single entries
 
 
 def test_an_entry_can_be_constructed_directly_for_a_handler_test():

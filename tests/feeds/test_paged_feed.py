@@ -1,4 +1,4 @@
-"""A declared feed as a whole: what is asked, what the answers mean, what is refused. In virtual time."""
+"""A declared feed as a whole: requests, responses, rejected declarations. In virtual time."""
 
 import json
 import logging
@@ -64,7 +64,7 @@ SECRET = "s3cr3t-c4n4ry"
 
 
 class Server:
-    """Answers in turn with what it was given, the last one for ever; keeps the requests."""
+    """Send the given responses in turn, the last one for ever; record the requests."""
 
     def __init__(self, *answers):
         self.answers = list(answers)
@@ -89,7 +89,7 @@ class Server:
 
 
 def says(body=None, status=200, **headers):
-    """An answer: JSON, or bytes as they are."""
+    """Return a response: JSON, or the bytes unchanged."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return httpx.Response(status, content=content, headers={"content-type": "application/json", **named})
@@ -103,7 +103,7 @@ FORWARD = {"cursor": from_body("cursor"), "send": to_query("since"), "more": fro
 
 
 def feed_on(*answers, url=URL, entries=None, pages=None, **options):
-    """A feed and its server."""
+    """Return a feed and its server."""
     server = Server(*answers)
     options.setdefault("client", httpx.AsyncClient(transport=httpx.MockTransport(server)))
     entries, pages = entries or Entries("data"), pages or OldestFirst(**FORWARD)
@@ -111,7 +111,7 @@ def feed_on(*answers, url=URL, entries=None, pages=None, **options):
 
 
 async def fetched(*answers, cursor=None, request=None, **options):
-    """One page, and the server that gave it."""
+    """Return one page, and its server."""
     feed, server = feed_on(*answers, **options)
     return await feed.fetch(request or FetchRequest(cursor)), server
 
@@ -127,7 +127,7 @@ def ids(found):
     return [message.id for message in found.messages]
 
 
-# What is asked
+# Requests
 
 
 async def test_the_query_of_the_url_is_repeated_on_every_page():
@@ -226,7 +226,7 @@ async def test_a_hint_is_sent_in_its_query_field_or_else_the_otherwise_value():
 
 @pytest.mark.parametrize("sender", [to_query("seen", otherwise="0"), to_header("X-Seen", otherwise="0")])
 async def test_a_hint_that_cannot_be_sent_is_replaced_by_the_otherwise_value(sender):
-    """Whoever may push can write anything."""
+    """An attacker who can push may send any text."""
     request = FetchRequest(hint=Push("\r\nx: \ud800"))
     _, server = await fetched(says(page()), request=request, hint=sender)
     assert "0" in {server.query.get("seen"), server.last.headers.get("x-seen")}
@@ -326,7 +326,7 @@ async def test_a_request_for_a_linked_page_says_that_it_must_not_be_held():
 
 
 async def test_a_redirect_that_drops_the_wait_is_followed():
-    """It costs time, and no message."""
+    """The dropped wait costs latency, but not a message."""
     hold = LongPoll(to_query("timeout", otherwise="0"), longest=50)
     moved = httpx.Response(302, headers={"location": "/v2/events?since=c"})
     feed, _ = feed_on(moved, says(page("1", cursor="d")), long_poll=hold)
@@ -341,7 +341,7 @@ async def test_no_wait_is_sent_to_a_feed_without_long_polling():
 
 
 async def test_the_wait_in_a_next_link_is_replaced_and_not_repeated():
-    """A server may write into its next link all that it was asked with."""
+    """A server may repeat all parameters of the request in its next link."""
     pages = OldestFirst(cursor=from_body("next"), send=as_url())
     hold = LongPoll(to_query("wait"), longest=30)
     feed, server = feed_on(
@@ -358,7 +358,7 @@ async def test_the_wait_in_a_next_link_is_replaced_and_not_repeated():
 
 
 async def test_the_wait_in_a_saved_link_is_not_repeated_where_an_answer_is_wanted_at_once():
-    """It would be held for longer than any request may take, at each poll and for ever."""
+    """The response would be held for longer than a request may take, at each poll."""
     pages = OldestFirst(cursor=from_body("next"), send=as_url())
     options = {"long_poll": LongPoll(to_query("timeout"), 50, also={"feed": "longpoll"}), "hint": to_query("seen")}
     cursor = f"{URL}?page=2&timeout=50&feed=longpoll&seen=7"
@@ -366,7 +366,7 @@ async def test_the_wait_in_a_saved_link_is_not_repeated_where_an_answer_is_wante
     assert server.query == {"page": "2"}
 
 
-# What is read
+# Pages
 
 
 async def test_json_lines_are_read_with_the_cursor_of_each_line():
@@ -465,7 +465,7 @@ async def test_a_link_is_saved_as_an_absolute_url(link, saved, place):
     ids=["cursor", "next", "at_end", "newest_first"],
 )
 async def test_an_untrusted_or_invalid_link_fails_the_poll_and_is_not_saved(link, pages):
-    """Not a saved cursor, with which every later poll would fail."""
+    """If it were saved, every later poll would fail."""
     answer = says(page("1", link=link, cursor="c", more=True))
     feed, server = feed_on(answer, pages=pages, auth=SECRET)
     async with Log(feed) as consumer:
@@ -506,7 +506,7 @@ async def test_a_relative_link_header_is_resolved_against_the_redirected_url():
 
 @pytest.mark.parametrize("status", [301, 302, 307])
 async def test_a_redirect_without_the_cursor_field_fails_and_is_not_remembered(status):
-    """Without `since` this server means the newest messages. Nor is such a redirect remembered."""
+    """Without `since` this server returns the newest messages. Such a redirect is not remembered either."""
     pages = OldestFirst(**FORWARD | {"send": to_query("since", otherwise="0")})
     moved = httpx.Response(status, headers={"location": "/v2/events"})
     feed, server = feed_on(moved, says(page("9", cursor="9")), pages=pages)
@@ -555,7 +555,7 @@ async def test_a_redirect_that_keeps_the_cursor_or_may_omit_it_is_followed(other
     assert (found.messages[0].id, found.cursor) == ("2", "2")
 
 
-# The end
+# End of the feed
 
 
 @pytest.mark.parametrize(
@@ -626,7 +626,7 @@ async def test_a_feed_has_latest_only_if_it_is_declared_or_newest_first():
     assert ids(await feed.fetch(FetchRequest(end))) == []
 
 
-# What answers mean
+# Outcomes
 
 
 @pytest.mark.parametrize(
@@ -733,7 +733,7 @@ async def test_a_gap_is_reported_on_the_page_with_its_description():
 
 
 async def test_an_outcome_can_read_the_entries():
-    """Some servers have an error as an entry of their list, as the watch of Kubernetes."""
+    """Some servers send an error as an entry of their list, as the watch of Kubernetes."""
     outcome = expired(from_last("type").equals("ERROR"))
     error = await refused(
         says(b'{"id": "1", "type": "ADDED"}\n{"type": "ERROR"}\n'),
@@ -749,7 +749,7 @@ async def test_an_outcome_can_depend_on_an_empty_page():
     assert found.closed
 
 
-# What is not as it was declared
+# Wrong declarations
 
 
 @pytest.mark.parametrize(
@@ -805,7 +805,7 @@ async def test_an_exception_in_a_declared_function_becomes_a_feed_error(options)
 
 @pytest.mark.parametrize(("status_code", "kind"), [(503, FeedError), (404, FeedRefused), (410, FeedGone)])
 async def test_an_error_response_that_an_outcome_cannot_read_is_told_by_its_status(status_code, kind):
-    """As the page of a proxy, which is no JSON. What the server asks for comes with it."""
+    """A proxy's page is not JSON. Its Retry-After still applies."""
     outcomes = [gap(lambda said: said.body["x"])]
     error = await refused(says("<p>", status_code, retry_after="7"), outcomes=outcomes, kind=kind)
     assert str(error).startswith(f"{URL} answered {status_code} ")
@@ -886,7 +886,7 @@ async def test_the_cursor_is_kept_when_an_answer_does_not_match_the_declaration(
 
 
 async def test_a_full_page_with_an_unreadable_entry_still_leads_to_the_older_page():
-    """A page that is full is full with what cannot be read: there is more behind it."""
+    """An unreadable entry counts for the size of a full page, so there are more pages behind it."""
     pages = NewestFirst(next=from_last("id"), send=to_query("before"), more=full_page(2))
     feed, _ = feed_on(
         says({"data": [{"id": 4}, {"id": 3}]}),
@@ -917,7 +917,7 @@ async def test_a_dead_letter_is_restored():
     assert isinstance(again, UnreadableMessage)
 
 
-# Nothing new
+# No new entries
 
 
 async def test_an_empty_last_page_is_requested_again_with_its_etag():
@@ -936,7 +936,7 @@ async def test_an_empty_last_page_is_requested_again_with_its_etag():
     ids=["the cursor moves", "a message", "more", "a gap"],
 )
 async def test_no_etag_is_sent_for_a_page_that_has_to_be_settled(answer):
-    """What is lost before it is committed must not be answered by 304."""
+    """If the page is lost before the commit, a 304 must not hide it."""
     feed, server = feed_on(says(answer, etag='"1"'), outcomes=[gap(from_body("gap"))])
     for _ in range(2):
         await feed.fetch(FetchRequest("c"))
@@ -987,7 +987,7 @@ async def test_a_304_without_a_conditional_request_is_an_error():
     assert "304" in str(await refused(says(b"", 304)))
 
 
-# Large answers
+# Large responses
 
 
 async def test_a_large_answer_is_read_in_a_thread(monkeypatch):
@@ -1018,7 +1018,7 @@ async def test_an_answer_that_is_too_large_is_refused():
     assert "raise max_body=" in str(await refused(says(page(*map(str, range(100)))), max_body=100))
 
 
-# Open and closed
+# Opening and closing
 
 
 async def test_closing_a_feed_clears_its_cached_answers_and_the_feed_stays_usable():
@@ -1043,7 +1043,7 @@ def test_a_closed_feed_works_in_another_event_loop(pages):
     assert len(server.requests) == 2
 
 
-# What it is called
+# Identity
 
 
 def test_the_identity_of_a_feed_tells_urls_apart_without_showing_secrets():
@@ -1057,7 +1057,7 @@ def test_the_identity_of_a_feed_tells_urls_apart_without_showing_secrets():
     assert feed_on(says({}), read_ahead=True)[0].read_ahead is True
 
 
-# What is refused at construction
+# Rejected arguments
 
 
 POSTED = OldestFirst(cursor=from_body("c"), send=to_body("cursor"))

@@ -1,4 +1,4 @@
-"""The parts of a declaration, each alone: what it reads or sends, and what it says to whoever got it wrong."""
+"""The parts of a declaration, each alone: what they read and send, and errors for wrong arguments."""
 
 from dataclasses import replace
 
@@ -84,7 +84,7 @@ def test_a_reader_returns_its_value_and_has_a_readable_repr(what, value, text):
 
 
 def test_a_place_in_a_list_is_no_character_of_a_text():
-    """As the id of an entry it would be the same for many of them, which were then taken for duplicates."""
+    """If the character were the id, many entries would share it and look like duplicates."""
     said = reply({"ids": "abc"}, entries=[{"ids": "abc"}])
     assert from_last("ids", 0)(said) is None
     assert from_body("ids", 0)(said) is None
@@ -405,7 +405,7 @@ def test_invalid_arguments_of_an_outcome_are_refused(make, kind, text):
         make()
 
 
-# How one page leads to the next
+# Links between pages
 
 
 def forward(**options):
@@ -639,7 +639,7 @@ def test_invalid_options_of_newest_first_are_refused(options):
         NewestFirst(**{"next": from_body("n"), "send": to_query("page")} | options)
 
 
-# The feed's end
+# End of the feed
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Feeds that are declared, on servers that follow the vendors' protocols to the letter. In virtual time."""
+"""Declared feeds, on servers that follow the vendors' protocols exactly. In virtual time."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.vendors.hubspot import HubSpot
 pytestmark = pytest.mark.anyio
 
 INCEPTIONS = {Drive: lambda vendor: vendor.inception, Gmail: lambda vendor: str(vendor.first)}
-"""Where a feed begins that has to be told: a user starts there at the end of the feed."""
+"""Start cursors of feeds that require one; a user starts at the end of the feed."""
 
 
 def inception(vendor):
@@ -19,11 +19,11 @@ def inception(vendor):
 
 
 AGAIN = {HubSpot: 2}
-"""Entries that come again from where a feed was read to its end, as those of one time do."""
+"""Entries repeated from the end of the feed, because they share its time."""
 
 
 async def walk(feed, cursor):
-    """The messages from a cursor to the end, and the cursors that may be saved."""
+    """Return the messages from a cursor to the end, and the cursors that may be saved."""
     messages, cursors = [], []
     while True:
         page = await feed.fetch(FetchRequest(cursor))

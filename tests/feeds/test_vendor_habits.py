@@ -1,4 +1,4 @@
-"""The simulated vendors follow their protocols, so that a feed that reads them reads the real ones."""
+"""The simulated vendors follow their protocols, so that the feeds also work with real ones."""
 
 import anyio
 import httpx
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def ask(vendor, url=None, *, json=None, headers=None, **params):
-    """One answer: GET, or POST of what is to be sent as JSON."""
+    """Return one response: GET, or POST with this JSON."""
     async with vendor.client() as client:
         method = "GET" if json is None else "POST"
         where = httpx.URL(url or vendor.url).copy_merge_params(params) if params else url or vendor.url
@@ -32,7 +32,7 @@ async def ask(vendor, url=None, *, json=None, headers=None, **params):
 
 
 async def told(vendor, url=None, **kwargs):
-    """The body of one answer that succeeds."""
+    """Return the body of a successful response."""
     response = await ask(vendor, url, **kwargs)
     assert response.status_code == 200, response.text
     return response.json()

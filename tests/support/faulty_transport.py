@@ -403,7 +403,7 @@ LOGIN = b"<!DOCTYPE html><html><title>Please log in</title><form action='/login'
 content("a login page", LOGIN, b"text/html; charset=utf-8")
 content("a login page that calls itself JSON", LOGIN, b"application/json")
 content("the wrong type", lambda right: right, b"image/png")
-content("a type that is none", lambda right: right, b";;;\xff\xfe" * 10)
+content("an invalid type", lambda right: right, b";;;\xff\xfe" * 10)
 content("nothing", b"")
 content("spaces", b" \r\n\t " * 100)
 content("JSON null", b"null")
@@ -449,12 +449,12 @@ answers("200 with an error in it", 200, [("content-type", "application/json")], 
 answers("204", 204)
 
 
-@fault("304 to whoever asked for all")
+@fault("304 to an unconditional request")
 async def unasked_304(exchange):
     return await exchange.answer() if exchange.is_conditional else Right(304, [], b"")
 
 
-@fault("304 to whoever may get one")
+@fault("304 to a conditional request")
 async def lying_304(exchange):
     """A broken cache responds with 304 for ever."""
     return Right(304, [], b"") if exchange.is_conditional else await exchange.answer()
@@ -589,7 +589,7 @@ header(
 )
 header("may be kept for ever", ("cache-control", "max-age=99999999999999999999"))
 header("a long etag", ("etag", '"' + "x" * 70_000 + '"'))
-header("an etag that is none", ("etag", b'"\xff"'))
-header("links that are none", ("link", '<https://[>; rel="next"'))
+header("an invalid etag", ("etag", b'"\xff"'))
+header("invalid links", ("link", '<https://[>; rel="next"'))
 header("links without an end", ("link", "<a>, " * 5_000 + "<b>"))
 header("cookies", *[("set-cookie", f"a{number}=b; Max-Age=99999999") for number in range(200)])
