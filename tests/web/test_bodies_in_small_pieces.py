@@ -1,4 +1,4 @@
-"""A body in pieces of one byte, of which many arrive in one read, lets other tasks run in between."""
+"""Other tasks run while a body is read that arrives in many one-byte pieces."""
 
 import contextlib
 from typing import ClassVar
@@ -22,7 +22,7 @@ PIECES = 2_000
 
 
 class Pieces:
-    """Pieces that are there at once. Counts how many are taken between two turns of another task."""
+    """Pieces that are all available at once. Count those read between two turns of another task."""
 
     def __init__(self):
         self.turns = 0

@@ -1,4 +1,4 @@
-"""What an answer is known by, and how long it stays fresh: ETag, Last-Modified, Cache-Control, Age."""
+"""Validators and freshness of a response: ETag, Last-Modified, Cache-Control, Age."""
 
 import time
 
@@ -41,9 +41,9 @@ class TestValidators:
             ('""', '""'),
             ('"a,b\\"', '"a,b\\"'),
             (' "abc" ', '"abc"'),
-            ("abc-0", "abc-0"),  # no ETag, but what some servers write and understand
-            ("*", None),  # would stand for whatever there is: 304 for ever
-            ('"a", "b"', None),  # two of them
+            ("abc-0", "abc-0"),  # not an ETag, but some servers send and accept it
+            ("*", None),  # would match any version: 304 for ever
+            ('"a", "b"', None),  # two ETags
             ('"a b"', None),
             ('w/"a"', None),
             ('"é"', None),
@@ -62,9 +62,9 @@ class TestValidators:
             ({"last-modified": MODIFIED, "date": LATER}, MODIFIED),
             ({"last-modified": f" {MODIFIED}", "date": LATER}, MODIFIED),
             ({"last-modified": "Tue Nov 14 22:13:20 2023", "date": LATER}, "Tue Nov 14 22:13:20 2023"),
-            ({"last-modified": MODIFIED, "date": MODIFIED}, None),  # what came in that second, after the answer?
+            ({"last-modified": MODIFIED, "date": MODIFIED}, None),  # may have changed again in that second
             ({"last-modified": LATER, "date": MODIFIED}, None),
-            ({"last-modified": MODIFIED}, MODIFIED),  # long ago, whoever's clock is right
+            ({"last-modified": MODIFIED}, MODIFIED),  # long ago, even if one of the clocks is wrong
             ({"last-modified": "yesterday", "date": LATER}, None),
             ({"last-modified": "0", "date": LATER}, None),
             ({"date": LATER}, None),
@@ -116,7 +116,7 @@ class TestConditions:
         ],
     )
     def test_a_validator_that_a_header_cannot_carry_is_not_sent(self, known):
-        """A saved cursor may have been edited."""
+        """The saved cursor may have been edited."""
         assert conditional_headers(known) == {}
 
     def test_the_last_modified_date_is_sent_if_the_etag_cannot_be_sent(self):
@@ -137,7 +137,7 @@ class TestOfAnAnswer:
         assert answer(200, known, etag='"b"').validators == Validators('"b"')
 
     def test_a_redirected_answer_has_no_validators(self):
-        """They would be asked of a URL that they do not belong to."""
+        """They belong to another URL."""
         assert answer(redirected=True, etag='"a"').validators is None
 
 
@@ -181,7 +181,7 @@ class TestCacheControl:
             ({"cache-control": "max-age=60, max-age=90"}, 0),
             ({"cache-control": "max-age=-60"}, 0),
             ({"cache-control": "max-age=1.5"}, 0),
-            ({"cache-control": "s-maxage=60"}, 0),  # for others than us
+            ({"cache-control": "s-maxage=60"}, 0),  # only for shared caches
             ({"cache-control": "max-age=60", "age": "9" * 5000}, 0),
             ({"expires": "Fri, 31 Dec 2100 23:59:59 GMT"}, 0),
         ],
@@ -238,7 +238,7 @@ class TestTail:
         assert not tail._ends
 
     async def test_an_answer_is_not_fresh_in_an_event_loop_with_an_earlier_clock(self, monkeypatch):
-        """Trio begins each one somewhere else."""
+        """Trio starts each event loop's clock at another time."""
         tail = EndOfFeed()
         tail.note(URL, answer(cache_control="max-age=60"), empty=True)
         earlier = anyio.current_time() - 1000

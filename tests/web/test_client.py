@@ -1,4 +1,4 @@
-"""How a server is asked: conditions, links and redirects to other origins, by `Client` itself. Without sockets."""
+"""Requests of `Client`: conditions, links, redirects to other origins. Without sockets."""
 
 import gzip
 
@@ -26,7 +26,7 @@ class Broken(httpx.AsyncByteStream):
 
 @pytest.fixture
 def serve():
-    """Answers every request of every client, whatever its host."""
+    """Answer every request of every client, for any host."""
     with respx.mock(assert_all_called=False) as router:
 
         def start(*answers):
@@ -43,7 +43,7 @@ def origin(url=URL, **given):
 
 
 async def ask(asked, url=URL, **given):
-    """One answer of an origin that is closed afterwards."""
+    """Return one response of an origin that is closed afterwards."""
     try:
         return await asked.send_request(url, **{"headers": {}, **given})
     finally:
@@ -74,13 +74,13 @@ class TestConditions:
         )
 
     async def test_conditions_are_not_sent_with_post(self, serve):
-        """With POST they would be a condition for doing it (RFC 9110 §13.1.2)."""
+        """With POST a condition decides whether the action is done (RFC 9110 §13.1.2)."""
         server = serve(httpx.Response(304))
         await refused(origin(), known=Validators('"a"'), method="POST", content=b"{}")
         assert "if-none-match" not in server.last.headers
 
     async def test_conditions_are_not_sent_to_the_target_of_a_redirect(self, serve):
-        """Another resource may well have the same date, or version 1 for an ETag."""
+        """Another resource may have the same date, or the same ETag."""
         moved = httpx.Response(302, headers={"location": "/v2"})
         server = serve(moved, httpx.Response(200, headers={"etag": '"a"'}))
         answer = await ask(origin(), known=Validators('"a"'))
@@ -118,7 +118,7 @@ class TestWhoAsks:
 
 class TestAPool:
     async def test_the_client_is_dropped_after_a_pool_timeout(self, serve):
-        """Httpcore #1093."""
+        """A workaround for httpcore #1093."""
         serve(httpx.PoolTimeout("dead"), httpx.Response(200))
         asked = origin()
         with pytest.raises(FeedError, match="PoolTimeout 'dead'; retrying later"):
@@ -128,7 +128,7 @@ class TestAPool:
 
     @pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError])
     async def test_the_client_is_kept_after_connection_errors(self, serve, error):
-        """It keeps nothing of a connection that failed: a new client would only pay another handshake."""
+        """A failed connection leaves nothing behind; a new client would only cost another handshake."""
         serve(*[error("no")] * 5, httpx.Response(200))
         asked = origin()
         clients = set()
@@ -140,7 +140,7 @@ class TestAPool:
         assert len(clients) == 1
 
     async def test_a_client_that_is_closed_while_a_token_is_fetched_is_opened_anew(self, serve):
-        """Another request may close it, after a pool timeout of its own."""
+        """Another request may close the client, after its own pool timeout."""
         serve(httpx.Response(200), httpx.Response(401), httpx.Response(200))
         tokens = iter("ab")
 
@@ -199,7 +199,7 @@ class TestWhatAServerSaysToAnError:
         assert (await ask(origin())).body == b""
 
     async def test_a_401_body_does_not_use_up_the_time_of_the_second_request(self, serve):
-        """The token ran out, the answer that says so has a body, and a new token takes its time."""
+        """The token has expired, the 401 response has a body, and the new token takes some time."""
         serve(httpx.Response(401, content=b"no"), httpx.Response(200, content=b"[]"))
         waits = [0, 12]
 
@@ -333,7 +333,7 @@ class TestTrustedOrigins:
         assert len(server.requests) == 1
 
     async def test_a_trusted_origin_never_gets_a_posted_body(self, serve):
-        """Some vendors want their secret in the body."""
+        """Some vendors require their secret in the body."""
         server = serve(httpx.Response(307, headers={"location": f"{CDN}/p"}))
         posted = {"method": "POST", "content": SECRET.encode()}
         text = await refused(origin(trusted_origins=[CDN]), **posted)

@@ -1,8 +1,8 @@
-"""G12, in one matrix: a secret given in any way is in nothing said of any failure, and goes to nobody else.
+"""G12 in one matrix: a secret is in no output of any failure, and no other server gets it.
 
-Said are: every log line with its traceback, ours down to DEBUG and others' to INFO (httpcore shows at DEBUG what
-the server sent, which may know the secret); the error with its causes; status, names, `repr`; and what the command
-line prints. On real sockets, since there the libraries beneath have their say.
+Output is: every log line with its traceback, of this library down to DEBUG and of others down to INFO (httpcore
+logs at DEBUG the server's data, which may contain the secret); the error with its causes; status, names, `repr`;
+and the output of the command line. On real sockets, so that the libraries beneath log as usual.
 """
 
 import base64
@@ -33,7 +33,7 @@ FORMS = (
     base64.b64encode(f"me:{CANARY}".encode()).decode()[:12],
     base64.b64encode(CANARY.encode()).decode()[:12],
 )
-"""What gives it away: any part of it, also percent-encoded, and the beginnings of what Basic makes of it."""
+"""Texts that reveal the secret: any part of it, percent-encoded, and the start of its Base64 for Basic."""
 
 PROXIES = [f"{scheme}_proxy" for scheme in ("http", "https", "ws", "wss", "socks", "all")]
 
@@ -52,7 +52,7 @@ def no_proxies(monkeypatch):
 
 
 class Server:
-    """Answers each connection in one way; keeps what it was sent."""
+    """Answer each connection in one way; record the received data."""
 
     def __init__(self, answer):
         self.answer = answer
@@ -133,7 +133,7 @@ async def gives_nonsense():
 
 
 def given(user="", query="", **options):
-    """A way to give a secret: what goes into the URL, and the arguments."""
+    """Return a way to give a secret: the part in the URL, and the arguments."""
     return f"{user}{{host}}/feed{query}", options
 
 
@@ -167,11 +167,11 @@ LISTENERS = {
 
 
 LEAD_ON = {"digest", "another port", "another host", "another origin that knows it", "another user", "no URL"}
-"""Failures on which a client may send the secret once more, or say where to: tried with each way to give one."""
+"""Failures after which a client may send the secret again or to another address; tried with each way."""
 
 
 def matrix(ways):
-    """Cross ways with failures; in the short form each way with a third of the failures that do not lead on."""
+    """Return pairs of ways and failures; in the short form each way has a third of those outside LEAD_ON."""
     for number, way in enumerate(ways):
         for place, failure in enumerate(FAILURES):
             if LONG or failure in LEAD_ON or (number + place) % 3 == 0:
@@ -186,7 +186,7 @@ def check_nothing_is_said(*said):
 
 @pytest.fixture
 def logged(caplog):
-    """All that was logged."""
+    """Return the whole log."""
     caplog.set_level(logging.DEBUG)
 
     def logged():
@@ -243,7 +243,7 @@ async def test_a_refused_connection_of_an_http_feed_does_not_show_its_credential
 
 
 class Watched:
-    """A listener whose failure a test can wait for."""
+    """A listener with an event for its failure."""
 
     def __init__(self, listener):
         self.name = listener.name
@@ -264,7 +264,7 @@ class Watched:
 
 
 async def fall(listener, *, ended=None):
-    """Run a consumer until its listener failed; what it says of that."""
+    """Run a consumer until its listener fails; return all output about it."""
     watched = Watched(listener)
     consumer = Log(FakeFeed(), listeners=[watched])
 
@@ -303,7 +303,7 @@ async def test_no_failure_of_a_listener_shows_its_credentials_or_sends_them_else
     check_nothing_is_said(logged(), *said)
 
 
-# What is given by the environment
+# Credentials from the environment
 
 
 def proxied(monkeypatch, address):
@@ -311,7 +311,7 @@ def proxied(monkeypatch, address):
         monkeypatch.setenv(name, address)
 
 
-# None that hangs up: on asyncio websockets 17.4 then raises EOFError in a callback of the event loop.
+# None of them hangs up: on asyncio, websockets 17.4 then raises EOFError in a callback of the event loop.
 @pytest.mark.parametrize("failure", ["no HTTP", "407", "500", "another port"])
 async def test_no_failure_of_a_proxy_shows_the_credentials_of_the_proxy(failure, monkeypatch, logged):
     with servers(failure) as (proxy, _):
@@ -323,7 +323,7 @@ async def test_no_failure_of_a_proxy_shows_the_credentials_of_the_proxy(failure,
             *await fall(WebSocketListener("ws://feed.invalid/")),
             *await fall(SSEListener("http://feed.invalid/")),
         ]
-        assert any(form in proxy.heard for form in FORMS)  # it was for the proxy
+        assert any(form in proxy.heard for form in FORMS)  # it was meant for the proxy
     check_nothing_is_said(logged(), told(failed.value), consumer.status(), *said)
 
 
@@ -337,12 +337,12 @@ async def test_an_invalid_proxy_url_in_the_environment_does_not_show_its_credent
     check_nothing_is_said(logged(), told(failed.value), consumer.status(), *said)
 
 
-# The command line, which has a way of its own
+# The command line, which has its own error output
 
 
 @pytest.fixture
 def tail(capfd, monkeypatch):
-    """Runs `push-to-poll tail … -vv`; what it prints."""
+    """Run `push-to-poll tail … -vv`; return its output."""
     monkeypatch.setenv("SECRET", CANARY)
 
     def tail(*arguments):

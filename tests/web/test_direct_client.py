@@ -1,4 +1,4 @@
-"""The short way to a server is taken when nobody needs what the long one has, and both lead to the same."""
+"""The direct path to a server is used if no feature needs the long one; both give the same result."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ def _no_proxy(monkeypatch):
 
 
 def long_way(monkeypatch):
-    """Note who takes it."""
+    """Record the calls of the long path."""
     taken = []
     send = httpx.AsyncClient.send
 
@@ -101,7 +101,7 @@ async def test_the_direct_client_is_not_used_if_a_proxy_is_configured(environmen
 
 @pytest.fixture(params=[httpcore, httpcore2], ids=["httpcore", "httpcore2"])
 def library(request, monkeypatch):
-    """The library that the client connects with; every test that asks for it runs with each."""
+    """The library that the client connects with; each test runs with every one."""
     monkeypatch.setattr(direct_client, "httpcore", request.param)
     return request.param
 
@@ -142,7 +142,7 @@ async def test_another_error_is_raised_unchanged(library, monkeypatch):
 
 
 class Socket(httpcore.AsyncNetworkStream):
-    """Notes what it is told."""
+    """Record the calls."""
 
     def __init__(self, says=b"x"):
         self.told = []
@@ -194,7 +194,7 @@ async def test_a_socket_is_read_in_256_kib_pieces_and_other_calls_are_passed_thr
 
 
 class Server(Socket):
-    """Answers each request with a page of ten events, the third with none."""
+    """Answer each request with a page of ten events, the third with an empty one."""
 
     async def read(self, max_bytes, timeout=None):  # noqa: ASYNC109
         await anyio.lowlevel.checkpoint()
@@ -213,7 +213,7 @@ class Server(Socket):
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_the_next_request_is_sent_before_a_handler_that_never_awaits_starts(library, monkeypatch, tmp_path):
-    """It would else be sent when the page is done, and nothing would overlap."""
+    """Otherwise the request would wait for the end of the page, and nothing would overlap."""
     server, sent = Server(), []
 
     async def connect(backend, host, port, **options):
@@ -229,7 +229,7 @@ async def test_the_next_request_is_sent_before_a_handler_that_never_awaits_start
 
 
 class Lost(Server):
-    """Sends everybody to where nothing is."""
+    """Redirect every request to one location."""
 
     def __init__(self, location):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What `raise_for_status()` says in a user's feed counts as what the library's own feeds say."""
+"""An error of `raise_for_status()` in a user's feed counts like an error of the library's feeds."""
 
 import httpx
 import pytest
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.anyio
 
 
 def answers(status, **headers):
-    """A consumer of a feed that is ten lines long."""
+    """A consumer of a ten-line feed."""
 
     class Feed:
         async def fetch(self, request):

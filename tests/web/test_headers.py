@@ -1,4 +1,4 @@
-"""What may be shown of a URL, and how long a server asks to be left alone."""
+"""URLs as they may be shown, and pauses that a server asks for."""
 
 import ssl
 import time
@@ -31,11 +31,11 @@ SECRETS = st.text("0123456789abcdef", min_size=12, max_size=12)
         ("https://h/?a=1;b=2", "https://h/?a=…&b=…"),
         ("wss://[::1]:8080/push?", "wss://[::1]:8080/push"),
         ("https://h/a\nb\x1b[31m\x00", "https://h/a\\nb\\x1b[31m\\x00"),
-        ("https://h/\u202egpj\ud800", "https://h/\\u202egpj\\ud800"),  # reads backwards, and cannot be encoded
+        ("https://h/\u202egpj\ud800", "https://h/\\u202egpj\\ud800"),  # shown backwards, and cannot be encoded
         (
             "https://user:pa/ss@host/feed",
             "(not a URL)",
-        ),  # "user:pa" is no host and port, so the password may follow
+        ),  # "user:pa" is not a valid host and port, so the password may follow
         ("user:pass@host/feed", "(not a URL)"),
         ("//user:pass@host/feed", "(not a URL)"),
         ("https://ho st/", "(not a URL)"),
@@ -80,7 +80,7 @@ def test_feeds_that_differ_in_their_query_alone_have_different_identities():
 
 
 def test_an_identity_is_the_same_in_every_process():
-    # A store keeps it for years.
+    # A store keeps the text for years.
     assert identity("https://u:p@h/feed?a=b#frag") == "https://h/feed?a=…#ae2ab6"
     assert identity("https://h/feed") == "https://h/feed"
 
@@ -112,7 +112,7 @@ def test_the_tls_context_is_shared_and_requires_certificates():
         ({"retry-after": "Tuesday, 14-Nov-23 22:14:20 GMT"}, 60),
         ({"retry-after": "Tue Nov 14 22:14:20 2023"}, 60),
         ({"retry-after": "Tue, 14 Nov 2023 22:00:00 GMT"}, 0),
-        # A server whose clock is an hour behind says when by its own clock.
+        # A server whose clock is an hour behind uses its own clock for the time.
         ({"retry-after": "Tue, 14 Nov 2023 21:14:20 GMT", "date": "Tue, 14 Nov 2023 21:13:20 GMT"}, 60),
         ({"retry-after": "Tue, 14 Nov 2023 22:14:20 GMT", "date": "yesterday"}, 60),
         ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, MAX_NOT_BEFORE),
@@ -120,7 +120,7 @@ def test_the_tls_context_is_shared_and_requires_certificates():
         ({"retry-after": "1m30s"}, None),
         ({"retry-after": "-1"}, None),
         ({"retry-after": "1e3"}, None),
-        ({"retry-after": "١٢٠"}, None),  # digits, but not of HTTP
+        ({"retry-after": "١٢٠"}, None),  # digits, but not ASCII ones
         ({"retry-after": ""}, None),
         ({"retry-after": "Tue, 99 Nov 2023 22:14:20 GMT"}, None),
         ({"backoff": "30"}, 30),
@@ -173,11 +173,11 @@ def test_a_date_without_a_zone_is_in_utc_wherever_the_machine_is(monkeypatch):
         ({"ratelimit": "remaining=0"}, None),
         ({"ratelimit": "reset=30"}, None),
         ({"ratelimit": "remaining=0, reset=soon"}, None),
-        ({"ratelimit-policy": '"burst";q=100;w=60,"daily";q=1000;w=86400'}, None),  # how much, and not when
+        ({"ratelimit-policy": '"burst";q=100;w=60,"daily";q=1000;w=86400'}, None),  # a limit without a time
         ({"ratelimit-policy": '"burst";q=100;w=60', "ratelimit": '"burst";r=0;t=5'}, 5),
         ({"ratelimit": '"default";r=0;t=30', "retry-after": "5"}, 5),
         ({"ratelimit": '"default";r=0;t=30', "retry-after": "garbage"}, 30),
-        ({"ratelimit": '"default";r=0;t=30', "age": "7"}, None),  # a cache's copy of somebody else's quota
+        ({"ratelimit": '"default";r=0;t=30', "age": "7"}, None),  # a cached copy of another client's quota
         ({"ratelimit": '"default";r=0;t=99999999'}, MAX_NOT_BEFORE),
         ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1700000060"}, 60),
         ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1700000060000"}, 60),  # milliseconds
@@ -205,14 +205,14 @@ def test_a_rate_limit_reset_without_a_remaining_count_is_used_only_with_429():
 @pytest.mark.parametrize(
     ("status", "headers", "seconds"),
     [
-        # The first limit, by either status.
+        # The primary limit, by either status.
         (403, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1700000090"}, 90),
         (429, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1700000090"}, 90),
-        # The second one, of which the quota says nothing.
+        # The secondary limit, which the quota does not show.
         (403, {"x-ratelimit-remaining": "4999", "x-ratelimit-reset": "1700000090", "retry-after": "30"}, 30),
         (429, {"x-ratelimit-remaining": "4999", "x-ratelimit-reset": "1700000090", "retry-after": "30"}, 30),
         (429, {"x-ratelimit-remaining": "4999", "x-ratelimit-reset": "1700000090"}, 60),
-        # A refusal looks the same, and is left alone for longer than a minute.
+        # A denied request looks the same; the pause is longer than a minute.
         (403, {"x-ratelimit-remaining": "4999", "x-ratelimit-reset": "1700000090"}, None),
         (429, {}, None),
     ],

@@ -1,4 +1,4 @@
-"""An `httpx2.AsyncClient` in place of an httpx one: the same feed, by classes that are no relatives of httpx's."""
+"""An `httpx2.AsyncClient` works like an httpx one, although its classes are unrelated."""
 
 import socket
 from contextlib import AsyncExitStack

@@ -1,4 +1,4 @@
-"""Where an answer links to, by RFC 8288: what httpx and others read otherwise, and what no server should write."""
+"""Links of a response by RFC 8288: cases that httpx and others read differently, and invalid ones."""
 
 import re
 
@@ -25,13 +25,13 @@ def answer(*fields):
         ("<https://h.example/p?page=2>; rel=next", "https://h.example/p?page=2"),
         ('<https://h.example/p?page=2>; rel="next", <https://h.example/p?page=9>; rel="last"', "/p?page=2"),
         ('<https://h.example/p?page=9>; rel="last",<https://h.example/p?page=2>;rel="next"', "/p?page=2"),
-        # Relative ones, against what answered.
+        # Relative links, resolved against the URL of the response.
         ("<c>; rel=next", "https://h.example/a/c"),
         ("</c>; rel=next", "https://h.example/c"),
         ("<?after=5>; rel=next", "https://h.example/a/b?after=5"),
         ("<>; rel=next", BASE),
         ("<//cdn.example/p>; rel=next", "https://cdn.example/p"),
-        # What separates links and parameters stands in brackets and strings too.
+        # Separators also occur in brackets and strings.
         ("</c?ids=1,2;x>; rel=next", "https://h.example/c?ids=1,2;x"),
         ('</c>; title="a, <x>; rel=last"; rel=next', "https://h.example/c"),
         ('</x>; title="a, </y>; rel=next"; rel=prev', None),
@@ -45,17 +45,17 @@ def answer(*fields):
         ("</c> ; rel = next ", "https://h.example/c"),
         ("</c>;;;rel=next;", "https://h.example/c"),
         ("</c>; rel=nextish, </d>; rel=xnext, </e>; rel=next-archive", None),
-        ("</c>; rel=prev; rel=next", None),  # the first counts
+        ("</c>; rel=prev; rel=next", None),  # the first one counts
         ("</c>; rel; rel=next", None),
         ("</c>; rev=next", None),
         ("</c>", None),
-        # Another context than this answer.
+        # Links whose context is another resource.
         ("</c>; rel=next; anchor=/other, </d>; rel=next", "https://h.example/d"),
         ('</c>; rel=next; anchor="#part"', None),
         ("</c>; rel=next; anchor=http://[", None),
         ('</c>; rel=next; anchor=""', "https://h.example/c"),
         (f"</c>; rel=next; anchor={BASE}", "https://h.example/c"),
-        # Garbage around it.
+        # Invalid text around a link.
         ("x, ,,<, ;=;, </c>; rel=next", "https://h.example/c"),
         ("<x>rel=next, </c>; rel=next", "https://h.example/c"),
         ('<x> "a, <y>; rel=next"; rel=next, </c>; rel=next', "https://h.example/c"),
@@ -127,5 +127,5 @@ def repetitions(parsed):
 
 @pytest.mark.parametrize("pattern", [headers._LINK, headers._PARAMETERS])
 def test_the_link_patterns_have_only_possessive_repetitions(pattern):
-    """A repetition that gives nothing back takes linear time, whatever the field."""
+    """A repetition without backtracking takes linear time for every field."""
     assert set(repetitions(re._parser.parse(pattern.pattern, pattern.flags))) == {"POSSESSIVE_REPEAT"}

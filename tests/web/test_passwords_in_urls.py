@@ -1,4 +1,4 @@
-"""No part of a password is shown, whatever takes a URL and whatever characters the password has."""
+"""No part of a password is shown, for every argument that takes a URL and for all characters."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Redirects: which method and body they keep, and which of them are remembered."""
+"""Redirects: the method and body that they keep, and the ones that are remembered."""
 
 import logging
 from contextlib import suppress
@@ -32,7 +32,7 @@ def moved(location, status=301, **headers):
 
 
 async def read(asked, url=URL, **given):
-    """An answer from which a page of the feed was read."""
+    """A response from which a page of the feed was read."""
     answer = await ask(asked, url, **given)
     asked.remember_redirects(answer)
     return answer
@@ -63,7 +63,7 @@ class TestMethodAndBody:
     async def test_a_redirect_keeps_method_and_body_unless_rfc_9110_changes_it_to_get(
         self, serve, status, method, becomes
     ):
-        """RFC 9110 §15.4."""
+        """The table is RFC 9110 §15.4."""
         server = serve(moved("/v2", status), httpx.Response(200))
         content = None if method in {"GET", "HEAD"} else b"{}"
         headers = {"accept": "a/b"} | ({} if content is None else {"content-type": "application/json"})
@@ -75,7 +75,7 @@ class TestMethodAndBody:
         assert server.last.headers["accept"] == "a/b"
 
     async def test_a_post_redirected_as_get_goes_to_a_trusted_origin_without_its_body(self, serve):
-        """The body, which may hold a secret, does not go along."""
+        """The body may contain a secret."""
         server = serve(moved(f"{CDN}/p", 303), httpx.Response(200))
         await ask(origin(trusted_origins=[CDN], auth=SECRET), method="POST", content=SECRET.encode())
         assert (server.last.method, server.last.content) == ("GET", b"")

@@ -1,4 +1,4 @@
-"""What feeds and listeners send by: nothing is left open, nothing is closed that serves others."""
+"""Transports of feeds and listeners: every own connection is closed, and no foreign one."""
 
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Stream:
-    """What httpcore tells of a connection it made."""
+    """The connection information of httpcore."""
 
     def __init__(self):
         self.closed = False

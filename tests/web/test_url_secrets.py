@@ -1,4 +1,4 @@
-"""A secret in the path of a URL, as Telegram wants it: sent, and shown nowhere."""
+"""A secret in the path of a URL, as Telegram requires: it is sent, but never shown."""
 
 import logging
 from urllib.parse import quote
@@ -53,7 +53,7 @@ async def test_a_secret_in_the_path_is_sent_and_not_shown(serve):
 
 @pytest.mark.parametrize("echo", ECHOES)
 async def test_a_redirect_that_takes_the_secret_to_another_origin_is_refused(serve, echo):
-    """Also where the feed may lead to: the server writes the URL that it was asked into its redirects."""
+    """The server copies the requested URL into its redirects, so this applies even to allowed origins."""
     server = serve(httpx.Response(302, headers={"location": f"{CDN}/bot{echo}/updates"}))
     asked = bot(trusted_origins=[CDN])
     text = await refused(asked, asked.build_url({}))
@@ -97,7 +97,7 @@ async def test_the_secret_is_masked_in_the_error_about_an_invalid_link(serve):
 
 
 def test_feeds_with_different_secrets_have_different_identities():
-    """A cursor of one bot is none of the other's."""
+    """A cursor of one bot is invalid for the other."""
     one, other = bot(), origin(TEMPLATE, url_secrets={"token": "5"})
     assert one.identity.startswith(f"{SHOWN}#")
     assert one.identity != other.identity
