@@ -30,21 +30,21 @@ from tests.support.summary import summarise
 
 BEGAN = time.monotonic()
 
-# No test speaks to a server of the internet. To read the certificates of all authorities takes 15 ms for each
-# client, so clients, also those of child processes, get a directory without any.
+# No test connects to the internet. Reading the certificates of all authorities takes 15 ms for each client, so
+# clients, also in child processes, get an empty directory.
 os.environ.pop("SSL_CERT_FILE", None)
 os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
 
-# A shell starts what runs in its background with SIGINT ignored, and so would all child processes.
+# A shell starts background jobs with SIGINT ignored, and child processes would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Our own clients send by httpcore2, of which respx does not know by itself.
+# The library's own clients use httpcore2, which respx does not patch by default.
 HTTPCoreMocker.add_targets("httpcore2._async.connection_pool.AsyncConnectionPool")
 
-gc.disable()  # until all tests are collected, which takes a fifth less time so
+gc.disable()  # until all tests are collected, which saves a fifth of the time
 
-# No limits of time: a busy machine is not a failure. No database: what one run found does not change the next one.
+# No time limits: a busy machine is not a failure. No database: one run must not affect the next one.
 settings.register_profile(
     "ours",
     deadline=None,
@@ -52,7 +52,7 @@ settings.register_profile(
     max_examples=form(30, 100),
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
-# A planted bug has to be seen, and nobody reads the example that shows it: to make it small takes minutes.
+# A mutant only has to be detected. Shrinking its example takes minutes.
 settings.register_profile("planted", settings.get_profile("ours"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile("ours")
 hypothesis.core.global_force_seed = SEED
@@ -68,17 +68,17 @@ ADAPTERS = {"docs", "durable_streams", "feeds", "interop", "listeners", "web"}
 ON_BOTH_LOOPS = re.compile(
     r"test_(\w+_sockets|connection|direct_client|httpx2|postgres|redis|transport|websocket)\.py"
 )
-"""Files in these folders that run on both all the same, since what they test depends on the event loop."""
+"""Files in these folders that run on both loops, because the tested code depends on the event loop."""
 
 REFERENCE = re.compile(r"test_(feed_suite|reference_\w+)\.py")
 """Files of `testing` that test a feed and a server."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest reads the marker that is added here
+@pytest.hookimpl(tryfirst=True)  # before pytest reads the marker added here
 def pytest_generate_tests(metafunc):
     """Run a test of an adapter on one of the two event loops in the short form.
 
-    All others run on both. Functions of a module alternate.
+    All other tests run on both. The functions of a module alternate.
     """
     path = metafunc.definition.path
     of_an_adapter = path.parent.name in ADAPTERS or REFERENCE.fullmatch(path.name)
@@ -91,7 +91,7 @@ def pytest_generate_tests(metafunc):
 
 
 def parametrized(definition):
-    """Return the names of the arguments that a test is given by its own markers."""
+    """Return the names of the arguments that a test's own markers set."""
     names = [marker.args[0] for marker in definition.iter_markers("parametrize")]
     return {part.strip() for name in names for part in (name.split(",") if isinstance(name, str) else name)}
 
@@ -100,10 +100,10 @@ COUNT_ALL = os.environ.get("COUNT") == "all"
 """Set by `make coverage`, which counts the lines of every test."""
 
 counted = set()
-"""The tests that are traced to count lines; being traced doubles what a test takes.
+"""The tests that are traced to count lines; tracing doubles the time of a test.
 
-`make test` counts in the first case of each test function. Neither form counts where examples are drawn: a line is
-tested where a test says what it tries.
+`make test` counts lines in the first case of each test function. Neither form counts lines in tests with random
+examples: a line counts as tested only where a test names its case.
 """
 
 
@@ -115,7 +115,7 @@ def pytest_collection_modifyitems(config, items):
         items[:] = chosen
     functions = set()
     for item in items:
-        function = getattr(item, "function", item)  # the same in each class that inherits it
+        function = getattr(item, "function", item)  # the same function in each class that inherits it
         first = function not in functions
         functions.add(function)
         if (COUNT_ALL or first) and not is_hypothesis_test(getattr(item, "obj", None)):
@@ -123,7 +123,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def tracing(config):
-    """Return what starts and stops to count lines, or None if nothing does."""
+    """Return the object that starts and stops line counting, or None without coverage."""
     plugin = config.pluginmanager.getplugin("_cov")
     return plugin and plugin.cov_controller
 
@@ -136,13 +136,13 @@ def pytest_collection(session):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
         tracing(session.config).pause()
-        while left := Coverage.current():  # pytest-cov starts a second one in each worker, which would go on
+        while left := Coverage.current():  # pytest-cov starts a second one in each worker, which would continue
             left.stop()
 
 
 def pytest_collection_finish():
-    """Begin to collect garbage."""
-    gc.freeze()  # tests and their modules stay to the end: it need not look at them again
+    """Enable garbage collection."""
+    gc.freeze()  # tests and their modules stay until the end: the collector need not look at them again
     gc.enable()
 
 
@@ -161,7 +161,7 @@ def pytest_runtest_protocol(item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
-    """Nobody reads the log of a test that passed; kept to the end, those of all take gigabytes."""
+    """Drop the log of passed tests; kept until the end, the logs take gigabytes."""
     report = yield
     if report.passed:
         report.sections = [(name, text) for name, text in report.sections if "log" not in name]
@@ -169,7 +169,7 @@ def pytest_runtest_makereport():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Write what tests under fire measured, wherever they ran, and what the whole run did."""
+    """Write the figures of the tests under faults, from all workers, and the summary of the run."""
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
     figures = [
         f"{report.nodeid.rpartition('::')[2]}: {text}"
@@ -192,9 +192,9 @@ def anyio_backend(request):
 
 @pytest.fixture(scope="module")
 def _frozen():
-    """Let `gc.collect()` look only at objects that are made from now on.
+    """Make `gc.collect()` look only at new objects.
 
-    It takes 0.1 s for all that a worker holds. What is garbage already is collected first: later it would not be.
+    A collection takes 0.1 s for all objects of a worker. Existing garbage is collected first; later it would stay.
     """
     gc.collect()
     gc.freeze()
@@ -202,22 +202,22 @@ def _frozen():
 
 @pytest.fixture
 def nothing_is_left_unclosed(_frozen):
-    """Collect garbage after a test: a socket that it left open is an error of this test, not of a later one."""
+    """Collect garbage after a test: an unclosed socket is then an error of this test, not of a later one."""
     yield
     gc.collect()
 
 
 @pytest.fixture
 def virtual_day(monkeypatch):
-    """Times of day go with virtual time, over restarts too: the library asks for them in the event loop."""
+    """Make times of day follow virtual time, also over restarts: the library reads them in the event loop."""
     monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", time_of_day)
 
 
 @pytest.fixture
 def inline_threads(monkeypatch):
-    """Run in the event loop what would go to a worker thread.
+    """Run worker-thread calls in the event loop.
 
-    A virtual clock takes a running thread for idleness: it jumps on and on, as often as the machine lets it.
+    A virtual clock treats a running thread as idle time and jumps ahead, as often as the machine lets it.
     """
 
     async def run_sync(function, *args, **_):
@@ -235,7 +235,7 @@ def inline_threads(monkeypatch):
 
 @pytest.fixture
 async def running():
-    """Runs consumers in the background until the test ends."""
+    """Run consumers in the background until the test ends."""
     async with anyio.create_task_group() as tasks:
 
         def start(consumer):
@@ -255,7 +255,7 @@ def _chances(request):
 
 @pytest.fixture(autouse=True)
 def _own_log():
-    """The command line sets up the library's log; no test sees what another one set up."""
+    """Restore the library's log after a test: the command line configures it."""
     logger = logging.getLogger("push_to_poll_client")
     handlers, level = logger.handlers[:], logger.level
     yield

@@ -1,1 +1,1 @@
-"""Tests with servers and libraries that others wrote."""
+"""Tests with servers and libraries of other authors."""

@@ -1,6 +1,6 @@
 """What `docs/vendors.md` declares of Kinto, on the Kinto of its authors. Waits for events, never for time.
 
-Records change and go while they are listed, pages are told by a header of its own, and a service has an end.
+Records change and disappear during a listing, a response header counts the pages, and a service has an end.
 """
 
 import anyio
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 needs_a_server_of_its_own = pytest.mark.long_form
-"""Kinto takes a second to start; the same answers of simulated servers are read in the short form."""
+"""Kinto takes a second to start; the short form reads the same responses from simulated servers."""
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -36,7 +36,7 @@ def server():
 
 @pytest.fixture
 async def feed_of():
-    """Makes feeds, which are closed when the test is over."""
+    """Return a function that makes feeds, which are closed after the test."""
     feeds = []
 
     def make(collection, **settings):
@@ -49,7 +49,7 @@ async def feed_of():
 
 
 def declared(collection, **settings):
-    """The feed that the page declares, of another URL, and with what else it is to be given."""
+    """Return the feed that the page declares, with another URL and further arguments."""
 
     def of(url, *, auth, **parts):
         at = collection.records + url.removeprefix(url.partition("?")[0])
@@ -66,7 +66,7 @@ def reading(feed, **settings):
 
 
 def names(consumer):
-    """What the records are called of which a version was processed."""
+    """Return the ids of the records of which a version was processed."""
     return [name.partition("@")[0] for name in consumer.processed]
 
 
@@ -104,7 +104,7 @@ LINKS = paged.OldestFirst(
     next=paged.from_header("next-page"),
     send_next=paged.as_url(),
 )
-"""The links in its header lead on as well. Each is another one each time that it is asked for."""
+"""Feed that follows the links in the response header. Each request gets another link."""
 
 
 @pytest.mark.long_form
@@ -140,7 +140,7 @@ async def test_a_deleted_record_is_a_message_marked_as_deleted(server, feed_of):
 
 
 async def test_records_that_change_while_they_are_listed_are_not_missed(server, feed_of):
-    """Each moves to the end of the list, and the pages that follow shift."""
+    """A changed record moves to the end of the list, and later pages shift."""
     collection = server.collection(6)
 
     class Moving(Log):
@@ -197,7 +197,7 @@ async def test_a_new_consumer_name_can_start_at_the_end_of_the_feed(server, feed
 
 @needs_a_server_of_its_own
 async def test_a_consumer_continues_after_the_server_was_killed_and_restarted(feed_of):
-    """Its records die with it; those that it is given again are new."""
+    """The server's records are lost with it; the later ones are new."""
     with serving(paginate_by="2") as server:
         collection = server.collection(3)
         feed = feed_of(collection)

@@ -1,6 +1,6 @@
-"""Whole consumers that PostgreSQL, Valkey and a long poll push to, through a proxy that swallows everything.
+"""Whole consumers with PostgreSQL, Valkey and a long poll, through a proxy that swallows all bytes.
 
-The fallback of an hour must not help.
+The fallback interval is an hour, so that it cannot hide a lost push.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ HOUR = 3600.0
 
 @pytest.fixture
 def anyio_backend():
-    """Real time, and asyncio alone, as psycopg and redis-py."""
+    """Real time, and only asyncio, as psycopg and redis-py."""
     return "asyncio"
 
 
@@ -42,7 +42,7 @@ def no_proxies(monkeypatch):
 
 
 class Holding:
-    """Answers each long poll with news when there is some; the newest is never more than one number."""
+    """Answer each long poll once there are events, with one number at most."""
 
     def __init__(self):
         self._changed = threading.Condition()
@@ -85,7 +85,7 @@ def holding():
 
 @pytest.fixture(params=["postgres", "valkey", "long poll"])
 def pushed(request):
-    """A listener behind a proxy, the proxy, and how to push."""
+    """Return a listener behind a proxy, the proxy, and a function that pushes."""
     if request.param == "postgres":
         server = postgres_server.shared_server(request.config)
         with TCPProxy(server.port) as proxy:
@@ -106,7 +106,7 @@ def pushed(request):
 
 
 class Noted:
-    """A listener of which a test hears that it goes up or down, and how often it came up."""
+    """A listener with an event for each change of its state, and a count of its connects."""
 
     def __init__(self, listener):
         self._listener = listener
@@ -153,7 +153,7 @@ async def test_a_push_causes_a_poll_and_the_message_of_a_lost_push_is_polled_aft
         feed.publish(1)
         await run_sync(push)
         await until(consumer, noted, up=False)
-        assert len(consumer.processed) == 1 or noted.ups > 1  # which a busy machine may cause: it is a poll
+        assert len(consumer.processed) == 1 or noted.ups > 1  # a busy machine may reconnect, and polls
         proxy.heal()
         await consumer.until(2)
         tasks.cancel_scope.cancel()

@@ -1,6 +1,6 @@
-"""Verifiers agree with the libraries of those who sign: what these sign is verified, what these refuse is refused.
+"""The verifiers agree with the signers' own libraries: both accept and reject the same requests.
 
-Where they differ it is on purpose, by one of the rows of `DIFFERENCES`, each with an example that shows it.
+Each intended difference is a row of `DIFFERENCES`, with an example.
 """
 
 import base64
@@ -28,7 +28,7 @@ MANY = settings(max_examples=form(10, 5000))
 
 
 class Case(NamedTuple):
-    """What comes: for Stripe and GitHub `signature` is the header, for Standard Webhooks of its three."""
+    """A request: for Stripe and GitHub `signature` is the header, for Standard Webhooks one of its three."""
 
     secret: str
     body: bytes
@@ -40,7 +40,7 @@ class Case(NamedTuple):
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdefghijklmn").decode()
 
 
-# The libraries, at a fixed time
+# The libraries, with a fixed time
 
 
 class Frozen(datetime):
@@ -66,13 +66,13 @@ def library():
 NOES = (
     standardwebhooks.WebhookVerificationError,
     stripe_library.SignatureVerificationError,
-    ValueError,  # what a malformed list, or a body that is no text, makes the libraries raise
-    TypeError,  # what a signature that is not ASCII makes Stripe's raise
+    ValueError,  # raised by the libraries for a malformed list, or a body that is not text
+    TypeError,  # raised by Stripe's library for a signature that is not ASCII
 )
 
 
 def says(verify, *arguments, **named):
-    """Whether a library takes it."""
+    """Return True if a library accepts the request."""
     try:
         verify(*arguments, **named)
     except NOES:
@@ -120,17 +120,17 @@ def we_say_github(case):
     return bool(github(case.secret.encode())(request(case.body, X_Hub_Signature_256=case.signature)))
 
 
-# Where we differ
+# Intended differences
 
 
 class Difference(NamedTuple):
-    """On purpose.
+    """An intended difference.
 
     Attributes:
-        ours: What we say: True where we are the more lenient.
-        where: Whether a case is of its kind.
+        ours: Our result: True where this library is more lenient.
+        where: Returns True if a case is of this kind.
         why: The reason.
-        example: A case on which we differ.
+        example: A case with this difference.
     """
 
     ours: bool
@@ -316,7 +316,7 @@ def agree(case, theirs, ours, differences):
     assert ours == theirs or ours in expected, "they differ, and no row says why"
 
 
-# What is made up
+# Generated cases
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=40)
@@ -342,7 +342,7 @@ odd_times = times | st.sampled_from([*odd, "\u0661\u0667" + "\u0660" * 8, "-1", 
 
 
 def mutated(draw, text):
-    """Pieces of it cut out or copied, junk put in, case turned."""
+    """Cut out or copy pieces, insert junk, change case."""
     for _ in range(draw(st.integers(1, 3))):
         start, stop = sorted((draw(st.integers(0, len(text))), draw(st.integers(0, len(text)))))
         ways = [
@@ -357,12 +357,12 @@ def mutated(draw, text):
 
 
 def odd_about(draw):
-    """What is odd about a case: one or two things, or nothing; else hardly any would be verified."""
+    """Return the odd parts of a case: at most two, otherwise hardly any case would be valid."""
     return draw(st.sets(st.sampled_from(["time", "bytes", "list", "spelling", "id", "forged"]), max_size=2))
 
 
 def listed(draw, good, others, odd):
-    """A good signature, and if that is odd, others around it."""
+    """Return a good signature and, if it is odd, others around it."""
     if "list" not in odd:
         return [good]
     size = draw(st.sampled_from([1, 4, 20]))
@@ -412,7 +412,7 @@ def github_cases(draw):
     return Case(secret, body + b"!" if "forged" in odd else body, signature)
 
 
-# They sign
+# The libraries sign
 
 
 secrets = texts.filter(lambda text: text.strip())
@@ -451,7 +451,7 @@ def test_signatures_made_by_octokit_are_verified(library, body, secret):
     assert not github(secret.encode())(request(body.encode() + b"!", X_Hub_Signature_256=header))
 
 
-# They verify
+# The libraries verify
 
 
 @MANY
@@ -474,7 +474,7 @@ def test_results_agree_with_octokit(library, case):
 
 
 def test_standardwebhooks_raises_undocumented_errors():
-    """Why they are no verifiers of this library."""
+    """This is the reason for not using the library as a verifier."""
     webhook = standardwebhooks.Webhook(SECRET)
     for signature, body, error in (
         ("v1", b"", ValueError),

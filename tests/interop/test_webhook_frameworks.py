@@ -1,4 +1,4 @@
-"""The webhook within real frameworks: each mounts it at /hooks, and hands requests over in its own way."""
+"""The webhook in real frameworks, each of which mounts it at /hooks."""
 
 import litestar
 import pytest
@@ -37,11 +37,11 @@ def in_litestar(hooks):
     ) -> None:
         await hooks(scope, receive, send)
 
-    return Litestar([mounted], openapi_config=None, logging_config=None)  # which would set up the log of all tests
+    return Litestar([mounted], openapi_config=None, logging_config=None)  # else it configures all logs
 
 
 def in_django(hooks):
-    """As in a project's asgi.py: Django has no mounts of ASGI applications."""
+    """Mount the webhook as a project's asgi.py does: Django cannot mount ASGI applications."""
     if not settings.configured:
         settings.configure(ROOT_URLCONF=(), SECRET_KEY="x", ALLOWED_HOSTS=["*"], USE_TZ=True, LOGGING_CONFIG=None)
     django = get_asgi_application()

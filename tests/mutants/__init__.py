@@ -1,1 +1,1 @@
-"""Bugs that are planted on purpose, and the tests that must see them."""
+"""Planted bugs, and the tests that must detect them."""

@@ -1,4 +1,4 @@
-"""WHAT a planted bug is."""
+"""A planted bug and its tests."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +11,12 @@ class Mutant(NamedTuple):
     """A planted bug.
 
     Attributes:
-        guarantee: What it breaks.
-        name: What it does wrong.
-        file: Where, in the package.
-        old: The text.
-        new: What stands there instead.
-        tests: Arguments for pytest: what has to go red.
+        guarantee: The guarantee that it breaks.
+        name: Its effect.
+        file: The file, in the package.
+        old: The original text.
+        new: The text with the bug.
+        tests: Arguments for pytest: the tests that must fail.
     """
 
     guarantee: str
@@ -32,6 +32,6 @@ def of(guarantee, name, file, old, new, *tests):
 
 
 def specification(guarantee):
-    """Return the file of tests that specifies a guarantee."""
+    """Return the test file that specifies a guarantee."""
     (file,) = GUARANTEES.glob(f"test_g{int(guarantee[1:]):02}_*.py")
     return f"tests/guarantees/{file.name}"

@@ -1,7 +1,7 @@
-"""Bugs that are planted on purpose, at least two for each guarantee, and the tests that have to see them.
+"""Planted bugs, at least two for each guarantee, and the tests that must detect them.
 
-Each is a text of a file, which stands there once, and what is put in its place. They are what one does wrong who
-writes this loop by hand, or what a well-meant change could break.
+Each is a text that occurs once in a file, and its replacement. They are typical mistakes of a hand-written poll
+loop, or of a well-meant change.
 """
 
 from tests.mutants.mutant import SCHEDULE, of, specification

@@ -1,4 +1,4 @@
-"""Bugs of push channels: what lets an attacker in, loses a subscription, or makes a loop of a channel."""
+"""Bugs of push channels: attacks that succeed, lost subscriptions, reconnect loops."""
 
 from tests.mutants.mutant import SCHEDULE, of
 

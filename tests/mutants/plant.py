@@ -1,7 +1,7 @@
-"""Plants each bug in a copy of the package and shows that its tests see it: `make mutants`.
+"""Plant each bug in a copy of the package and check that its tests detect it: `make mutants`.
 
-`python -m tests.mutants.plant [WORDS…]` runs those alone of which a word is in the guarantee or the name. It
-ends with 1 when a bug survives, or cannot be planted any more.
+`python -m tests.mutants.plant [WORDS…]` runs only bugs with one of the words in their guarantee or name. The exit
+code is 1 if a bug survives or cannot be planted any more.
 """
 
 import os
@@ -23,11 +23,11 @@ ROOT = Path(__file__).parents[2]
 COPIED = ("push_to_poll_client", "tests", "examples", "pyproject.toml", "README.md", "docs")
 
 TIMEOUT = 300.0
-"""Seconds for the tests of a bug, which may well make them hang: then they have seen it."""
+"""Time limit for the tests of a bug in seconds; tests that hang have detected it."""
 
 
 class Copy:
-    """A copy of the project, in which one bug at a time is planted."""
+    """A copy of the project, for one bug at a time."""
 
     def __init__(self, directory: Path) -> None:
         self._root = directory
@@ -42,7 +42,7 @@ class Copy:
             shutil.copy(ROOT / name, self._root / name)
 
     def see(self, mutant: Mutant) -> bool:
-        """Whether its tests see the bug."""
+        """Return True if its tests detect the bug."""
         with self._planted(mutant):
             return not self.passes(mutant.tests)
 
@@ -57,7 +57,7 @@ class Copy:
             file.write_text(before)
 
     def passes(self, tests: tuple[str, ...]) -> bool:
-        """Whether these tests pass as things are."""
+        """Return True if the tests pass without a bug."""
         options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-profile=planted"]
         command = [sys.executable, "-m", "pytest", *options, *tests]
         environment = {**os.environ, "PYTHONPATH": str(self._root), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -73,10 +73,10 @@ class Copy:
 
 
 def planted(mutant: Mutant, text: str) -> str:
-    """The text with the bug in it.
+    """Return the text with the bug in it.
 
     Raises:
-        SystemExit: What it takes the place of is not there, or more than once.
+        SystemExit: The original text does not occur exactly once.
     """
     if text.count(mutant.old) != 1:
         raise SystemExit(
@@ -91,7 +91,7 @@ def chosen(words: list[str]) -> list[Mutant]:
 
 
 def run(mutants: list[Mutant]) -> list[tuple[Mutant, bool]]:
-    """Each with whether it was seen; as many at a time as there are processors."""
+    """Yield each bug with True if it was detected; run as many at a time as there are processors."""
     copies: SimpleQueue[Copy] = SimpleQueue()
 
     def see(mutant: Mutant) -> bool:

@@ -1,4 +1,4 @@
-"""Each bug can still be planted, and has tests that are to see it; that they do is shown by `make mutants`."""
+"""Each bug can still be planted and names its tests; `make mutants` shows that they detect it."""
 
 from collections import Counter
 
