@@ -1,4 +1,4 @@
-"""What `docs/vendors.md` declares of Kinto, on the Kinto of its authors. Waits for events, never for time.
+"""The Kinto declaration of `docs/vendors.md` with a real Kinto server. Waits for events, never for time.
 
 Records change and disappear during a listing, a response header counts the pages, and a service has an end.
 """
