@@ -1,4 +1,4 @@
-"""The filter never says of a key that was added that it was not, and is as small and as right as it says."""
+"""Bloom filters: no false negatives, few false positives, bounded size."""
 
 import random
 
@@ -22,7 +22,7 @@ def bytes_of(filters):
 
 
 def suspected_in(filters, keys):
-    """For each of the keys the segments in which it may be."""
+    """Return, for each key, the segments that may contain it."""
     found = {key: set() for key in keys}
     for segments, suspects in filters.candidates(keys):
         for key in suspects:
@@ -38,7 +38,7 @@ def test_an_empty_filter_suspects_no_key():
 
 
 def test_every_added_key_is_suspected_in_its_segment():
-    """Over several generations, which begin with a segment, and get keys of the same one again and again."""
+    """Cover several generations; each begins with a segment and gets keys of the same segment repeatedly."""
     filters, added = BloomFilters(expected=0, max_records=None), {}
     for segment in range(30):
         for _ in range(4):
@@ -62,7 +62,7 @@ def test_the_newest_segments_are_named_first():
 
 
 def test_few_keys_that_were_not_added_are_suspected():
-    """One in two thousand when a generation is full; the bound leaves room for chance."""
+    """A full generation suspects one key in two thousand. The bound leaves room for chance."""
     filters = BloomFilters(expected=0, max_records=None)
     for segment in range(9):
         filters.add(segment, some_keys(SEGMENT))
@@ -87,7 +87,7 @@ def test_the_size_of_a_filter_follows_the_present_records_and_not_the_limit():
 
 @pytest.mark.no_cover  # lines are counted where it is quick
 def test_a_filter_stays_small_while_records_are_added_and_dropped():
-    """As long as they are limited; what is gone is not suspected for ever."""
+    """With a limit on records. Keys of dropped records are no longer suspected."""
     most = 200_000
     filters, sizes, first = BloomFilters(expected=0, max_records=most), [], some_keys(SEGMENT)
     filters.add(0, first)
@@ -102,7 +102,7 @@ def test_a_filter_stays_small_while_records_are_added_and_dropped():
 
 @pytest.mark.no_cover  # lines are counted where it is quick
 def test_a_filter_without_a_limit_has_few_generations_and_a_bounded_size_per_record():
-    """A hundred times more records are no more than seven generations more."""
+    """A hundred times more records need at most seven more generations."""
     filters = BloomFilters(expected=0, max_records=None)
     for segment in range(100):
         filters.add(segment, some_keys(SEGMENT))

@@ -1,4 +1,4 @@
-"""MemoryStore is a store like any other, for as long as the object lives."""
+"""MemoryStore passes the store suite; its progress lasts as long as the object."""
 
 import contextlib
 import gc

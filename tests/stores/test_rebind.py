@@ -1,4 +1,4 @@
-"""A name of a store is bound to another feed or renamed, once and on purpose, and keeps all that it has."""
+"""Rebinding a name to another feed and renaming a consumer keep all progress."""
 
 import contextlib
 import itertools
@@ -42,7 +42,7 @@ def sqlite(path):
 
 
 def ticks():
-    """A clock that is a second later each time, since cursors of one second are not kept."""
+    """Clock that advances one second per reading: the store keeps one cursor per second."""
     return itertools.count(1_000_000_000.0).__next__
 
 
@@ -68,7 +68,7 @@ async def begin(store, name, feed, cursor="c1", keys=("1", "2")):
 
 
 async def progress(store, name, feed):
-    """All that a name has."""
+    """Return everything stored under a name."""
     async with claimed(store, name, feed) as session:
         seen = {"1", "2", "3"} - await session.unseen(["1", "2", "3"])
         history = [saved.cursor for saved in session.history]
@@ -97,7 +97,7 @@ async def test_a_name_goes_on_under_another_name(store):
 
 
 async def test_a_name_that_is_its_feeds_identity_is_renamed_with_the_feed(store):
-    """As that of a consumer without `name=`, which has the new feed's identity from then on."""
+    """For example a consumer without `name=`: its name becomes the identity of the new feed."""
     await begin(store, OLD, OLD)
     await store.rebind(OLD, feed=NEW)
     assert await progress(store, NEW, NEW) == WHOLE
@@ -181,7 +181,7 @@ async def test_a_name_with_an_owner_is_left_alone(store, owned):
             await store.rebind(OLD, new_name="orders", replace=True)
         await session.commit(cursor="c2", records=[])
         await begin(store, "other", OLD)
-        await store.rebind("other", new_name="another")  # beside it
+        await store.rebind("other", new_name="another")  # while `name` is owned
         await session.commit(cursor="c3", records=[])
 
 
@@ -194,7 +194,7 @@ async def test_a_file_of_another_process_is_left_alone(sqlite, path):
 
 
 async def test_a_former_owner_writes_nothing_after_a_rebind(sqlite, path):
-    """Although the lock file was deleted under it (G10)."""
+    """Even if the lock file was deleted while the owner ran (G10)."""
     session = await sqlite.claim("orders", feed=OLD)
     path.with_name("store.db.lock").unlink()
     await SQLiteStore(path).rebind("orders", feed=NEW)
@@ -248,17 +248,17 @@ async def test_a_mismatch_names_both_feeds_and_the_remedy(store):
     assert mismatch.value.bound_to == OLD
 
 
-# The identity of earlier versions
+# Identities that earlier versions gave to feeds
 
 
 class Renamed(FakeFeed):
-    """A feed that earlier versions called otherwise."""
+    """A feed whose identity was different in earlier versions."""
 
     former_identity = f"{OLD}?limit=…#9c21d9e6"
 
 
 async def consume(store, **options):
-    """Consume five messages; return what was processed."""
+    """Consume five messages and return the processed ones."""
     done = []
     feed = options.pop("feed", None) or Renamed(identity=OLD)
     feed.publish(5)
@@ -319,14 +319,14 @@ async def test_a_store_without_rebind_claims_as_ever():
 
 
 async def test_a_store_that_cannot_be_rebound_now_begins_no_new_name(store):
-    """The name before would be left behind."""
+    """Otherwise the old name would stay in the file."""
     await consume(store, feed=FakeFeed(identity=Renamed.former_identity))
     async with claimed(store, Renamed.former_identity, Renamed.former_identity):
         with pytest.raises(StoreBusy):
             await consume(store)
 
 
-# A new name in a file that has others
+# New names in a file that has other names
 
 
 def new_names(caplog):
@@ -365,7 +365,7 @@ async def test_a_name_given_to_a_consumer_that_had_none_is_a_warning(sqlite, cap
 
 
 async def test_named_consumers_of_several_feeds_that_share_a_file_are_no_warning(sqlite, caplog):
-    """With a name, a changed URL is a `StoreMismatch`, and a changed name is seen by its feed."""
+    """With a name, a changed URL is a `StoreMismatch`, and the feed's identity shows a changed name."""
     caplog.set_level(logging.INFO)
     await begin_names(sqlite, ("orders", OLD), ("invoices", NEW))
     assert [level for level, _ in new_names(caplog)] == ["INFO"]

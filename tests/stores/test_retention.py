@@ -1,4 +1,4 @@
-"""Records go by age and by number, a segment at a time, and never those whose messages may be fetched again."""
+"""Retention removes old segments, but no record of a message that may be fetched again."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def clock():
 
 @pytest.fixture(params=["memory", "sqlite"])
 async def claim(request, tmp_path, clock, anyio_backend):
-    """Claim a name of a store with this retention, also once more; released after the test."""
+    """Claim a name of a store with this retention, repeatedly if needed; released after the test."""
     sessions = []
     memory = {}
 
@@ -82,7 +82,7 @@ async def test_records_older_than_the_retention_are_removed(claim, clock):
 
 @pytest.mark.parametrize("limit", [{"retention": 60}, {"max_records": 8}])
 async def test_a_record_made_again_goes_with_those_it_was_first_made_with(claim, clock, limit):
-    """Where a replay of the feed ends is where it was: what was replayed must not outlive what is newer."""
+    """A replay ends where the feed was before: replayed records must not outlive newer ones."""
     session = await claim(**limit)
     for number in range(8):
         clock.now += 7
@@ -97,7 +97,7 @@ async def test_a_record_made_again_goes_with_those_it_was_first_made_with(claim,
 
 
 async def test_records_are_not_removed_until_a_cursor_after_them_is_saved(claim, clock):
-    """A page larger than the limit, settled message by message: after a crash all of it is fetched again."""
+    """The page is larger than the limit. After a crash between its messages the whole page is fetched again."""
     session = await claim(retention=60, max_records=1)
     for number in range(15):
         clock.now += 6
@@ -119,7 +119,7 @@ async def test_a_commit_without_a_cursor_removes_only_records_before_the_saved_c
 
 
 async def test_a_commit_that_saves_a_cursor_keeps_its_own_records(claim):
-    """With several messages in hand, some of them lie behind the cursor and some before it."""
+    """With several messages in flight, some are before the saved cursor and some are after it."""
     session = await claim(max_records=1)
     await add(session, 0, 50)
     assert await seen(session, 0, 50) == 50
@@ -147,7 +147,7 @@ async def test_the_store_holds_at_most_an_eighth_more_than_max_records(claim):
 
 
 async def test_a_record_is_removed_at_most_an_eighth_of_the_retention_late(claim, clock):
-    """In a segment there is no telling them apart, and a slow feed fills none."""
+    """Records of one segment are removed together, and a slow feed does not fill a segment."""
     session = await claim(retention=80)
     made = {}
     for number in range(form(180, 300)):
@@ -161,7 +161,7 @@ async def test_a_record_is_removed_at_most_an_eighth_of_the_retention_late(claim
 
 @pytest.mark.parametrize("again", [False, True])
 async def test_a_replay_takes_no_other_record_away(claim, again):
-    """Neither while it runs nor when as many new messages come as there are records."""
+    """Neither during the replay nor when the feed then sends as many new messages as there are records."""
     session = await claim(max_records=400)
     for start in range(0, 400, 40):
         await add(session, start, start + 40)
@@ -209,7 +209,7 @@ YEARS = 56 * 365.25 * 86_400
 
 @pytest.mark.parametrize("restart", ["before", "after", "both", "never"])
 async def test_no_record_is_removed_when_the_clock_was_behind_and_is_set(claim, clock, restart):
-    """A machine without a battery begins in 1970 until it has asked for the time."""
+    """A machine without a clock battery starts in 1970 until it synchronises its clock."""
     session = await claim(retention=60, max_records=400)
     for start in range(0, 200, 20):
         await add(session, start, start + 20)
@@ -244,7 +244,7 @@ async def test_no_record_is_removed_by_a_commit_without_records_when_the_clock_i
 
 
 async def test_one_reading_of_the_clock_ages_records_by_an_eighth_of_the_retention(claim, clock):
-    """It may be a clock that is set, or that nothing came for so long; waiting is safe in both cases."""
+    """The clock may have been set, or the feed was quiet for that long. Waiting is safe in both cases."""
     session = await claim(retention=80)
     await add(session, 0, 1)
     for number in range(1, 10):
@@ -264,7 +264,7 @@ async def test_a_clock_that_is_set_to_and_fro_removes_nothing(claim, clock):
 
 @pytest.mark.parametrize("step", [1e9, 50])
 async def test_records_made_while_the_clock_was_ahead_do_not_stay_for_ever(claim, clock, step):
-    """They block those that were made after them."""
+    """Records from the future would block the removal of later ones."""
     session = await claim(retention=60)
     clock.now += step
     await add(session, 0, 1)

@@ -46,7 +46,7 @@ def recorded(path):
 
 
 class Notes:
-    """Handlers that write, and then do something once for each message that they have something for."""
+    """Handlers that write to a database, then run an action chosen by the test for some messages."""
 
     def __init__(self, store, then=None):
         self.store = store
@@ -61,7 +61,7 @@ class Notes:
 
 
 def of_kind(kind, feed, notes, **settings):
-    """A consumer whose handler is of one of the three kinds."""
+    """Return a consumer whose handler is of one of the three kinds."""
 
     class Async(Consumer):
         async def process(self, message):
@@ -118,7 +118,7 @@ async def test_writes_of_a_retried_dead_letter_are_committed_with_its_record(kin
 
 @every_kind
 async def test_a_commit_inside_the_handler_raises_a_runtime_error(kind, store, path):
-    """By whatever way; and if it goes on all the same, nothing has happened."""
+    """By any way to commit. If the handler ignores the error, nothing is committed."""
     told = []
 
     def commit(handler):

@@ -1,4 +1,4 @@
-"""SQLiteStore keeps its promises on a real disk, and leaves alone what is not its own."""
+"""SQLiteStore on a real disk: durability, damaged files, and files of other programs."""
 
 import asyncio
 import contextlib
@@ -58,7 +58,7 @@ async def claimed(store, name="a"):
 
 @contextlib.contextmanager
 def other_program(path):
-    """Change the file in a transaction of another program."""
+    """Change the file in a transaction, as another program would."""
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         yield connection
 
@@ -107,7 +107,7 @@ class TestSQLiteStore(StoreSuite):
 
 
 class NotForked:
-    """The thread of a store as a forked child finds it: it takes jobs and never does them."""
+    """Thread of a store as a forked child finds it: it accepts jobs and never runs them."""
 
     async def run(self, *_, **__):
         pytest.fail("would wait for ever")
@@ -186,7 +186,7 @@ class TestOwnership:
         assert not path.exists()
 
     async def test_a_forked_child_closes_the_lock_without_unlocking_it(self, path):
-        """What the child runs, run here; another descriptor stands for the parent's."""
+        """Run the child's code in this process; another descriptor stands for the parent's."""
         lock = owner_lock.OwnerLock(str(path))
         parents = os.dup(lock._descriptor)
         owner_lock._close_in_child()
@@ -223,7 +223,7 @@ class TestOwnership:
         store = SQLiteStore(path)
         await store.claim("a", feed=FEED)
         with anyio.fail_after(GUARD):
-            while store._owners:  # the worker thread holds what it returned for a moment longer
+            while store._owners:  # the worker thread keeps its result a moment longer
                 gc.collect()
                 await anyio.lowlevel.checkpoint()
         async with claimed(store) as session:
@@ -254,7 +254,7 @@ class TestThreads:
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
     async def test_a_commit_completes_although_asyncio_cancels_its_task(self, path):
-        """As `asyncio.timeout()` does, which no shield keeps off: the caller knows then what was done."""
+        """`asyncio.timeout()` cancels like this, and no shield stops it. The caller still learns the result."""
         begun, go_on, times = threading.Event(), threading.Event(), [DAY]
 
         def clock():
@@ -321,7 +321,7 @@ def content(directory):
 
 @contextlib.asynccontextmanager
 async def refused(path, reason):
-    """Claiming fails for this reason, and the directory is as it was, but for the lock file."""
+    """Expect that the claim fails for this reason and changes only the lock file."""
     before = content(path.parent)
     with pytest.raises(StoreError, match=reason) as caught:
         await SQLiteStore(path).claim("a", feed=FEED)
@@ -339,7 +339,7 @@ async def filled(path):
 
 
 async def check_damage(path, statement, value):
-    """With this written by somebody else, claiming fails and leaves the file as it is."""
+    """Write this value as another program; expect that the claim fails and leaves the file unchanged."""
     with other_program(path) as connection:
         connection.execute(statement, [value])
     before = path.read_bytes()
@@ -350,7 +350,7 @@ async def check_damage(path, statement, value):
 
 
 async def test_the_state_that_a_session_shows_cannot_be_changed_past_the_file(path):
-    for _ in range(2):  # as it was committed, and as it was read
+    for _ in range(2):  # once as committed, once as read
         async with claimed(SQLiteStore(path)) as session:
             await session.commit(cursor=None, records=[], state={} if session.state else {"a": "1"})
             with pytest.raises(TypeError):
@@ -416,7 +416,7 @@ class TestFiles:
             assert await session.unseen([digest, "x" * 1000]) == {digest}
 
     async def test_a_page_of_keys_is_committed_and_looked_up_with_one_statement_each(self, path):
-        """Statement by statement, the thread would wait for the others a thousand times."""
+        """With one statement per key, the thread would wait for other threads a thousand times."""
         async with claimed(SQLiteStore(path)) as session:
             await session.commit(cursor="b", records=[])  # the second commit writes a mark
             statements = []
@@ -427,7 +427,7 @@ class TestFiles:
         assert len(statements) < 10
 
     async def test_keys_above_all_recorded_keys_are_unseen_without_a_query(self, path):
-        """As most feeds count up: no message waits for a thread."""
+        """Keys of most feeds increase, so no message waits for a thread."""
         async with claimed(SQLiteStore(path)) as session:
             statements = []
             session._file.connection.set_trace_callback(statements.append)
@@ -443,7 +443,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("key", ["\uffff" * 300, "\x7f", "\ud800", "\U0010ffff", "~" * 300])
     async def test_long_and_unusual_keys_are_recognised_also_after_a_restart(self, path, key):
-        """A key that is kept as a digest is not above it."""
+        """A key stored as a digest is not above all recorded keys."""
         for name in ("a", "b"):
             async with claimed(SQLiteStore(path), name) as session:
                 await session.commit(cursor="c1", records=records("1", key))
@@ -452,7 +452,7 @@ class TestFiles:
                 assert await session.unseen([key]) == set()
 
     async def test_keys_in_a_utf_16_file_are_recognised_after_a_restart(self, path):
-        """UTF-16 orders them otherwise. This library makes no such file, but a tool that copies one may."""
+        """UTF-16 orders them differently. This library does not make such files, but tools that copy them may."""
         with other_program(path) as connection:
             connection.execute("PRAGMA encoding = 'UTF-16'")
             schema.prepare(connection, str(path), synchronous="FULL")
@@ -462,7 +462,7 @@ class TestFiles:
             assert await session.unseen(["\U0001f600"]) == set()
 
     async def test_a_commit_of_a_page_is_five_statements(self, path):
-        """What is rare costs a commit without it nothing."""
+        """Rare work does not slow down ordinary commits."""
         async with claimed(SQLiteStore(path)) as session:
             await session.commit(cursor="c0", records=records("0"), dead_letters=[letter("0")], state={"s": "0"})
             statements = []
@@ -529,11 +529,11 @@ class TestFiles:
             assert session.record_count > 0
 
     async def test_a_file_whose_last_pages_are_in_the_wal_is_not_refused_as_truncated(self, path, tmp_path):
-        """What a crash in the middle of a checkpoint leaves: the file is cut, and its side file has the rest."""
+        """A crash during a checkpoint leaves this: a short database file, and the missing pages in the WAL."""
         crashed = tmp_path / "crashed.db"
         async with claimed(SQLiteStore(path)) as session:
             await session.commit(cursor="c1", records=records(*map(str, range(200))))
-            for suffix in ("", "-wal"):  # by another process, since closing the file in this one drops its locks
+            for suffix in ("", "-wal"):  # in another process: closing the file in this one drops its locks
                 await anyio.run_process(["cp", f"{path}{suffix}", f"{crashed}{suffix}"])
         with crashed.open("ab") as file:
             file.write(bytes(500))
@@ -721,7 +721,7 @@ class TestFiles:
                 await session.fingerprints(["k"])
 
     async def test_the_next_commit_overwrites_a_consumer_row_damaged_meanwhile(self, path):
-        """Its owner knows what it wrote."""
+        """The owner does not need the row: it has its state in memory."""
         async with claimed(SQLiteStore(path)) as session:
             with other_program(path) as connection:
                 connection.execute("UPDATE push_to_poll_consumer SET cursor = 5, at = 'then', behind = x'ff'")
@@ -730,7 +730,7 @@ class TestFiles:
             assert (session.cursor, session.record_count) == ("c1", 1)
 
     async def test_a_replaced_owner_gets_ownership_lost_although_the_next_one_wrote_the_same_key(self, path):
-        """G10: also where it would write itself."""
+        """G10: also if both would write the same key."""
         async with claimed(SQLiteStore(path)) as session:
             with other_program(path) as connection:
                 connection.execute("UPDATE push_to_poll_consumer SET token = token + 1")
@@ -755,7 +755,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("how", ["FAIL", "ROLLBACK"])
     async def test_errors_of_sqlite_are_shown_without_control_characters(self, path, how):
-        """They may be somebody else's: a damaged schema is quoted."""
+        """SQLite quotes a damaged schema, so the text may come from another program."""
         async with claimed(SQLiteStore(path)) as session:
             evil = f"SELECT RAISE({how}, '\x1b[31m\n\x9b')"
             session._file.connection.execute(
@@ -789,7 +789,7 @@ class TestFiles:
             await SQLiteStore(path).claim("a", feed=FEED)
 
     async def test_a_commit_to_a_read_only_file_is_a_store_error(self, path):
-        """As SQLite answers for it; root may write to any file, so the mode would not show it."""
+        """SQLite reports the file as read-only. A file mode would not do: root may write to any file."""
         store = SQLiteStore(path)
         async with claimed(store) as session:
             session._file.connection.execute("PRAGMA query_only=ON")
@@ -862,7 +862,7 @@ class TestWarning:
     async def test_an_old_sqlite_version_is_reported_once_in_a_process(
         self, tmp_path, monkeypatch, caplog, version
     ):
-        """A warning where an application may write too; the owner lock keeps others out of a file of its own."""
+        """A warning only for a file that an application also writes. The owner lock protects other files."""
         monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
         with caplog.at_level(logging.INFO, "push_to_poll_client"):
             for _ in range(2):

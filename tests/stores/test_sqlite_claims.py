@@ -1,4 +1,4 @@
-"""A claim that is cancelled and a session that is dropped give the name, the file and its lock back."""
+"""A cancelled claim or a dropped session releases the name, the file and its lock."""
 
 import asyncio
 import contextlib
@@ -31,25 +31,25 @@ def store(request, tmp_path):
 
 
 async def claim_elsewhere(store):
-    """Claim a name through another store object, which another process would need the same lock for."""
+    """Claim a name through another store object, which needs the same lock as another process would."""
     other = await SQLiteStore(store.path, transactional=store.transactional).claim("other", feed=FEED)
     await other.release()
 
 
 async def wait_until_unlocked(store):
-    """Wait for the garbage collector, and for the thread that closes the file."""
+    """Wait until the garbage collector ran and the thread has closed the file."""
     with anyio.fail_after(GUARD):
         while True:
             gc.collect()
             try:
                 return await claim_elsewhere(store)
             except StoreBusy:
-                await to_thread.run_sync(lambda: None)  # the file is closed in a thread
+                await to_thread.run_sync(lambda: None)  # a thread closes the file
 
 
 @contextlib.contextmanager
 def held_in_thread(store, monkeypatch):
-    """Let claims stop in their worker thread until the event is set that is yielded second."""
+    """Hold claims in their worker thread until the test sets the second yielded event."""
     begun, go_on = threading.Event(), threading.Event()
     claim = sqlite.ClaimedName
 
@@ -94,7 +94,7 @@ async def test_a_claim_cancelled_by_asyncio_in_the_thread_leaves_the_file_unlock
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_claim_cancelled_after_any_number_of_steps_of_its_loop_leaves_the_file_unlocked(store):
-    """Before its thread begins, while it works, after it has ended."""
+    """Before the thread begins, while it works, and after it ended."""
     for steps in range(16):
         task = asyncio.ensure_future(store.claim("a", feed=FEED))
         for _ in range(steps):
@@ -157,7 +157,7 @@ def test_a_session_of_an_event_loop_that_was_thrown_away_gives_its_file_back(sto
 
 
 async def test_a_file_stays_open_while_a_handler_of_a_dropped_session_uses_it(tmp_path):
-    """Closing a connection in the middle of a statement of another thread would crash the process."""
+    """Closing a connection during another thread's statement would crash the process."""
     store = SQLiteStore(tmp_path / "store.db", transactional=True)
     session = await store.claim("a", feed=FEED)
     effects = session.transaction([Record("1")])

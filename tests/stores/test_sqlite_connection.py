@@ -1,4 +1,4 @@
-"""A handler can do what it likes with the store's connection, but what would break "together or not at all"."""
+"""The store's connection for handlers: all SQL except statements that break the transaction."""
 
 import asyncio
 import contextvars
@@ -99,7 +99,7 @@ FREE = [
 class TestStatements:
     @pytest.mark.parametrize("sql", ENDS_IT)
     async def test_sql_that_ends_the_transaction_or_changes_the_store_is_refused(self, session, database, sql):
-        """However it is spelled and run, and when it is swallowed nothing has happened."""
+        """In any spelling and through any method. If the handler swallows the error, nothing is committed."""
         connection = session.connection
         await session.note("before")
         async with session.transaction():
@@ -142,7 +142,7 @@ class TestStatements:
         await session.commit("new")
 
     async def test_refused_sql_is_refused_again_when_it_is_repeated(self, session):
-        """What was refused is in no cache of statements, and the store's are there under another spelling."""
+        """The statement cache does not keep refused statements. The store's own ones have another spelling."""
         await session.note("begun and ended by the store")
         await session.commit()
         async with session.transaction():
@@ -152,7 +152,7 @@ class TestStatements:
                         session.connection.execute(sql, "k" * sql.count("?"))
 
     async def test_the_store_can_commit_after_a_handler_changed_the_schema(self, session):
-        """It makes SQLite compile all statements again, and so ask again: about the store's, for the store."""
+        """A schema change makes SQLite compile and authorize all statements again, including the store's."""
         await session.note("a")
         async with session.transaction():
             session.connection.execute("CREATE TABLE mine(a)")
@@ -228,7 +228,7 @@ class TestMethods:
                 blob.write(b"1")
             with session.connection.blobopen("push_to_poll_record", "data", 1, readonly=True) as blob:
                 assert blob.read() == b"\0"
-            session.connection.interrupt()  # nothing runs
+            session.connection.interrupt()  # no statement is running
         await session.commit()
         async with session.transaction():
             assert session.connection.execute("SELECT data FROM note").fetchone() == (b"1",)
@@ -271,14 +271,14 @@ class TestWhere:
                 cursor.execute("SELECT 1")
 
     async def test_a_blob_is_closed_when_its_handler_ends(self, session):
-        """It would write past the end of the transaction, without a statement."""
+        """An open blob could write after the end of the transaction, without a statement."""
         async with session.transaction():
             blob = session.connection.blobopen("note", "data", 1)
         with pytest.raises(sqlite3.ProgrammingError, match="closed"):
             blob.write(b"1")
 
     async def test_tasks_started_by_a_handler_can_use_the_connection(self, session):
-        """Unless the handler started it."""
+        """Only tasks that the handler started have access."""
         answers = []
 
         async def use(who):
@@ -311,7 +311,7 @@ class TestWhere:
         assert answers == ["refused"]
 
     async def test_a_task_cannot_use_the_connection_after_its_handler_ended(self, session):
-        """Also while the next message is processed."""
+        """Also while the session processes the next message."""
         answers, go = [], anyio.Event()
 
         async def use():
@@ -381,7 +381,7 @@ class TestWhere:
     async def test_effects_begun_in_the_context_of_an_ended_handler_hold_no_reference_to_it(
         self, session, tmp_path
     ):
-        """A consumer that a handler of another one started goes on in that handler's context."""
+        """A consumer started by another consumer's handler runs in the context of that handler."""
         other = Database(tmp_path / "other.db")
         try:
             async with session.transaction():
@@ -394,7 +394,7 @@ class TestWhere:
             other.stop()
 
     async def test_a_forked_child_cannot_use_the_connection(self, session, monkeypatch):
-        """What it would do there, done here."""
+        """Run the child's code in this process."""
         async with session.transaction():
             session.connection.execute("SELECT 1")
             block = session.connection.guard.scope
@@ -413,7 +413,7 @@ class TestRolledBack:
         ["INSERT OR ROLLBACK INTO note(id) VALUES (1)", "INSERT INTO account VALUES ('raise', 1)"],
     )
     async def test_nothing_is_written_when_sqlite_rolled_back_by_itself(self, session, database, sql):
-        """What a handler that swallows the error writes next would be committed at once."""
+        """Otherwise later writes of a handler that swallows the error would be committed at once."""
         await session.note("a")
         with pytest.raises(StoreError, match="writes are undone and its message is not processed"):
             await self._swallow(session, sql)
@@ -438,7 +438,7 @@ class TestRolledBack:
 
 
 def test_a_handler_that_ends_late_does_not_end_the_access_of_the_next_one(tmp_path):
-    """As a handler whose session was released while it ran, and another session's began."""
+    """For example the first handler's session was released while it ran, and another session started."""
 
     def overlap():
         guard = connection_module.Guard(str(tmp_path / "store.db"))

@@ -1,4 +1,4 @@
-"""SQLiteStore notices what happens to its files: deleted, replaced, put back beside an old WAL, linked, locked."""
+"""SQLiteStore detects deleted, replaced, restored, linked and locked files."""
 
 import contextlib
 import logging
@@ -27,7 +27,7 @@ from tests.support.command_line import typed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("inline_threads")]
 
-# Nothing here waits, so the event loop does not matter.
+# Nothing here waits, so one event loop is enough.
 anyio_backend = pytest.fixture(lambda: "asyncio", name="anyio_backend")
 
 SUFFIXES = ("", "-wal", "-shm")
@@ -40,7 +40,7 @@ def path(tmp_path):
 
 
 def side(path, suffix):
-    """A file beside the database, or the database itself."""
+    """Return the path of the database or of a file beside it."""
     return path.with_name(path.name + suffix)
 
 
@@ -58,7 +58,7 @@ async def commit(session, number):
 
 
 def copy(source, target):
-    """Copy the files as a kill at this instant would leave them. Returns the target."""
+    """Copy the files as a kill at this moment would leave them, and return the target."""
     target.parent.mkdir(exist_ok=True)
     for suffix in SUFFIXES:
         Path(f"{target}{suffix}").unlink(missing_ok=True)
@@ -81,7 +81,7 @@ def vacuum_into(path, target):
 
 
 class TestInPlace:
-    """SQLite goes on writing to files that no path leads to any more, without an error."""
+    """SQLite writes on, without an error, to files that were deleted or renamed."""
 
     @pytest.mark.parametrize("transactional", [False, True])
     @pytest.mark.parametrize("suffix", ["", "-wal", ".lock"])
@@ -93,7 +93,7 @@ class TestInPlace:
             content = changed.read_bytes()
             changed.unlink()
             if how == "replaced":
-                (tmp_path / "other").touch()  # so that it gets another inode
+                (tmp_path / "other").touch()  # to give the new file another inode
                 changed.write_bytes(content)
             reason = (
                 rf"state\.db{suffix} was {how} .*while this process used .*state\.db: .*This commit was rolled"
@@ -133,11 +133,11 @@ class TestInPlace:
 
 
 class Run:
-    """A run in which the WAL begins anew often, with copies as kills at many instants would leave them.
+    """A run that restarts the WAL often, with copies of the files at many moments.
 
     Attributes:
-        killed: The copies, with the cursor that each has.
-        backups: Backups, and whether the WAL began anew after it.
+        killed: Copies as a kill would leave them, with the cursor of each.
+        backups: Backups, each with True if the WAL restarted after it.
     """
 
     def __init__(self, path, directory):
@@ -155,7 +155,7 @@ class Run:
         self.killed.append((copy(self.path, self.target()), cursor))
 
     def kill_within_checkpoint(self, cursor, checkpoint):
-        """A checkpoint writes page after page to the database, in their order."""
+        """Copy the files during a checkpoint, which writes page after page to the database, in order."""
         before = copy(self.path, self.target())
         result = checkpoint()
         old, new = before.read_bytes(), self.path.read_bytes()
@@ -190,7 +190,7 @@ def program(path):
 
 
 class TestOwnWAL:
-    """A WAL that belongs to its file is never refused: the advice would lose commits."""
+    """Never reject a WAL that belongs to its file: following the advice would lose commits."""
 
     @pytest.mark.parametrize("disturbance", ["none", "reader", "writer", "vacuum"])
     @pytest.mark.parametrize("transactional", [False, True])
@@ -203,7 +203,7 @@ class TestOwnWAL:
 
         monkeypatch.setattr(file_module.Checkpoints, "_checkpoint", checkpoint)
         for start in (1, 11, 21):
-            store = SQLiteStore(path, transactional=transactional, synchronous="NORMAL")  # as FULL, but faster
+            store = SQLiteStore(path, transactional=transactional, synchronous="NORMAL")  # faster than FULL
             async with claimed(store) as session:
                 for number in range(start, start + 10):
                     cursor = str(number)
@@ -290,7 +290,7 @@ REASON = r"state\.db does not belong to .*state\.db-wal: .* move .*-wal and .*-s
 
 
 async def test_a_backup_that_was_restored_into_an_open_database_is_accepted(path, tmp_path):
-    """By SQLite's backup API, which writes the old mark, and all other pages, to a new WAL."""
+    """SQLite's backup API writes the old mark and all other pages to a new WAL."""
     async with claimed(SQLiteStore(path)) as session:
         await commit(session, 1)
         back_up(path, tmp_path / "backup.db")
@@ -306,11 +306,11 @@ async def test_a_backup_that_was_restored_into_an_open_database_is_accepted(path
 
 
 class TestForeignWAL:
-    """SQLite would mix pages of two times."""
+    """SQLite would mix pages of two different times."""
 
     @pytest.fixture
     async def backups(self, run, path):
-        """Backups of many instants, and what a kill after the last of them leaves."""
+        """Make backups at many moments, and a copy as a kill after the last backup leaves it."""
         async with claimed(SQLiteStore(path, synchronous="NORMAL")) as session:
             for number in range(1, 25):
                 await commit(session, number)
@@ -333,7 +333,7 @@ class TestForeignWAL:
                 wal.check_wal(str(restored))
             except StoreError:
                 continue
-            # Made since the WAL began anew: the WAL has all that it lacks.
+            # This backup is newer than the restart of the WAL: the WAL has all later pages.
             assert make is back_up
             assert main == killed.read_bytes()
             accepted.append(number)
@@ -364,7 +364,7 @@ class TestForeignWAL:
         assert await cursor_of(restored) == number
 
     async def test_a_backup_from_before_a_clean_restart_is_refused(self, path, tmp_path):
-        """No checkpoint by size lies between, and the same mark was the newest for long."""
+        """No checkpoint by size happens in between, and the newest mark stays the same for long."""
         async with claimed(SQLiteStore(path)) as session:
             await commit(session, 1)
             await commit(session, 2)
@@ -379,7 +379,7 @@ class TestForeignWAL:
 
     @pytest.mark.parametrize("main", ["empty", "missing"])
     async def test_a_wal_whose_database_is_gone_is_refused(self, backups, main):
-        """SQLite would delete it."""
+        """SQLite would delete the WAL."""
         ((killed, _),) = backups.killed
         killed.unlink()
         if main == "empty":
@@ -408,7 +408,7 @@ def test_the_look_at_a_database_leaves_no_descriptor_and_drops_no_lock(path, is_
 
 
 class BusyWithCheckpoint:
-    """A connection to a file of which another program makes a checkpoint (https://www.sqlite.org/pragma.html)."""
+    """Connection to a file during another program's checkpoint (https://www.sqlite.org/pragma.html)."""
 
     def execute(self, sql):
         self.row = (1, -1, -1) if "wal_checkpoint" in sql else (5000,)
@@ -532,7 +532,7 @@ class TestForeignFiles:
 
     @pytest.mark.parametrize("content", ["[[package]]", "1" * 21])
     async def test_a_file_that_only_has_the_name_of_a_lock_file_keeps_its_content(self, path, content):
-        """SQLiteStore("poetry") would empty the poetry.lock of a project."""
+        """`SQLiteStore("poetry")` would otherwise empty the poetry.lock of a project."""
         side(path, ".lock").write_text(content)
         await self.refused(path)
         assert side(path, ".lock").read_text() == content

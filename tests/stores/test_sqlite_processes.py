@@ -1,4 +1,4 @@
-"""The file between processes: one owner, and nothing that was committed is lost when it is killed."""
+"""State files and processes: one owner, and a kill loses no committed record."""
 
 import contextlib
 import itertools
@@ -18,7 +18,7 @@ from tests.support.forms import GUARD, form
 
 pytestmark = pytest.mark.slow
 
-# Whatever goes wrong, a child ends after a minute, and reading from it with it.
+# A child ends after a minute in any case, so that reading from it ends too.
 HEAD = """
 import os, signal, sys
 import anyio
@@ -96,7 +96,7 @@ def path(tmp_path):
 
 
 async def progress(path, keys):
-    """Claim as the next process does: the cursor, and those of the keys that have a record."""
+    """Claim as the next process does; return the cursor and the recorded keys."""
     session = await SQLiteStore(path).claim("a", feed="f")
     try:
         return session.cursor, set(keys) - await session.unseen(keys)
@@ -108,7 +108,7 @@ async def progress(path, keys):
     ("pages", "size"), form([(1, 20), (10, 1000)], list(itertools.product([1, 40], [1, 20, 1000])))
 )
 def test_a_killed_owner_leaves_a_contiguous_prefix(path, size, pages):
-    """Each page whole with its cursor or not at all, none missing of what was reported; and the file is free."""
+    """Each page is stored with its cursor or not at all, no reported page is missing, and the file is free."""
     with child(COMMIT_FOR_EVER, path, size) as owner:
         for _ in range(pages):
             reported = owner.stdout.readline()
@@ -124,9 +124,9 @@ def test_a_killed_owner_leaves_a_contiguous_prefix(path, size, pages):
     assert recorded == set(keys[:-size])
 
 
-@pytest.mark.long_form  # chaos/test_money.py kills a handler at more moments and asks the same
+@pytest.mark.long_form  # chaos/test_money.py checks the same with kills at more moments
 def test_effects_of_a_killed_handler_are_committed_with_its_record_or_not_at_all(path):
-    """Killed again and again in the midst of it, each transfer is made exactly once, none by half (G8)."""
+    """After many kills each transfer is made exactly once, and never half (G8)."""
     ask(path, "CREATE TABLE account(name, cents)", "CREATE TABLE transfer(number PRIMARY KEY)")
     ask(path, "INSERT INTO account VALUES ('a', 0), ('b', 0)")
     for lines in range(10):
@@ -139,7 +139,7 @@ def test_effects_of_a_killed_handler_are_committed_with_its_record_or_not_at_all
         assert len(made) >= int(reported)
         assert ask(path, "SELECT cents FROM account ORDER BY name") == [(-len(made),), (len(made),)]
         cursor, recorded = anyio.run(progress, path, [str(number) for number in range(len(made) + 5)])
-        assert int(reported) <= int(cursor) <= len(made)  # the cursor is committed after each third transfer
+        assert int(reported) <= int(cursor) <= len(made)  # each third transfer saves the cursor
         assert recorded == {str(number) for number in made}
 
 
@@ -150,7 +150,7 @@ def ask(path, *statements):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_child_cannot_commit_and_does_not_keep_the_file_locked(path):
-    """It cannot write through its parent's session, and does not keep the file when its parent dies."""
+    """The child cannot write through the parent's session, and frees the file when the parent dies."""
     with child(FORK, path) as parent:
         assert [parent.stdout.readline() for _ in range(2)] == ["OwnershipLost\n"] * 2
         assert parent.wait(GUARD) == 0
@@ -158,9 +158,9 @@ def test_a_forked_child_cannot_commit_and_does_not_keep_the_file_locked(path):
         parent.stdin.close()
 
 
-@pytest.mark.long_form  # a killed owner keeps this process out, above
+@pytest.mark.long_form  # the test above shows the same with a killed owner
 def test_a_claim_by_a_second_process_is_a_store_busy_error_at_once(path):
-    """It is told at once, and does not touch the database."""
+    """Claiming fails without touching the database."""
     script = """
 async def main():
     try:

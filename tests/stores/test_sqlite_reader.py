@@ -1,4 +1,4 @@
-"""A store's file, read by somebody whom its owner must not notice: whole, in every state that an owner leaves."""
+"""Reading a store's file without disturbing its owner, in every state that an owner leaves."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from push_to_poll_client.stores._sqlite.owner_lock import OwnerLock, lock_holder
 from push_to_poll_client.stores._sqlite.reader import read_cursors, read_dead_letter, read_dead_letters, read_store
 from tests.support.forms import form
 
-# Whatever goes wrong, a child ends after a minute, and reading from it with it.
+# A child ends after a minute in any case, so that reading from it ends too.
 HEAD = """
 import os, signal, sys
 import anyio
@@ -61,7 +61,7 @@ anyio.run(main)
 """
 
 ENOUGH = form(30, 100)
-"""Owners that start and stop, and readings of their file."""
+"""Number of owners that start and stop, and of reads of their file."""
 
 
 def child(script, path, *numbers):
@@ -74,7 +74,7 @@ def child(script, path, *numbers):
 
 
 def kept(path):
-    """Everything in the directory, to the last byte."""
+    """Return the content of every file in the directory."""
     return {file.name: file.read_bytes() for file in path.parent.iterdir()}
 
 
@@ -90,7 +90,7 @@ def _directory(path):
 
 @pytest.fixture
 def closed(path):
-    """A file whose owner ended well."""
+    """Return a file whose owner stopped cleanly."""
     times = iter(range(10**9, 10**9 + 100))
 
     async def own():
@@ -107,7 +107,7 @@ def closed(path):
 
 @pytest.fixture(scope="module")
 def killed_once(tmp_path_factory):
-    """Files left by a killed owner, for all tests to copy."""
+    """Return files that a killed owner left; all tests copy these."""
     path = tmp_path_factory.mktemp("killed") / "store.db"
     with child(COMMIT_FOR_EVER, path, 3) as owner:
         owner.stdout.readline()
@@ -117,7 +117,7 @@ def killed_once(tmp_path_factory):
 
 @pytest.fixture
 def killed(path, killed_once):
-    """A file whose owner was killed, with its last commits in the WAL alone."""
+    """Return a file of a killed owner, with its last commits only in the WAL."""
     shutil.copytree(killed_once, path.parent, dirs_exist_ok=True)
     return path
 
@@ -127,7 +127,7 @@ async def claimed(path):
 
 
 def check(reading, size=3):
-    """Each page is whole: its records are there with its cursor."""
+    """Check that each page is complete: its records are stored with its cursor."""
     (progress,) = reading.progress
     assert (progress.name, progress.feed) == ("a", "f")
     assert progress.records == size * (int(progress.cursor or -1) + 1)
@@ -177,7 +177,7 @@ def test_a_copy_without_its_shared_memory_file_is_read_without_changing_it(kille
 
 
 def test_a_store_is_read_despite_a_stale_shared_memory_file(closed):
-    """A copy of a file at rest beside what somebody left."""
+    """A copy of an unused file, beside the leftover of another one."""
     (closed.parent / "store.db-shm").write_bytes(bytes(32768))
     before = kept(closed)
     assert len(read_store(closed).progress) == 3
@@ -185,7 +185,7 @@ def test_a_store_is_read_despite_a_stale_shared_memory_file(closed):
 
 
 def test_a_store_whose_wal_has_only_a_header_is_read_without_changing_it(killed):
-    """Its owner was killed after the header. SQLite as a reader takes ten seconds to give up on that."""
+    """Its owner was killed after writing the header. A SQLite reader waits ten seconds for such a WAL."""
     session = anyio.run(claimed, killed)
     header = (killed.parent / "store.db-wal").read_bytes()[:32]
     shared = (killed.parent / "store.db-shm").read_bytes()
@@ -312,11 +312,11 @@ def test_views_and_triggers_are_allowed_only_on_tables_of_the_application(closed
         read_store(closed)
 
 
-FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # no thread of this process is needed there
+FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child uses no thread of this process
 
 
 def unprivileged(work):
-    """Run it in a process that is not root, to whom everything is permitted; an assertion fails here too."""
+    """Run it in a process that is not root, because root may do everything. An assertion fails here too."""
     if not (child := os.fork()):
         try:
             if os.getuid() == 0:
@@ -331,7 +331,7 @@ def unprivileged(work):
 
 @pytest.fixture
 def public(path):
-    """Makes the file and its directory readable, and nothing more."""
+    """Return a function that makes the file and its directory readable, and nothing else."""
 
     def share(mode):
         directory = path.parent
@@ -512,7 +512,7 @@ def _impatient(monkeypatch):
 
 @pytest.mark.usefixtures("_impatient")
 def test_a_file_that_changes_while_it_is_read_is_read_again(closed, monkeypatch):
-    """What was read in between may be anything, an error too."""
+    """The first read may return anything or fail."""
     read, answers = reader._read, [StoreError("torn"), (), None]
 
     def torn(path, look, ask):
@@ -531,7 +531,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(closed, monkeypatch)
 
 @pytest.mark.usefixtures("_impatient")
 def test_reading_waits_for_an_owner_that_is_starting(closed, monkeypatch):
-    """Its shared memory is there and not yet ready, which nothing but SQLite's answer shows."""
+    """Its shared memory exists but is not ready. Only SQLite's answer shows this."""
     read, answers = reader._read, [sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN]
 
     def starting(path, look, ask):

@@ -1,4 +1,4 @@
-"""Records lie in segments: little is asked of the file for a page, and what goes is not looked for."""
+"""Records in segments: few lookups for a page, and no search for removed records."""
 
 import contextlib
 import random
@@ -50,13 +50,13 @@ def some_keys(number=PAGE):
 async def record(session, keys):
     for start in range(0, len(keys), PAGE):
         page = keys[start : start + PAGE]
-        session._progress.records._note_unfound(page)  # as after a search, which is not counted here
+        session._progress.records._note_unfound(page)  # as after a search; the test does not count this one
         await session.commit(cursor="c", records=[Record(key, fingerprint=int(key[:8], 16)) for key in page])
 
 
 @pytest.fixture
 def asked(monkeypatch):
-    """For each question how often a key is looked for in a segment."""
+    """Count, for each query, the lookups of a key in a segment."""
     asked, ask = [], Records._find_in
 
     def counted(self, segments, keys):
@@ -69,7 +69,7 @@ def asked(monkeypatch):
 
 @pytest.fixture
 def read(monkeypatch):
-    """The segments whose keys were read for the filter."""
+    """Collect the segments whose keys were read for the filter."""
     read, add = [], _bloom.BloomFilters.add
 
     def noted(self, segment, keys):
@@ -92,7 +92,7 @@ async def test_increasing_ids_need_no_filter(claim, asked, read):
 
 @pytest.mark.parametrize("again", [False, True])
 async def test_descending_keys_are_found_in_each_segment(claim, asked, again):
-    """Each page is below the one before, in its segment and in the next."""
+    """The keys of each page are below the keys of the page before, in the same or the next segment."""
     session = await claim()
     keys = [f"{number:08x}" for number in range(600, 0, -1)]
     await record(session, keys)
@@ -122,7 +122,7 @@ async def test_new_keys_are_not_searched_for_again_by_their_commit(claim, asked,
 
 
 async def test_a_single_record_is_replaced_without_a_filter(claim, read):
-    """As that of a dead letter that is tried again."""
+    """For example the record of a dead letter that is retried."""
     session = await claim()
     keys = some_keys(1600)
     await record(session, keys)
@@ -169,7 +169,7 @@ async def test_the_filter_knows_keys_recorded_after_it_was_built(claim, read):
 
 @pytest.mark.parametrize("again", [False, True])
 async def test_a_replay_is_recognised_with_few_lookups(claim, asked, again):
-    """Each page is one or two segments' worth of questions, but for the place of the first."""
+    """Each page needs the queries of one or two segments, except for finding the first segment."""
     session = await claim()
     keys = some_keys(1600)
     await record(session, keys)
@@ -191,7 +191,7 @@ async def test_duplicates_from_all_segments_are_found(claim, asked):
 
 
 async def test_the_newest_fingerprint_of_each_random_key_is_returned(claim, monkeypatch):
-    """A key may be in several generations."""
+    """Several generations may contain the same key."""
     monkeypatch.setattr(_bloom, "_MIN_KEYS", 400)
     session = await claim()
     keys = some_keys(1600)
@@ -250,7 +250,7 @@ async def test_expired_records_are_unseen_at_once_and_deleted_by_the_next_commit
 
 
 async def check_sweeps(session):
-    """How many segments that are forgotten are left in the file, with each commit that begins none."""
+    """Count the forgotten segments left in the file, after each commit that begins no segment."""
     left = []
     for number in range(4):
         if left:
@@ -283,7 +283,7 @@ async def test_each_commit_deletes_a_few_segments_of_an_ended_dedupe_epoch(claim
 
 
 async def test_a_new_segment_does_not_reuse_the_number_of_a_deleted_one(claim):
-    """Although none is left of those: its records would be forgotten with the next restart."""
+    """Even if the file has none of its records. Otherwise the next restart would forget the new records."""
     session = await claim()
     keys = [f"{number:08x}" for number in range(400)]
     await record(session, keys)
@@ -314,7 +314,7 @@ async def test_a_new_dedupe_epoch_builds_a_new_filter(claim, read):
 
 
 async def test_building_the_filter_can_be_cancelled(claim, monkeypatch):
-    """Ten million records take seconds, and a stop does not wait for them."""
+    """Ten million records take seconds, and stopping must not wait for them."""
     session = await claim()
     keys = some_keys(1600)
     await record(session, keys)
@@ -336,7 +336,7 @@ async def test_building_the_filter_can_be_cancelled(claim, monkeypatch):
 
 
 class TestStoreInUTF16(StoreSuite):
-    """SQLite has no character U+FFFE or U+FFFF in UTF-16: it would take both for U+FFFD."""
+    """SQLite cannot store U+FFFE or U+FFFF in UTF-16: it reads both as U+FFFD."""
 
     @pytest.fixture(autouse=True)
     def _application(self, tmp_path, anyio_backend):

@@ -1,4 +1,4 @@
-"""The one thread of a store: whose turn it is, who may overtake, and what a cancellation does."""
+"""The worker thread of a store: order of jobs, priority, and cancellation."""
 
 import asyncio
 import gc
@@ -33,11 +33,11 @@ def path(tmp_path):
 
 
 class Transaction:
-    """Stands for the transaction of a session."""
+    """Stand-in for the transaction of a session."""
 
 
 class Held:
-    """A thread that does nothing until it is let go."""
+    """Thread that does nothing until the test releases it."""
 
     def __init__(self):
         self.thread = StoreThread("test")
@@ -162,7 +162,7 @@ def note(work, order, name):
 
 
 def test_a_transaction_may_end_at_any_instant_while_another_thread_asks_for_it():
-    """Also between two instructions, as where Python has no global lock."""
+    """Also between two instructions, as in a Python without a global lock."""
     thread, transaction, before = StoreThread("test"), Object(), sys.gettrace()
     code, answers = StoreThread.open_transaction.fget.__code__, []
 
@@ -293,7 +293,7 @@ async def test_a_handlers_thread_that_waits_can_be_cancelled():
 
 
 class Object:
-    """What a job uses, to which weak references are possible."""
+    """Object used by a job; it supports weak references."""
 
 
 async def test_a_job_whose_thread_cannot_start_is_not_done_later(monkeypatch):
@@ -318,13 +318,13 @@ async def test_a_job_that_is_taken_back_keeps_nothing_until_its_turn_comes():
         began = held.thread.call(partial(id, used), mine, timeout=0.0)
         assert not began
         del used, mine
-        await anyio.wait_all_tasks_blocked()  # the event loop lets go of the cancellation
+        await anyio.wait_all_tasks_blocked()  # the event loop drops its reference to the cancellation
         gc.collect()
         assert [reference() for reference in kept] == [None, None]
 
 
 async def test_an_error_of_a_job_keeps_nothing_when_its_caller_has_handled_it():
-    """A session that its caller drops gives its name back, also where the garbage collector comes late."""
+    """A dropped session frees its name, even if the garbage collector runs late."""
 
     def fail(_):
         raise ZeroDivisionError

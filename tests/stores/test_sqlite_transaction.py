@@ -1,4 +1,4 @@
-"""Blocks of effects, their commit, and whose turn it is."""
+"""Effects blocks: their commit, and the order in which sessions get the transaction."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ def session(database):
 
 
 def is_free(database):
-    """Whether another program could write now."""
+    """Return True if another program could write now."""
     with closing(sqlite3.connect(database.path, timeout=0, isolation_level=None)) as other:
         try:
             other.execute("BEGIN IMMEDIATE")
@@ -63,7 +63,7 @@ async def begin(session):
 
 @asynccontextmanager
 async def busy(database):
-    """A thread of the store is at work until the event loop has gone on."""
+    """Keep a thread of the store busy until the event loop has continued."""
     held, go = threading.Event(), threading.Event()
 
     def hold():
@@ -120,7 +120,7 @@ class TestBlocks:
         assert database.notes() == ["a"]
 
     async def test_a_savepoint_of_a_handler_ends_with_the_handler(self, session, database):
-        """One that is left open ends with its handler, and the next one cannot go back to it."""
+        """An open savepoint ends with its handler, and the next handler cannot roll back to it."""
         connection = session.connection
         async with session.transaction():
             connection.execute("INSERT INTO note(text) VALUES ('a')")
@@ -135,7 +135,7 @@ class TestBlocks:
         assert database.notes() == ["a", "c"]
 
     async def test_unread_statements_of_a_handler_do_not_block_the_commit(self, session, database):
-        """SQLite releases no savepoint while a statement writes: INSERT ... RETURNING does until it is read."""
+        """SQLite cannot release a savepoint while INSERT ... RETURNING still has unread rows."""
         kept = []
         async with session.transaction():
             kept.append(session.connection.execute("INSERT INTO note(text) VALUES ('a'), ('b') RETURNING id"))
@@ -146,7 +146,7 @@ class TestBlocks:
         assert database.notes() == ["a", "b"]
 
     async def test_the_session_reads_in_its_own_transaction(self, session):
-        """Between messages and within one, also from the handler itself."""
+        """Between messages and during a message, also from the handler itself."""
         query = "SELECT count(*) FROM note"
         await session.note("a")
         assert await session.ask(query) == [(2,)]
@@ -155,7 +155,7 @@ class TestBlocks:
             assert await session.ask(query) == [(0,)]
 
     async def test_a_commit_waits_for_the_running_handler(self, session, database):
-        """A commit from elsewhere, as for a dead letter, does not take half of a message along."""
+        """A commit for something else, such as a dead letter, does not commit half of a message."""
         done = []
 
         async def commit():
@@ -186,7 +186,7 @@ class TestBlocks:
         assert database.notes() == ["b"]
 
     async def test_a_cancelled_end_of_effects_is_completed_first(self, session, database):
-        """The caller has to know what was done: the cancellation is raised at its next checkpoint."""
+        """The caller must learn the result, so its next checkpoint raises the cancellation."""
         with anyio.CancelScope() as scope:
             async with session.transaction("1"):
                 session.connection.execute("INSERT INTO note(text) VALUES ('a')")
@@ -208,7 +208,7 @@ class TestBlocks:
 
 class TestFirstStatement:
     async def test_in_the_event_loop_it_does_not_wait_for_another_handler(self, database):
-        """Whatever that handler does with the error: its block raises it again."""
+        """If the handler swallows the error, its block raises it again."""
         first, second, begun, tried = database.session(), database.session(), anyio.Event(), anyio.Event()
 
         async def conflict():
@@ -255,7 +255,7 @@ class TestFirstStatement:
         assert scope.cancelled_caught
 
     async def test_a_thread_that_waits_for_the_lock_keeps_the_event_loop_from_beginning(self, session, database):
-        """As when two threads of a handler begin at once: one begins, and none waits for ever."""
+        """For example two threads of a handler begin at once: one succeeds, and neither waits for ever."""
         insert = "INSERT INTO note(text) VALUES ('a')"
         async with session.transaction(), anyio.create_task_group() as tasks:
             scope = session.connection.guard.scope
@@ -401,7 +401,7 @@ class TestFailures:
         assert is_free(database)
 
     async def test_effects_fail_when_their_transaction_was_already_rolled_back(self, session, database):
-        """Nothing is committed by halves: not the records alone either."""
+        """Neither the effects nor the records alone are committed."""
         with pytest.raises(StoreError, match="rolled the transaction back"):
             await self._roll_back(session, "1")
         assert look(database.path, "SELECT key FROM push_to_poll_record") == ["old"]
@@ -445,7 +445,7 @@ class TestFailures:
     async def test_a_rollback_during_a_handler_is_a_store_error_and_keeps_other_sessions_writes(
         self, session, database
     ):
-        """As by the release of the session. What another session does then is not touched."""
+        """For example releasing the session rolls back. Later writes of another session stay."""
         other, undone = database.session(), anyio.Event()
 
         async def use():
@@ -515,7 +515,7 @@ class TestRaces:
 
 class TestTurns:
     async def test_transactions_of_several_sessions_do_not_mix(self, database):
-        """Each is whole: two that write at once never mix, whatever they wait for."""
+        """Each is atomic: two sessions that write at once never mix, whatever they wait for."""
 
         async def consume(name):
             session = database.session()
@@ -541,7 +541,7 @@ class TestTurns:
         assert len(set.union(*threes)) == 15
 
     async def test_a_busy_session_does_not_keep_another_waiting(self, database):
-        """The turn is handed on to who waits, not had again by who gave it back."""
+        """The turn goes to a waiting session, not back to the one that ended."""
         busy, other, stop = database.session(), database.session(), []
 
         async def consume():
@@ -555,7 +555,7 @@ class TestTurns:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(consume)
-            for _ in range(10):  # at least every second one is not called in vain
+            for _ in range(10):  # at least every second call gets the turn
                 await write(other, "other")
             stop.append(True)
         assert database.notes().count("other") >= 5
@@ -579,7 +579,7 @@ class TestTurns:
         assert answers == [[(2,)]]
 
     async def test_effects_begun_inside_a_handler_are_a_runtime_error(self, database):
-        """It would wait for itself."""
+        """The block would wait for itself."""
         first, second = database.session(), database.session()
         async with first.transaction():
             for session in (first, second):
@@ -604,7 +604,7 @@ class TestTurns:
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
     async def test_waiting_for_a_turn_can_be_cancelled_by_asyncio(self, database):
-        """That leaves no thread behind which begins a transaction later, for nobody."""
+        """No thread is left that begins a transaction later, for a caller that is gone."""
         session, done = database.session(), database.session()
         await begin(done)
         session.inner.begin_first = True
@@ -626,7 +626,7 @@ class TestTurns:
 
         def check():
             checks.append(threading.get_ident())
-            if len(checks) == 2:  # in the thread
+            if len(checks) == 2:  # in the worker thread
                 task.get_loop().call_soon_threadsafe(task.cancel)
                 held.wait(0.2)
 
@@ -644,7 +644,7 @@ class TestTurns:
 
         def check():
             checks.append(threading.get_ident())
-            if len(checks) == 2:  # in the thread, which the cancellation does not reach any more
+            if len(checks) == 2:  # in the worker thread, which the cancellation no longer reaches
                 from_thread.run_sync(scope.cancel, token=token)
 
         session.check = check
@@ -653,12 +653,12 @@ class TestTurns:
             await session.note("a")
         assert is_free(database)
         await session.note("b")
-        # On trio nothing may raise the cancellation before the scope ends.
+        # On trio the cancellation must not be raised before the scope ends.
         assert database.notes() == (["b"] if scope.cancelled_caught else ["a", "b"])
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
     async def test_effects_are_committed_although_their_task_is_cancelled_by_asyncio(self, session, database):
-        """The cancellation is raised at the next checkpoint of the caller, who knows then what was done."""
+        """The caller's next checkpoint raises the cancellation, so the caller knows the result."""
         at_work, end, returned = asyncio.Event(), asyncio.Event(), []
 
         async def handle():
@@ -681,7 +681,7 @@ class TestTurns:
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
     async def test_a_commit_completes_although_its_task_is_cancelled(self, session, database):
-        """And when it fails then, that is what is told: it matters more."""
+        """If the commit fails, its error is raised instead of the cancellation, because it matters more."""
 
         def cancel():
             task.get_loop().call_soon_threadsafe(task.cancel)

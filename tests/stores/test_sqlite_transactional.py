@@ -1,4 +1,4 @@
-"""A SQLiteStore that is the application's database too: handlers write through its connection (G8)."""
+"""A SQLiteStore in the application's database: handlers write through its connection (G8)."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ def path(tmp_path):
 
 
 def application(path, *statements, values=()):
-    """What the application does with a connection of its own."""
+    """Run SQL as the application, through another connection."""
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         return [connection.execute(statement, values).fetchall() for statement in statements][-1]
 
@@ -196,13 +196,13 @@ class TestConnection:
                 other.connection  # noqa: B018
             async with others.transaction([]):
                 assert other.connection is not store.connection
-            await others.commit(cursor="c1", records=[])  # waits for nobody
+            await others.commit(cursor="c1", records=[])  # does not wait for the other session
 
     @pytest.mark.parametrize("anyio_backend", form(["trio"], ["asyncio", "trio"]))
     async def test_a_forked_child_cannot_use_the_connection_and_the_parent_keeps_its_effects(
         self, store, path, anyio_backend
     ):
-        """Whatever it does, and also when it comes out of the handler."""
+        """Whatever the child does, even if it returns from the handler."""
         script = [sys.executable, "-c", FORK, str(path), anyio_backend]
         forked = await anyio.run_process(script, check=False)
         assert (forked.returncode, forked.stdout) == (0, b"OwnershipLost 7\n"), forked.stderr
@@ -211,7 +211,7 @@ class TestConnection:
 
 class TestFile:
     async def test_a_store_adds_its_tables_without_changing_those_of_the_application(self, path):
-        """With what it has of numbers, views and triggers; nothing of it is touched."""
+        """The application id, user version, views and triggers stay unchanged."""
         application(
             path,
             "PRAGMA application_id = 77",
@@ -278,7 +278,7 @@ class TestFile:
 
 class TestSessions:
     async def test_release_during_a_message_rolls_back_its_effects_and_refuses_later_writes(self, store, path):
-        """A handler that goes on all the same has no effects, and what it does next is refused."""
+        """If the handler continues, its effects are rolled back and its later writes are rejected."""
         session = await store.claim("a", feed=FEED)
         with pytest.raises(StoreError, match="or the session was released"):
             await self._released_meanwhile(store, session)
@@ -303,7 +303,7 @@ class TestSessions:
             await session.commit(cursor="1", records=[])
 
     async def test_a_dropped_session_is_rolled_back_and_does_not_block_the_next_one(self, store, path):
-        """As after an event loop that ended in the midst of it: who comes next rolls its transaction back."""
+        """For example the event loop ended during the message. The next session rolls the transaction back."""
 
         async def begin():
             session = await store.claim("a", feed=FEED)
@@ -378,7 +378,7 @@ class TestSessions:
         assert notes(path) == ["1", "2"]
 
     async def test_effects_whose_records_cannot_be_written_are_rolled_back(self, store, path):
-        """Whoever calls processes the messages again, and their effects must not be there twice."""
+        """The consumer processes the messages again, so their effects must not be applied twice."""
         async with claimed(store) as session:
             with pytest.raises(AttributeError):
                 async with session.transaction([None]):
@@ -429,7 +429,7 @@ anyio.run(main, sys.argv[1])
 
 
 def test_threads_of_one_handler_do_not_block_each_other_for_ever(tmp_path):
-    """In a process of its own: they held Python's global lock, which stops a test too."""
+    """In a separate process: the deadlock would hold Python's global lock and stop the test too."""
     path = tmp_path / "bank.db"
     application(path, "CREATE TABLE note(number)")
     subprocess.run([sys.executable, "-c", THREADS, path], check=True, timeout=GUARD, capture_output=True)
@@ -437,7 +437,7 @@ def test_threads_of_one_handler_do_not_block_each_other_for_ever(tmp_path):
 
 
 async def test_the_file_may_be_closed_while_another_consumer_claims_its_name(path, monkeypatch):
-    """The thread of the store closes it, between any two steps of a claim or of a look at `connection`."""
+    """The store's thread closes the file, between any two steps of a claim or of a read of `connection`."""
     store = SQLiteStore(path, transactional=True)
     session = await store.claim("a", feed=FEED)
     file, looks = store._file, []
@@ -456,7 +456,7 @@ async def test_the_file_may_be_closed_while_another_consumer_claims_its_name(pat
 
 
 async def test_a_first_claim_waits_for_an_application_that_writes(path, monkeypatch):
-    """SQLite does not wait by itself when it changes to WAL mode, as for a file that has no WAL yet."""
+    """SQLite itself does not wait when it changes a new file to WAL mode."""
     application(path, "CREATE TABLE note(id INTEGER PRIMARY KEY, text)")
     migrate, ends = schema._migrate, []
 
@@ -477,7 +477,7 @@ async def test_a_first_claim_waits_for_an_application_that_writes(path, monkeypa
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_what_a_handler_wrote_is_not_committed_later_when_its_event_loop_shuts_down(path, anyio_backend):
-    """Asyncio then cancels all tasks, also the one that is to end the transaction and has not begun."""
+    """Asyncio then cancels all tasks, including the task that will end the transaction."""
     application(path, "CREATE TABLE note(id INTEGER PRIMARY KEY, text)")
     store = SQLiteStore(path, transactional=True)
 

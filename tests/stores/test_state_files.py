@@ -1,6 +1,6 @@
-"""State files of earlier versions open, and everything stored in them is still understood.
+"""State files of earlier versions open, and all their content is still readable.
 
-`files/` has a state file as each version wrote it, and an export of its dead letters.
+`files/` has a state file written by each version, and an export of its dead letters.
 """
 
 import shutil
@@ -21,20 +21,20 @@ from tests.support.command_line import typed
 FILES = Path(__file__).parent / "files"
 
 WRITTEN_AT = 1796111155.0
-"""Seconds since the epoch: when the file was written."""
+"""Time at which the file was written, in seconds since the epoch."""
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("inline_threads")]
 
 
 @pytest.fixture(params=sorted(path.stem for path in FILES.glob("*.db")))
 def version(request):
-    """The commit that wrote a file."""
+    """Return the commit whose version wrote the file."""
     return request.param
 
 
 @pytest.fixture
 def path(version, tmp_path, monkeypatch):
-    """A copy of the file, half a minute after it was written."""
+    """Return a copy of the file, half a minute after it was written."""
     monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: WRITTEN_AT + 30.0)
     return shutil.copy(FILES / f"{version}.db", tmp_path / "state.db")
 
@@ -49,7 +49,7 @@ class Orders(Consumer):
 
 
 def feed(identity, *ids):
-    """The feed as it was, with one message more."""
+    """Return the feed of that time, with one more message."""
     feed = FakeFeed(page_size=4, identity=identity)
     feed.publish(*ids, "new")
     return feed

@@ -30,10 +30,10 @@ def letters(draw):
 
 
 class Stores(RuleBasedStateMachine):
-    """Each operation is done on both; what is compared is the value or the class of the error."""
+    """Run each operation on both stores and compare the values or the classes of the errors."""
 
     backend = "asyncio"
-    limits = {}  # noqa: RUF012  # another one for each machine
+    limits = {}  # noqa: RUF012  # each machine gets another one
     sessions = Bundle("sessions")
 
     def __init__(self):
@@ -91,7 +91,7 @@ class Stores(RuleBasedStateMachine):
 
     @rule(pair=sessions, keys=st.lists(KEYS, max_size=8))
     def commit_what_is_unseen(self, pair, keys):
-        """As a consumer does."""
+        """Commit new messages, as a consumer does."""
         unseen, _ = self.both(*(lambda s=session: s.unseen(keys) for session in pair))
         if unseen is not None:
             self.commit(pair, "c", [Record(key) for key in keys if key in unseen])
@@ -166,7 +166,7 @@ class Stores(RuleBasedStateMachine):
 
     @invariant()
     def what_is_forgotten_goes(self):
-        """As many segments as there are in memory, and those that wait to be swept."""
+        """The file has as many segments as memory, plus those that wait for removal."""
         for _, sqlite in self.live:
             if not sqlite._released:
                 records = sqlite._progress.records
@@ -194,7 +194,7 @@ LIMITS = {
     "all": {"max_records": None},
 }
 
-# The same examples are drawn for each case, so in the short form each setting is tried on one event loop.
+# Both event loops would draw the same examples, so the short form tries each setting on one of them.
 CASES = form(
     [
         ("little", 3, "trio"),
@@ -212,7 +212,7 @@ CASES = form(
 @pytest.mark.slow
 @pytest.mark.parametrize(("limits", "few", "backend"), CASES)
 def test_memory_store_and_sqlite_store_give_the_same_answers(limits, few, backend, monkeypatch):
-    """Also with a filter that is always used, and is so small that it suspects often and goes soon."""
+    """Also with a filter that is always used, and is so small that it often suspects keys and is soon replaced."""
     monkeypatch.setattr(records_module, "_MAX_UNFILTERED", few)
     monkeypatch.setattr(_bloom, "_MIN_KEYS", 8)
     machine = type("StoresOn", (Stores,), {"backend": backend, "limits": LIMITS[limits]})
