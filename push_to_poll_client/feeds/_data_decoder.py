@@ -113,7 +113,7 @@ def _make_custom(cls: Any, data: Any) -> Any:
         if not (hasattr(error, "errors") and hasattr(error, "error_count")):
             raise  # by a validator of another library
         if error.error_count() > _MAX_FAULTS:
-            raise ValueError(f"it has {error.error_count()} faults") from None
+            raise ValueError(f"it has {error.error_count()} invalid fields") from None
         faults = error.errors(include_url=False, include_input=False, include_context=False)
         shown = [_describe_fault(fault) for fault in faults[:_MAX_SHOWN]]
         more = [f"{len(faults) - _MAX_SHOWN} more"] if len(faults) > _MAX_SHOWN else []

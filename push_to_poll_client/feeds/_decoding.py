@@ -87,17 +87,17 @@ def split_json(text: bytes, brackets: bytes) -> Iterator[bytes]:
     """
     text = text.strip(_SPACE)
     if not (text.startswith(brackets[:1]) and text.endswith(brackets[1:])):
-        raise ValueError(f"it does not stand in {brackets.decode()}")
+        raise ValueError(f"it must begin with {brackets[:1].decode()} and end with {brackets[1:].decode()}")
     start = 0
     for stop in _boundaries(text):
         part = text[start + 1 : stop].strip(_SPACE)
         if part:
             yield part
         elif text[1:-1].strip(_SPACE):
-            raise ValueError("nothing stands between two commas")
+            raise ValueError("a value is missing between two commas")
         start = stop
     if start != len(text) - 1:
-        raise ValueError("something stands after its end")
+        raise ValueError("it has extra text after its closing bracket")
 
 
 def _boundaries(text: bytes) -> Iterator[int]:
@@ -114,7 +114,7 @@ def _boundaries(text: bytes) -> Iterator[int]:
         if not depth:
             yield token.start()
             return
-    raise ValueError("it ends in the middle")
+    raise ValueError("it is cut off: its closing bracket is missing")
 
 
 # These leave the values undecoded. Where they fail, `split_json` finds the same parts.
@@ -152,7 +152,7 @@ def members(raw: RawJSON | None) -> Mapping[str, RawJSON]:
 def _member(part: bytes) -> tuple[str, bytes]:
     found = _MEMBER.fullmatch(part)
     if found is None:
-        raise ValueError("a member has no name")
+        raise ValueError("a member must begin with its name in quotes and a colon")
     return _decode_name(found[1]), found[2]
 
 

@@ -191,7 +191,11 @@ def test_the_data_becomes_what_decode_says(decode, data, decoded):
         (Model, {"total": 1, "lines": [1, CANARY]}, "lines.1: Input should be a valid integer"),
         (Model, {"lines": [CANARY] * 9}, "lines.1: Input should be a valid integer, unable to parse string as an"),
         (Model, {"lines": [CANARY] * 9}, "; 7 more; correct decode=, or report it to the publisher"),
-        (Model, {"total": 1, "lines": [CANARY] * 101}, "does not fit Model: it has 101 faults; correct decode="),
+        (
+            Model,
+            {"total": 1, "lines": [CANARY] * 101},
+            "does not fit Model: it has 101 invalid fields; correct decode=",
+        ),
         (Model, CANARY, "the data: Input should be an object"),
         (Owner, {"pet": {"kind": CANARY}}, "does not fit Owner: pet: union_tag_invalid"),
         (Broken, {"total": 1}, "does not fit Broken: ArithmeticError: a bug"),

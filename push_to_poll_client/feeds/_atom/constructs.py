@@ -51,13 +51,13 @@ class Instant(NamedTuple):
         if found is None:
             seconds = http_date({"date": text}, "date") if len(text) <= MAX_DATE else None
             if seconds is None:
-                raise ValueError(f"{quoted(text, 40)} is not a date (RFC 3339)")
+                raise ValueError(f"{quoted(text, 40)} is not a date, as 2024-01-31T12:00:00Z (RFC 3339)")
             time = datetime.fromtimestamp(seconds, UTC)
             return cls(_format_instant(time, f"{time.second:02}", ""), time)
         day, minute, second, fraction, zone = found.groups("")
         second, fraction = second or "00", fraction.rstrip("0")
         if second > "60":
-            raise ValueError(f"{quoted(text)} has a second above 60")
+            raise ValueError(f"{quoted(text)} is not a date: its seconds must be 60 or less")
         clock = f"{minute or '00:00'}:{min(second, '59')}.{fraction[:6]:0<6}"
         try:
             time = datetime.fromisoformat(f"{day}T{clock}{zone.upper() or 'Z'}")

@@ -125,7 +125,7 @@ class Reader:
             ValueError: No value is passed.
         """
         if not values:
-            raise ValueError(f"{self}.equals() needs at least one value")
+            raise ValueError(f"{self}.equals() needs at least one value, got none")
         return Reader(
             # A missing value stays missing: it is not the same as another value.
             lambda reply: None if (value := self(reply)) is None and None not in values else value in values,
@@ -221,7 +221,7 @@ def from_header(name: str) -> Reader:
         ValueError: The name is not a valid header name.
     """
     if not isinstance(name, str) or not is_header_name(name):
-        raise ValueError(f"{name!r} is not a header name")
+        raise ValueError(f"name must be a valid header name, as 'Link', got {name!r}")
     return Reader(
         lambda reply: reply.headers.get(name),
         f"from_header({name!r})",

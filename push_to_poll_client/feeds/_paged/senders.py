@@ -140,7 +140,7 @@ def to_header(name: str, form: str = "{}", *, otherwise: str | None = None) -> S
         ValueError: The name is not a valid header name, or `form` has no "{}".
     """
     if not is_header_name(require_text("name", name)):
-        raise ValueError(f"{name!r} is not a header name")
+        raise ValueError(f"name must be a valid header name, as 'X-Cursor', got {name!r}")
     _check_form_and_at(form)
 
     def put(asking: RequestParts, value: str) -> RequestParts:
