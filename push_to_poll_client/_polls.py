@@ -249,7 +249,7 @@ class Polls(SessionPart):
             return
         elif count := self.poller.progress.uncommitted_count:
             logger.warning(
-                "store unavailable, retrying in %.1f s; processing waits until %d messages are saved: %s",
+                "store unavailable, retrying in %.1f s; processing is paused, unsaved messages: %d: %s",
                 self.delay,
                 count,
                 describe(error),

@@ -195,7 +195,7 @@ async def test_g7_a_store_that_refuses_a_commit_is_waited_for_and_nothing_new_is
         assert len(feed.requests) == 1
         assert consumer.status().mode is Mode.BACKOFF
         assert "disk full" in consumer.status().last_error
-        line = rf"store unavailable, retrying in .* s; processing waits until {settled} messages"
+        line = rf"store unavailable, retrying in .* s; processing is paused, unsaved messages: {settled}: "
         assert re.search(line, caplog.text)
         store.refuses.clear()
         await consumer.until(10)
