@@ -1,4 +1,4 @@
-"""`push-to-poll dead-letters`: seen at any time, changed while nobody runs, and harmless whatever is in them."""
+"""`push-to-poll dead-letters`: list at any time, change while no consumer runs, escape hostile content."""
 
 import errno
 import json
@@ -52,7 +52,7 @@ def state(tmp_path):
 
 
 def keep(path, *letters, name="orders", fingerprint=None, **store):
-    """Puts dead letters into the file."""
+    """Write dead letters to the file."""
 
     async def commit():
         session = await SQLiteStore(path, **store).claim(name, feed="feed")
@@ -75,13 +75,13 @@ def process(path, key, name="orders"):
 
 
 def kept(path, name="orders"):
-    """The dead letters that are in the file then."""
+    """Return the dead letters in the file after a change."""
     return list(read_dead_letters(path, name))
 
 
 @pytest.fixture(scope="module")
 def owned(tmp_path_factory):
-    """The path of a file with a dead letter, and the id of the process that owns it.
+    """Return the path of a file with a dead letter, and the id of the process that owns it.
 
     One process is enough: no test that looks at the file may change it.
     """
@@ -105,19 +105,19 @@ def owned(tmp_path_factory):
         assert owner.wait(GUARD) == 0
 
 
-def letters(capsys, *arguments):
-    """Exit code, lines on stdout, and what was said on stderr."""
+def run_dead_letters(capsys, *arguments):
+    """Return the exit code, the lines on stdout and the text on stderr."""
     code = typed("dead-letters", "--state", *arguments)
     out, err = capsys.readouterr()
     return code, out.splitlines(), said(err)
 
 
-# Looking
+# Listing
 
 
 def test_list_prints_a_table(state, capsys):
     keep(state, GOOD, BAD, HALF)
-    code, lines, err = letters(capsys, state, "list")
+    code, lines, err = run_dead_letters(capsys, state, "list")
     error = (EVIL * 100)[:500].translate(dict.fromkeys(map(ord, "\x1b\r\n\x9b\u202e"), "\ufffd"))
     assert lines == [
         "last failed (UTC)    attempts  marked  key                                       error",
@@ -130,7 +130,7 @@ def test_list_prints_a_table(state, capsys):
 
 def test_list_with_json_prints_one_json_object_for_each_dead_letter(state, capsys):
     keep(state, GOOD, BAD)
-    code, lines, _ = letters(capsys, state, "list", "--json")
+    code, lines, _ = run_dead_letters(capsys, state, "list", "--json")
     assert code == Exit.DONE
     assert [json.loads(line) for line in lines] == [
         {
@@ -156,7 +156,7 @@ def test_list_with_json_prints_one_json_object_for_each_dead_letter(state, capsy
 
 def test_the_list_help_names_each_json_member(state, capsys):
     keep(state, GOOD)
-    _, (line,), _ = letters(capsys, state, "list", "--json")
+    _, (line,), _ = run_dead_letters(capsys, state, "list", "--json")
     typed("dead-letters", "--state", state, "list", "--help")
     help_ = capsys.readouterr().out
     for name in json.loads(line):
@@ -178,23 +178,23 @@ def test_a_missing_file_name_is_a_usage_error(capsys):
 
 def test_list_and_export_succeed_without_any_dead_letter(state, capsys):
     keep(state)
-    assert letters(capsys, state, "list") == (Exit.DONE, ["no dead letters"], [])
-    assert letters(capsys, state, "list", "--json") == (Exit.DONE, [], [])
-    assert letters(capsys, state, "export") == (Exit.DONE, [], [])
+    assert run_dead_letters(capsys, state, "list") == (Exit.DONE, ["no dead letters"], [])
+    assert run_dead_letters(capsys, state, "list", "--json") == (Exit.DONE, [], [])
+    assert run_dead_letters(capsys, state, "export") == (Exit.DONE, [], [])
 
 
 def test_a_long_key_is_shortened_in_the_table_and_complete_in_json(state, capsys):
     keep(state, DeadLetter(dedupe_key="k" * 100_000, id="1", raw=b"", error=""))
-    _, (_, line), _ = letters(capsys, state, "list")
+    _, (_, line), _ = run_dead_letters(capsys, state, "list")
     assert f"{'k' * 1000}...  " in line
     assert len(line) < 1100
-    _, (line,), _ = letters(capsys, state, "list", "--json")
+    _, (line,), _ = run_dead_letters(capsys, state, "list", "--json")
     assert json.loads(line)["dedupe_key"] == "k" * 100_000
 
 
 def test_show_prints_every_field_of_a_dead_letter(state, capsys):
     keep(state, GOOD, BAD, HALF)
-    assert letters(capsys, state, "show", GOOD.dedupe_key) == (
+    assert run_dead_letters(capsys, state, "show", GOOD.dedupe_key) == (
         Exit.DONE,
         [
             "key           12:https://shop42",
@@ -220,7 +220,7 @@ def test_show_prints_every_field_of_a_dead_letter(state, capsys):
 @pytest.mark.parametrize("key", [BAD.dedupe_key, r"\u001b[2J\r\nERROR \u009b\u202eö"])
 def test_show_accepts_a_key_as_stored_or_as_printed(state, capsys, key):
     keep(state, BAD, HALF)
-    code, lines, _ = letters(capsys, state, "show", key)
+    code, lines, _ = run_dead_letters(capsys, state, "show", key)
     assert code == Exit.DONE
     assert lines[1] == r"id            '\u001b[2J\r\nERROR \u009b\u202e'"
     assert lines[-2:] == [r"\xff", r"\u0000"]
@@ -229,7 +229,7 @@ def test_show_accepts_a_key_as_stored_or_as_printed(state, capsys, key):
 
 def test_show_accepts_the_escaped_form_of_a_lone_surrogate_key(state, capsys):
     keep(state, HALF)
-    code, lines, _ = letters(capsys, state, "show", r"\ud800")
+    code, lines, _ = run_dead_letters(capsys, state, "show", r"\ud800")
     assert code == Exit.DONE
     assert lines[6] == "marked        yes, the next run retries it"
 
@@ -237,7 +237,7 @@ def test_show_accepts_the_escaped_form_of_a_lone_surrogate_key(state, capsys):
 @pytest.mark.parametrize("option", [("export",), ("show", GOOD.dedupe_key, "--json")])
 def test_export_and_show_with_json_print_every_field(state, capsys, option):
     keep(state, GOOD)
-    _, (line,), _ = letters(capsys, state, *option)
+    _, (line,), _ = run_dead_letters(capsys, state, *option)
     assert json.loads(line) == {
         "dedupe_key": "12:https://shop42",
         "id": "42",
@@ -253,7 +253,7 @@ def test_export_and_show_with_json_print_every_field(state, capsys, option):
 
 def test_export_prints_all_dead_letters(state, capsys):
     keep(state, *(DeadLetter(dedupe_key=f"{number:04}", id="1", raw=b"", error="") for number in range(250)))
-    _, lines, _ = letters(capsys, state, "export")
+    _, lines, _ = run_dead_letters(capsys, state, "export")
     assert [json.loads(line)["dedupe_key"] for line in lines] == [f"{number:04}" for number in range(250)]
 
 
@@ -283,14 +283,14 @@ def test_export_keeps_only_some_dead_letters_in_memory(state):
 def test_show_prints_a_large_entry_completely(state, capsys):
     raw = ("é\x1b" * (1 << 17)).encode()
     keep(state, DeadLetter(dedupe_key="1", id="1", raw=raw, error=""))
-    _, lines, _ = letters(capsys, state, "show", "1")
+    _, lines, _ = run_dead_letters(capsys, state, "show", "1")
     assert lines[-1] == r"é\u001b" * (1 << 17)
 
 
 def test_list_show_and_export_work_while_a_process_owns_the_store(owned, capsys):
     state, _ = owned
     for action in (["list"], ["show", GOOD.dedupe_key], ["show", GOOD.id], ["export"]):
-        assert letters(capsys, state, *action)[0] == Exit.DONE
+        assert run_dead_letters(capsys, state, *action)[0] == Exit.DONE
     assert typed("rewind", "--state", state, "--list") == Exit.DONE
 
 
@@ -331,7 +331,7 @@ def test_a_full_disk_is_reported_in_one_sentence(state, monkeypatch, capsys, tmp
 @on_both
 def test_retry_marks_the_given_dead_letters(state, capsys):
     keep(state, GOOD, BAD, HALF)
-    assert letters(capsys, state, "retry", GOOD.dedupe_key, GOOD.dedupe_key) == (
+    assert run_dead_letters(capsys, state, "retry", GOOD.dedupe_key, GOOD.dedupe_key) == (
         Exit.DONE,
         ["1 dead letter is marked; the next run retries it"],
         [],
@@ -343,13 +343,13 @@ def test_retry_marks_the_given_dead_letters(state, capsys):
 @on_both
 def test_retry_all_marks_every_dead_letter(state, capsys):
     keep(state, *(DeadLetter(dedupe_key=f"{number:04}", id="1", raw=b"x", error="e") for number in range(250)))
-    assert letters(capsys, state, "retry", "--all")[:2] == (
+    assert run_dead_letters(capsys, state, "retry", "--all")[:2] == (
         Exit.DONE,
         ["250 dead letters are marked; the next run retries them"],
     )
     assert all(letter.retry_requested for letter in kept(state))
     keep(state, name="none")
-    assert letters(capsys, state, "retry", "--all", "--name", "none")[1] == [
+    assert run_dead_letters(capsys, state, "retry", "--all", "--name", "none")[1] == [
         "0 dead letters are marked; the next run retries them"
     ]
 
@@ -357,7 +357,7 @@ def test_retry_all_marks_every_dead_letter(state, capsys):
 @on_both
 def test_drop_removes_dead_letters_and_records_them_as_skipped(state, capsys):
     keep(state, GOOD, BAD, HALF)
-    assert letters(capsys, state, "drop", GOOD.dedupe_key, r"\ud800") == (
+    assert run_dead_letters(capsys, state, "drop", GOOD.dedupe_key, r"\ud800") == (
         Exit.DONE,
         ["2 dead letters are deleted and will not be retried"],
         [],
@@ -371,7 +371,7 @@ def test_drop_removes_dead_letters_and_records_them_as_skipped(state, capsys):
 
 def test_drop_keeps_the_fingerprint_of_what_was_given_up_on(state, capsys):
     keep(state, GOOD, fingerprint=7)
-    assert letters(capsys, state, "drop", GOOD.dedupe_key)[0] == Exit.DONE
+    assert run_dead_letters(capsys, state, "drop", GOOD.dedupe_key)[0] == Exit.DONE
 
     async def read():
         session = await SQLiteStore(state).claim("orders", feed="feed")
@@ -386,7 +386,7 @@ def test_drop_keeps_the_fingerprint_of_what_was_given_up_on(state, capsys):
 def test_an_unknown_key_is_an_error_and_changes_nothing(state, capsys, action):
     keep(state, GOOD, HALF)
     before = kept(state)
-    code, lines, err = letters(capsys, state, action, GOOD.dedupe_key, "canary")
+    code, lines, err = run_dead_letters(capsys, state, action, GOOD.dedupe_key, "canary")
     assert (code, lines) == (Exit.USAGE, [])
     why = (
         "argument 2 is neither the key nor the id of a dead letter; nothing was changed; "
@@ -402,22 +402,22 @@ def test_an_unknown_key_is_an_error_and_changes_nothing(state, capsys, action):
 )
 def test_show_finds_a_dead_letter_by_the_id_of_its_message(state, capsys, typed_id, key):
     keep(state, GOOD, BAD, HALF)
-    code, (line,), _ = letters(capsys, state, "show", typed_id, "--json")
+    code, (line,), _ = run_dead_letters(capsys, state, "show", typed_id, "--json")
     assert (code, json.loads(line)["dedupe_key"]) == (Exit.DONE, key)
 
 
 def test_show_prefers_the_dead_letter_whose_key_was_given(state, capsys):
     keep(state, GOOD, DeadLetter(dedupe_key="42", id="other", raw=b"", error="e"))
-    _, (line,), _ = letters(capsys, state, "show", "42", "--json")
+    _, (line,), _ = run_dead_letters(capsys, state, "show", "42", "--json")
     assert json.loads(line)["id"] == "other"
 
 
 def test_retry_and_drop_find_dead_letters_by_the_ids_of_their_messages(state, capsys):
     keep(state, GOOD, BAD, HALF)
-    code, lines, _ = letters(capsys, state, "retry", "42", GOOD.dedupe_key)
+    code, lines, _ = run_dead_letters(capsys, state, "retry", "42", GOOD.dedupe_key)
     assert (code, lines) == (Exit.DONE, ["1 dead letter is marked; the next run retries it"])
     assert [letter.retry_requested for letter in kept(state)] == [False, True, True]
-    code, lines, _ = letters(capsys, state, "drop", "42", r"\ud800")
+    code, lines, _ = run_dead_letters(capsys, state, "drop", "42", r"\ud800")
     assert (code, lines) == (Exit.DONE, ["2 dead letters are deleted and will not be retried"])
     assert [letter.dedupe_key for letter in kept(state)] == [BAD.dedupe_key]
 
@@ -428,7 +428,7 @@ def test_an_id_of_several_dead_letters_is_an_error_that_names_their_keys(state, 
         state, *(DeadLetter(dedupe_key=f"{number} of\n1", id="1", raw=b"", error="e") for number in range(7)), HALF
     )
     before = kept(state)
-    code, lines, err = letters(capsys, state, action, "1")
+    code, lines, err = run_dead_letters(capsys, state, action, "1")
     assert (code, lines) == (Exit.USAGE, [])
     keys = r"'0 of\n1', '1 of\n1', '2 of\n1', '3 of\n1', '4 of\n1', or another key that list shows"
     why = f"argument 1 is the id of several dead letters; give a key instead: {keys}"
@@ -455,7 +455,7 @@ def test_a_dead_letter_that_a_consumer_settles_meanwhile_is_left_out(state, caps
 
     monkeypatch.setattr(_dead_letters, "find_dead_letters", find_and_let_a_consumer_run)
     keys = [GOOD.dedupe_key] if action == "show" else [GOOD.dedupe_key, HALF.dedupe_key]
-    code, lines, err = letters(capsys, state, action, *keys)
+    code, lines, err = run_dead_letters(capsys, state, action, *keys)
     assert (code, lines) == result
     assert not err or "argument 1 is neither the key nor the id" in err[0]
     with sqlite3.connect(state) as file:
@@ -466,12 +466,12 @@ def test_a_dead_letter_that_a_consumer_settles_meanwhile_is_left_out(state, caps
 
 def test_show_of_an_unknown_key_is_a_usage_error(state, capsys):
     keep(state)
-    assert letters(capsys, state, "show", "canary")[:2] == (Exit.USAGE, [])
+    assert run_dead_letters(capsys, state, "show", "canary")[:2] == (Exit.USAGE, [])
 
 
 @pytest.mark.parametrize("arguments", [["retry"], ["retry", "--all", "key"]])
 def test_retry_takes_keys_or_all(state, capsys, arguments):
-    assert letters(capsys, state, *arguments) == (
+    assert run_dead_letters(capsys, state, *arguments) == (
         Exit.USAGE,
         [],
         ["push-to-poll: retry needs either keys or --all"],
@@ -505,11 +505,11 @@ def test_retry_drop_and_rewind_refuse_a_store_owned_by_a_process(owned, capsys, 
 
 def test_an_unknown_owner_is_reported_as_another_process(owned, capsys, monkeypatch):
     monkeypatch.setattr("push_to_poll_client.cli._state.lock_holder", lambda _: None)
-    assert "is in use by another process;" in letters(capsys, owned[0], "retry", "--all")[2][0]
+    assert "is in use by another process;" in run_dead_letters(capsys, owned[0], "retry", "--all")[2][0]
 
 
 def test_retry_and_drop_do_not_delete_old_records(state, capsys):
-    """The consumer's own retention is not known here, so nothing is too old and nothing too much."""
+    """The command does not know the consumer's retention, so it deletes nothing."""
 
     async def commit():
         store = SQLiteStore(state, retention=None, max_records=None, clock=lambda: 1e9)
@@ -522,8 +522,8 @@ def test_retry_and_drop_do_not_delete_old_records(state, capsys):
         await session.release()
 
     anyio.run(commit)
-    assert letters(capsys, state, "retry", "--all")[0] == Exit.DONE
-    assert letters(capsys, state, "drop", GOOD.dedupe_key)[0] == Exit.DONE
+    assert run_dead_letters(capsys, state, "retry", "--all")[0] == Exit.DONE
+    assert run_dead_letters(capsys, state, "drop", GOOD.dedupe_key)[0] == Exit.DONE
     typed("status", "--state", state, "--json")
     assert json.loads(capsys.readouterr().out)["consumers"][0]["records"] >= 15_001
 
@@ -535,31 +535,31 @@ def test_commands_work_on_a_database_shared_with_an_application(state, capsys):
         file.execute("CREATE VIEW rich AS SELECT * FROM account WHERE balance > 9")
     file.close()
     keep(state, GOOD, transactional=True)
-    assert letters(capsys, state, "list")[0] == Exit.DONE
-    assert letters(capsys, state, "drop", GOOD.dedupe_key)[0] == Exit.DONE
+    assert run_dead_letters(capsys, state, "list")[0] == Exit.DONE
+    assert run_dead_letters(capsys, state, "drop", GOOD.dedupe_key)[0] == Exit.DONE
     assert typed("rewind", "--state", state, "--to", "inception") == Exit.DONE
 
 
-# Which consumer
+# Choosing a consumer
 
 
 def test_name_is_required_when_the_file_has_several_consumers(state, capsys):
     for number in range(7):
         keep(state, DeadLetter(dedupe_key=f"k{number}", id="1", raw=b"", error=""), name=f"{number}{EVIL}")
-    code, lines, (sentence,) = letters(capsys, state, "list")
+    code, lines, (sentence,) = run_dead_letters(capsys, state, "list")
     assert (code, lines) == (Exit.USAGE, [])
     assert sentence.startswith(
         r"push-to-poll: --name is missing; choose one of '0\x1b[2J\r\nERROR \x9b\u202e', '1"
     )
     assert sentence.endswith("and 2 more")
     for place in (["--name", f"3{EVIL}", "list"], ["list", "--name", r"3\x1b[2J\r\nERROR \x9b\u202e"]):
-        _, (_, line), _ = letters(capsys, state, *place)
+        _, (_, line), _ = run_dead_letters(capsys, state, *place)
         assert " k3 " in line
 
 
 def test_the_error_for_an_unknown_name_does_not_repeat_it(state, capsys):
     keep(state)
-    assert letters(capsys, state, "list", "--name", "canary") == (
+    assert run_dead_letters(capsys, state, "list", "--name", "canary") == (
         Exit.USAGE,
         [],
         ["push-to-poll: --name names no consumer of the file; choose one of 'orders'"],
@@ -569,17 +569,17 @@ def test_the_error_for_an_unknown_name_does_not_repeat_it(state, capsys):
 def test_a_file_without_a_consumer_is_reported_in_one_sentence(state, capsys):
     SQLiteStore(state)
     open(state, "w").close()  # noqa: PTH123
-    code, lines, (sentence,) = letters(capsys, state, "list")
+    code, lines, (sentence,) = run_dead_letters(capsys, state, "list")
     assert (code, lines) == (Exit.STATE, [])
     assert sentence.endswith(" contains no consumer yet; run a consumer with this file first")
 
 
-# Files that are not what they should be
+# Invalid files
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """A file to be copied, which costs less than a new one."""
+    """Return a file to copy, which is cheaper than a new file."""
     path = str(tmp_path_factory.mktemp("good") / "state.db")
     keep(path, GOOD)
     return path
@@ -619,7 +619,7 @@ def test_a_damaged_file_is_reported_in_one_sentence(state, good, capsys, damage,
     file.close()
     code = typed(*(word.format(state) for word in action))
     err = said(capsys.readouterr().err)
-    assert code in {Exit.DONE, Exit.STATE, Exit.USAGE}  # the damage need not be in the way
+    assert code in {Exit.DONE, Exit.STATE, Exit.USAGE}  # the command may not read the damaged part
     assert len(err) == (code != Exit.DONE)
     assert all(line.isprintable() and "bug" not in line for line in err)
 
@@ -629,13 +629,13 @@ def test_a_damaged_file_is_reported_in_one_sentence(state, good, capsys, damage,
 def test_a_truncated_file_is_reported_in_one_sentence(state, good, capsys, size, action):
     shutil.copy(good, state)
     os.truncate(state, size)
-    code, lines, err = letters(capsys, state, *action)
+    code, lines, err = run_dead_letters(capsys, state, *action)
     assert (code, lines) == (Exit.STATE, [])
     assert len(err) == 1
     assert "bug" not in err[0]
 
 
-# From end to end
+# End to end
 
 
 def test_a_dead_letter_marked_by_retry_is_processed_by_the_next_run(tmp_path, state, capfd):

@@ -1,6 +1,6 @@
-"""The demo counts soberly: what it calls lost or repeated is, and a kill excuses no more than G7 says.
+"""The demo reports lost and repeated messages correctly; a kill excuses only repeats that G7 allows.
 
-And it runs, in a short form, with nothing left behind however it ends.
+A short form of the demo runs, and leaves nothing behind however it ends.
 """
 
 import contextlib
@@ -104,14 +104,14 @@ def anyio_backend(request):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Directories of the demo's files, as a list."""
+    """Return the directories of the demo's files."""
     monkeypatch.setattr(_demo.tempfile, "tempdir", str(tmp_path))
     return lambda: list(tmp_path.iterdir())
 
 
 @pytest.fixture
 def _served_here(monkeypatch):
-    """Serve in a thread what a process of its own serves else: its start costs more than the test."""
+    """Serve in a thread instead of a process: starting a process costs more than the test."""
 
     class Server(_demo.ServerProcess):
         def __init__(self, backlog):
@@ -155,7 +155,7 @@ def test_the_demo_runs_and_loses_no_message(capsys, files):
     ],
 )
 def test_the_demo_fails_and_keeps_the_log_if_the_consumer_does_nothing(capsys, files, monkeypatch, program):
-    """Everything is lost, its log is kept, and the exit code says so."""
+    """All messages are lost, the log is kept, and the exit code shows the failure."""
     monkeypatch.setattr(_demo, "STEP_TIMEOUT", 0.1)
     start = _demo.ConsumerProcess.start
 
@@ -201,7 +201,7 @@ def test_the_demo_names_the_extra_to_install_if_the_server_is_missing(capsys, mo
 )
 def test_a_signal_ends_the_demo_and_removes_its_files(files, monkeypatch, number, code):
     before = signal.getsignal(signal.SIGTERM)
-    # Another thread may get the signal, and this one hears of it a moment later.
+    # Another thread may get the signal; the main thread handles it a moment later.
     monkeypatch.setattr(_demo, "_go_live", lambda *_: (os.kill(os.getpid(), number), time.sleep(GUARD)))
     assert typed(*SHORT) == code
     assert files() == []
@@ -209,7 +209,7 @@ def test_a_signal_ends_the_demo_and_removes_its_files(files, monkeypatch, number
 
 
 def children(pid):
-    """The processes that a process started."""
+    """Return the child processes of a process."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
@@ -217,7 +217,7 @@ def children(pid):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="its children are looked up there")
 @pytest.mark.parametrize("number", form([signal.SIGKILL], [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]))
 def test_no_child_process_is_left_after_the_demo_ends(tmp_path, number):
-    """Not even when it has no time to end them."""
+    """Even if the demo has no time to end them."""
     with command_line.start(*SHORT, env={**os.environ, "TMPDIR": str(tmp_path)}) as demo:
         while not demo.stdout.readline().startswith("live: the connection"):
             assert demo.poll() is None
@@ -242,7 +242,7 @@ async def test_the_consumer_of_the_demo_records_every_message_once(tmp_path, mon
             )
             await anyio.to_thread.run_sync(server.stats.wait_for, lambda stats: stats.websockets_open)
             server.publish(1)
-            # The next empty answer may be one from before; what asks after that one has all behind it.
+            # The next empty answer may belong to an earlier request. The one after it means that nothing is left.
             enough = server.stats.empty + 2
             await anyio.to_thread.run_sync(server.stats.wait_for, lambda stats: stats.empty >= enough)
             handlers[signal.SIGTERM](signal.SIGTERM, None)

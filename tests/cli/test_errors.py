@@ -1,4 +1,4 @@
-"""Whatever is typed: an exit code of the table, one sentence, no traceback, no secret, nothing that acts."""
+"""Any arguments: an exit code of the table, one sentence, no traceback, no secret, no control character."""
 
 import os
 import subprocess
@@ -14,12 +14,12 @@ from tests.support.forms import GUARD, form
 
 CANARY = "canary-secret"
 FEED = f"http://user:{CANARY}@127.0.0.1:1/feed?key={CANARY}"
-LONG = "x" * form(200_000, 1_000_000)  # an argument may have 128 KiB on Linux
+LONG = "x" * form(200_000, 1_000_000)  # Linux limits an argument to 128 KiB
 ACTS = "\x1b[2J\r\n\x07\x9b\u202e"
-BYTES = "\udcff\udc80"  # what Python makes of bytes that are no UTF-8
+BYTES = "\udcff\udc80"  # Python's form of bytes that are not UTF-8
 ALL_NUMBERS = ["soon", "nan", "inf", "-1", "1e999", "", " ", ACTS, BYTES, LONG, FEED, CANARY]
 NUMBERS = form(["soon", "nan", "-1", BYTES, CANARY], ALL_NUMBERS)
-"""Numbers for the options that are read as `--fallback-interval` is."""
+"""Values for the options that are read like `--fallback-interval`."""
 
 URLS = [
     "",
@@ -37,7 +37,7 @@ URLS = [
     f"{ACTS}",
     f"http://{BYTES}/",
 ]
-"""None of which is one of a feed."""
+"""URLs that cannot be the URL of a feed."""
 
 FILES = {
     "": Exit.USAGE,
@@ -51,10 +51,10 @@ FILES = {
     f"missing{BYTES}/state.db": Exit.STATE,
     "~" + "../" * 2000: Exit.STATE,
 }
-"""None of which can keep any state."""
+"""Paths of files that cannot store state, with their exit codes."""
 
 SOME_FILES = form(["file", LONG, f"missing{BYTES}/state.db"], list(FILES))
-"""Files for the commands that look at a file as `status` does."""
+"""Paths for the commands that read a file as `status` does."""
 
 USAGE = [
     [],
@@ -179,7 +179,7 @@ def _here(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no database" * 100)
     (tmp_path / CANARY).mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LANGUAGE", "C")  # else argparse looks for a translation of each word, on disk
+    monkeypatch.setenv("LANGUAGE", "C")  # otherwise argparse searches the disk for a translation of each word
     monkeypatch.setenv("TOKEN", CANARY)
     monkeypatch.setenv("WITH_CONTROLS", f"{CANARY}\r\nX: y")
 
@@ -215,12 +215,12 @@ for argument in sys.argv[1:]:
     print(file=sys.stderr)
     arguments = []
 """
-"""A program that runs the commands in its arguments: one process for all, because a process costs much."""
+"""Program that runs the commands in its arguments. One process runs all of them, because a process costs much."""
 
 
 @pytest.mark.parametrize("locale", form(["C"], ["C", "C.UTF-8"]))
 def test_undecodable_arguments_are_reported_in_one_sentence_with_an_exit_code(locale):
-    """As the system hands them over, and whatever the terminal can show."""
+    """As the system passes them, with any encoding of the terminal."""
     environment = {**os.environ, "LC_ALL": locale, "PYTHONIOENCODING": "ascii" if locale == "C" else ""}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     arguments = [argument for typed, _ in BYTES_TYPED for argument in (*typed, b"next command")]

@@ -1,4 +1,4 @@
-"""`tail --exec`: a command for each message, whatever the message holds and whatever the command does."""
+"""`tail --exec`: one command for each message, with any message content and any behaviour of the command."""
 
 import contextlib
 import functools
@@ -61,7 +61,7 @@ def tail(capfdbinary, backend, tmp_path, monkeypatch):
 
 @pytest.fixture
 def python(tmp_path):
-    """Makes a program; returns what to type after `--exec`."""
+    """Return a function that writes a program and returns the argument for `--exec`."""
 
     def program(text, name="program.py"):
         path = tmp_path / name
@@ -73,10 +73,10 @@ def python(tmp_path):
 
 @pytest.fixture
 def fifos(tmp_path, monkeypatch):
-    """`told` is what a program tells the test, `go` what the test tells the program."""
+    """Two FIFOs: the program writes `told` for the test, and the test writes `go` for the program."""
     os.mkfifo(tmp_path / "told")
     os.mkfifo(tmp_path / "go")
-    told = os.open(tmp_path / "told", os.O_RDWR)  # so that neither side waits for the other to open it
+    told = os.open(tmp_path / "told", os.O_RDWR)  # read and write: opening does not block
 
     monkeypatch.chdir(tmp_path)
 
@@ -90,7 +90,7 @@ def fifos(tmp_path, monkeypatch):
 
 @pytest.fixture
 def _go_when_signalled(fifos, monkeypatch):
-    """Write to `go` as soon as the command is told how long it may take after a signal."""
+    """Write to `go` as soon as a signal sets the command's deadline."""
     finish_until = _exec.Command.finish_until
 
     def go(command, deadline):
@@ -106,7 +106,7 @@ def _impatient(monkeypatch):
 
 
 def wait_until_gone(*pids):
-    """A killed process that is not ours to wait for takes a moment."""
+    """Wait for killed processes that are not children of this process."""
     for pid in map(int, pids):
         with contextlib.suppress(ProcessLookupError):
             descriptor = os.pidfd_open(pid)
@@ -148,7 +148,7 @@ def test_processed_messages_are_recorded_and_a_failed_one_is_processed_by_the_ne
         python("data = json.load(sys.stdin)['data']; print(data); sys.exit(3 if data == 2 else 0)"),
     )
     assert (code, lines) == (Exit.MESSAGE, [1, 2])
-    assert len(said(err)) == 2  # the line in the log, and why the command ended
+    assert len(said(err)) == 2  # the log line, and why the command ended
     assert f"CommandFailed: {sys.executable!r} exited with 3. It and all later messages are not settled" in err
     print_data = python("print(json.load(sys.stdin)['data'])")
     assert tail(server.url, "--once", "--state", state, "--exec", print_data)[:2] == (Exit.DONE, [2, 3])
@@ -227,10 +227,10 @@ def test_a_command_that_exits_with_0_after_its_timeout_fails_the_message(server,
 
 @pytest.mark.anyio
 async def test_a_command_of_another_user_that_cannot_be_killed_fails_after_its_timeout(monkeypatch):
-    """As by sudo: it may not be ended, and must not hold everybody else."""
+    """For example started by sudo: it cannot be killed, and must not stop the consumer for ever."""
 
     class Process:
-        """Of somebody else."""
+        """Process of another user."""
 
         pid, returncode = 4711, None
 
@@ -255,7 +255,7 @@ async def test_a_command_of_another_user_that_cannot_be_killed_fails_after_its_t
 
 
 async def overrun(program, fifos):
-    """Runs it, and ends it as soon as it has told something; returns that."""
+    """Run the program, stop it after its first output, and return that output."""
     command = _exec.Command(program, timeout=GUARD)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(command, Message("1", None))
@@ -282,7 +282,7 @@ time.sleep(3600)
 
 @pytest.mark.anyio
 async def test_child_processes_of_a_command_can_finish_after_sigterm(python, fifos, tmp_path, monkeypatch):
-    """SIGTERM reaches the whole group, and its last member is waited for."""
+    """SIGTERM goes to the whole group, and the consumer waits for the last process of the group."""
     monkeypatch.setattr(_exec, "TERM_GRACE", GUARD)
     program = python(f"""
 def end(*_):
@@ -376,7 +376,7 @@ def test_an_invalid_command_or_option_is_a_usage_error(tail, tmp_path, arguments
 )
 @pytest.mark.usefixtures("_go_when_signalled")
 def test_a_signal_lets_the_running_command_finish_and_starts_no_other(server, tail, python, options, number):
-    """It finishes, is recorded, and no other is begun."""
+    """The command finishes, its message is recorded, and no other command starts."""
     first, second = server.publish(2)
     program = python(f"""
 import select
@@ -409,7 +409,7 @@ def test_a_second_signal_kills_the_command(server, python, tmp_path, fifos):
     server.publish(1)
     with command_line.start("tail", server.url, "--exec", python(SLOW), cwd=tmp_path) as process:
         pids = fifos()
-        while process.poll() is None:  # whether the first was seen already cannot be known from here
+        while process.poll() is None:  # the test cannot know if the first signal was handled
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.05)

@@ -1,4 +1,4 @@
-"""An option of the command line that stands for an argument of the library has its name and its default."""
+"""Options of the command line have the names and defaults of the library's arguments."""
 
 import inspect
 
@@ -15,7 +15,7 @@ OWN = {
     "retry": "all",
     "drop": "",
 }
-"""What is an object, a function or a call in the library: listeners, a store, a handler, its `retry=`, a token,
+"""Options for objects, functions or calls of the library: listeners, a store, a handler, its `retry=`, a token,
 `catch_up()`, `retry()` without keys."""
 
 STANDS_FOR = {

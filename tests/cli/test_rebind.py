@@ -1,4 +1,4 @@
-"""`push-to-poll rebind`: the same feed at another address, or the same consumer under another name."""
+"""`push-to-poll rebind`: the same feed at another URL, or the same consumer with another name."""
 
 import anyio
 import pytest
@@ -21,7 +21,7 @@ on_both = pytest.mark.parametrize("_backend", ["asyncio", "trio"], indirect=True
 
 
 def begin(path, *names):
-    """Begin names, given with the feed that each is bound to."""
+    """Store progress under names; each is given with the feed that it is bound to."""
 
     async def claim():
         store = SQLiteStore(path)
@@ -42,7 +42,7 @@ def state(tmp_path):
 
 @pytest.fixture
 def unnamed(tmp_path):
-    """The state of a consumer without `name=`."""
+    """Return the state of a consumer without `name=`."""
     path = str(tmp_path / "unnamed.db")
     begin(path, (OLD, OLD))
     return path
@@ -106,7 +106,7 @@ def test_a_name_and_a_feed_are_changed_at_once(unnamed, capsys):
         ("HTTPS://me:s3cret@New.Example:443/orders?limit=5#x", NEW),
         (f"{NEW}?topic=a&limit=100", TOPIC),
         (TOPIC, TOPIC),
-        (TOPIC.replace("…", r"\u2026"), TOPIC),  # as an error shows it
+        (TOPIC.replace("…", r"\u2026"), TOPIC),  # as an error shows the topic
         (f"{TOPIC} as lines", f"{TOPIC} as lines"),
         (f"{NEW} as lines", f"{NEW} as lines"),
         ("orders of the shop", "orders of the shop"),

@@ -1,4 +1,4 @@
-"""`push-to-poll rewind`: where a consumer goes on, said by its operator."""
+"""`push-to-poll rewind`: the operator chooses where a consumer continues."""
 
 import functools
 
@@ -25,7 +25,7 @@ on_both = pytest.mark.parametrize("_backend", ["asyncio", "trio"], indirect=True
 
 @pytest.fixture
 def state(tmp_path, monkeypatch):
-    """A file with cursors that were saved at 1e9, 1e9 + 100 and 1e9 + 200; a hundred seconds later."""
+    """A file with cursors saved at 1e9, 1e9 + 100 and 1e9 + 200; the clock is a hundred seconds later."""
     path = str(tmp_path / "state.db")
 
     async def commit():
@@ -141,7 +141,7 @@ def test_the_next_run_continues_at_the_cursor_set_by_rewind(tmp_path, capfdbinar
         _, first, _ = tail()
         assert typed("rewind", "--state", state, "--to", first[0]["id"]) == Exit.DONE
         capfdbinary.readouterr()
-        assert tail()[1] == []  # all of it was processed
+        assert tail()[1] == []  # all messages were processed
         assert typed("rewind", "--state", state, "--to", first[0]["id"], "--forget") == Exit.DONE
         capfdbinary.readouterr()
         assert tail()[1] == first[1:]

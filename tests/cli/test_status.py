@@ -1,4 +1,4 @@
-"""`push-to-poll status`: for people and for programs, and never a nuisance to the consumer."""
+"""`push-to-poll status`: output for people and programs, without disturbing the consumer."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.support.forms import GUARD
 
 @pytest.fixture
 def state(tmp_path, monkeypatch):
-    """A file that is owned by this process; an hour and a second later."""
+    """A file that this process owns, an hour and a second after its last commit."""
     path = tmp_path / "state.db"
 
     async def own():

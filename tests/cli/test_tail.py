@@ -1,4 +1,4 @@
-"""The command line, typed as a user would: lines on stdout, sentences on stderr, exit codes."""
+"""`push-to-poll tail`: messages on stdout, sentences on stderr, exit codes."""
 
 import errno
 import functools
@@ -190,7 +190,7 @@ def test_on_failure_dead_letter_keeps_an_unreadable_event_as_a_dead_letter(serve
 
 
 def typed_on_a_full_disk(*arguments):
-    """Run it with the buffer that Python flushes once more at its end, which PYTHONUNBUFFERED takes away."""
+    """Run it with a buffered stdout, which Python flushes at exit. PYTHONUNBUFFERED would prevent this."""
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("w") as full:
         return subprocess.run(
@@ -233,7 +233,7 @@ def test_tail_starts_at_the_given_cursor_and_later_continues_at_the_saved_one(se
 
 
 def failing(state, name, delay):
-    """State file of a consumer that was stopped while the first message waited for its retry."""
+    """State file of a consumer that stopped while its first message waited for a retry."""
 
     async def fail():
         session = await SQLiteStore(state).claim(name, feed=name)
@@ -398,7 +398,7 @@ def test_tail_prints_a_pushed_message_and_ends_cleanly_on_ctrl_c(server, tmp_pat
 
 
 def test_sigterm_ends_tail_cleanly_and_printed_messages_are_recorded(server, tmp_path, capfdbinary):
-    """Until then its state file is in use, which is one sentence."""
+    """Before the signal, the state file is in use, and a second command reports this in one sentence."""
     state = str(tmp_path / "state.db")
     with start(server.url, "--state", state) as process:
         for _ in range(3):
@@ -430,7 +430,7 @@ def test_a_second_signal_exits_at_once_and_kills_the_command(backend, monkeypatc
     codes, exited, told = [], anyio.Event(), []
 
     class Command:
-        """Writes down what it is told."""
+        """Command that records its calls."""
 
         def finish_until(self, deadline):
             assert deadline > anyio.current_time()
@@ -443,7 +443,7 @@ def test_a_second_signal_exits_at_once_and_kills_the_command(backend, monkeypatc
         codes.append(code)
         exited.set()
 
-    async def write_that_nobody_reads():
+    async def run_for_ever():
         os.kill(os.getpid(), signal.SIGTERM)
         try:
             await anyio.sleep_forever()
@@ -453,7 +453,7 @@ def test_a_second_signal_exits_at_once_and_kills_the_command(backend, monkeypatc
                 await exited.wait()
 
     monkeypatch.setattr(os, "_exit", exit_at_once)
-    anyio.run(_tail.until_signalled, write_that_nobody_reads, Command() if with_command else None)
+    anyio.run(_tail.until_signalled, run_for_ever, Command() if with_command else None)
     assert codes == [Exit.TERMINATED]
     assert told[:2] == (["finish", "kill"] if with_command else [])
 

@@ -1,4 +1,4 @@
-"""Nothing that anybody else wrote does anything to a terminal: neither a message, nor a line of the log."""
+"""Text from other systems cannot control the terminal, neither in messages nor in log lines."""
 
 import io
 import json
@@ -99,7 +99,7 @@ def logger():
 
 
 def logged(logger, monkeypatch, *args, verbose=0, **options):
-    """Return the text of an error on stderr, with the log of the command line."""
+    """Log an error as the command line does, and return its text on stderr."""
     stderr = io.StringIO()
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", stderr)

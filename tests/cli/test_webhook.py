@@ -1,4 +1,4 @@
-"""`push-to-poll tail --webhook`: pushes come to this process, on a real socket, and it ends in an orderly way."""
+"""`push-to-poll tail --webhook`: pushes on a real socket, and an orderly end."""
 
 import contextlib
 import errno
@@ -59,25 +59,25 @@ def posted(url, body=b"{}", key=SECRET):
     return httpx.post(url, content=body, headers=signed(body, key), timeout=GUARD)
 
 
-# In a process of its own
+# In a separate process
 
 
 @contextlib.contextmanager
 def started(*arguments):
     with start("tail", *arguments) as process:
-        watchdog = threading.Timer(2 * GUARD, process.kill)  # else a line that does not come would be waited for
+        watchdog = threading.Timer(2 * GUARD, process.kill)  # a missing line must not block the test
         watchdog.start()
         try:
             yield process
         finally:
             watchdog.cancel()
-            process.kill()  # what has ended by itself is none the worse for it
+            process.kill()  # does nothing if the process has already ended
 
 
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        pytest.param(signal.SIGINT, Exit.INTERRUPTED, marks=pytest.mark.long_form),  # what a `Visitor` sends
+        pytest.param(signal.SIGINT, Exit.INTERRUPTED, marks=pytest.mark.long_form),  # sent by `Visitor`
         (signal.SIGTERM, Exit.TERMINATED),
     ],
 )
@@ -99,11 +99,11 @@ def test_a_signed_request_prints_the_next_message_and_a_signal_ends_the_command(
     assert SECRET not in rest
 
 
-# In this process, whose lines are counted
+# In this process, so that coverage counts the lines
 
 
 class Visitor(threading.Thread):
-    """Does something when the webhook listens, and then ends the command as Ctrl-C does."""
+    """Call a function once the webhook listens, then end the command as Ctrl-C does."""
 
     def __init__(self, port, visit):
         super().__init__()
@@ -134,7 +134,7 @@ class Visitor(threading.Thread):
 
 
 def wait_until(true):
-    """Wait for what another thread brings about and nobody tells."""
+    """Poll for an effect of another thread that has no event to wait for."""
     until = time.monotonic() + GUARD
     while not true():
         assert time.monotonic() < until
@@ -142,7 +142,7 @@ def wait_until(true):
 
 
 def visited(visit, feed, *options):
-    """The exit code of a command that is visited."""
+    """Run a command while a visitor uses its webhook, and return the exit code."""
     port = free_port()
     visitor = Visitor(port, visit)
     visitor.start()
@@ -165,7 +165,7 @@ def test_each_webhook_verify_option_is_applied_to_requests(server, capsys, monke
         assert httpx.post(visitor.url, timeout=GUARD).status_code == answer
         challenge = httpx.get(visitor.url, params={"challenge": "abc"}, timeout=GUARD)
         assert (challenge.status_code == 200) == (how == "dropbox")
-        wait_until(sys.stdout.getvalue)  # the first poll may take longer than all this
+        wait_until(sys.stdout.getvalue)  # the first poll may take longer than the requests
 
     code = visited(visit, server.url, "--webhook-verify", how, *secret)
     assert code == Exit.INTERRUPTED
@@ -198,7 +198,7 @@ OPEN_BODY = (
 
 
 def with_open_body(visitor, body=b"{}"):
-    """A connection in the middle of a signed request, whose body is missing."""
+    """Open a connection that sent the head of a signed request without its body."""
     connection = visitor.connected()
     connection.sendall(OPEN_BODY % signed(body)["X-Hub-Signature-256"].removeprefix("sha256=").encode())
     assert connection.recv(10_000).startswith(b"HTTP/1.1 100")
@@ -223,13 +223,13 @@ def test_beyond_the_limit_a_new_connection_closes_the_oldest_one_without_a_reque
             slow.sendall(b"POST / HTTP/1.1\r\nX-Slow: ")
             third = opened()
             assert is_closed(silent)
-            slow.sendall(b"x")  # a byte now and then keeps nothing open
+            slow.sendall(b"x")  # a single byte now and then does not keep the connection open
             fourth = opened()
             assert is_closed(slow)
             in_request.sendall(b"{}")
             assert in_request.recv(10_000).startswith(b"HTTP/1.1 200")
             opened()
-            assert is_closed(third)  # it is older than that response
+            assert is_closed(third)  # this connection is older than that response
             opened()
             assert is_closed(fourth)
             opened()
@@ -380,7 +380,7 @@ async def test_the_webhook_server_closes_its_socket_when_the_task_beside_it_ends
 
 
 class OutOfDescriptors(socket.socket):
-    """A listening socket of a process that can open no more files for a while."""
+    """Listening socket of a process that cannot open more files for a while."""
 
     def __init__(self):
         super().__init__()
@@ -414,7 +414,7 @@ async def test_a_connection_that_the_system_refuses_is_logged_once_and_accepted_
     ]
 
 
-# What cannot be
+# Rejected arguments
 
 
 def test_a_port_in_use_is_reported_in_one_sentence(server, capsys):
