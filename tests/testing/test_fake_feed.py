@@ -1,4 +1,4 @@
-"""The fake feed misbehaves as ordered, and only then."""
+"""The fake feed fails only where the test asks for it."""
 
 import anyio
 import pytest
@@ -16,7 +16,7 @@ async def ids(feed, cursor=None, **request):
 
 
 async def walk(feed, cursor=None):
-    """All pages from the cursor to the end."""
+    """Fetch all pages from the cursor to the end."""
     pages = [await feed.fetch(FetchRequest(cursor))]
     while pages[-1].next_page is not None:
         pages.append(await feed.fetch(FetchRequest(pages[-1].next_page)))
@@ -102,7 +102,7 @@ async def test_requests_are_recorded_with_their_times():
 
 
 async def test_a_message_published_during_a_fetch_is_not_in_its_page():
-    """Otherwise a message published during a fetch is in its answer, and no test sees a lost wake-up."""
+    """Otherwise the answer would contain it, and no test could detect a lost wake-up."""
     feed = FakeFeed(latency=1)
     answers = []
 
@@ -144,7 +144,7 @@ async def test_the_newest_cursor_includes_messages_that_are_not_visible_yet():
 
 
 async def test_a_message_that_becomes_visible_before_the_cursor_is_not_read_from_that_cursor():
-    """Commit order is not id order: who goes on from the larger id never sees the smaller one."""
+    """Commit order differs from id order: a consumer that continues from the larger id misses the smaller one."""
     feed = FakeFeed()
     feed.publish("smaller", lag=1)
     feed.publish("larger")
@@ -273,7 +273,7 @@ async def test_a_page_carries_the_retry_after_of_the_feed():
 
 
 async def held(feed, wait, **publication):
-    """The ids that a long poll brings and the seconds it took; something may be published after two of them."""
+    """Return the ids that a long poll brings and its seconds; optionally publish after two of them."""
     began, found = anyio.current_time(), []
 
     async def fetch():

@@ -1,4 +1,4 @@
-"""The fakes and the real feeds pass the same suite, and the suite finds out each feed that does not."""
+"""The fakes and the real feeds pass the feed suite, and the suite rejects each misbehaving feed."""
 
 import inspect
 import re
@@ -67,7 +67,7 @@ class TestHTTPFeed(FeedSuite):
 
     @pytest.fixture(autouse=True)
     def server(self, served):
-        served.app._state.events.clear()  # another server each time would take a tenth of a second
+        served.app._state.events.clear()  # starting another server each time would take a tenth of a second
         served.faults.clear()
         served.faults.authorization = f"Bearer {SECRET}"
         self.server = served
@@ -94,7 +94,7 @@ class TestHTTPFeed(FeedSuite):
 
 
 class Plain:
-    """A user's feed has `fetch` and no more."""
+    """A user's feed that only has `fetch`."""
 
     def __init__(self, feed):
         self.fetch = feed.fetch
@@ -113,7 +113,7 @@ class TestAFeedWithFetchAlone(FeedSuite):
 
 
 class Tickets:
-    """A feed that only has `fetch`, and raises what httpx raises."""
+    """A feed that only has `fetch`, and raises the errors of httpx."""
 
     def __init__(self, client):
         self.client = client
@@ -127,7 +127,7 @@ class Tickets:
 
 
 class TestAFeedOfOnesOwn(FeedSuite):
-    """On a transport which answers before anybody can cancel, as tests of applications have it."""
+    """Its transport answers before a cancellation can arrive, as in tests of applications."""
 
     async def make_feed(self, count):
         self.ids, self.next_answer = [], None
@@ -156,7 +156,7 @@ class TestAFeedOfOnesOwn(FeedSuite):
 
 
 class Queue(FakeFeed):
-    """Forgets what a cursor that it is asked with has behind it."""
+    """Forgets the messages before each cursor that it receives."""
 
     def __init__(self):
         super().__init__(page_size=2)
@@ -177,7 +177,7 @@ class TestAFeedThatAcknowledges(TestAFeedWithFetchAlone):
 
 
 class Overlapping(FakeFeed):
-    """What it was asked with a saved cursor begins with the message before it, as those of one time do."""
+    """Repeats the message before a saved cursor, as feeds do whose cursor is a time."""
 
     async def fetch(self, request):
         saved = request.cursor is not None and request.cursor.startswith("from ")
@@ -244,11 +244,11 @@ async def test_a_hook_that_is_not_overridden_skips_its_test(hook):
         await getattr(FeedSuite(), hook)(FakeFeed())
 
 
-# Feeds that misbehave where no test asked them to
+# Feeds that misbehave
 
 
 class Liar(FakeFeed):
-    """Long polling, pages of two; `told` gets each request and the page that it deserves."""
+    """Feed with long polling and pages of two; `told` gets each request and its correct page."""
 
     def __init__(self):
         super().__init__(page_size=2, max_wait=60, latency=0.1, read_ahead=True)
@@ -319,7 +319,7 @@ class BeginsBehindIfEmpty(Liar):
 
 
 class ForgetsWhatItWasAsked(Liar):
-    """As one that takes a validator for committed because it was sent."""
+    """For example a feed that takes a validator for committed because it was sent."""
 
     def told(self, request, page):
         before = sum(asked.request.cursor == request.cursor for asked in self.requests)
@@ -332,7 +332,7 @@ class TakesNoMore(Liar):
 
 
 class NamesByTheHead(Liar):
-    """As one that takes the newest state, which its server gives with each page, for the version of messages."""
+    """For example a feed that uses the newest state, sent with each page, as version of the messages."""
 
     def told(self, request, page):
         messages = [Message(f"{m.id}@{len(self._entries)}", m.data, cursor=m.cursor) for m in page.messages]
@@ -345,7 +345,7 @@ class TrustsHints(Liar):
 
 
 class KnowsBetter(Liar):
-    """Goes on where it stopped, whatever it is asked, as long as it is not asked for the inception."""
+    """Continues where it stopped, whatever the cursor, unless the request asks for the beginning."""
 
     at = None
 
@@ -493,7 +493,7 @@ class WaitsForEver(Liar):
 
 
 class PutsInPages(Liar):
-    """Pages with what no page may have."""
+    """Adds invalid fields to pages."""
 
     what = {}  # noqa: RUF012
 
@@ -692,7 +692,7 @@ def test_every_test_of_the_suite_has_a_misbehaving_feed():
 
 
 class MintsItsLinks(FakeFeed):
-    """Its `next` is another one each time, and leads to the same page."""
+    """Its `next` link is different each time, and leads to the same page."""
 
     minted = 0
 

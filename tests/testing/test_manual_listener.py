@@ -1,4 +1,4 @@
-"""The manual listener does what the test says, when it says it."""
+"""The manual listener reports exactly what the test tells it to report."""
 
 import anyio
 import pytest
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Seen(list):
-    """A channel that writes down what is reported to it."""
+    """A channel that records its reports."""
 
     def up(self):
         self.append("up")

@@ -1,4 +1,4 @@
-"""The reference server pushes by webhook and by long poll too, on real sockets, and lies as `Faults` says."""
+"""Webhooks and long polls of the reference server, on real sockets, with the faults of `Faults`."""
 
 import json
 from contextlib import contextmanager
@@ -31,10 +31,10 @@ def served():
 
 
 class Receiver(Raw):
-    """A webhook that writes down what it gets: headers and body of each request. Answers with each status in turn.
+    """A webhook that records the headers and body of each request, and answers with each status in turn.
 
     Args:
-        statuses: The last one is that of all that come after it.
+        statuses: The last one repeats.
     """
 
     def __init__(self, *statuses):
@@ -72,7 +72,7 @@ class Receiver(Raw):
 
 
 def over(served, count):
-    """So many webhooks were answered, or are lost."""
+    """Wait until so many webhooks were answered or lost."""
     served.stats.wait_for(lambda stats: sum(stats.webhooks.values()) == count)
 
 
@@ -175,7 +175,7 @@ def test_no_webhook_is_sent_while_channels_are_half_open(served):
         served.send_webhooks(hooks.url, SECRET)
         served.faults.half_open = True
         served.publish()
-        # Answered when the publication is over.
+        # The answer comes when the publication is complete.
         httpx.post(f"{served.base_url}/faults", json={"half_open": False}, timeout=GUARD)
         served.close_websockets()
         served.publish()
@@ -204,7 +204,7 @@ def test_webhooks_continue_after_a_restart_without_publications_from_while_it_wa
 
 @contextmanager
 def held(served, **query):
-    """A long poll that the server holds; its answer comes later."""
+    """Start a long poll that the server holds; its answer comes later."""
     with anyio.from_thread.start_blocking_portal() as portal:
         answer = portal.start_task_soon(run_sync, lambda: changes(served, **query))
         served.stats.wait_for(lambda stats: stats.long_polls_held == 1)
@@ -294,7 +294,7 @@ def test_long_polls_are_answered_when_all_connections_are_closed_and_when_the_se
             assert answer.result(GUARD) == {"changes": False, "cursor": ""}
 
 
-# All of them
+# All push channels
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

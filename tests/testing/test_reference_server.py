@@ -1,4 +1,4 @@
-"""The reference server does what HTTP Feeds says, and what `Faults` says, on real sockets."""
+"""The reference server: the HTTP Feeds protocol and the faults of `Faults`, on real sockets."""
 
 import io
 import json
@@ -32,7 +32,7 @@ def anyio_backend(request):
 
 @pytest.fixture(autouse=True)
 def no_time_to_go_on(monkeypatch):
-    """What a stop does not end goes on for longer than the guard."""
+    """Tests fail on the guard if something does not stop at once."""
     monkeypatch.setattr(server, "STOP_TIMEOUT", 2 * GUARD)
 
 
@@ -57,8 +57,8 @@ def client(served):
 
 @contextmanager
 def websocket(served, **kwargs):
-    """A connection that the server has counted."""
-    accepted = served.stats.websockets_accepted  # those open may yet lose one whose client has gone
+    """Open a connection that the server has counted."""
+    accepted = served.stats.websockets_accepted  # open ones may include one that its client closed
     with connect(served.push_url, open_timeout=GUARD, close_timeout=1, **kwargs) as connection:
         served.stats.wait_for(lambda stats: stats.websockets_accepted > accepted and stats.websockets_open)
         yield connection
@@ -125,7 +125,7 @@ def test_an_empty_or_unknown_last_id_reads_from_the_beginning(served, client, id
 
 
 def test_a_page_of_a_long_backlog_is_read_as_one_slice():
-    """Nothing looks at all of it, and nothing is pushed for it."""
+    """No code reads the whole backlog, and the server does not push it."""
 
     class Events(list):
         def __iter__(self):
@@ -212,7 +212,7 @@ async def test_a_held_fetch_ends_when_its_client_disconnects(served):
 
 @pytest.mark.anyio
 async def test_the_events_of_a_page_are_chosen_before_the_latency(served):
-    """A wake during a fetch must find its message in the next one; a server that looks late would hide that."""
+    """A wake during a fetch must find its message in the next page. A late choice would hide a bug."""
     served.faults.latency = 0.2
     async with httpx.AsyncClient(timeout=GUARD) as client, anyio.create_task_group() as tasks:
 
@@ -225,7 +225,7 @@ async def test_the_events_of_a_page_are_chosen_before_the_latency(served):
     assert served.stats.published == 1
 
 
-# What goes wrong with the feed
+# Faults of the feed
 
 
 @pytest.mark.parametrize(("retry_after", "header"), [(None, None), (7.0, "7"), (0.5, "0.5"), ("soon", "soon")])
@@ -328,7 +328,7 @@ def test_undecodable_next_publishes_an_event_that_stays_invalid(served, client):
         assert isinstance(sound["source"], str)
 
 
-# The push channel
+# Push channel
 
 
 def test_each_publication_is_one_push_to_each_connection(served):
@@ -377,7 +377,7 @@ def test_a_client_that_disconnects_during_a_push_causes_no_error(backend):
         if message["type"] == "websocket.accept":
             app.publish()
         else:
-            raise BrokenPipeError  # as ASGI servers say it
+            raise BrokenPipeError  # ASGI servers report it like this
 
     async def receive():
         await anyio.sleep(receive.calls * 1e6)
@@ -468,7 +468,7 @@ def client_hears_nothing(connection):
 
 @contextmanager
 def stream(served, **kwargs):
-    """The lines of a stream that the server has counted."""
+    """Yield the lines of a stream that the server has counted."""
     accepted = served.stats.streams_accepted
     with httpx.stream("GET", served.sse_url, timeout=GUARD, **kwargs) as response:
         assert (response.status_code, response.headers["content-type"]) == (200, "text/event-stream")
@@ -510,7 +510,7 @@ def test_a_disconnected_stream_gets_no_more_pushes(served):
 
 
 async def hear(app, seconds):
-    """What a stream says in so many seconds, with their times."""
+    """Return the lines of a stream for some seconds, with their times."""
     began, heard = anyio.current_time(), []
 
     async def send(message):
@@ -640,7 +640,7 @@ def test_faults_are_set_all_or_none_and_cleared():
     assert faults == Faults()
 
 
-# The server itself
+# Server
 
 
 def test_a_restart_keeps_port_and_messages(served, client):
@@ -756,7 +756,7 @@ def test_a_given_app_is_served():
 
 
 def test_an_app_that_is_made_and_started_in_another_event_loop_holds_fetches():
-    """Trio's, say; the server's is asyncio's."""
+    """For example trio's; the server uses asyncio's."""
 
     async def main():
         with serve_in_thread() as served:
@@ -777,7 +777,7 @@ async def test_without_a_server_the_app_answers_in_memory():
             await client.get("/feed")
 
 
-# A process of its own
+# Separate process
 
 
 def test_the_server_process_prints_its_urls_and_ends_at_the_end_of_standard_input():
@@ -793,7 +793,7 @@ def test_the_server_process_prints_its_urls_and_ends_at_the_end_of_standard_inpu
 @pytest.mark.parametrize("number", form([signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]))
 def test_the_process_ends_at_a_signal(number):
     command = [sys.executable, "-m", "push_to_poll_client.testing.server"]
-    # One that is ignored here, as in what a shell runs in the background, would be ignored there too.
+    # The child would inherit an ignored SIGINT. A shell ignores it for programs in the background.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     signal.signal(signal.SIGINT, before)
@@ -838,7 +838,7 @@ def test_the_command_has_help(monkeypatch, capsys):
     assert "--until-eof" in capsys.readouterr().out
 
 
-# The package
+# Package
 
 
 def test_all_exported_names_exist_and_are_sorted():

@@ -1,4 +1,4 @@
-"""The suite finds stores out: each lie below is caught by the test named beside it."""
+"""The store suite rejects misbehaving stores: the test named beside a lie must catch it."""
 
 import contextlib
 import functools
@@ -46,7 +46,7 @@ async def test_the_suite_closes_a_store_that_has_aclose():
 
 
 class Liar(MemoryStore):
-    """A store that misbehaves: `lie` gets each session that was claimed."""
+    """A misbehaving store: `lie` changes each claimed session."""
 
     def __init__(self, lie):
         super().__init__()
@@ -60,7 +60,7 @@ class Liar(MemoryStore):
 
 
 def changed(session, **methods):
-    """Make the session behave otherwise."""
+    """Replace methods of the session."""
     session.__class__ = type("Changed", (type(session),), methods)
 
 
@@ -161,7 +161,7 @@ def keep_the_first_state(store, session):
 
 
 def planted(**methods):
-    """A store whose progress of a name has these methods; each gets the honest one first."""
+    """A store whose progress has these methods; each gets the honest method first."""
 
     def lie(store, session):
         progress = session._progress
@@ -172,7 +172,7 @@ def planted(**methods):
 
 
 def save_first(what):
-    """It is there although the commit fails."""
+    """The commit saves this part and then fails."""
 
     def lie(store, session):
         honest = session.commit
@@ -213,7 +213,7 @@ def reset_first(store, session):
 
 
 def lose_at_a_restart(*, records=None, dead_letters=None, **cursor_state):
-    """The next owner finds these parts of the progress as the functions leave them."""
+    """The next owner gets these parts of the progress as the functions return them."""
 
     def lie(store, session):
         progress = session._progress

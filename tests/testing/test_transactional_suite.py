@@ -1,4 +1,4 @@
-"""The suite finds transactional stores out: each lie below is caught by the test named beside it."""
+"""The transactional suite rejects misbehaving stores: the test named beside a lie must catch it."""
 
 import contextlib
 import sqlite3
@@ -20,7 +20,7 @@ def anyio_backend(request):
 
 
 class Liar(SQLiteStore):
-    """A store that misbehaves: `lie` gets each session that was claimed."""
+    """A misbehaving store: `lie` changes each claimed session."""
 
     def __init__(self, path, lie):
         super().__init__(path, transactional=True)
@@ -117,7 +117,7 @@ LIES = [
 ]
 
 WAITS_FOR_EVER = {wait_for_yourself}
-"""With this one a transaction waits for one that never ends. With the others the test fails by itself."""
+"""With these lies a transaction waits for one that never ends. With all others the test fails by itself."""
 
 
 @pytest.mark.parametrize(("lie", "test"), LIES)
@@ -146,7 +146,7 @@ async def test_an_honest_store_passes_each_test_that_catches_a_misbehaving_store
 
 
 class Honest(TransactionalStoreSuite):
-    """Derived from below, as pytest does not run what has no name of a test."""
+    """Its subclasses have no test names, so pytest does not collect them."""
 
     async def make_store(self):
         with contextlib.closing(sqlite3.connect(self.path)) as connection:

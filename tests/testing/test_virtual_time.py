@@ -1,4 +1,4 @@
-"""Virtual time jumps when nothing is ready, and only then."""
+"""Virtual time advances only when no task is ready."""
 
 import contextlib
 import inspect
@@ -58,7 +58,7 @@ def test_time_does_not_jump_while_a_thread_answers_within_the_threshold(backend)
     assert anyio.run(main, backend=name, backend_options=options) != threading.get_ident()
 
 
-# With pytest-asyncio, which this project's own tests do without
+# With pytest-asyncio, which this project's own tests do not use
 
 MODULE = """
 import time
@@ -128,7 +128,7 @@ def test_virtual_time_is_an_error_where_pytest_asyncio_would_ignore_it(pytest_as
     assert (
         "RuntimeError: virtual_time() has no effect on a test that pytest-asyncio runs: mark the test with" in out
     )
-    assert "1 error" in out or "2 errors" in out  # of a wider scope the fixture fails for every test
+    assert "1 error" in out or "2 errors" in out  # with a wider scope the fixture fails for every test
 
 
 def test_pytest_asyncio_can_be_given_a_loop_with_virtual_time(pytest_asyncio):
@@ -158,7 +158,7 @@ def synchronous():
 def test_only_a_test_that_pytest_asyncio_runs_is_refused_virtual_time(monkeypatch, modes, marked, test, refused):
     option, ini = modes
     monkeypatch.setitem(sys.modules, "pytest_asyncio", object())
-    request = Mock(spec=pytest.FixtureRequest)  # found in this frame by its name, as in that of a fixture
+    request = Mock(spec=pytest.FixtureRequest)  # found in this frame by its name
     request.config.getoption.side_effect = lambda name, default: default if option == "off" else option
     request.config.getini.return_value = ini
     request.node.obj = test
