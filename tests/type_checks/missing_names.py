@@ -1,6 +1,6 @@
-"""Imports of names that do not exist are type errors, although public names are loaded lazily.
+"""Imports of missing names are type errors, although public names are loaded lazily.
 
-mypy reports each of these lines, else it would report an ignore that is not needed. Nobody runs them.
+Only for mypy, which reports each of these lines. Otherwise it would report an unneeded ignore.
 """
 # pyright: reportAttributeAccessIssue=false, reportUnknownVariableType=false, reportUnusedImport=false
 

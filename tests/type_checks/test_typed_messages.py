@@ -1,9 +1,9 @@
-"""Messages have the type of their feed if the user asks for it; a mismatch is a type error.
+"""Messages have the type of their feed if the user declares it; a mismatch is a type error.
 
-Read by mypy and by pyright (`make lint`). A line with an ignore must not pass: both say so if it does.
+mypy and pyright read this file (`make lint`), and report each line with an ignore that would pass without it.
 """
 
-# For a missing attribute pyright reports two more rules.
+# pyright reports a missing attribute with two more rules.
 # pyright: reportUnknownMemberType=false, reportUnknownLambdaType=false
 
 import inspect
@@ -115,7 +115,7 @@ def policy(message: Entry | UnreadableMessage, error: Exception) -> Literal["ski
 
 
 def run_any(*consumers: Consumer) -> None:
-    """Functions that run, wake or stop consumers do not need the type of messages."""
+    """Functions that run, wake or stop consumers accept any type of messages."""
 
 
 def test_valid_code_passes_the_type_checkers() -> None:
@@ -216,7 +216,7 @@ def test_decode_gives_the_data_its_type() -> None:
     )
 
 
-# Code that must not pass
+# Code that must fail the type check
 
 
 class WrongMessage(Consumer[Entry]):
@@ -225,7 +225,7 @@ class WrongMessage(Consumer[Entry]):
 
 
 class WrongHook(Hooks[Entry]):
-    """It is also called for unreadable messages, which have no `type`."""
+    """The hook also gets unreadable messages, which have no `type`."""
 
     def message_settled(self, message: Entry, state: Settlement) -> None:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
         print(message.type)
