@@ -1,1 +1,1 @@
-"""Parsers, fed with what nobody wrote on purpose."""
+"""Parsers with random and hostile input."""

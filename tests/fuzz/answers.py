@@ -1,6 +1,6 @@
-"""Bytes become answers of a server, of which a feed reads; and where all of that happens.
+"""Turn bytes into server responses for a feed, and run the feed on one event loop.
 
-An answer is written as a status, header fields, an empty line and a body; `=====` stands between two answers:
+A response is written as a status, header fields, an empty line and a body; `=====` separates two responses:
 
     200
     etag: "1"
@@ -39,23 +39,23 @@ atexit.register(_runner.close)
 
 
 def in_loop(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    """Run it in the one event loop of all runs, whose time is virtual."""
+    """Run a coroutine in the event loop that all runs share, in virtual time."""
     return _runner.run(work())
 
 
 def fields(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Header fields, a line each, as a server can send them."""
+    """Parse header fields, one a line, and drop what a server cannot send."""
     pairs = (line.partition(b":")[::2] for line in data.split(b"\n"))
     return [(name, _FORBIDDEN.sub(b"", value).strip(b" \t")) for name, value in pairs if _NAME.fullmatch(name)]
 
 
 def written(*answers: bytes) -> bytes:
-    """Several answers, as one input."""
+    """Join several responses to one input."""
     return SEPARATOR.join(answers)
 
 
 def response_of(data: bytes) -> httpx.Response:
-    """The answer that some bytes are."""
+    """Build an httpx response from bytes."""
     head, _, body = data.partition(b"\n\n")
     status, _, rest = head.partition(b"\n")
     code = int(status) if _STATUS.fullmatch(status) else 200
@@ -63,7 +63,7 @@ def response_of(data: bytes) -> httpx.Response:
 
 
 def answer_of(data: bytes) -> Response:
-    """The same, received."""
+    """Build a received response of this library from bytes."""
     head, _, body = data.partition(b"\n\n")
     status, _, rest = head.partition(b"\n")
     code = int(status) if _STATUS.fullmatch(status) else 200
@@ -71,7 +71,7 @@ def answer_of(data: bytes) -> Response:
 
 
 class _Pieces(httpx.AsyncByteStream):
-    """A body as from a socket."""
+    """A body that arrives in pieces, as from a socket."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body
@@ -82,7 +82,7 @@ class _Pieces(httpx.AsyncByteStream):
 
 
 class _Wire(httpx.AsyncBaseTransport):
-    """Sends nothing anywhere."""
+    """Transport that answers from a list and sends nothing."""
 
     def __init__(self) -> None:
         self.answers: Iterator[bytes] = iter(())
@@ -96,7 +96,7 @@ _client: Any = None
 
 
 def direct_client(data: bytes) -> httpx.AsyncClient:
-    """The library's own client, which gets these answers."""
+    """Return the library's own client, with these responses."""
     global _client  # noqa: PLW0603  # to make one takes a millisecond
     if _client is None:
         cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
@@ -107,7 +107,7 @@ def direct_client(data: bytes) -> httpx.AsyncClient:
 
 
 def walk(feed: Any, cursor: str | None = None) -> list[Message]:
-    """Fetch page after page, as a consumer does, until the end or an error that is declared."""
+    """Fetch page after page, as a consumer does, until the end or a declared error."""
     messages: list[Message] = []
 
     async def fetch() -> None:
@@ -133,14 +133,14 @@ def walk(feed: Any, cursor: str | None = None) -> list[Message]:
 
 
 def check_error(error: FeedError) -> None:
-    """It can be shown to anybody, and obeyed."""
+    """Check that the error is safe to show and its delay is valid."""
     assert str(error).isprintable(), repr(str(error))
     assert len(str(error)) < 3000
     assert error.retry_after is None or error.retry_after >= 0
 
 
 def look_at(message: Message) -> None:
-    """At all that a message has."""
+    """Check and read all fields of a message."""
     assert isinstance(message.id, str)
     assert message.id
     assert isinstance(message.dedupe_key, str)
@@ -152,7 +152,7 @@ def look_at(message: Message) -> None:
 
 
 def assert_readable(thing: Any, part: str) -> None:
-    """It is there, or it says why it cannot be read, as may be shown to anybody."""
+    """Read this part of a message, or check that the error text is printable."""
     try:
         getattr(thing, part)
     except DecodeError as error:

@@ -1,8 +1,8 @@
-"""Fuzzes one parser, guided by the branches that it takes: `python -m tests.fuzz.atheris_run NAME`.
+"""Fuzz one parser, guided by branch coverage: `python -m tests.fuzz.atheris_run NAME`.
 
-libFuzzer makes the inputs, from the examples and tokens of the parser's row, and atheris tells it which branches
-of the library they took. The first fault ends the run with exit code 77, and is in the directory for artifacts:
-put it among the row's `found`.
+libFuzzer makes inputs from the examples and tokens of the parser's row, and atheris reports the branches of the
+library that each input takes. The first fault ends the run with exit code 77 and is saved in the directory for
+artifacts: add it to the row's `found`.
 """
 
 import argparse
@@ -19,10 +19,10 @@ from types import FunctionType
 PR_SET_PDEATHSIG = 1
 
 
-def forget_the_memory_of_who_started_us():
-    """Go on in a child. The peak of memory that libFuzzer looks at (ru_maxrss) outlives exec, and not fork.
+def fork_to_reset_peak_memory():
+    """Continue in a child. libFuzzer's limit uses ru_maxrss, which survives exec but not fork.
 
-    A program that a process of a gigabyte starts has, says Linux, once had a gigabyte.
+    On Linux a program starts with the peak memory of the process that started it.
     """
     if child := os.fork():
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) % 256)
@@ -30,26 +30,26 @@ def forget_the_memory_of_who_started_us():
 
 
 if __name__ == "__main__":
-    forget_the_memory_of_who_started_us()  # before there is much to copy
+    fork_to_reset_peak_memory()  # before the process has much memory to copy
 
-import atheris  # noqa: E402  # likewise
+import atheris  # noqa: E402  # after the fork
 
-from tests.fuzz.parsers import PARSERS  # noqa: E402  # they stand there
+from tests.fuzz.parsers import PARSERS  # noqa: E402  # after the fork
 from tests.fuzz.planted import PLANTED, read  # noqa: E402
 
 FUZZED = {**PARSERS, PLANTED.name: PLANTED}
 
 BENEATH = ("email._parseaddr", "httpx._urlparse")
-"""Modules of others that read for the package."""
+"""Modules of other packages that parse for this one."""
 
 LONGEST = 2048
-"""Bytes of an input."""
+"""Maximum length of an input, in bytes."""
 
 SLOWEST = 10
-"""Seconds that one input may take: a thousand times what is usual."""
+"""Time limit for one input in seconds, a thousand times the usual time."""
 
 MOST_MEMORY = 1024
-"""MiB of the whole process."""
+"""Memory limit of the process, in MiB."""
 
 
 def main():
@@ -83,10 +83,10 @@ def main():
 
 
 def _watch(modules):
-    """Have it told which branches are taken in these."""
+    """Let atheris record the branches of these functions."""
     for thing in gc.get_objects():
         if isinstance(thing, FunctionType) and thing.__module__ in modules:
-            with suppress(TypeError, ValueError):  # a few cannot be
+            with suppress(TypeError, ValueError):  # atheris cannot instrument a few functions
                 atheris.instrument_func(thing)
 
 

@@ -1,8 +1,8 @@
-"""How many steps a pattern takes on a text: what `re` does, done slowly, and counted.
+"""Count the steps of a regular expression on a text, with a slow copy of the engine of `re`.
 
-`re` says nothing about that, and a clock says it only of this machine. Here the parsed pattern is walked by the
-same rules: alternatives in their order, as much as possible first, back when what follows fails; possessive
-repetitions and atomic groups forget the ways that they did not take. `test_patterns.py` holds this to `re` itself.
+`re` does not report its steps, and a clock measures only this machine. This code walks the parsed pattern by the
+same rules: alternatives in order, greedy first, backtracking when the rest fails. Possessive repetitions and
+atomic groups do not backtrack. `test_patterns.py` compares the results with `re`.
 """
 
 import re
@@ -14,25 +14,25 @@ from typing import Any
 __all__ = ["Steps", "TooManySteps", "alphabet"]
 
 Go = Callable[[int], int | None]
-"""What follows: given where it begins, where the whole match ends, or `None`."""
+"""The rest of a match: gets its start, and returns the end of the whole match, or None if it fails."""
 
 _SINGLE = (op.LITERAL, op.NOT_LITERAL, op.ANY, op.ANY_ALL, op.IN)
 _SPACE, _DIGIT, _WORD = re.compile(r"\s"), re.compile(r"\d"), re.compile(r"\w")
 
 
 class TooManySteps(Exception):
-    """There are more than anybody should wait for."""
+    """The pattern needs more steps than the limit."""
 
 
 class Steps:
-    """A pattern that counts.
+    """A pattern that counts its steps.
 
     Args:
-        pattern: As compiled.
-        most: Steps after which a call gives up.
+        pattern: The compiled pattern.
+        most: Maximum number of steps of a call.
 
     Attributes:
-        count: Characters looked at, and ways taken, so far.
+        count: Characters read and alternatives tried so far.
     """
 
     def __init__(self, pattern: re.Pattern[Any], most: int = 1_000_000) -> None:
@@ -48,13 +48,13 @@ class Steps:
         self._text: Sequence[int] = ()
 
     def match(self, text: str | bytes, at: int = 0, *, whole: bool = False) -> int | None:
-        """Where a match that begins there ends; with `whole` it has to end with the text."""
+        """Return the end of a match at this position, or None. With `whole`, the match must end with the text."""
         self._text = text if isinstance(text, bytes) else [ord(char) for char in text]
         end = len(text)
         return self._seq(self._nodes, at, self._flags, lambda to: None if whole and to != end else to)
 
     def search(self, text: str | bytes, at: int = 0) -> tuple[int, int] | None:
-        """The first match from there on."""
+        """Return the first match from this position on."""
         for start in range(at, len(text) + 1):
             end = self.match(text, start)
             if end is not None:
@@ -62,7 +62,7 @@ class Steps:
         return None
 
     def all(self, text: str | bytes) -> list[tuple[int, int]]:
-        """All matches, as `finditer` has them."""
+        """Return all matches, like `finditer`."""
         found, at, empty_at = [], 0, -1
         while at <= len(text):
             one = self._next(text, at, empty_at)
@@ -73,7 +73,7 @@ class Steps:
         return found
 
     def _next(self, text: str | bytes, at: int, empty_at: int) -> tuple[int, int] | None:
-        """An empty match does not follow an empty match at the same place."""
+        """Find the next match. `re` does not return two empty matches at the same position."""
         self._text = text if isinstance(text, bytes) else [ord(char) for char in text]
         for start in range(at, len(text) + 1):
             end = self._seq(self._nodes, start, self._flags, lambda to: None if to == empty_at == start else to)  # noqa: B023
@@ -162,7 +162,7 @@ class Steps:
         return None
 
     def _is(self, node: Any, at: int, flags: int) -> bool:
-        """Whether a character is the one, or one of those."""
+        """Return True if the node matches this character."""
         if at >= len(self._text):
             return False
         char = self._text[at]
@@ -218,7 +218,7 @@ def _is_in(member: Any, char: int, *, ascii_only: bool) -> bool:
 
 
 def alphabet(pattern: re.Pattern[Any]) -> list[int]:
-    """Characters that a pattern tells from others."""
+    """Return the characters that the pattern names or excludes."""
     found: dict[int, None] = {}
 
     def look(part: Any) -> None:

@@ -1,4 +1,4 @@
-"""A fuzzed parser, as every harness here sees it. The rows are in `rows_*.py`."""
+"""The description of a fuzzed parser, for all harnesses. The rows are in `rows_*.py`."""
 
 import codecs
 from collections.abc import Callable, Mapping
@@ -8,23 +8,23 @@ from dataclasses import dataclass, field
 __all__ = ["Fuzzed", "around", "nested", "text_of", "words"]
 
 Sized = Callable[[int], bytes]
-"""Makes a hostile input of so many repetitions."""
+"""Makes a hostile input with this number of repetitions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fuzzed:
-    """A parser of what others wrote.
+    """A parser of untrusted input.
 
     Attributes:
-        name: What it is called.
-        modules: The modules that it goes through, without the package's name: its examples enter all of them.
-        read: Gives it some bytes, looks at all that comes of it, and asserts what must be true of that.
-        errors: What it is declared to raise.
+        name: Unique name.
+        modules: Modules that parse the input, without the package's name. The examples must enter all of them.
+        read: Parses bytes, reads every part of the result, and asserts what must hold for it.
+        errors: The declared errors.
         examples: Valid inputs, the seeds of all harnesses.
-        tokens: Words of its grammar.
-        frame: What stands before and behind a repeated token, so that the parser looks at it.
-        hostile: Inputs that grow, beyond a repetition of each token.
-        found: Inputs by which a fault was found. They are read in every run.
+        tokens: Words of the grammar.
+        frame: Text before and after a repeated token, so that the parser reads it.
+        hostile: Growing inputs, in addition to a repetition of each token.
+        found: Inputs that once caused a fault. Every run reads them.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Fuzzed:
     found: tuple[bytes, ...] = ()
 
     def __call__(self, data: bytes) -> None:
-        """Read some bytes. What it raises is a fault."""
+        """Parse some bytes. An error that is not declared is a fault."""
         with suppress(*self.errors):
             self.read(data)
 
@@ -46,26 +46,26 @@ class Fuzzed:
         return self.name
 
     def families(self) -> Mapping[str, Sized]:
-        """All hostile inputs, by what they are called."""
+        """Return all hostile inputs by name."""
         before, behind = self.frame
         return {**{repr(token)[1:]: around(before, token, behind) for token in self.tokens}, **self.hostile}
 
 
 def around(before: bytes, repeated: bytes, behind: bytes = b"") -> Sized:
-    """Something repeated, in a frame."""
+    """Repeat some bytes between two others."""
     return lambda n: before + repeated * n + behind
 
 
 def nested(opening: bytes, closing: bytes, before: bytes = b"", behind: bytes = b"") -> Sized:
-    """Something in itself."""
+    """Nest an opening and a closing part."""
     return lambda n: before + opening * n + closing * n + behind
 
 
 def text_of(data: bytes) -> str:
-    """Any bytes as a text; those that are no UTF-8 become halves of surrogate pairs, as JSON can spell them."""
+    """Decode any bytes; bytes that are not UTF-8 become lone surrogates, as in JSON escapes."""
     return data.decode("utf-8", "surrogateescape")
 
 
 def words(text: str) -> tuple[bytes, ...]:
-    r"""Words with spaces between them; what they cannot show is written as in a literal: `\x20` is a space."""
+    r"""Split words at spaces; other bytes are written with escapes: `\x20` is a space."""
     return tuple(codecs.escape_decode(word.encode())[0] for word in text.split(" ") if word)  # type: ignore[attr-defined]

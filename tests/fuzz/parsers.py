@@ -1,4 +1,4 @@
-"""All parsers of the package that read what others wrote, by their names."""
+"""All parsers of untrusted input in the package, by name."""
 
 from tests.fuzz import (
     rows_asking,

@@ -1,4 +1,4 @@
-"""A parser with a fault, which only who is guided finds soon: one in four billion inputs of four bytes has it."""
+"""A parser with a fault for one in four billion inputs of four bytes: only guided fuzzing finds it soon."""
 
 from tests.fuzz.fuzzed import Fuzzed
 

@@ -1,4 +1,4 @@
-"""Fuzzed answers to channels that ask, and pushes in JSON."""
+"""Rows for listeners that send requests, and for pushes in JSON."""
 
 import httpx
 import msgspec
@@ -25,7 +25,7 @@ URL = httpx.URL("https://api.vendor.example/changes?since=now")
 
 
 class _Wire(httpx.AsyncBaseTransport):
-    """Sends nothing anywhere."""
+    """Transport that sends nothing."""
 
     def __init__(self) -> None:
         self.answer = b""
@@ -40,7 +40,7 @@ _asker = ListenerClient("https://api.vendor.example/ask", client=_client, max_bo
 
 
 def read_answer(data):
-    """An answer, as far as a channel reads it."""
+    """Read a response as a listener does."""
     _wire.answer = data
     try:
         answer = in_loop(_asker.send_request)
@@ -57,7 +57,7 @@ HINT = JSONHint(cursor="c", topics="t.n", count="n", only={"k": "w"})
 
 
 def read_push(data):
-    """A push is one, whatever it holds, or it is none."""
+    """Read a push; the result has bounded fields, or is None."""
     push = HINT(data)
     if push is not None:
         assert isinstance(push, Push)
@@ -73,7 +73,7 @@ def depth_of(value):
 
 
 def read_json(data):
-    """What is decoded is no deeper than the limit, and the limit refuses nothing else."""
+    """Decode JSON; the depth limit rejects deeper values and nothing else."""
     check_page_depth(data)
     value = decode(data)
     assert depth_of(value) <= MAX_DEPTH
@@ -87,7 +87,7 @@ READERS = (
 
 
 def read_long_poll(data):
-    """What the answer to a long poll says, and what the next one is then."""
+    """Read a response to a long poll and build the next request."""
     for reader in READERS:
         try:
             said = reader.read(ListenerResponse(200, httpx.Headers(), data, "https://api.vendor.example/", None))
@@ -101,7 +101,7 @@ def read_long_poll(data):
 
 
 def read_published(data):
-    """What PostgreSQL and Redis pass on, and what they say when they refuse."""
+    """Read notifications and errors of PostgreSQL and Redis."""
     (heard,) = _published({"type": "message", "channel": data, "data": data})
     assert isinstance(heard.channel, str)
     HINT(heard)

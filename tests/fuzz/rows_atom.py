@@ -1,4 +1,4 @@
-"""Atom: documents, entries, dates, encodings, and what is remembered of a complete feed."""
+"""Rows for Atom: documents, entries, dates, encodings, and the record of a complete feed."""
 
 import re
 import zlib
@@ -22,7 +22,7 @@ MOST = 200
 
 
 def read_document(data):
-    """An answer with a document; all that its entries have is looked at."""
+    """Read a response with a document, and all fields of its entries."""
     answer = answer_of(data)
     leaf = document_from_response(answer, "", newest=True, max_entries=MOST)
     assert leaf.size <= 4 * len(answer.body)
@@ -67,7 +67,7 @@ def read_instant(data):
     instant = Instant.read(text)
     again = Instant.read(instant.text)
     assert again.text == instant.text
-    assert again.time == instant.time or instant.time.year in {1, 9999}  # where there may be no UTC
+    assert again.time == instant.time or instant.time.year in {1, 9999}  # UTC may be out of range
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d*[1-9])?Z", instant.text)
 
 

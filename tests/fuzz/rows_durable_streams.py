@@ -1,4 +1,4 @@
-"""Pushes of a Durable Streams server: signed webhooks, its keys, wakes and claims."""
+"""Rows for pushes of a Durable Streams server: signed webhooks, keys, wakes and claims."""
 
 import base64
 import json
@@ -39,14 +39,14 @@ def answer_of(data):
 
 
 def keys_known():
-    """One key, for ever: no other is asked for."""
+    """Return the only key; no other key is requested."""
     keys = WEBHOOK.verify
     keys._keys = dict(_keys_of(answer_of(json.dumps({"keys": [KEY]}).encode())))
     keys._stale_at = keys._not_before = float("inf")
 
 
 def read_signed(data):
-    """Check that a verified request was signed, for this minute."""
+    """Check that each verified request is signed for the current minute."""
     keys_known()
     request = request_of(data)
     try:

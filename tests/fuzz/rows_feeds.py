@@ -1,4 +1,4 @@
-"""Bodies and cursors of the feeds: CloudEvents, JSON in parts, Durable Streams, what was seen, and whole feeds."""
+"""Rows for bodies and cursors of feeds: CloudEvents, JSON in parts, Durable Streams, seen entries, whole feeds."""
 
 import json
 from functools import partial
@@ -41,7 +41,7 @@ __all__ = ["JSON_HOSTILE", "JSON_TOKENS", "ROWS", "reference", "restored_from"]
 
 NOTHING = object()
 DEEPEST = 100
-"""Levels up to which every parser of JSON goes."""
+"""Maximum depth that every JSON parser accepts."""
 
 JSON_TOKENS = words(
     r'[ ] { } , : " \\ \x20 \n 0 1e9 - null true "" [] {} "a": \\" \\u0000 \\ud800 '
@@ -67,7 +67,7 @@ JSON_HOSTILE = {
 
 
 def reference(text):
-    """What the JSON of the standard library makes of it; `NOTHING`: it is none to every parser."""
+    """Parse with the standard library. `NOTHING` means that no parser may accept the text."""
     try:
         value = json.loads(
             text.removeprefix(b"\xef\xbb\xbf").decode(),
@@ -82,7 +82,7 @@ def reference(text):
 
 
 def _members(pairs):
-    json.dumps(pairs, ensure_ascii=False).encode()  # also of those that another one replaces
+    json.dumps(pairs, ensure_ascii=False).encode()  # also for members that a later one replaces
     return dict(pairs)
 
 
@@ -160,7 +160,7 @@ _DECODERS = [DataDecoder(decode) for decode in (_Decoded, _Model, list[_Model], 
 
 
 def read_data(data):
-    """What does not fit has one bounded line, whatever it is."""
+    """Decode into several types; each mismatch is reported in one bounded line."""
     value, unfit = decode(data), list[str]()
     for decoder in _DECODERS:
         try:
@@ -195,7 +195,7 @@ def read_said(data):
 
 
 def read_framing(data, name):
-    """In pages of any size the same messages come, by the same names."""
+    """Read pages of any size; the messages and their ids are the same."""
     framing, said = FRAMINGS[name], StreamHeaders("9", up_to_date=True, closed=True)
     begin = ReadStart(StreamPosition("1"))
     whole = framing.read(StreamResponse(data, begin, said, "the stream", (framing.decode, None)), 10_000)
@@ -230,11 +230,11 @@ def _named(message):
 
 
 def restored_from(feed, message):
-    """What the feed makes of the message's dead letter is the same message."""
+    """Restore a message from its dead letter; it must equal the original."""
     letter = DeadLetter(dedupe_key=message.dedupe_key, id=message.id, raw=message.raw, error="failed")
     again = feed.restore(letter)
     assert (again.dedupe_key, again.raw) == (message.dedupe_key, message.raw)
-    if not isinstance(message, UnreadableMessage):  # which may be read now, and named
+    if not isinstance(message, UnreadableMessage):  # an unreadable message may be readable now, with an id
         assert again.id == message.id
         assert not isinstance(again, UnreadableMessage)
 

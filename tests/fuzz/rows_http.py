@@ -1,4 +1,4 @@
-"""HTTP manners: header fields, bodies, URLs and statuses, as a server writes them."""
+"""Rows for HTTP: header fields, bodies, URLs and statuses, as a server sends them."""
 
 import contextlib
 import gzip
@@ -114,7 +114,7 @@ class _Stream:
 
 
 def read_address(data):
-    """A host, in a URL and as the other end of a connection."""
+    """Parse a host, in a URL and as the other end of a connection."""
     text = text_of(data)
     found = [peer_of(_Stream(text))]
     with contextlib.suppress(httpx.InvalidURL, UnicodeError):
@@ -158,7 +158,7 @@ _hidden = FeedURL("https://api.example/bot{token}/updates?x={other}", {"token": 
 def read_hidden(data):
     text = text_of(data)
     masked = _hidden.mask(text)
-    is_shown = re.compile(f"aaab|{re.escape(SECRET)}", re.IGNORECASE).search  # hosts are shown in lower case
+    is_shown = re.compile(f"aaab|{re.escape(SECRET)}", re.IGNORECASE).search  # hosts are masked in lower case too
     assert not is_shown(masked)
     assert _hidden.redact(text).isprintable()
     if not is_shown(text) and "%" not in text:
@@ -175,7 +175,7 @@ def read_place(data):
         assert _places.is_same_origin(url) == at_home
         assert _places.describe_source(url).isprintable()
         home = "api.vendor.example" if at_home else "cdn.example"
-        # What begins as the feed does may be no URL all the same, which the client refuses.
+        # A URL that begins like the feed's may be invalid. The client rejects it.
         assert url.startswith("https://api.vendor.example/") or httpx.URL(url).host == home
         assert _places.check_url(url, verb="links", posted=posted) == (url, at_home)
 
@@ -193,7 +193,7 @@ def read_moves(data):
 
 
 def read_exchange(data):
-    """Any answer to a request, redirects and errors among them."""
+    """Read any response to a request, including redirects and errors."""
     origin = Client(
         URL,
         auth="t0ken",

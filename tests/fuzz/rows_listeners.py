@@ -1,4 +1,4 @@
-"""Push channels: event streams, websocket frames, and what a server answers to the attempt to open one."""
+"""Rows for push channels: event streams, websocket frames, and responses to connection attempts."""
 
 import logging
 import re
@@ -31,7 +31,7 @@ _quiet.propagate = False
 
 
 def read_stream(data):
-    """Whatever the pieces, the same events; and those of a slower reader."""
+    """Parse a stream in pieces of any size; the events equal those of a simple parser."""
     whole = EventParser(max_body=LARGEST)
     events = whole.feed(data)
     assert whole.retry is None or 0 <= whole.retry <= MAX_RETRY
@@ -46,7 +46,7 @@ def read_stream(data):
 
 
 def _slowly(data):
-    """WHATWG HTML §9.2.6, sentence by sentence."""
+    """Parse a whole stream by WHATWG HTML §9.2.6, sentence by sentence."""
     lines = re.split("\r\n|\r|\n", data.decode("utf-8", "replace").removeprefix("\ufeff"))[:-1]
     events, text, kind, last = [], [], "", ""
     for line in lines:
@@ -65,7 +65,7 @@ def _slowly(data):
 
 
 def read_answer(data):
-    """Answer to a request for an event stream."""
+    """Read a response to a request for an event stream."""
     response = response_of(data)
     response.request = httpx.Request("GET", "https://push.example/")
     try:
@@ -77,7 +77,7 @@ def read_answer(data):
 
 
 def read_frames(data):
-    """Data on an open websocket."""
+    """Read data on an open websocket."""
     connection = ClientProtocol(URI, state=OPEN, max_size=LARGEST, logger=_quiet)
     connection.receive_data(data)
     connection.receive_eof()
@@ -87,7 +87,7 @@ def read_frames(data):
 
 
 def read_handshake(data):
-    """Answer to a websocket handshake."""
+    """Read a response to a websocket handshake."""
     connection = ClientProtocol(URI, state=CONNECTING, max_size=LARGEST, logger=_quiet)
     connection.key = "dGhlIHNhbXBsZSBub25jZQ=="
     connection.receive_data(data)
@@ -98,7 +98,7 @@ def read_handshake(data):
 
 
 def read_failure(data):
-    """Errors whose text somebody else wrote."""
+    """Classify errors whose text another system wrote."""
     text = text_of(data)
     errors = (
         OSError(text),

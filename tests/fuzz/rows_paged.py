@@ -1,4 +1,4 @@
-"""Declared feeds: their parts, and those of all the vendors that the tests know."""
+"""Rows for declared feeds: single parts, and the feeds of all vendors in the tests."""
 
 import re
 from functools import partial
@@ -57,7 +57,7 @@ PATHS = ((), ("a",), ("a", "b"), ("a", 0), (0,), (-1, "a"), ("a", "b", 1, "c"))
 
 
 def read_reply(data):
-    """A part of the body is the same by itself as within the whole."""
+    """Parse a part of the body; the result is the same as within the whole body."""
     reply = Reply(answer_of(b"200\n\n" + data))
     value = reference(data)
     for path in PATHS:
@@ -108,7 +108,7 @@ def read_entries(data, where):
 
 
 def read_times(data):
-    """Entries stand in one order at most."""
+    """Check the order of entries; at most one order is right."""
     entries = Entries(id=lambda _: "1", time="t")
     messages = entries.read(entries.find(Reply(answer_of(b"200\n\n" + data)), 200), each=None, start=None)
     wrong = []
@@ -154,7 +154,7 @@ BACK = (
 
 
 def read_orders(data):
-    """A declared part either leads somewhere, or says why not."""
+    """Read the declared parts; each gives the next request or an error with a reason."""
     reply = Reply(answer_of(data))
     reply.entries = [reply.at("entries", 0), reply.at("entries", 1)]
     for pages in PAGES:
@@ -182,7 +182,7 @@ def _lead(pages, place, reply):
 
 
 def read_position(data):
-    """What a state file has for a cursor can be put into a request, or is refused."""
+    """Put any saved cursor into a request, or reject it."""
     position = anything(data)
     place = PagePosition.of(position)
     assert PagePosition.of(place.as_cursor) == place or place.page is None
@@ -195,7 +195,7 @@ def read_position(data):
 
 
 def feed_by(vendor, answers):
-    """The feed of a vendor, which gets these answers."""
+    """Return the feed of a vendor, with these responses."""
     return feed_of(vendor, client=direct_client(answers), headers={}, max_body=4096)
 
 
@@ -206,7 +206,7 @@ def read_vendor(data, vendor):
 
 
 def read_cursor(data):
-    """A feed of each kind, asked to go on from what it never gave."""
+    """Read feeds of each kind from a cursor that they did not return."""
     for kind in (Graph, Plaid, CouchDB, GitHub):
         walk(feed_by(VENDORS[kind], b"204\n"), anything(data) or None)
 
@@ -215,7 +215,7 @@ VENDORS = {kind: kind(5) for kind in DECLARED}
 
 
 def walked(vendor):
-    """Answer of a vendor to a client that reads the whole feed."""
+    """Return the responses of a vendor to a client that reads the whole feed."""
     answers = []
 
     async def handle(request):
@@ -230,7 +230,7 @@ def walked(vendor):
 
 
 def named_in(answers):
-    """The names of members."""
+    """Return the names of members."""
     return tuple(sorted({*re.findall(rb'"[^" ]{1,30}":', answers)}))
 
 

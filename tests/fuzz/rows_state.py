@@ -1,4 +1,4 @@
-"""State files, dead letters, and arguments of the command line."""
+"""Rows for state files, dead letters, and arguments of the command line."""
 
 import contextlib
 import io
@@ -55,7 +55,7 @@ CELLS = {
     "push_to_poll_history": ("1", "1", "1", "?", "?"),
     "push_to_poll_state(consumer, name, value)": ("1", "'gap'", "?"),
 }
-"""A row of each table; the values come from the input, in this order."""
+"""A row for each table; the input gives the values, in this order."""
 
 _file = sqlite3.connect(":memory:", isolation_level=None)
 for _step in MIGRATIONS:
@@ -66,9 +66,9 @@ _opened = SimpleNamespace(connection=_file, path="the file", transaction=context
 
 
 def read_file(data):
-    """A store in which somebody else has written."""
+    """Read a store after another program wrote to it."""
     values = [_cell(line) for line in data.split(b"\n")]
-    with contextlib.suppress(sqlite3.IntegrityError):  # SQLite does not take it
+    with contextlib.suppress(sqlite3.IntegrityError):  # SQLite rejects the row
         _fill(values)
     for read in READERS:
         with contextlib.suppress(StoreError), wrap_sqlite_errors("the file"):
@@ -93,7 +93,7 @@ READERS = (
 
 
 def _cell(line):
-    """A value of any of SQLite's types, as the first byte says."""
+    """Make a value of one of SQLite's types; the first byte selects the type."""
     kind, rest = line[:1], line[1:]
     with contextlib.suppress(ValueError, OverflowError):
         match kind:
@@ -133,7 +133,7 @@ def read_looked(data):
 
 
 def _kept(data):
-    """A text as it comes back from a file."""
+    """Restore a text from a file."""
     try:
         return text_restored(data)
     except UnicodeDecodeError:
@@ -141,7 +141,7 @@ def _kept(data):
 
 
 def read_text(data):
-    """Whatever is stored comes back."""
+    """Encode and restore a text; keys are unique and printable for SQLite."""
     text = text_of(data)
     assert text_restored(encode_text(text)) == text
     keys = encode_keys([text, f"{text}x"])
@@ -210,7 +210,7 @@ _database = Path(_beside.name, "state.db")
 
 
 def read_wal(data):
-    """A database, and what lies beside it as its WAL; the first two bytes say where the one ends."""
+    """Check a database with a file beside it as its WAL; the first two bytes are the length of the database."""
     size = int.from_bytes(data[:2]) % (len(data) + 1)
     wal = Path(f"{_database}-wal")
     wal.unlink(missing_ok=True)
@@ -222,7 +222,7 @@ def read_wal(data):
 
 
 def _page(mark, *, junk=b""):
-    """A leaf page with one cell, which has the mark."""
+    """Make a leaf page with one cell that contains the mark."""
     cell = bytes((3 + len(mark), 1, 3, 0, 12 + 2 * len(mark))) + mark
     start = PAGE - len(cell)
     head = b"\x0d\0\0\0\1" + b"\0\0\0" + start.to_bytes(2)
@@ -230,7 +230,7 @@ def _page(mark, *, junk=b""):
 
 
 def _wal_example(mark, *marks, junk=b""):
-    """A database with one mark, and a WAL with others."""
+    """Make a database with one mark, and a WAL with other marks."""
     main = b"SQLite format 3\0" + PAGE.to_bytes(2) + b"\2\2" + bytes(PAGE - 20) + _page(mark.encode())
     wal = struct.pack(">8I", 0x377F0682, 3_007_000, PAGE, 0, 1, 2, 0, 0)
     for one in marks:

@@ -1,4 +1,4 @@
-"""Subscriptions: what a topic says of its hub, what a hub asks back, and what was saved of one."""
+"""Rows for subscriptions: hubs in topics, a hub's requests, and saved registrations."""
 
 import httpx
 
@@ -17,7 +17,7 @@ ATOM = b"application/atom+xml\n\n<feed xmlns='http://www.w3.org/2005/Atom'>"
 
 
 def read_topic(data):
-    """The type, then `Link` fields, then a body."""
+    """Read a topic: the content type, `Link` fields, then a body."""
     head, _, body = data.partition(b"\n\n")
     kind, _, rest = head.partition(b"\n")
     headers = httpx.Headers([*fields(rest), *fields(b"content-type: " + kind)])
@@ -30,7 +30,7 @@ def read_topic(data):
 
 
 def read_question(data):
-    """Path and query of what comes at a callback."""
+    """Answer a request to a callback, given as path and query."""
     path, _, query = text_of(data).partition("?")
     subscription = WebSub(TOPIC, "https://me.example/hooks")
     heard = []

@@ -1,4 +1,4 @@
-"""Requests to a webhook, as verifiers see them: header fields, an empty line and a body."""
+"""Rows for verifiers: requests to a webhook as header fields, an empty line and a body."""
 
 import base64
 import hashlib
@@ -32,7 +32,7 @@ PUBLIC = "whpk_" + base64.b64encode(PRIVATE.public_key().public_bytes_raw()).dec
 
 
 def request_of(data):
-    """As the receiver makes one: names in lower case, the values of a name that is there twice joined."""
+    """Build a request like the receiver: names in lower case, values of a repeated name joined."""
     head, _, body = data.partition(b"\n\n")
     headers = {}
     for line in head.decode("latin-1").split("\n"):
@@ -46,7 +46,7 @@ SIGNATURES = (github(KEY), dropbox(KEY), websub(KEY), stripe(KEY), standard_webh
 
 
 def read_signed(data):
-    """What is verified has the MAC or the signature of something that ends in the body."""
+    """Check that each verified request has a MAC or signature of a text that ends with the body."""
     request = request_of(data)
     for verify in SIGNATURES:
         answer = verify(request)

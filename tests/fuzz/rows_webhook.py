@@ -1,4 +1,4 @@
-"""Webhooks: what anybody may send to an address, before and after it is found to be authentic."""
+"""Rows for webhooks: any request, before and after its verification."""
 
 from push_to_poll_client.cli._webhook import MAX_PORT, parse_address
 from push_to_poll_client.listeners._webhook.asgi import check_length, request_of
@@ -19,7 +19,7 @@ names = names_at("a.b")
 
 
 def read_request(data):
-    """Method, path, query and the values of two headers, a line each, as a server hands them over."""
+    """Handle a request; the lines are method, path, query and the values of two headers."""
     method, path, query, length, origin = (*data.split(b"\n", 4), b"", b"", b"", b"")[:5]
     scope = {
         "method": method.decode("latin-1"),
@@ -42,7 +42,7 @@ def read_request(data):
 
 
 def read_address(data):
-    """Values of --webhook."""
+    """Parse values of --webhook."""
     host, port = parse_address(text_of(data))
     assert host
     assert not {*"[]@ "} & {*host}
@@ -50,7 +50,7 @@ def read_address(data):
 
 
 def read_names(data):
-    """A body, and whom it names."""
+    """Read the topic names in a body."""
     found = names(WebhookRequest(body=data))
     assert len(found) <= MAX_NAMES + 1
     assert all(isinstance(name, str) and name for name in found)

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of every parser, each in a process of its own (`atheris_run.py`).
 
-`make test` shows that it finds what only a guided one finds. `make chaos` fuzzes every parser. CHAOS_SEED repeats
-the inputs of a run. What is found goes into the `found` of the row.
+`make test` checks that it finds a fault that only guided fuzzing finds. `make chaos` fuzzes every parser.
+CHAOS_SEED repeats the inputs of a run. Add each fault that it finds to `found` in the row.
 """
 
 import importlib.util
@@ -20,13 +20,13 @@ from tests.support.forms import SEED
 LIBFUZZER_SEED = SEED % (1 << 31)
 
 RUNS = 4_000
-"""Inputs for each parser, counted and not timed: a run with the same seed does the same on any machine."""
+"""Inputs for each parser. A number, not a time: a run with the same seed does the same on any machine."""
 
 GUARD = 600
-"""Seconds after which a run is taken to hang."""
+"""Time limit of a run in seconds."""
 
 FAULT = 77
-"""Exit code of libFuzzer after a finding."""
+"""Exit code of libFuzzer for a fault."""
 
 ROOT = Path(__file__).parents[2]
 THERE = importlib.util.find_spec("atheris") is not None
@@ -44,14 +44,14 @@ pytestmark = [
 def run(name, directory, *, runs, seed=LIBFUZZER_SEED):
     command = [sys.executable, "-m", "tests.fuzz.atheris_run", name]
     options = ["--runs", str(runs), "--seed", str(seed), "--directory", directory]
-    environment = {**os.environ, "PYTHONHASHSEED": "0"}  # what stands in a set is fuzzed in the same order
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}  # sets are fuzzed in the same order
     return subprocess.run(
         [*command, *options], capture_output=True, text=True, timeout=GUARD, check=False, env=environment, cwd=ROOT
     )
 
 
-def what_was_found(ran, directory):
-    """The input, and where it failed, in some lines."""
+def describe_faults(ran, directory):
+    """Return the failing inputs and the first lines of the traceback."""
     found = [(path.name, path.read_bytes()) for path in directory.glob("fault-*")]
     said = ran.stdout + ran.stderr
     return "\n".join([*map(repr, found), *said[max(said.find("=== Uncaught"), 0) :].splitlines()[:60]])
@@ -61,7 +61,7 @@ def what_was_found(ran, directory):
 @pytest.mark.parametrize("name", PARSERS)
 def test_guided_fuzzing_finds_only_declared_errors_in_each_parser(name, tmp_path, record_property):
     ran = run(name, tmp_path, runs=RUNS)
-    assert ran.returncode == 0, what_was_found(ran, tmp_path)
+    assert ran.returncode == 0, describe_faults(ran, tmp_path)
     runs, branches = re.search(r"#(\d+)\s+DONE\s+cov: (\d+)", ran.stderr).groups()
     record_property("figures", f"{int(runs):,} inputs, {branches} branches")
     assert int(runs) >= RUNS
@@ -70,8 +70,8 @@ def test_guided_fuzzing_finds_only_declared_errors_in_each_parser(name, tmp_path
 def test_guided_fuzzing_finds_a_planted_undeclared_error(tmp_path):
     ran = run("planted", tmp_path, runs=1_000_000, seed=1)
     assert ran.returncode == FAULT
-    assert "an error that is not declared" in what_was_found(ran, tmp_path)
-    assert r"\x17\x99L\xe3" in what_was_found(ran, tmp_path)
+    assert "an error that is not declared" in describe_faults(ran, tmp_path)
+    assert r"\x17\x99L\xe3" in describe_faults(ran, tmp_path)
 
 
 @pytest.mark.long_form

@@ -1,7 +1,7 @@
-"""Hostile input costs no more than its length: twice the input, at most about twice the work.
+"""Hostile input costs linear work: twice the input costs at most about twice the work.
 
-Work is counted in steps and bytes (`work.py`), so a machine that is busy changes nothing. A parser may change its
-way at some size (deep JSON is split by other means), which is a step and no slope: it is looked at again beyond.
+The tests count steps and bytes (`work.py`), so a busy machine changes nothing. A parser may switch its method at
+some size (for example for deep JSON), which is a single jump: the tests then measure again with larger inputs.
 """
 
 import logging
@@ -16,16 +16,16 @@ from tests.fuzz.work import counting_calls, work_of
 from tests.support.forms import LONG, chance, form
 
 SIZES = form((125, 1000), (1000, 4000))
-"""Repetitions of what is repeated, at first and where a step was seen."""
+"""Numbers of repetitions: first, and again after a jump."""
 
 TWICE = 2.2
 
 SEEN = form(100, 250)
-"""Repetitions on which a slow function is seen: fewer than `SIZES`."""
+"""Number of repetitions that shows a slow function: fewer than `SIZES`."""
 
 
 def families():
-    """Return every hostile input that grows in the long form, and one for each parser in the short one."""
+    """Return every growing hostile input in the long form, and one for each parser in the short one."""
     for parser in PARSERS.values():
         one = chance(parser.name).choice([*(parser.hostile or parser.families())])
         for name, sized in parser.families().items():
@@ -35,7 +35,7 @@ def families():
 
 @pytest.fixture(scope="module", autouse=True)
 def _counting():
-    logging.disable()  # what is logged by one run and not by the next is no work of a parser
+    logging.disable()  # a line that only one of two runs logs would count as work
     with counting_calls():
         yield
     logging.disable(logging.NOTSET)
@@ -57,7 +57,7 @@ def test_a_parser_does_at_most_about_twice_the_work_for_twice_the_input(parser, 
     pytest.fail(f"for twice the input {' and '.join(f'{one:.1f}' for one in found)} times the work")
 
 
-# The count itself
+# Counting
 
 
 def looks_from_the_beginning(text):
@@ -79,7 +79,7 @@ def grows_by_copies(text):
         whole += text[at : at + 1]
 
 
-def splits_what_it_has_again(text):
+def splits_repeatedly(text):
     whole = bytearray()
     for at in range(len(text)):
         whole += text[at : at + 1]
@@ -113,7 +113,7 @@ BAD = [
     takes_bytes_off_the_front,
     compares_all_with_all,
     grows_by_copies,
-    splits_what_it_has_again,
+    splits_repeatedly,
     parses_again_and_again,
     reads_a_page_badly,
 ]
@@ -127,5 +127,5 @@ def test_the_work_count_detects_a_quadratic_function(function, monkeypatch):
 
 
 def test_the_html_parser_of_the_standard_library_is_linear():
-    """The parser of the standard library looks for the next tag from where it stands."""
+    """It searches the next tag only from its current position."""
     assert growth(reads_a_page, lambda n: b"0" * n, 250) <= TWICE

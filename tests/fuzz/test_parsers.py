@@ -1,6 +1,6 @@
-"""Whatever others write: only errors that are declared, and what must be true of what was read.
+"""Parsers of untrusted input: they raise only declared errors, and their results are valid.
 
-In every row of the table: any bytes, its words in any order, and its examples, mutated.
+For each row of the table: any bytes, its tokens in any order, and its examples, mutated.
 """
 
 import pytest
@@ -11,7 +11,7 @@ from tests.fuzz.parsers import PARSERS
 from tests.support.forms import form
 
 EXAMPLES = form(5, 100)
-"""Of each kind, for each parser."""
+"""Number of inputs of each kind, for each parser."""
 
 MOST_MUTATIONS = 6
 
@@ -19,7 +19,7 @@ parsers = pytest.mark.parametrize("parser", PARSERS.values(), ids=PARSERS)
 
 
 def fuzzed(strategy):
-    """A test of every parser by what this strategy makes for it."""
+    """Make a test that runs every parser on inputs of this strategy."""
 
     def decorate(test):
         @parsers
@@ -36,7 +36,7 @@ def fuzzed(strategy):
 
 @st.composite
 def mutated(draw, parser):
-    """An example with pieces cut out, copied, put in from another one or from the words, and bits turned."""
+    """Mutate an example: cut, copy, insert parts of other examples or tokens, and flip bits."""
     text = draw(st.sampled_from((*parser.examples, *parser.found)))
     for _ in range(draw(st.integers(1, MOST_MUTATIONS))):
         text = draw(st.sampled_from(MUTATIONS))(draw, text, parser)

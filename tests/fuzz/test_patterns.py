@@ -1,7 +1,7 @@
-"""No pattern goes back and forth: on any text it takes at most a fixed number of steps for each character.
+"""Regular expressions take a bounded number of steps for each character of any text.
 
-Looked at are all patterns of the package, in the ways in which they are called, on texts that repeat what the
-pattern is made of.
+The tests cover all patterns of the package, with the methods that it calls. The texts repeat the characters of
+the pattern.
 """
 
 import ast
@@ -25,21 +25,21 @@ PACKAGE = Path(push_to_poll_client.__file__).parent
 WAYS = {"match", "fullmatch", "search", "findall", "finditer", "split", "sub"}
 
 SIZE = form(40, 60)
-"""Repetitions, and twice as many: a square is four times as much then, and what is worse far more."""
+"""Number of repetitions; the test also uses twice as many. Quadratic work is then four times as much."""
 
 TWICE = 2.3
 
 MOST_STEPS = form(20_000, 50_000)
-"""On twice `SIZE` repetitions, after which nobody looks on."""
+"""Maximum number of steps on twice `SIZE` repetitions."""
 
 FEW = 8
-"""Steps for each character that need no second look."""
+"""Steps for each character that need no second measurement."""
 
 MOST_TEXTS = form(45, 1_500)
-"""For each pattern in each of its ways."""
+"""Number of texts for each pattern and method."""
 
 MADE_ANEW = {"_secrets": "a pattern of what the user gave; `hidden secrets` has an example"}
-"""Modules that make patterns while they run."""
+"""Modules that make patterns at run time."""
 
 
 KNOWN_TO_MATCH = {
@@ -47,7 +47,7 @@ KNOWN_TO_MATCH = {
     "_http.headers _PARAMETERS": "of what `_LINK` has matched: each match begins where the last one ends",
     "_atom.parser _START_TAG": "of a well-formed document, from where a tag begins",
 }
-"""Patterns that go back and forth on texts that they are never given."""
+"""Patterns that backtrack, but only on texts that they never get."""
 
 
 def modules():
@@ -57,7 +57,7 @@ def modules():
 
 
 def called(module_name, path):
-    """The patterns of a module: what each is called, and the ways in which it is used."""
+    """Yield each pattern of a module: its name, the pattern and the method that is called."""
     if "import re\n" not in (source := path.read_text()):
         return
     tree, module = ast.parse(source), importlib.import_module(f"push_to_poll_client.{module_name}")
@@ -93,12 +93,12 @@ PATTERNS = patterns()
 
 
 def is_linear(pattern, way):
-    """The first text on which it is not; `None`: there is none."""
+    """Return the first text with more than linear work, or None."""
     return next((text for text in texts(pattern) if not _linear_on(pattern, way, text)), None)
 
 
 def texts(pattern):
-    """A beginning, something that is repeated, and an end at which it may fail."""
+    """Yield texts: a start, a repetition, and an end at which the match may fail."""
     letters = [chr(code) for code in alphabet(pattern)[:9]] + ["a", "\0"]
     pumps = [
         "".join(pump) for length in (1, 2, 3) for pump in itertools.product(dict.fromkeys(letters), repeat=length)
@@ -155,7 +155,7 @@ def test_a_pattern_takes_a_bounded_number_of_steps_for_each_character(pattern, w
     )
 
 
-@pytest.mark.no_cover  # it reads the package and runs none of it
+@pytest.mark.no_cover  # the test reads the package's source and does not run it
 def test_every_compiled_pattern_of_the_package_is_tested():
     for module_name, path in modules():
         if "re.compile" not in (source := path.read_text()):
@@ -172,7 +172,7 @@ def test_every_compiled_pattern_of_the_package_is_tested():
             )
 
 
-# The count itself
+# Counting
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""The table of parsers is whole, and says the truth about them.
+"""The table of parsers is complete and correct.
 
-Whole: each module of the package in which something is taken apart is in the modules of a row, or is named below
-with the reason why it is nobody else's text. Who writes a parser is told here to add a row.
+Complete: each module that parses something is in a row, or is named below with the reason why its input is
+trusted. Otherwise the test tells the author to add a row.
 """
 
 import ast
@@ -53,7 +53,7 @@ TAKES_APART = {
     ),
     *("decompressobj", "b64decode", "rsplit", "from_bytes", "parse", "XML", "Parse"),
 }
-"""Functions and methods that read a text, by their names."""
+"""Names of functions and methods that parse a text."""
 
 OUR_OWN = {
     "_http.transport": "addresses that the user gave, and the name of a module",
@@ -72,7 +72,7 @@ OUR_OWN = {
     "stores._sqlite.connection": "a list of words for SQLite",
     "testing": "what a test wrote",
 }
-"""Modules, or packages of them, that take apart what nobody else wrote, and what that is."""
+"""Modules or packages that parse trusted input only, and the input."""
 
 
 @functools.cache
@@ -83,7 +83,7 @@ def modules():
 
 
 @functools.cache
-def what_it_takes_apart_with(path):
+def parsing_calls(path):
     nodes = list(ast.walk(ast.parse(path.read_text())))
     called = {getattr(node.func, "id", "") for node in nodes if isinstance(node, ast.Call)}
     return (called | {node.attr for node in nodes if isinstance(node, ast.Attribute)}) & TAKES_APART
@@ -96,12 +96,12 @@ def excused(module_name):
 FUZZED = {module_name for row in PARSERS.values() for module_name in row.modules}
 
 
-@pytest.mark.no_cover  # it reads the package and runs none of it
+@pytest.mark.no_cover  # the test reads the package's source and does not run it
 def test_each_module_that_parses_something_is_fuzzed_or_excused():
     missing = [
         f"add a row to tests/fuzz for {module_name}, with its {found}"
         for module_name, path in modules()
-        if (found := what_it_takes_apart_with(path)) and module_name not in FUZZED and not excused(module_name)
+        if (found := parsing_calls(path)) and module_name not in FUZZED and not excused(module_name)
     ]
     assert not missing, "\n".join(missing)
 
@@ -110,12 +110,10 @@ def test_each_excuse_has_a_reason_and_covers_a_module_that_parses():
     for name, why in OUR_OWN.items():
         assert why
         assert name not in FUZZED, "it has a row"
-        assert any(
-            what_it_takes_apart_with(path) for module_name, path in modules() if name in excused(module_name)
-        ), name
+        assert any(parsing_calls(path) for module_name, path in modules() if name in excused(module_name)), name
 
 
-# What a row says
+# Content of rows
 
 
 @pytest.fixture(params=PARSERS.values(), ids=PARSERS)
@@ -149,7 +147,7 @@ def is_read(parser, example):
     try:
         parser.read(example)
     except parser.errors:
-        return parser.errors == (SystemExit,)  # the end of `--help`
+        return parser.errors == (SystemExit,)  # the exit of `--help`
     return True
 
 

@@ -1,16 +1,16 @@
-"""How much work a function does, in steps and bytes, the same on every machine.
+"""Count the work of a function in steps and bytes, the same on every machine.
 
-What is counted:
-- each line of Python that is executed in the package, and in what it has others' texts read by;
-- for each method of a text or of bytes that is called (`split`, `strip`, `decode`, …) the length of that text;
-- for each such method that `html.parser` calls on the page, what it looked through: from where it was to begin to
-  where it found something, or to where it was to end;
-- for each pattern that the package has compiled, what the call looked through: from where it was to begin to
-  where the match ends, or to the end of the text if there is none (that a pattern itself takes a fixed number of
-  steps for each character is `test_patterns.py`'s);
-- for each decoder of the package the length of what it is given;
-- for each text and each list that a function keeps in a variable its length, once: a copy that is made again and
-  again is what most often makes a parser quadratic.
+Counted are:
+- each executed line of Python in the package and in the modules that parse for it;
+- for each call of a method of a text or of bytes (`split`, `strip`, `decode`, …) the length of that text;
+- for each such call by `html.parser` on the page, the searched part: from the start of the search to the match,
+  or to its end;
+- for each pattern that the package has compiled, the searched part: from the start of the search to the end of
+  the match, or to the end of the text if there is none (`test_patterns.py` checks that a pattern takes a bounded
+  number of steps for each character);
+- for each decoder of the package the length of its input;
+- for each text and list in a variable of a function its length, once: repeated copies are the usual cause of
+  quadratic parsers.
 """
 
 import html.parser
@@ -27,7 +27,7 @@ READERS = (PACKAGE, "email", "html", "httpx", "ipaddress", "json", "shlex", "url
 _TEXTS = (str, bytes, bytearray)
 _SIZED = (*_TEXTS, list, tuple, dict)
 _LOOKS_AT_NOTHING = frozenset(
-    {"append", "clear", "endswith", "extend", "format", "startswith", "__len__", "__getitem__"}  # of what it has
+    {"append", "clear", "endswith", "extend", "format", "startswith", "__len__", "__getitem__"}  # no text is read
 )
 
 _Pattern = type(re.compile(""))
@@ -53,7 +53,7 @@ class _Counter:
         self.work += 1
         for value in frame.f_locals.values():
             if isinstance(value, _SIZED) and id(value) not in self.kept:
-                self.kept[id(value)] = value  # so that its id is not another's
+                self.kept[id(value)] = value  # keeps the object, so that no other object gets its id
                 self.work += len(value)
         return self.line
 
@@ -70,7 +70,7 @@ _counter = _Counter()
 
 
 def work_of(function: Callable[[], Any]) -> int:
-    """What the function takes."""
+    """Return the work of a function."""
     global _counter  # noqa: PLW0603  # what stands in for patterns counts into it
     _counter = counter = _Counter()
     tracing, profiling = sys.gettrace(), sys.getprofile()
@@ -88,7 +88,7 @@ _PAGE_COUNTS = frozenset({"count", "find", "rfind", "rindex"})
 
 
 class _Page(str):
-    """The page that `html.parser` reads: it looks for the next tag from where it stands."""
+    """Page for `html.parser` that counts its searches for the next tag."""
 
     __slots__ = ()
 
@@ -119,7 +119,7 @@ def _set_page(parser: Any, text: str) -> None:
 
 
 class _Counted:
-    """Stands in for a pattern."""
+    """Stand-in for a pattern, which counts its work."""
 
     def __init__(self, pattern: Any) -> None:
         self._pattern = pattern
@@ -153,7 +153,7 @@ class _Counted:
 
 
 def _counted_call(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Stands in for a decoder."""
+    """Wrap a decoder to count its input."""
 
     def call(text: Any, *more: Any) -> Any:
         _counter.work += len(bytes(text) if not isinstance(text, str) else text)
@@ -163,7 +163,7 @@ def _counted_call(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _stand_in(value: Any) -> Any:
-    """`None`: none is needed."""
+    """Return the counting stand-in of a value, or None if it needs none."""
     if isinstance(value, _Pattern):
         return _Counted(value)
     bound = getattr(value, "__self__", None)
@@ -176,7 +176,7 @@ def _stand_in(value: Any) -> Any:
 
 @contextmanager
 def counting_calls() -> Iterator[None]:
-    """Within it, patterns and decoders of the package count what they look through."""
+    """Let patterns and decoders of the package count their work within the block."""
     modules = [module for name, module in sys.modules.items() if name.startswith(PACKAGE)]
     found = [(module, name, value) for module in modules for name, value in vars(module).items()]
     replaced = [(module, name, value, other) for module, name, value in found if (other := _stand_in(value))]
