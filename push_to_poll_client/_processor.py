@@ -271,7 +271,7 @@ class Processor(SessionPart):
                 if failure is None:
                     try:
                         await handler(message)
-                    except BaseException as error:  # noqa: BLE001  # handle_failure raises what is not a failure
+                    except BaseException as error:  # noqa: BLE001  # handle_failure raises other exceptions again
                         failure = error
                 if failure is None:
                     record(Record(key))

@@ -192,8 +192,8 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         ask: Parameters of each request: a mapping of JSON values, or a function (async, or plain and quick) that
             returns one and is called for each request. While a value is `None`, no request is sent and the
             function is called again every second. After news it is called again until its result changes, for at
-            most 3 s. A GET sends the parameters in its query, replacing those of the URL by the same names; a POST
-            sends them as a JSON object.
+            most 3 s. A GET sends the parameters in its query, replacing parameters of the URL with the same names;
+            a POST sends them as a JSON object.
         next: Further parameters of the next request: a mapping of names to paths in the response's JSON, or a
             function from the response to a mapping. A value that is missing stays unchanged.
         news: Path in the response's JSON with a value if there is news (not `null`, `false`, 0, "" or empty); or a

@@ -134,7 +134,7 @@ Handshake: TypeAlias = Callable[[WebhookRequest], WebhookResponse | Awaitable[We
 """Answers a server's handshake; returns `None` if the request is not one.
 
 A plain function is called for each request, also of strangers, so it must be quick. Calls that return an
-awaitable, such as those of an `async def`, are limited by the webhook's `rate` and `burst`."""
+awaitable, as from an `async def`, are limited by the webhook's `rate` and `burst`."""
 
 Hint: TypeAlias = Callable[[WebhookRequest], Push | Control | None]
 """Turns an authentic request into a push; returns `None` if it is not one (a ping, Google's `sync`)."""
