@@ -330,7 +330,7 @@ async def test_a_store_that_cannot_be_rebound_now_begins_no_new_name(store):
 
 
 def new_names(caplog):
-    found = [record for record in caplog.records if "is a new name" in record.getMessage()]
+    found = [record for record in caplog.records if "the new name" in record.getMessage()]
     caplog.clear()
     return [(record.levelname, record.getMessage()) for record in found]
 
@@ -350,8 +350,8 @@ async def test_a_changed_url_without_a_name_is_a_warning_once(sqlite, path, capl
         (
             "WARNING",
             (
-                f"{path}: '{NEW}' is a new name that begins anew; the file has '{OLD}' already. If this is the "
-                "same consumer, under another name or address, stop it and see push-to-poll rebind --help"
+                f"{path}: the new name '{NEW}' starts at the beginning; the file already has '{OLD}'. If this is "
+                "the same consumer, under another name or address, stop it and see push-to-poll rebind --help"
             ),
         )
     ]
@@ -376,7 +376,7 @@ async def test_the_names_of_the_same_feed_come_first_and_at_most_three_are_shown
     caplog.clear()
     await begin_names(sqlite, ("orders", OLD))
     ((_, text),) = new_names(caplog)
-    assert "the file has 'z', 'name 0', 'name 1' and others already. If" in text
+    assert "the file already has 'z', 'name 0', 'name 1' and others. If" in text
 
 
 async def test_a_strange_name_is_shown_on_one_short_line(sqlite, caplog):

@@ -7,8 +7,8 @@ memory changes only after the transaction that changes the file is committed, so
 `TransactionalSQLiteSession` puts the writes of a handler and the records of its messages into one transaction.
 
 The name of a consumer without `name=` is its feed's identity. When the feed's URL changes, a new name begins, and
-everything is processed again. With `name=` such a change is a `StoreMismatch`, but a changed name begins anew too.
-So a new name in a file that has others is logged once, and `rebind` gives it the old progress.
+everything is processed again. With `name=` such a change is a `StoreMismatch`, but a changed name starts at the
+beginning too. So a new name in a file that has others is logged once, and `rebind` gives it the old progress.
 """
 
 import logging
@@ -164,8 +164,8 @@ class ClaimedName:
         have_feed = any(same_feed for _, same_feed in others)
         _logger.log(
             logging.WARNING if self.name == feed or have_feed else logging.INFO,
-            "%s: %s is a new name that begins anew; the file has %s already. If this is the same consumer, under "
-            "another name or address, stop it and see push-to-poll rebind --help",
+            "%s: the new name %s starts at the beginning; the file already has %s. If this is the same consumer, "
+            "under another name or address, stop it and see push-to-poll rebind --help",
             self._file.path,
             quoted(self.name),
             ", ".join(quoted(other) for other, _ in others[:_MAX_OTHERS_SHOWN])
