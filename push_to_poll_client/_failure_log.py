@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
+from tenacity import AsyncRetrying, stop_after_attempt
+
 from push_to_poll_client._exceptions import HandlerDecision
 from push_to_poll_client._log import ConsumerLog, ExcInfo
 from push_to_poll_client._secrets import error_chain
@@ -60,19 +62,20 @@ class FailureLog:
     and the errors that caused them, have the same classes and lines of code.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, retry: AsyncRetrying | None) -> None:
         self._clock = clock
+        # A strategy of the user's may stop at a time or by an error: then the number is not known beforehand.
+        stop = retry.stop if retry else None
+        self._attempts = f" of {stop.max_attempt_number}" if isinstance(stop, stop_after_attempt) else ""
         self._logged: dict[int, float] = {}
 
     def message_failed(self, failure: HandlerFailure, action: FailureAction, delay: float = 0.0) -> None:
         """Log that a message failed; `delay` is the time until its retry."""
-        at, why, details = (
-            (quoted(failure.id), failure.attempt),
-            failure.why,
-            self._record_fields(failure, action),
-        )
+        at: tuple[str, object] = (quoted(failure.id), failure.attempt)
+        why, details = failure.why, self._record_fields(failure, action)
         if action is FailureAction.RETRY:
-            logger.warning("message %s failed (attempt %d), retrying in %.1f s: %s", *at, delay, why, **details)
+            at = (quoted(failure.id), f"{failure.attempt}{self._attempts}")
+            logger.warning("message %s failed (attempt %s), retrying in %.1f s: %s", *at, delay, why, **details)
         elif action is FailureAction.SKIP:
             logger.warning("message %s failed (attempt %d), skipped: %s", *at, why, **details)
         elif action is FailureAction.DEAD_LETTER:

@@ -100,7 +100,7 @@ class Retry(SessionPart):
     progress: Progress
 
     def __post_init__(self) -> None:
-        self.failure_log = FailureLog(self.clock)
+        self.failure_log = FailureLog(self.clock, self.options.retry)
 
     async def try_one(
         self, key: str, message: Message, stop: StopSignal, *, error: Exception | None = None

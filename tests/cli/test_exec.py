@@ -192,7 +192,7 @@ sys.exit(os.stat("runs").st_size < 2)
     code, _, err = tail(server.url, "--once", "--exec", program)
     assert code == Exit.DONE
     assert (tmp_path / "runs").read_text() == "xx"
-    assert "failed (attempt 1), retrying in" in err
+    assert "failed (attempt 1 of 5), retrying in" in err
 
 
 def test_the_failure_of_a_command_has_a_traceback_only_with_vv(server, tail):

@@ -7,6 +7,7 @@ from contextlib import nullcontext, suppress
 
 import anyio
 import pytest
+from tenacity import AsyncRetrying, stop_after_attempt, stop_after_delay, wait_fixed
 
 from push_to_poll_client import (
     Consumer,
@@ -73,10 +74,10 @@ async def test_g9_the_first_failure_and_the_end_of_a_message_are_logged_with_the
     consumer = running(Broken(with_bad("bad"), on_failure="dead_letter"))
     await consumer.until(2)
     assert begin(told(caplog)) == [
-        ("message 'bad' failed (attempt 1)", True),
-        ("message 'bad' failed (attempt 2)", False),
-        ("message 'bad' failed (attempt 3)", False),
-        ("message 'bad' failed (attempt 4)", False),
+        ("message 'bad' failed (attempt 1 of 5)", True),
+        ("message 'bad' failed (attempt 2 of 5)", False),
+        ("message 'bad' failed (attempt 3 of 5)", False),
+        ("message 'bad' failed (attempt 4 of 5)", False),
         ("message 'bad' failed (attempt 5), kept as a dead letter", True),
     ]
     assert caplog.text.count('return order["customer"]') == 2
@@ -88,10 +89,21 @@ async def test_g9_a_message_that_is_processed_after_failing_is_logged(caplog, ru
     consumer.failures = 2
     await running(consumer).until(3)
     assert begin(told(caplog)) == [
-        ("message 'bad' failed (attempt 1)", True),
-        ("message 'bad' failed (attempt 2)", False),
+        ("message 'bad' failed (attempt 1 of 5)", True),
+        ("message 'bad' failed (attempt 2 of 5)", False),
         ("message 'bad' processed (attempt 3)", False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("stop", "number"),
+    [(stop_after_attempt(2), "1 of 2"), (stop_after_attempt(2) | stop_after_delay(60), "1")],
+    ids=["number", "number or time"],
+)
+async def test_a_failure_names_the_number_of_attempts_if_the_stop_strategy_is_a_number(stop, number, caplog):
+    consumer = Broken(with_bad("bad"), retry=AsyncRetrying(stop=stop, wait=wait_fixed(0.1)), on_failure="skip")
+    await consumer.poll_now()
+    assert begin(told(caplog))[0] == (f"message 'bad' failed (attempt {number})", True)
 
 
 CALLS = {

@@ -32,7 +32,7 @@ KINDS = {
     "started": r"started at .* of https://shop\.example/orders: polling every 60 s, 1 listener",
     "up": "manual: up",
     "caught up": r"caught up: \d+ messages? in \d+\.\d s",
-    "failed": r"message '540' failed \(attempt \d\), retrying in \d\.\d s: KeyError: 'customer'",
+    "failed": r"message '540' failed \(attempt \d of 5\), retrying in \d\.\d s: KeyError: 'customer'",
     "dead letter": r"message '540' failed \(attempt 5\), kept as a dead letter: KeyError: 'customer'",
     "poll failed": r"poll failed, retrying in \d\.\d s: FeedError: https://shop\.example/orders answered HTTP 503",
     "recovered": r"recovered after 1 failed poll in \d\.\d s",
