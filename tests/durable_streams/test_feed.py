@@ -563,7 +563,7 @@ async def test_a_consumer_long_polls_an_empty_stream(server, feed_of, running):
     assert consumer.processed == ["0"]
 
 
-async def test_messages_of_a_recreated_stream_are_not_taken_for_duplicates(feed_of):
+async def test_messages_of_a_recreated_stream_are_not_duplicates(feed_of):
     """The numbers start at 0 again, and must differ from those of processed messages."""
     with serving() as server:
         stream = server.stream("a", "b", "c")

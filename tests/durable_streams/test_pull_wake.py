@@ -54,7 +54,7 @@ def is_announced(log, name="wake 0"):
     return "append" not in log or name in log[len(log) - log[::-1].index("append") :]
 
 
-def asked(server, step):
+def requests_to(server, step):
     return [request for request in server.requests if request.url.path.endswith(step)]
 
 
@@ -63,7 +63,7 @@ async def test_a_wake_is_claimed_forwarded_as_a_push_and_acknowledged():
     channel = await run(server, listener_of(server, worker="w"), then=server.append)
     assert channel.events[-1] == (30.0, Push(topics=("orders",)))
     assert [request.url.path.rpartition("/")[2] for request in server.requests[-2:]] == ["claim", "ack"]
-    (*_, claim), (ack,) = asked(server, "/claim"), asked(server, "/ack")
+    (*_, claim), (ack,) = requests_to(server, "/claim"), requests_to(server, "/ack")
     assert json.loads(claim.content) == {"worker": "w"}
     assert json.loads(ack.content) == {
         "wake_id": "w_1",
@@ -253,7 +253,7 @@ async def test_own_and_unreadable_events_are_wakes_and_other_events_are_not(even
     text = text.replace(OURS, listener._subscription.id)
     channel = await run(server, listener, then=lambda: server.write(text))
     assert channel.pushes == pushes
-    assert len(asked(server, "/claim")) == 1 + len(pushes)
+    assert len(requests_to(server, "/claim")) == 1 + len(pushes)
 
 
 async def test_many_events_that_arrive_together_are_one_claim():
@@ -280,8 +280,8 @@ async def test_a_flood_on_the_wake_stream_causes_ten_claims_and_then_five_a_seco
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(write)
         channel = await run(server, listener, seconds=60.0)
-    assert 10 + 5 * 10 - 2 <= len(asked(server, "/claim")) <= 10 + 5 * 10 + 2
-    assert len(channel.pushes) == len(asked(server, "/claim")) - 1
+    assert 10 + 5 * 10 - 2 <= len(requests_to(server, "/claim")) <= 10 + 5 * 10 + 2
+    assert len(channel.pushes) == len(requests_to(server, "/claim")) - 1
 
 
 @pytest.mark.no_cover  # lines are counted where it is quick
@@ -289,7 +289,7 @@ async def test_wakes_in_quick_succession_are_claimed_ten_times_and_then_five_tim
     server = Wakes()
     server.at = lambda number, name: name == "ack answered" and server.append()
     await run(server, listener_of(server), seconds=60.0, then=server.append)
-    assert 10 + 5 * 30 - 2 <= len(asked(server, "/claim")) <= 10 + 5 * 30 + 2
+    assert 10 + 5 * 30 - 2 <= len(requests_to(server, "/claim")) <= 10 + 5 * 30 + 2
 
 
 async def test_a_claim_of_many_streams_is_a_push_without_topics():
@@ -305,7 +305,7 @@ async def test_a_claim_of_many_streams_is_a_push_without_topics():
     server.answers["ack"] = httpx.Response(200)
     channel = await run(server, listener_of(server), then=server.append)
     assert channel.pushes == [Push()]
-    (ack,) = asked(server, "/ack")
+    (ack,) = requests_to(server, "/ack")
     assert len(json.loads(ack.content)["acks"]) == 65
 
 
@@ -371,7 +371,7 @@ async def test_a_lost_subscription_is_created_again_when_a_claim_does_not_find_i
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lose_and_append)
         channel = await run(server, listener)
-    creations = [request for request in asked(server, listener._subscription.id) if request.method == "PUT"]
+    creations = [request for request in requests_to(server, listener._subscription.id) if request.method == "PUT"]
     assert len(creations) == 2
     assert channel.events[-1] == (40.0, Push(topics=("orders",)))
 
@@ -394,7 +394,7 @@ async def test_a_lost_subscription_is_reported_once_while_the_server_refuses_ano
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lose_and_write)
         await run(server, listener)
-    assert len(asked(server, "/claim")) == 3
+    assert len(requests_to(server, "/claim")) == 3
     assert reported == [Control.RECREATE]
 
 
@@ -460,7 +460,7 @@ def test_invalid_arguments_are_refused(options, error, text):
         listener_of(Wakes(), **options)
 
 
-def test_each_worker_has_a_name_of_its_own():
+def test_each_worker_has_a_unique_name():
     first, second = listener_of(Wakes()), listener_of(Wakes())
     assert first._worker != second._worker
     assert first._subscription.id == second._subscription.id

@@ -38,10 +38,10 @@ class Key:
         return base64url(self._private.sign(f"{at}.".encode() + body))
 
     def request(self, body=BODY, at=NOW, received_at=NOW):
-        return said(f"t={at},kid={self.kid},ed25519={self.sign(body, at)}", body, received_at)
+        return signed_request(f"t={at},kid={self.kid},ed25519={self.sign(body, at)}", body, received_at)
 
 
-def said(header, body=BODY, received_at=NOW):
+def signed_request(header, body=BODY, received_at=NOW):
     return WebhookRequest(headers={"webhook-signature": header}, body=body, received_at=received_at)
 
 
@@ -98,8 +98,8 @@ async def test_a_request_with_a_changed_body_time_key_or_signature_is_refused():
         (f"t={NOW},kid=ds_1,ed25519={other.sign()}", BODY),
         (f"t={NOW},kid=ds_1,ed25519={'A' * 86}", BODY),
     ]:
-        assert verify.may_pass(said(header, body))
-        assert await verify(said(header, body)) is False
+        assert verify.may_pass(signed_request(header, body))
+        assert await verify(signed_request(header, body)) is False
 
 
 @pytest.mark.parametrize(("age", "is_authentic"), [(300, True), (301, False), (-300, True), (-301, False)])
@@ -135,7 +135,7 @@ async def test_a_request_more_than_300_seconds_old_or_in_the_future_is_refused(a
 )
 async def test_a_malformed_signature_header_is_refused_without_a_request_for_keys(header):
     verify = (keys := Keys(Key("ds_1"))).verifier()
-    assert await verify(said(header)) is verify.may_pass(said(header)) is False
+    assert await verify(signed_request(header)) is verify.may_pass(signed_request(header)) is False
     assert await verify(WebhookRequest()) is False
     assert not keys.requests
 

@@ -35,7 +35,7 @@ class Server:
         return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
 
     @property
-    def asked(self):
+    def calls(self):
         return [(request.method, str(request.url).removeprefix(ROOT)) for request in self.requests]
 
 
@@ -59,7 +59,7 @@ async def test_create_sends_the_planned_subscription_and_requests_the_keys():
     planned = subscription.plan()
     assert planned == subscription.plan() == Registration(id=subscription.id)
     assert await subscription.create(planned) == Registration(id=planned.id, renew_at=1060.0)
-    assert server.asked == [("PUT", f"/__ds/subscriptions/{planned.id}"), ("GET", "/__ds/jwks.json")]
+    assert server.calls == [("PUT", f"/__ds/subscriptions/{planned.id}"), ("GET", "/__ds/jwks.json")]
     assert json.loads(server.requests[0].content) == {
         "type": "webhook",
         "streams": ["a/c", "b"],
@@ -90,7 +90,7 @@ async def test_renew_recreates_a_lost_subscription_and_requests_the_keys_again(c
     old = Registration(id=subscription.id, renew_at=990.0)
     for methods, is_told in [(["PUT"], False), (["PUT", "PUT", "GET"], True)]:
         assert await subscription.renew(old) == Registration(id=old.id, renew_at=1005.0)
-        assert [method for method, _ in server.asked] == methods
+        assert [method for method, _ in server.calls] == methods
         assert ("the server had lost the subscription and created it again" in caplog.text) is is_told
 
 
@@ -110,7 +110,7 @@ async def test_a_subscription_with_other_settings_is_not_renewed_and_stop_delete
     assert old.id != subscription.id
     assert await subscription.renew(old) is None
     await subscription.stop(old)
-    assert server.asked == [("DELETE", f"/__ds/subscriptions/{old.id}")]
+    assert server.calls == [("DELETE", f"/__ds/subscriptions/{old.id}")]
 
 
 async def test_stop_does_not_delete_a_subscription_recreated_under_the_same_id():

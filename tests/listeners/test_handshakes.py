@@ -215,7 +215,7 @@ async def test_no_flood_of_a_stranger_uses_up_the_answers_to_handshakes_or_the_r
     assert hooks.counters().limited == 0
 
 
-async def test_an_async_handshake_is_limited_by_a_rate_of_its_own():
+async def test_an_async_handshake_has_a_separate_rate_limit():
     asked_for = []
 
     async def handshake(request):
@@ -232,7 +232,7 @@ async def test_an_async_handshake_is_limited_by_a_rate_of_its_own():
     assert (await asked(hooks, DROPBOX)).status == 200
 
 
-async def test_a_handshake_that_awaits_for_its_own_question_alone_is_not_used_up_by_other_requests():
+async def test_other_requests_do_not_use_up_the_rate_of_an_async_handshake():
     async def answer():
         return WebhookResponse(body=b"yes")
 

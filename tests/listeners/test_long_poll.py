@@ -43,7 +43,7 @@ async def run(listener, script, seconds):
     return channel
 
 
-def asked(script):
+def sent(script):
     """The parameters of each request, without the key."""
     return [{**dict(request.url.params), "key": None} for request in script.requests]
 
@@ -134,7 +134,7 @@ async def test_a_couchdb_request_sends_the_last_sequence():
         wait=60,
     )
     channel = await run(listener, script, 200)
-    assert asked(script) == since("now", "3-g1AAA+/=", "3-g1AAA+/=", '[4,"x"]')
+    assert sent(script) == since("now", "3-g1AAA+/=", "3-g1AAA+/=", '[4,"x"]')
     assert channel.events == [(1, "up"), (120, Push()), (189, Push())]
 
 
@@ -147,7 +147,7 @@ async def test_a_syncthing_request_sends_the_id_of_the_last_event():
         next={"since": "id"},
     )
     channel = await run(listener, script, 100)
-    assert asked(script) == since(None, "5", "5", "6")
+    assert sent(script) == since(None, "5", "5", "6")
     assert len(channel.pushes) == 2
 
 
@@ -157,7 +157,7 @@ async def test_the_position_may_be_read_from_a_response_header():
 
     listener, script = scripted((60, (200, {"X-Consul-Index": "12"}, [END])), (9, 200), NEVER, next=index)
     await run(listener, script, 80)
-    assert asked(script) == since(None, "12", "12")
+    assert sent(script) == since(None, "12", "12")
 
 
 async def test_a_dropbox_request_sends_the_newest_cursor_and_no_credentials():
@@ -201,13 +201,13 @@ async def test_no_request_is_sent_until_ask_returns_a_cursor():
     cursors = itertools.chain([None, None], itertools.repeat("7"))
     listener, script = scripted(NEVER, ask=lambda: {"since": next(cursors)})
     await run(listener, script, 10)
-    assert (script.asked_at, asked(script)) == ([2], since("7"))
+    assert (script.asked_at, sent(script)) == ([2], since("7"))
 
 
 async def test_ask_may_be_a_mapping_and_next_replaces_its_values():
     listener, script = scripted((9, b'{"at": 3}'), NEVER, ask={"since": 1, "limit": 5}, next={"since": "at"})
     await run(listener, script, 10)
-    assert asked(script) == [{"key": None, "since": "1", "limit": "5"}, {"key": None, "since": "3", "limit": "5"}]
+    assert sent(script) == [{"key": None, "since": "1", "limit": "5"}, {"key": None, "since": "3", "limit": "5"}]
 
 
 async def test_numbers_stay_numbers_in_a_posted_body():
@@ -305,7 +305,7 @@ async def test_a_refused_position_causes_a_wake_and_is_forgotten():
     listener, script = scripted((9, b'{"at": 5}'), (9, 409), NEVER, url=f"{URL}&since=now", next={"since": "at"})
     channel = await run(listener, script, 400)
     assert channel.events == [(1, "up"), (9, Push()), (18, Push()), (18, "down"), (319, "up")]
-    assert asked(script) == since("now", "5", "now")
+    assert sent(script) == since("now", "5", "now")
 
 
 async def test_a_refusal_of_a_request_without_a_position_does_not_wake():

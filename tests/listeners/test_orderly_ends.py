@@ -140,7 +140,7 @@ async def test_the_retry_field_is_the_least_delay_also_after_an_event():
     listener, script = scripted([b"retry: 20000\n\n", EVENT, END], fraction=0.5)
     channel = await run(listener, script, 100)
     assert script.connects == [0, 22, 44, 66, 88]
-    assert [event for _, event in channel.events][:3] == ["up", Push(), "down"], "nobody hears a push for 22 s"
+    assert [event for _, event in channel.events][:3] == ["up", Push(), "down"], "the listener reconnects for 22 s"
 
 
 async def test_streams_that_end_after_an_event_end_the_streak_of_failures_together_after_30_seconds():

@@ -40,7 +40,7 @@ def anyio_backend(request):
 
 @pytest.fixture
 def real_time():
-    """For sockets."""
+    """Use real time for sockets."""
 
 
 class Scripted:
@@ -268,7 +268,7 @@ def test_a_missing_psycopg_is_an_import_error_with_the_install_command(monkeypat
         PostgresListener("", "orders")
 
 
-def test_a_psycopg_that_finds_no_libpq_is_an_import_error_that_says_how_to_get_it(monkeypatch, tmp_path):
+def test_psycopg_without_libpq_is_an_import_error_with_the_install_command(monkeypatch, tmp_path):
     (tmp_path / "psycopg.py").write_text("raise ImportError('no pq wrapper available.\\nAttempts made: none')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "psycopg")
@@ -295,7 +295,7 @@ def at(server, channel="orders", conninfo=None, **options):
     return listener
 
 
-async def nobody_listens(server):
+async def wait_until_disconnected(server):
     with anyio.fail_after(GUARD):
         while await run_sync(server.listeners):
             pass
@@ -311,7 +311,7 @@ async def test_notifications_carry_hints_and_a_stop_closes_the_connection(server
         await run_sync(server.notify, 'O"dd;', "x" * 7999)
         await run_sync(server.notify, "orders", "")
         await channel.saw("up", Push(cursor="7"), Push(), Push())
-    await nobody_listens(server)
+    await wait_until_disconnected(server)
 
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
@@ -354,7 +354,7 @@ async def test_the_listener_reconnects_after_its_session_was_terminated(server):
 async def test_a_connection_to_a_real_server_is_replaced_at_max_age(server):
     async with listening(at(server, max_age=0.1)) as channel:
         await channel.saw("up", "up", "up")
-    await nobody_listens(server)
+    await wait_until_disconnected(server)
 
 
 @pytest.mark.parametrize(

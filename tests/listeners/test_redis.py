@@ -41,10 +41,10 @@ def anyio_backend(request):
 
 @pytest.fixture
 def real_time():
-    """For sockets."""
+    """Use real time for sockets."""
 
 
-def said(data, kind="message", channel=b"orders"):
+def sent(data, kind="message", channel=b"orders"):
     return {"type": kind, "channel": channel, "data": data, "pattern": None}
 
 
@@ -73,7 +73,7 @@ class Scripted:
 
     async def ping(self):
         self.pings += 1
-        self._pong = said(b"", "pong") if self._pongs else None
+        self._pong = sent(b"", "pong") if self._pongs else None
 
 
 def to(*connections, max_age=None, **options):
@@ -101,14 +101,14 @@ async def run(listener, seconds):
 
 
 async def test_a_new_connection_and_each_message_wake_the_consumer():
-    connection = Scripted(5, said(b"a"), said(b"1", "subscribe"), said(b"b", "pmessage", b"orders.\xff"))
+    connection = Scripted(5, sent(b"a"), sent(b"1", "subscribe"), sent(b"b", "pmessage", b"orders.\xff"))
     channel = await run(to(connection, hint=lambda heard: Push(topics=(heard.channel, heard.data.decode()))), 10)
     pushes = [Push(topics=("orders", "a")), Push(topics=("orders.\N{REPLACEMENT CHARACTER}", "b"))]
     assert channel.events == [(0, "up"), *[(5, push) for push in pushes]]
 
 
 async def test_the_server_is_pinged_after_max_silence():
-    connection = Scripted(99, 99, 10, said(b"a"))
+    connection = Scripted(99, 99, 10, sent(b"a"))
     channel = await run(to(connection, max_silence=60), 189)
     assert connection.pings == 2
     assert channel.events == [(0, "up"), (130, Push())]
@@ -121,12 +121,12 @@ async def test_a_connection_that_does_not_answer_a_ping_is_replaced():
 
 
 async def test_a_message_counts_as_the_answer_to_a_ping():
-    connection = Scripted(99, 5, said(b"a"), pongs=False)
+    connection = Scripted(99, 5, sent(b"a"), pongs=False)
     assert (await run(to(connection, max_silence=60), 70)).events == [(0, "up"), (65, Push())]
 
 
-async def test_an_answer_that_comes_after_a_message_is_not_taken_for_silence():
-    connection = Scripted(99, 5, said(b"a"), said(b"", "pong"), pongs=False)
+async def test_an_answer_after_a_message_is_not_silence():
+    connection = Scripted(99, 5, sent(b"a"), sent(b"", "pong"), pongs=False)
     channel = await run(to(connection, max_silence=60), 120)
     assert channel.events == [(0, "up"), (65, Push())]
     assert connection.pings == 1
@@ -139,7 +139,7 @@ async def test_no_ping_is_sent_without_max_silence():
 
 
 async def test_a_message_that_is_too_large_for_a_hint_is_a_plain_push():
-    connection = Scripted(said(b'{"cursor": 1}'), said(b'{"cursor": 12}'))
+    connection = Scripted(sent(b'{"cursor": 1}'), sent(b'{"cursor": 12}'))
     channel = await run(to(connection, hint=JSONHint(cursor="cursor"), max_body=13), 1)
     assert channel.pushes == [Push(cursor="1"), Push()]
 
@@ -249,7 +249,7 @@ def at(server, channels="orders", url=None, **options):
     return listener
 
 
-async def nobody_hears(server):
+async def wait_until_unsubscribed(server):
     with anyio.fail_after(GUARD):
         while await run_sync(server.publish, "orders"):
             pass
@@ -264,7 +264,7 @@ async def test_messages_carry_hints_and_a_stop_closes_the_connection(server):
         assert await run_sync(server.publish, "many.more", b"\xff" * 100_000) == 1
         assert await run_sync(server.publish, "x", b"") == 1
         await channel.saw("up", Push(cursor="7"), Push(), Push())
-    await nobody_hears(server)
+    await wait_until_unsubscribed(server)
 
 
 async def test_a_listener_can_subscribe_to_patterns_only(server):
@@ -333,7 +333,7 @@ async def test_the_listener_stays_connected_while_a_real_server_answers_pings(se
 async def test_a_connection_is_replaced_at_max_age(server):
     async with listening(at(server, max_age=0.1)) as channel:
         await channel.saw("up", "up", "up")
-    await nobody_hears(server)
+    await wait_until_unsubscribed(server)
 
 
 @pytest.mark.parametrize(

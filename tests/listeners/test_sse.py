@@ -315,7 +315,7 @@ async def test_the_request_has_the_method_and_headers_of_the_standard():
         "accept-encoding": "identity",
     }
     assert not {"authorization", "last-event-id"} & request.headers.keys()
-    assert request.extensions["timeout"]["read"] is None, "a quiet stream is no slow one"
+    assert request.extensions["timeout"]["read"] is None, "a quiet stream is not slow"
 
 
 @pytest.mark.parametrize(

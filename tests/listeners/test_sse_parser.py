@@ -338,7 +338,7 @@ def test_any_division_into_chunks_gives_the_same_events(stream, places):
 
 @given(streams)
 def test_each_event_is_dispatched_with_its_last_byte(stream):
-    """Byte by byte, the events so far equal those of the whole input: nothing is held back."""
+    """After each byte, the parser has dispatched all events so far."""
     parser, events = EventParser(max_body=None), []
     for end in range(len(stream)):
         events += parser.feed(stream[end : end + 1])

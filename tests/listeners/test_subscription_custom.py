@@ -100,7 +100,7 @@ async def test_a_subscription_with_only_create_is_not_renewable_and_its_stop_doe
     assert not subscription.renewable
 
 
-def test_each_plan_has_an_id_and_a_secret_of_its_own():
+def test_each_plan_has_a_unique_id_and_secret():
     subscription = CustomSubscription(lambda planned: planned, name="vendor")
     one, two = subscription.plan(), subscription.plan()
     assert len({one.id, two.id}) == len({one.details["secret"], two.details["secret"]}) == 2

@@ -56,7 +56,7 @@ def caplog(caplog):
     return caplog
 
 
-def asked(server, what):
+def times_of(server, what):
     return [at for at, which in server.asked if which == what]
 
 
@@ -79,8 +79,8 @@ async def test_renewals_of_many_consumers_are_spread_over_a_quarter_of_the_lifet
     early, late = Server(lifetime=86_400), Server(lifetime=86_400)
     await keep(Vendor(early), 65_000, fraction=0.0)
     await keep(Vendor(late), 65_000, fraction=0.999)
-    assert asked(early, "renew")[0] == pytest.approx(43_200, abs=1)
-    assert asked(late, "renew")[0] - 65_000 == pytest.approx(0.74975 * 86_400, abs=1)
+    assert times_of(early, "renew")[0] == pytest.approx(43_200, abs=1)
+    assert times_of(late, "renew")[0] - 65_000 == pytest.approx(0.74975 * 86_400, abs=1)
 
 
 async def test_a_subscription_without_an_expiry_is_never_renewed(caplog):
@@ -107,7 +107,7 @@ async def test_a_subscription_with_a_lifetime_of_a_century_is_created_once():
 async def test_a_subscription_with_an_expiry_in_the_past_is_replaced_once_a_minute(caplog):
     server = Server(lifetime=-3600)
     channel = await keep(Vendor(server, renews=False), 600)
-    assert len(asked(server, "create")) == 10
+    assert len(times_of(server, "create")) == 10
     assert channel.said("down") == []
     assert "check this machine's clock" in caplog.text
 
@@ -232,7 +232,7 @@ async def test_a_failed_create_is_retried_with_a_growing_delay(caplog):
     server = Server(latency=0)
     server.script["create"].extend(status(503) for _ in range(5))
     channel = await keep(Vendor(server), 60)
-    assert asked(server, "create") == [0, 0, 1, 3, 7, 15]
+    assert times_of(server, "create") == [0, 0, 1, 3, 7, 15]
     assert channel.said("up", "down") == ["down"] * 5 + ["up"]
     assert "vendor: the server answered HTTP 503 instead of a subscription; retrying in 1.0 s" in caplog.text
     assert "c4n4ry" not in caplog.text
@@ -242,7 +242,7 @@ async def test_the_retry_after_of_the_server_is_obeyed():
     server = Server(latency=0)
     server.script["create"].append(status(429, retry_after="500"))
     await keep(Vendor(server), 600)
-    assert asked(server, "create") == [0, 500]
+    assert times_of(server, "create") == [0, 500]
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404])
@@ -254,7 +254,7 @@ async def test_a_create_refused_by_the_server_is_retried_slowly(code, caplog):
         await anyio.sleep(10)
         assert f"HTTP {code} instead of a subscription" in str(channel.error)
         await anyio.sleep(300)
-    assert asked(server, "create") == [0, 300]
+    assert times_of(server, "create") == [0, 300]
     assert channel.said("up", "down") == ["down", "up"]
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
@@ -263,7 +263,7 @@ async def test_a_create_that_raises_subscription_refused_is_retried_slowly():
     server = Server(latency=0)
     server.script["create"].append(SubscriptionRefused("the hub denied it"))
     channel = await keep(Vendor(server), 310)
-    assert asked(server, "create") == [0, 300]
+    assert times_of(server, "create") == [0, 300]
     assert "vendor: the hub denied it" in str(channel.error)
 
 
@@ -303,7 +303,7 @@ async def test_a_failed_renewal_is_retried_and_the_channel_stays_up():
     server = Server(lifetime=100, latency=0)
     server.script["renew"].extend([status(500), OSError("reset"), None])
     channel = await keep(Vendor(server), 90)
-    assert asked(server, "renew") == [50, 50, 51]
+    assert times_of(server, "renew") == [50, 50, 51]
     assert channel.said("up", "down") == ["up", "up"]
 
 
@@ -354,7 +354,7 @@ async def test_a_new_subscription_is_planned_when_the_create_raises_subscription
 async def test_a_create_request_that_hangs_is_cancelled_and_retried():
     server = Server(latency=1000)
     await keep(Vendor(server), 700)
-    assert len(asked(server, "create")) == 3
+    assert len(times_of(server, "create")) == 3
 
 
 async def test_an_exception_group_of_one_error_is_treated_as_that_error():
@@ -386,7 +386,7 @@ async def test_a_failed_stop_is_retried():
     server.script["stop"].extend([status(503), TimeoutError()])
     vendor = Vendor(server, renews=False)
     await keep(vendor, 60)
-    assert asked(server, "stop") == [50, 50, 51]
+    assert times_of(server, "stop") == [50, 50, 51]
     assert len(server.live) == 1
 
 
@@ -395,7 +395,7 @@ async def test_a_stop_is_not_retried_after_a_permanent_error(error):
     server = Server(lifetime=100, latency=0)
     server.script["stop"].append(error)
     channel = await keep(Vendor(server, renews=False), 60)
-    assert len(asked(server, "stop")) == 1
+    assert len(times_of(server, "stop")) == 1
     assert "leaving" not in channel.state
 
 
@@ -403,7 +403,7 @@ async def test_a_failed_stop_is_retried_only_until_the_subscription_expires():
     server = Server(lifetime=1000, latency=0)
     server.script["stop"].extend(status(403) for _ in range(9))
     await keep(Vendor(server, renews=False), 1250)
-    assert asked(server, "stop") == [500, 800, 1000]  # the last one is for the next registration
+    assert times_of(server, "stop") == [500, 800, 1000]  # the last one is for the next registration
 
 
 @pytest.mark.parametrize("expires", [True, False])
@@ -416,7 +416,7 @@ async def test_a_subscription_is_abandoned_after_ten_failed_stops(expires, caplo
         await anyio.sleep(5)
         manager.control(Control.RECREATE)
         await anyio.sleep(600)
-    assert len(asked(server, "stop")) == 10
+    assert len(times_of(server, "stop")) == 10
     assert "vendor: cannot stop the old registration, leaving it: the server answered HTTP 500" in caplog.text
     assert "leaving" not in channel.state
 
@@ -449,7 +449,7 @@ async def test_a_subscription_is_renewed_when_the_server_asks_for_it():
         for _ in range(30):
             manager.control(Control.RENEW)
             await anyio.sleep(1)
-    assert asked(server, "renew") == [100, 115, 130]
+    assert times_of(server, "renew") == [100, 115, 130]
 
 
 async def test_a_subscription_is_created_again_when_the_server_reports_it_dropped():
@@ -473,7 +473,7 @@ async def test_repeated_drop_notices_create_few_subscriptions():
         for _ in range(600):
             manager.control(Control.RECREATE)
             await anyio.sleep(1)
-    assert len(asked(server, "create")) < 30
+    assert len(times_of(server, "create")) < 30
 
 
 async def test_a_notice_of_missed_pushes_starts_a_poll():
@@ -505,7 +505,7 @@ async def test_a_drop_notice_received_before_the_start_takes_effect_after_it():
     manager.control(Control.RECREATE)
     with anyio.move_on_after(5):
         await manager.run(channel)
-    assert len(asked(server, "create")) == 2
+    assert len(times_of(server, "create")) == 2
 
 
 async def test_notices_may_come_from_any_thread_and_after_the_end():
@@ -517,7 +517,7 @@ async def test_notices_may_come_from_any_thread_and_after_the_end():
         thread.start()
         thread.join()
         await anyio.sleep(1)
-        assert asked(server, "renew") == [20]
+        assert times_of(server, "renew") == [20]
         waiting = manager._waiting
     manager._waiting = waiting
     manager.control(Control.RENEW)
@@ -567,7 +567,7 @@ async def test_a_process_that_was_suspended_renews_by_the_wall_clock(monkeypatch
         ahead = 6000
         await anyio.sleep(60)
     assert channel.events[1:] == [(180.2, "up")]
-    assert asked(server, "renew") == [180.1]
+    assert times_of(server, "renew") == [180.1]
 
 
 async def test_a_clock_that_is_set_back_does_not_delay_a_renewal(monkeypatch):
@@ -578,7 +578,7 @@ async def test_a_clock_that_is_set_back_does_not_delay_a_renewal(monkeypatch):
         await anyio.sleep(130)
         back = 86_400
         await anyio.sleep(400)
-    assert asked(server, "renew") == [500.1]
+    assert times_of(server, "renew") == [500.1]
 
 
 # Shutdown
@@ -640,7 +640,7 @@ async def test_failed_stops_of_another_subscription_do_not_count_at_exit():
         await anyio.sleep(5)
         manager.control(Control.RECREATE)
         await anyio.sleep(65)
-    assert asked(server, "stop") == [5, 5, 6, 8, 12, 20, 36, 66, 70, 70]
+    assert times_of(server, "stop") == [5, 5, 6, 8, 12, 20, 36, 66, 70, 70]
     await keep(vendor, 5, channel)
     assert len(server.live) == 1
 
@@ -686,7 +686,7 @@ async def test_a_stale_renewal_time_does_not_cause_a_loop_of_renewals():
     old = Registration(id="1", renew_at=1e9 + 20, expires_at=1e9 + 120, details={"plan": "1"})
     server.script["renew"].extend([old, old])
     await keep(Vendor(server), 100)
-    assert asked(server, "renew") == [20, 70, 95]
+    assert times_of(server, "renew") == [20, 70, 95]
 
 
 # Missed pushes
@@ -714,9 +714,9 @@ async def test_a_server_that_never_pushes_is_asked_again_eleven_times_in_a_week(
         for _ in range(7 * 24 * 6):
             await anyio.sleep(600)
             channel.missed_in_a_row += 1
-    assert len(asked(server, "renew")) == 11
-    assert len(asked(server, "create")) == 1
-    intervals = [b - a for a, b in itertools.pairwise(asked(server, "renew"))]
+    assert len(times_of(server, "renew")) == 11
+    assert len(times_of(server, "create")) == 1
+    intervals = [b - a for a, b in itertools.pairwise(times_of(server, "renew"))]
     assert min(intervals) >= 3600
     assert all(longer >= shorter - 1300 for shorter, longer in itertools.pairwise(intervals))
 

@@ -220,11 +220,11 @@ def test_pushes_that_arrive_for_longer_than_the_interval_make_it_short_again():
     assert renewals(9, pushes=range(2, 51))[:5] == [0, 1, 51, 52, 54]
 
 
-def test_a_push_within_the_interval_leaves_it_as_long_as_it_is():
+def test_a_push_within_the_interval_does_not_change_the_interval():
     assert renewals(9, pushes=[20]) == renewals(9)
 
 
-def test_a_server_that_pushes_for_one_message_in_four_is_asked_no_more_often_than_one_that_never_pushes():
+def test_pushes_for_one_message_in_four_cause_no_more_renewals_than_no_pushes():
     pushes_missed, times = MissedPushes(), 0
     for minute in range(7 * 24 * 60):
         if pushes_missed.is_renewal_due(minute % 4, at(60 * minute)):

@@ -249,7 +249,7 @@ async def test_the_log_distinguishes_a_wrong_signature_from_a_missing_one(caplog
     ]
 
 
-async def test_a_constant_body_that_is_taken_for_a_repeat_is_logged(caplog):
+async def test_a_constant_body_counted_as_a_repeat_is_logged(caplog):
     caplog.set_level(logging.DEBUG, LOG)
     hooks = WebhookListener(github("secret"))
     signature = "sha256=" + hmac.new(b"secret", b"{}", hashlib.sha256).hexdigest()
@@ -615,7 +615,7 @@ async def test_the_replay_cache_evicts_the_oldest_entry_when_it_has_too_many_nam
     assert [replays.unseen(Verified((text,)), "x", 0.0) for text in (b"a", b"b", b"c")] == [["x"], [], []]
 
 
-async def test_an_expired_entry_of_the_replay_cache_says_nothing_of_its_names():
+async def test_an_expired_entry_of_the_replay_cache_does_not_block_its_names():
     replays = ReplayCache()
     replays.add(Verified((b"a",), 10.0), "xy")
     replays.add(Verified((b"a",), 20.0), "x")

@@ -112,7 +112,7 @@ async def test_a_webhook_without_a_subscription_answers_401_whether_a_consumer_r
     assert webhook.counters().not_ready == 0
 
 
-async def test_the_log_says_once_that_nothing_can_be_verified_yet(caplog):
+async def test_the_log_reports_once_that_requests_cannot_be_verified_yet(caplog):
     caplog.set_level("INFO")
     webhook = Vendor().webhook()
     await from_stranger(webhook)

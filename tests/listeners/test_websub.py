@@ -480,7 +480,7 @@ WORDS = "." * 192 + "hub-canary"
 """200 characters of a hub's reason are shown. They end within the secret."""
 
 
-async def test_a_secret_at_which_the_words_of_an_ended_subscription_are_cut_is_masked(hub, caplog):
+async def test_a_secret_at_the_cut_end_of_the_reason_of_an_end_is_masked(hub, caplog):
     async with subscribed(hub, websub(hub, secret="hub-canary")):
         await hub.deny(WORDS)
     assert "the hub ended the subscription" in caplog.text
@@ -488,7 +488,7 @@ async def test_a_secret_at_which_the_words_of_an_ended_subscription_are_cut_is_m
 
 
 @pytest.mark.parametrize("denied", [True, False])
-async def test_a_secret_at_which_the_words_of_a_refusal_are_cut_is_masked(hub, caplog, denied):
+async def test_a_secret_at_the_cut_end_of_a_refusal_is_masked(hub, caplog, denied):
     if denied:
         hub.denies = WORDS
     else:

@@ -71,7 +71,7 @@ OTHER = "https://blog.example/other"
 @pytest.mark.parametrize(
     "arguments", [(OTHER, CALLBACK, HUB), (TOPIC, f"{CALLBACK}/new", HUB), (TOPIC, CALLBACK, f"{HUB}new")]
 )
-async def test_a_restart_with_other_arguments_subscribes_anew_and_stops_the_old_subscription(
+async def test_a_restart_with_other_arguments_subscribes_again_and_stops_the_old_subscription(
     hub, store, arguments
 ):
     """The old registration may last ten days, without pushes for the new request."""
