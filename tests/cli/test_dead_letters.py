@@ -369,7 +369,7 @@ def test_drop_removes_dead_letters_and_records_them_as_skipped(state, capsys):
     assert ("skipped",) in states
 
 
-def test_drop_keeps_the_fingerprint_of_what_was_given_up_on(state, capsys):
+def test_drop_keeps_the_fingerprint_of_the_failed_message(state, capsys):
     keep(state, GOOD, fingerprint=7)
     assert run_dead_letters(capsys, state, "drop", GOOD.dedupe_key)[0] == Exit.DONE
 

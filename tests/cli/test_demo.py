@@ -84,7 +84,7 @@ def test_the_latency_of_each_message_is_assigned_to_its_push_fallback_or_fault()
     }
 
 
-def test_a_fault_after_which_no_push_served_lasts_to_the_end():
+def test_a_fault_without_a_served_push_after_it_lasts_to_the_end():
     lines = [line("dropped", 2.0, published=1.5), line("later", 4.0, published=3.0)]
     assert _demo.latencies(lines, {}, [1.0])["across a fault"] == [0.5, 1.0]
 

@@ -119,7 +119,7 @@ def test_a_feed_is_named_by_its_url_or_by_its_identity(state, capsys, feed, iden
     assert cursor(state, "orders", identity)[0] == "cursor of orders"
 
 
-def test_what_a_mismatch_shows_can_be_typed(state, capsys):
+def test_the_identity_in_a_mismatch_error_can_be_typed(state, capsys):
     with pytest.raises(StoreMismatch) as mismatch:
         cursor(state, "orders", TOPIC)
     shown = str(mismatch.value).partition(", not to '")[2].partition("'")[0]

@@ -289,7 +289,7 @@ def test_an_invalid_state_file_gives_exit_code_5_and_is_left_untouched(server, t
     assert path.read_bytes() == content
 
 
-def test_the_token_goes_to_the_feed_and_is_printed_nowhere(server, tail, monkeypatch):
+def test_the_token_is_sent_to_the_feed_and_never_printed(server, tail, monkeypatch):
     server.faults.authorization = "Bearer canary-secret"
     monkeypatch.setenv("FEED_TOKEN", "canary-secret")
     code, lines, err = tail(server.url, "--once", "--token-env", "FEED_TOKEN", "-vv")

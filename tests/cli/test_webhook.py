@@ -287,7 +287,7 @@ def test_a_sender_that_has_just_connected_is_not_closed_for_the_next_one_if_all_
     assert closed == strangers[:5]
 
 
-def test_a_client_that_sends_many_requests_at_once_stays_as_old_as_it_is(server, monkeypatch):
+def test_a_client_that_sends_many_requests_at_once_keeps_its_age(server, monkeypatch):
     monkeypatch.setattr(_webhook, "connection_limit", lambda: 2)
 
     def visit(visitor):

@@ -38,14 +38,14 @@ FEW = 8
 MOST_TEXTS = form(45, 1_500)
 """Number of texts for each pattern and method."""
 
-MADE_ANEW = {"_secrets": "a pattern of what the user gave; `hidden secrets` has an example"}
+MADE_ANEW = {"_secrets": "patterns from values that the user gave; `hidden secrets` has an example"}
 """Modules that make patterns at run time."""
 
 
 KNOWN_TO_MATCH = {
-    "_http.headers _MEMBER": "of what `_MEMBERS` has matched: each match begins where the last one ends",
-    "_http.headers _PARAMETERS": "of what `_LINK` has matched: each match begins where the last one ends",
-    "_atom.parser _START_TAG": "of a well-formed document, from where a tag begins",
+    "_http.headers _MEMBER": "only within a match of `_MEMBERS`: each match begins at the end of the last one",
+    "_http.headers _PARAMETERS": "only within a match of `_LINK`: each match begins at the end of the last one",
+    "_atom.parser _START_TAG": "only in a well-formed document, from the start of a tag",
 }
 """Patterns that backtrack, but only on texts that they never get."""
 

@@ -109,7 +109,7 @@ async def test_a_name_gets_another_feed_and_another_name_at_once(store):
     assert await progress(store, "orders", NEW) == WHOLE
 
 
-async def test_what_is_as_it_should_be_stays(store):
+async def test_a_correct_binding_stays_unchanged(store):
     await begin(store, "orders", OLD)
     await store.rebind("orders", feed=OLD, new_name="orders")
     assert await progress(store, "orders", OLD) == WHOLE
@@ -344,7 +344,7 @@ async def begin_names(store, *pairs):
 async def test_a_changed_url_without_a_name_is_a_warning_once(sqlite, path, caplog):
     caplog.set_level(logging.INFO)
     await begin_names(sqlite, (OLD, OLD))
-    assert new_names(caplog) == [], "the first name of a file is no surprise"
+    assert new_names(caplog) == [], "the first name of a file causes no log line"
     await begin_names(sqlite, (NEW, NEW))
     assert new_names(caplog) == [
         (
@@ -364,7 +364,7 @@ async def test_a_name_given_to_a_consumer_that_had_none_is_a_warning(sqlite, cap
     assert [level for level, _ in new_names(caplog)] == ["WARNING"]
 
 
-async def test_named_consumers_of_several_feeds_that_share_a_file_are_no_warning(sqlite, caplog):
+async def test_named_consumers_of_several_feeds_that_share_a_file_cause_no_warning(sqlite, caplog):
     """With a name, a changed URL is a `StoreMismatch`, and the feed's identity shows a changed name."""
     caplog.set_level(logging.INFO)
     await begin_names(sqlite, ("orders", OLD), ("invoices", NEW))

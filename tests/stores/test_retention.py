@@ -254,7 +254,7 @@ async def test_one_reading_of_the_clock_ages_records_by_an_eighth_of_the_retenti
     assert await session.unseen(keys(0, 10)) == {"0"}
 
 
-async def test_a_clock_that_is_set_to_and_fro_removes_nothing(claim, clock):
+async def test_a_clock_that_is_set_forward_and_back_removes_nothing(claim, clock):
     session = await claim(retention=60, max_records=400)
     for start in range(0, 300, 10):
         clock.now += YEARS if start % 20 else -YEARS

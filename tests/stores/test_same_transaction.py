@@ -94,7 +94,7 @@ def fail(_):
 
 
 @every_kind
-async def test_writes_of_a_given_up_message_are_rolled_back_and_other_writes_are_kept(kind, store, path):
+async def test_writes_of_a_failed_message_are_rolled_back_and_other_writes_are_kept(kind, store, path):
     for policy in ("dead_letter", "skip"):
         handler = Notes(store, {policy: fail})
         feed = feed_of("a" + policy, policy, "b" + policy)

@@ -342,7 +342,7 @@ class TestWhere:
             assert await loop.run_in_executor(None, contextvars.copy_context().run, use) == (1,)
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-    async def test_the_error_in_other_threads_says_how_to_give_them_the_context(self, session):
+    async def test_the_error_in_other_threads_explains_how_to_pass_the_context(self, session):
         def use():
             with pytest.raises(RuntimeError) as caught:
                 session.connection.execute("SELECT 1")

@@ -104,7 +104,7 @@ class TestInPlace:
                 assert not isinstance(caught.value, StoreUnavailable), "it would be waited for"
             assert session.cursor == "1"
 
-    async def test_what_handlers_wrote_to_a_deleted_file_is_undone(self, path):
+    async def test_writes_of_handlers_to_a_deleted_file_are_rolled_back(self, path):
         store = SQLiteStore(path, transactional=True)
         async with claimed(store) as session:
             await commit(session, 1)
@@ -249,7 +249,7 @@ class TestOwnWAL:
                 "SELECT cursor FROM push_to_poll_consumer WHERE name = 'orders'"
             ).fetchall() == [("newer",)]
 
-    async def test_a_table_that_was_dropped_and_made_anew_within_the_wal_is_accepted(self, run, path):
+    async def test_a_table_dropped_and_created_again_within_the_wal_is_accepted(self, run, path):
         async with claimed(SQLiteStore(path)) as session:
             await commit(session, 1)
             with program(path) as other:
@@ -344,7 +344,7 @@ class TestForeignWAL:
 
     @pytest.mark.parametrize("put", [put_by_copy, put_by_rename])
     @pytest.mark.parametrize("transactional", [False, True])
-    async def test_a_refused_file_is_left_as_it_is_and_the_advice_helps(
+    async def test_a_rejected_file_is_unchanged_and_the_advice_helps(
         self, backups, tmp_path, put, transactional, capsys
     ):
         ((killed, _),) = backups.killed
@@ -633,7 +633,7 @@ class TestErrors:
             ("SQLITE_CORRUPT", False, StoreError, "damaged"),
         ],
     )
-    def test_an_error_of_sqlite_says_what_is_known(self, code, opening, kind, advice):
+    def test_an_error_of_sqlite_has_its_kind_and_advice(self, code, opening, kind, advice):
         error = sqlite3.OperationalError("planted")
         error.sqlite_errorcode = getattr(sqlite3, code) if isinstance(code, str) else code
         with pytest.raises(StoreError, match=advice) as caught, wrap_sqlite_errors("x.db", opening=opening):

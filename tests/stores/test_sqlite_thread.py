@@ -235,7 +235,7 @@ async def test_the_error_of_a_job_is_raised_although_its_caller_is_cancelled_aga
             await task
 
 
-def test_jobs_of_several_event_loops_share_the_thread_and_a_loop_that_ended_is_no_error():
+def test_jobs_of_several_event_loops_share_the_thread_and_an_ended_loop_causes_no_error():
     held, threads = Held(), set()
 
     async def leave():

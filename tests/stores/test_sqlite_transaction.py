@@ -337,7 +337,7 @@ class TestGaps:
         self.hold(gaps, clock, 0.03, GAP)
         assert gaps.pause == 0
 
-    def test_no_gap_follows_where_the_lock_is_free_often_enough(self, clock):
+    def test_no_gap_follows_if_the_lock_is_often_free(self, clock):
         gaps = LockGaps()
         for _ in range(10_000):
             self.hold(gaps, clock, 0.0003, 0.0001)
@@ -394,9 +394,9 @@ class TestFailures:
     async def test_an_ownership_lost_error_keeps_its_type(self, session, database):
         def lose():
             with session.database.transaction():
-                raise OwnershipLost("somebody else has it")
+                raise OwnershipLost("another owner")
 
-        with pytest.raises(OwnershipLost, match="somebody else has it"):
+        with pytest.raises(OwnershipLost, match="another owner"):
             await session.run(lose)
         assert is_free(database)
 

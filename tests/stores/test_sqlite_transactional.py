@@ -476,7 +476,7 @@ async def test_a_first_claim_waits_for_an_application_that_writes(path, monkeypa
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_what_a_handler_wrote_is_not_committed_later_when_its_event_loop_shuts_down(path, anyio_backend):
+async def test_writes_of_a_handler_are_not_committed_later_when_its_event_loop_shuts_down(path, anyio_backend):
     """Asyncio then cancels all tasks, including the task that will end the transaction."""
     application(path, "CREATE TABLE note(id INTEGER PRIMARY KEY, text)")
     store = SQLiteStore(path, transactional=True)

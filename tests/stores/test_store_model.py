@@ -90,7 +90,7 @@ class Stores(RuleBasedStateMachine):
         self.commit(pair, "c", records)
 
     @rule(pair=sessions, keys=st.lists(KEYS, max_size=8))
-    def commit_what_is_unseen(self, pair, keys):
+    def commit_unseen(self, pair, keys):
         """Commit new messages, as a consumer does."""
         unseen, _ = self.both(*(lambda s=session: s.unseen(keys) for session in pair))
         if unseen is not None:
@@ -165,7 +165,7 @@ class Stores(RuleBasedStateMachine):
                 assert seen <= recorded if most is not None and len(recorded) > most else seen == recorded
 
     @invariant()
-    def what_is_forgotten_goes(self):
+    def removed_records_leave_the_file(self):
         """The file has as many segments as memory, plus those that wait for removal."""
         for _, sqlite in self.live:
             if not sqlite._released:

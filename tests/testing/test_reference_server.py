@@ -871,7 +871,7 @@ def test_a_process_ends_whose_reference_server_was_not_stopped():
     assert (out.returncode, out.stdout.strip()) == (0, FIRST), out.stderr
 
 
-def test_a_reference_server_that_does_not_start_says_so(monkeypatch):
+def test_a_reference_server_that_does_not_start_raises_an_error(monkeypatch):
     async def fail(*_, **__):
         sys.exit(3)
 

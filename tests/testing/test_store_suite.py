@@ -276,7 +276,7 @@ def answer_each_time(store, session):
     changed(session, unseen=unseen)
 
 
-def forget_what_is_not_processed(store, session):
+def forget_unprocessed(store, session):
     honest = session.unseen
 
     async def unseen(self, keys):
@@ -464,7 +464,7 @@ LIES = [
     (write_with_the_next_commit, FAILS),
     (reset_first, "test_a_write_that_fails_has_written_nothing[reset]"),
     (lose_at_a_restart(records=lambda _: {}), "test_what_was_committed_is_there_at_once_and_after_a_restart"),
-    (forget_what_is_not_processed, "test_a_message_that_was_settled_stays_so_however"),
+    (forget_unprocessed, "test_a_message_that_was_settled_stays_so_however"),
     (refuse_large_pages, "test_a_page_may_be_huge"),
     (answer_each_time, "test_what_was_committed_is_there_at_once_and_after_a_restart"),
     (lose_at_a_restart(saved=lambda _: SavedCursor(None, 0)), "test_a_cursor_may_be_any_string"),

@@ -32,7 +32,7 @@ class Liar(SQLiteStore):
         return session
 
 
-def keep_what_a_failed_handler_wrote(session, transaction):
+def keep_writes_of_a_failed_handler(session, transaction):
     file = transaction.file
     file.undo = lambda: file.connection.execute("COMMIT") and file.has_ended()
 
@@ -61,7 +61,7 @@ def commit_later(session, transaction):
     session._commit_effects = lambda records: None
 
 
-def record_what_a_failed_commit_was_given(session, transaction):
+def record_the_input_of_a_failed_commit(session, transaction):
     honest = session.commit
 
     async def commit(**what):
@@ -101,14 +101,14 @@ def wait_for_yourself(session, transaction):
 
 
 LIES = [
-    (keep_what_a_failed_handler_wrote, "test_a_handler_that_raises_takes_back_its_own"),
-    (keep_what_a_failed_handler_wrote, "test_a_cancelled_handler_takes_back_its_own"),
+    (keep_writes_of_a_failed_handler, "test_a_handler_that_raises_takes_back_its_own"),
+    (keep_writes_of_a_failed_handler, "test_a_cancelled_handler_takes_back_its_own"),
     (commit_effects_before_their_records, "test_effects_are_durable_when_the_handler_returns"),
     (forget_the_records_of_effects, "test_effects_are_durable_when_the_handler_returns"),
     (forget_the_records_of_effects, "test_a_reset_loses_no_effects"),
     (commit_later, "test_effects_are_durable_when_the_handler_returns"),
     (leave_it_open, "test_a_handler_that_raises_at_first_leaves_nothing_open"),
-    (record_what_a_failed_commit_was_given, "test_a_commit_that_fails_takes_back_no_effects"),
+    (record_the_input_of_a_failed_commit, "test_a_commit_that_fails_takes_back_no_effects"),
     (take_the_records_for_written, "test_a_handler_that_wrote_nothing_is_recorded_by_the_commit"),
     (forget_the_token, "test_an_owner_that_was_replaced_has_no_effects"),
     (process_after_release, "test_a_released_session_has_no_effects"),

@@ -136,7 +136,7 @@ def test_valid_code_passes_the_type_checkers() -> None:
     run_any(sales, Consumer(Sales(), store=STORE, process=any_message))
 
 
-def test_each_feed_says_the_type_of_its_messages() -> None:
+def test_each_feed_declares_the_type_of_its_messages() -> None:
     events: Feed[CloudEvent] = EVENTS
     news: Feed[AtomEntry] = NEWS
     paged: Feed[Entry] = PAGED
