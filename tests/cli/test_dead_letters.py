@@ -17,7 +17,7 @@ from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.stores._sqlite.reader import find_dead_letters, read_dead_letters
 from push_to_poll_client.testing import serve_in_thread
 from tests.support import command_line
-from tests.support.command_line import Broken, on, said, typed
+from tests.support.command_line import Broken, on, stderr_lines, typed
 from tests.support.forms import GUARD, form
 
 EVIL = "\x1b[2J\r\nERROR \x9b\u202e"
@@ -109,7 +109,7 @@ def run_dead_letters(capsys, *arguments):
     """Return the exit code, the lines on stdout and the text on stderr."""
     code = typed("dead-letters", "--state", *arguments)
     out, err = capsys.readouterr()
-    return code, out.splitlines(), said(err)
+    return code, out.splitlines(), stderr_lines(err)
 
 
 # Listing
@@ -171,7 +171,7 @@ def test_the_file_may_be_named_behind_the_action(state, capsys):
 
 def test_a_missing_file_name_is_a_usage_error(capsys):
     assert typed("dead-letters", "retry", "--all") == Exit.USAGE
-    assert said(capsys.readouterr().err) == [
+    assert stderr_lines(capsys.readouterr().err) == [
         "push-to-poll: --state is missing; give the state file of the consumer"
     ]
 
@@ -494,7 +494,7 @@ def test_retry_drop_and_rewind_refuse_a_store_owned_by_a_process(owned, capsys, 
     code = typed(*(word.format(state) for word in action))
     out, err = capsys.readouterr()
     assert (code, out) == (Exit.STATE, "")
-    assert said(err) == [
+    assert stderr_lines(err) == [
         (
             f"push-to-poll: StoreBusy: {os.path.realpath(state)} is in use by process {process}; "
             f"stop it first, or call {instead} of its consumer there"
@@ -618,7 +618,7 @@ def test_a_damaged_file_is_reported_in_one_sentence(state, good, capsys, damage,
         file.execute(damage)
     file.close()
     code = typed(*(word.format(state) for word in action))
-    err = said(capsys.readouterr().err)
+    err = stderr_lines(capsys.readouterr().err)
     assert code in {Exit.DONE, Exit.STATE, Exit.USAGE}  # the command may not read the damaged part
     assert len(err) == (code != Exit.DONE)
     assert all(line.isprintable() and "bug" not in line for line in err)
@@ -648,7 +648,7 @@ def test_a_dead_letter_marked_by_retry_is_processed_by_the_next_run(tmp_path, st
         def run(*arguments):
             code = typed(*arguments)
             out, err = capfd.readouterr()
-            return code, out, "\n".join(said(err))
+            return code, out, "\n".join(stderr_lines(err))
 
         code, _, err = run(*tail)
         assert code == Exit.DONE

@@ -127,9 +127,9 @@ def _served_here(monkeypatch):
 @pytest.mark.slow
 def test_the_demo_runs_and_loses_no_message(capsys, files):
     assert typed(*SHORT) == Exit.DONE
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     figures = dict(
-        line.rsplit(maxsplit=1) for line in (line[:27] for line in said.splitlines()) if line[26:].isdigit()
+        line.rsplit(maxsplit=1) for line in (line[:27] for line in output.splitlines()) if line[26:].isdigit()
     )
     assert {name: figures[name] for name in ("published", "processed", "lost")} == {
         "published": "50",
@@ -137,7 +137,7 @@ def test_the_demo_runs_and_loses_no_message(capsys, files):
         "lost": "0",
     }
     for trouble in ("the connection is cut", "a 503 is answered", "the consumer is killed"):
-        assert f"live: {trouble}\n" in said
+        assert f"live: {trouble}\n" in output
     assert files() == []
 
 
@@ -166,9 +166,9 @@ def test_the_demo_fails_and_keeps_the_log_if_the_consumer_does_nothing(capsys, f
     monkeypatch.setattr(_demo.ConsumerProcess, "start", start_nothing)
     assert typed(*SHORT) == Exit.BUG
     (directory,) = files()
-    said = capsys.readouterr().out
-    assert f"{'lost':<20}{50:>7}\n" in said
-    assert f"FAILED: the consumer's log and the handler's file are in {directory}\n" in said
+    output = capsys.readouterr().out
+    assert f"{'lost':<20}{50:>7}\n" in output
+    assert f"FAILED: the consumer's log and the handler's file are in {directory}\n" in output
     assert "what went wrong" in (directory / "consumer.log").read_text()
 
 

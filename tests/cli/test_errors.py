@@ -9,7 +9,7 @@ import pytest
 
 from push_to_poll_client import SQLiteStore
 from push_to_poll_client.cli._output import EXIT_CODES, Exit
-from tests.support.command_line import COMMAND, said, typed
+from tests.support.command_line import COMMAND, stderr_lines, typed
 from tests.support.forms import GUARD, form
 
 CANARY = "canary-secret"
@@ -189,7 +189,7 @@ def test_a_command_line_error_has_an_exit_code_and_one_sentence_without_secrets(
     assert typed(*arguments) == code
     out, err = capfd.readouterr()
     assert out == ""
-    check("".join(f"{line}\n" for line in said(err)))
+    check("".join(f"{line}\n" for line in stderr_lines(err)))
     assert {path.name for path in tmp_path.iterdir()} <= {"file", CANARY, "file.lock"}
 
 
@@ -236,7 +236,7 @@ def test_undecodable_arguments_are_reported_in_one_sentence_with_an_exit_code(lo
     *errors, rest = done.stderr.split("\n\n")
     assert (len(errors), rest) == (len(BYTES_TYPED), "")
     for err in errors:
-        check("".join(f"{line}\n" for line in said(err)))
+        check("".join(f"{line}\n" for line in stderr_lines(err)))
 
 
 @pytest.mark.parametrize("typo", ["--onec", "--onec=5"])
@@ -295,7 +295,7 @@ def shell_run(command, redirections):
     """Run `push-to-poll` from a shell; return the exit code, standard output and standard error."""
     script = ["/bin/sh", "-c", f'exec "$@" {redirections}', "sh", *COMMAND, *command]
     done = subprocess.run(script, check=False, capture_output=True, text=True, timeout=GUARD)
-    return done.returncode, done.stdout, said(done.stderr)
+    return done.returncode, done.stdout, stderr_lines(done.stderr)
 
 
 def test_a_closed_standard_output_is_reported_in_one_sentence(tmp_path):

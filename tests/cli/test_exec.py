@@ -18,7 +18,7 @@ from push_to_poll_client.cli import _exec, _tail
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.testing import FakeFeed, serve_in_thread
 from tests.support import command_line
-from tests.support.command_line import on, said
+from tests.support.command_line import on, stderr_lines
 from tests.support.forms import GUARD, form
 
 MANY = form(500_000, 5_000_000)
@@ -148,7 +148,7 @@ def test_processed_messages_are_recorded_and_a_failed_one_is_processed_by_the_ne
         python("data = json.load(sys.stdin)['data']; print(data); sys.exit(3 if data == 2 else 0)"),
     )
     assert (code, lines) == (Exit.MESSAGE, [1, 2])
-    assert len(said(err)) == 2  # the log line, and why the command ended
+    assert len(stderr_lines(err)) == 2  # the log line, and why the command ended
     assert f"CommandFailed: {sys.executable!r} exited with 3. It and all later messages are not settled" in err
     print_data = python("print(json.load(sys.stdin)['data'])")
     assert tail(server.url, "--once", "--state", state, "--exec", print_data)[:2] == (Exit.DONE, [2, 3])
@@ -168,7 +168,7 @@ def test_an_exit_status_other_than_0_fails_the_message_and_names_it(server, tail
     assert (code, lines) == (Exit.MESSAGE, [])
     assert f"message {name!r} failed and stops the consumer" in err
     assert says in err
-    assert len(said(err)) == 2
+    assert len(stderr_lines(err)) == 2
 
 
 def test_control_characters_in_an_id_are_quoted(tail, python, monkeypatch):
@@ -198,7 +198,7 @@ sys.exit(os.stat("runs").st_size < 2)
 def test_the_failure_of_a_command_has_a_traceback_only_with_vv(server, tail):
     server.publish(1)
     arguments = [server.url, "--once", "--exec-attempts=1", "--on-failure=skip", "--exec", "false"]
-    assert len(said(tail(*arguments)[2])) == 1
+    assert len(stderr_lines(tail(*arguments)[2])) == 1
     assert "Traceback" in tail("-vv", *arguments)[2]
 
 
@@ -309,7 +309,7 @@ def test_a_command_that_cannot_be_started_fails_the_message(server, tail, tmp_pa
     code, _, err = tail(server.url, "--once", "--exec-attempts=1", "--exec", "./program")
     assert code == Exit.MESSAGE
     assert "CommandNotStarted: cannot start './program': Exec format error" in err
-    assert len(said(err)) == 2
+    assert len(stderr_lines(err)) == 2
 
 
 @pytest.mark.parametrize("policy", ["skip", "dead-letter"])
@@ -390,7 +390,7 @@ print(json.dumps(line["id"]), flush=True)
 """)
     options = [*options, "--state", "state.db", "--exec-attempts=1", "--exec", program]
     code, lines, err = tail(server.url, *options)
-    assert (code, lines, said(err)) == (128 + number, [first], [])
+    assert (code, lines, stderr_lines(err)) == (128 + number, [first], [])
     again = tail(server.url, "--once", "--state", "state.db")[1]
     assert [line["id"] for line in again] == [second]
 

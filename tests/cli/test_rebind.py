@@ -6,7 +6,7 @@ import pytest
 from push_to_poll_client import HTTPFeed, Record, SQLiteStore, StoreMismatch
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.testing import serve_in_thread
-from tests.support.command_line import on, said, tail, typed
+from tests.support.command_line import on, stderr_lines, tail, typed
 
 OLD, NEW = "https://old.example/orders", "https://new.example/orders"
 TOPIC = HTTPFeed(f"{NEW}?topic=a").identity
@@ -60,7 +60,7 @@ def cursor(path, name, feed):
 def rebind(capsys, *arguments):
     code = typed("rebind", "--state", *arguments)
     out, err = capsys.readouterr()
-    return code, out, said(err)
+    return code, out, stderr_lines(err)
 
 
 SAME = "the next run continues at this cursor, with the same records and dead letters"
@@ -213,7 +213,7 @@ def test_tail_without_a_name_warns_of_a_new_one(tmp_path, capfdbinary):
         assert len(lines) == 3
         assert "starts at the beginning; the file already has" in err
         _, lines, err = tail(capfdbinary, moved, "--once", "--state", state)
-        assert (lines, said(err)) == ([], [])
+        assert (lines, stderr_lines(err)) == ([], [])
 
 
 def test_a_name_for_tail_needs_a_state(capfdbinary):

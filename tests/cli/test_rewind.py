@@ -10,7 +10,7 @@ from push_to_poll_client.cli import _state
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.testing import serve_in_thread
 from tests.support import command_line
-from tests.support.command_line import on, said, typed
+from tests.support.command_line import on, stderr_lines, typed
 
 EVIL = "b\x1b[2J\n c"
 
@@ -55,7 +55,7 @@ def place(path):
 def rewind(capsys, *arguments):
     code = typed("rewind", "--state", *arguments)
     out, err = capsys.readouterr()
-    return code, out, said(err)
+    return code, out, stderr_lines(err)
 
 
 KEPT = "then    messages that were processed are not processed again while their records are kept\n"

@@ -13,7 +13,7 @@ from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.stores import SQLiteStore
 from push_to_poll_client.testing import serve_in_thread
 from tests.support import command_line
-from tests.support.command_line import Broken, said, typed
+from tests.support.command_line import Broken, stderr_lines, typed
 from tests.support.forms import GUARD
 
 
@@ -137,7 +137,7 @@ def test_status_shows_the_process_of_a_running_consumer_and_does_not_disturb_it(
         tail.terminate()
         _, tail_err = tail.communicate(timeout=GUARD)
     assert (json.loads(out)["owner"], err) == (tail.pid, "")
-    assert (tail.returncode, said(tail_err)) == (Exit.TERMINATED, [])
+    assert (tail.returncode, stderr_lines(tail_err)) == (Exit.TERMINATED, [])
 
 
 def test_a_missing_state_file_gives_exit_code_5_and_is_not_created(tmp_path, capsys):

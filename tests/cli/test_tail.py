@@ -37,7 +37,7 @@ from push_to_poll_client.cli._output import Exit, exit_code_for
 from push_to_poll_client.stores._sqlite.reader import read_dead_letters
 from push_to_poll_client.testing import FakeFeed, serve_in_thread
 from tests.support import command_line
-from tests.support.command_line import COMMAND, Broken, on, said, typed
+from tests.support.command_line import COMMAND, Broken, on, stderr_lines, typed
 from tests.support.forms import GUARD, form
 
 
@@ -212,7 +212,7 @@ def test_messages_are_not_settled_when_standard_output_cannot_be_written(server,
         done = typed_on_a_full_disk(*command)
         assert done.returncode == Exit.MESSAGE
         assert "cannot write to standard output: No space left on device" in done.stderr
-        assert len(said(done.stderr)) == number
+        assert len(stderr_lines(done.stderr)) == number
     code, lines, _ = command_line.tail(capfdbinary, *arguments)
     assert (code, len(lines)) == (Exit.DONE, 3)
 
@@ -394,7 +394,7 @@ def test_tail_prints_a_pushed_message_and_ends_cleanly_on_ctrl_c(server, tmp_pat
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=GUARD)
     assert [json.loads(line)["id"] for line in lines][-1] == published
-    assert (process.returncode, out, said(err)) == (Exit.INTERRUPTED, "", [])
+    assert (process.returncode, out, stderr_lines(err)) == (Exit.INTERRUPTED, "", [])
 
 
 def test_sigterm_ends_tail_cleanly_and_printed_messages_are_recorded(server, tmp_path, capfdbinary):
@@ -406,7 +406,7 @@ def test_sigterm_ends_tail_cleanly_and_printed_messages_are_recorded(server, tmp
         code, lines, err = command_line.tail(capfdbinary, server.url, "--once", "--state", state)
         process.terminate()
         process.communicate(timeout=GUARD)
-    assert (code, lines, len(said(err))) == (Exit.STATE, [], 1)
+    assert (code, lines, len(stderr_lines(err))) == (Exit.STATE, [], 1)
     assert state in err
     assert process.returncode == Exit.TERMINATED
     assert command_line.tail(capfdbinary, server.url, "--once", "--state", state)[:2] == (Exit.DONE, [])
@@ -473,7 +473,7 @@ def test_a_closed_output_pipe_is_not_an_error(server):
         process.stdout.readline()
         process.stdout.close()
         assert process.wait(timeout=GUARD) == Exit.DONE
-        assert said(process.stderr.read()) == []
+        assert stderr_lines(process.stderr.read()) == []
 
 
 @pytest.mark.parametrize("options", [[], ["--once"]])

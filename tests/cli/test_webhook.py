@@ -24,7 +24,7 @@ from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.listeners.verifiers import no_verification
 from push_to_poll_client.listeners.webhook import WebhookListener
 from push_to_poll_client.testing import serve_in_thread
-from tests.support.command_line import said, start, typed
+from tests.support.command_line import start, stderr_lines, typed
 from tests.support.forms import GUARD
 
 SECRET = "canary-secret"
@@ -171,7 +171,7 @@ def test_each_webhook_verify_option_is_applied_to_requests(server, capsys, monke
     assert code == Exit.INTERRUPTED
     out, err = capsys.readouterr()
     assert json.loads(out)["id"] == FIRST
-    assert said(err) == []
+    assert stderr_lines(err) == []
 
 
 def test_an_idle_connection_is_closed(server, monkeypatch):
@@ -236,7 +236,7 @@ def test_beyond_the_limit_a_new_connection_closes_the_oldest_one_without_a_reque
             assert is_closed(in_request)
 
     assert visited(visit, server.url, *GITHUB) == Exit.INTERRUPTED
-    (line,) = said(capsys.readouterr().err)
+    (line,) = stderr_lines(capsys.readouterr().err)
     assert line.endswith(
         "webhook: reached the limit of 3 connections, each new connection closes the oldest idle one"
     )
@@ -339,7 +339,7 @@ def test_a_malformed_request_gets_status_400_and_is_not_logged(server, capsys):
             assert rude.recv(10_000).startswith(b"HTTP/1.1 400")
 
     assert visited(visit, server.url, *GITHUB) == Exit.INTERRUPTED
-    assert said(capsys.readouterr().err) == []
+    assert stderr_lines(capsys.readouterr().err) == []
 
 
 def test_an_answer_has_a_date_header(server, monkeypatch):
@@ -355,7 +355,7 @@ def test_the_command_ends_with_exit_code_3_when_the_feed_is_gone(server, capsys)
     server.faults.set(fail_next=1, fail_status=410)
     code = typed("tail", server.url, "--webhook", "127.0.0.1:0", *GITHUB)
     assert code == Exit.FEED
-    assert len(said(capsys.readouterr().err)) >= 1
+    assert len(stderr_lines(capsys.readouterr().err)) >= 1
 
 
 def test_the_address_of_the_webhook_is_logged(server, capsys):
@@ -423,7 +423,7 @@ def test_a_port_in_use_is_reported_in_one_sentence(server, capsys):
         taken.listen()
         code = typed("tail", server.url, "--webhook", f"127.0.0.1:{taken.getsockname()[1]}", *GITHUB)
     assert code == Exit.PUSH
-    (line,) = said(capsys.readouterr().err)
+    (line,) = stderr_lines(capsys.readouterr().err)
     assert line.endswith(
         "--webhook: cannot listen on this address: Address already in use; choose another HOST:PORT"
     )
@@ -438,7 +438,7 @@ def test_a_port_in_use_is_reported_in_one_sentence(server, capsys):
 )
 def test_an_invalid_host_is_reported_in_one_sentence_without_its_name(capsys, host, why):
     assert typed("tail", FEED, "--webhook", f"{host}:80", *GITHUB) == Exit.PUSH
-    (line,) = said(capsys.readouterr().err)
+    (line,) = stderr_lines(capsys.readouterr().err)
     assert re.search(why, line)
     assert host not in line
 
@@ -507,7 +507,7 @@ usage = functools.partial(pytest.mark.parametrize, ("options", "says"))
 )
 def test_invalid_options_are_reported_in_one_sentence_with_exit_code_2(capsys, options, says):
     assert typed("tail", FEED, *options) == Exit.USAGE
-    (line,) = said(capsys.readouterr().err)
+    (line,) = stderr_lines(capsys.readouterr().err)
     assert says in line
     assert SECRET not in line
     assert line.isprintable()

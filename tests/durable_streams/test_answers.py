@@ -57,11 +57,11 @@ class Server:
 
     def __init__(self, *answers):
         self.answers = list(answers)
-        self.asked = []
+        self.calls = []
         self.known = []
 
     async def __call__(self, request):
-        self.asked.append(f"{request.method} {request.url.query.decode()}".replace("key=hidden&", ""))
+        self.calls.append(f"{request.method} {request.url.query.decode()}".replace("key=hidden&", ""))
         self.known.append(request.headers.get("if-none-match"))
         step = self.answers.pop(0)
         if isinstance(step, float):
@@ -134,7 +134,7 @@ async def test_a_valid_stream_cursor_is_echoed_in_the_next_long_poll(feed_of, cu
     feed, server = feed_of(end(stream_cursor=cursor.encode("latin-1")), answer(b"", status=204, offset="9"))
     await feed.fetch(FetchRequest())
     await feed.fetch(FetchRequest("9/0", wait=5))
-    assert server.asked[1] == f"GET {echoed}live=long-poll&offset=9"
+    assert server.calls[1] == f"GET {echoed}live=long-poll&offset=9"
 
 
 async def test_retry_after_and_backoff_headers_are_reported_on_pages_and_errors(feed_of):
@@ -160,7 +160,7 @@ async def test_messages_without_a_new_offset_are_a_feed_error(feed_of):
 async def test_an_empty_page_without_a_new_offset_ends_the_poll(feed_of):
     feed, server = feed_of(answer(b"[1]", "9"), answer(b"[]", "9"))
     result = await Log(feed).poll_now()
-    assert (result.messages, result.caught_up, len(server.asked)) == (1, False, 2)
+    assert (result.messages, result.caught_up, len(server.calls)) == (1, False, 2)
     assert result.standstill
 
 
@@ -212,7 +212,7 @@ async def test_an_empty_body_with_a_later_offset_is_a_feed_error(feed_of, messag
 async def test_an_answer_without_new_messages_may_have_an_empty_body(feed_of, messages, cursor, empty):
     feed, server = feed_of(empty, messages=messages)
     page = await feed.fetch(FetchRequest(cursor))
-    assert (list(page.messages), page.cursor, len(server.asked)) == ([], cursor or "9/0", 1)
+    assert (list(page.messages), page.cursor, len(server.calls)) == ([], cursor or "9/0", 1)
     assert page.next_page in {None, cursor}  # which ends the poll
 
 
@@ -221,7 +221,7 @@ async def test_an_offset_reaches_the_server_as_it_was_given(feed_of, offset):
     feed, server = feed_of(answer(b"[1]", offset), end(b"[]", offset))
     page = await feed.fetch(FetchRequest())
     assert (await feed.fetch(FetchRequest(page.next_page))).next_page is None
-    assert httpx.QueryParams(server.asked[1].removeprefix("GET "))["offset"] == offset
+    assert httpx.QueryParams(server.calls[1].removeprefix("GET "))["offset"] == offset
 
 
 # Caching
@@ -258,7 +258,7 @@ async def test_max_age_never_saves_a_request_at_the_end_of_a_stream(feed_of):
     feed, server = feed_of(*[end(b"[]", "9", cache_control="public, max-age=60")] * 2)
     for _ in range(2):
         await feed.fetch(FetchRequest("9/1"))
-    assert len(server.asked) == 2
+    assert len(server.calls) == 2
 
 
 async def test_a_closed_feed_forgets_its_etags(feed_of):
@@ -277,7 +277,7 @@ async def test_an_invalid_cursor_raises_cursor_expired(feed_of, cursor):
     feed, server = feed_of()
     with pytest.raises(CursorExpired, match="is not a cursor of a Durable Stream") as expired:
         await feed.fetch(FetchRequest(cursor))
-    assert (expired.value.start, server.asked) == (None, [])
+    assert (expired.value.start, server.calls) == (None, [])
     assert len(str(expired.value)) < 300
 
 
@@ -326,7 +326,7 @@ async def test_a_head_request_decides_the_meaning_of_a_410(feed_of, head, kind, 
     feed, server = feed_of(answer(b"", status=410), head)
     with pytest.raises(kind, match=text) as failed:
         await feed.fetch(FetchRequest("5/3:17"))
-    assert server.asked == ["GET offset=5", "HEAD key=hidden"]
+    assert server.calls == ["GET offset=5", "HEAD key=hidden"]
     assert type(failed.value) is kind
     assert getattr(failed.value, "start", "-1/4:0") == "-1/4:0"
 
@@ -344,7 +344,7 @@ async def test_a_redirect_to_a_url_without_a_stream_is_a_feed_error_and_not_reme
     with pytest.raises(FeedError):
         await feed.latest()
     await feed.latest()
-    assert server.asked == ["GET offset=5", "GET ", "GET offset=5", "GET offset=now", "GET ", "GET offset=now"]
+    assert server.calls == ["GET offset=5", "GET ", "GET offset=5", "GET offset=now", "GET ", "GET offset=now"]
 
 
 async def test_a_redirect_that_led_to_the_stream_is_remembered(feed_of):
@@ -353,14 +353,14 @@ async def test_a_redirect_that_led_to_the_stream_is_remembered(feed_of):
     for _ in range(2):
         await feed.latest()
     await feed.fetch(FetchRequest("5/3:17"))
-    assert server.asked == ["GET offset=now"] * 3 + ["GET offset=5"]
+    assert server.calls == ["GET offset=now"] * 3 + ["GET offset=5"]
 
 
 async def test_a_410_for_the_beginning_of_a_stream_raises_feed_gone(feed_of):
     feed, server = feed_of(answer(b"", status=410))
     with pytest.raises(FeedGone):
         await feed.fetch(FetchRequest())
-    assert len(server.asked) == 1
+    assert len(server.calls) == 1
 
 
 async def test_latest_raises_an_error_while_the_stream_is_missing_or_invalid(feed_of):
@@ -369,7 +369,7 @@ async def test_latest_raises_an_error_while_the_stream_is_missing_or_invalid(fee
         await feed.latest()
     with pytest.raises(FeedError, match="no Stream-Next-Offset"):
         await feed.latest()
-    assert (await feed.latest(), set(server.asked)) == ("7/7+0", {"GET offset=now"})
+    assert (await feed.latest(), set(server.calls)) == ("7/7+0", {"GET offset=now"})
 
 
 # Bodies
@@ -424,7 +424,7 @@ async def test_a_long_answer_is_split_into_pages_of_limited_size(feed_of, elemen
     assert [page.cursor for page in pages] == ["-1/0/10000", "-1/0/20000", "9/25000"]
     assert [message.id for page in pages for message in page.messages] == [str(n) for n in range(25_000)]
     assert pages[2].messages[-1].data == json.loads(element)
-    assert server.asked == ["GET offset=-1"] * 3
+    assert server.calls == ["GET offset=-1"] * 3
 
 
 async def test_a_split_answer_of_a_closed_stream_is_closed_only_on_its_last_page(feed_of):
@@ -460,7 +460,7 @@ async def test_one_fetch_reads_a_line_across_several_answers(feed_of):
     assert (named(first), named(second)) == ([("0", "a")], [("2", "bcdefg")])
     assert (first.cursor, second.messages[0].cursor, second.cursor) == ("-1/0/2", "3/7/2", "3/7/2")
     assert second.next_page is None
-    assert server.asked == [f"GET offset={offset}" for offset in ("-1", "1", "2", "3")]
+    assert server.calls == [f"GET offset={offset}" for offset in ("-1", "1", "2", "3")]
 
 
 async def test_a_partial_line_is_kept_and_not_requested_again(feed_of):
@@ -470,7 +470,7 @@ async def test_a_partial_line_is_kept_and_not_requested_again(feed_of):
     cursor = (await feed.fetch(FetchRequest())).cursor
     assert not (await feed.fetch(FetchRequest(cursor))).messages
     assert named(await feed.fetch(FetchRequest(cursor))) == [("2", "bc")]
-    assert server.asked == ["GET offset=-1", "GET offset=1", "GET offset=1"]
+    assert server.calls == ["GET offset=-1", "GET offset=1", "GET offset=1"]
 
 
 async def test_a_partial_line_is_kept_after_a_304(feed_of):
@@ -486,7 +486,7 @@ async def test_a_partial_line_is_kept_after_a_304(feed_of):
     for _ in range(2):
         assert not (await feed.fetch(FetchRequest(cursor))).messages
     assert named(await feed.fetch(FetchRequest(cursor))) == [("2", "bc")]
-    assert len(server.asked) == 4
+    assert len(server.calls) == 4
 
 
 async def test_a_long_poll_that_does_not_complete_the_line_is_followed_by_another(feed_of):
@@ -502,7 +502,7 @@ async def test_a_long_poll_that_does_not_complete_the_line_is_followed_by_anothe
     assert cursor == "-1/0"
     page = await feed.fetch(FetchRequest(cursor, wait=30))
     assert named(page) == [("0", "abc")]
-    assert server.asked[1:] == ["GET live=long-poll&offset=1", "GET live=long-poll&offset=2"]
+    assert server.calls[1:] == ["GET live=long-poll&offset=1", "GET live=long-poll&offset=2"]
 
 
 async def test_an_empty_answer_to_a_long_poll_ends_the_wait_for_the_rest_of_a_line(feed_of):
@@ -510,14 +510,14 @@ async def test_an_empty_answer_to_a_long_poll_ends_the_wait_for_the_rest_of_a_li
     await feed.fetch(FetchRequest())
     page = await feed.fetch(FetchRequest("-1/0", wait=30))
     assert (list(page.messages), page.cursor, page.next_page) == ([], "-1/0", None)
-    assert len(server.asked) == 2
+    assert len(server.calls) == 2
 
 
 async def test_a_partial_line_is_used_only_for_its_own_cursor(feed_of):
     feed, server = feed_of(*[end(b"a\nb", "1", kind=TEXT)] * 2, messages="lines")
     assert (await feed.fetch(FetchRequest())).cursor == "-1/0/2"
     assert named(await feed.fetch(FetchRequest())) == [("0", "a")]
-    assert server.asked == ["GET offset=-1"] * 2
+    assert server.calls == ["GET offset=-1"] * 2
 
 
 async def test_a_line_longer_than_max_body_is_a_feed_error(feed_of):
@@ -550,14 +550,14 @@ async def test_a_long_poll_held_longer_than_the_wait_is_followed_by_a_plain_requ
     page = await feed.fetch(FetchRequest("8/0", wait=20))
     assert anyio.current_time() - began == 20
     assert named(page) == [("0", 1)]
-    assert server.asked == ["GET live=long-poll&offset=8", "GET offset=8"]
+    assert server.calls == ["GET live=long-poll&offset=8", "GET offset=8"]
 
 
 async def test_a_fetch_is_a_long_poll_only_if_max_wait_is_set(feed_of):
     for max_wait, expected in ((5.0, "GET live=long-poll&offset=8"), (None, "GET offset=8")):
         feed, server = feed_of(end(b"[]", "8"), max_wait=max_wait)
         await feed.fetch(FetchRequest("8/0", wait=20))
-        assert server.asked == [expected]
+        assert server.calls == [expected]
 
 
 async def test_the_close_of_a_stream_ends_a_long_poll(feed_of):

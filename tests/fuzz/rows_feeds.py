@@ -190,15 +190,15 @@ def read_said(data):
     headers = {name.decode().lower(): value.decode("latin-1") for name, value in fields(data)}
     echo = echo_of(headers)
     assert echo is None or echo.isascii()
-    said = StreamHeaders.from_headers(headers, "the stream", StreamPosition("5"))
-    assert is_offset(said.offset)
+    head = StreamHeaders.from_headers(headers, "the stream", StreamPosition("5"))
+    assert is_offset(head.offset)
 
 
 def read_framing(data, name):
     """Read pages of any size; the messages and their ids are the same."""
-    framing, said = FRAMINGS[name], StreamHeaders("9", up_to_date=True, closed=True)
+    framing, head = FRAMINGS[name], StreamHeaders("9", up_to_date=True, closed=True)
     begin = ReadStart(StreamPosition("1"))
-    whole = framing.read(StreamResponse(data, begin, said, "the stream", (framing.decode, None)), 10_000)
+    whole = framing.read(StreamResponse(data, begin, head, "the stream", (framing.decode, None)), 10_000)
     assert not whole.cut
     for message in whole.messages:
         look_at(message)
@@ -210,14 +210,14 @@ def read_framing(data, name):
         lines = data.removesuffix(b"\n").split(b"\n") if data else []
         assert [message.raw for message in whole.messages] == [line.removesuffix(b"\r") for line in lines]
     if len(data) < 500 and name != "bytes":
-        assert [_named(message) for message in _in_parts(framing, data, said)] == [*map(_named, whole.messages)]
+        assert [_named(message) for message in _in_parts(framing, data, head)] == [*map(_named, whole.messages)]
 
 
-def _in_parts(framing, data, said):
+def _in_parts(framing, data, head):
     place, messages = StreamPosition("1"), []
     while True:
         begin = ReadStart(StreamPosition.from_cursor(place.cursor))
-        read = framing.read(StreamResponse(data, begin, said, "the stream", (framing.decode, None)), 3)
+        read = framing.read(StreamResponse(data, begin, head, "the stream", (framing.decode, None)), 3)
         messages += read.messages
         if not read.cut:
             return messages

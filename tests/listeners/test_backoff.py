@@ -146,14 +146,14 @@ def test_giving_up_has_no_delay():
     assert ReconnectBackoff().delay(ReconnectAction.GIVE_UP, fraction=0.0, retry_after=5.0) is None
 
 
-@given(asked=st.floats(0, 1e12), failures=st.integers(0, 10), fraction=fractions)
-def test_retry_after_is_the_minimum_delay_and_jitter_only_lengthens_it(asked, failures, fraction):
+@given(seconds=st.floats(0, 1e12), failures=st.integers(0, 10), fraction=fractions)
+def test_retry_after_is_the_minimum_delay_and_jitter_only_lengthens_it(seconds, failures, fraction):
     reconnect = ReconnectBackoff()
     for _ in range(failures):
         reconnect.delay(ReconnectAction.RETRY, fraction=fraction)
-    delay = reconnect.delay(ReconnectAction.RETRY, fraction=fraction, retry_after=asked)
-    assert delay >= min(asked, MAX_NOT_BEFORE)
-    assert delay <= max(min(asked, MAX_NOT_BEFORE) * 1.2, 2 * MAX_DELAY)
+    delay = reconnect.delay(ReconnectAction.RETRY, fraction=fraction, retry_after=seconds)
+    assert delay >= min(seconds, MAX_NOT_BEFORE)
+    assert delay <= max(min(seconds, MAX_NOT_BEFORE) * 1.2, 2 * MAX_DELAY)
 
 
 def test_equal_retry_after_does_not_bring_all_clients_back_at_once():

@@ -49,11 +49,11 @@ def test_an_answer_is_early_before_five_seconds_or_before_half_of_a_short_wait(w
 
 
 @pytest.mark.parametrize(
-    ("asked", "pause"), [(10, 12 * 0.99 + 0.12 - 0.1), (1e9, 86_400 * 1.19), (0, 0), (None, 0)]
+    ("seconds", "pause"), [(10, 12 * 0.99 + 0.12 - 0.1), (1e9, 86_400 * 1.19), (0, 0), (None, 0)]
 )
-def test_retry_after_is_obeyed_for_at_most_a_day_and_jitter_only_adds_to_it(asked, pause):
+def test_retry_after_is_obeyed_for_at_most_a_day_and_jitter_only_adds_to_it(seconds, pause):
     pace = LongPollPace(60)
-    pace.answered(100, held=60, news=False, retry_after=asked, fraction=0.95)
+    pace.answered(100, held=60, news=False, retry_after=seconds, fraction=0.95)
     assert pace.pause(100) == pytest.approx(pause)
     assert pace.pause(100 + pause) == 0
 

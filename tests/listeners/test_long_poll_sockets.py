@@ -32,12 +32,12 @@ def to(raw, **options):
 
 
 async def test_news_wakes_and_the_next_request_sends_the_position_on_the_same_connection():
-    asked, again = [], threading.Event()
+    requests, again = [], threading.Event()
 
     def treat(accepted, number):
-        asked.append(accepted.recv(65536))
+        requests.append(accepted.recv(65536))
         accepted.sendall(NEWS)
-        asked.append(accepted.recv(65536))
+        requests.append(accepted.recv(65536))
         again.set()
 
     with Raw(treat) as raw:
@@ -45,8 +45,8 @@ async def test_news_wakes_and_the_next_request_sends_the_position_on_the_same_co
             await channel.saw("up", Push())
             assert await run_sync(again.wait, GUARD)
         assert is_closed(raw.first())
-    assert asked[0].startswith(b"GET /changes?wait=60 HTTP/1.1\r\n")
-    assert asked[1].startswith(b"GET /changes?wait=60&since=77 HTTP/1.1\r\n")
+    assert requests[0].startswith(b"GET /changes?wait=60 HTTP/1.1\r\n")
+    assert requests[1].startswith(b"GET /changes?wait=60&since=77 HTTP/1.1\r\n")
 
 
 async def test_the_channel_is_up_while_a_request_is_held():

@@ -53,15 +53,15 @@ def resolver(monkeypatch):
 
 @pytest.fixture
 def server():
-    asked = []
+    requests = []
 
     def treat(accepted, number):
         while request := accepted.recv(65536):
-            asked.append(request)
+            requests.append(request)
             accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
     with Raw(treat) as raw:
-        raw.asked = asked
+        raw.requests = requests
         yield raw
 
 
@@ -79,14 +79,14 @@ async def test_nothing_is_sent_to_a_name_that_leads_to_this_machine(server, reso
     await refused(asking, f"https://{NAME}:{server.port}/")
     if client is not None:
         await client.aclose()
-    assert server.asked == []
+    assert server.requests == []
 
 
 async def test_a_name_that_resolves_to_another_address_later_reaches_nothing(server, resolver):
     """DNS rebinding: a look-up before the request does not count."""
     resolver[:] = [HOST, PUBLIC]  # the first address is connected to
     await refused(ListenerClient("https://blog.example/"), f"http://{NAME}:{server.port}/")
-    assert server.asked == []
+    assert server.requests == []
 
 
 async def test_a_public_address_that_was_connected_to_is_not_looked_up_again(server, resolver, monkeypatch):
@@ -105,20 +105,20 @@ async def test_an_open_connection_of_the_clients_own_is_not_used_for_it(server, 
         asking = ListenerClient("https://blog.example/", client=client)
         await refused(asking, url)
         assert (await asking.send_request("GET", url)).status == 200  # the caller's own URLs still work
-    assert len(server.asked) == 2
+    assert len(server.requests) == 2
 
 
 async def test_a_proxy_may_be_private_and_the_server_behind_it_may_not(server, resolver, monkeypatch):
     monkeypatch.setenv("http_proxy", f"http://proxy.example:{server.port}")
     asking = ListenerClient("https://blog.example/")
     await refused(asking, f"http://{NAME}/")
-    assert server.asked == []
+    assert server.requests == []
     for found in ([PUBLIC], [None]):  # a name that only the proxy can resolve is left to the proxy
         resolver[:] = found
         response = await asking.send_request("POST", f"http://{NAME}/", content=b"x", public_only=True)
         assert response.status == 200
         assert not await came_from_private(httpx.URL(f"http://{NAME}/"), response.peer)
-    assert b"".join(server.asked).count(b"POST ") == 2
+    assert b"".join(server.requests).count(b"POST ") == 2
 
 
 async def test_a_server_at_a_private_address_is_known_by_its_connection(server, resolver):

@@ -34,18 +34,18 @@ def no_proxies(monkeypatch):
 
 async def test_a_client_of_httpx2_works_and_sends_no_credentials_to_another_origin():
     def treat(accepted, number):
-        asked.append(accepted.recv(65536))
+        requests.append(accepted.recv(65536))
         accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
 
-    asked = []
+    requests = []
     with Raw(treat) as raw:
         async with httpx2.AsyncClient(timeout=GUARD, headers={"X-Mine": CANARY}) as client:
             asking = ListenerClient(f"http://me:{CANARY}@{HOST}:{raw.port}/", client=client)
             assert (await asking.send_request()).json() == {}
             elsewhere = ListenerClient("https://notify.example/", client=client, auth=CANARY)
             assert (await elsewhere.send_request(url=f"http://{HOST}:{raw.port}/")).json() == {}
-    assert b"\r\nauthorization: Basic bWU6YzRuNHJ5\r\n" in asked[0]
-    assert CANARY.encode() not in asked[1]
+    assert b"\r\nauthorization: Basic bWU6YzRuNHJ5\r\n" in requests[0]
+    assert CANARY.encode() not in requests[1]
 
 
 @pytest.mark.parametrize("library", [httpcore, httpcore2])
@@ -82,12 +82,12 @@ async def test_a_request_cancelled_while_it_is_sent_leaves_no_unclosed_generator
 @pytest.mark.parametrize("module", [httpx, httpx2])
 async def test_a_body_is_sent_whole(module):
     def treat(accepted, number):
-        asked.append(b"")
-        while not asked[0].endswith(b"\r\n\r\nbody"):
-            asked[0] += accepted.recv(65536)
+        requests.append(b"")
+        while not requests[0].endswith(b"\r\n\r\nbody"):
+            requests[0] += accepted.recv(65536)
         accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
-    asked = []
+    requests = []
     with Raw(treat) as raw:
         async with module.AsyncClient(timeout=GUARD) as client:
             assert (
@@ -95,4 +95,4 @@ async def test_a_body_is_sent_whole(module):
                     "POST", content=b"body"
                 )
             ).status == 200
-    assert b"\r\ncontent-length: 4\r\n" in asked[0].lower()
+    assert b"\r\ncontent-length: 4\r\n" in requests[0].lower()

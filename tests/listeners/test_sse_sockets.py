@@ -100,12 +100,12 @@ async def test_a_push_does_not_wait_for_the_next_one(server):
 
 
 async def test_the_listener_reconnects_to_a_restarted_server(server):
-    asked, is_back = [], anyio.Event()
+    requests, is_back = [], anyio.Event()
 
     async def token():
         """Uvicorn may accept a connection as it shuts down, and neither respond nor close it."""
-        asked.append(None)
-        if len(asked) > 1:
+        requests.append(None)
+        if len(requests) > 1:
             await is_back.wait()
         return "token"
 
@@ -341,33 +341,33 @@ async def test_debug_logs_of_a_real_request_hold_no_secret(caplog):
 
 
 async def test_a_proxy_from_the_environment_is_used(monkeypatch):
-    asked = []
+    requests = []
 
     def treat(accepted, number):
-        asked.append(accepted.recv(65536))
+        requests.append(accepted.recv(65536))
         accepted.sendall(HEAD + b"\r\n" + EVENT)
 
     with Raw(treat) as proxy:
         monkeypatch.setenv("http_proxy", f"http://me:{CANARY}@{HOST}:{proxy.port}")
         async with listening(to("http://feed.invalid/events")) as channel:
             await channel.saw("up", Push())
-    assert asked[0].startswith(b"GET http://feed.invalid/events HTTP/1.1\r\n")
+    assert requests[0].startswith(b"GET http://feed.invalid/events HTTP/1.1\r\n")
 
 
 async def test_a_proxy_that_refuses_a_tunnel_never_sees_the_token(monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
-    asked = []
+    requests = []
 
     def treat(accepted, number):
-        asked.append(accepted.recv(65536))
+        requests.append(accepted.recv(65536))
         accepted.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
 
     with Raw(treat) as proxy:
         monkeypatch.setenv("https_proxy", f"http://me:{CANARY}@{HOST}:{proxy.port}")
         async with listening(to("https://feed.invalid/events", auth=CANARY)) as channel:
             await channel.saw("down")
-    assert asked[0].startswith(b"CONNECT feed.invalid:443 ")
-    assert b"Bearer" not in asked[0]
+    assert requests[0].startswith(b"CONNECT feed.invalid:443 ")
+    assert b"Bearer" not in requests[0]
     assert "ProxyError: '407 Proxy Authentication Required'" in caplog.text
     assert CANARY not in caplog.text
 

@@ -324,7 +324,7 @@ async def test_header_and_token_functions_can_be_async_or_plain():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "expected"),
     [
         (lambda: 1 / 0, "ZeroDivisionError"),
         (anyio.sleep_forever, "TimeoutError"),
@@ -335,26 +335,26 @@ async def test_header_and_token_functions_can_be_async_or_plain():
         (lambda: 5, "a token must be a str, got int"),
     ],
 )
-async def test_a_token_provider_that_fails_is_a_failed_attempt(wrong, said, caplog):
-    asked = []
+async def test_a_token_provider_that_fails_is_a_failed_attempt(wrong, expected, caplog):
+    calls = []
 
     def token():
-        asked.append(anyio.current_time())
-        return "good" if len(asked) > 2 else wrong()
+        calls.append(anyio.current_time())
+        return "good" if len(calls) > 2 else wrong()
 
     listener = Scripted([], auth=token, open_timeout=10.0)
     channel = await run(listener, 40)
-    if said is None:  # no token: the server decides
+    if expected is None:  # no token: the server decides
         assert listener.headers == [{}]
     else:
-        assert len(asked) == 3
-        assert said in str(channel.errors[0])
+        assert len(calls) == 3
+        assert expected in str(channel.errors[0])
         assert listener.headers == [{"authorization": "Bearer good"}]
     assert CANARY not in caplog.text + repr(channel.errors)
 
 
 @pytest.mark.parametrize(
-    ("headers", "said"),
+    ("headers", "expected"),
     [
         (["A"], "headers must be a mapping of str to str, got list"),
         ({"A": 5}, "headers must map str to str, got int for 'A'"),
@@ -362,18 +362,18 @@ async def test_a_token_provider_that_fails_is_a_failed_attempt(wrong, said, capl
         ({"A": "b\r\nC: d"}, "the header 'A' has characters that are not allowed in a header"),
     ],
 )
-async def test_invalid_headers_fail_the_attempt_and_are_refused_as_an_argument(headers, said):
+async def test_invalid_headers_fail_the_attempt_and_are_refused_as_an_argument(headers, expected):
     listener = Scripted([], headers=lambda: headers)
     channel = await run(listener, 0.5)
-    assert said in str(channel.errors[0])
+    assert expected in str(channel.errors[0])
     assert not listener.connects
-    with pytest.raises((TypeError, ValueError), match=said):
+    with pytest.raises((TypeError, ValueError), match=expected):
         WebSocketListener(URL, headers=headers)
 
 
 async def test_on_401_the_token_function_is_called_again_at_once_and_then_slowly():
-    asked = iter(range(100))
-    listener = Scripted(status(401), auth=lambda: f"t{next(asked)}")
+    calls = iter(range(100))
+    listener = Scripted(status(401), auth=lambda: f"t{next(calls)}")
     await run(listener, 1000)
     assert listener.connects == [0, 0, 300, 600, 900]
     assert [headers["authorization"][-2:] for headers in listener.headers] == ["t0", "t1", "t2", "t3", "t4"]
@@ -581,7 +581,7 @@ def test_text_from_the_server_cannot_forge_a_log_line(reason):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "expected"),
     [
         (closed(1013), "the server closed the connection with 1013 (try again later)"),
         (closed(4000, "bye"), "the server closed the connection with 4000 (private use): 'bye'"),
@@ -612,8 +612,8 @@ def test_text_from_the_server_cannot_forge_a_log_line(reason):
         (PushToPollError("our own words"), "our own words"),
     ],
 )
-def test_each_failure_is_described_in_a_sentence(error, said):
-    assert failure_of(error).sentence == said
+def test_each_failure_is_described_in_a_sentence(error, expected):
+    assert failure_of(error).sentence == expected
 
 
 # Arguments

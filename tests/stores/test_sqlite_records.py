@@ -55,16 +55,16 @@ async def record(session, keys):
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def lookups(monkeypatch):
     """Count, for each query, the lookups of a key in a segment."""
-    asked, ask = [], Records._find_in
+    lookups, ask = [], Records._find_in
 
     def counted(self, segments, keys):
-        asked.append(len(segments) * len(keys))
+        lookups.append(len(segments) * len(keys))
         return ask(self, segments, keys)
 
     monkeypatch.setattr(Records, "_find_in", counted)
-    return asked
+    return lookups
 
 
 @pytest.fixture
@@ -80,18 +80,18 @@ def read(monkeypatch):
     return read
 
 
-async def test_increasing_ids_need_no_filter(claim, asked, read):
+async def test_increasing_ids_need_no_filter(claim, lookups, read):
     session = await claim()
     keys = [f"{number:08x}" for number in range(3000)]
     await record(session, keys)
     for start in range(1500, 2900, 70):
         assert await session.unseen(keys[start : start + 100]) == set()
-    assert max(asked) <= 2 * 100
+    assert max(lookups) <= 2 * 100
     assert not read
 
 
 @pytest.mark.parametrize("again", [False, True])
-async def test_descending_keys_are_found_in_each_segment(claim, asked, again):
+async def test_descending_keys_are_found_in_each_segment(claim, lookups, again):
     """The keys of each page are below the keys of the page before, in the same or the next segment."""
     session = await claim()
     keys = [f"{number:08x}" for number in range(600, 0, -1)]
@@ -103,22 +103,22 @@ async def test_descending_keys_are_found_in_each_segment(claim, asked, again):
         assert await session.unseen(keys[start : start + 50]) == set()
         assert await session.unseen(keys[start : start + 1]) == set()
     assert len(await session.fingerprints(keys)) == 600
-    asked.clear()
+    lookups.clear()
     assert await session.unseen(["g", "h"]) == {"g", "h"}
-    assert not asked
+    assert not lookups
 
 
-async def test_new_keys_are_not_searched_for_again_by_their_commit(claim, asked, read):
+async def test_new_keys_are_not_searched_for_again_by_their_commit(claim, lookups, read):
     session = await claim()
     await record(session, some_keys(1600))
     for _ in range(5):
         page = some_keys()
         assert await session.unseen(page) == set(page)
-        asked.clear()
+        lookups.clear()
         await session.commit(cursor="c", records=[Record(key) for key in page])
-        assert not asked
+        assert not lookups
     await session.commit(cursor="c", records=[Record(key) for key in page])
-    assert asked
+    assert lookups
 
 
 async def test_a_single_record_is_replaced_without_a_filter(claim, read):
@@ -146,14 +146,14 @@ async def test_few_keys_are_remembered_that_were_asked_for_and_not_recorded(clai
     assert not session._progress.records._unfound
 
 
-async def test_new_random_keys_are_rarely_looked_up(claim, asked, read):
+async def test_new_random_keys_are_rarely_looked_up(claim, lookups, read):
     session = await claim()
     keys = some_keys(1600)
     await record(session, keys)
     for _ in range(20):
         page = some_keys()
         assert await session.unseen(page) == set(page)
-    assert sum(asked) < 200
+    assert sum(lookups) < 200
     assert [number for _, number in read] == [200] * 8
 
 
@@ -168,7 +168,7 @@ async def test_the_filter_knows_keys_recorded_after_it_was_built(claim, read):
 
 
 @pytest.mark.parametrize("again", [False, True])
-async def test_a_replay_is_recognised_with_few_lookups(claim, asked, again):
+async def test_a_replay_is_recognised_with_few_lookups(claim, lookups, again):
     """Each page needs the queries of one or two segments, except for finding the first segment."""
     session = await claim()
     keys = some_keys(1600)
@@ -177,17 +177,17 @@ async def test_a_replay_is_recognised_with_few_lookups(claim, asked, again):
         session = await claim()
     for start in range(0, 1600, PAGE):
         assert await session.unseen([*keys[start : start + PAGE], "new"]) == {"new"}
-    assert sum(asked) < 1600 * 3
+    assert sum(lookups) < 1600 * 3
 
 
-async def test_duplicates_from_all_segments_are_found(claim, asked):
+async def test_duplicates_from_all_segments_are_found(claim, lookups):
     session = await claim()
     keys = some_keys(1600)
     await record(session, keys)
     DICE.shuffle(keys)
     page = [*keys[:200], *some_keys()]
     assert await session.unseen(page) == set(page[200:])
-    assert sum(asked) < (8 + 2 * records_module._LOCAL_TRIES) * 210
+    assert sum(lookups) < (8 + 2 * records_module._LOCAL_TRIES) * 210
 
 
 async def test_the_newest_fingerprint_of_each_random_key_is_returned(claim, monkeypatch):
@@ -233,7 +233,7 @@ class Clock:
 
 
 @pytest.mark.parametrize("random_keys", [False, True])
-async def test_expired_records_are_unseen_at_once_and_deleted_by_the_next_commits(claim, asked, random_keys):
+async def test_expired_records_are_unseen_at_once_and_deleted_by_the_next_commits(claim, lookups, random_keys):
     clock = Clock()
     session = await claim(retention=60, clock=clock)
     keys = some_keys(1600) if random_keys else [f"{number:08x}" for number in range(1600)]
@@ -263,7 +263,7 @@ async def check_sweeps(session):
 
 
 @pytest.mark.parametrize("restart", [False, True])
-async def test_each_commit_deletes_a_few_segments_of_an_ended_dedupe_epoch(claim, asked, restart):
+async def test_each_commit_deletes_a_few_segments_of_an_ended_dedupe_epoch(claim, lookups, restart):
     session = await claim()
     keys = [f"{number:08x}" for number in range(1600)]
     await record(session, keys)
@@ -272,7 +272,7 @@ async def test_each_commit_deletes_a_few_segments_of_an_ended_dedupe_epoch(claim
         session = await claim()
     assert session.record_count == 0
     assert await session.unseen(keys) == set(keys)
-    assert not any(asked)
+    assert not any(lookups)
     await record(session, keys[:100])
     assert await session.unseen(keys) == set(keys[100:])
     if restart:

@@ -12,7 +12,7 @@ from push_to_poll_client.cli import main
 COMMAND = [sys.executable, "-m", "push_to_poll_client"]
 
 
-def said(err):
+def stderr_lines(err):
     """Return the text on stderr, without the warning about an old SQLite."""
     return [line for line in err.splitlines() if ": SQLite " not in line]
 

@@ -248,52 +248,52 @@ async def test_a_hook_that_is_not_overridden_skips_its_test(hook):
 
 
 class Liar(FakeFeed):
-    """Feed with long polling and pages of two; `told` gets each request and its correct page."""
+    """Feed with long polling and pages of two; `altered` gets each request and its correct page."""
 
     def __init__(self):
         super().__init__(page_size=2, max_wait=60, latency=0.1, read_ahead=True)
 
     async def fetch(self, request):
-        return self.told(request, await super().fetch(request))
+        return self.altered(request, await super().fetch(request))
 
-    def told(self, request, page):
+    def altered(self, request, page):
         return page
 
 
 class SkipsOne(Liar):
-    def told(self, request, page):
+    def altered(self, request, page):
         return Page(page.messages[:-1], page.cursor, page.next_page)
 
 
 class KeepsTheCursorToItself(Liar):
-    def told(self, request, page):
+    def altered(self, request, page):
         return Page([Message(m.id) for m in page.messages], None, page.next_page)
 
 
 class KeepsTheLastCursorToItself(Liar):
-    def told(self, request, page):
+    def altered(self, request, page):
         last = page.next_page is None
         return Page([Message(m.id) for m in page.messages], None if last else page.cursor, page.next_page)
 
 
 class GoesOnAtTheEnd(Liar):
-    def told(self, request, page):
+    def altered(self, request, page):
         return page if page.messages else Page([], None, request.cursor)
 
 
 class MovesAtTheEnd(Liar):
-    def told(self, request, page):
+    def altered(self, request, page):
         return page if page.messages else Page([], "elsewhere")
 
 
 class TurnsRound(Liar):
-    def told(self, request, page):
+    def altered(self, request, page):
         walks = sum(asked.request.cursor is None for asked in self.requests)
         return Page(page.messages[:: (-1) ** walks], page.cursor, page.next_page)
 
 
 class NeverEnds(Liar):
-    def told(self, request, page):
+    def altered(self, request, page):
         return Page(page.messages, page.cursor, page.next_page or page.cursor or self.after(0))
 
 
@@ -321,7 +321,7 @@ class BeginsBehindIfEmpty(Liar):
 class ForgetsWhatItWasAsked(Liar):
     """For example a feed that takes a validator for committed because it was sent."""
 
-    def told(self, request, page):
+    def altered(self, request, page):
         before = sum(asked.request.cursor == request.cursor for asked in self.requests)
         return page if before == 1 else Page()
 
@@ -334,13 +334,13 @@ class TakesNoMore(Liar):
 class NamesByTheHead(Liar):
     """For example a feed that uses the newest state, sent with each page, as version of the messages."""
 
-    def told(self, request, page):
+    def altered(self, request, page):
         messages = [Message(f"{m.id}@{len(self._entries)}", m.data, cursor=m.cursor) for m in page.messages]
         return Page(messages, page.cursor, page.next_page)
 
 
 class TrustsHints(Liar):
-    def told(self, request, page):
+    def altered(self, request, page):
         return Page() if request.hint is not None and request.hint.topics else page
 
 
@@ -365,7 +365,7 @@ class MixesRequests(Liar):
 class ReusesItsBuffer(Liar):
     buffer = ()
 
-    def told(self, request, page):
+    def altered(self, request, page):
         feed, feed.buffer = self, [f"{m.id} of {len(self.requests)}" for m in page.messages]
         feed.first = page.messages[0].id if page.messages else None
 
@@ -391,7 +391,7 @@ class BreaksWhenCancelled(Liar):
 
 
 class StaysClosed(Liar):
-    def told(self, request, page):
+    def altered(self, request, page):
         return Page() if self.closed else page
 
 
@@ -421,7 +421,7 @@ class DropsWhatFailed(Liar):
         super().fail(error)
         self.failed = True
 
-    def told(self, request, page):
+    def altered(self, request, page):
         was, self.failed = self.failed, False
         return Page(page.messages[1:], page.cursor, page.next_page) if was else page
 
@@ -460,7 +460,7 @@ class ChokesOnGarbage(Liar):
 
 
 class AnswersGarbageWithGarbage(Liar):
-    def told(self, request, page):
+    def altered(self, request, page):
         return page if request.cursor is None or "after" in request.cursor else None
 
 
@@ -481,7 +481,7 @@ class IsNamedByANumber(Liar):
 
 
 class IsNamedAnew(Liar):
-    def told(self, request, page):
+    def altered(self, request, page):
         self.identity += "'"
         return page
 
@@ -497,12 +497,12 @@ class PutsInPages(Liar):
 
     what = {}  # noqa: RUF012
 
-    def told(self, request, page):
+    def altered(self, request, page):
         return Page(**{"messages": page.messages, "cursor": page.cursor, "next": page.next_page, **self.what})
 
 
 class MakesMessages(Liar):
-    def told(self, request, page):
+    def altered(self, request, page):
         made = [self.make(m.id, cursor=m.cursor) for m in page.messages]
         return Page(made, page.cursor, page.next_page)
 

@@ -18,7 +18,7 @@ from push_to_poll_client.listeners.postgres import PostgresListener
 from push_to_poll_client.listeners.redis import RedisListener
 from push_to_poll_client.listeners.subscriptions import Registration, WebSub
 from tests.feeds.test_identity import paged
-from tests.support.command_line import said, typed
+from tests.support.command_line import stderr_lines, typed
 
 PIECES = ("7316", "c4n4ry")
 PASSWORDS = [f"{first}{mark}{second}" for mark in "/?#@" for first, second in (PIECES, PIECES[::-1])]
@@ -66,7 +66,7 @@ def test_no_part_of_a_password_is_shown_by_the_command(arguments, password, capf
     url = f"http://user:{password}@127.0.0.1:1/"
     assert typed(*(argument.format(url) for argument in arguments)) in {Exit.USAGE, Exit.FEED}
     out, err = capfd.readouterr()
-    shown = f"{out}{said(err)}"
+    shown = f"{out}{stderr_lines(err)}"
     assert not [piece for piece in PIECES if piece in shown], shown
 
 
