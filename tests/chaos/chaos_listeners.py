@@ -18,7 +18,7 @@ DEAD = 1.0
 HOST = "127.0.0.1"
 SECRET = "whsec_c2VjcmV0IG9mIGEgdGVzdA=="
 ROOT, STREAM = "/v1/stream", "orders"
-"""Where a server of Durable Streams has its streams, and the one of which it is to tell."""
+"""URLs of a Durable Streams server: its streams, and the stream to subscribe to."""
 
 
 def hint(text):

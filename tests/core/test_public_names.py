@@ -34,7 +34,7 @@ PUBLIC = set(
 
 
 def test_the_list_of_public_names_with_their_signatures_is_up_to_date():
-    """When the list changes, check that arguments keep their names, order and defaults."""
+    """Check in a changed list that arguments keep their names, order and defaults."""
     listed = LIST.read_text().splitlines()
     assert listed == [*public_names()], "run python -m tests.core.public_names, and read what changed"
 

@@ -220,7 +220,7 @@ def unit():
 
 
 def local_command(command, server, folder):
-    """Split a documented command; its feed, files and interpreter are those of the test."""
+    """Split a documented command, with the test's feed, files and interpreter."""
     (folder / "handle.py").write_text("import sys; sys.stdout.write(sys.stdin.read())")
     for there, here in (
         (r"[^\s\"]*venv/bin/python", sys.executable),

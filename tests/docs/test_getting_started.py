@@ -38,7 +38,7 @@ def programs(step):
 
 
 def commands(step):
-    """The commands of a step, each with what it prints."""
+    """Return the commands of a step, each with its output."""
     blocks = re.findall(r"^```console\n(.*?)^```$", STEPS[step], re.MULTILINE | re.DOTALL)
     return [
         (command.split("\n", 1)[0], command.split("\n", 1)[1].splitlines())
@@ -79,7 +79,7 @@ class Running:
 
 
 class Reader:
-    """Whoever follows the page, in a directory of their own."""
+    """A reader who follows the page in an empty directory."""
 
     def __init__(self, directory, stack):
         self.directory, self._stack = directory, stack
@@ -157,7 +157,7 @@ def consume_the_feed(reader):
     assert command == "python orders.py"
     first = reader.start("orders.py")
     assert first.lines(2) == orders
-    reader.wait_for_cursor("000000000002")  # what is not saved comes again
+    reader.wait_for_cursor("000000000002")  # unsaved messages come again
     first.kill()
     publish, (_, orders) = commands("Kill it and start it again")
     reader.curl(*publish)

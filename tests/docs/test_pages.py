@@ -1,4 +1,4 @@
-"""What docs/ and README say of the code is true: names, log lines, exit codes, figures, links, programs."""
+"""The pages match the code: names, log lines, exit codes, figures, links, programs."""
 
 import ast
 import builtins
@@ -87,7 +87,7 @@ COMMAND_LINE, DEPLOYMENT, LOG_LINES, OPERATIONS = (
 )
 
 HOLE = "\0"
-"""Where a log line or an error has what differs from time to time; `<name>` in the docs."""
+"""Place of a value in a log line or error; `<name>` in the docs."""
 
 LEVELS = {"info", "warning", "error", "exception", "critical", "log"}
 
@@ -95,7 +95,7 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def section(text, title):
-    """What stands under a heading, up to the next one of its level."""
+    """Return the text under a heading, up to the next heading of its level."""
     level = re.search(rf"^(#+) {re.escape(title)}", text, re.MULTILINE)
     assert level, f"there is no section {title!r}"
     return re.split(rf"^#{{1,{len(level[1])}}} ", text[level.end() :], maxsplit=1, flags=re.MULTILINE)[0]
@@ -244,7 +244,7 @@ def test_the_documented_limits_match_the_code():
 
 
 WITH_ARGUMENTS = re.compile(r"`(\w+)\(((?:\w+=(?:, )?)+)\)`$")
-"""Where a limit is set, as `SQLiteStore(max_records=, retention=)`."""
+"""Arguments that set a limit, as `SQLiteStore(max_records=, retention=)`."""
 
 UNITS = {"KiB": 1 << 10, "days": 86_400}
 
@@ -579,7 +579,7 @@ def calls_with_a_store(text):
 
 
 def shown_code():
-    """Where examples are shown: pages, programs and docstrings."""
+    """Yield the texts with examples: pages, programs and docstrings."""
     for path in [*PAGES, *(ROOT / "examples").glob("*.py"), PACKAGE / "cli" / "_demo_consumer.py"]:
         if path.name != "CHANGELOG.md":
             yield path.name, path.read_text()

@@ -1,4 +1,4 @@
-"""The figures of `docs/security.md` are those of the code."""
+"""The figures of `docs/security.md` match the code."""
 
 import inspect
 from pathlib import Path

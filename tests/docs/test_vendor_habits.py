@@ -31,7 +31,7 @@ __all__ = ["serve"]  # a fixture
 
 
 def of_push(name):
-    """What the page about push defines by this name, in the block that declares it."""
+    """Return what the push page defines under this name."""
     (block,) = (block for block in BLOCKS if re.search(rf"^{name} = \w+Listener\(", block, re.MULTILINE))
     names = placeholders()
     exec(block, names)  # noqa: S102  # it is ours
@@ -184,7 +184,7 @@ async def test_a_matrix_server_takes_an_empty_answer_for_a_failure():
 
 
 async def hear(listener, vendor):
-    """What an hour of a quiet topic, with two messages, wakes."""
+    """Count the wakes of an hour with a quiet topic and two messages."""
     listener._client._given_client = httpx.AsyncClient(transport=vendor.stream())
     listener._fraction = lambda: 0.5
     channel = TimedChannel()

@@ -1,1 +1,1 @@
-"""Servers and strangers that attack."""
+"""Hostile servers and strangers."""

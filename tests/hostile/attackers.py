@@ -1,6 +1,6 @@
-"""WHAT a hostile server sends: raw bytes on a socket, since no server library would send them.
+"""Raw bytes of a hostile server, written to a socket because no server library would send them.
 
-An attack is a function of `send`. What that raises when the client hangs up ends the attack, as it should.
+An attack is a function of `send`. When the client hangs up, `send` raises, and the attack ends as it should.
 """
 
 import base64
@@ -13,19 +13,19 @@ import time
 from collections import Counter
 
 PATIENCE = 30
-"""Seconds after which a server gives up on a client that neither reads nor hangs up."""
+"""Seconds until a server drops a client that neither reads nor hangs up."""
 
 IDLE = 60
-"""Seconds after which a server that is well hangs up on a client that asks nothing; busy machines take less."""
+"""Seconds until a normal server hangs up on a client without a request. Busy machines take less."""
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Well but for the third request to each path, and for each whose path has a third part.
+    """A server that is hostile at the third request to each path, and at each path with a third part.
 
-    The path is `/ATTACK/CASE`. A consumer's first poll asks twice: it takes messages 1 to 3, and finds the end. So
-    the third request is that of the next poll, and what comes after the attack is message 4.
+    The path is `/ATTACK/CASE`. A consumer's first poll sends two requests: for messages 1 to 3, and for the end.
+    So the next poll sends the third request, and message 4 follows after the attack.
     """
 
     daemon_threads = True
@@ -48,13 +48,13 @@ class Server(socketserver.ThreadingTCPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/{path}"
 
     def asked(self, path):
-        """How often, this time included."""
+        """Return the number of requests, including this one."""
         with self._counting:
             self._counts[path] += 1
             return self._counts[path]
 
     def handle_error(self, request, client_address):
-        """The client hung up, which most attacks should make it do."""
+        """The client hung up, as it should in most attacks."""
 
 
 class _Conversation(socketserver.BaseRequestHandler):
@@ -86,12 +86,12 @@ class _Conversation(socketserver.BaseRequestHandler):
 
 
 class ChannelServer(socketserver.ThreadingTCPServer):
-    """A push channel: the first connection to each path meets the attack; the second is well, and news comes too.
+    """A push channel that is hostile at the first connection to each path. At the second a new message arrives.
 
     Args:
         attacks: By the first part of the path. An attack is a function of the socket and the head of the request.
-        feed: Where the news are.
-        well: Makes the answer to a head that opens the channel.
+        feed: The feed with the new message.
+        well: Makes the response to a head that opens the channel.
     """
 
     daemon_threads = True
@@ -125,7 +125,7 @@ class _Channel(socketserver.BaseRequestHandler):
 
 
 def handshake(head, *headers):
-    """The answer that opens a websocket (RFC 6455 §4.2.2)."""
+    """Return the response that opens a websocket (RFC 6455 §4.2.2)."""
     key = re.search(rb"(?i)sec-websocket-key: *(\S+)", head)[1]
     accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())  # noqa: S324
     lines = (b"HTTP/1.1 101 x", b"Upgrade: websocket", b"Connection: Upgrade", b"Sec-WebSocket-Accept: " + accept)
@@ -133,13 +133,13 @@ def handshake(head, *headers):
 
 
 def says(*parts, times=1, opens=lambda head: b"", ends=True, patience=PATIENCE):
-    """An attack on a channel: open it, say this so many times, and hang up.
+    """Return an attack on a channel: open it, send the parts a number of times, and hang up.
 
     Args:
-        parts: What to say: bytes, or a function that makes them.
-        times: How often.
-        opens: Makes the answer to the head.
-        ends: Whether to hang up at once; else it waits for the client to say something, or to hang up.
+        parts: Bytes, or a function that makes them.
+        times: Number of repetitions.
+        opens: Makes the response to the head.
+        ends: True to hang up at once; False to wait until the client sends something or hangs up.
         patience: Seconds that a client may read nothing before it is hung up on.
     """
 
@@ -156,7 +156,7 @@ def says(*parts, times=1, opens=lambda head: b"", ends=True, patience=PATIENCE):
 
 
 def trickles(start, part):
-    """An attack on a channel: one part after another, slowly, for ever."""
+    """Return an attack on a channel: one part after the other, slowly, without end."""
 
     def attack(sock, head):
         sock.sendall(start)

@@ -1,4 +1,4 @@
-"""Who is attacked, and a feed that is well, once for all modules."""
+"""The attacked consumer and a normal feed, shared by all modules."""
 
 import pytest
 

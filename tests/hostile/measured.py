@@ -1,4 +1,4 @@
-"""The parent's side: cases go to the process that is attacked, and every report is held to the same things."""
+"""The parent's side: sends cases to the attacked process, and checks every report in the same way."""
 
 import json
 import re
@@ -13,28 +13,28 @@ import pytest
 MIB = 1 << 20
 
 EVIL = "\x1b[31m\r\nERROR all is lost\x00\u202e\u2066\x9b\x07"
-"""What acts on a terminal or begins a line of its own: ESC, CR LF, NUL, bidi, C1, bell."""
+"""Characters that control a terminal or begin a line: ESC, CR LF, NUL, bidi, C1, bell."""
 
 EVIL_BYTES = EVIL.replace("\r\n", "").replace("\x00", "").encode()
-"""The same without what would end a header."""
+"""The same without the characters that end a header."""
 
 RATE, BURST = 5, 10
 """The consumer's defaults."""
 
 LONGEST_LINE = 1_000
-"""Characters of an error or a line of the log: some lines of a terminal."""
+"""Characters of an error or a log line: some lines of a terminal."""
 
 
 class Case(NamedTuple):
-    """An attack and what it may do.
+    """An attack and its permitted effects.
 
     Attributes:
-        name: What the server calls it, too.
+        name: Its name, also at the server.
         attack: See `attackers.py`.
-        error: A pattern that the error has to match.
-        limit: Bytes by which the memory of the attacked may grow.
-        kind: The class of the error.
-        options: Of the attacked.
+        error: Pattern of the error.
+        limit: Bytes by which the memory of the attacked process may grow.
+        kind: Class of the error.
+        options: Options of the attacked feed or listener.
     """
 
     name: str
@@ -50,18 +50,18 @@ class Case(NamedTuple):
 
 
 def attacks(cases):
-    """By the path at which a server has them."""
+    """Return the cases by the path at which a server has them."""
     by_path = {case.path: case.attack for case in cases}
     assert len(by_path) == len(cases)
     return by_path
 
 
 def matrix(cases, short):
-    """Parameters for a test of `backend` and `case`.
+    """Return parameters for a test of `backend` and `case`.
 
     Args:
-        cases: All cases. The long form has each on both event loops.
-        short: Names of those that the short form has too, each on one event loop in turn.
+        cases: All cases. The long form runs each on both event loops.
+        short: Names of the cases that the short form runs too, each on one event loop in turn.
     """
     assert set(short) <= {case.name for case in cases}
     backends = ("asyncio", "trio")
@@ -81,7 +81,7 @@ def matrix(cases, short):
 
 
 class Victims:
-    """The process that forks the victims."""
+    """The process that forks an attacked process for each case."""
 
     def __enter__(self):
         self._process = subprocess.Popen(
@@ -97,7 +97,7 @@ class Victims:
         self._process.communicate()
 
     def attacked(self, by, backend, **consumer):
-        """What became of it, by what it was attacked: "feed", "push", "store" or "status"; see `victim.py`."""
+        """Attack "feed", "push", "store" or "status", and return the report; see `victim.py`."""
         self._process.stdin.write(json.dumps({"by": by, "backend": backend, "consumer": consumer}) + "\n")
         self._process.stdin.flush()
         report = json.loads(self._process.stdout.readline())
@@ -106,7 +106,7 @@ class Victims:
 
 
 def check_lines(report):
-    """No error and no log line does anything to a terminal, or fills it."""
+    """Check that no error and no log line controls a terminal or fills it."""
     for kind, text, length in report["errors"]:
         assert text.isprintable(), (kind, text)
         assert length < LONGEST_LINE, (kind, length)
@@ -118,14 +118,14 @@ def check_lines(report):
 
 
 def check_recovery(report, *, cursor="3"):
-    """The cursor stood still while it was attacked, and went on when the server was well."""
+    """Check that the cursor stayed during the attack and moved afterwards."""
     assert report["cursor"] in cursor
     assert report["processed"] == ["1", "2", "3", "4"]
     assert report["at_end"] == "4"
 
 
 def check_feed(report, case):
-    """One error, and all is well again."""
+    """Check that there was one error, and that the consumer recovered."""
     check_lines(report)
     kind, text, _ = report["errors"][0]
     assert kind == case.kind
@@ -135,7 +135,7 @@ def check_feed(report, case):
 
 
 def check_channel(report, case):
-    """What a hostile channel may cost is polls, within the rate."""
+    """Check that a hostile channel caused only polls within the rate."""
     check_lines(report)
     assert re.search(case.error, report["errors"][-1][1])
     # A channel comes back within a moment, so it may have brought the news already.
@@ -145,7 +145,7 @@ def check_channel(report, case):
 
 
 def shown(case, report):
-    """A line of figures, which `pytest -rP` shows."""
+    """Print a line of figures, which `pytest -rP` shows."""
     peak, kept = report["peak"] / MIB, report["kept"] / MIB
     print(  # noqa: T201
         f"{case.name}: peak {peak:.1f} MiB, kept {kept:.1f} MiB, blocked {report['blocked']:.2f} s, "

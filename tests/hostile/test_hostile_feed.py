@@ -1,6 +1,6 @@
-"""A feed that means harm: whatever it answers, one clear error, bounded memory, cursor unmoved, and well again.
+"""Hostile feeds: one clear error, bounded memory, an unmoved cursor, and recovery after any response.
 
-The consumer is in a process of its own; see `victim.py`. Memory is measured, not estimated.
+The consumer runs in its own process; see `victim.py`. Memory is measured, not estimated.
 """
 
 import gzip
@@ -17,24 +17,23 @@ from tests.support.forms import form
 pytestmark = pytest.mark.slow
 
 SMALL = 16 * MIB
-"""For an answer of no size: what importing a codec and a traceback takes, and luck of the allocator."""
+"""Memory for a small response: the import of a codec, a traceback, and chance in the allocator."""
 
 BODY = 64 * MIB
-"""For an answer that is too large, by default above 16 MiB: the buffer, its copy as it grows, and one read."""
+"""Memory for a response above the limit of 16 MiB: the buffer, its copy while it grows, and one read."""
 
 PAGE = 64 * MIB
-"""For an answer of the default 16 MiB that is read to its end, whatever is in it: twice the body, and what is made
-of the events that a page may have."""
+"""Memory for a response of 16 MiB that is read to its end: twice the body, and the objects made of its events."""
 
 ESCAPED = json.dumps(EVIL).encode()
 BIG = 16 * MIB
 
 SIZE = form(BIG // 4, BIG)
-"""Of a page of one kind of element. Decoded at once, a quarter of `{}` or `0` is already above the limit."""
+"""Bytes of a page with one kind of element. Decoded at once, a quarter of `{}` or `0` would exceed the limit."""
 
 
 def answer(body, *headers, status=b"200 OK"):
-    """A whole answer."""
+    """Return a whole response."""
 
     def attack(send):
         made = body() if callable(body) else body
@@ -46,7 +45,7 @@ def answer(body, *headers, status=b"200 OK"):
 
 
 def raw(*parts):
-    """Bytes, then hang up."""
+    """Send bytes, then hang up."""
 
     def attack(send):
         for part in parts:
@@ -56,7 +55,7 @@ def raw(*parts):
 
 
 def endless(start, part, times=1_000_000):
-    """The same again and again, until the client hangs up."""
+    """Send the same again and again, until the client hangs up."""
 
     def attack(send):
         send(start)
@@ -77,7 +76,7 @@ def trickle(start, part):
 
 
 def packed(data, size, level=9):
-    """So many bytes of one kind, in gzip."""
+    """Return this many equal bytes, compressed with gzip."""
     return lambda: gzip.compress(data * size, level)
 
 
@@ -86,7 +85,7 @@ def of_elements(element, size=BIG):
 
 
 def of_events(size=BIG, count=None):
-    """As many valid events as fit."""
+    """Return as many valid events as fit."""
 
     def make():
         events, length, number = [], 2, 0
@@ -119,7 +118,7 @@ CLOSE = b"Connection: close\r\n\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 CASES = [
-    # What is no HTTP
+    # Not HTTP
     case("hangs up", raw(), "RemoteProtocolError"),
     case("junk", raw(JUNK), "RemoteProtocolError"),
     case("no HTTP", raw(b"SSH-2.0-OpenSSH_9.9\r\n"), "RemoteProtocolError"),
@@ -266,7 +265,7 @@ CASES = [
     case("no gzip", answer(b"[]", b"Content-Encoding: gzip"), "not valid gzip"),
     case("gzip unlabelled", answer(lambda: gzip.compress(b"[]")), "not send a JSON array"),
     case("brotli", answer(b"[]", b"Content-Encoding: br"), "Content-Encoding"),
-    # What is no page
+    # Not a page
     case("empty", answer(b""), "not send a JSON array"),
     case("evil body", answer(EVIL_BYTES * 1000), "not send a JSON array"),
     case("no UTF-8", answer(b"\xff\xfe" * 1000), "not send a JSON array"),
@@ -427,7 +426,7 @@ SHORT = {
     "trickling body",
     "trickling gzip",
 }
-"""Of each kind of answer, and for each limit, one."""
+"""One case for each kind of response and for each limit."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A stream of server-sent events that means harm: it costs latency and polls within the rate, and nothing else."""
+"""Hostile event streams cost latency and polls within the rate, and nothing else."""
 
 import zlib
 
@@ -11,7 +11,7 @@ from tests.support.forms import form
 pytestmark = pytest.mark.slow
 
 SMALL = 16 * MIB
-"""Whatever it sends: the parser keeps a line and the data of one event, 64 KiB each."""
+"""Memory for any stream: the parser keeps a line and the data of one event, 64 KiB each."""
 
 OPEN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 CHUNKED = OPEN + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -30,14 +30,14 @@ def case(name, attack, error, *, limit=SMALL, **options):
 
 
 def packed():
-    """Make it when it is needed: it takes half a second."""
+    """Make the attack only when it is needed: it takes half a second."""
     return zlib.compress(bytes(100 * MIB))
 
 
 TOO_LARGE = "has more than 65536 bytes"
 ENDED = "the server ended the stream"
 PUSHED = "None"
-"""The error of a stream that brought an event and ended: it is not a failure."""
+"""Error of a stream that sent an event and ended, which is not a failure."""
 SILENT = {"max_silence": 0.3}
 HASTE = {"open_timeout": 0.3}
 
@@ -129,7 +129,7 @@ SHORT = {
     "cut body",
     "100,000 events",
 }
-"""Of each kind of answer, and for each limit, one."""
+"""One case for each kind of response and for each limit."""
 
 
 @pytest.fixture(scope="module")

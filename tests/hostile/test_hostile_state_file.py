@@ -1,6 +1,6 @@
-"""A state file that means harm, or was harmed: one clear `StoreError`, at once, and it is left as it was.
+"""Hostile or damaged state files: one clear `StoreError` at once, and an unchanged file.
 
-Opened in a process of its own, by the store and by `push-to-poll status`; nothing may hang or run wild.
+The store and `push-to-poll status` open each file in another process; neither may hang or grow.
 """
 
 import os
@@ -22,12 +22,12 @@ PAGE_SIZE = 1024
 """Bytes of a page of a new store."""
 
 LIMIT = 64 * MIB
-"""Bytes by which opening any file may make a process grow: SQLite's cache is 8 MB, and a row is read whole."""
+"""Bytes by which a process may grow when it opens a file: SQLite's cache is 8 MB, and a row is read whole."""
 
 
 @pytest.fixture
 def opened(victims):
-    """Opens a file as a consumer does: an error's class and text, or what a session read."""
+    """Open a file like a consumer. Return the class and text of an error, or what a session read."""
 
     def opened(path, **options):
         report = victims.attacked("store", "asyncio", path=str(path), **options)
@@ -42,7 +42,7 @@ def opened(victims):
 
 @pytest.fixture
 def status(victims):
-    """Asks `push-to-poll status`: its exit code."""
+    """Run `push-to-poll status` and return its exit code."""
 
     def status(path):
         report = victims.attacked("status", "asyncio", path=str(path))
@@ -61,7 +61,7 @@ def check(*lines):
 
 @pytest.fixture
 def refused(opened, status):
-    """It is refused by both, in a sentence, and the file is as it was."""
+    """Check that both refuse the file in one sentence, and that it is unchanged."""
 
     def refused(path):
         before = fingerprint(path)
@@ -93,7 +93,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def store(path):
-    """A store with some pages."""
+    """Return a store with some pages."""
     anyio.run(_make, path, 200)
     return path
 
@@ -106,7 +106,7 @@ def change(path, *statements, values=()):
         file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-# What is no database
+# Not a database
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_an_empty_file_is_a_new_store(opened, path):
     assert opened(path) == ("used", None, ["a", "b"])
 
 
-# What is no file
+# Not a regular file
 
 
 def test_a_directory_as_the_state_file_is_refused(refused, path):
@@ -184,7 +184,7 @@ def test_status_escapes_control_characters_in_the_path_of_the_state_file(status,
 
 
 def offsets(size):
-    """Each page boundary, and offsets in between."""
+    """Return each page boundary, and offsets in between."""
     pages = range(PAGE_SIZE, size, PAGE_SIZE)
     chosen = [*pages, *random.Random(2).sample(range(1, size), 60)]  # noqa: S311
     return form(chosen[:: len(chosen) // 6], chosen)
@@ -199,7 +199,7 @@ def test_a_truncated_store_is_refused_at_any_length(opened, store):
 
 
 def test_a_store_with_a_damaged_page_is_read_or_refused_with_a_store_error(opened, store):
-    """Damage inside a page may go unseen. What may not happen is an odd exception, or a made-up cursor."""
+    """Damage inside a page may stay undetected, but must not cause another exception or a wrong cursor."""
     whole = store.read_bytes()
     dice = random.Random(3)  # noqa: S311
     for _ in range(form(6, 200)):
@@ -214,7 +214,7 @@ def test_a_store_with_a_damaged_page_is_read_or_refused_with_a_store_error(opene
 
 
 def test_a_schema_with_undecodable_bytes_is_reported_as_damaged(opened, store):
-    """SQLite quotes it, and Python cannot read what it says."""
+    """SQLite quotes the bytes, and Python cannot decode the error text."""
     words = b"CREATE TABLE push_to_poll_record"
     harmed = store.read_bytes().replace(words, words.replace(b"TABLE", b"T\x9d\x9d\x9dE"), 1)
     assert harmed != store.read_bytes()
@@ -238,7 +238,7 @@ def test_a_negative_schema_version_is_refused_as_damaged(refused, store):
     assert "damaged" in refused(store)
 
 
-# A store whose schema or rows somebody else wrote
+# A store with a foreign schema or foreign rows
 
 
 TRIGGER = "CREATE TRIGGER e AFTER UPDATE ON push_to_poll_consumer BEGIN"
@@ -321,7 +321,7 @@ VALUES = [
 
 
 def each_column_in_short(values):
-    """Parameters: the first value of each column, and in the long form all of them."""
+    """Return parameters: the first value of each column; in the long form all values."""
     seen = set()
     for column, value in values:
         yield pytest.param(column, value, marks=pytest.mark.long_form if column in seen else ())

@@ -1,6 +1,6 @@
-"""`push-to-poll tail`, a feed that means harm, and strangers at its webhook.
+"""`push-to-poll tail` with a hostile feed, and with strangers at its webhook.
 
-An error is one sentence, and the exit code says which. Connections of strangers delay no push.
+An error is one sentence with its own exit code. Connections of strangers delay no push.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ from tests.support.forms import form
 pytestmark = pytest.mark.slow
 
 GUARD = 120
-"""Seconds after which a run is taken to hang."""
+"""Seconds after which a run counts as hanging."""
 
 WITHOUT_NUL = EVIL.replace("\x00", "")
-"""An id may not have one."""
+"""A character that an id must not contain."""
 
 
 def answer(body, head=HEAD):
@@ -60,9 +60,7 @@ CODES = dict.fromkeys(ATTACKS, 3) | {"bad-id": 4, "bad-data": 4, "deep-data": 4}
 
 
 SHORT = {"status-line"}
-"""The test below has the other exit code.
-
-What an answer does is tried in test_hostile_feed.py, without a start of Python.
+"""The test below covers the other exit code. test_hostile_feed.py tries more responses, without a start of Python.
 """
 
 
@@ -113,14 +111,14 @@ DESCRIPTORS = form(128, 1024)
 STRANGERS = form(300, 3000)
 
 SILENT, SLOW, ANSWERED = b"", b"POST / HTTP/1.1\r\nX-Slow: ", b"POST / HTTP/1.1\r\nHost: x\r\n\r\n"
-"""A connection that sends nothing; one that sends a head byte by byte; one that is answered 401 and stays open."""
+"""Connections that send nothing, send a head byte by byte, or get a 401 and stay open."""
 
 SECRET = "canary-secret"
 
 
 @contextlib.contextmanager
 def tail_with_webhook(feed, log):
-    """A command in a process of its own, which may open `DESCRIPTORS` files and writes its log to a file."""
+    """A command in its own process, which may open `DESCRIPTORS` files and writes its log to a file."""
     command = [sys.executable, "-m", "push_to_poll_client", "tail", feed, "-v", "--fallback-interval", "86400"]
     command += ["--webhook", "127.0.0.1:0", "--webhook-verify", "github", "--webhook-secret-env", "WEBHOOK_SECRET"]
     limited = ["sh", "-c", f'ulimit -Sn {DESCRIPTORS} && exec "$@"', "sh", *command]
@@ -147,7 +145,7 @@ def pushed(port, number):
 
 @contextlib.contextmanager
 def descriptors(number):
-    """Let this process open that many files, if the system permits it."""
+    """Permit this process that many open files, if the system allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < number:
         pytest.skip(f"this system permits {hard} open files")

@@ -1,4 +1,4 @@
-"""A feed that a user wrote, and that passes on what its server said: no page of it may harm what is saved."""
+"""A user's feed that passes on any value of its server: no page may damage the saved state."""
 
 import contextlib
 import logging
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 HUGE = "x" * 10 * MIB
 
 LONG_EVIL = EVIL * form(MIB // 8, MIB)
-"""Longer than a MiB."""
+"""A text of more than a MiB."""
 
 
 @pytest.fixture(params=["asyncio", pytest.param("trio", marks=pytest.mark.long_form)])
@@ -27,7 +27,7 @@ def anyio_backend(request):
 
 
 class Pages:
-    """Answers with these, one a fetch."""
+    """Returns one of these pages per fetch."""
 
     def __init__(self, *pages):
         self.pages = list(pages)

@@ -1,7 +1,7 @@
-"""Webhooks: whoever knows the address gains a few early polls within the rate, and nothing else.
+"""Hostile webhook requests: strangers gain at most a few early polls within the rate.
 
-The application is called as a server calls it, so that a hundred thousand requests take seconds. Behind it is a
-real consumer of a feed that counts its polls.
+The tests call the application like a server, so a hundred thousand requests take seconds. Behind it a real
+consumer reads a feed that counts its polls.
 """
 
 import functools
@@ -37,7 +37,7 @@ REQUESTS = form(3_000, 100_000)
 MAX_BODY = 4096
 
 STATUSES = {200, 401, 405, 408, 413, 429, None}
-"""What may be answered; nothing to whoever hung up."""
+"""Check the status of a response; a client that hung up gets none."""
 
 BODY = naming("alice", cursor="after-1.0")
 
@@ -66,7 +66,7 @@ def forged(dice):
 
 
 def replayed(dice):
-    """What was signed once, by as many ids as one likes."""
+    """Yield one signed request under many delivery ids."""
     headers = signature(BODY) | {"X-GitHub-Delivery": str(dice.random())}
     return scope_of(headers=headers), [BODY]
 
@@ -85,7 +85,7 @@ def oversize(dice):
 
 
 def mis_encoded(dice):
-    """Bytes where text belongs, in every place in which a server hands over bytes."""
+    """Put invalid bytes into every place in which a server passes bytes."""
     method = dice.choice(["GET", "POST", "OPTIONS", "HEAD", "BREW", "\x00"])
     scope = scope_of(method, dice.choice(["/", "", "/\ufffd", "/" + EVIL, "//..//"]))
     scope["query_string"] = dice.choice([b"challenge=%ff", b"validationToken=%00", dice.randbytes(50), b"&" * 500])
@@ -145,9 +145,9 @@ def virtual_clock(monkeypatch):
 
 @pytest.mark.no_cover  # lines are counted where it is quick
 async def test_a_flood_of_forged_and_repeated_requests_causes_one_wake_and_hides_no_push(running, caplog):
-    """A thousand a second, and the first of the replayed ones alone is a wake.
+    """Of a thousand requests a second only the first replayed one wakes.
 
-    No exception, no memory that grows, a few lines in the log; and the push that is true is heard.
+    There is no exception, no growing memory and a short log, and the genuine push wakes.
     """
     caplog.set_level(logging.WARNING)
     hooks, feed, dice = hooks_of(rate=None), FakeFeed(), random.Random(1)  # noqa: S311  # the same lies each time
@@ -184,7 +184,7 @@ async def test_a_flood_of_forged_and_repeated_requests_causes_one_wake_and_hides
 
 @pytest.mark.no_cover  # lines are counted where it is quick
 async def test_a_sender_with_the_secret_causes_only_polls_within_the_rate(running):
-    """As fast as the clock goes, each request another one."""
+    """Each request differs, and time does not limit their number."""
     hooks = hooks_of(rate=None)
     feed = FakeFeed()
     running(Log(feed, listeners=[hooks], fallback_interval=86_400))
@@ -246,11 +246,11 @@ async def test_unknown_consumer_names_are_not_kept_in_memory():
 
 
 WARM = 4
-"""Requests after which Python has kept all that it keeps: the first two take some instructions more."""
+"""Requests until Python has filled its caches: the first two take some more instructions."""
 
 
 def instructions(call):
-    """How many instructions of Python and functions of C a call takes."""
+    """Count the Python instructions and C functions of a call."""
     counts = {"opcode": 0, "c": 0}
 
     def trace(frame, event, _):
@@ -275,7 +275,7 @@ def instructions(call):
 
 
 def whole(coroutine):
-    """Run what need not wait for anything."""
+    """Run a coroutine that never waits."""
     with pytest.raises(StopIteration) as ended:
         coroutine.send(None)
     return ended.value.value
@@ -283,7 +283,7 @@ def whole(coroutine):
 
 @pytest.mark.parametrize("anyio_backend", [None])
 def test_a_wrong_signature_takes_the_same_work_wherever_it_differs(anyio_backend, monkeypatch):
-    """Counts of work, not seconds: no digit that is right makes it longer."""
+    """Compares counts of work, not seconds: a correct digit must not add work."""
     monkeypatch.setattr("push_to_poll_client.listeners.webhook.monotonic", time.monotonic)
     monkeypatch.setattr(anyio, "move_on_after", lambda seconds: _Nothing())
     hooks = WebhookListener(github(SECRET), rate=None)
@@ -308,7 +308,7 @@ def _work_of(hooks, header):
 
 
 class _Nothing:
-    """No limit, where no event loop runs."""
+    """Without a limit, where no event loop runs."""
 
     def __enter__(self):
         return self

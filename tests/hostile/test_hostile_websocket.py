@@ -1,4 +1,4 @@
-"""A websocket that means harm: it costs latency and polls within the rate, and nothing else."""
+"""Hostile websockets cost latency and polls within the rate, and nothing else."""
 
 import struct
 
@@ -14,7 +14,7 @@ SMALL = 16 * MIB
 
 
 def frame(opcode, data=b"", *, fin=True, rsv=0, length=None):
-    """A frame (RFC 6455 §5.2), whose length may be a lie."""
+    """Return a frame (RFC 6455 §5.2), with any stated length."""
     length = len(data) if length is None else length
     first = bytes([fin << 7 | rsv << 4 | opcode])
     if length < 126:
@@ -25,7 +25,7 @@ def frame(opcode, data=b"", *, fin=True, rsv=0, length=None):
 
 
 def opened(*parts, headers=(), ends=False, **options):
-    """What comes after a good handshake."""
+    """Return an attack that follows a correct handshake."""
     return says(*parts, ends=ends, opens=lambda head: handshake(head, *headers), **options)
 
 
@@ -77,7 +77,7 @@ CASES = [
         "1009|1002",
     ),
     # Empty fragments never reach the limit of bytes: `websockets` 17.3 stored them without a limit, and 17.4 only
-    # those of one read, which on asyncio are 131,072 in 256 KiB.
+    # the frames of one read, on asyncio 131,072 in 256 KiB.
     case(
         "empty fragments",
         opened(frame(TEXT, fin=False) + frame(CONTINUED, fin=False) * 1_000_000),
@@ -115,7 +115,7 @@ CASES = [
 PINGS = opened(frame(PING, b"x" * 125) * 1000, times=300, ends=True, patience=0.5)
 
 FLOOD = case("pings, answers unread", PINGS, ANY)
-"""38 MB of pings by a server that does not read the pongs. On trio TCP holds it up, on asyncio we hang up."""
+"""38 MB of pings from a server that reads no pongs. On trio TCP blocks it, on asyncio the client hangs up."""
 
 SHORT = {
     "hangs up",
@@ -142,7 +142,7 @@ SHORT = {
     "close of one byte",
     "20,000 pushes",
 }
-"""Of each kind of answer, and for each limit, one."""
+"""One case for each kind of response and for each limit."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Who is attacked: a consumer in a process of its own, whose memory and event loop are watched.
+"""The attacked consumer in its own process, with its memory and event loop measured.
 
 Run by `python -m tests.hostile.victim`. Each line on standard input is a case in JSON; for each a child is
 forked, so that a case begins with a small heap whatever the one before it did, and its report comes back as a
@@ -31,19 +31,19 @@ from push_to_poll_client.listeners import _backoff, _websocket_client
 from push_to_poll_client.stores._sqlite import file as file_module
 
 GUARD = 120
-"""Seconds after which a case is taken to hang: the child is ended by its alarm."""
+"""Seconds after which a case counts as hanging, and an alarm ends the child."""
 
 HTTP_TIMEOUT = 30.0
-"""Seconds for an answer of the feed, its default."""
+"""Seconds for a response of the feed: the default."""
 
 TICK = 0.005
-"""Seconds between two looks at the clock, in the event loop. The longest gap is how long it was blocked."""
+"""Seconds between two readings of the clock in the event loop. The longest gap shows how long it was blocked."""
 
 MANY = 10
-"""Ids of processed messages that are kept, and then the last one."""
+"""Number of first processed messages whose ids are reported, besides the last one."""
 
 LONGEST = 2_000
-"""Characters of a text that go into the report; enough to see that it is too long."""
+"""Characters of a text in the report: enough to see that it is too long."""
 
 
 def main():
@@ -72,7 +72,7 @@ def _write(report):
 
 
 def _hurry():
-    """Backoff and patience are tested elsewhere; here they only cost time."""
+    """Shorten the backoff and the timeouts, which are tested elsewhere."""
     file_module._BUSY_TIMEOUT = 0.2
     _schedule.FIRST_BACKOFF = _schedule.SLOW_BACKOFF = 0.01
     _backoff.FIRST_DELAY = _backoff.BASE_DELAY = _backoff.SLOW_DELAY = 0.01
@@ -83,9 +83,9 @@ def opened(backend, path, *, room=None):
     """Claim a name in a state file, read and write.
 
     Args:
-        backend: Asyncio or trio.
+        backend: "asyncio" or "trio".
         path: The file.
-        room: Bytes that a file may have, as on a disk that is full; `None`: any number.
+        room: Largest size of a file in bytes, as on a full disk. None means no limit.
     """
     if room is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -113,7 +113,7 @@ async def _use(path):
 
 
 def asked(backend, path):
-    """What `push-to-poll status` says of a state file."""
+    """Return the output of `push-to-poll status` for a state file."""
     out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = cli.main(["status", "--state", path])
@@ -121,7 +121,7 @@ def asked(backend, path):
 
 
 async def attacked(url, state, *, fails=False, answer_within=HTTP_TIMEOUT, **options):
-    """Consume a good page, then meet a hostile answer, then find that all is well again.
+    """Consume a good page, then get a hostile response, then recover.
 
     Args:
         url: The feed: has messages up to "3", is hostile once, and then has "4".
@@ -145,13 +145,13 @@ async def attacked(url, state, *, fails=False, answer_within=HTTP_TIMEOUT, **opt
 
 
 async def called(url, state, push, *, kind="WebSocketListener", **options):
-    """Consume a good page, then listen to a hostile push channel, then find that all is well again.
+    """Consume a good page, then listen to a hostile push channel, then recover.
 
     Args:
         url: The feed: has messages up to "3", and "4" when the channel is well.
         state: The database file.
         push: The channel: hostile on the first connection.
-        kind: The listener's class.
+        kind: Class of the listener.
         options: Of the listener.
     """
     with Heard() as heard:
@@ -169,7 +169,7 @@ async def called(url, state, push, *, kind="WebSocketListener", **options):
 
 
 async def _recovered(consumer, heard, tasks):
-    """Start it again if it stopped, as an operator would, and wait until it has gone on."""
+    """Restart the consumer if it stopped, like an operator, and wait until it has continued."""
     if consumer.status().mode == "stopped":
         tasks.start_soon(_run, consumer, heard)
     await consumer.saw("4")
@@ -179,7 +179,7 @@ async def _recovered(consumer, heard, tasks):
 
 
 def _cursor_of(message):
-    """What a hostile server says is a hint all the same."""
+    """Make a hint of any text of a hostile server."""
     return Push(cursor=str(getattr(message, "data", message)))
 
 
@@ -213,7 +213,7 @@ async def _run(consumer, heard):
 
 
 class Victim(Consumer):
-    """Reads the data of each message, and writes down its id."""
+    """Reads the data of each message, and records its id."""
 
     processed = ()
     fails = False
@@ -236,7 +236,7 @@ class Victim(Consumer):
 
 
 class Heard(logging.Handler):
-    """Keeps what is logged, as a user who asks for all of it would see it."""
+    """Keeps all log lines in the form that a user sees."""
 
     def __init__(self):
         super().__init__(logging.DEBUG)
@@ -272,7 +272,7 @@ class Heard(logging.Handler):
 
 
 class Watch:
-    """Watches memory and the event loop from its beginning to its end."""
+    """Measures memory and the event loop from its start to its end."""
 
     def __init__(self, tasks):
         self._tasks = tasks
@@ -307,7 +307,7 @@ class Watch:
 
 
 def _forget_the_highest():
-    """Set the high-water mark back (proc_pid_clear_refs(5))."""
+    """Reset the peak of the resident memory (proc_pid_clear_refs(5))."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -317,7 +317,7 @@ def _memory(name):
 
 
 def saved_cursor(state):
-    """As another program reads it."""
+    """Return the resident memory, read as by another program."""
     with contextlib.closing(sqlite3.connect(f"file:{state}?mode=ro", uri=True)) as file:
         return file.execute("SELECT cursor FROM push_to_poll_consumer").fetchone()[0]
 
@@ -327,7 +327,7 @@ def _in_a_loop(victim):
 
 
 BY = {"feed": _in_a_loop(attacked), "push": _in_a_loop(called), "store": opened, "status": asked}
-"""What may be attacked."""
+"""Targets of an attack."""
 
 IMPORTED_LATE = (
     "anyio._backends._asyncio",
@@ -338,7 +338,7 @@ IMPORTED_LATE = (
     "websockets.asyncio.client",
     "websockets.trio.client",
 )
-"""Modules that a consumer imports when it runs, on either event loop."""
+"""Import the modules that a running consumer imports, on either event loop."""
 
 if __name__ == "__main__":
     # What every victim would make again, and what the garbage collector of each would look through.

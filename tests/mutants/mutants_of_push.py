@@ -119,7 +119,7 @@ PUSH = [
     ),
     of(
         "G12",
-        "gives a secret to a hub that anybody on the way can read",
+        "gives a secret to a hub without encryption",
         "listeners/subscriptions/_websub.py",
         'url.scheme == "https" or url.host in {',
         "url.host or url.host in {",
@@ -153,7 +153,7 @@ PUSH = [
     ),
     of(
         "G1",
-        "remembers a push that nobody heard, and takes its retry for a repetition",
+        "remembers a push without a listener, and takes its retry for a repetition",
         "listeners/webhook.py",
         "elif self._router.dispatch(request, recipients):",
         "elif self._router.dispatch(request, recipients) or True:",
@@ -183,7 +183,7 @@ PUSH = [
     ),
     of(
         "G11",
-        "answers a handshake that nobody expects",
+        "answers an unexpected handshake",
         "listeners/webhook.py",
         "is_expected = self._manager is None or self._manager.expects_handshake",
         "is_expected = True",
@@ -235,7 +235,7 @@ PUSH = [
     ),
     of(
         "G3",
-        "takes a hello that is no push for a push, and connects again at once",
+        "takes a hello for a push, and reconnects at once",
         "listeners/_base.py",
         "if self._pass_on(message, channel):",
         "if self._pass_on(message, channel) or True:",
@@ -251,7 +251,7 @@ PUSH = [
     ),
     of(
         "G1",
-        "lets redis-py connect again by itself, and tells nobody",
+        "lets redis-py reconnect by itself without a report",
         "listeners/redis.py",
         "Retry(NoBackoff(), 0, supported_errors=())",
         "Retry(NoBackoff(), 1)",
@@ -267,7 +267,7 @@ PUSH = [
     ),
     of(
         "G1",
-        "wakes nobody when a claim of a wake fails",
+        "does not wake when a claim of a wake fails",
         "durable_streams/_pull_wake.py",
         "hid_a_push=failure.hid_a_push or self._has_unreported_wake",
         "hid_a_push=failure.hid_a_push",
@@ -363,7 +363,7 @@ PUSH = [
     ),
     of(
         "G11",
-        "takes a captured request with another name that nobody has for a new one",
+        "takes a captured request with an unknown name for a new one",
         "listeners/_webhook/routing.py",
         "        return known or (UNKNOWN,)",
         "        return names or (UNKNOWN,)",
