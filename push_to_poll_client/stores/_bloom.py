@@ -1,9 +1,8 @@
-"""Bloom filters over dedupe keys, to find keys that certainly have no record.
+"""Blocked Bloom filters over dedupe keys: a key that is not found certainly has no record.
 
-The form is a blocked Bloom filter (Putze, Sanders, Singler: Cache-, Hash- and Space-Efficient Bloom Filters,
-2007): a key sets some bits of one word, and a key whose bits are not all set was never added. One key in two
-thousand is a false positive. Keys cannot be removed from a filter, so there is one filter for each generation of
-segments, which is dropped together with its last segment.
+Form: Putze, Sanders, Singler, "Cache-, Hash- and Space-Efficient Bloom Filters" (2007). A key sets some bits of
+one word. One key in two thousand is a false positive. Keys cannot be removed, so each generation of segments has a
+filter, which is dropped with its last segment.
 """
 
 import random
@@ -22,9 +21,8 @@ _MASK_BITS = 14
 _MIN_KEYS = 65_536
 """Smallest capacity of a generation, in keys: 256 KiB."""
 
+# Generations with capacity for all records. One more is filling and one is emptying: 6 to 8 bytes per record.
 _GENERATIONS = 2
-"""Number of generations with capacity for all records. One more is filling and one is emptying, so a record takes
-6 to 8 bytes."""
 
 _LAST_MASK = (1 << _MASK_BITS) - 1
 
@@ -69,12 +67,7 @@ class _Generation:
 
 
 class BloomFilters:
-    """The filters of one name.
-
-    Args:
-        expected: Number of existing records, which will be added.
-        max_records: Number of records that are kept. None keeps any number.
-    """
+    """The filters of one name, for `expected` existing records and at most `max_records`."""
 
     def __init__(self, *, expected: int, max_records: int | None) -> None:
         self._expected = expected

@@ -53,11 +53,7 @@ class StoredName(Protocol):
 
 
 class ClaimedSession(ABC):
-    """A claimed name of a store.
-
-    Attributes:
-        fencing_token: The fencing token; it increases with each claim of the name.
-    """
+    """A claimed name of a store. Each claim increases `fencing_token`."""
 
     def __init__(self, progress: StoredName) -> None:
         self.fencing_token: int = progress.token
@@ -90,21 +86,11 @@ class ClaimedSession(ABC):
         return (*cursor_state.previous, cursor_state.saved)
 
     async def unseen(self, keys: Sequence[str], /) -> set[str]:
-        """Return the keys that have no record.
-
-        Raises:
-            OwnershipLost: The session was released.
-            StoreError: The store cannot be read.
-        """
+        """Return the keys that have no record."""
         return await self._run(partial(self._progress.unseen, keys))
 
     async def fingerprints(self, keys: Sequence[str], /) -> Mapping[str, int]:
-        """Return the newest fingerprint of each key that has one.
-
-        Raises:
-            OwnershipLost: The session was released.
-            StoreError: The store cannot be read.
-        """
+        """Return the newest fingerprint of each key that has one."""
         return await self._run(partial(self._progress.fingerprints, keys))
 
     async def commit(
@@ -116,22 +102,7 @@ class ClaimedSession(ABC):
         state: Mapping[str, str | None] = _NO_CHANGES,
         read_at: float | None = None,
     ) -> None:
-        """Save everything, or nothing. A commit that has begun ends even if its task is cancelled.
-
-        Args:
-            cursor: The cursor to save. None keeps the saved one.
-            records: Records to add. Each replaces an earlier record of its key. A record that is not
-                dead-lettered removes the dead letter of its key.
-            dead_letters: Dead letters to add. Each replaces an earlier dead letter of its key.
-            state: Changes of `state`. None removes a name.
-            read_at: Arrival time of the cursor's page, in seconds since the epoch. None means now.
-
-        Raises:
-            OwnershipLost: The session was released, or another session claimed the name; nothing was written.
-            StoreError: The store cannot be written, or contains a value that this library does not write; nothing
-                was written.
-            RuntimeError: The caller is a handler that writes to this store.
-        """
+        """Save everything or nothing, even if the task is cancelled; see `Session.commit`."""
         async with self._gate:
             prepared = self._prepare(records)
             commit = partial(self._progress.commit, cursor, prepared, tuple(dead_letters), dict(state), read_at)
@@ -140,43 +111,18 @@ class ClaimedSession(ABC):
     async def reset(
         self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = _NO_CHANGES
     ) -> None:
-        """Continue at another cursor. `history` starts over with it.
-
-        Args:
-            cursor: The new cursor. None means the inception.
-            forget: If True, start a new dedupe epoch: earlier records no longer count. Dead letters stay.
-            state: As for `commit`.
-
-        Raises:
-            OwnershipLost: As for `commit`.
-            StoreError: As for `commit`.
-            RuntimeError: As for `commit`.
-        """
+        """Continue at `cursor` and start `history` over; see `Session.reset`."""
         async with self._gate:
             await self._run(partial(self._progress.reset, cursor, forget=forget, state=dict(state)))
 
     async def dead_letters(
         self, *, after: DeadLetter | None = None, retry_requested: bool = False
     ) -> Sequence[DeadLetter]:
-        """Return some dead letters, ordered by key: at most 100, and at most 16 MiB unless there is only one.
-
-        Args:
-            after: The last dead letter that the caller has. None starts at the first.
-            retry_requested: If True, return only dead letters that the next run will retry.
-
-        Raises:
-            OwnershipLost: The session was released.
-            StoreError: The store cannot be read, or contains a value that this library does not write.
-        """
+        """Return some dead letters, ordered by key: at most 100, and at most 16 MiB unless there is only one."""
         return await self._run(partial(self._progress.some_dead_letters, after, retry_requested=retry_requested))
 
     async def dead_letter(self, key: str, /) -> DeadLetter | None:
-        """Return the dead letter of a key, or None.
-
-        Raises:
-            OwnershipLost: The session was released.
-            StoreError: The store cannot be read, or contains a value that this library does not write.
-        """
+        """Return the dead letter of a key, or None."""
         return await self._run(partial(self._progress.dead_letter, key))
 
     @abstractmethod
@@ -218,23 +164,12 @@ def ownership_lost(where: str, name: str, why: str) -> OwnershipLost:
 
 
 class Rebind(msgspec.Struct, frozen=True):
-    """Bind a consumer name to another feed, or rename it.
+    """Bind a consumer name to another feed, rename it, or both."""
 
-    Args:
-        name: The current name.
-        feed: The identity of the new feed. None keeps the feed.
-        new_name: The new name. None keeps the name, or follows `feed` if the name is the old identity.
-        replace: If True, delete the state of an existing `new_name`.
-
-    Raises:
-        TypeError: `feed` or `new_name` is not a `str`.
-        ValueError: One of them is empty, or both are None.
-    """
-
-    name: str
-    feed: str | None
-    new_name: str | None
-    replace: bool
+    name: str  # the current name
+    feed: str | None  # None keeps the feed
+    new_name: str | None  # None keeps the name, or follows `feed` if the name is the old identity
+    replace: bool  # delete the state of an existing `new_name`
 
     def __post_init__(self) -> None:
         if self.feed is None and self.new_name is None:

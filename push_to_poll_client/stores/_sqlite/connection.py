@@ -1,12 +1,11 @@
 """Connection for handlers that rejects statements that would break the store's transaction.
 
-A handler's first statement begins its transaction. The handler must not end the transaction, change the tables of
-the store, or change settings of the connection. SQLite's authorizer enforces this for each statement when SQLite
-compiles it (https://www.sqlite.org/c3ref/set_authorizer.html), however the SQL is written.
+A handler's first statement begins its transaction. The handler must not end it, change the tables of the store, or
+change settings of the connection. SQLite's authorizer enforces this when it compiles a statement, however the SQL
+is written (https://www.sqlite.org/c3ref/set_authorizer.html).
 
 The store uses the same connection in its own threads, without these restrictions. `HandlerScope` defines where a
-handler may use the connection, `Guard` decides, and `GuardedCursor` and `GuardedConnection` ask the guard before
-each use.
+handler may use the connection, and `Guard` decides before each use.
 """
 
 import contextlib
@@ -69,22 +68,15 @@ _current_scope: ContextVar["HandlerScope | None"] = ContextVar("push_to_poll_cli
 
 
 class HandlerScope:
-    """A handler's task and the tasks it starts, which may use the connection until `leave()`.
-
-    Attributes:
-        guard: The guard of the connection.
-        is_active: True while the handler runs.
-        has_begun: True if its transaction was begun.
-        open_handles: Weak references to the cursors and blobs of the handler.
-        outer: The scope of another store around this one, or None.
-    """
+    """A handler's task and the tasks it starts, which may use the connection until `leave()`."""
 
     def __init__(self, guard: "Guard") -> None:
         self.guard = guard
         self.is_active = False
         self.has_begun = False
+        # Weak references to the handler's cursors and blobs.
         self.open_handles: list[Callable[[], sqlite3.Cursor | sqlite3.Blob | None]] = []
-        self.outer: HandlerScope | None = None
+        self.outer: HandlerScope | None = None  # scope of another store around this one
 
     def begin(self) -> None:
         """Begin the transaction if this is the first use of the connection."""
@@ -114,25 +106,17 @@ class HandlerScope:
 
 
 class Guard:
-    """Decides which caller may use one connection, and for which statements.
-
-    Attributes:
-        path: The path of the database, for errors.
-        one_thread: Held while a handler's thread uses SQLite. SQLite calls the authorizer with its own lock held.
-            Without this lock, a second thread could wait for SQLite's lock and hold Python's global lock, which
-            the authorizer needs: a deadlock.
-        worker: The thread in which the store itself uses the connection, or None.
-        sql: The statement that the handler executes.
-        refused: Reason why the authorizer rejected a statement, until it is raised, or None.
-    """
+    """Decides which caller may use one connection, and for which statements."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._process = os.getpid()
+        # Held while a handler's thread uses SQLite, which calls the authorizer with its own lock held. Else a
+        # second thread could wait for that lock while it holds Python's global lock, which the authorizer needs.
         self.one_thread = threading.RLock()
-        self.worker: int | None = None
-        self.sql = ""
-        self.refused: str | None = None
+        self.worker: int | None = None  # thread in which the store itself uses the connection
+        self.sql = ""  # statement that the handler executes
+        self.refused: str | None = None  # why the authorizer rejected a statement, until it is raised
 
     @contextlib.contextmanager
     def store_access(self) -> Iterator[None]:
@@ -218,9 +202,9 @@ def _reserved_name(action: int, first: str, second: str, sql: str) -> str:
     return next((name for name in names if name.lower().startswith(_PREFIX) or name.lower() == _FUNCTION), "")
 
 
+# Suffix of each statement of the store. SQLite authorises a statement when it compiles it, not when it comes from
+# the statement cache. Without the mark, a handler's COMMIT would use the store's cached COMMIT.
 _MARK = "\n--push_to_poll"
-"""Suffix of each statement of the store. SQLite authorises a statement when it compiles it, not when it comes from
-the statement cache. Without the mark, a handler's COMMIT would use the store's cached COMMIT."""
 
 
 def mark_as_store(sql: str) -> str:
@@ -330,21 +314,11 @@ _row_factory: Any = sqlite3.Connection.row_factory
 
 
 class GuardedConnection(sqlite3.Connection):
-    """The one connection of a transactional store, in autocommit mode: only the store begins transactions.
-
-    Args:
-        path: The database.
-        guard: Asked before each use.
-        timeout: Seconds to wait for another program that holds the file.
-
-    Attributes:
-        guard: Asked before each use.
-        timeout: As given.
-    """
+    """The one connection of a transactional store, in autocommit mode: only the store begins transactions."""
 
     def __init__(self, path: str, guard: Guard, *, timeout: float) -> None:
         self.guard = guard
-        self.timeout = timeout
+        self.timeout = timeout  # seconds to wait for another program that holds the file
         # Any thread: a handler may run in a worker thread, and the mutex orders the store's own threads.
         super().__init__(path, timeout=timeout, isolation_level=None, check_same_thread=False)
         super().set_authorizer(guard.authorize)
@@ -352,12 +326,7 @@ class GuardedConnection(sqlite3.Connection):
     # Allowed for a handler
 
     def begun_scope(self) -> HandlerScope:
-        """Return the scope in which the caller may use the connection, with its transaction begun.
-
-        Raises:
-            RuntimeError: The caller is in no scope of the connection.
-            StoreError: The transaction cannot be begun, or SQLite has rolled it back.
-        """
+        """Begin the transaction and return the scope; raise RuntimeError for a caller outside of it."""
         scope = self.guard.check_inside()
         scope.begin()
         if not self.in_transaction:  # a statement would be committed at once

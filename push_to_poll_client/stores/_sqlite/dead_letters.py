@@ -39,24 +39,14 @@ _MAX_INDEXED_KEYS = 10_000
 
 
 class DeadLetterIndex(NamedTuple):
-    """Number and keys of the dead letters, kept in memory.
-
-    Attributes:
-        total: The number of dead letters.
-        keys: Their encoded keys, or None if they are too many.
-    """
+    """Number and keys of the dead letters, kept in memory."""
 
     total: int
-    keys: frozenset[str] | None
+    keys: frozenset[str] | None  # encoded; None if they are too many
 
 
 class StoredDeadLetters:
-    """Reads and writes the dead letters of one name. Runs in a worker thread and changes only the file.
-
-    Args:
-        connection: The connection to the file.
-        consumer: The number of the name in the file.
-    """
+    """Reads and writes the dead letters of one name. Runs in a worker thread and changes only the file."""
 
     def __init__(self, connection: sqlite3.Connection, consumer: int) -> None:
         self._connection = connection

@@ -40,8 +40,8 @@ _MISPLACED = {
 
 
 _open_files: set["OpenFile"] = set()
-"""Keeps inherited files alive in a forked child, which must never close a connection of its parent
-(https://www.sqlite.org/howtocorrupt.html, section 2.6)."""
+# Keeps inherited files alive in a forked child, which must never close a connection of its parent
+# (https://www.sqlite.org/howtocorrupt.html, section 2.6).
 
 
 class OpenFile:
@@ -164,22 +164,17 @@ _SELECT_MARK = "SELECT mark FROM push_to_poll_wal WHERE id = 1"
 _SELECT_PAGE = "SELECT rootpage FROM sqlite_master WHERE type = 'table' AND name = 'push_to_poll_wal'"
 _SAVE_MARK = "INSERT OR REPLACE INTO push_to_poll_wal(id, mark) VALUES (1, ?)"
 
+# Pages in the WAL, 8 MB, until a checkpoint. 1,000, 2,000 and 4,000 pages cost the same; the longest commit takes
+# 6 to 9 ms. SQLite's automatic checkpoints are off, because they write no mark.
 _CHECKPOINT_FRAMES = 2_000
-"""Pages in the WAL, 8 MB, until a checkpoint. 1,000, 2,000 and 4,000 pages cost the same; the longest commit takes
-6 to 9 ms. SQLite's automatic checkpoints are off, because they write no mark."""
 
+# Bytes. A larger WAL is logged, and truncated when possible. A smaller one is overwritten from its start: a commit
+# that makes a file longer takes about a third more time (ext4).
 _LARGE_WAL = 64 << 20
-"""Bytes. A larger WAL is logged, and truncated when possible. A smaller one is overwritten from its start: a
-commit that makes a file longer takes about a third more time (ext4)."""
 
 
 class Checkpoints:
-    """Marks the database and makes checkpoints, without waiting for other programs.
-
-    Args:
-        connection: Connection in WAL mode with automatic checkpoints off.
-        path: The database.
-    """
+    """Marks the database and makes checkpoints, without waiting for other programs."""
 
     def __init__(self, connection: sqlite3.Connection, path: str) -> None:
         self._connection = connection

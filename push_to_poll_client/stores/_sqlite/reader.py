@@ -55,11 +55,8 @@ _FileStats: TypeAlias = Mapping[str, tuple[int, int, int]]
 
 
 def _query(path: str, read: Callable[[sqlite3.Connection], _T]) -> tuple[_T | None, int]:
-    """Return the result of `read` and the size of the store in bytes, with its side files.
-
-    `read` may be called several times, because the file may change meanwhile. The result is None if the file is
-    empty.
-    """
+    """Return the result of `read` (None if the file is empty) and the bytes of the store with its side files."""
+    # `read` may be called several times, because the file may change meanwhile.
     for _ in range(_ATTEMPTS - 1):
         before = _stat_files(path)
         try:
@@ -187,47 +184,27 @@ _SELECT_PROGRESS = """
 
 @dataclass(frozen=True, slots=True)
 class ConsumerProgress:
-    """Progress of one consumer.
-
-    Attributes:
-        name: Name of the consumer.
-        feed: Identity of the feed that the name is bound to.
-        cursor: The saved cursor. None means the inception.
-        records: Number of dedupe records.
-        dead_letters: Number of dead letters.
-        failing: Number of failed messages that will be retried.
-        fencing_token: The fencing token of the last claim.
-        gap: The feed's last report of messages that it no longer has. None if there was no report.
-        gap_at: Time of that report, in seconds since the epoch, or None.
-        last_progress: Time of the newest dedupe record, in seconds since the epoch. None without a record.
-    """
+    """Progress of one consumer."""
 
     name: str
     feed: str
-    cursor: Cursor | None
+    cursor: Cursor | None  # the saved one; None means the inception
     records: int
     dead_letters: int
-    failing: int
+    failing: int  # failed messages that will be retried
     fencing_token: int
-    gap: str | None
+    gap: str | None  # the feed's last report of messages that it no longer has
     gap_at: _Timestamp | None
-    last_progress: _Timestamp | None
+    last_progress: _Timestamp | None  # time of the newest dedupe record
 
 
 @dataclass(frozen=True, slots=True)
 class StoreFile:
-    """The file of a `SQLiteStore` at one instant.
+    """The file of a `SQLiteStore` at one instant."""
 
-    Attributes:
-        path: Absolute path, with links resolved.
-        size: Bytes of the file and its side files.
-        owner: Id of the process that owns the file. None if no owner is visible.
-        progress: Progress of each consumer, ordered by name.
-    """
-
-    path: str
-    size: int
-    owner: int | None
+    path: str  # absolute, with links resolved
+    size: int  # bytes of the file and its side files
+    owner: int | None  # process id; None if no owner is visible
     progress: tuple[ConsumerProgress, ...]
 
 
@@ -253,11 +230,7 @@ def select_progress(connection: sqlite3.Connection) -> tuple[ConsumerProgress, .
 
 
 def read_dead_letters(path: str | os.PathLike[str], name: str) -> Iterator[DeadLetter]:
-    """Read the dead letters of a consumer in batches, ordered by key.
-
-    Raises:
-        StoreError: As for `read_store`, or the file has no consumer of this name.
-    """
+    """Read the dead letters of a consumer in batches, ordered by key."""
     after: str | None = None
 
     def read_more(connection: sqlite3.Connection, row: ConsumerRow) -> list[DeadLetter]:
@@ -269,11 +242,7 @@ def read_dead_letters(path: str | os.PathLike[str], name: str) -> Iterator[DeadL
 
 
 def read_dead_letter(path: str | os.PathLike[str], name: str, key: str) -> DeadLetter | None:
-    """Read the dead letter with this dedupe key, or return None.
-
-    Raises:
-        StoreError: As for `read_store`, or the file has no consumer of this name.
-    """
+    """Read the dead letter with this dedupe key, or return None."""
     return _query_consumer(path, name, lambda connection, row: StoredDeadLetters(connection, row.id).read_one(key))
 
 
@@ -282,14 +251,7 @@ MAX_FOUND = 5
 
 
 def find_dead_letters(path: str | os.PathLike[str], name: str, text: str) -> tuple[list[str], bool]:
-    """Find dead letters by dedupe key or, if no key matches, by message id.
-
-    Returns:
-        At most `MAX_FOUND` dedupe keys, and True if there are more.
-
-    Raises:
-        StoreError: As for `read_store`, or the file has no consumer of this name.
-    """
+    """Find dead letters by key, else by message id: at most `MAX_FOUND` keys, and True if there are more."""
 
     def find(connection: sqlite3.Connection, row: ConsumerRow) -> list[str]:
         dead_letters = StoredDeadLetters(connection, row.id)
@@ -302,11 +264,7 @@ def find_dead_letters(path: str | os.PathLike[str], name: str, text: str) -> tup
 
 
 def read_cursors(path: str | os.PathLike[str], name: str) -> tuple[SavedCursor, ...]:
-    """Read the cursors that a consumer saved, oldest first.
-
-    Raises:
-        StoreError: As for `read_store`, or the file has no consumer of this name.
-    """
+    """Read the cursors that a consumer saved, oldest first."""
     return _query_consumer(path, name, lambda connection, row: (*read_history(connection, row.id), row.saved))
 
 

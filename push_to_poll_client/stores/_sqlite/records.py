@@ -29,9 +29,8 @@ from push_to_poll_client.stores._sqlite.thread import check_cancelled
 _LONGEST_KEY = 200
 """Characters. A longer key is stored as a digest: a key that spills out of its page of the index is slow."""
 
+# Begins each digest. A key that contains this character is stored as a digest too, so no key equals a digest.
 _DIGEST_PREFIX = "\x7f"
-"""Begins each digest. A key that has this character anywhere is stored as a digest too, so that no key equals the
-digest of another one."""
 
 _SPECIAL = re.compile(f"[\0{_DIGEST_PREFIX}{NO_TEXT}]")
 """Characters that make a key be stored as a digest. SQLite's JSON ends a text at a NUL."""
@@ -124,16 +123,11 @@ _key_of, _state_of, _fingerprint_of = attrgetter("key"), attrgetter("state"), at
 
 
 class EncodedRecords(NamedTuple):
-    """Records to be written, as the file has them.
+    """Records as the file stores them."""
 
-    Attributes:
-        keys: The encoded keys, all different.
-        settled: The keys of the records that are not dead.
-        details: State and fingerprint of each record; None if all are processed and have no fingerprint.
-    """
-
-    keys: Sequence[str]
-    settled: Sequence[str]
+    keys: Sequence[str]  # encoded, all different
+    settled: Sequence[str]  # keys of the records that are not dead-lettered
+    # State and fingerprint of each record; None if all are processed and have no fingerprint.
     details: Mapping[str, tuple[str | None, int | None]] | None
 
 
@@ -155,32 +149,15 @@ def encode_records(records: Sequence[Record]) -> EncodedRecords:
 
 
 class RecordChanges(NamedTuple):
-    """The changes of one commit, to be applied in memory after the commit.
-
-    Attributes:
-        segments: The changes to the segments.
-        keys: The new keys of each segment, by its number.
-        swept: How many forgotten segments were deleted from the file.
-    """
+    """The changes of one commit, to be applied in memory after the commit."""
 
     segments: SegmentChanges
-    keys: Sequence[tuple[int, Sequence[str]]]
-    swept: int
+    keys: Sequence[tuple[int, Sequence[str]]]  # the new keys of each segment, by its number
+    swept: int  # number of forgotten segments deleted from the file
 
 
 class Records:
-    """The records of one name. Used in the thread of the store, but for `are_new` and `expect_keys`.
-
-    Args:
-        connection: The connection to the file.
-        consumer: The number of the name in the file.
-        retention: Which records may be dropped.
-        first: Segments before this number are forgotten.
-        prunable_before: Segments before this number may be dropped.
-
-    Attributes:
-        segments: The segments that hold the records. Changed by `apply` and `apply_reset`.
-    """
+    """The records of one name. Only `are_new` and `expect_keys` may run outside the store's thread."""
 
     def __init__(
         self,
@@ -197,6 +174,7 @@ class Records:
         stored = msgspec.convert(connection.execute(_SELECT_SEGMENTS, (consumer,)).fetchall(), list[Segment])
         live = [segment for segment in stored if segment.number >= first]
         next_number = max([first, *(segment.number + 1 for segment in stored)])
+        # Changed by `apply` and `apply_reset`.
         self.segments = Segments(retention, live, next_number=next_number, prunable_before=prunable_before)
         self._forgotten = [segment.number for segment in stored if segment.number < first]
         self._highest_expected = ""
@@ -296,14 +274,7 @@ class Records:
     def write(
         self, records: EncodedRecords, replaced: Mapping[str, int], *, prunable_before: int, now: float
     ) -> RecordChanges:
-        """Add records, replacing those whose key has one already, and drop segments that retention lets go.
-
-        Args:
-            records: The records to add.
-            replaced: As `segments_of` returned it for the records.
-            prunable_before: Segments before this number may be dropped.
-            now: Seconds since the epoch.
-        """
+        """Add records, replace those of `replaced` (from `segments_of`), and drop old segments."""
         keys, details, plain = records.keys, records.details or {}, records.details is None
         if replaced:
             known = [(replaced[key], key, *details.get(key, (None, None))) for key in keys if key in replaced]

@@ -1,11 +1,11 @@
 """Tables of a store's database, their migrations, and the encoding of strings.
 
-Strings. A feed may send any string, also one that SQLite cannot represent, so strings are encoded before they are
-stored; `records.py` does it for keys, which go through SQLite's JSON. An application's database may be in UTF-16.
+A feed may send any string, also one that SQLite cannot represent, so strings are encoded before they are stored;
+`records.py` encodes keys, which go through SQLite's JSON. An application's database may be in UTF-16.
 
-Tables. All tables of this library have one prefix, and a table holds the version of the schema. SQLite's own
-numbers for that purpose, `application_id` and `user_version`, belong to the application, whose database this may
-be too. Nothing is written to a database that is refused.
+All tables of this library have one prefix, and one of them holds the version of the schema. SQLite's own numbers,
+`application_id` and `user_version`, belong to the application, whose database this may be. Nothing is written to a
+database that is rejected.
 """
 
 import functools
@@ -20,9 +20,9 @@ from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.stores._sqlite.errors import BUSY_TIMEOUT, damage_message
 
+# Characters that TEXT cannot hold: halves of surrogate pairs, which JSON can spell but UTF-8 cannot encode, and
+# the two that SQLite replaces by U+FFFD in a database in UTF-16.
 NO_TEXT = "\ud800-\udfff\ufffe\uffff"
-"""Characters that TEXT cannot hold: halves of surrogate pairs, which JSON can spell but UTF-8 cannot encode, and
-those two that SQLite replaces by U+FFFD in a database in UTF-16."""
 
 _BLOB_NEEDED = re.compile(f"[{NO_TEXT}]")
 
@@ -35,11 +35,7 @@ def encode_text(text: str | None) -> str | bytes | None:
 
 
 def decode_text(value: object) -> object:
-    """Decode a stored string. Any other value (a number, NULL) is returned unchanged, for the caller to refuse.
-
-    Raises:
-        UnicodeDecodeError: A BLOB that `encode_text` did not make.
-    """
+    """Decode a stored string; return any other value unchanged, for the caller to reject."""
     return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
 
 
@@ -160,19 +156,9 @@ _WAL_PAUSE = 0.01  # seconds between two tries to change to WAL mode
 
 
 def prepare(connection: sqlite3.Connection, path: str, *, synchronous: Synchronous, shared: bool = False) -> None:
-    """Prepare a new connection: check whose database it is, migrate it, set how it writes.
-
-    Args:
-        connection: Open, in autocommit mode.
-        path: The path of the file, for errors.
-        synchronous: When a commit is on the disk; see `SQLiteStore`.
-        shared: The database is an application's too: the tables of this library are added to those that exist, and
-            views, triggers and virtual tables are refused only where they touch the tables of this library.
-
-    Raises:
-        StoreError: It is another application's, one of a newer version of this library, or not as it was made.
-        sqlite3.Error: It cannot be read or written.
-    """
+    """Check whose database a new connection opens, migrate it, and set how it writes."""
+    # With `shared`, the database is an application's too. The tables of this library are added, and views,
+    # triggers and virtual tables are rejected only if they touch these tables.
     version = schema_version(connection, path, shared=shared)
     if not shared:
         _reject_if_found(connection, path, _COUNT_EXECUTABLES)
@@ -201,10 +187,7 @@ def _use_wal(connection: sqlite3.Connection) -> str:
 
 
 def schema_version(connection: sqlite3.Connection, path: str, *, shared: bool = False) -> int:
-    """Return the version of the schema, or 0 without one. Writes nothing.
-
-    With `shared`, an application's database without tables of this library has version 0 too.
-    """
+    """Return the version of the schema, or 0 without one. Writes nothing."""
     _check_version(path)
     _reject_if_found(connection, path, _COUNT_OWN_EXECUTABLES)
     _check_json(connection, path)
@@ -286,12 +269,9 @@ def _migrate(connection: sqlite3.Connection, version: int) -> None:
 
 @functools.cache
 def warn_of_old_sqlite(*, shared: bool) -> None:
-    """Report a version with a known bug, once in a process. See https://www.sqlite.org/wal.html#walresetbug.
-
-    Args:
-        shared: The database is an application's too, which may write to it through other connections. Otherwise
-            the owner lock keeps other stores out, and the bug does not matter.
-    """
+    """Log, once per process, a version with the bug of https://www.sqlite.org/wal.html#walresetbug."""
+    # In an application's database (`shared`) other connections may write. In all others the owner lock keeps them
+    # out, and the bug does not matter.
     version = sqlite3.sqlite_version_info
     if version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45):
         return

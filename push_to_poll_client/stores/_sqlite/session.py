@@ -1,12 +1,11 @@
 """Consumer names of a file: claim one, save its progress, and bind one to another feed.
 
-`ClaimedName` runs in the thread of the store. It keeps in memory what the session's properties show. The copy in
-memory changes only after the transaction that changes the file is committed, so an error leaves both as they were.
+`ClaimedName` runs in the thread of the store. Its copy of the progress in memory changes only after the
+transaction is committed, so an error leaves file and memory as they were. `SQLiteSession` calls it with at most
+one hop to that thread. `TransactionalSQLiteSession` commits a handler's writes and the records of its messages
+together.
 
-`SQLiteSession` calls its `ClaimedName` in that thread, with at most one hop for each call.
-`TransactionalSQLiteSession` puts the writes of a handler and the records of its messages into one transaction.
-
-The name of a consumer without `name=` is its feed's identity. When the feed's URL changes, a new name begins, and
+A consumer without `name=` is named after its feed's identity. If the feed's URL changes, a new name begins, and
 everything is processed again. With `name=` such a change is a `StoreMismatch`, but a changed name starts at the
 beginning too. So a new name in a file that has others is logged once, and `rebind` gives it the old progress.
 """
@@ -114,19 +113,7 @@ OnRelease: TypeAlias = Callable[["SQLiteSession"], Callable[[], None] | None]
 
 
 class ClaimedName:
-    """A name of a `SQLiteStore`, claimed by the constructor. For the arguments see `SQLiteSession`.
-
-    Attributes:
-        name: The claimed name.
-        token: The fencing token.
-        cursor_state: Its cursor, history and state.
-        records: Its dedupe records.
-        segments: The segments of its records.
-
-    Raises:
-        StoreMismatch: The name is bound to another feed.
-        StoreError: The file cannot be written, or holds what this library does not write.
-    """
+    """A name of a `SQLiteStore`, claimed by the constructor."""
 
     def __init__(
         self, file: OpenFile, name: str, feed: str, *, retention: Retention, clock: Callable[[], float]
@@ -152,11 +139,9 @@ class ClaimedName:
             self._log_new(feed)
 
     def _log_new(self, feed: str) -> None:
-        """Log that the name is new, if there are others.
-
-        A consumer that is named, and whose feed no other name has, shares the file on purpose: a change of its URL
-        would have been a `StoreMismatch`. That is INFO.
-        """
+        """Log that the name is new, if there are others."""
+        # INFO for a name that is not its feed's identity, with a feed that no other name has: it shares the file
+        # on purpose, because a changed URL would have been a `StoreMismatch`.
         values = {"name": encode_text(self.name), "feed": encode_text(feed), "limit": _MAX_OTHERS_SHOWN + 1}
         others = self._file.connection.execute(_SELECT_OTHERS, values).fetchall()
         if not others:
@@ -262,14 +247,9 @@ class ClaimedName:
 
 
 class SQLiteSession(ClaimedSession):
-    """A claimed name of a `SQLiteStore`.
+    """A claimed name of a `SQLiteStore`."""
 
-    Args:
-        file: The open file.
-        progress: The name, claimed by it.
-        on_release: Called with the session by its first `release()`; returns what is left to be done in the thread
-            of the store, or None.
-    """
+    # The first `release()` calls `on_release`, which returns work left for the store's thread, or None.
 
     _progress: ClaimedName
     _transaction: Transaction | None = None
@@ -350,14 +330,13 @@ class TransactionalSQLiteSession(SQLiteSession):
         """Commit the handler's writes together with `records` at the end of the block, or neither (G8).
 
         The handler's first statement begins the transaction. Without a statement, the next `commit` saves the
-        records; it gets them in any case. An exception in the block rolls the writes back, and so does a
-        `StoreError` of the block itself.
+        records; it gets them in any case. An exception in the block rolls the writes back.
 
         Raises:
-            RuntimeError: Within another block of the store.
+            RuntimeError: The call is within another block of the store.
             OwnershipLost: The session was released, or another session claimed the name.
-            TransactionConflict: The handler has to be called again, in another block with the same records.
-            StoreError: The transaction could not be begun or committed, or the handler ended it.
+            TransactionConflict: Call the handler again, in another block with the same records.
+            StoreError: The transaction cannot be begun or committed, or the handler ended it; it is rolled back.
         """
         super()._check_caller()
         warn_of_old_sqlite(shared=True)

@@ -1,11 +1,11 @@
 """The one thread in which a store uses its file, for any number of consumers and event loops.
 
-The thread takes one job after another, in the order in which they came. So a consumer that waits costs an entry in
-a queue: 1,000 of them with a thread each would wake each other all the time. A handler's transaction stays open
-between two jobs. While it is, only jobs of its session run, and the others wait in the queue.
+Jobs run in the order of their arrival. A waiting consumer costs an entry in a queue: 1,000 consumers with a thread
+each would wake each other all the time. A handler's transaction stays open between two jobs. Until it ends, only
+jobs of its session run.
 
-The thread starts with the first job and ends when the file is closed. It is a daemon: a program whose session was
-never released can end, and what it was committing is undone by SQLite, as after a kill.
+The thread starts with the first job and ends when the file is closed. It is a daemon: a program that never
+released a session can end. SQLite then rolls the unfinished commit back, as after a kill.
 """
 
 import math
@@ -46,21 +46,7 @@ def check_cancelled() -> None:
 
 
 class Job(Generic[T]):
-    """A call of a function in the thread of the store.
-
-    Args:
-        work: Called with the context of the caller, whose name is in what it logs.
-        notify: Called when the work has ended.
-        transaction: The handlers' transaction of the session, which may be open; `None` for a job without one.
-        urgent: Run it next, also while the transaction of another session is open.
-
-    Attributes:
-        transaction: As given.
-        urgent: As given.
-        is_cancelled: True once the caller was cancelled.
-        result: What the work returned.
-        error: What it raised; `None` if it returned.
-    """
+    """A function call in the store's thread, with the context of the caller (log lines need its name)."""
 
     result: T
 
@@ -72,9 +58,9 @@ class Job(Generic[T]):
         *,
         urgent: bool = False,
     ) -> None:
-        self.transaction = transaction
-        self.urgent = urgent
-        self.is_cancelled = False
+        self.transaction = transaction  # the handlers' transaction of the session, which may be open
+        self.urgent = urgent  # run it next, even while the transaction of another session is open
+        self.is_cancelled = False  # True once the caller was cancelled
         self.error: BaseException | None = None
         self._work: Callable[[], T] | None = work
         self._notify = notify
@@ -104,17 +90,10 @@ class Job(Generic[T]):
 
 
 class StoreThread:
-    """Runs the jobs of one store.
-
-    Args:
-        path: The path of the file, for its name and for errors.
-
-    Attributes:
-        stays: Whether the thread stays when it has nothing to do, as while the file is open. Set by a job.
-    """
+    """Runs the jobs of one store."""
 
     def __init__(self, path: str) -> None:
-        self.stays: bool = False
+        self.stays: bool = False  # keep the thread without jobs, while the file is open; set by a job
         self._path = path
         self._lock = threading.Lock()  # never held by the garbage collector, which may interrupt any line
         self._is_running = False
@@ -135,13 +114,9 @@ class StoreThread:
         self._open_transaction = None if transaction is None else ref(transaction, lambda _: self._inbox.put(None))
 
     async def run(self, work: Callable[[], T], transaction: object = None, *, urgent: bool = False) -> T:
-        """Wait for a job, and if it has begun for its end, even if the caller is cancelled.
-
-        Args:
-            work: As for `Job`. Its error is raised in any case, since the caller has to know what was done.
-            transaction: As for `Job`.
-            urgent: As for `Job`; it is done although the caller is cancelled.
-        """
+        """Run a job and return its result. Once the job has begun, a cancelled caller waits for its end."""
+        # Its error is raised in any case, since the caller has to know what was done. An urgent job runs even if
+        # the caller is cancelled.
         done = anyio.Event()
         loop = EventLoop()  # not kept in a `RunVar`: it holds the loop, which then would never be collected
         job = Job(work, partial(loop.call, done.set), transaction, urgent=urgent)
@@ -165,19 +140,8 @@ class StoreThread:
             job.error = None  # its traceback has a frame that holds the job, and so the session
 
     def call(self, work: Callable[[], T], transaction: object, *, timeout: float = math.inf) -> bool:
-        """Wait for a job in a thread, or briefly in an event loop.
-
-        Args:
-            work: As for `run`.
-            transaction: As for `Job`.
-            timeout: Seconds until it has to have begun.
-
-        Returns:
-            Whether it has begun in time; then it has ended too.
-
-        Raises:
-            BaseException: The task that waits for this thread was cancelled before the job began.
-        """
+        """Run a job from a thread, or briefly from an event loop; return False if it did not begin in time."""
+        # Raises the cancellation of the task that waits for this thread, if the job has not begun.
         ended = threading.Event()
         job = Job(work, ended.set, transaction)
         self.submit(job)

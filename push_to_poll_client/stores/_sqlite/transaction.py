@@ -1,18 +1,15 @@
-"""One transaction for each handler call: its writes and the records of its messages, all of them or none.
+"""One transaction for each handler call: its writes and the records of its messages, all or none.
 
     handler begins   …   first statement: BEGIN IMMEDIATE   …   handler returns: records, COMMIT
                                                                 handler raises: ROLLBACK
 
-A handler that awaits something before its first statement locks nothing meanwhile, and a handler without a
-statement has no transaction: its record is committed later, with others. Nothing is open between two handlers.
+Until its first statement a handler locks nothing. A handler without a statement has no transaction: its record is
+committed later, with others. Nothing is open between two handlers.
 
-BEGIN may have to wait, for a transaction of another session or of another program. The thread of a plain handler
-waits. The thread of the event loop must not: everything would stop, and the handler that it waits for may need it.
-There BEGIN waits for at most `MAX_LOOP_WAIT`. Then the block fails with `TransactionConflict`, whatever the
-handler does. The next block of that session begins its transaction before the handler is called, so that a handler
-has to be called again at most once.
-
-SQLite does not queue the programs that wait for its lock; see `LockGaps`.
+BEGIN may have to wait for a transaction of another session or program. The thread of a plain handler waits. The
+thread of the event loop must not: the handler that it waits for may need the loop. There BEGIN waits for at most
+`MAX_LOOP_WAIT`; then the block fails with `TransactionConflict`, whatever the handler does. The next block of that
+session begins its transaction before the handler is called, so a handler is called again at most once.
 """
 
 import contextlib
@@ -34,9 +31,9 @@ from push_to_poll_client.stores._sqlite.file import OpenFile
 from push_to_poll_client.stores._sqlite.schema import Synchronous
 from push_to_poll_client.stores._sqlite.thread import Job, StoreThread
 
+# Seconds that a handler's first statement may block the event loop. Most programs commit in less. After that the
+# handler is called again, and repeats its side effects elsewhere.
 MAX_LOOP_WAIT: Final = 0.25
-"""Seconds that a handler's first statement may block the event loop. Most programs commit in less. After that the
-handler is called again, and repeats side effects elsewhere."""
 
 MAX_HELD: Final = 1.0
 """Seconds that handlers may hold SQLite's lock, almost without a break, before they leave a gap."""
@@ -44,19 +41,17 @@ MAX_HELD: Final = 1.0
 GAP: Final = 0.12
 """Seconds of a gap. A program that waits for SQLite's lock tries again every 0.1 s, and more often at first."""
 
+# Seconds of holding the lock that one free second makes up for. With the lock free for a fifth of the time, all of
+# the 50 tries within 5 s meet a taken lock in 1 of 70,000 cases.
 FREE_COUNTS: Final = 4
-"""Seconds of holding the lock that one free second makes up for. With the lock free for a fifth of the time, all
-of the 50 tries within 5 s meet a taken lock in 1 of 70,000 cases."""
 
 
 class LockGaps:
-    """Says when handlers have to leave other programs a gap, so that these get SQLite's lock in time.
+    """Tells when handlers must leave a gap, so that other programs get SQLite's lock in time."""
 
-    A program that waits for the lock tries again every 0.1 s. Where handlers hold the lock almost all the time, it
-    may find it taken for the 5 s that most programs wait. A gap of `GAP` seconds after `MAX_HELD` seconds lets it
-    in nearly always. Where the lock is free often enough anyway, nothing is done. With a mutex held, but for
-    `pause`.
-    """
+    # SQLite does not queue waiting programs: each tries again every 0.1 s, for 5 s in most programs. If handlers
+    # hold the lock almost all the time, it may never find the lock free. A gap of `GAP` seconds after `MAX_HELD`
+    # seconds lets it in nearly always. Call all methods but `pause` with a mutex held.
 
     def __init__(self) -> None:
         self._since = time.monotonic()
@@ -125,22 +120,16 @@ class SharedFile(OpenFile):
 
 
 class Transaction:
-    """The transactions of one session, one after the other. Used in the store's thread, but for `begin_at_once`.
+    """The transactions of one session, one after the other."""
 
-    Args:
-        file: While the transaction is open, the thread of the file runs no job of another session.
-
-    Attributes:
-        file: As given.
-        gate: Held while a handler runs: handlers and commits of a session come one after the other.
-        in_handler: Whether a handler uses the open transaction, which may take any time.
-        begin_first: Whether the next handler is to find its transaction begun.
-    """
+    # Used in the store's thread, except `begin_at_once`. While one is open, the thread runs no job of another
+    # session.
 
     def __init__(self, file: SharedFile) -> None:
         self.file = file
-        self.in_handler = False
-        self.begin_first = False
+        self.in_handler = False  # True while a handler uses the open transaction, which may take any time
+        self.begin_first = False  # the next handler must find its transaction begun
+        # Held while a handler runs: handlers and commits of a session come one after the other.
         self.gate = anyio.Lock(fast_acquire=True)
 
     @property
@@ -160,15 +149,7 @@ class Transaction:
         self.file.thread.open_transaction = self
 
     def begin_at_once(self, begin: Callable[[float], None]) -> None:
-        """Begin a handler's transaction for the event loop, which waits for `MAX_LOOP_WAIT` at most.
-
-        Args:
-            begin: Calls `begin` with this deadline.
-
-        Raises:
-            TransactionConflict: It has not begun, since another transaction is open.
-            StoreError: It has not begun.
-        """
+        """Begin a transaction in the event loop's thread, or raise TransactionConflict after `MAX_LOOP_WAIT`."""
         thread = self.file.thread
         other = thread.open_transaction
         # A handler does not go on while this thread waits, so waiting for it would be in vain.
@@ -204,20 +185,14 @@ class Transaction:
 
 
 class Effects(HandlerScope):
-    """The context manager around one handler call. To be used once.
-
-    Args:
-        transaction: Of the session.
-        commit: Commits the open transaction with the records of the messages. Called within store access.
-        check: Raises if the session is over.
-    """
+    """The context manager around one handler call. Use it once."""
 
     def __init__(self, transaction: Transaction, commit: Callable[[], None], *, check: Callable[[], None]) -> None:
         super().__init__(transaction.file.guard)
         self._transaction = transaction
         self._file = transaction.file
-        self._commit = commit
-        self._check = check
+        self._commit = commit  # commits the transaction with the records; called within store access
+        self._check = check  # raises if the session is over
         self._begin_lock = threading.Lock()
         self._failure: StoreError | None = None
 
@@ -282,14 +257,9 @@ class Effects(HandlerScope):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Commit what the handler wrote, with the records, or roll it back if the handler raised.
-
-        A cancellation meanwhile waits for the caller's next checkpoint: the caller has to know what was done.
-
-        Raises:
-            StoreError: The transaction could not be begun or committed, or was gone. What the handler wrote is
-                undone. Or this is a forked child.
-        """
+        """Commit what the handler wrote, with the records, or roll it back if the handler raised."""
+        # A cancellation meanwhile waits for the caller's next checkpoint: the caller has to know what was done.
+        # After a StoreError the handler's writes are undone.
         self.guard.check_process()
         self.leave()
         self._transaction.in_handler = False
