@@ -2,8 +2,8 @@
 
     */5 * * * *  cd /srv/orders && python cron_poller.py https://shop.example/orders orders.db
 
-Each run begins where the last one ended. The exit code is 0 if the end of the feed was reached or the last run is
-still working, and 1 if something failed; then the next run continues at the same place.
+Each run begins where the last one ended. The exit code is 0 if the run reached the end of the feed or ended after
+`LONGEST_RUN`, or if the last run is still working. It is 1 if something failed; the next run continues there.
 """
 
 import sys

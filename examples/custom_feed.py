@@ -28,7 +28,7 @@ class TicketFeed:
     """
 
     identity = "tickets of the help desk"  # a store binds the consumer's name to it, so it must not change
-    read_ahead = True  # to fetch acknowledges nothing, so the next page may be fetched early
+    read_ahead = True  # a fetch acknowledges nothing, so the next page may be fetched early
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self.client = client

@@ -36,7 +36,7 @@ from push_to_poll_client.listeners.verifiers import standard_webhooks
 
 
 class AcmeEvent(msgspec.Struct):
-    """What happened to an order."""
+    """An event of an order."""
 
     id: str
     type: str
@@ -49,7 +49,7 @@ def acme_feed(api_key: str, *, client: httpx.AsyncClient | None = None) -> Paged
 
     Args:
         api_key: The customer's key, from Acme's dashboard.
-        client: For proxies, and for tests; None: the feed opens its own.
+        client: For proxies and tests. None means that the feed opens its own.
     """
     return PagedFeed(
         "https://api.acme.example/v2/events?limit=100",
@@ -72,7 +72,7 @@ class AcmeEvents(Consumer[Entry[AcmeEvent]]):
     Args:
         api_key: The key, from Acme's dashboard.
         store: Where progress is kept.
-        webhook_secret: The secret of your webhook, from Acme's dashboard; None: no webhook, Acme is polled.
+        webhook_secret: The secret of your webhook, from Acme's dashboard. None means a plain poller.
         name: The consumer's name in the store. Give each Acme account its own.
         client: For proxies, and for tests.
         options: Any other option of `Consumer`.

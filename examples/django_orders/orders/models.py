@@ -15,4 +15,4 @@ class ProcessedMessage(models.Model):
     """The dedupe key of a message whose order is stored."""
 
     key = models.CharField(max_length=500, unique=True)
-    at = models.DateTimeField(auto_now_add=True, db_index=True)  # to delete old keys by
+    at = models.DateTimeField(auto_now_add=True, db_index=True)  # for deleting old keys

@@ -45,7 +45,7 @@ class Command(BaseCommand):
     help = "Consume the feed of orders."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Take the feed's URL."""
+        """Add the arguments `url` and `--once`."""
         parser.add_argument("url")
         parser.add_argument("--once", action="store_true", help="stop at the end of the feed, for cron")
 
