@@ -47,7 +47,9 @@ class SessionDeadLetters(SessionPart):
         """Return the dead letter with this key, or raise a `LookupError`."""
         dead_letter = await self.session.dead_letter(key)
         if dead_letter is None:
-            raise LookupError(f"found no dead letter with the key {quoted(key)}")
+            raise LookupError(
+                f"found no dead letter with the key {quoted(key)}; dead_letters.list() shows the keys"
+            )
         return dead_letter
 
     async def try_again(self, dead_letter: DeadLetter) -> bool:

@@ -102,7 +102,9 @@ def error_for_cancellation(cancelled: BaseException, name: str) -> RuntimeError:
     task = asyncio.current_task() if isinstance(cancelled, asyncio.CancelledError) else None
     if task is None or task.cancelling():
         raise cancelled
-    return RuntimeError(f"{name} awaited something that other code cancelled")
+    return RuntimeError(
+        f"{name} awaited something that other code cancelled; handle its CancelledError where it is awaited"
+    )
 
 
 def asyncio_cancellation() -> Callable[[], bool]:
