@@ -6,9 +6,8 @@ network behind the firewall, the metadata service of a cloud. Such a request is 
 1. by its URL, if it contains an address, in any form;
 2. by the connected address, before anything is sent. A look-up is not enough: a name may resolve to another
    address each time (DNS rebinding);
-3. by a look-up, if no connection was opened for the request: it goes through a proxy, or over an open connection
-of
-   the caller's client.
+3. by a look-up, if no connection was opened for the request: it goes through a proxy, or over an open
+   connection of the caller's client.
 
 Not covered: a proxy that resolves names differently, and a client whose transport does not report its connections.
 There only the first check works.

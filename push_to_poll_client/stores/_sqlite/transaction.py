@@ -149,7 +149,7 @@ class Transaction:
         self.file.thread.open_transaction = self
 
     def begin_at_once(self, begin: Callable[[float], None]) -> None:
-        """Begin a transaction in the event loop's thread, or raise TransactionConflict after `MAX_LOOP_WAIT`."""
+        """Begin in the event loop's thread; raise TransactionConflict if that would have to wait long."""
         thread = self.file.thread
         other = thread.open_transaction
         # A handler does not go on while this thread waits, so waiting for it would be in vain.
