@@ -79,11 +79,11 @@ class SessionParts:
 
 
 FIRST_STORE_BACKOFF, MAX_STORE_BACKOFF = 0.25, 5.0
-"""Seconds from a failed try to the next one, doubling, where nothing but the store is needed: for a claim, a
-listener's state, the last commit. SQLite waits 5 s for a lock in each try, so these are 6 to 12 tries a minute."""
+"""First and longest delay between two tries, in seconds, for calls that need only the store: a claim, a listener's
+state, the last commit. SQLite waits up to 5 s for a lock in each try, so this makes 6 to 12 tries a minute."""
 
 CLOSE_TIMEOUT = 10.0
-"""Seconds for closing a store or a feed. One that hangs must not prevent the consumer from stopping."""
+"""Most seconds for closing a store or a feed: if the call hangs, the consumer must stop anyway."""
 
 _open_sessions: WeakSet["OpenSession"] = WeakSet()
 """Open sessions of this process. The last session of a feed closes the feed."""
@@ -216,7 +216,7 @@ class OpenSession:
     async def _claim(self) -> Session:
         """Claim the name. Rebind it first if it is bound to a former identity of the feed."""
         former = self._former_names if hasattr(self.store, "rebind") else ()
-        if self.name == self.feed_name:  # the former name was the former identity
+        if self.name == self.feed_name:  # no name= was given: the former name was the former identity
             for name in former:
                 with suppress(ValueError):  # the former name is unknown, or the new one has begun
                     await self._rebind(name, former=name)
@@ -330,7 +330,7 @@ class OpenSession:
             return all(other.feed is not self.feed for other in _open_sessions)
 
     async def _close(self, close: Callable[[], Awaitable[None]]) -> None:
-        """Close a store or a feed. A failure is only logged, since it undoes nothing."""
+        """Close a store or a feed. A failure is only logged, since no progress is lost by it."""
         try:
             with anyio.fail_after(CLOSE_TIMEOUT):
                 await close()
@@ -382,7 +382,7 @@ class Runner:
     async def run_until_stopped(self, parts: SessionParts) -> None:
         """Poll and listen. Raise the error that stopped it.
 
-        It returns after `stop()` or at the end of a feed that has ended.
+        It returns after `stop()`, or when the feed has ended and its last message is settled.
         """
         self._is_cancelled = asyncio_cancellation()
         if self._stop.requested:  # during the opening of the session

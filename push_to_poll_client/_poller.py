@@ -3,9 +3,9 @@
 A poll ends when it has caught up, or after `max_poll_time`.
 
 A poll continues a walk (`_position.py`) where the last poll stopped, or starts a new one. The next page may be
-fetched while a page is settled. If the pages change, the walk starts again. If the cursor has expired, it
-continues as `on_cursor_expired=` says. If a fetch fails, the next poll continues at the same place. `Poll` is the
-state of one poll. `Poller.replay` processes a range of the feed again.
+fetched while a page is settled. If the pages change, the walk starts again. If the cursor has expired, the walk
+continues at the place that `on_cursor_expired=` names. If a fetch fails, the next poll continues at the same
+place. `Poll` is the state of one poll. `Poller.replay` processes a range of the feed again.
 """
 
 import enum
@@ -60,7 +60,7 @@ MAX_EMPTY_PAGES_OF_BARE_CALL = 1_000
 default rate."""
 
 UNSAVED_WARNING = 300.0
-"""Seconds without a cursor to save after which a warning is logged. A restart would repeat the walk."""
+"""Log a warning after this many seconds without a cursor to save: a restart would repeat the walk."""
 
 
 class End(enum.Enum):
@@ -192,8 +192,8 @@ class Poller(SessionPart):
         return following
 
     async def _process_page(self, poll: Poll, request: FetchRequest) -> FetchRequest | End:
-        """Fetch and settle a page. Return the next request, or why the poll stops."""
-        # Messages that wait for this page to fill a batch wait for `batch_wait` at most.
+        """Fetch and settle a page. Return the next request, or the reason to stop."""
+        # Messages of an incomplete batch wait for this page, but not longer than `batch_wait`.
         since = poll.work.waiting_since
         in_time = since is None or await self.fetcher.arrives_by(since + self.options.batch_wait)
         if not in_time and not await self.processor.finish_partial_batch(poll):
@@ -380,7 +380,7 @@ class Poller(SessionPart):
         try:
             for item in items:
                 await self._replay_one(item)
-        finally:  # else a new dead letter would be lost: the saved cursor is past its message
+        finally:  # a new dead letter must not be lost: no later poll reads its message again
             await self.progress.flush()
 
     async def _replay_one(self, item: WorkItem) -> None:

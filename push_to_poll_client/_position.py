@@ -21,8 +21,8 @@ Why nothing is lost
 
 So a message that was passed unseen comes after every cursor with `at <= began - S`, and the next walk starts at
 the newest of these. By induction everything before that cursor is settled: the walk before started there or
-earlier. For a page its arrival counts, since it may have been requested much earlier (long polling). For a walk
-its beginning counts, since its first pages were read long before its last (slow handlers).
+earlier. For a page, `at` is its arrival: it may have been requested much earlier (long polling). For a walk,
+`began` is its beginning: its first pages may have been read long before its last (slow handlers).
 
 A walk is complete if its messages are committed and it has read from that start to the feed's end, or at least
 past the cursor that was saved when it began. The session's state keeps the time when the newest such walk began.
@@ -69,7 +69,7 @@ LAST_WALK_KEY: Final = "looked"
 """State key: start of the last complete walk. The value is in seconds since the epoch."""
 
 FULL_HISTORY: Final = 257
-"""Length of a history that has lost cursors: 256, and the saved one."""
+"""Length at which a history has dropped older cursors: 256 cursors, and the saved one."""
 
 STARTED_STATE = {"started": "yes"}
 """State of a name that has started. `start=` does not apply to it any more."""
@@ -84,7 +84,7 @@ MOVED_STATE: Mapping[str, str | None] = {**STARTED_STATE, ATTEMPTS_KEY: None, RE
 
 
 def saved_before(history: Sequence[SavedCursor], latest: float) -> SavedCursor | None:
-    """Return the newest cursor saved until then; `None` if none is kept."""
+    """Return the newest cursor whose page arrived by `latest`; `None` if none is kept."""
     return next((saved for saved in reversed(history) if saved.read_at <= latest), None)
 
 
@@ -250,8 +250,8 @@ class Position(SessionPart):
         """Return the walk that the next poll continues; `None` for a new walk.
 
         Call it at the end of a poll, after the commit. A complete walk is recorded even if it continues, so the
-        next process or cron job reads less again. A walk that does not reach an end is left when it is far enough
-        past the saved cursor, so that the overlap is read again.
+        next process or cron job repeats less. A walk that does not reach the end of the feed ends when it is far
+        enough past the saved cursor, so that the overlap is read again.
         """
         if walk.place is Place.PAST and self.options.overlap:
             before, self._last_walk_began = self._start(), self.progress.time_of_day.of(walk.began)
@@ -273,7 +273,7 @@ class Position(SessionPart):
         return moved and self.clock() - walk.passed_at >= max(self.options.max_poll_time, self.options.overlap)
 
     def _start(self) -> Cursor | None:
-        """Cursor at which the next walk starts; at worst the oldest kept one."""
+        """Cursor at which the next walk starts; the oldest kept one if all are too new."""
         history = self.session.history
         if not self.options.overlap:
             return history[-1].cursor

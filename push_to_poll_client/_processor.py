@@ -1,8 +1,8 @@
 """Settle a page: drop duplicates, process new messages, and record the progress.
 
-`Dedupe` finds the messages of a page that were not settled before. Only this class calls the user's `dedupe_key=`,
-`ordering_key=` and `fingerprint=`. If one of them raises, the message fails like any other (G9), without reaching
-the handler.
+`Dedupe` finds the new messages of a page: those that were not settled before. Only this class calls the user's
+`dedupe_key=`, `ordering_key=` and `fingerprint=`. If one of them raises, the message fails like any other (G9),
+without reaching the handler.
 
 `Processor` settles the page. A record says that its message was settled, and the cursor passes only recorded
 messages (G5, G6). A commit covers whole pages, or the work of `commit_interval` (G7). No commit is running while a
@@ -47,7 +47,7 @@ _id_of, _key_of = attrgetter("id"), attrgetter("dedupe_key")
 class Dedupe(SessionPart):
     """Compute dedupe keys, ordering keys and fingerprints, and drop duplicates.
 
-    `feed_name` is the name of the feed's function, for errors.
+    `feed_name` is the name of the feed's `fetch()`, for errors.
     """
 
     progress: Progress
@@ -131,7 +131,7 @@ class Dedupe(SessionPart):
         return items
 
     def _prepare(self, item: WorkItem, errors: DedupeErrors) -> None:
-        """Set the item's lane and fingerprint. An item whose function fails gets a separate lane."""
+        """Set the item's lane and fingerprint. If a user's function fails, the item gets a separate lane."""
         item.error = errors.get(item.key)
         if self._ordering_key is not None:
             item.lane = object()
@@ -222,9 +222,9 @@ class Processor(SessionPart):
     ) -> bool:
         """Settle the messages of a page. Return True if it is settled.
 
-        A message that waits for the next page to fill its batch does not count. Unless a caller leads the poll, a
-        cancellation does not reach the message in flight. It ends by itself, or at the deadline of
-        `Poll.in_flight`.
+        The page also counts as settled while messages wait for the next page to fill their batch. In a poll of
+        `run()`, a cancellation does not reach the message in flight: the handler ends by itself, or at the
+        deadline of `Poll.in_flight`. In a poll of `poll_now()`, it does.
 
         Args:
             page: The page.
@@ -303,7 +303,7 @@ class Processor(SessionPart):
         return await self.run_shielded(partial(self._work_off, poll, fill=False), poll)
 
     async def run_shielded(self, work: Callable[[], Awaitable[bool]], poll: Poll) -> bool:
-        """Run work that no cancellation interrupts, unless a caller leads the poll.
+        """Run work that a cancellation interrupts only in a poll of `poll_now()`.
 
         Returns the result of the work, which is True if it is complete, or False if a message must wait.
         """
@@ -317,7 +317,7 @@ class Processor(SessionPart):
 
 
 def _new_flags(keys: Sequence[str], unsettled: set[str]) -> Iterable[bool]:
-    """Return True for each key to settle. It has no record, and no earlier message of the page has it."""
+    """Return True for each key without a record, except for repetitions within the page."""
     if len(unsettled) == len(keys):
         return repeat(True, len(keys))  # noqa: FBT003
     new = []

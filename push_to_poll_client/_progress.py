@@ -13,7 +13,7 @@ flush, so nothing more is processed until the commit succeeds. If the session en
 `uncommitted`, and the next session begins with `restore`. A transactional store has already committed each
 handler's effects with the record (G8). Passing the record to a commit again changes nothing.
 
-A commit finishes even if its caller is cancelled, unless it takes longer than the consumer may take to stop.
+A commit finishes even if its caller is cancelled, unless it exceeds the time that the consumer has to stop.
 
 The cursor of the next commit moves in two places: in `_processor.py`, where messages are processed one by one, and
 in `_work_queue.py`, where several are processed at a time.
@@ -87,9 +87,9 @@ MAX_ERRORS: Final = 1_000
 """Attempts that are stored with an error. If more messages fail at a time, their errors are about the same."""
 
 MAX_WRITTEN: Final = 1_000_000
-"""Characters of attempts written in a second. Those at the end of a poll do not count. All attempts are one
-text: a million characters for 10,000 ids of 36 characters. A poll in which 10,000 messages fail writes 5 MB to
-a state file in 4 s. Without this limit it wrote 4,200 MB in 149 s."""
+"""Most characters of attempts written in a second; a write at the end of a poll is always allowed. All attempts
+are one text: a million characters for 10,000 ids of 36 characters. A poll in which 10,000 messages fail writes 5
+MB to a state file in 4 s. Without this limit it wrote 4,200 MB in 149 s."""
 
 
 OVERDUE: Final = 3_600.0
@@ -236,7 +236,8 @@ MAX_PENDING = 50_000
 """Settled messages that may wait for their commit (G11). With more, the next page waits for it."""
 
 MIN_COMMIT_TIMEOUT: Final = 5.0
-"""Shortest time for a commit while the consumer stops, in seconds. Its message may have ended late."""
+"""Shortest time for a commit while the consumer stops, in seconds. The last message may have ended close to the
+deadline."""
 
 
 class CommitArguments(TypedDict):
@@ -307,14 +308,14 @@ class Progress(SessionPart):
         return self.stats.counts["messages"] + self.uncommitted_count
 
     async def unsettled(self, keys: list[str]) -> set[str]:
-        """Return the keys of a page without a record, pending or stored.
+        """Return the keys that have neither a pending nor a stored record.
 
         Raises `StoreError`, also for a failed commit of an earlier page.
         """
         running = self._committing
         if running is None:
             await self.flush()
-        # Read before the query: these keys may be committed before the store answers.
+        # Read these keys before the query: they may be committed before the store answers.
         committing, settled_since = self._taken_keys, {record.key for record in self.pending}
         unseen = await self.session.unseen(keys)
         if running is not None and self._committing is None:  # it has ended, and may have failed (G7)
@@ -349,7 +350,7 @@ class Progress(SessionPart):
         return len(self.pending) + (0 if self._taken is None else len(self._taken["records"]))
 
     def uncommitted(self) -> Uncommitted | None:
-        """Take the uncommitted rest when the session ends; `None` without one."""
+        """Take what is not committed when the session ends; `None` if everything is."""
         if self._taken is not None:  # the event loop ended during a commit
             self._put_back(self._taken)
         self.attempts.write_soon()

@@ -1,6 +1,6 @@
 """Process one message until it is settled (G9).
 
-The first of these that applies decides about a failed message: an exception by which the handler decides
+Three rules decide about a failed message; the first that applies wins: an exception with which the handler decides
 (`RetryMessage`, `DeadLetterMessage`, `SkipMessage`, `StopConsumer`), the option `retry`, the option `on_failure`.
 
 No transaction or commit is open while a message waits for its retry: earlier messages are committed first. A wait
@@ -44,7 +44,8 @@ MAX_WAIT_IN_POLL: Final = 1.0
 so that lease, shutdown, status and callers do not wait with it."""
 
 MAX_DEAD_LETTERS: Final = 10_000
-"""Dead letters of a consumer name (G11). With more, the messages are not the cause, and the consumer stops."""
+"""Dead letters of a consumer name (G11). If there are more, the messages are hardly the cause, so the consumer
+stops."""
 
 SETTLED_AS: Final = {FailureAction.DEAD_LETTER: Settlement.DEAD_LETTERED, FailureAction.SKIP: Settlement.SKIPPED}
 
@@ -111,7 +112,7 @@ class Retry(SessionPart):
             key: Its dedupe key.
             message: The message.
             stop: Ends a wait.
-            error: The first failure, without a call of the handler; `None` to call it.
+            error: A failure that is already known, instead of a first call of the handler; `None` to call it.
 
         Raises:
             Postponed: The message must wait.
@@ -194,7 +195,7 @@ class Retry(SessionPart):
         self.progress.attempts.discard(key)
 
     async def _decide(self, key: str, message: Message, error: Exception) -> FailureDecision:
-        """Decide about a failed message, and apply the decision without the wait."""
+        """Decide about a failed message, and record the decision. The caller waits for a retry."""
         attempts, counts = self.progress.attempts, self.stats.counts
         attempt = attempts.record_failure(key)
         failure = HandlerFailure(key, message.id, attempt.count, describe(error), error, message)

@@ -4,7 +4,7 @@ It has no I/O, clock or random. Time is an argument, and the decision is the ret
 
 Reasons for a poll
 ------------------
-Each reason has a time from which it holds. The earliest one is the cause of the next poll:
+Each reason holds from a certain time on. The reason with the earliest time is the cause of the next poll:
 
     START         no poll has ended yet: at once
     RETRY         the last poll failed: after its backoff
@@ -13,7 +13,7 @@ Each reason has a time from which it holds. The earliest one is the cause of the
     WAKE          `wake_delay` after the first wake, to gather more wakes
     REPOLL        a poll after a push found nothing: the push was faster than the data
     TIMER         no poll for the fallback interval, or for the shorter time that the feed asks for
-    WAIT          none of the above, and no repetition due: a fetch that the server may hold (long polling)
+    WAIT          no other reason holds, and no repoll is planned: a fetch that the server may hold (long poll)
     MANUAL        `poll_now()`, which reads `earliest` itself
 
 Limits
@@ -45,17 +45,17 @@ In this table, "pending" means pending wakes, and `-` means no change:
 
 Backoff
 -------
-A backoff doubles with each failure of a streak. One success ends the backoff, but not the streak. A failure begins
-a new streak if the feed answered well before it for at least as long as the last delay. So a feed that fails every
-other time is not polled at full speed, and a feed that fails once in a hundred pages is not treated as if it were
-down.
+A backoff doubles with each failure of a streak. One success ends the backoff, but not the streak. If the feed
+answered without errors for at least as long as the last delay, the next failure begins a new streak. So a feed
+that fails every other time is not polled at full speed, and a feed that fails once in a hundred pages is not
+treated as if it were down.
 
 Repolls
 -------
-If a poll after a push finds nothing, it is repeated shortly, at most three times in a streak. Messages end the
-streak; so does a timer poll that the feed did not ask for. An empty timer poll that covers a push begins a new
-streak. So a forged push costs four polls. A flood of forged pushes costs three polls more than its rate, and three
-for each timer poll.
+If a poll after a push finds nothing, it is repeated soon, at most three times in a streak. Messages end the
+streak. A timer poll also ends it, unless the feed asked for that poll. An empty timer poll that covers a push
+begins a new streak. So a forged push costs four polls. A flood of forged pushes costs three polls more than its
+rate, and three for each timer poll.
 
 Lost pushes
 -----------
@@ -86,13 +86,13 @@ REPOLL_DELAYS = (0.25, 1.0, 4.0)
 5 s."""
 
 EVIDENCE = 2
-"""Timer polls in a row with unannounced messages. One may be a push still on its way; two hardly."""
+"""Timer polls in a row with unannounced messages. At one poll the push may still be on its way, hardly at two."""
 
 MIN_HELD_SHARE = 0.5
-"""Share of the requested wait before which an empty answer is early. Then the server does not hold answers."""
+"""An empty answer is early if it comes before this share of the requested wait: the server did not hold it."""
 
 EARLY_ANSWERS = 3
-"""Early empty answers in a row that stop waiting. A poll of another cause allows it again."""
+"""Early empty answers in a row after which polls do not wait. A poll of another cause allows waiting again."""
 
 
 class Cause(enum.StrEnum):
@@ -140,7 +140,7 @@ class WakeResult(enum.StrEnum):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """Start a poll at time `at`. A past time means now, infinity means only after another event."""
+    """Start a poll at time `at`. A past time means now. Infinity means that another event must come first."""
 
     at: float
     cause: Cause
@@ -250,7 +250,7 @@ class Schedule:
         self._channels[name] = up
 
     def begin(self) -> None:
-        """Poll once at once, whatever was before."""
+        """Make a poll due now, as if none had ended yet."""
         self._ended = None
 
     def resume_now(self) -> None:

@@ -2,10 +2,11 @@
 
 A redirect to another origin is an error, unless that origin is trusted (G12). A login page, a mirror or an
 attacker there would receive the `Authorization` header, and its response would be read as the feed. The error
-names the new origin, so a feed that moved costs one edit. Requests to trusted origins carry no credentials.
+names the new origin, so after a move of the feed you only change its URL. Requests to trusted origins carry no
+credentials.
 
-A redirect counts only after a page of the feed was read at its end: it may lead to a maintenance page. Until then
-a permanent redirect is not remembered, and a 404 or 410 at its end says nothing about the feed.
+A redirect may lead to a maintenance page. So it counts only after a page of the feed was read from its target.
+Until then a permanent redirect is not remembered, and a 404 or 410 of its target says nothing about the feed.
 """
 
 import re
@@ -132,7 +133,7 @@ class Client:
         url_secrets: Mapping[str, str] = MappingProxyType({}),
         identity: str | None = None,
     ) -> None:
-        parse_http_url(url)  # its errors show the URL with the fields, not with the secrets
+        parse_http_url(url)  # before the secrets are filled in, since its errors show the URL
         self._urls = urls = FeedURL(url, url_secrets, trusted_origins)
         self._given_identity = None if identity is None else check_identity(identity)
         self._base_url = str(urls.url.copy_with(userinfo=b"", fragment=None, query=urls.url.query or None))
@@ -214,8 +215,8 @@ class Client:
         Raises:
             HeldTooLong: The server has not answered after `wait`.
             FeedError: No response arrived: the URL or a redirect leads to an untrusted origin, the body is too
-                large or too slow, or the connection failed. Or a redirect ended in 404 or 410, where no page of
-                the feed was read before.
+                large or too slow, or the connection failed. Or a redirect led to a 404 or 410, and no page of the
+                feed was read from that URL before.
         """
         known = known if method == "GET" and conditional_headers(known) else None
         deadline = Deadline(self._timeout, wait)
@@ -410,9 +411,9 @@ class Client:
 
 
 async def ask_again_if_held(ask: Callable[[float], Awaitable[T]], wait: float) -> T:
-    """Send a request that the server may hold for `wait` seconds; if it holds it longer, send one without a wait.
+    """Send a request with a wait. If the server holds it longer, send one without a wait.
 
-    A server or proxy that waits longer has not failed, but may be dead. The second request tells which.
+    A server or proxy that holds a request too long may be alive or dead. The second request shows which.
     """
     try:
         return await ask(wait)

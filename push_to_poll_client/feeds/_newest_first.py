@@ -65,7 +65,7 @@ class NewestFirstReader:
         if start in self._walks:
             self._walks.move_to_end(start)
         walk = self._walks.get(start) or Walk(SeenEntries.parse(start, self._where), self._max_messages)
-        if walk.page is not None or step < walk.step:  # this step was asked for before
+        if walk.page is not None or step < walk.step:  # a repeated request for an earlier step
             return walk.page or _page_to_continue(start, walk.step)
         walk.prepare_next(step, anyio.current_time())
         return await self._continue_walk(walk, request, start)
@@ -80,18 +80,18 @@ class NewestFirstReader:
         return walk.seen().cursor()
 
     def forget(self) -> None:
-        """Forget all walks: the event loop may end. A failed page may be corrected by then."""
+        """Forget all walks, since the event loop may end. A page that failed may be correct in the next run."""
         self._end_of_feed.forget()
         self._walks.clear()
 
     def _keep(self, start: Cursor | None, walk: Walk) -> None:
-        """Keep a walk; it replaces another one that began at this cursor."""
+        """Keep a walk. It replaces an earlier walk that began at this cursor."""
         self._walks[start] = walk
         if len(self._walks) > MAX_WALKS:
             self._walks.popitem(last=False)
 
     def _settle(self, cursor: Cursor | None) -> None:
-        """Drop the walk whose page has this cursor: the page is settled. Its next walk begins here."""
+        """Drop the walk whose page has this cursor: the page is settled. Keep its next walk, which begins here."""
         for start, walk in list(self._walks.items()):
             if walk.page is not None and walk.page.cursor == cursor:
                 del self._walks[start]
@@ -131,7 +131,7 @@ class NewestFirstReader:
         seen = walk.seen()
         page = Page(walk.new_messages(self._order), seen.cursor(), gap=walk.gap)
         walk.next_walk = walk.remaining_walk(seen)
-        # The interval between two polls counts once the poll is over, which it is not while a walk remains.
+        # The server's interval between two polls applies after the last walk of this poll.
         wait = (
             last.retry_after
             if walk.next_walk

@@ -1,7 +1,8 @@
 """Webhook listener: an ASGI application that verifies each request and wakes consumers.
 
-Anyone who knows the address can send requests. Limits bound what a request costs before it is verified, and a
-rejection does not tell the reason. An attacker who has the server's secret gains polls within the rate limit.
+Anyone who knows the address can send requests. Limits bound the cost of a request before it is verified. All
+requests that are not authentic get the same response. An attacker who has the server's secret gains polls within
+the rate limit.
 
 Each request passes these steps, in this order:
 
@@ -19,8 +20,8 @@ Each request passes these steps, in this order:
 
 Handshakes are tried twice: before the body is read, since most are unsigned and in the query or headers; and again
 with the body of an authentic request, since some are there (Slack, Zoom). A plain handshake function runs for each
-request: an answer costs no more than a rejection, and a flood cannot block the server's own handshake. Only async
-handshakes have a rate limit, separate from the limit of bodies.
+request and has no rate limit: its answer costs no more than a rejection, and so a flood cannot block the server's
+own handshake. Only async handshakes have a rate limit, separate from the limit of bodies.
 
 The verifier of a subscription needs the state that its consumer has loaded from the store. While that consumer
 does not run, a request that no verifier accepts may still be authentic, so the response is 503, not 401.
@@ -91,7 +92,7 @@ MAX_BODIES = 64
 
 
 class WebhookListener:
-    """Wakes on every authentic request. It is an ASGI application and a listener at once.
+    """ASGI application and listener that wakes consumers on every authentic request.
 
         hooks = WebhookListener(github(secret))
         consumer = Consumer(feed, store=store, name="orders", listeners=[hooks])
@@ -134,8 +135,8 @@ class WebhookListener:
             the subscription expires, and a restarted consumer continues with it.
         max_body: Bytes of the largest body. Most pushes have a few KiB, GitHub's at most 25 MiB.
         body_timeout: Seconds within which the whole body must arrive.
-        rate: Bodies read per second in the long run. To verify 100 bodies of 1 MiB takes 0.1 to 0.33 s of a core.
-            Calls of async handshakes have a second limit of the same size. `None` means no limit.
+        rate: Most bodies read per second over a long time. Verifying 100 bodies of 1 MiB takes 0.1 to 0.33 s of a
+            core. Calls of async handshakes have a second limit of the same size. `None` means no limit.
         burst: Bodies that may be read at once.
 
     Attributes:
