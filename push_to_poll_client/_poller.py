@@ -151,7 +151,7 @@ class Poller(SessionPart):
                 if failure is None or not isinstance(refused, StoreUnavailable):
                     raise
                 logger.warning(
-                    "cannot commit the work of the failed poll, retrying before the next message: %s",
+                    "cannot commit processed messages, retrying before the next message: %s",
                     describe(refused),
                 )
             poll.done = self._result(poll, end)
