@@ -42,9 +42,8 @@ def _check_page(page: object, name: str) -> None:
     cursors = [page.cursor, page.next_page, *map(_cursor_of, page.messages)]
     if not all(issubclass(kind, str | None) for kind in set(map(type, cursors))):
         raise FeedError(f"{name} returned an invalid Page: each cursor and next_page must be a str or None")
-    given = list(filter(None, cursors))
-    if max(map(len, given), default=0) > MAX_CURSOR:
-        longest = max(map(len, given))
+    longest = max(map(len, filter(None, cursors)), default=0)
+    if longest > MAX_CURSOR:
         raise FeedError(
             f"{name} returned an invalid Page: a cursor must have at most {MAX_CURSOR} characters, got {longest}"
         )

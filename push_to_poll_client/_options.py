@@ -185,7 +185,8 @@ class Options:
                 continue
             if self.rate is not None and interval * self.rate < 1:
                 raise ValueError(
-                    f"{name}={interval} is too short for rate={self.rate}; use at least {1 / self.rate:g} seconds"
+                    f"{name}={interval} is too short for rate={self.rate}; "
+                    f"use at least 1 / rate, about {1 / self.rate:.3g} seconds"
                 )
             if interval < self.wake_delay:
                 raise ValueError(f"{name}={interval} must not be shorter than wake_delay={self.wake_delay}")

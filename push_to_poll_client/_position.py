@@ -167,8 +167,8 @@ class Position(SessionPart):
         now, history = self.progress.time_of_day.now(), self.session.history
         saved = saved_before(history, now - ago)
         if saved is None:
-            oldest = now - history[0].read_at
-            raise ValueError(f"ago= must be at most {oldest:.0f}, the age of the oldest saved cursor, got {ago}")
+            oldest = math.floor(now - history[0].read_at)  # rounded up, it would be refused too
+            raise ValueError(f"ago= must be at most {oldest}, the age of the oldest saved cursor, got {ago}")
         return saved.cursor
 
     async def cursor_expired(self, error: CursorExpired) -> bool:

@@ -101,7 +101,7 @@ async def test_process_and_process_batch_of_the_base_class_raise_not_implemented
         ({"max_poll_time": 0}, ValueError, "max_poll_time"),
         ({"commit_interval": float("inf")}, ValueError, "commit_interval"),
         ({"shutdown_timeout": -1}, ValueError, "shutdown_timeout"),
-        ({"rate": 0.01}, ValueError, "is too short for rate=0.01; use at least 100 seconds"),
+        ({"rate": 0.01}, ValueError, "is too short for rate=0.01; use at least 1 / rate, about 100 seconds"),
         ({"retry": 3}, TypeError, "retry must be a tenacity.AsyncRetrying or None"),
         ({"store": MemoryStore}, TypeError, r"expected an object with a method claim\(\)"),
         ({"listeners": [object()]}, TypeError, r"expected an object with a method listen\(\)"),

@@ -143,7 +143,9 @@ async def test_failure_of_turns_the_cancellation_of_an_awaited_future_into_an_er
         await future
     except asyncio.CancelledError as cancelled:
         failure = error_for_cancellation(cancelled, "the fetch")
-    assert str(failure).startswith("the fetch awaited something that other code cancelled; ")
+    assert str(failure) == (
+        "the fetch awaited something that other code cancelled; handle its CancelledError where it is awaited"
+    )
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
