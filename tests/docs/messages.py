@@ -34,13 +34,25 @@ UNREAD_KEYWORDS = {"help", "description", "epilog", "usage", "metavar"}
 """Arguments of `argparse`; `--help` shows them."""
 
 
+def is_log(call: ast.Call) -> bool:
+    """Return True for a call that writes a log line."""
+    function = call.func
+    return (
+        isinstance(function, ast.Attribute)
+        and function.attr in LEVELS
+        and re.search(r"\b_?log(ger)?$", ast.unparse(function.value)) is not None
+    )
+
+
 def value_name(node: ast.expr) -> str:
     """Return a short name for a value that is filled in, without angle brackets."""
     match node:
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return name.strip("_")
-        case ast.Await(value=value) | ast.Subscript(value=value) | ast.Attribute(value=value):
+        case ast.Await(value=value) | ast.Subscript(value=value):
             return value_name(value)
+        case ast.Call(func=ast.Name(id="len")):
+            return "number"
         case ast.Call(func=ast.Name(id=str(function)), args=[value, *_]) if function[0].islower():
             return value_name(value)
         case ast.Call(func=ast.Attribute(attr=name)):
@@ -99,14 +111,13 @@ class Texts(ast.NodeVisitor):
         """Label the texts of exceptions and log calls."""
         name = ast.unparse(node.func)
         last = name.rpartition(".")[2]
-        is_log = last in LEVELS and re.search(r"\b_?log(ger)?$", name.rpartition(".")[0])
-        if is_log and (text := log_text(node)):
+        if is_log(node) and (text := log_text(node)):
             self.add(node.args[last == "log"], "LOG" if last == "log" else last.upper(), text)
         elif EXCEPTION.match(last):
             for argument in node.args[:1]:
                 self.label(argument, last)
         for child in [node.func, *node.args]:
-            if not (is_log and text_of(child) is not None):
+            if not (is_log(node) and text_of(child) is not None):
                 self.visit(child)
         for keyword in node.keywords:
             if keyword.arg not in UNREAD_KEYWORDS:
