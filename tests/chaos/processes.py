@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import random
-import select
 import signal
 import socket
 import subprocess
@@ -13,8 +12,10 @@ import threading
 from pathlib import Path
 
 import httpx
+import psutil
 
 from tests.chaos.journals import ConsumerJournal, ServerJournal, until
+from tests.support.processes import has_ended, wait_for_end
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,7 +112,7 @@ class Forked:
     def __init__(self, fork_server, **order):
         self._fork_server = fork_server
         self.pid = fork_server.ask(order)
-        self._watched = os.pidfd_open(self.pid)  # no other process can get its id before the wait
+        self._process = psutil.Process(self.pid)  # no other process can get its id before the wait
         self._code = None
 
     def signal(self, number):
@@ -119,16 +120,15 @@ class Forked:
 
     @property
     def alive(self):
-        return self._code is None and not select.select([self._watched], [], [], 0)[0]
+        return self._code is None and not has_ended(self._process)
 
     def end(self, *, kill=True):
         """See `Child.end`."""
         if self._code is None:
             if kill:
                 self.signal(signal.SIGKILL)
-            assert select.select([self._watched], [], [], GUARD)[0], "it does not end"
+            wait_for_end(self._process)
             self._code = self._fork_server.ask(self.pid)
-            os.close(self._watched)
         return self._code
 
 

@@ -4,12 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.chaos.journals import until
-from tests.chaos.processes import GUARD
+from tests.support.processes import wait_for_end
 
 PARENT = """
 import pathlib, sys
@@ -28,16 +27,7 @@ sys.stdin.read()
 """
 
 
-def is_over(process):
-    """Return True if the process is gone, or a zombie that its new parent has not collected."""
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state == "Z"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a process with its parent")
 @pytest.mark.parametrize(
     "state", [pytest.param("running", marks=pytest.mark.long_form), "stopped", "forked and stopped"]
 )
@@ -45,7 +35,7 @@ def test_child_processes_end_when_their_parent_is_killed(tmp_path, state):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", PARENT, tmp_path, state]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as parent:
-        children = parent.stdout.readline().split()
+        children = [psutil.Process(int(child)) for child in parent.stdout.readline().split()]
         parent.send_signal(signal.SIGKILL)
     assert len(children) == 2
-    until(lambda: all(is_over(int(child)) for child in children), GUARD, "both have ended")
+    wait_for_end(*children)

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import anyio
 import pytest
@@ -262,19 +263,22 @@ def test_export_keeps_only_some_dead_letters_in_memory(state):
     size = form(4, 15) << 20
     keep(state, *(DeadLetter(dedupe_key=str(number), id="1", raw=b"x" * size, error="") for number in range(12)))
     program = (
-        "import re, sys\nfrom pathlib import Path\nfrom push_to_poll_client.cli import main\n"
+        "import sys\nfrom push_to_poll_client.cli import main\n"
         "from push_to_poll_client.stores import _retention\n"
-        "def most():  # of this program; `ru_maxrss` begins with its parent's\n"
-        "    return int(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1])\n"
+        "from tests.support.processes import peak_memory\n"
         "size = int(sys.argv[2])\n"
         "most_bytes = _retention._MAX_DEAD_LETTER_BYTES\n"
         "_retention._MAX_DEAD_LETTER_BYTES = most_bytes * size // (15 << 20)  # of smaller entries as many\n"
-        "begun = most()\n"
+        "begun = peak_memory()\n"
         "code = main(['dead-letters', '--state', sys.argv[1], 'export'])\n"
-        "sys.exit(code or most() - begun > 10 * size // 1024)"
+        "sys.exit(code or peak_memory() - begun > 10 * size)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, state, str(size)], stdout=subprocess.PIPE, timeout=GUARD, check=False
+        [sys.executable, "-c", program, state, str(size)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+        timeout=GUARD,
+        check=False,
     )
     assert done.returncode == 0
     assert len(done.stdout) > 12 * size

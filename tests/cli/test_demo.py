@@ -7,15 +7,14 @@ import contextlib
 import logging
 import os
 import runpy
-import select
 import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
 import anyio
 import httpx
+import psutil
 import pytest
 
 from push_to_poll_client.cli import _demo, _demo_consumer
@@ -24,6 +23,7 @@ from push_to_poll_client.testing import serve_in_thread
 from tests.support import command_line
 from tests.support.command_line import typed
 from tests.support.forms import GUARD, form
+from tests.support.processes import wait_for_end
 
 SHORT = ("demo", "--backlog", "30", "--live", "20")
 
@@ -208,27 +208,19 @@ def test_a_signal_ends_the_demo_and_removes_its_files(files, monkeypatch, number
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def children(pid):
-    """Return the child processes of a process."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="its children are looked up there")
 @pytest.mark.parametrize("number", form([signal.SIGKILL], [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]))
 def test_no_child_process_is_left_after_the_demo_ends(tmp_path, number):
     """Even if the demo has no time to end them."""
     with command_line.start(*SHORT, env={**os.environ, "TMPDIR": str(tmp_path)}) as demo:
         while not demo.stdout.readline().startswith("live: the connection"):
             assert demo.poll() is None
-        descriptors = [os.pidfd_open(child) for child in children(demo.pid)]
-        assert len(descriptors) == 2
+        children = psutil.Process(demo.pid).children()
+        assert len(children) == 2
         demo.send_signal(number)
         demo.communicate(timeout=GUARD)
     assert demo.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    for descriptor in descriptors:
-        assert select.select([descriptor], [], [], GUARD)[0]
-        os.close(descriptor)
+    wait_for_end(*children)
 
 
 @pytest.mark.anyio

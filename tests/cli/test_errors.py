@@ -9,7 +9,7 @@ import pytest
 
 from push_to_poll_client import SQLiteStore
 from push_to_poll_client.cli._output import EXIT_CODES, Exit
-from tests.support.command_line import COMMAND, stderr_lines, typed
+from tests.support.command_line import COMMAND, stderr_lines, typed, with_dev_full
 from tests.support.forms import GUARD, form
 
 CANARY = "canary-secret"
@@ -323,6 +323,6 @@ def test_a_process_without_standard_output_and_error_has_the_exit_code_of_its_er
         stream.close()
 
 
-@pytest.mark.parametrize("redirections", [">&-", ">/dev/full"])
+@pytest.mark.parametrize("redirections", [">&-", pytest.param(">/dev/full", marks=with_dev_full)])
 def test_help_that_cannot_be_written_is_not_a_bug(redirections):
     assert shell_run(["--help"], redirections) == (0, "", [])

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import anyio
+import psutil
 import pytest
 
 from push_to_poll_client import Message
@@ -20,6 +21,7 @@ from push_to_poll_client.testing import FakeFeed, serve_in_thread
 from tests.support import command_line
 from tests.support.command_line import on, stderr_lines
 from tests.support.forms import GUARD, form
+from tests.support.processes import wait_for_end
 
 MANY = form(500_000, 5_000_000)
 """More bytes than a pipe holds."""
@@ -108,10 +110,8 @@ def _impatient(monkeypatch):
 def wait_until_gone(*pids):
     """Wait for killed processes that are not children of this process."""
     for pid in map(int, pids):
-        with contextlib.suppress(ProcessLookupError):
-            descriptor = os.pidfd_open(pid)
-            assert select.select([descriptor], [], [], GUARD)[0], f"{pid} runs on"
-            os.close(descriptor)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            wait_for_end(psutil.Process(pid))
 
 
 def test_the_message_is_passed_only_on_standard_input_of_the_command(server, tail, python, tmp_path):

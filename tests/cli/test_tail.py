@@ -37,7 +37,7 @@ from push_to_poll_client.cli._output import Exit, exit_code_for
 from push_to_poll_client.stores._sqlite.reader import read_dead_letters
 from push_to_poll_client.testing import FakeFeed, serve_in_thread
 from tests.support import command_line
-from tests.support.command_line import COMMAND, Broken, on, stderr_lines, typed
+from tests.support.command_line import COMMAND, Broken, on, stderr_lines, typed, with_dev_full
 from tests.support.forms import GUARD, form
 
 
@@ -204,6 +204,7 @@ def typed_on_a_full_disk(*arguments):
         )
 
 
+@with_dev_full
 @pytest.mark.parametrize("policy", form(["dead-letter"], ["stop", "skip", "dead-letter"]))
 def test_messages_are_not_settled_when_standard_output_cannot_be_written(server, policy, tmp_path, capfdbinary):
     state = str(tmp_path / "state.db")

@@ -2,8 +2,7 @@
 
 Run by `python -m tests.hostile.victim`. Each line on standard input is a case in JSON; for each a child is
 forked, so that a case begins with a small heap whatever the one before it did, and its report comes back as a
-line of JSON. Memory is what Linux counts: the high-water mark of the resident set, set back just before the
-attack, less what was resident then.
+line of JSON. Its memory is the peak during the attack minus the resident memory before it.
 """
 
 import contextlib
@@ -14,14 +13,12 @@ import io
 import json
 import logging
 import os
-import re
 import resource
 import signal
 import sqlite3
 import sys
 import time
 import traceback
-from pathlib import Path
 
 import anyio
 
@@ -29,6 +26,7 @@ from push_to_poll_client import Consumer, HTTPFeed, Push, Record, SQLiteStore, _
 from push_to_poll_client._http.transport import shared_tls_context, user_agent
 from push_to_poll_client.listeners import _backoff, _websocket_client
 from push_to_poll_client.stores._sqlite import file as file_module
+from tests.support.processes import peak_memory, reset_peak_memory, resident_memory
 
 GUARD = 120
 """Seconds after which a case counts as hanging, and an alarm ends the child."""
@@ -90,13 +88,13 @@ def opened(backend, path, *, room=None):
     if room is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-    _forget_the_highest()
-    before = _memory("VmRSS")
+    reset_peak_memory()
+    before = resident_memory()
     try:
         said = ["used", *anyio.run(_use, path, backend=backend)]
     except Exception as error:  # noqa: BLE001  # what it may be is the parent's to say
         said = [type(error).__name__, str(error)]
-    return {"said": said, "peak": _memory("VmHWM") - before}
+    return {"said": said, "peak": peak_memory() - before}
 
 
 async def _use(path):
@@ -281,8 +279,8 @@ class Watch:
 
     async def __aenter__(self):
         gc.collect()
-        _forget_the_highest()
-        self._resident = _memory("VmRSS")
+        reset_peak_memory()
+        self._resident = resident_memory()
         self._began = self._looked = time.monotonic()
         self._tasks.start_soon(self._tick)
         return self
@@ -291,9 +289,9 @@ class Watch:
         self._scope.cancel()
         self._look()
         self.took = self._looked - self._began
-        self.peak = _memory("VmHWM") - self._resident
+        self.peak = peak_memory() - self._resident
         gc.collect()
-        self.kept = _memory("VmRSS") - self._resident
+        self.kept = resident_memory() - self._resident
 
     async def _tick(self):
         with self._scope:
@@ -304,16 +302,6 @@ class Watch:
     def _look(self):
         self.blocked = max(self.blocked, time.monotonic() - self._looked - TICK)
         self._looked = time.monotonic()
-
-
-def _forget_the_highest():
-    """Reset the peak of the resident memory (proc_pid_clear_refs(5))."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _memory(name):
-    """Bytes."""
-    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def saved_cursor(state):

@@ -4,12 +4,16 @@ import functools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import anyio
+import pytest
 
 from push_to_poll_client.cli import main
 
 COMMAND = [sys.executable, "-m", "push_to_poll_client"]
+
+with_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 
 
 def stderr_lines(err):

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import os
-import select
 import shutil
 import signal
 import socket
@@ -11,10 +10,12 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
 from tests.support.forms import GUARD
+from tests.support.processes import wait_for_end
 
 __all__ = ["PostgresServer", "free_port", "shared_server"]
 
@@ -86,30 +87,26 @@ class PostgresServer:
 
     def kill(self):
         """Kill all its processes, as in a crash; they share memory that must be free for the next start."""
-        watched = []
-        for child in self._children():
-            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-                watched.append(os.pidfd_open(child))
+        children = self._children()
         self._end(signal.SIGKILL)
-        for child in watched:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(child, signal.SIGKILL)
-            select.select([child], [], [], GUARD)
-            os.close(child)
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                child.kill()
+        wait_for_end(*children)
 
     @contextlib.contextmanager
     def paused(self):
         """Suspend all processes within the block. No connection is closed."""
-        processes = [*self._children(), self._process.pid]
+        processes = [*self._children(), psutil.Process(self._process.pid)]
         for process in processes:
-            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-                os.kill(process, signal.SIGSTOP)
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                process.suspend()
         try:
             yield
         finally:
             for process in processes:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGCONT)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     def close(self):
         """Stop the server and delete its data."""
@@ -133,8 +130,7 @@ class PostgresServer:
             return connection.execute(count).fetchone()[0]
 
     def _children(self):
-        task = self._process.pid
-        return [int(pid) for pid in Path(f"/proc/{task}/task/{task}/children").read_text().split()]
+        return psutil.Process(self._process.pid).children()
 
     def _end(self, how):
         process, self._process = self._process, None
