@@ -88,11 +88,7 @@ async def came_from_private(url: httpx.URL, peer: str | None) -> bool:
 
 
 def only_public(url: httpx.URL, extensions: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Add an httpcore "trace" to the extensions of a request, to let it reach public addresses only.
-
-    Raises:
-        PrivateAddress: The URL contains a private address. During the request: the server has one.
-    """
+    """Add an httpcore "trace" to the extensions of a request, to let it reach public addresses only."""
     if (literal := address_in(url)) is not None and not is_public(literal):
         raise PrivateAddress(_REFUSED)
     host = url.raw_host.decode("ascii")

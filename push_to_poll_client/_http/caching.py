@@ -39,11 +39,8 @@ def directives(headers: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def fresh_for(headers: Mapping[str, str]) -> float:
-    """Return for how many seconds a request can only return the same response: `max-age` minus `Age`.
-
-    At most `MAX_FRESH`; 0 if caches must revalidate, or the headers do not say (RFC 9111 §5.2.2.1).
-    """
-    # `Expires` is ignored: old web servers send it with everything.
+    """Return for how many seconds a request can only return the same response: `max-age` minus `Age`."""
+    # RFC 9111 §5.2.2.1. `Expires` is ignored: old web servers send it with everything.
     given = directives(headers)
     max_age, age = given.get("max-age", ""), headers.get("age", "0")
     if not (_SECONDS.fullmatch(max_age) and _SECONDS.fullmatch(age)) or not given.keys().isdisjoint(_UNCACHEABLE):
@@ -74,16 +71,10 @@ def _is_sendable(value: str) -> bool:
 
 
 class Validators(NamedTuple):
-    """Validators of a response, as plain text that may be saved with a cursor. Valid for the requested URL only.
+    """Validators of a response, as text for a cursor. Valid for the requested URL only."""
 
-    Send them only when all messages of the response are settled. Otherwise a 304 would hide messages lost by a
-    crash.
-
-    Attributes:
-        etag: Unchanged, with its quotes and `W/`. `None` if the server sent none.
-        last_modified: Unchanged. `None` if the server sent none, or if the feed may have changed again in the same
-            second after the response.
-    """
+    # Send them only when all messages of the response are settled. Otherwise a 304 would hide messages lost by a
+    # crash.
 
     etag: str | None = None
     last_modified: str | None = None
@@ -114,15 +105,13 @@ def _last_modified(headers: Mapping[str, str]) -> str | None:
 
 
 def validators_of(headers: Mapping[str, str], confirmed: Validators | None = None) -> Validators | None:
-    """Read the validators of a response; None if there are none, or it must not be stored (`no-store`).
-
-    Validators `confirmed` by a 304 stay valid unless it replaces them (RFC 9111 §4.3.4).
-    """
+    """Read the validators of a response; None if there are none, or it must not be stored (`no-store`)."""
     if "no-store" in directives(headers):
         return None
     given = Validators.of(headers.get("etag", "").strip(" \t"), _last_modified(headers))
     if given is None or confirmed is None:
         return given or confirmed
+    # Validators confirmed by a 304 stay valid unless it replaces them (RFC 9111 §4.3.4).
     return Validators(given.etag or confirmed.etag, given.last_modified or confirmed.last_modified)
 
 

@@ -64,16 +64,10 @@ _BODY_HEADERS = ("content-type", "content-encoding", "content-language", "conten
 
 
 class OutgoingRequest(NamedTuple):
-    """One request, with the arguments of `Client.send_request`.
-
-    Attributes:
-        same_origin: True if the URL has the feed's own origin, so that credentials are sent.
-        redirected: True if a redirect led here.
-        permanent_redirects: Permanent redirects that led here, each as its old and its new URL.
-    """
+    """One request, with the arguments of `Client.send_request`."""
 
     url: str
-    same_origin: bool
+    same_origin: bool  # True: credentials are sent
     method: str
     headers: Mapping[str, str]
     known: Validators | None
@@ -81,7 +75,7 @@ class OutgoingRequest(NamedTuple):
     wait: float
     max_error_body: int
     redirected: bool = False
-    permanent_redirects: tuple[tuple[str, str], ...] = ()
+    permanent_redirects: tuple[tuple[str, str], ...] = ()  # old and new URL of each that led here
 
     def __repr__(self) -> str:  # URL, headers and content may hold a secret
         return f"{type(self).__name__}({self.method} {without_secrets(self.url)!r})"
@@ -109,16 +103,7 @@ _PERMANENT_REDIRECTS = frozenset({HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.PERMA
 
 
 class Client:
-    """Sends the requests of one feed, and checks the arguments that all feeds share.
-
-    Attributes:
-        where: The URL without secrets.
-        secrets: The secret values that this client sends.
-
-    Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument has an invalid value; the text names both.
-    """
+    """Sends the requests of one feed, and checks the arguments that all feeds share."""
 
     def __init__(
         self,
@@ -137,7 +122,7 @@ class Client:
         self._urls = urls = FeedURL(url, url_secrets, trusted_origins)
         self._given_identity = None if identity is None else check_identity(identity)
         self._base_url = str(urls.url.copy_with(userinfo=b"", fragment=None, query=urls.url.query or None))
-        self.where: str = urls.where
+        self.where: str = urls.where  # without secrets
         self._redirects = Redirects(urls.redact)
         check_number("timeout", timeout, above_zero=True)
         self._timeout = timeout
@@ -195,29 +180,9 @@ class Client:
         method: str = "GET",
         content: bytes | None = None,
         wait: float = 0.0,
-        max_error_body: int = 0,
+        max_error_body: int = 0,  # a larger body of an error response is left out
     ) -> Response:
-        """Send a request and return the response, whatever its status.
-
-        Args:
-            url: Absolute: a result of `build_url`, or a link of the server. Its user, password and fragment are
-                dropped.
-            headers: By lower-case names; the feed's own headers replace them.
-            known: `Response.validators` of a response whose messages are settled; the server may then answer 304.
-                Used for GET only.
-            method: The HTTP method.
-            content: The body; `None` sends no body.
-            wait: Seconds for which the server may hold its response, sent as `Prefer` (RFC 7240); added to all
-                timeouts. The response must begin within `HOLD_GRACE` seconds after it.
-            max_error_body: Largest body in bytes to read of an error response (4xx, 5xx); 0 reads none. A larger
-                or unreadable body is left out.
-
-        Raises:
-            HeldTooLong: The server has not answered after `wait`.
-            FeedError: No response arrived: the URL or a redirect leads to an untrusted origin, the body is too
-                large or too slow, or the connection failed. Or a redirect led to a 404 or 410, and no page of the
-                feed was read from that URL before.
-        """
+        """Send a request and return the response, whatever its status."""
         known = known if method == "GET" and conditional_headers(known) else None
         deadline = Deadline(self._timeout, wait)
         try:
@@ -240,20 +205,11 @@ class Client:
         raise self._timeout_error(deadline)
 
     def check_link(self, url: str, *, posted: bool) -> str:
-        """Return a link of a response without its user, password and fragment.
-
-        Raise FeedError if its origin is not trusted, or not with a body (`posted`).
-        """
+        """Return a link without its user, password and fragment, if its origin is trusted."""
         return self._urls.check_url(url, verb="links", posted=posted)[0]
 
     def check_status(self, response: Response) -> Response:
-        """Return the response if its status is a success.
-
-        Raises:
-            FeedRefused: 4xx, and a retry will not help until the server or the configuration changes.
-            FeedGone: 410.
-            FeedError: Another status than 200, 203, 204 and 304, or 304 to a request without validators.
-        """
+        """Return the response if its status is a success; raise FeedError otherwise."""
         if response.status not in ACCEPTED_STATUSES:
             raise error_for_status(response.status, response.retry_after, response.where)
         if response.status == HTTPStatus.NOT_MODIFIED and response.known is None:
@@ -411,10 +367,8 @@ class Client:
 
 
 async def ask_again_if_held(ask: Callable[[float], Awaitable[T]], wait: float) -> T:
-    """Send a request with a wait. If the server holds it longer, send one without a wait.
-
-    A server or proxy that holds a request too long may be alive or dead. The second request shows which.
-    """
+    """Send a request with a wait. If the server holds it longer, send one without a wait."""
+    # A server or proxy that holds a request too long may be alive or dead. The second request shows which.
     try:
         return await ask(wait)
     except HeldTooLong:

@@ -37,21 +37,7 @@ class CredentialsFailed(SendingFailed):
 
 
 class Credentials:
-    """Headers for the requests to one origin, with `Authorization`.
-
-    Args:
-        auth: See `Auth`; `None` takes them from the URL, else leaves authentication to the client.
-        headers: Sent with each request; `None` for none.
-        url: URL of the feed or the listener; may contain a user and password.
-
-    Attributes:
-        auth_flow: An `httpx.Auth` for the client to apply; `None` if there is none.
-        secrets: The secret values known so far.
-
-    Raises:
-        TypeError: `auth` or `headers` has the wrong type.
-        ValueError: Credentials are given twice, or contain characters that are not allowed in a header.
-    """
+    """Headers for the requests to one origin, with `Authorization`."""
 
     # An `httpx.Auth` is left to the client, and other kinds are not converted to one: between two requests of an
     # auth flow, httpx reads the whole body of a 401, whatever its size.
@@ -59,7 +45,7 @@ class Credentials:
     def __init__(self, auth: Auth | None, headers: HeaderSource | None, url: httpx.URL) -> None:
         self.secrets: Secrets = Secrets()
         self.secrets.add_url(url)
-        self.auth_flow: Any = None
+        self.auth_flow: Any = None  # an `httpx.Auth` for the client to apply
         self._token: Callable[[], Any] | None = None
         self._extra = headers if callable(headers) else None
         self._fixed = {} if callable(headers) else check_headers({} if headers is None else headers)
@@ -97,16 +83,10 @@ class Credentials:
         return self.renewable
 
     async def get(self, *, within: float = math.inf) -> Mapping[str, str]:
-        """Return the headers. The functions are called at first use, and after `forget()`.
-
-        `within` limits the calls, in seconds: a function that hangs must not silence a channel.
-
-        Raises:
-            CredentialsFailed: A function raised, hung, or returned an invalid value.
-        """
+        """Return the headers; the functions are called at first use, and after `forget()`."""
         if self._current is None:
             try:
-                with anyio.fail_after(within):
+                with anyio.fail_after(within):  # a function that hangs must not silence a channel
                     extra, token = await _call(self._extra), await _call(self._token)
             except Exception as error:  # noqa: BLE001  # tokens come from a network: any error may be temporary
                 # Not chained: the text of the error may hold a secret, which a traceback would show.

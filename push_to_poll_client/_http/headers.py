@@ -66,27 +66,12 @@ SECONDARY_LIMIT_DELAY = 60.0
 def requested_delay(
     status: int, headers: Mapping[str, str], wall_clock: float, *, within_poll: bool = False
 ) -> float | None:
-    """Return for how many seconds the server asks not to be polled; None if it does not ask.
-
-    Headers read, with any status: `Retry-After` (RFC 9110 §10.2.3), `Backoff` (Mozilla), `X-Poll-Interval`
-    (GitHub), `RateLimit` (draft-ietf-httpapi-ratelimit-headers, also as in version 7), and the vendors'
-    `RateLimit-Remaining` and `-Reset`, also with the prefix `X-RateLimit-` or `X-Rate-Limit-`. `Retry-After`
-    replaces rate limits, as the draft demands; of the other delays the largest counts. Malformed headers are
-    ignored, and so is `RateLimit-Policy`, which names a number of requests but no time.
-
-    A 429 with quota left means a minute: it is about another limit, as GitHub's secondary limit. A 403 with quota
-    left looks like a refusal, after which the consumer waits five minutes. A 429 without these headers gives no
-    delay; the consumer then waits a second, and longer each time.
-
-    Args:
-        status: Status of the response.
-        headers: Headers of the response, by lower-case names or in a mapping that ignores case.
-        wall_clock: Now, in seconds since the epoch, for dates in a response without `Date`.
-        within_poll: True before a further page of the same poll: `X-Poll-Interval` applies between polls only.
-
-    Returns:
-        Seconds from now: 0 for a past date, at most `MAX_NOT_BEFORE`.
-    """
+    """Return for how many seconds the server asks not to be polled; None if it does not ask."""
+    # Sources, with any status: `Retry-After` (RFC 9110 §10.2.3), `Backoff` (Mozilla), `X-Poll-Interval`
+    # (GitHub), `RateLimit` (draft-ietf-httpapi-ratelimit-headers, also as in version 7), and the vendors'
+    # `RateLimit-Remaining` and `-Reset`. `RateLimit-Policy` names no time. `Retry-After` replaces rate limits,
+    # as the draft demands; of the other delays the largest counts. A 429 without these headers gives no delay:
+    # the consumer backs off by itself.
     if _DELAY_HEADERS.isdisjoint(map(str.lower, headers)):
         return None
     waits = [_number(headers, "backoff"), None if within_poll else _number(headers, "x-poll-interval")]
@@ -146,6 +131,7 @@ def _rate_limit_reset(status: int, headers: Mapping[str, str], now: float) -> It
     for name in _VENDOR_PREFIXES:
         remaining = _number(headers, f"{name}-remaining")
         reset = _number(headers, f"{name}-reset")
+        # A 429 with quota left is about another limit. A 403 with quota left is taken for a refusal.
         if remaining and refused:
             yield SECONDARY_LIMIT_DELAY
         elif reset is not None and (refused or remaining == 0):
@@ -171,16 +157,7 @@ class TooManyLinks(ValueError):
 
 
 def link_targets(fields: str, relation: str, base: str) -> Iterator[str]:
-    """Yield the targets of the links with a relation, in order: relative or absolute URLs, or invalid text.
-
-    Args:
-        fields: The values of all `Link` fields, joined by commas.
-        relation: The relation type: "next", or a URL for an unregistered one. Case does not matter.
-        base: URL of the response.
-
-    Raises:
-        TooManyLinks: After the last target, if more links follow than are read.
-    """
+    """Yield the targets of the links with a relation, in order: relative or absolute URLs, or invalid text."""
     relation, links = relation.lower(), _LINK.finditer(fields)
     for found in islice(links, MAX_LINKS):
         parameters = _parse_parameters(found[2] or "")

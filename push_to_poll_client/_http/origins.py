@@ -26,24 +26,14 @@ _HOST = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[^\s:@\\\[\]]+)(?::[0-9]*)?")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 _PAGE_SIZE_PARAMETERS = frozenset({"limit", "perpage", "pagesize", "maxresults", "$top", "page[size]"})
-"""Parameters that, with a number, only say how many entries a page has; in lower case, without "_" and "-".
-
-The names of GitHub, Stripe, CouchDB, Google, OData and JSON:API. Names that are also used for other things are
-not here, though some servers use them for this: `count` (a flag), `size` (of a product), `top`, `first`, `max`.
-What is wrongly left out makes two feeds look the same, which loses messages; what is wrongly kept costs a rebind.
-"""
+"""Parameters that only say how many entries a page has; in lower case, without "_" and "-"."""
+# The names of GitHub, Stripe, CouchDB, Google, OData and JSON:API. Not `count` (a flag), `size` (of a product),
+# `top`, `first` and `max`, although some servers use them for this. A parameter wrongly left out of the identity
+# makes two feeds look the same, which loses messages; one wrongly kept costs a rebind.
 
 
 def without_secrets(url: object) -> str:
-    """Return a URL as it may be shown in errors, logs, `repr` and status.
-
-    Args:
-        url: A `str`, or an object that `str()` turns into a URL. It need not be valid.
-
-    Returns:
-        Scheme, host, port and path, without userinfo and fragment; of the query the names, each value replaced
-        by "…". At most 300 characters, all printable. Secrets that are known are masked.
-    """
+    """Return a URL, valid or not, as it may be shown in errors, logs, `repr` and status."""
     return _cut(mask(_redacted_and_query(str(url))[0]))
 
 
@@ -52,28 +42,16 @@ def _cut(shown: str) -> str:
 
 
 def identity(url: object) -> str:
-    """Return a name that tells one feed from another, without secrets.
-
-    Args:
-        url: As for `without_secrets`.
-
-    Returns:
-        The URL without secrets, with a digest of its query if it has one: feeds that differ in their queries
-        have different names. A new secret in the query makes a new name, so secrets belong in a header. Left out
-        are a page size, a default port, and the order of the parameters, which do not make another feed.
-
-    Raises:
-        ValueError: There is a query, and this Python has no scrypt.
-    """
+    """Return a name that tells one feed from another, without secrets."""
+    # Feeds that differ in their queries have different digests. A new secret in the query makes a new name, so
+    # secrets belong in a header.
     shown, query = _redacted_and_query(_without_page_size(str(url)))
     return f"{shown}#{_slow_digest(query, shown)}" if query else shown
 
 
 def former_identities(url: object) -> tuple[str, ...]:
-    """Return the names by which state files of earlier versions know a feed, newest first.
-
-    The digest was a fast one of 32 bits; before that, the page size was a part of the name.
-    """
+    """Return the names by which state files of earlier versions know a feed, newest first."""
+    # The digest was a fast one of 32 bits; before that, the page size was a part of the name.
     names = []
     for written in (_without_page_size(str(url)), str(url)):
         shown, query = _redacted_and_query(written)
@@ -152,11 +130,10 @@ def _redacted_and_query(url: str) -> tuple[str, str]:
 
 
 def check_userinfo(url: str) -> None:
-    """Raise a ValueError if host and port may really be a user and the start of a password.
-
-    In `https://user:12/34@host/` the first slash ends the authority: the request would go to the host "user", and
-    errors would show the rest of the password as a path. `localhost:8000/@x` and `shop.example:8000/@x` are valid.
-    """
+    """Raise a ValueError if host and port may really be a user and the start of a password."""
+    # In `https://user:12/34@host/` the first slash ends the authority: the request would go to the host "user",
+    # and errors would show the rest of the password as a path. `localhost:8000/@x` and `shop.example:8000/@x`
+    # are valid.
     _, authority, path, _ = _URL.findall(url)[0]
     _, at, host = authority.rpartition("@")
     host, port, _ = host.partition(":")
@@ -169,12 +146,7 @@ def check_userinfo(url: str) -> None:
 
 
 def parse_http_url(url: str) -> httpx.URL:
-    """Parse an absolute http:// or https:// URL.
-
-    Raises:
-        TypeError: It is not a `str`.
-        ValueError: It is not such a URL. The text of the error shows no secrets.
-    """
+    """Parse an absolute http:// or https:// URL. Its errors show no secrets."""
     if not isinstance(url, str):
         raise TypeError(f"url must be a str, got {type(url).__name__}")
     try:
@@ -222,32 +194,15 @@ _SCHEME_AND_AUTHORITY = re.compile(r"[^:/?#]*:?//[^/?#]*")
 
 
 class FeedURL:
-    """URL of a feed with its secrets, and the origins that the feed may read from.
-
-    Args:
-        template: The URL with a field in braces for each secret in its path or query, such as
-            `https://api.example/bot{token}/updates`. Errors and logs show the fields instead of the secrets.
-        secrets: The secrets by the names of their fields.
-        trusted_origins: Other origins that the feed may lead to.
-
-    Attributes:
-        where: The template for errors and logs, without its other secrets.
-        url: The template with the secrets filled in, percent-encoded except for `:` and `@`, which any path may
-            have (RFC 3986 §3.3).
-        former_identities: Values of `identity` in earlier versions; see the function.
-
-    Raises:
-        TypeError: A name or a secret is not a `str`, or `trusted_origins` has the wrong type.
-        ValueError: A secret is empty or too long, or has no field in the path or query. Or an item of
-            `trusted_origins` is not an origin.
-    """
+    """URL of a feed with its secrets, and the origins that the feed may read from."""
 
     def __init__(self, template: str, secrets: Mapping[str, str], trusted_origins: Collection[str] = ()) -> None:
+        # A field in braces marks each secret in path or query: `https://api.example/bot{token}/updates`.
         self.where = without_secrets(template)
         filled, named = template, _without_page_size(template)
         self._patterns: list[tuple[re.Pattern[str], str]] = []
         for name, secret in sorted(_check_secrets(template, secrets).items(), key=lambda item: -len(item[1])):
-            field, value = f"{{{name}}}", quote(secret, safe=":@")
+            field, value = f"{{{name}}}", quote(secret, safe=":@")  # allowed in paths, RFC 3986 §3.3
             filled, named = filled.replace(field, value), named.replace(field, value)
             self._patterns.append((pattern_of(secret), field))  # servers rewrite URLs, so in any encoding
         self._named = named
@@ -267,10 +222,9 @@ class FeedURL:
 
     @functools.cached_property
     def identity(self) -> str:
-        """Name of the feed without secrets; takes about 50 ms with a query or a secret.
-
-        Another secret makes another identity: another token sees other messages, for which a cursor is useless.
-        """
+        """Name of the feed without secrets; takes about 50 ms with a query or a secret."""
+        # Another secret makes another identity: another token sees other messages, for which a cursor is
+        # useless.
         if not self._patterns:
             return identity(self._template)
         # Not by `without_secrets`, whose answer depends on whose secrets are hidden.
@@ -288,16 +242,7 @@ class FeedURL:
         return without_secrets(self.mask(str(url)))
 
     def check_url(self, url: str, *, verb: str, posted: bool) -> tuple[str, bool]:
-        """Return the URL to request, and True if it has the feed's own origin, where credentials may go.
-
-        Args:
-            url: A URL from any source, such as a server. Its user, password and fragment are dropped.
-            verb: Verb for errors: the feed "links" or "redirects" there.
-            posted: True if a body will be sent, which may hold a secret.
-
-        Raises:
-            FeedError: It is not a URL, or its origin is not trusted, or not with a body or a secret.
-        """
+        """Return the URL to request, and True if it has the feed's own origin, where credentials may go."""
         if url.startswith(self._origin_prefix) and "#" not in url:  # the usual case, and cheap
             return url, True
         try:
@@ -324,7 +269,7 @@ class FeedURL:
                 f"{self.where} {verb} to another origin, {there}, which must not get credentials; if the feed "
                 "moved there, configure its new URL; to read it without credentials, add it to trusted_origins="
             )
-        if posted:
+        if posted:  # the body may hold a secret
             raise FeedError(f"{self.where} {verb} to another origin, {there}, which must not get the request body")
         if self.mask(str(target)) != str(target):
             raise FeedError(

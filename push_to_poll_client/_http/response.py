@@ -43,28 +43,18 @@ HOLD_GRACE = 5.0
 
 
 class Deadline:
-    """Deadline of one response, starting now.
-
-    Args:
-        timeout: Seconds for the whole response.
-        wait: Additional seconds for which the server may hold it. During these the body may stall too: CouchDB
-            sends a newline now and then. If `timeout` is longer, the headers must arrive within `HOLD_GRACE`
-            seconds after the wait, and part of the body within `STALL_TIMEOUT` more.
-
-    Attributes:
-        wait: As given.
-        scope: The cancel scope in which to send the request and read the response.
-        still_held: True if the server was asked to wait, and has sent next to nothing since.
-    """
+    """Deadline of one response, starting now."""
 
     def __init__(self, timeout: float, wait: float) -> None:
+        # During the wait the body may stall: CouchDB sends a newline now and then. The headers must arrive within
+        # `HOLD_GRACE` seconds after it, and part of the body within `STALL_TIMEOUT` more.
         now = anyio.current_time()
         self._hold_end = now + wait
         self._end = self._hold_end + timeout
         self._first_end = self._end if wait <= 0 else min(self._end, self._hold_end + HOLD_GRACE)
         self._missing = 0
         self.wait = wait
-        self.still_held = wait > 0
+        self.still_held = wait > 0  # True until more than a keep-alive arrives
         self.scope = anyio.CancelScope(deadline=self._first_end)
 
     def start_body(self) -> None:
@@ -158,16 +148,7 @@ def _check_size(size: int, limit: int) -> None:
 
 
 async def read_body(response: Any, limit: int, on_chunk: Callable[[int], None]) -> bytes:
-    """Read a streamed `httpx.Response`, or a compatible one, to its end.
-
-    Args:
-        response: Not read yet.
-        limit: Largest body in bytes, on the wire and decompressed. At most one read from the socket exceeds it.
-        on_chunk: Called with the size of each chunk on arrival.
-
-    Raises:
-        BodyError: The body is too large, does not match its `Content-Encoding`, or has an unknown encoding.
-    """
+    """Read a streamed `httpx.Response`, or a compatible one, to its end."""
     if response.is_stream_consumed:  # by a transport that stores responses, as caches and mocks do
         _check_size(len(response.content), limit)
         return bytes(response.content)
@@ -183,7 +164,7 @@ async def read_body(response: Any, limit: int, on_chunk: Callable[[int], None]) 
             if decoder is not None:
                 part = decoder.decode(chunk, min(limit + 1 - size, sys.maxsize))
             wire, size = wire + len(chunk), size + len(part)
-            _check_size(max(wire, size), limit)
+            _check_size(max(wire, size), limit)  # exceeded by one read from the socket at most
             parts.append(part)
             if len(parts) % CHUNKS_AT_ONCE == 0:
                 await anyio.lowlevel.checkpoint()
@@ -197,31 +178,18 @@ ACCEPTED_STATUSES = frozenset({200, 203, 204, 304})
 
 
 class Response(NamedTuple):
-    """Response of the server, read to its end.
-
-    Attributes:
-        status: Any HTTP status.
-        headers: Names in any case.
-        body: Decompressed.
-        retry_after: Seconds for which the server asks not to be polled; `None` if it did not ask.
-        url: URL that answered, after redirects; links in the response are relative to it. It may hold secrets.
-        known: Validators sent with the request; `None` if there were none, so that all was asked for.
-        redirected: True if another URL answered than was asked.
-        where: Source of the response for errors, without secrets: the feed, or another origin that it led to.
-        within_poll: As `retry_after`, before a further page of the same poll.
-        permanent_redirects: The permanent redirects that led here, each as its old and its new URL.
-    """
+    """Response of the server, read to its end."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
-    retry_after: float | None
-    url: str
-    known: Validators | None = None
+    retry_after: float | None  # seconds for which the server asks not to be polled
+    url: str  # after redirects; may hold secrets
+    known: Validators | None = None  # sent with the request
     redirected: bool = False
-    where: str = ""
-    within_poll: float | None = None
-    permanent_redirects: tuple[tuple[str, str], ...] = ()
+    where: str = ""  # without secrets: the feed, or another origin that it led to
+    within_poll: float | None = None  # as `retry_after`, before a further page of the same poll
+    permanent_redirects: tuple[tuple[str, str], ...] = ()  # old and new URL of each that led here
 
     def __repr__(self) -> str:  # URL, headers and body may hold a secret
         return f"{type(self).__name__}({self.status}, {len(self.body)} bytes, where={self.where!r})"
@@ -247,15 +215,8 @@ class Response(NamedTuple):
 
 
 def find_link(response: Response, relation: str) -> str | None:
-    """Return the absolute target of the first link with this relation; None if there is none.
-
-    `relation` is a registered name such as "next", or a URL; case does not matter. The target may be of another
-    origin, which `Client.send_request` checks, and may hold secrets.
-
-    Raises:
-        FeedError: The target is not a URL, or too many links come before it. Ignoring such a link would look like
-            the end of the feed.
-    """
+    """Return the absolute target of the first link with this relation; None if there is none."""
+    # An ignored link would look like the end of the feed. `Client.send_request` checks the target's origin.
     try:
         target = next(link_targets(response.headers.get("link", ""), relation, response.url), None)
     except TooManyLinks:

@@ -68,17 +68,7 @@ def open_client(
     ssl_context: ssl.SSLContext | None = None,
     redact: Callable[[object], str] = without_secrets,
 ) -> httpx.AsyncClient:
-    """Open a client that logs no secret and keeps no cookie. A proxy is taken from the environment.
-
-    Args:
-        timeout: For requests without their own timeout.
-        ssl_context: The TLS settings; `None` uses the certificates trusted by the machine.
-        redact: Makes a URL safe for the log.
-
-    Raises:
-        ProxyUnusable: The environment names an invalid proxy.
-        SocksUnusable: The environment names a SOCKS proxy, and socksio is not installed.
-    """
+    """Open a client that logs no secret and keeps no cookie. A proxy is taken from the environment."""
     ssl_context = ssl_context or shared_tls_context()
     limits = httpx.Limits(max_connections=10, max_keepalive_connections=2, keepalive_expiry=KEEP_ALIVE)
     settings: dict[str, Any] = {
@@ -143,17 +133,9 @@ async def send(
     headers: Mapping[str, str],
     content: bytes | None,
     extensions: Mapping[str, Any],
-    credentials: Credentials | None,
+    credentials: Credentials | None,  # None for another origin
 ) -> Any:
-    """Send a request, and return its response with the body unread.
-
-    `credentials` are None for another origin: then nothing is sent that the client adds by itself.
-
-    Raises:
-        CredentialsFailed: The caller's function for headers or token failed.
-        UnusableRedirect: The `Location` of a redirect is not a URL: httpx reads it without following it.
-        Exception: No response arrived.
-    """
+    """Send a request, and return its response with the body unread."""
     module = module_of(client)
     options = {"auth": None} if credentials is None else credentials.options(headers, module)
     async with close_on_failure(url, extensions) as traced:
@@ -219,12 +201,10 @@ CLOSE_TIMEOUT = 2.0
 
 @asynccontextmanager
 async def close_on_failure(url: str, extensions: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    """Close the socket of a request if it fails or is cancelled during the TLS handshake; yield its extensions.
-
-    httpcore 1.0.9 forgets the socket of a cancelled TLS handshake. A server that stalls there would cost one
-    socket per attempt. After the handshake the connection belongs to the pool. Without TLS nothing is watched, to
-    save 20 µs.
-    """
+    """Close the socket of a request that fails or is cancelled during the TLS handshake."""
+    # httpcore 1.0.9 forgets the socket of a cancelled TLS handshake. A server that stalls there would cost one
+    # socket per attempt. After the handshake the connection belongs to the pool. Without TLS nothing is watched,
+    # to save 20 µs.
     if not url.startswith("https:"):
         yield {**extensions}
         return
