@@ -1,7 +1,6 @@
 """Read the messages of a Durable Stream, an append-only stream at one URL.
 
-§ numbers refer to PROTOCOL.md in github.com/durable-streams/durable-streams. Positions, headers and the framing of
-bodies are in `_framing.py`.
+Positions, headers and the framing of bodies are in `_framing.py`.
 """
 
 from collections.abc import Collection, Mapping

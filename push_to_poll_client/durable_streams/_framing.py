@@ -48,19 +48,12 @@ def is_offset(text: str) -> bool:
 
 
 class StreamPosition(NamedTuple):
-    """Position of a reader in a stream.
+    """Position of a reader in a stream. Numbers count messages, or bytes."""
 
-    Attributes:
-        offset: The offset to request.
-        since: Where counting started: "" for the beginning of the stream, else the text before the number.
-        number: Messages, or bytes, before the offset.
-        settled: Messages, or bytes, after the offset that are settled.
-    """
-
-    offset: str = BEGINNING
-    since: str = ""
-    number: int = 0
-    settled: int = 0
+    offset: str = BEGINNING  # to request
+    since: str = ""  # where counting started: "" for the beginning, else the text before the number
+    number: int = 0  # before the offset
+    settled: int = 0  # after the offset
 
     @classmethod
     def from_cursor(cls, cursor: Cursor | None) -> "StreamPosition":

@@ -58,19 +58,11 @@ from push_to_poll_client.listeners.subscriptions._manager import SubscriptionMan
 
 
 class ChannelPart(ForwardedChannel):
-    """One of two parts of a channel, which is up while both parts are.
-
-    Args:
-        channel: The channel of both parts.
-        parts_up: The parts that are up; both parts share this set.
-
-    Attributes:
-        is_up: Set while this part is up.
-    """
+    """One of two parts of a channel, which is up while both parts are."""
 
     def __init__(self, channel: Channel, parts_up: "set[ChannelPart]") -> None:
         super().__init__(channel)
-        self._parts_up = parts_up
+        self._parts_up = parts_up  # shared by both parts
         self.is_up = anyio.Event()
 
     def up(self) -> None:
@@ -104,17 +96,12 @@ class _ClaimedStream(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A claimed wake, held until it is given back or the lease ends.
-
-    Attributes:
-        token: The secret with which it is given back.
-        streams: All streams of the subscription, with their ends at the time of the claim.
-    """
+    """A claimed wake, held until it is given back or the lease ends."""
 
     wake_id: str
     generation: int
-    token: str
-    streams: Sequence[_ClaimedStream]
+    token: str  # the secret with which it is given back
+    streams: Sequence[_ClaimedStream]  # all of the subscription, with their ends at the time of the claim
 
     @property
     def topics(self) -> tuple[str, ...]:

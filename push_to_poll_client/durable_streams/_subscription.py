@@ -48,23 +48,12 @@ JSON_HEADERS = {"content-type": "application/json"}
 
 
 class DurableStreamsSubscription:
-    """A `Subscription` of either type, webhook or pull-wake.
-
-    Args:
-        root: The URL below which the streams are, `{stream-url}` in the protocol.
-        wanted: The request, from `subscription_request`.
-        id: The start of the id; None for "push-to-poll".
-        confirm_every: Seconds.
-        client: Sends the requests.
-
-    Attributes:
-        registrations: The subscriptions whose pushes are accepted; None if not known.
-    """
+    """A `Subscription` of either type, webhook or pull-wake."""
 
     def __init__(
         self,
         root: str,
-        wanted: Mapping[str, object],
+        wanted: Mapping[str, object],  # from `subscription_request`
         *,
         id: str | None,
         confirm_every: float,
@@ -83,7 +72,7 @@ class DurableStreamsSubscription:
         self.id: str = f"{prefix}-{hashlib.sha256(self._request_body).hexdigest()[:16]}"
         # The name must not depend on the arguments: it is used to find an old subscription that is to be deleted.
         self.name: str = without_secrets(f"{self._base_url}/{quote(prefix, safe='')}")
-        self.registrations: Sequence[Registration] | None = None
+        self.registrations: Sequence[Registration] | None = None  # whose pushes are accepted; None: not known
         self._was_accepted = False
 
     def plan(self) -> Registration:
@@ -188,12 +177,7 @@ def topics_of(paths: Iterable[str]) -> tuple[str, ...]:
 
 
 def root_of(url: str) -> str:
-    """Return the URL below which streams are, without userinfo and final slash.
-
-    Raises:
-        TypeError: The URL is not a `str`.
-        ValueError: The URL is not an http URL, or has a query or fragment.
-    """
+    """Return the URL below which streams are, without userinfo and final slash."""
     parsed = parse_http_url(url)
     if parsed.query or parsed.fragment:
         raise ValueError(
@@ -220,14 +204,7 @@ def path_in_stream_root(name: str, path: str) -> str:
 def subscription_request(
     delivery: Mapping[str, object], streams: Iterable[str], pattern: str | None, lease: float
 ) -> Mapping[str, object]:
-    """Return the body of the request for a subscription (§6.2).
-
-    Args:
-        delivery: The `type`, and where to push.
-        streams: Paths below the root.
-        pattern: A pattern of paths: `*` is one segment of a path, `**` any number.
-        lease: Seconds.
-    """
+    """Return the body of the request for a subscription (§6.2)."""
     if isinstance(streams, str):
         raise TypeError(f"streams must be a list of paths such as ['orders'], got {streams!r}")
     paths = sorted({path_in_stream_root("streams", path) for path in streams})

@@ -69,10 +69,8 @@ class EndOfFeed:
         return None if end is None else end.validators
 
     def is_fresh(self, key: str | None) -> bool:
-        """Return True if a request would only return the same empty response (RFC 9111 §4.2).
-
-        Do not ask for a poll that must bypass caches, or for a request that the server may hold.
-        """
+        """Return True if a request would only return the same empty response (RFC 9111 §4.2)."""
+        # Do not ask for a poll that must bypass caches, or for a request that the server may hold.
         end = self._ends.get(key)
         return end is not None and end.since <= anyio.current_time() < end.until
 

@@ -246,14 +246,7 @@ def read_event(event: bytes | msgspec.Raw, decoder: DataDecoder[D_co] | None) ->
 def read_batch(
     page: bytes, where: str, *, max_events: int, decoder: DataDecoder[D_co] | None = None
 ) -> Sequence[CloudEvent[D_co] | UnreadableMessage]:
-    """Decode a page of CloudEvents (CloudEvents JSON format §4).
-
-    An unreadable event becomes an `UnreadableMessage`.
-
-    Raises:
-        FeedError: The page is not a JSON array or not complete, or has more than `max_events` events or more than
-            10,000 unreadable ones.
-    """
+    """Decode a page (CloudEvents JSON format §4); unreadable events become `UnreadableMessage`."""
     page = page.removeprefix(BOM)
     try:
         is_too_large = has_more_elements(page, max_events)

@@ -46,11 +46,9 @@ _LARGE_BODY = 1024 * 1024
 
 
 async def run_decoder(size: int, decode: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-    """Return `decode(*args, **options)`; for a body above 1 MiB, run it in a worker thread.
-
-    `decode` must share no state with other threads: after a cancelled poll it keeps running, and its result is
-    dropped.
-    """
+    """Return `decode(*args, **options)`; for a body above 1 MiB, run it in a worker thread."""
+    # `decode` must share no state with other threads: after a cancelled poll it keeps running, and its result is
+    # dropped.
     if size <= _LARGE_BODY:
         return decode(*args, **options)
     return await to_thread.run_sync(partial(decode, *args, **options), abandon_on_cancel=True)
@@ -75,16 +73,9 @@ _SPACE = b" \t\r\n"
 
 
 def split_json(text: bytes, brackets: bytes) -> Iterator[bytes]:
-    """Yield the elements of a JSON array, or the members of an object, as unchecked bytes.
-
-    Args:
-        text: The array or object; space around it is allowed.
-        brackets: `b"[]"` or `b"{}"`.
-
-    Raises:
-        ValueError: The brackets are wrong or unbalanced, or an element is empty. It may be raised late: then the
-            parts already yielded must not be used.
-    """
+    """Yield the elements of a JSON array (`b"[]"`), or the members of an object, as unchecked bytes."""
+    # The ValueError for wrong brackets or an empty element may come late: parts already yielded must not be used
+    # then.
     text = text.strip(_SPACE)
     if not (text.startswith(brackets[:1]) and text.endswith(brackets[1:])):
         raise ValueError(f"it must begin with {brackets[:1].decode()} and end with {brackets[1:].decode()}")
@@ -126,10 +117,8 @@ _MEMBER = re.compile(rb'("(?:[^"\\]++|\\.)*+")[ \t\r\n]*+:[ \t\r\n]*+(.*)', re.D
 
 
 def elements(array: RawJSON) -> Sequence[RawJSON]:
-    """Split an array into undecoded elements. A broken element does not affect others if its brackets are closed.
-
-    Raises ValueError if it is not an array.
-    """
+    """Split an array into undecoded elements; raise ValueError if it is not an array."""
+    # A broken element does not affect others if its brackets are closed.
     try:
         return _decode_elements(array)
     except DECODE_ERRORS:

@@ -26,22 +26,15 @@ MAX_MESSAGES = 10_000
 
 
 class NewestFirstReader:
-    """Reads one feed by walks from its newest document to older ones.
-
-    Args:
-        fetch_document: Fetches one document.
-        where: The feed's URL without secrets, for errors.
-        order: Sort key for the messages of several documents; `None` if they are in order.
-        max_messages: Messages held at once, unless two documents have more.
-    """
+    """Reads one feed by walks from its newest document to older ones."""
 
     def __init__(
         self,
         fetch_document: FetchDocument,
         where: str,
         *,
-        order: SortKey | None = None,
-        max_messages: int = MAX_MESSAGES,
+        order: SortKey | None = None,  # None: the messages of several documents are in order
+        max_messages: int = MAX_MESSAGES,  # held at once, unless two documents have more
     ) -> None:
         self._fetch_document = fetch_document
         self._where = where
@@ -51,13 +44,7 @@ class NewestFirstReader:
         self._end_of_feed = EndOfFeed()
 
     async def fetch(self, request: FetchRequest) -> Page[Any]:  # of the messages of its documents
-        """Fetch the next document of a walk, as `Feed.fetch`.
-
-        Raises:
-            CursorExpired: The cursor was written by another kind of feed.
-            PagesChanged: A document that the walk led to is gone.
-            FeedError: The document could not be read, or the walk does not end.
-        """
+        """Fetch the next document of a walk, as `Feed.fetch`."""
         if self._end_of_feed.is_fresh(request.cursor) and not (request.bypass_cache or request.wait):
             return Page()
         start, step = _parse_position(request.cursor)

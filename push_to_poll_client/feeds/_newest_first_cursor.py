@@ -23,10 +23,8 @@ MAX_OLDER_DIGESTS = 256
 """Digests of entries that left the newest document, to recognise one that returns after a deletion."""
 
 MAX_TOP_DIGESTS = 4_000
-"""Digests of the newest document. Further messages are returned each time, and recognised by the dedupe store.
-
-With all other digests they take 54,000 of the 65,536 characters that a cursor may have.
-"""
+"""Digests of the newest document. Further messages are recognised by the dedupe store alone."""
+# With all other digests they take 54,000 of the 65,536 characters that a cursor may have.
 
 _DIGEST_BYTES = 9
 _DIGEST_CHARS = 12
@@ -52,19 +50,12 @@ class _CursorFields(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkn
 
 @dataclass(frozen=True, slots=True)
 class SeenEntries:
-    """Seen entries, the content of a cursor.
+    """Seen entries, the content of a cursor."""
 
-    Attributes:
-        messages: Digests of the seen messages, newest first.
-        archives: Digests of the addresses of archives that were read, newest first.
-        validators: Validators of the newest document; `None` if it had none.
-        note: Text of the feed about the newest document.
-    """
-
-    messages: Digests = field(default_factory=dict)
-    archives: Digests = field(default_factory=dict)
-    validators: Validators | None = None
-    note: str = ""
+    messages: Digests = field(default_factory=dict)  # newest first
+    archives: Digests = field(default_factory=dict)  # of the addresses of archives that were read, newest first
+    validators: Validators | None = None  # of the newest document
+    note: str = ""  # of the feed, about the newest document
 
     @classmethod
     def parse(cls, cursor: Cursor | None, where: str) -> "SeenEntries":
@@ -97,13 +88,9 @@ class SeenEntries:
         return digest(address) in self.archives
 
     def updated(self, top: Sequence[bytes], others: Iterable[bytes], archives: Iterable[str]) -> "SeenEntries":
-        """Return the seen entries with others added; the result has no validators and no note.
-
-        Args:
-            top: Digests of the dedupe keys of the newest document, newest first.
-            others: Digests of the dedupe keys of older documents.
-            archives: Addresses of archives that were read, newest first.
-        """
+        """Return the seen entries with others added, without validators and note."""
+        # `top` and `others` are digests of dedupe keys, `archives` are addresses; `top` and `archives` newest
+        # first.
         messages = _merge_digests(self.messages, dict.fromkeys(top[:MAX_TOP_DIGESTS]), others)
         return SeenEntries(messages, _merge_digests(self.archives, {}, map(digest, archives)))
 

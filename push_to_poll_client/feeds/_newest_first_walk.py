@@ -23,39 +23,21 @@ from push_to_poll_client.feeds._newest_first_cursor import Digests, SeenEntries,
 
 
 class Document(NamedTuple):
-    """One document of the feed.
+    """One document of the feed."""
 
-    Attributes:
-        messages: The messages, newest first.
-        older: Address of the next older document; `None` if there is none.
-        stable: True if `older` is an archive, which does not change. Its address alone then tells if it and all
-            before it were read.
-        size: Bytes of the document.
-        validators: Validators of the document.
-        note: Text of the feed about the newest document, saved in the cursor. If the cursor becomes too long,
-            digests are dropped.
-        retry_after: Seconds for which the server asks not to be polled, not even for another document.
-        unchanged: True if the server answered 304 to the validators.
-        missing: Describes the part of the feed that can no longer be read; "" if there is none.
-        whole: True if the document is the entire feed: an entry that left it was deleted, and is not a gap.
-        fresh_for: Seconds for which a request for the newest document would return the same.
-        poll_interval: Seconds that the server wants between two polls, however many documents they fetch.
-        closed: True if no document will follow the newest one.
-    """
-
-    messages: Sequence[Message] = ()
-    older: str | None = None
-    stable: bool = False
+    messages: Sequence[Message] = ()  # newest first
+    older: str | None = None  # address of the next older document
+    stable: bool = False  # `older` is an archive: its address alone tells if it and all before it were read
     size: int = 0
     validators: Validators | None = None
-    note: str = ""
-    retry_after: float | None = None
-    unchanged: bool = False
-    missing: str = ""
-    whole: bool = False
-    fresh_for: float = 0.0
-    poll_interval: float | None = None
-    closed: bool = False
+    note: str = ""  # of the feed, saved in the cursor; for it, digests are dropped from a long cursor
+    retry_after: float | None = None  # seconds without any request, not even for another document
+    unchanged: bool = False  # the server answered 304
+    missing: str = ""  # describes the part of the feed that can no longer be read
+    whole: bool = False  # it is the entire feed: an entry that left it was deleted, and is not a gap
+    fresh_for: float = 0.0  # seconds for which a request for the newest document would return the same
+    poll_interval: float | None = None  # seconds between two polls, however many documents they fetch
+    closed: bool = False  # no document will follow the newest one
 
 
 FetchDocument: TypeAlias = Callable[[str | None, FetchRequest, SeenEntries], Awaitable[Document]]
@@ -72,10 +54,8 @@ MIN_DOCUMENTS = 2
 """Documents held however large they are. With fewer, a walk through large documents would not advance."""
 
 MAX_ADDRESSES = 1_000
-"""Addresses kept of documents dropped by one walk, and as many from before.
-
-Of a longer walk every second or fourth is kept; the next walk then fetches some documents again.
-"""
+"""Addresses kept of documents dropped by one walk, and as many from before."""
+# Of a longer walk every second or fourth is kept; the next walk then fetches some documents again.
 
 MAX_DOCUMENTS = 100_000
 """Documents of one walk: ten million messages in documents of 100. A longer feed counts as endless."""
@@ -90,17 +70,11 @@ GONE = "none of the last seen messages is still in the feed; messages in between
 
 
 class Address(NamedTuple):
-    """Address of a document.
-
-    Attributes:
-        at: The address; `None` means the newest document.
-        archive: True if the document does not change.
-        depth: Number of newer documents that the walk passed.
-    """
+    """Address of a document; the default is the newest one."""
 
     at: str | None = None
-    archive: bool = False
-    depth: int = 0
+    archive: bool = False  # an archive does not change
+    depth: int = 0  # newer documents that the walk passed
 
 
 TOP = Address()
@@ -108,13 +82,10 @@ TOP = Address()
 
 @dataclass(frozen=True, slots=True)
 class _HeldDocument:
-    """A fetched document, without its seen messages.
-
-    `metadata` is the document without messages; `unseen` pairs digests with messages.
-    """
+    """A fetched document, without its seen messages."""
 
     address: Address
-    metadata: Document
+    metadata: Document  # without messages
     digests: Sequence[bytes]
     unseen: Sequence[tuple[bytes, Message]]
 
@@ -149,30 +120,17 @@ class _HeldDocument:
 
 
 class Walk:
-    """One walk.
-
-    Args:
-        known: The seen entries.
-        max_messages: Messages held at once.
-        start: Address of the first document.
-        above: Addresses of newer documents left for later, newest first.
-
-    Attributes:
-        above: As given, followed by the documents that this walk fetched and dropped.
-        step: Increases with each added document, and when a document must be fetched again.
-        ended: True if the last added document ends the walk.
-        page: The returned page; `None` before that, or if the page need not be kept.
-        next_walk: The walk that follows when that page is settled; `None` if there is none.
-    """
+    """One walk from a document to older ones, until it meets seen entries."""
 
     def __init__(
         self, known: SeenEntries, max_messages: int, start: Address = TOP, above: Sequence[Address] = ()
     ) -> None:
         self.known = known
+        # Newer documents left for later, newest first; then the ones that this walk fetched and dropped.
         self.above = list(above if len(above) <= MAX_ADDRESSES else above[::2])
-        self.step = 0
+        self.step = 0  # increases with each added document, and when a document must be fetched again
         self.ended = False
-        self.page: Page | None = None
+        self.page: Page | None = None  # kept until it is settled
         self.next_walk: Walk | None = None
         self._interval = self._quiet_until = 0.0
         self._max_messages = max_messages
@@ -194,11 +152,8 @@ class Walk:
         return self._next.at
 
     def prepare_next(self, step: int, now: float) -> None:
-        """Choose the next document; after a pause, once, the last one again, which may have moved.
-
-        `step` may be from a lost walk; later steps are larger. `now` is the time on the event loop's clock.
-        """
-        self.step = max(self.step, step)
+        """Choose the next document; after a pause, once, the last one again, which may have moved."""
+        self.step = max(self.step, step)  # `step` may be from a lost walk; later steps are larger
         is_valid = (
             self._fetched_at <= now <= self._fetched_at + STALE_AFTER or self._refetched or self._next.archive
         )
@@ -207,12 +162,7 @@ class Walk:
             self.step += 1
 
     def add_document(self, document: Document, where: str, now: float) -> None:
-        """Add the fetched document, and decide if the walk ends with it.
-
-        Raises:
-            PagesChanged: It is not the expected document: entries have shifted by more than a document.
-            FeedError: The links of the feed form a cycle, do not end, or are too long.
-        """
+        """Add the fetched document, and decide if the walk ends with it."""
         held = _HeldDocument.of(self._next, document, self.known.messages)
         self._check_refetched(held, where)
         self._fetched_at = now

@@ -73,17 +73,11 @@ _COMMENT = "It is no longer in its feed, which is complete."
 
 
 class EntryState(NamedTuple):
-    """State of one entry in a note.
+    """State of one entry in a note."""
 
-    Attributes:
-        order: The sort key of its newest version.
-        again: Number of times it was gone.
-        gone: True if it is gone now.
-    """
-
-    order: str
-    again: int = 0
-    gone: bool = False
+    order: str  # sort key of its newest version
+    again: int = 0  # number of times it was gone
+    gone: bool = False  # now
 
 
 EntryStates = Mapping[str, EntryState]
@@ -105,10 +99,8 @@ def decode_note(note: str) -> EntryStates:
 
 
 def encode_note(states: EntryStates, message_count: int) -> str:
-    """Write a note: all present entries, and as many gone ones as fit; "" if the present ones do not fit.
-
-    The entry that went last comes first in `states`. The cursor also has digests of `message_count` messages.
-    """
+    """Write a note: all present entries, and as many gone ones as fit; "" if the present ones do not fit."""
+    # The entry that went last comes first in `states`. The cursor also has digests of `message_count` messages.
     digests = min(message_count, MAX_TOP_DIGESTS) + 2 * MAX_OLDER_DIGESTS
     room = MAX_CURSOR - _CURSOR_OVERHEAD - _DIGEST_LENGTH * digests
     present = sorted((name, state) for name, state in states.items() if not state.gone)
@@ -163,14 +155,7 @@ def _compress(rows: Sequence[tuple[str, EntryState]]) -> str:
 
 
 def document_from_response(response: Response, note: str, *, newest: bool, max_entries: int) -> Document:
-    """Read the document of a successful response.
-
-    `note` belongs to the previous newest document; `newest` is True if this document is the newest one.
-
-    Raises:
-        FeedRefused: It is an archive, but should be the newest document.
-        FeedError: It cannot be read.
-    """
+    """Read the document of a successful response; `note` belongs to the previous newest document."""
     if not response.body.strip():
         raise FeedError(f"{response.where} sent an empty body instead of a document (status {response.status})")
     content_type = response.headers.get("content-type", "")

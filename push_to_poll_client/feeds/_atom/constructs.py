@@ -26,26 +26,16 @@ _DATE = re.compile(
 
 
 class Instant(NamedTuple):
-    """A point in time, to the last digit that the feed wrote.
+    """A point in time, to the last digit that the feed wrote."""
 
-    Attributes:
-        text: RFC 3339 in UTC, without trailing zeros: the same for all spellings.
-        time: In the zone as written, to the microsecond; a leap second becomes the second before it.
-    """
-
-    text: str
-    time: datetime
+    text: str  # RFC 3339 in UTC, without trailing zeros: the same for all spellings
+    time: datetime  # in the zone as written, to the microsecond; a leap second becomes the second before it
 
     @classmethod
     def read(cls, text: str) -> "Instant":
-        """Read a date.
-
-        Also accepted: space around the date; no time of day, no seconds, no zone (then UTC) or no colon in the
-        zone; and dates of mail (RFC 5322), as RSS has them.
-
-        Raises:
-            ValueError: It is not a date.
-        """
+        """Read a date of RFC 3339, or of mail (RFC 5322), as RSS has it."""
+        # Also accepted: space around the date; no time of day, no seconds, no zone (then UTC), no colon in the
+        # zone.
         text = text.strip()
         found = _DATE.fullmatch(text) if len(text) <= MAX_DATE else None
         if found is None:

@@ -48,10 +48,7 @@ _MAX_SHOWN = 12
 
 
 def parse(raw: bytes) -> Element:
-    """Parse a document to its root, without comments and processing instructions. Names are `{uri}local`.
-
-    Raises ValueError if it is not well-formed XML, declares a doctype, or is too deep or too large.
-    """
+    """Parse a document to its root, without comments and processing instructions. Names are `{uri}local`."""
     builder, parser = _Builder(), new_parser()
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
@@ -308,13 +305,7 @@ _NEVER_DELETED: Mapping[str, int] = MappingProxyType({})
 
 
 class UnreadableEntry(UnreadableMessage):
-    """An entry without an id or a date.
-
-    Args:
-        raw: The entry.
-        reason: Why it cannot be read.
-        order: The sort key of the previous entry in the document.
-    """
+    """An entry without an id or a date."""
 
     __slots__ = ("order",)
 
@@ -323,7 +314,7 @@ class UnreadableEntry(UnreadableMessage):
         name = raw.name if 0 < len(raw.name) <= MAX_ID else key
         error = DecodeError(f"an entry cannot be read: it {reason}; report it to the publisher")
         super().__init__(name, error, dedupe_key=key, raw=raw.standalone)
-        self.order = order
+        self.order = order  # of the previous entry in the document
 
 
 def sort_key(message: Message) -> str:
@@ -332,10 +323,7 @@ def sort_key(message: Message) -> str:
 
 
 def messages_of(entries: Sequence[RawEntry], again: Mapping[str, int] = _NEVER_DELETED) -> list[Message]:
-    """Make the messages of a document, newest first; entries of the same time keep their order.
-
-    `again` counts how often entries were gone before. Raises ValueError if too many cannot be read.
-    """
+    """Make the messages of a document, newest first; entries of the same time keep their order."""
     messages: list[Message] = []
     order, unreadable = _NEWEST_SORT_KEY, 0
     for raw in entries:

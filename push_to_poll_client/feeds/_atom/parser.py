@@ -106,10 +106,8 @@ _UTF8_CODECS = frozenset({"utf-8", "ascii"})
 
 
 def as_utf8(body: bytes, content_type: str) -> bytes:
-    """Convert a document to UTF-8; raise ValueError if its encoding is unknown or wrong.
-
-    A byte order mark wins over the `charset` of `content_type`, which wins over the XML declaration.
-    """
+    """Convert a document to UTF-8; raise ValueError if its encoding is unknown or wrong."""
+    # A byte order mark wins over the `charset` of the header, which wins over the XML declaration.
     for mark, name in _BOMS:
         if body.startswith(mark):
             return _transcode(body[len(mark) :], name)
@@ -147,17 +145,11 @@ _ATTRIBUTE = re.compile(r"""(?<!\s)\s++([^\s=]++)\s*+=\s*+("[^"]*+"|'[^']*+')"""
 
 @dataclass(slots=True)
 class Scope:
-    """Data that entries inherit from the root of their document.
+    """Data that entries inherit from the root of their document."""
 
-    Attributes:
-        base: Absolute base URL of relative references.
-        attributes: Namespaces, base and language as attributes of an element, each quoted.
-        authors: Each as a standalone document (RFC 4287 §4.2.1).
-    """
-
-    base: str
-    attributes: dict[str, str] = field(default_factory=dict)
-    authors: bytes = b""
+    base: str  # absolute
+    attributes: dict[str, str] = field(default_factory=dict)  # namespaces, base and language, each quoted
+    authors: bytes = b""  # each as a standalone document (RFC 4287 §4.2.1)
 
     def apply(self, markup: bytes, authors: bytes = b"") -> bytes:
         """Make a standalone document of an element, in UTF-8, with the same meaning."""
@@ -224,22 +216,13 @@ _FEED_CHILD_DEPTH, _ENTRY_CHILD_DEPTH, _SOURCE_CHILD_DEPTH = 2, 3, 4
 
 
 class RawEntry(NamedTuple):
-    """An entry, or an `at:deleted-entry` (RFC 6721), of which only id and date are read.
+    """An entry, or an `at:deleted-entry` (RFC 6721), of which only id and date are read."""
 
-    Attributes:
-        markup: The element as in its document, in UTF-8.
-        name: Its `atom:id`, or the `ref` of a deletion; "" if missing.
-        when: Its `atom:updated`, or the `when` of a deletion, as written; "" if missing.
-        deleted: True if it is a deletion.
-        scope: Inherited data; `None` for a standalone document.
-        inherits_authors: True if it has no authors.
-    """
-
-    markup: bytes
-    name: str
-    when: str
+    markup: bytes  # as in its document, in UTF-8
+    name: str  # its `atom:id`, or the `ref` of a deletion; "" if missing
+    when: str  # its `atom:updated`, or the `when` of a deletion, as written; "" if missing
     deleted: bool
-    scope: Scope | None = None
+    scope: Scope | None = None  # None for a standalone document
     inherits_authors: bool = False
 
     @property
@@ -251,18 +234,8 @@ class RawEntry(NamedTuple):
 
 
 def read_document(body: bytes, content_type: str, url: str, *, max_entries: int) -> "AtomDocument":
-    """Read a document of a feed.
-
-    Args:
-        body: The body as received.
-        content_type: The header; "" if there is none.
-        url: Base of relative references if the document declares none; without secrets.
-        max_entries: Largest number of entries.
-
-    Raises:
-        ValueError: It is not an Atom 1.0 feed, is not well-formed XML, or exceeds a limit. The text continues
-            after "a document that".
-    """
+    """Read a document of a feed; raise ValueError if it is invalid or exceeds a limit."""
+    # `url` is the base of relative references if the document declares none; it must not hold a secret.
     try:
         document = as_utf8(body, content_type)
         found = AtomDocument(document, url, max_entries)
@@ -273,20 +246,12 @@ def read_document(body: bytes, content_type: str, url: str, *, max_entries: int)
 
 
 class AtomDocument:
-    """A document of a feed, collected from the events of expat. `document` is in UTF-8.
-
-    Attributes:
-        entries: In the order of the document, which has no meaning (RFC 4287 §4.1.1).
-        links: By the relations of RFC 5005; absolute, or as written if invalid.
-        complete: True if it is the entire feed (RFC 5005 §2).
-        archive: True if it is an archive (RFC 5005 §4).
-        size: Bytes.
-    """
+    """A document of a feed in UTF-8, collected from the events of expat."""
 
     def __init__(self, document: bytes, url: str, max_entries: int) -> None:
-        self.entries: list[RawEntry] = []
-        self.links: dict[str, str] = {}
-        self.complete = self.archive = False
+        self.entries: list[RawEntry] = []  # their order has no meaning (RFC 4287 §4.1.1)
+        self.links: dict[str, str] = {}  # by the relations of RFC 5005; absolute, or as written if invalid
+        self.complete = self.archive = False  # RFC 5005 §2 and §4
         self.size = len(document)
         self._document = document
         self._max_entries = max_entries

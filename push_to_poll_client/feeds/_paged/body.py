@@ -124,12 +124,7 @@ def check_type(name: str, value: Any, expected: Any, instead: str) -> Any:
 
 
 def path_of(path: Path) -> tuple[str | int, ...]:
-    """Convert a path to a tuple.
-
-    Raises:
-        TypeError: It is not a path.
-        ValueError: It is empty, or contains an empty name.
-    """
+    """Convert a path to a tuple; raise if it is not a path, or is empty."""
     steps = path if isinstance(path, tuple) else (path,)
     if not all(isinstance(step, str | int) and not isinstance(step, bool) for step in steps):
         raise TypeError(f"a path must consist of names (str) and indices (int), got {path!r}")
@@ -205,40 +200,26 @@ _decode_list_unchecked = msgspec.json.Decoder(list).decode
 
 
 class EntryList:
-    """One list of a page.
+    """One list of a page."""
 
-    Entries are decoded at once, but located in the text only when needed: for a dead letter, or if one is broken.
-
-    Args:
-        text: The list as received.
-        decode: Decodes all entries of a text.
-        split: Splits a text into its entries.
-        group: Name of the list on a page with several lists, else "".
-
-    Attributes:
-        entries: The decoded entries; an entry that cannot be decoded is replaced by its error.
-        broken: True if one of the entries is an error.
-        listed: True if the page has the list, even as `null`; if a function made it, True if it has entries.
-
-    Raises:
-        ValueError: The text is not a list.
-    """
+    # The entries are decoded at once, but located in the text only when needed: for a dead letter, or if one is
+    # broken.
 
     def __init__(
         self,
         text: RawJSON,
         decode: Callable[[RawJSON], list[Any]],
         split: Callable[[RawJSON], Sequence[RawJSON]],
-        group: str = "",
+        group: str = "",  # the name, on a page with several lists
     ) -> None:
         self._text = text
         self._split = split
         self._raws: Sequence[RawJSON] | None = None
         self._reversed = False
         self.group = group
-        self.listed = True
-        self.entries: list[Any]
-        self.broken: bool = False
+        self.listed = True  # as `Reply.listed`
+        self.entries: list[Any]  # an entry that cannot be decoded is replaced by its error
+        self.broken: bool = False  # one of the entries is an error
         try:
             self.entries = decode(text)
         except DECODE_ERRORS:
@@ -265,12 +246,7 @@ DeclaredLists: TypeAlias = Mapping[str, Any]
 
 
 def declare_lists(where: Sequence[ListSpec]) -> DeclaredLists:
-    """Name each list by the last step of its path, or by its whole path if two would have the same name.
-
-    Raises:
-        TypeError: An item is not a `ListSpec`.
-        ValueError: A path is empty, or two lists have the same name.
-    """
+    """Name each list by the last step of its path, or by its whole path if two would have one name."""
     specs = [spec if callable(spec) or isinstance(spec, Sentinel) else path_of(spec) for spec in where]
     if len(specs) <= 1:
         return {"": specs[0] if specs else ()}
@@ -282,13 +258,7 @@ def declare_lists(where: Sequence[ListSpec]) -> DeclaredLists:
 
 
 def find_lists(declared: DeclaredLists, reply: Reply, max_entries: int, *, optional: bool) -> list[EntryList]:
-    """Return the lists of a page in the order of their declaration.
-
-    With `optional`, a missing list is an empty list.
-
-    Raises:
-        DeclarationMismatch: A list is missing or not a list, or the page has more than `max_entries` entries.
-    """
+    """Return the lists of a page as declared; with `optional`, a missing list is empty."""
     lists = [_find_list(name, reply, spec, max_entries, optional=optional) for name, spec in declared.items()]
     if sum(len(one.entries) for one in lists) > max_entries:
         raise _too_many_entries(max_entries)

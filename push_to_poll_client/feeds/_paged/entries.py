@@ -375,10 +375,8 @@ def _as_decode_error(error: Exception) -> DecodeError:
 
 
 MIN_TIMES = 4
-"""Different times on a page, all in the wrong order, that count as a mistake.
-
-By chance this happens with 4 times on one page in 24, with 10 times on one page in 3.6 million.
-"""
+"""Different times on a page, all in the wrong order, that count as a mistake."""
+# By chance this happens with 4 times on one page in 24, with 10 times on one page in 3.6 million.
 
 Order: TypeAlias = Literal["oldest first", "newest first"]
 
@@ -389,13 +387,7 @@ _REMEDIES: Mapping[Order, str] = {
 
 
 def check_order(messages: Sequence[Message], order: Order, where: str, *, first: bool) -> bool:
-    """Check that the entries of a page are not all in the opposite order by time.
-
-    `first` is True for the first page of a new consumer. Return False if the order is wrong, after a WARNING.
-
-    Raises:
-        FeedError: The order is wrong on the first page.
-    """
+    """Return False, after a WARNING, if a page is entirely in the opposite order by time."""
     other: Order = "newest first" if order == "oldest first" else "oldest first"
     if not _stand_in_order(messages, other):
         return True
@@ -403,7 +395,7 @@ def check_order(messages: Sequence[Message], order: Order, where: str, *, first:
         f"the entries of a page are {other}, but are declared {order}; {_REMEDIES[order]}, "
         "or remove time= if the list is not sorted by time"
     )
-    if first:
+    if first:  # the first page of a new consumer
         raise FeedError(f"{where} does not match its declaration: by their time {seen}")
     logger.warning("%s does not match its declaration: by their time %s", where, seen)
     return False

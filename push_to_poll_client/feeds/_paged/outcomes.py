@@ -17,18 +17,10 @@ from push_to_poll_client.feeds._paged.senders import require_text
 
 
 class OutcomeResult(NamedTuple):
-    """Meaning of a response, from one outcome or from all of them.
-
-    Attributes:
-        error: The error to raise; `None` if the response is a page.
-        empty: True if the content of the response is ignored.
-        closed: As `Page.closed`.
-        gap: As `Page.gap`.
-        retry_after: As `Page.retry_after`.
-    """
+    """Meaning of a response, from one outcome or from all of them; the fields are as in `Page`."""
 
     error: FeedError | None = None
-    empty: bool = False
+    empty: bool = False  # the content of the response is ignored
     closed: bool = False
     gap: str = ""
     retry_after: float | None = None

@@ -59,18 +59,11 @@ def may_be_full(reply: Reply) -> bool:
 
 
 class MissingMore:
-    """Find out if the field that `more` reads exists.
+    """Find out if the field that `more` reads exists."""
 
-    A server may omit it when it is false. So while no response had it, the next page is requested after a page
-    that may be full, and after a page with more entries than any known last page. If the server was right, that
-    page is empty.
-
-    Args:
-        read: What `more` reads; `None` if `more` is not declared.
-
-    Attributes:
-        exists: True if a response had the field, or `more` is not declared.
-    """
+    # A server may omit it when it is false. So while no response had it, the next page is requested after a page
+    # that may be full, and after a page with more entries than any known last page. If the server was right,
+    # that page is empty.
 
     def __init__(self, read: Reader | None) -> None:
         self.exists = read is None
@@ -119,14 +112,10 @@ _PAGE_PREFIX: Final = "page "
 
 
 class PagePosition(NamedTuple):
-    """Position of a page, encoded in a cursor or a `Page.next`.
+    """Position of a page within its chain, encoded in a cursor or a `Page.next`."""
 
-    `start` is the cursor at which its chain began; None is the inception. `page` leads to the page within the
-    chain; None means the first page.
-    """
-
-    start: Cursor | None
-    page: str | None = None
+    start: Cursor | None  # at which the chain began; None is the inception
+    page: str | None = None  # leads to the page; None means the first page
 
     @classmethod
     def of(cls, position: Cursor | None) -> "PagePosition":

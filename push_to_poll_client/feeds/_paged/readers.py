@@ -23,11 +23,7 @@ FieldSpec: TypeAlias = Path | Callable[[Any], Any]
 
 
 class Field:
-    """Reads one value of an entry; None if it is missing.
-
-    Args:
-        where: A path, or a function of the entry, which may raise any exception.
-    """
+    """Reads one value of an entry; None if it is missing. A function may raise any exception."""
 
     def __init__(self, where: FieldSpec) -> None:
         self._where = where
@@ -153,17 +149,11 @@ class Reader:
 
 
 class EntryReader(Reader):
-    """Reads one value of an entry of the page.
-
-    Args:
-        of: Reads the value of an entry.
-        place: 0 for the first entry that has a value, -1 for the last.
-        text: Name in errors.
-    """
+    """Reads one value of an entry of the page."""
 
     def __init__(self, of: Field, place: int, text: str) -> None:
         self.of = of
-        self.place = place
+        self.place = place  # 0 for the first entry that has a value, -1 for the last
         super().__init__(self._read_page, text, self._describe_entry)
 
     def then(self, function: Callable[[Any], Any]) -> "EntryReader":
@@ -191,11 +181,7 @@ Condition: TypeAlias = Reader | Callable[[Reply], Any]
 
 
 def reader(what: Condition) -> Reader:
-    """Convert a function to a reader; return a reader unchanged.
-
-    Raises:
-        TypeError: The argument is neither.
-    """
+    """Convert a function to a reader; return a reader unchanged."""
     if isinstance(what, Reader):
         return what
     if not callable(what):

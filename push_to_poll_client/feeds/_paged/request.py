@@ -73,21 +73,13 @@ class Request(NamedTuple):
 
 
 class ParsedResponse(NamedTuple, Generic[T]):
-    """A response and the values read from it.
-
-    Attributes:
-        response: As received.
-        outcome: Its meaning, as declared.
-        messages: The messages of the page.
-        continuation: Result of the caller's `read_continuation`; `None` without a page.
-        no_page: True for 204 or 304, or if the server is not ready, or the feed has ended.
-    """
+    """A response and the values read from it."""
 
     response: Response
     outcome: OutcomeResult
     messages: Sequence[Entry | UnreadableMessage] = ()
-    continuation: T | None = None
-    no_page: bool = False
+    continuation: T | None = None  # result of `read_continuation`; None without a page
+    no_page: bool = False  # 204 or 304, or the server is not ready, or the feed has ended
 
     @property
     def retry_after(self) -> float | None:
@@ -175,20 +167,11 @@ class PageFetcher(Generic[P]):
         response: Response,
         *,
         read_continuation: Callable[[Reply], T],
-        start: Cursor | None = None,
+        start: Cursor | None = None,  # where the chain of pages began
         read_entries: bool = True,
-        may_be_absent: bool = False,
+        may_be_absent: bool = False,  # 404 and the like are no error; 401, 403 and 429 still are
     ) -> ParsedResponse[T]:
-        """Read a response.
-
-        Args:
-            response: As received.
-            read_continuation: Reads what the caller needs besides the messages.
-            start: The cursor at which the chain of pages began.
-            read_entries: True to read the messages.
-            may_be_absent: True if the page was requested only to see if it exists, so that 404 and the like are no
-                error. (401, 403 and 429 still are.)
-        """
+        """Read a response; `read_continuation` reads what the caller needs besides the messages."""
         posted = self._declared.body is not None
         reply = Reply(response, functools.partial(self._client.check_link, posted=posted))
         with _declaration_errors(reply, response.retry_after):

@@ -20,18 +20,11 @@ Destination: TypeAlias = Literal["query", "header", "body", "url"]
 
 @dataclass(frozen=True, slots=True)
 class RequestParts:
-    """Parts of a request that is being built.
+    """Parts of a request that is being built."""
 
-    Attributes:
-        url: URL of the request; `None` for the feed's own URL.
-        query: Parameters added to the query of the URL.
-        headers: By lower-case names.
-        body: Members of the body; `None` for no body.
-    """
-
-    url: str | None = None
-    query: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
+    url: str | None = None  # None for the feed's own URL
+    query: Mapping[str, str] = field(default_factory=dict)  # added to the query of the URL
+    headers: Mapping[str, str] = field(default_factory=dict)  # by lower-case names
     body: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:  # the values may be secret
