@@ -104,7 +104,6 @@ class _ResponseBody(httpx.AsyncByteStream):
 
 @contextmanager
 def _as_httpx_errors() -> Iterator[None]:
-    """Convert an error of httpcore to the error of httpx with the same name."""
     try:
         yield
     except Exception as error:
@@ -115,8 +114,6 @@ def _as_httpx_errors() -> Iterator[None]:
 
 
 class _LargeReadBackend:
-    """Network backend of httpcore that reads large chunks."""
-
     def __init__(self) -> None:
         self._backend = httpcore.AnyIOBackend()
         self.sleep = self._backend.sleep

@@ -117,7 +117,6 @@ def page_size_of(url: str) -> int | None:
 
 
 def _redacted_and_query(url: str) -> tuple[str, str]:
-    """Return the URL as it may be shown, and its query."""
     scheme, authority, path, query = _URL.findall(url)[0]
     host = authority.rpartition("@")[2]
     if not scheme or not _HOST.fullmatch(host):

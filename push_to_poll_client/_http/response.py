@@ -126,7 +126,6 @@ class _Decompressor:
 
 
 def _decoder_for(encoding: str) -> _Decompressor | None:
-    """Return a decoder for the body; None if it is not encoded."""
     match encoding.strip().lower():
         case "" | "identity":
             return None
@@ -174,7 +173,6 @@ async def read_body(response: Any, limit: int, on_chunk: Callable[[int], None]) 
 
 
 ACCEPTED_STATUSES = frozenset({200, 203, 204, 304})
-"""Statuses of success; with any other the response is an error."""
 
 
 class Response(NamedTuple):

@@ -179,11 +179,7 @@ class StreamMessage(Message[D_co]):
 
     @property
     def data(self) -> D_co:
-        """Decoded content of the message.
-
-        Raises:
-            DecodeError: It cannot be decoded. Let the error leave the handler.
-        """
+        """Decoded content of the message; raises DecodeError if it cannot be decoded."""
         if self._decoders is not None:
             decode, decoder = self._decoders
             try:
@@ -282,7 +278,6 @@ def _elements(body: bytes, first: int, count: int) -> tuple[int, Sequence[RawJSO
 
 
 def _read_chunk(response: StreamResponse, max_messages: int) -> StreamBatch:  # noqa: ARG001  # there is only one
-    """Make one message of the whole body."""
     position, end = response.start.position, response.position_after(len(response.body))
     chunk = response.body[position.settled :]
     name = f"{position.message_id(position.settled)}-{position.number + len(response.body)}"
@@ -318,4 +313,3 @@ FRAMINGS: Final = {
     "lines": Framing(partial(_read_lines, blank=True), bytes.decode),
     "bytes": Framing(_read_chunk, bytes),
 }
-"""Framings by the values of `messages=`."""

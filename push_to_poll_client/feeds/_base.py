@@ -50,11 +50,9 @@ MAX_ENDS = 16
 
 
 class _EmptyResponse(NamedTuple):
-    """A response without messages: its validators, arrival time, and end of freshness."""
-
     validators: Validators | None
-    since: float
-    until: float
+    since: float  # its arrival
+    until: float  # the end of its freshness
 
 
 class EndOfFeed:

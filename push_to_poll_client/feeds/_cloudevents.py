@@ -209,7 +209,6 @@ _MAX_PLAIN_SOURCE = 16
 
 @lru_cache(1024)  # it is the same for thousands of events
 def _source_prefix(source: str | None) -> str:
-    """Return the part of a key before the id."""
     source = source or ""
     if len(source) <= _MAX_PLAIN_SOURCE:
         return f"{len(source)}:{source}"

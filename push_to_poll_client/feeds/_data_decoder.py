@@ -62,7 +62,6 @@ class DataDecoder(Generic[D_co]):
 
 
 def _convert_to(type_: Any) -> Callable[[Any], Any]:
-    """Return a function that converts parsed JSON to this type."""
     from msgspec.inspect import type_info
 
     try:

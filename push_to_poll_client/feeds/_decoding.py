@@ -18,8 +18,6 @@ from anyio import to_thread
 from push_to_poll_client._json import DECODE_ERRORS
 
 RawJSON: TypeAlias = bytes | msgspec.Raw
-"""Undecoded JSON."""
-
 BOM = b"\xef\xbb\xbf"
 """Byte order mark of UTF-8, which may stand before JSON."""
 
@@ -58,7 +56,6 @@ MAX_UNREADABLE = 10_000
 """Unreadable entries on one page: each costs a kilobyte, and one byte of the page can make one."""
 
 UNREADABLE_KEY_PREFIX = "unreadable:"
-"""Prefix of the dedupe keys of unreadable entries."""
 
 
 def unreadable_key(raw: bytes) -> str:

@@ -81,8 +81,6 @@ class EntryState(NamedTuple):
 
 
 EntryStates = Mapping[str, EntryState]
-"""States by the ids of entries."""
-
 _decode_rows = Decoder(list[tuple[str, EntryState]]).decode
 
 
@@ -186,7 +184,6 @@ def document_from_response(response: Response, note: str, *, newest: bool, max_e
 
 
 def _complete_messages(document: AtomDocument, note: str) -> tuple[list[Message], str]:
-    """Return the messages of a complete feed, with its deletions, and its next note."""
     before = decode_note(note)
     again = {name: state.again for name, state in before.items()}
     messages = messages_of(document.entries, again)

@@ -44,7 +44,6 @@ MAX_ELEMENTS = 100_000
 """Elements of an entry: about 30 MB in memory, as many as in a book."""
 
 _MAX_SHOWN = 12
-"""Names that an outline shows."""
 
 
 def parse(raw: bytes) -> Element:

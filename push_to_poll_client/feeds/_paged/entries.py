@@ -332,7 +332,6 @@ def _optional_field(where: FieldSpec | None) -> Field | None:
 
 
 def _entries_at(part: EntryList, places: Sequence[int]) -> Sequence[Any]:
-    """Return the entries at these places; raise the error of an entry that could not be decoded."""
     entries = part.entries if len(places) == len(part.entries) else [part.entries[place] for place in places]
     for entry in entries if part.broken else ():
         if isinstance(entry, DecodeError):

@@ -17,7 +17,7 @@ from push_to_poll_client.feeds._paged.senders import require_text
 
 
 class OutcomeResult(NamedTuple):
-    """Meaning of a response, from one outcome or from all of them; the fields are as in `Page`."""
+    """Meaning of a response; `closed`, `gap` and `retry_after` are as in `Page`."""
 
     error: FeedError | None = None
     empty: bool = False  # the content of the response is ignored

@@ -242,7 +242,6 @@ def _declaration_errors(reply: Reply, retry_after: float | None) -> Iterator[Non
 
 
 def _without_parameters(url: str, names: Collection[str | None]) -> str:
-    """Remove these query parameters from a URL."""
     path, mark, query = url.partition("?")
     kept = [field for field in query.split("&") if unquote_plus(field.partition("=")[0]) not in names]
     return f"{path}{mark if kept else ''}{'&'.join(kept)}"
