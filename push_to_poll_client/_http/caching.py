@@ -73,8 +73,7 @@ def _is_sendable(value: str) -> bool:
 class Validators(NamedTuple):
     """Validators of a response, as text for a cursor. Valid for the requested URL only."""
 
-    # Send them only when all messages of the response are settled. Otherwise a 304 would hide messages lost by a
-    # crash.
+    # Send them only when all messages of the response are settled: else a 304 hides messages lost by a crash.
 
     etag: str | None = None
     last_modified: str | None = None

@@ -131,8 +131,7 @@ def _redacted_and_query(url: str) -> tuple[str, str]:
 def check_userinfo(url: str) -> None:
     """Raise a ValueError if host and port may really be a user and the start of a password."""
     # In `https://user:12/34@host/` the first slash ends the authority: the request would go to the host "user",
-    # and errors would show the rest of the password as a path. `localhost:8000/@x` and `shop.example:8000/@x`
-    # are valid.
+    # and errors would show the rest of the password. `localhost:8000/@x` and `shop.example:8000/@x` are valid.
     _, authority, path, _ = _URL.findall(url)[0]
     _, at, host = authority.rpartition("@")
     host, port, _ = host.partition(":")
@@ -222,8 +221,7 @@ class FeedURL:
     @functools.cached_property
     def identity(self) -> str:
         """Name of the feed without secrets; takes about 50 ms with a query or a secret."""
-        # Another secret makes another identity: another token sees other messages, for which a cursor is
-        # useless.
+        # Another secret makes another identity: another token sees other messages, so the cursor is useless.
         if not self._patterns:
             return identity(self._template)
         # Not by `without_secrets`, whose answer depends on whose secrets are hidden.

@@ -98,9 +98,7 @@ class DurableStreamsSubscription:
         what was not pushed meanwhile.
 
         Raises:
-            ListenerError: As for `create`.
-            SubscriptionRefused: As for `create`.
-            Exception: The request failed.
+            Exception: As for `create`.
         """
         if registration.id != self.id:
             return None

@@ -45,8 +45,7 @@ _LARGE_BODY = 1024 * 1024
 
 async def run_decoder(size: int, decode: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
     """Return `decode(*args, **options)`; for a body above 1 MiB, run it in a worker thread."""
-    # `decode` must share no state with other threads: after a cancelled poll it keeps running, and its result is
-    # dropped.
+    # `decode` must share no state with other threads: after a cancelled poll it keeps running, for no result.
     if size <= _LARGE_BODY:
         return decode(*args, **options)
     return await to_thread.run_sync(partial(decode, *args, **options), abandon_on_cancel=True)
@@ -71,8 +70,7 @@ _SPACE = b" \t\r\n"
 
 def split_json(text: bytes, brackets: bytes) -> Iterator[bytes]:
     """Yield the elements of a JSON array (`b"[]"`), or the members of an object, as unchecked bytes."""
-    # The ValueError for wrong brackets or an empty element may come late: parts already yielded must not be used
-    # then.
+    # The ValueError for wrong brackets or an empty element may come late: do not use the parts yielded before.
     text = text.strip(_SPACE)
     if not (text.startswith(brackets[:1]) and text.endswith(brackets[1:])):
         raise ValueError(f"it must begin with {brackets[:1].decode()} and end with {brackets[1:].decode()}")

@@ -89,8 +89,7 @@ class SeenEntries:
 
     def updated(self, top: Sequence[bytes], others: Iterable[bytes], archives: Iterable[str]) -> "SeenEntries":
         """Return the seen entries with others added, without validators and note."""
-        # `top` and `others` are digests of dedupe keys, `archives` are addresses; `top` and `archives` newest
-        # first.
+        # `top` and `others` are digests of dedupe keys. `top` and `archives` begin with the newest.
         messages = _merge_digests(self.messages, dict.fromkeys(top[:MAX_TOP_DIGESTS]), others)
         return SeenEntries(messages, _merge_digests(self.archives, {}, map(digest, archives)))
 

@@ -34,8 +34,7 @@ class Instant(NamedTuple):
     @classmethod
     def read(cls, text: str) -> "Instant":
         """Read a date of RFC 3339, or of mail (RFC 5322), as RSS has it."""
-        # Also accepted: space around the date; no time of day, no seconds, no zone (then UTC), no colon in the
-        # zone.
+        # Also accepted: space around the date; no time of day, seconds, zone (then UTC), or colon in the zone.
         text = text.strip()
         found = _DATE.fullmatch(text) if len(text) <= MAX_DATE else None
         if found is None:

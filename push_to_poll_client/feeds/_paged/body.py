@@ -202,8 +202,7 @@ _decode_list_unchecked = msgspec.json.Decoder(list).decode
 class EntryList:
     """One list of a page."""
 
-    # The entries are decoded at once, but located in the text only when needed: for a dead letter, or if one is
-    # broken.
+    # Entries are decoded at once, but located in the text only for a dead letter, or if one is broken.
 
     def __init__(
         self,
