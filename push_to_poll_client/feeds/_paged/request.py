@@ -169,7 +169,7 @@ class PageFetcher(Generic[P]):
         read_continuation: Callable[[Reply], T],
         start: Cursor | None = None,  # where the chain of pages began
         read_entries: bool = True,
-        may_be_absent: bool = False,  # 404 and the like are no error; 401, 403 and 429 still are
+        may_be_absent: bool = False,  # 404 and the like are then not an error; 401, 403 and 429 are
     ) -> ParsedResponse[T]:
         """Read a response; `read_continuation` reads what the caller needs besides the messages."""
         posted = self._declared.body is not None
