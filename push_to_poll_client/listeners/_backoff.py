@@ -36,9 +36,9 @@ FIRST_DELAY = 1.0
 BASE_DELAY = 1.0
 """Seconds after the second failure in a row; doubled by each further one."""
 
+# A delay from [30, 60) gives a server that is down 0.022 connections/s per client, as client-go's reflector.
 MAX_DELAY = 30.0
-"""Longest delay in seconds, before jitter, which at most doubles it. Drawn from [30, 60), it gives a server that
-is down 0.022 connections a second from each client (the figures of client-go's reflector)."""
+"""Longest delay in seconds, before jitter, which at most doubles it."""
 
 SLOW_DELAY = 300.0
 """Seconds before the next attempt if only a person can help: 8 to 12 connections an hour, never zero."""
@@ -49,21 +49,19 @@ SLOW_JITTER = 0.5
 RETRY_AFTER_JITTER = 0.2
 """Share of a `Retry-After` added at random, never subtracted: the server sends the same value to all clients."""
 
+# Equal to MAX_DELAY: a server that closes each connection just after this time gets no extra connections. Not the
+# 2 minutes of client-go: many proxies cut each connection after a minute, and pushes would be down half the time.
 STABLE_AFTER = 30.0
-"""Seconds after which a connection ends a streak of failures. Equal to `MAX_DELAY`: a server that closes every
-connection just after this time gets no more connections than at the longest delay. (client-go waits 2 minutes. But
-many proxies cut each connection after a minute, and a client behind one would have no pushes half the time.)"""
+"""Seconds after which a connection ends a streak of failures."""
 
 BURST = 10
 """Responses with news, or connections with a push, that may follow each other without a pause."""
 
 NEWS_SPACING = 1.0
-"""Seconds between these on average: the longest delay of a push if the server has news all the time. Between two
-connections it can be twice as long, since a random part is added."""
+"""Seconds between these on average, and at most twice as long. It is the longest delay of a push."""
 
 MIN_LIFE = 5.0
-"""Seconds after which an orderly end without a push is not a failure. A server that ends each connection just
-after this time gets 12 a minute, as many as long polls that it holds for this time."""
+"""Seconds after which an orderly end without a push is not a failure: at most 12 connections a minute."""
 
 DOWN_AFTER = 5.0
 """Seconds. During a longer pause between two requests or connections with news, the channel is down."""
@@ -96,8 +94,7 @@ STATUS_ACTIONS = {
     501: ReconnectAction.SLOW_RETRY,  # Not Implemented (RFC 9110 §15.6.2)
     505: ReconnectAction.SLOW_RETRY,  # HTTP Version Not Supported (RFC 9110 §15.6.6)
 }
-"""Statuses that differ from their class. Any other 5xx is retried; any other status (a 200 that did not open a
-channel, a redirect, 401, 403, 404, 407, …) is retried slowly."""
+"""Exceptions from the rule: any other 5xx is retried, any other status is retried slowly."""
 
 FIRST_SERVER_ERROR = 500
 
@@ -115,10 +112,7 @@ def lifetime(max_age: float, fraction: float) -> float:
 
 
 class NewsPace:
-    """Limits requests to a server that has news: `BURST` at once, then one in `NEWS_SPACING`.
-
-    A bucket of `BURST` tokens, filled with one in `NEWS_SPACING` seconds (GCRA, as in `_schedule.py`).
-    """
+    """Limits requests to a server that has news: `BURST` at once, then one in `NEWS_SPACING` (GCRA)."""
 
     def __init__(self) -> None:
         self._full_at = -math.inf
@@ -130,14 +124,7 @@ class NewsPace:
 
 
 class ReconnectBackoff:
-    """Reconnect delays of one channel. Its state is the streak of failures, and the pace after orderly ends.
-
-    All times are seconds on one monotonic clock.
-
-    Attributes:
-        was_useful: True if the last connection brought a push or lasted for `MIN_LIFE` seconds.
-        is_routine: True if it also ended in an orderly way, so the next connection does not follow a failure.
-    """
+    """Reconnect delays of one channel. All times are seconds on one monotonic clock."""
 
     def __init__(self) -> None:
         self._failures = 0
@@ -174,19 +161,14 @@ class ReconnectBackoff:
         self._connected_at = None
 
     def allow_renewal(self) -> bool:
-        """Return True if rejected credentials may be replaced at once.
-
-        True once, and again after a stable connection: a function that keeps returning rejected credentials must
-        not cause a loop.
-        """
+        """Return True if rejected credentials may be replaced at once."""
+        # Once per stable connection: a function that keeps returning rejected credentials must not cause a loop.
         renewed, self._renewed = self._renewed, True
         return not renewed
 
     def delay(self, action: ReconnectAction, *, fraction: float, retry_after: float | None = None) -> float | None:
-        """Count a failure, and return the seconds to wait; None for `GIVE_UP`.
-
-        `fraction` is random, 0 ≤ fraction < 1. `retry_after` (RFC 9110 §10.2.3) is obeyed up to a day.
-        """
+        """Count a failure, and return the seconds to wait; None for `GIVE_UP`."""
+        # `retry_after` (RFC 9110 §10.2.3) is obeyed up to a day. `fraction` is random, 0 ≤ fraction < 1.
         if action is ReconnectAction.GIVE_UP:
             return None
         self._well_since = None
@@ -201,10 +183,7 @@ class ReconnectBackoff:
         return max(delay, _requested(retry_after, fraction))
 
     def delay_after_end(self, now: float, *, fraction: float, retry_after: float | None = None) -> float:
-        """Return the seconds to wait after the orderly end of a useful connection.
-
-        This ends the streak if there was no failure for `STABLE_AFTER` seconds.
-        """
+        """Return the seconds to wait after the orderly end of a useful connection."""
         self.is_routine = True
         if self._well_since is not None and now - self._well_since >= STABLE_AFTER:
             self._failures, self._renewed = 0, False
@@ -216,9 +195,9 @@ def _requested(retry_after: float | None, fraction: float) -> float:
     return min(retry_after or 0.0, MAX_NOT_BEFORE) * (1 + RETRY_AFTER_JITTER * fraction)
 
 
+# A server that holds responses for exactly this time gets 12 requests a minute.
 MIN_HOLD = 5.0
-"""Seconds. A response without news is early if it was held for less than this, and for less than half of the time
-that the server may hold it. A server that holds responses for exactly this time gets 12 requests a minute."""
+"""Seconds. A response without news is early below this and below half of the time allowed."""
 
 FIRST_PAUSE = 0.25
 """Seconds after the first early response: one alone costs little."""
@@ -255,10 +234,8 @@ class LongPollPace:
         return held < self._early
 
     def answered(self, now: float, *, held: float, news: bool, retry_after: float | None, fraction: float) -> None:
-        """Note a response that was held for `held` seconds, or that none came in time.
-
-        `retry_after` is obeyed up to a day, and at most a fifth is added; `fraction` is random, 0 ≤ fraction < 1.
-        """
+        """Note a response that was held for `held` seconds, or that none came in time."""
+        # `retry_after` is obeyed up to a day, and at most a fifth is added.
         early = self.is_early(held)
         if not early:
             self._early_in_a_row = 0

@@ -75,12 +75,10 @@ class BaseListener(abc.ABC):
 
     @abc.abstractmethod
     async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> None:
-        """Run one connection until it reaches its maximum age; raise if it ends for another reason.
-
-        After a return the listener reconnects at once. An end that may come soon after the connect must raise
-        `ConnectionEnded` of `_failures.py`, whose `Failure` is `orderly`. After ten such ends in a row there is
-        one connect a second. An end within 5 s without a push is a normal failure.
-        """
+        """Run one connection until it reaches its maximum age; raise if it ends for another reason."""
+        # An end that may come soon after the connect must raise `ConnectionEnded` with an orderly `Failure`. After
+        # ten such ends in a row there is one connect a second. An end within 5 s without a push is a normal
+        # failure.
 
     @abc.abstractmethod
     def _failure(self, error: Exception) -> Failure:
@@ -167,17 +165,16 @@ class BaseListener(abc.ABC):
 
 _MessageT = TypeVar("_MessageT")
 
+# A server can send 30,000 events in one read of 256 KiB. A stop and other consumers would wait for all of them.
 MESSAGES_AT_ONCE = 100
-"""Messages passed on before other tasks run. A server can send 30,000 events in one read of 256 KiB. A stop, and
-other consumers of the process, would wait for all of them."""
+"""Messages passed on before other tasks run."""
 
 
 class ReadLoopListener(BaseListener, Generic[_MessageT]):
-    """Base of listeners that read messages one by one.
+    """Base of listeners that read messages one by one."""
 
-    A subclass takes its own arguments first, then the shared ones in the order of
-    tests/listeners/test_arguments.py.
-    """
+    # Subclasses take their own arguments first, then the shared ones in the order of
+    # tests/listeners/test_arguments.py.
 
     def __init__(self, name: str, options: ChannelOptions, credentials: Credentials | None = None) -> None:
         super().__init__(name, options)
@@ -227,10 +224,9 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
 
 
 class DatabaseListener(ReadLoopListener[Notification]):
-    """Base of listeners for databases, whose libraries run only on asyncio.
+    """Base of listeners for databases, whose libraries run only on asyncio."""
 
-    `_read` itself limits its wait to `max_silence`: cancelling a read could lose a message.
-    """
+    # `_read` itself limits its wait to `max_silence`: cancelling a read could lose a message.
 
     _library: str  # name of its package
 
@@ -243,11 +239,6 @@ class DatabaseListener(ReadLoopListener[Notification]):
         """Test the connection, and return messages that arrived meanwhile."""
 
     async def listen(self, channel: Channel, /) -> None:
-        """Run until cancelled: connect, report to `channel`, and reconnect.
-
-        Raises:
-            ListenerError: As for `BaseListener`, or the program runs on trio, which the library does not support.
-        """
         if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
             raise ListenerError(
                 f"{self.name}: {self._library} runs only on asyncio; run the consumer on asyncio, or use another "

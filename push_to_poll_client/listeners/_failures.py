@@ -37,25 +37,15 @@ class ConnectionEnded(PushToPollError):
 
 
 class Failure(NamedTuple):
-    """End of a connection, or of an attempt to open one.
-
-    Attributes:
-        action: The default action of this library.
-        sentence: Description on one line, without secrets and control characters.
-        cause: The error to show with its traceback. None if it may quote a secret.
-        retry_after: Seconds that the server asked to wait. None if it did not ask.
-        unauthorized: True if new credentials may help.
-        hid_a_push: True if unread data may have been a push.
-        orderly: True if the end was orderly: some servers end a connection after each push or some seconds.
-    """
+    """End of a connection, or of an attempt to open one."""
 
     action: ReconnectAction
     sentence: str
-    cause: Exception | None
+    cause: Exception | None  # to show with its traceback; None if it may quote a secret
     retry_after: float | None = None
-    unauthorized: bool = False
-    hid_a_push: bool = False
-    orderly: bool = False
+    unauthorized: bool = False  # new credentials may help
+    hid_a_push: bool = False  # unread data may have been a push
+    orderly: bool = False  # some servers end a connection after each push or some seconds
 
     def to_error(self, name: str, *, is_final: bool = False) -> PushToPollError:
         """Return the error to report, without secrets that the server repeated."""
@@ -71,13 +61,9 @@ MAX_CAUSES = 10
 
 
 def forget_frames(error: Exception, handled: BaseException | None) -> None:
-    """Drop the tracebacks of an error and its causes, which hold headers and clients.
-
-    Args:
-        error: The error, which the status keeps for a long time.
-        handled: The exception that was being handled when `listen` was called. It is the context of each error,
-            and is left alone.
-    """
+    """Drop the tracebacks of an error and its causes, which hold headers and clients."""
+    # The status keeps the error for a long time. `handled` was being handled when `listen` was called. It is the
+    # context of each error, and is left alone.
     for one in error_chain(error):
         if one.__context__ is handled:
             one.__context__ = None
@@ -89,11 +75,8 @@ def failure_of_error(
     actions: Sequence[tuple[type[Exception], ReconnectAction]],
     quotable: tuple[type[BaseException], ...],
 ) -> Failure:
-    """Classify an error, and describe it without secrets.
-
-    The first row of `actions` whose type occurs in the error's chain of causes counts; the last row matches any.
-    `quotable` are types of errors whose text holds no secret. Others are not shown as a cause either.
-    """
+    """Classify an error by the first row of `actions` that fits its chain, without secrets."""
+    # The text of an error that is not `quotable` may hold a secret: it is not shown, neither as a cause.
     chain: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and len(chain) < MAX_CAUSES:
@@ -135,11 +118,7 @@ SAFE_TO_QUOTE = (
 def http_failure_of(
     error: Exception, *, wanted: str, actions: Sequence[tuple[type[Exception], ReconnectAction]] = ()
 ) -> Failure:
-    """Classify and describe the failure of a channel over HTTP.
-
-    A wrong status is an `httpx.HTTPStatusError`. `wanted` is the expected response, such as "an event stream".
-    `actions` are for the listener's own errors, and are searched before `ERROR_ACTIONS`.
-    """
+    """Classify and describe an HTTP failure; `actions` are searched before `ERROR_ACTIONS`."""
     response = error_response(error)
     if response is not None:
         return failure_of_status(error, response.status_code, response.headers, wanted=wanted)

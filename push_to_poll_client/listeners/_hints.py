@@ -27,10 +27,7 @@ def parse_path(path: str) -> tuple[str, ...]:
 
 
 def values_at(value: Any, steps: tuple[str, ...]) -> Iterator[Any]:
-    """Yield the values at a path of a JSON value.
-
-    A list along the path stands for each of its items, but a list within a list does not.
-    """
+    """Yield the values at a path. A list along it stands for its items, a list within a list does not."""
     if not steps:
         yield value
         return
@@ -40,10 +37,7 @@ def values_at(value: Any, steps: tuple[str, ...]) -> Iterator[Any]:
 
 
 def strings_at(value: Any, steps: tuple[str, ...], *, limit: int) -> list[str]:
-    """Return at most `limit` distinct texts and whole numbers at a path, in order.
-
-    A list at the path stands for each of its items. Other values are ignored.
-    """
+    """Return at most `limit` distinct texts and whole numbers at a path; a list there stands for its items."""
     items = (item for one in values_at(value, steps) for item in (one if isinstance(one, list) else [one]))
     texts = (str(item) for item in items if isinstance(item, str | int) and not isinstance(item, bool))
     found: dict[str, None] = {}

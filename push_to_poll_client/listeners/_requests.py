@@ -30,16 +30,7 @@ class UnusableResponse(PushToPollError):
 
 
 class ListenerResponse(NamedTuple):
-    """A complete response.
-
-    Attributes:
-        status: HTTP status.
-        headers: Headers, by name in any case.
-        body: Body, decompressed.
-        url: URL of the request, without secrets.
-        response: Response of the client, for `httpx.HTTPStatusError`.
-        peer: IP address of the other end of the connection, perhaps a proxy's; `None` if not known.
-    """
+    """A complete response, decompressed."""
 
     status: int
     headers: httpx.Headers
@@ -52,29 +43,16 @@ class ListenerResponse(NamedTuple):
         return f"{type(self).__name__}({self.status}, {len(self.body)} bytes, url={self.url!r})"
 
     def expect(self, *statuses: int) -> Self:
-        """Return the response if it has one of these statuses; without arguments, any 2xx.
-
-        Raises:
-            httpx.HTTPStatusError: It has another status.
-        """
+        """Return the response if it has one of these statuses (default: 2xx), else raise `HTTPStatusError`."""
         if self.status in statuses or (not statuses and httpx.codes.is_success(self.status)):
             return self
         raise httpx.HTTPStatusError(f"HTTP {self.status}", request=self.response.request, response=self.response)
 
     def json(self) -> Any:
-        """Decode the body as JSON.
-
-        Raises:
-            UnusableResponse: The body is not JSON.
-        """
         return self.decoded(Any, "JSON")
 
     def decoded(self, type: type[_T], what: str) -> _T:
-        """Decode the body as JSON of this type. Errors call it `what`.
-
-        Raises:
-            UnusableResponse: The body is not JSON of this type.
-        """
+        """Decode the body as JSON of this type. Errors call it `what`."""
         try:
             return decode(self.body, type=type)
         except DECODE_ERRORS:
@@ -92,17 +70,11 @@ class RequestOptions(TypedDict, total=False):
 
 
 class ListenerClient:
-    """Sends requests to one server with credentials, and to other servers without them.
+    """Sends requests to one server with credentials, and to other servers without them."""
 
-    Takes the arguments of listeners. Functions in `auth` and `headers` are called each time a client is
-    opened, and in each `connected` block. `timeout` limits these functions, and again the whole response.
-    `max_body` limits the response both on the wire and decompressed.
-
-    Attributes:
-        url: The URL without user and password.
-        credentials: Sent to the server.
-        secrets: Everything secret in its requests.
-    """
+    # Functions in `auth` and `headers` are called each time a client is opened, and in each `connected` block.
+    # `timeout` limits these functions, and again the whole response. `max_body` limits it on the wire and
+    # decompressed.
 
     def __init__(
         self,
@@ -162,21 +134,7 @@ class ListenerClient:
         within: float = math.inf,
         **options: Unpack[RequestOptions],
     ) -> AsyncIterator[Any]:
-        """Send one request, and yield its response with the body unread.
-
-        Args:
-            method: As for `send_request`.
-            url: As for `send_request`.
-            on_start: Called after the credentials were fetched, before the request is sent.
-            within: Seconds until the headers of the response must arrive.
-            options: See `RequestOptions`.
-
-        Raises:
-            UnusableRedirect: The server redirects to something that is not a URL.
-            PrivateAddress: With `public_only`, the server is not on the internet.
-            CredentialsFailed: A function for headers or token failed.
-            Exception: No response came; `http_failure_of` classifies the error.
-        """
+        """Send one request, and yield its response, with the body unread, after at most `within` seconds."""
         target = parse_http_url(url or self.url).copy_with(userinfo=b"", fragment=None)
         same_origin = origin_of(target) == self._origin
         async with AsyncExitStack() as stack:
@@ -216,22 +174,10 @@ class ListenerClient:
         wait: float = 0.0,
         **options: Unpack[RequestOptions],
     ) -> ListenerResponse:
-        """Send one request, and read its response.
-
-        Args:
-            method: The HTTP method.
-            url: An absolute URL. `None` means the server's. Only the server's origin gets credentials (G12). A
-                user and password in the URL are dropped, since a server may have named it.
-            wait: Seconds for which the server may hold its response, in addition to the timeout. Then each chunk
-                restarts both times, since such servers send white space to keep the connection alive.
-            options: See `RequestOptions`.
-
-        Raises:
-            UnusableResponse: The response is too large, has an unknown encoding, or redirects to something that is
-                not a URL; or, with `public_only`, the server is not on the internet.
-            CredentialsFailed: A function for headers or token failed.
-            Exception: No response came; `http_failure_of` classifies the error.
-        """
+        """Send one request, and read its response. Only the server's origin gets credentials (G12)."""
+        # User and password in `url` are dropped: a server may have named it. `wait` extends the timeout by the
+        # time for which the server may hold the response. Then each chunk restarts both: such servers send white
+        # space as keep-alive.
         where = without_secrets(url or self.url)
         timeout = self._timeout + wait
         with anyio.CancelScope() as scope:

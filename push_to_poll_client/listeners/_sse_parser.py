@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 from push_to_poll_client._exceptions import PushToPollError
 
+# Equals this library's slow delay. A server that needs more sends Retry-After. After `retry: 0` the delay is our
+# own.
 MAX_RETRY = 300.0
-"""Longest `retry` in seconds that is obeyed. It equals the slow delay of this library, so a server cannot silence
-the channel with it. A server that needs more time sends `Retry-After`. No minimum applies: after `retry: 0` the
-delay is this library's own."""
+"""Longest `retry` in seconds that is obeyed, so that a server cannot silence the channel with it."""
 
 _BOM = "\ufeff"
 _is_number = re.compile("[0-9]+").fullmatch  # \d and int() accept other digits, signs and underscores
@@ -49,18 +49,9 @@ class EventTooLarge(PushToPollError):
 
 
 class EventParser:
-    """Parser of one stream, with the state of one connection.
+    """Parser of one stream, with the state of one connection. `max_body` limits a line and an event's data."""
 
-    Args:
-        max_body: Bytes of the longest line, and of the largest data of an event. `None` means no limit.
-        last_event_id: The id that the client sent as `Last-Event-ID`. Empty by default, as in the standard: events
-            have no id until the stream sends one.
-
-    Attributes:
-        last_event_id: The id to send when reconnecting. The id of an incomplete event does not count.
-        retry: Seconds that the server asks to wait before reconnecting (§9.2.6), at most `MAX_RETRY`. `None` if it
-            did not ask.
-    """
+    # `last_event_id` is empty at first, as in the standard, and the id of an incomplete event does not count.
 
     def __init__(self, *, max_body: int | None, last_event_id: str = "") -> None:
         self.last_event_id: str = last_event_id
@@ -75,13 +66,8 @@ class EventParser:
         self._id = last_event_id
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
-        """Parse the next bytes, and return the events that are complete now.
-
-        At the end of the stream nothing is called: an incomplete event is dropped (§9.2.6).
-
-        Raises:
-            EventTooLarge: The stream cannot be read further. Events of this chunk are lost.
-        """
+        """Parse the next bytes, and return the complete events; after `EventTooLarge` the stream is unreadable."""
+        # Nothing is called at the end of the stream: an incomplete event is dropped (§9.2.6).
         events: list[ServerSentEvent] = []
         for piece in self._rest_of(chunk).splitlines(keepends=True):  # bytes are split only at CR, LF and CRLF
             self._line += piece

@@ -31,12 +31,10 @@ from push_to_poll_client._log import ConsumerLog
 _log = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.websocket"))
 
 CLOSE_TIMEOUT = 2.0
-"""Seconds for a server to answer a close frame; then the connection is dropped. A server that does not answer
-delays a planned reconnect or a stop by this time, or by twice this time if it does not read either."""
+"""Seconds for a server to answer a close frame. If it does not read either, a stop takes twice as long."""
 
 MAX_QUEUE = 16
-"""Frames waiting to be read before TCP slows the server down. With the default `max_size` these are at most 1
-MiB."""
+"""Frames waiting to be read before TCP slows the server down: at most 1 MiB with the default `max_size`."""
 
 
 def parse_url(url: str) -> httpx.URL:
@@ -58,21 +56,10 @@ def parse_url(url: str) -> httpx.URL:
 async def open_connection(
     url: str, *, headers: Mapping[str, str], ssl_context: ssl.SSLContext | None, **options: Any
 ) -> AsyncIterator[Any]:
-    """Open a connection of `websockets`, and close it at the end of the block.
-
-    Compression is off: it would take 50 KiB of buffers instead of 15, and a push carries no data. Redirects
-    are not followed: the library would send all headers but three to another origin (G12). The library's
-    reconnecting iterator is not used: the delays come from `_backoff.py`.
-
-    Args:
-        url: A websocket URL, without user and password.
-        headers: Sent with the handshake.
-        ssl_context: TLS settings for `wss://`. `None` uses the machine's trusted certificates.
-        options: As for the `connect` of `websockets`.
-
-    Raises:
-        Exception: The error that ended the attempt or the connection. `failure_of` classifies it.
-    """
+    """Open a connection of `websockets` in a block. Without `ssl_context`, the machine's certificates count."""
+    # Compression is off: it takes 50 KiB of buffers instead of 15, and a push carries no data. Redirects are not
+    # followed: the library would send all headers but three to another origin (G12). Its reconnecting iterator is
+    # not used: the delays come from `_backoff.py`.
     connect, connection_class = check_websockets(_backend())
     connections = itertools.count()
 
@@ -102,11 +89,9 @@ async def open_connection(
 
 
 class _QuietLogger(ConsumerLog):
-    """Suppresses the library's DEBUG records, which show frames and handshakes with `Authorization`.
+    """Suppresses the library's DEBUG records, which show frames and handshakes with `Authorization`."""
 
-    Its errors, such as an unanswered ping on trio, become INFO without a traceback: they are transient, and the
-    listener describes them itself.
-    """
+    # Its errors become INFO without a traceback: they are transient, and the listener describes them itself.
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
         return level > logging.DEBUG and super().isEnabledFor(level)
@@ -116,11 +101,10 @@ class _QuietLogger(ConsumerLog):
 
 
 class _AbortOnBackpressure:
-    """Aborts the connection if the server does not read and the write buffer reaches 32 KiB.
+    """Aborts the connection if the server does not read and the write buffer reaches 32 KiB."""
 
-    A push channel sends only pongs. On asyncio, the library would store the pongs to a flood of pings without a
-    limit, and a close would wait for the buffer without a timeout. On trio, TCP slows the flood down.
-    """
+    # A push channel sends only pongs. On asyncio, the library would store the pongs to a flood of pings without a
+    # limit, and a close would wait for the buffer without a timeout. On trio, TCP slows the flood down.
 
     transport: Any
 
@@ -128,10 +112,10 @@ class _AbortOnBackpressure:
         self.transport.abort()
 
 
+# asyncio reads 256 KiB at a time, which can be 87,000 frames. The library parses these in 0.2 s without a break,
+# and 4 KiB in 4 ms. With TLS on asyncio, one record of at most 16 KiB is read.
 READ_SIZE = 4096
-"""Bytes read before other tasks run. asyncio reads 256 KiB at a time, which can be 87,000 frames. The library
-parses these in 0.2 s without a break, and 4 KiB in 4 ms. With TLS on asyncio, one record of at most 16 KiB is
-read."""
+"""Bytes read before other tasks run."""
 
 
 class _SmallReads:
@@ -159,11 +143,7 @@ def _backend() -> str:
 
 @functools.cache
 def check_websockets(backend: str = "asyncio") -> tuple[Any, Any]:
-    """Return `connect` and the connection class for an event loop, with protections.
-
-    Raises:
-        ImportError: A protection does not work with the installed version of `websockets`.
-    """
+    """Return `connect` and the connection class with protections, or raise if they do not work."""
     module = importlib.import_module(f"websockets.{backend}.client")
     if not hasattr(websockets.exceptions, "TooManyFragments"):
         raise _unsupported("it stores the fragments of a message without a limit")

@@ -43,9 +43,9 @@ __all__ = ["LongPollListener"]
 HELD_AFTER = 1.0
 """Seconds without a response after which the server is assumed to hold the request."""
 
+# A single one may come from a server that closes late, or from a machine that slept.
 MAX_UNANSWERED = 2
-"""Requests in a row without a response after which the connection counts as failed. One alone may come from a
-server that closes late, or from a machine that slept."""
+"""Requests in a row without a response after which the connection counts as failed."""
 
 EMPTY_ASK_DELAY = 1.0
 """Seconds before `ask` is called again after it returned a `None` value."""
@@ -64,21 +64,14 @@ RequestParamsSource: TypeAlias = RequestParams | Callable[[], RequestParams | Aw
 
 
 MAX_POSITION = 8192
-"""Characters of the longest value that is sent back. CouchDB's have up to a few thousand; servers reject longer
-URLs."""
+"""Characters of the longest value sent back. CouchDB's have a few thousand; servers reject longer URLs."""
 
 NewsSource: TypeAlias = str | Callable[[ListenerResponse], object]
 NextSource: TypeAlias = Mapping[str, str] | Callable[[ListenerResponse], Mapping[str, Any]]
 
 
 class LongPollResult(NamedTuple):
-    """Content of one response.
-
-    Attributes:
-        news: True if the consumer should poll.
-        position: Parameters to add to the next request.
-        retry_after: Seconds that the server asks to wait. None if it does not ask.
-    """
+    """Content of one response. The next request adds the parameters in `position`."""
 
     news: bool
     position: Mapping[str, Any]
@@ -99,12 +92,7 @@ class LongPollReader:
         self._get_retry_after = None if retry_after is None else _last_at(retry_after)
 
     def read(self, response: ListenerResponse) -> LongPollResult:
-        """Read a successful response.
-
-        Raises:
-            UnusableResponse: The response is not JSON although a path was declared, a value of the position is too
-                long, or a function of the caller failed.
-        """
+        """Read a successful response."""
         if response.status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
             return NO_NEWS
         try:

@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresListener"]
 
+# Connections, rollbacks, resources (53300: too many clients), objects in use, operator (57P01: shutdown, 57P03:
+# starting), system, internal. Not 28 (authentication), 3D (no such database), 42 (not permitted), 25 (a standby
+# rejects LISTEN), 0A (not supported).
 TRANSIENT_SQLSTATES = ("08", "40", "53", "55", "57", "58", "XX")
-"""Classes of SQLSTATE that are retried soon: connections, rollbacks, resources (53300: too many clients), objects
-in use, operator (57P01: shutdown, 57P03: starting), system, internal. All others are retried slowly, such as 28
-(authentication), 3D (no such database), 42 (not permitted), 25 (a standby rejects LISTEN), 0A (not supported)."""
+"""Classes of SQLSTATE that are retried soon. All others are retried slowly."""
 
 PERMANENT_ERROR_TEXTS = (
     "authentication failed",

@@ -48,6 +48,8 @@ class NoCommonSubprotocol(NegotiationError):
     """The server chose no offered subprotocol. A proxy without subprotocols may have answered."""
 
 
+# All others are retried soon: 1000 and 1001 (a server is replaced), 1005 and 1006 (an empty close frame, or none),
+# 1011 to 1014 (server errors), and unknown codes such as 4000-4999, which the application defines (`classify=`).
 CLOSE_ACTIONS = {
     1002: ReconnectAction.SLOW_RETRY,  # protocol error
     1003: ReconnectAction.SLOW_RETRY,  # unsupported data
@@ -58,10 +60,10 @@ CLOSE_ACTIONS = {
     3000: ReconnectAction.SLOW_RETRY,  # unauthorized
     3003: ReconnectAction.SLOW_RETRY,  # forbidden
 }
-"""Close codes (RFC 6455 §7.4 and the IANA registry) that an early retry would meet again. All others are retried
-soon: 1000 and 1001 (a server is replaced), 1005 and 1006 (an empty close frame, or none), 1011 to 1014 (server
-errors), and unknown codes such as 4000-4999, which the application defines (`classify=`)."""
+"""Close codes (RFC 6455 §7.4 and the IANA registry) that an early retry would meet again."""
 
+# The first row whose type is among the error and its causes counts: trio hides the reason of a failed TLS
+# handshake in the cause.
 ERROR_ACTIONS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
     (CredentialsFailed, ReconnectAction.RETRY),  # whatever the provider's reason is
     (ssl.SSLCertVerificationError, ReconnectAction.SLOW_RETRY),  # a wrong certificate, or an eavesdropper
@@ -74,8 +76,7 @@ ERROR_ACTIONS: tuple[tuple[type[Exception], ReconnectAction], ...] = (
     (InvalidHandshake, ReconnectAction.SLOW_RETRY),  # the response does not open a websocket
     (Exception, ReconnectAction.RETRY),  # an unknown error must not stop the listener permanently
 )
-"""Actions after all other errors. The first row whose type is among the error and its causes counts: trio hides
-the reason of a failed TLS handshake in the cause."""
+"""Actions after all other errors."""
 
 UNAUTHORIZED_CLOSE_CODES = frozenset({1008, 3000})
 """Codes after which new credentials may help: servers close with these when a token expires."""

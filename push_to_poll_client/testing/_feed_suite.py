@@ -30,16 +30,7 @@ class Step(NamedTuple):
 
 
 class FeedWalk:
-    """Iterates over the pages of a feed. Not a generator, so stopping early leaves nothing open.
-
-    Args:
-        feed: The feed to read.
-        cursor: The cursor to start at. None means the inception.
-        wait: Seconds for which the feed may hold each answer.
-
-    Attributes:
-        steps: The pages fetched so far, in order.
-    """
+    """Iterates over the pages of a feed. Not a generator, so stopping early leaves nothing open."""
 
     def __init__(self, feed: Feed, cursor: Cursor | None = None, *, wait: float = 0.0) -> None:
         self.steps: list[Step] = []

@@ -20,9 +20,8 @@ Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+# Dropbox requires `nosniff`, so that a browser does not show an echo as a page.
 FIXED_HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
-"""Dropbox requires `nosniff`, so that a browser does not show an echo as a page. `no-store`: a response is for one
-request only."""
 
 
 def request_of(scope: Scope) -> WebhookRequest:
@@ -75,8 +74,7 @@ def check_length(headers: Mapping[str, str], max_body: int) -> None:
 
 
 PIECES_AT_ONCE = 1_000
-"""Pieces of a body that are read before other tasks run. A server may have all of them ready: 1 MiB in pieces of
-one byte takes a second; a thousand pieces take 1 ms."""
+"""Pieces of a body read before other tasks run: a server may have 1 MiB ready in pieces of one byte (1 s)."""
 
 
 async def read_body(receive: Receive, *, max_body: int, max_time: float) -> bytes:

@@ -62,8 +62,7 @@ class WebhookCounters:
 _T = TypeVar("_T")
 
 CALLBACK_TIMEOUT = 8.0
-"""Seconds for an async verifier or handshake; the body stays in memory meanwhile. Dropbox, Graph and GitHub wait
-10 s for a response."""
+"""Seconds for an async verifier or handshake. Dropbox, Graph and GitHub wait 10 s for a response."""
 
 
 class WebhookJournal:
@@ -89,10 +88,7 @@ class WebhookJournal:
     async def call_safely(
         self, what: str, call: Callable[[], _T | Awaitable[_T]], *, check: Callable[[_T], _T]
     ) -> _T | None:
-        """Return the checked result of a function, async or not; None if it fails.
-
-        `what` names the function in the log; `check` raises if the result has the wrong type.
-        """
+        """Return the checked result of a function, async or not; None if it fails. The log calls it `what`."""
         try:
             result = call()
             if inspect.isawaitable(result):

@@ -19,11 +19,7 @@ ROUNDING = 1e-6
 
 
 class TokenBucket:
-    """Passes at most burst + rate·T requests in any window of T seconds. Thread-safe.
-
-    The only state is the time when the bucket is full again (GCRA), as in the schedule of polls. `rate` is None
-    without a limit.
-    """
+    """Passes at most burst + rate·T requests in any window of T seconds (GCRA). Thread-safe."""
 
     def __init__(self, rate: float | None, burst: int) -> None:
         self._spacing = 0.0 if rate is None else 1.0 / rate
@@ -42,19 +38,19 @@ class TokenBucket:
             return 0.0
 
 
+# With one push a second for one name, and two digests each, this covers seven hours; signatures usually expire
+# after five minutes. If `route` reads the name from the path, an attacker who sends one request to 25,000 names in
+# turn outlasts the cache.
 MAX_REPLAYS = 50_000
-"""Digests of 16 bytes, one for each name that the request is for: about 15 MiB. With one push a second for one
-name, and two digests each, this covers seven hours; signatures usually expire after five minutes. If `route` reads
-the name from the path, an attacker who sends one request to 25,000 names in turn outlasts the cache."""
+"""Digests of 16 bytes, one for each name that the request is for: about 15 MiB."""
 
 
 class ReplayCache:
-    """Expiry times of the authentic requests received, oldest evicted first. Thread-safe.
+    """Expiry times of the authentic requests received, oldest evicted first. Thread-safe."""
 
-    Many protocols do not sign the address of a webhook, and names may be read from it. So the same body for
-    another name is not a repetition. An attacker with one signed request can send it with any names: it wakes once
-    for each name with a listening consumer, once for all other names together, and once for all consumers.
-    """
+    # Many protocols do not sign the address of a webhook, and names may be read from it. So the same body for
+    # another name is not a repetition. An attacker with one signed request wakes once for each name with a
+    # listening consumer, once for all other names together, and once for all consumers.
 
     def __init__(self, max_replays: int = MAX_REPLAYS) -> None:
         self._max_replays = max_replays
@@ -62,10 +58,7 @@ class ReplayCache:
         self._lock = threading.Lock()
 
     def unseen(self, verified: Verified, recipients: Sequence[Recipient], now: float) -> Sequence[Recipient]:
-        """Return the recipients for whom this request is new; none for a repetition.
-
-        Known entries are kept until this copy expires.
-        """
+        """Return the recipients for whom this request is new. Known entries live until this copy expires."""
         # Do not add the other digests of a repeated request: where the delivery id is not signed, one captured
         # body can be sent under endless ids and would evict everything else.
         with self._lock:

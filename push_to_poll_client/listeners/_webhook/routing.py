@@ -28,9 +28,9 @@ from push_to_poll_client.listeners._webhook.types import (
     WebhookRequest,
 )
 
+# Until then the consumer polls at its degraded interval, 10 s by default: the latency of a rejected push.
 FLOOD_QUIET_TIME = 30.0
-"""Seconds without a rejected request after which a flood is over. Until then the consumer polls at its degraded
-interval, 10 s by default, so a rejected push costs only that much latency."""
+"""Seconds without a rejected request after which a flood is over."""
 
 
 class ForwardedChannel:
@@ -55,12 +55,10 @@ class ForwardedChannel:
 
 
 class WebhookSubscriber(ForwardedChannel):
-    """One consumer that listens to the webhook, with its channel.
+    """One consumer that listens to the webhook, with its channel. Runs in the consumer's event loop."""
 
-    Created and used in the consumer's event loop, except where a method says otherwise. The channel is up while
-    the server is believed to push and no flood hides pushes. Only the consumer that keeps the subscription has a
-    `router`, to tell the others if the server pushes.
-    """
+    # The channel is up while the server is believed to push and no flood hides pushes. Only the consumer that
+    # keeps the subscription has a `router`, to tell the others if the server pushes.
 
     def __init__(self, channel: Channel, router: "PushRouter | None" = None) -> None:
         super().__init__(channel)
@@ -124,12 +122,11 @@ MAX_NAMES = 1_000
 
 
 class PushRouter:
-    """Finds the consumers that an authentic request is for. Thread-safe.
+    """Finds the consumers that an authentic request is for. Thread-safe."""
 
-    No failure of the caller's functions loses a push. `control` receives the server's messages about the
-    subscription; it is None if the webhook has no subscription. Consumers then poll instead, and the server is
-    believed to push always.
-    """
+    # No failure of the caller's functions loses a push: then all consumers poll. `control` receives the server's
+    # messages about the subscription. Without a subscription, it is None, and the server is believed to push
+    # always.
 
     def __init__(
         self,
@@ -224,10 +221,7 @@ class PushRouter:
 
 
 def names_at(path: str) -> Route:
-    """Return a route that reads the names at a path in the body, such as "list_folder.accounts".
-
-    A body that is not JSON or has nothing at the path is for all. Raises `ValueError` for a malformed path.
-    """
+    """Return a route that reads the names at a path in the body. Without names, the request is for all."""
     steps = parse_path(path)
 
     def names(request: WebhookRequest) -> list[str]:

@@ -164,9 +164,9 @@ RejectReason: TypeAlias = Literal["refused", "not_ready", "too_large", "too_slow
 ACCEPTED = WebhookResponse()
 """Response to an authentic request, unless the subscription or the caller chose another one."""
 
+# A server repeats a push after a 503, and may end the subscription after a 401.
 NOT_READY = WebhookResponse(503, headers={"Retry-After": "5"})
-"""Response to an unverified request while the registration may not be loaded: a server repeats a push after a 503,
-and may end the subscription after a 401."""
+"""Response to an unverified request while the registration may not be loaded."""
 
 REJECTIONS: Mapping[RejectReason, WebhookResponse] = {
     # The same response for every fault of a signature: details would help an attacker.

@@ -17,9 +17,10 @@ from push_to_poll_client.listeners.subscriptions._types import Registration
 
 SUBSCRIBE, UNSUBSCRIBE, DENIED = "subscribe", "unsubscribe", "denied"
 
+# A longer one, or one that is not plain text, comes from an attacker who wants this server to show the attacker's
+# text (WebSub §8.2).
 MAX_CHALLENGE = 1024
-"""Characters of a challenge that is echoed. Hubs send about 20 to 200. A longer one, or one that is not plain
-text, comes from an attacker who wants this server to show the attacker's text (WebSub §8.2)."""
+"""Characters of a challenge that is echoed. Hubs send about 20 to 200."""
 
 MAX_REASON = 200
 """Characters of a hub's reason that are logged."""
@@ -43,15 +44,7 @@ class HubTarget(NamedTuple):
 
 
 class HubRequest:
-    """A request to a hub, and its result.
-
-    Attributes:
-        mode: `SUBSCRIBE` or `UNSUBSCRIBE`.
-        hub: The hub to ask; after redirects, the hub that was asked.
-        verified: True if the hub's callback came and was confirmed.
-        expires_at: Time when the hub ends the subscription, in seconds since the epoch; None if not given.
-        denied: The hub's reason for denying the request; None if not denied.
-    """
+    """A request to a hub, and its result. After redirects, `hub` is the hub that was asked."""
 
     def __init__(self, mode: str, topic: str, hub: HubTarget) -> None:
         self.mode = mode
@@ -77,15 +70,7 @@ class HubRequest:
 
 
 class HubCallbacks:
-    """Answers the callbacks of hubs. Call `respond` in any thread, everything else in the event loop.
-
-    Args:
-        on_denied: Called with the reason, safe to log, when a hub ends an active subscription.
-
-    Attributes:
-        requests: The last request for each subscription, by id.
-        registrations: The subscriptions whose pushes are accepted, by id.
-    """
+    """Answers the callbacks of hubs. Call `respond` in any thread, everything else in the event loop."""
 
     # No lock is needed: the event loop replaces or adds values in one step, and threads only read them.
 
@@ -112,11 +97,9 @@ class HubCallbacks:
         self._is_loaded = True
 
     def respond(self, request: WebhookRequest) -> WebhookResponse | None:
-        """Respond to a hub's callback; None if the request is not a callback.
-
-        A push for an ended subscription is answered with 410, which ends it at the hub too (WebSub §7). A push for
-        an unknown one is not: another process may own it, or this process may not know it yet.
-        """
+        """Respond to a hub's callback; None if the request is not a callback."""
+        # A push for an ended subscription is answered with 410, which ends it at the hub too (WebSub §7). A push
+        # for an unknown one is not: another process may own it, or this process may not know it yet.
         callback = callback_id(request)
         if request.method != "GET":
             return _GONE if callback in self._ended and callback not in self.registrations else None

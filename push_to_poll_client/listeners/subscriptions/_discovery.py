@@ -16,9 +16,10 @@ from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, link_targ
 from push_to_poll_client._http.origins import parse_http_url, without_secrets
 from push_to_poll_client.listeners._requests import UnusableResponse
 
+# The URLs of six subscriptions must fit into the 16,384 characters that a listener may save, whatever a topic
+# sends.
 MAX_LINK = 1024
-"""Characters of a URL; a longer one is ignored. The URLs of six subscriptions must fit into the 16,384 characters
-that a listener may save, even if a topic sends long ones."""
+"""Characters of a URL; a longer one is ignored."""
 
 MAX_HEAD = 64 * 1024
 """Bytes of an HTML page in which its head is searched."""
@@ -31,14 +32,7 @@ _ENTRIES = frozenset({"http://www.w3.org/2005/Atom}entry", "item", "http://purl.
 
 
 def topic_of(headers: httpx.Headers, body: bytes, url: str) -> tuple[str, str]:
-    """Read the topic's URL and hub from the response of a topic.
-
-    The topic's URL is its `self` link, or `url`. The hub is the first one with https, or the first one. If `url`
-    uses https and no hub does, the hub's scheme is changed to https.
-
-    Raises:
-        UnusableResponse: It names no hub, or only one that cannot be asked over https.
-    """
+    """Read the topic's `self` link (default: `url`) and its hub, preferring https, from its response."""
     links = list(_links_in_headers(headers, url))
     hubs = _usable_links(links, "hub", url)
     if not hubs:
@@ -51,7 +45,7 @@ def topic_of(headers: httpx.Headers, body: bytes, url: str) -> tuple[str, str]:
     named = next(iter(_usable_links(links, "self", url)), url)
     confidential = [hub for hub in hubs if hub.startswith("https:")]
     if not confidential and url.startswith("https:"):
-        # Many feeds still name a hub with http:// that also supports https.
+        # Try https: many feeds still name a hub with http:// that also supports https.
         without_port = [hub for hub in map(httpx.URL, hubs) if hub.port is None]
         confidential = [str(hub.copy_with(scheme="https")) for hub in without_port]
         if not confidential:

@@ -77,28 +77,18 @@ def is_gone(error: Exception) -> bool:
 _T = TypeVar("_T")
 
 CALL_TIMEOUT = 300.0
-"""Seconds for the subscription to create or renew. A request times out long before. A call that hangs must not end
-the pushes."""
+"""Seconds to create or renew. A request times out long before. A call that hangs must not end the pushes."""
 
 EXIT_TIMEOUT = 5.0
 """Seconds to stop all subscriptions at exit: less than a service manager waits before it kills."""
 
 
 class SubscriptionManager:
-    """Keeps one subscription alive while `run` runs.
+    """Keeps one subscription alive while `run` runs."""
 
-    A restart continues with the state that the channel has saved, without a new subscription. If the
-    subscription's identity changed, a new one is created first, then the old one is stopped.
-
-    Args:
-        subscription: Creates, renews and stops the registrations.
-        unsubscribe_on_exit: True to ask the server to stop pushing when `run` ends, for at most 5 seconds. What is
-            not stopped by then is stopped by the next run, once it has a new registration.
-
-    Attributes:
-        name: Name of the subscription.
-        is_loaded: True while `run` runs and the subscription knows the registrations in the store. Thread-safe.
-    """
+    # A restart continues with the saved state, without a new subscription. If the subscription's identity changed,
+    # a new one is created first, then the old one is stopped. `unsubscribe_on_exit` takes at most 5 seconds. A
+    # registration that is not stopped by then is stopped by the next run, once that has a new one.
 
     def __init__(self, subscription: Subscription, *, unsubscribe_on_exit: bool = False) -> None:
         self.name = subscription.name
@@ -135,25 +125,16 @@ class SubscriptionManager:
         return self._is_requesting or self._state.planned is not None
 
     def control(self, control: Control) -> None:
-        """Report what the server said about the subscription itself. Thread-safe, never blocks.
-
-        Args:
-            control: `RENEW`: renew now, but at least 15 seconds after the registration. `RECREATE`: the server has
-                dropped it, so create a new one, after a backoff. `MISSED`: poll. A control that comes while `run`
-                is not running takes effect when it runs again.
-        """
+        """Report what the server said about the subscription itself. Thread-safe, never blocks."""
+        # `RENEW`: at least 15 seconds after the registration. `RECREATE`: after a backoff. `MISSED`: poll. A
+        # control that comes while `run` is not running takes effect when it runs again.
         self._controls.add(control)
         if (waiting := self._waiting) is not None:
             loop, event = waiting
             loop.call(event.set)
 
     async def run(self, channel: Channel) -> None:
-        """Keep the subscription alive until cancelled. Run for one consumer at a time.
-
-        Raises:
-            ListenerError: The server refuses permanently.
-            StoreError: The state could not be saved.
-        """
+        """Keep the subscription alive until cancelled. Run for one consumer at a time."""
         self._channel, self._handled = channel, sys.exception()
         self._reset()
         try:

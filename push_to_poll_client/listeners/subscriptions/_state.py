@@ -23,14 +23,7 @@ MAX_PENDING_STOPS = 4
 
 
 class SubscriptionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All registrations that may exist at the server.
-
-    Attributes:
-        planned: The registration that is being created.
-        current: The active registration.
-        renew_at: Time to renew `current`, in seconds since the epoch; None means never.
-        leaving: Registrations to be stopped, oldest first.
-    """
+    """All registrations that may exist at the server. `renew_at` is seconds since the epoch, None: never."""
 
     planned: Registration | None = None
     current: Registration | None = None
@@ -39,11 +32,9 @@ class SubscriptionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 
     @staticmethod
     def from_text(text: str, identity: str | None = None) -> "SubscriptionState":
-        """Read the text of `to_text`. Raises one of `DECODE_ERRORS` if it is malformed or of another version.
-
-        If it was saved under another identity, all its registrations are to be stopped: the arguments were
-        changed, or another listener had this place.
-        """
+        """Read the text of `to_text`. Raises one of `DECODE_ERRORS` if it is malformed or of another version."""
+        # If it was saved under another identity, all its registrations are to be stopped: the arguments were
+        # changed, or another listener had this place.
         stored = decode(text, type=_StoredSubscription)
         return stored.book if stored.asked == identity else stored.book.stop_all()
 
@@ -118,13 +109,13 @@ EARLIEST, LATEST = 0.5, 0.75
 """Shares of the lifetime between which a subscription is renewed, at random. 1,000 consumers that subscribed at
 once for 10 days renew over 60 hours. A quarter of the lifetime is left for failures."""
 
+# Subscriptions shorter than 20 seconds have gaps, which polls fill.
 MIN_RENEWAL_INTERVAL = 15.0
-"""Minimum seconds between a registration and its renewal: at most four requests a minute. Subscriptions shorter
-than 20 seconds have gaps, which polls fill."""
+"""Minimum seconds between a registration and its renewal: at most four requests a minute."""
 
+# One request a minute. The clocks of server and client differ, and it may be active.
 CLOCK_SKEW_DELAY = 60.0
-"""Seconds until the renewal of a registration that was already expired when it came: one request a minute. The
-clocks of server and client differ, and it may be active."""
+"""Seconds until the renewal of a registration that was already expired when it came."""
 
 DEFAULT_RENEWAL_INTERVAL = 3600.0
 """Seconds until the renewal of a registration whose `renew_at` is in the past and that does not expire."""
@@ -183,16 +174,15 @@ class Renewal:
 
 
 MIN_MISSED = 2
-"""Polls in a row, since the registration, with messages that no push announced. After one poll, the push may still
-be on its way."""
+"""Polls in a row with messages that no push announced. After one poll, the push may still be on its way."""
 
 FIRST_EARLY_RENEWAL_INTERVAL = 3600.0
-"""Seconds between two renewals for missed pushes. The interval doubles if pushes are missed again within twice
-this time, else it starts again at this value."""
+"""Seconds between two renewals for missed pushes. Doubles if pushes are missed again within twice this."""
 
+# A server that accepts subscriptions and does not push is asked 11 times in the first week, then once a day; 1,000
+# consumers ask it 42 times an hour.
 MAX_EARLY_RENEWAL_INTERVAL = 86_400.0
-"""Longest interval in seconds. A server that accepts subscriptions and does not push is asked 11 times in the
-first week, then once a day; 1,000 consumers ask it 42 times an hour."""
+"""Longest interval in seconds."""
 
 
 class MissedPushes:

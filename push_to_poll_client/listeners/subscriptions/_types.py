@@ -12,9 +12,9 @@ class SubscriptionRefused(PushToPollError):
     """The server refuses until a person acts. The request is retried every few minutes."""
 
 
+# A time in milliseconds that was read as seconds would never be renewed, and pushes would end silently.
 IN_MILLISECONDS = 1e11
-"""Seconds until the year 5138; as milliseconds, 1973. A time in milliseconds that was read as seconds would never
-be renewed, and pushes would end silently."""
+"""Seconds until the year 5138; as milliseconds, 1973."""
 
 Moment: TypeAlias = Annotated[float, msgspec.Meta(gt=-IN_MILLISECONDS, lt=IN_MILLISECONDS)]
 """Seconds since the epoch. Checked when the manager gets a `Registration`, not when it is made."""

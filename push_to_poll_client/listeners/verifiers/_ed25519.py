@@ -16,18 +16,13 @@ _PRIME = 2**255 - 19
 _ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
 """The y of half of the points of order 8; the others have its negative."""
 
+# With such a key, anyone can write signatures that fit one message in eight, or every message.
 _WEAK = frozenset({0, 1, _PRIME - 1, _PRIME, _PRIME + 1, _ORDER_8, _PRIME - _ORDER_8})
-"""The y of all points of small order, in all encodings. With such a key, anyone can write signatures that fit one
-message in eight, or every message. OpenSSL accepts these keys."""
+"""The y of all points of small order, in all encodings. OpenSSL accepts these keys."""
 
 
 def public_key(raw: bytes) -> PublicKey:
-    """Build a public key from 32 bytes.
-
-    Raises:
-        ImportError: `cryptography` is not installed.
-        ValueError: The bytes are not a key, or are a weak key.
-    """
+    """Build a public key from 32 bytes, or raise `ValueError` if they are not a key or a weak one."""
     try:
         ed25519 = import_module("cryptography.hazmat.primitives.asymmetric.ed25519")
     except ImportError as error:

@@ -68,8 +68,7 @@ def check_secrets(secrets: object) -> tuple[str | bytes, ...]:
 
 
 TOLERANCE = 300.0
-"""Seconds, as in Stripe, Slack, Svix and the libraries of Standard Webhooks. After that a repetition is rejected
-for its timestamp, so repetitions must be remembered for this long."""
+"""Seconds, as in Stripe, Slack, Svix and Standard Webhooks. Replays must be remembered for this long."""
 
 _read_number = re.compile(r"[1-9][0-9]{0,15}").fullmatch
 """`int()` also accepts signs, spaces, underscores and the digits of every script; `float()` accepts "nan"."""
@@ -94,10 +93,7 @@ def header_name(name: str) -> str:
 
 
 class Template:
-    """Template such as "v0:{timestamp}:{body}". A name in braces is a known value or a header.
-
-    "{{" is a literal brace. `names` holds all names in braces, in lower case. Raises `TypeError` or `ValueError`.
-    """
+    """Template such as "v0:{timestamp}:{body}". A name in braces is a known value or a header."""
 
     def __init__(self, text: str) -> None:
         check_str("a template", text)
@@ -138,19 +134,13 @@ ENCODINGS: Mapping[str, tuple[Callable[[bytes], bytes], Callable[[str], str]]] =
 }
 """By encoding: the function that encodes a MAC, and the function that normalises the case of a signature."""
 
+# A longer list is rejected: each item costs a comparison with each secret.
 MAX_ITEMS = 16
-"""Items in a list of signatures. Servers send two or three while a secret is replaced. A longer list is rejected,
-since each item costs a comparison with each secret."""
+"""Items in a list of signatures. Servers send two or three while a secret is replaced."""
 
 
 class _Stated(NamedTuple):
-    """Contents of the headers of a request whose timestamp is acceptable.
-
-    Attributes:
-        signatures: Encoded signatures by algorithm; at least one.
-        timestamp: Text of the timestamp; empty if there is none.
-        until: Time when the timestamp expires, in seconds since the epoch; infinite if there is none.
-    """
+    """Contents of the headers of a request whose timestamp is acceptable."""
 
     signatures: Mapping[str, Sequence[bytes]]
     timestamp: str

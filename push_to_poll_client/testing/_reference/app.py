@@ -1,19 +1,19 @@
-"""The reference server as an ASGI application: a feed, its push channels, and ways to make them fail.
+"""The reference server as an ASGI application: a feed, its push channels, and faults on command.
 
-    GET  /feed      HTTP Feeds (http-feeds.org) with `lastEventId` and long polling by `timeout` in milliseconds
-    WS   /push      after each publication one text message, {"cursor": id of the newest event}: a hint, no data
-    GET  /events    the same texts as server-sent events, each with the id as its id
-    GET  /changes   a long poll with `after`, the id of an event, and `wait` in seconds: {"changes": true,
-                    "cursor": the newest id} once that is another, else {"changes": false, "cursor": `after`}
-    POST /webhooks  JSON: {"url": ..., "secret": ...}: the same texts are sent there, signed as Standard Webhooks
-                    are, and tried again; null for the secret ends that; answers the list of all addresses
+    GET  /feed      HTTP Feeds (http-feeds.org), with `lastEventId`, and `timeout` (milliseconds) for long polling
+    WS   /push      one text message per publication, {"cursor": id of the newest event}; it holds no event data
+    GET  /events    the same texts as server-sent events; the id of the newest event is the id of the SSE event
+    GET  /changes   long poll with `after`, an event id, and `wait`, seconds: answers {"changes": true, "cursor":
+                    newest id} as soon as the newest id differs, else {"changes": false, "cursor": `after`}
+    POST /webhooks  JSON {"url": ..., "secret": ...}: send the same texts to this URL, signed by Standard Webhooks
+                    and retried; a null secret stops this; answers the list of all URLs
     POST /publish   JSON: a number of events, or a list with the data of each; answers the list of their ids
-    POST /faults    JSON: an object of `Faults`' names; `close_websockets` is a code to close them with now
-    GET  /stats     what the server counted
-    GET  /pushes    for each publication whether its push was dropped, and how many connections it was sent to
+    POST /faults    JSON: an object with fields of `Faults`; `close_websockets` closes them now with this code
+    GET  /stats     counters of the server
+    GET  /pushes    for each publication: True if its push was dropped, and the number of connections that got it
 
-Messages live in memory for as long as the application does, also while no server runs it. Webhooks are sent by a
-server that says when it begins and when it ends (ASGI's lifespan).
+Events stay in memory as long as the application exists, also while no server runs it. Webhooks are sent only
+under a server that supports ASGI's lifespan.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,15 +44,15 @@ class ReferenceApp:
     """The ASGI application. Call its methods only in the thread whose event loop runs it.
 
     Args:
-        page_size: Most events on a page of the feed.
+        page_size: Maximum events on a page of the feed.
         backlog: Number of events in the feed at the start.
-        keep_alive: Seconds without a push after which an event stream gets a comment, 15 as WHATWG HTML §9.2.7
-            proposes; `None`: it gets none.
+        keep_alive: Seconds without a push after which an event stream gets a comment; 15 is the proposal of WHATWG
+            HTML §9.2.7. None sends no comments.
         webhook_retries: Seconds before each retry of a webhook.
 
     Attributes:
-        faults: The switches.
-        stats: The counters.
+        faults: The faults; set them at any time.
+        stats: The current counters.
         pushes: The push of each publication, oldest first.
     """
 

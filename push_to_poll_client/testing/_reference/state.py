@@ -15,44 +15,29 @@ from push_to_poll_client.testing._reference.control import Faults, PushRecord, S
 from push_to_poll_client.testing._virtual_time import Bell
 
 DEFAULT_DATA = {"note": "x" * 80}
-"""The data of an event that is published without data; with it the event has about 300 bytes."""
+"""Default data of an event, which then has about 300 bytes."""
 
 _DIGITS = 12
 
 
 @dataclass(eq=False)
 class ReferenceState:
-    """State that the endpoints share.
-
-    Attributes:
-        page_size: Most events on a page of the feed.
-        keep_alive: Seconds without a push after which an event stream gets a comment; `None`: it gets none.
-        faults: The switches.
-        stats: The counters.
-        events: In the order of their publication, encoded. Ids are their places, padded so that they sort as text.
-        previous_body: Of the last page.
-        pushes: The push of each publication, oldest first.
-        closings: The code of each time that all connections were to be closed.
-        bell: Rings when there is something new in the last two, and when the server ends.
-    """
+    """State that the endpoints share."""
 
     page_size: int
     keep_alive: float | None
     faults: Faults = field(default_factory=Faults)
     stats: Stats = field(default_factory=Stats)
-    events: list[bytes] = field(default_factory=list)
-    previous_body: bytes = b"[]"
+    events: list[bytes] = field(default_factory=list)  # encoded; ids are padded so that they sort as text
+    previous_body: bytes = b"[]"  # of the last page
     pushes: list[PushRecord] = field(default_factory=list)
-    closings: list[int] = field(default_factory=list)
-    bell: Bell = field(default_factory=Bell)
+    closings: list[int] = field(default_factory=list)  # a close code for each call of close_all()
+    bell: Bell = field(default_factory=Bell)  # rings for a new push or closing, and when the server stops
     _is_shut: bool = False
 
     def append(self, datas: Iterable[Any]) -> list[str]:
-        """Append an event with each of these data, without a push, and return their ids.
-
-        An object gets a member `sent`, if it has none: the time of its publication in seconds on the clock of
-        `time.monotonic()`, which the processes of one machine share.
-        """
+        """Append one event for each of `datas` without a push, and return their ids."""
+        # `sent` is read by other processes: those of one machine share the clock of `time.monotonic()`.
         ids = []
         for data in datas:
             place = f"{len(self.events) + 1:0{_DIGITS}d}"
@@ -97,12 +82,12 @@ class ReferenceState:
         self.bell.ring()
 
     def open(self) -> None:
-        """Begin with a new server, whose event loop is another one: tasks that wait in the old one are gone."""
+        """Prepare for a new server, whose event loop differs from the last one's."""
         self.bell = Bell()
         self._is_shut = False
 
     def shut(self) -> None:
-        """End what is held, for a server that ends: it would wait for it."""
+        """End held requests. A server that stops would wait for them."""
         self._is_shut = True
         self.bell.ring()
 
@@ -113,7 +98,7 @@ class ReferenceState:
     async def hold(
         self, exchange: Exchange, work: Callable[[], Awaitable[None]], *counters: str, until_shut: bool = True
     ) -> None:
-        """Run `work` until it ends, the client has gone or the server ends; count it as long as it runs."""
+        """Run `work` until it ends, the client disconnects, or the server stops; count it while it runs."""
         ends = [exchange.wait_for_disconnect, *([self._until_shut] if until_shut else [])]
         self.stats.count(**dict.fromkeys(counters, 1))
         try:
@@ -123,12 +108,9 @@ class ReferenceState:
 
 
 class PushSubscription:
-    """One connection's place among the pushes: it hears what comes after it was made.
+    """Pushes that one connection must still send: those published after its creation."""
 
-    Args:
-        state: The pushes.
-        closes: Whether it ends when all connections are closed.
-    """
+    # `closes`: the subscription ends when all connections are closed.
 
     def __init__(self, state: ReferenceState, *, closes: bool = True) -> None:
         self._state = state
@@ -138,11 +120,11 @@ class PushSubscription:
 
     @property
     def code(self) -> int | None:
-        """The code with which to close; `None`: stay open."""
+        """Code to close the connection with. None means stay open."""
         return next(iter(self._state.closings[self._closed :]), None)
 
     async def next(self) -> PushRecord | None:
-        """Wait for the next push to send, and count it; `None`: close instead."""
+        """Wait for the next push to send, and count it. None means close the connection."""
         state = self._state
         while self.code is None:
             if self._due:

@@ -20,14 +20,14 @@ from push_to_poll_client.testing._reference.state import PushSubscription, Refer
 from push_to_poll_client.testing._virtual_time import Bell
 
 TIMEOUT = 5.0
-"""Seconds for a receiver to answer, after which a push is tried again."""
+"""Seconds for a receiver to answer. Then the push is retried."""
 
 FORGED_KEY = b"a key that the receiver does not have"
 
 
 @dataclass(eq=False)
 class _PushReceiver:
-    """An address that pushes are sent to."""
+    """URL that gets webhooks."""
 
     url: str
     key: bytes
@@ -35,14 +35,7 @@ class _PushReceiver:
 
 
 class WebhookSender:
-    """Sends what is pushed from when a receiver was registered on, while a server runs.
-
-    What was not delivered when the server ends is given up, as in a crash.
-
-    Args:
-        state: The pushes.
-        retries: Seconds before each further attempt.
-    """
+    """Sends each push to its receivers while a server runs. A stop drops undelivered pushes, as a crash does."""
 
     def __init__(self, state: ReferenceState, *, retries: Sequence[float]) -> None:
         self._state = state
@@ -51,19 +44,7 @@ class WebhookSender:
         self._bell = Bell()
 
     def register(self, url: str, secret: str | None) -> list[str]:
-        """Send what is pushed from now on there too.
-
-        Args:
-            url: Where to.
-            secret: What to sign with, "whsec_" and Base64; takes the place of an earlier one. `None`: send no
-                more.
-
-        Returns:
-            Where pushes are sent to now.
-
-        Raises:
-            ValueError: The URL or the secret is invalid.
-        """
+        """Add, replace or (with `secret=None`) remove a receiver, and return the URLs of all receivers."""
         if secret is None:
             self._receivers.pop(url, None)
         else:
@@ -76,7 +57,7 @@ class WebhookSender:
         return list(self._receivers)
 
     async def run(self) -> None:
-        """Send, until cancelled."""
+        """Send webhooks until cancelled."""
         self._bell = Bell()
         for receiver in self._receivers.values():
             receiver.subscription = PushSubscription(self._state, closes=False)
