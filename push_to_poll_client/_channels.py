@@ -82,24 +82,15 @@ MAX_STATE = 16_384
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ListenerChannel:
-    """The channel of one listener of a consumer.
-
-    `wake` may be called from any thread, all other methods only in the event loop.
-
-    Attributes:
-        name: The name in the status and the log, unique among the channels of a consumer.
-        changed: Called when the channel comes up or goes down.
-        saved_state: Returns the text that is saved under a key; `None` if there is none.
-        save_state: Saves a text under a key, between two polls; `None` deletes it.
-    """
+    """The channel of one listener. `wake` may be called from any thread, the rest in the event loop."""
 
     listener: Listener
-    name: str
+    name: str  # unique among the channels of a consumer
     wakes: Wakes
     schedule: Schedule
     changed: Callable[[], None]
     saved_state: Callable[[str], str | None]
-    save_state: Callable[[str, str | None], Awaitable[None]]
+    save_state: Callable[[str, str | None], Awaitable[None]]  # between two polls; None deletes the text
     _running: bool = field(default=False, init=False)
     _pushes: int = field(default=0, init=False)
 
@@ -148,11 +139,7 @@ class ListenerChannel:
         return self.saved_state(self._state_key)
 
     async def save(self, state: str | None, /) -> None:
-        """Save a text for later runs; `None` deletes it.
-
-        Waits while the store is unavailable. Raises `StoreError` if the store failed for good, and `ValueError` if
-        the text is too long.
-        """
+        """Save a text for later runs; `None` deletes it. Waits while the store is unavailable."""
         if state is not None and len(state) > MAX_STATE:
             raise ValueError(f"{self.name}: state must be at most {MAX_STATE} characters, got {len(state)}")
         await self.save_state(self._state_key, state)

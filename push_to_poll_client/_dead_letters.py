@@ -53,10 +53,8 @@ class SessionDeadLetters(SessionPart):
         return dead_letter
 
     async def try_again(self, dead_letter: DeadLetter) -> bool:
-        """Retry a dead letter once; return True if it was processed.
-
-        If the store fails, the outcome is saved by the next commit.
-        """
+        """Retry a dead letter once; return True if it was processed."""
+        # If the store fails, the outcome is saved by the next commit.
         progress, fingerprint = self.progress, await self._fingerprint(dead_letter)
         failure = await self.retry.retry_dead_letter(dead_letter, self._restore(dead_letter))
         if failure is None:
@@ -68,10 +66,7 @@ class SessionDeadLetters(SessionPart):
         return failure is None
 
     async def drop(self, dead_letter: DeadLetter) -> None:
-        """Remove a dead letter and record its message as skipped.
-
-        If the store fails, the next commit removes it.
-        """
+        """Remove a dead letter and record its message as skipped. If the store fails, the next commit does it."""
         record = Record(dead_letter.dedupe_key, Settlement.SKIPPED, await self._fingerprint(dead_letter))
         self.progress.pending.append(record)
         await self.progress.flush()
@@ -99,10 +94,7 @@ def restore_from_json(dead_letter: DeadLetter) -> Message:
 
 
 def as_json(dead_letter: DeadLetter) -> bytes:
-    """Return a dead letter as one line of JSON.
-
-    `raw` is written as text if it is UTF-8, otherwise as `raw_base64`.
-    """
+    """Return a dead letter as one line of JSON; `raw` that is not UTF-8 becomes `raw_base64`."""
     fields = msgspec.structs.asdict(dead_letter)
     raw = fields.pop("raw")
     try:

@@ -47,11 +47,7 @@ class EventLoop:
     __hash__ = None  # type: ignore[assignment]  # only compared, never a key of a dict
 
     def call(self, function: Callable[[], None]) -> bool:
-        """Schedule a function; callable from any thread and from signal handlers.
-
-        Returns:
-            False if the loop has ended: the function will not be called.
-        """
+        """Schedule a function from any thread or a signal handler; return False if the loop has ended."""
         try:
             self._call_soon(function)
         except RuntimeError:
@@ -70,10 +66,7 @@ START_CHECKPOINTS = 3
 
 
 class Background:
-    """Background tasks that are cancelled at the end of the block.
-
-    `tasks` is the task group, for functions that do not raise.
-    """
+    """Background tasks that are cancelled at the end of the block. Only for functions that do not raise."""
 
     tasks: TaskGroup
 
@@ -129,15 +122,8 @@ async def in_own_task(
     cancel_later: bool = False,
     on_cancel: Callable[[], object] = lambda: None,
 ) -> T:
-    """Await `function()` to its end even if the caller is cancelled.
-
-    The cancellation is raised afterwards.
-
-    Args:
-        function: Called in its own task, which no cancel scope of the caller reaches.
-        cancel_later: True to return the result and raise the cancellation at the caller's next checkpoint.
-        on_cancel: Called as soon as the caller is cancelled.
-    """
+    """Await `function()` to its end even if the caller is cancelled; raise the cancellation afterwards."""
+    # With `cancel_later` the result is returned, and the caller's next checkpoint raises the cancellation.
     # A shield is not enough: asyncio's own cancellation (`task.cancel()`, `asyncio.wait_for`) passes through it.
     # It reaches only the caller's task, so the function runs in another one.
     ended = anyio.Event()

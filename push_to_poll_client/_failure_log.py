@@ -38,14 +38,7 @@ def handler_error(error: BaseException) -> ExcInfo:
 
 
 class HandlerFailure(NamedTuple):
-    """A failure of a message, a dead letter, or a batch.
-
-    A batch has the fields of its first message.
-
-    Attributes:
-        why: The error in one bounded line.
-        error: The error; `None` if only its text was kept.
-    """
+    """Failure of a message, a dead letter, or a batch, which has the fields of its first message."""
 
     key: str
     id: str
@@ -56,11 +49,9 @@ class HandlerFailure(NamedTuple):
 
 
 class FailureLog:
-    """Log each failure, and choose the failures that get a traceback.
+    """Log each failure, with a traceback for the first of each kind in ten minutes, or for all at DEBUG."""
 
-    At level DEBUG each gets one; otherwise the first of each kind in ten minutes. Errors are of one kind if they,
-    and the errors that caused them, have the same classes and lines of code.
-    """
+    # Errors are of one kind if they, and the errors that caused them, have the same classes and lines of code.
 
     def __init__(self, clock: Clock, retry: AsyncRetrying | None) -> None:
         self._clock = clock

@@ -61,21 +61,14 @@ def _check_page(page: object, name: str) -> None:
         raise FeedError(f"{name} returned an invalid Page: a closed Page must not have a next_page")
 
 
+# A shorter page is probably the last one, and its messages would wait for the request.
 PREFETCH_MIN_MESSAGES: Final = 10
-"""Fewest messages of a page that cause a fetch ahead. A shorter page is probably the last one, and its messages
-would wait for the request."""
+"""Fewest messages of a page that cause a fetch ahead."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Fetcher:
-    """Call the feed, and fetch one page ahead. Every exception of the feed becomes a `FeedError`.
-
-    Attributes:
-        schedule: Applies the server's requests to wait, also for further pages.
-        max_wait: Seconds for which the feed can hold an answer; 0 if it cannot.
-        read_ahead: True if the feed allows a fetch before the last page is committed.
-        name: Name of the feed's function, for errors.
-    """
+    """Call the feed, and fetch one page ahead. Every exception of the feed becomes a `FeedError`."""
 
     feed: Feed
     schedule: Schedule
@@ -83,6 +76,7 @@ class Fetcher:
 
     def __post_init__(self) -> None:
         self.max_wait: float = getattr(self.feed, "max_wait", None) or 0.0
+        # True if the feed allows a fetch before the last page is committed.
         self.read_ahead: bool = getattr(self.feed, "read_ahead", False)
         self.name = f"{type(self.feed).__name__}.fetch()"
         self._next: FetchedPage | None = None
@@ -147,11 +141,8 @@ class Fetcher:
         return self._next is not None
 
     async def read(self, request: FetchRequest, poll: Poll) -> Page | None:
-        """Return the page of a request, and start the next fetch ahead.
-
-        Hint and cache setting of the request apply to further pages too. Returns `None` if `Poll.give_way`
-        cancelled a long poll.
-        """
+        """Return the page of a request, and start the next fetch ahead. None if a long poll was cancelled."""
+        # Hint and cache setting of the request apply to further pages too.
         prefetched, self._next = self._next, None
         if prefetched is not None and prefetched.request.cursor == request.cursor:
             page: Page | None = await prefetched.take()
@@ -187,11 +178,9 @@ class Fetcher:
         return self._next.page is not None
 
     def end_poll(self, *, continues: bool) -> None:
-        """Drop the next page if the next poll cannot use it.
-
-        `continues` is True if the next poll continues here. Even then the feed's last page is dropped: messages
-        that came after it was fetched are seen only by fetching it again (G1).
-        """
+        """Drop the next page if the next poll cannot use it."""
+        # Even if the next poll continues here, the feed's last page is dropped: messages that came after it was
+        # fetched are seen only by fetching it again (G1).
         if self._next is None:
             return
         page = self._next.page

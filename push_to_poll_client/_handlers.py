@@ -27,10 +27,7 @@ Work = TypeVar("Work")  # a message of the user's type, or a batch
 def as_handler(
     process: Callable[[Work], Awaitable[None] | None], *, threads: int
 ) -> Callable[[Work], Awaitable[None]]:
-    """Return a coroutine function unchanged; run a plain function in a worker thread.
-
-    Raises a `TypeError` for an object that is not a function of a message.
-    """
+    """Return a coroutine function unchanged; run a plain function in a worker thread."""
     if not callable(process) or _is_kind(process, inspect.isgeneratorfunction, inspect.isasyncgenfunction):
         raise TypeError(f"process must be a function of a message and not a generator, got {process!r}")
     if _is_kind(process, inspect.iscoroutinefunction):
@@ -72,10 +69,7 @@ def _is_kind(function: Any, *kinds: Callable[[Any], bool]) -> bool:
 
 
 class TransactionFailed(BaseException):
-    """The store failed around a handler; the message itself has not failed.
-
-    The cause is the store's error.
-    """
+    """The store failed around a handler (see the cause); the message itself has not failed."""
 
 
 def in_transaction(

@@ -70,10 +70,7 @@ HOOK_NAMES: Final = [name for name in vars(Hooks) if not name.startswith("_")]
 
 
 class SafeHooks(Hooks):
-    """Call the user's hooks and log what they raise.
-
-    The first failure of each hook is a warning, later ones are logged at DEBUG.
-    """
+    """Call the user's hooks and log what they raise: the first failure of each at WARNING, later at DEBUG."""
 
     def __init__(self, hooks: Hooks[Any]) -> None:
         if not isinstance(hooks, Hooks):
@@ -157,11 +154,9 @@ def place_of(cursor: Cursor | None) -> str:
 
 @dataclass(eq=False, repr=False)
 class RunLog:
-    """Log of one `run()`: its start, catching up, recovery, and end.
+    """Log of one `run()`: its start, catching up, recovery, and end."""
 
-    A successful poll is logged only if something was wrong before it. So an idle consumer logs nothing, and a busy
-    one does not log each poll or push.
-    """
+    # A successful poll is logged only if something was wrong before it: an idle consumer logs nothing.
 
     stats: ConsumerStats
     clock: Clock

@@ -104,10 +104,7 @@ def not_recorded(error: StoreUnavailable | str | None, count: int) -> StoreUnava
 async def when_available(
     function: Callable[[], Awaitable[T]], stats: ConsumerStats, *, until: float = math.inf
 ) -> T:
-    """Call a function, and retry while the store is unavailable.
-
-    `until` is the time of the event loop's clock at which it raises the last error.
-    """
+    """Call a function, and retry while the store is unavailable, until the loop's clock reaches `until`."""
     delay = FIRST_STORE_BACKOFF
     while True:
         try:
@@ -132,25 +129,16 @@ def _is_destroyed(error: BaseException | None) -> bool:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class OpenSession:
-    """Claim the consumer's name, and keep the session open for its users.
-
-    Attributes:
-        feed: Closed after the last user, unless another consumer of this process uses it.
-        feed_name: The feed's identity, to which the name is bound.
-        wakes: Keeps wakes while the session is closed.
-        worth_a_poll: Returns True if the hint of a push should cause a poll.
-        loop: Event loop of the last use; `None` before the first.
-        parts: Parts of the session; `None` while it is closed.
-    """
+    """Claim the consumer's name, and keep the session open for its users."""
 
     options: Options
     name: str
-    feed: Feed
-    feed_name: str
+    feed: Feed  # closed after the last user, unless another consumer of this process uses it
+    feed_name: str  # identity of the feed, to which the name is bound
     store: Store
     schedule: Schedule
     stats: ConsumerStats
-    wakes: Wakes
+    wakes: Wakes  # keeps wakes while the session is closed
     worth_a_poll: Callable[[Push], bool]
     loop: EventLoop | None = field(default=None, init=False)
     parts: SessionParts | None = field(default=None, init=False)
@@ -178,11 +166,7 @@ class OpenSession:
         return SavedProgress(parts.session.cursor, parts.session.record_count, parts.session.dead_letter_count)
 
     async def enter(self, *, keep: bool) -> None:
-        """Add a user, and open the session for the first one.
-
-        `keep` is True if the session stays open for more than one call. Raises `StoreError`, and `RuntimeError` if
-        the session is in use in another event loop.
-        """
+        """Add a user, and open the session for the first one. `keep`: it stays open for more than one call."""
         loop = EventLoop()
         if self.loop != loop:
             if self.loop is not None:
@@ -295,10 +279,7 @@ class OpenSession:
             )
 
     async def leave(self, error: BaseException | None, *, keep: bool) -> None:
-        """Remove a user with the same `keep`. Close the session after the last one.
-
-        `error` is the exception with which the user leaves.
-        """
+        """Remove a user with the same `keep`. Close the session after the last one."""
         # Python destroys the coroutines of a discarded event loop. They cannot await anything.
         if self._lost_users and _is_destroyed(error):
             self._lost_users -= 1
@@ -340,19 +321,13 @@ class OpenSession:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Runner:
-    """Run the listeners and the automatic polls until stopped, cancelled, or broken.
-
-    Attributes:
-        channels: One for each listener.
-        loop: Its event loop; `None` before `begin`.
-        opening: Cancel scope for opening the session, since a store may hang; set by `begin`.
-    """
+    """Run the listeners and the automatic polls until stopped, cancelled, or broken."""
 
     options: Options
     feed_name: str
     channels: Sequence[ListenerChannel]
     loop: EventLoop | None = field(default=None, init=False)
-    opening: anyio.CancelScope = field(init=False)
+    opening: anyio.CancelScope = field(init=False)  # cancels opening the session: a store may hang
 
     def __post_init__(self) -> None:
         self._stop = StopSignal()
@@ -380,10 +355,7 @@ class Runner:
         return not self._stop.requested
 
     async def run_until_stopped(self, parts: SessionParts) -> None:
-        """Poll and listen. Raise the error that stopped it.
-
-        It returns after `stop()`, or when the feed has ended and its last message is settled.
-        """
+        """Poll and listen until a stop, or until the feed has ended. Raise the error that stopped it."""
         self._is_cancelled = asyncio_cancellation()
         if self._stop.requested:  # during the opening of the session
             return

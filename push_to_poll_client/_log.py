@@ -23,11 +23,7 @@ MAX_PREFIX: Final = 60
 
 @contextmanager
 def log_as(name: str, hide: Iterable[Secrets] = ()) -> Iterator[None]:
-    """Log as this consumer in the block.
-
-    This includes the tasks and threads that the block starts. `hide` are secrets to mask in log lines, errors and
-    the status.
-    """
+    """Log as this consumer in the block and its tasks and threads, with the secrets `hide` masked."""
     token = _current_consumer.set(name)
     try:
         with hidden(*hide):
@@ -39,11 +35,10 @@ def log_as(name: str, hide: Iterable[Secrets] = ()) -> Iterator[None]:
 
 
 class ConsumerLog(logging.LoggerAdapter[logging.Logger]):
-    """A logger that adds the consumer's name to each line.
+    """A logger that adds the consumer's name to each line."""
 
-    Each record has it as `consumer`. Lines of no consumer, or of several (such as a webhook receiver's), have no
-    name; their `consumer` is `None`, so that a format with `%(consumer)s` works for all lines.
-    """
+    # Each record has it as `consumer`. Lines of no consumer, or of several (such as a webhook receiver's), have
+    # None there, so that a format with `%(consumer)s` works for all lines.
 
     def __init__(self, logger: logging.Logger) -> None:
         super().__init__(logger)

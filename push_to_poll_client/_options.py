@@ -20,11 +20,9 @@ OTHER_WORDS = {"beginning": INCEPTION, "earliest": INCEPTION, "start": INCEPTION
 
 
 def check_cursor(name: str, value: object, *, optional: bool = False) -> None:
-    """Check an argument that is a position in the feed.
-
-    A cursor is opaque, so any string may be one. But many servers answer an unknown cursor with nothing, or with
-    everything. So a word that probably means "inception" or "latest" is rejected.
-    """
+    """Check an argument that is a position in the feed."""
+    # A cursor is opaque, so any string may be one. But many servers answer an unknown cursor with nothing, or with
+    # everything. So a word that probably means "inception" or "latest" is rejected.
     if value is None and optional:
         return
     if not isinstance(value, str):
@@ -120,10 +118,7 @@ def check_latest(feed: Feed) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The options of a consumer, checked alone and against each other.
-
-    See `Consumer` for their meaning. `batch_handler` is `None` if messages are processed one at a time.
-    """
+    """The options of a consumer, checked alone and against each other. See `Consumer`."""
 
     # Any: only the consumer knows the type of its messages.
     handler: Handler[Any]

@@ -33,50 +33,28 @@ class Place(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class PollWalk:
-    """One walk along the feed, which can take several polls. Times are of the event loop's clock.
+    """One walk along the feed, which can take several polls. Times are of the event loop's clock."""
 
-    Attributes:
-        start: Where it starts. It starts here again if the pages change before it passes the saved cursor.
-        saved: The saved cursor when it began.
-        began: When it began.
-        position: Where it continues; everything before is settled.
-        passed_at: When it passed the saved cursor.
-        mostly_new: True if most messages of the last page before the saved cursor were new and had no cursors. A
-            walk along messages with cursors meets the saved one.
-        empty_pages: Pages without a message in a row.
-        failed_fetches: Failed fetches in a row at its position.
-        cycle_detector: Detects cursors that repeat, also over several polls.
-    """
-
-    start: Cursor | None
-    saved: Cursor | None
+    start: Cursor | None  # it starts here again if the pages change before it passes the saved cursor
+    saved: Cursor | None  # the saved cursor when it began
     began: float
-    position: Cursor | None
+    position: Cursor | None  # it continues here; everything before is settled
     place: Place
-    passed_at: float
+    passed_at: float  # time when it passed the saved cursor
+    # True if most messages of the last page before the saved cursor were new and had no cursors. A walk along
+    # messages with cursors meets the saved one.
     mostly_new: bool = False
-    empty_pages: int = 0
-    failed_fetches: int = 0
+    empty_pages: int = 0  # in a row
+    failed_fetches: int = 0  # in a row, at its position
     cycle_detector: CycleDetector = field(default_factory=CycleDetector)
     _last_cursor: Cursor | None = None
 
     def inspect_page(
         self, page: Page, items: Sequence[WorkItem], stats: ConsumerStats, now: float
     ) -> Cursor | None:
-        """Check if a page passes the saved cursor.
-
-        Call it for a walk that is before the saved cursor. Items that may come before the saved cursor lose their
-        cursors. Late messages are counted.
-
-        Args:
-            page: The page.
-            items: Its messages.
-            stats: Counters of the consumer.
-            now: When the page was read, on the event loop's clock.
-
-        Returns:
-            A cursor that may be saved when the whole page is settled; `None` if only cursors of messages count.
-        """
+        """Check if a page passes the saved cursor, and return the cursor that may be saved after the page."""
+        # Call it for a walk before the saved cursor. Items that may come before the saved cursor lose their
+        # cursors. Late messages are counted. None means that only cursors of messages count.
         # The last page of a feed may be empty, and have no cursor.
         cursors = (page.cursor, *(item.cursor for item in reversed(items)))
         self._last_cursor = next((cursor for cursor in cursors if cursor is not None), self._last_cursor)
@@ -101,66 +79,38 @@ class PollWalk:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Poll:
-    """One poll, while it runs and afterwards. Times are of the event loop's clock, except `began`.
-
-    Attributes:
-        number: Number of polls that had started, including this one.
-        cause: Why it started; `MANUAL` also for a caller that only prevents polls.
-        began: When it started, in seconds since the epoch.
-        stop: Checked before each message.
-        wait: Seconds for which the server may hold an answer; 0 after that was requested.
-        hint: Merged hints of the pushes that it answers.
-        must_not_wait: True if a long poll would delay something.
-        waiting: Cancel scope of the current or last long poll.
-        in_flight: Cancel scope of the messages in flight; a stop sets its deadline.
-        exit_stack: Ends background tasks, such as the fetch of the next page.
-        background: Background tasks; `None` if there are none.
-        deadline: Time after which it reads no further page.
-        work: Messages that are not processed in order.
-        settled_before: Settled messages of the session when the poll began.
-        counts_before: Counters of the consumer when the poll began.
-        last_settled: Settled messages of the session when the walk last advanced.
-        answered_at: Arrival of its last page; `started` if there was none.
-        closed: True if the current page is the last one of a feed that has ended.
-        restarts: How often the walk started again.
-        resynced: True if the cursor had expired and the poll continued elsewhere.
-        standstill: Why the feed does not advance; `None` if it does.
-        postponed_until: When the failed message that ended the poll may be retried; `None` if none did.
-        poll_within: `Page.poll_within` of its last page.
-        continues_freely: True if the next poll continues here and takes no token (G3).
-        done: Result, also of a failed poll.
-    """
+    """One poll, while it runs and afterwards. Times are of the event loop's clock, except `began`."""
 
     number: int
     cause: Cause
     started: float
-    answered_at: float
-    began: float = field(default_factory=time.time)
+    answered_at: float  # arrival of its last page; `started` if there was none
+    began: float = field(default_factory=time.time)  # in seconds since the epoch
     stop: StopSignal = field(default_factory=StopSignal)
-    wait: float = 0.0
+    wait: float = 0.0  # seconds for which the server may hold an answer; 0 after that was requested
     hint: Push | None = None
     bypass_cache: bool = False
     running: bool = True
-    must_not_wait: bool = False
-    waiting: anyio.CancelScope | None = None
-    in_flight: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    must_not_wait: bool = False  # a long poll would delay something
+    waiting: anyio.CancelScope | None = None  # of the current or last long poll
+    in_flight: anyio.CancelScope = field(default_factory=anyio.CancelScope)  # a stop sets its deadline
     exit_stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     background: Background | None = None
-    deadline: float = math.inf
+    deadline: float = math.inf  # it reads no page after this time
     walk: PollWalk = field(init=False)
-    work: WorkQueue = field(default_factory=WorkQueue)
-    settled_before: int = 0
+    work: WorkQueue = field(default_factory=WorkQueue)  # messages that are not processed in order
+    settled_before: int = 0  # by the session, as for `last_settled`
     counts_before: Counter[str] = field(default_factory=Counter)
-    last_settled: int = 0
+    last_settled: int = 0  # when the walk last advanced
     pages: int = 0
     duplicates: int = 0
-    closed: bool = False
+    closed: bool = False  # the current page is the last one of a feed that has ended
     restarts: int = 0
-    resynced: bool = False
-    standstill: str | None = None
-    postponed_until: float | None = None
+    resynced: bool = False  # the cursor had expired, and the poll continued elsewhere
+    standstill: str | None = None  # why the feed does not advance
+    postponed_until: float | None = None  # time to retry the failed message that ended the poll
     poll_within: float | None = None
-    continues_freely: bool = False
+    continues_freely: bool = False  # the next poll continues here without a token (G3)
     done: PollResult = NOTHING_DONE
 
     def give_way(self) -> None:

@@ -47,17 +47,16 @@ logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 MAX_RESTARTS = 3
 """Restarts of a walk in one poll. Changed pages or an expired page token cause them. With more, the poll fails."""
 
+# The server may have forgotten the page token. With 2 % failing fetches this happens once in 125,000 pages.
 MAX_FAILED_FETCHES = 3
-"""Failed fetches in a row at one place of a walk. Then the next poll starts at the saved cursor, since the
-server may have forgotten the page token. With 2 % failing fetches that happens once in 125,000 pages."""
+"""Failed fetches in a row at one place of a walk. Then the next poll starts at the saved cursor."""
 
+# Otherwise a feed that returns only new page tokens would be read as fast as it answers.
 MAX_EMPTY_PAGES = 10
-"""Pages without a message in a row that one poll reads. Each further page is a poll that takes a token (G3).
-Otherwise a feed that returns only new page tokens would be read as fast as it answers."""
+"""Pages without a message in a row that one poll reads. Each further page takes a token (G3)."""
 
 MAX_EMPTY_PAGES_OF_BARE_CALL = 1_000
-"""Empty pages in a row that `poll_now()` reads without `run()` or `async with`. This takes three minutes at the
-default rate."""
+"""The same for a `poll_now()` without `run()` or `async with`: three minutes at the default rate."""
 
 UNSAVED_WARNING = 300.0
 """Log a warning after this many seconds without a cursor to save: a restart would repeat the walk."""
@@ -108,10 +107,7 @@ class Poller(SessionPart):
         self.fetcher.end_poll(continues=False)
 
     async def poll(self, poll: Poll) -> PollResult | None:
-        """Run a poll. Return its result, or `None` if its long poll was cancelled.
-
-        Raises `FeedError`, `ProcessError` and `StoreError`.
-        """
+        """Run a poll. Return its result, or `None` if its long poll was cancelled."""
         await self.progress.flush()  # the rest of the last poll
         if not self._is_prepared:  # the first poll of the session, or a resync is due
             await self.position.ensure_started()
@@ -328,22 +324,9 @@ class Poller(SessionPart):
     # Replay
 
     async def replay(self, start: Cursor, end: Cursor | None) -> PollResult:
-        """Process a range of the feed again: after `start`, up to `end`.
-
-        Call it while no poll runs. The saved cursor does not move; messages get new records.
-
-        Args:
-            start: Where to start, as for `Consumer.replay`.
-            end: Where to end; `None` means at the end of the feed.
-
-        Returns:
-            The result. `caught_up` is True if the feed ended before `end`.
-
-        Raises:
-            FeedError: A fetch failed, or the pages repeat. The messages before it are recorded.
-            ProcessError: A message failed for good. The messages before it are recorded.
-            StoreError: The store failed.
-        """
+        """Process a range of the feed again, up to `end` (None: the end of the feed)."""
+        # Call it while no poll runs. The saved cursor does not move; messages get new records. `caught_up` of the
+        # result is True if the feed ended before `end`. After an error, the messages before it are recorded.
         await self.progress.flush()  # the rest of an earlier call
         latest: Cursor | None = None
         if LATEST in {start, end}:

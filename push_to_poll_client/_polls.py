@@ -53,19 +53,12 @@ _enclosing_polls: ContextVar[tuple[Poll, ...]] = ContextVar("push_to_poll_client
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Polls(SessionPart):
-    """The polls of one session.
-
-    Attributes:
-        worth_a_poll: Returns True if the hint of a push should cause a poll.
-        place_is_kept: Returns True if the session stays open after a call. If it closes, the place in the feed is
-            lost, so the call continues until a cursor can be saved.
-        closed: True if the last poll settled the last message of a feed that has ended.
-        run_log: Log of `run()`; `None` if it does not run.
-    """
+    """The polls of one session."""
 
     schedule: Schedule
     poller: Poller
     worth_a_poll: Callable[[Push], bool]
+    # A session that closes after a call loses its place: the call continues until a cursor can be saved.
     place_is_kept: Callable[[], bool]
     closed: bool = field(default=False, init=False)
     run_log: RunLog | None = field(default=None, init=False)
@@ -216,10 +209,7 @@ class Polls(SessionPart):
             self.schedule_changed()
 
     async def poll_until_stopped(self, stop: StopSignal) -> None:
-        """Poll by the schedule until a stop or the feed's end.
-
-        A failed poll is logged. An error that another poll cannot fix is raised.
-        """
+        """Poll by the schedule until a stop or the feed's end; raise only errors that a poll cannot fix."""
         while not (stop.requested or self.closed):
             await self._poll_when_due(stop)
 
@@ -273,10 +263,7 @@ class Polls(SessionPart):
         return self._current is not None and self._current in _enclosing_polls.get()
 
     async def _lead(self, cause: Cause, stop: StopSignal | None = None) -> PollResult | Exception | None:
-        """Run a poll; only this function does. Return its result or its error.
-
-        The result is `None` if the waiting fetch was cancelled.
-        """
+        """Run a poll (only this function does), and return its result or error."""
         now = self.clock()
         wait = (
             min(self.poller.fetcher.max_wait, self.schedule.interval or math.inf) if cause is Cause.WAIT else 0.0
@@ -345,15 +332,10 @@ class Polls(SessionPart):
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """A running call of `poll_now` or `catch_up`.
+    """A running call of `poll_now` or `catch_up`."""
 
-    Attributes:
-        since: Number of the last poll that started before the call.
-        done: Sum of the polls that started after it and have ended.
-    """
-
-    since: int
-    done: PollResult
+    since: int  # number of the last poll that started before the call
+    done: PollResult  # sum of the later polls that have ended
 
 
 def _merge_hints(old: Push | None, new: Push | None) -> Push | None:

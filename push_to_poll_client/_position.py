@@ -14,15 +14,18 @@ Rule: start at the newest saved cursor whose page arrived at least S seconds bef
 
 Why nothing is lost
 -------------------
-(1) A saved cursor came with a page that arrived at a time `at`. A message that gets its place later comes after
-    that cursor.
-(2) The last complete walk began at a time `began`, and read each page after that. A message that it passed without
-    seeing it was not visible at `began`, so it got its place later than `began - S`.
+Let `began` be the time when the last complete walk began, and `at` the time when the page of a cursor arrived.
 
-So a message that was passed unseen comes after every cursor with `at <= began - S`, and the next walk starts at
-the newest of these. By induction everything before that cursor is settled: the walk before started there or
-earlier. For a page, `at` is its arrival: it may have been requested much earlier (long polling). For a walk,
-`began` is its beginning: its first pages may have been read long before its last (slow handlers).
+(1) The walk read all its pages after `began`. If it passed a message without seeing it, the message was not
+    visible at `began`. So the message got its place after `began - S`.
+(2) Places are given in the order of the feed. So a message that gets its place after `at` comes after the cursor.
+
+Take a cursor with `at <= began - S`. By (1) a missed message got its place after `at`. By (2) it comes after the
+cursor. The next walk starts at the newest cursor of this kind, so it reads every missed message. Everything before
+that cursor is settled, by induction: the last walk started there or earlier.
+
+`at` is the arrival of a page, since the page may have been requested much earlier (long polling). `began` is the
+beginning of a walk, since its first pages may have been read long before its last (slow handlers).
 
 A walk is complete if its messages are committed and it has read from that start to the feed's end, or at least
 past the cursor that was saved when it began. The session's state keeps the time when the newest such walk began.
@@ -93,17 +96,12 @@ GAP_KEY: Final = "gap"
 
 
 class _StoredGap(msgspec.Struct, frozen=True):
-    """The last gap in the session's state. `push-to-poll status` reads `what` and `at`.
-
-    Attributes:
-        what: Description, in the feed's words.
-        at: Time of the gap, in seconds since the epoch.
-        place: Digest of the page's request cursor and the whole description. A page that is fetched again, also by
-            another session, has the same digest.
-    """
+    """The last gap in the session's state. `push-to-poll status` reads `what` and `at`."""
 
     what: str
     at: float
+    # Digest of the page's request cursor and the whole description. A page that is fetched again, also by another
+    # session, has the same digest.
     place: str
 
 
@@ -172,11 +170,7 @@ class Position(SessionPart):
         return saved.cursor
 
     async def cursor_expired(self, error: CursorExpired) -> bool:
-        """Apply `on_cursor_expired=`, or raise the error to stop the consumer.
-
-        Returns:
-            True if it is done. False if the next poll does it, since the server must not be asked before (G3).
-        """
+        """Apply `on_cursor_expired=`, or raise the error. False if the next poll must do it because of G3."""
         policy = self.options.on_cursor_expired
         resync = await self._call_policy(policy, error) if callable(policy) else policy
         if not isinstance(resync, Resync):
@@ -247,12 +241,10 @@ class Position(SessionPart):
         return PollWalk(start, saved, began=now, position=start, place=place, passed_at=now)
 
     async def leave(self, walk: PollWalk, *, at_end: bool) -> PollWalk | None:
-        """Return the walk that the next poll continues; `None` for a new walk.
-
-        Call it at the end of a poll, after the commit. A complete walk is recorded even if it continues, so the
-        next process or cron job repeats less. A walk that does not reach the end of the feed ends when it is far
-        enough past the saved cursor, so that the overlap is read again.
-        """
+        """Return the walk that the next poll continues; `None` for a new walk. Call it after the commit."""
+        # A complete walk is recorded even if it continues, so the next process or cron job repeats less. A walk
+        # that does not reach the end of the feed ends when it is far enough past the saved cursor, so that the
+        # overlap is read again.
         if walk.place is Place.PAST and self.options.overlap:
             before, self._last_walk_began = self._start(), self.progress.time_of_day.of(walk.began)
             if self._start() != before:
@@ -294,10 +286,7 @@ class Position(SessionPart):
     # Gaps
 
     async def report_gap(self, cursor: Cursor | None, description: str) -> None:
-        """Report that messages may be missing, unless this gap is already reported.
-
-        `cursor` is the cursor of the page's request; `description` is in the feed's words.
-        """
+        """Report that messages may be missing after the page of `cursor`, unless this gap is already reported."""
         place = hashlib.blake2b(repr((cursor, description)).encode(), digest_size=16).hexdigest()
         if place in self.session.state.get(GAP_KEY, ""):
             return

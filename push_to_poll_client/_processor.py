@@ -45,10 +45,7 @@ _id_of, _key_of = attrgetter("id"), attrgetter("dedupe_key")
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Dedupe(SessionPart):
-    """Compute dedupe keys, ordering keys and fingerprints, and drop duplicates.
-
-    `feed_name` is the name of the feed's `fetch()`, for errors.
-    """
+    """Compute dedupe keys, ordering keys and fingerprints, and drop duplicates."""
 
     progress: Progress
     feed_name: str
@@ -58,10 +55,7 @@ class Dedupe(SessionPart):
         self._ordering_key = self.options.ordering_key if self.options.concurrency > 1 else None
 
     def dedupe_keys(self, messages: Sequence[Message]) -> tuple[list[str], DedupeErrors]:
-        """Return the dedupe keys, and the errors of a failing `dedupe_key=`.
-
-        Raises `FeedError` if an id or a key of the feed is invalid.
-        """
+        """Return the dedupe keys, and the errors of a failing `dedupe_key=`."""
         self._check_ids("id", list(map(_id_of, messages)))
         if self._dedupe_key is None:
             keys = list(map(_key_of, messages))
@@ -108,15 +102,7 @@ class Dedupe(SessionPart):
         in_flight: Iterable[WorkItem],
         read_at: float,
     ) -> list[WorkItem]:
-        """Create the work items of a page. Duplicates are marked as settled.
-
-        Args:
-            messages: The messages.
-            dedupe_keys: Result of `dedupe_keys` for them.
-            new: True for each message to settle.
-            in_flight: Items of earlier pages that are not settled yet.
-            read_at: Arrival of the page, on the event loop's clock.
-        """
+        """Create the work items of a page. Duplicates, also of items in flight, are marked as settled."""
         (keys, errors), now = dedupe_keys, self.clock()
         items = [
             WorkItem(key, message, message.cursor, read_at, now, settled=not is_new)
@@ -207,10 +193,7 @@ def _undecodable_error(message: Message, function: str, error: Exception) -> Dec
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Processor(SessionPart):
-    """Settle the pages of one session.
-
-    `batch_handler` is `None` if there is only the handler of `retry`.
-    """
+    """Settle the pages of one session."""
 
     progress: Progress
     batch_handler: BatchHandler | None
@@ -220,18 +203,10 @@ class Processor(SessionPart):
     async def take_page(
         self, page: Page, dedupe_keys: tuple[list[str], DedupeErrors], poll: Poll, *, fill: bool = False
     ) -> bool:
-        """Settle the messages of a page. Return True if it is settled.
-
-        The page also counts as settled while messages wait for the next page to fill their batch. In a poll of
-        `run()`, a cancellation does not reach the message in flight: the handler ends by itself, or at the
-        deadline of `Poll.in_flight`. In a poll of `poll_now()`, it does.
-
-        Args:
-            page: The page.
-            dedupe_keys: Result of `Dedupe.dedupe_keys` for its messages.
-            poll: The poll.
-            fill: True to leave an incomplete batch to the next page.
-        """
+        """Settle the messages of a page. Return True if it is settled."""
+        # The page also counts as settled while messages wait for the next page to fill their batch (`fill`). In a
+        # poll of `run()`, a cancellation does not reach the message in flight: the handler ends by itself, or at
+        # the deadline of `Poll.in_flight`. In a poll of `poll_now()`, it does.
         keys, errors = dedupe_keys
         walk, read_at = poll.walk, poll.answered_at
         repeats = walk.place is Place.BEFORE
@@ -303,10 +278,7 @@ class Processor(SessionPart):
         return await self.run_shielded(partial(self._work_off, poll, fill=False), poll)
 
     async def run_shielded(self, work: Callable[[], Awaitable[bool]], poll: Poll) -> bool:
-        """Run work that a cancellation interrupts only in a poll of `poll_now()`.
-
-        Returns the result of the work, which is True if it is complete, or False if a message must wait.
-        """
+        """Run work that a cancellation interrupts only in `poll_now()`; return False if a message must wait."""
         complete = False
         try:
             with anyio.CancelScope(shield=poll.cause is not Cause.MANUAL) as poll.in_flight:

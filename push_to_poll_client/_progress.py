@@ -55,10 +55,7 @@ logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 
 class TimeOfDay:
-    """Time of day by the event loop's clock, which does not jump.
-
-    Times are in seconds since the epoch.
-    """
+    """Time of day in seconds since the epoch, by the event loop's clock, which does not jump."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -76,9 +73,9 @@ class TimeOfDay:
 ATTEMPTS_KEY: Final = "attempts"
 """State key: the attempts."""
 
+# At most as many messages are unsettled at a time (`_workers.py`), so the forgotten one did not come again.
 MAX_FAILING: Final = 10_000
-"""Failing messages whose attempts are kept (G11). As many may be in progress or wait. Beyond that, the oldest
-failure is dropped first: its message did not come again."""
+"""Failing messages whose attempts are kept (G11). With more, the message that failed first is forgotten."""
 
 MAX_ERROR: Final = 200
 """Characters of an error that are stored with the attempts."""
@@ -86,10 +83,10 @@ MAX_ERROR: Final = 200
 MAX_ERRORS: Final = 1_000
 """Attempts that are stored with an error. If more messages fail at a time, their errors are about the same."""
 
+# All attempts are one text: a million characters for 10,000 ids of 36 characters. A poll in which 10,000 messages
+# fail writes 5 MB to a state file in 4 s. Without this limit it wrote 4,200 MB in 149 s.
 MAX_WRITTEN: Final = 1_000_000
-"""Most characters of attempts written in a second; a write at the end of a poll is always allowed. All attempts
-are one text: a million characters for 10,000 ids of 36 characters. A poll in which 10,000 messages fail writes 5
-MB to a state file in 4 s. Without this limit it wrote 4,200 MB in 149 s."""
+"""Most characters of attempts written in a second; a write at the end of a poll is always allowed."""
 
 
 OVERDUE: Final = 3_600.0
@@ -97,21 +94,13 @@ OVERDUE: Final = 3_600.0
 
 
 class Attempt(msgspec.Struct, array_like=True, frozen=True):
-    """Stored attempts of one failing message. Times are in seconds since the epoch.
-
-    Attributes:
-        count: Number of attempts.
-        first: Time of the first failure.
-        again: Time at which it may be retried.
-        delay: Seconds from its last failure to `again`.
-        error: Start of the last error; empty if it is not kept, as by earlier versions.
-    """
+    """Stored attempts of one failing message. Times are in seconds since the epoch."""
 
     count: int
     first: float
-    again: float = 0.0
-    delay: float = 0.0
-    error: str = ""
+    again: float = 0.0  # time of the next attempt
+    delay: float = 0.0  # seconds from the last failure to `again`
+    error: str = ""  # start of the last error; earlier versions stored none
 
 
 _decode = Decoder(dict[str, Attempt]).decode
@@ -124,11 +113,7 @@ def unreadable_state(what: str, why: str) -> StoreError:
 
 
 class Attempts:
-    """Attempts of one session's failing messages, by dedupe key.
-
-    `changed` is True if `take_changes()` has not returned everything. Raises `StoreError` if the stored state is
-    invalid.
-    """
+    """Attempts of one session's failing messages, by dedupe key."""
 
     def __init__(self, state: Mapping[str, str], time_of_day: TimeOfDay) -> None:
         try:
@@ -182,11 +167,9 @@ class Attempts:
         return None if attempt is None or attempt.again <= now else attempt
 
     def end_walk(self, *, caught_up: bool) -> None:
-        """Drop messages that are due and have not come again.
-
-        At the end of the feed all due messages are dropped, since a message that came is settled. A walk that ends
-        at a waiting message may not have met the others, so they stay for `OVERDUE` seconds.
-        """
+        """Drop messages that are due and have not come again."""
+        # At the end of the feed a message that came is settled, so all due ones go. A walk that ends at a waiting
+        # message may not have met the others, so they stay for `OVERDUE` seconds.
         due_until = self.now - (0.0 if caught_up else OVERDUE)
         for key, attempt in list(self._attempts.items()):
             if attempt.again <= due_until:
@@ -236,8 +219,7 @@ MAX_PENDING = 50_000
 """Settled messages that may wait for their commit (G11). With more, the next page waits for it."""
 
 MIN_COMMIT_TIMEOUT: Final = 5.0
-"""Shortest time for a commit while the consumer stops, in seconds. The last message may have ended close to the
-deadline."""
+"""Shortest seconds for the last commit: the last message may have ended close to the deadline."""
 
 
 class CommitArguments(TypedDict):
@@ -252,41 +234,27 @@ class CommitArguments(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Uncommitted:
-    """A commit that a session could not make before it ended.
+    """A commit that a session could not make before it ended."""
 
-    Attributes:
-        history: Saved cursors of the session. If they change, another consumer has moved the name, and this commit
-            may be useless.
-        token: Fencing token of the session.
-        commit: Arguments of the commit.
-    """
-
-    history: Sequence[SavedCursor]
+    history: Sequence[SavedCursor]  # if it changed meanwhile, another consumer has moved the name
     token: int
     commit: CommitArguments
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Progress(SessionPart):
-    """Progress of one session.
+    """Progress of one session."""
 
-    Attributes:
-        pending: Records of settled messages that no commit has taken, in order; always the same list.
-        cursor: Cursor to save with them; `None` leaves the saved one.
-        read_at: Arrival of the page of this cursor, on the event loop's clock.
-        dead_letters: Dead letters that no commit has taken.
-        refusal: Error of the last commit if the store may recover; `None` if it succeeded.
-        due: Time by which everything settled so far must be committed, including a running commit (G7).
-    """
-
-    pending: list[Record] = field(default_factory=list, init=False)
-    cursor: Cursor | None = field(default=None, init=False)
+    pending: list[Record] = field(
+        default_factory=list, init=False
+    )  # always the same list; no commit has taken them
+    cursor: Cursor | None = field(default=None, init=False)  # to save with them; None leaves the saved one
     dead_letters: list[DeadLetter] = field(default_factory=list, init=False)
-    refusal: StoreUnavailable | None = field(default=None, init=False)
-    due: float = field(default=0.0, init=False)
+    refusal: StoreUnavailable | None = field(default=None, init=False)  # of the last commit
+    due: float = field(default=0.0, init=False)  # by then everything settled so far must be committed (G7)
 
     def __post_init__(self) -> None:
-        self.read_at = self.clock()
+        self.read_at = self.clock()  # arrival of the page of `cursor`
         self.time_of_day = TimeOfDay(self.clock)
         self.attempts = Attempts(self.session.state, self.time_of_day)
         self._taken: CommitArguments | None = None  # by the commit that runs
@@ -308,10 +276,7 @@ class Progress(SessionPart):
         return self.stats.counts["messages"] + self.uncommitted_count
 
     async def unsettled(self, keys: list[str]) -> set[str]:
-        """Return the keys that have neither a pending nor a stored record.
-
-        Raises `StoreError`, also for a failed commit of an earlier page.
-        """
+        """Return the keys that have neither a pending nor a stored record."""
         running = self._committing
         if running is None:
             await self.flush()
@@ -359,11 +324,7 @@ class Progress(SessionPart):
         return Uncommitted(tuple(self.session.history), self.session.fencing_token, self._take())
 
     async def restore(self, uncommitted: Uncommitted) -> bool:
-        """Continue with the commit that this consumer's last session could not make.
-
-        Returns:
-            False if another consumer has moved the name since. Then nothing is restored.
-        """
+        """Continue with the last session's commit; False if another consumer has moved the name since."""
         if tuple(uncommitted.history) != tuple(self.session.history):
             return False
         commit = uncommitted.commit
@@ -393,11 +354,8 @@ class Progress(SessionPart):
         await self.flush()
 
     async def page_settled(self, background: Background | None) -> None:
-        """Commit at the end of a page, if possible in the background.
-
-        If a background commit fails, the next flush tries again. A transactional session has one transaction, so
-        the caller waits.
-        """
+        """Commit at the end of a page, if possible in the background. The next flush retries a failed commit."""
+        # A transactional session has one transaction, so the caller waits.
         if background is None or is_transactional(self.session) or len(self.pending) > MAX_PENDING:
             await self.flush()
         elif self._committing is None:

@@ -39,22 +39,18 @@ from push_to_poll_client._validation import check_number, describe, quoted
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
+# A longer wait ends the poll, so that lease, shutdown, status and callers do not wait with it.
 MAX_WAIT_IN_POLL: Final = 1.0
-"""Longest wait for a retry within a poll, in seconds. Several waits are added up. A longer wait ends the poll,
-so that lease, shutdown, status and callers do not wait with it."""
+"""Longest total wait for retries within a poll, in seconds."""
 
 MAX_DEAD_LETTERS: Final = 10_000
-"""Dead letters of a consumer name (G11). If there are more, the messages are hardly the cause, so the consumer
-stops."""
+"""Dead letters of a consumer name (G11). With more, the messages are hardly the cause: the consumer stops."""
 
 SETTLED_AS: Final = {FailureAction.DEAD_LETTER: Settlement.DEAD_LETTERED, FailureAction.SKIP: Settlement.SKIPPED}
 
 
 class Postponed(Exception):  # control flow, not an error
-    """A message must wait for its retry longer than a poll waits.
-
-    `until` is the time of the next attempt, on the event loop's clock.
-    """
+    """A message must wait for its retry longer than a poll waits, `until` a time of the loop's clock."""
 
     def __init__(self, until: float) -> None:
         super().__init__(until)
@@ -62,12 +58,7 @@ class Postponed(Exception):  # control flow, not an error
 
 
 class StopSignal:
-    """Request to start no further message.
-
-    Attributes:
-        requested: Set from any thread.
-        event: Set in the event loop a little later; it ends waits for a retry.
-    """
+    """Request to start no further message."""
 
     __slots__ = ("event", "requested")
 
@@ -106,19 +97,7 @@ class Retry(SessionPart):
     async def try_one(
         self, key: str, message: Message, stop: StopSignal, *, error: Exception | None = None
     ) -> Settlement:
-        """Process a message until it is settled.
-
-        Args:
-            key: Its dedupe key.
-            message: The message.
-            stop: Ends a wait.
-            error: A failure that is already known, instead of a first call of the handler; `None` to call it.
-
-        Raises:
-            Postponed: The message must wait.
-            ProcessError: It failed for good, and the policy is to stop.
-            StoreError: The messages settled before could not be committed.
-        """
+        """Process a message until it is settled. `error` is a failure already known, instead of a first call."""
         attempts = self.progress.attempts
         if attempts.knows(key):
             if waiting := attempts.wait_of(key):
@@ -147,10 +126,7 @@ class Retry(SessionPart):
     async def handle_failure(
         self, key: str, message: Message, error: BaseException, stop: StopSignal
     ) -> Settlement:
-        """Apply the failure policy to a failed message until it is settled.
-
-        Raises like `try_one`, and raises an error that is not a failure of the message.
-        """
+        """Apply the failure policy to a failed message until it is settled."""
         failure: BaseException | None = error
         state, since = Settlement.PROCESSED, self.clock()
         while failure is not None:
@@ -311,11 +287,8 @@ async def call_handler(handler: Callable[[Work], Awaitable[None]], work: Work) -
 
 
 def failure_of_message(message: Message, error: BaseException) -> Exception:
-    """Return the failure of the message behind an error of a handler.
-
-    Raises the error if it is not a failure of the message: a cancellation, a store error, `SystemExit` and
-    similar.
-    """
+    """Return the failure of the message behind a handler's error, or raise the error if there is none."""
+    # Not failures of the message: a cancellation, a store error, `SystemExit` and similar.
     error = sole_cause(error)
     if isinstance(error, TransactionFailed):
         raise error.__cause__ or error

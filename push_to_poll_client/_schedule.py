@@ -54,8 +54,8 @@ Repolls
 -------
 If a poll after a push finds nothing, it is repeated soon, at most three times in a streak. Messages end the
 streak. A timer poll also ends it, unless the feed asked for that poll. An empty timer poll that covers a push
-begins a new streak. So a forged push costs four polls. A flood of forged pushes costs three polls more than its
-rate, and three for each timer poll.
+begins a new streak. So one forged push costs four polls: its own and three repolls. In a flood of forged pushes,
+all pushes together cause three repolls, and three more after each timer poll.
 
 Lost pushes
 -----------
@@ -82,8 +82,7 @@ SLOW_BACKOFF = 300.0
 """Seconds after a refusal, which needs a person to fix it. This makes 12 to 24 polls an hour, without an end."""
 
 REPOLL_DELAYS = (0.25, 1.0, 4.0)
-"""Seconds from an empty poll to its repetition. Replicas lag by milliseconds to seconds; this makes 3 polls in
-5 s."""
+"""Seconds from an empty poll to its repetition: replicas lag by milliseconds to seconds. 3 polls in 5 s."""
 
 EVIDENCE = 2
 """Timer polls in a row with unannounced messages. At one poll the push may still be on its way, hardly at two."""
@@ -164,17 +163,7 @@ _TIME_ATTRIBUTES = (
 
 
 class Schedule:
-    """Decide when to poll. Times are seconds on any monotonic clock.
-
-    The arguments are documented at `Consumer`.
-
-    Attributes:
-        paused: True if `pause()` was called: only `poll_now()` polls, and wakes stay pending.
-        standby: True while another replica owns the name: no poll starts, and wakes stay pending.
-        server_not_before: The server must not be asked before this time, not even for a further page.
-        missed_pushes: Timer polls that found unannounced messages while a channel was up.
-        missed_in_a_row: Number of such polls since a push was last followed by messages.
-    """
+    """Decide when to poll. Times are seconds on any monotonic clock; `Consumer` documents the arguments."""
 
     def __init__(
         self,
@@ -186,10 +175,10 @@ class Schedule:
         wake_delay: float = 0.0,
     ) -> None:
         self.paused = False
-        self.standby = False
-        self.server_not_before = -math.inf
-        self.missed_pushes = 0
-        self.missed_in_a_row = 0
+        self.standby = False  # True while another replica owns the name: wakes stay pending
+        self.server_not_before = -math.inf  # applies to further pages of a poll too
+        self.missed_pushes = 0  # timer polls that found unannounced messages while a channel was up
+        self.missed_in_a_row = 0  # such polls since a push was last followed by messages
         self._fallback = fallback_interval
         self._degraded = degraded_interval
         self._spacing = 1.0 / rate if rate is not None else 0.0
@@ -228,14 +217,7 @@ class Schedule:
     # Events
 
     def wake(self, now: float, *, push: bool = False, known: bool = False) -> WakeResult:
-        """Add a wake.
-
-        Args:
-            now: The time.
-            push: True if the wake is a push, which announces messages.
-            known: True if the hint equals the saved cursor and no overlap is set. Such a wake is dropped if no
-                poll runs and no wake is pending (G1).
-        """
+        """Add a wake. `known`: the hint equals the saved cursor, and no overlap is set (G1)."""
         self._pushed_meanwhile |= push
         if known and not self._running and self._pending is None:
             return WakeResult.DROPPED
@@ -264,27 +246,14 @@ class Schedule:
             setattr(self, name, None if time is None else time + by)
 
     def not_before(self, now: float, seconds: float, *, jitter: float) -> None:
-        """Apply a request of the server to wait, such as `Retry-After`.
-
-        It is capped at `MAX_NOT_BEFORE`, then lengthened by up to a tenth. An earlier, longer request stays in
-        force.
-
-        Args:
-            now: The time.
-            seconds: The requested time.
-            jitter: Drawn from [0, 1), so that clients with the same request do not come back together.
-        """
+        """Apply a request of the server to wait, such as `Retry-After`. An earlier, longer one stays in force."""
+        # `jitter` from [0, 1) lengthens it by up to a tenth: clients with the same request do not come back
+        # together.
         asked = min(max(seconds, 0.0), MAX_NOT_BEFORE)
         self.server_not_before = max(self.server_not_before, now + asked * (1.0 + 0.1 * jitter))
 
     def poll_started(self, now: float, cause: Cause, *, wait: float = 0.0) -> None:
-        """Start a poll, which covers the pending wakes.
-
-        Args:
-            now: The time.
-            cause: The cause of the decision, or `MANUAL`.
-            wait: Seconds for which the server may hold its first answer.
-        """
+        """Start a poll, which covers the pending wakes. The server may hold its answer for `wait` seconds."""
         if self._running:
             raise AssertionError("two polls at a time (G2)")
         if not self._free_start:
@@ -306,20 +275,12 @@ class Schedule:
         resume_at: float | None = None,
         poll_within: float | None = None,
     ) -> None:
-        """End the poll that was started.
-
-        Args:
-            now: The time.
-            outcome: `ABANDONED` is neither success nor failure: a waiting fetch was cancelled by a wake, or the
-                caller was cancelled.
-            found: Number of new messages that were settled, without duplicates.
-            free: With `MORE`: True if the next poll continues here and takes no token.
-            answered_at: With `FAILED`: arrival of its last page; `None` if there was none.
-            jitter: Drawn from [0, 1), for the backoff or the fallback interval.
-            resume_at: With `MORE`: time at which the failed message that stopped it may be retried; `None` if it
-                stopped for another reason.
-            poll_within: Seconds within which the feed asks for the next poll; `None` if it does not ask.
-        """
+        """End the poll that was started."""
+        # `ABANDONED` is neither success nor failure: a wake cancelled a waiting fetch, or the caller was
+        # cancelled. `found` counts new settled messages, without duplicates. With `MORE`: `free`, if the next poll
+        # continues here without a token, and `resume_at`, when the failed message that stopped the poll may be
+        # retried. With `FAILED`: `answered_at`, the arrival of its last page. `jitter` from [0, 1) is for the
+        # backoff or the fallback interval.
         self._running = False
         if outcome is PollOutcome.ABANDONED:
             self._owe_again()
@@ -340,12 +301,7 @@ class Schedule:
     # State
 
     def next_poll(self, now: float, *, can_wait: bool = False) -> Decision:
-        """Return time and cause of the next poll, if nothing else happens.
-
-        Args:
-            now: The time.
-            can_wait: True if the feed can hold its answer.
-        """
+        """Return time and cause of the next poll, if nothing else happens."""
         if self._running or self.paused or self.standby:
             return NEVER
         wish = min(self._wishes(), key=lambda decision: decision.at)

@@ -184,13 +184,7 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class SavedProgress:
-    """Saved progress of a session, kept for the status after the session closes.
-
-    Attributes:
-        cursor: The saved cursor; `None` is the inception.
-        records: Number of dedupe records.
-        dead_letters: Number of dead letters.
-    """
+    """Saved progress of a session, kept for the status after the session closes."""
 
     cursor: Cursor | None = None
     records: int = 0

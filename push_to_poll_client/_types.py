@@ -340,10 +340,7 @@ MAX_NOT_BEFORE = 86_400.0
 
 @dataclass(slots=True, eq=False)
 class CycleDetector:
-    """Detect that a walk along cursors goes in a circle (Brent's algorithm).
-
-    It takes at most three rounds.
-    """
+    """Detect within three rounds that a walk along cursors goes in a circle (Brent's algorithm)."""
 
     _mark: Cursor | None = None
     _steps: int = 0

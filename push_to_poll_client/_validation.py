@@ -17,10 +17,7 @@ def _check_not_huge(name: str, value: float) -> None:
 
 
 def check_number(name: str, value: Any, *, above_zero: bool = False, optional: bool = False) -> None:
-    """Check an argument that is a number, usually of seconds.
-
-    `optional` allows `None`, which means off. Raises `TypeError` or `ValueError`.
-    """
+    """Check an argument that is a number, usually of seconds. `optional` allows `None`, which means off."""
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -61,15 +58,8 @@ def check_identity(identity: object) -> str:
 def missing_dependency(
     what: str, package: str, error: ImportError, *, remedy: str, repair: str | None = None
 ) -> ImportError:
-    """Return the error to raise if an optional dependency cannot be imported.
-
-    Args:
-        what: The part that needs it.
-        package: The module that was imported.
-        error: The error of that import.
-        remedy: What to do if it is not installed, or too old.
-        repair: What to do if it is installed but broken; `None` means: install it again.
-    """
+    """Return the error to raise if an optional dependency cannot be imported."""
+    # `remedy` is for a missing or old package, `repair` for a broken one (None: install it again).
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == package:
         return ImportError(f"{what} needs {package}: {remedy}", name=package)
     repair = repair or remedy.replace("pip install", "pip install --force-reinstall")

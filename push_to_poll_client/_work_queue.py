@@ -20,43 +20,27 @@ from push_to_poll_client._types import Cursor, Message
 
 @dataclass(slots=True, eq=False)
 class WorkItem:
-    """A message of a page. Times are of the event loop's clock.
-
-    Attributes:
-        cursor: May be saved when this message and all before it are settled; `None` if it has no cursor.
-        read_at: Arrival of its page.
-        arrived: When it was added to the queue.
-        lane: Messages of the same lane must not overtake each other.
-        error: Why the handler must not get it; `None` if it may.
-        fingerprint: Digest of its content; `None` if contents are not compared.
-        number: Its place among the messages that were not settled when they were added.
-    """
+    """A message of a page. Times are of the event loop's clock."""
 
     key: str
     message: Message
-    cursor: Cursor | None
-    read_at: float
-    arrived: float
-    lane: Hashable = None
-    error: Exception | None = None
-    fingerprint: int | None = None
+    cursor: Cursor | None  # may be saved when this message and all before it are settled
+    read_at: float  # arrival of its page
+    arrived: float  # time when it was added to the queue
+    lane: Hashable = None  # messages of the same lane must not overtake each other
+    error: Exception | None = None  # why the handler must not get it
+    fingerprint: int | None = None  # digest of its content; None if contents are not compared
     settled: bool = False
-    number: int = 0
+    number: int = 0  # its place among the messages that were unsettled when added
 
 
 @dataclass(slots=True, eq=False)
 class WorkQueue:
-    """Messages of one page, or of several consecutive pages.
+    """Messages of one page, or of several consecutive pages."""
 
-    Attributes:
-        cursor: Newest cursor before which everything is settled; `None` if there is none yet.
-        read_at: Arrival of the page of this cursor, on the event loop's clock.
-        left: Number of messages that have not started.
-    """
-
-    cursor: Cursor | None = None
-    read_at: float = 0.0
-    left: int = 0
+    cursor: Cursor | None = None  # the newest one before which everything is settled
+    read_at: float = 0.0  # arrival of the page of this cursor
+    left: int = 0  # messages that have not started
     _items: deque[WorkItem] = field(default_factory=deque)
     _lanes: dict[Hashable, deque[WorkItem]] = field(default_factory=dict)
     _heads: list[tuple[int, WorkItem]] = field(default_factory=list)
@@ -74,13 +58,7 @@ class WorkQueue:
         return self._items[0].arrived if self.left else None
 
     def add(self, items: Iterable[WorkItem], read_at: float, *, cursor: Cursor | None = None) -> None:
-        """Add the messages of a page, in the feed's order. Some may be settled already.
-
-        Args:
-            items: The messages.
-            read_at: Arrival of the page, on the event loop's clock.
-            cursor: May be saved when all of them are settled; `None` if only cursors of messages count.
-        """
+        """Add the messages of a page, in the feed's order. Some may be settled already."""
         for item in items:
             self._items.append(item)
             if not item.settled:
@@ -98,10 +76,8 @@ class WorkQueue:
         self._advance()
 
     def take(self, limit: int) -> Sequence[WorkItem]:
-        """Take up to `limit` messages that need not wait for others.
-
-        They are in the feed's order. Several may be of one lane.
-        """
+        """Take up to `limit` messages that need not wait for others, in the feed's order."""
+        # Several may be of one lane.
         taken: list[WorkItem] = []
         while self._heads and len(taken) < limit:
             _, item = heappop(self._heads)
@@ -121,10 +97,8 @@ class WorkQueue:
         self._advance()
 
     def free(self, items: Sequence[WorkItem]) -> None:
-        """Free the lanes of messages that were taken together.
-
-        A lane with an unsettled message stays busy, since the messages after it must wait.
-        """
+        """Free the lanes of messages that were taken together."""
+        # A lane with an unsettled message stays busy, since the messages after it must wait.
         waiting = {item.lane for item in items if not item.settled}
         for lane in {item.lane for item in items} - waiting:
             self._busy.discard(lane)

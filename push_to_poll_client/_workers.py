@@ -28,19 +28,13 @@ WHOLE_BATCH_ERRORS = (RetryMessage, StopConsumer)
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class WorkRound:
-    """One round of work. It ends when no more may start and everything that started has ended.
-
-    Attributes:
-        batch_handler: Processes several messages; `None` if each is processed alone.
-        stop: Checked before each message or batch.
-        fill: True to leave messages that do not fill a batch.
-    """
+    """One round of work. It ends when no more may start and everything that started has ended."""
 
     retry: Retry
-    batch_handler: BatchHandler | None
+    batch_handler: BatchHandler | None  # None if each message is processed alone
     work: WorkQueue
     stop: StopSignal
-    fill: bool
+    fill: bool  # leave messages that do not fill a batch
 
     def __post_init__(self) -> None:
         options, self._progress = self.retry.options, self.retry.progress
@@ -51,13 +45,7 @@ class WorkRound:
         self._error: BaseException | None = None
 
     async def run(self) -> None:
-        """Settle the messages.
-
-        Raises:
-            Postponed: A message must wait. All messages that do not wait for it are settled.
-            ProcessError: A message failed for good. Messages in flight with it are settled, or failed too.
-            StoreError: Progress could not be committed. Messages in flight are as for `ProcessError`.
-        """
+        """Settle the messages. After an error, messages in flight are settled or failed too."""
         if self._free_slots <= 1:  # no task for a single message, the usual case after a push
             await self._run_worker(self._take_next(), None)
         else:

@@ -213,11 +213,9 @@ def read_calls(path: Path) -> Sequence[HandlerCall]:
 
 
 def processed_twice(calls: Sequence[HandlerCall]) -> tuple[set[str], set[str]]:
-    """Return the ids processed more than once, and the ids among them that the kill does not explain.
-
-    A kill may repeat the messages that the killed process, the first one, handled in its last `COMMIT_INTERVAL`.
-    The next process may handle these once more (G7).
-    """
+    """Return the ids processed more than once, and the ids among them that the kill does not explain."""
+    # A kill may repeat the messages that the first process handled in its last `COMMIT_INTERVAL`. The next process
+    # may handle these once more (G7).
     by_id: dict[str, list[HandlerCall]] = defaultdict(list)
     for call in calls:
         by_id[call.id].append(call)
@@ -243,16 +241,9 @@ LATENCIES = {
 def latencies(
     calls: Sequence[HandlerCall], sent: Mapping[str, float], faults: Sequence[float]
 ) -> Mapping[str, list[float]]:
-    """Group the seconds from publication to handler by the cause of the poll that found the message.
-
-    A fault lasts until the handler gets a message that was published after the fault began and whose push was
-    sent.
-
-    Args:
-        calls: Calls of the handler. Only the first call for a message counts.
-        sent: Time of each message's push, by message id.
-        faults: Times at which the faults began.
-    """
+    """Group the seconds from publication to handler by the cause of the poll that found the message."""
+    # A fault lasts until the handler gets a message that was published after the fault began and whose push was
+    # sent. Only the first call for a message counts.
     first = {call.id: call for call in reversed(calls)}.values()
     periods = [
         (began, min((one.entered for one in first if one.published >= began and one.id in sent), default=math.inf))

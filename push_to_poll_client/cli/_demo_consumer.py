@@ -25,11 +25,7 @@ COMMIT_INTERVAL = 0.05
 
 
 async def consume(*arguments: str) -> None:
-    """Consume until SIGTERM, and finish the current message.
-
-    Args:
-        arguments: URL of the feed, URL of the websocket, path of the SQLite store, path of the handler's file.
-    """
+    """Consume until SIGTERM, and finish the current message."""
     url, push_url, database, handled = arguments
     file = os.open(handled, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 

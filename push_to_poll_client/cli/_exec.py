@@ -23,9 +23,9 @@ from push_to_poll_client import Message
 from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.cli._output import json_line
 
+# A stop gives the current message 10 s before that: below the 30 s of Kubernetes and the 90 s of systemd.
 TERM_GRACE = 5.0
-"""Seconds between SIGTERM and SIGKILL. A stop gives the current message 10 s before that; the sum stays below the
-30 s of Kubernetes and the 90 s of systemd."""
+"""Seconds between SIGTERM and SIGKILL."""
 
 _CHECK_INTERVAL = 0.02  # seconds between checks for remaining processes of an ended command
 
@@ -39,19 +39,10 @@ class CommandNotStarted(CommandFailed):
 
 
 class Command:
-    """Handler that runs a command for each message, one at a time.
+    """Handler that runs a command for each message, one at a time, without a shell."""
 
-    Args:
-        typed: Command and arguments, split into words as a shell would; no shell runs. The command inherits
-            standard output, standard error, the directory and the environment.
-        timeout: Seconds for one run. After that the process group gets SIGTERM, and SIGKILL 5 seconds later, and
-            the message has failed.
-        secrets: Environment variables that the command does not get (G12).
-
-    Raises:
-        TypeError: `timeout` is not a number.
-        ValueError: The command is empty, cannot be split, found or executed, or `timeout` is not positive.
-    """
+    # The command inherits standard output, standard error, the directory and the environment, without `secrets`
+    # (G12). After `timeout` the process group gets SIGTERM, then SIGKILL.
 
     def __init__(self, typed: str, *, timeout: float, secrets: Collection[str] = ()) -> None:
         check_number("--exec-timeout", timeout, above_zero=True)
@@ -63,15 +54,8 @@ class Command:
         self._process: Process | None = None
 
     async def __call__(self, message: Message) -> None:
-        """Run the command with the message on its standard input.
-
-        A cancellation waits for the current run until the deadline of `finish_until()`.
-
-        Raises:
-            CommandFailed: The exit code is not 0, a signal killed the command, or the command took too long.
-            CommandNotStarted: The command could not be started.
-            DecodeError: The data of the message cannot be read.
-        """
+        """Run the command with the message on its standard input."""
+        # A cancellation waits for the current run until the deadline of `finish_until()`.
         await checkpoint_if_cancelled()
         with anyio.CancelScope(shield=True, deadline=self._finish_until) as self._in_flight:
             await self._run(json_line(message))

@@ -140,11 +140,7 @@ class ReaderGone(BaseException):
 
 
 def json_line(message: Message) -> bytes:
-    """Encode a message as one line of JSON: all members of a CloudEvent, else `id` and `data`.
-
-    Raises:
-        DecodeError: The data of the message cannot be read.
-    """
+    """Encode a message as one line of JSON: all members of a CloudEvent, else `id` and `data`."""
     members: dict[str, Any] = {"id": message.id, "data": message.data}
     if isinstance(message, CloudEvent):
         members = dict(message.attributes)
@@ -154,14 +150,8 @@ def json_line(message: Message) -> bytes:
 
 
 def write_line(message: Message) -> None:
-    """Write and flush the line of a message, before the message is recorded as processed.
-
-    Raises:
-        ReaderGone: The reader of standard output closed the pipe.
-        StopConsumer: Writing to standard output failed. The message is not at fault, so `--on-failure` must not
-            skip it.
-        DecodeError: The data of the message cannot be read.
-    """
+    """Write and flush the line of a message, before the message is recorded as processed."""
+    # If writing fails, the message is not at fault, so `--on-failure` must not skip it: raise `StopConsumer`.
     line = json_line(message)
     try:
         _write(line)
@@ -170,14 +160,7 @@ def write_line(message: Message) -> None:
 
 
 def print_lines(lines: Iterable[str | bytes]) -> None:
-    """Write lines until the reader closes the output. The caller escapes them or writes JSON.
-
-    Args:
-        lines: Lines without line ends.
-
-    Raises:
-        OutputError: Writing to standard output failed.
-    """
+    """Write lines until the reader closes the output. The caller escapes them or writes JSON."""
     with contextlib.suppress(ReaderGone):
         for line in lines:
             _write((line.encode() if isinstance(line, str) else line) + b"\n")

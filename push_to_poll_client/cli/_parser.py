@@ -59,15 +59,7 @@ class Commands:
     def add(
         self, name: str, run: Callable[[argparse.Namespace], int | None] | None, *, help: str, description: str
     ) -> argparse.ArgumentParser:
-        """Add a command and return its parser.
-
-        Args:
-            name: The word to type.
-            run: Function that runs the command and returns its exit code, or None for success. None if the
-                command has actions, each with a function.
-            help: The line in the list of commands.
-            description: The first paragraph of the command's help.
-        """
+        """Add a command and return its parser. `run` is None if the command has actions."""
         parser = self._parsers.add_parser(name, help=help, description=description)
         parser.set_defaults(run=run, parser=parser, verbose=0)
         return parser

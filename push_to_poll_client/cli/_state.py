@@ -133,12 +133,7 @@ def add_state_to(parser: argparse.ArgumentParser, *, required: bool = True) -> N
 
 
 def find_consumer(options: argparse.Namespace) -> ConsumerProgress:
-    """Return the consumer given by --name, or the only consumer of the file.
-
-    Raises:
-        StoreError: The file cannot be read, or contains no consumer.
-        UsageError: --state or --name is missing, or the file has no consumer with that name.
-    """
+    """Return the consumer given by --name, or the only consumer of the file."""
     if options.state is None:
         raise UsageError("--state is missing; give the state file of the consumer")
     store = read_store(options.state)
@@ -156,17 +151,7 @@ def find_consumer(options: argparse.Namespace) -> ConsumerProgress:
 
 
 def run_with_store(path: str, work: Callable[[SQLiteStore], Awaitable[_T]], *, instead: str = "") -> _T:
-    """Change a state file that no process owns.
-
-    Args:
-        path: The file.
-        work: Function that gets the store and changes it.
-        instead: Alternative to stopping the owner, for the error.
-
-    Raises:
-        StoreBusy: A process owns the file; the error names it.
-        StoreError: The file cannot be written.
-    """
+    """Change a state file that no process owns. The error names `instead` as the alternative to stopping."""
 
     async def run() -> _T:
         # No retention, so that this store drops no record of the consumer. Transactional, because the file may
@@ -187,18 +172,7 @@ def run_with_store(path: str, work: Callable[[SQLiteStore], Awaitable[_T]], *, i
 def run_with_session(
     progress: ConsumerProgress, path: str, work: Callable[[Session], Awaitable[_T]], *, instead: str
 ) -> _T:
-    """Claim a consumer's name, do the work, and release the name.
-
-    Args:
-        progress: The consumer.
-        path: The state file.
-        work: Function that gets the session and changes it.
-        instead: Method that the owner of the file can call instead, for the error.
-
-    Raises:
-        StoreBusy: A process owns the file.
-        StoreError: The file cannot be written.
-    """
+    """Claim a consumer's name, do the work, and release the name."""
 
     async def claim_and_work(store: SQLiteStore) -> _T:
         session = await store.claim(progress.name, feed=progress.feed)
@@ -211,12 +185,7 @@ def run_with_session(
 
 
 def check_cursor(option: str, typed: str) -> None:
-    """Check that an argument can be a cursor of a feed.
-
-    Raises:
-        UsageError: It is empty, too long, or not valid text.
-        ValueError: It looks like a misspelled `inception` or `latest`.
-    """
+    """Check that an argument can be a cursor, and is not a misspelled `inception` or `latest`."""
     _check_text(option, typed, "a cursor of the feed", MAX_CURSOR)
     check_position(option, typed)
 

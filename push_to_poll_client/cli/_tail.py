@@ -47,8 +47,7 @@ SHUTDOWN_TIMEOUT = 10.0
 """Seconds for the current message after the first signal; the library's default."""
 
 DEGRADED_INTERVAL = 10.0
-"""Seconds between polls while a push channel is down, unless `--fallback-interval` is shorter; the library's
-default."""
+"""Seconds between polls while a push channel is down: the library's default."""
 
 ONCE_TIMEOUT = 60.0
 """Longest pause requested by the server, in seconds, that `--once` waits. For a longer one the command ends."""
@@ -311,16 +310,8 @@ _LISTENER_TYPES: dict[str, Callable[..., Listener]] = {
 
 
 def listener_for(push: str, *, feed: str, token: str | None) -> Listener:
-    """Make the listener for a push channel.
-
-    Args:
-        push: The URL of the channel; its scheme selects the kind of listener.
-        feed: The URL of the feed.
-        token: The token of the feed, or None. It is sent only to the same server (G12).
-
-    Raises:
-        ValueError: The URL is not the URL of a push channel. The error shows no part of it.
-    """
+    """Make the listener for a push channel by its scheme. Errors show no part of the URL."""
+    # The feed's token is sent only to the same server (G12).
     kind = _LISTENER_TYPES.get(push.partition(":")[0].lower())
     if kind is None:
         raise ValueError("--push must be a websocket (ws://, wss://) or server-sent events (http://, https://)")
@@ -340,18 +331,9 @@ def same_server(push: str, feed: str) -> bool:
 
 
 async def until_signalled(follow: Callable[[], Awaitable[None]], command: Command | None = None) -> Exit:
-    """Run `follow` until it ends or SIGINT or SIGTERM cancels it.
-
-    Args:
-        follow: Function that runs the consumer.
-        command: Command of --exec. It gets `SHUTDOWN_TIMEOUT` for the current message; a second signal kills it.
-
-    Returns:
-        `Exit.DONE`, or the exit code for the signal.
-
-    Raises:
-        Exception: The exception of `follow`, without a group around it.
-    """
+    """Run `follow` until it ends or SIGINT or SIGTERM cancels it, and return the exit code."""
+    # The command of --exec gets `SHUTDOWN_TIMEOUT` for the current message; a second signal kills it. An exception
+    # of `follow` is raised without a group around it.
     code = Exit.DONE
 
     async def watch(body: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:

@@ -32,9 +32,10 @@ from push_to_poll_client.listeners.webhook import WebhookListener
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
+# Each takes 16 KiB with an incomplete request head, and 130 KiB if it sends requests faster than they are
+# answered.
 MAX_CONNECTIONS = 1_000
-"""Open connections. Each takes 16 KiB with an incomplete request head, and 130 KiB if it sends requests faster
-than they are answered: 130 MiB in total."""
+"""Open connections: 130 MiB in total."""
 
 BACKLOG = 2_048
 """Connections that wait to be accepted. They take no file descriptors."""
@@ -45,9 +46,9 @@ ACCEPT_PAUSE = 0.1
 IDLE_TIMEOUT = 10.0
 """Seconds until a connection without a request is closed."""
 
+# Without this limit, a client that does not read responses would keep its connection for ever.
 REQUEST_TIMEOUT = 30.0
-"""Seconds since the last response until a connection is closed during a request: 10 idle, 10 for the body and 8 to
-verify it. Without this limit, a client that does not read responses would keep its connection for ever."""
+"""Seconds of a request since the last response: 10 idle, 10 for the body and 8 to verify it."""
 
 SHUTDOWN_GRACE = 2
 """Seconds for current requests when the command ends. A normal request takes microseconds."""
@@ -60,10 +61,8 @@ LOG_INTERVAL = 3_600.0
 
 
 def connection_limit() -> int:
-    """Return the limit of open connections: at most half of the file descriptors (`ulimit -n`).
-
-    The other half is for polls, the state file, and commands of --exec.
-    """
+    """Return the limit of open connections: at most half of the file descriptors (`ulimit -n`)."""
+    # The other half is for polls, the state file, and commands of --exec.
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if descriptors == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
@@ -98,18 +97,9 @@ class _HTTPConnection(H11Protocol):
 
 
 class _Connections:
-    """The open connections, ordered by last response, or by start if there was none.
+    """The open connections, ordered by last response, or by start if there was none."""
 
-    The order does not depend on bytes that a client sends, so a slow client cannot keep its connection open.
-
-    Args:
-        name: Name of the webhook, for the log.
-        limit: Largest number of open connections.
-
-    Attributes:
-        name: Name of the webhook, for the log.
-        batch: Largest number of connections to accept in a row.
-    """
+    # The order does not depend on bytes that a client sends, so a slow client cannot keep its connection open.
 
     def __init__(self, name: str, limit: int) -> None:
         self.name = name
@@ -223,10 +213,8 @@ class _StoppableServer(uvicorn.Server):
 async def serve_in_background(
     listener: WebhookListener, listening: socket.socket, follow: Callable[[], Awaitable[object]]
 ) -> None:
-    """Serve a webhook on a listening socket while `follow` runs, then close the socket.
-
-    An exception of `follow` is raised without a group around it.
-    """
+    """Serve a webhook on a listening socket while `follow` runs, then close the socket."""
+    # An exception of `follow` is raised without a group around it.
     config = uvicorn.Config(
         listener,
         http="h11",
@@ -263,18 +251,7 @@ def parse_address(text: str) -> tuple[str, int]:
 async def serve_webhook(
     listener: WebhookListener, host: str, port: int, follow: Callable[[], Awaitable[object]]
 ) -> None:
-    """Listen on an address and serve a webhook there while `follow` runs.
-
-    Args:
-        listener: The webhook.
-        host: Host name or address.
-        port: Port; 0 means a free port.
-        follow: Function that runs the consumer.
-
-    Raises:
-        ListenerError: The server cannot listen on the address.
-        Exception: The exception of `follow`.
-    """
+    """Listen on an address (port 0: a free port) and serve a webhook there while `follow` runs."""
     with _listen(host, port) as listening:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host

@@ -26,13 +26,12 @@ import msgspec
 from push_to_poll_client._types import Cursor, DeadLetter, SavedCursor
 from push_to_poll_client._validation import check_count, check_number
 
+# Stripe lists its events for 30 days. Remote Settings replays silently to a cursor older than 21 days.
 DEFAULT_RETENTION = 30 * 86_400.0
-"""Seconds. Must be longer than the longest replay of the feed, or messages are processed again: Stripe
-lists its events for 30 days, Remote Settings replays silently to a cursor older than 21 days."""
+"""Seconds. Must be longer than the longest replay of the feed, or messages are processed again."""
 
 DEFAULT_MAX_RECORDS = 1_000_000
-"""Records per name: 55 MB of a SQLite file with keys of 36 characters. At 10 messages a second it covers a day, so
-set it higher for a busy feed."""
+"""Records per name: 55 MB in SQLite with keys of 36 characters, a day at 10 messages a second."""
 
 # Records per segment. A page of 1,000 random keys writes to the whole segment: with segments of 4,000, 8,000,
 # 16,000 and 32,000 its commit takes 1.5, 1.6, 2.0 and 2.8 ms. To search for it in 300,000 records takes 35, 22, 13
@@ -205,8 +204,7 @@ class Segments:
 
 
 MAX_HISTORY = 256
-"""Earlier cursors that are kept: four minutes of a busy consumer, or years of a feed that moves once a week. With
-the longest cursors they take 16 MiB."""
+"""Earlier cursors that are kept: four minutes of a busy consumer. The longest cursors take 16 MiB."""
 
 _MIN_HISTORY_INTERVAL = 1.0
 """Seconds. A busy consumer saves hundreds of cursors a second, and one of them is kept."""

@@ -37,20 +37,7 @@ _T = TypeVar("_T")
 
 
 class MemoryProgress:
-    """The progress of one name, as `StoredName` says.
-
-    Args:
-        feed: The feed that the name is bound to.
-        retention: Which records may be dropped.
-        clock: Seconds since the epoch.
-
-    Attributes:
-        feed: As given.
-        token: The fencing token of the last claim.
-        cursor_state: Its cursor, history and state.
-        segments: The segments in which the records are counted.
-        records: The records by their keys.
-    """
+    """Progress of one name. `token` is the fencing token of the last claim."""
 
     def __init__(self, feed: str, retention: Retention, clock: Callable[[], float]) -> None:
         self.feed: str = feed

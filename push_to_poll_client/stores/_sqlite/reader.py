@@ -209,13 +209,8 @@ class StoreFile:
 
 
 def read_store(path: str | os.PathLike[str]) -> StoreFile:
-    """Read the file of a `SQLiteStore`, even while a consumer uses it.
-
-    Do not call it in a process that has the file open as a store: the process would lose its locks.
-
-    Raises:
-        StoreError: The file is missing, cannot be read, or is not a store of this version of the library.
-    """
+    """Read the file of a `SQLiteStore`, even while a consumer uses it."""
+    # Do not call it in a process that has the file open as a store: the process would lose its locks.
     absolute = os.path.realpath(path)
     progress, size = _query(absolute, select_progress)
     return StoreFile(absolute, size, lock_holder(absolute), progress or ())

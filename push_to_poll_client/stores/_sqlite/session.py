@@ -327,17 +327,9 @@ class TransactionalSQLiteSession(SQLiteSession):
         self._written: dict[str, Record] = {}
 
     def transaction(self, records: Sequence[Record], /) -> Effects:
-        """Commit the handler's writes together with `records` at the end of the block, or neither (G8).
-
-        The handler's first statement begins the transaction. Without a statement, the next `commit` saves the
-        records; it gets them in any case. An exception in the block rolls the writes back.
-
-        Raises:
-            RuntimeError: The call is within another block of the store.
-            OwnershipLost: The session was released, or another session claimed the name.
-            TransactionConflict: Call the handler again, in another block with the same records.
-            StoreError: The transaction cannot be begun or committed, or the handler ended it; it is rolled back.
-        """
+        """Commit the handler's writes together with `records` at the end of the block, or neither (G8)."""
+        # The handler's first statement begins the transaction. Without a statement, the next `commit` saves the
+        # records; it gets them in any case.
         super()._check_caller()
         warn_of_old_sqlite(shared=True)
         return Effects(

@@ -84,10 +84,7 @@ class _WAL(NamedTuple):
 
 
 def check_wal(path: str) -> None:
-    """Raise a `StoreError` if the WAL belongs to another state of the database.
-
-    Call it before SQLite opens the file. It changes nothing. The head of this module lists its limits.
-    """
+    """Raise a `StoreError` if the WAL belongs to another state. Call it before SQLite opens the file."""
     try:
         wal = _read_wal(f"{path}-wal")
         foreign = wal is not None and _is_foreign(path, wal)
