@@ -100,7 +100,6 @@ class ListenerChannel:
 
     @property
     def status(self) -> ListenerStatus:
-        """Snapshot of the listener's status."""
         return replace(self._status, pushes=self._pushes)
 
     def up(self) -> None:
@@ -111,7 +110,6 @@ class ListenerChannel:
         self.wakes.put(None)
 
     def down(self, error: BaseException | None = None) -> None:
-        """Report that the channel is not connected."""
         self._update_status(up=False, error=error)
 
     def wake(self, push: Push | None = None, /) -> None:

@@ -23,8 +23,6 @@ from push_to_poll_client._validation import describe, quoted
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SessionDeadLetters(SessionPart):
-    """The dead letters of one open session."""
-
     feed: Feed
     progress: Progress
     retry: Retry
@@ -232,8 +230,6 @@ class DeadLetters(AsyncIterable[DeadLetter]):
 
 
 class _Iterator(AsyncIterator[Result]):
-    """Iterate over all dead letters."""
-
     def __init__(self, dead_letters: DeadLetters, convert: Callable[[DeadLetter], Result]) -> None:
         self._dead_letters = dead_letters
         self._convert = convert

@@ -95,13 +95,11 @@ class FailureLog:
         logger.warning("dead letter %s failed again (attempt %d): %s", *at, failure.why, **details)
 
     def _record_fields(self, failure: HandlerFailure, outcome: object) -> dict[str, Any]:
-        """Return what each failure's record has besides its text."""
         # Pass a server's text through `quoted` for a line, and through `one_line` for `extra`: both shorten it
         # (G11) and mask secrets (G12).
         return {"exc_info": self._traceback(failure.error, outcome)}
 
     def _traceback(self, error: Exception | None, outcome: object) -> ExcInfo | None:
-        """Return the error if its traceback is to be logged."""
         if error is None:
             return None
         # A `HandlerDecision` is not a bug, unless another error caused it.

@@ -137,7 +137,6 @@ class Fetcher:
 
     @property
     def has_next(self) -> bool:
-        """True if the next page has arrived or is being fetched."""
         return self._next is not None
 
     async def read(self, request: FetchRequest, poll: Poll) -> Page | None:
@@ -205,7 +204,6 @@ class FetchedPage:
         return self.outcome if isinstance(self.outcome, Page) else None
 
     async def fetch(self) -> None:
-        """Fetch the page, and keep it or its error."""
         name = self.fetcher.name
         try:
             page = await self.fetcher.call(name, lambda: self.fetcher.feed.fetch(self.request))

@@ -169,7 +169,6 @@ class RunLog:
         self._messages = self.stats.counts["messages"]  # at the last catch-up
 
     def started(self, place: str, feed: str, interval: float | None, listeners: int) -> None:
-        """Log the place where the run begins and how it polls."""
         polling = "only when woken" if interval is None else f"every {interval:g} s"
         count = _number(listeners, "listener")
         logger.info("started at %s of %s: polling %s, %s", place, one_line(feed), polling, count)

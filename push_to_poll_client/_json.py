@@ -85,7 +85,6 @@ class Decoder(Generic[_T]):
         self._decode = msgspec.json.Decoder(type).decode
 
     def decode(self, text: bytes | str | msgspec.Raw) -> _T:
-        """Decode a text; raise one of `DECODE_ERRORS` if that fails."""
         check_depth(text)
         return self._decode(text)  # type: ignore[no-any-return]
 

@@ -56,8 +56,6 @@ T = TypeVar("T")
 
 @dataclass(eq=False, repr=False)
 class SessionParts:
-    """Parts of one session, for `run()` and each call of the consumer."""
-
     session: Session
     progress: Progress
     dead_letters: SessionDeadLetters
@@ -235,7 +233,6 @@ class OpenSession:
             undo.pop_all()
 
     def _build(self, session: Session, clock: Clock) -> SessionParts:
-        """Build the parts of a session in the order of their dependencies."""
         options = self.options
         shared = (options, session, self.stats, clock)
         fetcher = Fetcher(feed=self.feed, schedule=self.schedule, clock=clock)

@@ -44,7 +44,6 @@ class ConsumerLog(logging.LoggerAdapter[logging.Logger]):
         super().__init__(logger)
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """Log a line, with the arguments of `logging.Logger.log`."""
         if not self.isEnabledFor(level):
             return
         name, exc_info = _current_consumer.get(), kwargs.get("exc_info")

@@ -213,8 +213,6 @@ class Options:
 
 @dataclass(eq=False, repr=False)
 class SessionPart:
-    """Base class of the parts of a session."""
-
     options: Options
     session: Session
     stats: ConsumerStats

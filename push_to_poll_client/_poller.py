@@ -102,7 +102,6 @@ class Poller(SessionPart):
         return has_time or self.has_unsaved_place
 
     def discard_place(self) -> None:
-        """Let the next poll start at the saved cursor."""
         self._unfinished = None
         self.fetcher.end_poll(continues=False)
 

@@ -53,8 +53,6 @@ _enclosing_polls: ContextVar[tuple[Poll, ...]] = ContextVar("push_to_poll_client
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Polls(SessionPart):
-    """The polls of one session."""
-
     schedule: Schedule
     poller: Poller
     worth_a_poll: Callable[[Push], bool]
@@ -89,7 +87,6 @@ class Polls(SessionPart):
         self.schedule_changed()
 
     def begin(self, run_log: RunLog) -> None:
-        """Begin `run()` with a poll."""
         self.closed, self.run_log = False, run_log
         self.schedule.begin()
 

@@ -92,7 +92,6 @@ def saved_before(history: Sequence[SavedCursor], latest: float) -> SavedCursor |
 
 
 GAP_KEY: Final = "gap"
-"""State key: the last gap."""
 
 
 class _StoredGap(msgspec.Struct, frozen=True):
@@ -107,8 +106,6 @@ class _StoredGap(msgspec.Struct, frozen=True):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Position(SessionPart):
-    """The position of one session in its feed."""
-
     fetcher: Fetcher
     progress: Progress
 
@@ -154,7 +151,6 @@ class Position(SessionPart):
         )
 
     async def rewind(self, to: Cursor | None, *, ago: float | None, forget: bool) -> None:
-        """Move to another place. See `Consumer.rewind`."""
         if to == LATEST:
             await self.fetcher.wait_until_allowed()
         cursor = self._saved_before(ago) if to is None else await self._resolve(to)

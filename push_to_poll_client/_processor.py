@@ -193,8 +193,6 @@ def _undecodable_error(message: Message, function: str, error: Exception) -> Dec
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Processor(SessionPart):
-    """Settle the pages of one session."""
-
     progress: Progress
     batch_handler: BatchHandler | None
     dedupe: Dedupe

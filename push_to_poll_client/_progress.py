@@ -62,7 +62,6 @@ class TimeOfDay:
         self._epoch = _event_loop.wall_clock() - clock()
 
     def now(self) -> float:
-        """Return the time of day now."""
         return self._epoch + self._clock()
 
     def of(self, moment: float) -> float:
@@ -71,7 +70,6 @@ class TimeOfDay:
 
 
 ATTEMPTS_KEY: Final = "attempts"
-"""State key: the attempts."""
 
 # At most as many messages are unsettled at a time (`_workers.py`), so the forgotten one did not come again.
 MAX_FAILING: Final = 10_000
@@ -128,15 +126,12 @@ class Attempts:
         return len(self._attempts)
 
     def knows(self, key: str) -> bool:
-        """Return True if the key belongs to a failing message."""
         return key in self._attempts
 
     def count(self, key: str) -> int:
-        """Return the number of failed attempts."""
         return self._attempts[key].count if key in self._attempts else 0
 
     def record_failure(self, key: str) -> Attempt:
-        """Count a failed attempt."""
         before = self._attempts.pop(key, None)
         now = self.now
         attempt = Attempt(1, now) if before is None else Attempt(before.count + 1, before.first)
@@ -155,7 +150,6 @@ class Attempts:
             self.changed = True
 
     def forget(self) -> None:
-        """Forget all attempts, after the session has deleted them."""
         self._attempts.clear()
         self.changed = False
 
@@ -223,8 +217,6 @@ MIN_COMMIT_TIMEOUT: Final = 5.0
 
 
 class CommitArguments(TypedDict):
-    """Arguments of one commit."""
-
     cursor: Cursor | None
     records: Sequence[Record]
     dead_letters: Sequence[DeadLetter]
@@ -243,8 +235,6 @@ class Uncommitted:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Progress(SessionPart):
-    """Progress of one session."""
-
     pending: list[Record] = field(
         default_factory=list, init=False
     )  # always the same list; no commit has taken them
@@ -288,7 +278,6 @@ class Progress(SessionPart):
         return unseen - committing - settled_since
 
     async def fingerprints(self, keys: list[str]) -> Mapping[str, int]:
-        """Return the stored fingerprints of these keys."""
         await self.flush()
         return await self.session.fingerprints(keys)
 
@@ -451,7 +440,6 @@ class Progress(SessionPart):
         return taken
 
     def _put_back(self, taken: CommitArguments) -> None:
-        """Leave a failed commit to the next flush."""
         if taken["state"]:
             self.attempts.put_back()
         self.pending[:0] = taken["records"]

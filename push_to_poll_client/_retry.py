@@ -68,7 +68,6 @@ class StopSignal:
 
 
 NOT_RETRYABLE = (DecodeError, ContentChanged)
-"""Failures that a retry cannot fix."""
 
 HANDLER_DECISIONS = {
     DeadLetterMessage: FailureAction.DEAD_LETTER,
@@ -86,8 +85,6 @@ class FailureDecision(NamedTuple):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Retry(SessionPart):
-    """Settle messages one by one."""
-
     handler: Handler
     progress: Progress
 

@@ -95,8 +95,6 @@ EARLY_ANSWERS = 3
 
 
 class Cause(enum.StrEnum):
-    """Reason for which a poll starts."""
-
     START = "start"
     RETRY = "retry"
     CONTINUATION = "continuation"
@@ -108,8 +106,6 @@ class Cause(enum.StrEnum):
 
 
 class PollOutcome(enum.StrEnum):
-    """Outcome of a poll."""
-
     CAUGHT_UP = "caught up"
     MORE = "more"
     STANDSTILL = "standstill"
@@ -228,7 +224,6 @@ class Schedule:
         return WakeResult.PENDING
 
     def set_channel(self, name: str, *, up: bool) -> None:
-        """Set the state of a push channel. It is down before its first connection."""
         self._channels[name] = up
 
     def begin(self) -> None:
@@ -324,7 +319,6 @@ class Schedule:
 
     @property
     def owes(self) -> bool:
-        """True if a wake is pending."""
         return self._pending is not None
 
     @property

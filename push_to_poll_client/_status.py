@@ -12,7 +12,6 @@ from push_to_poll_client._types import Cursor
 
 
 def standstill_text(where: str) -> str:
-    """Describe a feed that does not advance."""
     text = f"the feed says that there is more, and leads {where} without anything new"
     return f"{text}; later messages are not read"
 

@@ -203,7 +203,6 @@ class Push(msgspec.Struct, frozen=True):
 
 
 NO_HINT = Push()
-"""A push without hints."""
 
 
 @dataclass(frozen=True, slots=True)

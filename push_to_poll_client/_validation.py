@@ -38,7 +38,6 @@ def check_count(name: str, value: object) -> int:
 
 
 def check_str(what: str, value: object) -> None:
-    """Raise a `TypeError` if an argument is not a `str`."""
     if not isinstance(value, str):
         raise TypeError(f"{what} must be a str, got {type(value).__name__}")
 

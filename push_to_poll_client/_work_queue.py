@@ -49,7 +49,6 @@ class WorkQueue:
 
     @property
     def unsettled(self) -> Iterable[WorkItem]:
-        """Messages that are not settled, in the feed's order."""
         return (item for item in self._items if not item.settled)
 
     @property

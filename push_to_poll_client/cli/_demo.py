@@ -192,7 +192,6 @@ class ConsumerProcess:
         return self._process.returncode
 
     def close(self) -> None:
-        """Kill the process if it still runs, and close its log."""
         self.end(signal.SIGKILL)
         self._log.close()
 

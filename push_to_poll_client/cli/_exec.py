@@ -69,7 +69,6 @@ class Command:
             self._in_flight.deadline = deadline
 
     def kill(self) -> None:
-        """Kill the command and all processes that it started."""
         if self._process is not None:
             _signal_group(self._process, signal.SIGKILL)
 

@@ -73,11 +73,9 @@ class EscapingFormatter(logging.Formatter):
         self._tracebacks = tracebacks
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        """Format the line without the traceback."""
         return escape_unprintable(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format the line, and the traceback if it is shown."""
         if not self._tracebacks:  # with --exec, the line says everything about a failure
             record = logging.makeLogRecord({**vars(record), "exc_info": None, "exc_text": None})
         return "\n  ".join(map(escape_unprintable, super().format(record).split("\n")))

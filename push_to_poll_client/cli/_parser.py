@@ -33,7 +33,6 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Exit with `Exit.USAGE`."""
         without_value = one_line(_ECHOED_VALUE.sub(r"\1", message))
         self.exit(Exit.USAGE, f"{self.prog}: {without_value}; see {self.prog} --help\n")
 

@@ -125,7 +125,6 @@ def add_to(commands: Commands) -> None:
 
 
 def add_state_to(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add the options --state and --name to a command."""
     parser.add_argument(
         "--state", metavar="FILE", required=required, help="the state file given to tail or to SQLiteStore"
     )
@@ -200,7 +199,6 @@ def _check_text(option: str, typed: str, what: str, longest: int) -> None:
 
 
 def print_status(options: argparse.Namespace) -> None:
-    """Print the progress of each consumer in the file."""
     store, now = read_store(options.state), time.time()
     if options.json:
         members = {

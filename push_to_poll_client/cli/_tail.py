@@ -59,7 +59,6 @@ EXEC_ATTEMPTS = 5
 """Runs per message, with the library's delays: 8 to 10 s, enough to outlast a restart of a service it calls."""
 
 POLICIES: Final[dict[str, FinalAction]] = {"stop": "stop", "dead-letter": "dead_letter", "skip": "skip"}
-"""The values of --on-failure."""
 
 NO_VERIFICATION = "none"
 

@@ -260,7 +260,6 @@ async def serve_webhook(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket."""
     with ExitStack() as stack:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

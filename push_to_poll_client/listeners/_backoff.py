@@ -138,7 +138,6 @@ class ReconnectBackoff:
 
     @property
     def is_connected(self) -> bool:
-        """True while the channel is open."""
         return self._connected_at is not None
 
     def connected(self, now: float) -> None:
@@ -248,5 +247,4 @@ class LongPollPace:
         self._not_before = max(self._not_before, now + max(_requested(retry_after, fraction), pause))
 
     def pause(self, now: float) -> float:
-        """Return the seconds until the next request."""
         return max(0.0, self._not_before - now)

@@ -150,7 +150,6 @@ class BaseListener(abc.ABC):
         channel.up()
 
     def _draw_age(self) -> float:
-        """Draw the seconds that a new connection may last."""
         return math.inf if self._max_age is None else lifetime(self._max_age, self._fraction())
 
     def _users_action(self, error: Exception) -> ReconnectAction | None:

@@ -114,7 +114,6 @@ class EventParser:
             self.retry = min(float(value) / 1000, MAX_RETRY)  # float() accepts any number of digits
 
     def _dispatch(self) -> ServerSentEvent | None:
-        """Return the event that a blank line completes, if there is one."""
         self.last_event_id = self._id
         data, kind = self._data, self._type
         self._data, self._data_size, self._type = [], 0, ""

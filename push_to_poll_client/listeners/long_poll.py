@@ -92,7 +92,6 @@ class LongPollReader:
         self._get_retry_after = None if retry_after is None else _last_at(retry_after)
 
     def read(self, response: ListenerResponse) -> LongPollResult:
-        """Read a successful response."""
         if response.status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
             return NO_NEWS
         try:

@@ -53,7 +53,6 @@ PERMANENT_ERROR_TEXTS = (
 
 
 def failure_of(error: Exception) -> Failure:
-    """Classify and describe the failure of a connection."""
     import psycopg
 
     # A ProgrammingError is not quotable: it may quote the caller's settings.

@@ -29,7 +29,6 @@ __all__ = ["RedisListener"]
 
 
 def failure_of(error: Exception) -> Failure:
-    """Classify and describe the failure of a connection."""
     from redis import exceptions
 
     actions: tuple[tuple[type[Exception], ReconnectAction], ...] = (

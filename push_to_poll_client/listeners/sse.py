@@ -75,7 +75,6 @@ def _check(response: Any) -> None:
 
 
 def failure_of(error: Exception) -> Failure:
-    """Classify and describe the failure of a stream."""
     actions = [(EventTooLarge, ReconnectAction.SLOW_RETRY)]  # the next event will be as large
     failure = http_failure_of(error, wanted="an event stream", actions=actions)
     return failure._replace(hid_a_push=isinstance(error, EventTooLarge))

@@ -92,7 +92,6 @@ SAFE_TO_QUOTE = (OSError, InvalidHandshake, ImportError)
 
 
 def failure_of(error: Exception) -> Failure:
-    """Classify and describe the failure of a connection."""
     if isinstance(error, ConnectionClosed):
         return _failure_of_close(error)
     if isinstance(error, InvalidStatus):

@@ -85,7 +85,6 @@ class BloomFilters:
         newest.add(keys)
 
     def drop(self, before: int) -> None:
-        """Forget the segments before this number."""
         while self._generations:
             segments = self._generations[0].segments
             while segments and segments[0] < before:

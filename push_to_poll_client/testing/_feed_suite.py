@@ -54,29 +54,24 @@ class FeedWalk:
         return step
 
     async def finish(self) -> "FeedWalk":
-        """Read the remaining pages."""
         async for _ in self:
             pass
         return self
 
     @property
     def is_over(self) -> bool:
-        """True if the last page was read."""
         return bool(self.steps) and self._next is None
 
     @property
     def messages(self) -> list[Message]:
-        """Messages of all pages."""
         return [message for step in self.steps for message in step.page.messages]
 
     @property
     def ids(self) -> list[str]:
-        """Ids of all messages."""
         return [message.id for message in self.messages]
 
     @property
     def keys(self) -> list[tuple[str, str]]:
-        """Ids and dedupe keys of all messages."""
         return [(message.id, message.dedupe_key) for message in self.messages]
 
     @property
@@ -93,7 +88,6 @@ class FeedWalk:
 
 
 async def walk(feed: Feed, cursor: Cursor | None = None) -> FeedWalk:
-    """Read all pages."""
     return await FeedWalk(feed, cursor).finish()
 
 
@@ -131,7 +125,6 @@ _BROKEN_RAW = {"nothing": b"", "no text": b"\xff\xfe\0", "cut": b'{"id": "1', "a
 """Invalid `raw` of dead letters, as another version may have saved it."""
 
 _COMPARABLE = (str, int, float, bool, bytes, list, dict, type(None))
-"""Types of data that can be compared."""
 
 
 class FeedSuite:

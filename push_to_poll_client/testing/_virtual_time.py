@@ -32,7 +32,6 @@ class Bell:
             self._event = None
 
     async def wait(self) -> None:
-        """Return at the next ring."""
         if self._event is None:
             self._event = anyio.Event()
         await self._event.wait()

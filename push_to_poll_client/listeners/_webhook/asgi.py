@@ -25,7 +25,6 @@ FIXED_HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store
 
 
 def request_of(scope: Scope) -> WebhookRequest:
-    """Build the request, without its body."""
     # ASGI 3 puts the whole path in `path`, with the mount point in front; older servers cut it off.
     path, root = scope["path"], scope.get("root_path", "").rstrip("/")
     if path == root or path.startswith(f"{root}/"):

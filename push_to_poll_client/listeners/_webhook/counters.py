@@ -100,7 +100,6 @@ class WebhookJournal:
             return None
 
     def log_failure(self, what: str, error: Exception) -> None:
-        """Log that a function of the caller failed."""
         level = self.level(what, logging.WARNING)
         self._log.log(level, "%s: %s failed with %s", self.name, what, type(error).__name__)
 

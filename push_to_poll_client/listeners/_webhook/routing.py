@@ -45,12 +45,10 @@ class ForwardedChannel:
 
     @property
     def missed_in_a_row(self) -> int:
-        """As in `Channel`."""
         return self._channel.missed_in_a_row
 
     @property
     def state(self) -> str | None:
-        """As in `Channel`."""
         return self._channel.state
 
 
@@ -71,7 +69,6 @@ class WebhookSubscriber(ForwardedChannel):
         self._flood_started = anyio.Event()
 
     def up(self) -> None:
-        """Note that the server pushes."""
         self._is_pushing = True
         if self._flooded:
             self._channel.request_poll()
@@ -81,7 +78,6 @@ class WebhookSubscriber(ForwardedChannel):
             self._router.broadcast_state(self, None)
 
     def down(self, error: BaseException | None = None) -> None:
-        """Note that the server does not push."""
         self._is_pushing = False
         self._channel.down(error)
         if self._router is not None:
@@ -165,7 +161,6 @@ class PushRouter:
         return [one for name, one in self._subscribers if name in wanted or EVERYONE in wanted]
 
     def note_rejected(self) -> None:
-        """Note that a rejected request may have been a push."""
         for subscriber in self.find():
             subscriber.note_rejected()
 

@@ -106,7 +106,6 @@ class _RotatingVerifier:
         self._verifier_of = lru_cache(maxsize=1)(verifier_of)
 
     def may_pass(self, request: WebhookRequest) -> bool:
-        """Return whether a request has the headers of an authentic one."""
         if not (secrets := self._subscription.secrets):
             return False
         may_pass = getattr(self._verifier_of(secrets), "may_pass", None)
@@ -118,7 +117,6 @@ class _RotatingVerifier:
 
 
 async def _call(function: Callable[[Registration], Any] | None, registration: Registration) -> Any:
-    """Call an async function, or a plain one in a thread."""
     if function is None:
         return None
     called = getattr(function, "__call__", None)  # noqa: B004 - an object may have an async `__call__`

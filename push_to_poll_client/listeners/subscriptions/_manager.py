@@ -234,7 +234,6 @@ class SubscriptionManager:
     async def _registered(
         self, in_state: Callable[[Registration, float], SubscriptionState], current: Registration
     ) -> None:
-        """Save and report that the server has registered the subscription."""
         due = renewal_time(current, self._now().wall, self._fraction())
         await self._save(in_state(current, due))
         now = self._now()

@@ -50,7 +50,6 @@ class SubscriptionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
         return tuple(one for one in (self.planned, self.current, *reversed(self.leaving)) if one is not None)
 
     def plan(self, planned: Registration) -> "SubscriptionState":
-        """Plan to create a subscription."""
         return msgspec.structs.replace(self, planned=planned)
 
     def created(self, registration: Registration, renew_at: float) -> "SubscriptionState":
@@ -69,15 +68,12 @@ class SubscriptionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
         return SubscriptionState(planned=self.planned, leaving=self._to_stop(self.current))
 
     def plan_failed(self) -> "SubscriptionState":
-        """Note that the planned registration cannot be created."""
         return msgspec.structs.replace(self, planned=None, leaving=self._to_stop(self.planned))
 
     def stop_all(self) -> "SubscriptionState":
-        """Plan to stop all registrations."""
         return SubscriptionState(leaving=self._to_stop(self.current, self.planned))
 
     def stopped(self, registration: Registration) -> "SubscriptionState":
-        """Note that a subscription was stopped."""
         return msgspec.structs.replace(self, leaving=tuple(one for one in self.leaving if one != registration))
 
     def _to_stop(self, *more: Registration | None) -> tuple[Registration, ...]:
@@ -160,7 +156,6 @@ class Renewal:
         self._not_before = now.steady + pause if just_now else -math.inf
 
     def make_due(self) -> None:
-        """Make the next step due as soon as allowed."""
         self._due_wall = self._due_steady = -math.inf
 
     def failed(self, delay: float, now: Now) -> None:

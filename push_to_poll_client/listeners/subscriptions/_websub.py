@@ -251,7 +251,6 @@ class WebSub:
         return await self._discover()
 
     async def _discover(self) -> tuple[str, HubTarget]:
-        """Return the topic's URL and the hub."""
         if self._hub is not None:
             return self._client.url, HubTarget(self._hub, public_only=False)
         target, response = await self._request(

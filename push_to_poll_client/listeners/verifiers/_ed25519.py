@@ -9,7 +9,6 @@ KEY_SIZE = 32
 """Bytes of a public key (RFC 8032 §5.1.5)."""
 
 PublicKey: TypeAlias = Any
-"""`cryptography`'s `Ed25519PublicKey`."""
 
 _PRIME = 2**255 - 19
 

@@ -298,5 +298,4 @@ class HMACSignature:
 
 
 def _without(prefix: str, items: Sequence[str]) -> list[str]:
-    """Return the items with the prefix, without it."""
     return [item.removeprefix(prefix) for item in items if item.startswith(prefix)]

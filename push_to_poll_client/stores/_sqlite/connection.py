@@ -137,7 +137,6 @@ class Guard:
         return scope
 
     def check_inside(self) -> HandlerScope:
-        """Return the scope of the caller, or raise a RuntimeError."""
         if (scope := self.scope) is None:
             raise RuntimeError(f"{self.path}: {OUTSIDE_HANDLER}")
         return scope
@@ -160,7 +159,6 @@ class Guard:
             )
 
     def refusal_message(self, what: str, why: str = _COMMITTED_TOGETHER) -> str:
-        """Build the error text for a forbidden operation."""
         return f"{self.path}: a handler may not {what} on the store's connection: {why}"
 
     def authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
@@ -265,17 +263,14 @@ class GuardedCursor(sqlite3.Cursor):
         self.connection.refuse("call executescript()", _SCRIPT_COMMITS)
 
     def fetchone(self) -> Any:
-        """Fetch the next row, as `sqlite3.Cursor.fetchone` does."""
         with self._scope.guard.one_thread:
             return super().fetchone()
 
     def fetchmany(self, size: int | None = 1) -> list[Any]:
-        """Fetch the next rows, as `sqlite3.Cursor.fetchmany` does."""
         with self._scope.guard.one_thread:
             return super().fetchmany(size)
 
     def fetchall(self) -> list[Any]:
-        """Fetch the remaining rows, as `sqlite3.Cursor.fetchall` does."""
         with self._scope.guard.one_thread:
             return super().fetchall()
 
@@ -375,7 +370,6 @@ class GuardedConnection(sqlite3.Connection):
     # Forbidden for a handler
 
     def refuse(self, what: str, *why: str) -> NoReturn:
-        """Raise the error for a forbidden operation."""
         raise RuntimeError(self.guard.refusal_message(what, *why))
 
     @property

@@ -80,7 +80,6 @@ class StoredDeadLetters:
         return limit_dead_letters(map(_decode_row, rows))
 
     def read_one(self, key: str) -> DeadLetter | None:
-        """See `Session.dead_letter`."""
         row = self._connection.execute(f"{_SELECT} AND key = ?", (self._consumer, _key_bytes(key))).fetchone()
         return None if row is None else _decode_row(row)
 

@@ -110,12 +110,10 @@ class OpenFile:
         self._checkpoints.after_commit()
 
     def begin(self) -> None:
-        """Begin a transaction."""
         # Take the write lock first: a transaction that reads and then writes can fail because of another writer.
         self.connection.execute("BEGIN IMMEDIATE")
 
     def undo(self) -> None:
-        """Undo the open transaction."""
         with contextlib.suppress(sqlite3.Error):  # after such an error nothing can begin or commit either
             if self.connection.in_transaction:  # SQLite may have rolled back by itself
                 self.connection.execute("ROLLBACK")

@@ -184,8 +184,6 @@ _SELECT_PROGRESS = """
 
 @dataclass(frozen=True, slots=True)
 class ConsumerProgress:
-    """Progress of one consumer."""
-
     name: str
     feed: str
     cursor: Cursor | None  # the saved one; None means the inception

@@ -80,10 +80,8 @@ _LOCAL_TRIES = 8
 """Tries to find a segment with many of the keys before all segments are searched."""
 
 _Match: TypeAlias = tuple[int, int | None]
-"""The segment and the fingerprint of a record."""
 
 _Matches: TypeAlias = dict[str, _Match]
-"""For each key the match of its record."""
 
 _first_of = itemgetter(0)
 
@@ -123,8 +121,6 @@ _key_of, _state_of, _fingerprint_of = attrgetter("key"), attrgetter("state"), at
 
 
 class EncodedRecords(NamedTuple):
-    """Records as the file stores them."""
-
     keys: Sequence[str]  # encoded, all different
     settled: Sequence[str]  # keys of the records that are not dead-lettered
     # State and fingerprint of each record; None if all are processed and have no fingerprint.
@@ -198,7 +194,6 @@ class Records:
         self._highest_expected = max(self._highest_expected, *keys) if keys else self._highest_expected
 
     def find(self, keys: Sequence[str]) -> set[str]:
-        """Return the encoded keys that have a record."""
         found = self._find(keys, _MAX_UNFILTERED)
         self._note_unfound([key for key in keys if key not in found] if found else keys)
         return set(found)
@@ -259,7 +254,6 @@ class Records:
         return {key: (segment, fingerprint) for key, segment, fingerprint in rows}
 
     def _get_filters(self) -> BloomFilters:
-        """Build the filters at their first use."""
         if self._filters is not None:
             return self._filters
         filters = BloomFilters(expected=self.segments.size, max_records=self._retention.count)

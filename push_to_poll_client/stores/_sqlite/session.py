@@ -84,7 +84,6 @@ class ConsumerRow(NamedTuple):
 
     @property
     def saved(self) -> SavedCursor:
-        """The saved cursor."""
         return SavedCursor(self.cursor, self.at)
 
 
@@ -101,7 +100,6 @@ def read_history(connection: sqlite3.Connection, consumer: int) -> tuple[SavedCu
 
 
 def read_state(connection: sqlite3.Connection, consumer: int) -> Mapping[str, str]:
-    """Read the names and values committed as state."""
     rows = connection.execute("SELECT name, value FROM push_to_poll_state WHERE consumer = ?", (consumer,))
     state = {decode_text(name): decode_text(value) for name, value in rows}
     return MappingProxyType(msgspec.convert(state, dict[str, str]))  # a session shows it to its user
@@ -159,11 +157,9 @@ class ClaimedName:
 
     @property
     def dead_letter_count(self) -> int:
-        """Number of dead letters of the name."""
         return self._dead_letter_index.total
 
     def unseen(self, keys: Sequence[str]) -> set[str]:
-        """See `Session.unseen`."""
         stored_keys = encode_keys(keys)
         seen = self.records.find(stored_keys)
         if not seen:
@@ -171,19 +167,16 @@ class ClaimedName:
         return {key for key, stored_key in zip(keys, stored_keys, strict=True) if stored_key not in seen}
 
     def fingerprints(self, keys: Sequence[str]) -> Mapping[str, int]:
-        """See `Session.fingerprints`."""
         stored_keys = encode_keys(keys)
         found = self.records.fingerprints(stored_keys)
         stored = zip(keys, stored_keys, strict=True)
         return msgspec.convert({key: found[each] for key, each in stored if each in found}, dict[str, int])
 
     def some_dead_letters(self, after: DeadLetter | None, *, retry_requested: bool) -> Sequence[DeadLetter]:
-        """See `Session.dead_letters`."""
         key = None if after is None else after.dedupe_key
         return self._dead_letters.read_some(key, retry_requested=retry_requested)
 
     def dead_letter(self, key: str) -> DeadLetter | None:
-        """See `Session.dead_letter`."""
         return self._dead_letters.read_one(key)
 
     def commit(
@@ -194,7 +187,6 @@ class ClaimedName:
         state: Mapping[str, str | None],
         read_at: float | None,
     ) -> None:
-        """See `Session.commit`."""
         replaced = self.records.segments_of(records)
         with self._file.transaction():
             now, before = self._clock(), self.cursor_state
@@ -218,7 +210,6 @@ class ClaimedName:
         self._dead_letter_index, self.cursor_state = index, cursor_state.changing(state)
 
     def reset(self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None]) -> None:
-        """See `Session.reset`."""
         with self._file.transaction():
             now = self._clock()
             saved, prunable_before = SavedCursor(cursor, now), self.segments.current(now).number

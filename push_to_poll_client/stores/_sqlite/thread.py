@@ -90,8 +90,6 @@ class Job(Generic[T]):
 
 
 class StoreThread:
-    """Runs the jobs of one store."""
-
     def __init__(self, path: str) -> None:
         self.stays: bool = False  # keep the thread without jobs, while the file is open; set by a job
         self._path = path
@@ -166,7 +164,6 @@ class StoreThread:
         return True
 
     def submit(self, job: "Job[T]") -> None:
-        """Queue a job, in any thread."""
         with self._lock:
             if not self._is_running:  # started first: it may fail, and then the job must not be done later
                 threading.Thread(target=self._run_jobs, name=f"SQLiteStore {self._path}", daemon=True).start()

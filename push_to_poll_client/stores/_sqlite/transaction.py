@@ -58,19 +58,16 @@ class LockGaps:
         self._held = 0.0  # seconds that are not made up for
 
     def taken(self) -> None:
-        """Note that the lock was taken."""
         now = time.monotonic()
         free, self._since = now - self._since, now
         self._held = 0.0 if free >= GAP else max(0.0, self._held - FREE_COUNTS * free)
 
     def released(self) -> None:
-        """Note that the lock was released."""
         now = time.monotonic()
         self._held, self._since = self._held + now - self._since, now
 
     @property
     def pause(self) -> float:
-        """Seconds to wait before the lock is taken again."""
         return max(0.0, self._since + GAP - time.monotonic()) if self._held >= MAX_HELD else 0.0
 
 
@@ -109,12 +106,10 @@ class SharedFile(OpenFile):
             raise rolled_back(self.path)
 
     def has_ended(self) -> None:
-        """Note that a transaction has ended."""
         self.thread.open_transaction = None
         self.gaps.released()
 
     def close(self) -> None:
-        """Close the connection and release the file. Never raises."""
         with self.guard.store_access():
             super().close()
 
@@ -178,7 +173,6 @@ class Transaction:
             connection.execute(f"PRAGMA busy_timeout = {connection.timeout * 1000:.0f}")
 
     def abandon(self) -> None:
-        """Undo the transaction if one is open."""
         if self.is_open:
             with self.file.access():
                 self.file.undo()

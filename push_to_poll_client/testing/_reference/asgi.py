@@ -28,16 +28,13 @@ class Exchange:
     send: Send
 
     def is_authorized(self, wanted: str | None) -> bool:
-        """Return True if the request has the wanted `Authorization`; None accepts all."""
         return wanted is None or dict(self.scope["headers"]).get(b"authorization") == wanted.encode()
 
     @property
     def query(self) -> dict[str, str]:
-        """Parameters of the request."""
         return dict(parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True))
 
     async def read_body(self) -> bytes:
-        """Read the whole body of the request."""
         parts: list[bytes] = []
         more = True
         while more:
@@ -57,12 +54,10 @@ class Exchange:
         await self.send({"type": "lifespan.shutdown.complete"})
 
     async def wait_for_disconnect(self) -> None:
-        """Return when the client has gone."""
         while not (await self.receive())["type"].endswith(".disconnect"):
             pass
 
     async def start(self, status: int, headers: Sequence[Header]) -> None:
-        """Send status and headers."""
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def respond(self, status: int, headers: Sequence[Header], body: bytes = b"") -> None:
@@ -76,7 +71,6 @@ class Exchange:
 
 
 async def run_until(work: Callable[[], Awaitable[None]], *ends: Callable[[], Awaitable[None]]) -> None:
-    """Run `work` until it or one of the ends returns."""
     async with anyio.create_task_group() as tasks:
 
         async def run(one: Callable[[], Awaitable[None]]) -> None:

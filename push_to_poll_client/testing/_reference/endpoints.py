@@ -177,7 +177,6 @@ async def serve_events(state: ReferenceState, exchange: Exchange) -> None:
 
 
 async def serve_websocket(state: ReferenceState, exchange: Exchange) -> None:
-    """Serve a websocket."""
     await exchange.receive()
     if await _is_refused(state, exchange, "websockets_refused"):
         return

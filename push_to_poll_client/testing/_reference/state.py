@@ -69,7 +69,6 @@ class ReferenceState:
         return self.events[start : start + size]
 
     def push(self, cursor: str) -> None:
-        """Tell every connection that `cursor` is the newest."""
         times = 1 + self.faults.takes("push_twice_next")
         record = PushRecord(cursor, time.monotonic(), dropped=self.faults.drops_push(), times=times)
         self.stats.count(pushes_dropped=record.dropped)
@@ -77,7 +76,6 @@ class ReferenceState:
         self.bell.ring()
 
     def close_all(self, code: int) -> None:
-        """Close all connections with this code."""
         self.closings.append(code)
         self.bell.ring()
 

@@ -27,8 +27,6 @@ FORGED_KEY = b"a key that the receiver does not have"
 
 @dataclass(eq=False)
 class _PushReceiver:
-    """URL that gets webhooks."""
-
     url: str
     key: bytes
     subscription: PushSubscription
@@ -57,7 +55,6 @@ class WebhookSender:
         return list(self._receivers)
 
     async def run(self) -> None:
-        """Send webhooks until cancelled."""
         self._bell = Bell()
         for receiver in self._receivers.values():
             receiver.subscription = PushSubscription(self._state, closes=False)
