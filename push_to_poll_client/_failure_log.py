@@ -44,7 +44,7 @@ class HandlerFailure(NamedTuple):
     id: str
     attempt: int
     why: str
-    error: Exception | None
+    error: Exception | None  # None if only its text was kept
     message: Message
 
 

@@ -76,9 +76,9 @@ class SessionParts:
         await self.session.commit(cursor=None, records=[], state={name: text})
 
 
+# SQLite waits up to 5 s for a lock in each try, so this makes 6 to 12 tries a minute.
 FIRST_STORE_BACKOFF, MAX_STORE_BACKOFF = 0.25, 5.0
-"""First and longest delay between two tries, in seconds, for calls that need only the store: a claim, a listener's
-state, the last commit. SQLite waits up to 5 s for a lock in each try, so this makes 6 to 12 tries a minute."""
+"""First and longest delay, in seconds, between two tries of calls that need only the store."""
 
 CLOSE_TIMEOUT = 10.0
 """Most seconds for closing a store or a feed: if the call hangs, the consumer must stop anyway."""

@@ -56,7 +56,7 @@ MAX_EMPTY_PAGES = 10
 """Pages without a message in a row that one poll reads. Each further page takes a token (G3)."""
 
 MAX_EMPTY_PAGES_OF_BARE_CALL = 1_000
-"""The same for a `poll_now()` without `run()` or `async with`: three minutes at the default rate."""
+"""Empty pages that `poll_now()` reads without `run()`: three minutes at the default rate."""
 
 UNSAVED_WARNING = 300.0
 """Log a warning after this many seconds without a cursor to save: a restart would repeat the walk."""

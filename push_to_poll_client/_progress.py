@@ -213,7 +213,7 @@ MAX_PENDING = 50_000
 """Settled messages that may wait for their commit (G11). With more, the next page waits for it."""
 
 MIN_COMMIT_TIMEOUT: Final = 5.0
-"""Shortest seconds for the last commit: the last message may have ended close to the deadline."""
+"""Minimum seconds for the last commit: the last message may have ended close to the deadline."""
 
 
 class CommitArguments(TypedDict):
@@ -235,9 +235,7 @@ class Uncommitted:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Progress(SessionPart):
-    pending: list[Record] = field(
-        default_factory=list, init=False
-    )  # always the same list; no commit has taken them
+    pending: list[Record] = field(default_factory=list, init=False)  # always the same list
     cursor: Cursor | None = field(default=None, init=False)  # to save with them; None leaves the saved one
     dead_letters: list[DeadLetter] = field(default_factory=list, init=False)
     refusal: StoreUnavailable | None = field(default=None, init=False)  # of the last commit

@@ -50,7 +50,7 @@ SETTLED_AS: Final = {FailureAction.DEAD_LETTER: Settlement.DEAD_LETTERED, Failur
 
 
 class Postponed(Exception):  # control flow, not an error
-    """A message must wait for its retry longer than a poll waits, `until` a time of the loop's clock."""
+    """A message must wait longer than a poll does. `until` is on the event loop's clock."""
 
     def __init__(self, until: float) -> None:
         super().__init__(until)

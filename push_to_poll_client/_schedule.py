@@ -55,7 +55,7 @@ Repolls
 If a poll after a push finds nothing, it is repeated soon, at most three times in a streak. Messages end the
 streak. A timer poll also ends it, unless the feed asked for that poll. An empty timer poll that covers a push
 begins a new streak. So one forged push costs four polls: its own and three repolls. In a flood of forged pushes,
-all pushes together cause three repolls, and three more after each timer poll.
+the pushes together cause three repolls, and three more after each timer poll.
 
 Lost pushes
 -----------
@@ -213,7 +213,7 @@ class Schedule:
     # Events
 
     def wake(self, now: float, *, push: bool = False, known: bool = False) -> WakeResult:
-        """Add a wake. `known`: the hint equals the saved cursor, and no overlap is set (G1)."""
+        """Add a wake. `known`: its hint announces nothing new (saved cursor, no overlap; G1)."""
         self._pushed_meanwhile |= push
         if known and not self._running and self._pending is None:
             return WakeResult.DROPPED

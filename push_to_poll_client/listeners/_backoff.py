@@ -58,7 +58,7 @@ BURST = 10
 """Responses with news, or connections with a push, that may follow each other without a pause."""
 
 NEWS_SPACING = 1.0
-"""Seconds between these on average, and at most twice as long. It is the longest delay of a push."""
+"""Average seconds between these, and so the longest delay of a push. Between connections at most twice this."""
 
 MIN_LIFE = 5.0
 """Seconds after which an orderly end without a push is not a failure: at most 12 connections a minute."""
@@ -133,8 +133,8 @@ class ReconnectBackoff:
         self._renewed = False
         self._pace = NewsPace()
         self._has_pushed = False
-        self.was_useful: bool = False
-        self.is_routine: bool = False
+        self.was_useful: bool = False  # the last connection brought a push or lasted for `MIN_LIFE` seconds
+        self.is_routine: bool = False  # it also ended in an orderly way: the next one does not follow a failure
 
     @property
     def is_connected(self) -> bool:
@@ -206,21 +206,13 @@ LONGEST_PAUSE = 60.0
 
 
 class LongPollPace:
-    """Pauses of one channel between two long polls.
+    """Pauses of one channel between two long polls."""
 
-    A server that holds its responses sets the pace. One that does not (it cannot, it is misconfigured, a proxy
-    responds for it, the client sent an old cursor) would get requests as fast as the network allows. So a response
-    with news costs a token of a `NewsPace`. An early response without news costs a pause, which doubles with each
-    further one in a row:
-
-        early in a row       1      2     3    4    5    6    7     8     9 and later
-        seconds              0.25   0.5   1    2    4    8    16    32    60
-
-    A server that never holds a response gets 8 requests in the first 32 s, then one a minute.
-
-    Args:
-        wait: Seconds for which the server may hold a response.
-    """
+    # A server that holds its responses sets the pace. One that does not (it cannot, a proxy responds for it, the
+    # client sent an old cursor) would get requests as fast as the network allows. So a response with news costs a
+    # token of a `NewsPace`, and an early response without news costs a pause: 0.25 s, doubled with each further
+    # one in a row, at most 60 s. A server that never holds a response gets 8 requests in the first 32 s, then one
+    # a minute.
 
     def __init__(self, wait: float) -> None:
         self._early = min(MIN_HOLD, wait / 2)

@@ -238,6 +238,11 @@ class DatabaseListener(ReadLoopListener[Notification]):
         """Test the connection, and return messages that arrived meanwhile."""
 
     async def listen(self, channel: Channel, /) -> None:
+        """Run until cancelled: connect, report to `channel`, and reconnect.
+
+        Raises:
+            ListenerError: As for `BaseListener`, or the program runs on trio, which the library does not support.
+        """
         if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
             raise ListenerError(
                 f"{self.name}: {self._library} runs only on asyncio; run the consumer on asyncio, or use another "

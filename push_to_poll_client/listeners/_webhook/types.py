@@ -188,20 +188,15 @@ NO_CONTENT = {204, 304}
 
 
 class RequestRejected(Exception):
-    """The request is rejected.
-
-    Args:
-        reason: The counter to increase.
-        wait: Seconds until the client may retry, for "limited" (CloudEvents webhooks §2.2).
-        hides_pushes: True if an authentic request could have been rejected in the same way.
-    """
+    """The request is rejected, which `reason` counts."""
 
     def __init__(self, reason: RejectReason, *, wait: float = 0.0, hides_pushes: bool = False) -> None:
         super().__init__(reason)
+        # CloudEvents webhooks §2.2; `wait` is in seconds.
         too_many = WebhookResponse(429, headers={"Retry-After": str(math.ceil(wait))})
         self.response = REJECTIONS.get(reason, too_many)
         self.reason = reason
-        self.hides_pushes = hides_pushes
+        self.hides_pushes = hides_pushes  # an authentic request could have been rejected in the same way
 
 
 def check_response(response: Any) -> WebhookResponse:

@@ -101,9 +101,9 @@ def _finite(moment: float) -> float | None:
     return moment if math.isfinite(moment) else None
 
 
+# 1,000 consumers that subscribed at once for 10 days renew over 60 hours. A quarter is left for failures.
 EARLIEST, LATEST = 0.5, 0.75
-"""Shares of the lifetime between which a subscription is renewed, at random. 1,000 consumers that subscribed at
-once for 10 days renew over 60 hours. A quarter of the lifetime is left for failures."""
+"""Shares of the lifetime between which a subscription is renewed, at random."""
 
 # Subscriptions shorter than 20 seconds have gaps, which polls fill.
 MIN_RENEWAL_INTERVAL = 15.0

@@ -8,15 +8,15 @@ written in two commits: the last one before a checkpoint that lets the WAL begin
 opened), and the first one after it. Take the database as it was when its WAL began:
 
 - Its mark is the predecessor of the first mark in the WAL. A checkpoint that was held up or killed replaces it by
-  a later mark, which is in the WAL too. So a mark that the WAL does not name says: not its own WAL.
+  a later mark, which is in the WAL too. So a WAL that does not name the mark belongs to another state.
 - Every earlier state of the database has another mark, since the last commit before the WAL began wrote a new one.
 - A copy of a later state has a mark that the WAL names. Each page in which it differs from the newest state is in
-  the WAL, so SQLite makes the newest state of the two. That is harmless, and looks as a held-up checkpoint does.
+  the WAL, so SQLite combines both to the newest state. That is harmless, and looks like a held-up checkpoint.
 
-This holds if other programs write to the file too: their commits keep the mark. A WAL is accepted if it says too
-little: it has no mark (an earlier version of this library wrote it), its first mark has no predecessor (the table
-was made in it), or VACUUM has moved the mark to another page. If one transaction in it has written all pages, as a
-restore by SQLite's backup API does, the database beside it does not matter.
+This also holds if other programs write to the file: their commits keep the mark. A WAL is accepted if its marks
+prove nothing: it has no mark (an earlier version of this library wrote it), its first mark has no predecessor (the
+table was created in this WAL), or VACUUM has moved the mark to another page. It is also accepted if one of its
+transactions has written all pages, as a restore by SQLite's backup API does: the database does not matter then.
 
 Formats: https://www.sqlite.org/fileformat.html, sections 1.3 (database), 1.6 (page) and 4 (WAL).
 """
@@ -37,7 +37,7 @@ _MARK = struct.Struct(f">{len(_PREFIX)}sI{ID_SIZE}s{ID_SIZE}sI")
 
 _NUMBER_OF_BLOB = 12 + 2 * _MARK.size  # the serial type
 _CELL = bytes((3 + _MARK.size, 1, 3, 0, _NUMBER_OF_BLOB))
-"""Begins the one cell of the table: the size of the record, rowid 1, and the header of the record."""
+"""Start of the table's only cell: size of the record, rowid 1, and header of the record."""
 
 
 class Mark(NamedTuple):

@@ -37,7 +37,7 @@ class ReferenceState:
 
     def append(self, datas: Iterable[Any]) -> list[str]:
         """Append one event for each of `datas` without a push, and return their ids."""
-        # `sent` is read by other processes: those of one machine share the clock of `time.monotonic()`.
+        # `sent` is on the clock of `time.monotonic()`, which all processes of one machine share.
         ids = []
         for data in datas:
             place = f"{len(self.events) + 1:0{_DIGITS}d}"
