@@ -63,8 +63,8 @@ class StopSignal:
     __slots__ = ("event", "requested")
 
     def __init__(self) -> None:
-        self.requested = False
-        self.event = anyio.Event()
+        self.requested = False  # set from any thread
+        self.event = anyio.Event()  # set in the event loop a little later; it ends waits for a retry
 
 
 NOT_RETRYABLE = (DecodeError, ContentChanged)

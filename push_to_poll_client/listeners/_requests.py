@@ -35,9 +35,9 @@ class ListenerResponse(NamedTuple):
     status: int
     headers: httpx.Headers
     body: bytes
-    url: str
-    response: Any
-    peer: str | None = None
+    url: str  # of the request, without secrets
+    response: Any  # of the client, for `httpx.HTTPStatusError`
+    peer: str | None = None  # IP address of the other end, perhaps a proxy's
 
     def __repr__(self) -> str:  # headers and body may hold a secret
         return f"{type(self).__name__}({self.status}, {len(self.body)} bytes, url={self.url!r})"
@@ -49,6 +49,7 @@ class ListenerResponse(NamedTuple):
         raise httpx.HTTPStatusError(f"HTTP {self.status}", request=self.response.request, response=self.response)
 
     def json(self) -> Any:
+        """Decode the body as JSON, or raise `UnusableResponse`."""
         return self.decoded(Any, "JSON")
 
     def decoded(self, type: type[_T], what: str) -> _T:

@@ -92,6 +92,7 @@ class SubscriptionManager:
 
     def __init__(self, subscription: Subscription, *, unsubscribe_on_exit: bool = False) -> None:
         self.name = subscription.name
+        # True while `run` runs and the subscription knows the registrations in the store. Thread-safe.
         self.is_loaded = False
         self._subscription = subscription
         self._unsubscribe_on_exit = unsubscribe_on_exit

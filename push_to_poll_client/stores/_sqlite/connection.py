@@ -249,7 +249,13 @@ class GuardedCursor(sqlite3.Cursor):
         self._scope.open_handles.append(ref(self))
 
     def execute(self, sql: str, parameters: Any = (), /) -> Self:
-        """Execute a statement, as `sqlite3.Cursor.execute` does, if a handler may execute it."""
+        """Execute a statement, as `sqlite3.Cursor.execute` does.
+
+        Raises:
+            RuntimeError: Outside the scope, or a handler may not execute the statement.
+            StoreError: The transaction cannot be begun, or SQLite has rolled it back.
+            sqlite3.Error: As `sqlite3` raises it.
+        """
         self._begin()
         return self._run(super().execute, sql, parameters)
 
@@ -343,7 +349,10 @@ class GuardedConnection(sqlite3.Connection):
         return cursor.executemany(sql, parameters)
 
     def blobopen(self, table: str, column: str, row: int, /, *, readonly: bool = False, name: str = "main") -> Any:
-        """Open a blob as `sqlite3` does, but not in the store's tables. It is closed at the end of the handler."""
+        """Open a blob as `sqlite3` does, but not in the store's tables. It is closed at the end of the handler.
+
+        Raises the same errors as `GuardedCursor.execute`.
+        """
         scope = self.begun_scope()
         if not readonly and self.guard.authorize(sqlite3.SQLITE_UPDATE, table, column):  # SQLite does not ask here
             raise RuntimeError(self.guard.refused)
