@@ -302,7 +302,7 @@ class Progress(SessionPart):
         return len(self.pending) + (0 if self._taken is None else len(self._taken["records"]))
 
     def uncommitted(self) -> Uncommitted | None:
-        """Take what is not committed when the session ends; `None` if everything is."""
+        """Take the uncommitted progress when the session ends; None if everything is committed."""
         if self._taken is not None:  # the event loop ended during a commit
             self._put_back(self._taken)
         self.attempts.write_soon()

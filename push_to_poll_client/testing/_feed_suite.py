@@ -19,7 +19,7 @@ from push_to_poll_client._protocols import Feed
 from push_to_poll_client._types import MAX_CURSOR, Cursor, DeadLetter, FetchRequest, Message, Page, Push
 
 MAX_PAGES = 200
-"""Most pages of a test feed; a feed that returns more never ends."""
+"""Maximum pages of a test feed. A feed that returns more never ends."""
 
 
 class Step(NamedTuple):

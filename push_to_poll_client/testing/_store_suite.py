@@ -23,7 +23,7 @@ _STRINGS = (
     "\ud83d\udca9",  # both halves, which are not the character
     *("x" * 100, "x" * 255, "x" * 256, "x" * 10_240, "x" * 10_239 + "y", "\N{PILE OF POO}" * 10_240),
 )
-"""All different. A store must not make two equal by collation, trimming, normal forms or numbers."""
+"""All different. A store must not treat two as equal by collation, trimming, normal forms or numbers."""
 
 _MANY = 10_000
 """Keys of one page: the largest page that is common among feeds."""

@@ -179,7 +179,7 @@ class Records:
         self._last_found = 0
 
     def are_new(self, keys: Sequence[str]) -> bool:
-        """Tell from the ranges of keys whether none of these keys can have a record."""
+        """Return True if none of these keys can have a record, by the ranges of keys."""
         if not keys:
             return True
         low, high = min(keys), max(keys)

@@ -156,7 +156,7 @@ _WAL_PAUSE = 0.01  # seconds between two tries to change to WAL mode
 
 
 def prepare(connection: sqlite3.Connection, path: str, *, synchronous: Synchronous, shared: bool = False) -> None:
-    """Check whose database a new connection opens, migrate it, and set how it writes."""
+    """Check which program made the database, migrate it, and set how the connection writes."""
     # With `shared`, the database is an application's too. The tables of this library are added, and views,
     # triggers and virtual tables are rejected only if they touch these tables.
     version = schema_version(connection, path, shared=shared)

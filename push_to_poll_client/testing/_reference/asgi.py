@@ -21,7 +21,7 @@ JSON: Header = (b"content-type", b"application/json")
 
 @dataclass(slots=True)
 class Exchange:
-    """A request, the connection of a websocket, or the lifespan of a server, and what is answered."""
+    """A request, a websocket connection or a server's lifespan, with its answers."""
 
     scope: Scope
     receive: Receive
@@ -85,7 +85,7 @@ async def run_until(work: Callable[[], Awaitable[None]], *ends: Callable[[], Awa
 
 
 def retry_after(value: float | str | None) -> list[Header]:
-    """The header `Retry-After` with seconds or any text; `None`: no header."""
+    """Build the header `Retry-After` with seconds or any text. None builds no header."""
     if value is None:
         return []
     return [(b"retry-after", (value if isinstance(value, str) else f"{value:.10g}").encode())]

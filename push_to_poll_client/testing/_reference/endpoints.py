@@ -14,16 +14,16 @@ from push_to_poll_client.testing._reference.asgi import JSON, Exchange, Header, 
 from push_to_poll_client.testing._reference.state import DEFAULT_DATA, PushSubscription, ReferenceState
 
 LONGEST_HOLD = 60.0
-"""Most seconds for which a long poll is held: an idle client makes one request a minute."""
+"""Maximum seconds that a long poll is held: an idle client makes one request a minute."""
 
 _BATCH = (b"content-type", b"application/cloudevents-batch+json")
 _GZIP = (b"content-encoding", b"gzip")
 
 DEFAULT_WAIT = "30"
-"""Seconds for which an answer is held by default, as at Dropbox."""
+"""Default seconds that an answer is held, as at Dropbox."""
 
 LONGEST_WAIT = 480.0
-"""Most seconds for which an answer is held, as at Dropbox."""
+"""Maximum seconds that an answer is held, as at Dropbox."""
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
