@@ -85,8 +85,9 @@ class SQLiteStore:
 
     Args:
         path: The database file. A missing or empty file is created; its directory must exist.
-        synchronous: With "FULL", a commit is on the disk when it returns. "NORMAL" is faster, but a power failure
-            (not a crash of the process) can undo the last commits; their messages are then processed again.
+        synchronous: With "FULL", a commit is on the disk when it returns; on macOS it may still be in the cache of
+            the disk (SQLite's documentation of `PRAGMA fullfsync`). "NORMAL" is faster, but a power failure (not
+            a crash of the process) can undo the last commits; their messages are then processed again.
         retention: Seconds until a dedupe record may be dropped, at most an eighth later because records are
             dropped in groups. None keeps records of any age. Must be longer than the longest replay of the feed.
             Between two commits a record ages by at most an eighth of this time, and not at all if the clock jumps
