@@ -139,7 +139,7 @@ class ListenerChannel:
     async def save(self, state: str | None, /) -> None:
         """Save a text for later runs; `None` deletes it. Waits while the store is unavailable."""
         if state is not None and len(state) > MAX_STATE:
-            raise ValueError(f"{self.name}: state must be at most {MAX_STATE} characters, got {len(state)}")
+            raise ValueError(f"{self.name}: state must have at most {MAX_STATE} characters, got {len(state)}")
         await self.save_state(self._state_key, state)
 
     @property

@@ -78,7 +78,7 @@ class SessionDeadLetters(SessionPart):
         try:
             message = restore(dead_letter)
             if not isinstance(message, Message):
-                raise TypeError(f"restore() returned {type(message).__name__}, not a Message")  # noqa: TRY301
+                raise TypeError(f"restore() must return a Message, got {type(message).__name__}")  # noqa: TRY301
         except Exception as error:  # noqa: BLE001  # the user's feed can raise anything
             unreadable = DecodeError(f"dead letter {quoted(dead_letter.id)} cannot be restored: {describe(error)}")
             unreadable.__cause__ = error
@@ -197,7 +197,7 @@ class DeadLetters(AsyncIterable[DeadLetter]):
             LookupError: A key has no dead letter. Those before it were deleted.
         """
         if not keys:
-            raise TypeError("drop() requires at least one key")
+            raise TypeError("drop() needs at least one key")
         async with self._claimed:
             for key in keys:
                 await self._apply(key, SessionDeadLetters.drop)

@@ -96,7 +96,7 @@ def error_for_cancellation(cancelled: BaseException, name: str) -> RuntimeError:
     if task is None or task.cancelling():
         raise cancelled
     return RuntimeError(
-        f"{name} awaited something that other code cancelled; handle its CancelledError where it is awaited"
+        f"{name} awaited a task or future that other code cancelled; catch the CancelledError at that await"
     )
 
 

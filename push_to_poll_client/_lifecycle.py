@@ -213,7 +213,10 @@ class OpenSession:
     async def _rebind(self, name: str, *, former: object) -> None:
         new_name = None if name == self.name else self.name
         await self.store.rebind(name, feed=self.feed_name, new_name=new_name)  # type: ignore[attr-defined]
-        logger.info("rebound the name from the former identity %s of the feed", former)
+        logger.info(
+            "continuing with the progress of an earlier version, saved under the former identity %s of the feed",
+            former,
+        )
 
     async def _open(self, loop: EventLoop) -> None:
         if (lost := self._lost_session) is not None:
@@ -412,7 +415,12 @@ class Runner:
             if anyio.current_effective_deadline() > -math.inf and not self._is_cancelled():
                 # Not cancelled by the caller of run(), nor by asyncio.run() at its end. Without this error,
                 # polling would end silently.
-                self._stop_with_error(RuntimeError("the polling task was cancelled, perhaps by a handler"))
+                self._stop_with_error(
+                    RuntimeError(
+                        "the polling task was cancelled, perhaps by a handler; "
+                        "a handler must not cancel its caller"
+                    )
+                )
             raise
         except BaseException as error:  # noqa: BLE001  # raised by run_until_stopped, without a group around it
             bug = None if isinstance(error, PushToPollError) else error

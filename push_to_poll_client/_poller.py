@@ -256,7 +256,9 @@ class Poller(SessionPart):
             assert isinstance(error, CursorExpired)  # noqa: S101
             if poll.resynced:
                 where = "the inception" if start is None else f"cursor {quoted(start)}"
-                text = f"{error}; on_cursor_expired= had moved to {where}"
+                text = (
+                    f"{error}; on_cursor_expired= chose {where}, which the feed rejects too; choose another place"
+                )
                 raise CursorExpired(text, start=error.start) from error
             if not await self.processor.finish_partial_batch(poll):
                 return End.INCOMPLETE
@@ -308,7 +310,7 @@ class Poller(SessionPart):
         if text is None and end is End.UNFINISHED and walk.empty_pages >= MAX_EMPTY_PAGES:
             text = (
                 f"the feed has returned {MAX_EMPTY_PAGES} pages or more in a row without a message, and announces "
-                "more; further pages are fetched within rate="
+                "more pages; continuing within rate="
             )
         elif text is None and end is End.UNFINISHED and seconds > UNSAVED_WARNING and self.has_unsaved_place:
             text = (

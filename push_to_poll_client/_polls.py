@@ -320,8 +320,8 @@ class Polls(SessionPart):
         now = self.clock()
         if (earliest := self.schedule.earliest) > max(until, now):
             raise Throttled(
-                f"a poll may not start for {earliest - now:.1f} s ({self.schedule.mode(now)}), "
-                "which is longer than the timeout; call again then, pass a longer timeout=, or use run()",
+                f"the next poll must wait {earliest - now:.1f} s ({self.schedule.mode(now)}), longer than the "
+                "timeout; call again after that time, pass a longer timeout=, or use run()",
                 until=earliest,
                 retry_after=earliest - now,
             )

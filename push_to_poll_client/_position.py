@@ -187,7 +187,7 @@ class Position(SessionPart):
             result = function(error)
             resync = await result if inspect.isawaitable(result) else result
             if resync is not None and not isinstance(resync, Resync):
-                raise TypeError(f"it must return a Resync or None, got {resync!r}")  # noqa: TRY301
+                raise TypeError(f"on_cursor_expired must return a Resync or None, got {resync!r}")  # noqa: TRY301
             if resync is not None and resync.to == LATEST:
                 check_latest(self.fetcher.feed)
         except CursorExpired:

@@ -67,7 +67,7 @@ class Dedupe(SessionPart):
             try:
                 key = message.dedupe_key if message.error else self._dedupe_key(message)
                 if problem := _problem_with([key]):
-                    raise ValueError(f"the returned key {problem}")  # noqa: TRY301
+                    raise ValueError(f"its result {problem}")  # noqa: TRY301
                 keys.append(key)
             except Exception as error:  # noqa: BLE001  # whatever the user's function raises
                 # No message gets this key from the function.
@@ -165,7 +165,7 @@ def _problem_with(ids: Sequence[object]) -> str | None:
         return f"must be a str, got {wrong.pop().__name__}; convert it with str()"
     lengths = set(map(len, ids))  # type: ignore[arg-type]  # checked above
     if 0 in lengths:
-        return "must not be empty: two empty ones would be duplicates"
+        return "must not be empty: two messages with an empty one would be duplicates"
     if max(lengths, default=0) > MAX_ID:
         return f"must have at most {MAX_ID} characters, got {max(lengths)}; use a digest"
     return None

@@ -107,7 +107,9 @@ _decode = Decoder(dict[str, Attempt]).decode
 def unreadable_state(what: str, why: str) -> StoreError:
     """Create the error for an invalid value of a session's state."""
     text = f"cannot read {what} from the store: {why}"
-    return StoreError(f"{text}; the state is damaged or was written by another version")
+    return StoreError(
+        f"{text}; the state is damaged or was written by another version; restore a copy, or use that version"
+    )
 
 
 class Attempts:

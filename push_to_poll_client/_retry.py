@@ -177,7 +177,7 @@ class Retry(SessionPart):
         except StoreError:  # from the commit before a user's coroutine
             raise
         except Exception as policy_error:  # noqa: BLE001  # the user's function can raise anything
-            why = f"{failure.why}; its policy failed: {describe(policy_error)}"
+            why = f"{failure.why}; on_failure= or retry= failed: {describe(policy_error)}"
             raise self._stop(failure._replace(error=policy_error), why) from error
         self.stats.hooks.message_failed(message, error, attempt.count, decision.action)
         if decision.action is FailureAction.STOP:
@@ -241,7 +241,9 @@ class Retry(SessionPart):
     def _add_dead_letter(self, failure: HandlerFailure, attempt: Attempt) -> None:
         progress, message, why = self.progress, failure.message, failure.why
         if (count := progress.dead_letter_count) >= MAX_DEAD_LETTERS:
-            raise self._stop(failure, f"cannot keep more than {count} dead letters: {why}") from failure.error
+            raise self._stop(
+                failure, f"cannot keep more than {count} dead letters, retry or delete some: {why}"
+            ) from failure.error
         tried = failure if message.error is None else failure._replace(attempt=0)
         try:
             dead_letter = make_dead_letter(tried, message.raw, first=attempt.first, now=progress.attempts.now)

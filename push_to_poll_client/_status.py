@@ -12,7 +12,7 @@ from push_to_poll_client._types import Cursor
 
 
 def standstill_text(where: str) -> str:
-    text = f"the feed says that there is more, and leads {where} without anything new"
+    text = f"the feed announces more pages, but leads {where} without a new message"
     return f"{text}; later messages are not read"
 
 

@@ -115,7 +115,7 @@ def only_public(url: httpx.URL, extensions: Mapping[str, Any]) -> Mapping[str, A
     return {**extensions, "trace": trace}
 
 
-_REFUSED = "is on this machine or in a private network; an internet server must not lead there"
+_REFUSED = "is on this machine or in a private network; an internet server must not link or redirect to it"
 
 
 async def _resolve(url: httpx.URL) -> list[str]:

@@ -214,8 +214,8 @@ class Client:
             raise error_for_status(response.status, response.retry_after, response.where)
         if response.status == HTTPStatus.NOT_MODIFIED and response.known is None:
             raise FeedError(
-                f"{response.where} answered 304 Not Modified to a request without validators; "
-                "a cache in between is broken",
+                f"{response.where} answered 304 Not Modified to a request without an ETag or a date; "
+                "a cache in between is broken; retrying later",
                 retry_after=response.retry_after,
             )
         return response

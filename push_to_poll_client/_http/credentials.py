@@ -65,8 +65,8 @@ class Credentials:
                 self._token = function
             case other:
                 raise TypeError(
-                    f"auth is a {type(other).__name__}; give an httpx.Auth, a pair (user, password), a token, or "
-                    "a function that returns a token"
+                    "auth must be an httpx.Auth, a pair (user, password), a token or a function that returns a "
+                    f"token, got {type(other).__name__}"
                 )
         self.secrets.add_headers(self._fixed)
         self._current: Mapping[str, str] | None = None if self.renewable else self._fixed
@@ -91,7 +91,8 @@ class Credentials:
             except Exception as error:  # noqa: BLE001  # tokens come from a network: any error may be temporary
                 # Not chained: the text of the error may hold a secret, which a traceback would show.
                 raise CredentialsFailed(
-                    f"the function given as auth= or headers= failed: {type(error).__name__}; log the reason there"
+                    f"the function given as auth= or headers= failed: {type(error).__name__}; log its text in "
+                    "that function, since it may be secret"
                 ) from None
             self._current = self._merge(extra, token)
             self.secrets.add_headers(self._current, recent=True)
@@ -132,7 +133,7 @@ def _basic(user: str, password: str) -> str:
 def _bearer(token: str) -> str:
     check_str("a token", token)
     if not token or not is_header_value(token) or " " in token:
-        raise ValueError("the token given by auth= is empty, or has a space or a control character in it")
+        raise ValueError("the token given by auth= is empty, or contains a space or control character; strip it")
     return f"Bearer {token}"
 
 

@@ -180,7 +180,7 @@ def _parse_origin(text: str) -> Origin:
         url = httpx.URL()
     if not url.host or url.userinfo or url.query or url.fragment or url.path != "/":
         raise ValueError(
-            f"trusted_origins must contain only origins, as https://cdn.example, got {without_secrets(text)}"
+            f"trusted_origins must contain only origins such as https://cdn.example, got {without_secrets(text)}"
         )
     return origin_of(url)
 
@@ -267,10 +267,14 @@ class FeedURL:
                 "moved there, configure its new URL; to read it without credentials, add it to trusted_origins="
             )
         if posted:  # the body may hold a secret
-            raise FeedError(f"{self.where} {verb} to another origin, {there}, which must not get the request body")
+            raise FeedError(
+                f"{self.where} {verb} to another origin, {there}, which must not get the request body; if the "
+                "feed moved there, configure its new URL"
+            )
         if self.mask(str(target)) != str(target):
             raise FeedError(
-                f"{self.where} {verb} to another origin, {there}, with a secret of this feed in the URL"
+                f"{self.where} {verb} to another origin, {there}, with a secret of this feed in the URL; if the "
+                "feed moved there, configure its new URL"
             )
 
 
@@ -283,5 +287,5 @@ def _check_secrets(template: str, secrets: Mapping[str, str]) -> Mapping[str, st
         if not 0 < len(secret) <= MAX_SECRET:
             raise ValueError(f"the secret {name!r} must have 1 to {MAX_SECRET} characters, got {len(secret)}")
         if field not in template or (authority is not None and field in authority[0]):
-            raise ValueError(f"url has no field {field} in its path or query for the secret {name!r}")
+            raise ValueError(f"url must contain {field} in its path or query, since url_secrets has {name!r}")
     return secrets

@@ -68,14 +68,14 @@ async def test_a_fetch_that_awaits_a_cancelled_future_is_a_failed_poll(running):
     feed = Feed()
     consumer = running(Log(feed))
     await feed.asked(4)
-    assert "awaited something that other code cancelled" in consumer.status().last_error
+    assert "awaited a task or future that other code cancelled" in consumer.status().last_error
 
 
 @on_asyncio
 async def test_a_store_that_awaits_a_cancelled_future_stops_run_with_an_error(monkeypatch):
     async with Log(FakeFeed()) as consumer:
         monkeypatch.setattr(consumer._parts.session, "unseen", lambda keys: cancelled_by_other_code())
-        with pytest.raises(RuntimeError, match="a poll awaited something that other code cancelled"):
+        with pytest.raises(RuntimeError, match="a poll awaited a task or future that other code cancelled"):
             await consumer.run()
 
 
@@ -85,7 +85,7 @@ async def test_a_listener_that_awaits_a_cancelled_future_stops_run_with_a_listen
         async def listen(self, channel):
             await cancelled_by_other_code()
 
-    with pytest.raises(ListenerError, match="awaited something that other code cancelled"):
+    with pytest.raises(ListenerError, match="awaited a task or future that other code cancelled"):
         await Log(FakeFeed(), listeners=[Broken()]).run()
 
 
@@ -406,7 +406,10 @@ async def test_run_raises_an_error_if_a_handler_cancelled_the_polling_task():
 
     feed = FakeFeed()
     feed.publish(2)
-    with pytest.raises(RuntimeError, match="the polling task was cancelled, perhaps by a handler"):
+    with pytest.raises(
+        RuntimeError,
+        match="the polling task was cancelled, perhaps by a handler; a handler must not cancel its caller",
+    ):
         await Consumer(feed, store=MemoryStore(), process=process, retry=None).run()
 
 

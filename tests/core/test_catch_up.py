@@ -140,7 +140,7 @@ async def test_catch_up_returns_when_the_feed_stands_still(pages, messages, kept
         else:
             result = await consumer.catch_up()
     assert not result.caught_up
-    assert "the feed says that there is more" in result.standstill
+    assert "the feed announces more pages" in result.standstill
     assert result.messages == (pages if messages else 0)
     assert feed.fetches == result.pages < 6 * pages + 10
 

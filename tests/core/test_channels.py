@@ -117,7 +117,7 @@ async def test_listener_state_is_limited_to_16384_characters(running):
     running(Log(FakeFeed(), listeners=[keeps]))
     channel = await keeps.there()
     await channel.save("x" * 16_384)
-    with pytest.raises(ValueError, match="keeps: state must be at most 16384 characters, got 16385"):
+    with pytest.raises(ValueError, match="keeps: state must have at most 16384 characters, got 16385"):
         await channel.save("x" * 16_385)
     assert channel.state == "x" * 16_384
 

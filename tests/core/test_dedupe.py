@@ -81,23 +81,23 @@ WRONG = {
     "raises": (lambda message: message.data["order"], "dedupe_key= failed for message '2': TypeError: "),
     "no str": (
         lambda message: 7,
-        "dedupe_key= failed for message '2': ValueError: the returned key must be a str, got int",
+        "dedupe_key= failed for message '2': ValueError: its result must be a str, got int",
     ),
     "a subclass of str": (
         lambda message: type("Text", (str,), {})("7"),
-        "dedupe_key= failed for message '2': ValueError: the returned key must be a str, got Text; convert",
+        "dedupe_key= failed for message '2': ValueError: its result must be a str, got Text; convert",
     ),
     "nothing": (
         lambda message: None,
-        "dedupe_key= failed for message '2': ValueError: the returned key must be a str, got NoneType",
+        "dedupe_key= failed for message '2': ValueError: its result must be a str, got NoneType",
     ),
     "empty": (
         lambda message: "",
-        "dedupe_key= failed for message '2': ValueError: the returned key must not be empty: two",
+        "dedupe_key= failed for message '2': ValueError: its result must not be empty: two messages",
     ),
     "too long": (
         lambda message: "x" * 4_097,
-        "dedupe_key= failed for message '2': ValueError: the returned key must have at most 4096 characters",
+        "dedupe_key= failed for message '2': ValueError: its result must have at most 4096 characters",
     ),
 }
 

@@ -236,13 +236,13 @@ async def test_the_same_page_with_the_same_cursor_ends_the_poll():
     consumer = Log(vendor.feed())
     result = await consumer.poll_now()
     assert (consumer.processed, result.caught_up) == (["1", "2"], False)
-    assert result.standstill.startswith("the feed says that there is more, and leads back to cursor 'c'")
+    assert result.standstill.startswith("the feed announces more pages, but leads back to cursor 'c'")
     assert len(vendor.requests) == 2
 
 
 def standing(caplog):
     """Cursors at which a standstill of the feed was reported."""
-    text = "the end of the feed is not reached: the feed says that there is more, and leads back to cursor "
+    text = "the end of the feed is not reached: the feed announces more pages, but leads back to cursor "
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert all(text in line for line in lines)
     return [line.partition(text)[2].partition(" ")[0] for line in lines]

@@ -615,7 +615,7 @@ async def say_so(error):
     ("policy", "why"),
     [
         (lambda error: 1 / 0, "on_cursor_expired failed: ZeroDivisionError"),
-        (lambda error: "inception", "TypeError: it must return a Resync or None, got 'inception'"),
+        (lambda error: "inception", "TypeError: on_cursor_expired must return a Resync or None, got 'inception'"),
         (lambda error: Resync(error.start, forget=True), "TypeError: to must be"),
         (say_so, r"expire its cursors\.$"),
     ],
@@ -650,7 +650,9 @@ def test_an_invalid_on_cursor_expired_is_refused_at_construction(wrong):
 async def test_the_consumer_stops_when_the_cursor_of_a_resync_has_expired_too():
     feed, consumer = await expiring(Resync("inception", forget=False))
     feed.fail(CursorExpired("again", start="5"), times=None)
-    with pytest.raises(CursorExpired, match="again; on_cursor_expired= had moved to the inception") as caught:
+    with pytest.raises(
+        CursorExpired, match="again; on_cursor_expired= chose the inception, which the feed rejects too"
+    ) as caught:
         await consumer.run()
     assert caught.value.start == "5"
     assert consumer.status().counters.resyncs == 1
@@ -855,8 +857,8 @@ async def test_a_replay_ends_at_an_empty_page_that_leads_to_itself():
     feed.answer(Page([Message("1")], next_page="x"), Page([], cursor="x", next_page="x"))
     consumer = Log(feed)
     result = await consumer.replay("inception")
-    assert not result.caught_up, "the feed says that there is more"
-    assert result.standstill.startswith("the feed says that there is more, and leads back to cursor 'x'")
+    assert not result.caught_up, "the feed announces more pages"
+    assert result.standstill.startswith("the feed announces more pages, but leads back to cursor 'x'")
     assert consumer.processed == ["1"]
 
 

@@ -144,7 +144,7 @@ async def test_failure_of_turns_the_cancellation_of_an_awaited_future_into_an_er
     except asyncio.CancelledError as cancelled:
         failure = error_for_cancellation(cancelled, "the fetch")
     assert str(failure) == (
-        "the fetch awaited something that other code cancelled; handle its CancelledError where it is awaited"
+        "the fetch awaited a task or future that other code cancelled; catch the CancelledError at that await"
     )
 
 

@@ -593,7 +593,7 @@ def test_recalled_ignores_an_invalid_or_oversized_cursor_note(note):
         (httpx.Response(404), FeedRefused, "404"),
         (httpx.Response(401), FeedRefused, "401"),
         (httpx.Response(503), FeedError, "503"),
-        (httpx.Response(304), FeedError, "to a request without validators"),
+        (httpx.Response(304), FeedError, "to a request without an ETag or a date"),
         (httpx.Response(204), FeedError, "sent an empty body instead of a document (status 204)"),
         (httpx.Response(200), FeedError, "sent an empty body instead of a document (status 200)"),
         (httpx.Response(200, text=" \n"), FeedError, "sent an empty body instead of a document"),

@@ -1170,7 +1170,7 @@ POSTED = OldestFirst(cursor=from_body("c"), send=to_body("cursor"))
         ({"url": "ftp://x"}, ValueError, "http"),
         ({"timeout": 0}, ValueError, "timeout"),
         ({"max_body": 0}, ValueError, "max_body"),
-        ({"url_secrets": {"token": "x"}}, ValueError, "no field {token}"),
+        ({"url_secrets": {"token": "x"}}, ValueError, "url must contain {token}"),
         ({"trusted_origins": ["x"]}, ValueError, "trusted_origins"),
         ({"auth": 7}, TypeError, "auth"),
     ],

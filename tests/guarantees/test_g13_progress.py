@@ -253,7 +253,7 @@ async def test_g13_a_feed_that_leads_back_to_where_it_was_is_named_and_not_calle
     consumer = running(Log(feed, patience=2_000))
     await anyio.sleep(600)
     status = consumer.status()
-    assert status.standstill.startswith("the feed says that there is more, and leads around after the inception ")
+    assert status.standstill.startswith("the feed announces more pages, but leads around after the inception ")
     assert status.last_caught_up is None
     assert warnings(caplog) == [f"fake-feed: the end of the feed is not reached: {status.standstill}"]
     assert len(feed.requests) < 100
@@ -273,7 +273,7 @@ async def test_g13_a_circle_of_pages_that_takes_several_polls_is_named_once(runn
     feed.answer(*[page] * 10_000)
     consumer = running(Log(feed))
     await anyio.sleep(600)
-    assert "and leads around after the inception without anything new" in consumer.status().standstill
+    assert "but leads around after the inception without a new message" in consumer.status().standstill
     named = [line for line in warnings(caplog) if "leads around" in line]
     assert named == [f"fake-feed: the end of the feed is not reached: {consumer.status().standstill}"]
     asked = len(feed.requests)

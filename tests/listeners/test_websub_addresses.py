@@ -14,7 +14,7 @@ from tests.support.websub_hub import CALLBACK, HUB, TOPIC, Hub
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day")]
 
-REFUSED = "is on this machine or in a private network; an internet server must not lead there"
+REFUSED = "is on this machine or in a private network; an internet server must not link or redirect to it"
 
 PRIVATE = (
     "127.0.0.1",

@@ -296,7 +296,7 @@ def test_grow_next_publishes_events_without_a_push_while_the_feed_is_read(served
 async def test_an_unrequested_304_is_a_feed_error(served):
     served.faults.set(fail_next=1, fail_status=304)
     feed = HTTPFeed(served.url)
-    with pytest.raises(FeedError, match="304 Not Modified to a request without validators"):
+    with pytest.raises(FeedError, match="304 Not Modified to a request without an ETag or a date"):
         await feed.fetch(FetchRequest())
     await feed.aclose()
 

@@ -69,7 +69,7 @@ class TestConditions:
     @pytest.mark.parametrize("known", [None, Validators(), Validators("*")])
     async def test_304_for_a_request_without_conditions_is_a_feed_error(self, serve, known):
         serve(httpx.Response(304))
-        assert f"{URL} answered 304 Not Modified to a request without validators" in await refused(
+        assert f"{URL} answered 304 Not Modified to a request without an ETag or a date" in await refused(
             origin(), known=known
         )
 
