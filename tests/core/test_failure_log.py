@@ -156,8 +156,10 @@ async def test_g9_a_bug_in_the_failure_policy_is_logged_with_its_traceback(caplo
     failed = "KeyError: 'customer'"
     assert told(caplog) == [
         (
-            f"message 'bad' failed (attempt 1), stopping the consumer: {failed}; "
-            f"on_failure= or retry= failed: {POLICY_BUG}",
+            (
+                f"message 'bad' failed (attempt 1), stopping the consumer: {failed}; "
+                f"on_failure= or retry= failed: {POLICY_BUG}"
+            ),
             True,
         ),
     ]
