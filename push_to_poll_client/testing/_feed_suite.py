@@ -46,7 +46,8 @@ class FeedWalk:
             raise StopAsyncIteration
         if len(self.steps) == MAX_PAGES:
             raise AssertionError(
-                f"the walk from {self._first!r} found no end on {MAX_PAGES} pages; the last next is {self._next!r}"
+                f"the walk from {self._first!r} read {MAX_PAGES} pages and found no end; the last next_page "
+                f"is {self._next!r}"
             )
         step = Step(self._next, await self._feed.fetch(FetchRequest(self._next, self._wait)))
         self._next = step.page.next_page
@@ -226,7 +227,7 @@ class FeedSuite:
 
     def _reads_twice(self) -> None:
         if self.acknowledges:
-            pytest.skip("the feed acknowledges by being fetched: nothing is read twice")
+            pytest.skip("each fetch of the feed acknowledges its messages, so they cannot be read twice")
 
     def test_trio_is_installed_so_that_both_event_loops_are_tested(self) -> None:
         """The suite should also run on trio; without trio this test is skipped and names the package."""
@@ -597,7 +598,7 @@ def _require_long_polling(feed: Feed) -> None:
 
 async def _latest(feed: Any) -> str | None:
     if not hasattr(feed, "latest"):
-        pytest.skip("the feed has no latest(): nothing can start at its end")
+        pytest.skip("the feed has no latest(), so a consumer cannot start at its end")
     cursor: str | None = await feed.latest()
     _check_cursor(cursor)
     return cursor

@@ -235,7 +235,7 @@ def serve_in_thread(app: ReferenceApp | None = None, *, port: int = 0, **kwargs:
         TypeError: `kwargs` are given together with an app, or `ReferenceApp` does not have them.
     """
     if app is not None and kwargs:
-        raise TypeError(f"{', '.join(kwargs)}: give them to the app, which is already made")
+        raise TypeError(f"pass {', '.join(kwargs)} to ReferenceApp(…), not together with app=")
     server = ReferenceServer(ReferenceApp(**kwargs) if app is None else app, port=port)
     server.start()
     try:

@@ -239,7 +239,7 @@ async def test_without_the_adapter_sqlalchemy_fails_as_the_page_says(shop, caplo
             session.commit()
 
     assert (await consume(shop, process, count=1)).skipped == 1
-    assert "a handler may not call create_function() on the store's connection" in caplog.text
+    assert "a handler must not call create_function() on the store's connection" in caplog.text
     assert "create_function() on the store's connection" in PAGE
     assert orders() == []
 

@@ -137,7 +137,7 @@ def test_sql_through_the_stores_connection_fills_the_table_of_a_model(shop):
         ended = run(shop, "-c", program)
     assert orders(shop) == ["0", "1", "2"], ended.stderr
     # Django's own connection could not be the store's.
-    assert "may not call create_function() on the store's connection" in ended.stdout
+    assert "must not call create_function() on the store's connection" in ended.stdout
 
 
 def test_the_page_shows_the_handler_of_the_example():

@@ -359,4 +359,4 @@ def test_a_write_lock_of_another_program_is_an_unavailable_store_after_a_limited
         file.execute("BEGIN IMMEDIATE")
         kind, text = opened(store)
     assert kind == "StoreUnavailable"
-    assert "another program has had a" in text
+    assert "another program has kept a" in text

@@ -350,8 +350,8 @@ async def test_a_changed_url_without_a_name_is_a_warning_once(sqlite, path, capl
         (
             "WARNING",
             (
-                f"{path}: the new name '{NEW}' starts at the beginning; the file already has '{OLD}'. If this is "
-                "the same consumer, under another name or address, stop it and see push-to-poll rebind --help"
+                f"{path}: the new name '{NEW}' starts at the beginning; the file already has '{OLD}'. If one "
+                "of them is the former name of this consumer, stop it and see push-to-poll rebind --help"
             ),
         )
     ]

@@ -124,7 +124,7 @@ async def test_a_commit_inside_the_handler_raises_a_runtime_error(kind, store, p
     def commit(handler):
         connection = handler.store.connection
         for way in (connection.commit, lambda: connection.execute("/* now */ COMMIT")):
-            with pytest.raises(RuntimeError, match="a handler may not"):
+            with pytest.raises(RuntimeError, match="a handler must not"):
                 way()
             told.append(way)
 

@@ -111,7 +111,7 @@ class TestStatements:
                 lambda sql: connection.cursor().executemany(sql, [()]),
             ):
                 with pytest.raises(
-                    RuntimeError, match=r"store\.db: a handler may not .* on the store's connection: "
+                    RuntimeError, match=r"store\.db: a handler must not .* on the store's connection: "
                 ):
                     run(sql)
             assert connection.in_transaction
@@ -148,7 +148,7 @@ class TestStatements:
         async with session.transaction():
             for _ in range(3):
                 for sql in ("COMMIT", "BEGIN IMMEDIATE", "INSERT INTO push_to_poll_record(key) VALUES (?)"):
-                    with pytest.raises(RuntimeError, match="a handler may not"):
+                    with pytest.raises(RuntimeError, match="a handler must not"):
                         session.connection.execute(sql, "k" * sql.count("?"))
 
     async def test_the_store_can_commit_after_a_handler_changed_the_schema(self, session):
@@ -207,7 +207,9 @@ class TestMethods:
     async def test_methods_that_end_the_transaction_or_change_the_store_are_refused(self, session, database, use):
         async with session.transaction():
             session.connection.execute("INSERT INTO note(text) VALUES ('kept')")
-            with pytest.raises(RuntimeError, match=r"store\.db: a handler may not .* on the store's connection: "):
+            with pytest.raises(
+                RuntimeError, match=r"store\.db: a handler must not .* on the store's connection: "
+            ):
                 use(session.connection)
         await session.commit()
         assert database.notes() == ["kept"]
@@ -358,11 +360,8 @@ class TestWhere:
             await asyncio.get_running_loop().run_in_executor(None, use)
         assert len(told) == 3
         for error in told:
-            assert (
-                "threads that have its context; anyio.to_thread.run_sync() and asyncio.to_thread() hand it on"
-                in error
-            )
-            assert "threading.Thread, executors and loop.run_in_executor() do not" in error
+            assert "For a thread use anyio.to_thread.run_sync() or asyncio.to_thread()" in error
+            assert "threading.Thread, executors and loop.run_in_executor() need" in error
             assert "contextvars.copy_context().run" in error
 
     async def test_nested_effects_of_two_databases_can_use_both_connections(self, session, tmp_path):

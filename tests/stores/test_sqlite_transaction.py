@@ -420,9 +420,9 @@ class TestFailures:
             with pytest.raises(TransactionConflict):
                 await session.note("a")
             for write in (session.note, session.commit):
-                with pytest.raises(StoreUnavailable, match="another program has had a write transaction open"):
+                with pytest.raises(StoreUnavailable, match="another program has kept a write transaction open"):
                     await write("1")
-            with pytest.raises(StoreUnavailable, match="another program has had a write transaction open"):
+            with pytest.raises(StoreUnavailable, match="another program has kept a write transaction open"):
                 await self._write_in_thread(session)
         await session.note("b")
         await session.commit("1")

@@ -78,7 +78,7 @@ def after(id, **params):
 
 def test_arguments_beside_an_app_are_refused():
     serving = serve_in_thread(ReferenceApp(), page_size=5)
-    with pytest.raises(TypeError, match="page_size: give them to the app"):
+    with pytest.raises(TypeError, match="pass page_size to ReferenceApp"):
         serving.__enter__()
 
 

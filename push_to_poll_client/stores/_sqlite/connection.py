@@ -24,10 +24,9 @@ _PREFIX = "push_to_poll_"
 """Prefix of the store's tables."""
 
 OUTSIDE_HANDLER = (
-    "the store's connection may be used only while a message is processed: in the handler's task, in tasks that "
-    "it starts and waits for, and in threads that have its context; anyio.to_thread.run_sync() and "
-    "asyncio.to_thread() hand it on, threading.Thread, executors and loop.run_in_executor() do not: give them "
-    "contextvars.copy_context().run; elsewhere open a connection of your own"
+    "the store's connection works only while a message is processed, in the handler's task, tasks and threads. "
+    "For a thread use anyio.to_thread.run_sync() or asyncio.to_thread(); threading.Thread, executors and "
+    "loop.run_in_executor() need contextvars.copy_context().run. Elsewhere open a connection of your own"
 )
 
 _COMMITTED_TOGETHER = (
@@ -159,7 +158,7 @@ class Guard:
             )
 
     def refusal_message(self, what: str, why: str = _COMMITTED_TOGETHER) -> str:
-        return f"{self.path}: a handler may not {what} on the store's connection: {why}"
+        return f"{self.path}: a handler must not {what} on the store's connection: {why}"
 
     def authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
         """Tell SQLite whether a statement may be compiled."""

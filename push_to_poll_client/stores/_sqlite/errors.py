@@ -24,17 +24,18 @@ _MAY_PASS = {
 _STAYS = {sqlite3.SQLITE_IOERR | 32 << 8, sqlite3.SQLITE_IOERR | 33 << 8}
 """SQLITE_IOERR_DATA and SQLITE_IOERR_CORRUPTFS: a damaged disk. Some versions of the module lack the constants."""
 
-_WAITED = f"for {BUSY_TIMEOUT:g} s another program has"
+_WAITED = f"for {BUSY_TIMEOUT:g} s"
 
 _ADVICE_WHEN_OPENED = {
-    sqlite3.SQLITE_BUSY: f"{_WAITED} had a transaction open or has locked the file: end that transaction",
+    sqlite3.SQLITE_BUSY: f"another program has kept a transaction open or the file locked {_WAITED}: end it",
     sqlite3.SQLITE_CANTOPEN: "choose a file that this process can create or write",
 }
 
 _ADVICE = {
-    sqlite3.SQLITE_BUSY: f"{_WAITED} had a write transaction open or has locked the file: end that transaction",
+    sqlite3.SQLITE_BUSY: f"another program has kept a write transaction open or the file locked {_WAITED}: end it",
     sqlite3.SQLITE_BUSY
-    | 1 << 8: f"{_WAITED} been repairing the file after a crash: wait for its end",  # _RECOVERY
+    | 1
+    << 8: f"another program has been repairing the file after a crash {_WAITED}: wait until it ends",  # _RECOVERY
     sqlite3.SQLITE_BUSY | 2 << 8: "another program wrote to the file after this transaction began",  # _SNAPSHOT
     sqlite3.SQLITE_CANTOPEN: "the directory may be missing, or too many files are open",
     sqlite3.SQLITE_CORRUPT: "the file is damaged or cut off: restore a copy, or move it away to start over",

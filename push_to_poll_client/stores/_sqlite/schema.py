@@ -277,9 +277,8 @@ def warn_of_old_sqlite(*, shared: bool) -> None:
         return
     _logger.log(
         logging.WARNING if shared else logging.INFO,
-        "SQLite %s can damage a database to which two connections write or checkpoint at the same instant (fixed "
-        "in 3.51.3, 3.50.7 and 3.44.6). SQLiteStore has one connection for each file and keeps other stores out: "
-        "that is safe as long as no other program writes to the file. If one does, as to an application's "
-        "database, run both with a newer SQLite; else open it elsewhere for reading only.",
+        "SQLite %s can damage a file if two programs write to it at the same instant (fixed in 3.51.3, 3.50.7 and "
+        "3.44.6). This cannot happen while only the consumer writes to its state file. Other programs must open "
+        "the file read-only, or all of them need a fixed SQLite.",
         sqlite3.sqlite_version,
     )

@@ -147,8 +147,8 @@ class ClaimedName:
         have_feed = any(same_feed for _, same_feed in others)
         _logger.log(
             logging.WARNING if self.name == feed or have_feed else logging.INFO,
-            "%s: the new name %s starts at the beginning; the file already has %s. If this is the same consumer, "
-            "under another name or address, stop it and see push-to-poll rebind --help",
+            "%s: the new name %s starts at the beginning; the file already has %s. If one of them is the "
+            "former name of this consumer, stop it and see push-to-poll rebind --help",
             self._file.path,
             quoted(self.name),
             ", ".join(quoted(other) for other, _ in others[:_MAX_OTHERS_SHOWN])

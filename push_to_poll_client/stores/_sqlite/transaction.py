@@ -156,8 +156,8 @@ class Transaction:
 
     def _conflict(self) -> TransactionConflict:
         return TransactionConflict(
-            f"{self.file.path}: another transaction is open, and the event loop must not wait for its end; the "
-            "handler is called again when that has ended: do not catch this error in the handler"
+            f"{self.file.path}: another transaction is open; the handler is called again when it has ended, "
+            "because the event loop must not wait for it: do not catch this error in the handler"
         )
 
     def _begin_within(self, timeout: float) -> None:

@@ -131,9 +131,7 @@ class ReferenceApp:
         }
         handle = handlers.get((exchange.scope["method"], exchange.scope["path"]))
         try:
-            status, result = (
-                (404, "no such place") if handle is None else (200, handle(await exchange.read_body()))
-            )
+            status, result = (404, "unknown path") if handle is None else (200, handle(await exchange.read_body()))
         except (msgspec.DecodeError, ValueError) as error:
             status, result = 400, str(error)
         await exchange.respond(status, [JSON], msgspec.json.encode(result))

@@ -89,7 +89,7 @@ class Faults:
         types = get_type_hints(Faults)
         known = {switch.name for switch in fields(self) if switch.init}
         if not known.issuperset(changes):
-            raise ValueError(f"No such fault: {sorted(changes.keys() - known)}. There are: {sorted(known)}.")
+            raise ValueError(f"unknown faults {sorted(changes.keys() - known)}; use some of {sorted(known)}")
         values = {name: msgspec.convert(value, types[name]) for name, value in changes.items()}
         for name, value in values.items():
             setattr(self, name, value)
@@ -211,4 +211,4 @@ class Stats:
         """
         with self._changed:
             if not self._changed.wait_for(lambda: happened(self), timeout):
-                raise TimeoutError(f"It did not happen within {timeout} s: {self}")
+                raise TimeoutError(f"the condition did not become true within {timeout} s: {self}")
