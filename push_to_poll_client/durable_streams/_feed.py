@@ -271,7 +271,7 @@ class DurableStreamFeed(BaseHTTPFeed, Generic[D_co]):
             self._accept(head)
         raise CursorExpired(
             f"{self._http_client.where} no longer has the messages after offset {quoted(position.offset)}: some "
-            "are missing, and the rest is numbered again; continue at the start in this error, or rewind to the "
-            "inception and forget",
+            "are missing, and the rest is numbered again; rewind to the `start` of this error (on_cursor_expired= "
+            "gets it), or to 'inception' with forget=True",
             start=position.after_reset.cursor,
         )

@@ -129,8 +129,8 @@ def truncation_error(position: StreamPosition, where: str) -> CursorExpired:
     """Return the error for a stream that is shorter than the part already read."""
     return CursorExpired(
         f"{where} ends before offset {quoted(position.offset)}, which was already read: it was deleted and "
-        "created again, and its messages are numbered again; continue at the start in this error, or rewind to "
-        "the inception and forget",
+        "created again, and its messages are numbered again; rewind to the `start` of this error "
+        "(on_cursor_expired= gets it), or to 'inception' with forget=True",
         start=position.after_reset.cursor,
     )
 
@@ -248,7 +248,7 @@ def _read_elements(response: StreamResponse, max_messages: int) -> StreamBatch:
     try:
         skipped, found = _elements(body, position.settled, max_messages + 1)
     except ValueError as error:
-        raise FeedError(f"{response.where} sent no JSON array: {error} ({len(body)} bytes)") from error
+        raise FeedError(f"{response.where} did not send a JSON array: {error} ({len(body)} bytes)") from error
     messages = [
         StreamMessage(
             position.message_id(index),

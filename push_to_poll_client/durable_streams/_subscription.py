@@ -103,7 +103,7 @@ class DurableStreamsSubscription:
         if registration.id != self.id:
             return None
         if (await self._put(registration)).status == HTTPStatus.CREATED:
-            _log.info("%s: the server had lost the subscription and created it again", self.name)
+            _log.info("%s: the server had lost the subscription; created it again", self.name)
             await self._on_created()
         return self._confirmed(registration)
 

@@ -238,7 +238,9 @@ def read_event(event: bytes | msgspec.Raw, decoder: DataDecoder[D_co] | None) ->
         raise DecodeError(f"an event cannot be read: {quoted(error)}") from error
     _set_batch(read, _Batch([event], decoder))
     if _has_nul([read]):
-        raise DecodeError(f"an event cannot be read: its id {quoted(read.id)} or its source contains NUL")
+        raise DecodeError(
+            f"an event cannot be read: its id {quoted(read.id)} or its source contains a zero character"
+        )
     return read
 
 

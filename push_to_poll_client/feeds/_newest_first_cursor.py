@@ -65,7 +65,9 @@ class SeenEntries:
         try:
             fields = decode(cursor, type=_CursorFields)
         except DECODE_ERRORS:
-            raise CursorExpired(f"the cursor does not belong to {where}: another kind of feed wrote it") from None
+            raise CursorExpired(
+                f"the cursor does not belong to {where}, but to another kind of feed; use another name, or rewind"
+            ) from None
         validators = Validators(fields.etag, fields.modified)
         known = validators if any(validators) else None
         return cls(_decode_digests(fields.seen), _decode_digests(fields.read), known, fields.note)

@@ -222,7 +222,7 @@ class Walk:
                 " parameter for the next page"
             )
         if len(older.at) > MAX_CURSOR:
-            raise FeedError(f"{where} links to a document with an address of more than {MAX_CURSOR} characters")
+            raise FeedError(f"{where} links to a document whose URL has more than {MAX_CURSOR} characters")
         self._next = older
 
     # At the end of the walk

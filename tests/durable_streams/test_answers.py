@@ -380,7 +380,7 @@ async def test_latest_raises_an_error_while_the_stream_is_missing_or_invalid(fee
 )
 async def test_a_body_that_is_not_a_json_array_is_a_feed_error_without_its_content(feed_of, body):
     feed, _ = feed_of(end(body))
-    with pytest.raises(FeedError, match=r"sent no JSON array: .* \(\d+ bytes\)") as failed:
+    with pytest.raises(FeedError, match=r"did not send a JSON array: .* \(\d+ bytes\)") as failed:
         await feed.fetch(FetchRequest())
     assert "secret" not in str(failed.value)
 

@@ -91,7 +91,7 @@ async def test_renew_recreates_a_lost_subscription_and_requests_the_keys_again(c
     for methods, is_told in [(["PUT"], False), (["PUT", "PUT", "GET"], True)]:
         assert await subscription.renew(old) == Registration(id=old.id, renew_at=1005.0)
         assert [method for method, _ in server.calls] == methods
-        assert ("the server had lost the subscription and created it again" in caplog.text) is is_told
+        assert ("the server had lost the subscription; created it again" in caplog.text) is is_told
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]"])

@@ -359,8 +359,8 @@ def test_from_xml_reads_an_entry():
         ("<!DOCTYPE a><a/>", "it declares a doctype 'a'"),
         (f'<feed xmlns="{ATOM}"/>', "it is not an Atom entry: its root is 'feed'"),
         ("<entry/>", "it is not an Atom entry: its root is 'entry'"),
-        (f'<entry xmlns="{ATOM}"/>', "it has no id; there is nothing"),
-        (f'<entry xmlns="{ATOM}"><id>a</id><x/><x/></entry>', "it has no updated; there is 'id', 'x' (2)"),
+        (f'<entry xmlns="{ATOM}"/>', "it has no id; found nothing"),
+        (f'<entry xmlns="{ATOM}"><id>a</id><x/><x/></entry>', "it has no updated; found 'id', 'x' (2)"),
         (
             f'<entry xmlns="{ATOM}"><id>a</id><updated>b</updated></entry>',
             "it has an invalid updated: 'b' is not a date",
@@ -395,9 +395,9 @@ def test_from_xml_refuses_a_document_that_is_not_an_entry(markup, why):
 @pytest.mark.parametrize(
     ("markup", "why", "name"),
     [
-        ("<entry/>", "it has no id; there is nothing", None),
-        (f"<entry><id> </id><title>{SECRET}</title></entry>", "it has no id; there is 'id', 'title'", None),
-        ("<entry><id>a</id></entry>", "it has no updated; there is 'id'", "a"),
+        ("<entry/>", "it has no id; found nothing", None),
+        (f"<entry><id> </id><title>{SECRET}</title></entry>", "it has no id; found 'id', 'title'", None),
+        ("<entry><id>a</id></entry>", "it has no updated; found 'id'", "a"),
         (
             "<entry><id>a</id><updated>soon</updated></entry>",
             "it has an invalid updated: 'soon' is not a date",
@@ -405,7 +405,7 @@ def test_from_xml_refuses_a_document_that_is_not_an_entry(markup, why):
         ),
         ("<entry><id>a</id>" + "".join(f"<x{n}/>" for n in range(20)) + "</entry>", "'x10', ...", "a"),
         (f"<entry><id>{'x' * 1025}</id><updated>2024-01-01</updated></entry>", "an id of more than 1024", None),
-        ("<entry><id>a</id>" + "<a>" * 200 + "</a>" * 200 + "</entry>", "no updated; there is too much", "a"),
+        ("<entry><id>a</id>" + "<a>" * 200 + "</a>" * 200 + "</entry>", "no updated; found too much", "a"),
         ("<at:deleted-entry when='2024-01-01'/>", "it has no ref", None),
         ("<at:deleted-entry ref='a'/>", "it has no when", "a"),
         ("<at:deleted-entry ref='a' when='x'/>", "it has an invalid when", "a"),
@@ -438,7 +438,7 @@ ELEMENTS = form(2_000, entry_module.MAX_ELEMENTS)
 @pytest.mark.parametrize(
     ("inner", "why"),
     [
-        ("<a>" * MAX_DEPTH + "</a>" * MAX_DEPTH, f"has more than {MAX_DEPTH} elements within each other"),
+        ("<a>" * MAX_DEPTH + "</a>" * MAX_DEPTH, f"has elements nested deeper than {MAX_DEPTH} levels"),
         ("<a/>" * ELEMENTS, f"has more than {ELEMENTS} elements"),
     ],
 )

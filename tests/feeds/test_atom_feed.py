@@ -464,7 +464,10 @@ async def test_an_entry_missing_from_a_complete_feed_is_reported_as_deleted():
     assert [said(messages) for messages in found] == [["+a", "+b", "+c"], ["+d", "-c", "-a"], ["-d", "-b"]]
     gone = found[1][1]
     assert (gone.id, gone.dedupe_key) == ("c@2024-01-03T00:00:00Z deleted", "deleted:1:c:2024-01-03T00:00:00Z")
-    assert (gone.updated.day, gone.summary.text) == (3, "It is no longer in its feed, which is complete.")
+    assert (gone.updated.day, gone.summary.text) == (
+        3,
+        "This entry is no longer in its feed, and the feed lists all its entries.",
+    )
     again = AtomFeed(URL).restore(DeadLetter(dedupe_key=gone.dedupe_key, id=gone.id, raw=gone.raw, error=""))
     assert (again.id, again.dedupe_key, again.deleted, again.entry_id, again.updated) == (
         gone.id,
@@ -597,7 +600,7 @@ def test_recalled_ignores_an_invalid_or_oversized_cursor_note(note):
         (httpx.Response(204), FeedError, "sent an empty body instead of a document (status 204)"),
         (httpx.Response(200), FeedError, "sent an empty body instead of a document (status 200)"),
         (httpx.Response(200, text=" \n"), FeedError, "sent an empty body instead of a document"),
-        (httpx.Response(200, html="<html>Sign in"), FeedError, "sent a document that is a page for people"),
+        (httpx.Response(200, html="<html>Sign in"), FeedError, "sent a document that is an HTML page"),
         (httpx.Response(200, json={"token": SECRET}), FeedError, "sent a document that is not well-formed XML"),
         (httpx.Response(200, text="<rss/>"), FeedError, "sent a document that is RSS"),
         (httpx.Response(200, text="<!DOCTYPE a><a/>"), FeedError, "sent a document that declares a doctype 'a'"),
@@ -632,7 +635,7 @@ async def test_an_error_names_the_url_of_the_linked_document_that_failed():
 
 
 async def test_a_cursor_of_another_feed_is_refused():
-    assert "another kind of feed wrote it" in await refused(Site({TOP: feed()}).feed(), CursorExpired, "12")
+    assert "but to another kind of feed" in await refused(Site({TOP: feed()}).feed(), CursorExpired, "12")
 
 
 async def test_a_document_above_max_body_is_refused():

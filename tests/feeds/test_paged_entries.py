@@ -298,7 +298,7 @@ def test_each_entry_may_have_a_cursor():
         (b"null", "an entry has no id at 'id'"),
         (b'["id"]', "an entry has no id at 'id'"),
         (b'{"id": "%b"}' % (b"x" * 1025), "longer than 1024 characters"),
-        (b'{"id": "a\\u0000"}', "or contains NUL"),
+        (b'{"id": "a\\u0000"}', "or contains a zero character"),
     ],
 )
 def test_an_entry_that_cannot_be_read_fails_alone(entry, why):

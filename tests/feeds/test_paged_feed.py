@@ -798,7 +798,8 @@ async def test_an_answer_that_does_not_match_the_declaration_is_described_in_the
 async def test_an_exception_in_a_declared_function_becomes_a_feed_error(options):
     error = await refused(says({"data": [{"id": 1}]}, retry_after="7"), **options)
     assert str(error) == (
-        f"{URL} does not match its declaration: a function raised KeyError: 'x' on {{'data': array of 1}}"
+        f"{URL} does not match its declaration: its function raised KeyError: 'x' for the response "
+        "{'data': array of 1}"
     )
     assert error.retry_after == 7
 
@@ -1068,8 +1069,16 @@ POSTED = OldestFirst(cursor=from_body("c"), send=to_body("cursor"))
     [
         ({"entries": "data"}, TypeError, "entries must be Entries(…), got str"),
         ({"pages": from_link()}, TypeError, "pages must be OldestFirst(…) or NewestFirst(…), got Reader"),
-        ({"outcomes": expired(status(410))}, TypeError, "outcomes must be a list, as [expired(…)], got Outcome"),
-        ({"outcomes": [status(410)]}, TypeError, "each of outcomes must be an outcome, as expired(…), got Reader"),
+        (
+            {"outcomes": expired(status(410))},
+            TypeError,
+            "outcomes must be a list such as [expired(…)], got Outcome",
+        ),
+        (
+            {"outcomes": [status(410)]},
+            TypeError,
+            "each of outcomes must be an outcome such as expired(…), got Reader",
+        ),
         ({"long_poll": to_query("t")}, TypeError, "long_poll must be LongPoll(…), got Sender"),
         ({"latest": {"since": "now"}}, TypeError, "latest must be Latest(…), got dict"),
         ({"hint": "seen"}, TypeError, "hint must be to_query(…), to_header(…) or to_body(…), got str"),
@@ -1082,8 +1091,8 @@ POSTED = OldestFirst(cursor=from_body("c"), send=to_body("cursor"))
         ),
         ({"form": {"a": 1}}, TypeError, "form must be a mapping of str to str"),
         ({"form": "a=1"}, TypeError, "form must be a mapping of str to str"),
-        ({"method": "GE T"}, TypeError, "method must be an HTTP method, as 'POST', got 'GE T'"),
-        ({"method": 1}, TypeError, "method must be an HTTP method, as 'POST', got 1"),
+        ({"method": "GE T"}, TypeError, "method must be an HTTP method such as 'POST', got 'GE T'"),
+        ({"method": 1}, TypeError, "method must be an HTTP method such as 'POST', got 1"),
         ({"read_ahead": 1}, TypeError, "read_ahead must be True or False, got int"),
         ({"identity": ""}, ValueError, "identity must be a str of 1 to 1,000 characters, got ''"),
         ({"identity": 7}, TypeError, "identity must be a str of 1 to 1,000 characters, got '7'"),
@@ -1096,7 +1105,7 @@ POSTED = OldestFirst(cursor=from_body("c"), send=to_body("cursor"))
         (
             {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", 1)), "json": {"a": [1]}},
             ValueError,
-            "to_body('a', 1) does not fit json=: a list in it must already have that index",
+            "to_body('a', 1) does not fit json=: it leads to a list index or name that json= does not have",
         ),
         (
             {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", 0)), "json": {"a": 1}},

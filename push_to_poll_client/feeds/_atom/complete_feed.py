@@ -69,7 +69,7 @@ _DIGEST_LENGTH = 12
 _CURSOR_OVERHEAD = 5_000
 """Characters of a cursor besides the digests and the note."""
 
-_COMMENT = "It is no longer in its feed, which is complete."
+_COMMENT = "This entry is no longer in its feed, and the feed lists all its entries."
 
 
 class EntryState(NamedTuple):

@@ -40,7 +40,7 @@ class Instant(NamedTuple):
         if found is None:
             seconds = http_date({"date": text}, "date") if len(text) <= MAX_DATE else None
             if seconds is None:
-                raise ValueError(f"{quoted(text, 40)} is not a date, as 2024-01-31T12:00:00Z (RFC 3339)")
+                raise ValueError(f"{quoted(text, 40)} is not a date such as 2024-01-31T12:00:00Z (RFC 3339)")
             time = datetime.fromtimestamp(seconds, UTC)
             return cls(_format_instant(time, f"{time.second:02}", ""), time)
         day, minute, second, fraction, zone = found.groups("")

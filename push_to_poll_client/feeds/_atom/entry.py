@@ -75,7 +75,7 @@ class _Builder:
         self._depth += 1
         self._elements += 1
         if self._depth > MAX_DEPTH:
-            raise InvalidXML(f"has more than {MAX_DEPTH} elements within each other")
+            raise InvalidXML(f"has elements nested deeper than {MAX_DEPTH} levels")
         if self._elements > MAX_ELEMENTS:
             raise InvalidXML(f"has more than {MAX_ELEMENTS} elements")
         self.tree.start(_clark(name), {_clark(key): value for key, value in attributes.items()})
@@ -138,7 +138,7 @@ class AtomEntry(Message[Element]):
             root = parse(entry)
             if root.tag not in {_ENTRY, _DELETED_ENTRY}:
                 raise ValueError(f"is not an Atom entry: its root is {local_name(root.tag)}")  # noqa: TRY301
-            there = f"; there is {outline(root)}"
+            there = f"; found {outline(root)}"
             deleted = root.tag == _DELETED_ENTRY
             read, fields = (root.get, _DELETED_FIELDS) if deleted else (partial(_child_text, root), _ENTRY_FIELDS)
             name, when = ((read(field) or "").strip() for field in fields)
@@ -332,7 +332,7 @@ def messages_of(entries: Sequence[RawEntry], again: Mapping[str, int] = _NEVER_D
             unreadable += 1
             if unreadable > MAX_UNREADABLE:
                 raise ValueError(f"has more than {MAX_UNREADABLE} unreadable entries") from None
-            message = UnreadableEntry(raw, f"{error}; there is {_describe_entry(raw)}", order)
+            message = UnreadableEntry(raw, f"{error}; found {_describe_entry(raw)}", order)
         order = sort_key(message)
         messages.append(message)
     messages.sort(key=sort_key, reverse=True)

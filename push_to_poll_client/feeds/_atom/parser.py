@@ -190,7 +190,7 @@ MAX_DOCUMENT_DEPTH = 1_000
 _RELATIONS = frozenset({"next", "prev-archive", "current"})
 REGISTERED = "http://www.iana.org/assignments/relation/"
 
-_HTML_PAGE_ERROR = "is a page for people; check that the URL leads to the feed and not to a login page"
+_HTML_PAGE_ERROR = "is an HTML page; check that the URL leads to the feed and not to a login page"
 _is_html_page = re.compile(rb"\s*+(?:<\?xml[^>]{,200}+>\s*+)?<(?:!doctype\s+)?html\b", re.IGNORECASE).match
 
 _OTHER_ROOTS = {
@@ -293,7 +293,7 @@ class AtomDocument:
         self._depth += 1
         if self._depth > _ENTRY_CHILD_DEPTH:
             if self._depth > MAX_DOCUMENT_DEPTH:
-                raise InvalidXML(f"has more than {MAX_DOCUMENT_DEPTH} elements within each other")
+                raise InvalidXML(f"has elements nested deeper than {MAX_DOCUMENT_DEPTH} levels")
             if self._depth == _SOURCE_CHILD_DEPTH and self._grandchild == _SOURCE and name == _AUTHOR:
                 self._has_authors = True
         elif self._depth == _ENTRY_CHILD_DEPTH:
@@ -329,7 +329,9 @@ class AtomDocument:
         base = self._scope.base = resolve_reference(self._scope.base, attributes.get(f"{XML}base", ""))
         inherited = {**self._namespaces, "xml:base": base, "xml:lang": attributes.get(f"{XML}lang", "")}
         if sum(len(name) + len(value) for name, value in inherited.items()) > MAX_SCOPE:
-            raise ValueError(f"declares namespaces, a base and a language of more than {MAX_SCOPE} characters")
+            raise ValueError(
+                f"has more than {MAX_SCOPE} characters of namespaces, xml:base and xml:lang at its root"
+            )
         self._scope.attributes = {
             name: quoteattr(value, {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"})
             for name, value in inherited.items()

@@ -69,9 +69,9 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
     def _check_types(self) -> None:
         check_type("entries", self.entries, Entries, "Entries(…)")
         check_type("pages", self.pages, OldestFirst | NewestFirst, "OldestFirst(…) or NewestFirst(…)")
-        check_type("outcomes", self.outcomes, Sequence, "a list, as [expired(…)]")
+        check_type("outcomes", self.outcomes, Sequence, "a list such as [expired(…)]")
         for outcome in self.outcomes:
-            check_type("each of outcomes", outcome, Outcome, "an outcome, as expired(…)")
+            check_type("each of outcomes", outcome, Outcome, "an outcome such as expired(…)")
         check_type("long_poll", self.long_poll, LongPoll | None, "LongPoll(…)")
         check_type("latest", self.latest, Latest | None, "Latest(…)")
         check_type("hint", self.hint, Sender | None, "to_query(…), to_header(…) or to_body(…)")
@@ -85,7 +85,7 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
             except (TypeError, ValueError, RecursionError) as error:
                 raise TypeError(f"json= cannot be encoded as JSON: {describe(error)}") from error
         if self.method is not None and not (isinstance(self.method, str) and is_header_name(self.method)):
-            raise TypeError(f"method must be an HTTP method, as 'POST', got {self.method!r}")
+            raise TypeError(f"method must be an HTTP method such as 'POST', got {self.method!r}")
 
     def _check_aside(self, name: str, sender: Sender) -> None:
         """Raise if a hint or a wait would be sent as a URL, or in the place of the cursor."""
@@ -117,4 +117,6 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
         try:
             sender.put(RequestParts(body=self.body), "a cursor")
         except (LookupError, TypeError) as error:
-            raise ValueError(f"{sender} does not fit json=: a list in it must already have that index") from error
+            raise ValueError(
+                f"{sender} does not fit json=: it leads to a list index or name that json= does not have"
+            ) from error

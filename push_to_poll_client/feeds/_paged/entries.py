@@ -312,7 +312,9 @@ class Entries:
             keys = [f"{len(name)}{middle}{named}" for name, named in zip(names, ids, strict=True)]
         both = ids if keys is ids else (*ids, *keys)
         if max(map(len, both), default=0) > MAX_ID or "\0" in "".join(both):
-            raise DecodeError(f"an entry's id or key is longer than {MAX_ID} characters, or contains NUL")
+            raise DecodeError(
+                f"an entry's id or key is longer than {MAX_ID} characters, or contains a zero character"
+            )
         return ids, keys
 
     def _versions(
@@ -390,13 +392,18 @@ def check_order(messages: Sequence[Message], order: Order, where: str, *, first:
     other: Order = "newest first" if order == "oldest first" else "oldest first"
     if not _stand_in_order(messages, other):
         return True
-    seen = (
-        f"the entries of a page are {other}, but are declared {order}; {_REMEDIES[order]}, "
-        "or remove time= if the list is not sorted by time"
-    )
+    remedy = f"{_REMEDIES[order]}, or remove time= if the list is not sorted by time"
     if first:  # the first page of a new consumer
-        raise FeedError(f"{where} does not match its declaration: by their time {seen}")
-    logger.warning("%s does not match its declaration: by their time %s", where, seen)
+        raise FeedError(
+            f"{where} does not match its declaration: its entries are {other} by time, but declared {order}; {remedy}"
+        )
+    logger.warning(
+        "%s does not match its declaration: its entries are %s by time, but declared %s; %s",
+        where,
+        other,
+        order,
+        remedy,
+    )
     return False
 
 

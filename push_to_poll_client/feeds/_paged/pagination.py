@@ -100,8 +100,8 @@ class MissingMore:
         if has_news and (full or self._alike >= MIN_ALIKE) and not self.exists and not self._was_named:
             self._was_named = True
             logger.warning(
-                "%s does not match its declaration: more= reads %s, which a page lacked, but another page "
-                "followed: %s; correct more=; until then each page costs one more request",
+                "%s does not match its declaration: more= (%s) found nothing in a page, but another page "
+                "followed: %s; correct more=, each page costs one more request until then",
                 reply.where,
                 self._read,
                 self._read.seen(reply),
@@ -177,7 +177,7 @@ class OldestFirst:
     ) -> None:
         check_type("each", each, EachReader | None, "from_each(…)")
         if each is not None and isinstance(cursor, AtEnd | EachReader):
-            raise ValueError("remove each=: it cannot be combined with a cursor that is at_end(…) or from_each(…)")
+            raise ValueError("remove each=: it cannot be combined with cursor=at_end(…) or cursor=from_each(…)")
         if send_next is not None and next is None and not isinstance(cursor, AtEnd):
             raise ValueError("send_next= needs next=; without it the cursor leads to the next page, sent by send=")
         self._at_end = isinstance(cursor, AtEnd)
@@ -190,7 +190,7 @@ class OldestFirst:
         cursor_of_each = self._cursor if isinstance(self._cursor, EachReader) and not self._at_end else None
         self.each: EachReader | None = cursor_of_each or each
         if self.each is not None and self._send.goes == "url":
-            raise ValueError("as_url() cannot send a cursor that is read from_each(…) entry; use to_query(…)")
+            raise ValueError("as_url() cannot send a cursor that from_each(…) reads; use to_query(…)")
         self.senders: list[Sender] = [self._send, self._send_next]
         reads_last = self.each is not None or (isinstance(self._cursor, EntryReader) and self._cursor.place)
         self.order: Order | None = "oldest first" if reads_last else None

@@ -185,7 +185,7 @@ def reader(what: Condition) -> Reader:
     if isinstance(what, Reader):
         return what
     if not callable(what):
-        raise TypeError(f"{what!r} is not a reader; pass one, as from_body(…), or a function of a response")
+        raise TypeError(f"{what!r} is not a reader; pass one such as from_body(…), or a function of a response")
     return Reader(what, _function_name(what))
 
 
@@ -207,7 +207,7 @@ def from_header(name: str) -> Reader:
         ValueError: The name is not a valid header name.
     """
     if not isinstance(name, str) or not is_header_name(name):
-        raise ValueError(f"name must be a valid header name, as 'Link', got {name!r}")
+        raise ValueError(f"name must be a valid header name such as 'Link', got {name!r}")
     return Reader(
         lambda reply: reply.headers.get(name),
         f"from_header({name!r})",
@@ -243,7 +243,7 @@ def status(*codes: int) -> Reader:
         ValueError: No code is passed, or one is not an HTTP status.
     """
     if not codes or not all(isinstance(code, int) and 100 <= code < 600 for code in codes):  # noqa: PLR2004
-        raise ValueError(f"status() needs HTTP status codes from 100 to 599, as status(410), got {codes!r}")
+        raise ValueError(f"status() needs HTTP status codes from 100 to 599, such as status(410), got {codes!r}")
     return Reader(lambda reply: reply.status in codes, f"status({', '.join(map(str, codes))})")
 
 

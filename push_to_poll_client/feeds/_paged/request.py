@@ -235,8 +235,8 @@ def _declaration_errors(reply: Reply, retry_after: float | None) -> Iterator[Non
         raise FeedError(text, retry_after=retry_after) from error
     except Exception as error:
         raise FeedError(
-            f"{reply.where} does not match its declaration: a function raised {describe(error)} "
-            f"on {reply.outline()}",
+            f"{reply.where} does not match its declaration: its function raised {describe(error)} "
+            f"for the response {reply.outline()}",
             retry_after=retry_after,
         ) from error
 

@@ -133,13 +133,13 @@ def to_header(name: str, form: str = "{}", *, otherwise: str | None = None) -> S
         ValueError: The name is not a valid header name, or `form` has no "{}".
     """
     if not is_header_name(require_text("name", name)):
-        raise ValueError(f"name must be a valid header name, as 'X-Cursor', got {name!r}")
+        raise ValueError(f"name must be a valid header name such as 'X-Cursor', got {name!r}")
     _check_form_and_at(form)
 
     def put(asking: RequestParts, value: str) -> RequestParts:
         text = form.replace("{}", value)
         if not is_header_value(text):
-            raise ValueError(f"the value for the header {name} has characters that a header cannot hold")
+            raise ValueError(f"the value for the header {name} has characters that are not allowed in a header")
         return replace(asking, headers={**asking.headers, name.lower(): text})
 
     return Sender(put, f"to_header({name!r})", goes="header", name=name, otherwise=otherwise)

@@ -213,5 +213,5 @@ def check_response(response: Any) -> WebhookResponse:
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError("response headers must be a mapping of str to str")
         if not is_header_name(name) or not is_header_value(value):
-            raise ValueError("a response header has a character that headers must not contain")
+            raise ValueError("a response header has characters that are not allowed in a header")
     return response
