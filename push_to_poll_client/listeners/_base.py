@@ -125,7 +125,7 @@ class BaseListener(abc.ABC):
         report = failure.to_error(self.name, is_final=delay is None)
         channel.down(report)
         if delay is None:
-            self._log.error("%s: %s; giving up", self.name, mask(failure.sentence))
+            self._log.error("%s: %s; stopping the consumer", self.name, mask(failure.sentence))
             raise report
         self._log.info("%s; reconnecting in %.1f s", report, delay)
         return delay
@@ -158,7 +158,7 @@ class BaseListener(abc.ABC):
         try:
             return self._classify(error)
         except Exception as failure:  # noqa: BLE001 - a bug in the caller's function must not end the listener
-            self._log.warning("%s: classify failed with %s", self.name, type(failure).__name__)
+            self._log.warning("%s: classify failed with %s, using the default", self.name, type(failure).__name__)
             return None
 
 

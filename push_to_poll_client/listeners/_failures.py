@@ -27,7 +27,7 @@ MAX_TEXT = 200
 """Characters of a server's text quoted in a sentence, so that a log line stays short."""
 
 REDIRECTS_NOT_FOLLOWED = (
-    "redirects are not followed, since credentials stay with their origin: use the new address"
+    "redirects are not followed, to keep the credentials at their server: configure the new URL"
 )
 """Part of a sentence. Any header may hold a secret, and secrets go only to their origin (G12)."""
 
@@ -50,7 +50,7 @@ class Failure(NamedTuple):
     def to_error(self, name: str, *, is_final: bool = False) -> PushToPollError:
         """Return the error to report, without secrets that the server repeated."""
         text = mask(f"{name}: {self.sentence}")
-        final = f"{text}; a retry cannot help: correct its arguments or remove it"
+        final = f"{text}; a retry cannot help: correct the arguments of this listener, or remove it"
         error = ListenerError(final) if is_final else PushToPollError(text)
         error.__cause__ = None if self.cause is None or shows_a_secret(self.cause) else self.cause
         return error

@@ -96,7 +96,7 @@ class HintReader(Generic[_MessageT, _HintT]):
             failed = TypeError.__name__
         level = logging.DEBUG if self._failed else logging.WARNING
         self._failed = True
-        self._log.log(level, "%s: hint failed with %s, taken for a plain push", name, failed)
+        self._log.log(level, "%s: hint failed with %s, handling the push without a hint", name, failed)
         return Push()
 
 

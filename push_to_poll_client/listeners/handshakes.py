@@ -58,7 +58,9 @@ def cloudevents_origins(origins: Collection[str], *, rate: int | None = None) ->
     if isinstance(origins, str) or not all(isinstance(origin, str) for origin in origins):
         raise TypeError('origins must be a collection of strings, such as ["eventemitter.example.com"]')
     if not origins or not all(0 < len(origin) <= MAX_ORIGIN and is_header_value(origin) for origin in origins):
-        raise ValueError("origins must be names of senders, such as eventemitter.example.com, and at least one")
+        raise ValueError(
+            "origins must be a list of at least one host name of a sender, such as eventemitter.example.com"
+        )
     expected = frozenset(origin.lower() for origin in origins)
     if rate is not None:
         check_count("rate", rate)

@@ -100,9 +100,13 @@ class LongPollReader:
         except UnusableResponse:
             raise
         except Exception as error:  # noqa: BLE001 - functions may raise anything, and the text may hold a secret
-            raise UnusableResponse(f"news or next failed with {type(error).__name__}") from None
+            raise UnusableResponse(
+                f"the function given as news= or next= failed: {type(error).__name__}"
+            ) from None
         if too_long:
-            raise UnusableResponse(f"the server sent a {too_long[0]} of more than {MAX_POSITION} characters")
+            raise UnusableResponse(
+                f"the server sent a position {too_long[0]!r} of more than {MAX_POSITION} characters"
+            )
         position = {name: value for name, value in position.items() if value is not None}
         seconds = None if self._get_retry_after is None else self._get_retry_after(response)
         asks = isinstance(seconds, int | float) and seconds >= 0
@@ -318,7 +322,9 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         pause = self._pace.pause(anyio.current_time())
         if pause > DOWN_AFTER:
             reason = "the server asked for a pause, or does not wait for news"
-            self._channel.down(PushToPollError(f"{self.name}: next request in {pause:.1f} s, since {reason}"))
+            self._channel.down(
+                PushToPollError(f"{self.name}: waiting {pause:.1f} s before the next request, since {reason}")
+            )
         if pause > DOWN_AFTER or (pause and not self._tracks_position):
             self._is_up = False
         await anyio.sleep(pause)
@@ -342,7 +348,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
                 params = self._ask()
                 return {**_checked(await params if inspect.isawaitable(params) else params), **self._position}
         except Exception as error:  # noqa: BLE001 - the function may raise anything, and the text may hold a secret
-            raise PushToPollError(f"ask failed with {type(error).__name__}") from None
+            raise PushToPollError(f"the function given as ask= failed: {type(error).__name__}") from None
 
     async def _get_response(self, params: RequestParams) -> ListenerResponse | None:
         """Return the response; None if none came in time, and a retry may help."""

@@ -74,7 +74,7 @@ async def test_requests_slow_down_and_the_channel_stays_down_if_the_server_does_
     channel = await run(listener, script, 300)
     assert script.asked_at == [0, 0.25, 0.75, 1.75, 3.75, 7.75, 15.75, 31.75, 63.75, 123.75, 183.75, 243.75]
     assert {event for _, event in channel.events} == {"down"}
-    assert "next request in 60.0 s" in str(channel.errors[-1])
+    assert "waiting 60.0 s before the next request" in str(channel.errors[-1])
     assert CANARY not in str(channel.errors[-1])
 
 
@@ -227,7 +227,7 @@ async def test_an_ask_function_that_fails_or_hangs_is_a_failure_and_is_called_ag
     listener, script = scripted(NEVER, ask=ask)
     channel = await run(listener, script, 30)
     assert script.requests == []
-    assert "ask failed with" in str(channel.errors[0])
+    assert "the function given as ask= failed" in str(channel.errors[0])
     assert CANARY not in "".join(map(str, channel.errors))
     assert len(channel.errors) >= 2
 
@@ -360,9 +360,13 @@ async def test_401_requests_a_new_token_once():
     [
         (b"<html>", {"news": "changes"}, "no valid JSON"),
         ((200, {}, [b"x" * 101]), {"max_body": 100}, "more than 100 bytes"),
-        (json.dumps({"at": "x" * 8193}).encode(), {"next": {"since": "at"}}, "a since of more than 8192"),
-        (b"{}", {"news": lambda answer: 1 / 0}, "failed with ZeroDivisionError"),
-        (b"{}", {"next": lambda answer: {"a": {1: object()}}}, "failed with TypeError"),
+        (
+            json.dumps({"at": "x" * 8193}).encode(),
+            {"next": {"since": "at"}},
+            "a position 'since' of more than 8192",
+        ),
+        (b"{}", {"news": lambda answer: 1 / 0}, "failed: ZeroDivisionError"),
+        (b"{}", {"next": lambda answer: {"a": {1: object()}}}, "failed: TypeError"),
     ],
 )
 async def test_an_unreadable_answer_wakes_and_delays_the_next_request(body, options, text):

@@ -509,7 +509,7 @@ def test_each_failure_is_classified_with_its_action(action, errors):
             status(307),
             (
                 "the server answered HTTP 307 instead of an event stream; redirects are not followed, "
-                "since credentials stay with their origin: use the new address"
+                "to keep the credentials at their server: configure the new URL"
             ),
         ),
         (ConnectionEnded("the server ended the stream"), "the server ended the stream"),

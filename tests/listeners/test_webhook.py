@@ -750,7 +750,7 @@ async def test_a_route_function_chooses_the_listeners_and_a_failing_one_wakes_al
 
 async def test_a_failing_route_is_logged_by_the_name_of_its_argument(verify, caplog):
     await posted(WebhookListener(verify, route=raises(KeyError("x"))))
-    assert "webhook: route (its push is taken to be for all) failed with KeyError" in caplog.text
+    assert "webhook: route (the push wakes all listeners of the webhook) failed with KeyError" in caplog.text
 
 
 async def test_several_listeners_can_share_a_name_and_leave_independently(verify):

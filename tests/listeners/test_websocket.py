@@ -329,8 +329,8 @@ async def test_header_and_token_functions_can_be_async_or_plain():
         (lambda: 1 / 0, "ZeroDivisionError"),
         (anyio.sleep_forever, "TimeoutError"),
         (lambda: "", "the token given by auth= is empty"),
-        (lambda: f"{CANARY}\nAdmin: yes", "has a space or a control character"),
-        (lambda: f"{CANARY}\n", "has a space or a control character"),
+        (lambda: f"{CANARY}\nAdmin: yes", "contains a space or control character"),
+        (lambda: f"{CANARY}\n", "contains a space or control character"),
         (lambda: None, None),
         (lambda: 5, "a token must be a str, got int"),
     ],
@@ -534,7 +534,7 @@ async def test_failures_are_info_with_the_delay_and_giving_up_is_an_error(caplog
         ("INFO", "ConnectionResetError: '[Errno 104] Connection reset by peer'; reconnecting in 1.0 s"),
         ("INFO", "connected"),
         ("DEBUG", "renewing the connection, which reached its maximum age"),
-        ("ERROR", "the server answered HTTP 410 instead of a websocket; giving up"),
+        ("ERROR", "the server answered HTTP 410 instead of a websocket; stopping the consumer"),
     ]
     assert {record.name for record in caplog.records} == {"push_to_poll_client.listeners.websocket"}
 
@@ -601,7 +601,7 @@ def test_text_from_the_server_cannot_forge_a_log_line(reason):
             status(307),
             (
                 "the server answered HTTP 307 instead of a websocket; redirects are not followed, "
-                "since credentials stay with their origin: use the new address"
+                "to keep the credentials at their server: configure the new URL"
             ),
         ),
         (

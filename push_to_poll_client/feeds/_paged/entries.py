@@ -395,7 +395,8 @@ def check_order(messages: Sequence[Message], order: Order, where: str, *, first:
     remedy = f"{_REMEDIES[order]}, or remove time= if the list is not sorted by time"
     if first:  # the first page of a new consumer
         raise FeedError(
-            f"{where} does not match its declaration: its entries are {other} by time, but declared {order}; {remedy}"
+            f"{where} does not match its declaration: its entries are {other} by time, but declared {order}; "
+            f"{remedy}"
         )
     logger.warning(
         "%s does not match its declaration: its entries are %s by time, but declared %s; %s",

@@ -190,7 +190,7 @@ class PushRouter:
             for name in first:
                 check_str("a name", name)
         except Exception as error:  # noqa: BLE001  # the caller's function may fail on a stranger's text
-            self._journal.log_failure("route (its push is taken to be for all)", error)
+            self._journal.log_failure("route (the push wakes all listeners of the webhook)", error)
             return ()
         return tuple(dict.fromkeys(first)) if len(first) <= MAX_NAMES else ()
 

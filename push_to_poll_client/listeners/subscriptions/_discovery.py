@@ -50,8 +50,8 @@ def topic_of(headers: httpx.Headers, body: bytes, url: str) -> tuple[str, str]:
         confidential = [str(hub.copy_with(scheme="https")) for hub in without_port]
         if not confidential:
             raise UnusableResponse(
-                f"{without_secrets(url)} uses https, but its hub {without_secrets(hubs[0])} does not: pass hub= "
-                "if this hub is right"
+                f"{without_secrets(url)} uses https, but its hub {without_secrets(hubs[0])} does not: to use this "
+                "hub, pass it as hub="
             )
     return named, (confidential or hubs)[0]
 

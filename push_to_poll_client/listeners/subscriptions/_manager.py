@@ -178,7 +178,7 @@ class SubscriptionManager:
         if self._state.current is None:
             return
         if Control.RECREATE in controls:
-            await self._handle_loss("the server has dropped it")
+            await self._handle_loss("the server has dropped the subscription")
         elif Control.RENEW in controls:
             self._renewal.make_due()
 
@@ -311,7 +311,7 @@ class SubscriptionManager:
         if self._state.current is None or is_over(self._state.current, now) or delay is None:
             self._channel.down(report)
         if delay is None:
-            _log.error("%s: %s; giving up", self.name, mask(failure.sentence))
+            _log.error("%s: %s; stopping the consumer", self.name, mask(failure.sentence))
             raise report
         level = logging.WARNING if failure.action is ReconnectAction.SLOW_RETRY else logging.INFO
         _log.log(level, "%s; retrying in %.1f s", report, delay)

@@ -190,7 +190,9 @@ class WebSub:
                 f"the hub {without_secrets(hub.url)} denied the subscription: {request.denied}"
             )
         if not request.verified:
-            raise TimeoutError(f"the hub did not call back within {VERIFY_TIMEOUT:g} s; can it reach callback=?")
+            raise TimeoutError(
+                f"the hub did not call back within {VERIFY_TIMEOUT:g} s; check that it can reach callback="
+            )
         details = {"topic": request.topic, "hub": request.hub.url}
         if not request.hub.public_only:
             details["private"] = "allowed"

@@ -233,7 +233,8 @@ class HMACSignature:
             raise ValueError("signed must contain {body}: otherwise anyone could change the body")
         if (TIMESTAMP in self._signed.names) != timed:
             raise ValueError(
-                "signed must contain {timestamp} exactly if timestamp= is given: an unsigned time proves nothing"
+                "signed must contain {timestamp} if timestamp= is given, and only then: an attacker "
+                "can change an unsigned time"
             )
         if isinstance(once, str):
             raise TypeError("once must be a sequence of templates, not a single str")
