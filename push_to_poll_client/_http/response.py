@@ -134,7 +134,9 @@ def _decoder_for(encoding: str) -> _Decompressor | None:
         case "deflate":
             return _Decompressor("deflate")
         case _:
-            raise BodyError(f"sent Content-Encoding {quoted(encoding)}, which was not requested")
+            raise BodyError(
+                f"sent Content-Encoding {quoted(encoding)}, which was not requested; report it to its operator"
+            )
 
 
 _NO_BODY = frozenset({204, 304})
@@ -225,7 +227,9 @@ def find_link(response: Response, relation: str) -> str | None:
         return None
     url = resolve_url(target, response.url)
     if url is None:
-        raise FeedError(f"{response.where} sent a {quoted(relation)} link that is not a URL")
+        raise FeedError(
+            f"{response.where} sent a {quoted(relation)} link that is not a URL; report it to the publisher"
+        )
     return url
 
 

@@ -142,7 +142,7 @@ def find_consumer(options: argparse.Namespace) -> ConsumerProgress:
         return store.progress[0]
     found = [one for one in store.progress if options.name in {one.name, quoted(one.name)[1:-1]}]
     if len(found) != 1:
-        why = "is missing" if options.name is None else "names no consumer of the file"
+        why = "is missing" if options.name is None else "is not a consumer of the file"
         names = ", ".join(quoted(one.name) for one in store.progress[:_MAX_NAMES])
         more = len(store.progress) - _MAX_NAMES
         raise UsageError(f"--name {why}; choose one of {names}" + (f" and {more} more" if more > 0 else ""))

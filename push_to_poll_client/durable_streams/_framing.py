@@ -118,7 +118,9 @@ class StreamHeaders(NamedTuple):
                 "login page answers instead"
             )
         if not is_offset(offset):
-            raise FeedError(f"{where} sent an invalid Stream-Next-Offset: {quoted(offset)}")
+            raise FeedError(
+                f"{where} sent an invalid Stream-Next-Offset: {quoted(offset)}; report it to the server's operator"
+            )
         # Offsets only grow (§8), so a smaller one means a shorter stream.
         if position.offset != BEGINNING and offset < position.offset:
             raise truncation_error(position, where)
@@ -213,8 +215,8 @@ class StreamResponse(NamedTuple):
         position = self.start.position
         if length and self.headers.offset == position.offset:
             raise FeedError(
-                f"{self.where} sent messages, but its Stream-Next-Offset is still {quoted(position.offset)}, the "
-                "requested one"
+                f"{self.where} sent messages, but its Stream-Next-Offset is still the requested "
+                f"{quoted(position.offset)}; report it to the server's operator"
             )
         left = max(position.settled - length, 0)
         if left and self.headers.ends:

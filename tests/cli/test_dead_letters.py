@@ -566,7 +566,7 @@ def test_the_error_for_an_unknown_name_does_not_repeat_it(state, capsys):
     assert run_dead_letters(capsys, state, "list", "--name", "canary") == (
         Exit.USAGE,
         [],
-        ["push-to-poll: --name names no consumer of the file; choose one of 'orders'"],
+        ["push-to-poll: --name is not a consumer of the file; choose one of 'orders'"],
     )
 
 

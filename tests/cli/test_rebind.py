@@ -158,7 +158,7 @@ def test_a_name_that_exists_is_refused_and_replaced_if_asked(unnamed, capsys):
         (["--feed", "\udcff"], "--feed must be the feed's URL or identity, with 1 to 1,000 characters"),
         (["--feed", "https://"], "--feed: url must start with http:// or https://, got (not a URL)"),
         (["--feed", "https://me:s3cret@shop.example:port/"], "--feed: url cannot be parsed"),
-        (["--name", "other", "--feed", NEW], "--name names no consumer of the file; choose one of 'orders'"),
+        (["--name", "other", "--feed", NEW], "--name is not a consumer of the file; choose one of 'orders'"),
     ],
 )
 def test_invalid_arguments_are_reported_in_one_sentence_and_change_nothing(state, capsys, arguments, says):

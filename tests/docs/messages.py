@@ -1,8 +1,8 @@
 """Write the list of all error texts and log lines: `python -m tests.docs.messages`.
 
 The list is read from the source, so that all texts can be reviewed together. A text is a string with at least
-three words, or the first argument of an exception or of a log call, that is not a docstring, SQL or an argument
-of `argparse`. `<name>` is a value that is filled in at run time.
+three words, or the first argument of an exception or of a log call, that is not a docstring, SQL, a
+format, a pattern or an argument of `argparse`. `<name>` is a value that is filled in at run time.
 """
 
 import ast
@@ -29,6 +29,8 @@ EXCEPTION = re.compile(
     r"^[A-Z]\w*(Error|Exception|Exit|Unavailable|Busy|Mismatch|Lost|Refused|Gone|Changed|Expired|Throttled|Failure)$"
 )
 SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|CREATE|DROP|PRAGMA|WITH|BEGIN|ALTER|REPLACE|LISTEN|REINDEX)\b")
+CODE = re.compile(r"%\(\w+\)s|\\[dsw_]|\(\?:|;q=0|</|<SELECT>|EXECUTABLES|_list |rootpage|, \w+_\w+, ")
+"""Formats, patterns, SQL fragments, markup: texts that no user reads."""
 THREE_WORDS = re.compile(r"[A-Za-z,;:)'\"<>]+ [^ ]*[A-Za-z]{2,}[^ ]* [^ ]*[A-Za-z<]{2,}")
 UNREAD_KEYWORDS = {"help", "description", "epilog", "usage", "metavar"}
 """Arguments of `argparse`; `--help` shows them."""
@@ -44,9 +46,13 @@ def is_log(call: ast.Call) -> bool:
     )
 
 
-def value_name(node: ast.expr) -> str:
+def value_name(node: ast.expr) -> str:  # noqa: PLR0911  # a table: one return for each case
     """Return a short name for a value that is filled in, without angle brackets."""
     match node:
+        case ast.Attribute(value=ast.Call(func=ast.Name(id="type")), attr="__name__"):
+            return "class"
+        case ast.Attribute(attr="strerror"):
+            return "error"
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return name.strip("_")
         case ast.Await(value=value) | ast.Subscript(value=value):
@@ -54,6 +60,10 @@ def value_name(node: ast.expr) -> str:
         case ast.Call(func=ast.Name(id="len")):
             return "number"
         case ast.Call(func=ast.Name(id=str(function)), args=[value, *_]) if function[0].islower():
+            return value_name(value)
+        case ast.Call(func=ast.Attribute(attr="join")):
+            return "list"
+        case ast.Call(func=ast.Attribute(attr="redact" | "mask"), args=[value, *_]):
             return value_name(value)
         case ast.Call(func=ast.Attribute(attr=name)):
             return name.strip("_")
@@ -96,7 +106,11 @@ class Texts(ast.NodeVisitor):
 
     def add(self, node: ast.expr, label: str, text: str | None) -> None:
         """Add a text, unless it was found as a part of a longer one."""
-        if text and (label != "text" or THREE_WORDS.search(text)) and not SQL.match(text):
+        if (
+            text
+            and (label != "text" or (THREE_WORDS.search(text) and not CODE.search(text)))
+            and not SQL.match(text)
+        ):
             self.found.setdefault((node.lineno, node.col_offset), (label, " ".join(text.split())))
 
     def visit_body(self, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> None:

@@ -34,6 +34,12 @@ def test_the_list_of_error_texts_and_log_lines_is_up_to_date():
         ('def f():\n    """Not this one."""\n    return "but this one is"', [("text", "but this one is")]),
         ('add("--to", help="where to go on")', []),
         ('run("SELECT key FROM records WHERE name")', []),
+        ('run("(type IN (1, 2) OR rootpage = 0)", "%(asctime)s at level %(levelname)s")', []),
+        (
+            'raise TypeError(f"x must be a str, got {type(x).__name__}")',
+            [("TypeError", "x must be a str, got <class>")],
+        ),
+        ('raise ValueError(f"{where.redact(url)}: {error.strerror}")', [("ValueError", "<url>: <error>")]),
     ],
 )
 def test_the_text_of_a_statement_is_found(source, expected):

@@ -153,7 +153,7 @@ async def test_messages_without_a_new_offset_are_a_feed_error(feed_of):
     """Otherwise they would be repeated for ever under new ids."""
     feed, _ = feed_of(answer(b"[1]", "9"), answer(b"[1]", "9"))
     page = await feed.fetch(FetchRequest())
-    with pytest.raises(FeedError, match="sent messages, but its Stream-Next-Offset is still '9'"):
+    with pytest.raises(FeedError, match="sent messages, but its Stream-Next-Offset is still the requested '9'"):
         await feed.fetch(FetchRequest(page.next_page))
 
 
