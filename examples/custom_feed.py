@@ -1,12 +1,12 @@
-"""A feed of your own: an API that lists what changed, and has each ticket at another address.
+"""A feed of your own, for an API that needs two requests: one for the changes, one for each ticket.
 
     python examples/custom_feed.py https://desk.example tickets.db
 
-No declaration fits such an API, since each message takes a second request. A feed is an object with one method,
-`fetch`. Here:
+`PagedFeed` cannot read such an API, because each message needs a second request. A feed is an object with one
+method, `fetch`. The API:
 
     GET /changes?after=17&limit=50    {"changes": [{"number": 18, "ticket": "T-4"}, …], "more": false}
-    GET /tickets/T-4                  the ticket as it is now; 404 if it was deleted
+    GET /tickets/T-4                  the newest version of the ticket; 404 if it was deleted
 """
 
 import sys
@@ -24,17 +24,17 @@ class TicketFeed:
     """The changes of a help desk's tickets.
 
     Args:
-        client: Has the desk's address as `base_url`, the credentials, and a timeout.
+        client: HTTP client with the help desk's URL as `base_url`, the credentials, and a timeout.
     """
 
-    identity = "tickets of the help desk"  # a store binds the consumer's name to it, so it must not change
+    identity = "tickets of the help desk"  # do not change it: the store binds the consumer's name to it
     read_ahead = True  # a fetch acknowledges nothing, so the next page may be fetched early
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self.client = client
 
     async def fetch(self, request: FetchRequest) -> Page:
-        """Return the changes after `request.cursor`, the number of a change; None is the beginning."""
+        """Return the changes after the change number in `request.cursor`; None means from the beginning."""
         params = {"after": request.cursor or "0", "limit": str(PAGE_SIZE)}
         answer = await self.client.get("/changes", params=params)
         answer.raise_for_status()  # the consumer understands the errors of httpx, and obeys Retry-After
@@ -49,7 +49,8 @@ class TicketFeed:
             ticket = {"id": change["ticket"], "deleted": True}
         else:
             ticket = answer.raise_for_status().json()
-        # The number names this change. The ticket's id would not do: its second change would be a duplicate.
+        # Use the number of the change as id, not the id of the ticket. Otherwise the second change of a ticket
+        # would be a duplicate of the first.
         number = str(change["number"])
         return Message(number, ticket, cursor=number)
 

@@ -2,8 +2,8 @@
 
     python examples/durable_streams.py http://127.0.0.1:4437/orders orders.db
 
-prints each message once, across restarts, and waits for more until the stream is closed. Without the state file it
-begins at the beginning each time.
+This prints each message once, also across restarts, and waits for new messages until the stream is closed. Without
+the state file (`orders.db`) it starts at the beginning of the stream each time.
 """
 
 import json

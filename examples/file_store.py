@@ -1,10 +1,11 @@
-"""A store of your own, as small as it can be: all progress in one file, which each commit replaces.
+"""A small store of your own: all progress is in one file, and each commit replaces the file.
 
     Consumer(feed, store=FileStore("orders.state"), name="orders", process=process)
 
-It passes `StoreSuite`, so a consumer keeps its guarantees with it. It is a model for a store on your own database,
-and does not replace `SQLiteStore`: each commit writes the whole file, records are never removed, only one
-`FileStore` object may use the file, and a user who can write to the file can run code in your process (pickle).
+It passes `StoreSuite`, so a consumer that uses it keeps its guarantees. Use it as a model for a store on your own
+database. Do not use it instead of `SQLiteStore`: each commit writes the whole file, records are never removed, and
+only one `FileStore` object may use the file. It uses pickle: a user who can write to the file can run code in your
+process.
 """
 
 import os
@@ -28,12 +29,12 @@ from push_to_poll_client import (
 
 MAX_HISTORY = 256
 MAX_DEAD_LETTERS, MAX_BYTES = 100, 16 << 20
-"""What `dead_letters()` returns at most."""
+"""Most dead letters, and most bytes of them, that one call of `dead_letters()` returns."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """All that is kept for one consumer name. A change makes another object, so a failed write changes nothing."""
+    """Progress of one consumer name. A change creates a new object, so a failed write changes nothing."""
 
     feed: str
     token: int = 0
@@ -43,7 +44,7 @@ class Progress:
     state: Mapping[str, str] = field(default_factory=dict)
 
     def saving(self, cursor: Cursor | None, read_at: float) -> tuple[SavedCursor, ...]:
-        """Return the history with this cursor as the saved one; None leaves it."""
+        """Return the history with this cursor as the saved cursor. None means no change."""
         *earlier, saved = self.history
         if cursor is None or cursor == saved.cursor:
             return self.history
@@ -52,7 +53,7 @@ class Progress:
         return (*earlier[1 - MAX_HISTORY :], SavedCursor(cursor, read_at))
 
     def changing(self, changes: Mapping[str, str | None]) -> dict[str, str]:
-        """Return the state with these changes; None removes a name."""
+        """Return the state with these changes. A value of None removes the name."""
         return {name: text for name, text in {**self.state, **changes}.items() if text is not None}
 
 
@@ -60,7 +61,7 @@ class FileStore:
     """Keeps the progress of each consumer name in one file.
 
     Args:
-        path: The file; it is created by the first claim. Only this object may use it.
+        path: The file. The first claim creates it. Only this object may use it.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -90,7 +91,7 @@ class FileStore:
         return names
 
     def save(self, name: str, progress: Progress) -> None:
-        """Write a new file and put it in place of the old one: all of it or nothing."""
+        """Replace the file by a new one in one step, so a crash leaves the old or the new file."""
         temporary = self.path.with_suffix(".new")
         try:
             with temporary.open("wb") as file:
@@ -126,7 +127,7 @@ class FileSession:
 
     @property
     def fencing_token(self) -> int:
-        """One more for each claim."""
+        """Number of this claim; each claim of the name has a higher one."""
         return self.progress.token
 
     @property
@@ -141,7 +142,7 @@ class FileSession:
 
     @property
     def state(self) -> Mapping[str, str]:
-        """A few short texts, for attempts and subscriptions."""
+        """Short texts by name, such as the attempts of failing messages, and subscriptions."""
         return self.progress.state
 
     @property
@@ -190,7 +191,7 @@ class FileSession:
         forget: bool,
         state: Mapping[str, str | None] = {},
     ) -> None:
-        """Continue from another place of the feed; with `forget`, no message counts as processed any more."""
+        """Continue from another place of the feed. With `forget`, delete the records of processed messages."""
         old = self.owned()
         history = (SavedCursor(cursor, time.time()),)
         records = {} if forget else old.records
@@ -216,6 +217,6 @@ class FileSession:
         return self.owned().letters.get(key)
 
     async def release(self) -> None:
-        """Give the name back. A second call does nothing."""
+        """Release the name. A second call does nothing."""
         if self.store.owners.get(self.name) is self:
             del self.store.owners[self.name]
