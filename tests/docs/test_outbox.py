@@ -305,6 +305,27 @@ async def test_after_a_restore_the_numbers_are_reset_and_no_message_is_repeated(
     assert processed == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(("raised", "processed"), [(False, [1, 2]), (True, [1, 2, 3])])
+@pytest.mark.parametrize("name", ADD)
+async def test_after_an_old_backup_new_events_need_a_higher_sequence(server, name, raised, processed):
+    feed, found = feed_of(server, name), []
+    table = {"Outbox": "outbox", "Events": "events"}[name]
+    with psycopg.connect(server.conninfo, autocommit=True) as connection:
+        connection.execute(ADD_MANY[name], (1, 2))
+        async with Events(feed, rate=None, name=table, **SAFE[name]) as consumer:
+            consumer.events = found
+            await consumer.poll_now()
+            connection.execute(f"DELETE FROM {table} WHERE id = 2")  # noqa: S608  # as in a backup from before row 2
+            connection.execute(f"SELECT setval('{table}_id_seq', 1)")
+            if raised:
+                (raise_sequence,) = re.findall(r"`(SELECT setval\(.*?\))`", PAGE)
+                connection.execute(raise_sequence.replace("outbox", table))
+            connection.execute(ADD[name], (3,))
+            await consumer.rewind("inception")
+            await consumer.poll_now()
+    assert found == processed
+
+
 # By id
 
 
