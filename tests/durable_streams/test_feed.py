@@ -474,7 +474,7 @@ async def test_a_stream_that_was_created_closed_ends_the_consumer(server, feed_o
         ({"status": 503}, "503 Service Unavailable; retrying later", None),
         ({"status": 429, "retryAfter": 7}, "429 Too Many Requests", 7),
         ({"dropConnection": True}, "RemoteProtocolError", None),
-        ({"truncateBodyBytes": 3}, "no JSON array: it must begin with", None),
+        ({"truncateBodyBytes": 3}, "did not send a JSON array: it must begin with", None),
         ({"truncateBodyBytes": 0}, "sent an empty body although messages follow offset '-1'", None),
     ],
 )
