@@ -46,7 +46,7 @@ def create_app() -> FastAPI:
     async def run_orders() -> None:
         try:
             await orders.run()
-        except Exception:  # the service keeps serving; /health tells the supervisor
+        except Exception:  # the service keeps serving; /health answers 503
             logger.exception("the consumer of orders has stopped")
 
     @asynccontextmanager
@@ -54,7 +54,7 @@ def create_app() -> FastAPI:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run_orders)
             yield
-            orders.stop()  # the message in progress finishes, and the cursor is saved
+            orders.stop()  # the message in flight finishes, and the cursor is saved
 
     app = FastAPI(lifespan=lifespan)
     app.mount("/hooks", hooks)

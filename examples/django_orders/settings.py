@@ -13,7 +13,7 @@ DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": DATA / "shop.db",
-        # A transaction takes the lock when it begins. Otherwise one that reads first may fail when it writes.
+        # Lock the file when a transaction begins. Otherwise one that reads first may fail at its first write.
         "OPTIONS": {"transaction_mode": "IMMEDIATE"},
     }
 }

@@ -1,8 +1,8 @@
 """Consume the feed of orders: `python manage.py consume_orders https://shop.example/orders`.
 
 The feed follows the HTTP Feeds specification (http-feeds.org). Each event is a CloudEvent with `{"number": …,
-"customer": …, "cents": …}`. The order and the message's key are one transaction of Django's database. So each
-order is stored exactly once, also if this process is killed at any moment.
+"customer": …, "cents": …}`. The order and the message's key are stored in one transaction of Django's database.
+So each order is stored exactly once, even if this process is killed at any moment.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ def process(message: Message) -> None:
 
 
 async def consume(url: str, *, once: bool) -> None:
-    """Process orders until the process is stopped, or until the feed's end."""
+    """Consume orders until stopped; with `once`, until the end of the feed."""
     store = SQLiteStore(settings.CONSUMER_STATE)
     consumer = Consumer(HTTPFeed(url), store=store, name="orders", process=process)
     if once:
