@@ -59,7 +59,7 @@ def test_disordered_reports_a_first_occurrence_that_is_out_of_order():
     assert disordered([*life(1, "a", "c"), *life(2, "b")]) == ["c was handled before b"]
 
 
-def test_redone_counts_repeated_messages_for_the_life_that_handled_them_first():
+def test_redone_counts_repeated_messages_for_the_run_that_handled_them_first():
     assert redone([*life(1, "a", "b", "c"), *life(2, "b", "c", "d"), *life(3, "c", "d")]) == {1: 2, 2: 2, 3: 0}
 
 

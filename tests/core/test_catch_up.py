@@ -130,7 +130,7 @@ class Circle:
 @pytest.mark.parametrize("messages", [True, False])
 @pytest.mark.parametrize("pages", [1, 7, 100])
 @pytest.mark.parametrize("kept", [True, False])
-async def test_catch_up_returns_when_the_feed_stands_still(pages, messages, kept):
+async def test_catch_up_returns_when_the_feed_does_not_advance(pages, messages, kept):
     feed = Circle(pages, messages=messages)
     consumer = Log(feed)
     with anyio.fail_after(HOUR):

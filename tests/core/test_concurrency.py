@@ -75,7 +75,7 @@ async def test_a_slow_message_holds_its_own_key_and_no_other():
     assert ended == {"b1": 1, "b2": 2, "b3": 3, "c1": 4, "c2": 5, "a1": 100, "a2": 101}
 
 
-async def test_keys_of_any_hashable_type_are_told_apart():
+async def test_keys_of_any_hashable_type_are_distinguished():
     keys = [None, 1, "1", (1,), 1.5, frozenset("a"), b"1", object()]
     feed = FakeFeed()
     feed.publish(*map(str, range(len(keys))))

@@ -743,7 +743,7 @@ async def hang(**_):
     await anyio.sleep(50_000)
 
 
-async def test_each_caller_of_a_failed_poll_gets_an_error_of_its_own():
+async def test_each_caller_of_a_failed_poll_gets_its_own_error():
     feed = FakeFeed(latency=1)
     feed.fail(FeedError("503", retry_after=7), times=2)
     errors = []
@@ -1133,7 +1133,7 @@ async def test_run_may_be_overridden_with_an_async_method():
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12 can mark such a function")
-def test_frameworks_see_that_run_has_to_be_awaited():
+def test_frameworks_see_that_run_must_be_awaited():
     assert inspect.iscoroutinefunction(consumer_of(FakeFeed()).run)
 
 

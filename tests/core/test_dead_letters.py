@@ -526,7 +526,7 @@ async def test_a_dead_letter_is_kept_if_the_feed_cannot_restore_it(restore):
 
 
 @pytest.mark.parametrize("other_id", ["b", 7], ids=["another id", "no str"])
-async def test_a_dead_letter_keeps_its_id_whatever_id_the_feed_restores_it_with(other_id):
+async def test_a_dead_letter_keeps_its_id_if_the_feed_restores_it_with_another(other_id):
     consumer = await dead("a")
     consumer._feed.restore = lambda letter: Message(other_id)
     consumer.failing.add(other_id)

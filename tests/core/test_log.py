@@ -193,14 +193,14 @@ def test_a_name_cannot_break_a_line_and_is_whole_in_the_record(name, prefix, cap
     assert [record.msg for record in caplog.records][::2] == ["%s: stops", "%s: %d %% of %s"]
 
 
-def test_a_record_says_where_the_line_was_written(caplog):
+def test_a_record_has_the_file_and_line_of_its_log_call(caplog):
     with log_as("orders"):
         logger.info("one")
         logger.log(logging.WARNING, "two")
         logger.warning("three", exc_info=ValueError("x"))
     assert len(caplog.records) == 3
     assert {(record.filename, record.funcName) for record in caplog.records} == {
-        ("test_log.py", "test_a_record_says_where_the_line_was_written")
+        ("test_log.py", "test_a_record_has_the_file_and_line_of_its_log_call")
     }
 
 

@@ -215,7 +215,7 @@ async def test_a_failed_background_commit_fails_its_own_poll():
         assert log.processed == ids(range(1, 11))
 
 
-async def test_g7_nothing_of_a_page_is_processed_if_a_commit_fails_while_the_store_is_asked_for_it():
+async def test_g7_nothing_of_a_page_is_processed_if_a_commit_fails_during_its_lookup():
     class SlowToAnswer(Slow):
         async def claim(self, name, *, feed):
             session = await super().claim(name, feed=feed)
@@ -486,7 +486,7 @@ GIVEN_UP = r"cancelled a commit of 2 messages after .* s, since the consumer is 
 
 
 @pytest.mark.parametrize("read_ahead", [False, True])
-async def test_a_commit_that_hangs_is_given_up_after_the_shutdown_timeout_of_a_stop(read_ahead):
+async def test_a_stop_waits_for_a_hanging_commit_until_the_shutdown_timeout(read_ahead):
     store = Hangs("12")
     consumer = Log(feed_of(12, read_ahead=read_ahead), store=store, shutdown_timeout=20)
     async with anyio.create_task_group() as tasks:

@@ -135,7 +135,7 @@ def test_g3_a_flood_of_wakes_is_limited_to_burst_and_rate():
     assert later == pytest.approx([0.5] * len(later))
 
 
-def test_without_a_rate_there_is_no_limit():
+def test_without_a_rate_polls_are_not_limited():
     schedule = make(rate=None)
     for _ in range(1000):
         poll(schedule, 0.0, cause=Cause.MANUAL, found=1)
@@ -460,7 +460,7 @@ def test_a_pause_for_the_server_and_a_backoff_come_before_poll_within():
     assert schedule.next_poll(130.0).at == pytest.approx(130.0 + SLOW_BACKOFF / 2)
 
 
-def test_messages_that_the_feed_had_hidden_are_no_evidence_of_a_lossy_channel():
+def test_messages_hidden_by_the_feed_are_not_evidence_of_a_lossy_channel():
     schedule = idle()
     schedule.set_channel("push", up=True)
     for at in (100.0, 102.0, 104.0):
@@ -631,7 +631,7 @@ def test_g3_a_poll_that_comes_back_to_a_waiting_message_takes_a_token():
     assert schedule.next_poll(100.0) == Decision(pytest.approx(1_000), Cause.CONTINUATION)
 
 
-def test_a_standstill_is_polled_again_by_the_timer_and_pays_the_wakes():
+def test_a_poll_at_a_standstill_satisfies_the_wakes_and_the_timer_polls_again():
     schedule = idle()
     schedule.wake(1.0)
     poll(schedule, 1.0, outcome=PollOutcome.STANDSTILL)

@@ -45,7 +45,7 @@ def knowing(*values):
 
 @given(st.text(min_size=MIN_SECRET, max_size=150), st.sampled_from(WRITTEN))
 @example("0" * 120 + '/+ ü\U0001f600"', json.dumps)
-def test_a_secret_is_masked_however_it_is_written(secret, write):
+def test_a_secret_is_masked_in_every_encoding(secret, write):
     text = write(secret)
     inner = text[1:-1] if write in {json.dumps, ascii, WRITTEN[4]} else text
     # Python escapes some characters in fewer characters than JSON; the text next to the secret is kept.
@@ -53,7 +53,7 @@ def test_a_secret_is_masked_however_it_is_written(secret, write):
 
 
 @pytest.mark.parametrize("write", WRITTEN)
-def test_a_secret_with_backslashes_is_masked_however_it_is_written(write):
+def test_a_secret_with_backslashes_is_masked_in_every_encoding(write):
     secret = '\\\\host\\"a"\\/\\'
     assert knowing(secret).mask(f"<{write(secret).strip(chr(34) + chr(39))}>") in {"<***>", "<***"}
 

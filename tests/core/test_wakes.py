@@ -125,7 +125,7 @@ async def make_loop():
     return EventLoop()
 
 
-async def test_failure_of_raises_a_cancellation_of_its_own_task_again():
+async def test_failure_of_reraises_a_cancellation_of_its_own_task():
     with anyio.CancelScope() as scope:
         scope.cancel()
         try:

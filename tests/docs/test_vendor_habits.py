@@ -42,7 +42,7 @@ def of_push(name):
 
 
 @pytest.mark.parametrize("pending", ["counted", "null", "missing"])
-async def test_a_backlog_of_couchdb_is_read_in_one_poll_whatever_it_says_of_pending(pending, serve):
+async def test_a_backlog_of_couchdb_is_read_in_one_poll_with_any_pending_value(pending, serve):
     feed, url = declared("couchdb")
     vendor = serve(CouchDB(2500), url)
     vendor.pending = pending
@@ -130,7 +130,7 @@ async def test_a_cursor_of_time_and_id_loses_no_entry_of_a_time_that_fills_pages
 # Matrix
 
 
-async def test_100_events_of_a_matrix_room_are_no_gap_and_more_are_one(serve):
+async def test_100_new_events_of_a_matrix_room_are_not_a_gap_but_101_are(serve):
     feed, url = declared("matrix")
     vendor = serve(Matrix(), url)
     start = (await feed.fetch(FetchRequest())).cursor
@@ -157,7 +157,7 @@ async def test_the_newest_batch_of_matrix_is_asked_for_without_events(serve):
 
 
 @pytest.mark.parametrize(("pushkey", "sent"), [("s3cret", True), ("another", False)])
-async def test_the_gateway_of_the_page_answers_a_matrix_server_as_it_wants(pushkey, sent):
+async def test_the_gateway_of_the_page_answers_a_matrix_server_in_its_format(pushkey, sent):
     hooks = of_push("matrix")
     channel = TimedChannel()
     url = "https://me.example/_matrix/push/v1/notify"
@@ -197,7 +197,7 @@ async def hear(listener, vendor):
     return channel
 
 
-async def test_the_hint_of_the_page_hears_messages_of_ntfy_and_no_keepalives():
+async def test_the_hint_of_the_page_accepts_messages_of_ntfy_and_no_keepalives():
     vendor = Ntfy()
     vendor.authorization = None
     channel = await hear(of_push("ntfy"), vendor)

@@ -71,7 +71,7 @@ def test_next_links_are_resolved_to_absolute_urls(base, href, target):
     assert read(document([], {"next": href}, root=root)).links == {"next": target}
 
 
-def test_a_link_may_have_a_base_of_its_own():
+def test_a_link_may_have_its_own_base():
     link = '<link rel="prev-archive" xml:base="/archive/" href="1"/>'
     assert read(document([], marks=link)).links == {"prev-archive": "https://shop.example/archive/1"}
 

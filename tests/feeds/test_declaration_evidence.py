@@ -161,7 +161,7 @@ async def test_a_first_page_without_a_readable_entry_is_an_error_in_each_feed_of
         await feed_on(wrong, entries=entries, pages=forward(from_last("n"))).fetch(FetchRequest())
 
 
-async def test_lag_grows_while_a_feed_stands_still(running, virtual_day):
+async def test_lag_grows_while_a_feed_does_not_advance(running, virtual_day):
     server = Server(rows(3), size=100, by="time", inclusive=True)
     consumer = running(Log(feed_on(server, pages=forward(from_last("time")))))
     await anyio.sleep(100)
@@ -287,7 +287,7 @@ async def test_a_more_that_no_answer_has_at_the_end_of_a_chain_costs_no_message(
 
 @pytest.mark.parametrize("count", [1, 2, 60, 99, 100, 101, 200, 250])
 @pytest.mark.parametrize("inclusive", [False, True])
-async def test_a_server_that_leaves_out_more_when_there_is_none_is_not_blamed(count, inclusive, caplog):
+async def test_a_server_that_leaves_out_more_at_the_end_is_not_reported(count, inclusive, caplog):
     def sometimes(page, more):
         return {"items": page} | ({"next": page[-1]["n"]} if more else {})
 
@@ -304,7 +304,7 @@ async def test_a_server_that_leaves_out_more_when_there_is_none_is_not_blamed(co
     assert warnings(caplog) == []
 
 
-async def test_a_server_that_leaves_out_more_is_not_blamed_for_entries_that_came_meanwhile(caplog):
+async def test_a_server_that_leaves_out_more_is_not_reported_for_entries_that_arrived_later(caplog):
     server = Server(rows(3), answer=lambda page, more: {"items": page} | ({"next": "…"} if more else {}))
 
     class Slow(Log):
@@ -470,7 +470,7 @@ def shuffled(number):
     ],
 )
 @pytest.mark.parametrize("newest", [False, True])
-async def test_times_that_show_no_other_order_are_no_error(time, newest, caplog):
+async def test_times_in_no_clear_order_are_not_an_error(time, newest, caplog):
     """Correct order; equal, missing or mixed times; and too few times."""
     server = Server(rows(12, lambda _: None), newest=newest)
     for entry in server.entries:
@@ -487,7 +487,7 @@ async def test_a_few_entries_show_no_order(count):
     assert len((await feed.fetch(FetchRequest())).messages) == count
 
 
-async def test_a_page_that_stands_the_wrong_way_round_as_declared_is_no_error():
+async def test_pages_may_go_forward_while_each_has_its_newest_entry_first():
     """Discord's order: pages go forward, and each has its newest entry first."""
 
     def reverse(page, _more):

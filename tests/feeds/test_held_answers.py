@@ -105,7 +105,7 @@ FEEDS = pytest.mark.parametrize("feed_on", [http_feed, paged_feed, newest_first_
 
 @FEEDS
 @pytest.mark.parametrize(("held", "grace"), HELD)
-async def test_a_server_that_holds_its_answer_too_long_is_asked_for_one_at_once(feed_on, held, grace):
+async def test_after_a_held_answer_timed_out_the_next_request_asks_for_an_immediate_answer(feed_on, held, grace):
     server = Server(held)
     feed = feed_on(server)
     began = anyio.current_time()

@@ -215,7 +215,7 @@ async def test_fetches_share_a_connection():
         pytest.param(HEAD + b"Content-Length: 9\r\n\r\n\n", id="newline"),
     ],
 )
-async def test_a_server_that_holds_its_answer_too_long_is_asked_again_for_one_at_once(start):
+async def test_after_a_held_answer_timed_out_on_a_socket_the_next_request_asks_for_an_immediate_answer(start):
     asked, pages = threading.Event(), []
     with server(stalls(start, asked), answers(b'[{"id":"1"}]')) as url:
         feed = HTTPFeed(url, max_wait=0.1, timeout=0.2)

@@ -205,7 +205,7 @@ def test_message_fields_are_read_by_the_declared_functions():
     assert (message.id, message.type, message.deleted) == ("xy@2", "deleted", True)
 
 
-def test_each_version_of_an_entry_is_a_message_of_its_own():
+def test_each_version_of_an_entry_is_a_separate_message():
     messages = read(
         Entries(version="etag"), [{"id": "a", "etag": 1}, {"id": "a", "etag": 2}, {"id": "b", "etag": 1}]
     )
@@ -441,7 +441,7 @@ def test_a_dead_letter_of_an_unreadable_message_stays_unreadable():
 
 
 @pytest.mark.parametrize("no_space", [b"\x0b", b"\x0c"])
-def test_a_dead_letter_beside_what_is_no_space_in_json_stays_unreadable(no_space):
+def test_a_dead_letter_beside_characters_that_are_not_json_whitespace_stays_unreadable(no_space):
     entries = Entries("a", "b")
     page = b'{"a": [{"id": "1"}], "b": [' + no_space + b'{"id": "2"}, {"id": "3"}]}'
     [message] = [message for message in read(entries, page) if message.error]

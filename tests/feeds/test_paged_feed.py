@@ -805,7 +805,7 @@ async def test_an_exception_in_a_declared_function_becomes_a_feed_error(options)
 
 
 @pytest.mark.parametrize(("status_code", "kind"), [(503, FeedError), (404, FeedRefused), (410, FeedGone)])
-async def test_an_error_response_that_an_outcome_cannot_read_is_told_by_its_status(status_code, kind):
+async def test_an_error_response_unreadable_by_an_outcome_is_reported_by_its_status(status_code, kind):
     """A proxy's page is not JSON. Its Retry-After still applies."""
     outcomes = [gap(lambda said: said.body["x"])]
     error = await refused(says("<p>", status_code, retry_after="7"), outcomes=outcomes, kind=kind)
@@ -936,7 +936,7 @@ async def test_an_empty_last_page_is_requested_again_with_its_etag():
     [page(cursor="d", more=0), page("1", cursor="c", more=0), page(cursor="c", more=1), page(cursor="c", gap=1)],
     ids=["the cursor moves", "a message", "more", "a gap"],
 )
-async def test_no_etag_is_sent_for_a_page_that_has_to_be_settled(answer):
+async def test_no_etag_is_sent_for_a_page_with_unsettled_messages(answer):
     """If the page is lost before the commit, a 304 must not hide it."""
     feed, server = feed_on(says(answer, etag='"1"'), outcomes=[gap(from_body("gap"))])
     for _ in range(2):

@@ -83,7 +83,7 @@ def test_a_reader_returns_its_value_and_has_a_readable_repr(what, value, text):
     assert what(said) == value
 
 
-def test_a_place_in_a_list_is_no_character_of_a_text():
+def test_an_index_into_a_list_does_not_select_a_character_of_a_string():
     """If the character were the id, many entries would share it and look like duplicates."""
     said = reply({"ids": "abc"}, entries=[{"ids": "abc"}])
     assert from_last("ids", 0)(said) is None
@@ -352,7 +352,7 @@ def test_a_pause_is_a_given_number_or_is_read_from_the_answer(after, seconds):
         assert apply_outcomes([pause(after)], said).retry_after == seconds
 
 
-def test_what_follows_the_outcome_that_is_an_error_is_not_read():
+def test_nothing_after_an_error_outcome_is_read():
     found = apply_outcomes(
         [gone(status(200)), throttled(status(200), after=lambda _: 1 / 0), not_ready(lambda _: 1 / 0)],
         reply(),

@@ -128,7 +128,7 @@ async def test_g13_a_bare_poll_goes_on_after_a_failure_that_passes():
 
 
 @pytest.mark.parametrize(("error", "asked"), [(FeedError("400"), 3), (FeedRefused("401"), 1)])
-async def test_g13_a_place_that_the_server_does_not_know_any_more_is_given_up(running, error, asked):
+async def test_g13_a_postponed_address_unknown_to_the_server_is_dropped(running, error, asked):
     feed = chain_of(100, latency=0)
     forgotten = []
 
@@ -161,7 +161,7 @@ async def test_g13_a_page_token_that_expired_is_not_taken_for_the_saved_cursor(r
 
 
 @pytest.mark.parametrize("forget", [False, True])
-async def test_g13_a_resync_that_has_to_wait_for_the_server_is_done_after_a_restart(forget):
+async def test_g13_a_resync_delayed_by_the_server_is_done_after_a_restart(forget):
     feed, store = FakeFeed(), MemoryStore()
     feed.publish(3)
     await Log(feed, store=store).poll_now()
@@ -284,7 +284,7 @@ async def test_g13_a_circle_of_pages_that_takes_several_polls_is_named_once(runn
 
 
 @pytest.mark.parametrize("cursors", ["message", "page", "chain"])
-async def test_g13_catch_up_reaches_the_end_of_a_feed_however_long_that_takes(cursors):
+async def test_g13_catch_up_reaches_the_end_of_a_feed_of_any_length(cursors):
     feed = chain_of(2000, latency=60.0)
     feed.cursors = cursors
     consumer = Log(feed)

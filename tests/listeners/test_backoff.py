@@ -72,7 +72,7 @@ def test_reconnects_average_at_most_one_in_thirty_seconds_for_any_connection_lif
 @given(
     st.lists(st.tuples(st.floats(0, 60), st.booleans(), st.booleans(), fractions), min_size=100, max_size=100),
 )
-def test_connections_in_any_time_window_are_bounded_however_they_end(ends):
+def test_connections_in_any_time_window_are_bounded_for_every_kind_of_ending(ends):
     """Connections that last some seconds, bring a push or none, and end in an orderly way or not."""
     reconnect, now, connects = ReconnectBackoff(), START, []
     for lives, pushes, orderly, fraction in ends:
@@ -173,7 +173,7 @@ def test_a_slow_retry_obeys_a_longer_retry_after():
     assert ReconnectBackoff().delay(ReconnectAction.SLOW_RETRY, fraction=0.0, retry_after=3600.0) == 3600
 
 
-def test_refused_credentials_are_renewed_once_until_a_connection_lives_long_enough():
+def test_refused_credentials_are_renewed_once_until_a_connection_lasts_long_enough():
     reconnect = ReconnectBackoff()
     assert reconnect.allow_renewal()
     assert not reconnect.allow_renewal()

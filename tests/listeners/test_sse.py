@@ -601,7 +601,7 @@ async def test_secrets_stay_out_of_names_logs_and_errors(caplog):
         f"http://{CANARY}:x/",
     ],
 )
-def test_a_url_has_to_be_an_http_address(url):
+def test_a_url_must_be_an_http_address(url):
     with pytest.raises(ValueError, match=r"url (must start|cannot be parsed)") as raised:
         SSEListener(url)
     assert CANARY not in str(raised.value).replace(f"http://{CANARY}", "")

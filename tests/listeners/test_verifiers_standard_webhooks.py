@@ -222,7 +222,7 @@ def test_an_invalid_key_is_a_value_error_that_does_not_show_the_key(secret, text
     assert caught.value.__cause__ is None
 
 
-def test_a_tolerance_has_to_be_a_number_above_0():
+def test_a_tolerance_must_be_a_number_above_0():
     for tolerance in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="tolerance"):
             standard_webhooks(SECRET, tolerance=tolerance)

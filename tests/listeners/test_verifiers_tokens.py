@@ -128,7 +128,7 @@ def item(state, **beside):
     return {"subscriptionId": "7f105c7d", "clientState": state, "resource": "users/1/messages", **beside}
 
 
-def test_each_item_of_a_batch_has_to_have_the_token():
+def test_each_item_of_a_batch_must_have_the_token():
     verify = token_in_body(["one", "two"])
     assert verify(graph(item("one")))
     assert verify(graph(item("one"), item("two"), item("one")))

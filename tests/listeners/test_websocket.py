@@ -632,7 +632,7 @@ def test_each_failure_is_described_in_a_sentence(error, expected):
         f"ws://[{CANARY}/",
     ],
 )
-def test_a_url_has_to_be_a_websocket_address(url):
+def test_a_url_must_be_a_websocket_address(url):
     with pytest.raises(ValueError, match="url must be a websocket URL") as raised:
         WebSocketListener(url)
     assert CANARY not in str(raised.value)

@@ -250,7 +250,7 @@ async def test_the_status_and_retry_after_of_a_refusal_set_the_delay(status, hea
     assert f"HTTP {status} instead of a websocket; reconnecting in {delay} s" in caplog.text
 
 
-async def test_on_401_a_fresh_token_is_asked_for():
+async def test_a_401_causes_a_request_for_a_fresh_token():
     tokens = iter(["old", "new"])
 
     async def token():
@@ -284,7 +284,7 @@ async def test_a_subprotocol_that_was_not_offered_is_retried_slowly(offered, cap
     assert "reconnecting in 300.0 s" in caplog.text
 
 
-async def test_an_extension_that_was_not_asked_for_is_retried_slowly(caplog):
+async def test_an_extension_that_was_not_requested_is_retried_slowly(caplog):
     caplog.set_level(logging.INFO)
     with Raw(lambda accepted, _: shake_hands(accepted, **{"Sec-WebSocket-Extensions": "x"})) as server:
         async with listening(to(server)) as channel:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.no_cover  # lines are counted where it is quick
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_consumers_keep_their_guarantees_all_their_lives(part):
+def test_consumers_keep_their_guarantees_across_restarts(part):
     backend = ("asyncio", "trio")[part % 2]
     stories = []
     for seed in range(FIRST + part, FIRST + LIVES, PARTS):
@@ -34,14 +34,14 @@ def test_consumers_keep_their_guarantees_all_their_lives(part):
 
 @pytest.mark.long_form
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_consumers_with_a_file_keep_their_guarantees_all_their_lives(backend, tmp_path):
+def test_consumers_with_a_file_keep_their_guarantees_across_restarts(backend, tmp_path):
     for seed in range(FIRST, FIRST + max(LIVES // 50, 1)):
         life = live(seed, backend, path=tmp_path / f"{seed}.db")
         assert life.oracle.violation is None, story(life)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_one_number_lives_the_same_life_again(backend):
+def test_the_same_seed_repeats_the_same_run(backend):
     for seed in range(FIRST, FIRST + form(5, 200)):
         once, again = (list(map(str, live(seed, backend).journal.events)) for _ in range(2))
         assert once == again

@@ -81,7 +81,7 @@ async def test_records_older_than_the_retention_are_removed(claim, clock):
 
 
 @pytest.mark.parametrize("limit", [{"retention": 60}, {"max_records": 8}])
-async def test_a_record_made_again_goes_with_those_it_was_first_made_with(claim, clock, limit):
+async def test_a_record_made_again_keeps_its_age(claim, clock, limit):
     """A replay ends where the feed was before: replayed records must not outlive newer ones."""
     session = await claim(**limit)
     for number in range(8):

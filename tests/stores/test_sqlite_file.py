@@ -121,7 +121,7 @@ class TestInPlace:
             await commit(session, 3)
             assert await session.unseen(["x"]) == {"x"}
 
-    async def test_a_file_that_comes_back_is_used_on(self, path):
+    async def test_a_file_that_exists_again_is_used(self, path):
         async with claimed(SQLiteStore(path)) as session:
             moved = path.rename(path.with_name("moved.db"))
             with pytest.raises(StoreError, match="moved away"):

@@ -133,7 +133,7 @@ async def test_a_single_record_is_replaced_without_a_filter(claim, read):
     assert await session.fingerprints([keys[300]]) == {keys[300]: 7}
 
 
-async def test_few_keys_are_remembered_that_were_asked_for_and_not_recorded(claim, monkeypatch):
+async def test_few_looked_up_but_unrecorded_keys_are_remembered(claim, monkeypatch):
     monkeypatch.setattr(records_module, "_MAX_UNFOUND", 250)
     session = await claim()
     pages = [some_keys() for _ in range(9)]

@@ -134,7 +134,7 @@ def test_a_webhook_is_retried_with_the_same_id_until_it_is_accepted(served):
         assert (served.stats.webhooks, served.stats.webhooks_given_up) == ({500: 1, 0: 1, 200: 1}, 0)
 
 
-def test_a_webhook_is_given_up_after_all_retries_failed(served):
+def test_a_webhook_is_not_sent_again_after_its_last_retry_failed(served):
     with Receiver(302) as hooks:
         served.send_webhooks(hooks.url, SECRET)
         served.publish()
