@@ -47,6 +47,9 @@ BYPASS_CACHE_CAUSES = {Cause.WAKE, Cause.REPOLL, Cause.MANUAL}
 MAX_TOPICS = 64
 """Most topics of a merged hint (G11). A hint with more gets none, which means all topics."""
 
+LONG_PAUSE = 600.0
+"""Seconds. The log names a longer pause that the server asks for after a successful poll (G13)."""
+
 _enclosing_polls: ContextVar[tuple[Poll, ...]] = ContextVar("push_to_poll_client_inside", default=())
 """Polls that the current task is part of. A handler's task is, and each task that it starts."""
 
@@ -311,6 +314,9 @@ class Polls(SessionPart):
                 call.done = add_results(call.done, poll.done)
         if result is not None:
             self._last_finished, self._last_result = poll.number, result
+            pause = self.schedule.server_not_before - self.clock()
+            if pause > LONG_PAUSE and not isinstance(result, Exception):  # else the line of the failed poll has it
+                logger.warning("the server asked for a pause, polling again in %.0f s; pushes wait too", pause)
             self.stats.poll_ended(result, began=poll.began)
             if self.run_log is not None:
                 self.run_log.poll_ended(result, started=poll.started)

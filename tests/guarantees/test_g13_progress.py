@@ -283,6 +283,21 @@ async def test_g13_a_circle_of_pages_that_takes_several_polls_is_named_once(runn
     assert consumer.status().last_caught_up is None
 
 
+@pytest.mark.parametrize(("seconds", "logged"), [(600, False), (661, True)])
+async def test_g13_a_long_pause_that_the_server_asks_for_after_a_successful_poll_is_logged(
+    running, caplog, seconds, logged
+):
+    """For example `RateLimit-Remaining: 0` because other clients used up the quota of the day."""
+    feed = FakeFeed(retry_after=seconds / 1.1)  # a consumer adds up to a tenth
+    feed.publish(1)
+    consumer = running(Log(feed))
+    await consumer.until(1)
+    await anyio.sleep(1)
+    pause = "fake-feed: the server asked for a pause, polling again in "
+    assert [line.startswith(pause) for line in warnings(caplog)] == [True] * logged
+    assert consumer.status().mode == "throttled"
+
+
 @pytest.mark.parametrize("cursors", ["message", "page", "chain"])
 async def test_g13_catch_up_reaches_the_end_of_a_feed_of_any_length(cursors):
     feed = chain_of(2000, latency=60.0)
