@@ -157,7 +157,7 @@ def test_the_dead_connection_times_of_the_page_are_the_defaults():
     assert rows["WebSocketListener"] == f"{pings:.0f} s, by pings"
     assert rows["SSEListener"] == f"{default(SSEListener, 'max_silence'):.0f} s of silence"
     wait = default(LongPollListener, "wait") + default(LongPollListener, "open_timeout")
-    assert rows["LongPollListener"] == f"`wait` and `open_timeout`: {wait:.0f} s"
+    assert rows["LongPollListener"] == f"{wait:.0f} s: `wait` plus `open_timeout`"
     for listener, how in (PostgresListener, "a query"), (RedisListener, "a ping"):
         silence = default(listener, "max_silence") + default(listener, "open_timeout")
         assert rows[listener.__name__] == f"{silence:.0f} s, by {how}"
