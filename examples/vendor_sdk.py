@@ -1,6 +1,6 @@
-"""A vendor's SDK: Acme ships this module, and its customers write a handler.
+"""An SDK that the vendor Acme ships to its customers.
 
-A customer of Acme writes:
+The customer only writes a handler:
 
     from acme import AcmeEvents, AcmeEvent
 
@@ -9,11 +9,13 @@ A customer of Acme writes:
             print(message.data.type, message.data.order)
 
     billing = Billing(API_KEY, store=SQLiteStore("acme.db"), name="billing", webhook_secret=WEBHOOK_SECRET)
-    app.mount("/acme", billing.webhook)         # their ASGI application; without webhook_secret, a plain poller
+    app.mount("/acme", billing.webhook)         # app: the customer's own ASGI application
     await billing.run()
 
-The SDK knows the URL, the paging, the rate limits, the webhook signature and the types. The customer keeps all
-options of `Consumer`: the store, retries, dead letters, hooks.
+Without `webhook_secret` the consumer is a plain poller, and `billing.webhook` is None.
+
+The SDK contains the URL, the paging, the rate limits, the webhook signature and the types. The customer can still
+use all options of `Consumer`: the store, retries, dead letters, hooks.
 """
 
 from typing import Any
@@ -49,7 +51,7 @@ def acme_feed(api_key: str, *, client: httpx.AsyncClient | None = None) -> Paged
 
     Args:
         api_key: The customer's key, from Acme's dashboard.
-        client: For proxies and tests. None means that the feed opens its own.
+        client: An HTTP client with your own settings, for proxies and tests. None means that the feed opens one.
     """
     return PagedFeed(
         "https://api.acme.example/v2/events?limit=100",
@@ -62,7 +64,7 @@ def acme_feed(api_key: str, *, client: httpx.AsyncClient | None = None) -> Paged
         ],
         decode=AcmeEvent,
         client=client,
-        identity="acme events",  # keeps its progress when a later version of the SDK changes the URL
+        identity="acme events",  # customers keep their progress if a later version of the SDK changes the URL
     )
 
 
@@ -70,15 +72,15 @@ class AcmeEvents(Consumer[Entry[AcmeEvent]]):
     """Consume the events of an Acme account. Override `process`, or pass `process=`.
 
     Args:
-        api_key: The key, from Acme's dashboard.
-        store: Where progress is kept.
+        api_key: Your key, from Acme's dashboard.
+        store: Keeps the progress, such as `SQLiteStore("acme.db")`.
         webhook_secret: The secret of your webhook, from Acme's dashboard. None means a plain poller.
-        name: The consumer's name in the store. Give each Acme account its own.
-        client: For proxies, and for tests.
+        name: The consumer's name in the store. Use a different name for each Acme account.
+        client: An HTTP client with your own settings, for proxies and tests. None means that the feed opens one.
         options: Any other option of `Consumer`.
 
     Attributes:
-        webhook: The ASGI application to mount; None without `webhook_secret`.
+        webhook: The ASGI application to mount in your server. None if there is no `webhook_secret`.
     """
 
     def __init__(
