@@ -2,8 +2,10 @@
 
     */5 * * * *  cd /srv/orders && python cron_poller.py https://shop.example/orders orders.db
 
-Each run begins where the last one ended. The exit code is 0 if the run reached the end of the feed or ended after
-`LONGEST_RUN`, or if the last run is still working. It is 1 if something failed; the next run continues there.
+Each run begins where the previous one ended. The exit code is 0 if the run reached the end of the feed or its time
+limit (`LONGEST_RUN`), or if the previous run has not ended. The exit code is 1 if the feed or the store failed.
+The next run then continues at the same place. A message that fails for good becomes a dead letter, and the exit
+code stays 0.
 """
 
 import sys
@@ -13,11 +15,11 @@ import anyio
 from push_to_poll_client import CloudEvent, Consumer, HTTPFeed, PushToPollError, SQLiteStore, StoreBusy
 
 LONGEST_RUN = 240.0
-"""Seconds after which a run ends, so that it does not overlap the next one. What was processed is saved."""
+"""Seconds until a run ends, so that it does not overlap the next one. Its progress is saved."""
 
 
 def process(message: CloudEvent) -> None:
-    """Handle one message. A plain function runs in a worker thread, so it may block."""
+    """Process one message. A plain function runs in a worker thread, so it may block."""
     print(message.id, message.type)
 
 
@@ -30,14 +32,14 @@ async def main(url: str, state: str) -> int:
         with anyio.move_on_after(LONGEST_RUN):
             await orders.catch_up()
     except StoreBusy:
-        print("the last run is still working", file=sys.stderr)
+        print("the previous run has not ended", file=sys.stderr)
         return 0
     except PushToPollError as error:
         print(error, file=sys.stderr)
         return 1
     status = orders.status()
     done = status.counters
-    print(f"{done.messages} new, {done.dead_lettered} of them failed, {status.dead_letters} dead letters in all")
+    print(f"{done.messages} new, {done.dead_lettered} of them failed, {status.dead_letters} dead letters kept")
     return 0
 
 

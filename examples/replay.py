@@ -3,10 +3,10 @@
     push-to-poll rewind --state orders.db --list        # shows the saved cursors with their times
     python examples/replay.py https://shop.example/orders orders.db 000000000100 000000000250
 
-The handler gets the messages after the first cursor again, up to and including the message of the second cursor,
-although they were processed before. "inception" as the first cursor means the beginning of the feed; without the
-second cursor the replay reads to its end. The saved cursor does not move. Stop the consumer first: its state file
-has one owner.
+The handler gets the messages after the first cursor again, up to and including the message of the second cursor.
+Use "inception" as the first cursor to start at the beginning of the feed. Leave out the second cursor to replay to
+the end of the feed. The saved cursor does not change. Stop the consumer first, because only one process can use
+its state file.
 """
 
 import sys
@@ -17,18 +17,18 @@ from push_to_poll_client import CloudEvent, Consumer, HTTPFeed, PushToPollError,
 
 
 class Orders(Consumer[CloudEvent]):
-    """The consumer as your service runs it: the same name, the same feed, the fixed handler."""
+    """Consumer with the name and feed of your service, and the fixed handler."""
 
     def __init__(self, url: str, state: str) -> None:
         super().__init__(HTTPFeed(url), store=SQLiteStore(state), name="orders")
 
     async def process(self, message: CloudEvent) -> None:
-        """Handle one order. It must be safe to do this twice."""
+        """Process one order. The effect must be safe to repeat."""
         print(message.id, message.type)
 
 
 async def main(url: str, state: str, start: str, end: str | None = None) -> None:
-    """Give the range to the handler again."""
+    """Replay the range and print the number of messages."""
     done = await Orders(url, state).replay(start, end)
     print(f"messages replayed: {done.messages}")
 

@@ -1,11 +1,11 @@
-"""Move money exactly once: the handler writes to the database in which the consumer keeps its progress.
+"""Move money exactly once, in the SQLite file that is also the store.
 
     python examples/transfers.py https://bank.example/transfers bank.db
 
-The feed follows the HTTP Feeds specification (http-feeds.org). Each event is a CloudEvent with the data
-`{"from": …, "to": …, "cents": …}`, and moves money between two accounts. The transfer is committed together with
-the record that the event was processed, or not at all. So you can kill this program at any moment and start it
-again. If the two were committed one after the other, a crash in between would move the money twice.
+The feed follows the HTTP Feeds specification (http-feeds.org). Each event is a CloudEvent that moves money between
+two accounts; its data is `{"from": …, "to": …, "cents": …}`. One commit saves the transfer and the record that the
+event was processed. So you can kill this program at any moment and start it again. With two commits, a crash
+between them would move the money twice.
 """
 
 import sqlite3
@@ -29,16 +29,16 @@ def make_tables(path: str) -> None:
 
 
 class Transfers(Consumer):
-    """Makes the transfers of the feed."""
+    """Consumer whose handler writes to the store's file."""
 
     def __init__(self, feed: Feed, store: SQLiteStore) -> None:
         super().__init__(feed, store=store, name="transfers")
         self.store = store
 
     async def process(self, message: Message) -> None:
-        """Make one transfer: all statements or none. An exception rolls back all of them."""
+        """Make one transfer. An exception undoes all statements of this call."""
         event = message.data
-        execute = self.store.connection.execute  # only available while a message is processed
+        execute = self.store.connection.execute  # works only in the handler
         execute("INSERT INTO account VALUES (?, 0) ON CONFLICT DO NOTHING", (event["to"],))
         execute("UPDATE account SET cents = cents + ? WHERE name = ?", (event["cents"], event["to"]))
         execute("INSERT INTO transfer VALUES (?, ?)", (message.id, event["cents"]))
@@ -48,7 +48,7 @@ class Transfers(Consumer):
 
 
 async def main(url: str, path: str) -> None:
-    """Make the transfers of the feed until the program is stopped."""
+    """Process transfers until the program is stopped."""
     make_tables(path)
     await Transfers(HTTPFeed(url), SQLiteStore(path, transactional=True)).run()
 

@@ -124,7 +124,7 @@ async def test_each_run_of_the_cron_job_processes_what_is_new(server, tmp_path, 
     assert await cron.main(server.url, state) == 0
     *ids, summary = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in ids] == [f"{n:012}" for n in (1, 2, 3)]
-    assert summary == "3 new, 0 of them failed, 0 dead letters in all"
+    assert summary == "3 new, 0 of them failed, 0 dead letters kept"
     server.publish(1)
     assert await cron.main(server.url, state) == 0
     assert capsys.readouterr().out.splitlines()[0].split()[0] == f"{4:012}"
@@ -137,7 +137,7 @@ async def test_the_cron_job_tells_a_run_at_work_from_a_failure(server, tmp_path,
     session = await SQLiteStore(state).claim("orders", feed=server.url)
     assert await cron.main(server.url, state) == 0
     await session.release()
-    assert capsys.readouterr().err == "the last run is still working\n"
+    assert capsys.readouterr().err == "the previous run has not ended\n"
     server.faults.fail_next = 1
     server.faults.fail_status = 404
     assert await cron.main(server.url, state) == 1
