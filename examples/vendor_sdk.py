@@ -2,7 +2,8 @@
 
 The customer only writes a handler:
 
-    from acme import AcmeEvents, AcmeEvent
+    from acme import AcmeEvents
+    from push_to_poll_client import SQLiteStore
 
     class Billing(AcmeEvents):
         async def process(self, message):
@@ -47,7 +48,7 @@ class AcmeEvent(msgspec.Struct):
 
 
 def acme_feed(api_key: str, *, client: httpx.AsyncClient | None = None) -> PagedFeed[AcmeEvent]:
-    """Declare Acme's event feed: GET /v2/events, oldest first, at most 100 events on a page.
+    """Declare Acme's event feed: GET /v2/events, oldest first, 100 events a page.
 
     Args:
         api_key: The customer's key, from Acme's dashboard.
