@@ -289,8 +289,8 @@ class Consumer(Generic[M_co]):
         In each case the messages in flight finish (within `shutdown_timeout`), progress is committed and the
         listeners are closed.
 
-        Await the task that runs it, or call `stop()`, before its event loop ends. `asyncio.run()` cancels all
-        remaining tasks at its end, and the handler with them: its message is processed again in the next run.
+        Before its event loop ends, call `stop()` and await the task that runs it. Otherwise `asyncio.run()`
+        cancels the handler together with all other tasks, and the next run processes its message again.
 
         Raises:
             ProcessError: A message failed for good and `on_failure` is "stop". The saved cursor is before that
