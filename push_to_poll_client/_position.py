@@ -72,22 +72,22 @@ LAST_WALK_KEY: Final = "looked"
 """State key: start of the last complete walk. The value is in seconds since the epoch."""
 
 FULL_HISTORY: Final = 257
-"""Length at which a history has dropped older cursors: 256 cursors, and the saved one."""
+"""Length of a full history: 256 older cursors and the saved one. Still older cursors are dropped."""
 
 STARTED_STATE = {"started": "yes"}
 """State of a name that has started. `start=` does not apply to it any more."""
 
 RESYNC_KEY = "resync"
-"""State key: a resync to "latest" that must wait for the server (G3)."""
+"""State key: a resync to "latest" that the server does not allow yet (G3). Its value is `FORGET` or `KEEP`."""
 
-FORGET, KEEP = "forget", "keep"
+FORGET, KEEP = "forget", "keep"  # with `FORGET` it begins a new dedupe epoch
 
 MOVED_STATE: Mapping[str, str | None] = {**STARTED_STATE, ATTEMPTS_KEY: None, RESYNC_KEY: None}
 """State after a move. Failing messages may never come again, so their attempts are deleted."""
 
 
 def saved_before(history: Sequence[SavedCursor], latest: float) -> SavedCursor | None:
-    """Return the newest cursor whose page arrived by `latest`; `None` if none is kept."""
+    """Return the newest cursor whose page arrived by `latest`; None if the history has none."""
     return next((saved for saved in reversed(history) if saved.read_at <= latest), None)
 
 
@@ -116,7 +116,7 @@ class Position(SessionPart):
             raise unreadable_state("the time of the last overlap", quoted(error)) from error
         if self._last_walk_began > self.progress.time_of_day.now():  # the clock was set back: start at the oldest
             self._last_walk_began = -math.inf
-        self._oldest_start: SavedCursor | None = None
+        self._oldest_start: SavedCursor | None = None  # walks start here or later: older cursors have expired
         self._warned = False
 
     async def ensure_started(self) -> None:
@@ -161,17 +161,18 @@ class Position(SessionPart):
         now, history = self.progress.time_of_day.now(), self.session.history
         saved = saved_before(history, now - ago)
         if saved is None:
-            oldest = math.floor(now - history[0].read_at)  # rounded up, it would be refused too
+            oldest = math.floor(now - history[0].read_at)  # a rounded-up value would be rejected too
             raise ValueError(f"ago= must be at most {oldest}, the age of the oldest saved cursor, got {ago}")
         return saved.cursor
 
     async def cursor_expired(self, error: CursorExpired) -> bool:
-        """Apply `on_cursor_expired=`, or raise the error. False if the next poll must do it because of G3."""
+        """Apply `on_cursor_expired=`, or raise the error. Return False if the resync must wait."""
         policy = self.options.on_cursor_expired
         resync = await self._call_policy(policy, error) if callable(policy) else policy
         if not isinstance(resync, Resync):
             raise error
         why = f"the cursor expired: {describe(error)}"
+        # "latest" needs a request, which the server does not allow yet (G3): the next poll does the resync.
         if resync.to == LATEST and not self.fetcher.is_allowed:
             pending = FORGET if resync.forget else KEEP
             await self.session.commit(cursor=None, records=[], state={RESYNC_KEY: pending})
@@ -222,10 +223,11 @@ class Position(SessionPart):
     # Walks
 
     def _initial_state(self) -> Mapping[str, str | None]:
-        """Return changes of the session's state to commit before the first walk."""
+        """Return the changes of the session's state to commit before the first walk."""
         known = LAST_WALK_KEY in self.session.state
         if not self.options.overlap:
-            return {LAST_WALK_KEY: None} if known else {}  # too old if an overlap is set again later
+            # An overlap that is set again later must not start from this time: it is too old then.
+            return {LAST_WALK_KEY: None} if known else {}
         if known:
             return {}
         self._last_walk_began = min(self.session.history[-1].read_at, self.progress.time_of_day.now())
@@ -237,15 +239,14 @@ class Position(SessionPart):
         return PollWalk(start, saved, began=now, position=start, place=place, passed_at=now)
 
     async def leave(self, walk: PollWalk, *, at_end: bool) -> PollWalk | None:
-        """Return the walk that the next poll continues; `None` for a new walk. Call it after the commit."""
-        # A complete walk is recorded even if it continues, so the next process or cron job repeats less. A walk
-        # that does not reach the end of the feed ends when it is far enough past the saved cursor, so that the
-        # overlap is read again.
+        """Return the walk that the next poll continues; None for a new walk. Call it after the commit."""
+        # Record a complete walk even if it continues, so the next process or cron job repeats less.
         if walk.place is Place.PAST and self.options.overlap:
             before, self._last_walk_began = self._start(), self.progress.time_of_day.of(walk.began)
             if self._start() != before:
                 state = {LAST_WALK_KEY: repr(self._last_walk_began)}
                 await self.session.commit(cursor=None, records=[], state=state)
+            # A walk that never reaches the feed's end must end too: only a new walk reads the overlap again.
             if self._is_long_enough(walk):
                 return None
         if at_end:
@@ -261,7 +262,7 @@ class Position(SessionPart):
         return moved and self.clock() - walk.passed_at >= max(self.options.max_poll_time, self.options.overlap)
 
     def _start(self) -> Cursor | None:
-        """Cursor at which the next walk starts; the oldest kept one if all are too new."""
+        """Return the cursor where the next walk starts; the oldest in the history if all are too new."""
         history = self.session.history
         if not self.options.overlap:
             return history[-1].cursor
@@ -282,7 +283,7 @@ class Position(SessionPart):
     # Gaps
 
     async def report_gap(self, cursor: Cursor | None, description: str) -> None:
-        """Report that messages may be missing after the page of `cursor`, unless this gap is already reported."""
+        """Report that messages after `cursor` may be missing, unless this gap is already reported."""
         place = hashlib.blake2b(repr((cursor, description)).encode(), digest_size=16).hexdigest()
         if place in self.session.state.get(GAP_KEY, ""):
             return

@@ -79,19 +79,19 @@ MAX_BACKOFF = 60.0
 """Upper limit of the backoff, in seconds. A feed that stays down gets 1 to 2 polls a minute."""
 
 SLOW_BACKOFF = 300.0
-"""Seconds after a refusal, which needs a person to fix it. This makes 12 to 24 polls an hour, without an end."""
+"""Seconds after a refusal, which needs a person to fix it. 12 to 24 polls an hour, as long as it lasts."""
 
 REPOLL_DELAYS = (0.25, 1.0, 4.0)
-"""Seconds from an empty poll to its repetition: replicas lag by milliseconds to seconds. 3 polls in 5 s."""
+"""Seconds from an empty poll to its repetition. Replicas lag by milliseconds to seconds; 3 polls in 5 s."""
 
 EVIDENCE = 2
-"""Timer polls in a row with unannounced messages. At one poll the push may still be on its way, hardly at two."""
+"""Timer polls in a row with unannounced messages that show lost pushes. After only one, a push may be late."""
 
 MIN_HELD_SHARE = 0.5
 """An empty answer is early if it comes before this share of the requested wait: the server did not hold it."""
 
 EARLY_ANSWERS = 3
-"""Early empty answers in a row after which polls do not wait. A poll of another cause allows waiting again."""
+"""Early empty answers in a row after which no long poll is sent. A poll of another cause allows it again."""
 
 
 class Cause(enum.StrEnum):
@@ -170,41 +170,42 @@ class Schedule:
         burst: int = 1,
         wake_delay: float = 0.0,
     ) -> None:
-        self.paused = False
-        self.standby = False  # True while another replica owns the name: wakes stay pending
-        self.server_not_before = -math.inf  # applies to further pages of a poll too
+        self.paused = False  # True: only `poll_now()` polls, and wakes stay pending
+        self.standby = False  # True while another replica owns the name: no poll starts, and wakes stay pending
+        self.server_not_before = -math.inf  # no request before this time, not even for a further page
         self.missed_pushes = 0  # timer polls that found unannounced messages while a channel was up
-        self.missed_in_a_row = 0  # such polls since a push was last followed by messages
+        self.missed_in_a_row = 0  # such polls since the last push whose poll found messages
         self._fallback = fallback_interval
         self._degraded = degraded_interval
         self._spacing = 1.0 / rate if rate is not None else 0.0
         self._slack = self._spacing * (burst - 1)
         self._wake_delay = wake_delay
 
-        self._channels: dict[str, bool] = {}
+        self._channels: dict[str, bool] = {}  # True: up; a channel is down before its first connection
         self._full_at = -math.inf  # when the bucket is full again (GCRA's theoretical arrival time)
-        self._ended: float | None = None
-        self._shortening = 1.0
-        self._poll_within: float | None = None
-        self._unfinished = False
-        self._resume_at = -math.inf
-        self._free_start = False  # True after a poll that stopped at `max_poll_time`
+        self._ended: float | None = None  # end of the last poll; None: a poll is due now
+        self._shortening = 1.0  # factor of the interval: the jitter
+        self._poll_within: float | None = None  # the feed asks for the next poll within these seconds
+        self._unfinished = False  # True if the last poll left pages or a failed message
+        self._resume_at = -math.inf  # when that message may be retried
+        self._free_start = False  # True after a poll that stopped at `max_poll_time`: the next one takes no token
 
         self._pending: float | None = None  # time of the first pending wake
         self._pending_push = False
+        # Of the running poll, or of the last one.
         self._running = False
         self._cause = Cause.START
         self._started = 0.0
-        self._wait = 0.0
-        self._covered: float | None = None
+        self._wait = 0.0  # seconds for which the server may hold its answer
+        self._covered: float | None = None  # time of the first wake that it covers
         self._covered_push = False
-        self._pushed_meanwhile = False
+        self._pushed_meanwhile = False  # True if a push arrived since its start
 
         self._failing = False
         self._failures = 0
         self._backoff = 0.0
         self._retry_at = -math.inf
-        self._well_since: float | None = None
+        self._well_since: float | None = None  # end of the first success after the last failure
 
         self._repoll_at = math.inf
         self._repolls = 0
@@ -213,7 +214,8 @@ class Schedule:
     # Events
 
     def wake(self, now: float, *, push: bool = False, known: bool = False) -> WakeResult:
-        """Add a wake. `known`: its hint announces nothing new (saved cursor, no overlap; G1)."""
+        """Add a wake. Drop it if it is `known` and no poll runs and no wake is pending (G1)."""
+        # `known` is True if its hint equals the saved cursor and no overlap is set.
         self._pushed_meanwhile |= push
         if known and not self._running and self._pending is None:
             return WakeResult.DROPPED
@@ -241,9 +243,9 @@ class Schedule:
             setattr(self, name, None if time is None else time + by)
 
     def not_before(self, now: float, seconds: float, *, jitter: float) -> None:
-        """Apply a request of the server to wait, such as `Retry-After`. An earlier, longer one stays in force."""
-        # `jitter` from [0, 1) lengthens it by up to a tenth: clients with the same request do not come back
-        # together.
+        """Apply a request of the server to wait, such as `Retry-After`. A longer one stays in force."""
+        # `jitter` from [0, 1) lengthens the wait by up to a tenth. So clients with the same request do not come
+        # back together.
         asked = min(max(seconds, 0.0), MAX_NOT_BEFORE)
         self.server_not_before = max(self.server_not_before, now + asked * (1.0 + 0.1 * jitter))
 
@@ -263,20 +265,16 @@ class Schedule:
         now: float,
         outcome: PollOutcome,
         *,
-        found: int = 0,
-        free: bool = False,
-        answered_at: float | None = None,
-        jitter: float = 0.0,
-        resume_at: float | None = None,
-        poll_within: float | None = None,
+        found: int = 0,  # new settled messages, without duplicates
+        free: bool = False,  # with `MORE`: True if the next poll continues here and takes no token
+        answered_at: float | None = None,  # with `FAILED`: arrival of its last page, None if there was none
+        jitter: float = 0.0,  # from [0, 1), for the backoff, the repoll or the fallback interval
+        resume_at: float | None = None,  # with `MORE`: when the failed message that stopped it may be retried
+        poll_within: float | None = None,  # seconds within which the feed asks for the next poll
     ) -> None:
         """End the poll that was started."""
-        # `ABANDONED` is neither success nor failure: a wake cancelled a waiting fetch, or the caller was
-        # cancelled. `found` counts new settled messages, without duplicates. With `MORE`: `free`, if the next poll
-        # continues here without a token, and `resume_at`, when the failed message that stopped the poll may be
-        # retried. With `FAILED`: `answered_at`, the arrival of its last page. `jitter` from [0, 1) is for the
-        # backoff or the fallback interval.
         self._running = False
+        # Neither success nor failure: a wake cancelled a waiting fetch, or the caller was cancelled.
         if outcome is PollOutcome.ABANDONED:
             self._owe_again()
             return
@@ -297,6 +295,7 @@ class Schedule:
 
     def next_poll(self, now: float, *, can_wait: bool = False) -> Decision:
         """Return time and cause of the next poll, if nothing else happens."""
+        # `can_wait` is True if the feed can hold its answer and no caller waits for a poll.
         if self._running or self.paused or self.standby:
             return NEVER
         wish = min(self._wishes(), key=lambda decision: decision.at)
@@ -347,7 +346,7 @@ class Schedule:
 
     @property
     def _configured_interval(self) -> float | None:
-        """The interval without `poll_within` of the feed."""
+        """Interval by the options, without `poll_within` of the feed."""
         if self._fallback is None or self._degraded is None or not self.degraded:
             return self._fallback
         return min(self._fallback, self._degraded)
@@ -359,7 +358,7 @@ class Schedule:
         return self._poll_within is not None and (configured is None or self._poll_within < configured)
 
     def _wishes(self) -> list[Decision]:
-        """All reasons for a poll. For equal times, the first one is the cause."""
+        """Return all reasons for a poll, the strongest first: of equal times the first one is the cause."""
         wishes = [Decision(self._repoll_at, Cause.REPOLL), Decision(self._due, Cause.TIMER)]
         if self._pending is not None:
             wishes.insert(0, Decision(self._pending + self._wake_delay, Cause.WAKE))
@@ -373,6 +372,7 @@ class Schedule:
 
     @property
     def _due(self) -> float:
+        """Time of the next timer poll."""
         if self._ended is None or self.interval is None:
             return math.inf
         return self._ended + self.interval * self._shortening
@@ -382,6 +382,7 @@ class Schedule:
         return not any(self._channels.values()) and self._early_answers < EARLY_ANSWERS
 
     def _owe_again(self) -> None:
+        """Make the covered wakes pending again."""
         if self._covered is not None:
             self._pending = self._covered
             self._pending_push |= self._covered_push
@@ -417,9 +418,11 @@ class Schedule:
 
     @property
     def _promised(self) -> bool:
+        """True if a push announced messages to the poll that ended."""
         return self._covered_push or self._cause is Cause.REPOLL
 
     def _weigh_evidence(self, found: int) -> None:
+        """Update the evidence of lost pushes."""
         if not found or not any(self._channels.values()):
             return
         if self._covered_push:
