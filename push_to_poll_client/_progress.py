@@ -1,7 +1,7 @@
 """Collect the progress of a session, and commit it in groups.
 
-`Progress` commits records, dead letters and the cursor. `Attempts` counts the attempts of failing messages, which
-are committed with them.
+`Progress` commits records, dead letters and the cursor. `Attempts` counts the attempts of failing messages. The
+same commits save these counts.
 
 Commits
 -------
@@ -71,9 +71,10 @@ class TimeOfDay:
 
 ATTEMPTS_KEY: Final = "attempts"
 
-# At most as many messages are unsettled at a time (`_workers.py`), so the forgotten one did not come again.
+# `_workers.py` allows this many unsettled messages at a time. So the forgotten message is not one of them: it did
+# not come again.
 MAX_FAILING: Final = 10_000
-"""Failing messages whose attempts are kept (G11). With more, the message that failed first is forgotten."""
+"""Failing messages whose attempts are kept (G11). With more, the one with the oldest last failure is forgotten."""
 
 MAX_ERROR: Final = 200
 """Characters of an error that are stored with the attempts."""
@@ -88,17 +89,17 @@ MAX_WRITTEN: Final = 1_000_000
 
 
 OVERDUE: Final = 3_600.0
-"""Seconds to keep a due message that does not come again. An example is a replaced entry."""
+"""Seconds to keep the attempts of a due message that does not come again, such as a replaced entry."""
 
 
 class Attempt(msgspec.Struct, array_like=True, frozen=True):
     """Stored attempts of one failing message. Times are in seconds since the epoch."""
 
     count: int
-    first: float
-    again: float = 0.0  # time of the next attempt
+    first: float  # time of the first failure
+    again: float = 0.0  # time from which it may be retried
     delay: float = 0.0  # seconds from the last failure to `again`
-    error: str = ""  # start of the last error; earlier versions stored none
+    error: str = ""  # start of the last error; "" with more than MAX_ERRORS messages, and from earlier versions
 
 
 _decode = Decoder(dict[str, Attempt]).decode
@@ -121,8 +122,8 @@ class Attempts:
         except (ValueError, RecursionError) as error:
             raise unreadable_state("the attempts of failing messages", str(error)) from error
         self._time_of_day = time_of_day
-        self._write_at = 0.0
-        self.changed = False
+        self._write_at = 0.0  # time of day from which MAX_WRITTEN allows the next write
+        self.changed = False  # True if `take_changes()` has not returned everything
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -152,11 +153,12 @@ class Attempts:
             self.changed = True
 
     def forget(self) -> None:
+        """Forget all attempts, after the session has deleted them."""
         self._attempts.clear()
         self.changed = False
 
     def wait_of(self, key: str) -> Attempt | None:
-        """Return the attempts of a message that must wait, else `None`."""
+        """Return the attempts of a message if it must wait, else None."""
         attempt, now = self._attempts.get(key), self.now
         if attempt is not None and attempt.again > now + attempt.delay:  # the clock was set back
             attempt = self._set(key, msgspec.structs.replace(attempt, again=now + attempt.delay))
@@ -164,8 +166,8 @@ class Attempts:
 
     def end_walk(self, *, caught_up: bool) -> None:
         """Drop messages that are due and have not come again."""
-        # At the end of the feed a message that came is settled, so all due ones go. A walk that ends at a waiting
-        # message may not have met the others, so they stay for `OVERDUE` seconds.
+        # At the end of the feed each message that came is settled, so all due messages are dropped. A walk that
+        # ends at a waiting message may not have met the others, so they stay for `OVERDUE` seconds.
         due_until = self.now - (0.0 if caught_up else OVERDUE)
         for key, attempt in list(self._attempts.items()):
             if attempt.again <= due_until:
@@ -215,7 +217,7 @@ MAX_PENDING = 50_000
 """Settled messages that may wait for their commit (G11). With more, the next page waits for it."""
 
 MIN_COMMIT_TIMEOUT: Final = 5.0
-"""Minimum seconds for the last commit: the last message may have ended close to the deadline."""
+"""Minimum seconds for a commit while stopping: the last message may have ended close to the deadline."""
 
 
 class CommitArguments(TypedDict):
@@ -223,34 +225,37 @@ class CommitArguments(TypedDict):
     records: Sequence[Record]
     dead_letters: Sequence[DeadLetter]
     state: Mapping[str, str | None]
-    read_at: float
+    read_at: float  # seconds since the epoch
 
 
 @dataclass(frozen=True, slots=True)
 class Uncommitted:
     """A commit that a session could not make before it ended."""
 
-    history: Sequence[SavedCursor]  # if it changed meanwhile, another consumer has moved the name
-    token: int
+    history: Sequence[SavedCursor]  # if it has changed since, another consumer has moved the name
+    token: int  # fencing token of the session
     commit: CommitArguments
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Progress(SessionPart):
-    pending: list[Record] = field(default_factory=list, init=False)  # always the same list
-    cursor: Cursor | None = field(default=None, init=False)  # to save with them; None leaves the saved one
-    dead_letters: list[DeadLetter] = field(default_factory=list, init=False)
-    refusal: StoreUnavailable | None = field(default=None, init=False)  # of the last commit
-    due: float = field(default=0.0, init=False)  # by then everything settled so far must be committed (G7)
+    # Records of settled messages that no commit has taken, in order. Always the same list: others keep it.
+    pending: list[Record] = field(default_factory=list, init=False)
+    cursor: Cursor | None = field(default=None, init=False)  # to save with `pending`; None keeps the saved one
+    dead_letters: list[DeadLetter] = field(default_factory=list, init=False)  # that no commit has taken
+    # Error of the last commit, if the store may recover; None if the commit succeeded.
+    refusal: StoreUnavailable | None = field(default=None, init=False)
+    # Time by which everything settled so far must be committed, including a running commit (G7).
+    due: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self.read_at = self.clock()  # arrival of the page of `cursor`
+        self.read_at = self.clock()  # arrival of the page of `cursor`, on the event loop's clock
         self.time_of_day = TimeOfDay(self.clock)
         self.attempts = Attempts(self.session.state, self.time_of_day)
-        self._taken: CommitArguments | None = None  # by the commit that runs
-        self._taken_keys = set[str]()  # of its records; several pages may be checked during one commit
-        self._refused_since = 0.0  # start of the first refused commit in a row
-        self._committing: anyio.Event | None = None
+        self._taken: CommitArguments | None = None  # arguments of the running commit
+        self._taken_keys = set[str]()  # keys of its records: several pages may be checked during one commit
+        self._refused_since = 0.0  # start of the first of the failed commits in a row
+        self._committing: anyio.Event | None = None  # of the background commits that run: set at their end
         self._lock = anyio.Lock(fast_acquire=True)
         self._commit_scope = anyio.CancelScope()
         self._stop_deadline = self._cancel_deadline = math.inf
@@ -267,13 +272,14 @@ class Progress(SessionPart):
 
     async def unsettled(self, keys: list[str]) -> set[str]:
         """Return the keys that have neither a pending nor a stored record."""
+        # The flushes also raise the StoreError of a commit of an earlier page.
         running = self._committing
         if running is None:
             await self.flush()
         # Read these keys before the query: they may be committed before the store answers.
         committing, settled_since = self._taken_keys, {record.key for record in self.pending}
         unseen = await self.session.unseen(keys)
-        if running is not None and self._committing is None:  # it has ended, and may have failed (G7)
+        if running is not None and self._committing is None:  # it has ended, perhaps with an error (G7)
             await self.flush()
         return unseen - committing - settled_since
 
@@ -317,7 +323,7 @@ class Progress(SessionPart):
         if tuple(uncommitted.history) != tuple(self.session.history):
             return False
         commit = uncommitted.commit
-        if self.session.fencing_token != uncommitted.token + 1:
+        if self.session.fencing_token != uncommitted.token + 1:  # another consumer has been the owner since
             commit = await self._without_recorded(commit)
         for text in commit["state"].values():  # at most one: the attempts
             self.attempts.restore(text)
@@ -326,7 +332,7 @@ class Progress(SessionPart):
         return True
 
     async def _without_recorded(self, commit: CommitArguments) -> CommitArguments:
-        """Omit messages that another consumer has recorded in between."""
+        """Return the commit without messages that another consumer has recorded, and without attempts."""
         unseen = await self.session.unseen([record.key for record in commit["records"]])
         return {
             **commit,
@@ -362,7 +368,7 @@ class Progress(SessionPart):
 
     @property
     def has_uncommitted(self) -> bool:
-        """True if a commit is due."""
+        """True if there is anything to commit now."""
         unsaved = self.cursor not in {None, self.session.cursor}
         return bool(self.pending or self.dead_letters) or unsaved or self.attempts.writable
 

@@ -28,13 +28,13 @@ WHOLE_BATCH_ERRORS = (RetryMessage, StopConsumer)
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class WorkRound:
-    """One round of work. It ends when no more may start and everything that started has ended."""
+    """One round of work. It ends when no message may start and each started message has ended."""
 
     retry: Retry
     batch_handler: BatchHandler | None  # None if each message is processed alone
     work: WorkQueue
-    stop: StopSignal
-    fill: bool  # leave messages that do not fill a batch
+    stop: StopSignal  # checked before each message or batch
+    fill: bool  # True: leave messages that do not fill a batch
 
     def __post_init__(self) -> None:
         options, self._progress = self.retry.options, self.retry.progress
@@ -45,12 +45,14 @@ class WorkRound:
         self._error: BaseException | None = None
 
     async def run(self) -> None:
-        """Settle the messages. After an error, messages in flight are settled or failed too."""
+        """Settle the messages. Raise an error only after everything in flight has ended."""
         if self._free_slots <= 1:  # no task for a single message, the usual case after a push
             await self._run_worker(self._take_next(), None)
         else:
             async with anyio.create_task_group() as tasks:
                 self._start_tasks(tasks)
+        # `Postponed`: every message that does not wait for the failed one is settled. `ProcessError` or
+        # `StoreError`: the messages in flight are settled, or failed too.
         if self._error is not None:
             raise self._error
 
@@ -79,15 +81,16 @@ class WorkRound:
         self._free_slots += 1
 
     def _take_next(self) -> Sequence[WorkItem]:
-        """Take the next items; none if more attempts could not be kept."""
+        """Take the next items; none if no message may start."""
         over = self.stop.requested or not (self._error is None or isinstance(self._error, Postponed))
+        # If all unsettled messages fail, all their attempts can be kept.
         limit = min(self._max_batch, MAX_FAILING - self._unsettled_count)
         items = () if over or limit < 1 or self.work.left < self._min_batch else self.work.take(limit)
         self._unsettled_count += len(items)
         return items
 
     def _split_into_batches(self, items: Sequence[WorkItem]) -> list[Sequence[WorkItem]]:
-        """Split in the feed's order. Unreadable and failing messages are alone then."""
+        """Split in the feed's order. Each unreadable or failing message becomes a batch of one."""
         knows = self._progress.attempts.knows
 
         def stands_alone(item: WorkItem) -> bool:
@@ -124,7 +127,7 @@ class WorkRound:
         if not others:
             await self._try_one(first)
             return ()
-        assert self.batch_handler is not None  # else each stands alone  # noqa: S101
+        assert self.batch_handler is not None  # else each is processed alone  # noqa: S101
         raised = await call_handler(self.batch_handler, [item.message for item in batch])
         if raised is None:
             for item in batch:
@@ -136,7 +139,7 @@ class WorkRound:
             state = await self.retry.handle_failure(first.key, first.message, error, self.stop)
             await self._record([first], state)
             return (others,)
-        if whole:  # one bad message makes log2(size) further parts fail
+        if whole:  # log only this one: a bad message makes log2(size) parts fail too
             failure = HandlerFailure(first.key, first.message.id, 1, describe(error), error, first.message)
             self.retry.failure_log.batch_failed(failure, len(batch))
         half = len(batch) // 2
