@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from tenacity import AsyncRetrying, stop_after_attempt
 
-from push_to_poll_client._exceptions import HandlerDecision
+from push_to_poll_client._exceptions import HandlerDecision, RetryMessage
 from push_to_poll_client._log import ConsumerLog, ExcInfo
 from push_to_poll_client._secrets import error_chain
 from push_to_poll_client._types import Clock, FailureAction, Message
@@ -65,7 +65,8 @@ class FailureLog:
         at: tuple[str, object] = (quoted(failure.id), failure.attempt)
         why, details = failure.why, self._record_fields(failure, action)
         if action is FailureAction.RETRY:
-            at = (quoted(failure.id), f"{failure.attempt}{self._attempts}")
+            attempts = "" if isinstance(failure.error, RetryMessage) else self._attempts  # it has no limit
+            at = (quoted(failure.id), f"{failure.attempt}{attempts}")
             logger.warning("message %s failed (attempt %s), retrying in %.1f s: %s", *at, delay, why, **details)
         elif action is FailureAction.SKIP:
             logger.warning("message %s failed (attempt %d), skipped: %s", *at, why, **details)

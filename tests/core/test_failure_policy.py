@@ -387,13 +387,14 @@ async def test_the_error_and_traceback_of_a_dead_letter_are_bounded():
 # What a handler says itself
 
 
-async def test_retry_message_is_not_limited_by_the_attempts_of_the_retry_strategy(running):
+async def test_retry_message_is_not_limited_by_the_attempts_of_the_retry_strategy(running, caplog):
     consumer = running(
         Fails(feed_of("busy"), failing={"busy": 20}, error=RetryMessage("429", after=90), retry=TWICE)
     )
     await consumer.until(1)
     times = consumer.attempts_of("busy")
     assert [round(after - before) for before, after in pairwise(times)] == [90] * 20
+    assert "message 'busy' failed (attempt 1), retrying in" in caplog.text
 
 
 async def test_skip_message_and_stop_consumer_take_effect_without_a_retry():
