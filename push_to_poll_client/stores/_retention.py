@@ -26,7 +26,7 @@ import msgspec
 from push_to_poll_client._types import Cursor, DeadLetter, SavedCursor
 from push_to_poll_client._validation import check_count, check_number
 
-# Stripe lists its events for 30 days. Remote Settings replays silently to a cursor older than 21 days.
+# Stripe lists its events for 30 days. A feed that may replay everything, such as Remote Settings, needs None.
 DEFAULT_RETENTION = 30 * 86_400.0
 """Seconds. Must be longer than the longest replay of the feed, or messages are processed again."""
 
