@@ -48,36 +48,38 @@ MAX_TOPICS = 64
 """Most topics of a merged hint (G11). A hint with more gets none, which means all topics."""
 
 LONG_PAUSE = 600.0
-"""Seconds. The log names a longer pause that the server asks for after a successful poll (G13)."""
+"""Seconds. If the server asks for a longer pause after a successful poll, the log shows it (G13)."""
 
 _enclosing_polls: ContextVar[tuple[Poll, ...]] = ContextVar("push_to_poll_client_inside", default=())
-"""Polls that the current task is part of. A handler's task is, and each task that it starts."""
+"""Polls that the current task is part of. A handler's task is part of its poll, and so are tasks it starts."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Polls(SessionPart):
     schedule: Schedule
     poller: Poller
-    worth_a_poll: Callable[[Push], bool]
-    # A session that closes after a call loses its place: the call continues until a cursor can be saved.
+    worth_a_poll: Callable[[Push], bool]  # True if the hint of a push should cause a poll
+    # True if the session stays open after a call. If it closes, the place in the feed is lost, so the call
+    # continues until a cursor can be saved.
     place_is_kept: Callable[[], bool]
+    # True if the last poll settled the last message of a feed that has ended.
     closed: bool = field(default=False, init=False)
-    run_log: RunLog | None = field(default=None, init=False)
+    run_log: RunLog | None = field(default=None, init=False)  # None while `run()` does not run
 
     def __post_init__(self) -> None:
         self._lock = anyio.Lock(fast_acquire=True)
-        self._started = self._last_finished = 0
+        self._started = self._last_finished = 0  # numbers of the last polls that started and ended
         self._calls: list[_Call] = []
-        self._news = anyio.Event()
+        self._news = anyio.Event()  # set, and replaced, when the schedule has changed
         self._last_result: PollResult | Exception = NOTHING_DONE
-        self._hint: Push | None = None
+        self._hint: Push | None = None  # merged hint for the next poll
         self._current: Poll | None = None
 
     # Wakes
 
     def wake(self, push: Push | None) -> None:
         """Poll soon. Call it in the event loop."""
-        # Only a push with a hint can be redundant.
+        # A wake without a hint is never redundant.
         overlaps = self.options.overlap > 0
         redundant = push is not None and push != NO_HINT and not overlaps and not self.worth_a_poll(push)
         if push is not None and not redundant:
@@ -146,7 +148,7 @@ class Polls(SessionPart):
 
     @property
     def _goes_on(self) -> bool:
-        """True if a call continues after its poll. Its place in the feed would be lost otherwise."""
+        """True if a call continues after its poll, since its place in the feed would be lost."""
         return self.poller.should_go_on_if_bare and not self.place_is_kept()
 
     async def _poll_or_keep_place(self, timeout: float | None) -> FeedError | None:  # noqa: ASYNC109
@@ -209,7 +211,7 @@ class Polls(SessionPart):
             self.schedule_changed()
 
     async def poll_until_stopped(self, stop: StopSignal) -> None:
-        """Poll by the schedule until a stop or the feed's end; raise only errors that a poll cannot fix."""
+        """Poll by the schedule until a stop or the feed's end. Raise errors that another poll cannot fix."""
         while not (stop.requested or self.closed):
             await self._poll_when_due(stop)
 
@@ -263,7 +265,7 @@ class Polls(SessionPart):
         return self._current is not None and self._current in _enclosing_polls.get()
 
     async def _lead(self, cause: Cause, stop: StopSignal | None = None) -> PollResult | Exception | None:
-        """Run a poll (only this function does), and return its result or error."""
+        """Run a poll and return its result or error; None if its waiting fetch was cancelled."""
         now = self.clock()
         wait = (
             min(self.poller.fetcher.max_wait, self.schedule.interval or math.inf) if cause is Cause.WAIT else 0.0
@@ -306,7 +308,8 @@ class Polls(SessionPart):
             resume_at=poll.postponed_until,
             poll_within=poll.poll_within,
         )
-        # Drop the hint if the feed refused it or a retry failed: the sender of a push can write anything into it.
+        # The hint of a failed or abandoned poll goes into the next poll. But drop it if the feed refused the poll,
+        # or if a retry failed: the hint may be the cause, since the sender of a push can write anything into it.
         if result is None or not (isinstance(result, PollResult | FeedRefused) or poll.cause is Cause.RETRY):
             self._hint = _merge_hints(poll.hint, self._hint)
         for call in self._calls:
@@ -315,14 +318,14 @@ class Polls(SessionPart):
         if result is not None:
             self._last_finished, self._last_result = poll.number, result
             pause = self.schedule.server_not_before - self.clock()
-            if pause > LONG_PAUSE and not isinstance(result, Exception):  # else the line of the failed poll has it
+            if pause > LONG_PAUSE and not isinstance(result, Exception):  # a failed poll is logged with its delay
                 logger.warning("the server asked for a pause, polling again in %.0f s; pushes wait too", pause)
             self.stats.poll_ended(result, began=poll.began)
             if self.run_log is not None:
                 self.run_log.poll_ended(result, started=poll.started)
 
     def _raise_if_throttled(self, until: float) -> None:
-        # The time may have passed while the caller waited for another poll.
+        # `until` may have passed while the caller waited for another poll.
         now = self.clock()
         if (earliest := self.schedule.earliest) > max(until, now):
             raise Throttled(

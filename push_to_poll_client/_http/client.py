@@ -67,15 +67,15 @@ class OutgoingRequest(NamedTuple):
     """One request, with the arguments of `Client.send_request`."""
 
     url: str
-    same_origin: bool  # True: credentials are sent
+    same_origin: bool  # True if it has the feed's own origin, so that credentials are sent
     method: str
     headers: Mapping[str, str]
     known: Validators | None
     content: bytes | None
     wait: float
     max_error_body: int
-    redirected: bool = False
-    permanent_redirects: tuple[tuple[str, str], ...] = ()  # old and new URL of each that led here
+    redirected: bool = False  # True if a redirect led here
+    permanent_redirects: tuple[tuple[str, str], ...] = ()  # (old URL, new URL) of those that led here
 
     def __repr__(self) -> str:  # URL, headers and content may hold a secret
         return f"{type(self).__name__}({self.method} {without_secrets(self.url)!r})"
@@ -92,7 +92,7 @@ class OutgoingRequest(NamedTuple):
 _DEFAULT_AGENT = re.compile(r"python-httpx[0-9]*/[0-9.]+")
 
 MAX_REDIRECTS = 5
-"""Redirects in a row. A slash, a new path and a login round trip are three."""
+"""Redirects in a row. For an added slash, a new path and a login round trip, three are enough."""
 
 ERROR_BODY_TIMEOUT = 5.0
 """Seconds for the body of an error response: it may explain the status."""
@@ -122,7 +122,7 @@ class Client:
         self._urls = urls = FeedURL(url, url_secrets, trusted_origins)
         self._given_identity = None if identity is None else check_identity(identity)
         self._base_url = str(urls.url.copy_with(userinfo=b"", fragment=None, query=urls.url.query or None))
-        self.where: str = urls.where  # without secrets
+        self.where: str = urls.where  # the URL without secrets
         self._redirects = Redirects(urls.redact)
         check_number("timeout", timeout, above_zero=True)
         self._timeout = timeout
@@ -173,16 +173,18 @@ class Client:
 
     async def send_request(
         self,
-        url: str,
+        url: str,  # absolute; its user, password and fragment are dropped
         *,
-        headers: Mapping[str, str],
-        known: Validators | None = None,
+        headers: Mapping[str, str],  # lower-case names; those of `headers=` and `auth=` replace them
+        known: Validators | None = None,  # for GET, of a settled response: the server may answer 304
         method: str = "GET",
         content: bytes | None = None,
-        wait: float = 0.0,
-        max_error_body: int = 0,  # a larger body of an error response is left out
+        wait: float = 0.0,  # seconds for which the server may hold its response; added to all timeouts
+        max_error_body: int = 0,  # bytes to read of an error response; a larger or broken body is left out
     ) -> Response:
         """Send a request and return the response, whatever its status."""
+        # Raises HeldTooLong if the server does not answer within `HOLD_GRACE` seconds after `wait`. Raises
+        # FeedError if no usable response arrives, or if an unconfirmed redirect leads to a 404 or 410.
         known = known if method == "GET" and conditional_headers(known) else None
         deadline = Deadline(self._timeout, wait)
         try:
@@ -192,12 +194,12 @@ class Client:
             call = OutgoingRequest(url, same_origin, method, headers, known, content, wait, max_error_body)
             with deadline.scope:
                 return await self._send_with_auth(call, deadline)
-        except FeedError:  # a body that is too large, or a redirect to where the feed must not go
+        except FeedError:  # the body is too large, or a redirect leads to an origin that is not trusted
             self._redirects.forget()
             raise
         except self._errors as error:
             self._redirects.forget()
-            # h11 shows the header that it refuses to send.
+            # Do not chain an error whose text may hold a secret: h11 quotes the header that it refuses to send.
             unshown = (self._module.LocalProtocolError, SendingFailed)
             failure = await self._feed_error(error, deadline)
             raise failure from None if isinstance(error, unshown) else error
@@ -205,7 +207,8 @@ class Client:
         raise self._timeout_error(deadline)
 
     def check_link(self, url: str, *, posted: bool) -> str:
-        """Return a link without its user, password and fragment, if its origin is trusted."""
+        """Return a link without user, password and fragment. Raise FeedError if its origin is not trusted."""
+        # `posted`: a request with a body may go only to the feed's own origin.
         return self._urls.check_url(url, verb="links", posted=posted)[0]
 
     def check_status(self, response: Response) -> Response:
@@ -296,14 +299,14 @@ class Client:
         )
 
     async def _send(self, call: OutgoingRequest) -> Any:
-        """Send one request. The caller closes the response, whose body is unread."""
+        """Send one request. The caller reads the body of the response, and closes it."""
         defaults = {"accept-encoding": ACCEPT_ENCODING, **self._user_agent}
-        if call.wait > 0:  # RFC 7240 §4.3, in whole seconds; a server may ignore it
+        if call.wait > 0:  # in whole seconds (RFC 7240 §4.3); a server may ignore it
             defaults["prefer"] = f"wait={max(1, round(call.wait))}"
         headers = {**defaults, **call.headers, **conditional_headers(call.known)}
         if call.same_origin:
             headers |= await self._credentials.get()
-        # After the credentials, which may take time: another request may close the client meanwhile.
+        # Choose the client after the credentials. They may take time, and another request may close it meanwhile.
         client = self._given_client or self._own_client
         if client is None:
             # The pool's timeout ends before the deadline of the whole response, so that its error is reported.
