@@ -27,21 +27,27 @@ class Document(NamedTuple):
 
     messages: Sequence[Message] = ()  # newest first
     older: str | None = None  # address of the next older document
-    stable: bool = False  # `older` is an archive: its address alone tells if it and all before it were read
-    size: int = 0
+    # True if `older` is an archive, which does not change. If its address was seen before, it and all older
+    # documents were read.
+    stable: bool = False
+    size: int = 0  # bytes
     validators: Validators | None = None
-    note: str = ""  # of the feed, saved in the cursor; for it, digests are dropped from a long cursor
-    retry_after: float | None = None  # seconds without any request, not even for another document
-    unchanged: bool = False  # the server answered 304
-    missing: str = ""  # describes the part of the feed that can no longer be read
-    whole: bool = False  # it is the entire feed: an entry that left it was deleted, and is not a gap
-    fresh_for: float = 0.0  # seconds for which a request for the newest document would return the same
-    poll_interval: float | None = None  # seconds between two polls, however many documents they fetch
-    closed: bool = False  # no document will follow the newest one
+    # The feed's text about its newest document, saved in the cursor. If the cursor becomes too long, it keeps this
+    # text and drops digests.
+    note: str = ""
+    # Seconds for which the server wants no request, not even for another document.
+    retry_after: float | None = None
+    unchanged: bool = False  # True if the server answered 304 to the validators
+    missing: str = ""  # description of the part of the feed that can no longer be read; "" if there is none
+    whole: bool = False  # True if this is the entire feed: an entry that left it was deleted, which is not a gap
+    fresh_for: float = 0.0  # seconds for which another request for the newest document returns the same
+    # Seconds that the server wants between two polls, however many documents they fetch.
+    poll_interval: float | None = None
+    closed: bool = False  # True if no document will follow the newest one
 
 
 FetchDocument: TypeAlias = Callable[[str | None, FetchRequest, SeenEntries], Awaitable[Document]]
-"""Fetches the document at an address, None for the newest. Seen entries have validators only to send them."""
+"""Fetches the document at an address, None for the newest. Sends the validators of the seen entries."""
 
 SortKey: TypeAlias = Callable[[Message], Any]
 """Sort key of messages, oldest first."""
@@ -54,8 +60,8 @@ MIN_DOCUMENTS = 2
 """Documents held however large they are. With fewer, a walk through large documents would not advance."""
 
 MAX_ADDRESSES = 1_000
-"""Addresses kept of documents dropped by one walk, and as many from before."""
-# Of a longer walk every second or fourth is kept; the next walk then fetches some documents again.
+"""Addresses of dropped documents that a walk keeps, and as many from earlier walks."""
+# A longer walk keeps only every second or fourth address. The next walk then fetches some documents again.
 
 MAX_DOCUMENTS = 100_000
 """Documents of one walk: ten million messages in documents of 100. A longer feed counts as endless."""
@@ -86,8 +92,8 @@ class _HeldDocument:
 
     address: Address
     metadata: Document  # without messages
-    digests: Sequence[bytes]
-    unseen: Sequence[tuple[bytes, Message]]
+    digests: Sequence[bytes]  # of all its messages, newest first
+    unseen: Sequence[tuple[bytes, Message]]  # the unseen messages, each with its digest
 
     @classmethod
     def of(cls, address: Address, document: Document, known: Digests) -> "_HeldDocument":
@@ -98,7 +104,7 @@ class _HeldDocument:
 
     @property
     def size(self) -> int:
-        """Bytes kept in memory by its unseen messages: they may be views of the whole document."""
+        """Bytes in memory. One unseen message may keep the whole document, since it may be a view of it."""
         return self.metadata.size if self.unseen else 0
 
     @property
@@ -126,25 +132,27 @@ class Walk:
         self, known: SeenEntries, max_messages: int, start: Address = TOP, above: Sequence[Address] = ()
     ) -> None:
         self.known = known
-        # Newer documents left for later, newest first; then the ones that this walk fetched and dropped.
+        # Addresses of newer documents left for later, newest first. Then the documents that this walk dropped.
         self.above = list(above if len(above) <= MAX_ADDRESSES else above[::2])
         self.step = 0  # increases with each added document, and when a document must be fetched again
-        self.ended = False
-        self.page: Page | None = None  # kept until it is settled
-        self.next_walk: Walk | None = None
-        self._interval = self._quiet_until = 0.0
-        self._max_messages = max_messages
+        self.ended = False  # True if the last added document ends the walk
+        # The returned page until it is settled; None before that, or if the page need not be kept.
+        self.page: Page | None = None
+        self.next_walk: Walk | None = None  # follows when the page is settled
+        self._interval = self._quiet_until = 0.0  # seconds before the next poll, and when they end
+        self._max_messages = max_messages  # held at once
         self._start = self._next = start
         self._held: list[_HeldDocument] = []
-        self._refetches = self._refetched = False  # the next document, and the last one
+        self._refetches = self._refetched = False  # True if the next request repeats one; if the last request did
         self._fetched_at = 0.0
         self._messages = self._size = self._documents = self._failures = 0
         self._reached_known = False
         self._missing = ""
+        # Of the addresses of dropped documents, only every `_stride`-th is added.
         self._initial_above, self._stride = len(self.above), 1
         self._cycle_detector = CycleDetector()
 
-    # On the walk to older documents
+    # On the walk to older documents. Each `now` is a time on the event loop's clock.
 
     @property
     def at(self) -> str | None:
@@ -152,8 +160,9 @@ class Walk:
         return self._next.at
 
     def prepare_next(self, step: int, now: float) -> None:
-        """Choose the next document; after a pause, once, the last one again, which may have moved."""
-        self.step = max(self.step, step)  # `step` may be from a lost walk; later steps are larger
+        """Choose the next document: after a pause the last one again, once, since entries may have moved."""
+        # `step` may be of a lost walk. The steps of this walk must be larger.
+        self.step = max(self.step, step)
         is_valid = (
             self._fetched_at <= now <= self._fetched_at + STALE_AFTER or self._refetched or self._next.archive
         )
@@ -186,6 +195,7 @@ class Walk:
 
     def _check_refetched(self, held: _HeldDocument, where: str) -> None:
         """Raise PagesChanged if a refetched document has none of its former messages."""
+        # Then the entries have moved by more than a document.
         self._refetches, self._refetched = False, self._refetches
         if not self._refetched:
             self._failures = 0
@@ -272,7 +282,7 @@ class Walk:
         """Return the walk that follows when this one is settled; None if there is none."""
         if not self.above:
             return None
-        # It begins as far above this one as this one held documents.
+        # The next walk reads as many documents as this one held; its last one is the newest one held here.
         highest = self._held[0].address.depth - len(self._held) + 1
         last = len(self.above) - 1
         start = next((n for n, address in enumerate(self.above) if address.depth >= highest), last)
@@ -280,4 +290,4 @@ class Walk:
 
 
 MAX_WALKS = 8
-"""Walks kept: one per consumer of the feed. With more backlogs, walks keep restarting."""
+"""Walks kept: one per consumer of the feed. If more consumers have a backlog, their walks keep restarting."""

@@ -197,7 +197,7 @@ class Entries:
         self._decoder: DataDecoder[Any] | None = None
 
     def for_feed(self, decoder: DataDecoder[Any] | None) -> "Entries":
-        """Return a copy for one feed; it remembers facts about that feed's pages."""
+        """Return a copy for one feed, which remembers if a page of this feed could be read."""
         own = copy(self)
         own._decoder = decoder  # noqa: SLF001
         return own
@@ -323,6 +323,7 @@ class Entries:
         if self._version is None:
             return _digests(entries, start, group) if self._version_from_contents else None
         versions = texts_of(self._version.read_all(entries))
+        # A deletion without its version is treated as with `CONTENTS`.
         if None in versions:
             known = zip(versions, _digests(entries, start, group), gone, strict=False)
             versions = [digest if version is None and is_gone else version for version, digest, is_gone in known]
@@ -334,6 +335,7 @@ def _optional_field(where: FieldSpec | None) -> Field | None:
 
 
 def _entries_at(part: EntryList, places: Sequence[int]) -> Sequence[Any]:
+    """Return the entries at these places; raise the DecodeError of an invalid one."""
     entries = part.entries if len(places) == len(part.entries) else [part.entries[place] for place in places]
     for entry in entries if part.broken else ():
         if isinstance(entry, DecodeError):
@@ -375,9 +377,9 @@ def _as_decode_error(error: Exception) -> DecodeError:
     return DecodeError(f"{reason}; correct the declaration, or report it to the publisher")
 
 
+# If times are in no order, 4 of them are sorted by chance on one page in 24, and 10 on one page in 3.6 million.
 MIN_TIMES = 4
-"""Different times on a page, all in the wrong order, that count as a mistake."""
-# By chance this happens with 4 times on one page in 24, with 10 times on one page in 3.6 million.
+"""Different times on a page, all in the opposite order, that show a wrong declaration."""
 
 Order: TypeAlias = Literal["oldest first", "newest first"]
 
@@ -388,12 +390,12 @@ _REMEDIES: Mapping[Order, str] = {
 
 
 def check_order(messages: Sequence[Message], order: Order, where: str, *, first: bool) -> bool:
-    """Return False, after a WARNING, if a page is entirely in the opposite order by time."""
+    """Log a WARNING and return False if all entries of a page are in the opposite order by time."""
     other: Order = "newest first" if order == "oldest first" else "oldest first"
     if not _stand_in_order(messages, other):
         return True
     remedy = f"{_REMEDIES[order]}, or remove time= if the list is not sorted by time"
-    if first:  # the first page of a new consumer
+    if first:  # the first page of a new consumer: fail before any message is processed
         raise FeedError(
             f"{where} does not match its declaration: its entries are {other} by time, but declared {order}; "
             f"{remedy}"
@@ -413,7 +415,7 @@ def _stand_in_order(messages: Sequence[Message], order: Order) -> bool:
     sign, times = (1 if order == "oldest first" else -1), 1
     for one, other in pairwise(message for message in messages if isinstance(message, Entry)):
         time, next_time = _instant(one.time), _instant(other.time)
-        is_one_list = one._part is other._part  # noqa: SLF001  # of this module
+        is_one_list = one._part is other._part  # noqa: SLF001  # `Entry` is of this module
         if time is None or next_time is None or (next_time - time) * sign < 0 or not is_one_list:
             return False
         times += time != next_time
@@ -421,6 +423,7 @@ def _stand_in_order(messages: Sequence[Message], order: Order) -> bool:
 
 
 def _instant(time: Any) -> float | None:
+    """Return a number or ISO 8601 text as seconds; None if it cannot be read."""
     if isinstance(time, bool) or not isinstance(time, int | float | str):
         return None
     try:
