@@ -23,18 +23,18 @@ MAX_PENDING_STOPS = 4
 
 
 class SubscriptionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All registrations that may exist at the server. `renew_at` is seconds since the epoch, None: never."""
+    """All registrations that may exist at the server."""
 
-    planned: Registration | None = None
-    current: Registration | None = None
-    renew_at: float | None = None
-    leaving: tuple[Registration, ...] = ()
+    planned: Registration | None = None  # being created
+    current: Registration | None = None  # active
+    renew_at: float | None = None  # when to renew `current`, in seconds since the epoch; None means never
+    leaving: tuple[Registration, ...] = ()  # to be stopped, oldest first
 
     @staticmethod
     def from_text(text: str, identity: str | None = None) -> "SubscriptionState":
         """Read the text of `to_text`. Raises one of `DECODE_ERRORS` if it is malformed or of another version."""
-        # If it was saved under another identity, all its registrations are to be stopped: the arguments were
-        # changed, or another listener had this place.
+        # Another identity means that the arguments have changed, or that another listener had this place. Then all
+        # saved registrations must be stopped.
         stored = decode(text, type=_StoredSubscription)
         return stored.book if stored.asked == identity else stored.book.stop_all()
 
@@ -68,6 +68,7 @@ class SubscriptionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
         return SubscriptionState(planned=self.planned, leaving=self._to_stop(self.current))
 
     def plan_failed(self) -> "SubscriptionState":
+        """Give up the planned registration, and plan to stop it."""
         return msgspec.structs.replace(self, planned=None, leaving=self._to_stop(self.planned))
 
     def stop_all(self) -> "SubscriptionState":
@@ -81,9 +82,10 @@ class SubscriptionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 
 
 class _StoredSubscription(msgspec.Struct, frozen=True, kw_only=True):
+    # The names are part of the stored format.
     version: Literal[1]
     book: SubscriptionState
-    asked: str | None = None
+    asked: str | None = None  # identity of the subscription
 
 
 def check_registration(answer: object, call: str) -> Registration:
@@ -101,7 +103,8 @@ def _finite(moment: float) -> float | None:
     return moment if math.isfinite(moment) else None
 
 
-# 1,000 consumers that subscribed at once for 10 days renew over 60 hours. A quarter is left for failures.
+# 1,000 consumers that subscribed at once for 10 days renew over 60 hours. A quarter of the lifetime is left for
+# failures.
 EARLIEST, LATEST = 0.5, 0.75
 """Shares of the lifetime between which a subscription is renewed, at random."""
 
@@ -109,9 +112,9 @@ EARLIEST, LATEST = 0.5, 0.75
 MIN_RENEWAL_INTERVAL = 15.0
 """Minimum seconds between a registration and its renewal: at most four requests a minute."""
 
-# One request a minute. The clocks of server and client differ, and it may be active.
+# This makes one request a minute. The registration may be active: the clocks of server and client may differ.
 CLOCK_SKEW_DELAY = 60.0
-"""Seconds until the renewal of a registration that was already expired when it came."""
+"""Seconds until the renewal of a registration that was already expired when the server returned it."""
 
 DEFAULT_RENEWAL_INTERVAL = 3600.0
 """Seconds until the renewal of a registration whose `renew_at` is in the past and that does not expire."""
@@ -156,6 +159,7 @@ class Renewal:
         self._not_before = now.steady + pause if just_now else -math.inf
 
     def make_due(self) -> None:
+        """Make the next step due as soon as `_not_before` allows."""
         self._due_wall = self._due_steady = -math.inf
 
     def failed(self, delay: float, now: Now) -> None:
@@ -169,22 +173,23 @@ class Renewal:
 
 
 MIN_MISSED = 2
-"""Polls in a row with messages that no push announced. After one poll, the push may still be on its way."""
+"""Polls in a row, since the registration, with unannounced messages. After only one, a push may be late."""
 
+# It doubles if pushes are missed again within twice this time. Otherwise it starts again at this value.
 FIRST_EARLY_RENEWAL_INTERVAL = 3600.0
-"""Seconds between two renewals for missed pushes. Doubles if pushes are missed again within twice this."""
+"""Seconds between two renewals for missed pushes."""
 
 # A server that accepts subscriptions and does not push is asked 11 times in the first week, then once a day; 1,000
 # consumers ask it 42 times an hour.
 MAX_EARLY_RENEWAL_INTERVAL = 86_400.0
-"""Longest interval in seconds."""
+"""Longest time in seconds between two renewals for missed pushes."""
 
 
 class MissedPushes:
     """Decides if missed pushes need an early renewal: the server may have lost the subscription."""
 
     def __init__(self) -> None:
-        self._before = 0
+        self._before = 0  # missed pushes that do not count
         self._interval = 0.0
         self._not_before = -math.inf
 
@@ -194,9 +199,10 @@ class MissedPushes:
 
     def is_renewal_due(self, missed: int, now: Now) -> bool:
         """Return True if a renewal is due now. The next one for this reason is an hour to a day later."""
-        self._before = min(self._before, missed)  # fewer than before: a push arrived since
+        self._before = min(self._before, missed)  # if `missed` has fallen, a push has arrived since
         if missed - self._before < MIN_MISSED or now.steady < self._not_before:
             return False
+        # The last renewal has helped if no pushes were missed again within twice its interval.
         has_helped = now.steady >= self._not_before + self._interval
         doubled = min(2 * self._interval, MAX_EARLY_RENEWAL_INTERVAL)
         self._interval = FIRST_EARLY_RENEWAL_INTERVAL if has_helped else doubled

@@ -2,7 +2,7 @@
 
 A search reads only the segments whose range of keys overlaps the keys of the page. For ids of equal length that
 count up, or that begin with a time, these are one or two segments. For other ids they are many: then Bloom filters
-say which keys may be in which segments. The filters are built at their first use, by reading all keys once.
+tell which keys may be in which segments. The first use of the filters builds them, by reading all keys once.
 
 A key has one record. Most commits are of keys that were just searched for and not found: their records are added
 without another search. A commit of other keys searches for them first, and replaces the records where they are.
@@ -33,7 +33,7 @@ _LONGEST_KEY = 200
 _DIGEST_PREFIX = "\x7f"
 
 _SPECIAL = re.compile(f"[\0{_DIGEST_PREFIX}{NO_TEXT}]")
-"""Characters that make a key be stored as a digest. SQLite's JSON ends a text at a NUL."""
+"""A key with one of these characters is stored as a digest. SQLite's JSON ends a text at a NUL."""
 
 
 def as_json(values: Sequence[object]) -> str:
@@ -42,8 +42,8 @@ def as_json(values: Sequence[object]) -> str:
 
 
 def encode_keys(keys: Sequence[str]) -> Sequence[str]:
-    """Encode keys for the file: unchanged, or as a digest."""
-    # Check all keys together first: hardly a page has one that needs a digest.
+    """Encode keys for the file: each unchanged or as a digest."""
+    # Check all keys together first: almost no page has a key that needs a digest.
     text = "".join(keys)
     plain = text.isascii() and "\0" not in text and _DIGEST_PREFIX not in text
     if plain and max(map(len, keys), default=0) <= _LONGEST_KEY:
@@ -58,8 +58,8 @@ def _encode_key(key: str) -> str:
 
 
 # One statement for all keys, given as one JSON array: other threads run while SQLite works. With a statement for
-# each key this thread would wait a thousand times for its next turn. Segment after segment, since keys that lie
-# together are found quickly.
+# each key this thread would wait a thousand times for its next turn. It searches segment after segment, since keys
+# that are stored together are found quickly.
 _FIND = """
     SELECT record.key, segment, fingerprint FROM json_each(:segments) AS asked
     CROSS JOIN json_each(:keys) AS given
@@ -71,21 +71,21 @@ _MAX_UNFILTERED = 3
 """Segments that are searched without a filter. With more segments the filter is quicker."""
 
 _MAX_LOOKUPS = 4_000
-"""Keys times segments that a commit looks up without a filter, as for one dead letter that was tried again."""
+"""Keys times segments that a commit looks up without filters. Replaying one dead letter does not build them."""
 
 _MAX_UNFOUND = 100_000
-"""Keys kept in memory that were searched for, not found, and not committed yet: a few pages."""
+"""Keys kept in memory that a search did not find, and that are not committed yet: a few pages."""
 
 _LOCAL_TRIES = 8
 """Tries to find a segment with many of the keys before all segments are searched."""
 
-_Match: TypeAlias = tuple[int, int | None]
+_Match: TypeAlias = tuple[int, int | None]  # segment and fingerprint of a record
 
-_Matches: TypeAlias = dict[str, _Match]
+_Matches: TypeAlias = dict[str, _Match]  # by key
 
 _first_of = itemgetter(0)
 
-# REPLACE, as an UPSERT would take half as long again. It takes no other row away: the primary key is the only one.
+# REPLACE, since an UPSERT takes 1.5 times as long. It deletes no other row: only the primary key is unique.
 _ADD = """
     INSERT OR REPLACE INTO push_to_poll_record(consumer, segment, key, state, fingerprint)
     SELECT :consumer, :segment, json_extract(given.value, '$[0]'), json_extract(given.value, '$[1]'),
@@ -129,7 +129,7 @@ class EncodedRecords(NamedTuple):
 
 def encode_records(records: Sequence[Record]) -> EncodedRecords:
     """Prepare records for the file. Of two records with one key the last one counts."""
-    # Check all records together first: hardly a page has one with a state or a fingerprint.
+    # Check all records together first: almost no page has a record with a state or a fingerprint.
     keys = encode_keys(list(map(_key_of, records)))
     plain = list(map(_state_of, records)).count(Settlement.PROCESSED) == len(records)
     if plain and list(map(_fingerprint_of, records)).count(None) == len(records):
@@ -149,7 +149,7 @@ class RecordChanges(NamedTuple):
 
     segments: SegmentChanges
     keys: Sequence[tuple[int, Sequence[str]]]  # the new keys of each segment, by its number
-    swept: int  # number of forgotten segments deleted from the file
+    swept: int  # number of forgotten segments that the commit deletes from the file
 
 
 class Records:
@@ -172,14 +172,14 @@ class Records:
         next_number = max([first, *(segment.number + 1 for segment in stored)])
         # Changed by `apply` and `apply_reset`.
         self.segments = Segments(retention, live, next_number=next_number, prunable_before=prunable_before)
-        self._forgotten = [segment.number for segment in stored if segment.number < first]
-        self._highest_expected = ""
-        self._unfound = set[str]()
-        self._filters: BloomFilters | None = None
-        self._last_found = 0
+        self._forgotten = [segment.number for segment in stored if segment.number < first]  # still in the file
+        self._highest_expected = ""  # highest key that a thread may have written
+        self._unfound = set[str]()  # keys without a record; their commit needs no search
+        self._filters: BloomFilters | None = None  # None before their first use
+        self._last_found = 0  # segment of the last record found
 
     def are_new(self, keys: Sequence[str]) -> bool:
-        """Return True if none of these keys can have a record, by the ranges of keys."""
+        """Return True if the key ranges show that none of these keys has a record."""
         if not keys:
             return True
         low, high = min(keys), max(keys)
@@ -194,13 +194,14 @@ class Records:
         self._highest_expected = max(self._highest_expected, *keys) if keys else self._highest_expected
 
     def find(self, keys: Sequence[str]) -> set[str]:
+        """Return the encoded keys that have a record."""
         found = self._find(keys, _MAX_UNFILTERED)
         self._note_unfound([key for key in keys if key not in found] if found else keys)
         return set(found)
 
     def _note_unfound(self, keys: Sequence[str]) -> None:
         if len(self._unfound) + len(keys) > _MAX_UNFOUND:
-            self._unfound.clear()  # those that are committed yet will be searched for once more
+            self._unfound.clear()  # a later commit of these keys searches for them again
         self._unfound.update(keys)
 
     def fingerprints(self, keys: Sequence[str]) -> Mapping[str, int]:
@@ -209,8 +210,8 @@ class Records:
         return {key: fingerprint for key, (_, fingerprint) in found.items() if fingerprint is not None}
 
     def segments_of(self, records: EncodedRecords) -> Mapping[str, int]:
-        """Return the segment of each record to be replaced. Takes seconds at times: not within a transaction."""
-        if self._unfound.issuperset(records.keys):  # as nearly always
+        """Return the segment of each record to replace. May take seconds: do not call it in a transaction."""
+        if self._unfound.issuperset(records.keys):  # the usual case
             return {}
         keys = [key for key in records.keys if key not in self._unfound]
         most = _MAX_UNFILTERED if self._filters else max(_MAX_UNFILTERED, _MAX_LOOKUPS // len(keys))
@@ -230,8 +231,8 @@ class Records:
 
     def _find_in_many(self, segments: Sequence[int], keys: Sequence[str]) -> Iterator[tuple[str, _Match]]:
         """Search many segments for the keys; yield each key that has a record, with its match."""
-        # A feed repeats messages in their old order, so most keys lie in the segment of the last one found, or
-        # in the next.
+        # A feed repeats messages in their old order. So most keys are in the segment of the last record found, or
+        # in the next one.
         for _ in range(_LOCAL_TRIES):
             if not keys:
                 return
@@ -244,7 +245,7 @@ class Records:
         yield from self._find_in(segments, keys).items()
 
     def _find_in(self, segments: Sequence[int], keys: Sequence[str]) -> _Matches:
-        """Find the record of each key in these segments, which are given newest first."""
+        """Find the record of each key in these segments; `segments` begins with the newest."""
         if not segments or not keys:
             return {}
         parameters = {"consumer": self._consumer, "segments": as_json(segments[::-1]), "keys": as_json(keys)}
@@ -298,7 +299,7 @@ class Records:
         return RecordChanges(changes, added, len(swept))
 
     def apply(self, changes: RecordChanges) -> None:
-        """Take over the changes after their commit."""
+        """Apply the changes in memory after their commit."""
         if self._filters is not None:
             for number, keys in changes.keys:
                 self._filters.add(number, keys)
@@ -309,14 +310,14 @@ class Records:
         for _, keys in changes.keys:
             self._unfound.difference_update(keys)
         if not self._unfound:
-            self._unfound.clear()  # gives back its memory: 8 KiB after a page of 100 messages
+            self._unfound.clear()  # frees its memory: 8 KiB after a page of 100 messages
 
     def forget_all(self) -> None:
         """Forget all records. Later commits delete them from the file, one segment each."""
         self._forget_before(self.segments.next_number)
 
     def apply_reset(self, prunable_before: int, *, forget: bool) -> None:
-        """Take over a reset after its commit: which segments may be dropped, and whether all are forgotten."""
+        """Apply a reset in memory after its commit. Segments before `prunable_before` may be dropped."""
         self.segments.prunable_before = prunable_before
         if forget:
             self._forgotten += [segment.number for segment in self.segments.live]
@@ -324,6 +325,7 @@ class Records:
             self._filters = None
 
     def _forget_before(self, first: int) -> None:
+        """Save that segments before this number are forgotten."""
         self._connection.execute(
             "UPDATE push_to_poll_consumer SET first = ? WHERE id = ?", (first, self._consumer)
         )
