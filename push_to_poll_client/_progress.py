@@ -158,7 +158,7 @@ class Attempts:
         self.changed = False
 
     def wait_of(self, key: str) -> Attempt | None:
-        """Return the attempts of a message if it must wait, else None."""
+        """Return the attempts of a message that must wait; None if it need not wait."""
         attempt, now = self._attempts.get(key), self.now
         if attempt is not None and attempt.again > now + attempt.delay:  # the clock was set back
             attempt = self._set(key, msgspec.structs.replace(attempt, again=now + attempt.delay))
@@ -255,7 +255,7 @@ class Progress(SessionPart):
         self._taken: CommitArguments | None = None  # arguments of the running commit
         self._taken_keys = set[str]()  # keys of its records: several pages may be checked during one commit
         self._refused_since = 0.0  # start of the first of the failed commits in a row
-        self._committing: anyio.Event | None = None  # of the background commits that run: set at their end
+        self._committing: anyio.Event | None = None  # set when the running background commits end; else None
         self._lock = anyio.Lock(fast_acquire=True)
         self._commit_scope = anyio.CancelScope()
         self._stop_deadline = self._cancel_deadline = math.inf

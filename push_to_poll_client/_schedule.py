@@ -170,7 +170,7 @@ class Schedule:
         burst: int = 1,
         wake_delay: float = 0.0,
     ) -> None:
-        self.paused = False  # True: only `poll_now()` polls, and wakes stay pending
+        self.paused = False  # True after `pause()`: only `poll_now()` polls, and wakes stay pending
         self.standby = False  # True while another replica owns the name: no poll starts, and wakes stay pending
         self.server_not_before = -math.inf  # no request before this time, not even for a further page
         self.missed_pushes = 0  # timer polls that found unannounced messages while a channel was up
@@ -181,11 +181,11 @@ class Schedule:
         self._slack = self._spacing * (burst - 1)
         self._wake_delay = wake_delay
 
-        self._channels: dict[str, bool] = {}  # True: up; a channel is down before its first connection
+        self._channels: dict[str, bool] = {}  # True if up; a channel is down before its first connection
         self._full_at = -math.inf  # when the bucket is full again (GCRA's theoretical arrival time)
-        self._ended: float | None = None  # end of the last poll; None: a poll is due now
-        self._shortening = 1.0  # factor of the interval: the jitter
-        self._poll_within: float | None = None  # the feed asks for the next poll within these seconds
+        self._ended: float | None = None  # end of the last poll; None means that a poll is due now
+        self._shortening = 1.0  # factor of the interval, 0.9 to 1.0: its jitter
+        self._poll_within: float | None = None  # seconds within which the feed asks for the next poll
         self._unfinished = False  # True if the last poll left pages or a failed message
         self._resume_at = -math.inf  # when that message may be retried
         self._free_start = False  # True after a poll that stopped at `max_poll_time`: the next one takes no token
@@ -265,7 +265,7 @@ class Schedule:
         now: float,
         outcome: PollOutcome,
         *,
-        found: int = 0,  # new settled messages, without duplicates
+        found: int = 0,  # number of new messages that were settled, without duplicates
         free: bool = False,  # with `MORE`: True if the next poll continues here and takes no token
         answered_at: float | None = None,  # with `FAILED`: arrival of its last page, None if there was none
         jitter: float = 0.0,  # from [0, 1), for the backoff, the repoll or the fallback interval

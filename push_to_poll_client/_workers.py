@@ -34,7 +34,7 @@ class WorkRound:
     batch_handler: BatchHandler | None  # None if each message is processed alone
     work: WorkQueue
     stop: StopSignal  # checked before each message or batch
-    fill: bool  # True: leave messages that do not fill a batch
+    fill: bool  # True to leave messages that do not fill a batch
 
     def __post_init__(self) -> None:
         options, self._progress = self.retry.options, self.retry.progress

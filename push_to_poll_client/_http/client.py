@@ -75,7 +75,7 @@ class OutgoingRequest(NamedTuple):
     wait: float
     max_error_body: int
     redirected: bool = False  # True if a redirect led here
-    permanent_redirects: tuple[tuple[str, str], ...] = ()  # (old URL, new URL) of those that led here
+    permanent_redirects: tuple[tuple[str, str], ...] = ()  # (old URL, new URL) of each on the way
 
     def __repr__(self) -> str:  # URL, headers and content may hold a secret
         return f"{type(self).__name__}({self.method} {without_secrets(self.url)!r})"
@@ -175,7 +175,7 @@ class Client:
         self,
         url: str,  # absolute; its user, password and fragment are dropped
         *,
-        headers: Mapping[str, str],  # lower-case names; those of `headers=` and `auth=` replace them
+        headers: Mapping[str, str],  # lower-case names; the user's `headers=` and `auth=` replace them
         known: Validators | None = None,  # for GET, of a settled response: the server may answer 304
         method: str = "GET",
         content: bytes | None = None,

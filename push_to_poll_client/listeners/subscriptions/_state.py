@@ -68,7 +68,7 @@ class SubscriptionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
         return SubscriptionState(planned=self.planned, leaving=self._to_stop(self.current))
 
     def plan_failed(self) -> "SubscriptionState":
-        """Give up the planned registration, and plan to stop it."""
+        """Note that the planned registration cannot be created, and plan to stop it."""
         return msgspec.structs.replace(self, planned=None, leaving=self._to_stop(self.planned))
 
     def stop_all(self) -> "SubscriptionState":

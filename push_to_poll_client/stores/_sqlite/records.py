@@ -269,7 +269,7 @@ class Records:
     def write(
         self, records: EncodedRecords, replaced: Mapping[str, int], *, prunable_before: int, now: float
     ) -> RecordChanges:
-        """Add records, replace those of `replaced` (from `segments_of`), and drop old segments."""
+        """Add records or replace them (`replaced` is from `segments_of`), and drop old segments."""
         keys, details, plain = records.keys, records.details or {}, records.details is None
         if replaced:
             known = [(replaced[key], key, *details.get(key, (None, None))) for key in keys if key in replaced]
