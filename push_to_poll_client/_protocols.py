@@ -182,8 +182,8 @@ class Session(Protocol):
     def history(self) -> Sequence[SavedCursor]:
         """The saved cursors, oldest first; the last one is the current one.
 
-        At most 256; those before the current one are at least one second apart. The first one is the place where
-        the name began (`None`, or the cursor of the last `reset`), until it is dropped because of that limit.
+        At most 257: the current one, and 256 before it that are at least one second apart. The first one is the
+        place where the name began (`None`, or the cursor of the last `reset`), until that limit drops it.
         """
         ...
 
