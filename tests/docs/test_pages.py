@@ -188,10 +188,7 @@ def test_the_documented_limits_match_the_code():
         f"{_types.MAX_CURSOR:,} characters",
         f"{default(HTTPFeed, 'timeout'):g} s",
         f"{request.MAX_ERROR >> 10} KiB, in {client.ERROR_BODY_TIMEOUT:g} s",
-        (
-            f"{response.MIN_BODY_PROGRESS:,} bytes in each {response.STALL_TIMEOUT:g} s"
-            ", once a wait that was asked for is over"
-        ),
+        f"{response.MIN_BODY_PROGRESS:,} bytes in each {response.STALL_TIMEOUT:g} s",
         f"{client.MAX_REDIRECTS}",
         f"{redirects.MAX_REMEMBERED_REDIRECTS}, for an hour",
         f"{redirects.MAX_CONFIRMED_PATHS}",
