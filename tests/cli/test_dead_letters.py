@@ -448,7 +448,7 @@ def test_an_id_of_several_dead_letters_is_an_error_that_names_their_keys(state, 
         ("drop", (Exit.DONE, ["1 dead letter is deleted and will not be retried"])),
     ],
 )
-def test_a_dead_letter_settled_during_the_export_is_left_out(state, capsys, monkeypatch, action, result):
+def test_a_dead_letter_settled_during_the_command_is_left_out(state, capsys, monkeypatch, action, result):
     keep(state, GOOD, HALF)
     find = find_dead_letters
 

@@ -1060,4 +1060,11 @@ MUTANTS = [
         '        kept = error[:MAX_ERROR] if len(self) <= MAX_ERRORS else ""\n',
         '        kept = ""\n',
     ),
+    of(
+        "G13",
+        "does not log a long pause that the server asks for",
+        "_polls.py",
+        "            if pause > LONG_PAUSE and not isinstance(result, Exception):",
+        "            if pause > math.inf and not isinstance(result, Exception):",
+    ),
 ]

@@ -8,8 +8,8 @@ import psutil
 
 from tests.support.forms import GUARD
 
-PEAK = Path("/proc/self/clear_refs")
-"""Exists on Linux. Writing "5" to it resets the peak of this process's memory (proc_pid_clear_refs(5))."""
+CLEAR_REFS = Path("/proc/self/clear_refs")
+"""Exists only on Linux. Writing "5" resets the peak of this process's memory (proc_pid_clear_refs(5))."""
 
 
 def has_ended(process):
@@ -21,7 +21,8 @@ def has_ended(process):
 
 
 def wait_for_end(*processes):
-    """Wait for processes that need not be children of this one. `psutil` would also wait for their parents."""
+    """Wait until processes have ended, even if they are not children of this one."""
+    # `psutil.wait_procs` would wait longer: until their parents have collected the zombies.
     ends = time.monotonic() + GUARD
     while running := [process for process in processes if not has_ended(process)]:
         assert time.monotonic() < ends, f"still running: {running}"
@@ -29,14 +30,14 @@ def wait_for_end(*processes):
 
 
 def reset_peak_memory():
-    """Let `peak_memory` begin again. On macOS it begins with the process, also with a forked one."""
-    if PEAK.exists():
-        PEAK.write_text("5")
+    """Measure `peak_memory` from now on. On macOS it counts from the start of the process, even a forked one."""
+    if CLEAR_REFS.exists():
+        CLEAR_REFS.write_text("5")
 
 
 def peak_memory():
     """Return the most bytes of memory that this process has used."""
-    if not PEAK.exists():
+    if not CLEAR_REFS.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # On Linux `ru_maxrss` begins with the peak of the parent.
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
