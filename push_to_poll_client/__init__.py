@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from push_to_poll_client._consumer import Consumer
 from push_to_poll_client._dead_letters import DeadLetters, RetryResult
 from push_to_poll_client._exceptions import (
+    CommitInDoubt,
     ContentChanged,
     CursorExpired,
     DeadLetterMessage,
@@ -53,7 +54,15 @@ from push_to_poll_client._exceptions import (
 from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._lazy_exports import lazy_exports
 from push_to_poll_client._options import Resync
-from push_to_poll_client._protocols import Channel, Feed, Listener, Session, Store, TransactionalSession
+from push_to_poll_client._protocols import (
+    Channel,
+    Feed,
+    LeasedSession,
+    Listener,
+    Session,
+    Store,
+    TransactionalSession,
+)
 from push_to_poll_client._schedule import Mode
 from push_to_poll_client._status import (
     Counters,
@@ -113,6 +122,7 @@ __all__ = [
     "AtomFeed",
     "Channel",
     "CloudEvent",
+    "CommitInDoubt",
     "Connection",
     "ConnectionListener",
     "Consumer",
@@ -137,6 +147,7 @@ __all__ = [
     "HandlerDecision",
     "Hooks",
     "JSONHint",
+    "LeasedSession",
     "Listener",
     "ListenerError",
     "ListenerStatus",

@@ -21,6 +21,7 @@ A class exists only if a caller would react differently to it.
     ├── SubscriptionGone           the server has dropped a subscription; a new one is created
     └── StoreError                 the store cannot be read or written; stops the consumer
         ├── StoreUnavailable       may recover, like a full disk; the consumer waits
+        │   └── CommitInDoubt      the connection was lost during a commit; the outcome is unknown
         ├── StoreBusy              the name has another owner
         ├── StoreMismatch          the name belongs to another feed
         └── OwnershipLost          the name has a new owner; nothing was written
@@ -194,18 +195,37 @@ class StoreError(PushToPollError):
 
 
 class StoreUnavailable(StoreError):
-    """The store cannot be used now, but may recover. Nothing was written.
+    """The store cannot be used now, but may recover. Nothing was written, except after `CommitInDoubt`.
 
     Examples: a full disk, a lock held by another program. `run()` keeps uncommitted progress and retries with
     backoff. `poll_now()` raises the error.
     """
 
 
+class CommitInDoubt(StoreUnavailable):
+    """The connection was lost during a commit, so it is unknown whether the commit took effect.
+
+    Only a store on a server raises it. `run()` claims the name again, which tells the outcome; messages whose
+    processing was not recorded are processed again. `poll_now()` raises the error: call it again.
+    """
+
+
 class StoreBusy(StoreError):
     """The name already has an owner.
 
-    The owner is another process, or another consumer of this process.
+    The owner is another process, or another consumer of this process. `run()` stands by until the name is free,
+    unless `standby=False`.
+
+    Args:
+        message: Who owns the name, and what to do.
+        owner: Name of the owner for people, such as "process 4711"; `None` if the store does not tell.
+        seconds_left: Seconds until the owner's lease ends unless it is renewed; `None` without a lease.
     """
+
+    def __init__(self, message: str, *, owner: str | None = None, seconds_left: float | None = None) -> None:
+        super().__init__(message)
+        self.owner = owner
+        self.seconds_left = seconds_left
 
 
 class StoreMismatch(StoreError):

@@ -3,8 +3,8 @@
 The consumer uses its feed, listeners and store only through these protocols.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import MappingProxyType
 from typing import Protocol, TypeGuard
 
@@ -146,8 +146,8 @@ class Listener(Protocol):
 class Session(Protocol):
     """A claimed name of a store: the right to access its progress.
 
-    Methods that read raise `StoreError` if the store cannot be read. This protocol is provisional until there is a
-    store that several machines can share.
+    Methods that read raise `StoreError` if the store cannot be read. A store that several machines share returns a
+    `LeasedSession`.
     """
 
     @property
@@ -215,10 +215,12 @@ class Session(Protocol):
                 `DEAD_LETTERED`, it also deletes the dead letter with that key.
             dead_letters: Dead letters to add. Each replaces an existing one with the same key.
             state: Changes to `state`; the value `None` deletes a name.
-            read_at: Time at which the page of `cursor` arrived, in seconds since the epoch. `None` means now.
+            read_at: Time at which the page of `cursor` arrived, in seconds since the epoch; for a `LeasedSession`
+                by the clock of `LeasedSession.time()`. `None` means now.
 
         Raises:
             OwnershipLost: The name has been claimed by another owner. Nothing was written.
+            CommitInDoubt: The outcome is unknown. Only for a `LeasedSession`.
             StoreUnavailable: Nothing was written, but a retry may succeed; the consumer waits.
             StoreError: Nothing was written, and a retry does not help; `run()` ends.
         """
@@ -262,6 +264,66 @@ class Session(Protocol):
         ...
 
 
+class LeasedSession(Session, Protocol):
+    """A session of a store that several machines share. It ends by itself unless the store renews it.
+
+    The store renews the lease in the background, independent of the event loop, so that a slow handler does not
+    lose it. Once the lease is lost, the consumer starts no handler, drops everything that it has in memory, and
+    claims the name again.
+    """
+
+    @property
+    def lost(self) -> bool:
+        """True if the session has ended: its lease ran out, or the name has another owner.
+
+        Read before each call of a handler, from any thread. It must not block, and must compare the end of the
+        lease with a clock that also counts while the machine is suspended.
+        """
+        ...
+
+    @property
+    def wanted(self) -> bool:
+        """True if the owner is asked to hand over: it finishes the message in flight, commits and releases."""
+        ...
+
+    def subscribe(self, *, changed: Callable[[], None], wake: Callable[[Push | None], None]) -> None:
+        """Set the functions that the store calls, from any thread, until the session is released.
+
+        Args:
+            changed: Called after `lost` or `wanted` has become True. If the store cannot be reached, the lease can
+                run out without this call.
+            wake: Called for a wake that another replica has forwarded, and with None after the store may have
+                missed one.
+        """
+        ...
+
+    def time(self) -> float:
+        """Return the store's time of day, in seconds since the epoch.
+
+        History, attempts and overlap use it, because the clocks of several machines differ. It must not block: the
+        store reads its clock when the name is claimed, and adds the time that has passed since.
+        """
+        ...
+
+    async def again(self) -> "LeasedSession":
+        """Claim the name again after `CommitInDoubt`, and read its state anew.
+
+        Afterwards the commit in doubt can no longer take effect, or its effects are in the new session. This
+        session has ended, also if the call fails.
+
+        Raises:
+            OwnershipLost: Another owner has claimed the name.
+            StoreUnavailable: The store cannot be used now. Call it again later, or `release()`.
+            StoreError: The store cannot be used.
+        """
+        ...
+
+
+def is_leased(session: Session) -> TypeGuard[LeasedSession]:
+    """Return True if the session can end by itself."""
+    return callable(getattr(session, "again", None))
+
+
 class TransactionalSession(Session, Protocol):
     """A session of a store that is also the application's database.
 
@@ -286,6 +348,19 @@ class TransactionalSession(Session, Protocol):
         ...
 
 
+class ThreadTransactionalSession(TransactionalSession, Protocol):
+    """A transactional session that runs the whole transaction of a plain handler in the handler's thread."""
+
+    def transaction_in_thread(self, records: Sequence[Record], /) -> AbstractContextManager[None]:
+        """Do the same as `transaction`, entered and left in the worker thread that calls a plain handler."""
+        ...
+
+
+def has_thread_transactions(session: TransactionalSession) -> TypeGuard[ThreadTransactionalSession]:
+    """Return True if a plain handler's transaction runs in the handler's thread."""
+    return callable(getattr(session, "transaction_in_thread", None))
+
+
 class TransactionConflict(StoreUnavailable):
     """The handler must be called again at once, in a new block.
 
@@ -302,8 +377,14 @@ def is_transactional(session: Session) -> TypeGuard[TransactionalSession]:
 class Store(Protocol):
     """A place that saves a consumer's progress: cursor and dedupe records.
 
-    A store may define an optional method, which the consumer reads with `getattr`:
+    A store may define optional methods, which the consumer reads with `getattr`:
 
+    - `async freed(name)`: return when the name may be free, after `claim` raised `StoreBusy`. It may return too
+      early, but should return soon after the owner's release or the end of its lease. Without it, a replica that
+      stands by tries again each second.
+    - `forward(name, push)`: send a wake to the replica that owns the name. Callable from any thread; never blocks
+      and never raises. The store sends it when it can, and may merge wakes of the same name. Without it, a wake
+      reaches only this consumer.
     - `async rebind(name, *, feed: str | None, new_name: str | None)`: bind a name to another feed, or rename it;
       see `SQLiteStore.rebind`. Called for a feed with `former_identity`. Raises `ValueError` if `name` does not
       exist, or `new_name` already does.
@@ -317,7 +398,7 @@ class Store(Protocol):
             feed: The feed's identity. The first claim binds the name to it.
 
         Raises:
-            StoreBusy: The name has an owner.
+            StoreBusy: The name has an owner. `run()` stands by until the name is free.
             StoreMismatch: The name is bound to another feed.
             StoreUnavailable: The store cannot be opened now; `run()` retries.
             StoreError: The store cannot be opened.

@@ -24,11 +24,12 @@ PUBLIC = set(
     WebSocketListener SSEListener ServerSentEvent ConnectionListener Connection LongPollListener
     WebhookListener WebhookRequest WebhookResponse WebhookCounters JSONHint ReconnectAction
     Message UnreadableMessage Page FetchRequest Push Cursor Record Settlement DeadLetter SavedCursor
-    Feed Listener Channel Store Session TransactionalSession
+    Feed Listener Channel Store Session LeasedSession TransactionalSession
     PollResult Status ListenerStatus Counters Mode FailingMessage Hooks FailureAction DeadLetters RetryResult
     Resync ResyncEvent Gap PushToPollError FeedError FeedRefused PagesChanged CursorExpired FeedGone Throttled
     ProcessError HandlerDecision RetryMessage DeadLetterMessage SkipMessage StopConsumer DecodeError ContentChanged
-    ListenerError SubscriptionGone StoreError StoreUnavailable StoreBusy StoreMismatch OwnershipLost __version__
+    ListenerError SubscriptionGone StoreError StoreUnavailable CommitInDoubt StoreBusy StoreMismatch
+    OwnershipLost __version__
     """.split()  # noqa: SIM905  # read by people
 )
 
