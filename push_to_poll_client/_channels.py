@@ -91,6 +91,7 @@ class ListenerChannel:
     changed: Callable[[], None]
     saved_state: Callable[[str], str | None]
     save_state: Callable[[str, str | None], Awaitable[None]]  # between two polls; None deletes the text
+    run_while_owner: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
     _running: bool = field(default=False, init=False)
     _pushes: int = field(default=0, init=False)
 
@@ -141,6 +142,10 @@ class ListenerChannel:
         if state is not None and len(state) > MAX_STATE:
             raise ValueError(f"{self.name}: state must have at most {MAX_STATE} characters, got {len(state)}")
         await self.save_state(self._state_key, state)
+
+    async def while_owner(self, work: Callable[[], Awaitable[None]], /) -> None:
+        """Run a function whenever the consumer owns its name."""
+        await self.run_while_owner(work)
 
     @property
     def _state_key(self) -> str:

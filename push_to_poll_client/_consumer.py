@@ -7,8 +7,7 @@ that reads or writes progress opens a session in the store.
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
-from functools import partial
+from contextlib import AbstractContextManager, asynccontextmanager
 from itertools import chain, count
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
@@ -21,7 +20,7 @@ from push_to_poll_client._channels import ListenerChannel, Wakes
 from push_to_poll_client._dead_letters import DeadLetters, SessionDeadLetters
 from push_to_poll_client._handlers import as_handler, batch_of_one
 from push_to_poll_client._hooks import ConsumerStats, Hooks, SafeHooks
-from push_to_poll_client._lifecycle import OpenSession, Runner, SessionParts, not_recorded, when_available
+from push_to_poll_client._lifecycle import OpenSession, SessionParts, when_available
 from push_to_poll_client._log import ConsumerLog, log_as
 from push_to_poll_client._options import (
     LATEST,
@@ -39,6 +38,7 @@ from push_to_poll_client._options import (
 )
 from push_to_poll_client._polls import Polls
 from push_to_poll_client._protocols import Feed, Listener, Store
+from push_to_poll_client._runner import Runner
 from push_to_poll_client._schedule import Mode, Schedule
 from push_to_poll_client._secrets import known_secrets
 from push_to_poll_client._status import MAX_SHOWN_FAILING, Counters, PollResult, Status
@@ -137,6 +137,9 @@ class Consumer(Generic[M_co]):
         overlap: Start each poll this many seconds behind the saved cursor. For feeds in which a message can become
             visible after a message that comes later in the feed: set it to the longest duration of a transaction
             that writes to the feed. Messages that are read again and were processed are dropped as duplicates.
+        standby: What `run()` does while another replica owns the name. True means: stand by until the name is
+            free, with the listeners connected; their pushes are forwarded to the owner, if the store can do that.
+            False means: raise `StoreBusy`, and `OwnershipLost` if the name is lost later.
         hooks: Methods to call when something happens, for telemetry and tests.
 
     Raises:
@@ -171,6 +174,7 @@ class Consumer(Generic[M_co]):
         start: Cursor = "inception",
         on_cursor_expired: OnCursorExpired = "stop",
         overlap: float = 0.0,
+        standby: bool = True,
         hooks: Hooks[M_co] | None = None,
     ) -> None:
         handler, batch_handler = self._make_handlers(process, concurrency)
@@ -197,6 +201,7 @@ class Consumer(Generic[M_co]):
             start=start,
             on_cursor_expired=on_cursor_expired,
             overlap=overlap,
+            standby=standby,
             hooks=safe_hooks,
         )
         if callable(getattr(listeners, "listen", None)):
@@ -301,10 +306,16 @@ class Consumer(Generic[M_co]):
             StoreUnavailable: The store did not recover within `shutdown_timeout` after the stop. Until then the
                 consumer waits for it. Unsaved progress stays in this object and is committed when it is used
                 again.
-            StoreError: The store failed for good, or the name has another owner.
+            StoreBusy: The name has another owner, and `standby` is False.
+            StoreError: The store failed for good.
             RuntimeError: It is already running.
         """
-        runner = Runner(options=self._options, feed_name=self._feed_name, channels=self._channels)
+        runner = Runner(
+            options=self._options,
+            feed_name=self._feed_name,
+            channels=self._channels,
+            sessions=self._open_session,
+        )
         # Weak references: a coroutine that is never awaited does not stay in memory.
         self._runners = (*(reference for reference in self._runners if reference() is not None), ref(runner))
         return self._run(runner)
@@ -316,14 +327,8 @@ class Consumer(Generic[M_co]):
             return
         self._runner = runner
         try:
-            async with AsyncExitStack() as stack:
-                stack.enter_context(self._log_as_consumer())
-                with runner.opening:
-                    await when_available(partial(stack.enter_async_context, self), self._consumer_stats)
-                if not runner.opening.cancelled_caught:
-                    await runner.run_until_stopped(self._opened)
-                elif count := self._open_session.uncommitted_count:
-                    raise not_recorded(self._consumer_stats.last_error, count)
+            with self._log_as_consumer():
+                await runner.run()
         finally:
             if self._runner is runner:
                 self._runner = None
@@ -489,14 +494,15 @@ class Consumer(Generic[M_co]):
 
     def status(self) -> Status:
         """Return a snapshot of the consumer's state. Callable from any thread."""
-        loop, parts, schedule, stats = self._open_session.loop, self._parts, self._schedule, self._consumer_stats
-        saved = self._open_session.saved
+        sessions, schedule, stats = self._open_session, self._schedule, self._consumer_stats
+        loop, parts, saved = sessions.loop, sessions.parts, sessions.saved
         return Status(
             name=self.name,
             feed=self._feed_name,
-            mode=schedule.mode(loop.time()) if loop and parts else Mode.STOPPED,
+            mode=schedule.mode(loop.time()) if loop and (parts or sessions.standing_by) else Mode.STOPPED,
             cursor=saved.cursor,
             fencing_token=parts.session.fencing_token if parts else None,
+            owner=sessions.owner,
             listeners=tuple(channel.status for channel in self._channels),
             last_poll=stats.last_poll,
             last_progress=stats.last_progress,
@@ -608,10 +614,16 @@ class Consumer(Generic[M_co]):
             changed=self._schedule_changed,
             saved_state=self._saved_state,
             save_state=self._save_state,
+            run_while_owner=self._run_while_owner,
         )
 
     def _saved_state(self, key: str) -> str | None:
-        return self._opened.session.state.get(key)
+        parts = self._parts
+        return None if parts is None else parts.session.state.get(key)
+
+    async def _run_while_owner(self, work: Callable[[], Awaitable[None]]) -> None:
+        assert self._runner is not None  # it runs the listener  # noqa: S101
+        await self._runner.while_owner(work)
 
     async def _save_state(self, key: str, text: str | None) -> None:
         async def save() -> None:

@@ -15,9 +15,10 @@ from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
 from push_to_poll_client._event_loop import in_own_task
+from push_to_poll_client._exceptions import OwnershipLost
 from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._options import BatchHandler, Handler
-from push_to_poll_client._protocols import TransactionalSession, TransactionConflict
+from push_to_poll_client._protocols import LeasedSession, TransactionalSession, TransactionConflict
 from push_to_poll_client._types import M, Message, Record
 
 MessageOrBatch: TypeAlias = Message | Sequence[Message]
@@ -94,6 +95,20 @@ def in_transaction(
                     raise
                 raise TransactionFailed from error
             return
+
+    return process
+
+
+def while_owner(handler: Handler[Any], session: LeasedSession) -> Handler[Any]:
+    """Call the handler only while the session is not lost."""
+
+    async def process(work: MessageOrBatch) -> None:
+        # Read at each call: the process may have been suspended since the last one, for longer than its lease.
+        if session.lost:
+            raise TransactionFailed from OwnershipLost(
+                "the session ended before the handler was called; the message is left to the next owner"
+            )
+        await handler(work)
 
     return process
 

@@ -1,40 +1,30 @@
-"""Open, run and close a session.
+"""Open and close the session of a consumer.
 
 `OpenSession` claims the consumer's name for its first user, builds the parts of a session, and releases the name
-after its last user. `Runner` runs the listeners and the automatic polls of an open session.
+after its last user. If the store says that the session has ended by itself (another owner, a lease that ran out, a
+commit in doubt), the next user gets a new session, and nothing that was in memory is used again.
+
+While `run()` stands by, `OpenSession` forwards wakes to the owner.
 """
 
 import logging
 import math
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakSet
 
 import anyio
 
-from push_to_poll_client._channels import ListenerChannel, Wakes
+from push_to_poll_client._channels import Wakes
 from push_to_poll_client._dead_letters import SessionDeadLetters
-from push_to_poll_client._event_loop import (
-    EventLoop,
-    asyncio_cancellation,
-    error_for_cancellation,
-    in_own_task,
-    sole_cause,
-)
-from push_to_poll_client._exceptions import (
-    ListenerError,
-    ProcessError,
-    PushToPollError,
-    StoreMismatch,
-    StoreUnavailable,
-)
+from push_to_poll_client._event_loop import EventLoop, in_own_task
+from push_to_poll_client._exceptions import OwnershipLost, StoreMismatch, StoreUnavailable
 from push_to_poll_client._fetching import Fetcher
-from push_to_poll_client._handlers import in_transaction, with_start_hook
-from push_to_poll_client._hooks import ConsumerStats, RunLog
+from push_to_poll_client._handlers import in_transaction, while_owner, with_start_hook
+from push_to_poll_client._hooks import ConsumerStats
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._options import Handler, Options
 from push_to_poll_client._poller import Poller
@@ -42,8 +32,8 @@ from push_to_poll_client._polls import Polls
 from push_to_poll_client._position import Position
 from push_to_poll_client._processor import Dedupe, Processor
 from push_to_poll_client._progress import Progress, Uncommitted
-from push_to_poll_client._protocols import Feed, Session, Store, is_transactional
-from push_to_poll_client._retry import Retry, StopSignal
+from push_to_poll_client._protocols import Feed, LeasedSession, Session, Store, is_leased, is_transactional
+from push_to_poll_client._retry import Retry
 from push_to_poll_client._schedule import Mode, PollOutcome, Schedule
 from push_to_poll_client._status import SavedProgress
 from push_to_poll_client._types import Clock, Cursor, Push
@@ -62,6 +52,33 @@ class SessionParts:
     position: Position
     poller: Poller
     polls: Polls
+    # Set, and replaced, when the store reports that `lost` or `wanted` of the session may have changed.
+    changed: anyio.Event = field(default_factory=anyio.Event)
+
+    @property
+    def is_over(self) -> bool:
+        """True if the session has ended by itself: a new one is needed."""
+        return is_leased(self.session) and self.session.lost
+
+    @property
+    def is_wanted(self) -> bool:
+        """True if another replica asks for the name."""
+        return is_leased(self.session) and self.session.wanted
+
+    def changed_from(self, loop: EventLoop) -> Callable[[], None]:
+        """Return a function that calls `session_changed` in this event loop, from any thread."""
+
+        def changed() -> None:
+            loop.call(self.session_changed)
+
+        return changed
+
+    def session_changed(self) -> None:
+        """Let the runner read the session again, and drop what a lost session must not commit."""
+        if self.is_over:
+            self.progress.abandon()
+        self.changed.set()
+        self.changed = anyio.Event()
 
     async def rewind(self, to: Cursor | None, *, ago: float | None, forget: bool) -> None:
         """See `Consumer.rewind`. Call it while no poll runs."""
@@ -79,6 +96,9 @@ class SessionParts:
 # SQLite waits up to 5 s for a lock in each try, so this makes 6 to 12 tries a minute.
 FIRST_STORE_BACKOFF, MAX_STORE_BACKOFF = 0.25, 5.0
 """First and longest delay, in seconds, between two tries of calls that need only the store."""
+
+STANDBY_INTERVAL = 1.0
+"""Seconds between two claims while standing by, for a store that cannot tell when a name is free."""
 
 CLOSE_TIMEOUT = 10.0
 """Most seconds for closing a store or a feed: if the call hangs, the consumer must stop anyway."""
@@ -140,13 +160,18 @@ class OpenSession:
     worth_a_poll: Callable[[Push], bool]
     loop: EventLoop | None = field(default=None, init=False)
     parts: SessionParts | None = field(default=None, init=False)
+    # True while `run()` runs: between two sessions it keeps the feed open, and a session that ended by itself.
+    running: bool = field(default=False, init=False)
+    standing_by: bool = field(default=False, init=False)
+    owner: str | None = field(default=None, init=False)  # the other replica that owns the name, if known
 
     def __post_init__(self) -> None:
         former = getattr(self.feed, "former_identity", None) or ()
         self._former_names = (former,) if isinstance(former, str) else tuple(former)
         self._lock = anyio.Lock()
         self._users = self._keepers = self._lost_users = 0
-        self._lost_session: Session | None = None
+        self._lost_session: Session | None = None  # its event loop has ended; to be released
+        self._ended_session: LeasedSession | None = None  # it ended by itself; to be continued by `again()`
         self._uncommitted: Uncommitted | None = None  # by the last session, until the next one restores it
         self._last_saved = SavedProgress()
 
@@ -175,6 +200,8 @@ class OpenSession:
         self._keepers += keep
         try:
             async with self._lock:
+                if self.parts is not None and self.parts.is_over:
+                    self._set_aside(self.parts)
                 if self.parts is None:
                     await self._open(loop)
         except BaseException as error:
@@ -183,10 +210,11 @@ class OpenSession:
 
     def _leave_loop(self, loop: EventLoop) -> None:
         """Leave an event loop. If it ended while the session was open, the session is lost."""
-        if not self._users:
+        if not self._users and not self.running:
             return
         if not loop.has_ended:
             raise RuntimeError(f"{self.name}: in use in another event loop; stop it there first")
+        self.running = self.standing_by = self.schedule.standby = False
         logger.warning("the event loop ended while the consumer was in use, claiming the name again")
         self._lost_users, self._users, self._keepers = self._lost_users + self._users, 0, 0
         if self.schedule.mode(loop.time()) in {Mode.POLLING, Mode.WAITING}:
@@ -195,8 +223,48 @@ class OpenSession:
             self._lost_session = self._end_parts(self.parts)
             self._leave_feed()
 
+    # Standby
+
+    def stand_by(self, owner: str | None) -> None:
+        """Forward wakes to the owner until the name is claimed, or until `end_run`."""
+        assert self.loop is not None  # a claim has failed in it  # noqa: S101
+        self.owner, self.standing_by, self.schedule.standby = owner, True, True
+        if self.parts is None and hasattr(self.store, "forward"):
+            self.wakes.open(self.loop, self._forward)
+
+    def _forward(self, push: Push | None) -> None:
+        self.stats.counts["forwarded"] += 1
+        self.store.forward(self.name, push)  # type: ignore[attr-defined]
+
+    async def wait_until_free(self) -> None:
+        """Return when another claim may succeed."""
+        if hasattr(self.store, "freed"):
+            await self.store.freed(self.name)
+        else:
+            await anyio.sleep(STANDBY_INTERVAL)
+
+    async def end_run(self) -> None:
+        """Stop standing by, and release or close the things that `run()` kept between two sessions."""
+        self.running = self.standing_by = self.schedule.standby = False
+        self.owner = None
+        async with self._lock:
+            if self.parts is None:
+                self.wakes.close()
+                await self._release_ended()
+                await self._close_feed()
+
+    # Opening
+
     async def _claim(self) -> Session:
         """Claim the name. Rebind it first if it is bound to a former identity of the feed."""
+        if (ended := self._ended_session) is not None:
+            try:
+                session = await ended.again()
+            except OwnershipLost:
+                self._ended_session = None
+            else:
+                self._ended_session = None
+                return session
         former = self._former_names if hasattr(self.store, "rebind") else ()
         if self.name == self.feed_name:  # no name= was given: the former name was the former identity
             for name in former:
@@ -225,7 +293,7 @@ class OpenSession:
         async with AsyncExitStack() as undo:
             with _open_sessions_lock:  # before the claim: another consumer may close the feed meanwhile
                 _open_sessions.add(self)
-            undo.callback(self._leave_feed)
+            undo.callback(self._leave_feed_unless_running)
             session = await self._claim()
             self._former_names = ()  # only the first claim needs them
             undo.push_async_callback(self._close, session.release)  # if its state is invalid
@@ -233,6 +301,10 @@ class OpenSession:
             await self._restore_uncommitted(parts.progress)
             self.wakes.open(loop, parts.polls.wake)
             self.parts, self._uncommitted = parts, None
+            self.standing_by = self.schedule.standby = False
+            self.owner = None
+            if is_leased(session):
+                session.subscribe(changed=parts.changed_from(loop), wake=self.wakes.put)
             undo.pop_all()
 
     def _build(self, session: Session, clock: Clock) -> SessionParts:
@@ -245,6 +317,8 @@ class OpenSession:
         def wrap(handler: Handler[Any]) -> Handler[Any]:
             if is_transactional(session):
                 handler = in_transaction(handler, session, dedupe.records)
+            if is_leased(session):
+                handler = while_owner(handler, session)
             return handler if options.hooks is None else with_start_hook(handler, options.hooks)
 
         handler, batch_handler = wrap(options.handler), options.batch_handler and wrap(options.batch_handler)
@@ -292,23 +366,48 @@ class OpenSession:
         if self._users:  # do not wait for a user that opens the session
             return
         async with self._lock:
-            if not self._users and self.parts is not None:
-                await self._close(self._end_parts(self.parts).release)
-                if self._leave_feed() and hasattr(self.feed, "aclose"):
-                    await self._close(self.feed.aclose)
+            if self._users or self.parts is None:
+                return
+            if self.running and self.parts.is_over:
+                self._set_aside(self.parts)
+                return
+            await self._close(self._end_parts(self.parts).release)
+            if not self.running:
+                await self._close_feed()
+
+    def _set_aside(self, parts: SessionParts) -> None:
+        """Keep a session that ended by itself, for `again()`."""
+        session = self._end_parts(parts)
+        self._ended_session = session if is_leased(session) else None
 
     def _end_parts(self, parts: SessionParts) -> Session:
         """Keep the data that outlives the session. Return the session, to be released."""
         self.wakes.close()
         self._last_saved, self._uncommitted = self.saved, parts.progress.uncommitted()
         self.parts = None
+        if self.standing_by:  # the session was another call's
+            self.stand_by(self.owner)
         return parts.session
 
+    async def _release_ended(self) -> None:
+        ended, self._ended_session = self._ended_session, None
+        if ended is not None:
+            await self._close(ended.release)
+
+    def _leave_feed_unless_running(self) -> None:
+        if not self.running:
+            self._leave_feed()
+
+    async def _close_feed(self) -> None:
+        if self._leave_feed() and hasattr(self.feed, "aclose"):
+            await self._close(self.feed.aclose)
+
     def _leave_feed(self) -> bool:
-        """Unregister from the feed. Return True if no other session of this process uses it."""
+        """Unregister from the feed. Return True if it can be closed: no other session of this process uses it."""
         with _open_sessions_lock:
+            was_open = self in _open_sessions
             _open_sessions.discard(self)
-            return all(other.feed is not self.feed for other in _open_sessions)
+            return was_open and all(other.feed is not self.feed for other in _open_sessions)
 
     async def _close(self, close: Callable[[], Awaitable[None]]) -> None:
         """Close a store or a feed. A failure is only logged, since no progress is lost by it."""
@@ -317,148 +416,3 @@ class OpenSession:
                 await close()
         except Exception as error:  # noqa: BLE001  # whatever a store or a feed raises
             logger.warning("cannot close the store or the feed: %s", describe(error))
-
-
-@dataclass(kw_only=True, eq=False, repr=False)
-class Runner:
-    """Run the listeners and the automatic polls until stopped, cancelled, or broken."""
-
-    options: Options
-    feed_name: str
-    channels: Sequence[ListenerChannel]
-    loop: EventLoop | None = field(default=None, init=False)
-    opening: anyio.CancelScope = field(init=False)  # cancels opening the session: a store may hang
-
-    def __post_init__(self) -> None:
-        self._stop = StopSignal()
-        self._why_stopped = ""
-        self._fatal: BaseException | None = None
-        self._is_cancelled: Callable[[], bool] = lambda: False
-
-    def stop(self) -> None:
-        """Stop before the next message. Call it from any thread."""
-        self._stop.requested = True
-        if self.loop is not None:
-            self.loop.call(partial(self._end, "stop() was called"))
-
-    def _end(self, why: str) -> None:
-        """Stop before the next message. The first reason is logged."""
-        self._why_stopped = self._why_stopped or why
-        self._stop.requested = True
-        self._stop.event.set()
-        self.opening.cancel()
-
-    def begin(self) -> bool:
-        """Begin in the current event loop. Return False if it was stopped before."""
-        self.opening = anyio.CancelScope()
-        self.loop = EventLoop()  # from here on `stop` reaches it
-        return not self._stop.requested
-
-    async def run_until_stopped(self, parts: SessionParts) -> None:
-        """Poll and listen until a stop, or until the feed has ended. Raise the error that stopped it."""
-        self._is_cancelled = asyncio_cancellation()
-        if self._stop.requested:  # during the opening of the session
-            return
-        log = RunLog(parts.polls.stats, parts.polls.clock)
-        log.started(parts.position.place, self.feed_name, self.options.fallback_interval, len(self.channels))
-        parts.polls.begin(log)
-        try:
-            await self._poll_and_listen(parts)
-        finally:
-            parts.polls.run_log = None
-            why = self._why_stopped if self._fatal is None else "because of an error"
-            log.stopped(parts.session.cursor, why)
-
-    async def _poll_and_listen(self, parts: SessionParts) -> None:
-        deadline = -math.inf
-        try:
-            async with anyio.create_task_group() as tasks:
-                for channel in self.channels:
-                    tasks.start_soon(self._listen, channel)
-                tasks.start_soon(self._poll, parts.polls)
-                try:
-                    await self._stop.event.wait()
-                finally:
-                    self._end("run() was cancelled")
-                    deadline = anyio.current_time() + self.options.shutdown_timeout
-                    parts.polls.set_in_flight_deadline(deadline)
-                    parts.progress.finish_by(deadline)
-                tasks.cancel_scope.cancel()
-        finally:
-            if parts.progress.has_uncommitted:
-                await in_own_task(partial(self._commit_by, deadline, parts.progress))
-            parts.progress.finish_by(math.inf)
-        if self._fatal is not None:
-            raise self._fatal
-
-    async def _commit_by(self, deadline: float, progress: Progress) -> None:
-        """Retry the refused commits until the deadline."""
-        try:
-            if progress.refusal is None or anyio.current_time() < deadline:
-                await when_available(progress.flush, progress.stats, until=deadline)
-        except StoreUnavailable:
-            pass  # kept in `refusal`
-        except Exception as error:  # noqa: BLE001  # raised by run_until_stopped
-            if self._fatal is None:
-                self._stop_with_error(error)
-            return
-        if progress.refusal is not None:
-            count = progress.uncommitted_count
-            self._stop_with_error(not_recorded(progress.refusal, count) if count else progress.refusal)
-
-    async def _poll(self, polls: Polls) -> None:
-        try:
-            await polls.poll_until_stopped(self._stop)
-            if polls.closed:
-                self._end("the feed has ended, all messages are settled")
-        except anyio.get_cancelled_exc_class():
-            if anyio.current_effective_deadline() > -math.inf and not self._is_cancelled():
-                # Not cancelled by the caller of run(), nor by asyncio.run() at its end. Without this error,
-                # polling would end silently.
-                self._stop_with_error(
-                    RuntimeError(
-                        "the polling task was cancelled, perhaps by a handler; "
-                        "a handler must not cancel its caller"
-                    )
-                )
-            raise
-        except BaseException as error:  # noqa: BLE001  # raised by run_until_stopped, without a group around it
-            bug = None if isinstance(error, PushToPollError) else error
-            # `FailureLog` has logged a failed message.
-            self._stop_with_error(error, bug=bug, is_logged=isinstance(error, ProcessError))
-
-    async def _listen(self, channel: ListenerChannel) -> None:
-        channel.started()
-        try:
-            await channel.listener.listen(channel)
-            logger.info("%s: closed by the server, not reconnecting; polling continues", channel.name)
-        except BaseException as raised:  # noqa: BLE001  # raised by run_until_stopped, without a group around it
-            error = sole_cause(raised)
-            if isinstance(error, anyio.get_cancelled_exc_class()):
-                error = error_for_cancellation(error, "it")
-            self._listener_failed(channel, error)
-        finally:
-            # A coroutine may be destroyed long after its event loop has ended. Then another run uses the channel.
-            if self.loop is None or not self.loop.has_ended:
-                channel.stopped()
-
-    def _listener_failed(self, channel: ListenerChannel, error: BaseException) -> None:
-        if not isinstance(error, Exception):  # such as SystemExit, which ends the program
-            self._stop_with_error(error)
-        elif self._stop.requested:
-            logger.info("%s: failed while stopping: %s", channel.name, describe(error))
-        elif isinstance(error, PushToPollError):
-            self._stop_with_error(error)
-        else:
-            broken = ListenerError(f"listener {channel.name} failed: {describe(error)}")
-            broken.__cause__ = error
-            self._stop_with_error(broken, bug=error)
-
-    def _stop_with_error(
-        self, error: BaseException, *, bug: BaseException | None = None, is_logged: bool = False
-    ) -> None:
-        """Stop because of an error. Log it unless it is logged, with the traceback of `bug`."""
-        if isinstance(error, Exception) and not is_logged:  # not SystemExit and similar
-            logger.error("stopping: %s", describe(error), exc_info=bug)
-        self._fatal = error if self._fatal is None else self._fatal
-        self._end("because of an error")

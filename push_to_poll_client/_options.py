@@ -142,6 +142,7 @@ class Options:
     start: Cursor
     on_cursor_expired: OnCursorExpired
     overlap: float
+    standby: bool
     hooks: Hooks | None
 
     def __post_init__(self) -> None:

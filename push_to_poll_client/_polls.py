@@ -20,6 +20,7 @@ import anyio
 
 from push_to_poll_client._event_loop import error_for_cancellation
 from push_to_poll_client._exceptions import (
+    CommitInDoubt,
     CursorExpired,
     FeedError,
     FeedGone,
@@ -232,7 +233,9 @@ class Polls(SessionPart):
 
     def _log_failure(self, error: Exception, stop: StopSignal) -> None:
         """Log a failed poll. Raise the error if another poll cannot fix it."""
-        if not isinstance(error, FeedError | StoreUnavailable) or isinstance(error, CursorExpired | FeedGone):
+        if not isinstance(error, FeedError | StoreUnavailable) or isinstance(
+            error, CursorExpired | FeedGone | CommitInDoubt
+        ):
             raise error
         if isinstance(error, FeedError):
             logger.warning("poll failed, retrying in %.1f s: %s", self.delay, describe(error))
@@ -253,6 +256,11 @@ class Polls(SessionPart):
         """Set a deadline for the messages in flight of `run()`."""
         if self._current is not None and self._current.cause is not Cause.MANUAL:
             self._current.in_flight.deadline = deadline
+
+    def cancel_in_flight(self) -> None:
+        """Cancel the messages in flight, because another replica may own the name now."""
+        if self._current is not None:
+            self._current.in_flight.cancel()
 
     @property
     def delay(self) -> float:

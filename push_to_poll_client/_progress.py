@@ -8,9 +8,12 @@ Commits
 One commit runs at a time. Records that arrive while it runs go into the next one, as in databases (group commit).
 So more messages share a commit if messages are fast and the disk is slow.
 
-A failed commit loses nothing: its records are put back, and the next flush tries again. Each poll begins with a
-flush, so nothing more is processed until the commit succeeds. If the session ends before that, the consumer keeps
-`uncommitted`, and the next session begins with `restore`. A transactional store has already committed each
+If the outcome of a commit is unknown, or a session with a lease is lost, everything in memory is dropped. The next
+session reads the state anew, and messages whose processing was not recorded are processed again.
+
+Any other failed commit loses nothing: its records are put back, and the next flush tries again. Each poll begins
+with a flush, so nothing more is processed until the commit succeeds. If the session ends before that, the consumer
+keeps `uncommitted`, and the next session begins with `restore`. A transactional store has already committed each
 handler's effects with the record (G8). Passing the record to a commit again changes nothing.
 
 A commit finishes even if its caller is cancelled, unless it exceeds the time that the consumer has to stop.
@@ -44,11 +47,11 @@ import msgspec
 
 from push_to_poll_client import _event_loop
 from push_to_poll_client._event_loop import Background, in_own_task
-from push_to_poll_client._exceptions import StoreError, StoreUnavailable
+from push_to_poll_client._exceptions import CommitInDoubt, OwnershipLost, StoreError, StoreUnavailable
 from push_to_poll_client._json import Decoder
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._options import SessionPart
-from push_to_poll_client._protocols import is_transactional
+from push_to_poll_client._protocols import is_leased, is_transactional
 from push_to_poll_client._types import Cursor, DeadLetter, Record, SavedCursor
 
 logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
@@ -57,9 +60,10 @@ logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 class TimeOfDay:
     """Time of day in seconds since the epoch, by the event loop's clock, which does not jump."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], now: float | None = None) -> None:
+        """Start at `now`. None means the time of day of this machine."""
         self._clock = clock
-        self._epoch = _event_loop.wall_clock() - clock()
+        self._epoch = (_event_loop.wall_clock() if now is None else now) - clock()
 
     def now(self) -> float:
         return self._epoch + self._clock()
@@ -250,7 +254,8 @@ class Progress(SessionPart):
 
     def __post_init__(self) -> None:
         self.read_at = self.clock()  # arrival of the page of `cursor`, on the event loop's clock
-        self.time_of_day = TimeOfDay(self.clock)
+        # Stored times must not depend on the machine that owns the name.
+        self.time_of_day = TimeOfDay(self.clock, self.session.time() if is_leased(self.session) else None)
         self.attempts = Attempts(self.session.state, self.time_of_day)
         self._taken: CommitArguments | None = None  # arguments of the running commit
         self._taken_keys = set[str]()  # keys of its records: several pages may be checked during one commit
@@ -259,6 +264,7 @@ class Progress(SessionPart):
         self._lock = anyio.Lock(fast_acquire=True)
         self._commit_scope = anyio.CancelScope()
         self._stop_deadline = self._cancel_deadline = math.inf
+        self._is_abandoned = False
 
     @property
     def dead_letter_count(self) -> int:
@@ -314,9 +320,19 @@ class Progress(SessionPart):
         if self._taken is not None:  # the event loop ended during a commit
             self._put_back(self._taken)
         self.attempts.write_soon()
-        if not self.has_uncommitted:
+        if not self.has_uncommitted or is_leased(self.session):  # another replica may process the messages
             return None
         return Uncommitted(tuple(self.session.history), self.session.fencing_token, self._take())
+
+    def abandon(self) -> None:
+        """Drop everything that is not committed, now and later, because the session is lost."""
+        if self._is_abandoned:
+            return
+        self._is_abandoned = True
+        if count := len(self.pending):
+            logger.warning(
+                "%d processed messages are not saved; those that are not recorded are processed again", count
+            )
 
     async def restore(self, uncommitted: Uncommitted) -> bool:
         """Continue with the last session's commit; False if another consumer has moved the name since."""
@@ -369,6 +385,8 @@ class Progress(SessionPart):
     @property
     def has_uncommitted(self) -> bool:
         """True if there is anything to commit now."""
+        if self._is_abandoned:
+            return False
         unsaved = self.cursor not in {None, self.session.cursor}
         return bool(self.pending or self.dead_letters) or unsaved or self.attempts.writable
 
@@ -395,6 +413,9 @@ class Progress(SessionPart):
                 await self._save(taken)
             except BaseException as error:
                 self._put_back(taken)
+                if is_leased(self.session) and isinstance(error, CommitInDoubt | OwnershipLost):
+                    self.abandon()
+                    raise
                 if isinstance(error, StoreUnavailable):
                     self._refused_since = began if self.refusal is None else self._refused_since
                     self.refusal = error

@@ -3,7 +3,7 @@
 The consumer uses its feed, listeners and store only through these protocols.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import MappingProxyType
 from typing import Protocol, TypeGuard
@@ -107,7 +107,16 @@ class Channel(Protocol):
 
     @property
     def state(self) -> str | None:
-        """Text that this listener saved last, in any run; `None` if none."""
+        """Text that this listener saved last, in any run; `None` if none, or while this consumer stands by."""
+        ...
+
+    async def while_owner(self, work: Callable[[], Awaitable[None]], /) -> None:
+        """Run a function whenever this consumer owns its name, until the function returns.
+
+        Use it for work that only one replica may do, such as to keep a subscription. The function is cancelled
+        when the ownership ends, and called again when the consumer owns the name again. `state` and `save` are
+        usable inside. An exception of the function is raised here.
+        """
         ...
 
     async def save(self, state: str | None, /) -> None:
@@ -274,7 +283,7 @@ class LeasedSession(Session, Protocol):
 
     @property
     def lost(self) -> bool:
-        """True if the session has ended: its lease ran out, or the name has another owner.
+        """True if the session has ended: its lease ran out, the name has another owner, or a commit is in doubt.
 
         Read before each call of a handler, from any thread. It must not block, and must compare the end of the
         lease with a clock that also counts while the machine is suspended.

@@ -161,6 +161,7 @@ class Counters:
         wakes: Wakes from all sources.
         coalesced: Wakes that joined a wake that was already pending.
         dropped: Wakes that were dropped because of their hint.
+        forwarded: Wakes that were sent to the owner of the name while this consumer stood by.
         missed_pushes: Timer polls that found messages although no push arrived and a channel was up.
     """
 
@@ -178,6 +179,7 @@ class Counters:
     wakes: int = 0
     coalesced: int = 0
     dropped: int = 0
+    forwarded: int = 0
     missed_pushes: int = 0
 
 
@@ -204,6 +206,8 @@ class Status:
         mode: The current activity.
         cursor: The saved cursor; `None` is the inception.
         fencing_token: The fencing token of the current claim; `None` if this object does not own the name.
+        owner: The replica that owns the name, while this object stands by, such as "process 4711". `None` if this
+            object does not stand by, or if the store does not tell.
         listeners: The push channels.
         last_poll: Time at which the last poll ended; `None` if there was no poll.
         last_progress: Time at which settled messages were last committed; `None` if none were.
@@ -228,6 +232,7 @@ class Status:
     mode: Mode
     cursor: Cursor | None = None
     fencing_token: int | None = None
+    owner: str | None = None
     listeners: tuple[ListenerStatus, ...] = ()
     last_poll: float | None = None
     last_progress: float | None = None

@@ -246,14 +246,18 @@ class PullWakeListener(SSEListener):
         self._bucket = TokenBucket(RATE, BURST)  # a new one: an earlier run may have had another clock
         with hidden(self._known_secrets):
             try:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._manager.run, self._subscription_channel)
-                    await super().listen(stream_channel)
-                    tasks.cancel_scope.cancel()
+                await channel.while_owner(lambda: self._listen_as_owner(stream_channel))
             except ExceptionGroup as group:
                 raise sole_cause(group) from None
             finally:
                 self._is_listening = False
+
+    async def _listen_as_owner(self, stream_channel: Channel) -> None:
+        # Not while standing by: the server gives a wake to one worker, which must be the owner.
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._manager.run, self._subscription_channel)
+            await super().listen(stream_channel)
+            tasks.cancel_scope.cancel()
 
     @contextlib.asynccontextmanager
     async def _connect(self) -> AsyncIterator[EventStream]:

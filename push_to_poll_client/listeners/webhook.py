@@ -274,7 +274,7 @@ class WebhookListener:
             with self._router.joined(subscriber, None):
                 async with Background() as background:
                     await background.start(lambda: subscriber.watch_floods(self._journal))
-                    await manager.run(subscriber)
+                    await channel.while_owner(lambda: manager.run(subscriber))
         finally:
             self._router.broadcast_state(subscriber, None, up=False)
             self._is_managing = False

@@ -144,7 +144,7 @@ async def test_a_line_from_a_worker_thread_names_the_consumer(caplog):
 class Told:
     """A channel that logs like the channel of a consumer."""
 
-    wake = request_poll = subscribed = save = state = None
+    wake = request_poll = subscribed = save = while_owner = state = None
 
     def __init__(self):
         self.is_up = anyio.Event()

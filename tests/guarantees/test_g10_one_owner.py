@@ -18,7 +18,7 @@ async def test_g10_a_second_consumer_of_the_same_name_is_refused(running):
     running(Log(feed, store=store))
     await feed.asked(1)
     with pytest.raises(StoreBusy):
-        await Log(feed, store=store).run()
+        await Log(feed, store=store, standby=False).run()
     await Log(feed, store=store, name="another").poll_now()
 
 

@@ -10,9 +10,11 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from push_to_poll_client import Record, SQLiteStore, StoreBusy
+from push_to_poll_client import Mode, Record, SQLiteStore, StoreBusy, _lifecycle
 from push_to_poll_client.stores import sqlite
 from push_to_poll_client.stores._sqlite.thread import Job
+from push_to_poll_client.testing._fake_feed import FakeFeed
+from tests.support.consumers import Log
 from tests.support.forms import GUARD
 
 pytestmark = pytest.mark.anyio
@@ -183,3 +185,24 @@ async def test_a_session_dropped_in_a_forked_child_leaves_the_file_to_the_parent
         store._close_dropped_soon()
     assert not submitted
     await session.release()
+
+
+async def test_a_second_process_stands_by_until_the_file_is_free(store, monkeypatch):
+    """A second store object needs the same lock as another process would."""
+    monkeypatch.setattr(_lifecycle, "STANDBY_INTERVAL", 0.01)
+    feed = FakeFeed()
+    feed.publish(1)
+    first = Log(feed, store=store, patience=GUARD)
+    second = Log(feed, store=SQLiteStore(store.path, transactional=store.transactional), patience=GUARD)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(first.run)
+        await first.until(1)
+        tasks.start_soon(second.run)
+        with anyio.fail_after(GUARD):
+            while second.status().mode is not Mode.STANDBY:  # noqa: ASYNC110  # no event tells it
+                await anyio.sleep(0.01)
+        first.stop()
+        feed.publish(1)
+        await second.until(1)
+        second.stop()
+    assert (first.processed, second.processed) == (["1"], ["2"])

@@ -41,6 +41,9 @@ class TimedChannel:
     def subscribed(self, until, /):
         self.subscribed_until = until
 
+    async def while_owner(self, work, /):
+        await work()
+
     async def save(self, state, /):
         self.state = state
 
@@ -77,6 +80,9 @@ class Channel:
 
     def subscribed(self, until, /):
         self.subscribed_until = until
+
+    async def while_owner(self, work, /):
+        await work()
 
     async def save(self, state, /):
         self.state = state

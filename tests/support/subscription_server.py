@@ -172,6 +172,9 @@ class Channel:
     def subscribed(self, until, /):
         self.until = until
 
+    async def while_owner(self, work, /):
+        await work()
+
     async def save(self, state, /):
         await self.crash.step()
         if self.failing is not None:

@@ -41,6 +41,7 @@ class ForwardedChannel:
         self.request_poll = channel.request_poll
         self.subscribed = channel.subscribed
         self.save = channel.save
+        self.while_owner = channel.while_owner
         self._channel = channel
 
     @property
