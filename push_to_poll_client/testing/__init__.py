@@ -16,12 +16,14 @@ from push_to_poll_client.testing._virtual_time import VirtualTimeLoop, virtual_t
 
 if TYPE_CHECKING:
     from push_to_poll_client.testing._feed_suite import FeedSuite
+    from push_to_poll_client.testing._leased_suite import LeasedStoreSuite
     from push_to_poll_client.testing._store_suite import StoreSuite
     from push_to_poll_client.testing._transactional_suite import TransactionalStoreSuite
     from push_to_poll_client.testing.server import ReferenceServer, serve_in_thread
 else:
     _SUITES = {
         "_feed_suite": ["FeedSuite"],
+        "_leased_suite": ["LeasedStoreSuite"],
         "_store_suite": ["StoreSuite"],
         "_transactional_suite": ["TransactionalStoreSuite"],
     }
@@ -46,6 +48,7 @@ __all__ = [
     "FakeFeed",
     "Faults",
     "FeedSuite",
+    "LeasedStoreSuite",
     "ManualListener",
     "PushRecord",
     "ReferenceApp",

@@ -6,13 +6,17 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from itertools import pairwise
 from typing import Any
 
+import anyio
 import pytest
 
 from push_to_poll_client._exceptions import OwnershipLost, StoreBusy, StoreError, StoreMismatch
-from push_to_poll_client._protocols import Session, Store
+from push_to_poll_client._protocols import Session, Store, is_leased
 from push_to_poll_client._types import DeadLetter, Record, Settlement
 
-_FEED = "https://feed.example/"
+FEED = "https://feed.example/"
+
+GUARD = 60.0
+"""Seconds after which a wait fails instead of hanging. A wait usually takes milliseconds."""
 
 _STRINGS = (
     *("", " ", "a", "A", "a ", " a", "a\n", "a\0", "a\0b", "\0"),
@@ -38,7 +42,7 @@ def _dead_letter(key: str, **others: Any) -> DeadLetter:
     )
 
 
-_WRITES: dict[str, Callable[[Session], Awaitable[object]]] = {
+WRITES: dict[str, Callable[[Session], Awaitable[object]]] = {
     "commit": lambda session: session.commit(
         cursor="c2",
         records=[Record("2"), Record("3", fingerprint=3), Record("4")],
@@ -52,12 +56,35 @@ _WRITES: dict[str, Callable[[Session], Awaitable[object]]] = {
 }
 """Each of these would change the state saved by `_claimed_with_progress`."""
 
-_READS: dict[str, Callable[[Session], Awaitable[object]]] = {
+READS: dict[str, Callable[[Session], Awaitable[object]]] = {
     "unseen": lambda session: session.unseen(["2"]),
     "fingerprints": lambda session: session.fingerprints(["1"]),
     "dead_letters": lambda session: session.dead_letters(),
     "dead_letter": lambda session: session.dead_letter("4"),
 }
+
+
+async def claim_often(stores: Sequence[Store], name: str) -> None:
+    """Claim a name with many tasks at once, several times; check that each time one of them gets it."""
+    tokens: list[int] = []
+    for _ in range(5):
+        won: list[Session] = []
+        lost: list[StoreBusy] = []
+
+        async def claim(store: Store, won: list[Session] = won, lost: list[StoreBusy] = lost) -> None:
+            try:
+                won.append(await store.claim(name, feed=FEED))
+            except StoreBusy as busy:
+                lost.append(busy)
+
+        async with anyio.create_task_group() as tasks:
+            for store in [*stores] * 4:
+                tasks.start_soon(claim, store)
+        assert (len(won), len(lost)) == (1, 4 * len(stores) - 1)
+        tokens.append(won[0].fencing_token)
+        await won[0].commit(cursor=str(tokens[-1]), records=[])
+        await won[0].release()
+    assert tokens == sorted(set(tokens)), "each claim has a larger token"
 
 
 class StoreSuite:
@@ -107,7 +134,7 @@ class StoreSuite:
             await self.close(store)
 
     @asynccontextmanager
-    async def _claimed(self, store: Store, name: str = "a", *, feed: str = _FEED) -> AsyncIterator[Session]:
+    async def _claimed(self, store: Store, name: str = "a", *, feed: str = FEED) -> AsyncIterator[Session]:
         session = await store.claim(name, feed=feed)
         try:
             yield session
@@ -226,9 +253,20 @@ class StoreSuite:
         """The store must reject a second claim while the first session continues."""
         async with self._store() as store, self._claimed(store) as session:
             with pytest.raises(StoreBusy, match="a"):
-                await store.claim("a", feed=_FEED)
+                await store.claim("a", feed=FEED)
             await session.commit(cursor="c1", records=[Record("1")])
             assert session.cursor == "c1"
+
+    async def test_many_claims_at_once_have_one_winner(self) -> None:
+        """The store must give a name to one of many tasks that claim it at once, with a new token."""
+        async with self._store() as store:
+            await claim_often([store], "a")
+
+    async def test_a_store_with_leases_is_tested_with_their_suite(self) -> None:
+        """The test class of a store with `LeasedSession`s must derive from `LeasedStoreSuite`."""
+        async with self._store() as store, self._claimed(store) as session:
+            if is_leased(session) and not hasattr(self, "expire"):
+                pytest.fail("the sessions of this store have a lease: derive the test class from LeasedStoreSuite")
 
     async def test_the_token_grows_with_each_claim(self) -> None:
         """The store must increase the fencing token with each claim, also across a restart."""
@@ -243,19 +281,19 @@ class StoreSuite:
     async def test_releasing_twice_is_releasing_once(self) -> None:
         """The store must ignore a second release, even if the name has a new owner."""
         async with self._store() as store:
-            first = await store.claim("a", feed=_FEED)
+            first = await store.claim("a", feed=FEED)
             await first.release()
             await first.release()
             async with self._claimed(store) as second:
                 await first.release()
                 with pytest.raises(StoreBusy):
-                    await store.claim("a", feed=_FEED)
+                    await store.claim("a", feed=FEED)
                 await second.commit(cursor="c1", records=[])
 
-    @pytest.mark.parametrize("call", [*_WRITES, *_READS])
+    @pytest.mark.parametrize("call", [*WRITES, *READS])
     async def test_a_released_session_writes_and_reads_nothing(self, call: str) -> None:
         """The store must reject all reads and writes of a released session."""
-        perform = {**_WRITES, **_READS}[call]
+        perform = {**WRITES, **READS}[call]
         async with self._store() as store:
             async with self._claimed_with_progress(store) as (old, before):
                 pass
@@ -266,25 +304,25 @@ class StoreSuite:
                     await perform(old)
                 assert await self._shown(new, *"1234") == before
 
-    @pytest.mark.parametrize("write", _WRITES)
+    @pytest.mark.parametrize("write", WRITES)
     async def test_an_owner_that_was_replaced_writes_nothing(self, write: str) -> None:
         """The store must check the fencing token with each write and reject a former owner (G10)."""
         async with self._store() as store:
             async with self._claimed_with_progress(store) as (old, before):
                 await self.steal(store, "a")
                 with pytest.raises(OwnershipLost):
-                    await _WRITES[write](old)
+                    await WRITES[write](old)
                 assert old.cursor == "c1"
             async with self._claimed(await self.reopen(store)) as new:
                 assert await self._shown(new, *"1234") == before
 
-    @pytest.mark.parametrize("write", _WRITES)
+    @pytest.mark.parametrize("write", WRITES)
     async def test_a_write_that_fails_has_written_nothing(self, write: str) -> None:
         """The store must write nothing of a failed commit, and accept the next commit."""
         async with self._store() as store:
             async with self._claimed_with_progress(store) as (session, before):
                 with self.failing(store), pytest.raises(StoreError):
-                    await _WRITES[write](session)
+                    await WRITES[write](session)
                 assert await self._shown(session, *"1234") == before
                 await session.commit(cursor=None, records=[Record("3")])
                 after = {**before, "record count": 3, "unseen": {"2"}}

@@ -10,9 +10,10 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from push_to_poll_client._exceptions import OwnershipLost, StoreError
+from push_to_poll_client._exceptions import CommitInDoubt, OwnershipLost, StoreError
 from push_to_poll_client._protocols import Store, TransactionConflict, is_transactional
 from push_to_poll_client._types import Record, Settlement
+from push_to_poll_client.testing._leased_suite import LeasedStoreSuite, Outcome, lease_hooks
 from push_to_poll_client.testing._store_suite import StoreSuite
 
 
@@ -160,6 +161,34 @@ class TransactionalStoreSuite(StoreSuite):
             with pytest.raises(OwnershipLost):
                 await self._handle_and_commit(store, session, "1")
             assert await self._both_or_neither(store, session, "1") == set()
+
+    async def test_a_lease_that_ends_during_a_handler_takes_back_its_effects(self) -> None:
+        """The store must not commit a handler's writes after the end of the lease (G10)."""
+        leases = lease_hooks(self)
+        async with self._transactional() as (store, session):
+            with pytest.raises(OwnershipLost):
+                await self._handle_until_the_lease_ends(leases, store, session, "1")
+            assert await self._both_or_neither(store, session, "1") == set()
+
+    async def _handle_until_the_lease_ends(
+        self, leases: LeasedStoreSuite, store: Store, session: Any, text: str
+    ) -> None:
+        async with session.transaction([Record(text)]):
+            await self.write(store, text)
+            await leases.expire(store, "a")
+
+    @pytest.mark.parametrize("outcome", ["lost", "landed", "late"])
+    async def test_effects_in_doubt_are_committed_with_their_records_or_not_at_all(self, outcome: Outcome) -> None:
+        """The store must decide a handler's commit in doubt by `again()`, for effects and records together."""
+        leases = lease_hooks(self)
+        async with self._transactional() as (store, session):
+            async with leases.in_doubt(store, outcome):
+                with pytest.raises(CommitInDoubt):
+                    await self._handle(store, session, "1")
+                new = await session.again()
+                seen = await self._seen(new, ["1"])
+            assert seen == ({"1"} if outcome == "landed" else set())
+            assert await self._both_or_neither(store, new, "1") == seen
 
     async def test_a_released_session_has_no_effects(self) -> None:
         """The store must reject writes of a released session, also while another name has an owner."""

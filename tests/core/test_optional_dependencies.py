@@ -38,6 +38,7 @@ def test_the_package_and_the_commands_need_no_extra(command):
     ("module", "code", "error"),
     [
         ("pytest", "testing.StoreSuite", "StoreSuite needs pytest: pip install pytest"),
+        ("pytest", "testing.LeasedStoreSuite", "LeasedStoreSuite needs pytest: pip install pytest"),
         (
             "pytest",
             "testing.TransactionalStoreSuite",
