@@ -456,6 +456,7 @@ class LeasedStoreSuite(StoreSuite):
         """The store must forward wakes to the session of `again()`."""
         async with self._doubtful("lost", "commit") as (store, session), self._replica(store) as other:
             wakes = Calls()
+            session.subscribe(changed=Calls(), wake=Calls())
             new = await session.again()
             new.subscribe(changed=Calls(), wake=wakes)
             await self._forward(other, Push(), wakes)

@@ -435,7 +435,9 @@ class LeasedMemorySession(ClaimedSession):
             raise store.failing
         apply = partial(self._apply, cursor, tuple(record.key for record in records), change, tuple(effects))
         if not store.doubts:
-            return apply()
+            apply()
+            self._progress = copy(self._shared.progress[self.name])
+            return
         self._is_over = True
         outcome = store.doubts.popleft()
         if outcome == "landed":
@@ -462,7 +464,6 @@ class LeasedMemorySession(ClaimedSession):
         shared.effects.extend(effects)
         written = Written(self.name, lease.token, self.store.instance, cursor, keys, shared.now())
         shared.history.append(written)
-        self._progress = copy(shared.progress[self.name])
 
     def _check(self) -> None:
         if self.lost or self._lease.session is not self:

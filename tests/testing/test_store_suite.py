@@ -522,6 +522,7 @@ LIES = [
     (forget_the_feed, "test_a_name_is_bound_to_its_feed"),
     (stand_still, "test_the_token_grows_with_each_claim"),
     (let_everybody_in, "test_a_name_has_one_owner"),
+    (let_everybody_in, "test_many_claims_at_once_have_one_winner"),
     (keep_the_first_state, "test_a_record_replaces_the_one_with_the_same_key"),
 ]
 
