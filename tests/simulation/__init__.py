@@ -16,5 +16,11 @@
 
 `python -m tests.simulation FIRST COUNT [asyncio|trio]` runs lives and counts their failures by guarantee.
 
+    replicas_plan    draws the plan of a life of one to three replicas on one shared store
+    replicas         runs their processes, which stop, crash, freeze, and lose the store, their leases and commits
+    replicas_oracle  collects violations; it knows the feed, the rows of the store, and the handler's calls
+
+`python -m tests.simulation replicas FIRST COUNT [asyncio|trio]` runs these.
+
 A life with a `SQLiteStore` runs in virtual time too, with the store's threads in the event loop.
 """

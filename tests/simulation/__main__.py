@@ -1,4 +1,4 @@
-"""Run lives and count their failures: `python -m tests.simulation FIRST COUNT [asyncio|trio]`."""
+"""Run lives and count their failures: `python -m tests.simulation [replicas] FIRST COUNT [asyncio|trio]`."""
 
 import sys
 import time
@@ -6,20 +6,23 @@ import traceback
 from collections import Counter
 
 from tests.simulation.life import live
+from tests.simulation.replicas import live_replicas, replicas_story
 from tests.simulation.story import story
 
 
 def main() -> int:
     """Run lives; return 1 if any of them failed."""
-    first, count = int(sys.argv[1]), int(sys.argv[2])
-    backends = sys.argv[3:] or ["asyncio", "trio"]
+    arguments = sys.argv[1:]
+    of_replicas = arguments[0] == "replicas"
+    first, count, *backends = arguments[of_replicas:]
+    first, count, backends = int(first), int(count), backends or ["asyncio", "trio"]
     broken: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     began = time.perf_counter()
     for number, seed in enumerate(range(first, first + count)):
         backend = backends[number % len(backends)]
         try:
-            life = live(seed, backend)
+            life = live_replicas(seed, backend) if of_replicas else live(seed, backend)
         except Exception:  # noqa: BLE001  # an error of the simulation is counted too
             what = "the simulation itself fails: " + traceback.format_exc().strip().splitlines()[-1]
             if what not in broken:
@@ -29,7 +32,7 @@ def main() -> int:
                 continue
             what = f"{life.oracle.violation.guarantee}: {life.oracle.violation.sentence}"
             if what not in broken:
-                print(story(life), "\n", flush=True)
+                print(replicas_story(life) if of_replicas else story(life), "\n", flush=True)
         broken[what] += 1
         examples.setdefault(what, []).append(f"{seed} {backend}")
     seconds = time.perf_counter() - began

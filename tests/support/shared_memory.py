@@ -10,7 +10,7 @@ store object of one replica. Nothing runs in the background: a lease does not en
 import itertools
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from copy import copy
@@ -37,7 +37,14 @@ from push_to_poll_client.stores._retention import DEFAULT_MAX_RECORDS, DEFAULT_R
 from push_to_poll_client.stores.memory import MemoryProgress
 from push_to_poll_client.testing._virtual_time import Bell
 
-__all__ = ["LEASE", "LeasedMemorySession", "LeasedMemoryStore", "SharedMemory"]
+__all__ = [
+    "EPOCH",
+    "LEASE",
+    "LeasedMemorySession",
+    "LeasedMemoryStore",
+    "SharedMemory",
+    "TransactionalMemorySession",
+]
 
 LEASE = 10.0
 EPOCH = 1_800_000_000.0
@@ -82,6 +89,7 @@ class SharedMemory:
         effects: Texts that handlers have written.
         lose_wakes: Number of forwarded wakes that are lost from now on.
         wakes: Forwarded wakes that were sent, with their names.
+        watch: Called at each claim, release and commit with its kind, its session and further facts.
     """
 
     def __init__(
@@ -95,6 +103,7 @@ class SharedMemory:
         self.effects: list[str] = []
         self.wakes: list[tuple[str, Push | None]] = []
         self.lose_wakes = 0
+        self.watch: Callable[..., object] = lambda kind, session, **facts: None
         self.bell = Bell()
         self._clock = clock
         self._reading = 0.0
@@ -137,10 +146,12 @@ class SharedMemory:
             lease.wanted = True
             lease.session.note_change()
 
-    def expire(self, name: str) -> None:
-        """Let the lease of a name run out, as after a pause of its owner."""
+    def expire(self, name: str, *, tells: bool = False) -> None:
+        """Let the lease of a name run out, as after a pause of its owner. `tells`: its store notices that."""
         if session := self.owner_of(name):
             session.ends = self.now()
+            if tells:
+                session.note_change()
             session.is_renewed = False
             self.ring()
 
@@ -157,6 +168,7 @@ class LeasedMemoryStore:
         doubts: Outcomes of the next commits that are to be in doubt: "lost", "landed" or "late".
         late: Commits that have not reached the server yet; `deliver` lets them arrive.
         failing: Error of all commits, after the rest of the commit was checked.
+        trip: Awaited on the way to the server and back.
     """
 
     concurrent_transactions = True
@@ -169,6 +181,7 @@ class LeasedMemoryStore:
         self.failing: StoreError | None = None
         self.sessions: list[LeasedMemorySession] = []
         self.is_dead = False
+        self.trip: Callable[[], Awaitable[None]] | None = None
         self._is_unreachable = False
         self._is_paused = False
 
@@ -195,6 +208,13 @@ class LeasedMemoryStore:
         self._is_paused = False
         self._renew()
 
+    async def travel(self, *, back: bool = False) -> None:
+        """Let a request or, if `back`, its answer travel."""
+        if self.trip is not None:
+            await self.trip()
+        elif not back:
+            await checkpoint()  # before any change: a cancelled commit must not write
+
     def crash(self) -> None:
         """End without a release: all further calls fail, and the leases run out."""
         self.is_dead = True
@@ -210,6 +230,8 @@ class LeasedMemoryStore:
                 session.is_renewed, session.ends = True, math.inf
             elif session.is_renewed and not renews:
                 session.is_renewed, session.ends = False, self.shared.now() + self.shared.lease
+            elif renews and session.lost:
+                session.note_loss()
         self.shared.ring()
 
     def _owns(self, session: "LeasedMemorySession") -> bool:
@@ -217,7 +239,7 @@ class LeasedMemoryStore:
 
     async def claim(self, name: str, *, feed: str) -> "LeasedMemorySession":
         """Become the owner of a name if its lease has ended."""
-        await checkpoint()
+        await self.travel()
         self.check()
         shared = self.shared
         if (owner := shared.owner_of(name)) is not None:
@@ -232,7 +254,16 @@ class LeasedMemoryStore:
         if progress.feed != feed:
             raise bound_elsewhere("the shared memory", name, bound_to=progress.feed, feed=feed)
         shared.progress[name] = progress
-        return self.enter(name, shared.next_owner())
+        return await self.answered(self.enter(name, shared.next_owner()))
+
+    async def answered(self, session: "LeasedMemorySession") -> "LeasedMemorySession":
+        """Return the session of a claim. A cancelled claim frees the name: nobody would release it."""
+        try:
+            await self.travel(back=True)
+        except BaseException:
+            session.free()
+            raise
+        return session
 
     def enter(self, name: str, owner: int) -> "LeasedMemorySession":
         """Write the lease row of a claim, and open its session."""
@@ -240,8 +271,11 @@ class LeasedMemoryStore:
         lease.token += 1
         lease.owner, lease.wanted = owner, False
         self.shared.progress[name].token = lease.token
-        lease.session = session = LeasedMemorySession(self, name, lease)
+        session_class = TransactionalMemorySession if self.transactional else LeasedMemorySession
+        lease.session = session = session_class(self, name, lease)
         self.sessions.append(session)
+        self._renew()  # a paused process may claim, but renews nothing
+        self.shared.watch("claimed", session)
         return session
 
     async def freed(self, name: str) -> None:
@@ -250,7 +284,7 @@ class LeasedMemoryStore:
             self.check()
             with anyio.move_on_after(max(0.0, min(owner.ends - self.shared.now(), self.shared.lease))):
                 await self.shared.bell.wait()
-        await checkpoint()
+        await self.travel()
 
     def forward(self, name: str, push: Push | None) -> None:
         """Send a wake to the owner of a name."""
@@ -336,6 +370,7 @@ class LeasedMemorySession(ClaimedSession):
         self.fence = (lease.token, lease.owner, lease.commits)
         self._shared = store.shared
         self._lease = lease
+        self.doubted = False  # True after a commit in doubt
         self._is_over = False  # released, in doubt, or claimed again
         self._claimed_at = (self._shared.now(), self._shared.time_of_day())
         self._changed: Callable[[], None] | None = None
@@ -358,6 +393,12 @@ class LeasedMemorySession(ClaimedSession):
         if self._changed is not None and self.is_renewed:
             self._changed()
 
+    def note_loss(self) -> None:
+        """Tell the consumer once that the session is lost."""
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            changed()
+
     def wake(self, push: Push | None) -> None:
         """Pass a forwarded wake on."""
         if self._wake is not None and not self.lost:
@@ -368,7 +409,7 @@ class LeasedMemorySession(ClaimedSession):
         return time_of_day + self._shared.now() - at
 
     async def again(self) -> "LeasedMemorySession":
-        await checkpoint()
+        await self.store.travel()
         was_released = self._lease.session is not self
         if was_released or self.ends <= self._shared.now():
             self._is_over = True
@@ -376,14 +417,21 @@ class LeasedMemorySession(ClaimedSession):
         self._is_over = True
         self.store.check()
         assert self._lease.owner is not None
-        return self.store.enter(self.name, self._lease.owner)
+        return await self.store.answered(self.store.enter(self.name, self._lease.owner))
 
     async def release(self) -> None:
         self._is_over = True
+        self._changed = self._wake = None
+        await self.store.travel()
+        self.free()
+
+    def free(self) -> None:
+        """Free the name at the server, if the session still has it."""
+        self._is_over = True
         if self._lease.session is self and not (self.store.unreachable or self.store.is_dead):
             self._lease.session = self._lease.owner = None
+            self._shared.watch("released", self)
             self._shared.ring()
-        self._changed = self._wake = None
 
     async def commit(
         self,
@@ -402,23 +450,6 @@ class LeasedMemorySession(ClaimedSession):
     ) -> None:
         await self._write(cursor, (), lambda progress: progress.reset(cursor, forget=forget, state=dict(state)))
 
-    @asynccontextmanager
-    async def transaction(self, records: Sequence[Record], /) -> AsyncIterator[None]:
-        if not self.store.transactional:
-            raise StoreError("the shared memory is not transactional")
-        self._check()
-        transaction = _Transaction(self.store)
-        token = _HANDLER.set(transaction)
-        try:
-            yield
-        finally:
-            transaction.has_ended = True
-            _HANDLER.reset(token)
-        if transaction.texts:
-            commit = partial(MemoryProgress.commit, **_records_only(records))
-            with anyio.CancelScope(shield=True):
-                await self._write(None, records, commit, transaction.texts)
-
     async def _write(
         self,
         cursor: str | None,
@@ -426,9 +457,9 @@ class LeasedMemorySession(ClaimedSession):
         change: Callable[[MemoryProgress], None],
         effects: Sequence[str] = (),
     ) -> None:
-        await checkpoint()  # before any change: a cancelled commit must not write
-        self._check()
         store = self.store
+        await store.travel()
+        self._check()
         if store.unreachable or store.is_dead:
             store.check()
         if store.failing is not None:
@@ -437,8 +468,9 @@ class LeasedMemorySession(ClaimedSession):
         if not store.doubts:
             apply()
             self._progress = copy(self._shared.progress[self.name])
+            await store.travel(back=True)
             return
-        self._is_over = True
+        self._is_over = self.doubted = True
         outcome = store.doubts.popleft()
         if outcome == "landed":
             apply()
@@ -464,6 +496,7 @@ class LeasedMemorySession(ClaimedSession):
         shared.effects.extend(effects)
         written = Written(self.name, lease.token, self.store.instance, cursor, keys, shared.now())
         shared.history.append(written)
+        shared.watch("commit", self, cursor=cursor, keys=keys)
 
     def _check(self) -> None:
         if self.lost or self._lease.session is not self:
@@ -473,10 +506,32 @@ class LeasedMemorySession(ClaimedSession):
         return OwnershipLost(f"the session of the name {self.name!r} has ended; claim it again")
 
     async def _run(self, work: Callable[[], Any]) -> Any:
-        await checkpoint()
+        await self.store.travel()
         self._check()
         self.store.check()
-        return work()
+        result = work()
+        await self.store.travel(back=True)
+        return result
+
+
+class TransactionalMemorySession(LeasedMemorySession):
+    """A session that commits the texts of a handler together with its records."""
+
+    @asynccontextmanager
+    async def transaction(self, records: Sequence[Record], /) -> AsyncIterator[None]:
+        await self.store.travel()
+        self._check()
+        transaction = _Transaction(self.store)
+        token = _HANDLER.set(transaction)
+        try:
+            yield
+        finally:
+            transaction.has_ended = True
+            _HANDLER.reset(token)
+        if transaction.texts:
+            commit = partial(MemoryProgress.commit, **_records_only(records))
+            with anyio.CancelScope(shield=True):
+                await self._write(None, records, commit, transaction.texts)
 
 
 def _records_only(records: Sequence[Record]) -> dict[str, Any]:

@@ -8,7 +8,13 @@ import pytest
 from push_to_poll_client import CommitInDoubt, Push, StoreBusy, StoreError
 from push_to_poll_client._event_loop import sole_cause
 from push_to_poll_client.testing import LeasedStoreSuite
-from tests.support.shared_memory import LEASE, LeasedMemorySession, LeasedMemoryStore, SharedMemory
+from tests.support.shared_memory import (
+    LEASE,
+    LeasedMemorySession,
+    LeasedMemoryStore,
+    SharedMemory,
+    TransactionalMemorySession,
+)
 from tests.testing.test_leased_store import TestLeasedMemoryStore as Honest
 
 pytestmark = pytest.mark.anyio
@@ -21,7 +27,7 @@ class Lying(SharedMemory):
         super().__init__(transactional=True)
         self.opened = []
         self.store_class = type("Store", (LeasedMemoryStore,), stores)
-        self.session_class = type("Session", (LeasedMemorySession,), sessions)
+        self.session_class = type("Session", (TransactionalMemorySession,), sessions)
 
     def replica(self, instance="replica"):
         store = self.store_class(self, instance)
