@@ -315,10 +315,10 @@ class OpenSession:
         dedupe = Dedupe(*shared, progress=progress, feed_name=fetcher.name)
 
         def wrap(handler: Handler[Any]) -> Handler[Any]:
-            if is_transactional(session):
-                handler = in_transaction(handler, session, dedupe.records)
             if is_leased(session):
                 handler = while_owner(handler, session)
+            if is_transactional(session):  # around that check, because the lease may end while it begins
+                handler = in_transaction(handler, session, dedupe.records)
             return handler if options.hooks is None else with_start_hook(handler, options.hooks)
 
         handler, batch_handler = wrap(options.handler), options.batch_handler and wrap(options.batch_handler)

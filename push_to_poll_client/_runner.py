@@ -302,6 +302,11 @@ class Runner:
                 await when_available(progress.flush, progress.stats, until=deadline)
         except StoreUnavailable:
             pass  # kept in `refusal`
+        except OwnershipLost as lost:
+            # The lease ended during the retries. `Progress` has logged it, and the next owner does the rest.
+            if self._fatal is None and not (self.options.standby and is_leased(progress.session)):
+                self._stop_with_error(lost)
+            return
         except Exception as error:  # noqa: BLE001  # raised by run_until_stopped
             if self._fatal is None:
                 self._stop_with_error(error)

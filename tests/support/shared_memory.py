@@ -519,8 +519,8 @@ class TransactionalMemorySession(LeasedMemorySession):
 
     @asynccontextmanager
     async def transaction(self, records: Sequence[Record], /) -> AsyncIterator[None]:
-        await self.store.travel()
         self._check()
+        await self.store.travel()
         transaction = _Transaction(self.store)
         token = _HANDLER.set(transaction)
         try:
