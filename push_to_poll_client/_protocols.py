@@ -318,7 +318,7 @@ class LeasedSession(Session, Protocol):
         """Claim the name again after `CommitInDoubt`, and read its state anew.
 
         Afterwards the commit in doubt can no longer take effect, or its effects are in the new session. This
-        session has ended, also if the call fails.
+        session has ended, also if the call fails. If the call is cancelled, `release()` must free the name.
 
         Raises:
             OwnershipLost: Another owner has claimed the name.
@@ -400,7 +400,7 @@ class Store(Protocol):
     """
 
     async def claim(self, name: str, *, feed: str) -> Session:
-        """Become the only owner of `name`.
+        """Become the only owner of `name`. If the call is cancelled, the name must be free afterwards.
 
         Args:
             name: The consumer's name.

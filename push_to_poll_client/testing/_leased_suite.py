@@ -22,7 +22,15 @@ from push_to_poll_client._exceptions import (
 )
 from push_to_poll_client._protocols import LeasedSession, Session, Store, is_leased
 from push_to_poll_client._types import Push, Record
-from push_to_poll_client.testing._store_suite import FEED, GUARD, READS, WRITES, StoreSuite, claim_often
+from push_to_poll_client.testing._store_suite import (
+    FEED,
+    GUARD,
+    READS,
+    WRITES,
+    StoreSuite,
+    cancel_after,
+    claim_often,
+)
 from push_to_poll_client.testing._virtual_time import Bell
 
 Outcome = Literal["lost", "landed", "late"]
@@ -413,6 +421,15 @@ class LeasedStoreSuite(StoreSuite):
             new = await session.again()
             assert await self._outline(new) == _AFTER["commit"]
             await new.release()
+
+    async def test_a_cancelled_again_leaves_the_name_free(self) -> None:
+        """The store must free the name if `again()` is cancelled and the old session is released."""
+        for steps in range(8):
+            async with self._doubtful("lost", "commit") as (store, session):
+                await cancel_after(steps, session.again)
+                await session.release()
+                async with self._claimed(store) as new:
+                    assert await self._outline(new) == _BEFORE
 
     # Wakes
 

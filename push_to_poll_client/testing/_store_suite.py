@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from push_to_poll_client._exceptions import OwnershipLost, StoreBusy, StoreError, StoreMismatch
@@ -85,6 +86,22 @@ async def claim_often(stores: Sequence[Store], name: str) -> None:
         await won[0].commit(cursor=str(tokens[-1]), records=[])
         await won[0].release()
     assert tokens == sorted(set(tokens)), "each claim has a larger token"
+
+
+async def cancel_after(steps: int, claim: Callable[[], Awaitable[Session]]) -> None:
+    """Cancel a claim after this number of checkpoints. If it succeeds first, release its session."""
+    claimed: list[Session] = []
+
+    async def call() -> None:
+        claimed.append(await claim())
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        for _ in range(steps):
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    for session in claimed:
+        await session.release()
 
 
 class StoreSuite:
@@ -261,6 +278,13 @@ class StoreSuite:
         """The store must give a name to one of many tasks that claim it at once, with a new token."""
         async with self._store() as store:
             await claim_often([store], "a")
+
+    async def test_a_cancelled_claim_leaves_the_name_free(self) -> None:
+        """The store must free the name if a claim is cancelled: the caller has no session to release."""
+        async with self._store() as store:
+            for steps in range(8):
+                await cancel_after(steps, lambda: store.claim("a", feed=FEED))
+                await (await store.claim("a", feed=FEED)).release()
 
     async def test_a_store_with_leases_is_tested_with_their_suite(self) -> None:
         """The test class of a store with `LeasedSession`s must derive from `LeasedStoreSuite`."""

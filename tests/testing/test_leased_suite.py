@@ -290,6 +290,12 @@ async def again_or_fail_for_good(self):
     return await LeasedMemorySession.again(self)
 
 
+async def again_until_cancelled(self):
+    session = await LeasedMemorySession.again(self)
+    await anyio.lowlevel.checkpoint()
+    return session
+
+
 async def commit_without_a_server(self, *given):
     was, self.store._is_unreachable = self.store._is_unreachable, False
     try:
@@ -430,6 +436,7 @@ LIES = [
     (sessions(_apply=apply_without_a_fence), "test_a_name_in_doubt_may_go_to_another_replica", "late"),
     (sessions(again=again_once), "test_claiming_again_can_be_tried_again"),
     (sessions(again=again_or_fail_for_good), "test_claiming_again_can_be_tried_again"),
+    (sessions(again=again_until_cancelled), "test_a_cancelled_again_leaves_the_name_free"),
     (stores(forward=forward_once), WAKE, None),
     (stores(forward=forward_hints_only), WAKE, None),
     (stores(forward=forward_to_others_only), WAKE, None),

@@ -7,7 +7,7 @@ import anyio
 import msgspec
 import pytest
 
-from push_to_poll_client import OwnershipLost, StoreError
+from push_to_poll_client import OwnershipLost, StoreBusy, StoreError
 from push_to_poll_client._types import SavedCursor
 from push_to_poll_client.stores import MemoryStore
 from push_to_poll_client.testing._store_suite import StoreSuite
@@ -525,6 +525,21 @@ LIES = [
     (let_everybody_in, "test_many_claims_at_once_have_one_winner"),
     (keep_the_first_state, "test_a_record_replaces_the_one_with_the_same_key"),
 ]
+
+
+async def test_the_suite_detects_a_store_whose_cancelled_claim_keeps_the_name():
+    class Keeping(MemoryStore):
+        async def claim(self, name, *, feed):
+            self.kept = await super().claim(name, feed=feed)
+            await anyio.lowlevel.checkpoint()
+            return self.kept
+
+    class Caught(StoreSuite):
+        async def make_store(self):
+            return Keeping()
+
+    with pytest.raises(StoreBusy):
+        await Caught().test_a_cancelled_claim_leaves_the_name_free()
 
 
 @pytest.mark.parametrize(("lie", "test"), LIES)
