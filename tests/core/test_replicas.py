@@ -8,49 +8,15 @@ import pytest
 from push_to_poll_client import MemoryStore, Mode, SQLiteStore, StoreBusy
 from push_to_poll_client.testing._fake_feed import FakeFeed
 from push_to_poll_client.testing._manual_listener import ManualListener
-from tests.support.consumers import Log
+from tests.support.replicas import NAME, Replica, owner_and_standby, owns, stands_by
 from tests.support.shared_memory import LEASE, SharedMemory, TransactionalMemorySession
 
 pytestmark = pytest.mark.anyio
-
-NAME = "orders"
 
 
 @pytest.fixture
 def shared():
     return SharedMemory()
-
-
-class Replica(Log):
-    """A replica with its store object."""
-
-    def __init__(self, feed, store, **settings):
-        super().__init__(feed, store=store, name=NAME, **settings)
-        self.store = store
-
-
-async def stands_by(replica):
-    """Return when the replica stands by."""
-    with anyio.fail_after(replica.patience):
-        while replica.status().mode is not Mode.STANDBY:  # noqa: ASYNC110  # no event tells it
-            await anyio.sleep(0.01)
-
-
-async def owns(replica):
-    """Return when the replica owns the name."""
-    with anyio.fail_after(replica.patience):
-        while not replica.status().is_owner:  # noqa: ASYNC110  # no event tells it
-            await anyio.sleep(0.01)
-
-
-async def owner_and_standby(feed, shared, running, **settings):
-    owner = Replica(feed, shared.replica("first"), **settings)
-    running(owner)
-    await owns(owner)
-    standby = Replica(feed, shared.replica("second"), **settings)
-    running(standby)
-    await stands_by(standby)
-    return owner, standby
 
 
 async def test_a_standby_takes_over_when_the_lease_of_a_killed_owner_ends(shared, running):
@@ -77,7 +43,8 @@ async def test_a_standby_shows_the_owner_and_keeps_its_listeners_connected(share
     await owns(owner)
     standby = Replica(feed, shared.replica("second"), listeners=[listener])
     running(standby)
-    await listener.connected()
+    with anyio.fail_after(60):
+        await listener.connected()
     status = standby.status()
     assert (status.mode, status.owner, status.is_owner) == (Mode.STANDBY, "first", False)
     assert (owner.status().owner, owner.status().is_owner) == (None, True)

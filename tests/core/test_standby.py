@@ -19,7 +19,7 @@ def store(request):
 
 async def stands_by(replica):
     """Return when the replica stands by."""
-    with anyio.fail_after(replica.patience):
+    with anyio.fail_after(1_000):
         while replica.status().mode is not Mode.STANDBY:  # noqa: ASYNC110  # no event tells it
             await anyio.sleep(0.01)
 

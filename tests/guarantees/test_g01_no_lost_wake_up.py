@@ -16,6 +16,8 @@ from push_to_poll_client import (
 from push_to_poll_client.testing._fake_feed import FakeFeed
 from push_to_poll_client.testing._manual_listener import ManualListener
 from tests.support.consumers import Log, times
+from tests.support.replicas import owner_and_standby
+from tests.support.shared_memory import SharedMemory
 
 pytestmark = pytest.mark.anyio
 
@@ -138,3 +140,33 @@ async def test_g1_a_poll_now_does_not_end_the_repetitions_after_a_push_that_beat
     assert (await consumer.poll_now()).messages == 0
     await consumer.until(1)
     assert anyio.current_time() - pushed < 6
+
+
+async def test_g1_a_wake_at_any_replica_is_answered_by_a_poll_of_the_owner_that_starts_after_it(running):
+    feed = FakeFeed(latency=1.0)
+    owner, standby = await owner_and_standby(feed, SharedMemory(), running, fallback_interval=3_600)
+    await anyio.sleep(10)
+    count = len(feed.requests)
+    feed.publish("early")
+    standby.wake()
+    await feed.asked(count + 1)
+    await anyio.sleep(0.5)
+    feed.publish("late")  # the answer in flight is older
+    standby.wake()
+    woken = anyio.current_time()
+    await owner.until(2)
+    assert anyio.current_time() - woken <= 2 * feed.latency
+
+
+async def test_g1_wakes_that_were_forwarded_while_the_owner_was_cut_off_are_made_up_for(running):
+    feed = FakeFeed()
+    owner, standby = await owner_and_standby(feed, SharedMemory(), running, fallback_interval=3_600)
+    await anyio.sleep(10)
+    owner.store.unreachable = True
+    feed.publish(1)
+    standby.wake()
+    await anyio.sleep(1)
+    assert owner.processed == []
+    owner.store.unreachable = False  # before the end of its lease
+    with anyio.fail_after(60):
+        await owner.until(1)

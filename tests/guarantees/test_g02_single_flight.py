@@ -10,6 +10,8 @@ import pytest
 
 from push_to_poll_client.testing._fake_feed import FakeFeed
 from tests.support.consumers import Log, times
+from tests.support.replicas import NAME, owner_and_standby, owns, stands_by
+from tests.support.shared_memory import SharedMemory
 
 pytestmark = pytest.mark.anyio
 
@@ -73,3 +75,34 @@ async def test_g2_a_poll_with_a_cancelled_caller_does_not_answer_other_callers()
         leader.cancel()
     assert [(result.messages, result.caught_up) for result in results] == [(3, True)]
     assert len(feed.requests) == 3
+
+
+class OnePoll(FakeFeed):
+    """Fail if two fetches run at the same time."""
+
+    fetches = 0
+
+    async def fetch(self, request):
+        self.fetches += 1
+        assert self.fetches == 1
+        try:
+            return await super().fetch(request)
+        finally:
+            self.fetches -= 1
+
+
+async def test_g2_polls_of_two_replicas_do_not_overlap_when_one_hands_over_to_the_other(running):
+    feed, shared = OnePoll(latency=1.0), SharedMemory()
+    replicas = await owner_and_standby(feed, shared, running, takes=0.3)
+    for number in range(20):
+        owner, standby = replicas if replicas[0].status().is_owner else replicas[::-1]
+        feed.publish(2)
+        owner.wake()
+        await anyio.sleep(number / 7)  # in the fetch, in the handler, or after both
+        shared.want(NAME)
+        await owns(standby)
+        await stands_by(owner)
+    with anyio.fail_after(1_000):
+        while len(replicas[0].processed + replicas[1].processed) < 40:  # noqa: ASYNC110  # either may process it
+            await anyio.sleep(1)
+    assert sorted(map(int, replicas[0].processed + replicas[1].processed)) == [*range(1, 41)]

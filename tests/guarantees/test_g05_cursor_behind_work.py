@@ -14,6 +14,8 @@ from push_to_poll_client import (
 )
 from push_to_poll_client.testing._fake_feed import FakeFeed
 from tests.support.consumers import Log
+from tests.support.replicas import NAME, Replica
+from tests.support.shared_memory import SharedMemory
 
 pytestmark = pytest.mark.anyio
 
@@ -70,3 +72,20 @@ async def test_g5_no_cursor_of_the_old_place_is_saved_after_a_resync():
     async with consumer:
         await consumer.poll_now()
     assert saved == [("1", None), ("8", None), ("11", "after-10.0")] * 2
+
+
+@pytest.mark.parametrize("outcome", ["lost", "landed", "late"])
+async def test_g5_no_message_is_skipped_after_a_commit_whose_outcome_was_unknown(outcome, running):
+    feed, shared = FakeFeed(page_size=4), SharedMemory()
+    feed.publish(12)
+    owner = Replica(feed, shared.replica("owner"), takes=0.02)
+    async with owner.store.in_doubt(outcome):
+        running(owner)
+        await owner.until(12)
+        await anyio.sleep(10)
+    records, cursor = shared.progress[NAME].records, shared.progress[NAME].cursor_state.saved.cursor
+    assert (len(records), cursor, owner.status().fencing_token) == (12, "after-12.0", 2)
+    recorded = set()
+    for written in shared.history:
+        recorded.update(written.keys)
+        assert written.cursor is None or recorded == {str(number) for number in range(1, len(recorded) + 1)}

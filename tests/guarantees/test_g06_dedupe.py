@@ -17,6 +17,8 @@ from push_to_poll_client import (
 from push_to_poll_client.feeds.paged import Entries, OldestFirst, from_last, to_query
 from push_to_poll_client.testing._fake_feed import FakeFeed
 from tests.support.consumers import Log
+from tests.support.replicas import Replica, stands_by
+from tests.support.shared_memory import SharedMemory
 
 pytestmark = pytest.mark.anyio
 
@@ -110,3 +112,21 @@ async def test_g6_a_feed_at_a_new_address_processes_nothing_again_once_its_name_
     second = Log(moved, store=store, name=name)
     await second.poll_now()
     assert (len(first.processed), second.processed) == (10, [])
+
+
+async def test_g6_a_message_that_another_replica_recorded_is_not_processed_again(running):
+    feed, shared = FakeFeed(page_size=3), SharedMemory()
+    feed.publish(10)
+    owner, standby = Replica(feed, shared.replica("first")), Replica(feed, shared.replica("second"))
+    async with anyio.create_task_group() as process:
+        process.start_soon(owner.run)
+        await owner.until(10)
+        running(standby)
+        await stands_by(standby)
+        await anyio.sleep(1)  # until the last commit
+        owner.store.crash()
+        process.cancel_scope.cancel()
+    feed.forget()
+    feed.publish("new")
+    await standby.until(1)
+    assert (standby.processed, standby.status().counters.duplicates) == (["new"], 10)

@@ -20,6 +20,8 @@ from push_to_poll_client import (
 )
 from push_to_poll_client.testing import FakeFeed
 from tests.support.forms import GUARD
+from tests.support.replicas import Replica
+from tests.support.shared_memory import SharedMemory
 
 pytestmark = pytest.mark.anyio
 
@@ -488,3 +490,23 @@ async def test_effects_of_replayed_messages_are_committed(path):
         await consumer.poll_now()
         await consumer.replay("inception", feed.after(2))
     assert done(path) == ["1", "2", "3", "1", "2"]
+
+
+@pytest.mark.parametrize("outcome", ["lost", "landed", "late"])
+async def test_g8_effects_are_done_once_although_the_outcome_of_their_commit_was_unknown(outcome, running):
+    feed, shared = FakeFeed(), SharedMemory(transactional=True)
+    feed.publish(3)
+
+    class Writing(Replica):
+        async def process(self, message):
+            self.store.connection.write(message.id)
+            await super().process(message)
+
+    owner = Writing(feed, shared.replica("owner"))
+    with anyio.fail_after(GUARD):
+        async with owner.store.in_doubt(outcome):
+            running(owner)
+            await owner.until(3 if outcome == "landed" else 4)
+        while owner.status().counters.messages < 2:  # noqa: ASYNC110  # no event tells it
+            await anyio.sleep(0.01)
+    assert shared.effects == ["1", "2", "3"]
