@@ -383,6 +383,8 @@ class OpenSession:
     def _end_parts(self, parts: SessionParts) -> Session:
         """Keep the data that outlives the session. Return the session, to be released."""
         self.wakes.close()
+        if parts.is_over and self.schedule.owes:  # the wake may have come when another replica was the owner (G1)
+            self.wakes.put(None)
         self._last_saved, self._uncommitted = self.saved, parts.progress.uncommitted()
         self.parts = None
         if self.standing_by:  # the session was another call's

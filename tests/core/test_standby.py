@@ -97,6 +97,26 @@ async def test_g10_a_lost_lease_cancels_the_handler_and_its_message_is_left_to_t
     assert (stale.processed, fresh.processed) == ([], ["1", "2"])
 
 
+async def test_g1_a_wake_that_comes_after_the_lease_has_ended_is_forwarded(running):
+    """Nothing has told the replica that another one owns the name, so it took the wake for its own."""
+    feed, store = FakeFeed(), LeasedStore()
+    stale = Log(feed, store=store, fallback_interval=3_600)
+    fresh = Log(feed, store=store, fallback_interval=3_600)
+    running(stale)
+    await feed.asked(1)
+    await anyio.sleep(1)  # the poll has ended
+    store.owner.lost, store.owner = True, None
+    store._owners.clear()
+    running(fresh)
+    await feed.asked(2)
+    await anyio.sleep(1)
+    feed.publish(1)
+    with anyio.fail_after(60):  # long before a timer
+        stale.wake()
+        await fresh.until(1)
+    assert store.forwarded == [None]
+
+
 async def test_g10_no_handler_starts_after_the_lease_has_ended(running):
     """The process may have been suspended in a handler, and nothing has told it that the lease ended."""
     feed, store = FakeFeed(), LeasedStore()

@@ -706,6 +706,14 @@ MUTANTS = [
     ),
     of(
         "G1",
+        "keeps a wake that came after the lease had ended",
+        "_lifecycle.py",
+        "            self.wakes.put(None)\n",
+        "            pass\n",
+        "tests/core/test_standby.py",
+    ),
+    of(
+        "G1",
         "drops a wake while another replica owns the name",
         "_lifecycle.py",
         "        self.store.forward(self.name, push)  # type: ignore[attr-defined]\n",
