@@ -4,7 +4,7 @@ The consumer uses its feed, listeners and store only through these protocols.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import Protocol, TypeGuard
 
@@ -355,19 +355,6 @@ class TransactionalSession(Session, Protocol):
             StoreError: The transaction cannot start or commit, or the handler ended it.
         """
         ...
-
-
-class ThreadTransactionalSession(TransactionalSession, Protocol):
-    """A transactional session that runs the whole transaction of a plain handler in the handler's thread."""
-
-    def transaction_in_thread(self, records: Sequence[Record], /) -> AbstractContextManager[None]:
-        """Do the same as `transaction`, entered and left in the worker thread that calls a plain handler."""
-        ...
-
-
-def has_thread_transactions(session: TransactionalSession) -> TypeGuard[ThreadTransactionalSession]:
-    """Return True if a plain handler's transaction runs in the handler's thread."""
-    return callable(getattr(session, "transaction_in_thread", None))
 
 
 class TransactionConflict(StoreUnavailable):

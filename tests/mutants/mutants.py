@@ -682,22 +682,6 @@ MUTANTS = [
     ),
     of(
         "G10",
-        "uses the lease longer than the server grants it",
-        "stores/_lease.py",
-        "    return requested + lease\n",
-        "    return requested + lease * (1 + SPREAD)\n",
-        "tests/core/test_ownership_model.py",
-    ),
-    of(
-        "G10",
-        "stands by longer than a third of a lease after its end",
-        "stores/_lease.py",
-        " + SPREAD * lease * jitter",
-        " + lease * jitter",
-        "tests/core/test_ownership_model.py",
-    ),
-    of(
-        "G10",
         "keeps the name although another replica asks for it",
         "_runner.py",
         "or (parts.is_wanted and self.options.standby)",

@@ -1,4 +1,4 @@
-"""Times of a lease, for stores on a server and for the model that explores them.
+"""Times of a lease, as the model of ownership explores them and a store on a server has to compute them.
 
 All times are seconds on the caller's clock, which must also count while the machine is suspended.
 """
