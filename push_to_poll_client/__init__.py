@@ -16,7 +16,7 @@ module of this list may import only modules above it or to its left in its line.
     _poll_state, _fetching, _position               state, fetches and start of a poll
     _workers, _processor, _dead_letters             one page
     _poller, _polls                                 one poll, and one poll at a time
-    _lifecycle, _runner, _consumer                  a session; `run()`; the class that connects all parts
+    _lifecycle, _runner, _consumer                  a session; the loop of run(); the class on top
     feeds/, listeners/, stores/                     adapters: they do not import each other or the core
     durable_streams/                                a feed and listeners of one protocol, above the adapters
     cli/, testing/                                  for the shell, and for tests

@@ -331,7 +331,7 @@ class Progress(SessionPart):
         self._is_abandoned = True
         if count := len(self.pending):
             logger.warning(
-                "%d processed messages are not saved; those that are not recorded are processed again", count
+                "%d processed messages may be processed again: the session was lost before a commit", count
             )
 
     async def restore(self, uncommitted: Uncommitted) -> bool:

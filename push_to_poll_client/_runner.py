@@ -85,6 +85,7 @@ class Runner:
         self._fatal: BaseException | None = None
         self._is_cancelled: Callable[[], bool] = lambda: False
         self._parts: SessionParts | None = None  # of the session that this run uses
+        self._loss: StoreError | None = None  # the error by which the polls noticed that the session is lost
         self._log: RunLog | None = None
         self._owner_works: list[OwnerWork] = []
         self._new_work = anyio.Event()
@@ -177,13 +178,15 @@ class Runner:
                 parts = await self._enter(tasks)
                 if not self._stop.requested:  # during the claim
                     self._start_listeners(tasks)
-                    is_lost = await self._serve(parts)
+                    await self._serve(parts)
                 if not self._stop.requested:
-                    await self._leave_session(parts, is_lost=is_lost)
+                    await self._leave_session(parts)
         except anyio.get_cancelled_exc_class():
             raise
         except BaseException as error:  # noqa: BLE001  # raised by run(), without a group around it
-            self._stop_with_error(error, bug=None if isinstance(error, PushToPollError) else error)
+            bug = None if isinstance(error, PushToPollError) else error
+            # An error at the start is only raised.
+            self._stop_with_error(error, bug=bug, is_logged=not self._listens)
 
     async def _enter(self, tasks: TaskGroup) -> SessionParts:
         """Claim the name, and stand by while another replica owns it or the store is unavailable."""
@@ -218,37 +221,32 @@ class Runner:
         except StoreError:  # the next claim raises it too
             await anyio.sleep(FIRST_STORE_BACKOFF)
 
-    async def _serve(self, parts: SessionParts) -> bool:
-        """Poll until a stop, or until the session ends. Return True if it was lost."""
-        self._session_stop = StopSignal()
+    async def _serve(self, parts: SessionParts) -> None:
+        """Poll until a stop, or until the session ends. Run the listeners' work for the owner meanwhile."""
+        self._session_stop, self._loss = StopSignal(), None
         log = self._log = RunLog(parts.polls.stats, parts.polls.clock)
         log.started(parts.position.place, self.feed_name, self.options.fallback_interval, len(self.channels))
         parts.polls.begin(log)
-        is_lost = False
         try:
             async with Background() as background:
                 background.tasks.start_soon(self._run_owner_works, background.tasks)
                 with anyio.CancelScope() as polling:
                     if is_leased(parts.session):
                         background.tasks.start_soon(self._watch, parts, polling)
-                    is_lost = not await self._poll(parts)
+                    await self._poll(parts)
         finally:
             parts.polls.run_log = None
-        return is_lost or parts.is_over
 
-    async def _poll(self, parts: SessionParts) -> bool:
-        """Poll until the session's polls are told to stop. Return False if the session was lost."""
+    async def _poll(self, parts: SessionParts) -> None:
+        """Poll until the polls of the session are told to stop, or until it is lost."""
         try:
             await parts.polls.poll_until_stopped(self._session_stop)
         except OwnershipLost as lost:
             if not self.options.standby:
                 self._stop_with_error(lost)
-                return True
-            logger.warning("ownership lost, claiming the name again: %s", describe(lost))
-            return False
+            self._loss = lost
         except CommitInDoubt as doubt:
-            logger.warning("commit in doubt, claiming the name again: %s", describe(doubt))
-            return False
+            self._loss = doubt
         except anyio.get_cancelled_exc_class():
             is_over = self._session_stop.requested or self._is_cancelled()
             if anyio.current_effective_deadline() > -math.inf and not is_over:
@@ -265,10 +263,8 @@ class Runner:
             bug = None if isinstance(error, PushToPollError) else error
             # `FailureLog` has logged a failed message.
             self._stop_with_error(error, bug=bug, is_logged=isinstance(error, ProcessError))
-            return True
         if parts.polls.closed:
             self._end("the feed has ended, all messages are settled")
-        return True
 
     async def _watch(self, parts: SessionParts, polling: anyio.CancelScope) -> None:
         """End the polls when the session is lost, or wanted by another replica."""
@@ -276,15 +272,18 @@ class Runner:
             await parts.changed.wait()
         self._end_polls()
         if parts.is_over:
-            logger.warning("ownership lost, claiming the name again: %s", "the lease has ended")
             parts.polls.cancel_in_flight()
         else:
             parts.polls.set_in_flight_deadline(anyio.current_time() + self.options.shutdown_timeout)
         polling.cancel()
 
-    async def _leave_session(self, parts: SessionParts, *, is_lost: bool) -> None:
+    async def _leave_session(self, parts: SessionParts) -> None:
         """Release the name after the end of a session, and wait if another replica has asked for it."""
-        if not is_lost:
+        is_lost = self._loss is not None or parts.is_over
+        if is_lost:
+            why = "its lease has ended" if self._loss is None else describe(self._loss)
+            logger.warning("session lost, claiming the name again: %s", why)
+        else:
             deadline = anyio.current_time() + self.options.shutdown_timeout
             parts.progress.finish_by(deadline)
             await self._commit(deadline, parts.progress)

@@ -218,6 +218,7 @@ def _consumer(options: argparse.Namespace, command: Command | None, webhooks: li
         retry=_retry(options),
         on_failure=_on_failure(options),
         start=options.start,
+        standby=False,  # the command shows no log lines of INFO, so it would wait without a word
     )
 
 

@@ -35,9 +35,9 @@ class SQLiteStore:
     """Keeps the progress of any number of consumer names in one file, for one process.
 
     The process owns the file from the first claim to the last release, by a lock on a second file, `<path>.lock`.
-    The lock ends with the process, even after a crash; the lock file stays. A second process gets `StoreBusy`.
-    Consumers of one process share one store object. Other programs may read the database meanwhile. They may write
-    only if the store is `transactional`.
+    The lock ends with the process, even after a crash; the lock file stays. In a second process `claim` raises
+    `StoreBusy`, and `Consumer.run()` stands by. Consumers of one process share one store object. Other programs
+    may read the database meanwhile. They may write only if the store is `transactional`.
 
     The file must be on a local disk: network file systems do not lock reliably, and SQLite's WAL needs shared
     memory. Symbolic links are followed. A hard link has its own lock, so always use the same name. Only the owner

@@ -45,7 +45,7 @@ _AFTER: dict[str, dict[str, object]] = {
     "commit without a cursor": {"cursor": "c1", "unseen": {"3"}, "state": {"s": "2"}, "dead letters": ["4"]},
     "reset": {"cursor": None, "unseen": {*"1234"}, "state": {"s": "2"}, "dead letters": ["4"]},
 }
-"""What each write of `WRITES` leaves, of what `_outline` compares."""
+"""State after each write of `WRITES`, as `_outline` shows it."""
 
 _BEFORE: dict[str, object] = {"cursor": "c1", "unseen": {*"23"}, "state": {"s": "1"}, "dead letters": ["4"]}
 

@@ -398,13 +398,14 @@ def test_tail_prints_a_pushed_message_and_ends_cleanly_on_ctrl_c(server, tmp_pat
     assert (process.returncode, out, stderr_lines(err)) == (Exit.INTERRUPTED, "", [])
 
 
-def test_sigterm_ends_tail_cleanly_and_printed_messages_are_recorded(server, tmp_path, capfdbinary):
+@pytest.mark.parametrize("once", [["--once"], []])
+def test_sigterm_ends_tail_cleanly_and_printed_messages_are_recorded(once, server, tmp_path, capfdbinary):
     """Before the signal, the state file is in use, and a second command reports this in one sentence."""
     state = str(tmp_path / "state.db")
     with start(server.url, "--state", state) as process:
         for _ in range(3):
             process.stdout.readline()
-        code, lines, err = command_line.tail(capfdbinary, server.url, "--once", "--state", state)
+        code, lines, err = command_line.tail(capfdbinary, server.url, *once, "--state", state)
         process.terminate()
         process.communicate(timeout=GUARD)
     assert (code, lines, len(stderr_lines(err))) == (Exit.STATE, [], 1)

@@ -747,8 +747,8 @@ MUTANTS = [
         "G10",
         "ends instead of standing by after a lost lease",
         "_runner.py",
-        'claiming the name again: %s", describe(lost))\n            return False\n',
-        'claiming the name again: %s", describe(lost))\n            raise\n',
+        "            self._loss = lost\n",
+        "            raise\n",
     ),
     of(
         "G10",

@@ -112,8 +112,9 @@ def test_a_killed_owner_leaves_a_contiguous_prefix(path, size, pages):
     with child(COMMIT_FOR_EVER, path, size) as owner:
         for _ in range(pages):
             reported = owner.stdout.readline()
-        with pytest.raises(StoreBusy, match=f"in use by process {owner.pid};"):
+        with pytest.raises(StoreBusy, match=f"in use by process {owner.pid};") as busy:
             anyio.run(progress, path, [])
+        assert busy.value.owner == f"process {owner.pid}"
         owner.kill()
         reported = (reported + owner.stdout.read()).split()[-1]
     assert owner.returncode == -signal.SIGKILL

@@ -162,8 +162,9 @@ class OwnerLock:
         try:
             _lock(self._descriptor)
         except BlockingIOError as error:
+            owner = self._describe_owner()
             raise StoreBusy(
-                f"{path} is in use by {self._describe_owner()}; stop it, or choose another file"
+                f"{path} is in use by {owner}; stop it, or choose another file", owner=owner
             ) from error
         except OSError as error:
             raise StoreError(
