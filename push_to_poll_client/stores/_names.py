@@ -1,5 +1,6 @@
 """Consumer names in every store: the session of a name's owner, and the rules of `rebind()`."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -10,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from push_to_poll_client._exceptions import OwnershipLost, StoreBusy, StoreMismatch
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Cursor, DeadLetter, Record, SavedCursor
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.stores._retention import CursorState, Segments
@@ -161,6 +163,36 @@ def bound_elsewhere(where: str, name: str, *, bound_to: str, feed: str) -> Store
 def ownership_lost(where: str, name: str, why: str) -> OwnershipLost:
     """Build the error for a session that does not own its name any more."""
     return OwnershipLost(f"{where}: the name {quoted(name)} {why}; nothing was written; claim it again")
+
+
+MAX_OTHERS_SHOWN = 3
+"""Other names that the log shows beside a new one."""
+
+
+def log_new_name(log: ConsumerLog, where: str, name: str, feed: str, others: Sequence[tuple[str, bool]]) -> None:
+    """Log that a name is new, if there are others.
+
+    Args:
+        log: The log of the store.
+        where: The store.
+        name: The new name.
+        feed: Its feed.
+        others: Other names, at most one more than are shown, each with True if it has the same feed.
+    """
+    if not others:
+        return
+    # INFO for a name that is not its feed's identity, with a feed that no other name has: it shares the store on
+    # purpose, because a changed URL would have been a `StoreMismatch`.
+    have_feed = any(same_feed for _, same_feed in others)
+    log.log(
+        logging.WARNING if name == feed or have_feed else logging.INFO,
+        "%s: the new name %s starts at the beginning; there are already %s. If one of them is the former name of "
+        "this consumer, stop it and see push-to-poll rebind --help",
+        where,
+        quoted(name),
+        ", ".join(quoted(other) for other, _ in others[:MAX_OTHERS_SHOWN])
+        + (" and others" * (len(others) > MAX_OTHERS_SHOWN)),
+    )
 
 
 class Rebind(msgspec.Struct, frozen=True):

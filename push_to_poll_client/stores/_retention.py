@@ -236,9 +236,9 @@ class CursorState(NamedTuple):
         return self._replace(state=MappingProxyType(kept))
 
 
-_MAX_DEAD_LETTERS = 100
+MAX_DEAD_LETTERS = 100
 
-_MAX_DEAD_LETTER_BYTES = 16 << 20
+MAX_DEAD_LETTER_BYTES = 16 << 20
 """Limit of a batch. A single dead letter may be larger, as large as the largest entry of the feed."""
 
 
@@ -248,9 +248,9 @@ def limit_dead_letters(dead_letters: Iterable[DeadLetter]) -> list[DeadLetter]:
     size = 0
     for letter in dead_letters:
         size += len(letter.raw) + len(letter.traceback)
-        if some and size > _MAX_DEAD_LETTER_BYTES:
+        if some and size > MAX_DEAD_LETTER_BYTES:
             break
         some.append(letter)
-        if len(some) == _MAX_DEAD_LETTERS:
+        if len(some) == MAX_DEAD_LETTERS:
             break
     return some

@@ -211,7 +211,7 @@ def test_tail_without_a_name_warns_of_a_new_one(tmp_path, capfdbinary):
         tail(capfdbinary, server.url, "--once", "--state", state)
         _, lines, err = tail(capfdbinary, moved, "--once", "--state", state)
         assert len(lines) == 3
-        assert "starts at the beginning; the file already has" in err
+        assert "starts at the beginning; there are already" in err
         _, lines, err = tail(capfdbinary, moved, "--once", "--state", state)
         assert (lines, stderr_lines(err)) == ([], [])
 

@@ -350,7 +350,7 @@ async def test_a_changed_url_without_a_name_is_a_warning_once(sqlite, path, capl
         (
             "WARNING",
             (
-                f"{path}: the new name '{NEW}' starts at the beginning; the file already has '{OLD}'. If one "
+                f"{path}: the new name '{NEW}' starts at the beginning; there are already '{OLD}'. If one "
                 "of them is the former name of this consumer, stop it and see push-to-poll rebind --help"
             ),
         )
@@ -376,7 +376,7 @@ async def test_the_names_of_the_same_feed_come_first_and_at_most_three_are_shown
     caplog.clear()
     await begin_names(sqlite, ("orders", OLD))
     ((_, text),) = new_names(caplog)
-    assert "the file already has 'z', 'name 0', 'name 1' and others. If" in text
+    assert "there are already 'z', 'name 0', 'name 1' and others. If" in text
 
 
 async def test_a_strange_name_is_shown_on_one_short_line(sqlite, caplog):

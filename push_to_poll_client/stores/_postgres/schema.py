@@ -1,8 +1,8 @@
 """Tables of a store in PostgreSQL, and their migrations.
 
 All tables are in one schema, which belongs to the store. A feed may send any string, also with a NUL or half a
-surrogate pair, which `text` cannot hold. So strings are `bytea` in UTF-8, and an index has a digest of them, because
-an entry of an index has at most about 2,700 bytes.
+surrogate pair, which `text` cannot hold. So strings are `bytea` in UTF-8, and an index has a digest of them,
+because an entry of an index has at most about 2,700 bytes.
 
 The lease is a row of its own. Heartbeats change it, while a handler's transaction may use the row of the consumer.
 
@@ -42,8 +42,7 @@ MIGRATIONS: tuple[Migration, ...] = (
                 cursor bytea,                       -- NULL is the inception
                 at float8 NOT NULL,                 -- when it was saved; times are seconds since the epoch
                 first bigint NOT NULL DEFAULT 1,    -- segments before this number are forgotten
-                behind bigint NOT NULL DEFAULT 1,   -- and before this one may be
-                remembered bigint NOT NULL DEFAULT 0  -- number of the last row of `history`
+                behind bigint NOT NULL DEFAULT 1    -- and before this one may be
             ) WITH (fillfactor = 50)
             """,
             """
@@ -123,18 +122,24 @@ MIGRATIONS: tuple[Migration, ...] = (
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('push_to_poll.' || %(schema)s, 0))"
 """One replica migrates at a time. The lock ends with the transaction, also behind PgBouncer."""
 
+# Not with `to_regclass`, whose cache does not see what another replica has just made.
 _EXISTS = """
-    SELECT to_regnamespace(%(quoted)s) IS NOT NULL, to_regclass(%(quoted)s || '.version') IS NOT NULL
+    SELECT EXISTS(SELECT FROM pg_namespace WHERE nspname = %(schema)s), EXISTS(
+        SELECT FROM pg_class JOIN pg_namespace ON relnamespace = pg_namespace.oid
+        WHERE nspname = %(schema)s AND relname = 'version'
+    )
 """
 
 
 def check_version(connection: psycopg.Connection[Any], schema: str, where: str) -> int:
     """Return the version of the tables that this code can use, or 0 without tables. Writes nothing."""
-    if not connection.execute(_EXISTS, {"quoted": f'"{schema}"'}).fetchone()[1]:  # type: ignore[index]
+    if not connection.execute(_EXISTS, {"schema": schema}).fetchone()[1]:  # type: ignore[index]
         return 0
     rows = connection.execute(_sql("SELECT version, oldest_writer FROM {s}.version", schema)).fetchall()
     if len(rows) != 1 or not all(isinstance(number, int) and number >= 1 for number in rows[0]):
-        raise StoreError(f"{where}: the table of its version must have one row of two numbers, and has {rows!r:.80}")
+        raise StoreError(
+            f"{where}: the table of its version must have one row of two numbers, and has {rows!r:.80}"
+        )
     version, oldest_writer = rows[0]
     if oldest_writer > len(MIGRATIONS):
         raise StoreError(
@@ -150,7 +155,9 @@ def prepare(connection: psycopg.Connection[Any], schema: str, where: str, *, mig
     if version >= len(MIGRATIONS):
         return
     if not migrate:
-        found = "has no tables" if version == 0 else f"has tables of version {version}, and needs {len(MIGRATIONS)}"
+        found = (
+            "has no tables" if version == 0 else f"has tables of version {version}, and needs {len(MIGRATIONS)}"
+        )
         raise StoreError(f"{where} {found}; run push-to-poll migrate, or create the store with migrate=True")
     migrate_tables(connection, schema, where)
 
@@ -161,7 +168,7 @@ def migrate_tables(connection: psycopg.Connection[Any], schema: str, where: str)
         connection.execute(_LOCK, {"schema": schema})
         version = check_version(connection, schema, where)  # another replica may have been first
         if version == 0:
-            if not connection.execute(_EXISTS, {"quoted": f'"{schema}"'}).fetchone()[0]:  # type: ignore[index]
+            if not connection.execute(_EXISTS, {"schema": schema}).fetchone()[0]:  # type: ignore[index]
                 connection.execute(_sql("CREATE SCHEMA {s}", schema))
             connection.execute(
                 _sql("CREATE TABLE {s}.version(version bigint NOT NULL, oldest_writer bigint NOT NULL)", schema)

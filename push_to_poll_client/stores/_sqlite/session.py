@@ -24,8 +24,14 @@ from anyio import CancelScope
 
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Cursor, DeadLetter, Record, SavedCursor
-from push_to_poll_client._validation import quoted
-from push_to_poll_client.stores._names import ClaimedSession, Rebind, bound_elsewhere, ownership_lost
+from push_to_poll_client.stores._names import (
+    MAX_OTHERS_SHOWN,
+    ClaimedSession,
+    Rebind,
+    bound_elsewhere,
+    log_new_name,
+    ownership_lost,
+)
 from push_to_poll_client.stores._retention import MAX_HISTORY, Count, CursorState, Retention
 from push_to_poll_client.stores._sqlite.dead_letters import StoredDeadLetters
 from push_to_poll_client.stores._sqlite.file import OpenFile
@@ -67,8 +73,6 @@ TABLES_OF_A_NAME = (
     "push_to_poll_state",
 )
 """Tables with rows of a consumer name, besides its own row."""
-
-_MAX_OTHERS_SHOWN = 3
 
 
 class ConsumerRow(NamedTuple):
@@ -138,22 +142,10 @@ class ClaimedName:
 
     def _log_new(self, feed: str) -> None:
         """Log that the name is new, if there are others."""
-        # INFO for a name that is not its feed's identity, with a feed that no other name has: it shares the file
-        # on purpose, because a changed URL would have been a `StoreMismatch`.
-        values = {"name": encode_text(self.name), "feed": encode_text(feed), "limit": _MAX_OTHERS_SHOWN + 1}
-        others = self._file.connection.execute(_SELECT_OTHERS, values).fetchall()
-        if not others:
-            return
-        have_feed = any(same_feed for _, same_feed in others)
-        _logger.log(
-            logging.WARNING if self.name == feed or have_feed else logging.INFO,
-            "%s: the new name %s starts at the beginning; the file already has %s. If one of them is the "
-            "former name of this consumer, stop it and see push-to-poll rebind --help",
-            self._file.path,
-            quoted(self.name),
-            ", ".join(quoted(other) for other, _ in others[:_MAX_OTHERS_SHOWN])
-            + (" and others" * (len(others) > _MAX_OTHERS_SHOWN)),
-        )
+        values = {"name": encode_text(self.name), "feed": encode_text(feed), "limit": MAX_OTHERS_SHOWN + 1}
+        rows = self._file.connection.execute(_SELECT_OTHERS, values).fetchall()
+        others = [(str(decode_text(name)), bool(same_feed)) for name, same_feed in rows]
+        log_new_name(_logger, self._file.path, self.name, feed, others)
 
     @property
     def dead_letter_count(self) -> int:

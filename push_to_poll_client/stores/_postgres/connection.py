@@ -1,0 +1,273 @@
+"""Connections of a store: opened when needed, used in worker threads, each wait bounded.
+
+psycopg's plain connections in threads work on asyncio and on trio. A server that is stopped, or a network that
+drops everything, sends no error. So each wait for an answer has a deadline of this process, and after it the
+connection is closed.
+"""
+
+import math
+import os
+import re
+import select
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
+
+from push_to_poll_client._event_loop import in_own_task
+from push_to_poll_client._http.origins import check_userinfo
+from push_to_poll_client._validation import missing_dependency, one_line
+
+try:
+    import psycopg
+except ImportError as import_error:
+    raise missing_dependency(
+        "PostgresStore",
+        "psycopg",
+        import_error,
+        remedy="pip install 'push-to-poll-client[postgres]' 'psycopg[binary]'",
+        repair="pip install 'psycopg[binary]', or install PostgreSQL's client library libpq",
+    ) from import_error
+
+from psycopg import pq
+
+from push_to_poll_client.stores._postgres.errors import TimedOut, store_error
+
+T = TypeVar("T")
+
+Row = tuple[Any, ...]
+
+_SETTINGS = {
+    "fallback_application_name": "push-to-poll-client",
+    "connect_timeout": "5",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+}
+"""Default settings for libpq. Seconds."""
+
+_SCHEMA = re.compile("[A-Za-z_][A-Za-z0-9_]{0,47}")
+
+_LIMITS = """
+    SELECT set_config('statement_timeout', %(most)s, true), set_config('lock_timeout', %(wait)s, true),
+        set_config('idle_in_transaction_session_timeout', %(most)s, true)
+"""
+"""Limits of one transaction, in milliseconds. A transaction whose client is gone frees its locks by them."""
+
+
+class Connection(psycopg.Connection[Row]):
+    """A connection whose waits end at `deadline`, on the clock of `time.monotonic()`."""
+
+    deadline: float = math.inf
+
+    def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
+        """Wait as psycopg does, until the deadline."""
+        return super().wait(_until(gen, self.deadline), *args, **options)
+
+
+def _until(gen: Generator[Any, Any, T], deadline: float) -> Generator[Any, Any, T]:
+    # psycopg asks at least every 0.1 s, also if nothing has arrived.
+    try:
+        waiting = next(gen)
+        while True:
+            ready = yield waiting
+            if time.monotonic() >= deadline:
+                gen.close()
+                raise TimedOut("the server did not answer in time")
+            waiting = gen.send(ready)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+class Database:
+    """One schema of one database, and the connections to it that are not in use.
+
+    Args:
+        conninfo: Connection string or URI, or a function that returns one.
+        schema: The schema with the tables of the store.
+        timeout: Seconds after which a call of the server is given up.
+        most: Number of connections that are open at the same time.
+        prepare: Called with each new connection until it succeeds once.
+    """
+
+    def __init__(
+        self,
+        conninfo: str | Callable[[], str],
+        schema: str,
+        *,
+        timeout: float,
+        most: int,
+        prepare: Callable[[Connection], object] = lambda _: None,
+    ) -> None:
+        if not _SCHEMA.fullmatch(schema):
+            raise ValueError(
+                f"schema must be 1 to 48 letters, digits and _, and not begin with a digit, got {schema!r:.80}"
+            )
+        self.schema = schema
+        self.where = f"the schema {schema} of {_location(conninfo)}"
+        self.timeout = timeout
+        self._conninfo = conninfo
+        self._most = most
+        self._prepare = prepare
+        self._is_prepared = False
+        self._sql: dict[str, bytes] = {}
+        self._limiter = RunVar[CapacityLimiter | None]("connections of a PostgresStore", None)
+        self.forget_connections()
+
+    def forget_connections(self) -> None:
+        """Start without connections. In a forked process they are its parent's."""
+        self._process = os.getpid()
+        self._idle: list[Connection] = []
+        self._lock = threading.Lock()
+
+    def sql(self, statement: str) -> bytes:
+        """Return the statement for this schema, which it names `{s}`."""
+        made = self._sql.get(statement)
+        if made is None:
+            made = self._sql[statement] = statement.replace("{s}", f'"{self.schema}"').encode()
+        return made
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Call a function in a worker thread, to its end even if the caller is cancelled."""
+        limiter = self._limiter.get()
+        if limiter is None:
+            limiter = CapacityLimiter(self._most)
+            self._limiter.set(limiter)
+        return await in_own_task(partial(anyio.to_thread.run_sync, work, limiter=limiter))
+
+    def connect(self) -> Connection:
+        """Open a new connection, in autocommit mode.
+
+        Raises:
+            StoreError: It cannot be opened.
+        """
+        try:
+            conninfo = self._conninfo() if callable(self._conninfo) else self._conninfo
+            settings = {**_SETTINGS, **psycopg.conninfo.conninfo_to_dict(conninfo)}
+            # Without prepared statements, which a pooler such as PgBouncer may not keep.
+            return Connection.connect(**settings, autocommit=True, prepare_threshold=None)  # type: ignore[arg-type]
+        except psycopg.Error as error:
+            raise store_error(self.where, error) from error
+
+    @contextmanager
+    def connection(self, timeout: float = math.inf) -> Iterator[Connection]:
+        """Use a connection for one call of the server, for at most this number of seconds.
+
+        Raises:
+            StoreError: The server cannot be reached, or has reported an error.
+        """
+        connection = self._take()
+        try:
+            connection.deadline = time.monotonic() + min(self.timeout, timeout)
+            if not self._is_prepared:
+                self._prepare(connection)
+                self._is_prepared = True
+            yield connection
+            if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+                connection.rollback()
+        except psycopg.Error as error:
+            self._give_back_after_error(connection)
+            raise store_error(self.where, error) from error
+        except BaseException:
+            self._give_back_after_error(connection)
+            raise
+        self._give_back(connection)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Use a connection in a transaction with limits, which is rolled back if the block raises."""
+        with self.connection() as connection:
+            self.begin(connection)
+            yield connection
+            connection.execute("COMMIT")
+
+    def begin(self, connection: psycopg.Connection[Any]) -> None:
+        """Begin a transaction with limits. In a pipeline this sends nothing yet."""
+        connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+        connection.execute(_LIMITS, self.limits)
+
+    @property
+    def limits(self) -> dict[str, str]:
+        """Parameters of the statement that limits a transaction."""
+        return {"most": str(int(self.timeout * 1000)), "wait": str(int(self.timeout * 500))}
+
+    def _take(self) -> Connection:
+        while True:
+            with self._lock:
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                return self.connect()
+            if _is_alive(connection):
+                return connection
+            connection.close()
+
+    def _give_back(self, connection: Connection) -> None:
+        with self._lock:
+            if self._process == os.getpid() and len(self._idle) < self._most:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def _give_back_after_error(self, connection: Connection) -> None:
+        """Keep the connection if a rollback works, else close it."""
+        if connection.pgconn.status == pq.ConnStatus.OK:
+            connection.deadline = min(connection.deadline, time.monotonic() + self.timeout / 4)
+            with suppress(psycopg.Error):
+                connection.rollback()
+                self._give_back(connection)
+                return
+        connection.close()
+
+    def close(self) -> None:
+        """Close the connections that are not in use. Later calls open new ones."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+
+def _is_alive(connection: Connection) -> bool:
+    """Return False if the server has closed the idle connection. Costs one system call."""
+    if connection.closed:
+        return False
+    readable, _, _ = select.select([connection.fileno()], [], [], 0)
+    if not readable:
+        return True
+    with suppress(psycopg.Error):  # a notice, or the end of the connection
+        connection.pgconn.consume_input()
+        return connection.pgconn.status == pq.ConnStatus.OK
+    return False
+
+
+def check_conninfo(conninfo: str | Callable[[], str]) -> None:
+    """Raise an error for a connection string that libpq cannot parse. Its text never quotes the string."""
+    if callable(conninfo):
+        return
+    if not isinstance(conninfo, str):
+        raise TypeError(f"conninfo must be a str or a function that returns one, got {type(conninfo).__name__}")
+    if "://" in conninfo:
+        check_userinfo(conninfo)
+    try:
+        given = psycopg.conninfo.conninfo_to_dict(conninfo)
+    except psycopg.Error:
+        raise ValueError("libpq cannot parse conninfo: pass key=value pairs or a postgresql:// URI") from None
+    if re.search("[^,]@", str(given.get("host") or "")):  # an @ at the beginning names an abstract socket
+        raise ValueError(
+            "conninfo has an @ in its host, perhaps part of a password; write %40 for an @ in a password"
+        )
+
+
+def _location(conninfo: str | Callable[[], str]) -> str:
+    """Name the database without secrets."""
+    check_conninfo(conninfo)
+    if callable(conninfo):
+        return "PostgreSQL"
+    given = psycopg.conninfo.conninfo_to_dict(conninfo)
+    host, port, database = (given.get(key) for key in ("host", "port", "dbname"))
+    return one_line(f"postgresql://{host or ''}{f':{port}' if port else ''}{f'/{database}' if database else ''}")

@@ -1,0 +1,89 @@
+"""Errors of psycopg as errors of a store: which pass by themselves, and whether a commit was answered.
+
+A server that reports an error and keeps the connection has rolled back the transaction. Every other failure during
+a commit leaves its outcome open: COMMIT may have reached the server, and its answer was lost.
+"""
+
+from typing import Any
+
+import psycopg
+from psycopg import pq
+
+from push_to_poll_client._exceptions import CommitInDoubt, OwnershipLost, StoreError, StoreUnavailable
+from push_to_poll_client._validation import one_line
+
+_PASSING = ("08", "25006", "40", "53", "55", "57", "58", "XX")
+"""SQLSTATEs or their classes that a retry can cure (PostgreSQL, appendix A).
+
+08 connection, 25006 read-only, as after a fail-over, 40 rolled back, 53 resources, 55 objects in use, 57 operator
+or timeout, 58 system, XX internal.
+"""
+
+_PASSES_NEVER = (
+    "authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "certificate verify failed",
+    "does not support SSL",
+    "invalid ",
+)
+"""Parts of texts about failures to connect, which have no SQLSTATE, that a person must fix."""
+
+FENCE = "push_to_poll: this owner has been replaced"
+"""Part of the error that the server raises if the comparison of the owner fails."""
+
+_TEXT_IS_NO_NUMBER = "22P02"
+
+READ_ONLY = "25006"
+
+
+class TimedOut(psycopg.OperationalError):
+    """The server did not answer in time."""
+
+
+def store_error(where: str, error: psycopg.Error) -> StoreError:
+    """Return the error of the store for one of psycopg, raised before anything could have been committed."""
+    text = f"{where}: {describe_error(error)}"
+    if is_fence(error):
+        return OwnershipLost(
+            f"{where}: the name has been claimed by another owner; nothing was written; claim it again"
+        )
+    if error.sqlstate == READ_ONLY:
+        return StoreUnavailable(
+            f"{text}; it is a read-only standby, and nothing was written (target_session_attrs=read-write finds "
+            "the primary among several hosts)"
+        )
+    return StoreUnavailable(text) if _passes(error) else StoreError(text)
+
+
+def commit_error(where: str, error: psycopg.Error, connection: "psycopg.BaseConnection[Any]") -> StoreError:
+    """Return the error of the store for a failed commit: in doubt, unless the server has answered."""
+    if is_fence(error) or was_answered(error, connection):
+        return store_error(where, error)
+    return CommitInDoubt(f"{where}: the connection was lost during a commit: {describe_error(error)}")
+
+
+def was_answered(error: psycopg.Error, connection: "psycopg.BaseConnection[Any]") -> bool:
+    """Return True if the server reported the error and kept the connection: then it has rolled back."""
+    return error.sqlstate is not None and connection.pgconn.status == pq.ConnStatus.OK
+
+
+def is_fence(error: psycopg.Error) -> bool:
+    """Return True if the comparison of the owner has failed in the server."""
+    return error.sqlstate == _TEXT_IS_NO_NUMBER and FENCE in str(error)
+
+
+def describe_error(error: psycopg.Error) -> str:
+    """Describe an error in one line, without the statement and its values."""
+    # `DETAIL` and `CONTEXT` may quote stored data.
+    text = error.diag.message_primary or str(error) or type(error).__name__
+    code = f" ({error.sqlstate})" if error.sqlstate else ""
+    return f"{one_line(text)}{code}"
+
+
+def _passes(error: psycopg.Error) -> bool:
+    if error.sqlstate is not None:
+        return error.sqlstate.startswith(_PASSING)
+    if isinstance(error, psycopg.OperationalError):
+        return not any(text in str(error) for text in _PASSES_NEVER)
+    return False

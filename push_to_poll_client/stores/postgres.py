@@ -1,0 +1,197 @@
+"""Store in PostgreSQL, for many replicas of a service.
+
+`PostgresStore` keeps its tables in a schema of the user's database. Each name has one owner, by a lease in the
+server's clock. The rest is in `_postgres`: connections, tables, the lease and the thread that renews it, sessions,
+and the transactions of handlers.
+"""
+
+import os
+import random
+import socket
+from collections.abc import Callable
+from functools import partial
+
+import anyio
+
+from push_to_poll_client._event_loop import EventLoop
+from push_to_poll_client._types import Push
+from push_to_poll_client._validation import check_count, check_number
+from push_to_poll_client.stores._names import Rebind
+from push_to_poll_client.stores._postgres import schema as tables
+from push_to_poll_client.stores._postgres.connection import Connection, Database, check_conninfo
+from push_to_poll_client.stores._postgres.housekeeping import Housekeeping
+from push_to_poll_client.stores._postgres.lease import lease_clock, next_try
+from push_to_poll_client.stores._postgres.notices import digest_of
+from push_to_poll_client.stores._postgres.records import PostgresRetention
+from push_to_poll_client.stores._postgres.session import Claimant, PostgresSession, rebind
+from push_to_poll_client.stores._retention import DEFAULT_MAX_RECORDS, DEFAULT_RETENTION
+
+__all__ = ["PostgresStore"]
+
+_SHORTEST_LEASE = 1.0
+
+
+class PostgresStore:
+    """Keeps the progress of consumers in PostgreSQL, shared by any number of replicas.
+
+        store = PostgresStore("postgresql://me@db.example/shop")
+
+    Every replica runs the same code. For each name one of them is the owner, and polls; the others stand by. The
+    owner has a lease, which a thread of the store renews. If the owner stops, it releases the name, and another
+    replica continues at once. If it is killed or cut off, another replica continues when the lease has ended.
+    Each commit compares the owner in the server, so one that was replaced writes nothing.
+
+    The store uses at most `max_connections` connections for its calls, and one for the thread, in each process.
+    Each commit is one round trip.
+
+    Through PgBouncer in transaction mode the store works, but hears no wakes of other replicas and no releases:
+    PgBouncer does not pass notifications on. It logs that. Give `listen_conninfo`, which leads to the server
+    itself.
+
+    Install `'push-to-poll-client[postgres]'`, and the client library libpq from the system or with
+    `'psycopg[binary]'`. PostgreSQL 14 or newer.
+
+    Args:
+        conninfo: A connection string or URI of libpq, or a function that returns one. The function is called for
+            each connection, in a worker thread, so it can fetch a fresh password.
+        schema: The schema with the store's tables, 1 to 48 letters, digits and `_`. Replicas with the same schema
+            share their names. Notifications use a channel of the same name.
+        lease: Seconds without a sign of the owner after which another replica takes over. At least 1. A pause of
+            the process that is longer costs it the name.
+        instance: A name of this replica that stays the same when it is restarted, such as the name of a pod in a
+            StatefulSet. Such a restarted replica takes its names back after half a lease. At most one running
+            process may have it. None means: the host and the process id, only to be shown.
+        listen_conninfo: Like `conninfo`, for the connection of the thread. None means `conninfo`.
+        migrate: If True, the first connection creates or updates the tables. If False, it raises a `StoreError`
+            if they are missing or old; run `push-to-poll migrate` before.
+        retention: As for `SQLiteStore`.
+        max_records: As for `SQLiteStore`, in groups of an eighth.
+        max_connections: Connections for calls of the store that can be open at the same time, for all names.
+
+    Raises:
+        ImportError: psycopg is not installed, or cannot find libpq.
+        TypeError: `conninfo` is neither a str nor a function.
+        ValueError: libpq cannot parse `conninfo`, or another argument is out of range.
+    """
+
+    def __init__(
+        self,
+        conninfo: str | Callable[[], str],
+        *,
+        schema: str = "push_to_poll",
+        lease: float = 10.0,
+        instance: str | None = None,
+        listen_conninfo: str | Callable[[], str] | None = None,
+        migrate: bool = True,
+        retention: float | None = DEFAULT_RETENTION,
+        max_records: int | None = DEFAULT_MAX_RECORDS,
+        max_connections: int = 4,
+    ) -> None:
+        check_conninfo(conninfo)
+        check_number("lease", lease, above_zero=True)
+        if lease < _SHORTEST_LEASE:
+            raise ValueError(f"lease must be at least {_SHORTEST_LEASE:g} seconds, got {lease!r}")
+        check_count("max_connections", max_connections)
+        self._migrate = migrate
+        self._lease = float(lease)
+        self._database = Database(
+            conninfo, schema, timeout=max(self._lease, 5.0), most=max_connections, prepare=self._prepare
+        )
+        self._listening = Database(
+            conninfo if listen_conninfo is None else listen_conninfo, schema, timeout=self._lease, most=1
+        )
+        self._claimant = Claimant(
+            self._database,
+            PostgresRetention(retention, max_records),
+            self._lease,
+            instance or f"{socket.gethostname()}:{os.getpid()}",
+            instance is not None,
+            self._now,
+        )
+        self._start_unused()
+
+    def _now(self) -> float:
+        return lease_clock()
+
+    def _start_unused(self) -> None:
+        self._process = os.getpid()
+        self._database.forget_connections()
+        self._housekeeping = Housekeeping(self._listening, self._lease, self._now, self._database.close)
+
+    def _prepare(self, connection: Connection) -> None:
+        tables.prepare(connection, self._database.schema, self._database.where, migrate=self._migrate)
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():  # forked: connections and thread are the parent's
+            self._start_unused()
+
+    @property
+    def hears_wakes(self) -> bool | None:
+        """True if notifications of other replicas arrive, False if not; None if not known (yet)."""
+        return self._housekeeping.hears
+
+    async def claim(self, name: str, *, feed: str) -> PostgresSession:
+        """Become the one owner of `name`. The first claim binds the name to `feed`.
+
+        Raises:
+            StoreBusy: The name has an owner.
+            StoreMismatch: The name is bound to another feed.
+            StoreUnavailable: The server cannot be reached, or cannot be written to now.
+            StoreError: The server refuses: rights, password, tables of another version.
+        """
+        self._check_process()
+        session: PostgresSession | None = None
+        claimed = []
+        try:
+            await self._database.run(lambda: claimed.append(self._claimant.claim(name, feed)))
+            return PostgresSession(self._claimant, claimed[0], self._housekeeping)
+        except BaseException:  # cancelled, perhaps after the name was claimed
+            if claimed:
+                session = PostgresSession(self._claimant, claimed[0], self._housekeeping)
+                await session.release()
+            raise
+
+    async def freed(self, name: str) -> None:
+        """Return when a name may be free: after a release, or after the end of its lease.
+
+        Raises:
+            StoreError: The server cannot be reached, or refuses.
+        """
+        self._check_process()
+        loop, event = EventLoop(), anyio.Event()
+        with self._housekeeping.waiting(digest_of(name), partial(loop.call, event.set)):
+            requested = self._now()
+            left = await self._database.run(partial(self._claimant.seconds_left, name))
+            if left is not None:
+                until = next_try(requested, left, self._lease, random.random())  # noqa: S311  # not for secrets
+                with anyio.move_on_after(max(0.0, until - self._now())):
+                    await event.wait()
+
+    def forward(self, name: str, push: Push | None) -> None:
+        """Send a wake to the replica that owns a name. From any thread; never raises."""
+        self._check_process()
+        self._housekeeping.forward(digest_of(name), push)
+
+    async def rebind(
+        self, name: str, *, feed: str | None = None, new_name: str | None = None, replace: bool = False
+    ) -> None:
+        """Bind a name to another feed, or rename it; see `SQLiteStore.rebind`.
+
+        Raises:
+            StoreBusy: One of the names has an owner.
+            StoreError: The server cannot be reached, or refuses; nothing was changed.
+            ValueError: The name does not exist, the new name exists already, or an argument is invalid.
+            TypeError: An argument is not a `str`.
+        """
+        self._check_process()
+        asked = Rebind(name, feed, new_name, replace)
+        await self._database.run(partial(rebind, self._database, asked))
+
+    async def aclose(self) -> None:
+        """End the thread and close the connections. Names that are still owned are free after their lease."""
+        if self._process == os.getpid():
+            await self._database.run(self._housekeeping.stop)
+            self._database.close()
+
+    def __repr__(self) -> str:
+        return f"PostgresStore({self._database.where})"

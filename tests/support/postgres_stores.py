@@ -1,0 +1,146 @@
+"""Stores in a real PostgreSQL server for tests: leases that end on demand, commits in doubt, cut connections.
+
+opened = PostgresStores(shared_server(config))
+first, second = opened.store(), opened.store()     # two replicas with the tables of one new schema
+"""
+
+import itertools
+from contextlib import asynccontextmanager, contextmanager, suppress
+from unittest.mock import patch
+
+import psycopg
+from anyio import to_thread
+
+from push_to_poll_client import OwnershipLost
+from push_to_poll_client.stores._postgres.errors import commit_error
+from push_to_poll_client.stores._postgres.notices import Kind, Notice, digest_of
+from push_to_poll_client.stores._postgres.session import ClaimedName
+from push_to_poll_client.stores.postgres import PostgresStore
+from tests.support.tcp_proxy import TCPProxy
+
+__all__ = ["LEASE", "PostgresStores", "ReplicaStore"]
+
+LEASE = 60.0
+"""Seconds: a busy machine must not lose a lease by itself."""
+
+_schemas = itertools.count(1)
+
+
+class ReplicaStore(PostgresStore):
+    """A store object with a clock that can jump, and connections that can be cut."""
+
+    def __init__(self, proxy, conninfo, **options):
+        self.jump = 0.0
+        self.proxy = proxy
+        super().__init__(conninfo, lease=LEASE, **options)
+
+    def _now(self):
+        return super()._now() + self.jump
+
+    async def aclose(self):
+        await super().aclose()
+        self.proxy.__exit__()
+
+
+class PostgresStores:
+    """Store objects with one new schema."""
+
+    def __init__(self, server, **options):
+        self.server = server
+        self.schema = f"store_{next(_schemas)}"
+        self._options = options
+
+    def store(self, **options):
+        """Open the tables as a replica does, through its own proxy."""
+        proxy = TCPProxy(self.server.port)
+        proxy.__enter__()
+        conninfo = f"postgresql://me@127.0.0.1:{proxy.port}/postgres"
+        return ReplicaStore(proxy, conninfo, schema=self.schema, **{**self._options, **options})
+
+    def execute(self, statement, **values):
+        """Execute a statement with `{s}` for the schema; return its rows."""
+        with psycopg.connect(self.server.conninfo, autocommit=True) as connection:
+            cursor = connection.execute(statement.replace("{s}", self.schema).encode(), values)
+            return cursor.fetchall() if cursor.description else []
+
+    def notify(self, kind, name):
+        """Send a notice to all replicas."""
+        self.server.notify(self.schema, Notice(kind, digest_of(name)).encode())
+
+    async def expire(self, store, name):
+        """Let the lease of a name run out, and the clock of its owner too."""
+        store.jump += 10 * LEASE
+        await to_thread.run_sync(self._expire, name)
+
+    def _expire(self, name):
+        self._change_lease(name, "until = clock_timestamp()")
+        self.notify(Kind.FREED, name)  # instead of waiting for the end of the lease
+
+    async def want(self, name):
+        """Ask the owner of a name to hand it over."""
+        await to_thread.run_sync(self._want, name)
+
+    def _want(self, name):
+        self._change_lease(name, "wanted = true")
+        self.notify(Kind.WANTED, name)
+
+    def _change_lease(self, name, change):
+        self.execute(
+            f"UPDATE {{s}}.lease SET {change} FROM {{s}}.consumer WHERE consumer = id AND digest = %(d)s",  # noqa: S608
+            d=digest_of(name),
+        )
+
+    @asynccontextmanager
+    async def unreachable(self, store):
+        """Cut the connections of a store, and refuse new ones."""
+        store.proxy.refuse()
+        store.proxy.cut()
+        try:
+            yield
+        finally:
+            store.proxy.heal()
+
+    @asynccontextmanager
+    async def in_doubt(self, store, outcome):
+        """Lose the answer of the next commit: it never arrives, takes effect, or arrives at the block's end."""
+        late = []
+        write, planned = ClaimedName._write, [outcome]
+
+        def write_in_doubt(claimed, connection, plan):
+            if claimed._database is not store._database or not planned:
+                return write(claimed, connection, plan)
+            planned.clear()
+            if outcome == "landed":
+                write(claimed, connection, plan._replace(apply=lambda _: None))
+            elif outcome == "late":
+                late.append((claimed, plan._replace(apply=lambda _: None)))
+            connection.close()
+            raise commit_error("planted", psycopg.OperationalError("planted: connection lost"), connection)
+
+        with patch.object(ClaimedName, "_write", write_in_doubt):
+            yield
+        for claimed, plan in late:
+            await to_thread.run_sync(self._write_late, claimed, write, plan)
+
+    def _write_late(self, claimed, write, plan):
+        with suppress(OwnershipLost), claimed._database.connection() as connection:
+            write(claimed, connection, plan)
+
+    @contextmanager
+    def failing(self):
+        """Let writes of `state` fail in the server."""
+        self.execute("""
+            CREATE OR REPLACE FUNCTION {s}.fail() RETURNS trigger LANGUAGE plpgsql
+            AS 'BEGIN RAISE EXCEPTION ''planted''; END'
+        """)
+        self.execute("""
+            CREATE TRIGGER fails BEFORE INSERT OR UPDATE ON {s}.state FOR EACH ROW EXECUTE FUNCTION {s}.fail()
+        """)
+        try:
+            yield
+        finally:
+            self.execute("DROP TRIGGER fails ON {s}.state")
+
+    def drop(self):
+        """Drop the tables."""
+        self.execute("DROP SCHEMA IF EXISTS {s} CASCADE")
