@@ -339,6 +339,9 @@ class TransactionalSession(Session, Protocol):
     The writes of a handler are committed together with the records. Such a store has `transactional = True`, and
     `concurrent_transactions: bool`: True if several transactions can be open at a time, as on a server with one
     connection for each.
+
+    A session may define `transaction_in_thread(records)`: the same as a plain context manager. It is entered and
+    left in the worker thread of a plain handler (`def`), and `transaction` is then only for `async def` handlers.
     """
 
     def transaction(self, records: Sequence[Record], /) -> AbstractAsyncContextManager[None]:

@@ -64,6 +64,7 @@ class Lease:
         self.ends: float = ends  # on the clock
         self.wanted: bool = False
         self.is_over: bool = False  # released, refused by the server, or ended by a commit in doubt
+        self.is_released: bool = False  # or claimed again
         self.is_dropped: bool = False  # its session was dropped without a release
         self.changed: Callable[[], None] | None = None
         self.wake: Callable[[Push | None], None] | None = None

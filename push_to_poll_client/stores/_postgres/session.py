@@ -15,8 +15,9 @@ claims the name again, which makes a late commit fail, and reads everything anew
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -242,6 +243,8 @@ class ClaimedName:
         self._sql = claimant.database.sql
         self._clock = claimant.clock
         self._commits = row.commits
+        self._writing = threading.Lock()  # held from the plan of a commit until its answer
+        self.lease: Lease  # set by the session
         self._read_at = (self._clock(), row.now)
         self.records: Records = Records(
             claimant.database,
@@ -314,11 +317,43 @@ class ClaimedName:
         read_at: float | None,
     ) -> None:
         """Save everything or nothing."""
-        with self._database.connection() as connection:
-            plan = self.plan(connection, cursor, records, dead_letters, state, read_at)
-            self._write(connection, plan)
+        with self._database.connection() as connection, self._own_turn():
+            self._write(connection, self._plan(connection, cursor, records, dead_letters, state, read_at))
 
-    def plan(  # noqa: PLR0917  # as `commit`
+    def commit_with_effects(
+        self, connection: Connection, records: Sequence[Record], commit: Callable[[Sequence[Statement]], None]
+    ) -> None:
+        """Save records in the transaction of a handler, which `commit` ends after it has executed statements."""
+        with self._own_turn():
+            plan = self._plan(connection, None, records)
+            commit(plan.statements)
+            plan.apply(None)
+
+    @contextmanager
+    def _own_turn(self) -> Iterator[None]:
+        """Write in this block. Commits of one name follow each other, since each counts the one before."""
+        with self._writing:
+            self.check()
+            try:
+                yield
+            except (CommitInDoubt, OwnershipLost):
+                self.lease.end()  # before the next commit can begin
+                raise
+
+    def check(self) -> None:
+        """Raise `OwnershipLost` if the session has ended."""
+        if self.lease.is_released:
+            raise self.ownership_lost("was released or claimed again since this session began")
+        if self.lease.is_over:
+            raise self.ownership_lost("is not owned by this session any more, or a commit of it is in doubt")
+        if self.lease.lost:
+            raise self.ownership_lost("is not owned any more: the lease of this session has ended")
+
+    def ownership_lost(self, why: str) -> OwnershipLost:
+        """Build the error of a session that has ended."""
+        return ownership_lost(self._database.where, self.name, why)
+
+    def _plan(  # noqa: PLR0917  # as `commit`
         self,
         connection: Connection,
         cursor: Cursor | None,
@@ -350,23 +385,23 @@ class ClaimedName:
 
     def reset(self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None]) -> None:
         """Continue from another place."""
-        now = self.time()
-        saved, behind = SavedCursor(cursor, now), self.segments.current(now).number
-        first = self.segments.next_number if forget else self.records.first
+        with self._database.connection() as connection, self._own_turn():
+            now = self.time()
+            saved, behind = SavedCursor(cursor, now), self.segments.current(now).number
+            first = self.segments.next_number if forget else self.records.first
 
-        def apply(_: Connection | None) -> None:
-            self._commits += 1
-            self.cursor_state = CursorState(saved, (), self.cursor_state.state).changing(state)
-            self.segments.prunable_before = behind
-            if forget:
-                self.records.forget()
+            def apply(_: Connection | None) -> None:
+                self._commits += 1
+                self.cursor_state = CursorState(saved, (), self.cursor_state.state).changing(state)
+                self.segments.prunable_before = behind
+                if forget:
+                    self.records.forget()
 
-        statements = [
-            (_FORGET_HISTORY, {"consumer": self.row.id}),
-            *self._state_statements(state),
-            self._save(saved, first=first, behind=first if forget else behind),
-        ]
-        with self._database.connection() as connection:
+            statements = [
+                (_FORGET_HISTORY, {"consumer": self.row.id}),
+                *self._state_statements(state),
+                self._save(saved, first=first, behind=first if forget else behind),
+            ]
             self._write(connection, Plan(statements, apply))
 
     def _write(self, connection: Connection, plan: Plan) -> None:
@@ -422,16 +457,10 @@ class PostgresSession(ClaimedSession):
         self._claimant = claimant
         self._database = claimant.database
         self._housekeeping = housekeeping
-        self._lease = Lease(
-            claimed.row.id,
-            digest_of(claimed.name),
-            claimed.row.owner,
-            ends=claimed.ends,
-            clock=claimant.clock,
-        )
+        digest, owner = digest_of(claimed.name), claimed.row.owner
+        self._lease = Lease(claimed.row.id, digest, owner, ends=claimed.ends, clock=claimant.clock)
+        claimed.lease = self._lease
         self._process = os.getpid()
-        self._is_released = False
-        self._lock = anyio.Lock()
         housekeeping.add(self._lease)
         finalize(self, _drop, self._lease, housekeeping).atexit = False
 
@@ -456,25 +485,25 @@ class PostgresSession(ClaimedSession):
     async def again(self) -> "PostgresSession":
         """Claim the name again after a commit in doubt; see `LeasedSession.again`."""
         self._check_process()
-        if self._is_released:
-            raise self._ownership_lost("was released or claimed again since this session began")
+        if self._lease.is_released:
+            self._progress.check()
         self._lease.is_over = True
         if self._claimant.clock() >= self._lease.ends:
-            raise self._ownership_lost("has been free since the lease of this session ended")
+            raise self._progress.ownership_lost("has been free since the lease of this session ended")
         claimed = await self._database.run(partial(self._claimant.claim_again, self._progress))
         self._forget()
         return type(self)(self._claimant, claimed, self._housekeeping)
 
     async def release(self) -> None:
         """Release the name. Never raises; a second call does nothing."""
-        if self._is_released or self._process != os.getpid():
+        if self._lease.is_released or self._process != os.getpid():
             return
         self._forget()
         with anyio.CancelScope(shield=True):
             await self._database.run(self._free)
 
     def _forget(self) -> None:
-        self._is_released = self._lease.is_over = True
+        self._lease.is_released = self._lease.is_over = True
         self._lease.changed = self._lease.wake = None
         self._housekeeping.remove(self._lease)
 
@@ -485,33 +514,17 @@ class PostgresSession(ClaimedSession):
         except StoreError as error:
             _logger.info("the name was not released, its lease will end: %s", describe(error))
 
-    @property
-    def _gate(self) -> AbstractAsyncContextManager[object]:
-        return self._lock
-
     async def _run(self, work: Callable[[], _T]) -> _T:
         self._check()
-        try:
-            return await self._database.run(work)
-        except (CommitInDoubt, OwnershipLost):
-            self._lease.end()
-            raise
+        return await self._database.run(work)
 
     def _check(self) -> None:
         self._check_process()
-        if self._is_released:
-            raise self._ownership_lost("was released or claimed again since this session began")
-        if self._lease.is_over:
-            raise self._ownership_lost("is not owned by this session any more, or a commit of it is in doubt")
-        if self._lease.lost:
-            raise self._ownership_lost("is not owned any more: the lease of this session has ended")
+        self._progress.check()
 
     def _check_process(self) -> None:
         if self._process != os.getpid():
-            raise self._ownership_lost("belongs to the process that this one was forked from")
-
-    def _ownership_lost(self, why: str) -> OwnershipLost:
-        return ownership_lost(self._database.where, self.name, why)
+            raise self._progress.ownership_lost("belongs to the process that this one was forked from")
 
 
 def _drop(lease: Lease, housekeeping: Housekeeping) -> None:
