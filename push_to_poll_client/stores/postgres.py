@@ -10,6 +10,7 @@ import random
 import socket
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -24,7 +25,15 @@ from push_to_poll_client.stores._postgres.lease import lease_clock, next_try
 from push_to_poll_client.stores._postgres.notices import digest_of
 from push_to_poll_client.stores._postgres.records import PostgresRetention
 from push_to_poll_client.stores._postgres.session import Claimant, PostgresSession, rebind
+from push_to_poll_client.stores._postgres.transaction import (
+    Connections,
+    TransactionalPostgresSession,
+    current_connection,
+)
 from push_to_poll_client.stores._retention import DEFAULT_MAX_RECORDS, DEFAULT_RETENTION
+
+if TYPE_CHECKING:
+    import psycopg
 
 __all__ = ["PostgresStore"]
 
@@ -67,6 +76,13 @@ class PostgresStore:
         retention: As for `SQLiteStore`.
         max_records: As for `SQLiteStore`, in groups of an eighth.
         max_connections: Connections for calls of the store that can be open at the same time, for all names.
+            Transactions of handlers have connections of their own, one for each handler that runs.
+        transactional: True if handlers also write to the database, through `connection`.
+        connections: A function that returns a context manager for each call of a handler, which yields a
+            `psycopg.Connection` (for `async def` handlers an async one, and a `psycopg.AsyncConnection`), commits
+            at the end of its block, and rolls back if the block raises: such as `ConnectionPool.connection` of
+            psycopg_pool. It must begin a transaction of its own, to the same database. None means connections of
+            the store.
 
     Raises:
         ImportError: psycopg is not installed, or cannot find libpq.
@@ -86,12 +102,16 @@ class PostgresStore:
         retention: float | None = DEFAULT_RETENTION,
         max_records: int | None = DEFAULT_MAX_RECORDS,
         max_connections: int = 4,
+        transactional: bool = False,
+        connections: Connections | None = None,
     ) -> None:
         check_conninfo(conninfo)
         check_number("lease", lease, above_zero=True)
         if lease < _SHORTEST_LEASE:
             raise ValueError(f"lease must be at least {_SHORTEST_LEASE:g} seconds, got {lease!r}")
         check_count("max_connections", max_connections)
+        if connections is not None and not transactional:
+            raise ValueError("connections= is for handlers' transactions: pass transactional=True as well")
         self._migrate = migrate
         self._lease = float(lease)
         self._database = Database(
@@ -107,7 +127,10 @@ class PostgresStore:
             instance or f"{socket.gethostname()}:{os.getpid()}",
             instance is not None,
             self._now,
+            connections,
         )
+        self._transactional = transactional
+        self._session_class = TransactionalPostgresSession if transactional else PostgresSession
         self._start_unused()
 
     def _now(self) -> float:
@@ -124,6 +147,38 @@ class PostgresStore:
     def _check_process(self) -> None:
         if self._process != os.getpid():  # forked: connections and thread are the parent's
             self._start_unused()
+
+    concurrent_transactions = True
+    """True: each transaction of a handler has a connection of its own."""
+
+    @property
+    def transactional(self) -> bool:
+        """True if handlers also write to the database."""
+        return self._transactional
+
+    @property
+    def connection(self) -> "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]":
+        """Connection for a handler; its writes are committed with the record of the message, or not at all.
+
+        In a thread, as in a plain handler (`def`), it is a `psycopg.Connection`; in the event loop, as in an
+        `async def` handler, a `psycopg.AsyncConnection`, on asyncio only. With `connections=` it is the connection
+        of that function. Use it only in a handler, until the handler returns: in its task, in tasks that it starts
+        and waits for, and in threads with its context, as for `SQLiteStore.connection`.
+
+        Its transaction has begun, at the isolation level that the database or the connection string sets. The
+        handler must not end it: `commit()`, `rollback()` and `close()` raise a `RuntimeError`. For a part that may
+        fail alone, `connection.transaction()` makes a savepoint.
+
+        Raises:
+            RuntimeError: The caller is not a handler of a consumer of this store, the store is not transactional,
+                or the event loop is trio's.
+        """
+        if not self._transactional:
+            raise RuntimeError(
+                f"{self._database.where}: this store has no connection for handlers; create it with "
+                "PostgresStore(..., transactional=True)"
+            )
+        return current_connection(self._database)
 
     @property
     def hears_wakes(self) -> bool | None:
@@ -144,10 +199,10 @@ class PostgresStore:
         claimed = []
         try:
             await self._database.run(lambda: claimed.append(self._claimant.claim(name, feed)))
-            return PostgresSession(self._claimant, claimed[0], self._housekeeping)
+            return self._session_class(self._claimant, claimed[0], self._housekeeping)
         except BaseException:  # cancelled, perhaps after the name was claimed
             if claimed:
-                session = PostgresSession(self._claimant, claimed[0], self._housekeeping)
+                session = self._session_class(self._claimant, claimed[0], self._housekeeping)
                 await session.release()
             raise
 

@@ -1,11 +1,13 @@
 """The store in PostgreSQL passes the suites for stores, with a real server."""
 
+from typing import ClassVar
+
 import pytest
 from anyio import to_thread
 
 from push_to_poll_client import Settlement
 from push_to_poll_client.stores._postgres.notices import digest_of
-from push_to_poll_client.testing import LeasedStoreSuite
+from push_to_poll_client.testing import LeasedStoreSuite, TransactionalStoreSuite
 from tests.support.postgres_server import shared_server
 from tests.support.postgres_stores import PostgresStores
 
@@ -16,9 +18,11 @@ def anyio_backend(request):
 
 
 class TestPostgresStore(LeasedStoreSuite):
+    options: ClassVar = {}
+
     @pytest.fixture(autouse=True)
     def opened(self, request):
-        self.stores = PostgresStores(shared_server(request.config))
+        self.stores = PostgresStores(shared_server(request.config), **self.options)
         yield
         self.stores.drop()
 
@@ -53,3 +57,26 @@ class TestPostgresStore(LeasedStoreSuite):
 
     def _states(self, key):
         return self.stores.execute("SELECT state FROM {s}.record WHERE digest = %(d)s", d=digest_of(key))
+
+
+class TestTransactionalPostgresStore(TestPostgresStore, TransactionalStoreSuite):
+    # The other tests run above, with the same code.
+    locals().update({name: None for name in dir(LeasedStoreSuite) if name.startswith("test_")})
+
+    options: ClassVar = {"transactional": True}
+
+    async def make_store(self):
+        store = await super().make_store()
+        self.stores.execute("CREATE SCHEMA IF NOT EXISTS {s}")
+        self.stores.execute(
+            "CREATE TABLE IF NOT EXISTS {s}.effect(number int GENERATED ALWAYS AS IDENTITY, text text)"
+        )
+        return store
+
+    async def write(self, store, text):
+        insert = f"INSERT INTO {self.stores.schema}.effect(text) VALUES (%s)"
+        await to_thread.run_sync(lambda: store.connection.execute(insert, (text,)))
+
+    async def written(self, store):
+        rows = await to_thread.run_sync(self.stores.execute, "SELECT text FROM {s}.effect ORDER BY number")
+        return [text for (text,) in rows]

@@ -11,10 +11,11 @@ from unittest.mock import patch
 import psycopg
 from anyio import to_thread
 
-from push_to_poll_client import OwnershipLost
+from push_to_poll_client import CommitInDoubt, OwnershipLost
 from push_to_poll_client.stores._postgres.errors import commit_error
 from push_to_poll_client.stores._postgres.notices import Kind, Notice, digest_of
 from push_to_poll_client.stores._postgres.session import ClaimedName
+from push_to_poll_client.stores._postgres.transaction import Transaction
 from push_to_poll_client.stores.postgres import PostgresStore
 from tests.support.tcp_proxy import TCPProxy
 
@@ -69,11 +70,11 @@ class PostgresStores:
 
     async def expire(self, store, name):
         """Let the lease of a name run out, and the clock of its owner too."""
-        store.jump += 10 * LEASE
-        await to_thread.run_sync(self._expire, name)
+        await to_thread.run_sync(self._expire, store, name)
 
-    def _expire(self, name):
+    def _expire(self, store, name):
         self._change_lease(name, "until = clock_timestamp()")
+        store.jump += 10 * LEASE  # only now: a heartbeat in between must not count from the new time
         self.notify(Kind.FREED, name)  # instead of waiting for the end of the lease
 
     async def want(self, name):
@@ -117,14 +118,42 @@ class PostgresStores:
             connection.close()
             raise commit_error("planted", psycopg.OperationalError("planted: connection lost"), connection)
 
-        with patch.object(ClaimedName, "_write", write_in_doubt):
-            yield
-        for claimed, plan in late:
-            await to_thread.run_sync(self._write_late, claimed, write, plan)
+        commit = Transaction._commit
 
-    def _write_late(self, claimed, write, plan):
-        with suppress(OwnershipLost), claimed._database.connection() as connection:
-            write(claimed, connection, plan)
+        def commit_in_doubt(transaction, statements):
+            if transaction.database is not store._database or not planned:
+                return commit(transaction, statements)
+            planned.clear()
+            connection, transaction._raw = transaction._raw, None
+            if outcome == "late":
+                late.append((transaction, connection, statements))
+            else:
+                if outcome == "landed":
+                    transaction._raw = connection
+                    commit(transaction, statements)
+                    transaction._raw = None
+                connection.close()
+            raise CommitInDoubt("planted: connection lost")
+
+        with (
+            patch.object(ClaimedName, "_write", write_in_doubt),
+            patch.object(Transaction, "_commit", commit_in_doubt),
+        ):
+            yield
+        for one in late:
+            await to_thread.run_sync(self._write_late, write, commit, *one)
+
+    def _write_late(self, write, commit, one, *rest):
+        with suppress(OwnershipLost):
+            if isinstance(one, Transaction):
+                one._raw, statements = rest
+                try:
+                    commit(one, statements)
+                finally:
+                    one._raw.close()
+            else:
+                with one._database.connection() as connection:
+                    write(one, connection, *rest)
 
     @contextmanager
     def failing(self):

@@ -11,7 +11,7 @@ import re
 import select
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -36,6 +36,7 @@ except ImportError as import_error:
     ) from import_error
 
 from psycopg import pq
+from psycopg.rows import tuple_row
 
 from push_to_poll_client.stores._postgres.errors import TimedOut, store_error
 
@@ -162,7 +163,7 @@ class Database:
         Raises:
             StoreError: The server cannot be reached, or has reported an error.
         """
-        connection = self._take()
+        connection = self.borrow()
         try:
             connection.deadline = time.monotonic() + min(self.timeout, timeout)
             if not self._is_prepared:
@@ -172,12 +173,12 @@ class Database:
             if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
                 connection.rollback()
         except psycopg.Error as error:
-            self._give_back_after_error(connection)
+            self.give_back_after_error(connection)
             raise store_error(self.where, error) from error
         except BaseException:
-            self._give_back_after_error(connection)
+            self.give_back_after_error(connection)
             raise
-        self._give_back(connection)
+        self.give_back(connection)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -197,7 +198,8 @@ class Database:
         """Parameters of the statement that limits a transaction."""
         return {"most": str(int(self.timeout * 1000)), "wait": str(int(self.timeout * 500))}
 
-    def _take(self) -> Connection:
+    def borrow(self) -> Connection:
+        """Return a connection that is not in use, or a new one. Give it back."""
         while True:
             with self._lock:
                 connection = self._idle.pop() if self._idle else None
@@ -207,20 +209,21 @@ class Database:
                 return connection
             connection.close()
 
-    def _give_back(self, connection: Connection) -> None:
+    def give_back(self, connection: Connection) -> None:
+        """Keep the connection for the next call."""
         with self._lock:
-            if self._process == os.getpid() and len(self._idle) < self._most:
+            if self._process == os.getpid():
                 self._idle.append(connection)
                 return
         connection.close()
 
-    def _give_back_after_error(self, connection: Connection) -> None:
+    def give_back_after_error(self, connection: Connection) -> None:
         """Keep the connection if a rollback works, else close it."""
         if connection.pgconn.status == pq.ConnStatus.OK:
             connection.deadline = min(connection.deadline, time.monotonic() + self.timeout / 4)
             with suppress(psycopg.Error):
                 connection.rollback()
-                self._give_back(connection)
+                self.give_back(connection)
                 return
         connection.close()
 
@@ -230,6 +233,13 @@ class Database:
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
+
+
+def execute(
+    connection: psycopg.Connection[Any], statement: bytes, values: Mapping[str, Any]
+) -> psycopg.Cursor[Row]:
+    """Execute a statement of the store, also on a connection of the application with its own cursors."""
+    return psycopg.Cursor(connection, row_factory=tuple_row).execute(statement, values, binary=True)
 
 
 def _is_alive(connection: Connection) -> bool:

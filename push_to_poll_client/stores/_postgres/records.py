@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from push_to_poll_client._types import Record, Settlement
-from push_to_poll_client.stores._postgres.connection import Connection, Database
+from push_to_poll_client.stores._postgres.connection import Connection, Database, execute
 from push_to_poll_client.stores._postgres.notices import digest_of
 from push_to_poll_client.stores._retention import Retention, Segment, SegmentChanges, Segments
 
@@ -122,7 +122,7 @@ class Records:
             "segments": [segment.number for segment in self.segments.live],
             "digests": digests,
         }
-        rows = connection.execute(self._database.sql(_FIND), values, binary=True).fetchall()
+        rows = execute(connection, self._database.sql(_FIND), values).fetchall()
         return {digest: (segment, fingerprint) for digest, segment, fingerprint in rows}
 
     def note_unfound(self, digests: Sequence[bytes]) -> None:

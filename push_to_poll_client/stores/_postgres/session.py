@@ -143,6 +143,7 @@ class Claimant(NamedTuple):
     instance: str
     takes_back: bool
     clock: Callable[[], float]
+    connections: Callable[[], Any] | None  # of the application, for transactions of handlers
 
     def claim(self, name: str, feed: str) -> "ClaimedName":
         """Claim a name if its lease has ended."""
@@ -245,6 +246,7 @@ class ClaimedName:
         self._commits = row.commits
         self._writing = threading.Lock()  # held from the plan of a commit until its answer
         self.lease: Lease  # set by the session
+        self.conflicts: int = 0  # of transactions of handlers, in a row
         self._read_at = (self._clock(), row.now)
         self.records: Records = Records(
             claimant.database,
