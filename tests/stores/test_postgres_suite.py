@@ -74,7 +74,7 @@ class TestTransactionalPostgresStore(TestPostgresStore, TransactionalStoreSuite)
         return store
 
     async def write(self, store, text):
-        insert = f"INSERT INTO {self.stores.schema}.effect(text) VALUES (%s)"
+        insert = f"INSERT INTO {self.stores.schema}.effect(text) VALUES (%s)"  # noqa: S608
         await to_thread.run_sync(lambda: store.connection.execute(insert, (text,)))
 
     async def written(self, store):
