@@ -38,9 +38,10 @@ _RENEW = """
 """
 
 _FREE = """
-    UPDATE {s}.lease SET until = '-infinity', owner = NULL, wanted = false
+    UPDATE {s}.lease SET until = 'epoch', owner = NULL, wanted = false
     WHERE consumer = %(id)s AND owner = %(owner)s
 """
+# Not '-infinity': PostgreSQL 16 and older cannot subtract from it.
 
 _NOTIFY = "SELECT pg_notify(%(channel)s, payload) FROM unnest(%(payloads)s::text[]) AS payload"
 
