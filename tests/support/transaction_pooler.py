@@ -3,9 +3,9 @@
     with TransactionPooler(server.port, size=2) as pooler:
         psycopg.connect(pooler.conninfo)
 
-A client gets a server connection at the first message of a transaction, and gives it back at the ReadyForQuery that
-ends the transaction, when each Sync and each query is answered. Whatever a session keeps (LISTEN, advisory locks,
-SET, prepared statements) stays with the server connection, and the next client finds it there.
+A client gets a server connection at the first message of a transaction, and gives it back at the ReadyForQuery
+that ends the transaction, when each Sync and each query is answered. The state of a session (LISTEN, advisory
+locks, SET, prepared statements) stays with the server connection, and the next client finds it there.
 
 Modelled on PgBouncer 1.25, with prepared statements as before 1.21 (`max_prepared_statements = 0`):
 
