@@ -34,7 +34,7 @@ if __name__ == "__main__":
 
 import anyio  # noqa: E402  # what takes time comes after what must not wait
 
-from push_to_poll_client import Consumer, SQLiteStore, _schedule  # noqa: E402
+from push_to_poll_client import Consumer, SQLiteStore, _lifecycle, _runner, _schedule  # noqa: E402
 from push_to_poll_client.listeners import _backoff, long_poll  # noqa: E402
 from push_to_poll_client.listeners.subscriptions import _manager, _state  # noqa: E402
 from tests.chaos.chaos_listeners import listener  # noqa: E402
@@ -64,6 +64,8 @@ def hasten(haste):
         (long_poll, ("HELD_AFTER",)),
         (_state, ("MIN_RENEWAL_INTERVAL",)),
         (_manager, ("MAX_SLEEP",)),
+        (_runner, ("FIRST_STORE_BACKOFF", "MAX_STORE_BACKOFF", "HAND_OVER_PAUSE")),
+        (_lifecycle, ("FIRST_STORE_BACKOFF", "MAX_STORE_BACKOFF")),
     ):
         for name in names:
             setattr(module, name, getattr(module, name) / haste)
@@ -73,13 +75,29 @@ PATHS = {"websocket": "/push", "sse": "/events"}
 """Paths of the reference server's channels whose connections are recorded."""
 
 
-async def main(*, url, push, client, database, journal, life, takes, answer_within, haste, consumer):
+async def main(
+    *,
+    url,
+    push,
+    client,
+    database,
+    journal,
+    life,
+    takes,
+    answer_within,
+    haste,
+    consumer,
+    identity=None,
+    open_store=SQLiteStore,
+    kind=Orders,
+):
     hasten(haste)
     journal = Journal(journal)
-    orders = Orders(
+    orders = kind(
         WatchedFeed(
             url,
             client=client,
+            identity=identity,
             timeout=answer_within,
             began=lambda fetch: journal.write("fetches", life, fetch.at, fetch.after or "-"),
             over=lambda fetch: journal.write(
@@ -92,7 +110,7 @@ async def main(*, url, push, client, database, journal, life, takes, answer_with
                 fetch.retry_after,
             ),
         ),
-        store=SQLiteStore(database),
+        store=open_store(database),
         listeners=[watched(journal, life, kind, listener(kind, settings, client)) for kind, settings in push],
         journal=journal,
         life=life,

@@ -19,10 +19,12 @@ from anyio._backends import _asyncio, _trio  # noqa: F401  # see above
 
 from push_to_poll_client.durable_streams import _subscription  # noqa: F401  # see above
 from push_to_poll_client.listeners import postgres, verifiers  # noqa: F401  # see above
-from tests.chaos import chaos_consumer
+from tests.chaos import chaos_consumer, chaos_replica
+
+PROGRAMS = {"chaos_consumer": chaos_consumer.main, "chaos_replica": chaos_replica.main}
 
 
-def fork(settings, backend, log):
+def fork(program, settings, backend, log):
     """Fork a consumer. The child does not return."""
     if child := os.fork():
         return child
@@ -31,7 +33,7 @@ def fork(settings, backend, log):
     os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), 2)
     try:
         chaos_consumer.log()
-        anyio.run(functools.partial(chaos_consumer.main, **settings), backend=backend)
+        anyio.run(functools.partial(PROGRAMS[program], **settings), backend=backend)
     except BaseException:  # noqa: BLE001  # whatever it is: it is shown, and the parent sees the code
         sys.excepthook(*sys.exc_info())
         os._exit(1)

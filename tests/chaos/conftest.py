@@ -7,6 +7,7 @@ test_server_restart.py  a server that is killed under load and restarted
 test_network.py         a proxy that cuts, delays, drops, refuses, half-closes and slows down
 test_channels.py        each kind of push channel, with failing servers, networks and consumers
 test_random_walk.py     all of these, in an order that the seed decides
+test_replicas.py        replicas on one database: kills, stops, their network, the database itself (G8, G10)
 test_no_orphans.py      no process outlives the tests
 
 `make test` runs the tests that are not marked `long_form`: one with kills, one with money, some faults of the
@@ -21,6 +22,8 @@ chaos_bank.py           consumers that move money, a process for each life; bank
 chaos_writer.py         another program that writes to the same database
 chaos_server.py         the reference server, which records its requests
 journals.py             writes and reads the records
+chaos_replica.py        a replica with a store in PostgreSQL; replica_processes.py: several, and their faults
+database_history.py     what triggers of the database wrote; replica_verdicts.py: checks the guarantees by it alone
 verdicts.py             checks the guarantees by the journals alone; test_verdicts.py: verdicts can fail
 processes.py            starts, kills and stops processes
 ../support/forms.py     short or long form, and the seed

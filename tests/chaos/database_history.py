@@ -22,7 +22,8 @@ TABLES = (
     """
     CREATE TABLE chaos.change(
         number bigint GENERATED ALWAYS AS IDENTITY, consumer bigint, token bigint, owner bytea, commits bigint,
-        cursor bytea, transaction xid8 DEFAULT pg_current_xact_id(), at timestamptz DEFAULT clock_timestamp())
+        cursor bytea, transaction xid8 DEFAULT pg_current_xact_id(), at timestamptz DEFAULT clock_timestamp(),
+        writer text DEFAULT current_setting('application_name'))
     """,
     """
     CREATE TABLE chaos.recorded(
@@ -58,7 +59,12 @@ TRIGGERS = {
 
 
 class Change(NamedTuple):
-    """The row of a consumer after a change. `cursor` is None for the inception."""
+    """The row of a consumer after a change.
+
+    Attributes:
+        cursor: The saved cursor; None for the inception.
+        writer: Application name of the connection: each process has its own.
+    """
 
     consumer: int
     token: int
@@ -66,6 +72,7 @@ class Change(NamedTuple):
     commits: int
     cursor: bytes | None
     transaction: int
+    writer: str
 
 
 class Recorded(NamedTuple):

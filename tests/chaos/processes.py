@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 import psutil
@@ -267,6 +268,9 @@ class ConsumerProcess:
         answer_within: Seconds for one answer of the feed.
         haste: Factor by which delays after failures are shortened.
         fork_server: Forks it; `None` to start a program.
+        program: The module in which it runs.
+        database: Path of the state, for `chaos_replica` arguments of its store; `None` for a file of its own.
+        more: More settings for the program.
         consumer: Arguments for `Consumer`.
 
     Attributes:
@@ -285,9 +289,13 @@ class ConsumerProcess:
         answer_within=10.0,
         haste=1.0,
         fork_server=None,
+        program="chaos_consumer",
+        database=None,
+        more=MappingProxyType({}),
         **consumer,
     ):
         self._fork_server = fork_server
+        self._program = program
         self.name = name
         self.life = 0
         self.killed = set()
@@ -296,12 +304,13 @@ class ConsumerProcess:
         self._settings = {
             "url": url,
             "push": push,
-            "database": str(directory / f"{name}.db"),
+            "database": database or str(directory / f"{name}.db"),
             "journal": str(directory / name),
             "takes": takes,
             "answer_within": answer_within,
             "haste": haste,
             "consumer": {"commit_interval": 0.05, **consumer},
+            **more,
         }
         self._child = None
 
@@ -314,9 +323,10 @@ class ConsumerProcess:
         self.life += 1
         settings = {**self._settings, "life": self.life, "client": self.client}
         if self._fork_server is None:
-            self._child = Child("chaos_consumer", json.dumps(settings), backend, log=self._log)
+            self._child = Child(self._program, json.dumps(settings), backend, log=self._log)
         else:
-            self._child = Forked(self._fork_server, settings=settings, backend=backend, log=self._log.name)
+            order = {"program": self._program, "settings": settings, "backend": backend, "log": self._log.name}
+            self._child = Forked(self._fork_server, **order)
 
     def kill(self):
         """Send SIGKILL. A process that has ended before does not count as killed."""

@@ -8,8 +8,8 @@ import hashlib
 from collections import Counter, defaultdict
 from itertools import pairwise
 
-SHORTEST_BEATS = 2 / 3
-"""Part of a lease that remains after a heartbeat was missed. A new process of the same instance may claim then."""
+TAKEN_BACK = 1 / 2
+"""Part of a lease at which a new process of the same instance may claim: a heartbeat was missed."""
 
 
 def digest_of(key):
@@ -56,6 +56,19 @@ def shared_tokens(changes):
     ]
 
 
+def foreign_commits(changes):
+    """Commits of a process that did not make the newest claim."""
+    wrong = []
+    for own in of_each_consumer(changes).values():
+        claimant, token = None, -1
+        for change in own:
+            if change.token > token:
+                claimant, token = change.writer, change.token
+            elif change.writer != claimant:
+                wrong.append(f"{change.writer} wrote after {claimant} had claimed with the token {token}")
+    return wrong
+
+
 def several_commits(changes):
     """Transactions that committed twice, or commits that were counted as more than one."""
     wrong = []
@@ -75,7 +88,7 @@ def robbed(claims, *, lease):
     """
     wrong = []
     for claim in claims:
-        allowed = lease * SHORTEST_BEATS if claim.same_instance else 0.0
+        allowed = lease * TAKEN_BACK if claim.same_instance else 0.0
         if claim.remaining > allowed:
             wrong.append(f"a lease was taken {claim.remaining:.3f} s before its end")
     return wrong
@@ -156,6 +169,7 @@ def judge(history, keys, *, lease, transactional):
     return [
         *gone_back(changes),
         *shared_tokens(changes),
+        *foreign_commits(changes),
         *several_commits(changes),
         *robbed(history.claims, lease=lease),
         *unfenced(changes, records),

@@ -17,6 +17,7 @@ from tests.chaos.database_history import (
 from tests.chaos.replica_verdicts import (
     ahead_of_records,
     digest_of,
+    foreign_commits,
     gone_back,
     judge,
     not_exactly_once,
@@ -33,8 +34,9 @@ A, B = b"a" * 16, b"b" * 16
 KEYS = ["01", "02", "03"]
 
 
-def change(token, owner, commits, cursor, transaction=0):
-    return Change(1, token, owner, commits, None if cursor is None else b"%02d" % cursor, transaction)
+def change(token, owner, commits, cursor, transaction=0, *, writer=None):
+    writer = writer or f"process of {owner}"
+    return Change(1, token, owner, commits, None if cursor is None else b"%02d" % cursor, transaction, writer)
 
 
 def record(key, transaction):
@@ -42,6 +44,7 @@ def record(key, transaction):
 
 
 WELL = [
+    change(0, None, 0, None, 9, writer="process of a"),
     change(1, A, 0, None, 10),
     change(1, A, 1, 1, 11),
     change(2, B, 1, 1, 12),
@@ -75,13 +78,18 @@ def test_a_change_that_goes_back_is_reported(after):
 
 
 def test_other_consumers_are_compared_with_themselves():
-    assert gone_back([*WELL, Change(2, 1, A, 0, None, 0)]) == []
-    assert shared_tokens([*WELL, Change(2, 1, B, 0, None, 0)]) == []
+    assert gone_back([*WELL, Change(2, 1, A, 0, None, 0, "x")]) == []
+    assert shared_tokens([*WELL, Change(2, 1, B, 0, None, 0, "x")]) == []
 
 
 def test_a_token_of_two_owners_is_reported():
     assert shared_tokens([*WELL, change(3, None, 3, 3)]) == []
     assert shared_tokens([*WELL, change(3, A, 4, 3)]) == ["2 owners wrote with the token 3"]
+
+
+def test_a_commit_of_a_process_that_made_no_claim_is_reported():
+    assert foreign_commits(WELL) == []
+    assert len(foreign_commits([*WELL, change(3, B, 4, 3, writer="process of a")])) == 1
 
 
 def test_a_commit_that_counts_twice_is_reported():
@@ -113,7 +121,7 @@ def test_a_message_without_a_record_and_a_record_without_a_message_are_reported(
 def test_a_cursor_ahead_of_the_records_is_reported():
     assert ahead_of_records(KEYS, WELL, RECORDED) == []
     late = [*RECORDED[1:], record("01", 13)]
-    assert ahead_of_records(KEYS, WELL, late) == ["change 1 saved the cursor 1 before 01 was recorded"]
+    assert ahead_of_records(KEYS, WELL, late) == ["change 2 saved the cursor 1 before 01 was recorded"]
     assert len(ahead_of_records(KEYS, WELL, RECORDED[:2])) == 1
 
 

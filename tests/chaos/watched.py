@@ -67,10 +67,12 @@ class WatchedFeed(HTTPFeed):
         timeout: Seconds for one answer.
         began: Called with each `Fetch` at its begin.
         over: Called with it at its end.
+        identity: As for `HTTPFeed`.
     """
 
-    def __init__(self, url, *, client, timeout, began, over):
-        super().__init__(url, timeout=timeout, headers={"x-client": client}, auth=_Witness(self._hear))
+    def __init__(self, url, *, client, timeout, began, over, identity=None):
+        auth = _Witness(self._hear)
+        super().__init__(url, timeout=timeout, headers={"x-client": client}, auth=auth, identity=identity)
         self._client, self._timeout, self._began, self._over = client, timeout, began, over
 
     async def fetch(self, request):

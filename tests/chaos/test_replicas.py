@@ -1,0 +1,89 @@
+"""Replicas of one consumer under faults: one owner, nothing lost, effects exactly once (G8, G10).
+
+The verdicts are drawn from the history that triggers of the database write, not from what a client says.
+"""
+
+import contextlib
+
+import pytest
+
+from tests.chaos.journals import until
+from tests.chaos.processes import GUARD, Load, ServerProcess
+from tests.chaos.replica_processes import Database, Faults, Replicas
+from tests.support.forms import form
+
+LEASE = form(1.0, 2.0)
+
+HANDLERS = [
+    pytest.param(None, id="effects elsewhere", marks=()),
+]
+
+
+@pytest.fixture
+def replicas(started, fork_server):
+    """Start replicas with a database and a server."""
+    with contextlib.ExitStack() as stack:
+
+        def start(transfers, *, count=5, lease=LEASE, takes=0.001):
+            server, database = started(ServerProcess, page_size=100), started(Database)
+            return Replicas(
+                started,
+                fork_server,
+                stack,
+                server,
+                database,
+                count=count,
+                lease=lease,
+                transfers=transfers,
+                takes=takes,
+            )
+
+        yield start
+
+
+@pytest.mark.parametrize("transfers", HANDLERS)
+def test_no_message_is_lost_or_recorded_twice_under_random_faults(replicas, started, chance, figures, transfers):
+    replicas = replicas(transfers)
+    load = started(Load, replicas.server, seed=chance.random(), rate=50)
+    replicas.until_owned()
+    faults = Faults(replicas, chance)
+    faults.run(form(4, 600))
+    load.pause()
+    replicas.end()
+    figures(f"{replicas.judge()}; {described(faults.counts)}")
+
+
+@pytest.mark.parametrize("transfers", HANDLERS)
+def test_no_message_is_lost_or_recorded_twice_while_the_database_is_killed(
+    replicas, started, chance, figures, transfers
+):
+    replicas = replicas(transfers)
+    load = started(Load, replicas.server, seed=chance.random(), rate=200)
+    replicas.until_owned()
+    faults = Faults(replicas, chance, database=True, network=False)
+    faults.run(form(4, 300))
+    load.pause()
+    replicas.end()
+    figures(f"{replicas.judge()}; {described(faults.counts)}")
+
+
+@pytest.mark.parametrize("transfers", HANDLERS)
+def test_a_commit_that_arrives_after_the_claim_of_another_replica_writes_nothing(
+    replicas, started, chance, figures, transfers
+):
+    replicas, rounds = replicas(transfers, count=2, lease=1.0), form(2, 50)
+    load = started(Load, replicas.server, seed=chance.random(), rate=200)
+    for _ in range(rounds):
+        owner = replicas.until_owned()
+        owner.until_handled()
+        before = replicas.claims()
+        owner.store.delay(chance.uniform(1.5, 3.0))  # also what is under way
+        until(lambda before=before: replicas.claims() > before, GUARD, "another replica claims the name")
+        owner.store.heal()
+    load.pause()
+    replicas.end()
+    figures(f"{rounds} times late; {replicas.judge()}")
+
+
+def described(counts):
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
