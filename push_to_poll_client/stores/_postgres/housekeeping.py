@@ -211,11 +211,11 @@ class Housekeeping:
         connection.deadline = time.monotonic() + self._lease / 3
         connection.add_notify_handler(lambda notify: self._hear(notify.payload))
         connection.execute(f'LISTEN "{self._database.schema}"'.encode())
-        self._test_hearing(connection)
         # Notices before this moment may have been missed.
         for lease in self._all_leases():
             lease.pass_on(None)
         self._call_waiting(None)
+        self._test_hearing()
         if again:
             _log.info("leases are renewed and wakes heard again")
 
@@ -228,7 +228,7 @@ class Housekeeping:
                 self._renew(connection)
             self._free_dropped(connection)
             self._send_wakes(connection)
-            self._check_hearing(connection)
+            self._check_hearing()
             timeout = max(0.0, min(self._next_renewal - self._clock(), self._seconds_to_next_wake()))
             readable, _, _ = select.select([connection.fileno(), bell.fileno()], [], [], timeout)
             self._read_bell(bell)
@@ -311,12 +311,18 @@ class Housekeeping:
                 elif notice.kind is Kind.WANTED:
                     self._next_renewal = -1.0  # the row tells whether this owner is meant
 
-    def _test_hearing(self, connection: Connection) -> None:
+    def _test_hearing(self) -> None:
         self._test, self._test_sent = os.urandom(16), self._clock()
         self._tested_at = self._test_sent
-        send_notices(self._database, connection, [Notice(Kind.TEST, self._test)])
+        # Through a pooler a connection may hear its own notices and no others. So another connection sends it.
+        try:
+            with self._connected() as other:
+                other.deadline = time.monotonic() + self._lease / 3
+                send_notices(self._database, other, [Notice(Kind.TEST, self._test)])
+        except StoreError:  # as with too many connections: not known, and tested again later
+            self._test_sent = None
 
-    def _check_hearing(self, connection: Connection) -> None:
+    def _check_hearing(self) -> None:
         now = self._clock()
         if self._test_sent is not None and now - self._test_sent > _ECHO_TIMEOUT:
             if self.hears is not False:
@@ -328,7 +334,7 @@ class Housekeeping:
                 )
             self.hears, self._test_sent = False, None
         if now - self._tested_at > _TEST_INTERVAL:
-            self._test_hearing(connection)
+            self._test_hearing()
 
     def _tell_all(self) -> None:
         """Tell consumers of leases that have run out, and waiting replicas that the server cannot be reached."""

@@ -1,0 +1,73 @@
+"""A store in PostgreSQL behind a pooler in transaction mode, such as PgBouncer."""
+
+import anyio
+import pytest
+
+from push_to_poll_client import Record
+from push_to_poll_client.stores._postgres import housekeeping
+from push_to_poll_client.stores.postgres import PostgresStore
+from tests.support.forms import GUARD
+from tests.support.postgres_server import shared_server
+from tests.support.transaction_pooler import TransactionPooler
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param
+
+
+@pytest.fixture
+def server(request):
+    server = shared_server(request.config)
+    yield server
+    server.execute("DROP SCHEMA IF EXISTS pooled CASCADE")
+
+
+@pytest.fixture(params=[1, 5])
+def pooler(request, server):
+    with TransactionPooler(server.port, size=request.param) as pooler:
+        yield pooler
+
+
+async def until_known(store):
+    """Wait until the store has tested if it hears other replicas."""
+    with anyio.fail_after(GUARD):
+        while store.hears_wakes is None:  # noqa: ASYNC110  # the thread of the store finds out
+            await anyio.sleep(0.01)
+
+
+async def test_the_store_says_that_it_hears_no_wakes_through_a_pooler(pooler, monkeypatch, caplog):
+    monkeypatch.setattr(housekeeping, "_ECHO_TIMEOUT", 0.3)
+    store = PostgresStore(pooler.conninfo, schema="pooled", lease=1.0)
+    session = await store.claim("orders", feed="feed")
+    await until_known(store)
+    assert store.hears_wakes is False
+    assert "give PostgresStore a listen_conninfo=" in caplog.text
+    await session.release()
+    await store.aclose()
+
+
+async def test_a_direct_connection_for_notices_hears_wakes_beside_a_pooler(server, pooler):
+    store = PostgresStore(pooler.conninfo, schema="pooled", listen_conninfo=server.conninfo)
+    session = await store.claim("orders", feed="feed")
+    await until_known(store)
+    assert store.hears_wakes is True
+    await session.release()
+    await store.aclose()
+
+
+async def test_progress_is_saved_through_a_pooler(pooler):
+    first, second = (PostgresStore(pooler.conninfo, schema="pooled") for _ in range(2))
+    session = await first.claim("orders", feed="feed")
+    for number in range(10):
+        await session.unseen([str(number)])
+        await session.commit(cursor=str(number), records=[Record(str(number))])
+    await session.release()
+    session = await second.claim("orders", feed="feed")
+    assert (session.cursor, session.record_count) == ("9", 10)
+    assert await session.unseen(["9", "10"]) == {"10"}
+    await session.release()
+    for store in (first, second):
+        await store.aclose()
