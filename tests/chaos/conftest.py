@@ -8,6 +8,7 @@ test_network.py         a proxy that cuts, delays, drops, refuses, half-closes a
 test_channels.py        each kind of push channel, with failing servers, networks and consumers
 test_random_walk.py     all of these, in an order that the seed decides
 test_replicas.py        replicas on one database: kills, stops, their network, the database itself (G8, G10)
+test_takeover.py        a replica that is killed or hands over: how soon another one polls
 test_no_orphans.py      no process outlives the tests
 
 `make test` runs the tests that are not marked `long_form`: one with kills, one with money, some faults of the
@@ -30,12 +31,14 @@ processes.py            starts, kills and stops processes
 ../support/tcp_proxy.py the proxy
 """
 
+import contextlib
 from functools import partial
 
 import pytest
 
 from tests.chaos.bank_lives import Banker, LivesOfABank
-from tests.chaos.processes import ForkServer, Load
+from tests.chaos.processes import ForkServer, Load, ServerProcess
+from tests.chaos.replica_processes import Database, Replicas
 from tests.support.forms import chance as chance_of
 
 
@@ -92,3 +95,16 @@ def banker(tmp_path_factory):
 def bank(tmp_path, banker):
     """Open a bank in the test's directory."""
     return partial(LivesOfABank, tmp_path, banker)
+
+
+@pytest.fixture
+def replicas(started, fork_server):
+    """Start replicas with a database and a server; see `Replicas`."""
+    with contextlib.ExitStack() as stack:
+
+        def start(transfers, *, count, lease, takes=0.001):
+            server, database = started(ServerProcess, page_size=100), started(Database)
+            settings = {"count": count, "lease": lease, "transfers": transfers, "takes": takes}
+            return Replicas(started, fork_server, stack, server, database, **settings)
+
+        yield start

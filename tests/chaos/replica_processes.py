@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import psycopg
 
-from tests.chaos.database_history import prepare_database, read_history
+from push_to_poll_client.stores._postgres.notices import Kind, Notice, digest_of
+from tests.chaos.database_history import STORE, prepare_database, read_history
 from tests.chaos.journals import elapse, until
 from tests.chaos.processes import GUARD, ConsumerProcess
 from tests.chaos.replica_verdicts import judge
@@ -20,6 +21,9 @@ HASTE = 10.0
 
 DATABASE = ("synchronous_commit=on", "autovacuum=on", "max_connections=100")
 """Settings of the server: a commit that was answered survives a kill."""
+
+NAME = "chaos"
+"""Identity of the feed and name of the consumer."""
 
 OWNER = "SELECT convert_from(instance, 'UTF8') FROM push_to_poll.lease WHERE owner IS NOT NULL AND until > now()"
 
@@ -107,7 +111,7 @@ class Replicas:
                     "lease": lease,
                     "instance": name,
                 },
-                more={"transfers": transfers, "identity": "chaos"},
+                more={"transfers": transfers, "identity": NAME},
                 fallback_interval=1.0,
                 degraded_interval=0.5,
                 rate=20,
@@ -124,6 +128,21 @@ class Replicas:
 
     def until_owned(self):
         return until(self.owner, GUARD, f"a replica owns the name; {self.last_words}")
+
+    def next_poll(self, former, since):
+        """Return the time at which a replica other than `former` began its first poll since then."""
+
+        def first():
+            others = [replica for replica in self.all if replica is not former]
+            fetches = [fetch.at for other in others for fetch in other.process.journal.read().fetches]
+            return min((at for at in fetches if at > since), default=None)
+
+        return until(first, GUARD, f"another replica polls; {self.last_words}")
+
+    def request_handover(self):
+        """Ask the owner to hand over, as `push-to-poll release` does."""
+        self.database.execute("UPDATE push_to_poll.lease SET wanted = true WHERE owner IS NOT NULL")
+        self.database.notify(STORE, Notice(Kind.WANTED, digest_of(NAME)).encode())
 
     def claims(self):
         """Return the number of claims."""
@@ -153,7 +172,7 @@ class Replicas:
             replica.process.stop()
 
     def judge(self):
-        """Check by the history of the database. Return figures."""
+        """Check by the history of the database. Return figures, and count `repeated` messages."""
         ids, history = self.server.ids(), read_history(self.database.conninfo)
         assert len(ids) == self.server.published
         wrong = judge(history, ids, lease=self.lease, transactional=self.transfers is not None)
@@ -161,10 +180,10 @@ class Replicas:
         handled = [line for replica in self.all for line in replica.process.journal.read().handled]
         if self.transfers is None:
             assert lost(ids, handled) == []
-        again = len(handled) - len({line.id for line in handled})
+        self.repeated = len(handled) - len({line.id for line in handled})
         return (
             f"{len(ids)} published, each recorded once; {history.changes[-1].token} claims, "
-            f"{history.changes[-1].commits} commits; {again} handlers were called again"
+            f"{history.changes[-1].commits} commits; {self.repeated} messages were handled again"
         )
 
 
@@ -261,7 +280,7 @@ class Faults:
     def _break_handover(self, victim):
         self.counts["handover"] += 1
         with contextlib.suppress(psycopg.OperationalError):  # it is down
-            self._replicas.database.execute("UPDATE push_to_poll.lease SET wanted = true WHERE owner IS NOT NULL")
+            self._replicas.request_handover()
         return lambda: None
 
     def _break_database(self):

@@ -4,17 +4,13 @@ Each verdict is a list of sentences, empty if all is well. None depends on the l
 client said. Cursors are numbers, and a key is the number of its message as the feed writes it.
 """
 
-import hashlib
 from collections import Counter, defaultdict
 from itertools import pairwise
 
+from push_to_poll_client.stores._postgres.notices import digest_of
+
 TAKEN_BACK = 1 / 2
 """Part of a lease at which a new process of the same instance may claim: a heartbeat was missed."""
-
-
-def digest_of(key):
-    """Return the digest of a key as the store saves it."""
-    return hashlib.blake2b(key.encode(), digest_size=16).digest()
 
 
 def of_each_consumer(changes):

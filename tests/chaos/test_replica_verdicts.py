@@ -5,6 +5,7 @@ import contextlib
 import psycopg
 import pytest
 
+from push_to_poll_client.stores._postgres.notices import digest_of
 from tests.chaos.database_history import (
     Change,
     Claim,
@@ -16,7 +17,6 @@ from tests.chaos.database_history import (
 )
 from tests.chaos.replica_verdicts import (
     ahead_of_records,
-    digest_of,
     foreign_commits,
     gone_back,
     judge,

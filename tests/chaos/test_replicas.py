@@ -3,13 +3,11 @@
 The verdicts are drawn from the history that triggers of the database write, not from what a client says.
 """
 
-import contextlib
-
 import pytest
 
 from tests.chaos.journals import until
-from tests.chaos.processes import GUARD, Load, ServerProcess
-from tests.chaos.replica_processes import Database, Faults, Replicas
+from tests.chaos.processes import GUARD, Load
+from tests.chaos.replica_processes import Faults
 from tests.support.forms import form
 
 LEASE = form(1.0, 2.0)
@@ -19,31 +17,9 @@ HANDLERS = [
 ]
 
 
-@pytest.fixture
-def replicas(started, fork_server):
-    """Start replicas with a database and a server."""
-    with contextlib.ExitStack() as stack:
-
-        def start(transfers, *, count=5, lease=LEASE, takes=0.001):
-            server, database = started(ServerProcess, page_size=100), started(Database)
-            return Replicas(
-                started,
-                fork_server,
-                stack,
-                server,
-                database,
-                count=count,
-                lease=lease,
-                transfers=transfers,
-                takes=takes,
-            )
-
-        yield start
-
-
 @pytest.mark.parametrize("transfers", HANDLERS)
 def test_no_message_is_lost_or_recorded_twice_under_random_faults(replicas, started, chance, figures, transfers):
-    replicas = replicas(transfers)
+    replicas = replicas(transfers, count=5, lease=LEASE)
     load = started(Load, replicas.server, seed=chance.random(), rate=50)
     replicas.until_owned()
     faults = Faults(replicas, chance)
@@ -57,7 +33,7 @@ def test_no_message_is_lost_or_recorded_twice_under_random_faults(replicas, star
 def test_no_message_is_lost_or_recorded_twice_while_the_database_is_killed(
     replicas, started, chance, figures, transfers
 ):
-    replicas = replicas(transfers)
+    replicas = replicas(transfers, count=5, lease=LEASE)
     load = started(Load, replicas.server, seed=chance.random(), rate=200)
     replicas.until_owned()
     faults = Faults(replicas, chance, database=True, network=False)
