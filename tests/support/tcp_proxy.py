@@ -70,6 +70,7 @@ class TCPProxy:
 
     Attributes:
         port: The port of the proxy.
+        target: The port of the server. New connections follow a change.
         counts: Counts since the start.
         accepted_at: Time of each accepted connection, in seconds on the clock of `time.monotonic()`.
     """
@@ -77,7 +78,7 @@ class TCPProxy:
     def __init__(self, target):
         self.counts = Counts()
         self.accepted_at = []
-        self._target = target
+        self.target = target
         self._up, self._down = Treatment(), Treatment()
         self._cut_after = None
         self._connections = set()
@@ -208,7 +209,7 @@ class TCPProxy:
     async def _serve(self, client):
         down = await asyncio.open_connection(sock=client)
         try:
-            up = await asyncio.open_connection("127.0.0.1", self._target)
+            up = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:  # the server is away
             _close(down[1], rst=True)
             return

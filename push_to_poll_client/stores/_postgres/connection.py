@@ -190,7 +190,8 @@ class Database:
 
     def begin(self, connection: psycopg.Connection[Any]) -> None:
         """Begin a transaction with limits. In a pipeline this sends nothing yet."""
-        connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+        # Not READ WRITE: a standby refuses that with 0A000, which would look like an error that stays.
+        connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
         connection.execute(_LIMITS, self.limits)
 
     @property
