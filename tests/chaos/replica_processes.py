@@ -28,17 +28,29 @@ NAME = "chaos"
 OWNER = "SELECT convert_from(instance, 'UTF8') FROM push_to_poll.lease WHERE owner IS NOT NULL AND until > now()"
 
 
-class Database(PostgresServer):
-    """The server with the tables of the store, of the application, and of the history."""
+class Database:
+    """The database with the tables of the store, of the application, and of the history.
+
+    Attributes:
+        server: The primary server.
+    """
 
     def __init__(self, directory):
-        super().__init__(settings=DATABASE)
-        self.start()
-        prepare_database(self.conninfo)
+        self.server = PostgresServer(settings=DATABASE)
+        self.server.start()
+        prepare_database(self.server.conninfo)
+
+    def follow(self, standby):
+        """Use a standby in place of the server, which has ended."""
+        self.server.close()
+        self.server = standby
+
+    def close(self):
+        self.server.close()
 
     def one(self, query):
         """Return the first column of the only row; `None` without a row."""
-        with psycopg.connect(self.conninfo, autocommit=True) as connection:
+        with psycopg.connect(self.server.conninfo, autocommit=True) as connection:
             row = connection.execute(query).fetchone()
         return row and row[0]
 
@@ -94,7 +106,7 @@ class Replicas:
         self.server, self.database, self.lease, self.transfers = server, database, lease, transfers
         self.all = []
         for number in range(count):
-            store, feed = (stack.enter_context(TCPProxy(port)) for port in (database.port, server.port))
+            store, feed = (stack.enter_context(TCPProxy(port)) for port in (database.server.port, server.port))
             name = f"replica{number}"
             process = started(
                 ConsumerProcess,
@@ -107,7 +119,7 @@ class Replicas:
                 fork_server=fork_server,
                 program="chaos_replica",
                 database={
-                    "conninfo": database.conninfo.replace(str(database.port), str(store.port)),
+                    "conninfo": f"postgresql://me@127.0.0.1:{store.port}/postgres",
                     "lease": lease,
                     "instance": name,
                 },
@@ -141,8 +153,14 @@ class Replicas:
 
     def request_handover(self):
         """Ask the owner to hand over, as `push-to-poll release` does."""
-        self.database.execute("UPDATE push_to_poll.lease SET wanted = true WHERE owner IS NOT NULL")
-        self.database.notify(STORE, Notice(Kind.WANTED, digest_of(NAME)).encode())
+        self.database.server.execute("UPDATE push_to_poll.lease SET wanted = true WHERE owner IS NOT NULL")
+        self.database.server.notify(STORE, Notice(Kind.WANTED, digest_of(NAME)).encode())
+
+    def lead_to(self, server):
+        """Lead the connections to the store to another server, and cut the open ones."""
+        for replica in self.all:
+            replica.store.target = server.port
+            replica.store.cut()
 
     def claims(self):
         """Return the number of claims."""
@@ -173,7 +191,7 @@ class Replicas:
 
     def judge(self):
         """Check by the history of the database. Return figures, and count `repeated` messages."""
-        ids, history = self.server.ids(), read_history(self.database.conninfo)
+        ids, history = self.server.ids(), read_history(self.database.server.conninfo)
         assert len(ids) == self.server.published
         wrong = judge(history, ids, lease=self.lease, transactional=self.transfers is not None)
         assert wrong == [], f"{len(wrong)} faults, the first: {wrong[:10]}"
@@ -286,10 +304,10 @@ class Faults:
     def _break_database(self):
         how = self._chance.choice(["stop", "kill"])
         self.counts[f"database: {how}"] += 1
-        getattr(self._replicas.database, how)()
+        getattr(self._replicas.database.server, how)()
 
         def start():
-            self._replicas.database.start()
+            self._replicas.database.server.start()
             self._last_database = time.monotonic()
 
         self._running["database"] = (time.monotonic() + self._length() / 2, start)

@@ -5,7 +5,7 @@ The verdicts are drawn from the history that triggers of the database write, not
 
 import pytest
 
-from tests.chaos.journals import until
+from tests.chaos.journals import elapse, until
 from tests.chaos.processes import GUARD, Load
 from tests.chaos.replica_processes import Faults
 from tests.support.forms import form
@@ -59,6 +59,30 @@ def test_a_commit_that_arrives_after_the_claim_of_another_replica_writes_nothing
     load.pause()
     replicas.end()
     figures(f"{rounds} times late; {replicas.judge()}")
+
+
+@pytest.mark.parametrize("transfers", HANDLERS)
+def test_a_fail_over_that_loses_commits_loses_no_message(replicas, started, chance, figures, transfers):
+    """The owner keeps its lease, so that its memory is ahead of the new primary."""
+    replicas, rounds = replicas(transfers, count=3, lease=30.0), form(1, 20)
+    database, load = replicas.database, started(Load, replicas.server, seed=chance.random(), rate=100)
+    for _ in range(rounds):
+        replicas.until_owned().until_handled()
+        standby = database.server.replica()
+        standby.start()
+        standby.catch_up()
+        standby.disconnect()
+        before = database.place()
+        until(lambda before=before: database.place() > before, GUARD, "the old primary has more commits")
+        elapse(chance.uniform(0, 0.2))
+        database.server.kill()
+        database.follow(standby)
+        replicas.lead_to(standby)  # still read-only
+        elapse(chance.uniform(0, 0.5))
+        standby.promote()
+    load.pause()
+    replicas.end()
+    figures(f"{rounds} fail-overs that lost commits; {replicas.judge()}")
 
 
 def described(counts):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.chaos.journals import elapse
 from tests.chaos.processes import Load
 from tests.support.forms import form
 
@@ -24,6 +25,7 @@ def test_another_replica_polls_after_its_owner_was_killed(replicas, started, cha
     for _ in range(form(2, 30)):
         owner = replicas.until_owned()
         owner.until_handled()
+        elapse(chance.uniform(0, lease))
         killed = time.monotonic()
         owner.process.kill()
         seconds.append(replicas.next_poll(owner, killed) - killed)
