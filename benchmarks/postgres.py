@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from itertools import count, islice
+from operator import truediv
 
 import postgres_sides as sides
 import psycopg
@@ -54,13 +55,21 @@ def settle(database: str) -> None:
 Turn = Callable[[Side], float]
 
 
-def take_turns(all_sides: dict[str, Side], repetitions: int, turn: Turn) -> dict[str, float]:
-    """Return the median seconds of each side."""
+def take_turns(all_sides: dict[str, Side], repetitions: int, turn: Turn) -> dict[str, list[float]]:
+    """Return the seconds of each side in each round."""
     times: dict[str, list[float]] = {name: [] for name in all_sides}
     for _ in range(repetitions):
         for name, side in all_sides.items():
             times[name].append(turn(side))
-    return {name: statistics.median(some) for name, some in times.items()}
+    return times
+
+
+def ratio(name: str, beside: str, times: dict[str, list[float]]) -> str:
+    """Compare two sides in each round, because the speed of a machine changes. Return the median."""
+    if name == beside or beside not in times:
+        return ""
+    median = statistics.median(map(truediv, times[beside], times[name]))
+    return f", {median:.2f} x as fast as {beside}"
 
 
 def main() -> None:
@@ -91,13 +100,13 @@ def main() -> None:
 
         def rows(what: str, all_sides: dict[str, Side], ids: list[str]) -> None:
             chosen = {name: side for name, side in all_sides.items() if options.only in name}
-            medians = take_turns(chosen, options.repetitions, turn_with(ids))
-            for name, taken in medians.items():
-                beside = all_sides[name].beside
-                ratio = f", {medians[beside] / taken:.2f} x as fast as {beside}" if beside in medians else ""
-                print(f"{what}, {name}: {taken:.2f} s, {len(ids) / taken:,.0f} a second{ratio}", flush=True)
+            times = take_turns(chosen, options.repetitions, turn_with(ids))
+            for name in chosen:
+                taken = statistics.median(times[name])
+                compared = ratio(name, all_sides[name].beside, times)
+                print(f"{what}, {name}: {taken:.2f} s, {len(ids) / taken:,.0f} a second{compared}", flush=True)
 
-        for kind in ("ordered", "UUIDv4"):
+        for kind in ("ordered", "UUIDv4") if options.messages else ():
             ids = list(islice(KINDS[kind](), options.messages))
             rows(f"catch-up of {options.messages:,} messages with {kind} ids", sides.CATCH_UP, ids)
         ids = list(islice(KINDS["UUIDv4"](), options.effects))
