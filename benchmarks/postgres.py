@@ -109,8 +109,9 @@ def main() -> None:
         for kind in ("ordered", "UUIDv4") if options.messages else ():
             ids = list(islice(KINDS[kind](), options.messages))
             rows(f"catch-up of {options.messages:,} messages with {kind} ids", sides.CATCH_UP, ids)
-        ids = list(islice(KINDS["UUIDv4"](), options.effects))
-        rows(f"{options.effects:,} messages whose handler writes a row", sides.EFFECTS, ids)
+        if options.effects:
+            ids = list(islice(KINDS["UUIDv4"](), options.effects))
+            rows(f"{options.effects:,} messages whose handler writes a row", sides.EFFECTS, ids)
     if importlib.util.find_spec("pgqueuer") is None:
         print("pgqueuer is not installed, so it has no row: pip install 'pgqueuer[asyncpg]==1.6'")
 

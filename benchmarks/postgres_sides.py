@@ -11,10 +11,7 @@ import anyio
 import psycopg
 
 from push_to_poll_client import Consumer, FetchRequest, Message, Page
-try:
-    from push_to_poll_client.stores.postgres import PostgresStore
-except ImportError:
-    PostgresStore = None
+from push_to_poll_client.stores.postgres import PostgresStore
 
 PAGE = 1_000
 
@@ -127,6 +124,7 @@ async def consume(
     async with consumer:
         while not (await consumer.poll_now()).caught_up:
             pass
+    await store.aclose()
 
 
 # A handler that writes one row.
@@ -257,8 +255,10 @@ def _prepare_store(database: str, ids: list[str]) -> None:
     """Create the tables of the handler and of the store."""
 
     async def claim() -> None:
-        session = await PostgresStore(database).claim("another", feed="another")
+        store = PostgresStore(database)
+        session = await store.claim("another", feed="another")
         await session.release()
+        await store.aclose()
 
     create_tables(database, ids)
     anyio.run(claim)
