@@ -4,9 +4,9 @@ A payload has less than 8,000 bytes (PostgreSQL, NOTIFY). Anyone who can connect
 payload, so what cannot be read is ignored. A notice is a hint: a lost one costs time, never a message.
 """
 
-import hashlib
 import json
 from enum import StrEnum
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from push_to_poll_client._types import Push
@@ -26,9 +26,13 @@ class Kind(StrEnum):
     TEST = "test"  # nothing: the store tests whether it hears itself
 
 
+DIGEST_BYTES = 16
+"""Two keys of a billion have the same digest with a probability of 10^-21."""
+
+
 def digest_of(text: str) -> bytes:
-    """Return 16 bytes that stand for a name or a key."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    """Return `DIGEST_BYTES` bytes that stand for a name or a key."""
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
 
 
 class Notice(NamedTuple):

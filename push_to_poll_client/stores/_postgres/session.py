@@ -281,10 +281,10 @@ class ClaimedName:
     def unseen(self, keys: Sequence[str]) -> set[str]:
         """Return the keys without a record."""
         digests = {key: digest_of(key) for key in keys}
-        found = self._find([*digests.values()])
-        unseen = {key for key, digest in digests.items() if digest not in found}
-        self.records.note_unfound([digests[key] for key in unseen])
-        return unseen
+        if found := self._find([*digests.values()]):
+            digests = {key: digest for key, digest in digests.items() if digest not in found}
+        self.records.note_unfound(digests)
+        return {*digests}
 
     def fingerprints(self, keys: Sequence[str]) -> Mapping[str, int]:
         """Return the fingerprint of each key whose record has one."""
