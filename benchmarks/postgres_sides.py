@@ -49,7 +49,7 @@ class Feed:
     read_ahead = True
 
     def __init__(self, ids: Sequence[str]) -> None:
-        self._pages = [[Message(id, 1) for id in page] for page in pages_of(ids)]
+        self._pages = [[Message(key, 1) for key in page] for page in pages_of(ids)]
 
     async def fetch(self, request: FetchRequest) -> Page:
         """Return the page after the cursor."""
@@ -96,10 +96,10 @@ def catch_up_by_hand(database: str, ids: list[str]) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         for number, page in enumerate(pages_of(ids), 1):
             with connection.transaction():
-                new = {id for (id,) in connection.execute(SEEN_PAGE, (page,))}
-                for id in page:
-                    if id in new:
-                        process(id)
+                new = {key for (key,) in connection.execute(SEEN_PAGE, (page,))}
+                for key in page:
+                    if key in new:
+                        process(key)
                 connection.execute(SAVE, (str(number),))
     assert processed == len(ids)  # noqa: S101  # else the times mean nothing
 
@@ -116,9 +116,7 @@ def catch_up(database: str, ids: list[str]) -> None:
     assert processed == len(ids)  # noqa: S101  # else the times mean nothing
 
 
-async def consume(
-    store: PostgresStore, ids: list[str], process: Callable[[Message], Any], **options: Any
-) -> None:
+async def consume(store: PostgresStore, ids: list[str], process: Callable[[Message], Any], **options: Any) -> None:
     """Process all messages."""
     consumer = Consumer(Feed(ids), store=store, name="orders", process=process, **options)
     async with consumer:
@@ -133,19 +131,19 @@ async def consume(
 def bare_transactions(database: str, ids: list[str]) -> None:
     """A transaction for each effect, without a record or a cursor."""
     with psycopg.connect(database, autocommit=True) as connection:
-        for id in ids:
+        for key in ids:
             with connection.transaction():
-                connection.execute(EFFECT, (id, 1))
+                connection.execute(EFFECT, (key, 1))
 
 
 def effects_by_hand(database: str, ids: list[str]) -> None:
     """A transaction for each message, which inserts its id and the effect. The cursor is saved after each page."""
     with psycopg.connect(database, autocommit=True) as connection:
         for number, page in enumerate(pages_of(ids), 1):
-            for id in page:
+            for key in page:
                 with connection.transaction():
-                    if connection.execute(SEEN, (id,)).fetchone():
-                        connection.execute(EFFECT, (id, 1))
+                    if connection.execute(SEEN, (key,)).fetchone():
+                        connection.execute(EFFECT, (key, 1))
             connection.execute(SAVE, (str(number),))
 
 
@@ -154,12 +152,12 @@ def effects_in_a_pipeline_by_hand(database: str, ids: list[str]) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         for number, page in enumerate(pages_of(ids), 1):
             rows = connection.execute("SELECT id FROM seen WHERE id = ANY(%s)", (page,))
-            known = {id for (id,) in rows}
-            for id in page:
-                if id not in known:
+            known = {key for (key,) in rows}
+            for key in page:
+                if key not in known:
                     with connection.pipeline(), connection.transaction():
-                        connection.execute(EFFECT, (id, 1))
-                        connection.execute("INSERT INTO seen VALUES (%s)", (id,))
+                        connection.execute(EFFECT, (key, 1))
+                        connection.execute("INSERT INTO seen VALUES (%s)", (key,))
             connection.execute(SAVE, (str(number),))
 
 
@@ -167,10 +165,10 @@ def effects_by_hand_async(database: str, ids: list[str], *, connections: int) ->
     """`effects_by_hand` with `AsyncConnection`, on so many connections at a time."""
 
     async def settle(share: Sequence[str], connection: psycopg.AsyncConnection) -> None:
-        for id in share:
+        for key in share:
             async with connection.transaction():
-                if await (await connection.execute(SEEN, (id,))).fetchone():
-                    await connection.execute(EFFECT, (id, 1))
+                if await (await connection.execute(SEEN, (key,))).fetchone():
+                    await connection.execute(EFFECT, (key, 1))
 
     async def run() -> None:
         opened = [await psycopg.AsyncConnection.connect(database, autocommit=True) for _ in range(connections)]
@@ -220,7 +218,7 @@ def install_jobs(database: str, ids: list[str]) -> None:
         queries = Queries(AsyncpgDriver(connection))
         await queries.install()
         for page in pages_of(ids):
-            await queries.enqueue(["job"] * len(page), [id.encode() for id in page], [0] * len(page))
+            await queries.enqueue(["job"] * len(page), [key.encode() for key in page], [0] * len(page))
         await connection.close()
 
     create_tables(database, ids)
