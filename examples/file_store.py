@@ -204,7 +204,8 @@ class FileSession:
         page: list[DeadLetter] = []
         size = 0
         for key, letter in sorted(self.owned().letters.items()):
-            if (after and key <= after.dedupe_key) or (retry_requested and not letter.retry_requested):
+            is_marked = letter.retry_requested or letter.drop_requested
+            if (after and key <= after.dedupe_key) or (retry_requested and not is_marked):
                 continue
             size += len(letter.raw) + len(letter.traceback)
             if page and (size > MAX_BYTES or len(page) == MAX_DEAD_LETTERS):

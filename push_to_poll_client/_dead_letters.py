@@ -27,8 +27,8 @@ class SessionDeadLetters(SessionPart):
     progress: Progress
     retry: Retry
 
-    async def retry_marked(self, stop: StopSignal) -> bool:
-        """Retry the marked dead letters; return True if none is left."""
+    async def settle_marked(self, stop: StopSignal) -> bool:
+        """Retry or drop the marked dead letters; return True if none is left."""
         last: DeadLetter | None = None
         while (
             page := await self.session.dead_letters(after=last, retry_requested=True)
@@ -38,7 +38,7 @@ class SessionDeadLetters(SessionPart):
             for last in page:
                 if stop.requested:
                     return False
-                await self.try_again(last)
+                await (self.drop(last) if last.drop_requested else self.try_again(last))
         return True
 
     async def require(self, key: str) -> DeadLetter:

@@ -36,6 +36,7 @@ from push_to_poll_client._poll_state import Place, Poll, PollWalk
 from push_to_poll_client._position import Position
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._progress import Progress
+from push_to_poll_client._protocols import is_leased
 from push_to_poll_client._retry import Postponed, StopSignal
 from push_to_poll_client._status import NOTHING_DONE, PollResult, standstill_text
 from push_to_poll_client._types import Cursor, CycleDetector, FetchRequest, Message, Page, Record
@@ -110,8 +111,9 @@ class Poller(SessionPart):
         await self.progress.flush()  # the rest of the last poll
         if not self._is_prepared:  # the first poll of the session, or a resync is due
             await self.position.ensure_started()
-            retry_marked = partial(self.dead_letters.retry_marked, poll.stop)
-            self._is_prepared = await self.processor.run_shielded(retry_marked, poll)
+        if not self._is_prepared or is_leased(self.session):  # in a leased store others may mark dead letters
+            settle_marked = partial(self.dead_letters.settle_marked, poll.stop)
+            self._is_prepared = await self.processor.run_shielded(settle_marked, poll)
         poll.deadline = self.clock() + poll.wait + self.options.max_poll_time
         poll.walk, self._unfinished = self._unfinished or self.position.begin_walk(), None
         poll.settled_before = poll.last_settled = self.progress.settled_count

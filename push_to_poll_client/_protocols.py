@@ -260,7 +260,7 @@ class Session(Protocol):
 
         Args:
             after: The last dead letter of the previous page; `None` for the first page.
-            retry_requested: True for only those that the next run is to retry.
+            retry_requested: True for only those that have `retry_requested` or `drop_requested`.
         """
         ...
 

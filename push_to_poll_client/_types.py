@@ -294,7 +294,9 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         attempts: Number of attempts to process it; 0 for an entry that cannot be read.
         first_failed: Time of the first failure.
         last_failed: Time of the last failure.
-        retry_requested: True if the next run is to retry it.
+        retry_requested: True if the owner of the name, or the next run, is to retry it.
+        drop_requested: True if the owner of the name, or the next run, is to drop it; then `retry_requested` is
+            False.
     """
 
     dedupe_key: str
@@ -306,6 +308,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     first_failed: float = 0.0
     last_failed: float = 0.0
     retry_requested: bool = False
+    drop_requested: bool = False
 
 
 class SavedCursor(NamedTuple):

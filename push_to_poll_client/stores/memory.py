@@ -101,7 +101,9 @@ class MemoryProgress:
     def some_dead_letters(self, after: DeadLetter | None, *, retry_requested: bool) -> list[DeadLetter]:
         keys = sorted(key for key in self._dead_letters if after is None or key > after.dedupe_key)
         letters = (self._dead_letters[key] for key in keys)
-        return limit_dead_letters(letter for letter in letters if letter.retry_requested or not retry_requested)
+        if retry_requested:
+            letters = (letter for letter in letters if letter.retry_requested or letter.drop_requested)
+        return limit_dead_letters(letters)
 
     def dead_letter(self, key: str) -> DeadLetter | None:
         return self._dead_letters.get(key)

@@ -469,11 +469,11 @@ class StoreSuite:
             assert session.dead_letter_count == len(letters)
 
     async def test_marked_dead_letters_are_found_among_others(self) -> None:
-        """The store must find marked dead letters, and replace a dead letter with the same key."""
+        """The store must find dead letters to retry or drop, and replace a dead letter with the same key."""
         async with self._store() as store, self._claimed(store) as session:
             await session.commit(cursor=None, records=[], dead_letters=[_dead_letter(key) for key in "abcd"])
             assert list(await session.dead_letters(retry_requested=True)) == []
-            marked = [_dead_letter(key, retry_requested=True) for key in "db"]
+            marked = [_dead_letter("d", retry_requested=True), _dead_letter("b", drop_requested=True)]
             await session.commit(cursor=None, records=[], dead_letters=marked)
             assert session.dead_letter_count == len("abcd")
             assert list(await session.dead_letters(retry_requested=True)) == marked[::-1]

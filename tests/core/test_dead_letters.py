@@ -37,6 +37,7 @@ from push_to_poll_client.testing._virtual_time import virtual_time
 from tests.support.consumers import Log
 from tests.support.forms import form
 from tests.support.refusing_store import RefusingStore
+from tests.support.shared_memory import SharedMemory
 
 pytestmark = pytest.mark.anyio
 
@@ -76,11 +77,11 @@ async def state_of(store, key):
     return None if unseen else (Settlement.DEAD_LETTERED if letter else "settled")
 
 
-async def mark(consumer, *keys):
+async def mark(consumer, *keys, **marks):
     """Mark dead letters as the command line does while no process owns the store."""
     session = await consumer._store.claim("fake-feed", feed="fake-feed")
     letters = [await session.dead_letter(key) for key in keys]
-    marked = [msgspec.structs.replace(letter, retry_requested=True) for letter in letters]
+    marked = [msgspec.structs.replace(letter, **(marks or {"retry_requested": True})) for letter in letters]
     await session.commit(cursor=None, records=[], dead_letters=marked)
     await session.release()
 
@@ -434,6 +435,46 @@ async def test_the_retry_of_a_marked_dead_letter_is_cancelled_after_the_shutdown
     assert anyio.current_time() - began == 9
     assert consumer.processed == []
     assert [one.retry_requested for one in await consumer.dead_letters.list()] == [True]
+
+
+async def test_the_next_run_drops_a_dead_letter_that_is_marked_for_it():
+    consumer = await dead("a", "b")
+    await mark(consumer, "a", drop_requested=True)
+    assert (await consumer.poll_now()).messages == 0
+    assert [letter.dedupe_key for letter in await consumer.dead_letters.list()] == ["b"]
+    assert consumer.attempts == []
+    assert await state_of(consumer._store, "a") == "settled"
+
+
+# Marked while a consumer runs, in a store on a server
+
+
+async def test_an_owner_retries_and_drops_dead_letters_that_are_marked_while_it_runs(running):
+    shared = SharedMemory()
+    consumer = await dead("a", "b", "c", "d", store=shared.replica())
+    consumer.failing = {"b"}
+    running(consumer)
+    await anyio.sleep(10)
+    shared.request("fake-feed", "a", retry_requested=True)
+    shared.request("fake-feed", "b", retry_requested=True)
+    shared.request("fake-feed", "c", drop_requested=True)
+    await anyio.sleep(2)  # a wake, long before the timer
+    left = [(one.dedupe_key, one.retry_requested, one.attempts) for one in await consumer.dead_letters.list()]
+    assert left == [("b", False, 2), ("d", False, 1)]
+    assert consumer.attempts == ["a", "b"]
+    assert consumer.status().dead_letters == len(left)
+
+
+async def test_an_owner_finds_marks_at_its_next_poll_if_no_wake_arrives(running):
+    shared = SharedMemory()
+    consumer = await dead("a", store=shared.replica(), fallback_interval=30)
+    consumer.failing.clear()
+    running(consumer)
+    await anyio.sleep(10)
+    shared.owner_of("fake-feed").subscribe(changed=lambda: None, wake=lambda push: None)
+    shared.request("fake-feed", "a", retry_requested=True)
+    await anyio.sleep(40)
+    assert consumer.processed == ["a"]
 
 
 # Restoring the message of a dead letter

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 import anyio
+import msgspec
 from anyio.lowlevel import checkpoint
 
 from push_to_poll_client import (
@@ -145,6 +146,13 @@ class SharedMemory:
         if (lease := self.leases.get(name)) and lease.session:
             lease.wanted = True
             lease.session.note_change()
+
+    def request(self, name: str, key: str, **marks: bool) -> None:
+        """Mark a dead letter and wake the owner, as the command line does beside it."""
+        letters = self.progress[name]._dead_letters
+        letters[key] = msgspec.structs.replace(letters[key], **marks)
+        if (owner := self.owner_of(name)) is not None:
+            owner.wake(None)
 
     def expire(self, name: str, *, tells: bool = False) -> None:
         """Let the lease of a name run out, as after a pause of its owner. `tells`: its store notices that."""

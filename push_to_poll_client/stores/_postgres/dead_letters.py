@@ -8,14 +8,15 @@ from push_to_poll_client.stores._postgres.connection import Connection, Database
 from push_to_poll_client.stores._postgres.notices import digest_of
 from push_to_poll_client.stores._retention import MAX_DEAD_LETTER_BYTES, MAX_DEAD_LETTERS
 
-_COLUMNS = "key, marked, id, attempts, first_failed, last_failed, error, traceback, raw"
+_COLUMNS = "key, marked, dropped, id, attempts, first_failed, last_failed, error, traceback, raw"
 
 _ADD = f"""
     INSERT INTO {{s}}.dead_letter(consumer, digest, {_COLUMNS})
-    VALUES (%(consumer)s, %(digest)s, %(key)b, %(marked)s, %(id)b, %(attempts)s, %(first_failed)s, %(last_failed)s,
-        %(error)b, %(traceback)b, %(raw)b)
-    ON CONFLICT (consumer, digest) DO UPDATE SET marked = excluded.marked, id = excluded.id,
-        attempts = excluded.attempts, first_failed = excluded.first_failed, last_failed = excluded.last_failed,
+    VALUES (%(consumer)s, %(digest)s, %(key)b, %(marked)s, %(dropped)s, %(id)b, %(attempts)s,
+        %(first_failed)s, %(last_failed)s, %(error)b, %(traceback)b, %(raw)b)
+    ON CONFLICT (consumer, digest) DO UPDATE SET marked = excluded.marked, dropped = excluded.dropped,
+        id = excluded.id, attempts = excluded.attempts,
+        first_failed = excluded.first_failed, last_failed = excluded.last_failed,
         error = excluded.error, traceback = excluded.traceback, raw = excluded.raw
 """  # noqa: S608
 _REMOVE = "DELETE FROM {s}.dead_letter WHERE consumer = %(consumer)s AND digest = ANY(%(digests)b)"
@@ -104,7 +105,8 @@ class DeadLetters:
             "consumer": self._consumer,
             "digest": digest_of(letter.dedupe_key),
             "key": encode_text(letter.dedupe_key),
-            "marked": letter.retry_requested,
+            "marked": letter.retry_requested or letter.drop_requested,
+            "dropped": letter.drop_requested,
             "id": encode_text(letter.id),
             "attempts": letter.attempts,
             "first_failed": letter.first_failed,
@@ -137,7 +139,7 @@ class DeadLetters:
 
 def decode_dead_letter(row: Sequence[Any]) -> DeadLetter:
     """Return the dead letter of a row, in the order of the columns."""
-    key, marked, id_, attempts, first_failed, last_failed, error, traceback, raw = row
+    key, marked, dropped, id_, attempts, first_failed, last_failed, error, traceback, raw = row
     return DeadLetter(
         dedupe_key=decode_text(key),
         id=decode_text(id_),
@@ -147,5 +149,6 @@ def decode_dead_letter(row: Sequence[Any]) -> DeadLetter:
         attempts=attempts,
         first_failed=first_failed,
         last_failed=last_failed,
-        retry_requested=marked,
+        retry_requested=marked and not dropped,
+        drop_requested=dropped,
     )

@@ -80,7 +80,8 @@ MIGRATIONS: tuple[Migration, ...] = (
                 consumer bigint NOT NULL REFERENCES {s}.consumer(id) ON DELETE CASCADE,
                 digest bytea NOT NULL,              -- of the key
                 key bytea NOT NULL,
-                marked boolean NOT NULL,
+                marked boolean NOT NULL,            -- true if the owner is to retry or drop it
+                dropped boolean NOT NULL,           -- true if it is to drop it
                 id bytea NOT NULL,
                 attempts bigint NOT NULL,
                 first_failed float8 NOT NULL,

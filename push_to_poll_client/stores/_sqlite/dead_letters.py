@@ -14,9 +14,12 @@ from push_to_poll_client.stores._sqlite.schema import decode_text, encode_text
 _COLUMNS = "key, marked, id, attempts, first_failed, last_failed, error, traceback, raw"
 
 _ATTRIBUTES = (
-    "dedupe_key", "retry_requested", "id", "attempts", "first_failed", "last_failed", "error", "traceback"
+    "dedupe_key", "marked", "id", "attempts", "first_failed", "last_failed", "error", "traceback"
 )  # fmt: skip
-"""Attributes of `DeadLetter` for the columns, without the last one."""
+"""Attributes of `DeadLetter` for the columns, without the last one. `marked` stands for two of them."""
+
+_RETRY, _DROP = 1, 2
+"""Values of the column `marked`."""
 
 _SELECT = f"SELECT {_COLUMNS} FROM push_to_poll_dead_letter WHERE consumer = ?"  # noqa: S608
 
@@ -95,7 +98,7 @@ class StoredDeadLetters:
                 self._consumer,
                 stored_key,
                 _key_bytes(letter.dedupe_key),
-                letter.retry_requested,
+                _DROP if letter.drop_requested else _RETRY * letter.retry_requested,
                 encode_text(letter.id),
                 letter.attempts,
                 letter.first_failed,
@@ -109,7 +112,9 @@ class StoredDeadLetters:
 def _decode_row(row: Sequence[Any]) -> DeadLetter:
     *stored, raw = row
     values = dict(zip(_ATTRIBUTES, map(decode_text, stored), strict=True))
-    return msgspec.convert({**values, "retry_requested": bool(values["retry_requested"]), "raw": raw}, DeadLetter)
+    marked = msgspec.convert(values.pop("marked"), int)
+    requests = {"retry_requested": marked == _RETRY, "drop_requested": marked == _DROP}
+    return msgspec.convert({**values, **requests, "raw": raw}, DeadLetter)
 
 
 def _key_bytes(key: str) -> bytes:
