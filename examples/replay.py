@@ -1,6 +1,6 @@
 """Process a range of a feed again, for example after a bug in the handler was fixed.
 
-    push-to-poll rewind --state orders.db --list        # shows the saved cursors with their times
+    push-to-poll rewind --store orders.db --list        # shows the saved cursors with their times
     python examples/replay.py https://shop.example/orders orders.db 000000000100 000000000250
 
 The handler gets the messages after the first cursor again, up to and including the message of the second cursor.

@@ -1,7 +1,8 @@
 """`push-to-poll dead-letters`: list, show, export, retry and drop dead letters.
 
-`list`, `show` and `export` only read the file and work while a consumer runs. `retry` and `drop` change the file
-and work only while no process owns it.
+`list`, `show` and `export` only read the store and work while a consumer runs. `retry` and `drop` change a SQLite
+file, and work only while no process owns it. In PostgreSQL they mark dead letters, and the owner of the name
+retries or drops them at its next poll.
 """
 
 import argparse
@@ -23,13 +24,14 @@ from push_to_poll_client.cli._output import (
     unescape,
 )
 from push_to_poll_client.cli._parser import Commands
-from push_to_poll_client.cli._state import add_state_to, find_consumer, run_with_session
-from push_to_poll_client.stores._sqlite.reader import find_dead_letters, read_dead_letter, read_dead_letters
+from push_to_poll_client.cli._state import add_consumer_to
+from push_to_poll_client.cli._stores import DatabaseStore, find_consumer, require_store
+from push_to_poll_client.stores._reader import Request, StoreReader, all_dead_letters
 
 JSON_HELP = """\
 print one JSON object per line, with the members dedupe_key, id, error, attempts, first_failed and last_failed
-(both in seconds since the epoch) and retry_requested (true: the next run retries it). Later versions may add
-members, but do not change these"""
+(both in seconds since the epoch), retry_requested (true: the owner of the name, or the next run, retries it) and
+drop_requested (true: it drops it). Later versions may add members, but do not change these"""
 
 KEY_HELP = "the key that list shows, or the id of the message; put -- before a key that starts with -"
 
@@ -40,9 +42,10 @@ def add_to(commands: Commands) -> None:
         None,
         help="list, show, export, retry or drop dead letters",
         description="Dead letters are messages that failed in every attempt. list, show and export work while a "
-        "consumer runs. retry and drop work only while no consumer uses the file.",
+        "consumer runs. With a SQLite file, retry and drop work only while no consumer uses it. In PostgreSQL "
+        "they mark dead letters, and the owner of the name retries or drops them at its next poll.",
     )
-    add_state_to(parser, required=False)  # the options may also follow the action
+    add_consumer_to(parser)  # the options may also follow the action
     actions = Commands(parser)
     listing = _add(actions, "list", _list, "list all dead letters, one per line")
     listing.add_argument("--json", action="store_true", help=JSON_HELP)
@@ -53,11 +56,12 @@ def add_to(commands: Commands) -> None:
         actions,
         "retry",
         _retry,
-        "mark dead letters for the next run, which retries each of them once before it reads the feed",
+        "mark dead letters: the next run, or in PostgreSQL the next poll of the owner, retries each of them once "
+        "before it reads the feed",
     )
     retry.add_argument("keys", metavar="KEY", nargs="*", help=KEY_HELP)
     retry.add_argument("--all", action="store_true", help="mark all dead letters")
-    drop = _add(actions, "drop", _drop, "delete dead letters for good; their messages count as skipped")
+    drop = _add(actions, "drop", _drop, "drop dead letters for good; their messages count as skipped")
     drop.add_argument("keys", metavar="KEY", nargs="+", help=KEY_HELP)
     _add(
         actions,
@@ -72,27 +76,30 @@ def _add(
     actions: Commands, name: str, run: Callable[[argparse.Namespace], None], help: str
 ) -> argparse.ArgumentParser:
     parser = actions.add(name, run, help=help, description=f"{help[0].upper()}{help[1:]}.")
-    for option in ("--state", "--name"):
+    for option in ("--store", "--schema", "--name"):
         parser.add_argument(option, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
 def _list(options: argparse.Namespace) -> None:
-    letters = read_dead_letters(options.state, find_consumer(options).name)
+    store = require_store(options)
+    letters = all_dead_letters(store.reader, find_consumer(options, store).name)
     print_lines(map(_summary, letters) if options.json else table_lines(letters))
 
 
 def _show(options: argparse.Namespace) -> None:
-    name = find_consumer(options).name
-    (key,) = _find_keys(options, name)
-    letter = read_dead_letter(options.state, name, key)
+    store = require_store(options)
+    name = find_consumer(options, store).name
+    (key,) = _find_keys(options, store.reader, name)
+    letter = store.reader.dead_letter(name, key)
     if letter is None:  # a consumer has settled it meanwhile
         raise _unknown_key(1)
     print_lines([as_json(letter)] if options.json else detail_lines(letter))
 
 
 def _export(options: argparse.Namespace) -> None:
-    print_lines(map(as_json, read_dead_letters(options.state, find_consumer(options).name)))
+    store = require_store(options)
+    print_lines(map(as_json, all_dead_letters(store.reader, find_consumer(options, store).name)))
 
 
 def _retry(options: argparse.Namespace) -> None:
@@ -128,25 +135,33 @@ def _drop(options: argparse.Namespace) -> None:
 
 
 def _change(
-    options: argparse.Namespace, change: Callable[[Session, Sequence[str]], Awaitable[int]], action: str, what: str
+    options: argparse.Namespace,
+    change: Callable[[Session, Sequence[str]], Awaitable[int]],
+    action: Request,
+    what: str,
 ) -> None:
     """Find the dead letters, change them, and print their number."""
-    consumer = find_consumer(options)
-    keys = _find_keys(options, consumer.name)
-    count = run_with_session(
-        consumer, options.state, lambda session: change(session, keys), instead=f"dead_letters.{action}()"
-    )
+    store = require_store(options)
+    consumer = find_consumer(options, store)
+    keys = _find_keys(options, store.reader, consumer.name)
+    if isinstance(store, DatabaseStore):
+        count = store.request(consumer.name, keys or None, action)
+        what = f"marked; the owner of the name {'retries' if action == 'retry' else 'drops'} {{}} at its next poll"
+    else:
+        count = store.run_with_session(
+            consumer, lambda session: change(session, keys), instead=f"dead_letters.{action}()"
+        )
     are, them = ("letter is", "it") if count == 1 else ("letters are", "them")
     print_lines([f"{count} dead {are} {what.format(them)}"])
 
 
-def _find_keys(options: argparse.Namespace, name: str) -> Sequence[str]:
+def _find_keys(options: argparse.Namespace, reader: StoreReader, name: str) -> Sequence[str]:
     """Find dead letters by the typed keys or ids, plain or with the escapes of our output."""
     found: dict[str, None] = {}
     for number, typed in enumerate(options.keys, 1):
-        keys, more = find_dead_letters(options.state, name, typed)
+        keys, more = reader.find_dead_letters(name, typed)
         if not keys:
-            keys, more = find_dead_letters(options.state, name, unescape(typed))
+            keys, more = reader.find_dead_letters(name, unescape(typed))
         if not keys:
             raise _unknown_key(number)
         if len(keys) > 1:
@@ -160,7 +175,7 @@ def _find_keys(options: argparse.Namespace, name: str) -> Sequence[str]:
 
 
 def _marked(letter: DeadLetter) -> DeadLetter:
-    return msgspec.structs.replace(letter, retry_requested=True)
+    return msgspec.structs.replace(letter, retry_requested=True, drop_requested=False)
 
 
 def _unknown_key(number: int) -> UsageError:
@@ -193,7 +208,7 @@ def table_lines(dead_letters: Iterable[DeadLetter]) -> Iterator[str]:
         yield _row(
             format_time(letter.last_failed),
             str(letter.attempts),
-            "yes" if letter.retry_requested else "",
+            _mark(letter),
             key,
             one_line(letter.error),
         )
@@ -210,7 +225,7 @@ def detail_lines(letter: DeadLetter) -> Iterator[str]:
         "attempts": str(letter.attempts),
         "first failed": f"{format_time(letter.first_failed)} UTC",
         "last failed": f"{format_time(letter.last_failed)} UTC",
-        "marked": "yes, the next run retries it" if letter.retry_requested else "no",
+        "marked": _mark(letter) or "no",
         "entry": f"{len(letter.raw):,} bytes",
     }
     for name, value in fields.items():
@@ -220,6 +235,10 @@ def detail_lines(letter: DeadLetter) -> Iterator[str]:
         yield from (f"  {escape_unprintable(line)}" for line in letter.traceback.rstrip("\n").split("\n"))
     yield ""
     yield from map(escape_unprintable, letter.raw.decode("utf-8", "backslashreplace").split("\n"))
+
+
+def _mark(letter: DeadLetter) -> str:
+    return "drop" if letter.drop_requested else "retry" if letter.retry_requested else ""
 
 
 def _row(last: str, attempts: str, marked: str, key: str, error: str) -> str:

@@ -10,7 +10,7 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._validation import describe, one_line
 from push_to_poll_client._version import __version__
-from push_to_poll_client.cli import _dead_letters, _demo, _state, _tail
+from push_to_poll_client.cli import _dead_letters, _demo, _owners, _state, _tail
 from push_to_poll_client.cli._output import EscapingFormatter, Exit, UsageError, exit_code_for, flush_stdout
 from push_to_poll_client.cli._parser import Commands, Parser
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = Commands(parser)
-    for command in (_tail, _state, _dead_letters, _demo):
+    for command in (_tail, _state, _owners, _dead_letters, _demo):
         command.add_to(commands)
     try:
         options = parser.parse_args(arguments)

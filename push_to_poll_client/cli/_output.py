@@ -102,7 +102,7 @@ exit codes:
   2    wrong arguments, or a package that they need is not installed
   3    the feed failed (with --once), is gone, or no longer knows the cursor; or --once would wait too long
   4    a message could not be read or printed, or its command failed; the saved state ends before this message
-  5    the state file cannot be used, or another process uses it
+  5    the store cannot be used, or another process owns the file or the name
   6    a push channel failed for good, or --webhook cannot listen on its address
   130  interrupted (Ctrl-C); messages processed before are recorded
   143  terminated (SIGTERM); messages processed before are recorded

@@ -1,25 +1,21 @@
-"""`push-to-poll status`, `rewind` and `rebind`: read and change the state file of consumers.
+"""`push-to-poll status`, `rewind` and `rebind`: read and change the state of consumers.
 
-`status` and `rewind --list` only read the file and work while a consumer runs. The others change the file and work
-only while no process owns it.
+`status` and `rewind --list` only read the store and work while a consumer runs. The others claim the consumer's
+name, which works only while it has no owner. A process that uses a SQLite file owns all names in it.
 """
 
 import argparse
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TypeVar
 
-import anyio
-
-from push_to_poll_client._exceptions import StoreBusy, StoreError
 from push_to_poll_client._http.origins import identity, parse_http_url
 from push_to_poll_client._options import INCEPTION, LATEST, meant_position
 from push_to_poll_client._options import check_cursor as check_position
 from push_to_poll_client._position import MOVED_STATE, saved_before
-from push_to_poll_client._protocols import Session
+from push_to_poll_client._protocols import Session, is_leased
 from push_to_poll_client._types import MAX_CURSOR, Cursor, SavedCursor
 from push_to_poll_client._validation import MAX_IDENTITY, check_number, quoted
 from push_to_poll_client.cli._output import (
@@ -30,23 +26,17 @@ from push_to_poll_client.cli._output import (
     shell_quoted,
 )
 from push_to_poll_client.cli._parser import Commands
-from push_to_poll_client.stores import SQLiteStore
+from push_to_poll_client.cli._stores import add_store_to, find_consumer, require_store
 from push_to_poll_client.stores._names import Rebind
-from push_to_poll_client.stores._sqlite.owner_lock import lock_holder
-from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, StoreFile, read_cursors, read_store
-
-_T = TypeVar("_T")
-
-_MAX_NAMES = 5
-"""Names that an error lists, so that they fit on one line."""
+from push_to_poll_client.stores._reader import ConsumerProgress, StoreSnapshot
 
 JSON_HELP = """\
-print one JSON object with file, bytes, owner (process id; null: no owner is visible) and consumers, a list of
-objects with name, feed, cursor (null: the beginning), records (number of settled messages on record),
-dead_letters (number), failing (number of failed messages that will be retried), gap (the feed's last report of
-messages that it no longer has; null: none), gap_at (time of that report), fencing_token (increases with each
-start), last_progress (time of the newest record; null: no record) and age (seconds since last_progress). Times
-are in seconds since the epoch. Later versions may add members, but do not change these"""
+print one JSON object with store, bytes and consumers, a list of objects with name, feed, cursor (null: the
+beginning), records (number of settled messages on record), dead_letters (number), failing (number of failed
+messages that will be retried), gap (the feed's last report of messages that it no longer has; null: none), gap_at
+(time of that report), owner (null: no owner is visible), fencing_token (increases with each start), last_progress
+(time of the newest record; null: no record) and age (seconds since last_progress). Times are in seconds since the
+epoch. Later versions may add members, but do not change these"""
 
 FORGET_EFFECTS = {
     False: "messages that were processed are not processed again while their records are kept",
@@ -65,23 +55,21 @@ def add_to(commands: Commands) -> None:
     parser = commands.add(
         "status",
         print_status,
-        help="show the progress of the consumers in a state file",
-        description="Show the progress of the consumers in a state file. The command only reads the file and does "
-        "not disturb a running consumer.",
+        help="show the progress of the consumers in a store",
+        description="Show the progress of the consumers in a store. The command only reads, and does not disturb "
+        "a running consumer.",
     )
-    parser.add_argument(
-        "--state", metavar="FILE", required=True, help="the state file given to tail or to SQLiteStore"
-    )
+    add_store_to(parser)
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
 
     parser = commands.add(
         "rewind",
         rewind,
         help="set the cursor at which the next run continues",
-        description="Set the cursor at which the next run continues; this works only while no consumer uses the "
-        "file. Or list the saved cursors; this works while a consumer runs.",
+        description="Set the cursor at which the next run continues; this works only while no process owns "
+        "the consumer's name. Or list the saved cursors; this works while a consumer runs.",
     )
-    add_state_to(parser)
+    add_consumer_to(parser)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument(
         "--to", metavar="CURSOR", help="a cursor, as --list shows it, or inception for the beginning of the feed"
@@ -104,11 +92,11 @@ def add_to(commands: Commands) -> None:
         rebind,
         help="keep a consumer's state when its feed has a new address, or rename the consumer",
         description="Bind a consumer to the new address of its feed, or rename the consumer. This works only "
-        "while no consumer uses the file. The consumer keeps its cursor, records and dead letters. Use it only "
+        "while no process owns its name. The consumer keeps its cursor, records and dead letters. Use it only "
         "for the same feed at another address: to another feed the cursor means something else, and messages "
         "would be missed.",
     )
-    add_state_to(parser)
+    add_consumer_to(parser)
     parser.add_argument(
         "--feed",
         metavar="URL",
@@ -124,63 +112,10 @@ def add_to(commands: Commands) -> None:
     )
 
 
-def add_state_to(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    parser.add_argument(
-        "--state", metavar="FILE", required=required, help="the state file given to tail or to SQLiteStore"
-    )
-    parser.add_argument("--name", metavar="NAME", help="the consumer's name; required if the file has several")
-
-
-def find_consumer(options: argparse.Namespace) -> ConsumerProgress:
-    """Return the consumer given by --name, or the only consumer of the file."""
-    if options.state is None:
-        raise UsageError("--state is missing; give the state file of the consumer")
-    store = read_store(options.state)
-    if not store.progress:
-        raise StoreError(f"{store.path} contains no consumer yet; run a consumer with this file first")
-    if options.name is None and len(store.progress) == 1:
-        return store.progress[0]
-    found = [one for one in store.progress if options.name in {one.name, quoted(one.name)[1:-1]}]
-    if len(found) != 1:
-        why = "is missing" if options.name is None else "is not a consumer of the file"
-        names = ", ".join(quoted(one.name) for one in store.progress[:_MAX_NAMES])
-        more = len(store.progress) - _MAX_NAMES
-        raise UsageError(f"--name {why}; choose one of {names}" + (f" and {more} more" if more > 0 else ""))
-    return found[0]
-
-
-def run_with_store(path: str, work: Callable[[SQLiteStore], Awaitable[_T]], *, instead: str = "") -> _T:
-    """Change a state file that no process owns. The error names `instead` as the alternative to stopping."""
-
-    async def run() -> _T:
-        # No retention, so that this store drops no record of the consumer. Transactional, because the file may
-        # also be an application's database.
-        store = SQLiteStore(path, retention=None, max_records=None, transactional=True)
-        try:
-            return await work(store)
-        except StoreBusy as busy:
-            owner = lock_holder(store.path)
-            raise StoreBusy(
-                f"{store.path} is in use by {'another process' if owner is None else f'process {owner}'}; stop it "
-                f"first{instead}"
-            ) from busy
-
-    return anyio.run(run)
-
-
-def run_with_session(
-    progress: ConsumerProgress, path: str, work: Callable[[Session], Awaitable[_T]], *, instead: str
-) -> _T:
-    """Claim a consumer's name, do the work, and release the name."""
-
-    async def claim_and_work(store: SQLiteStore) -> _T:
-        session = await store.claim(progress.name, feed=progress.feed)
-        try:
-            return await work(session)
-        finally:
-            await session.release()
-
-    return run_with_store(path, claim_and_work, instead=f", or call {instead} of its consumer there")
+def add_consumer_to(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name one consumer of a store."""
+    add_store_to(parser)
+    parser.add_argument("--name", metavar="NAME", help="the consumer's name; required if the store has several")
 
 
 def check_cursor(option: str, typed: str) -> None:
@@ -199,29 +134,30 @@ def _check_text(option: str, typed: str, what: str, longest: int) -> None:
 
 
 def print_status(options: argparse.Namespace) -> None:
-    store, now = read_store(options.state), time.time()
+    snapshot = require_store(options).reader.snapshot()
     if options.json:
         members = {
-            "file": store.path,
-            "bytes": store.size,
-            "owner": store.owner,
-            "consumers": [{**asdict(progress), "age": _age(progress, now)} for progress in store.progress],
+            "store": snapshot.where,
+            "bytes": snapshot.size,
+            "consumers": [
+                {**asdict(progress), "owner": owner.owner, "age": _age(progress, snapshot.time)}
+                for progress, owner in zip(snapshot.progress, snapshot.owners, strict=True)
+            ],
         }
         print_lines([json.dumps(members)])
     else:
-        print_lines(f"{name:<10}{value}".rstrip() for name, value in _fields(store, now))
+        print_lines(f"{name:<10}{value}".rstrip() for name, value in _fields(snapshot))
 
 
-def _fields(store: StoreFile, now: float) -> Iterator[tuple[str, object]]:
-    yield "file", quoted(store.path, 1000)
-    yield "size", f"{store.size:,} bytes"
-    yield "owner", "none" if store.owner is None else f"process {store.owner}"
-    for progress in store.progress:
+def _fields(snapshot: StoreSnapshot) -> Iterator[tuple[str, object]]:
+    yield "store", quoted(snapshot.where, 1000)
+    yield "size", f"{snapshot.size:,} bytes"
+    for progress, owner in zip(snapshot.progress, snapshot.owners, strict=True):
         gap = done = None
         if progress.gap is not None and progress.gap_at is not None:
             gap = f"{quoted(progress.gap, 500)}, at {format_time(progress.gap_at)} UTC"
         if progress.last_progress is not None:
-            done = f"{_age(progress, now):,.1f} s ago, at {format_time(progress.last_progress)} UTC"
+            done = f"{_age(progress, snapshot.time):,.1f} s ago, at {format_time(progress.last_progress)} UTC"
         yield "", ""
         yield "name", quoted(progress.name)
         yield "feed", quoted(progress.feed)
@@ -231,6 +167,7 @@ def _fields(store: StoreFile, now: float) -> Iterator[tuple[str, object]]:
         yield "failing", f"{progress.failing:,}"
         yield "gap", gap or "none"
         yield "progress", done or "none yet"
+        yield "owner", "none" if owner.owner is None else escape_unprintable(owner.owner)
         yield "token", progress.fencing_token
 
 
@@ -255,19 +192,21 @@ def rewind(options: argparse.Namespace) -> None:
             check_cursor("--to", options.to)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    progress = find_consumer(options)
+    store = require_store(options)
+    progress = find_consumer(options, store)
     if options.list:
-        saved = read_cursors(options.state, progress.name)
+        saved = store.reader.history(progress.name)
         rows = (f"{format_time(one.read_at):<19}  {_display_cursor(one.cursor)}" for one in saved)
         print_lines([f"{'saved (UTC)':<19}  cursor", *rows])
         return
 
     async def reset(session: Session) -> tuple[Cursor | None, Cursor | None]:
-        before, target = session.cursor, _target_cursor(options, session.history)
+        now = session.time() if is_leased(session) else time.time()
+        before, target = session.cursor, _target_cursor(options, session.history, now)
         await session.reset(target, forget=options.forget, state=MOVED_STATE)
         return before, target
 
-    before, target = run_with_session(progress, options.state, reset, instead="rewind()")
+    before, target = store.run_with_session(progress, reset, instead="rewind()")
     print_lines(
         [
             f"before  {_display_cursor(before)}",
@@ -277,10 +216,10 @@ def rewind(options: argparse.Namespace) -> None:
     )
 
 
-def _target_cursor(options: argparse.Namespace, history: Sequence[SavedCursor]) -> Cursor | None:
+def _target_cursor(options: argparse.Namespace, history: Sequence[SavedCursor], now: float) -> Cursor | None:
     """Return the cursor given by --to or --ago. None means the inception."""
     if options.to is None:
-        saved = saved_before(history, time.time() - options.ago)
+        saved = saved_before(history, now - options.ago)
         if saved is None:
             raise UsageError(
                 f"--ago: no saved cursor is that old; the oldest is from {format_time(history[0].read_at)} UTC"
@@ -304,19 +243,17 @@ def rebind(options: argparse.Namespace) -> None:
         feed = _identity(feed)
     if new_name is not None:
         _check_text("--new-name", new_name, "a name", MAX_IDENTITY)
-    before = find_consumer(options)
+    store = require_store(options)
+    before = find_consumer(options, store)
     name = Rebind(before.name, feed, new_name, options.replace).target(before.feed)
-    dropped = [one for one in read_store(options.state).progress if one.name == name != before.name]
+    dropped = [one for one in store.reader.snapshot().progress if one.name == name != before.name]
     if dropped and not options.replace:
         raise UsageError(
-            f"the file already has a consumer {quoted(name)}; choose another name, or delete its "
+            f"the store already has a consumer {quoted(name)}; choose another name, or delete its "
             "state with --replace"
         )
 
-    run_with_store(
-        options.state,
-        lambda store: store.rebind(before.name, feed=feed, new_name=name, replace=options.replace),
-    )
+    store.rebind(before.name, feed=feed, new_name=name, replace=options.replace)
     bound_to = before.feed if feed is None else feed
     print_lines(
         [

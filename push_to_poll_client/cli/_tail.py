@@ -25,7 +25,6 @@ from push_to_poll_client import (
     Listener,
     MemoryStore,
     Message,
-    SQLiteStore,
     SSEListener,
     Throttled,
     WebSocketListener,
@@ -34,11 +33,13 @@ from push_to_poll_client._consumer import DEFAULT_RETRY
 from push_to_poll_client._event_loop import Background
 from push_to_poll_client._http.origins import origin_of
 from push_to_poll_client._options import FinalAction, OnFailure
+from push_to_poll_client._protocols import Store
 from push_to_poll_client._validation import check_count, check_number
 from push_to_poll_client.cli._exec import Command, CommandNotStarted
 from push_to_poll_client.cli._output import Exit, ReaderGone, UsageError, write_line
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._state import check_cursor
+from push_to_poll_client.cli._stores import STORE_VARIABLE, add_store_to, find_store
 from push_to_poll_client.listeners.handshakes import dropbox_challenge
 from push_to_poll_client.listeners.verifiers import dropbox, github, no_verification, standard_webhooks, stripe
 from push_to_poll_client.listeners.webhook import WebhookListener
@@ -90,16 +91,14 @@ def add_to(commands: Commands) -> None:
         help="a push channel; each push causes a poll. A websocket (ws://, wss://) or server-sent events "
         "(http://, https://). May be given several times",
     )
-    add(
-        "--state",
-        metavar="FILE",
-        help="the file for the state: the next run continues after the last processed message. Without it, each "
-        "run starts at --start",
+    add_store_to(
+        parser,
+        "The next run continues after the last processed message. Without a store, each run starts at --start",
     )
     add(
         "--name",
         metavar="NAME",
-        help="the consumer's name in the state file. Recommended: without it the feed's URL is the name, and a "
+        help="the consumer's name in the store. Recommended: without it the feed's URL is the name, and a "
         "run with a changed URL starts over",
     )
     add("--once", action="store_true", help="exit at the end of the feed")
@@ -166,7 +165,7 @@ def add_to(commands: Commands) -> None:
         metavar="WHAT",
         default="stop",
         help="action after the last attempt: stop before the message (the default), save it as a dead-letter in "
-        "the file of --state (see push-to-poll dead-letters), or skip it with a log line",
+        "the store (see push-to-poll dead-letters), or skip it with a log line",
     )
     add(
         "--start",
@@ -182,7 +181,9 @@ def run(options: argparse.Namespace) -> int:
     try:
         command = _command(options)
         webhook = _webhook(options)
-        consumer = _consumer(options, command, [] if webhook is None else [webhook])
+        given = find_store(options)
+        store = MemoryStore() if given is None else given.consumer_store()
+        consumer = _consumer(options, command, store, [] if webhook is None else [webhook])
         follow = functools.partial(_run_once, consumer) if options.once else consumer.run
         if webhook is not None:
             # Imported here because this module needs uvicorn.
@@ -192,23 +193,35 @@ def run(options: argparse.Namespace) -> int:
     except (TypeError, ValueError) as error:  # raised by the library's constructors
         raise UsageError(str(error)) from error
     try:
-        return anyio.run(until_signalled, follow, command)
+        return anyio.run(until_signalled, functools.partial(_follow_and_close, follow, store), command)
     except ReaderGone:
         return Exit.DONE
 
 
-def _consumer(options: argparse.Namespace, command: Command | None, webhooks: list[Listener]) -> Consumer:
+async def _follow_and_close(follow: Callable[[], Awaitable[None]], store: Store) -> None:
+    try:
+        await follow()
+    finally:
+        if close := getattr(store, "aclose", None):
+            with anyio.CancelScope(shield=True):  # it takes a few seconds at most
+                await close()
+
+
+def _consumer(
+    options: argparse.Namespace, command: Command | None, store: Store, webhooks: list[Listener]
+) -> Consumer:
     if options.once and (options.push or webhooks):
         raise ValueError("--once does not wait for pushes; leave out --push and --webhook")
-    if options.name is not None and options.state is None:
-        raise ValueError("--name is the consumer's name in the state file; add --state, or leave out --name")
+    is_kept = not isinstance(store, MemoryStore)
+    if options.name is not None and not is_kept:
+        raise ValueError("--name is the consumer's name in the store; add --store, or leave out --name")
     check_cursor("--start", options.start)
     check_number("--fallback-interval", options.fallback_interval, above_zero=True)
     check_number("--max-wait", options.max_wait, above_zero=True, optional=True)
     token = None if options.token_env is None else _environment_variable("--token-env", options.token_env, "token")
     return Consumer(
         HTTPFeed(options.url, auth=token, max_wait=options.max_wait),
-        store=SQLiteStore(options.state) if options.state is not None else MemoryStore(),
+        store=store,
         listeners=[*(listener_for(url, feed=options.url, token=token) for url in options.push), *webhooks],
         process=command or write_line,
         name=options.name,
@@ -216,7 +229,7 @@ def _consumer(options: argparse.Namespace, command: Command | None, webhooks: li
         degraded_interval=min(DEGRADED_INTERVAL, options.fallback_interval),
         shutdown_timeout=SHUTDOWN_TIMEOUT,
         retry=_retry(options),
-        on_failure=_on_failure(options),
+        on_failure=_on_failure(options, is_kept=is_kept),
         start=options.start,
         standby=False,  # the command shows no log lines of INFO, so it would wait without a word
     )
@@ -229,6 +242,7 @@ def _command(options: argparse.Namespace) -> Command | None:
         return None
     timeout = EXEC_TIMEOUT if options.exec_timeout is None else options.exec_timeout
     secrets = {name for name in (options.token_env, options.webhook_secret_env) if name is not None}
+    secrets.add(STORE_VARIABLE)  # its URL may contain a password
     return Command(options.exec, timeout=timeout, secrets=secrets)
 
 
@@ -239,12 +253,12 @@ def _retry(options: argparse.Namespace) -> AsyncRetrying | None:
     return DEFAULT_RETRY.copy(stop=stop_after_attempt(check_count("--exec-attempts", attempts)))
 
 
-def _on_failure(options: argparse.Namespace) -> OnFailure:
+def _on_failure(options: argparse.Namespace, *, is_kept: bool) -> OnFailure:
     policy = POLICIES.get(options.on_failure)
     if policy is None:
         raise ValueError(f"--on-failure must be one of {', '.join(POLICIES)}")
-    if policy == "dead_letter" and options.state is None:
-        raise ValueError("--on-failure dead-letter needs --state, the file for the dead letters")
+    if policy == "dead_letter" and not is_kept:
+        raise ValueError("--on-failure dead-letter needs --store, which keeps the dead letters")
 
     def decide(_: Message, error: Exception) -> FinalAction:
         # A command that cannot start fails for every message: all would be skipped or become dead letters.

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 from weakref import WeakValueDictionary, finalize
 
 from push_to_poll_client.stores._names import Rebind, name_in_use
 from push_to_poll_client.stores._retention import DEFAULT_MAX_RECORDS, DEFAULT_RETENTION, Retention
 from push_to_poll_client.stores._sqlite.connection import OUTSIDE_HANDLER
 from push_to_poll_client.stores._sqlite.file import OpenFile
-from push_to_poll_client.stores._sqlite.schema import Synchronous
+from push_to_poll_client.stores._sqlite.schema import MIGRATIONS, Synchronous
 from push_to_poll_client.stores._sqlite.session import (
     ClaimedName,
     SQLiteSession,
@@ -27,6 +27,9 @@ from push_to_poll_client.stores._sqlite.session import (
 )
 from push_to_poll_client.stores._sqlite.thread import StoreThread
 from push_to_poll_client.stores._sqlite.transaction import SharedFile
+
+if TYPE_CHECKING:
+    from push_to_poll_client.stores._reader import StoreReader
 
 __all__ = ["SQLiteStore"]
 
@@ -219,6 +222,39 @@ class SQLiteStore:
         asked = Rebind(name, feed, new_name, replace)
         self._prepare_for_claim()
         await self._thread.run(partial(self._rebind, asked))
+
+    async def migrate(self) -> tuple[int, int]:
+        """Create the file and its tables, or bring the tables of an older version up to date.
+
+        `claim` does this too. Call it as a step of a deployment, to see an error before a consumer starts. Nothing
+        changes if the tables are up to date.
+
+        Returns:
+            The version of the tables before (0: there were none) and after.
+
+        Raises:
+            StoreBusy: Another process or store object owns the file.
+            StoreError: As for `claim`.
+            RuntimeError: The caller is a handler that writes to this store.
+        """
+        self._prepare_for_claim()
+        return await self._thread.run(self._migrate)
+
+    def _migrate(self) -> tuple[int, int]:
+        is_open = self._file is not None
+        with self._open_file() as file:
+            return (len(MIGRATIONS) if is_open else file.version_found), len(MIGRATIONS)
+
+    def reader(self) -> "StoreReader":
+        """Return a reader for the progress, owners and dead letters of all names; see `StoreReader`.
+
+        It needs no claim and works while a consumer runs, in this process or in another one. Its methods wait for
+        the disk: call them in a thread, with `anyio.to_thread.run_sync`.
+        """
+        # Imported here because most programs do not read a store by themselves.
+        from push_to_poll_client.stores._sqlite.reader import SQLiteReader
+
+        return SQLiteReader(self._path)
 
     def _rebind(self, asked: Rebind) -> None:
         if not os.path.exists(self._path):  # noqa: PTH110  # a str, which may hold anything

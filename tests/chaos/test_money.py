@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from push_to_poll_client.stores._sqlite.reader import read_store
+from push_to_poll_client.stores._sqlite.reader import SQLiteReader
 from tests.chaos.chaos_bank import ACCOUNTS, DEPOSIT, transfer
 from tests.chaos.processes import Child
 from tests.chaos.verdicts import beyond_g7, beyond_g7_together, lost, redone
@@ -67,7 +67,7 @@ def test_each_transfer_is_done_exactly_once(bank, chance, figures, world):
     )
     assert done == list(range(1, count + 1))
     assert dict(bank.query("SELECT number, balance FROM account")) == balances(count)
-    assert read_store(bank.database).progress[0].cursor == str(count)
+    assert SQLiteReader(bank.database).snapshot().progress[0].cursor == str(count)
 
 
 def test_each_transfer_is_done_exactly_once_beside_another_program_that_writes(bank, chance, figures, tmp_path):
@@ -88,7 +88,7 @@ def test_each_transfer_is_done_exactly_once_beside_another_program_that_writes(b
     )
     assert done == list(range(1, count + 1))
     assert dict(bank.query("SELECT number, balance FROM account")) == balances(count)
-    assert read_store(bank.database).progress[0].cursor == str(count)
+    assert SQLiteReader(bank.database).snapshot().progress[0].cursor == str(count)
     assert bank.query("SELECT number FROM visit ORDER BY rowid") == [(n,) for n in range(visits["committed"])]
 
 

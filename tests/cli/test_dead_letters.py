@@ -13,9 +13,9 @@ import anyio
 import pytest
 
 from push_to_poll_client import DeadLetter, Record, Settlement, SQLiteStore
-from push_to_poll_client.cli import _dead_letters
 from push_to_poll_client.cli._output import Exit
-from push_to_poll_client.stores._sqlite.reader import find_dead_letters, read_dead_letters
+from push_to_poll_client.stores._reader import all_dead_letters
+from push_to_poll_client.stores._sqlite.reader import SQLiteReader
 from push_to_poll_client.testing import serve_in_thread
 from tests.support import command_line
 from tests.support.command_line import Broken, on, stderr_lines, typed
@@ -77,7 +77,7 @@ def process(path, key, name="orders"):
 
 def kept(path, name="orders"):
     """Return the dead letters in the file after a change."""
-    return list(read_dead_letters(path, name))
+    return list(all_dead_letters(SQLiteReader(path), name))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def owned(tmp_path_factory):
 
 def run_dead_letters(capsys, *arguments):
     """Return the exit code, the lines on stdout and the text on stderr."""
-    code = typed("dead-letters", "--state", *arguments)
+    code = typed("dead-letters", "--store", *arguments)
     out, err = capsys.readouterr()
     return code, out.splitlines(), stderr_lines(err)
 
@@ -124,7 +124,7 @@ def test_list_prints_a_table(state, capsys):
         "last failed (UTC)    attempts  marked  key                                       error",
         rf"1e+300                      0          '\u001b[2J\r\nERROR \u009b\u202eö'        {error}",
         f"2001-09-09 01:47:00         5          {GOOD.dedupe_key:<40}  ValueError: no such account",
-        r"1970-01-01 00:00:00         1  yes     '\ud800'                                  " + "\ufffd",
+        r"1970-01-01 00:00:00         1  retry   '\ud800'                                  " + "\ufffd",
     ]
     assert (code, err) == (Exit.DONE, [])
 
@@ -142,6 +142,7 @@ def test_list_with_json_prints_one_json_object_for_each_dead_letter(state, capsy
             "first_failed": 0,
             "last_failed": 1e300,
             "retry_requested": False,
+            "drop_requested": False,
         },
         {
             "dedupe_key": "12:https://shop42",
@@ -151,6 +152,7 @@ def test_list_with_json_prints_one_json_object_for_each_dead_letter(state, capsy
             "first_failed": 1e9,
             "last_failed": 1e9 + 20,
             "retry_requested": False,
+            "drop_requested": False,
         },
     ]
 
@@ -158,7 +160,7 @@ def test_list_with_json_prints_one_json_object_for_each_dead_letter(state, capsy
 def test_the_list_help_names_each_json_member(state, capsys):
     keep(state, GOOD)
     _, (line,), _ = run_dead_letters(capsys, state, "list", "--json")
-    typed("dead-letters", "--state", state, "list", "--help")
+    typed("dead-letters", "--store", state, "list", "--help")
     help_ = capsys.readouterr().out
     for name in json.loads(line):
         assert name in help_
@@ -166,14 +168,14 @@ def test_the_list_help_names_each_json_member(state, capsys):
 
 def test_the_file_may_be_named_behind_the_action(state, capsys):
     keep(state, GOOD)
-    assert typed("dead-letters", "list", "--state", state) == Exit.DONE
+    assert typed("dead-letters", "list", "--store", state) == Exit.DONE
     assert "no such account" in capsys.readouterr().out
 
 
 def test_a_missing_file_name_is_a_usage_error(capsys):
     assert typed("dead-letters", "retry", "--all") == Exit.USAGE
     assert stderr_lines(capsys.readouterr().err) == [
-        "push-to-poll: --state is missing; give the state file of the consumer"
+        "push-to-poll: --store is missing; give a file or a postgresql:// URL, or set PUSH_TO_POLL_STORE"
     ]
 
 
@@ -232,7 +234,7 @@ def test_show_accepts_the_escaped_form_of_a_lone_surrogate_key(state, capsys):
     keep(state, HALF)
     code, lines, _ = run_dead_letters(capsys, state, "show", r"\ud800")
     assert code == Exit.DONE
-    assert lines[6] == "marked        yes, the next run retries it"
+    assert lines[6] == "marked        retry"
 
 
 @pytest.mark.parametrize("option", [("export",), ("show", GOOD.dedupe_key, "--json")])
@@ -249,6 +251,7 @@ def test_export_and_show_with_json_print_every_field(state, capsys, option):
         "first_failed": 1e9,
         "last_failed": 1e9 + 20,
         "retry_requested": False,
+        "drop_requested": False,
     }
 
 
@@ -270,7 +273,7 @@ def test_export_keeps_only_some_dead_letters_in_memory(state):
         "most_bytes = _retention.MAX_DEAD_LETTER_BYTES\n"
         "_retention.MAX_DEAD_LETTER_BYTES = most_bytes * size // (15 << 20)  # of smaller entries as many\n"
         "begun = peak_memory()\n"
-        "code = main(['dead-letters', '--state', sys.argv[1], 'export'])\n"
+        "code = main(['dead-letters', '--store', sys.argv[1], 'export'])\n"
         "sys.exit(code or peak_memory() - begun > 10 * size)"
     )
     done = subprocess.run(
@@ -295,14 +298,14 @@ def test_list_show_and_export_work_while_a_process_owns_the_store(owned, capsys)
     state, _ = owned
     for action in (["list"], ["show", GOOD.dedupe_key], ["show", GOOD.id], ["export"]):
         assert run_dead_letters(capsys, state, *action)[0] == Exit.DONE
-    assert typed("rewind", "--state", state, "--list") == Exit.DONE
+    assert typed("rewind", "--store", state, "--list") == Exit.DONE
 
 
 def test_a_closed_output_pipe_is_not_an_error(state):
     keep(
         state, *(DeadLetter(dedupe_key=str(number), id="1", raw=b"x" * 100_000, error="") for number in range(50))
     )
-    with command_line.start("dead-letters", "--state", state, "export") as process:
+    with command_line.start("dead-letters", "--store", state, "export") as process:
         process.stdout.readline()
         process.stdout.close()
         assert process.wait(timeout=GUARD) == Exit.DONE
@@ -313,7 +316,7 @@ def test_a_broken_pipe_error_in_this_process_is_not_an_error(state, monkeypatch,
     keep(state, GOOD)
     with (tmp_path / "stdout").open("w") as file:
         monkeypatch.setattr(sys, "stdout", Broken(file, BrokenPipeError()))
-        assert typed("dead-letters", "--state", state, "list") == Exit.DONE
+        assert typed("dead-letters", "--store", state, "list") == Exit.DONE
         assert os.fstat(file.fileno()).st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116
 
 
@@ -321,7 +324,7 @@ def test_a_full_disk_is_reported_in_one_sentence(state, monkeypatch, capsys, tmp
     keep(state, GOOD)
     with (tmp_path / "stdout").open("w") as file:
         monkeypatch.setattr(sys, "stdout", Broken(file, OSError(errno.ENOSPC, "No space left on device")))
-        assert typed("dead-letters", "--state", state, "export") == Exit.MESSAGE
+        assert typed("dead-letters", "--store", state, "export") == Exit.MESSAGE
         assert os.fstat(file.fileno()).st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116
     assert capsys.readouterr().err == (
         "push-to-poll: OutputError: cannot write to standard output: No space left on device; the output "
@@ -450,14 +453,14 @@ def test_an_id_of_several_dead_letters_is_an_error_that_names_their_keys(state, 
 )
 def test_a_dead_letter_settled_during_the_command_is_left_out(state, capsys, monkeypatch, action, result):
     keep(state, GOOD, HALF)
-    find = find_dead_letters
+    find = SQLiteReader.find_dead_letters
 
     def find_and_let_a_consumer_run(*arguments):
         found = find(*arguments)
         process(state, GOOD.dedupe_key)
         return found
 
-    monkeypatch.setattr(_dead_letters, "find_dead_letters", find_and_let_a_consumer_run)
+    monkeypatch.setattr(SQLiteReader, "find_dead_letters", find_and_let_a_consumer_run)
     keys = [GOOD.dedupe_key] if action == "show" else [GOOD.dedupe_key, HALF.dedupe_key]
     code, lines, err = run_dead_letters(capsys, state, action, *keys)
     assert (code, lines) == result
@@ -485,10 +488,10 @@ def test_retry_takes_keys_or_all(state, capsys, arguments):
 @pytest.mark.parametrize(
     ("action", "instead"),
     [
-        (["dead-letters", "--state", "{}", "retry", GOOD.dedupe_key], "dead_letters.retry()"),
-        (["dead-letters", "--state", "{}", "retry", "--all"], "dead_letters.retry()"),
-        (["dead-letters", "--state", "{}", "drop", GOOD.dedupe_key], "dead_letters.drop()"),
-        (["rewind", "--state", "{}", "--to", "inception"], "rewind()"),
+        (["dead-letters", "--store", "{}", "retry", GOOD.dedupe_key], "dead_letters.retry()"),
+        (["dead-letters", "--store", "{}", "retry", "--all"], "dead_letters.retry()"),
+        (["dead-letters", "--store", "{}", "drop", GOOD.dedupe_key], "dead_letters.drop()"),
+        (["rewind", "--store", "{}", "--to", "inception"], "rewind()"),
     ],
 )
 def test_retry_drop_and_rewind_refuse_a_store_owned_by_a_process(owned, capsys, action, instead):
@@ -508,7 +511,7 @@ def test_retry_drop_and_rewind_refuse_a_store_owned_by_a_process(owned, capsys, 
 
 
 def test_an_unknown_owner_is_reported_as_another_process(owned, capsys, monkeypatch):
-    monkeypatch.setattr("push_to_poll_client.cli._state.lock_holder", lambda _: None)
+    monkeypatch.setattr("push_to_poll_client.cli._stores.lock_holder", lambda _: None)
     assert "is in use by another process;" in run_dead_letters(capsys, owned[0], "retry", "--all")[2][0]
 
 
@@ -528,7 +531,7 @@ def test_retry_and_drop_do_not_delete_old_records(state, capsys):
     anyio.run(commit)
     assert run_dead_letters(capsys, state, "retry", "--all")[0] == Exit.DONE
     assert run_dead_letters(capsys, state, "drop", GOOD.dedupe_key)[0] == Exit.DONE
-    typed("status", "--state", state, "--json")
+    typed("status", "--store", state, "--json")
     assert json.loads(capsys.readouterr().out)["consumers"][0]["records"] >= 15_001
 
 
@@ -541,7 +544,7 @@ def test_commands_work_on_a_database_shared_with_an_application(state, capsys):
     keep(state, GOOD, transactional=True)
     assert run_dead_letters(capsys, state, "list")[0] == Exit.DONE
     assert run_dead_letters(capsys, state, "drop", GOOD.dedupe_key)[0] == Exit.DONE
-    assert typed("rewind", "--state", state, "--to", "inception") == Exit.DONE
+    assert typed("rewind", "--store", state, "--to", "inception") == Exit.DONE
 
 
 # Choosing a consumer
@@ -566,7 +569,7 @@ def test_the_error_for_an_unknown_name_does_not_repeat_it(state, capsys):
     assert run_dead_letters(capsys, state, "list", "--name", "canary") == (
         Exit.USAGE,
         [],
-        ["push-to-poll: --name is not a consumer of the file; choose one of 'orders'"],
+        ["push-to-poll: --name is not a consumer of the store; choose one of 'orders'"],
     )
 
 
@@ -575,7 +578,7 @@ def test_a_file_without_a_consumer_is_reported_in_one_sentence(state, capsys):
     open(state, "w").close()  # noqa: PTH123
     code, lines, (sentence,) = run_dead_letters(capsys, state, "list")
     assert (code, lines) == (Exit.STATE, [])
-    assert sentence.endswith(" contains no consumer yet; run a consumer with this file first")
+    assert sentence.endswith(" contains no consumer yet; run a consumer with this store first")
 
 
 # Invalid files
@@ -606,13 +609,13 @@ def good(tmp_path_factory):
 @pytest.mark.parametrize(
     "action",
     [
-        ["dead-letters", "--state", "{}", "list"],
-        ["dead-letters", "--state", "{}", "show", "12:https://shop42"],
-        ["dead-letters", "--state", "{}", "export"],
-        ["dead-letters", "--state", "{}", "retry", "--all"],
-        ["dead-letters", "--state", "{}", "drop", "12:https://shop42"],
-        ["rewind", "--state", "{}", "--list"],
-        ["rewind", "--state", "{}", "--to", "inception"],
+        ["dead-letters", "--store", "{}", "list"],
+        ["dead-letters", "--store", "{}", "show", "12:https://shop42"],
+        ["dead-letters", "--store", "{}", "export"],
+        ["dead-letters", "--store", "{}", "retry", "--all"],
+        ["dead-letters", "--store", "{}", "drop", "12:https://shop42"],
+        ["rewind", "--store", "{}", "--list"],
+        ["rewind", "--store", "{}", "--to", "inception"],
     ],
     ids=lambda action: " ".join(action[::2])[:20],
 )
@@ -646,7 +649,7 @@ def test_a_dead_letter_marked_by_retry_is_processed_by_the_next_run(tmp_path, st
     program = tmp_path / "program.py"
     program.write_text("import sys, json\nsys.exit(json.load(sys.stdin)['id'].endswith('2'))")
     with serve_in_thread(backlog=3) as server:
-        tail = ["tail", server.url, "--once", "--state", state, "--exec-attempts=1"]
+        tail = ["tail", server.url, "--once", "--store", state, "--exec-attempts=1"]
         tail += ["--exec", f"{sys.executable} -S -E {program}", "--on-failure", "dead-letter"]
 
         def run(*arguments):
@@ -657,9 +660,9 @@ def test_a_dead_letter_marked_by_retry_is_processed_by_the_next_run(tmp_path, st
         code, _, err = run(*tail)
         assert code == Exit.DONE
         assert "kept as a dead letter: CommandFailed" in err
-        (line,) = run("dead-letters", "--state", state, "list", "--json")[1].splitlines()
+        (line,) = run("dead-letters", "--store", state, "list", "--json")[1].splitlines()
         assert json.loads(line)["id"].endswith("2")
-        assert run("dead-letters", "--state", state, "retry", json.loads(line)["dedupe_key"])[0] == Exit.DONE
+        assert run("dead-letters", "--store", state, "retry", json.loads(line)["dedupe_key"])[0] == Exit.DONE
         program.write_text("print('done')")
         assert run(*tail) == (Exit.DONE, "done\n", "")
-        assert run("dead-letters", "--state", state, "list")[1] == "no dead letters\n"
+        assert run("dead-letters", "--store", state, "list")[1] == "no dead letters\n"

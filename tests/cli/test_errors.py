@@ -65,35 +65,35 @@ USAGE = [
     [CANARY],
     [FEED],
     [FEED, "--once"],
-    ["--state", CANARY],
+    ["--store", CANARY],
     ["tail"],
     ["status"],
-    ["status", "--state"],
+    ["status", "--store"],
     ["status", "--stat", CANARY],
-    ["status", "--state", "file", CANARY],
-    ["status", "--state", "file", f"--json={CANARY}"],
-    ["status", "--state", "file", "--json", FEED],
+    ["status", "--store", "file", CANARY],
+    ["status", "--store", "file", f"--json={CANARY}"],
+    ["status", "--store", "file", "--json", FEED],
     ["dead-letters"],
     ["dead-letters", CANARY],
     ["dead-letters", "--name", CANARY],
-    ["dead-letters", "--state", "file", CANARY],
-    ["dead-letters", "--state", "file", "list", CANARY],
-    ["dead-letters", "--state", "file", "list", f"--json={CANARY}"],
-    ["dead-letters", "--state", "file", "show"],
-    ["dead-letters", "--state", "file", "show", CANARY, CANARY],
-    ["dead-letters", "--state", "file", "retry"],
-    ["dead-letters", "--state", "file", "retry", "--all", CANARY],
-    ["dead-letters", "--state", "file", "drop"],
-    ["dead-letters", "--state", "file", "drop", "--all"],
-    ["dead-letters", "--state", "file", "export", CANARY],
+    ["dead-letters", "--store", "file", CANARY],
+    ["dead-letters", "--store", "file", "list", CANARY],
+    ["dead-letters", "--store", "file", "list", f"--json={CANARY}"],
+    ["dead-letters", "--store", "file", "show"],
+    ["dead-letters", "--store", "file", "show", CANARY, CANARY],
+    ["dead-letters", "--store", "file", "retry"],
+    ["dead-letters", "--store", "file", "retry", "--all", CANARY],
+    ["dead-letters", "--store", "file", "drop"],
+    ["dead-letters", "--store", "file", "drop", "--all"],
+    ["dead-letters", "--store", "file", "export", CANARY],
     ["rewind"],
-    ["rewind", "--state", "file"],
-    ["rewind", "--state", "file", CANARY],
-    ["rewind", "--state", "file", "--to"],
-    ["rewind", "--state", "file", "--list", "--to", CANARY],
-    ["rewind", "--state", "file", "--list", "--forget"],
-    *(["rewind", "--state", "file", "--ago", number] for number in NUMBERS),
-    *(["rewind", "--state", "file", "--to", cursor] for cursor in ["", BYTES, LONG, "latest"]),
+    ["rewind", "--store", "file"],
+    ["rewind", "--store", "file", CANARY],
+    ["rewind", "--store", "file", "--to"],
+    ["rewind", "--store", "file", "--list", "--to", CANARY],
+    ["rewind", "--store", "file", "--list", "--forget"],
+    *(["rewind", "--store", "file", "--ago", number] for number in NUMBERS),
+    *(["rewind", "--store", "file", "--to", cursor] for cursor in ["", BYTES, LONG, "latest"]),
     ["demo", CANARY],
     ["demo", "--token", CANARY],
     ["demo", f"--token={CANARY}"],
@@ -108,7 +108,7 @@ USAGE = [
     ["tail", FEED, f"-{CANARY.upper()}"],
     ["tail", FEED, f"--once={CANARY}"],
     ["tail", FEED, f"--e={CANARY}"],
-    ["tail", FEED, "--state"],
+    ["tail", FEED, "--store"],
     ["tail", FEED, "--once", "--push", FEED],
     *(["tail", FEED, "--fallback-interval", number] for number in ALL_NUMBERS),
     *(["tail", FEED, "--max-wait", number] for number in NUMBERS),
@@ -138,16 +138,16 @@ USAGE = [
 ]
 
 FAILS = [
-    *((["tail", FEED, "--once", "--state", file], code) for file, code in FILES.items()),
-    *((["status", "--state", file], Exit.STATE) for file in FILES),
-    *((["status", "--json", "--state", file], Exit.STATE) for file in SOME_FILES),
+    *((["tail", FEED, "--once", "--store", file], code) for file, code in FILES.items()),
+    *((["status", "--store", file], code) for file, code in FILES.items()),
+    *((["status", "--json", "--store", file], Exit.STATE) for file in SOME_FILES),
     *(
-        (["dead-letters", "--state", file, *action], Exit.STATE)
+        (["dead-letters", "--store", file, *action], Exit.STATE)
         for file in SOME_FILES
         for action in (["list"], ["show", CANARY], ["retry", CANARY], ["drop", ACTS, BYTES, LONG], ["export"])
     ),
     *(
-        (["rewind", "--state", file, *where], Exit.STATE)
+        (["rewind", "--store", file, *where], Exit.STATE)
         for file in SOME_FILES
         for where in (["--list"], ["--to", ACTS])
     ),
@@ -197,8 +197,8 @@ BYTES_TYPED = [
     ([b"tail", b"http://\xff\x80/"], Exit.USAGE),
     ([b"\xff\x80\x1b[2J\n"], Exit.USAGE),
     ([b"tail", FEED.encode(), b"--\xff\x1b[2J"], Exit.USAGE),
-    ([b"status", b"--state", b"\xff\x80\x1b[2J/x" + b"y" * 100_000], Exit.STATE),
-    ([b"tail", FEED.encode(), b"--once", b"--state", b"\xff\x80\x1b[2J/x"], Exit.STATE),
+    ([b"status", b"--store", b"\xff\x80\x1b[2J/x" + b"y" * 100_000], Exit.STATE),
+    ([b"tail", FEED.encode(), b"--once", b"--store", b"\xff\x80\x1b[2J/x"], Exit.STATE),
     ([b"tail", FEED.encode(), b"--exec", b"./\xff\x80"], Exit.USAGE),
 ]
 
@@ -256,7 +256,7 @@ def test_an_option_that_was_mistyped_is_named(typo, capsys):
             [
                 "URL",
                 "--push",
-                "--state",
+                "--store",
                 "--once",
                 "--fallback-interval",
                 "--max-wait",
@@ -266,14 +266,14 @@ def test_an_option_that_was_mistyped_is_named(typo, capsys):
         ),
         (["tail"], ["--exec CMD", "--exec-timeout", "--exec-attempts"]),
         (["tail"], ["--on-failure WHAT", "stop", "dead-letter", "skip", "--start CURSOR"]),
-        (["status"], ["--state FILE", "--json"]),
-        (["dead-letters"], ["--state FILE", "--name NAME", "list", "show", "retry", "drop", "export"]),
-        (["dead-letters", "--state", "FILE", "list"], ["--json"]),
-        (["dead-letters", "--state", "FILE", "show"], ["KEY", "--json"]),
-        (["dead-letters", "--state", "FILE", "retry"], ["KEY", "--all"]),
-        (["dead-letters", "--state", "FILE", "drop"], ["KEY"]),
-        (["dead-letters", "--state", "FILE", "export"], ["raw_base64"]),
-        (["rewind"], ["--state FILE", "--name NAME", "--to CURSOR", "--ago S", "--list", "--forget"]),
+        (["status"], ["--store STORE", "--json"]),
+        (["dead-letters"], ["--store STORE", "--name NAME", "list", "show", "retry", "drop", "export"]),
+        (["dead-letters", "--store", "FILE", "list"], ["--json"]),
+        (["dead-letters", "--store", "FILE", "show"], ["KEY", "--json"]),
+        (["dead-letters", "--store", "FILE", "retry"], ["KEY", "--all"]),
+        (["dead-letters", "--store", "FILE", "drop"], ["KEY"]),
+        (["dead-letters", "--store", "FILE", "export"], ["raw_base64"]),
+        (["rewind"], ["--store STORE", "--name NAME", "--to CURSOR", "--ago S", "--list", "--forget"]),
         (["demo"], ["--backlog N", "--live N"]),
     ],
 )
@@ -306,19 +306,19 @@ def test_a_closed_standard_output_is_reported_in_one_sentence(tmp_path):
         await session.release()
 
     anyio.run(commit)
-    code, _, (line,) = shell_run(["status", "--state", state], ">&-")
+    code, _, (line,) = shell_run(["status", "--store", state], ">&-")
     assert code == Exit.MESSAGE
     assert line.startswith("push-to-poll: OutputError: cannot write to standard output: Bad file descriptor")
 
 
 def test_an_error_is_not_written_to_standard_output_if_standard_error_is_closed(tmp_path):
-    assert shell_run(["status", "--state", str(tmp_path / "missing")], "2>&-") == (Exit.STATE, "", [])
+    assert shell_run(["status", "--store", str(tmp_path / "missing")], "2>&-") == (Exit.STATE, "", [])
 
 
 def test_a_process_without_standard_output_and_error_has_the_exit_code_of_its_error(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
-    assert typed("status", "--state", str(tmp_path / "missing")) == Exit.STATE
+    assert typed("status", "--store", str(tmp_path / "missing")) == Exit.STATE
     for stream in (sys.stdout, sys.stderr):
         stream.close()
 

@@ -141,7 +141,7 @@ def test_processed_messages_are_recorded_and_a_failed_one_is_processed_by_the_ne
     code, lines, err = tail(
         server.url,
         "--once",
-        "--state",
+        "--store",
         state,
         "--exec-attempts=1",
         "--exec",
@@ -151,7 +151,7 @@ def test_processed_messages_are_recorded_and_a_failed_one_is_processed_by_the_ne
     assert len(stderr_lines(err)) == 2  # the log line, and why the command ended
     assert f"CommandFailed: {sys.executable!r} exited with 3. It and all later messages are not settled" in err
     print_data = python("print(json.load(sys.stdin)['data'])")
-    assert tail(server.url, "--once", "--state", state, "--exec", print_data)[:2] == (Exit.DONE, [2, 3])
+    assert tail(server.url, "--once", "--store", state, "--exec", print_data)[:2] == (Exit.DONE, [2, 3])
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_a_message_is_not_skipped_or_dead_lettered_when_the_command_cannot_be_st
     program = tmp_path / "program"
     program.write_text("neither a script nor a binary")
     program.chmod(0o700)
-    options = ["--state", "state.db", "--exec-attempts=1", "--exec", "./program", "--on-failure", policy]
+    options = ["--store", "state.db", "--exec-attempts=1", "--exec", "./program", "--on-failure", policy]
     assert tail(server.url, "--once", *options)[0] == Exit.MESSAGE
     program.write_text("#!/bin/sh\nexit 1")
     code, _, err = tail(server.url, "--once", *options)
@@ -388,10 +388,10 @@ os.kill({os.getpid()}, {int(number)})
 assert select.select([go], [], [], {GUARD})[0]
 print(json.dumps(line["id"]), flush=True)
 """)
-    options = [*options, "--state", "state.db", "--exec-attempts=1", "--exec", program]
+    options = [*options, "--store", "state.db", "--exec-attempts=1", "--exec", program]
     code, lines, err = tail(server.url, *options)
     assert (code, lines, stderr_lines(err)) == (128 + number, [first], [])
-    again = tail(server.url, "--once", "--state", "state.db")[1]
+    again = tail(server.url, "--once", "--store", "state.db")[1]
     assert [line["id"] for line in again] == [second]
 
 
@@ -425,10 +425,10 @@ def test_a_command_that_exceeds_the_shutdown_timeout_is_ended_and_its_message_no
 ):
     server.publish(1)
     program = python(f"told = os.getpid()\n{TELL}\nos.kill({os.getpid()}, signal.SIGTERM)\ntime.sleep(3600)")
-    code, lines, _ = tail(server.url, *options, "--state", "state.db", "--exec", program)
+    code, lines, _ = tail(server.url, *options, "--store", "state.db", "--exec", program)
     assert (code, lines) == (Exit.TERMINATED, [])
     wait_until_gone(*fifos())
-    assert len(tail(server.url, "--once", "--state", "state.db")[1]) == 1
+    assert len(tail(server.url, "--once", "--store", "state.db")[1]) == 1
 
 
 @pytest.mark.anyio

@@ -9,9 +9,10 @@ from push_to_poll_client.cli import _dead_letters, _state, _tail
 from push_to_poll_client.cli._parser import Commands, Parser
 
 OWN = {
-    "tail": "push webhook webhook_verify webhook_secret_env state once token_env exec exec_timeout exec_attempts",
-    "rewind": "state name list",
-    "rebind": "state",
+    "tail": "push webhook webhook_verify webhook_secret_env store schema once token_env exec exec_timeout "
+    "exec_attempts",
+    "rewind": "store schema name list",
+    "rebind": "store schema",
     "retry": "all",
     "drop": "",
 }
@@ -34,7 +35,7 @@ def options(command):
     parsers = commands._parsers.choices
     if command not in parsers:
         (parsers,) = [action.choices for action in parsers["dead-letters"]._actions if action.choices]
-    shared = {"help", "verbose", *({"state", "name"} if command in {"retry", "drop"} else ())}
+    shared = {"help", "verbose", *({"store", "schema", "name"} if command in {"retry", "drop"} else ())}
     return {action.dest: action for action in parsers[command]._actions if action.dest not in shared}
 
 

@@ -58,7 +58,7 @@ def cursor(path, name, feed):
 
 
 def rebind(capsys, *arguments):
-    code = typed("rebind", "--state", *arguments)
+    code = typed("rebind", "--store", *arguments)
     out, err = capsys.readouterr()
     return code, out, stderr_lines(err)
 
@@ -158,7 +158,7 @@ def test_a_name_that_exists_is_refused_and_replaced_if_asked(unnamed, capsys):
         (["--feed", "\udcff"], "--feed must be the feed's URL or identity, with 1 to 1,000 characters"),
         (["--feed", "https://"], "--feed: url must start with http:// or https://, got (not a URL)"),
         (["--feed", "https://me:s3cret@shop.example:port/"], "--feed: url cannot be parsed"),
-        (["--name", "other", "--feed", NEW], "--name is not a consumer of the file; choose one of 'orders'"),
+        (["--name", "other", "--feed", NEW], "--name is not a consumer of the store; choose one of 'orders'"),
     ],
 )
 def test_invalid_arguments_are_reported_in_one_sentence_and_change_nothing(state, capsys, arguments, says):
@@ -194,12 +194,12 @@ def test_tail_goes_on_after_the_feed_has_moved(tmp_path, capfdbinary):
     state = str(tmp_path / "state.db")
     with serve_in_thread(backlog=3) as server:
         moved = server.url.replace("127.0.0.1", "localhost")
-        first = ["--once", "--state", state, "--name", "orders"]
+        first = ["--once", "--store", state, "--name", "orders"]
         assert len(tail(capfdbinary, server.url, *first)[1]) == 3
         code, lines, err = tail(capfdbinary, moved, *first)
         assert (code, lines) == (Exit.STATE, [])
         assert "push-to-poll rebind" in err
-        assert typed("rebind", "--state", state, "--feed", moved) == Exit.DONE
+        assert typed("rebind", "--store", state, "--feed", moved) == Exit.DONE
         capfdbinary.readouterr()
         assert tail(capfdbinary, moved, *first)[:2] == (Exit.DONE, [])
 
@@ -208,15 +208,15 @@ def test_tail_without_a_name_warns_of_a_new_one(tmp_path, capfdbinary):
     state = str(tmp_path / "state.db")
     with serve_in_thread(backlog=3) as server:
         moved = server.url.replace("127.0.0.1", "localhost")
-        tail(capfdbinary, server.url, "--once", "--state", state)
-        _, lines, err = tail(capfdbinary, moved, "--once", "--state", state)
+        tail(capfdbinary, server.url, "--once", "--store", state)
+        _, lines, err = tail(capfdbinary, moved, "--once", "--store", state)
         assert len(lines) == 3
         assert "starts at the beginning; there are already" in err
-        _, lines, err = tail(capfdbinary, moved, "--once", "--state", state)
+        _, lines, err = tail(capfdbinary, moved, "--once", "--store", state)
         assert (lines, stderr_lines(err)) == ([], [])
 
 
 def test_a_name_for_tail_needs_a_state(capfdbinary):
     code, _, err = tail(capfdbinary, OLD, "--name", "orders")
     assert code == Exit.USAGE
-    assert "--name is the consumer's name in the state file; add --state, or leave out --name" in err
+    assert "--name is the consumer's name in the store; add --store, or leave out --name" in err

@@ -53,7 +53,7 @@ def place(path):
 
 
 def rewind(capsys, *arguments):
-    code = typed("rewind", "--state", *arguments)
+    code = typed("rewind", "--store", *arguments)
     out, err = capsys.readouterr()
     return code, out, stderr_lines(err)
 
@@ -137,11 +137,11 @@ def test_invalid_arguments_are_reported_in_one_sentence_and_change_nothing(state
 def test_the_next_run_continues_at_the_cursor_set_by_rewind(tmp_path, capfdbinary):
     state = str(tmp_path / "state.db")
     with serve_in_thread(backlog=3) as server:
-        tail = functools.partial(command_line.tail, capfdbinary, server.url, "--once", "--state", state)
+        tail = functools.partial(command_line.tail, capfdbinary, server.url, "--once", "--store", state)
         _, first, _ = tail()
-        assert typed("rewind", "--state", state, "--to", first[0]["id"]) == Exit.DONE
+        assert typed("rewind", "--store", state, "--to", first[0]["id"]) == Exit.DONE
         capfdbinary.readouterr()
         assert tail()[1] == []  # all messages were processed
-        assert typed("rewind", "--state", state, "--to", first[0]["id"], "--forget") == Exit.DONE
+        assert typed("rewind", "--store", state, "--to", first[0]["id"], "--forget") == Exit.DONE
         capfdbinary.readouterr()
         assert tail()[1] == first[1:]

@@ -3,12 +3,12 @@
 import json
 import os
 import sys
+import time
 
 import anyio
 import pytest
 
 from push_to_poll_client._types import DeadLetter, Record
-from push_to_poll_client.cli import _state
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.stores import SQLiteStore
 from push_to_poll_client.testing import serve_in_thread
@@ -37,17 +37,16 @@ def state(tmp_path, monkeypatch):
         await fresh.release()
 
     anyio.run(own)
-    monkeypatch.setattr(_state.time, "time", lambda: 1e9 + 3601)
+    monkeypatch.setattr(time, "time", lambda: 1e9 + 3601)
     return path
 
 
 def test_status_prints_a_table(state, capsys):
-    assert typed("status", "--state", str(state)) == Exit.DONE
+    assert typed("status", "--store", str(state)) == Exit.DONE
     assert capsys.readouterr() == (
         f"""\
-file      {str(state)!r}
+store     {str(state)!r}
 size      {state.stat().st_size:,} bytes
-owner     none
 
 name      'busy'
 feed      'feed'
@@ -57,6 +56,7 @@ dead      1
 failing   2
 gap       'the \\x1b of 7', at 2001-09-09 01:46:41 UTC
 progress  3,601.0 s ago, at 2001-09-09 01:46:40 UTC
+owner     none
 token     1
 
 name      'fresh\\x1b[2J'
@@ -67,6 +67,7 @@ dead      0
 failing   0
 gap       none
 progress  none yet
+owner     none
 token     1
 """,
         "",
@@ -74,7 +75,7 @@ token     1
 
 
 def test_status_with_json_prints_one_json_object(state, capsys):
-    assert typed("status", "--json", "--state", str(state)) == Exit.DONE
+    assert typed("status", "--json", "--store", str(state)) == Exit.DONE
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     busy = {
@@ -101,21 +102,23 @@ def test_status_with_json_prints_one_json_object(state, capsys):
         "fencing_token": 1,
     }
     assert json.loads(out) == {
-        "file": str(state),
+        "store": str(state),
         "bytes": state.stat().st_size,
-        "owner": None,
-        "consumers": [{**busy, "last_progress": 1e9}, {**fresh, "last_progress": None, "age": None}],
+        "consumers": [
+            {**busy, "last_progress": 1e9, "owner": None},
+            {**fresh, "last_progress": None, "age": None, "owner": None},
+        ],
     }
 
 
 def test_the_age_is_not_negative_when_the_clock_is_behind(state, capsys, monkeypatch):
-    monkeypatch.setattr(_state.time, "time", lambda: 0)
-    typed("status", "--state", str(state))
+    monkeypatch.setattr(time, "time", lambda: 0)
+    typed("status", "--store", str(state))
     assert "0.0 s ago" in capsys.readouterr().out
 
 
 def test_the_help_names_each_json_member(state, capsys):
-    typed("status", "--json", "--state", str(state))
+    typed("status", "--json", "--store", str(state))
     status = json.loads(capsys.readouterr().out)
     typed("status", "--help")
     help_ = capsys.readouterr().out
@@ -128,21 +131,22 @@ def test_status_shows_the_process_of_a_running_consumer_and_does_not_disturb_it(
     state = str(tmp_path / "state.db")
     with (
         serve_in_thread(backlog=3) as server,
-        command_line.start("tail", server.url, "--state", state) as tail,
+        command_line.start("tail", server.url, "--store", state) as tail,
     ):
         for _ in range(3):
             tail.stdout.readline()
-        assert typed("status", "--state", state, "--json") == Exit.DONE
+        assert typed("status", "--store", state, "--json") == Exit.DONE
         out, err = capsys.readouterr()
         tail.terminate()
         _, tail_err = tail.communicate(timeout=GUARD)
-    assert (json.loads(out)["owner"], err) == (tail.pid, "")
+    (consumer,) = json.loads(out)["consumers"]
+    assert (consumer["owner"], err) == (f"process {tail.pid}", "")
     assert (tail.returncode, stderr_lines(tail_err)) == (Exit.TERMINATED, [])
 
 
 def test_a_missing_state_file_gives_exit_code_5_and_is_not_created(tmp_path, capsys):
     path = tmp_path / "missing"
-    assert typed("status", "--state", str(path)) == Exit.STATE
+    assert typed("status", "--store", str(path)) == Exit.STATE
     assert capsys.readouterr() == (
         "",
         f"push-to-poll: StoreError: no state file at {path}; give the file of a consumer\n",
@@ -153,5 +157,5 @@ def test_a_missing_state_file_gives_exit_code_5_and_is_not_created(tmp_path, cap
 def test_a_closed_output_pipe_is_not_an_error(state, monkeypatch, tmp_path):
     with (tmp_path / "stdout").open("w") as file:
         monkeypatch.setattr(sys, "stdout", Broken(file, BrokenPipeError()))
-        assert typed("status", "--state", str(state)) == Exit.DONE
+        assert typed("status", "--store", str(state)) == Exit.DONE
         assert os.fstat(file.fileno()).st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116

@@ -34,7 +34,8 @@ from push_to_poll_client import (
 )
 from push_to_poll_client.cli import _output, _tail, main
 from push_to_poll_client.cli._output import Exit, exit_code_for
-from push_to_poll_client.stores._sqlite.reader import read_dead_letters
+from push_to_poll_client.stores._reader import all_dead_letters
+from push_to_poll_client.stores._sqlite.reader import SQLiteReader
 from push_to_poll_client.testing import FakeFeed, serve_in_thread
 from tests.support import command_line
 from tests.support.command_line import COMMAND, Broken, on, stderr_lines, typed, with_dev_full
@@ -71,10 +72,10 @@ def test_once_prints_a_line_for_each_message_and_ends(server, tail):
 
 def test_tail_with_a_state_file_prints_each_message_only_once(server, tail, tmp_path):
     state = str(tmp_path / "state.db")
-    tail(server.url, "--once", "--state", state)
+    tail(server.url, "--once", "--store", state)
     server.publish(2)
-    assert len(tail(server.url, "--once", "--state", state)[1]) == 2
-    assert tail(server.url, "--once", "--state", state)[1] == []
+    assert len(tail(server.url, "--once", "--store", state)[1]) == 2
+    assert tail(server.url, "--once", "--store", state)[1] == []
 
 
 def test_a_printed_line_has_the_original_members_of_the_event():
@@ -115,14 +116,14 @@ def test_a_feed_longer_than_one_poll_is_read_to_its_end(tail, monkeypatch):
             ["http://127.0.0.1:1/feed", "--token-env", "NOT_SET"],
             "--token-env: the environment variable is not set or empty",
         ),
-        (["http://127.0.0.1:1/feed", "--state", ""], "path must name a file"),
+        (["http://127.0.0.1:1/feed", "--store", ""], "--store must name a file, or be a postgresql:// URL"),
         (
             ["http://127.0.0.1:1/feed", "--once", "--on-failure", "x"],
             "--on-failure must be one of stop, dead-letter, skip",
         ),
         (
             ["http://127.0.0.1:1/feed", "--once", "--on-failure", "dead-letter"],
-            "--on-failure dead-letter needs --state",
+            "--on-failure dead-letter needs --store",
         ),
         (["http://127.0.0.1:1/feed", "--once", "--start", ""], "--start must be a cursor of the feed"),
         (["http://127.0.0.1:1/feed", "--once", "--start", "latest"], "HTTPFeed has no latest()"),
@@ -181,12 +182,12 @@ def test_on_failure_dead_letter_keeps_an_unreadable_event_as_a_dead_letter(serve
     state = str(tmp_path / "state.db")
     server.faults.undecodable_next = 1
     server.publish(2)
-    code, lines, err = tail(server.url, "--once", "--on-failure", "dead-letter", "--state", state)
+    code, lines, err = tail(server.url, "--once", "--on-failure", "dead-letter", "--store", state)
     assert (code, len(lines)) == (Exit.DONE, 4)
     assert "failed (attempt 1), kept as a dead letter: DecodeError" in err
-    (letter,) = read_dead_letters(state, server.url)
+    (letter,) = all_dead_letters(SQLiteReader(state), server.url)
     assert letter.attempts == 0
-    assert tail(server.url, "--once", "--state", state)[:2] == (Exit.DONE, [])
+    assert tail(server.url, "--once", "--store", state)[:2] == (Exit.DONE, [])
 
 
 def typed_on_a_full_disk(*arguments):
@@ -208,8 +209,8 @@ def typed_on_a_full_disk(*arguments):
 @pytest.mark.parametrize("policy", form(["dead-letter"], ["stop", "skip", "dead-letter"]))
 def test_messages_are_not_settled_when_standard_output_cannot_be_written(server, policy, tmp_path, capfdbinary):
     state = str(tmp_path / "state.db")
-    arguments = [server.url, "--once", "--on-failure", policy, "--state", state]
-    for command, number in (["tail", *arguments], 2), (["status", "--state", state], 1):
+    arguments = [server.url, "--once", "--on-failure", policy, "--store", state]
+    for command, number in (["tail", *arguments], 2), (["status", "--store", state], 1):
         done = typed_on_a_full_disk(*command)
         assert done.returncode == Exit.MESSAGE
         assert "cannot write to standard output: No space left on device" in done.stderr
@@ -227,9 +228,9 @@ def test_write_line_raises_stop_consumer_when_standard_output_cannot_be_written(
 def test_tail_starts_at_the_given_cursor_and_later_continues_at_the_saved_one(server, tail, tmp_path):
     state = str(tmp_path / "state.db")
     first, second, third = (line["id"] for line in tail(server.url, "--once")[1])
-    _, lines, _ = tail(server.url, "--once", "--state", state, "--start", first)
+    _, lines, _ = tail(server.url, "--once", "--store", state, "--start", first)
     assert [line["id"] for line in lines] == [second, third]
-    assert tail(server.url, "--once", "--state", state, "--start", "inception")[1] == []
+    assert tail(server.url, "--once", "--store", state, "--start", "inception")[1] == []
     assert len(tail(server.url, "--once", "--start", "inception")[1]) == 3
 
 
@@ -261,7 +262,7 @@ def test_once_waits_until_a_message_may_be_tried_again(server, tail, tmp_path):
     state = str(tmp_path / "state.db")
     began = time.time()
     failing(state, server.url, 1.0)
-    code, lines, err = tail(server.url, "--once", "--state", state)
+    code, lines, err = tail(server.url, "--once", "--store", state)
     assert (code, len(lines)) == (Exit.DONE, 3)
     assert re.fullmatch(WAITS + r"retrying in [01]\.\d s: its error was not kept\n", err)
     assert time.time() - began > 1
@@ -270,7 +271,7 @@ def test_once_waits_until_a_message_may_be_tried_again(server, tail, tmp_path):
 def test_once_does_not_wait_for_a_message_for_longer_than_a_minute(server, tail, tmp_path):
     state = str(tmp_path / "state.db")
     failing(state, server.url, 200)
-    code, lines, err = tail(server.url, "--once", "--state", state)
+    code, lines, err = tail(server.url, "--once", "--store", state)
     assert (code, lines) == (Exit.FEED, [])
     assert re.fullmatch(
         WAITS + r"retrying in (1\d\d\.\d|200\.0) s: its error was not kept\n"
@@ -284,7 +285,7 @@ def test_once_does_not_wait_for_a_message_for_longer_than_a_minute(server, tail,
 def test_an_invalid_state_file_gives_exit_code_5_and_is_left_untouched(server, tail, tmp_path, content):
     path = tmp_path / "state.db"
     path.write_bytes(content)
-    code, _, err = tail(server.url, "--once", "--state", str(path))
+    code, _, err = tail(server.url, "--once", "--store", str(path))
     assert code == Exit.STATE
     assert str(path) in err
     assert path.read_bytes() == content
@@ -388,7 +389,7 @@ def test_every_error_has_its_exit_code():
 @pytest.mark.parametrize("channel", form(["push_url"], ["push_url", "sse_url"]))
 def test_tail_prints_a_pushed_message_and_ends_cleanly_on_ctrl_c(server, tmp_path, channel):
     state = str(tmp_path / "state.db")
-    with start(server.url, "--push", getattr(server, channel), "--state", state) as process:
+    with start(server.url, "--push", getattr(server, channel), "--store", state) as process:
         lines = [process.stdout.readline() for _ in range(3)]
         (published,) = server.publish(1)
         lines.append(process.stdout.readline())
@@ -402,16 +403,16 @@ def test_tail_prints_a_pushed_message_and_ends_cleanly_on_ctrl_c(server, tmp_pat
 def test_sigterm_ends_tail_cleanly_and_printed_messages_are_recorded(once, server, tmp_path, capfdbinary):
     """Before the signal, the state file is in use, and a second command reports this in one sentence."""
     state = str(tmp_path / "state.db")
-    with start(server.url, "--state", state) as process:
+    with start(server.url, "--store", state) as process:
         for _ in range(3):
             process.stdout.readline()
-        code, lines, err = command_line.tail(capfdbinary, server.url, *once, "--state", state)
+        code, lines, err = command_line.tail(capfdbinary, server.url, *once, "--store", state)
         process.terminate()
         process.communicate(timeout=GUARD)
     assert (code, lines, len(stderr_lines(err))) == (Exit.STATE, [], 1)
     assert state in err
     assert process.returncode == Exit.TERMINATED
-    assert command_line.tail(capfdbinary, server.url, "--once", "--state", state)[:2] == (Exit.DONE, [])
+    assert command_line.tail(capfdbinary, server.url, "--once", "--store", state)[:2] == (Exit.DONE, [])
 
 
 def test_ctrl_c_ends_tail_with_once_during_a_fetch(server, tail):

@@ -5,7 +5,7 @@ import pytest
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
 from push_to_poll_client import Consumer, Gap, Hooks, MemoryStore, Message, Page, SQLiteStore
-from push_to_poll_client.stores._sqlite.reader import read_store
+from push_to_poll_client.stores._sqlite.reader import SQLiteReader
 from push_to_poll_client.testing import FakeFeed
 from tests.support.consumers import Log, polls_on
 
@@ -41,7 +41,7 @@ async def test_g9_a_gap_is_logged_counted_stored_and_passed_to_hooks(tmp_path, c
     assert (status.counters.gaps, status.last_gap.description) == (1, WHAT)
     assert heard.events == [status.last_gap]
     assert lines(caplog) == [f"fake-feed: messages may be missing, the feed can no longer return them: {WHAT}"]
-    (kept,) = read_store(path).progress
+    (kept,) = SQLiteReader(path).snapshot().progress
     assert (kept.gap, kept.gap_at, kept.cursor) == (WHAT, status.last_gap.at, "41")
 
 
@@ -147,7 +147,7 @@ async def test_the_text_of_a_gap_is_shortened_and_printable(caplog, tmp_path):
     what = consumer.status().last_gap.description
     assert what.isprintable()
     assert len(what) == 500
-    assert what == read_store(path).progress[0].gap
+    assert what == SQLiteReader(path).snapshot().progress[0].gap
     assert len(lines(caplog)[0]) < 600
 
 

@@ -165,7 +165,7 @@ def test_no_message_is_lost_when_tail_is_killed_and_restarted(server, tmp_path):
         "push_to_poll_client",
         "tail",
         server.url,
-        "--state",
+        "--store",
         tmp_path / "state.db",
     ]
     seen = []

@@ -13,16 +13,20 @@ import signal
 import subprocess
 import sys
 import types
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
+from anyio.from_thread import start_blocking_portal
 
 from push_to_poll_client import Consumer, MemoryStore, ProcessError, StopConsumer
 from push_to_poll_client.cli import main
 from push_to_poll_client.stores._sqlite.owner_lock import OwnerLock
+from push_to_poll_client.stores.postgres import PostgresStore
 from push_to_poll_client.testing import FakeFeed, serve_in_thread
 from tests.support.forms import GUARD
+from tests.support.postgres_server import shared_server
 
 DOCS = Path(__file__).parents[2] / "docs"
 DEPLOYMENT, COMMAND_LINE = ((DOCS / f"{name}.md").read_text() for name in ("deployment", "command-line"))
@@ -337,7 +341,7 @@ def indented(text):
 
 def test_the_commands_of_the_command_line_page_run(server, capfd, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    follow, hooks, each, status = ([at(word, server) for word in words] for words in indented(COMMAND_LINE))
+    follow, hooks, each, status, *_ = ([at(word, server) for word in words] for words in indented(COMMAND_LINE))
     push = follow.index("--push")
     assert main([*follow[:push], *follow[push + 2 :], "--once"]) == 0
     assert [json.loads(line)["id"] for line in capfd.readouterr().out.splitlines()] == IDS
@@ -353,9 +357,32 @@ def test_the_commands_of_the_command_line_page_run(server, capfd, monkeypatch, t
     assert "records   4" in capfd.readouterr().out
 
 
+def test_the_commands_for_postgresql_of_the_command_line_page_run(pytestconfig, capsys):
+    server = shared_server(pytestconfig)
+    *_, owners, release, migrate = indented(COMMAND_LINE)
+    for command in (owners, release, migrate):
+        command[-1] = re.sub("postgresql://.*", server.conninfo, command[-1])
+    server.execute("DROP SCHEMA IF EXISTS push_to_poll CASCADE")
+    assert main(migrate) == 0
+    with start_blocking_portal() as portal:
+        store = PostgresStore(server.conninfo, instance="web-2:311")
+        session = portal.call(partial(store.claim, "orders", feed="feed"))
+        assert main(release) == 0
+        assert main(owners) == 0
+        portal.call(session.release)
+        portal.call(store.aclose)
+    server.execute("DROP SCHEMA push_to_poll CASCADE")
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r".*: created the tables, version \d+", lines[0])
+    assert lines[1] == "web-2:311 is asked to hand over 'orders'; push-to-poll owners shows the result"
+    (table,) = blocks("console", COMMAND_LINE.split("## Owners")[1])
+    assert lines[2] == table.splitlines()[0]
+    assert re.fullmatch(r"'orders' +1 +[0-9.]+ s  asked      web-2:311", lines[3])
+
+
 def test_the_table_of_commands_names_each_command(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     commands = re.findall(r"^    ([a-z-]+)(?: {2}|$)", capsys.readouterr().out, re.MULTILINE)
-    named = re.findall(r"^\| \[?`([a-z-]+)`", COMMAND_LINE.split("## Follow")[0], re.MULTILINE)
+    named = re.findall(r"^\| \[?`([a-z-]+)`", COMMAND_LINE.split("## The store")[0], re.MULTILINE)
     assert sorted(named) == sorted(commands)

@@ -118,7 +118,7 @@ class Reader:
         assert without_times(self.run(command).splitlines()) == without_times(printed)
 
     def status(self):
-        return json.loads(self.run("push-to-poll status --state orders.db --json"))["consumers"][0]
+        return json.loads(self.run("push-to-poll status --store orders.db --json"))["consumers"][0]
 
     def wait_for_cursor(self, cursor):
         wait_until(lambda: self.status()["cursor"] == cursor)

@@ -409,7 +409,7 @@ def test_the_documented_members_of_an_exported_dead_letter_match_the_output(tmp_
         await session.release()
 
     anyio.run(bury)
-    assert typed("dead-letters", "--state", state, "export") == Exit.DONE
+    assert typed("dead-letters", "--store", state, "export") == Exit.DONE
     shown = {name for line in capsys.readouterr().out.splitlines() for name in json.loads(line)}
     members = [name for row in table(OPERATIONS, "of a dead letter") for name in spans(row[0])]
     assert sorted(members) == sorted(shown)
@@ -447,14 +447,14 @@ def state(tmp_path):
 
 
 def test_the_documented_members_of_the_json_status_match_the_output(state, capsys):
-    assert typed("status", "--state", str(state), "--json") == Exit.DONE
+    assert typed("status", "--store", str(state), "--json") == Exit.DONE
     shown = json.loads(capsys.readouterr().out)
     members = [row[0].strip("`") for row in table(COMMAND_LINE, "member")]
     assert sorted(members) == sorted([*shown, *shown["consumers"][0]])
 
 
 def test_the_documented_lines_of_the_status_command_match_the_output(state, capsys):
-    assert typed("status", "--state", str(state)) == Exit.DONE
+    assert typed("status", "--store", str(state)) == Exit.DONE
     shown = [line.split(" ")[0] for line in capsys.readouterr().out.splitlines()]
     (example,) = re.findall(r"^```text\n(.*?)^```$", COMMAND_LINE, re.MULTILINE | re.DOTALL)
     assert [line.split(" ")[0] for line in example.splitlines()] == shown
@@ -478,7 +478,7 @@ def test_the_documented_backup_works_while_the_state_file_is_in_use(state, monke
         await session.release()
 
     anyio.run(back_up)
-    assert typed("status", "--state", "orders-copy.db", "--json") == Exit.DONE
+    assert typed("status", "--store", "orders-copy.db", "--json") == Exit.DONE
     assert json.loads(capsys.readouterr().out)["consumers"][0]["cursor"] == "newest"
 
 
@@ -543,7 +543,7 @@ def helps():
     """The help of each command."""
     commands = [[], *([one] for one in ("tail", "status", "dead-letters", "rewind", "rebind", "demo"))]
     actions = ("list", "show", "retry", "drop", "export")
-    commands += [["dead-letters", "--state", "FILE", action] for action in actions]
+    commands += [["dead-letters", "--store", "FILE", action] for action in actions]
     with contextlib.redirect_stdout(io.StringIO()) as shown:
         assert [typed(*command, "--help") for command in commands] == [Exit.DONE] * len(commands)
     return shown.getvalue()
@@ -596,7 +596,7 @@ def test_each_consumer_of_an_example_has_a_name():
 @every_page
 def test_each_tail_of_an_example_that_keeps_state_has_a_name(page):
     for command in re.findall(r"push-to-poll tail (?:.*\\\n)*.*", page.read_text()):
-        assert "--state orders.db" not in command or "--name orders" in command, command
+        assert "--store orders.db" not in command or "--name orders" in command, command
 
 
 @pytest.mark.parametrize("name", SHARED_BY_FEEDS)

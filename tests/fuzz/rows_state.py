@@ -349,13 +349,13 @@ ROWS = (
         read=read_arguments,
         errors=(SystemExit,),
         examples=(
-            b"tail\nhttps://h/\n--state\nf\n--once",
-            b"status\n--state\nf\n--json",
+            b"tail\nhttps://h/\n--store\nf\n--once",
+            b"status\n--store\nf\n--json",
             b"nothing",
             b"--help",
             b"tail\n--timeout\n\x1b[31m",
         ),
-        tokens=words(r"tail\n status\n rewind\n dead-letters\n --state\n --ago\n -- - = \n \x1b \xff 9"),
+        tokens=words(r"tail\n status\n rewind\n dead-letters\n --store\n --ago\n -- - = \n \x1b \xff 9"),
         frame=(b"tail\n", b""),
     ),
     Fuzzed(

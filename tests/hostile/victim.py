@@ -114,7 +114,7 @@ def asked(backend, path):
     """Return the output of `push-to-poll status` for a state file."""
     out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main(["status", "--state", path])
+        code = cli.main(["status", "--store", path])
     return {"code": code, "out": out.buffer.getvalue().decode(), "err": err.getvalue()}
 
 

@@ -22,7 +22,7 @@ from push_to_poll_client._types import DeadLetter, Record, Settlement
 from push_to_poll_client.stores import SQLiteStore
 from push_to_poll_client.stores._sqlite import dead_letters, owner_lock, schema
 from push_to_poll_client.stores._sqlite import file as file_module
-from push_to_poll_client.stores._sqlite.reader import read_store
+from push_to_poll_client.stores._sqlite.reader import SQLiteReader
 from push_to_poll_client.testing._store_suite import StoreSuite
 from tests.support.clock import DAY
 from tests.support.forms import GUARD
@@ -883,7 +883,7 @@ class TestWarning:
         monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 46, 1))
         caplog.clear()
         with caplog.at_level(logging.DEBUG, "push_to_poll_client"):
-            assert len(read_store(path).progress) == 1
+            assert len(SQLiteReader(path).snapshot().progress) == 1
         assert not caplog.records
 
     @pytest.mark.parametrize("version", [(3, 44, 6), (3, 44, 7), (3, 50, 7), (3, 51, 3), (3, 52, 0), (4, 0, 0)])

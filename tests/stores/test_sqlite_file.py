@@ -22,7 +22,7 @@ from push_to_poll_client.stores._sqlite import file as file_module
 from push_to_poll_client.stores._sqlite import schema, wal
 from push_to_poll_client.stores._sqlite.errors import wrap_sqlite_errors
 from push_to_poll_client.stores._sqlite.owner_lock import lock_holder
-from push_to_poll_client.stores._sqlite.reader import read_store
+from push_to_poll_client.stores._sqlite.reader import SQLiteReader
 from tests.support.command_line import typed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("inline_threads")]
@@ -355,12 +355,12 @@ class TestForeignWAL:
             with pytest.raises(StoreError, match=REASON):
                 await SQLiteStore(restored, transactional=transactional).claim("a", feed="f")
             with pytest.raises(StoreError, match=REASON):
-                read_store(restored)
-            assert typed("status", "--state", str(restored)) == Exit.STATE
+                SQLiteReader(restored).snapshot()
+            assert typed("status", "--store", str(restored)) == Exit.STATE
             assert "does not belong to" in capsys.readouterr().err
         for suffix in ("-wal", "-shm"):
             side(restored, suffix).unlink()
-        assert [name.cursor for name in read_store(restored).progress] == [number]
+        assert [name.cursor for name in SQLiteReader(restored).snapshot().progress] == [number]
         assert await cursor_of(restored) == number
 
     async def test_a_backup_from_before_a_clean_restart_is_refused(self, path, tmp_path):
@@ -667,7 +667,7 @@ class TestOldSQLite:
                 ):
                     await use
             with pytest.raises(StoreError, match=r"SQLite 3\.23\.1"):
-                read_store(path)
+                SQLiteReader(path).snapshot()
 
     def test_a_version_without_json_functions_is_refused(self):
         class WithoutJSON:

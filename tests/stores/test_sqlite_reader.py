@@ -15,9 +15,10 @@ import pytest
 from push_to_poll_client import StoreError
 from push_to_poll_client._types import DeadLetter, Record
 from push_to_poll_client.stores import SQLiteStore
+from push_to_poll_client.stores._reader import NameOwner, all_dead_letters
 from push_to_poll_client.stores._sqlite import dead_letters, owner_lock, reader
 from push_to_poll_client.stores._sqlite.owner_lock import OwnerLock, lock_holder
-from push_to_poll_client.stores._sqlite.reader import read_cursors, read_dead_letter, read_dead_letters, read_store
+from push_to_poll_client.stores._sqlite.reader import SQLiteReader
 from tests.support.forms import form
 
 # A child ends after a minute in any case, so that reading from it ends too.
@@ -139,9 +140,10 @@ def check(reading, size=3):
 
 def test_a_store_without_an_owner_is_read_without_changing_its_file(closed):
     before = kept(closed)
-    reading = read_store(closed)
+    reading = SQLiteReader(closed).snapshot()
     assert kept(closed) == before
-    assert (reading.path, reading.size, reading.owner) == (str(closed), closed.stat().st_size, None)
+    assert (reading.where, reading.size) == (str(closed), closed.stat().st_size)
+    assert {one.owner for one in reading.owners} == {None}
     assert [
         (one.name, one.cursor, one.records, one.fencing_token, one.last_progress) for one in reading.progress
     ] == [
@@ -154,28 +156,29 @@ def test_a_store_without_an_owner_is_read_without_changing_its_file(closed):
 
 def test_a_link_is_followed(closed, tmp_path):
     (tmp_path / "link").symlink_to(closed)
-    assert read_store(tmp_path / "link") == read_store(closed)
+    through_link, direct = SQLiteReader(tmp_path / "link").snapshot(), SQLiteReader(closed).snapshot()
+    assert (through_link.where, through_link.progress) == (direct.where, direct.progress)
 
 
 def test_an_empty_file_has_no_consumer_yet(path):
     path.touch()
-    assert read_store(path).progress == ()
+    assert SQLiteReader(path).snapshot().progress == ()
 
 
 def test_the_file_of_a_killed_owner_is_read_without_changing_it(killed):
     before = kept(killed)
-    reading = read_store(killed)
+    reading = SQLiteReader(killed).snapshot()
     assert check(reading) >= 0
-    assert reading.owner is None
+    assert reading.owners == (NameOwner("a", None, seconds_left=None, wanted=False, fencing_token=1),)
     assert reading.size == sum(len(before[name]) for name in ("store.db", "store.db-wal"))
     assert kept(killed) == before
 
 
 def test_a_copy_without_its_shared_memory_file_is_read_without_changing_it(killed):
-    whole = read_store(killed).progress
+    whole = SQLiteReader(killed).snapshot().progress
     (killed.parent / "store.db-shm").unlink()
     before = kept(killed)
-    assert read_store(killed).progress == whole
+    assert SQLiteReader(killed).snapshot().progress == whole
     assert kept(killed) == before
 
 
@@ -183,7 +186,7 @@ def test_a_store_is_read_despite_a_stale_shared_memory_file(closed):
     """A copy of an unused file, beside the leftover of another one."""
     (closed.parent / "store.db-shm").write_bytes(bytes(32768))
     before = kept(closed)
-    assert len(read_store(closed).progress) == 3
+    assert len(SQLiteReader(closed).snapshot().progress) == 3
     assert kept(closed) == before
 
 
@@ -196,7 +199,7 @@ def test_a_store_whose_wal_has_only_a_header_is_read_without_changing_it(killed)
     (killed.parent / "store.db-wal").write_bytes(header)
     (killed.parent / "store.db-shm").write_bytes(shared)
     before = kept(killed)
-    assert check(read_store(killed)) >= 0
+    assert check(SQLiteReader(killed).snapshot()) >= 0
     assert kept(killed) == before
 
 
@@ -211,7 +214,7 @@ def test_an_unfinished_transaction_in_a_rollback_journal_is_not_read(closed):
     database.close()
     copy = closed.parent.parent / "store.db"
     assert copy.with_name("store.db-journal").stat().st_size
-    assert read_store(copy).progress == read_store(closed).progress
+    assert SQLiteReader(copy).snapshot().progress == SQLiteReader(closed).snapshot().progress
 
 
 def letters_of(keys):
@@ -232,10 +235,11 @@ def test_dead_letters_are_read_in_the_order_of_their_keys(path):
     keys = sorted({*map(str, range(250)), "\ud800", "\uffff", ""})
     anyio.run(bury, path, keys)
     before = kept(path)
-    assert list(read_dead_letters(path, "a")) == letters_of(keys)
-    assert [read_dead_letter(path, "a", letter.dedupe_key) for letter in letters_of(keys)] == letters_of(keys)
-    assert read_dead_letter(path, "a", "250") is None
-    assert read_store(path).progress[0].dead_letters == len(keys)
+    assert list(all_dead_letters(SQLiteReader(path), "a")) == letters_of(keys)
+    reader = SQLiteReader(path)
+    assert [reader.dead_letter("a", letter.dedupe_key) for letter in letters_of(keys)] == letters_of(keys)
+    assert reader.dead_letter("a", "250") is None
+    assert SQLiteReader(path).snapshot().progress[0].dead_letters == len(keys)
     assert kept(path) == before
 
 
@@ -245,7 +249,7 @@ def test_few_dead_letters_are_in_memory_at_a_time(path, monkeypatch):
     monkeypatch.setattr(
         dead_letters, "limit_dead_letters", lambda letters: sizes.append(read(letters)) or sizes[-1]
     )
-    letters = read_dead_letters(path, "a")
+    letters = all_dead_letters(SQLiteReader(path), "a")
     next(letters)
     assert [len(some) for some in sizes] == [100]
     assert len([*letters]) == 249
@@ -255,7 +259,7 @@ def test_few_dead_letters_are_in_memory_at_a_time(path, monkeypatch):
 def test_saved_cursors_are_read_with_their_times(path):
     anyio.run(bury, path, [])
     before = kept(path)
-    assert read_cursors(path, "a") == ((None, 1e9), ("c1", 1e9 + 1), ("c2", 1e9 + 2))
+    assert SQLiteReader(path).history("a") == ((None, 1e9), ("c1", 1e9 + 1), ("c2", 1e9 + 2))
     assert kept(path) == before
 
 
@@ -268,31 +272,34 @@ def test_messages_waiting_for_a_retry_are_counted(path, attempts, failing):
 
     anyio.run(bury, path, [])
     anyio.run(fail)
-    assert read_store(path).progress[0].failing == failing
+    assert SQLiteReader(path).snapshot().progress[0].failing == failing
 
 
 def test_malformed_attempts_are_a_store_error(path):
     anyio.run(bury, path, [])
     foreign(path, "INSERT INTO push_to_poll_state VALUES (1, 'attempts', 'garbage')")
     with pytest.raises(StoreError, match="cannot be used: malformed JSON; check"):
-        read_store(path)
+        SQLiteReader(path).snapshot()
 
 
-@pytest.mark.parametrize("read", [lambda path, name: list(read_dead_letters(path, name)), read_cursors])
+@pytest.mark.parametrize("read", ["dead_letters", "history"])
 def test_an_unknown_consumer_name_is_a_store_error(path, read):
     path.touch()
     for make in (lambda: None, lambda: anyio.run(bury, path, [])):
         make()
         with pytest.raises(StoreError, match=r"store\.db has no consumer 'x'; push-to-poll status shows"):
-            read(path, "x")
+            getattr(SQLiteReader(path), read)("x")
 
 
 @pytest.mark.parametrize(
     ("change", "read"),
     [
-        ("UPDATE push_to_poll_dead_letter SET id = 5", lambda path: list(read_dead_letters(path, "a"))),
-        ("UPDATE push_to_poll_consumer SET cursor = 5", lambda path: read_cursors(path, "a")),
-        ("UPDATE push_to_poll_history SET at = 'then'", lambda path: read_cursors(path, "a")),
+        (
+            "UPDATE push_to_poll_dead_letter SET id = 5",
+            lambda path: SQLiteReader(path).dead_letters("a"),
+        ),
+        ("UPDATE push_to_poll_consumer SET cursor = 5", lambda path: SQLiteReader(path).history("a")),
+        ("UPDATE push_to_poll_history SET at = 'then'", lambda path: SQLiteReader(path).history("a")),
     ],
 )
 def test_damaged_dead_letters_and_cursors_are_a_store_error(path, change, read):
@@ -309,10 +316,10 @@ def test_views_and_triggers_are_allowed_only_on_tables_of_the_application(closed
         "CREATE VIEW v AS SELECT * FROM theirs",
         "CREATE TRIGGER t AFTER INSERT ON theirs BEGIN SELECT 1; END",
     )
-    assert len(read_store(closed).progress) == 3
+    assert len(SQLiteReader(closed).snapshot().progress) == 3
     foreign(closed, "CREATE TRIGGER evil AFTER UPDATE ON push_to_poll_consumer BEGIN SELECT 1; END")
     with pytest.raises(StoreError, match="has a view, a trigger or a virtual table"):
-        read_store(closed)
+        SQLiteReader(closed).snapshot()
 
 
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child uses no thread of this process
@@ -353,11 +360,11 @@ def public(path):
 @pytest.mark.parametrize("state", ["closed", "killed"])
 def test_read_permission_is_enough_to_read_a_store(request, state, public):
     path = request.getfixturevalue(state)
-    whole = read_store(path)
+    whole = SQLiteReader(path).snapshot().progress
     public(0o444)
 
     def read():
-        assert read_store(path) == whole
+        assert SQLiteReader(path).snapshot().progress == whole
 
     unprivileged(read)
 
@@ -368,7 +375,7 @@ def test_missing_read_permission_is_a_store_error(closed, public):
 
     def read():
         with pytest.raises(StoreError, match="run the command as its owner"):
-            read_store(closed)
+            SQLiteReader(closed).snapshot()
 
     unprivileged(read)
 
@@ -378,8 +385,8 @@ def test_reading_a_busy_store_shows_its_owner_and_does_not_disturb_it(path):
         owner.stdout.readline()
         cursors = []
         while len(cursors) < 100 or cursors[-1] < 200:
-            reading = read_store(path)
-            assert reading.owner == owner.pid
+            reading = SQLiteReader(path).snapshot()
+            assert [one.owner for one in reading.owners] == [f"process {owner.pid}"]
             cursors.append(check(reading))
         assert owner.stdout.readline() == "200\n"
         owner.kill()
@@ -391,7 +398,7 @@ def test_reading_a_busy_store_shows_its_owner_and_does_not_disturb_it(path):
 def test_the_error_for_an_invalid_schema_version_shows_it(path):
     foreign(path, "CREATE TABLE push_to_poll_schema AS SELECT 'x' AS version")
     with pytest.raises(StoreError, match=r"the version of its schema is invalid: .*\('x',\)"):
-        read_store(path)
+        SQLiteReader(path).snapshot()
 
 
 def test_reading_does_not_disturb_owners_that_start_and_stop(path):
@@ -399,7 +406,7 @@ def test_reading_does_not_disturb_owners_that_start_and_stop(path):
         owner.stdout.readline()
         cursors = []
         while len(cursors) < ENOUGH or cursors[-1] < ENOUGH:
-            cursors.append(check(read_store(path)))
+            cursors.append(check(SQLiteReader(path).snapshot()))
         assert owner.stdout.readline() == f"{ENOUGH}\n"
         owner.kill()
         assert "Error" not in owner.stderr.read()
@@ -459,13 +466,13 @@ def with_no_tables(path):
 def test_a_path_that_is_not_a_usable_store_is_a_store_error(path, make):
     says = make(path)
     with pytest.raises(StoreError, match=says) as caught:
-        read_store(path)
+        SQLiteReader(path).snapshot()
     assert str(path) in str(caught.value)
 
 
 def test_a_file_name_that_is_too_long_is_a_store_error(path):
     with pytest.raises(StoreError, match=r"cannot read .*: File name too long"):
-        read_store(path.parent / ("x" * 1000))
+        SQLiteReader(path.parent / ("x" * 1000)).snapshot()
 
 
 def test_a_truncated_file_is_a_store_error(closed):
@@ -473,7 +480,7 @@ def test_a_truncated_file_is_a_store_error(closed):
     for length in (len(whole) - 100, len(whole) // 2, len(whole) // 2 // 4096 * 4096):
         closed.write_bytes(whole[:length])
         with pytest.raises(StoreError, match="cut off"):
-            read_store(closed)
+            SQLiteReader(closed).snapshot()
 
 
 def test_a_damaged_file_is_a_store_error(closed):
@@ -481,7 +488,7 @@ def test_a_damaged_file_is_a_store_error(closed):
     damaged[4096:] = b"\xff" * (len(damaged) - 4096)
     closed.write_bytes(damaged)
     with pytest.raises(StoreError, match="the file is damaged or cut off"):
-        read_store(closed)
+        SQLiteReader(closed).snapshot()
 
 
 @pytest.mark.parametrize(
@@ -499,13 +506,13 @@ def test_a_damaged_file_is_a_store_error(closed):
 def test_consumer_and_segment_values_of_a_wrong_type_or_range_are_a_store_error(closed, change):
     foreign(closed, change)
     with pytest.raises(StoreError, match=r"is damaged|cannot be used: Could not decode"):
-        read_store(closed)
+        SQLiteReader(closed).snapshot()
 
 
 def test_a_file_without_read_access_for_this_process_is_a_store_error(closed, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(StoreError, match="this user cannot read"):
-        read_store(closed)
+        SQLiteReader(closed).snapshot()
 
 
 @pytest.fixture
@@ -529,7 +536,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(closed, monkeypatch)
         return answer
 
     monkeypatch.setattr(reader, "_read", torn)
-    assert len(read_store(closed).progress) == 3
+    assert len(SQLiteReader(closed).snapshot().progress) == 3
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -545,7 +552,7 @@ def test_reading_waits_for_an_owner_that_is_starting(closed, monkeypatch):
         return read(path, look, ask)
 
     monkeypatch.setattr(reader, "_read", starting)
-    assert len(read_store(closed).progress) == 3
+    assert len(SQLiteReader(closed).snapshot().progress) == 3
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -557,7 +564,7 @@ def test_a_file_that_never_stops_changing_is_still_read(closed, monkeypatch):
         return {**look(path), "": (1, 2, len(times))}
 
     monkeypatch.setattr(reader, "_stat_files", changed)
-    assert len(read_store(closed).progress) == 3
+    assert len(SQLiteReader(closed).snapshot().progress) == 3
 
 
 def test_a_full_disk_while_the_file_is_copied_is_a_store_error(killed, monkeypatch):
@@ -567,7 +574,7 @@ def test_a_full_disk_while_the_file_is_copied_is_a_store_error(killed, monkeypat
     (killed.parent / "store.db-shm").unlink()
     monkeypatch.setattr(reader.shutil, "copyfile", full)
     with pytest.raises(StoreError, match=r"cannot make a temporary copy of .*: No space left on device"):
-        read_store(killed)
+        SQLiteReader(killed).snapshot()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from anyio import to_thread
 
 from push_to_poll_client import OwnershipLost, Record, Settlement, SQLiteStore, StoreError
 from push_to_poll_client.stores._sqlite import schema
-from push_to_poll_client.stores._sqlite.reader import read_store
+from push_to_poll_client.stores._sqlite.reader import SQLiteReader
 from push_to_poll_client.testing import TransactionalStoreSuite
 from tests.support.forms import GUARD, form
 
@@ -231,7 +231,7 @@ class TestFile:
         assert application(path, "PRAGMA application_id") == [(77,)]
         assert application(path, "PRAGMA user_version") == [(5,)]
         assert application(path, "SELECT * FROM rich, consumer") == [("a", 101, "a")]
-        assert [progress.cursor for progress in read_store(path).progress] == ["c1"]
+        assert [progress.cursor for progress in SQLiteReader(path).snapshot().progress] == ["c1"]
         async with claimed(SQLiteStore(path, transactional=True)) as session:
             assert session.cursor == "c1"
 

@@ -3,6 +3,7 @@
 `files/` has a state file written by each version, and an export of its dead letters.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -76,7 +77,7 @@ async def test_a_dead_letter_is_processed_when_it_is_retried(path):
 
 
 def test_a_gap_is_still_in_the_status(path, capsys):
-    assert typed("status", "--state", str(path)) == Exit.DONE
+    assert typed("status", "--store", str(path)) == Exit.DONE
     assert "messages before a are gone" in capsys.readouterr().out
 
 
@@ -107,5 +108,7 @@ async def test_a_registration_is_kept_and_not_created_again(path):
 
 
 def test_an_export_of_dead_letters_is_the_same(path, version, capsys):
-    assert typed("dead-letters", "--state", str(path), "--name", "orders", "export") == Exit.DONE
-    assert capsys.readouterr().out == (FILES / f"{version}.jsonl").read_text()
+    assert typed("dead-letters", "--store", str(path), "--name", "orders", "export") == Exit.DONE
+    exports = [capsys.readouterr().out, (FILES / f"{version}.jsonl").read_text()]
+    new, old = ([json.loads(line) for line in export.splitlines()] for export in exports)
+    assert [{name: letter[name] for name in known} for letter, known in zip(new, old, strict=True)] == old

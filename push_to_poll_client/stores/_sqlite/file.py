@@ -71,7 +71,8 @@ class OpenFile:
         with wrap_sqlite_errors(self.path, opening=True):
             self.connection = self._connect(timeout=BUSY_TIMEOUT)
             try:
-                prepare(self.connection, self.path, synchronous=synchronous, shared=self.shared)
+                found = prepare(self.connection, self.path, synchronous=synchronous, shared=self.shared)
+                self.version_found: int = found  # 0 if it had no tables
                 self._open_wal()
             except BaseException:
                 self.connection.close()

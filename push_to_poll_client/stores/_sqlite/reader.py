@@ -21,15 +21,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
 from push_to_poll_client._exceptions import StoreError
-from push_to_poll_client._types import Cursor, DeadLetter, SavedCursor
-from push_to_poll_client._validation import quoted
+from push_to_poll_client._types import DeadLetter, SavedCursor
+from push_to_poll_client.stores._reader import (
+    MAX_FOUND,
+    ConsumerProgress,
+    NameOwner,
+    StoreSnapshot,
+    unknown_name,
+)
 from push_to_poll_client.stores._sqlite.dead_letters import StoredDeadLetters
 from push_to_poll_client.stores._sqlite.errors import wrap_sqlite_errors
 from push_to_poll_client.stores._sqlite.file import check_size
@@ -151,10 +156,6 @@ def _temporary_copy(path: str, stats: _FileStats) -> Iterator[Path]:
         yield copy
 
 
-_YEAR_10000 = 253_402_300_800
-
-_Timestamp: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=_YEAR_10000)]
-
 _SELECT_PROGRESS = """
     SELECT name, feed, cursor, token AS fencing_token,
         (
@@ -182,36 +183,61 @@ _SELECT_PROGRESS = """
 """
 
 
-@dataclass(frozen=True, slots=True)
-class ConsumerProgress:
-    name: str
-    feed: str
-    cursor: Cursor | None  # the saved one; None means the inception
-    records: int
-    dead_letters: int
-    failing: int  # failed messages that will be retried
-    fencing_token: int
-    gap: str | None  # the feed's last report of messages that it no longer has
-    gap_at: _Timestamp | None
-    last_progress: _Timestamp | None  # time of the newest dedupe record
+class SQLiteReader:
+    """Reads the file of a `SQLiteStore`, also while a consumer uses it. See `StoreReader`."""
 
+    # Do not use it in a process that has the file open as a store: the process would lose its locks.
 
-@dataclass(frozen=True, slots=True)
-class StoreFile:
-    """The file of a `SQLiteStore` at one instant."""
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.where: str = os.path.realpath(path)
 
-    path: str  # absolute, with links resolved
-    size: int  # bytes of the file and its side files
-    owner: int | None  # process id; None if no owner is visible
-    progress: tuple[ConsumerProgress, ...]
+    def snapshot(self) -> StoreSnapshot:
+        progress, size = _query(self.where, select_progress)
+        process = lock_holder(self.where)
+        owner = None if process is None else f"process {process}"
+        owners = (
+            NameOwner(one.name, owner, seconds_left=None, wanted=False, fencing_token=one.fencing_token)
+            for one in progress or ()
+        )
+        return StoreSnapshot(self.where, size, time.time(), progress or (), tuple(owners))
 
+    def version(self) -> int:
+        """Read the version of the tables; 0 without tables."""
+        version, _ = _query(self.where, lambda connection: schema_version(connection, self.where))
+        return version or 0
 
-def read_store(path: str | os.PathLike[str]) -> StoreFile:
-    """Read the file of a `SQLiteStore`, even while a consumer uses it."""
-    # Do not call it in a process that has the file open as a store: the process would lose its locks.
-    absolute = os.path.realpath(path)
-    progress, size = _query(absolute, select_progress)
-    return StoreFile(absolute, size, lock_holder(absolute), progress or ())
+    def history(self, name: str, /) -> tuple[SavedCursor, ...]:
+        return self._query_name(name, lambda connection, row: (*read_history(connection, row.id), row.saved))
+
+    def dead_letters(self, name: str, /, *, after: DeadLetter | None = None) -> list[DeadLetter]:
+        key = None if after is None else after.dedupe_key
+        return self._query_name(name, lambda connection, row: StoredDeadLetters(connection, row.id).read_some(key))
+
+    def dead_letter(self, name: str, key: str, /) -> DeadLetter | None:
+        return self._query_name(name, lambda connection, row: StoredDeadLetters(connection, row.id).read_one(key))
+
+    def find_dead_letters(self, name: str, text: str, /) -> tuple[list[str], bool]:
+        def find(connection: sqlite3.Connection, row: ConsumerRow) -> list[str]:
+            dead_letters = StoredDeadLetters(connection, row.id)
+            if dead_letters.read_one(text) is not None:
+                return [text]
+            return dead_letters.keys_of_message(text, limit=MAX_FOUND + 1)
+
+        keys = self._query_name(name, find)
+        return keys[:MAX_FOUND], len(keys) > MAX_FOUND
+
+    def _query_name(self, name: str, read: Callable[[sqlite3.Connection, ConsumerRow], _T]) -> _T:
+        """Read data of one consumer in one transaction."""
+
+        def look_up(connection: sqlite3.Connection) -> tuple[_T] | None:
+            connection.execute("BEGIN")
+            row = select_consumer(connection, name)
+            return None if row is None else (read(connection, row),)  # a tuple: None means an unknown name
+
+        found, _ = _query(self.where, look_up)
+        if found is None:
+            raise unknown_name(self.where, name)
+        return found[0]
 
 
 def select_progress(connection: sqlite3.Connection) -> tuple[ConsumerProgress, ...]:
@@ -220,61 +246,3 @@ def select_progress(connection: sqlite3.Connection) -> tuple[ConsumerProgress, .
     names = [name for name, *_ in rows.description]
     values = [dict(zip(names, map(decode_text, row), strict=True)) for row in rows]
     return msgspec.convert(values, tuple[ConsumerProgress, ...])
-
-
-def read_dead_letters(path: str | os.PathLike[str], name: str) -> Iterator[DeadLetter]:
-    """Read the dead letters of a consumer in batches, ordered by key."""
-    after: str | None = None
-
-    def read_more(connection: sqlite3.Connection, row: ConsumerRow) -> list[DeadLetter]:
-        return StoredDeadLetters(connection, row.id).read_some(after)
-
-    while some := _query_consumer(path, name, read_more):
-        yield from some
-        after = some[-1].dedupe_key
-
-
-def read_dead_letter(path: str | os.PathLike[str], name: str, key: str) -> DeadLetter | None:
-    """Read the dead letter with this dedupe key, or return None."""
-    return _query_consumer(path, name, lambda connection, row: StoredDeadLetters(connection, row.id).read_one(key))
-
-
-MAX_FOUND = 5
-"""Most keys that `find_dead_letters` returns for one message id; an error lists them."""
-
-
-def find_dead_letters(path: str | os.PathLike[str], name: str, text: str) -> tuple[list[str], bool]:
-    """Find dead letters by key, else by message id: at most `MAX_FOUND` keys, and True if there are more."""
-
-    def find(connection: sqlite3.Connection, row: ConsumerRow) -> list[str]:
-        dead_letters = StoredDeadLetters(connection, row.id)
-        if dead_letters.read_one(text) is not None:
-            return [text]
-        return dead_letters.keys_of_message(text, limit=MAX_FOUND + 1)
-
-    keys = _query_consumer(path, name, find)
-    return keys[:MAX_FOUND], len(keys) > MAX_FOUND
-
-
-def read_cursors(path: str | os.PathLike[str], name: str) -> tuple[SavedCursor, ...]:
-    """Read the cursors that a consumer saved, oldest first."""
-    return _query_consumer(path, name, lambda connection, row: (*read_history(connection, row.id), row.saved))
-
-
-def _query_consumer(
-    path: str | os.PathLike[str], name: str, read: Callable[[sqlite3.Connection, ConsumerRow], _T]
-) -> _T:
-    """Read data of one consumer in one transaction."""
-
-    def look_up(connection: sqlite3.Connection) -> tuple[_T] | None:
-        connection.execute("BEGIN")
-        row = select_consumer(connection, name)
-        return None if row is None else (read(connection, row),)  # a tuple, because None means an unknown name
-
-    absolute = os.path.realpath(path)
-    found, _ = _query(absolute, look_up)
-    if found is None:
-        raise StoreError(
-            f"{absolute} has no consumer {quoted(name)}; push-to-poll status shows the names in the file"
-        )
-    return found[0]

@@ -155,8 +155,11 @@ _CACHE_KIB = 8_000
 _WAL_PAUSE = 0.01  # seconds between two tries to change to WAL mode
 
 
-def prepare(connection: sqlite3.Connection, path: str, *, synchronous: Synchronous, shared: bool = False) -> None:
-    """Check which program made the database, migrate it, and set how the connection writes."""
+def prepare(connection: sqlite3.Connection, path: str, *, synchronous: Synchronous, shared: bool = False) -> int:
+    """Check which program made the database, migrate it, and set how the connection writes.
+
+    Return the version that it had; 0 without tables.
+    """
     # With `shared`, the database is an application's too. The tables of this library are added, and views,
     # triggers and virtual tables are rejected only if they touch these tables.
     version = schema_version(connection, path, shared=shared)
@@ -171,6 +174,7 @@ def prepare(connection: sqlite3.Connection, path: str, *, synchronous: Synchrono
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     if shared:  # a handler cannot set this: in a transaction SQLite ignores it, without an error
         connection.execute("PRAGMA foreign_keys = ON")
+    return version
 
 
 def _use_wal(connection: sqlite3.Connection) -> str:
