@@ -26,7 +26,7 @@ from push_to_poll_client.cli._output import (
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._state import add_consumer_to
 from push_to_poll_client.cli._stores import DatabaseStore, find_consumer, require_store
-from push_to_poll_client.stores._reader import Request, StoreReader, all_dead_letters
+from push_to_poll_client.stores.reader import Request, StoreReader, all_dead_letters
 
 JSON_HELP = """\
 print one JSON object per line, with the members dedupe_key, id, error, attempts, first_failed and last_failed

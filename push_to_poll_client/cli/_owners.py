@@ -9,7 +9,7 @@ from push_to_poll_client._validation import quoted
 from push_to_poll_client.cli._output import escape_unprintable, print_lines
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._stores import add_store_to, find_consumer, require_store
-from push_to_poll_client.stores._reader import StoreSnapshot
+from push_to_poll_client.stores.reader import StoreSnapshot
 
 JSON_HELP = """\
 print one JSON object per line, with the members name, owner (null: no owner is visible), seconds_left (until its

@@ -28,7 +28,7 @@ from push_to_poll_client.cli._output import (
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._stores import add_store_to, find_consumer, require_store
 from push_to_poll_client.stores._names import Rebind
-from push_to_poll_client.stores._reader import ConsumerProgress, StoreSnapshot
+from push_to_poll_client.stores.reader import ConsumerProgress, StoreSnapshot
 
 JSON_HELP = """\
 print one JSON object with store, bytes and consumers, a list of objects with name, feed, cursor (null: the

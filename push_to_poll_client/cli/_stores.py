@@ -16,9 +16,9 @@ from push_to_poll_client._protocols import Session, Store
 from push_to_poll_client._validation import one_line, quoted
 from push_to_poll_client.cli._output import UsageError
 from push_to_poll_client.stores import SQLiteStore
-from push_to_poll_client.stores._reader import ConsumerProgress, Request
 from push_to_poll_client.stores._sqlite.owner_lock import lock_holder
 from push_to_poll_client.stores._sqlite.reader import SQLiteReader
+from push_to_poll_client.stores.reader import ConsumerProgress, Request
 
 if TYPE_CHECKING:
     from push_to_poll_client.stores.postgres import PostgresStore

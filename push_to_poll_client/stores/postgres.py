@@ -8,9 +8,9 @@ and the transactions of handlers.
 import os
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
@@ -24,6 +24,7 @@ from push_to_poll_client.stores._postgres.housekeeping import Housekeeping
 from push_to_poll_client.stores._postgres.lease import lease_clock, next_try
 from push_to_poll_client.stores._postgres.notices import digest_of
 from push_to_poll_client.stores._postgres.records import PostgresRetention
+from push_to_poll_client.stores._postgres.requests import request_dead_letters, request_hand_over
 from push_to_poll_client.stores._postgres.session import Claimant, PostgresSession, rebind
 from push_to_poll_client.stores._postgres.transaction import (
     Connections,
@@ -34,6 +35,8 @@ from push_to_poll_client.stores._retention import DEFAULT_MAX_RECORDS, DEFAULT_R
 
 if TYPE_CHECKING:
     import psycopg
+
+    from push_to_poll_client.stores.reader import StoreReader
 
 __all__ = ["PostgresStore"]
 
@@ -106,6 +109,7 @@ class PostgresStore:
         connections: Connections | None = None,
     ) -> None:
         check_conninfo(conninfo)
+        self._conninfo = conninfo
         check_number("lease", lease, above_zero=True)
         if lease < _SHORTEST_LEASE:
             raise ValueError(f"lease must be at least {_SHORTEST_LEASE:g} seconds, got {lease!r}")
@@ -241,6 +245,54 @@ class PostgresStore:
         self._check_process()
         asked = Rebind(name, feed, new_name, replace)
         await self._database.run(partial(rebind, self._database, asked))
+
+    async def request(self, name: str, keys: Sequence[str] | None, what: Literal["retry", "drop"]) -> int:
+        """Ask the owner of a name to retry or drop dead letters, from any process.
+
+        The dead letters are marked, and the owner is woken. It retries each of them once, or drops it, before its
+        next poll. Without an owner, the next one does it.
+
+        Args:
+            name: The consumer's name.
+            keys: Dedupe keys of the dead letters; `None` means all. A key without a dead letter is ignored.
+            what: "retry" or "drop".
+
+        Returns:
+            The number of marked dead letters.
+
+        Raises:
+            StoreError: The name does not exist; or the server cannot be reached, or refuses.
+            ValueError: `what` is neither "retry" nor "drop".
+        """
+        self._check_process()
+        return await self._database.run(partial(request_dead_letters, self._database, name, keys, what))
+
+    async def request_hand_over(self, name: str) -> str | None:
+        """Ask the owner of a name to hand over to another replica; from any process.
+
+        The owner finishes the message in flight, commits and releases the name. A replica that stands by takes
+        over; if there is none, the owner takes the name back after two seconds.
+
+        Returns:
+            The `instance` of the owner; `None` if the name has no owner.
+
+        Raises:
+            StoreError: The name does not exist; or the server cannot be reached, or refuses.
+        """
+        self._check_process()
+        return await self._database.run(partial(request_hand_over, self._database, name))
+
+    def reader(self) -> "StoreReader":
+        """Return a reader for the progress, owners and dead letters of all names; see `StoreReader`.
+
+        It needs no claim and only the right to read the tables. Each call opens a connection and waits for the
+        server: call it in a thread, with `anyio.to_thread.run_sync`.
+        """
+        # Imported here because most programs do not read a store by themselves.
+        from push_to_poll_client.stores._postgres.reader import PostgresReader
+
+        timeout = self._database.timeout
+        return PostgresReader(Database(self._conninfo, self._database.schema, timeout=timeout, most=0))
 
     async def aclose(self) -> None:
         """End the thread and close the connections. Names that are still owned are free after their lease."""

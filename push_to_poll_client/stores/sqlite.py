@@ -29,7 +29,7 @@ from push_to_poll_client.stores._sqlite.thread import StoreThread
 from push_to_poll_client.stores._sqlite.transaction import SharedFile
 
 if TYPE_CHECKING:
-    from push_to_poll_client.stores._reader import StoreReader
+    from push_to_poll_client.stores.reader import StoreReader
 
 __all__ = ["SQLiteStore"]
 

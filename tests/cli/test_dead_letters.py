@@ -14,8 +14,8 @@ import pytest
 
 from push_to_poll_client import DeadLetter, Record, Settlement, SQLiteStore
 from push_to_poll_client.cli._output import Exit
-from push_to_poll_client.stores._reader import all_dead_letters
 from push_to_poll_client.stores._sqlite.reader import SQLiteReader
+from push_to_poll_client.stores.reader import all_dead_letters
 from push_to_poll_client.testing import serve_in_thread
 from tests.support import command_line
 from tests.support.command_line import Broken, on, stderr_lines, typed

@@ -34,8 +34,8 @@ from push_to_poll_client import (
 )
 from push_to_poll_client.cli import _output, _tail, main
 from push_to_poll_client.cli._output import Exit, exit_code_for
-from push_to_poll_client.stores._reader import all_dead_letters
 from push_to_poll_client.stores._sqlite.reader import SQLiteReader
+from push_to_poll_client.stores.reader import all_dead_letters
 from push_to_poll_client.testing import FakeFeed, serve_in_thread
 from tests.support import command_line
 from tests.support.command_line import COMMAND, Broken, on, stderr_lines, typed, with_dev_full

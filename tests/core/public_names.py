@@ -31,6 +31,7 @@ MODULES = [
     "push_to_poll_client.listeners.webhook",
     "push_to_poll_client.durable_streams",
     "push_to_poll_client.stores.postgres",
+    "push_to_poll_client.stores.reader",
     "push_to_poll_client.testing",
     "push_to_poll_client.testing.server",
 ]

@@ -69,7 +69,7 @@ from push_to_poll_client.listeners import (
 from push_to_poll_client.listeners._webhook import asgi, limits, routing, types
 from push_to_poll_client.listeners.subscriptions import _callbacks, _websub
 from push_to_poll_client.listeners.verifiers import _hmac, _standard_webhooks, _tokens
-from push_to_poll_client.stores import _retention
+from push_to_poll_client.stores import _retention, reader
 from push_to_poll_client.stores import postgres as postgres_store
 from tests.docs.messages import is_log
 from tests.support.command_line import typed
@@ -609,7 +609,18 @@ def test_shared_arguments_are_explained_by_the_same_sentences_for_all_feeds(feed
     assert explained(feed) == explained(HTTPFeed)
 
 
-PARTS = (testing, durable_streams, paged, verifiers, handshakes, subscriptions, postgres, redis, postgres_store)
+PARTS = (
+    testing,
+    durable_streams,
+    paged,
+    verifiers,
+    handshakes,
+    subscriptions,
+    postgres,
+    redis,
+    postgres_store,
+    reader,
+)
 """Modules that have public names of their own."""
 
 

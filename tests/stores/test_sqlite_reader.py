@@ -15,10 +15,10 @@ import pytest
 from push_to_poll_client import StoreError
 from push_to_poll_client._types import DeadLetter, Record
 from push_to_poll_client.stores import SQLiteStore
-from push_to_poll_client.stores._reader import NameOwner, all_dead_letters
 from push_to_poll_client.stores._sqlite import dead_letters, owner_lock, reader
 from push_to_poll_client.stores._sqlite.owner_lock import OwnerLock, lock_holder
 from push_to_poll_client.stores._sqlite.reader import SQLiteReader
+from push_to_poll_client.stores.reader import NameOwner, all_dead_letters
 from tests.support.forms import form
 
 # A child ends after a minute in any case, so that reading from it ends too.

@@ -15,7 +15,7 @@ from push_to_poll_client.stores._postgres.connection import Connection, Database
 from push_to_poll_client.stores._postgres.dead_letters import DeadLetters, decode_text, encode_text
 from push_to_poll_client.stores._postgres.notices import digest_of
 from push_to_poll_client.stores._postgres.schema import prepare
-from push_to_poll_client.stores._reader import (
+from push_to_poll_client.stores.reader import (
     MAX_FOUND,
     ConsumerProgress,
     NameOwner,

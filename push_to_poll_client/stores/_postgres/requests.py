@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from push_to_poll_client.stores._postgres.connection import Connection, Database
 from push_to_poll_client.stores._postgres.notices import Kind, Notice, digest_of
 from push_to_poll_client.stores._postgres.schema import prepare
-from push_to_poll_client.stores._reader import Request, unknown_name
+from push_to_poll_client.stores.reader import Request, unknown_name
 
 _FIND = "SELECT id FROM {s}.consumer WHERE digest = %(name)s"
 

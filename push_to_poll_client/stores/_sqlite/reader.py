@@ -28,13 +28,6 @@ import msgspec
 
 from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._types import DeadLetter, SavedCursor
-from push_to_poll_client.stores._reader import (
-    MAX_FOUND,
-    ConsumerProgress,
-    NameOwner,
-    StoreSnapshot,
-    unknown_name,
-)
 from push_to_poll_client.stores._sqlite.dead_letters import StoredDeadLetters
 from push_to_poll_client.stores._sqlite.errors import wrap_sqlite_errors
 from push_to_poll_client.stores._sqlite.file import check_size
@@ -42,6 +35,13 @@ from push_to_poll_client.stores._sqlite.owner_lock import lock_holder
 from push_to_poll_client.stores._sqlite.schema import decode_text, schema_version
 from push_to_poll_client.stores._sqlite.session import ConsumerRow, read_history, select_consumer
 from push_to_poll_client.stores._sqlite.wal import check_wal
+from push_to_poll_client.stores.reader import (
+    MAX_FOUND,
+    ConsumerProgress,
+    NameOwner,
+    StoreSnapshot,
+    unknown_name,
+)
 
 _T = TypeVar("_T")
 

@@ -1,7 +1,11 @@
-"""Read a store without owning a name: the interface for the command line and for pages about the state.
+"""Read a store without owning a name, for pages and programs that show the state of consumers.
 
-A reader takes no lock that a consumer would wait for, and changes nothing. Each call reads anew, and what it
-returns belongs to one instant.
+    snapshot = await anyio.to_thread.run_sync(store.reader().snapshot)
+    for owner in snapshot.owners:
+        print(owner.name, owner.owner)
+
+`SQLiteStore.reader()` and `PostgresStore.reader()` return a `StoreReader`. It takes no lock that a consumer would
+wait for, and changes nothing. Each call reads anew, and what it returns belongs to one instant.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +18,7 @@ from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._types import Cursor, DeadLetter, SavedCursor
 from push_to_poll_client._validation import quoted
 
-__all__ = ["ConsumerProgress", "NameOwner", "StoreReader", "StoreSnapshot"]
+__all__ = ["ConsumerProgress", "NameOwner", "StoreReader", "StoreSnapshot", "all_dead_letters"]
 
 _YEAR_10000 = 253_402_300_800
 
@@ -22,10 +26,10 @@ Timestamp: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=_YEAR_10000)]
 """Seconds since the epoch that can be shown as a date."""
 
 Request: TypeAlias = Literal["retry", "drop"]
-"""What the owner of a name is to do with a dead letter."""
+"""A request to the owner of a name about a dead letter."""
 
 MAX_FOUND = 5
-"""Most keys that `StoreReader.find_dead_letters` returns for one message id; an error lists them."""
+"""Keys that `find_dead_letters` returns for one message id; an error lists them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,7 @@ class StoreReader(Protocol):
         """Find dead letters by dedupe key, else by message id.
 
         Returns:
-            At most `MAX_FOUND` keys, and True if there are more.
+            At most 5 keys, and True if there are more.
         """
         ...
 
