@@ -6,7 +6,9 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -16,6 +18,7 @@ from push_to_poll_client import StoreError
 from push_to_poll_client._types import DeadLetter, Record
 from push_to_poll_client.stores import SQLiteStore
 from push_to_poll_client.stores._sqlite import dead_letters, owner_lock, reader
+from push_to_poll_client.stores._sqlite import file as store_file
 from push_to_poll_client.stores._sqlite.owner_lock import OwnerLock, lock_holder
 from push_to_poll_client.stores._sqlite.reader import SQLiteReader
 from push_to_poll_client.stores.reader import NameOwner, all_dead_letters
@@ -411,6 +414,61 @@ def test_reading_does_not_disturb_owners_that_start_and_stop(path):
         owner.kill()
         assert "Error" not in owner.stderr.read()
     assert cursors == sorted(cursors)
+
+
+OPEN_AND_CLOSE = """
+import sqlite3, sys
+with sqlite3.connect(sys.argv[1]) as database:
+    print(database.execute(sys.argv[2]).fetchall())
+database.close()
+"""
+"""Program that deletes the WAL at its end, unless another process has a lock on the file."""
+
+
+def test_the_process_that_owns_the_file_reads_it_and_keeps_its_locks(path):
+    async def own_and_read():
+        session = await claimed(path)
+        await session.commit(cursor="1", records=[])
+        for statement in ("PRAGMA wal_checkpoint(TRUNCATE)", "SELECT count(*) FROM push_to_poll_consumer"):
+            # The WAL is empty at the second time.
+            snapshot = await anyio.to_thread.run_sync(SQLiteStore(path).reader().snapshot)
+            assert (snapshot.progress[0].cursor, snapshot.owners[0].owner) == ("1", f"process {os.getpid()}")
+            program = [sys.executable, "-c", OPEN_AND_CLOSE, path, statement]
+            await anyio.to_thread.run_sync(partial(subprocess.run, program, check=True, capture_output=True))
+        await session.commit(cursor="end", records=[])
+        await session.release()
+
+    anyio.run(own_and_read)
+    assert SQLiteReader(path).snapshot().progress[0].cursor == "end"
+
+
+def test_a_process_does_not_open_the_file_as_its_owner_while_it_reads_it(closed, monkeypatch):
+    held, check, prepare = [], reader.check_wal, store_file.prepare
+
+    def watched(work):
+        return lambda *args, **options: held.append(store_file.one_opening.locked()) or work(*args, **options)
+
+    monkeypatch.setattr(reader, "check_wal", watched(check))
+    monkeypatch.setattr(store_file, "prepare", watched(prepare))
+    SQLiteReader(closed).snapshot()
+    anyio.run(SQLiteStore(closed).migrate)
+    assert held == [True, True]
+    assert not store_file.one_opening.locked()
+
+
+def test_a_process_reads_the_file_while_its_own_store_opens_and_closes_it(path):
+    async def start_and_stop():
+        for page in range(ENOUGH):
+            session = await claimed(path)
+            await session.commit(cursor=str(page), records=[Record(f"{page} {number}") for number in range(3)])
+            await session.release()
+
+    anyio.run(start_and_stop)
+    owner = threading.Thread(target=anyio.run, args=(start_and_stop,))
+    owner.start()
+    while owner.is_alive():
+        assert SQLiteReader(path).snapshot().progress[0].records == 3 * ENOUGH
+    owner.join()
 
 
 def foreign(path, *statements):

@@ -14,6 +14,7 @@ import os
 import sqlite3
 import stat
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,19 @@ _MISPLACED = {
 """Danger and fix for each file that may be missing while the database is open, by suffix."""
 
 
+one_opening = threading.Lock()
+"""Held while this process opens a file as its owner, and while a reader of this process has one open.
+
+A reader may open a file without SQLite, and on POSIX closing that descriptor drops the locks of SQLite's
+connections in this process. Or it opens the shared memory of a dead owner for reading only, which SQLite would
+then share with the owner's new connection.
+"""
+
+if sys.platform != "win32":  # pragma: no branch  # the tests run on POSIX
+    os.register_at_fork(
+        before=one_opening.acquire, after_in_parent=one_opening.release, after_in_child=one_opening.release
+    )
+
 _open_files: set["OpenFile"] = set()
 # Keeps inherited files alive in a forked child, which must never close a connection of its parent
 # (https://www.sqlite.org/howtocorrupt.html, section 2.6).
@@ -54,12 +68,13 @@ class OpenFile:
         self.path = path
         self.thread = thread
         self.process = os.getpid()
-        self._lock = OwnerLock(path)
-        try:
-            self._open(synchronous)
-        except BaseException:
-            self._lock.release()
-            raise
+        with one_opening:
+            self._lock = OwnerLock(path)
+            try:
+                self._open(synchronous)
+            except BaseException:
+                self._lock.release()
+                raise
         _open_files.add(self)
 
     def _open(self, synchronous: Synchronous) -> None:

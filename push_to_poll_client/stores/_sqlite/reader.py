@@ -11,6 +11,9 @@ ways to open the file:
 
 The second and third ways are right only if nothing is written meanwhile. So the files are compared before and
 after reading, and read again if they differ.
+
+The process that owns the file may read it too, but only in the first way: SQLite's connections in one process
+share their locks, which closing any other descriptor of the file would drop.
 """
 
 import os
@@ -30,7 +33,7 @@ from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._types import DeadLetter, SavedCursor
 from push_to_poll_client.stores._sqlite.dead_letters import StoredDeadLetters
 from push_to_poll_client.stores._sqlite.errors import wrap_sqlite_errors
-from push_to_poll_client.stores._sqlite.file import check_size
+from push_to_poll_client.stores._sqlite.file import check_size, one_opening
 from push_to_poll_client.stores._sqlite.owner_lock import lock_holder
 from push_to_poll_client.stores._sqlite.schema import decode_text, schema_version
 from push_to_poll_client.stores._sqlite.session import ConsumerRow, read_history, select_consumer
@@ -110,9 +113,8 @@ def _stat_file(path: str) -> tuple[int, int, int] | None:
 
 
 def _read(path: str, stats: _FileStats, read: Callable[[sqlite3.Connection], _T]) -> _T | None:
-    if lock_holder(path) is None:  # an owner has checked the files, and changes them meanwhile
-        check_wal(path)
     with (
+        one_opening,
         _database_uri(path, stats) as uri,
         wrap_sqlite_errors(path, opening=True),
         closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection,
@@ -132,7 +134,10 @@ def _size(stats: _FileStats, suffix: str) -> int:
 def _database_uri(path: str, stats: _FileStats) -> Iterator[str]:
     """Choose one of the three ways to open the file; see the head of this module."""
     uri = Path(path).as_uri()
-    if _has_live_wal(stats):
+    owner = lock_holder(path)
+    if owner is None:  # else the owner has checked the files, and changes them meanwhile
+        check_wal(path)
+    if owner == os.getpid() or _has_live_wal(stats):
         yield f"{uri}?mode=ro&readonly_shm=1"
     elif _size(stats, "-wal") <= _WAL_HEADER and not _size(stats, "-journal"):
         check_size(Path(path))
@@ -185,8 +190,6 @@ _SELECT_PROGRESS = """
 
 class SQLiteReader:
     """Reads the file of a `SQLiteStore`, also while a consumer uses it. See `StoreReader`."""
-
-    # Do not use it in a process that has the file open as a store: the process would lose its locks.
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.where: str = os.path.realpath(path)
