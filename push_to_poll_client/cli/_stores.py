@@ -68,7 +68,7 @@ def find_store(options: argparse.Namespace) -> "CommandStore | None":
         return None
     by = "--store" if options.store is not None else STORE_VARIABLE
     if _POSTGRES.match(given):
-        return _database_store(given, options.schema or os.environ.get(SCHEMA_VARIABLE) or DEFAULT_SCHEMA, by)
+        return _database_store(given, by, options.schema)
     path = _path(given, by)
     if options.schema is not None:
         raise UsageError("--schema is for PostgreSQL; leave it out, or give a postgresql:// URL")
@@ -96,12 +96,17 @@ def _path(given: str, by: str) -> str:
     return path
 
 
-def _database_store(url: str, schema: str, by: str) -> "DatabaseStore":
+def _database_store(url: str, by: str, typed_schema: str | None) -> "DatabaseStore":
     try:
+        # Imported here because it needs psycopg.
+        from push_to_poll_client.stores._postgres.connection import SCHEMA
+
+        schema = os.environ.get(SCHEMA_VARIABLE) or DEFAULT_SCHEMA if typed_schema is None else typed_schema
+        if not SCHEMA.fullmatch(schema):  # the store's error would show it
+            named_by = SCHEMA_VARIABLE if typed_schema is None else "--schema"
+            raise UsageError(f"{named_by} must be 1 to 48 letters, digits and _, and not begin with a digit")
         return DatabaseStore(url, schema)
-    except ImportError as error:
-        raise UsageError(f"{by}: {error}") from error
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         raise UsageError(f"{by}: {error}") from error
 
 
@@ -255,7 +260,9 @@ class DatabaseStore:
             try:
                 return await work(store)
             except StoreBusy as busy:
-                owner = "another process" if busy.owner is None else busy.owner
+                owners = {one.name: one.owner for one in self.reader.snapshot().owners}
+                if (owner := owners.get(name)) is None:  # the other name of `rebind`, or released meanwhile
+                    raise
                 raise StoreBusy(
                     f"{self.where}: {quoted(name)} is owned by {one_line(owner)}; stop it first{instead}"
                 ) from busy

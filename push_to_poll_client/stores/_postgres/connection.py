@@ -53,7 +53,8 @@ _SETTINGS = {
 }
 """Default settings for libpq. Seconds."""
 
-_SCHEMA = re.compile("[A-Za-z_][A-Za-z0-9_]{0,47}")
+SCHEMA = re.compile("[A-Za-z_][A-Za-z0-9_]{0,47}")
+"""Names of schemas that need no escapes, and fit into a name of PostgreSQL with a prefix."""
 
 _LIMITS = """
     SELECT set_config('statement_timeout', %(most)s, true), set_config('lock_timeout', %(wait)s, true),
@@ -106,7 +107,7 @@ class Database:
         most: int,
         prepare: Callable[[Connection], object] = lambda _: None,
     ) -> None:
-        if not _SCHEMA.fullmatch(schema):
+        if not SCHEMA.fullmatch(schema):
             raise ValueError(
                 f"schema must be 1 to 48 letters, digits and _, and not begin with a digit, got {schema!r:.80}"
             )
@@ -271,6 +272,10 @@ def check_conninfo(conninfo: str | Callable[[], str]) -> None:
     if re.search("[^,]@", str(given.get("host") or "")):  # an @ at the beginning names an abstract socket
         raise ValueError(
             "conninfo has an @ in its host, perhaps part of a password; write %40 for an @ in a password"
+        )
+    if re.search("[^0-9,]", str(given.get("port") or "")):
+        raise ValueError(
+            "conninfo has a port that is not a number, perhaps a password: write postgresql://user:password@host"
         )
 
 

@@ -36,6 +36,8 @@ _TEXT_IS_NO_NUMBER = "22P02"
 
 READ_ONLY = "25006"
 
+_NOT_PERMITTED = "42501"
+
 
 class TimedOut(psycopg.OperationalError):
     """The server did not answer in time."""
@@ -53,6 +55,8 @@ def store_error(where: str, error: psycopg.Error) -> StoreError:
             f"{text}; it is a read-only standby, and nothing was written (target_session_attrs=read-write finds "
             "the primary among several hosts)"
         )
+    if error.sqlstate == _NOT_PERMITTED:
+        text += "; the user needs USAGE on the schema, and SELECT, INSERT, UPDATE and DELETE on its tables"
     return StoreUnavailable(text) if _passes(error) else StoreError(text)
 
 
