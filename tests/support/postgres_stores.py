@@ -170,6 +170,15 @@ class PostgresStores:
         finally:
             self.execute("DROP TRIGGER fails ON {s}.state")
 
+    @contextmanager
+    def changing(self, *statements):
+        """Keep a transaction with these statements open in the block, and roll it back."""
+        with psycopg.connect(self.server.conninfo) as connection:
+            for statement in statements:
+                connection.execute(statement.replace("{s}", self.schema).encode())
+            yield
+            connection.rollback()
+
     def drop(self):
         """Drop the tables."""
         self.execute("DROP SCHEMA IF EXISTS {s} CASCADE")

@@ -92,8 +92,8 @@ class PostgresReader:
             for consumer, name, value in connection.execute(sql(_SELECT_STATE)):
                 states.setdefault(consumer, {})[decode_text(name)] = value
             size, now = connection.execute(_SELECT_SIZE, {"schema": self._database.schema}).fetchone() or (0, 0.0)
-        progress = tuple(_progress(row, states.get(row[0], {})) for row in rows)
-        return StoreSnapshot(self.where, size, now, progress, tuple(map(_owner, rows)))
+            progress = tuple(_progress(row, states.get(row[0], {})) for row in rows)
+            return StoreSnapshot(self.where, size, now, progress, tuple(map(_owner, rows)))
 
     def history(self, name: str, /) -> tuple[SavedCursor, ...]:
         def read(connection: Connection, found: _Name) -> tuple[SavedCursor, ...]:
