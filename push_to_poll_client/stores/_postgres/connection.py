@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
+from weakref import finalize
 
 import anyio.to_thread
 from anyio import CapacityLimiter
@@ -127,6 +128,7 @@ class Database:
         self._process = os.getpid()
         self._idle: list[Connection] = []
         self._lock = threading.Lock()
+        finalize(self, _close_all, self._idle, self._process).atexit = False
 
     def sql(self, statement: str) -> bytes:
         """Return the statement for this schema, which it names `{s}`."""
@@ -232,7 +234,13 @@ class Database:
     def close(self) -> None:
         """Close the connections that are not in use. Later calls open new ones."""
         with self._lock:
-            idle, self._idle = self._idle, []
+            idle = [*self._idle]
+            self._idle.clear()
+        _close_all(idle, self._process)
+
+
+def _close_all(idle: list[Connection], process: int) -> None:
+    if process == os.getpid():
         for connection in idle:
             connection.close()
 
