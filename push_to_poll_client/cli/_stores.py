@@ -208,8 +208,7 @@ class DatabaseStore:
 
         self._url = url
         self._schema = schema
-        # No connection stays open between two calls.
-        self._database = Database(url, schema, timeout=DATABASE_TIMEOUT, most=0)
+        self._database = Database(url, schema, timeout=DATABASE_TIMEOUT, most=1, keeps=False)
         self.reader = PostgresReader(self._database)
         self.where: str = self._database.where
 
@@ -247,7 +246,7 @@ class DatabaseStore:
         from push_to_poll_client.stores._postgres.connection import Database
         from push_to_poll_client.stores._postgres.schema import migrate_tables
 
-        database = Database(self._url, self._schema, timeout=MIGRATION_TIMEOUT, most=0)
+        database = Database(self._url, self._schema, timeout=MIGRATION_TIMEOUT, most=1, keeps=False)
         with database.connection() as connection:
             return migrate_tables(connection, self._schema, self.where)
 

@@ -291,8 +291,8 @@ class PostgresStore:
         # Imported here because most programs do not read a store by themselves.
         from push_to_poll_client.stores._postgres.reader import PostgresReader
 
-        timeout = self._database.timeout
-        return PostgresReader(Database(self._conninfo, self._database.schema, timeout=timeout, most=0))
+        schema, timeout = self._database.schema, self._database.timeout
+        return PostgresReader(Database(self._conninfo, schema, timeout=timeout, most=1, keeps=False))
 
     async def aclose(self) -> None:
         """End the thread and close the connections. Names that are still owned are free after their lease."""

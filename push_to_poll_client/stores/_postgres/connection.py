@@ -97,6 +97,7 @@ class Database:
         timeout: Seconds after which a call of the server is given up.
         most: Number of connections that are open at the same time.
         prepare: Called with each new connection until it succeeds once.
+        keeps: False to close each connection after its call.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Database:
         timeout: float,
         most: int,
         prepare: Callable[[Connection], object] = lambda _: None,
+        keeps: bool = True,
     ) -> None:
         if not SCHEMA.fullmatch(schema):
             raise ValueError(
@@ -117,6 +119,7 @@ class Database:
         self.timeout = timeout
         self._conninfo = conninfo
         self._most = most
+        self._keeps = keeps
         self._prepare = prepare
         self._is_prepared = False
         self._sql: dict[str, bytes] = {}
@@ -216,7 +219,7 @@ class Database:
     def give_back(self, connection: Connection) -> None:
         """Keep the connection for the next call."""
         with self._lock:
-            if self._process == os.getpid():
+            if self._keeps and self._process == os.getpid():
                 self._idle.append(connection)
                 return
         connection.close()
