@@ -70,6 +70,10 @@ OUR_OWN = {
     "_http.credentials": "Base64 that it has just made",
     "listeners._websocket_client": "the address that the user gave",
     "stores._sqlite.connection": "a list of words for SQLite",
+    "stores._postgres.housekeeping": "notices, which another module reads",
+    "stores._postgres.requests": "ids and texts that the store has just found",
+    "stores._postgres.schema": "a number that the server gave as one",
+    "stores.postgres": "arguments that the user gave",
     "testing": "what a test wrote",
 }
 """Modules or packages that parse trusted input only, and the input."""

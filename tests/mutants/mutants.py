@@ -836,9 +836,9 @@ MUTANTS = [
     of(
         "G6",
         "says nothing of a name that was given to a consumer without one",
-        "stores/_sqlite/session.py",
-        "self.name == feed or have_feed",
-        "self.name == feed",
+        "stores/_names.py",
+        "name == feed or have_feed",
+        "name == feed",
         "tests/stores/test_rebind.py",
     ),
     of(

@@ -131,7 +131,15 @@ async def test_a_reader_creates_nothing(stores, store, reader):
     assert stores.execute("SELECT 1 FROM pg_namespace WHERE nspname = %(s)s", s=stores.schema) == []
 
 
-@pytest.mark.parametrize("value", ["garbage", "[]", '{"a":1', "\ud800"])
+@pytest.mark.parametrize(("attempts", "failing"), [(None, 0), ("{}", 0), ('{"1":[1,0.0],"\\ud800":[2,0.0]}', 2)])
+async def test_messages_waiting_for_a_retry_are_counted(store, reader, attempts, failing):
+    session = await store.claim("a", feed="f")
+    await session.commit(cursor=None, records=[], state={"attempts": attempts, "other": "no JSON"})
+    assert (await to_thread.run_sync(reader.snapshot)).progress[0].failing == failing
+    await session.release()
+
+
+@pytest.mark.parametrize("value", ["garbage", "[]", '{"a":1', "\ud800", "[" * 5000, '{"a":' + "9" * 5000 + "}"])
 async def test_a_malformed_state_is_a_store_error(store, reader, value):
     session = await store.claim("a", feed="f")
     await session.commit(cursor=None, records=[], state={"attempts": value})

@@ -3,6 +3,7 @@
 Each call is one read-only transaction, so what it returns belongs to one instant, and it works at a standby too.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -60,8 +61,6 @@ _KEYS_OF_MESSAGE = """
     SELECT key FROM {s}.dead_letter WHERE consumer = %(consumer)s AND id = %(id)s
     ORDER BY substr(key, 1, 1000), key LIMIT %(limit)s
 """
-
-_Attempts = dict[str, msgspec.Raw]
 
 
 class _Gap(msgspec.Struct):
@@ -151,7 +150,7 @@ class PostgresReader:
 def _stored_values(where: str) -> Iterator[None]:
     try:
         yield
-    except (UnicodeError, msgspec.MsgspecError) as error:
+    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise StoreError(
             f"{where}: the tables contain a value that this library does not write; restore a backup"
         ) from error
@@ -159,8 +158,8 @@ def _stored_values(where: str) -> Iterator[None]:
 
 def _progress(row: Sequence[Any], state: Mapping[str, bytes]) -> ConsumerProgress:
     _, name, feed, cursor, token, records, dead_letters, last_progress, *_ = row
-    attempts = msgspec.json.decode(state.get("attempts", b"{}"), type=_Attempts)
-    gap = msgspec.json.decode(state["gap"], type=_Gap) if "gap" in state else None
+    attempts = _decode_state(state.get("attempts", b"{}"), dict[str, Any])
+    gap = _decode_state(state["gap"], _Gap) if "gap" in state else None
     values = {
         "name": decode_text(name),
         "feed": decode_text(feed),
@@ -174,6 +173,11 @@ def _progress(row: Sequence[Any], state: Mapping[str, bytes]) -> ConsumerProgres
         "last_progress": last_progress,
     }
     return msgspec.convert(values, ConsumerProgress)
+
+
+def _decode_state(stored: bytes, kind: type[_T]) -> _T:
+    # Not with msgspec, which rejects half a surrogate pair in a key.
+    return msgspec.convert(json.loads(decode_text(stored)), kind)
 
 
 def _owner(row: Sequence[Any]) -> NameOwner:
