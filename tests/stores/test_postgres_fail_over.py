@@ -1,12 +1,12 @@
-"""A store in PostgreSQL whose connections lead to a standby: writes wait until it is promoted."""
+"""Owners of a store in PostgreSQL that were replaced, also by a standby that lacks their last commit."""
 
 import contextlib
 
 import pytest
 from anyio import to_thread
 
-from push_to_poll_client import OwnershipLost, StoreUnavailable
-from tests.support.postgres_server import PostgresServer
+from push_to_poll_client import OwnershipLost, Record, StoreUnavailable
+from tests.support.postgres_server import PostgresServer, shared_server
 from tests.support.postgres_stores import PostgresStores
 
 pytestmark = pytest.mark.anyio
@@ -49,3 +49,33 @@ async def test_a_standby_is_waited_for_and_refuses_an_owner_that_is_ahead_of_it(
     assert session.cursor == "1"
     await session.release()
     await store.aclose()
+
+
+@pytest.mark.parametrize("transactional", [False, True])
+async def test_an_owner_that_was_replaced_cannot_record_what_the_next_owner_has_recorded(request, transactional):
+    """The server may find the record that exists before it compares the owner."""
+    stores = PostgresStores(shared_server(request.config), transactional=transactional)
+    former, latter, record = stores.store(), stores.store(), Record("1")
+    older = await former.claim("orders", feed="feed")
+    await older.commit(cursor="0", records=[Record("0")])  # the segment of both
+    await older.unseen(["1"])
+    stores.execute("UPDATE {s}.lease SET until = clock_timestamp()")  # the former owner does not know yet
+    newer = await latter.claim("orders", feed="feed")
+    await newer.unseen(["1"])
+    await newer.commit(cursor="1", records=[record])
+
+    async def write():
+        if transactional:
+            async with older.transaction([record]):
+                await former.connection.execute("SELECT 1")
+        else:
+            await older.commit(cursor="1", records=[record])
+
+    with pytest.raises(OwnershipLost):
+        await write()
+    assert older.lost
+    for session in (older, newer):
+        await session.release()
+    for store in (former, latter):
+        await store.aclose()
+    stores.drop()

@@ -38,6 +38,8 @@ READ_ONLY = "25006"
 
 _NOT_PERMITTED = "42501"
 
+_NOT_UNIQUE = "23505"
+
 
 class TimedOut(psycopg.OperationalError):
     """The server did not answer in time."""
@@ -47,9 +49,7 @@ def store_error(where: str, error: psycopg.Error) -> StoreError:
     """Return the error of the store for one of psycopg, raised before anything could have been committed."""
     text = f"{where}: {describe_error(error)}"
     if is_fence(error):
-        return OwnershipLost(
-            f"{where}: the name has been claimed by another owner; nothing was written; claim it again"
-        )
+        return _replaced(where)
     if error.sqlstate == READ_ONLY:
         return StoreUnavailable(
             f"{text}; it is a read-only standby, and nothing was written (target_session_attrs=read-write finds "
@@ -60,8 +60,18 @@ def store_error(where: str, error: psycopg.Error) -> StoreError:
     return StoreUnavailable(text) if _passes(error) else StoreError(text)
 
 
-def commit_error(where: str, error: psycopg.Error, connection: "psycopg.BaseConnection[Any]") -> StoreError:
+def _replaced(where: str) -> OwnershipLost:
+    return OwnershipLost(
+        f"{where}: the name has been claimed by another owner; nothing was written; claim it again"
+    )
+
+
+def commit_error(
+    where: str, error: psycopg.Error, connection: "psycopg.BaseConnection[Any]", *, schema: str = ""
+) -> StoreError:
     """Return the error of the store for a failed commit: in doubt, unless the server has answered."""
+    if _is_overtaken(error, schema):
+        return _replaced(where)
     if is_fence(error) or was_answered(error, connection):
         return store_error(where, error)
     return CommitInDoubt(f"{where}: the connection was lost during a commit: {describe_error(error)}")
@@ -75,6 +85,16 @@ def was_answered(error: psycopg.Error, connection: "psycopg.BaseConnection[Any]"
 def is_fence(error: psycopg.Error) -> bool:
     """Return True if the comparison of the owner has failed in the server."""
     return error.sqlstate == _TEXT_IS_NO_NUMBER and FENCE in str(error)
+
+
+def _is_overtaken(error: psycopg.Error, schema: str) -> bool:
+    """Return True if another owner has recorded a message of this commit.
+
+    An owner adds only records that it has not found. The comparison of the owner comes last, so the server may
+    report the record first.
+    """
+    told = error.diag
+    return error.sqlstate == _NOT_UNIQUE and (told.schema_name, told.table_name) == (schema, "record")
 
 
 def describe_error(error: psycopg.Error) -> str:

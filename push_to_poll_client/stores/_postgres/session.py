@@ -414,7 +414,7 @@ class ClaimedName:
                     connection.execute(self._sql(statement), values)
                 connection.execute("COMMIT")
         except psycopg.Error as error:
-            raise commit_error(self._database.where, error, connection) from error
+            raise commit_error(self._database.where, error, connection, schema=self._database.schema) from error
         plan.apply(connection)
 
     def _save(self, saved: SavedCursor, *, first: int, behind: int) -> Statement:
