@@ -160,7 +160,7 @@ class Transaction:
         connection = self.database.borrow()
         try:
             with connection.pipeline():
-                connection.execute("BEGIN READ WRITE")
+                connection.execute("BEGIN")  # not READ WRITE: see `Database.begin`
                 connection.execute(_BEGIN, {"idle": str(_MAX_IDLE), "mark": self._mark})
         except psycopg.Error as error:
             self.database.give_back_after_error(connection)
@@ -238,7 +238,7 @@ class Transaction:
                     "are not committed with the record; remove COMMIT and ROLLBACK from it"
                 ) from error
             self._raise_conflict(error)
-            raise commit_error(self.database.where, error, connection) from error
+            raise commit_error(self.database.where, error, connection, schema=self.database.schema) from error
         if not is_own:
             self._leave_block(None)
 
