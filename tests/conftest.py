@@ -35,6 +35,10 @@ BEGAN = time.monotonic()
 os.environ.pop("SSL_CERT_FILE", None)
 os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
 
+# The command line reads them.
+os.environ.pop("PUSH_TO_POLL_STORE", None)
+os.environ.pop("PUSH_TO_POLL_SCHEMA", None)
+
 # A shell starts background jobs with SIGINT ignored, and child processes would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -20,7 +21,7 @@ import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from push_to_poll_client import Consumer, MemoryStore, ProcessError, StopConsumer
+from push_to_poll_client import Consumer, MemoryStore, ProcessError, SQLiteStore, StopConsumer
 from push_to_poll_client.cli import main
 from push_to_poll_client.stores._sqlite.owner_lock import OwnerLock
 from push_to_poll_client.stores.postgres import PostgresStore
@@ -378,6 +379,18 @@ def test_the_commands_for_postgresql_of_the_command_line_page_run(pytestconfig, 
     (table,) = blocks("console", COMMAND_LINE.split("## Owners")[1])
     assert lines[2] == table.splitlines()[0]
     assert re.fullmatch(r"'orders' +1 +[0-9.]+ s  asked      web-2:311", lines[3])
+
+
+@pytest.mark.anyio
+async def test_the_program_of_the_command_line_page_shows_the_owners(tmp_path):
+    namespace = {}
+    (program,) = blocks("python", COMMAND_LINE)
+    exec(program, namespace)  # noqa: S102
+    store = SQLiteStore(tmp_path / "orders.db")
+    session = await store.claim("orders", feed="feed")
+    assert await namespace["owners"](store) == {"orders": f"process {os.getpid()}"}
+    await session.release()
+    assert await namespace["owners"](store) == {"orders": None}
 
 
 def test_the_table_of_commands_names_each_command(capsys):
