@@ -1,14 +1,17 @@
 """A FastAPI service that consumes an event feed in its own event loop, woken by webhooks.
 
-    pip install 'push-to-poll-client[serve]' fastapi
-    export FEED_URL=https://shop.example/orders WEBHOOK_SECRET=whsec_…
-    uvicorn --factory fastapi_webhook:create_app --port 8000
+    pip install 'push-to-poll-client[serve,postgres]' 'psycopg[binary]' fastapi
+    export FEED_URL=https://shop.example/orders WEBHOOK_SECRET=whsec_… DATABASE_URL=postgresql://me@db.example/shop
+    uvicorn --factory fastapi_webhook:create_app --port 8000 --workers 4
 
 Give the server the address https://<this host>/hooks/, with the slash at the end. The feed follows the HTTP Feeds
 specification (http-feeds.org), and the server signs its webhooks as Standard Webhooks
 (standardwebhooks.com); for another API replace `HTTPFeed` and `standard_webhooks`.
 
-Run one worker process: the state file has one owner. /health answers 503 when the consumer has stopped.
+Run any number of workers, on any number of machines: one of them owns the consumer and polls, the others stand by.
+A webhook can arrive at any of them. Without PostgreSQL, run one worker with `SQLiteStore("orders.db")`.
+
+/health answers 503 when the consumer has stopped. A worker that stands by is healthy.
 """
 
 import logging
@@ -19,8 +22,9 @@ from contextlib import asynccontextmanager
 import anyio
 from fastapi import FastAPI, Response
 
-from push_to_poll_client import CloudEvent, Consumer, HTTPFeed, Mode, SQLiteStore, WebhookListener
+from push_to_poll_client import CloudEvent, Consumer, HTTPFeed, Mode, WebhookListener
 from push_to_poll_client.listeners.verifiers import standard_webhooks
+from push_to_poll_client.stores.postgres import PostgresStore
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +38,11 @@ class Orders(Consumer[CloudEvent]):
 
 
 def create_app() -> FastAPI:
-    """Make the service from the environment variables FEED_URL, WEBHOOK_SECRET and STATE_FILE."""
+    """Make the service from the environment variables FEED_URL, WEBHOOK_SECRET and DATABASE_URL."""
     hooks = WebhookListener(standard_webhooks(os.environ["WEBHOOK_SECRET"]))
     orders = Orders(
         HTTPFeed(os.environ["FEED_URL"]),
-        store=SQLiteStore(os.environ.get("STATE_FILE", "orders.db")),
+        store=PostgresStore(os.environ["DATABASE_URL"]),
         name="orders",
         listeners=[hooks],
     )
@@ -64,6 +68,11 @@ def create_app() -> FastAPI:
         status = orders.status()
         if status.mode is Mode.STOPPED:
             response.status_code = 503
-        return {"mode": status.mode, "messages": status.counters.messages, "last_error": status.last_error}
+        return {
+            "mode": status.mode,
+            "owner": status.owner,
+            "messages": status.counters.messages,
+            "last_error": status.last_error,
+        }
 
     return app

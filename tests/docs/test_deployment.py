@@ -157,7 +157,7 @@ def lifespan_block(orders):
     """Return the names of the block about web applications."""
     pytest.importorskip("fastapi")
     space = {"orders": orders}
-    exec(compile(block_with("async def lifespan(app)"), "deployment.md", "exec"), space)  # noqa: S102  # it is ours
+    exec(compile(block_with("tasks.cancel_scope.cancel()"), "deployment.md", "exec"), space)  # noqa: S102  # it is ours
     return space
 
 

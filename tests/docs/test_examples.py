@@ -3,9 +3,11 @@
 import base64
 import importlib.util
 import logging
+import os
+import socket
 import subprocess
 import sys
-import time
+from functools import partialmethod
 from pathlib import Path
 
 import anyio
@@ -15,7 +17,8 @@ import pytest
 from push_to_poll_client import Consumer, MemoryStore, SQLiteStore
 from push_to_poll_client.testing import FeedSuite, serve_in_thread
 from tests.support.forms import GUARD
-from tests.support.signing import b64_mac
+from tests.support.postgres_server import shared_server
+from tests.support.signing import standard_webhook
 from tests.vendors.acme import Acme
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -28,14 +31,6 @@ def load(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def standard_webhook(body=b"{}"):
-    """Headers and body of a webhook as Standard Webhooks signs it."""
-    at = str(int(time.time()))
-    signature = b64_mac(KEY, b"msg_1." + at.encode() + b"." + body)
-    headers = {"webhook-id": "msg_1", "webhook-timestamp": at, "webhook-signature": f"v1,{signature}"}
-    return {"content": body, "headers": headers}
 
 
 @pytest.fixture
@@ -71,16 +66,28 @@ class Heard(logging.Handler):
 
 
 @pytest.fixture
-def service(server, monkeypatch, tmp_path):
-    """The environment and the log of the FastAPI service."""
+def database(request):
+    server = shared_server(request.config)
+    yield server
+    server.execute("DROP SCHEMA IF EXISTS push_to_poll CASCADE")
+
+
+@pytest.fixture
+def service(server, database, monkeypatch):
+    """The environment and the log of the FastAPI service. No timer polls."""
     monkeypatch.setenv("FEED_URL", server.url)
     monkeypatch.setenv("WEBHOOK_SECRET", WEBHOOK_SECRET)
-    monkeypatch.setenv("STATE_FILE", str(tmp_path / "orders.db"))
+    monkeypatch.setenv("DATABASE_URL", database.conninfo)
     example, heard = load("fastapi_webhook"), Heard()
+    monkeypatch.setattr(example.Orders, "__init__", partialmethod(Consumer.__init__, fallback_interval=3600))
     monkeypatch.setattr(example.logger, "level", logging.INFO)
     example.logger.addHandler(heard)
     yield example, heard
     example.logger.removeHandler(heard)
+
+
+def client_of(app):
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://me.example")
 
 
 @pytest.mark.anyio
@@ -88,13 +95,13 @@ def service(server, monkeypatch, tmp_path):
 async def test_the_fastapi_service_is_woken_by_a_webhook_and_reports_its_health(server, service):
     example, heard = service
     app = example.create_app()
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://me.example") as client:
+    async with client_of(app) as client:
         async with app.router.lifespan_context(app):
             await heard.count(3)
             assert (await client.get("/health")).status_code == 200
             server.publish(2)
             assert (await client.post("/hooks/", content=b"{}")).status_code == 401
-            assert (await client.post("/hooks/", **standard_webhook())).status_code == 200
+            assert (await client.post("/hooks/", **standard_webhook(KEY))).status_code == 200
             await heard.count(5)
         health = await client.get("/health")
     assert (health.status_code, health.json()["mode"]) == (503, "stopped")
@@ -103,14 +110,33 @@ async def test_the_fastapi_service_is_woken_by_a_webhook_and_reports_its_health(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_the_fastapi_service_keeps_serving_when_its_consumer_cannot_start(service, monkeypatch, tmp_path):
+async def test_a_webhook_at_a_fastapi_service_that_stands_by_wakes_the_owner(server, service):
     example, heard = service
-    monkeypatch.setenv("STATE_FILE", str(tmp_path / "missing" / "orders.db"))
+    owner, other = example.create_app(), example.create_app()
+    async with client_of(other) as of_other:
+        async with owner.router.lifespan_context(owner):
+            await heard.count(3)
+            async with other.router.lifespan_context(other):
+                with anyio.fail_after(GUARD):
+                    while (health := (await of_other.get("/health")).json())["mode"] != "standby":  # noqa: ASYNC110
+                        await anyio.sleep(0.01)
+                assert health["owner"] == f"{socket.gethostname()}:{os.getpid()}"
+                server.publish(1)
+                assert (await of_other.post("/hooks/", **standard_webhook(KEY))).status_code == 200
+                await heard.count(4)
+                assert (await of_other.get("/health")).json()["mode"] == "standby"
+        assert [line.split(":")[0] for line in heard.lines] == [f"order {n:012}" for n in range(1, 5)]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_fastapi_service_keeps_serving_when_its_consumer_cannot_start(service, database, monkeypatch):
+    example, heard = service
+    monkeypatch.setenv("DATABASE_URL", database.conninfo.replace("me@", "locked@"))
     app = example.create_app()
     async with app.router.lifespan_context(app):
         assert await heard.count(1) == ["the consumer of orders has stopped"]
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="https://me.example") as client:
+        async with client_of(app) as client:
             assert (await client.get("/health")).status_code == 503
 
 
@@ -182,7 +208,7 @@ async def test_a_customer_of_the_vendor_gets_typed_events_and_a_webhook(running)
         acme.publish()
         webhook = httpx.ASGITransport(billing.webhook)
         async with httpx.AsyncClient(transport=webhook, base_url="https://me.example") as sender:
-            assert (await sender.post("/acme", **standard_webhook())).status_code == 200
+            assert (await sender.post("/acme", **standard_webhook(KEY))).status_code == 200
         await anyio.sleep(1)  # the fallback interval is a minute
         assert [event.id for event in seen] == [entry["id"] for entry in acme.entries]
         assert isinstance(seen[0], sdk.AcmeEvent)
