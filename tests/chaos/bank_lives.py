@@ -8,7 +8,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from tests.chaos.chaos_bank import open_bank
+from tests.chaos.chaos_bank import ACCOUNTS, DEPOSIT, open_bank, transfer
 from tests.chaos.journals import ConsumerJournal, elapse
 from tests.chaos.processes import GUARD, Child
 
@@ -84,3 +84,13 @@ class LivesOfABank:
     def query(self, sql):
         with closing(sqlite3.connect(self.database)) as connection:
             return connection.execute(sql).fetchall()
+
+
+def balances(count):
+    """Return the balances after each transfer was done once."""
+    owned = dict.fromkeys(range(ACCOUNTS), DEPOSIT)
+    for number in range(1, count + 1):
+        payer, payee, amount = transfer(number)
+        owned[payer] -= amount
+        owned[payee] += amount
+    return owned

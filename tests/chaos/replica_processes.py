@@ -81,10 +81,9 @@ class Replica:
     def start(self):
         self.process.start(self.backend)
 
-    def until_handled(self):
-        """Wait until it has begun another message."""
-        before = len(self.process.journal.read().handled)
-        until(lambda: len(self.process.journal.read().handled) > before, GUARD, f"{self.name} handles")
+    def handled(self):
+        """Return the number of messages that it has begun."""
+        return len(self.process.journal.read().handled)
 
 
 class Replicas:
@@ -137,6 +136,25 @@ class Replicas:
         """Return the replica that owns the name; `None` without one."""
         name = self.database.owner()
         return next((replica for replica in self.all if replica.name == name), None)
+
+    def until(self, happened, what):
+        """Wait while all replicas run."""
+
+        def checked():
+            for replica in self.all:
+                assert replica.process.alive, f"{replica.name} ended by itself: {replica.process.last_words}"
+            return happened()
+
+        return until(checked, GUARD, what)
+
+    def until_one_handles(self):
+        """Return the next replica that begins a message. A killed one owns the name without handling any."""
+        before = {replica.name: replica.handled() for replica in self.all}
+
+        def one():
+            return next((replica for replica in self.all if replica.handled() > before[replica.name]), None)
+
+        return self.until(one, "a replica handles a message")
 
     def until_owned(self):
         return until(self.owner, GUARD, f"a replica owns the name; {self.last_words}")

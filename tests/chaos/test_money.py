@@ -9,7 +9,7 @@ import json
 import pytest
 
 from push_to_poll_client.stores._sqlite.reader import SQLiteReader
-from tests.chaos.chaos_bank import ACCOUNTS, DEPOSIT, transfer
+from tests.chaos.bank_lives import balances
 from tests.chaos.processes import Child
 from tests.chaos.verdicts import beyond_g7, beyond_g7_together, lost, redone
 from tests.support.forms import form
@@ -28,16 +28,6 @@ def kill_again_and_again(bank, chance, *, kills=KILLS):
         if bank.live(chance.choice(["asyncio", "trio"]), until=chance.uniform(0, LONGEST_LIFE)):
             break
     assert bank.live("asyncio")
-
-
-def balances(count):
-    """Return the balances after each transfer was done once."""
-    owned = dict.fromkeys(range(ACCOUNTS), DEPOSIT)
-    for number in range(1, count + 1):
-        payer, payee, amount = transfer(number)
-        owned[payer] -= amount
-        owned[payee] += amount
-    return owned
 
 
 def world(handler, takes, *, by_message, count, marks=pytest.mark.long_form):

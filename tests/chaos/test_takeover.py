@@ -23,8 +23,7 @@ def test_another_replica_polls_after_its_owner_was_killed(replicas, started, cha
     replicas, seconds = replicas(None, count=3, lease=lease), []
     load = started(Load, replicas.server, seed=chance.random(), rate=50)
     for _ in range(form(2, 30)):
-        owner = replicas.until_owned()
-        owner.until_handled()
+        owner = replicas.until_one_handles()
         elapse(chance.uniform(0, lease))
         killed = time.monotonic()
         owner.process.kill()
@@ -46,8 +45,7 @@ def test_a_planned_hand_over_repeats_no_message_and_does_not_wait_for_the_lease(
     replicas, seconds = replicas(None, count=3, lease=LONG_LEASE), []
     load = started(Load, replicas.server, seed=chance.random(), rate=50)
     for _ in range(form(2, 50)):
-        owner = replicas.until_owned()
-        owner.until_handled()
+        owner = replicas.until_one_handles()
         asked = time.monotonic()
         replicas.request_handover() if how == "asked" else owner.process.terminate()
         seconds.append(replicas.next_poll(owner, asked) - asked)
