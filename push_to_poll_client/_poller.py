@@ -87,6 +87,9 @@ class Poller(SessionPart):
     _unfinished: PollWalk | None = field(default=None, init=False)
     _logged_standstill: str | None = field(default=None, init=False)
 
+    def __post_init__(self) -> None:
+        self._is_shared = is_leased(self.session)  # then other replicas may mark dead letters
+
     @property
     def has_unsaved_place(self) -> bool:
         """True if the next session would repeat this session's last walk."""
@@ -111,7 +114,7 @@ class Poller(SessionPart):
         await self.progress.flush()  # the rest of the last poll
         if not self._is_prepared:  # the first poll of the session, or a resync is due
             await self.position.ensure_started()
-        if not self._is_prepared or is_leased(self.session):  # in a leased store others may mark dead letters
+        if not self._is_prepared or self._is_shared:
             settle_marked = partial(self.dead_letters.settle_marked, poll.stop)
             self._is_prepared = await self.processor.run_shielded(settle_marked, poll)
         poll.deadline = self.clock() + poll.wait + self.options.max_poll_time
