@@ -8,6 +8,7 @@ import itertools
 from contextlib import asynccontextmanager, contextmanager, suppress
 from unittest.mock import patch
 
+import anyio
 import psycopg
 from anyio import to_thread
 
@@ -17,14 +18,22 @@ from push_to_poll_client.stores._postgres.notices import Kind, Notice, digest_of
 from push_to_poll_client.stores._postgres.session import ClaimedName
 from push_to_poll_client.stores._postgres.transaction import Transaction
 from push_to_poll_client.stores.postgres import PostgresStore
+from tests.support.forms import GUARD
 from tests.support.tcp_proxy import TCPProxy
 
-__all__ = ["LEASE", "PostgresStores", "ReplicaStore"]
+__all__ = ["LEASE", "PostgresStores", "ReplicaStore", "until"]
 
 LEASE = 60.0
 """Seconds: a busy machine must not lose a lease by itself."""
 
 _schemas = itertools.count(1)
+
+
+async def until(happened):
+    """Wait until a function returns a true value."""
+    with anyio.fail_after(GUARD):
+        while not happened():  # noqa: ASYNC110  # a thread changes it
+            await anyio.sleep(0.005)
 
 
 class ReplicaStore(PostgresStore):
@@ -33,7 +42,7 @@ class ReplicaStore(PostgresStore):
     def __init__(self, proxy, conninfo, **options):
         self.jump = 0.0
         self.proxy = proxy
-        super().__init__(conninfo, lease=LEASE, **options)
+        super().__init__(conninfo, **{"lease": LEASE, **options})
 
     def _now(self):
         return super()._now() + self.jump
@@ -50,13 +59,16 @@ class PostgresStores:
         self.server = server
         self.schema = f"store_{next(_schemas)}"
         self._options = options
+        self._opened = []
 
     def store(self, **options):
         """Open the tables as a replica does, through its own proxy."""
         proxy = TCPProxy(self.server.port)
         proxy.__enter__()
         conninfo = f"postgresql://me@127.0.0.1:{proxy.port}/postgres"
-        return ReplicaStore(proxy, conninfo, schema=self.schema, **{**self._options, **options})
+        store = ReplicaStore(proxy, conninfo, **{"schema": self.schema, **self._options, **options})
+        self._opened.append(store)
+        return store
 
     def execute(self, statement, **values):
         """Execute a statement with `{s}` for the schema; return its rows."""
@@ -178,6 +190,13 @@ class PostgresStores:
                 connection.execute(statement.replace("{s}", self.schema).encode())
             yield
             connection.rollback()
+
+    async def aclose(self):
+        """Close all stores, and drop the tables."""
+        for store in self._opened:
+            if store.proxy.is_running:
+                await store.aclose()
+        await to_thread.run_sync(self.drop)
 
     def drop(self):
         """Drop the tables."""

@@ -25,7 +25,7 @@ TICK = 0.01
 
 CHUNK = 65_536
 
-DOWN = False
+UP, DOWN = True, False
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ class TCPProxy:
         self.accepted_at = []
         self.target = target
         self._up, self._down = Treatment(), Treatment()
-        self._cut_after = None
+        self._cut_after = {UP: None, DOWN: None}
         self._connections = set()
         self._changed = threading.Condition()
         self._ready = threading.Event()
@@ -94,6 +94,11 @@ class TCPProxy:
         self._ready.wait()
         return self
 
+    @property
+    def is_running(self):
+        """True until the end of its block."""
+        return self._thread.is_alive()
+
     def __exit__(self, *_):
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
@@ -104,7 +109,7 @@ class TCPProxy:
     def heal(self):
         """Pass everything on again, and accept. Dead connections stay dead."""
         self._treat(Treatment(), Treatment())
-        self._cut_after = None
+        self._cut_after = {UP: None, DOWN: None}
         self._call(self._listen)
 
     def delay(self, seconds):
@@ -127,9 +132,9 @@ class TCPProxy:
         """Close all connections, by FIN or by RST, before returning."""
         self._call(lambda: self._cut_all(rst=rst))
 
-    def cut_after(self, count, *, rst=False):
-        """Close the next connection that sends something down, after so many bytes of it."""
-        self._cut_after = (count, rst)
+    def cut_after(self, count, *, rst=False, up=False):
+        """Close the next connection that sends something down (or up), after so many bytes of it."""
+        self._cut_after[up] = (count, rst)
 
     def half_close(self):
         """Send a FIN to the clients, but still pass on their data."""
@@ -227,9 +232,9 @@ class TCPProxy:
         """Return the treatment for bytes that arrive now."""
         return self._up if up else self._down
 
-    def cuts_after(self):
+    def cuts_after(self, *, up):
         """Return the number of bytes before the cut of this connection, and the kind of cut; None for no cut."""
-        armed, self._cut_after = self._cut_after, None
+        armed, self._cut_after[up] = self._cut_after[up], None
         return armed
 
 
@@ -270,7 +275,7 @@ class _Connection:
             writer.write_eof()
 
     async def _pass_on(self, data, writer, trickle, *, up):
-        armed = None if up else self.proxy.cuts_after()
+        armed = self.proxy.cuts_after(up=up)
         if armed is not None:
             writer.write(data[: armed[0]])
             self.cut(rst=armed[1])

@@ -11,7 +11,7 @@ import re
 import select
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -22,8 +22,9 @@ from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
 from push_to_poll_client._event_loop import in_own_task
+from push_to_poll_client._exceptions import StoreError, StoreUnavailable
 from push_to_poll_client._http.origins import check_userinfo
-from push_to_poll_client._validation import missing_dependency, one_line
+from push_to_poll_client._validation import describe, missing_dependency, one_line
 
 try:
     import psycopg
@@ -39,7 +40,7 @@ except ImportError as import_error:
 from psycopg import pq
 from psycopg.rows import tuple_row
 
-from push_to_poll_client.stores._postgres.errors import TimedOut, store_error
+from push_to_poll_client.stores._postgres.errors import READ_ONLY, TimedOut, store_error
 
 T = TypeVar("T")
 
@@ -70,8 +71,12 @@ class Connection(psycopg.Connection[Row]):
     deadline: float = math.inf
 
     def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
-        """Wait as psycopg does, until the deadline."""
-        return super().wait(_until(gen, self.deadline), *args, **options)
+        """Wait as psycopg does, until the deadline; then close the connection."""
+        try:
+            return super().wait(_until(gen, self.deadline), *args, **options)
+        except TimedOut:
+            self.close()
+            raise
 
 
 def _until(gen: Generator[Any, Any, T], deadline: float) -> Generator[Any, Any, T]:
@@ -123,7 +128,7 @@ class Database:
         self._prepare = prepare
         self._is_prepared = False
         self._sql: dict[str, bytes] = {}
-        self._limiter = RunVar[CapacityLimiter | None]("connections of a PostgresStore", None)
+        self._limiter = RunVar[CapacityLimiter | None](f"connections of {id(self)}", None)
         self.forget_connections()
 
     def forget_connections(self) -> None:
@@ -154,13 +159,25 @@ class Database:
         Raises:
             StoreError: It cannot be opened.
         """
+        settings = {**_SETTINGS, **self._read_conninfo()}
         try:
-            conninfo = self._conninfo() if callable(self._conninfo) else self._conninfo
-            settings = {**_SETTINGS, **psycopg.conninfo.conninfo_to_dict(conninfo)}
             # Without prepared statements, which a pooler such as PgBouncer may not keep.
-            return Connection.connect(**settings, autocommit=True, prepare_threshold=None)  # type: ignore[arg-type]
+            return Connection.connect(**settings, autocommit=True, prepare_threshold=None)
         except psycopg.Error as error:
             raise store_error(self.where, error) from error
+
+    def _read_conninfo(self) -> dict[str, Any]:
+        if not callable(self._conninfo):
+            return psycopg.conninfo.conninfo_to_dict(self._conninfo)
+        try:
+            conninfo = self._conninfo()
+        except Exception as error:
+            raise StoreUnavailable(f"{self.where}: the function conninfo failed: {describe(error)}") from error
+        try:
+            check_conninfo(conninfo)
+            return psycopg.conninfo.conninfo_to_dict(conninfo)
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"{self.where}: the function conninfo returned an invalid value: {error}") from None
 
     @contextmanager
     def connection(self, timeout: float = math.inf) -> Iterator[Connection]:
@@ -179,6 +196,9 @@ class Database:
             if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
                 connection.rollback()
         except psycopg.Error as error:
+            if error.sqlstate == READ_ONLY:  # after a fail-over: a new connection may find the primary
+                connection.close()
+                self.close()
             self.give_back_after_error(connection)
             raise store_error(self.where, error) from error
         except BaseException:
@@ -196,7 +216,8 @@ class Database:
 
     def begin(self, connection: psycopg.Connection[Any]) -> None:
         """Begin a transaction with limits. In a pipeline this sends nothing yet."""
-        # Not READ WRITE: a standby refuses that with 0A000, which would look like an error that stays.
+        # Not READ WRITE: a standby refuses that with 0A000, which would look like an error that stays. And a
+        # provider makes a server with a full disk read-only by default_transaction_read_only.
         connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
         connection.execute(_LIMITS, self.limits)
 
@@ -257,15 +278,19 @@ def execute(
 
 def _is_alive(connection: Connection) -> bool:
     """Return False if the server has closed the idle connection. Costs one system call."""
-    if connection.closed:
-        return False
-    readable, _, _ = select.select([connection.fileno()], [], [], 0)
-    if not readable:
-        return True
-    with suppress(psycopg.Error):  # a notice, or the end of the connection
-        connection.pgconn.consume_input()
-        return connection.pgconn.status == pq.ConnStatus.OK
-    return False
+    # The server says why it closes, so that libpq does not see the end yet. It sends nothing else of importance.
+    return not connection.closed and not wait_readable([connection.fileno()], 0)
+
+
+def wait_readable(files: Sequence[int], seconds: float) -> set[int]:
+    """Wait until data can be read from one of the files; return those."""
+    if not hasattr(select, "poll"):  # Windows
+        return {*select.select(files, [], [], seconds)[0]}
+    # `select` raises a ValueError for files above 1,023, which a process with many sockets has.
+    poll = select.poll()
+    for file in files:
+        poll.register(file, select.POLLIN)
+    return {file for file, _ in poll.poll(math.ceil(seconds * 1000))}
 
 
 def check_conninfo(conninfo: str | Callable[[], str]) -> None:

@@ -1,7 +1,9 @@
 """Errors of psycopg as errors of a store: which pass by themselves, and whether a commit was answered.
 
 A server that reports an error and keeps the connection has rolled back the transaction. Every other failure during
-a commit leaves its outcome open: COMMIT may have reached the server, and its answer was lost.
+a commit leaves its outcome open: COMMIT may have reached the server, and its answer was lost. An error that ends
+the connection is such a failure too: a server that shuts down sends it behind a successful COMMIT, and PgBouncer
+sends it when it has lost the server.
 """
 
 from typing import Any
@@ -12,11 +14,12 @@ from psycopg import pq
 from push_to_poll_client._exceptions import CommitInDoubt, OwnershipLost, StoreError, StoreUnavailable
 from push_to_poll_client._validation import one_line
 
-_PASSING = ("08", "25006", "40", "53", "55", "57", "58", "XX")
+_PASSING = ("08", "25006", "25P03", "25P04", "40", "53", "55", "57", "58", "XX")
 """SQLSTATEs or their classes that a retry can cure (PostgreSQL, appendix A).
 
-08 connection, 25006 read-only, as after a fail-over, 40 rolled back, 53 resources, 55 objects in use, 57 operator
-or timeout, 58 system, XX internal.
+08 connection, 25006 read-only, as after a fail-over, 25P03 and 25P04 a transaction that took too long, perhaps
+because this process was suspended, 40 rolled back, 53 resources, 55 objects in use, 57 operator or timeout,
+58 system, XX internal.
 """
 
 _PASSES_NEVER = (
@@ -26,8 +29,13 @@ _PASSES_NEVER = (
     "certificate verify failed",
     "does not support SSL",
     "invalid ",
+    " does not exist",
+    "permission denied",
+    "is not permitted to log in",
+    "no such database",
+    "no such user",
 )
-"""Parts of texts about failures to connect, which have no SQLSTATE, that a person must fix."""
+"""Parts of texts about failures to connect, which have no SQLSTATE, that a person must fix; two of PgBouncer."""
 
 FENCE = "push_to_poll: this owner has been replaced"
 """Part of the error that the server raises if the comparison of the owner fails."""
@@ -52,8 +60,8 @@ def store_error(where: str, error: psycopg.Error) -> StoreError:
         return _replaced(where)
     if error.sqlstate == READ_ONLY:
         return StoreUnavailable(
-            f"{text}; it is a read-only standby, and nothing was written (target_session_attrs=read-write finds "
-            "the primary among several hosts)"
+            f"{text}; it is a read-only standby or was made read-only, and nothing was written "
+            "(target_session_attrs=read-write finds the primary among several hosts)"
         )
     if error.sqlstate == _NOT_PERMITTED:
         text += "; the user needs USAGE on the schema, and SELECT, INSERT, UPDATE and DELETE on its tables"
@@ -79,7 +87,13 @@ def commit_error(
 
 def was_answered(error: psycopg.Error, connection: "psycopg.BaseConnection[Any]") -> bool:
     """Return True if the server reported the error and kept the connection: then it has rolled back."""
-    return error.sqlstate is not None and connection.pgconn.status == pq.ConnStatus.OK
+    # libpq notices the end of the connection only when it reads again, so its status alone does not tell.
+    return (
+        error.sqlstate is not None
+        and (error.diag.severity_nonlocalized or error.diag.severity) == "ERROR"
+        and connection.pgconn.status == pq.ConnStatus.OK
+        and connection.pgconn.transaction_status in {pq.TransactionStatus.INERROR, pq.TransactionStatus.IDLE}
+    )
 
 
 def is_fence(error: psycopg.Error) -> bool:

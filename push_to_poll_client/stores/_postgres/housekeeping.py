@@ -10,7 +10,6 @@ thread sends itself a notice after each connect, and later after silence.
 
 import logging
 import os
-import select
 import socket
 import threading
 import time
@@ -23,8 +22,8 @@ from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import describe
-from push_to_poll_client.stores._postgres.connection import Connection, Database
-from push_to_poll_client.stores._postgres.errors import store_error
+from push_to_poll_client.stores._postgres.connection import Connection, Database, wait_readable
+from push_to_poll_client.stores._postgres.errors import describe_error, store_error, was_answered
 from push_to_poll_client.stores._postgres.lease import Lease, lease_end
 from push_to_poll_client.stores._postgres.notices import Kind, Notice, decode_notice, merge_pushes
 
@@ -34,7 +33,7 @@ _RENEW = """
     UPDATE {s}.lease SET until = clock_timestamp() + make_interval(secs => %(lease)s)
     FROM unnest(%(consumers)s::bigint[], %(owners)s::bytea[]) AS mine(id, bytes)
     WHERE consumer = mine.id AND owner = mine.bytes AND until > clock_timestamp()
-    RETURNING consumer, wanted
+    RETURNING consumer, owner, wanted
 """
 
 _FREE = """
@@ -64,7 +63,11 @@ _TEST_INTERVAL = 60.0
 def free_name(database: Database, connection: Connection, lease: Lease) -> None:
     """End a lease at the server, if it is still this owner's, and tell the replicas that stand by."""
     connection.execute(database.sql(_FREE), {"id": lease.consumer, "owner": lease.owner})
-    send_notices(database, connection, [Notice(Kind.FREED, lease.digest)])
+    try:
+        send_notices(database, connection, [Notice(Kind.FREED, lease.digest)])
+    except psycopg.Error as error:
+        if not was_answered(error, connection):  # else the server refuses notices, and the name is free
+            raise
 
 
 def send_notices(database: Database, connection: Connection, notices: Sequence[Notice]) -> None:
@@ -124,8 +127,8 @@ class Housekeeping:
         key = object()
         with self._lock:
             self._waiting[key] = digest, call
-        self.poke()
         try:
+            self.poke()
             yield
         finally:
             with self._lock:
@@ -140,7 +143,8 @@ class Housekeeping:
             elif len(self._outgoing) >= _MAX_WAKES:
                 return
             self._outgoing[digest] = push
-        self.poke()
+        with suppress(RuntimeError):  # the thread cannot be started
+            self.poke()
 
     def poke(self) -> None:
         """Let the thread look for something to do, and start it if it does not run."""
@@ -209,7 +213,8 @@ class Housekeeping:
 
     def _after_connect(self, connection: Connection, *, again: bool) -> None:
         connection.deadline = time.monotonic() + self._lease / 3
-        connection.add_notify_handler(lambda notify: self._hear(notify.payload))
+        # Not psycopg's own handler, which cannot decode every payload of a database in SQL_ASCII.
+        connection.pgconn.notify_handler = lambda notify: self._hear(notify.extra.decode("ascii", "replace"))
         connection.execute(f'LISTEN "{self._database.schema}"'.encode())
         # Notices before this moment may have been missed.
         for lease in self._all_leases():
@@ -230,7 +235,7 @@ class Housekeeping:
             self._send_wakes(connection)
             self._check_hearing()
             timeout = max(0.0, min(self._next_renewal - self._clock(), self._seconds_to_next_wake()))
-            readable, _, _ = select.select([connection.fileno(), bell.fileno()], [], [], timeout)
+            readable = wait_readable([connection.fileno(), bell.fileno()], timeout)
             self._read_bell(bell)
             if connection.fileno() in readable:
                 connection.pgconn.consume_input()
@@ -248,14 +253,17 @@ class Housekeeping:
             "consumers": [lease.consumer for lease in leases],
             "owners": [lease.owner for lease in leases],
         }
-        renewed: dict[int, bool] = dict(connection.execute(self._database.sql(_RENEW), values).fetchall())
+        rows = connection.execute(self._database.sql(_RENEW), values, binary=True).fetchall()
+        # By the owner too: a name that this process lost may have been claimed by another session of this process.
+        renewed = {(consumer, owner): wanted for consumer, owner, wanted in rows}
         for lease in leases:
-            if lease.consumer not in renewed:
+            wanted = renewed.get((lease.consumer, lease.owner))
+            if wanted is None:
                 self.remove(lease)
                 lease.end()
                 continue
             lease.ends = lease_end(requested, self._lease)
-            if renewed[lease.consumer]:
+            if wanted:
                 lease.want()
 
     def _is_to_be_renewed(self, lease: Lease) -> bool:
@@ -268,10 +276,11 @@ class Housekeeping:
 
     def _free_dropped(self, connection: Connection) -> None:
         """Free the names whose sessions were dropped without a release."""
-        for lease in self._all_leases():
-            if lease.is_dropped:
-                self.remove(lease)
-                free_name(self._database, connection, lease)
+        with self._lock:  # one that `again()` has removed has the same owner as its successor
+            dropped = [lease for lease in self._leases if lease.is_dropped]
+            self._leases.difference_update(dropped)
+        for lease in dropped:
+            free_name(self._database, connection, lease)
 
     def _send_wakes(self, connection: Connection) -> None:
         now = self._clock()
@@ -281,9 +290,7 @@ class Housekeeping:
             for digest in due:
                 del self._outgoing[digest]
         if due:
-            send_notices(
-                self._database, connection, [Notice(Kind.WAKE, digest, push) for digest, push in due.items()]
-            )
+            self._send(connection, [Notice(Kind.WAKE, digest, push) for digest, push in due.items()])
             self._sent.update(dict.fromkeys(due, self._clock()))
 
     def _seconds_to_next_wake(self) -> float:
@@ -322,6 +329,21 @@ class Housekeeping:
         except StoreError:  # as with too many connections: not known, and tested again later
             self._test_sent = None
 
+    def _send(self, connection: Connection, notices: Sequence[Notice]) -> None:
+        """Send notices. If the server refuses, for example because its queue is full, the leases go on."""
+        try:
+            send_notices(self._database, connection, notices)
+        except psycopg.Error as error:
+            if not was_answered(error, connection):
+                raise
+            if self.hears is not False:
+                _log.warning(
+                    "%s: the server refuses notices: %s; a push at another replica waits for the next poll",
+                    self._database.where,
+                    describe_error(error),
+                )
+            self.hears, self._test_sent = False, None
+
     def _check_hearing(self) -> None:
         now = self._clock()
         if self._test_sent is not None and now - self._test_sent > _ECHO_TIMEOUT:
@@ -358,7 +380,7 @@ class Housekeeping:
     def _pause(self, bell: socket.socket, seconds: float) -> None:
         deadline = self._clock() + seconds
         while not self._must_stop and (left := deadline - self._clock()) > 0:
-            select.select([bell], [], [], left)
+            wait_readable([bell.fileno()], left)
             self._read_bell(bell)
 
     def _read_bell(self, bell: socket.socket) -> None:

@@ -463,8 +463,8 @@ class PostgresSession(ClaimedSession):
         self._lease = Lease(claimed.row.id, digest, owner, ends=claimed.ends, clock=claimant.clock)
         claimed.lease = self._lease
         self._process = os.getpid()
+        finalize(self, _drop, self._lease, housekeeping).atexit = False  # first, because `add` can fail
         housekeeping.add(self._lease)
-        finalize(self, _drop, self._lease, housekeeping).atexit = False
 
     @property
     def lost(self) -> bool:
@@ -479,6 +479,8 @@ class PostgresSession(ClaimedSession):
     def subscribe(self, *, changed: Callable[[], None], wake: Callable[[Push | None], None]) -> None:
         """Set the functions that the store calls; see `LeasedSession.subscribe`."""
         self._lease.changed, self._lease.wake = changed, wake
+        if self.lost or self.wanted:  # since before this call
+            changed()
 
     def time(self) -> float:
         """Return the server's time of day, in seconds since the epoch."""
