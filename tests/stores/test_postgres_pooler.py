@@ -31,6 +31,9 @@ def pooler(request, server):
         yield pooler
 
 
+SELECTS = ("SELECT %s::int", "SELECT %s::int AS other", "SELECT %s::int::int")
+
+
 async def until_known(store):
     """Wait until the store has tested if it hears other replicas."""
     with anyio.fail_after(GUARD):
@@ -56,6 +59,22 @@ async def test_a_direct_connection_for_notices_hears_wakes_beside_a_pooler(serve
     assert store.hears_wakes is True
     await session.release()
     await store.aclose()
+
+
+async def test_statements_of_handlers_are_not_prepared_for_one_server_connection(pooler):
+    stores = [PostgresStore(pooler.conninfo, schema="pooled", transactional=True) for _ in range(2)]
+    sessions = [await store.claim(f"orders{n}", feed="feed") for n, store in enumerate(stores)]
+    for number in range(20):
+        for store, session in zip(stores, sessions, strict=True):
+            async with session.transaction([Record(str(number))]):
+                select = SELECTS[number % 3]
+                row = await anyio.to_thread.run_sync(
+                    lambda s=store, q=select: s.connection.execute(q, [7]).fetchone()
+                )
+                assert row == (7,)
+    for store, session in zip(stores, sessions, strict=True):
+        await session.release()
+        await store.aclose()
 
 
 async def test_progress_is_saved_through_a_pooler(pooler):

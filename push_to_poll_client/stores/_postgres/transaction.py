@@ -121,6 +121,7 @@ def _view(connection: Any, kind: type[Any]) -> Any:
     views = _views.setdefault(connection, {})
     if kind not in views:
         views[kind] = kind(connection.pgconn)
+        views[kind].prepare_threshold = None  # see `Database.connect`
     return views[kind]
 
 
