@@ -103,9 +103,15 @@ def replicas(started, fork_server):
     """Start replicas with a database and a server; see `Replicas`."""
     with contextlib.ExitStack() as stack:
 
-        def start(transfers, *, count, lease, takes=0.001):
+        def start(transfers, *, count, lease, takes=0.001, pooled=False):
             server, database = started(ServerProcess, page_size=100), started(Database)
-            settings = {"count": count, "lease": lease, "transfers": transfers, "takes": takes}
+            settings = {
+                "count": count,
+                "lease": lease,
+                "transfers": transfers,
+                "takes": takes,
+                "pooled": pooled,
+            }
             return Replicas(started, fork_server, stack, server, database, **settings)
 
         yield start

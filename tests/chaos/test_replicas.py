@@ -35,6 +35,19 @@ def test_no_message_is_lost_or_recorded_twice_under_random_faults(replicas, star
     figures(f"{replicas.judge()}; {described(faults.counts)}")
 
 
+@pytest.mark.long_form
+@handlers(short="", long=("effects elsewhere", "coroutine"))
+def test_no_message_is_lost_or_recorded_twice_through_a_pooler(replicas, started, chance, figures, transfers):
+    replicas = replicas(transfers, count=5, lease=LEASE, pooled=True)
+    load = started(Load, replicas.server, seed=chance.random(), rate=50)
+    replicas.until_owned()
+    faults = Faults(replicas, chance)
+    faults.run(100)
+    load.pause()
+    replicas.end()
+    figures(f"{replicas.judge()}; {described(faults.counts)}")
+
+
 @handlers(short="coroutine")
 def test_no_message_is_lost_or_recorded_twice_while_the_database_is_killed(
     replicas, started, chance, figures, transfers
@@ -54,7 +67,7 @@ def test_each_transfer_is_done_exactly_once_when_its_owner_is_killed(replicas, c
     kills = form(3, 250)
     replicas = replicas(transfers, count=3, lease=1.0, takes=0.0)
     for _ in range(kills):
-        replicas.server.publish(100)
+        replicas.server.publish(20)
         owner = replicas.until_one_handles()
         elapse(chance.uniform(0, 0.1))
         owner.process.kill()

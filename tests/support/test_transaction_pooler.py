@@ -97,6 +97,13 @@ def test_a_setting_reaches_other_clients(pooler, connect):
     assert other.execute("SHOW lock_timeout").fetchone() == ("12s",)
 
 
+def test_a_server_connection_has_the_application_name_of_its_client(pooler, connect):
+    one, other = connect(pooler, application_name="one"), connect(pooler, application_name="it's another")
+    for client, name in ((one, "one"), (other, "it's another"), (other, "it's another"), (one, "one")):
+        assert client.execute("SHOW application_name").fetchone() == (name,)
+    assert backend(one) == backend(other)
+
+
 def test_a_pipeline_works(pooler, connect):
     one, other = connect(pooler), connect(pooler)
     with one.pipeline() as pipeline:

@@ -14,15 +14,16 @@ Modelled on PgBouncer 1.25, with prepared statements as before 1.21 (`max_prepar
 - If a server connection ends, its client gets an error and is disconnected.
 - A client can connect while the server is away, if an earlier one with the same user and database could.
 - Startup parameters that it does not know are refused, such as `options`.
+- A server connection gets the `application_name` of its client. Other parameters are those of the first client.
 
-Not like PgBouncer: no password, no TLS, no time limits, requests to cancel are ignored, and `application_name` is
-that of the client for which the server connection was opened.
+Not like PgBouncer: no password, no TLS, no time limits, and requests to cancel are ignored.
 """
 
 import asyncio
 import contextlib
 import struct
 import threading
+import weakref
 
 __all__ = ["TransactionPooler"]
 
@@ -59,6 +60,7 @@ class TransactionPooler:
         self._size = size
         self._user = user
         self._pools = {}
+        self._writers = weakref.WeakSet()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
@@ -86,8 +88,13 @@ class TransactionPooler:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in list(self._writers):
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     async def _serve(self, reader, writer):
+        self._writers.add(writer)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             if parameters := await _startup(reader, writer):
                 await self._welcome(reader, writer, parameters)
@@ -99,7 +106,7 @@ class TransactionPooler:
             writer.write(_error("08P01", f"unsupported startup parameter: {unknown[0]}"))
             return
         identity = (parameters["user"], parameters.get("database", parameters["user"]))
-        pool = self._pools.setdefault(identity, _Pool(self._target, self._size))
+        pool = self._pools.setdefault(identity, _Pool(self._target, self._size, self._writers))
         if pool.welcome is None:
             try:
                 pool.give_back(await pool.take(parameters))
@@ -121,7 +128,8 @@ class _ServerAwayError(Exception):
 class _Pool:
     """The server connections of one user and database, at most `size`; the one used last comes first."""
 
-    def __init__(self, target, size):
+    def __init__(self, target, size, writers):
+        self._writers = writers
         self.welcome = None
         self._target = target
         self._free = asyncio.Semaphore(size)
@@ -131,9 +139,9 @@ class _Pool:
         await self._free.acquire()
         while self._idle:
             server = self._idle.pop()
-            if not server.ended:
+            if await server.prepare(parameters):
                 return server
-        server = _Server()
+        server = _Server(self._writers)
         try:
             self.welcome = await server.connect(self._target, parameters)
         except (OSError, asyncio.IncompleteReadError, _ServerAwayError) as error:
@@ -155,14 +163,29 @@ class _Pool:
 class _Server:
     """One connection to the server. `client` has it now, or None."""
 
-    def __init__(self):
+    def __init__(self, writers):
+        self._writers = writers
         self.client = None
         self.ended = False
         self._writer = None
+        self._application = ""
+
+    async def prepare(self, parameters):
+        """Set the application name of the next client. Return False if the connection has ended."""
+        name = parameters.get("application_name", "")
+        if not self.ended and name != self._application:
+            self.client = setting = _Setting()
+            quoted = name.replace("'", "''")
+            self.write(_message(b"Q", f"SET application_name = '{quoted}'\0".encode()))
+            await setting.done.wait()
+            self._application, self.client = name, None
+        return not self.ended
 
     async def connect(self, port, parameters):
         """Log in and return the messages with the parameters of the server."""
+        self._application = parameters.get("application_name", "")
         reader, self._writer = await asyncio.open_connection("127.0.0.1", port)
+        self._writers.add(self._writer)
         words = b"".join(word.encode() + b"\0" for pair in parameters.items() for word in pair) + b"\0"
         self._writer.write(struct.pack("!ii", len(words) + 8, 196_608) + words)
         welcome = b""
@@ -202,6 +225,20 @@ class _Server:
             self.end()
             if self.client is not None:
                 self.client.lose()
+
+
+class _Setting:
+    """The pooler itself, while it sets a parameter."""
+
+    def __init__(self):
+        self.done = asyncio.Event()
+
+    async def hear(self, kind, _):
+        if kind == b"Z":
+            self.done.set()
+
+    def lose(self):
+        self.done.set()
 
 
 class _Client:
