@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager
 
 from tests.chaos.chaos_consumer import end_with_parent, end_with_parent_process, log
 from tests.chaos.journals import Journal
+from tests.support.forms import form
 
-WORKERS = 4
+WORKERS = form(2, 4)
 
 ANSWERED_BY = "x-worker"
 """Header of an answer with the process id of the worker, and its mode."""

@@ -9,7 +9,7 @@ test_channels.py        each kind of push channel, with failing servers, network
 test_random_walk.py     all of these, in an order that the seed decides
 test_replicas.py        replicas on one database: kills, stops, their network, the database itself (G8, G10)
 test_takeover.py        a replica that is killed or hands over: how soon another one polls
-test_workers.py         FastAPI with four workers: pushes to any of them, rolling restarts (chaos_workers.py)
+test_workers.py         FastAPI with several workers: pushes to any of them, rolling restarts (chaos_workers.py)
 test_no_orphans.py      no process outlives the tests
 
 `make test` runs the tests that are not marked `long_form`: one with kills, one with money, some faults of the

@@ -22,7 +22,7 @@ def test_another_replica_polls_after_its_owner_was_killed(replicas, started, cha
     lease = form(1.0, 3.0)
     replicas, seconds = replicas(None, count=3, lease=lease), []
     load = started(Load, replicas.server, seed=chance.random(), rate=50)
-    for _ in range(form(2, 30)):
+    for _ in range(form(1, 30)):
         owner = replicas.until_one_handles()
         elapse(chance.uniform(0, lease))
         killed = time.monotonic()
@@ -38,7 +38,7 @@ LONG_LEASE = 120.0
 """Seconds. Nothing in these tests takes so long unless it waits for the end of the lease."""
 
 
-@pytest.mark.parametrize("how", ["asked", "stopped"])
+@pytest.mark.parametrize("how", ["asked", pytest.param("stopped", marks=pytest.mark.long_form)])
 def test_a_planned_hand_over_repeats_no_message_and_does_not_wait_for_the_lease(
     replicas, started, chance, figures, how
 ):

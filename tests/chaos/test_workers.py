@@ -1,4 +1,4 @@
-"""A FastAPI service with four workers: a push to any of them reaches the handler, also during a rolling restart.
+"""A FastAPI service with several workers: a push to any of them reaches the handler, also while they restart.
 
 There is no timer that polls. So a message is handled only because its push, or a later one, woke the owner.
 """
