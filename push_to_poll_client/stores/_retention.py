@@ -136,7 +136,7 @@ class Segments:
         # The last commit that saved a cursor, and all later ones, wrote to this segment or later ones.
         self.prunable_before: int = prunable_before
         self._retention = retention
-        self._capacity = retention.capacity
+        self.capacity: int = retention.capacity
         self.next_number: int = next_number  # of the next new segment, above all earlier ones
 
     def current(self, now: float) -> Segment:
@@ -145,7 +145,7 @@ class Segments:
             return Segment(self.next_number, 0, now, now, "", "")
         newest = self.live[-1]
         moved = newest.moved(self._clock_step(now))
-        if newest.size < self._capacity and now - newest.first_at <= self._retention.span:
+        if newest.size < self.capacity and now - newest.first_at <= self._retention.span:
             return moved
         begin = max(now, moved.last_at)
         return Segment(self.next_number, 0, begin, begin, "", "")
@@ -154,7 +154,7 @@ class Segments:
         """Divide new records among segments; return each segment and its number of new records."""
         segment, shares = self.current(now), []
         while number > 0:
-            part = min(number, self._capacity - segment.size)
+            part = min(number, self.capacity - segment.size)
             shares.append((segment, part))
             number -= part
             begin = max(now, segment.last_at)
@@ -189,6 +189,12 @@ class Segments:
         self.live, self.size, self.prunable_before = changes.live, changes.size, changes.prunable_before
         if changes.live:
             self.next_number = max(self.next_number, changes.live[-1].number + 1)
+
+    def grow(self, number: int, now: float) -> None:
+        """Count new records in the newest segment."""
+        newest = self.live[-1]
+        grown = newest._replace(size=newest.size + number, last_at=max(newest.last_at, now))
+        self.live, self.size = [*self.live[:-1], grown], self.size + number
 
     def forget(self) -> None:
         """Forget all segments."""

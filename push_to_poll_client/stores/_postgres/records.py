@@ -116,6 +116,7 @@ class Records:
         self.first: int = first
         self._to_sweep = sum(segment.size + 1 for segment in stored if segment.number < first)
         self._unfound = dict[str, bytes]()
+        self._size_is_saved = True  # of the newest segment
 
     def find(self, connection: Connection, digests: Sequence[bytes]) -> dict[bytes, tuple[int, int | None]]:
         """Return segment and fingerprint of each record that exists."""
@@ -158,8 +159,7 @@ class Records:
             values = {"segments": [*places.values()], **self._columns([*places], last)}
             statements.append((_REPLACE, values))
         new = added = [*last] if not places else [digest for digest in last if digest not in places]
-        kinds = {(record.state, record.fingerprint) for record in records}
-        plain = kinds == {(Settlement.PROCESSED, None)}
+        plain = all(map(_is_usual, records))
         written = []
         for segment, number in segments.allocate(len(new), now):
             taken, new = sorted(new[:number]), new[number:]
@@ -170,6 +170,9 @@ class Records:
                 statements.append((_ADD, {**place, **self._columns(taken, last)}))
             grown = segment._replace(size=segment.size + number, last_at=max(segment.last_at, now))
             written.append(grown)
+        if not written and not self._size_is_saved and segments.live:
+            values = {"consumer": self._consumer, **segments.live[-1]._asdict()}
+            statements.append((_SAVE_SEGMENT, values))
         changes = segments.plan_changes(written, prunable_before=prunable_before, now=now)
         if changes.clock_step:
             statements.append((_MOVE_TIMES, {"consumer": self._consumer, "step": changes.clock_step}))
@@ -181,6 +184,24 @@ class Records:
             statements.append((_SWEEP, {"consumer": self._consumer, "first": self.first, "most": swept}))
         settled = [digest for digest, one in last.items() if one.state is not Settlement.DEAD_LETTERED]
         return RecordPlan(statements, changes, first, swept, settled, [last[digest].key for digest in added])
+
+    def digests_of_new(self, records: Sequence[Record], now: float) -> list[bytes] | None:
+        """Return the digests if all records need only be added to the newest segment, else None."""
+        live = self.segments.live
+        if not live or self._to_sweep > 0 or self.segments.current(now) is not live[-1]:
+            return None
+        if live[-1].size + len(records) > self.segments.capacity:
+            return None
+        digests = [self._unfound.get(record.key) for record in records if _is_usual(record)]
+        found = [digest for digest in digests if digest is not None]
+        return found if len({*found}) == len(records) else None
+
+    def apply_new(self, records: Sequence[Record], now: float) -> None:
+        """Count records that were added to the newest segment. The next `plan` saves its size."""
+        self.segments.grow(len(records), now)
+        self._size_is_saved = False
+        for record in records:
+            self._unfound.pop(record.key, None)
 
     def _columns(self, digests: Sequence[bytes], records: Mapping[bytes, Record]) -> dict[str, Any]:
         given = [records[digest] for digest in digests]
@@ -196,6 +217,7 @@ class Records:
             self._to_sweep += sum(one.size + 1 for one in self.segments.live if one.number in dropped)
             self.first = plan.first
         self.segments.apply(plan.segments)
+        self._size_is_saved = True
         for key in plan.added:
             self._unfound.pop(key, None)
 
@@ -204,4 +226,9 @@ class Records:
         self._to_sweep += sum(one.size + 1 for one in self.segments.live)
         self.segments.forget()
         self.first = self.segments.next_number
+        self._size_is_saved = True
         self._unfound.clear()
+
+
+def _is_usual(record: Record) -> bool:
+    return record.state is Settlement.PROCESSED and record.fingerprint is None

@@ -15,6 +15,14 @@ from typing import Any, NamedTuple
 import psycopg
 
 from push_to_poll_client._exceptions import StoreError
+from push_to_poll_client.stores._postgres.errors import FENCE
+from push_to_poll_client.stores._postgres.notices import DIGEST_BYTES
+
+TRANSACTION = "push_to_poll.transaction"
+"""A setting that marks the transaction of a handler, and ends with it."""
+
+ENDED = "push_to_poll: the handler has ended its transaction"
+"""Part of the error that the server raises if the mark is missing."""
 
 _BUSY_TABLE = "autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000"
 """Storage parameters of tables whose rows come and go, so that they stay flat."""
@@ -105,6 +113,27 @@ MIGRATIONS: tuple[Migration, ...] = (
                 PRIMARY KEY(consumer, slot)
             ) WITH (fillfactor = 50)
             """,
+            # Adds records and compares the owner. If `in_transaction` is not NULL, it compares the mark too.
+            f"""
+            CREATE FUNCTION {{s}}.settle(
+                in_consumer bigint, in_token bigint, in_owner bytea, in_commits bigint, in_segment bigint,
+                in_digests bytea, in_transaction text
+            ) RETURNS void LANGUAGE plpgsql AS $$
+            BEGIN
+                IF in_transaction IS NOT NULL
+                    AND in_transaction IS DISTINCT FROM current_setting('{TRANSACTION}', true) THEN
+                    RAISE EXCEPTION '{ENDED}';
+                END IF;
+                INSERT INTO {{s}}.record(consumer, segment, digest)
+                SELECT in_consumer, in_segment, substr(in_digests, {DIGEST_BYTES} * i + 1, {DIGEST_BYTES})
+                FROM generate_series(0, length(in_digests) / {DIGEST_BYTES} - 1) AS i;
+                UPDATE {{s}}.consumer SET commits = commits + 1
+                WHERE id = in_consumer AND token = in_token AND owner = in_owner AND commits = in_commits;
+                IF NOT FOUND THEN
+                    RAISE EXCEPTION '{FENCE}' USING ERRCODE = 'invalid_text_representation';
+                END IF;
+            END $$
+            """,  # noqa: S608
             """
             CREATE TABLE {s}.state(
                 consumer bigint NOT NULL REFERENCES {s}.consumer(id) ON DELETE CASCADE,

@@ -323,13 +323,33 @@ class ClaimedName:
             self._write(connection, self._plan(connection, cursor, records, dead_letters, state, read_at))
 
     def commit_with_effects(
-        self, connection: Connection, records: Sequence[Record], commit: Callable[[Sequence[Statement]], None]
+        self,
+        connection: Connection,
+        records: Sequence[Record],
+        commit: Callable[[Sequence[Statement]], None],
+        settle: Callable[[str], None],
     ) -> None:
-        """Save records in the transaction of a handler, which `commit` ends after it has executed statements."""
+        """Save records in the transaction of a handler.
+
+        Args:
+            connection: Used to search for records that may exist.
+            records: Of the handler's messages.
+            commit: Executes statements, and ends the transaction.
+            settle: The same for the usual case. Gets the first arguments of the function `settle` in the schema.
+        """
         with self._own_turn():
-            plan = self._plan(connection, None, records)
-            commit(plan.statements)
-            plan.apply(None)
+            now = self.time()
+            digests = self.records.digests_of_new(records, now)
+            letters = self._dead_letter_index.digests
+            if digests is None or letters is None or not letters.isdisjoint(digests):
+                plan = self._plan(connection, None, records)
+                commit(plan.statements)
+                plan.apply(None)
+                return
+            numbers = f"{self.row.id}, {self.token}, E'\\\\x{self.row.owner.hex()}', {self._commits}"
+            settle(f"{numbers}, {self.segments.live[-1].number}, E'\\\\x{b''.join(digests).hex()}'")
+            self._commits += 1
+            self.records.apply_new(records, now)
 
     @contextmanager
     def _own_turn(self) -> Iterator[None]:
