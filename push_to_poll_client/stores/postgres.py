@@ -250,7 +250,8 @@ class PostgresStore:
         """Ask the owner of a name to retry or drop dead letters, from any process.
 
         The dead letters are marked, and the owner is woken. It retries each of them once, or drops it, before its
-        next poll. Without an owner, the next one does it.
+        next poll. Without an owner, the next one does it. If the owner is just retrying a dead letter, and fails
+        again, a request for it counts for that retry: ask again.
 
         Args:
             name: The consumer's name.

@@ -5,19 +5,24 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from functools import partial
+from queue import SimpleQueue
 
 import anyio
 import psycopg
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from push_to_poll_client import DeadLetter, Record, Settlement, SQLiteStore
+from push_to_poll_client import DeadLetter, Push, Record, Settlement, SQLiteStore
 from push_to_poll_client.cli import _stores
 from push_to_poll_client.cli._output import Exit
+from push_to_poll_client.stores._postgres import schema
+from push_to_poll_client.stores._sqlite.schema import MIGRATIONS as SQLITE_MIGRATIONS
 from push_to_poll_client.stores.postgres import PostgresStore
 from push_to_poll_client.testing import serve_in_thread
 from tests.support.command_line import on, stderr_lines, tail, typed
@@ -86,7 +91,7 @@ class Kind:
         with start_blocking_portal() as portal:
             store = self.make(**options)
             session = portal.call(partial(store.claim, "orders", feed="https://shop.example/orders"))
-            yield session
+            yield session, store
             portal.call(session.release)
             portal.call(close, store)
 
@@ -246,6 +251,44 @@ def test_migrate_creates_the_tables_once(store, capsys):
         assert re.fullmatch(rf".*: {done} \d+", line)
 
 
+def test_migrate_updates_the_tables_of_an_older_version(database, capsys, monkeypatch):
+    database.fill()
+    step = schema.Migration(("CREATE TABLE {s}.later(id int)",), oldest_writer=1)
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, step))
+    before = len(schema.MIGRATIONS) - 1
+    assert database.run("status") == Exit.STATE
+    assert f"has tables of version {before}, and needs {before + 1}; run push-to-poll migrate" in sentence(capsys)
+    assert database.run("migrate") == Exit.DONE
+    assert out_of(capsys)[0].endswith(f": migrated the tables from version {before} to {before + 1}")
+    assert database.run("status") == Exit.DONE
+
+
+def test_migrate_updates_the_file_of_an_older_version(tmp_path, capsys):
+    path = tmp_path / "orders.db"
+    with sqlite3.connect(path) as older:
+        older.execute("CREATE TABLE push_to_poll_schema AS SELECT 1 AS version")
+        for statement in SQLITE_MIGRATIONS[0]:
+            older.execute(statement)
+    older.close()
+    assert typed("migrate", "--store", str(path)) == Exit.DONE
+    assert out_of(capsys) == [f"{path}: migrated the tables from version 1 to {len(SQLITE_MIGRATIONS)}"]
+
+
+def test_migrate_changes_neither_a_file_in_use_nor_another_database(file, tmp_path, capsys):
+    file.fill()
+    with file.owned():
+        assert file.run("migrate") == Exit.STATE
+        assert f"is in use by process {os.getpid()}; stop it first" in sentence(capsys)
+    foreign = tmp_path / "shop.db"
+    with sqlite3.connect(foreign) as shop:
+        shop.execute("CREATE TABLE orders(id)")
+    shop.close()
+    before = foreign.read_bytes()
+    assert typed("migrate", "--store", str(foreign)) == Exit.STATE
+    assert "is a database of another application" in sentence(capsys)
+    assert foreign.read_bytes() == before
+
+
 # A name that has an owner
 
 
@@ -279,7 +322,7 @@ def test_owners_shows_the_owner_of_each_name(database, capsys):
 
 def test_owners_shows_no_owner_after_the_end_of_a_lease(database, capsys):
     database.fill()
-    with database.owned() as session:
+    with database.owned() as (session, _):
         database.change_tables("UPDATE {s}lease SET until = clock_timestamp()")
         assert database.run("owners") == Exit.DONE
         assert [line.split()[-1] for line in out_of(capsys)] == ["owner", "none", "none"]
@@ -296,20 +339,15 @@ def test_owners_shows_the_process_that_uses_a_file(file, capsys):
 
 def test_release_asks_the_owner_to_hand_over(database, capsys):
     database.fill()
-    with database.owned() as session:
-        wanted = anyio.Event()
-        with start_blocking_portal() as portal:
-            heard = portal.call(anyio.Event)
-            session.subscribe(changed=lambda: portal.start_task_soon(heard.set), wake=lambda push: None)
-            assert database.run("release", "orders") == Exit.DONE
-            assert out_of(capsys) == [
-                f"{OWNER} is asked to hand over 'orders'; push-to-poll owners shows the result"
-            ]
-            portal.call(heard.wait)
+    with database.owned() as (session, _):
+        wanted = threading.Event()
+        session.subscribe(changed=wanted.set, wake=lambda push: None)
+        assert database.run("release", "orders") == Exit.DONE
+        assert out_of(capsys) == [f"{OWNER} is asked to hand over 'orders'; push-to-poll owners shows the result"]
+        assert wanted.wait(GUARD)
         assert session.wanted
         assert database.run("owners") == Exit.DONE
         assert "asked" in out_of(capsys)[1]
-        assert not wanted.is_set()
 
 
 def test_release_of_a_name_without_an_owner_is_an_error(store, capsys):
@@ -330,13 +368,16 @@ def test_release_of_a_file_names_the_process_to_stop(file, capsys):
 @pytest.mark.parametrize(("action", "does"), [("retry", "retries"), ("drop", "drops")])
 def test_dead_letters_in_a_database_are_marked_for_the_owner_who_is_woken(database, capsys, action, does):
     database.fill()
-    with database.owned() as session, start_blocking_portal() as portal:
-        heard = portal.call(anyio.Event)
-        session.subscribe(changed=lambda: None, wake=lambda push: portal.start_task_soon(heard.set))
+    with database.owned() as (session, store):
+        wakes = SimpleQueue()
+        session.subscribe(changed=lambda: None, wake=wakes.put)
+        store.forward("orders", Push("the store hears wakes"))
+        while wakes.get(timeout=GUARD) is None:
+            pass
         keys = ["12:https://shop42", r"odd \u001b"]
         assert database.run("dead-letters", "--name", "orders", action, *keys) == Exit.DONE
         assert out_of(capsys) == [f"2 dead letters are marked; the owner of the name {does} them at its next poll"]
-        portal.call(heard.wait)
+        assert wakes.get(timeout=GUARD) is None
         assert database.run("dead-letters", "--name", "orders", "list") == Exit.DONE
         assert [line[31:37].strip() for line in out_of(capsys)] == ["marked", action, "retry", action]
         assert database.run("dead-letters", "--name", "stock", "list") == Exit.DONE

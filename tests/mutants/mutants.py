@@ -5,6 +5,7 @@ loop, or of a well-meant change.
 """
 
 from tests.mutants.mutant import SCHEDULE, of, specification
+from tests.mutants.mutants_of_commands import COMMANDS
 from tests.mutants.mutants_of_push import PUSH
 
 MUTANTS = [
@@ -1148,6 +1149,7 @@ MUTANTS = [
         "            while not call.done.pages:\n",
     ),
     *PUSH,
+    *COMMANDS,
     of(
         "G13",
         "does not name a message that waits since before a restart",
