@@ -12,7 +12,7 @@ COMMANDS = [
         "G9",
         "looks for marked dead letters at the start only",
         "_poller.py",
-        "if not self._is_prepared or is_leased(self.session):",
+        "if not self._is_prepared or self._is_shared:",
         "if not self._is_prepared:",
         DEAD_LETTERS,
     ),
