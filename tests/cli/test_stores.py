@@ -305,6 +305,13 @@ def test_a_command_that_changes_a_name_names_its_owner(store, capsys, command):
     assert f"{owner}; stop it first" in error
 
 
+def test_rebind_does_not_replace_a_name_that_has_an_owner(database, capsys):
+    database.fill()
+    with database.owned():
+        assert database.run("rebind", "--name", "stock", "--new-name", "orders", "--replace") == Exit.STATE
+        assert "the name 'orders' has an owner; release it, or use another name" in sentence(capsys)
+
+
 def test_owners_shows_the_owner_of_each_name(database, capsys):
     database.fill()
     with database.owned(instance="web\x1b"):
