@@ -19,13 +19,14 @@ from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_count, check_number
 from push_to_poll_client.stores._names import Rebind
 from push_to_poll_client.stores._postgres import schema as tables
+from push_to_poll_client.stores._postgres.claims import Claimant, rebind
 from push_to_poll_client.stores._postgres.connection import Connection, Database, check_conninfo
 from push_to_poll_client.stores._postgres.housekeeping import Housekeeping
 from push_to_poll_client.stores._postgres.lease import lease_clock, next_try
 from push_to_poll_client.stores._postgres.notices import digest_of
 from push_to_poll_client.stores._postgres.records import PostgresRetention
 from push_to_poll_client.stores._postgres.requests import request_dead_letters, request_hand_over
-from push_to_poll_client.stores._postgres.session import Claimant, PostgresSession, rebind
+from push_to_poll_client.stores._postgres.session import PostgresSession
 from push_to_poll_client.stores._postgres.transaction import (
     Connections,
     TransactionalPostgresSession,

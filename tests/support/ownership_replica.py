@@ -3,7 +3,7 @@
 The states are those of the ownership table; the times of a lease are computed by the package.
 """
 
-from tests.support.lease_times import lease_end, next_try
+from push_to_poll_client.stores._postgres.lease import lease_end, next_try
 from tests.support.ownership_database import fits
 from tests.support.ownership_world import (
     CLAIMING,

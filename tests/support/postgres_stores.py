@@ -15,7 +15,7 @@ from anyio import to_thread
 from push_to_poll_client import CommitInDoubt, OwnershipLost
 from push_to_poll_client.stores._postgres.errors import commit_error
 from push_to_poll_client.stores._postgres.notices import Kind, Notice, digest_of
-from push_to_poll_client.stores._postgres.session import ClaimedName
+from push_to_poll_client.stores._postgres.progress import ClaimedName
 from push_to_poll_client.stores._postgres.transaction import Transaction
 from push_to_poll_client.stores.postgres import PostgresStore
 from tests.support.forms import GUARD

@@ -46,6 +46,9 @@ T = TypeVar("T")
 
 Row = tuple[Any, ...]
 
+Statement = tuple[str, Mapping[str, Any]]
+"""A statement, with `{s}` for the schema, and its values."""
+
 _SETTINGS = {
     "fallback_application_name": "push-to-poll-client",
     "connect_timeout": "5",

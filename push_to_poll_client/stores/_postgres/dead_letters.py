@@ -1,10 +1,10 @@
 """Dead letters of one consumer name in the database."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from push_to_poll_client._types import DeadLetter
-from push_to_poll_client.stores._postgres.connection import Connection, Database
+from push_to_poll_client.stores._postgres.connection import Connection, Database, Statement
 from push_to_poll_client.stores._postgres.notices import digest_of
 from push_to_poll_client.stores._retention import MAX_DEAD_LETTER_BYTES, MAX_DEAD_LETTERS
 
@@ -57,9 +57,6 @@ def encode_text(text: str) -> bytes:
 def decode_text(stored: bytes) -> str:
     """Decode a stored string."""
     return bytes(stored).decode("utf-8", "surrogatepass")
-
-
-Statement = tuple[str, Mapping[str, Any]]
 
 
 class DeadLetterIndex(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from push_to_poll_client._types import Record, Settlement
-from push_to_poll_client.stores._postgres.connection import Connection, Database, execute
+from push_to_poll_client.stores._postgres.connection import Connection, Database, Statement, execute
 from push_to_poll_client.stores._postgres.notices import DIGEST_BYTES, digest_of
 from push_to_poll_client.stores._retention import Retention, Segment, SegmentChanges, Segments
 
@@ -69,8 +69,6 @@ _SWEPT_AT_LEAST = 1_000
 
 _MAX_UNFOUND = 100_000
 """Digests kept in memory that a search did not find, and that are not committed yet: a few pages."""
-
-Statement = tuple[str, Mapping[str, Any]]
 
 
 class PostgresRetention(Retention, frozen=True):

@@ -31,12 +31,13 @@ from push_to_poll_client._exceptions import CommitInDoubt, StoreError, StoreUnav
 from push_to_poll_client._protocols import TransactionConflict
 from push_to_poll_client._types import Record
 from push_to_poll_client._validation import describe
-from push_to_poll_client.stores._postgres.connection import Connection, Database, execute
+from push_to_poll_client.stores._postgres.claims import Claimant
+from push_to_poll_client.stores._postgres.connection import Connection, Database, Statement, execute
 from push_to_poll_client.stores._postgres.errors import commit_error, store_error, was_answered
 from push_to_poll_client.stores._postgres.housekeeping import Housekeeping
-from push_to_poll_client.stores._postgres.records import Statement
+from push_to_poll_client.stores._postgres.progress import ClaimedName
 from push_to_poll_client.stores._postgres.schema import ENDED, TRANSACTION
-from push_to_poll_client.stores._postgres.session import Claimant, ClaimedName, PostgresSession
+from push_to_poll_client.stores._postgres.session import PostgresSession
 
 Connections: TypeAlias = Callable[[], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
 
