@@ -75,7 +75,7 @@ def _row(name: str, token: str, lease: str, hand_over: str, owner: str) -> str:
 def release(options: argparse.Namespace) -> None:
     """Ask the owner of a name to hand over."""
     store = require_store(options)
-    progress = find_consumer(options, store)
+    progress = find_consumer(options, store, argument="NAME")
     owner = store.request_hand_over(progress)
     done = f"{escape_unprintable(owner)} is asked to hand over {quoted(progress.name)}"
     print_lines([f"{done}; push-to-poll owners shows the result"])

@@ -110,8 +110,10 @@ def _database_store(url: str, by: str, typed_schema: str | None) -> "DatabaseSto
         raise UsageError(f"{by}: {error}") from error
 
 
-def find_consumer(options: argparse.Namespace, store: "CommandStore") -> ConsumerProgress:
-    """Return the consumer given by --name, or the only consumer of the store."""
+def find_consumer(
+    options: argparse.Namespace, store: "CommandStore", *, argument: str = "--name"
+) -> ConsumerProgress:
+    """Return the consumer given by --name (or another argument), or the only consumer of the store."""
     known = store.reader.snapshot().progress
     if not known:
         raise StoreError(f"{store.where} contains no consumer yet; run a consumer with this store first")
@@ -122,7 +124,7 @@ def find_consumer(options: argparse.Namespace, store: "CommandStore") -> Consume
         why = "is missing" if options.name is None else "is not a consumer of the store"
         names = ", ".join(quoted(one.name) for one in known[:_MAX_NAMES])
         more = len(known) - _MAX_NAMES
-        raise UsageError(f"--name {why}; choose one of {names}" + (f" and {more} more" if more > 0 else ""))
+        raise UsageError(f"{argument} {why}; choose one of {names}" + (f" and {more} more" if more > 0 else ""))
     return found[0]
 
 

@@ -363,6 +363,12 @@ def test_release_of_a_name_without_an_owner_is_an_error(store, capsys):
     assert sentence(capsys).endswith("; nothing has to be released")
 
 
+def test_release_of_an_unknown_name_shows_the_names(store, capsys):
+    store.fill()
+    assert store.run("release", PASSWORD) == Exit.USAGE
+    assert sentence(capsys) == "NAME is not a consumer of the store; choose one of 'orders', 'stock'"
+
+
 def test_release_of_a_file_names_the_process_to_stop(file, capsys):
     file.fill()
     with file.owned():
