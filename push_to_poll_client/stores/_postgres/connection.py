@@ -217,11 +217,11 @@ class Database:
             yield connection
             connection.execute("COMMIT")
 
-    def begin(self, connection: psycopg.Connection[Any]) -> None:
+    def begin(self, connection: psycopg.Connection[Any], mode: str = "READ COMMITTED") -> None:
         """Begin a transaction with limits. In a pipeline this sends nothing yet."""
         # Not READ WRITE: a standby refuses that with 0A000, which would look like an error that stays. And a
         # provider makes a server with a full disk read-only by default_transaction_read_only.
-        connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+        connection.execute(f"BEGIN ISOLATION LEVEL {mode}".encode())
         connection.execute(_LIMITS, self.limits)
 
     @property

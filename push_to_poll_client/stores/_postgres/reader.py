@@ -140,7 +140,7 @@ class PostgresReader:
     def _reading(self) -> Iterator[Connection]:
         """Use a connection in a transaction that only reads, and check the version of the tables."""
         with self._database.connection() as connection, _stored_values(self.where):
-            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            self._database.begin(connection, "REPEATABLE READ READ ONLY")
             prepare(connection, self._database.schema, self.where, migrate=False)
             yield connection
             connection.execute("COMMIT")
