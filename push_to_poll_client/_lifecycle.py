@@ -251,6 +251,8 @@ class OpenSession:
             if self.parts is None:
                 self.wakes.close()
                 await self._release_ended()
+                if hasattr(self.store, "forwarded"):  # the process may end after this
+                    await self._close(self.store.forwarded)
                 await self._close_feed()
 
     # Opening

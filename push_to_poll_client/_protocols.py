@@ -384,6 +384,8 @@ class Store(Protocol):
     - `forward(name, push)`: send a wake to the replica that owns the name. Callable from any thread; never blocks
       and never raises. The store sends it when it can, and may merge wakes of the same name. Without it, a wake
       reaches only this consumer.
+    - `async forwarded()`: return when the wakes given to `forward` are sent, or after a short time. Called at the
+      end of `run()`, after which the process may end.
     - `async rebind(name, *, feed: str | None, new_name: str | None)`: bind a name to another feed, or rename it;
       see `SQLiteStore.rebind`. Called for a feed with `former_identity`. Raises `ValueError` if `name` does not
       exist, or `new_name` already does.

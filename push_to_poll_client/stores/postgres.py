@@ -43,6 +43,9 @@ __all__ = ["PostgresStore"]
 
 _SHORTEST_LEASE = 1.0
 
+_FORWARD_TIMEOUT = 1.0
+"""Seconds for which a consumer that stops waits until its wakes are sent. They are lost if the server is away."""
+
 
 class PostgresStore:
     """Keeps the progress of consumers in PostgreSQL, shared by any number of replicas.
@@ -212,7 +215,7 @@ class PostgresStore:
             raise
 
     async def freed(self, name: str) -> None:
-        """Return when a name may be free: after a release, or after the end of its lease.
+        """Return when a name may be free: after a release, or after the end of its lease. Also for a new owner.
 
         Raises:
             StoreError: The server cannot be reached, or refuses.
@@ -220,10 +223,13 @@ class PostgresStore:
         self._check_process()
         loop, event = EventLoop(), anyio.Event()
         with self._housekeeping.waiting(digest_of(name), partial(loop.call, event.set)):
-            requested = self._now()
-            left = await self._database.run(partial(self._claimant.seconds_left, name))
-            if left is not None:
-                until = next_try(requested, left, self._lease, random.random())  # noqa: S311  # not for secrets
+            known_owner = None
+            while not event.is_set():
+                requested = self._now()
+                found = await self._database.run(partial(self._claimant.busy_for, name))
+                if found is None or found[0] != (known_owner := known_owner or found[0]) or found[1] <= 0:
+                    return
+                until = next_try(requested, found[1], self._lease, random.random())  # noqa: S311  # not for secrets
                 with anyio.move_on_after(max(0.0, until - self._now())):
                     await event.wait()
 
@@ -231,6 +237,12 @@ class PostgresStore:
         """Send a wake to the replica that owns a name. From any thread; never raises."""
         self._check_process()
         self._housekeeping.forward(digest_of(name), push)
+
+    async def forwarded(self) -> None:
+        """Return when the wakes given to `forward` are sent, or after a second."""
+        self._check_process()
+        if self._housekeeping.has_wakes:
+            await self._database.run(partial(self._housekeeping.wait_until_sent, _FORWARD_TIMEOUT))
 
     async def rebind(
         self, name: str, *, feed: str | None = None, new_name: str | None = None, replace: bool = False

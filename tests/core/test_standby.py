@@ -95,6 +95,24 @@ async def test_g1_a_push_that_reaches_a_standby_wakes_the_owner_with_its_hint(sh
     assert standby.status().counters.forwarded == 2
 
 
+async def test_g1_forwarded_wakes_are_sent_before_run_returns(shared, running):
+    _, standby = await owner_and_standby(FakeFeed(), shared, running)
+    sent = []
+
+    async def forwarded():
+        await anyio.sleep(0.5)
+        sent.append(len(shared.wakes))
+
+    standby.store.forwarded = forwarded
+    third = Replica(FakeFeed(), standby.store)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(third.run)
+        await stands_by(third)
+        third.wake()
+        third.stop()
+    assert sent == [1]
+
+
 async def test_g1_a_wake_that_comes_after_the_lease_has_ended_is_forwarded(shared, running):
     """Nothing has told the replica that another one owns the name, so it took the wake for its own."""
     feed = FakeFeed()

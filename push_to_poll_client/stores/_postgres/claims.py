@@ -115,11 +115,16 @@ class Claimant(NamedTuple):
                 return self._read(connection, values, claimed.feed, requested)
         raise ownership_lost(self.database.where, claimed.name, "has been claimed by another owner")
 
-    def seconds_left(self, name: str) -> float | None:
-        """Return the seconds until the lease of a name ends; None if the name is free."""
+    def busy_for(self, name: str) -> tuple[bytes, float] | None:
+        """Return who owns a name, and the seconds until this replica may claim it; None if it is free."""
         with self.database.connection() as connection:
-            row = connection.execute(self.database.sql(_LOOK), {"digest": digest_of(name)}).fetchone()
-        return row[4] if row is not None and row[3] else None
+            look = connection.execute(self.database.sql(_LOOK), {"digest": digest_of(name)}, binary=True)
+            row = look.fetchone()
+        if row is None or not row[3]:
+            return None
+        instance, seconds_left = row[2], row[4]
+        is_mine = self.takes_back and instance == encode_text(self.instance)
+        return instance, seconds_left - self.lease / 2 if is_mine else seconds_left
 
     def _read(self, connection: Connection, values: Any, feed: str, requested: float) -> ClaimedName:
         row = connection.execute(self.database.sql(_CLAIM), values, binary=True).fetchone()

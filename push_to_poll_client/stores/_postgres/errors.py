@@ -116,7 +116,7 @@ def describe_error(error: psycopg.Error) -> str:
     # `DETAIL` and `CONTEXT` may quote stored data.
     text = error.diag.message_primary or str(error) or type(error).__name__
     code = f" ({error.sqlstate})" if error.sqlstate else ""
-    return f"{one_line(text)}{code}"
+    return f"{one_line(' '.join(text.split()))}{code}"  # libpq writes several lines
 
 
 def _passes(error: psycopg.Error) -> bool:

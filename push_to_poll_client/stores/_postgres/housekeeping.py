@@ -100,6 +100,8 @@ class Housekeeping:
         self._leases: set[Lease] = set()
         self._waiting: dict[object, tuple[bytes, Callable[[], object]]] = {}
         self._outgoing: dict[bytes, Push | None] = {}
+        self._sending: dict[bytes, Push | None] = {}
+        self._all_sent = threading.Condition(self._lock)
         self._sent: dict[bytes, float] = {}  # time of the last wake of each name, for the last interval
         self._used_at = clock()
         self._must_stop = False
@@ -138,13 +140,26 @@ class Housekeeping:
     def forward(self, digest: bytes, push: Push | None) -> None:
         """Send a wake to the owner of a name, soon. Never blocks for long, and never raises."""
         with self._lock:
-            if digest in self._outgoing:
-                push = merge_pushes(self._outgoing[digest], push)
-            elif len(self._outgoing) >= _MAX_WAKES:
-                return
-            self._outgoing[digest] = push
+            self._put(digest, push)
         with suppress(RuntimeError):  # the thread cannot be started
             self.poke()
+
+    def _put(self, digest: bytes, push: Push | None) -> None:
+        if digest in self._outgoing:
+            self._outgoing[digest] = merge_pushes(self._outgoing[digest], push)
+        elif len(self._outgoing) < _MAX_WAKES:
+            self._outgoing[digest] = push
+
+    @property
+    def has_wakes(self) -> bool:
+        """True if wakes wait to be sent."""
+        with self._lock:
+            return bool(self._outgoing or self._sending)
+
+    def wait_until_sent(self, timeout: float) -> None:
+        """Wait until all wakes are sent, for at most this number of seconds."""
+        with self._lock:
+            self._all_sent.wait_for(lambda: not (self._outgoing or self._sending), timeout)
 
     def poke(self) -> None:
         """Let the thread look for something to do, and start it if it does not run."""
@@ -289,9 +304,19 @@ class Housekeeping:
             due = {digest: push for digest, push in self._outgoing.items() if digest not in self._sent}
             for digest in due:
                 del self._outgoing[digest]
+            self._sending = due
         if due:
-            self._send(connection, [Notice(Kind.WAKE, digest, push) for digest, push in due.items()])
-            self._sent.update(dict.fromkeys(due, self._clock()))
+            notices = [Notice(Kind.WAKE, digest, push) for digest, push in due.items()]
+            try:
+                self._send(connection, notices)
+                self._sent.update(dict.fromkeys(due, self._clock()))
+                due = {}
+            finally:
+                with self._lock:
+                    for digest, push in due.items():  # not sent, or not answered: a wake may come twice
+                        self._put(digest, push)
+                    self._sending = {}
+                    self._all_sent.notify_all()
 
     def _seconds_to_next_wake(self) -> float:
         with self._lock:
