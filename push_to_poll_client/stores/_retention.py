@@ -84,7 +84,7 @@ class Retention(msgspec.Struct, frozen=True):
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 """Number far above any real one, whose sums are still integers in SQLite. Checked when a file is read."""
 
-_Time = Annotated[float, msgspec.Meta(ge=-(1 << 62), lt=1 << 62)]
+Time = Annotated[float, msgspec.Meta(ge=-(1 << 62), lt=1 << 62)]
 
 
 class Segment(NamedTuple):
@@ -92,8 +92,8 @@ class Segment(NamedTuple):
 
     number: Count  # counts up; unique for a name
     size: Count  # number of records
-    first_at: _Time  # time of the first record, in seconds since the epoch by the current clock
-    last_at: _Time  # time of the last record; never before the last record of an earlier segment
+    first_at: Time  # time of the first record, in seconds since the epoch by the current clock
+    last_at: Time  # time of the last record; never before the last record of an earlier segment
     low: str  # lowest key, by code points
     high: str  # highest key
 

@@ -8,16 +8,19 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import anyio
 import psycopg
 import pytest
 from anyio import to_thread
+from psycopg import pq
 
 from push_to_poll_client import CommitInDoubt, OwnershipLost, Push, StoreBusy, StoreError, StoreUnavailable
 from push_to_poll_client._types import DeadLetter, Record
 from push_to_poll_client.stores._postgres.connection import Connection
+from push_to_poll_client.stores._postgres.errors import commit_error
 from push_to_poll_client.stores.postgres import PostgresStore
 from tests.support.forms import GUARD, form
 from tests.support.postgres_server import PostgresServer, shared_server
@@ -216,6 +219,24 @@ async def test_an_error_that_ends_the_connection_behind_a_commit_leaves_it_in_do
     await session.release()
 
 
+@ON_ASYNCIO
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        ("ACTIVE", CommitInDoubt),
+        ("UNKNOWN", CommitInDoubt),
+        ("INERROR", StoreUnavailable),
+        ("IDLE", StoreUnavailable),
+    ],
+)
+async def test_a_commit_was_refused_only_if_the_answer_of_the_server_is_complete(status, kind):
+    """Otherwise the end of the connection may be behind the error, and COMMIT before it."""
+    pgconn = SimpleNamespace(status=pq.ConnStatus.OK, transaction_status=pq.TransactionStatus[status])
+    error = commit_error("there", psycopg.errors.AdminShutdown("ends"), SimpleNamespace(pgconn=pgconn))
+    assert type(error) is kind
+
+
+@ON_ASYNCIO
 async def test_a_terminated_connection_is_replaced(stores, anyio_backend):
     store = PostgresStore(stores.server.conninfo, schema=stores.schema)
     session = await store.claim("a", feed="f")

@@ -22,6 +22,7 @@ from push_to_poll_client.stores._names import (
 )
 from push_to_poll_client.stores._postgres.connection import Connection, Database
 from push_to_poll_client.stores._postgres.dead_letters import decode_text, encode_text
+from push_to_poll_client.stores._postgres.errors import read_value
 from push_to_poll_client.stores._postgres.lease import lease_end
 from push_to_poll_client.stores._postgres.notices import digest_of
 from push_to_poll_client.stores._postgres.progress import ClaimedName, ConsumerRow
@@ -133,7 +134,7 @@ class Claimant(NamedTuple):
         claimed = ClaimedName(
             self.database,
             connection,
-            ConsumerRow(*row),
+            read_value("the name", row, ConsumerRow),
             retention=self.retention,
             ends=lease_end(requested, self.lease),
             clock=self.clock,
@@ -143,7 +144,7 @@ class Claimant(NamedTuple):
         if claimed.token == 1:
             most = {**values, "most": MAX_OTHERS_SHOWN + 1}
             others = connection.execute(self.database.sql(_OTHERS), most, binary=True).fetchall()
-            shown = [(decode_text(name), same_feed) for name, same_feed in others]
+            shown = [(name.decode("utf-8", "replace"), same_feed) for name, same_feed in others]
             log_new_name(_logger, self.database.where, claimed.name, feed, shown)
         return claimed
 
@@ -151,14 +152,15 @@ class Claimant(NamedTuple):
         with self.database.connection() as connection:
             look = connection.execute(self.database.sql(_LOOK), {"digest": digest_of(name)}, binary=True)
             row = look.fetchone()
-        if row is None:
-            return
-        _, bound_to, instance, is_owned, seconds_left = row
-        if decode_text(bound_to) != feed:
-            raise bound_elsewhere(self.database.where, name, bound_to=decode_text(bound_to), feed=feed)
-        is_mine = self.takes_back and instance == encode_text(self.instance) and seconds_left <= self.lease / 2
-        if is_owned and not is_mine:
-            raise self._busy(name, decode_text(instance), seconds_left)
+            if row is None:
+                return
+            _, bound_to, instance, is_owned, seconds_left = row
+            bound_to = decode_text(bound_to)
+            if bound_to != feed:
+                raise bound_elsewhere(self.database.where, name, bound_to=bound_to, feed=feed)
+            is_mine = self.takes_back and instance == encode_text(self.instance) and seconds_left <= self.lease / 2
+            if is_owned and not is_mine:
+                raise self._busy(name, decode_text(instance), seconds_left)
 
     def _busy(self, name: str, owner: str | None, seconds_left: float | None) -> StoreBusy:
         who = "an owner" if owner is None else f"the owner {quoted(owner)}"
@@ -170,10 +172,9 @@ class Claimant(NamedTuple):
         )
 
 
-_SELECT_TO_REBIND = """
-    SELECT id, feed, coalesce(until > clock_timestamp(), false) FROM {s}.consumer
-    LEFT JOIN {s}.lease ON consumer = id WHERE digest = %(digest)s FOR UPDATE OF consumer
-"""
+_SELECT_TO_REBIND = "SELECT id, feed FROM {s}.consumer WHERE digest = %(digest)s FOR UPDATE"
+# In a statement behind the lock of the consumer: a claim may have been committed while that waited.
+_IS_OWNED = "SELECT FROM {s}.lease WHERE consumer = %(id)s AND until > clock_timestamp()"
 _DELETE_RECORDS = "DELETE FROM {s}.record WHERE consumer = %(id)s"
 _DELETE_NAME = "DELETE FROM {s}.consumer WHERE id = %(id)s"
 _REBIND = """
@@ -190,8 +191,8 @@ def rebind(database: Database, asked: Rebind) -> None:
         row = connection.execute(sql(_SELECT_TO_REBIND), {"digest": digest_of(name)}, binary=True).fetchone()
         if row is None:
             return None
-        id_, feed, is_owned = row
-        if is_owned:
+        id_, feed = row
+        if connection.execute(sql(_IS_OWNED), {"id": id_}).fetchone() is not None:
             raise name_in_use(database.where, name)
         return id_, decode_text(feed)
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from push_to_poll_client._types import DeadLetter
 from push_to_poll_client.stores._postgres.connection import Connection, Database, Statement
+from push_to_poll_client.stores._postgres.errors import Damaged
 from push_to_poll_client.stores._postgres.notices import digest_of
 from push_to_poll_client.stores._retention import MAX_DEAD_LETTER_BYTES, MAX_DEAD_LETTERS
 
@@ -56,7 +57,10 @@ def encode_text(text: str) -> bytes:
 
 def decode_text(stored: bytes) -> str:
     """Decode a stored string."""
-    return bytes(stored).decode("utf-8", "surrogatepass")
+    try:
+        return bytes(stored).decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise Damaged("a string") from error
 
 
 class DeadLetterIndex(NamedTuple):

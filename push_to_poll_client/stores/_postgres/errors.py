@@ -6,13 +6,16 @@ the connection is such a failure too: a server that shuts down sends it behind a
 sends it when it has lost the server.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import psycopg
 from psycopg import pq
 
 from push_to_poll_client._exceptions import CommitInDoubt, OwnershipLost, StoreError, StoreUnavailable
 from push_to_poll_client._validation import one_line
+
+T = TypeVar("T")
 
 _PASSING = ("08", "25006", "25P03", "25P04", "40", "53", "55", "57", "58", "XX")
 """SQLSTATEs or their classes that a retry can cure (PostgreSQL, appendix A).
@@ -47,6 +50,21 @@ READ_ONLY = "25006"
 _NOT_PERMITTED = "42501"
 
 _NOT_UNIQUE = "23505"
+
+
+class Damaged(psycopg.DataError, ValueError):
+    """A stored value that this library does not write."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the tables contain {what} that this library does not write; restore a backup")
+
+
+def read_value(what: str, value: Any, kind: type[T]) -> T:
+    """Return a stored value as an instance of this type, or raise `Damaged`."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise Damaged(f"a value of {what}") from error
 
 
 class TimedOut(psycopg.OperationalError):
@@ -87,10 +105,10 @@ def commit_error(
 
 def was_answered(error: psycopg.Error, connection: "psycopg.BaseConnection[Any]") -> bool:
     """Return True if the server reported the error and kept the connection: then it has rolled back."""
-    # libpq notices the end of the connection only when it reads again, so its status alone does not tell.
+    # libpq notices the end of the connection only when it reads again, so its status alone does not tell. The
+    # status of the transaction comes with the end of an answer, which an error that ends the connection lacks.
     return (
         error.sqlstate is not None
-        and (error.diag.severity_nonlocalized or error.diag.severity) == "ERROR"
         and connection.pgconn.status == pq.ConnStatus.OK
         and connection.pgconn.transaction_status in {pq.TransactionStatus.INERROR, pq.TransactionStatus.IDLE}
     )

@@ -26,13 +26,13 @@ from push_to_poll_client._types import Cursor, DeadLetter, Record, SavedCursor
 from push_to_poll_client.stores._names import ownership_lost
 from push_to_poll_client.stores._postgres.connection import Connection, Database, Statement
 from push_to_poll_client.stores._postgres.dead_letters import DeadLetters, decode_text, encode_text
-from push_to_poll_client.stores._postgres.errors import FENCE, commit_error
+from push_to_poll_client.stores._postgres.errors import FENCE, commit_error, describe_error, read_value
 from push_to_poll_client.stores._postgres.lease import Lease
 from push_to_poll_client.stores._postgres.notices import digest_of
 from push_to_poll_client.stores._postgres.records import Records
-from push_to_poll_client.stores._retention import MAX_HISTORY, CursorState, Retention, Segments
+from push_to_poll_client.stores._retention import MAX_HISTORY, Count, CursorState, Retention, Segments, Time
 
-_HISTORY = "SELECT cursor, at FROM {s}.history WHERE consumer = %(consumer)s ORDER BY number"
+_HISTORY = "SELECT cursor, at FROM {s}.history WHERE consumer = %(consumer)s ORDER BY number DESC LIMIT %(most)s"
 _STATE = "SELECT name, value FROM {s}.state WHERE consumer = %(consumer)s"
 _REMEMBER = """
     INSERT INTO {s}.history(consumer, slot, number, cursor, at)
@@ -64,13 +64,13 @@ class ConsumerRow(NamedTuple):
     id: int
     name: bytes
     feed: bytes
-    token: int
+    token: Count
     owner: bytes
-    commits: int
+    commits: Count
     cursor: bytes | None
-    at: float
-    first: int
-    behind: int
+    at: Time
+    first: Count
+    behind: Count
     now: float
 
 
@@ -118,12 +118,15 @@ class ClaimedName:
         self.segments: Segments = self.records.segments
         self._dead_letters = DeadLetters(database, row.id)
         self._dead_letter_index = self._dead_letters.read_index(connection)
-        consumer = {"consumer": row.id}
+        consumer = {"consumer": row.id, "most": MAX_HISTORY}
         history = connection.execute(self._sql(_HISTORY), consumer, binary=True).fetchall()
         state = connection.execute(self._sql(_STATE), consumer, binary=True).fetchall()
         self.cursor_state: CursorState = CursorState(
             SavedCursor(_decode_cursor(row.cursor), row.at),
-            tuple(SavedCursor(_decode_cursor(cursor), at) for cursor, at in history),
+            tuple(
+                SavedCursor(_decode_cursor(cursor), at)
+                for cursor, at in reversed(read_value("the history", history, list[tuple[bytes | None, Time]]))
+            ),
             MappingProxyType({decode_text(name): decode_text(value) for name, value in state}),
         )
 
@@ -139,10 +142,10 @@ class ClaimedName:
 
     def unseen(self, keys: Sequence[str]) -> set[str]:
         """Return the keys without a record."""
-        digests = {key: digest_of(key) for key in keys}
+        digests, changes = {key: digest_of(key) for key in keys}, self.records.changes
         if found := self._find([*digests.values()]):
             digests = {key: digest for key, digest in digests.items() if digest not in found}
-        self.records.note_unfound(digests)
+        self.records.note_unfound(digests, changes=changes)
         return {*digests}
 
     def fingerprints(self, keys: Sequence[str]) -> Mapping[str, int]:
@@ -294,7 +297,12 @@ class ClaimedName:
                 connection.execute("COMMIT")
         except psycopg.Error as error:
             raise commit_error(self._database.where, error, connection, schema=self._database.schema) from error
-        plan.apply(connection)
+        try:
+            plan.apply(connection)
+        except psycopg.Error as error:  # by a query behind the commit
+            raise CommitInDoubt(
+                f"{self._database.where}: failed after a commit: {describe_error(error)}"
+            ) from error
 
     def _save(self, saved: SavedCursor, *, first: int, behind: int) -> Statement:
         return _SAVE, {

@@ -8,11 +8,13 @@ Most commits are of keys that were just searched for and not found: their record
 """
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from push_to_poll_client._types import Record, Settlement
 from push_to_poll_client.stores._postgres.connection import Connection, Database, Statement, execute
+from push_to_poll_client.stores._postgres.errors import read_value
 from push_to_poll_client.stores._postgres.notices import DIGEST_BYTES, digest_of
 from push_to_poll_client.stores._retention import Retention, Segment, SegmentChanges, Segments
 
@@ -61,6 +63,8 @@ _SWEEP = """
 """
 _SEGMENTS = "SELECT number, size, first_at, last_at FROM {s}.segment WHERE consumer = %(consumer)s ORDER BY number"
 
+_NEWEST = "SELECT max(segment) FROM {s}.record WHERE consumer = %(consumer)s"
+
 _MAX_SEGMENTS = 8
 """Segments of the kept records. Each search looks into all of them."""
 
@@ -107,14 +111,18 @@ class Records:
         self._database = database
         self._consumer = consumer
         rows = connection.execute(database.sql(_SEGMENTS), {"consumer": consumer}, binary=True).fetchall()
-        stored = [Segment(number, size, first_at, last_at, "", "") for number, size, first_at, last_at in rows]
+        stored: list[Segment] = read_value("a segment", [(*row, "", "") for row in rows], list[Segment])
         live = [segment for segment in stored if segment.number >= first]
-        next_number = max([first, *(segment.number + 1 for segment in stored)])
+        # Also above records whose segment is missing: its row was deleted by hand.
+        ((newest,),) = connection.execute(database.sql(_NEWEST), {"consumer": consumer}).fetchall()
+        next_number = max([first, (newest or 0) + 1, *(segment.number + 1 for segment in stored)])
         self.segments = Segments(retention, live, next_number=next_number, prunable_before=prunable_before)
         self.first: int = first
         self._to_sweep = sum(segment.size + 1 for segment in stored if segment.number < first)
         self._unfound = dict[str, bytes]()
         self._size_is_saved = True  # of the newest segment
+        self._lock = threading.Lock()
+        self.changes: int = 0  # number of commits with records, and of resets
 
     def find(self, connection: Connection, digests: Sequence[bytes]) -> dict[bytes, tuple[int, int | None]]:
         """Return segment and fingerprint of each record that exists."""
@@ -129,11 +137,19 @@ class Records:
         rows = execute(connection, self._database.sql(_FIND), values).fetchall()
         return {digest: (segment, fingerprint) for digest, segment, fingerprint in rows}
 
-    def note_unfound(self, digests: Mapping[str, bytes]) -> None:
-        """Keep in mind that these keys have no record, and their digests, so that their commit needs no search."""
-        if len(self._unfound) + len(digests) > _MAX_UNFOUND:
-            self._unfound.clear()
-        self._unfound.update(digests)
+    def note_unfound(self, digests: Mapping[str, bytes], *, changes: int) -> None:
+        """Keep in mind that these keys have no record, and their digests, so that their commit needs no search.
+
+        Args:
+            digests: Digest of each key.
+            changes: Value of `changes` before the search. A commit since then may have recorded the keys.
+        """
+        with self._lock:
+            if changes != self.changes:
+                return
+            if len(self._unfound) + len(digests) > _MAX_UNFOUND:
+                self._unfound.clear()
+            self._unfound.update(digests)
 
     def plan(
         self, connection: Connection, records: Sequence[Record], *, covers_cursor: bool, now: float
@@ -216,8 +232,10 @@ class Records:
             self.first = plan.first
         self.segments.apply(plan.segments)
         self._size_is_saved = True
-        for key in plan.added:
-            self._unfound.pop(key, None)
+        with self._lock:
+            self.changes += 1
+            for key in plan.added:
+                self._unfound.pop(key, None)
 
     def forget(self) -> None:
         """Forget all records, after this was committed."""
@@ -225,7 +243,9 @@ class Records:
         self.segments.forget()
         self.first = self.segments.next_number
         self._size_is_saved = True
-        self._unfound.clear()
+        with self._lock:
+            self.changes += 1
+            self._unfound.clear()
 
 
 def _is_usual(record: Record) -> bool:
