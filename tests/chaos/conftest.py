@@ -7,7 +7,9 @@ test_server_restart.py  a server that is killed under load and restarted
 test_network.py         a proxy that cuts, delays, drops, refuses, half-closes and slows down
 test_channels.py        each kind of push channel, with failing servers, networks and consumers
 test_random_walk.py     all of these, in an order that the seed decides
-test_replicas.py        replicas on one database: kills, stops, their network, the database itself (G8, G10)
+test_replicas.py        replicas on one database: kills, stops, their network (G8, G10)
+test_replica_databases.py  their database is killed, or replaced by a standby that lacks commits
+test_replica_kills.py   their owner is killed while it moves money, or commits too late
 test_takeover.py        a replica that is killed or hands over: how soon another one polls
 test_workers.py         FastAPI with several workers: pushes to any of them, rolling restarts (chaos_workers.py)
 test_no_orphans.py      no process outlives the tests

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import psycopg
+import pytest
 
 from push_to_poll_client.stores._postgres.notices import Kind, Notice, digest_of
 from tests.chaos.database_history import STORE, prepare_database, read_history
@@ -13,9 +14,21 @@ from tests.chaos.journals import elapse, until
 from tests.chaos.processes import GUARD, ConsumerProcess
 from tests.chaos.replica_verdicts import judge
 from tests.chaos.verdicts import lost
+from tests.support.forms import form
 from tests.support.postgres_server import PostgresServer
 from tests.support.tcp_proxy import TCPProxy
 from tests.support.transaction_pooler import TransactionPooler
+
+LEASE = form(1.0, 2.0)
+
+HANDLERS = {"effects elsewhere": None, "coroutine": "coroutine", "function": "function"}
+
+
+def handlers(*, short, long=tuple(HANDLERS)):
+    """Parametrize a test by the kind of handler: one in the short form."""
+    kinds = [pytest.param(HANDLERS[k], id=k, marks=() if k == short else pytest.mark.long_form) for k in long]
+    return pytest.mark.parametrize("transfers", kinds)
+
 
 HASTE = 10.0
 """Factor that shortens delays after failures."""
@@ -34,20 +47,31 @@ class Database:
 
     Attributes:
         server: The primary server.
+        standby: Its standby, or None.
     """
+
+    standby = None
 
     def __init__(self, directory):
         self.server = PostgresServer(settings=DATABASE)
         self.server.start()
         prepare_database(self.server.conninfo)
 
-    def follow(self, standby):
-        """Use a standby in place of the server, which has ended."""
+    def start_standby(self):
+        """Return a standby that follows the server."""
+        self.standby = self.server.replica()
+        self.standby.start()
+        return self.standby
+
+    def follow_standby(self):
+        """Use the standby in place of the server, which has ended."""
         self.server.close()
-        self.server = standby
+        self.server, self.standby = self.standby, None
 
     def close(self):
-        self.server.close()
+        for server in (self.server, self.standby):
+            if server is not None:
+                server.close()
 
     def one(self, query):
         """Return the first column of the only row; `None` without a row."""
@@ -250,6 +274,9 @@ class Faults:
             self._kinds |= {"store": 4, "feed": 2, "handover": 1}
         self._last_database = time.monotonic()
         self._database = database
+
+    def __str__(self):
+        return ", ".join(f"{count} {name}" for name, count in sorted(self.counts.items()))
 
     def run(self, seconds):
         """Begin and end faults for so long, then end all."""
