@@ -20,7 +20,7 @@ from push_to_poll_client._event_loop import in_own_task
 from push_to_poll_client._exceptions import OwnershipLost
 from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._options import BatchHandler, Handler
-from push_to_poll_client._protocols import LeasedSession, TransactionalSession, TransactionConflict
+from push_to_poll_client._protocols import EffectsRefused, LeasedSession, TransactionalSession, TransactionConflict
 from push_to_poll_client._types import M, Message, Record
 
 MessageOrBatch: TypeAlias = Message | Sequence[Message]
@@ -77,13 +77,15 @@ def _call_in_block(
                 failure = error
                 raise
             if inspect.isawaitable(result):
+                if inspect.iscoroutine(result):
+                    result.close()  # without this Python warns that it was never awaited
                 failure = TypeError(
                     f"{process!r} is a plain function that returned an awaitable, which would run outside the "
                     "transaction of its message; define it with async def"
                 )
                 raise failure  # noqa: TRY301  # the transaction is undone
             return (result,)
-    except TransactionConflict:
+    except (TransactionConflict, EffectsRefused):
         raise
     except BaseException as error:
         if error is failure:
@@ -139,6 +141,8 @@ def in_transaction(
                         raise
             except TransactionConflict:
                 continue  # not a failed attempt; the next block may wait
+            except EffectsRefused:  # a failed attempt
+                raise
             except BaseException as error:
                 if error is failure:
                     raise

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import Protocol, TypeGuard
 
-from push_to_poll_client._exceptions import StoreUnavailable
+from push_to_poll_client._exceptions import StoreError, StoreUnavailable
 from push_to_poll_client._types import (
     Cursor,
     DeadLetter,
@@ -365,6 +365,14 @@ class TransactionConflict(StoreUnavailable):
 
     Raised by `TransactionalSession.transaction`. The transaction could not start in the event loop's thread, which
     must not wait. The next block waits.
+    """
+
+
+class EffectsRefused(StoreError):
+    """The handler's writes cannot be committed, which counts as a failure of its message.
+
+    Raised by `TransactionalSession.transaction`, for example if they violate a constraint that is checked at the
+    end of the transaction. Every other `StoreError` of it is the store's failure, and not counted.
     """
 
 

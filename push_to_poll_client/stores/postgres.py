@@ -27,11 +27,8 @@ from push_to_poll_client.stores._postgres.notices import digest_of
 from push_to_poll_client.stores._postgres.records import PostgresRetention
 from push_to_poll_client.stores._postgres.requests import request_dead_letters, request_hand_over
 from push_to_poll_client.stores._postgres.session import PostgresSession
-from push_to_poll_client.stores._postgres.transaction import (
-    Connections,
-    TransactionalPostgresSession,
-    current_connection,
-)
+from push_to_poll_client.stores._postgres.transaction import Connections, current_connection
+from push_to_poll_client.stores._postgres.transactional_session import TransactionalPostgresSession
 from push_to_poll_client.stores._retention import DEFAULT_MAX_RECORDS, DEFAULT_RETENTION
 
 if TYPE_CHECKING:

@@ -105,7 +105,8 @@ class ClaimedName:
         self._commits = row.commits
         self._writing = threading.Lock()  # held from the plan of a commit until its answer
         self.lease: Lease  # set by the session
-        self.conflicts: int = 0  # of transactions of handlers, in a row
+        self.conflicts: dict[str, int] = {}  # of handlers' transactions, by the key of their (first) message
+        self.transactions: set[object] = set()  # of handlers, that are open now
         self._read_at = (self._clock(), row.now)
         self.records: Records = Records(
             database,

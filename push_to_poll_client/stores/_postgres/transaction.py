@@ -1,70 +1,75 @@
 """Transactions of handlers: their writes are committed with the records of their messages, or neither (G8).
 
-A plain handler (`def`) has its transaction in its own thread. For an `async def` handler the event loop must not
-wait, so a worker thread begins and commits. The connection of the store is a `psycopg.Connection` in threads, and
-in the event loop a `psycopg.AsyncConnection` of the same connection to the server.
+The connection of the store is a `psycopg.Connection` in threads, and in the event loop a
+`psycopg.AsyncConnection` of the same connection to the server. The transaction always begins and ends in a thread.
 
 With `connections=` the transaction is one of the application: its block begins and commits, and the store only
 writes the records into it.
 """
 
-import asyncio
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import ContextVar, Token
-from functools import partial
-from types import TracebackType
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
 
-import anyio
 import psycopg
 from anyio import from_thread
 from psycopg import pq
-from psycopg.rows import tuple_row
 
-from push_to_poll_client._event_loop import in_own_task
 from push_to_poll_client._exceptions import CommitInDoubt, StoreError, StoreUnavailable
-from push_to_poll_client._protocols import TransactionConflict
+from push_to_poll_client._protocols import EffectsRefused, TransactionConflict
 from push_to_poll_client._types import Record
 from push_to_poll_client._validation import describe
-from push_to_poll_client.stores._postgres.claims import Claimant
 from push_to_poll_client.stores._postgres.connection import Connection, Database, Statement, execute
-from push_to_poll_client.stores._postgres.errors import commit_error, store_error, was_answered
-from push_to_poll_client.stores._postgres.housekeeping import Housekeeping
+from push_to_poll_client.stores._postgres.errors import (
+    commit_error,
+    describe_error,
+    is_fence,
+    store_error,
+    was_answered,
+)
+from push_to_poll_client.stores._postgres.handler_connections import (
+    OUTSIDE_HANDLER,
+    HandlerConnection,
+    StoreView,
+)
 from push_to_poll_client.stores._postgres.progress import ClaimedName
 from push_to_poll_client.stores._postgres.schema import ENDED, TRANSACTION
-from push_to_poll_client.stores._postgres.session import PostgresSession
 
 Connections: TypeAlias = Callable[[], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
 
-OUTSIDE_HANDLER = (
-    "the store's connection works only while a message is processed, in the handler's task, tasks and threads. "
-    "For a thread use anyio.to_thread.run_sync() or asyncio.to_thread(); threading.Thread, executors and "
-    "loop.run_in_executor() need contextvars.copy_context().run. Elsewhere open a connection of your own"
-)
+_MAX_IDLE = 60
+"""Seconds without a statement after which the server rolls a handler's transaction back: its owner may be stopped,
+and others wait for its locks."""
 
-_MAX_IDLE = 60_000
-"""Milliseconds without a statement after which the server rolls a handler's transaction back: its owner may be
-stopped, and others wait for its locks."""
+_MAX_IDLE_SETTING = "idle_in_transaction_session_timeout"
+
+_IDLE_TOO_LONG = "25P03"
+
+_OF_DATA = ("22", "23", "44", "P0001")
+"""Data, constraints, CHECK OPTION of a view, RAISE EXCEPTION: errors by which COMMIT refuses what was written."""
 
 # One round trip, and nothing to plan. The mark ends with the transaction. So the store notices a handler that has
 # ended it and begun another one. Not READ WRITE: see `Database.begin`.
-_BEGIN = f"""
-    BEGIN; SET LOCAL idle_in_transaction_session_timeout = {_MAX_IDLE}; SET LOCAL {TRANSACTION} = '{{mark}}'
+_BEGIN = f"BEGIN; SET LOCAL {_MAX_IDLE_SETTING} = '{{idle}}s'; SET LOCAL {TRANSACTION} = '{{mark}}'"
+_BEGIN_IN_BLOCK = f"""
+    SELECT set_config('{_MAX_IDLE_SETTING}', %(idle)s, true), set_config('{TRANSACTION}', %(mark)s, true)
 """
 _CHECK = f"""
     SELECT CASE WHEN current_setting('{TRANSACTION}', true) = %(mark)s THEN 1 ELSE ('{ENDED}' || random())::int END
-"""
+""".encode()
+
+# COMMIT would do it too, but then other handlers of the consumer cannot commit until it is done.
+_CHECK_CONSTRAINTS = b"SET CONSTRAINTS ALL IMMEDIATE"
 
 _CONFLICTS = ("40001", "40P01")
 """Serialization failure and deadlock: the server asks to run the transaction again."""
 
 _MAX_CONFLICTS = 10
-"""Conflicts in a row that are not counted as attempts of a message."""
+"""Conflicts of a message that are not counted as attempts, if no other message is committed in between."""
 
 _current: ContextVar["Transaction | None"] = ContextVar("push_to_poll_client_postgres_transaction", default=None)
 
@@ -76,53 +81,6 @@ def current_connection(database: Database) -> "psycopg.Connection[Any] | psycopg
         raise RuntimeError(f"{database.where}: {OUTSIDE_HANDLER}")
     connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any] = transaction.connection()
     return connection
-
-
-class _AsyncConnection(psycopg.AsyncConnection[Any]):
-    """The connection of an `async def` handler, whose transaction the store ends."""
-
-    async def commit(self) -> None:
-        raise _not_for_handlers("commit")
-
-    async def rollback(self) -> None:
-        raise _not_for_handlers("rollback")
-
-    async def close(self) -> None:
-        raise _not_for_handlers("close")
-
-
-class _HandlerConnection(psycopg.Connection[Any]):
-    """The connection of a handler in a thread, whose transaction the store ends."""
-
-    def commit(self) -> None:
-        raise _not_for_handlers("commit")
-
-    def rollback(self) -> None:
-        raise _not_for_handlers("rollback")
-
-    def close(self) -> None:
-        raise _not_for_handlers("close")
-
-
-def _not_for_handlers(method: str) -> RuntimeError:
-    return RuntimeError(
-        f"a handler must not call {method}() on the store's connection: the store commits the transaction with "
-        "the record of the message when the handler returns, and rolls it back if the handler raises; for a part "
-        "that may fail alone, use `with connection.transaction()`, which makes a savepoint"
-    )
-
-
-_views: WeakKeyDictionary[Any, dict[type, Any]] = WeakKeyDictionary()
-"""Other connection objects for the same connection to the server, kept as long as it."""
-
-
-def _view(connection: Any, kind: type[Any]) -> Any:
-    """Return a connection object of another class for the same connection to the server."""
-    views = _views.setdefault(connection, {})
-    if kind not in views:
-        views[kind] = kind(connection.pgconn)
-        views[kind].prepare_threshold = None  # see `Database.connect`
-    return views[kind]
 
 
 class Transaction:
@@ -140,36 +98,70 @@ class Transaction:
         self._written = written  # gets the records after their commit
         self._progress = progress
         self._records = records
+        self._key = records[0].key if records else ""
         self._connections = connections
         self._block: Any = None  # of `connections`
         self._raw: Any = None  # the connection to the server; None before it is needed
+        self._store_view: Connection  # of the same connection to the server, for the records
+        self._handler_view: HandlerConnection | None = None
         self._lock = threading.Lock()
         self._mark = os.urandom(8).hex()
         self._has_ended = False
+        self._refusal: StoreError | None = None  # of the connection; not the handler's failure
         self._token: Token[Transaction | None] | None = None
 
     def connection(self) -> Any:
         """Return the connection for the calling thread; begin the transaction if it has not begun."""
         with self._lock:
-            if self._has_ended:
-                raise RuntimeError(f"{self.database.where}: {OUTSIDE_HANDLER}")
+            self._check_not_ended()
             if self._raw is None:
-                self._raw = self._begin()
-        return self._raw if self._block is not None else _view(self._raw, _HandlerConnection)
+                try:
+                    self._begin()
+                except StoreError as error:
+                    self._refusal = error
+                    raise
+            if self._block is not None and not isinstance(self._raw, psycopg.AsyncConnection):
+                return self._raw
+            if self._handler_view is None:
+                self._handler_view = HandlerConnection(self._raw.pgconn, self._check_not_ended)
+            return self._handler_view
 
-    def _begin(self) -> Connection:
+    def _check_not_ended(self) -> None:
+        if self._has_ended:
+            raise RuntimeError(f"{self.database.where}: {OUTSIDE_HANDLER}")
+
+    def _begin(self) -> None:
+        """Begin on a connection of the store. In a worker thread."""
         connection = self.database.borrow()
         try:
-            connection.execute(_BEGIN.replace("{mark}", self._mark).encode())
+            connection.deadline = time.monotonic() + self.database.timeout
+            statement = _BEGIN.replace("{idle}", str(_MAX_IDLE)).replace("{mark}", self._mark)
+            connection.execute(statement.encode())
         except psycopg.Error as error:
             self.database.give_back_after_error(connection)
             raise store_error(self.database.where, error) from error
-        for view in _views.get(connection, {}).values():
-            view.row_factory = tuple_row  # the last handler may have set another one
-        return connection
+        self._raw = self._store_view = connection
+        self._refusal = None  # of an earlier try of the handler
+        self._progress.transactions.add(self)
+
+    def _set_block(self, block: Any, connection: Any) -> None:
+        """Use the connection of a block of the application, which has been entered."""
+        self._block, self._raw = block, connection
+        self._store_view = view = StoreView(connection.pgconn)
+        view.deadline = time.monotonic() + self.database.timeout
+        if connection.autocommit and view.pgconn.transaction_status == pq.TransactionStatus.IDLE:
+            raise StoreError(
+                f"{self.database.where}: connections= yields a connection in autocommit mode, which commits each "
+                "statement of the handler alone; let it begin a transaction"
+            )
+        self._progress.transactions.add(self)
+
+    @property
+    def _begin_in_block(self) -> tuple[str, dict[str, str]]:
+        """The first statement in a block of the application, with its values."""
+        return _BEGIN_IN_BLOCK, {"idle": f"{_MAX_IDLE}s", "mark": self._mark}
 
     def _enter(self) -> None:
-        self._progress.check()
         self._token = _current.set(self)
 
     def _leave(self) -> None:
@@ -182,45 +174,125 @@ class Transaction:
 
     def _end(self, error: BaseException | None) -> None:
         """Commit, or roll back after an error of the handler."""
-        connection = self._raw
-        if connection is None:  # nothing was written; the next commit saves the records
-            return
-        if self._block is None:
-            connection.deadline = time.monotonic() + self.database.timeout
         try:
+            if self._raw is None:  # nothing was written; the next commit saves the records
+                self._raise_refusal(error)
+                return
+            self._store_view.deadline = time.monotonic() + self.database.timeout
             if error is None:
-                self._progress.commit_with_effects(self._plain(), self._records, self._commit, self._settle)
-                self._progress.conflicts = 0
-                self._written.update((record.key, record) for record in self._records)
+                self._commit_with_records()
+            else:
+                self._roll_back(error)
+        finally:
+            self._progress.transactions.discard(self)
+
+    def _raise_refusal(self, error: BaseException | None) -> None:
+        if self._refusal is not None and (error is None or isinstance(error, Exception)):
+            # Another error than the one that the handler has got, which would count as its failure.
+            raise type(self._refusal)(*self._refusal.args) from self._refusal
+
+    def _commit_with_records(self) -> None:
+        try:
+            self._check_effects()
+            self._progress.commit_with_effects(self._store_view, self._records, self._commit, self._settle)
         except BaseException as failure:
             self._undo(failure)
+            if isinstance(failure, psycopg.Error):  # before anything of the commit was sent
+                if failure.sqlstate == _IDLE_TOO_LONG:
+                    raise EffectsRefused(self._idle_text) from failure
+                self._raise_conflict(failure)
+                raise store_error(self.database.where, failure) from failure
             raise
-        if error is None:
-            if self._block is None:
-                self.database.give_back(connection)
-            return
-        is_lost = self._plain().pgconn.status != pq.ConnStatus.OK
-        self._undo(error)
-        if is_lost and isinstance(error, Exception):
-            raise StoreUnavailable(
-                f"{self.database.where}: the connection was lost while the handler ran; its writes are undone: "
-                f"{describe(error)}"
-            ) from error
-        self._raise_conflict(error)
+        self._progress.conflicts.clear()
+        self._written.update((record.key, record) for record in self._records)
+        if self._block is None:
+            self.database.give_back(self._raw)
 
-    def _plain(self) -> Any:
-        """Return a plain connection object, for the records."""
-        if isinstance(self._raw, psycopg.AsyncConnection):
-            return _view(self._raw, psycopg.Connection)
-        return self._raw
+    def _check_effects(self) -> None:
+        """Raise an error if the handler's writes cannot be committed as they are."""
+        self._raise_refusal(None)
+        connection = self._store_view
+        self._check_connected(connection)
+        status = connection.pgconn.transaction_status
+        if status == pq.TransactionStatus.INERROR:
+            raise EffectsRefused(
+                f"{self.database.where}: a statement of the handler failed, which has undone its transaction, and "
+                "the handler returned all the same; let it raise the error, or use `with connection.transaction()`"
+            )
+        if status == pq.TransactionStatus.ACTIVE:
+            raise EffectsRefused(
+                f"{self.database.where}: the handler returned before a statement of it had ended, such as a COPY "
+                "or a stream; end it in the handler"
+            )
+        if len(self._progress.transactions) > 1:
+            # The checks may wait for locks of another handler, which must not wait for this one's commit.
+            try:
+                with connection.pipeline():
+                    execute(connection, _CHECK, {"mark": self._mark})
+                    execute(connection, _CHECK_CONSTRAINTS, {})
+            except psycopg.Error as error:
+                self._raise_if_refused(error)
+                raise
+
+    def _check_connected(self, connection: Connection) -> None:
+        """Raise an error if the server has closed the connection: then nothing was committed, which is certain."""
+        pgconn, last_words = connection.pgconn, list[psycopg.Error]()
+        pass_on = pgconn.notice_handler
+
+        def note(result: Any) -> None:
+            if result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED) == b"FATAL":
+                last_words.append(psycopg.errors.error_from_result(result))
+            elif pass_on is not None:
+                pass_on(result)
+
+        pgconn.notice_handler = note
+        try:
+            for _ in range(2):  # first the last words of the server, then the end of the connection
+                pgconn.consume_input()
+                pgconn.notifies()
+        finally:
+            pgconn.notice_handler = pass_on
+            if last_words:
+                raise last_words[0]
+
+    def _raise_if_refused(self, error: psycopg.Error) -> None:
+        """Raise an error if the server refuses the handler's writes, and not the records."""
+        if ENDED in str(error):
+            raise StoreError(self._ended_text) from error
+        if error.sqlstate == _IDLE_TOO_LONG:
+            raise EffectsRefused(self._idle_text) from error
+        self._raise_conflict(error)
+        if (
+            was_answered(error, self._store_view)
+            and (error.sqlstate or "").startswith((*_OF_DATA, *_CONFLICTS))
+            and (error.diag.schema_name, error.diag.table_name) != (self.database.schema, "record")
+            and not is_fence(error)
+        ):
+            raise EffectsRefused(
+                f"{self.database.where}: the handler's writes were refused when they were to be committed: "
+                f"{describe_error(error)}"
+            ) from error
+
+    @property
+    def _ended_text(self) -> str:
+        return (
+            f"{self.database.where}: the handler has ended the transaction of its message, so its writes are not "
+            "committed with the record; remove COMMIT and ROLLBACK from it, and commit() on the connection"
+        )
+
+    @property
+    def _idle_text(self) -> str:
+        return (
+            f"{self.database.where}: the handler executed no statement for {_MAX_IDLE} s, so the server undid "
+            "its transaction; do slow work before the first statement"
+        )
 
     def _commit(self, statements: Sequence[Statement]) -> None:
         sql, is_own = self.database.sql, self._block is None
 
-        def write(connection: Any) -> None:
+        def write(connection: Connection) -> None:
             with connection.pipeline():
-                if is_own:
-                    connection.execute(_CHECK, {"mark": self._mark})
+                execute(connection, _CHECK, {"mark": self._mark})
                 for statement, values in statements:
                     execute(connection, sql(statement), values)
                 if is_own:
@@ -231,26 +303,16 @@ class Transaction:
     def _settle(self, arguments: str) -> None:
         # One round trip, and nothing to plan: the server keeps the plans of a function's statements. With the
         # statements of `_commit` a message costs three times as much processor time.
-        rest = f", '{self._mark}'); COMMIT" if self._block is None else ", NULL)"
-        statement = f'SELECT "{self.database.schema}".settle({arguments}{rest}'.encode()
-        self._write(lambda connection: psycopg.Cursor(connection, row_factory=tuple_row).execute(statement))
+        commit = "; COMMIT" if self._block is None else ""
+        statement = f"SELECT \"{self.database.schema}\".settle({arguments}, '{self._mark}'){commit}".encode()
+        self._write(lambda connection: connection.execute(statement))
 
-    def _write(self, write: Callable[[Any], object]) -> None:
-        connection = self._plain()
-        if connection.pgconn.transaction_status == pq.TransactionStatus.INERROR:
-            raise StoreError(
-                f"{self.database.where}: a statement of the handler failed, which has undone its transaction, and "
-                "the handler returned all the same; let it raise the error, or use `with connection.transaction()`"
-            )
+    def _write(self, write: Callable[[Connection], object]) -> None:
+        connection = self._store_view
         try:
             write(connection)
         except psycopg.Error as error:
-            if ENDED in str(error):
-                raise StoreError(
-                    f"{self.database.where}: the handler has ended the transaction of its message, so its writes "
-                    "are not committed with the record; remove COMMIT and ROLLBACK from it"
-                ) from error
-            self._raise_conflict(error)
+            self._raise_if_refused(error)
             raise commit_error(self.database.where, error, connection, schema=self.database.schema) from error
         if self._block is not None:
             self._leave_block(None)
@@ -258,184 +320,75 @@ class Transaction:
     def _leave_block(self, error: BaseException | None) -> None:
         """Let the block of the application commit, or roll back if there is an error."""
         reason = (None, None, None) if error is None else (type(error), error, error.__traceback__)
-        connection = self._plain()
+        is_async, self._raw = isinstance(self._raw, psycopg.AsyncConnection), None
         try:
-            if isinstance(self._raw, psycopg.AsyncConnection):
+            if is_async:
                 from_thread.run(self._block.__aexit__, *reason)
             else:
                 self._block.__exit__(*reason)
         except Exception as failure:
             if error is not None:
                 return
-            cause = _psycopg_error(failure)
-            if cause is not None and was_answered(cause, connection):
-                self._raise_conflict(failure)
+            cause = psycopg_error(failure)
+            if cause is not None and was_answered(cause, self._store_view):
+                self._raise_if_refused(cause)
                 raise store_error(self.database.where, cause) from failure
             raise CommitInDoubt(
                 f"{self.database.where}: the connection was lost while connections= committed: {describe(failure)}"
             ) from failure
-        finally:
-            self._raw = None
+
+    def _roll_back(self, error: BaseException) -> None:
+        """Undo the handler's writes after its error. Raise another error if it is not the message's failure."""
+        pgconn = self._store_view.pgconn
+        is_lost = pgconn.status != pq.ConnStatus.OK
+        has_ended = not is_lost and pgconn.transaction_status == pq.TransactionStatus.IDLE
+        self._undo(error)
+        if not isinstance(error, Exception):
+            return
+        cause = psycopg_error(error)
+        self._raise_refusal(error)
+        if has_ended:
+            raise StoreError(self._ended_text) from error
+        if cause is not None and cause.sqlstate == _IDLE_TOO_LONG:
+            raise EffectsRefused(self._idle_text) from error
+        if is_lost:
+            raise StoreUnavailable(
+                f"{self.database.where}: the connection was lost while the handler ran; its writes are undone: "
+                f"{describe(error)}"
+            ) from error
+        self._raise_conflict(error)
+
+    def _abandon(self, error: BaseException) -> None:
+        """Undo a transaction before its handler is called."""
+        self._undo(error)
+        self._progress.transactions.discard(self)
 
     def _undo(self, error: BaseException) -> None:
-        connection, self._raw = self._raw, None
-        if connection is None:  # the block has ended
+        if self._raw is None:  # the block has ended
             return
-        if self._block is None:
-            self.database.give_back_after_error(connection)
-        else:
-            self._raw = connection
+        if self._block is not None:
             self._leave_block(error)
+            return
+        connection, self._raw = self._raw, None
+        self.database.give_back_after_error(connection)
 
     def _raise_conflict(self, error: BaseException) -> None:
         """Raise `TransactionConflict` if the server asks to run the transaction again, up to ten times."""
-        cause = _psycopg_error(error)
-        if cause is None or cause.sqlstate not in _CONFLICTS or self._progress.conflicts >= _MAX_CONFLICTS:
-            self._progress.conflicts = 0
+        cause, conflicts = psycopg_error(error), self._progress.conflicts
+        count = conflicts.pop(self._key, 0)
+        if cause is None or cause.sqlstate not in _CONFLICTS or count >= _MAX_CONFLICTS:
             return
-        self._progress.conflicts += 1
+        conflicts[self._key] = count + 1
         raise TransactionConflict(
             f"{self.database.where}: a conflict with another transaction; the handler is called again: "
             f"{describe(cause)}"
         ) from error
 
 
-def _psycopg_error(error: BaseException | None) -> psycopg.Error | None:
+def psycopg_error(error: BaseException | None) -> psycopg.Error | None:
     """Return the error of psycopg that is the error or its cause: SQLAlchemy and Django wrap it."""
     for _ in range(10):
         if error is None or isinstance(error, psycopg.Error):
             return error
         error = error.__cause__ or error.__context__
     return None
-
-
-class ThreadTransaction(Transaction):
-    """The block around a plain handler, entered and left in its thread."""
-
-    def __enter__(self) -> None:
-        self._enter()
-        if self._connections is not None:
-            try:
-                self._block, self._raw = _enter_block(self._connections, self.database)
-            except BaseException:
-                self._leave()
-                raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._leave()
-        self._end(error)
-
-
-def _enter_block(connections: Connections, database: Database) -> tuple[Any, psycopg.Connection[Any]]:
-    block = connections()
-    if not isinstance(block, AbstractContextManager):
-        raise StoreError(
-            f"{database.where}: connections= must return a plain context manager for a plain handler (def), got "
-            f"{type(block).__name__}"
-        )
-    try:
-        connection = block.__enter__()
-    except Exception as error:
-        raise _not_entered(database, error) from error
-    if isinstance(connection, psycopg.Connection):
-        return block, connection
-    with suppress(Exception):
-        block.__exit__(None, None, None)
-    raise StoreError(_wrong_connection(database, connection, psycopg.Connection))
-
-
-def _not_entered(database: Database, error: Exception) -> StoreError:
-    cause = _psycopg_error(error)
-    if cause is not None:
-        return store_error(database.where, cause)
-    return StoreError(f"{database.where}: connections= failed: {describe(error)}")
-
-
-def _wrong_connection(database: Database, connection: object, wanted: type[Any]) -> str:
-    return (
-        f"{database.where}: connections= must yield a psycopg.{wanted.__name__}, got {type(connection).__name__}"
-    )
-
-
-class TaskTransaction(Transaction):
-    """The block around an `async def` handler."""
-
-    async def __aenter__(self) -> None:
-        self._loop_thread = threading.get_ident()
-        self._progress.check()
-        if self._connections is not None:
-            await self._enter_block(self._connections)
-        else:
-            begun: list[Connection] = []
-            try:
-                await self.database.run(lambda: begun.append(self._begin()))
-            except BaseException:  # cancelled, perhaps after it has begun
-                for connection in begun:
-                    await self.database.run(partial(self.database.give_back_after_error, connection))
-                raise
-            self._raw = begun[0]
-        self._enter()
-
-    async def _enter_block(self, connections: Connections) -> None:
-        block = connections()
-        if not isinstance(block, AbstractAsyncContextManager):
-            raise StoreError(
-                f"{self.database.where}: connections= must return an async context manager for an async handler, "
-                f"got {type(block).__name__}"
-            )
-        try:
-            connection = await block.__aenter__()
-        except Exception as error:
-            raise _not_entered(self.database, error) from error
-        if not isinstance(connection, psycopg.AsyncConnection):
-            with suppress(Exception):
-                await block.__aexit__(None, None, None)
-            raise StoreError(_wrong_connection(self.database, connection, psycopg.AsyncConnection))
-        self._block, self._raw = block, connection
-
-    def connection(self) -> Any:
-        """Return the connection for the calling thread."""
-        plain = super().connection()
-        if threading.get_ident() != self._loop_thread:
-            return plain
-        if self._block is not None:
-            return self._raw
-        if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
-            raise RuntimeError(
-                f"{self.database.where}: psycopg has no AsyncConnection for trio; define the handler with def, or "
-                "use the connection in anyio.to_thread.run_sync()"
-            )
-        return _view(self._raw, _AsyncConnection)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # A cancellation meanwhile waits for the caller's next checkpoint: the caller has to know what was done.
-        self._leave()
-        await in_own_task(partial(self.database.run, partial(self._end, error)), cancel_later=True)
-
-
-class TransactionalPostgresSession(PostgresSession):
-    """A claimed name of a `PostgresStore` that is transactional."""
-
-    def __init__(self, claimant: Claimant, claimed: ClaimedName, housekeeping: Housekeeping) -> None:
-        super().__init__(claimant, claimed, housekeeping)
-        # Committed with effects, and not given to `commit` yet, which is not to write them again.
-        self._written: dict[str, Record] = {}
-
-    def transaction(self, records: Sequence[Record], /) -> TaskTransaction:
-        """Commit the writes of an `async def` handler together with `records`, or neither (G8)."""
-        self._check()
-        return TaskTransaction(self._database, self._progress, records, self._claimant.connections, self._written)
-
-    def transaction_in_thread(self, records: Sequence[Record], /) -> ThreadTransaction:
-        """Commit the writes of a plain handler together with `records`, or neither (G8)."""
-        self._check()
-        return ThreadTransaction(
-            self._database, self._progress, records, self._claimant.connections, self._written
-        )
-
-    def _prepare(self, records: Sequence[Record]) -> Sequence[Record]:
-        return [record for record in records if self._written.pop(record.key, None) != record]
