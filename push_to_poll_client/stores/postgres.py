@@ -16,7 +16,7 @@ import anyio
 
 from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_count, check_number
+from push_to_poll_client._validation import check_count, check_number, check_str
 from push_to_poll_client.stores._names import Rebind
 from push_to_poll_client.stores._postgres import schema as tables
 from push_to_poll_client.stores._postgres.claims import Claimant, rebind
@@ -115,6 +115,10 @@ class PostgresStore:
         if lease < _SHORTEST_LEASE:
             raise ValueError(f"lease must be at least {_SHORTEST_LEASE:g} seconds, got {lease!r}")
         check_count("max_connections", max_connections)
+        if instance is not None:
+            check_str("instance", instance)
+            if not instance:
+                raise ValueError("instance must be a str of at least 1 character, or None, got ''")
         if connections is not None and not transactional:
             raise ValueError("connections= is for handlers' transactions: pass transactional=True as well")
         self._migrate = migrate

@@ -24,7 +24,7 @@ from anyio.lowlevel import RunVar
 from push_to_poll_client._event_loop import in_own_task
 from push_to_poll_client._exceptions import StoreError, StoreUnavailable
 from push_to_poll_client._http.origins import check_userinfo
-from push_to_poll_client._validation import describe, missing_dependency, one_line
+from push_to_poll_client._validation import check_str, describe, missing_dependency, one_line
 
 try:
     import psycopg
@@ -118,6 +118,7 @@ class Database:
         prepare: Callable[[Connection], object] = lambda _: None,
         keeps: bool = True,
     ) -> None:
+        check_str("schema", schema)
         if not SCHEMA.fullmatch(schema):
             raise ValueError(
                 f"schema must be 1 to 48 letters, digits and _, and not begin with a digit, got {schema!r:.80}"
@@ -227,7 +228,8 @@ class Database:
     @property
     def limits(self) -> dict[str, str]:
         """Parameters of the statement that limits a transaction."""
-        return {"most": str(int(self.timeout * 1000)), "wait": str(int(self.timeout * 500))}
+        milliseconds = min(int(self.timeout * 1000), (1 << 31) - 1)
+        return {"most": str(milliseconds), "wait": str(milliseconds // 2)}
 
     def borrow(self) -> Connection:
         """Return a connection that is not in use, or a new one. Give it back."""
@@ -293,7 +295,7 @@ def wait_readable(files: Sequence[int], seconds: float) -> set[int]:
     poll = select.poll()
     for file in files:
         poll.register(file, select.POLLIN)
-    return {file for file, _ in poll.poll(math.ceil(seconds * 1000))}
+    return {file for file, _ in poll.poll(math.ceil(min(seconds, 86_400.0) * 1000))}
 
 
 def check_conninfo(conninfo: str | Callable[[], str]) -> None:

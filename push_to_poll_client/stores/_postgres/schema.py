@@ -10,12 +10,14 @@ During a rolling deployment two versions of this library use the same tables. Ea
 oldest version of the schema whose code can still write afterwards, and that code goes on.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import psycopg
 
 from push_to_poll_client._exceptions import StoreError
-from push_to_poll_client.stores._postgres.errors import FENCE
+from push_to_poll_client.stores._postgres.errors import FENCE, describe_error
 from push_to_poll_client.stores._postgres.notices import DIGEST_BYTES
 
 TRANSACTION = "push_to_poll.transaction"
@@ -165,7 +167,10 @@ def check_version(connection: psycopg.Connection[Any], schema: str, where: str) 
     """Return the version of the tables that this code can use, or 0 without tables. Writes nothing."""
     if not connection.execute(_EXISTS, {"schema": schema}).fetchone()[1]:  # type: ignore[index]
         return 0
-    rows = connection.execute(_sql("SELECT version, oldest_writer FROM {s}.version", schema)).fetchall()
+    with _own_tables(where):
+        rows = connection.execute(
+            _sql("SELECT version, oldest_writer FROM {s}.version LIMIT 2", schema)
+        ).fetchall()
     if len(rows) != 1 or not all(isinstance(number, int) and number >= 1 for number in rows[0]):
         raise StoreError(
             f"{where}: the table of its version must have one row of two numbers, and has {rows!r:.80}"
@@ -194,7 +199,9 @@ def prepare(connection: psycopg.Connection[Any], schema: str, where: str, *, mig
 
 def migrate_tables(connection: psycopg.Connection[Any], schema: str, where: str) -> tuple[int, int]:
     """Run all missing steps, or none. Return the version before and after."""
-    with connection.transaction():
+    with connection.transaction(), _own_tables(where):
+        # With another level, which may be the default, this transaction would not see what it has waited for.
+        connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         connection.execute(_LOCK, {"schema": schema})
         version = check_version(connection, schema, where)  # another replica may have been first
         if version == 0:
@@ -213,6 +220,16 @@ def migrate_tables(connection: psycopg.Connection[Any], schema: str, where: str)
                 _sql("UPDATE {s}.version SET version = %(version)s, oldest_writer = %(oldest)s", schema), numbers
             )
     return version, max(version, len(MIGRATIONS))
+
+
+@contextmanager
+def _own_tables(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (psycopg.errors.UndefinedColumn, psycopg.errors.DuplicateTable) as error:
+        raise StoreError(
+            f"{where} has other tables with the same names: {describe_error(error)}; choose another schema"
+        ) from error
 
 
 def _sql(statement: str, schema: str) -> bytes:
