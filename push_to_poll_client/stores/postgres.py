@@ -127,13 +127,17 @@ class PostgresStore:
             conninfo, schema, timeout=max(self._lease, 5.0), most=max_connections, prepare=self._prepare
         )
         self._listening = Database(
-            conninfo if listen_conninfo is None else listen_conninfo, schema, timeout=self._lease, most=1
+            conninfo if listen_conninfo is None else listen_conninfo,
+            schema,
+            timeout=self._lease,
+            most=1,
+            connect_timeout=max(2.0, min(5.0, self._lease / 3)),  # of libpq at least 2
         )
         self._claimant = Claimant(
             self._database,
             PostgresRetention(retention, max_records),
             self._lease,
-            instance or f"{socket.gethostname()}:{os.getpid()}",
+            instance or "",  # without one, see `_start_unused`
             instance is not None,
             self._now,
             connections,
@@ -147,6 +151,8 @@ class PostgresStore:
 
     def _start_unused(self) -> None:
         self._process = os.getpid()
+        if not self._claimant.takes_back:
+            self._claimant = self._claimant._replace(instance=f"{socket.gethostname()}:{self._process}")
         self._database.forget_connections()
         self._housekeeping = Housekeeping(self._listening, self._lease, self._now, self._database.close)
 

@@ -278,7 +278,7 @@ async def test_each_call_ends_if_the_server_does_not_answer(store, stores, how):
         with pytest.raises(StoreUnavailable), ends_within(GUARD):
             await session.unseen(["k"])
         # Its connection was closed, and the next calls cannot connect.
-        with patch("push_to_poll_client.stores._postgres.connection._SETTINGS", {"connect_timeout": "2"}):
+        with patch.object(store._database, "_settings", {"connect_timeout": "2"}):
 
             async def fails(call):
                 with pytest.raises(StoreUnavailable):

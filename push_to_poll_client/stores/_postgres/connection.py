@@ -51,7 +51,6 @@ Statement = tuple[str, Mapping[str, Any]]
 
 _SETTINGS = {
     "fallback_application_name": "push-to-poll-client",
-    "connect_timeout": "5",
     "keepalives_idle": "10",
     "keepalives_interval": "5",
     "keepalives_count": "3",
@@ -104,6 +103,7 @@ class Database:
         schema: The schema with the tables of the store.
         timeout: Seconds after which a call of the server is given up.
         most: Number of connections that are open at the same time.
+        connect_timeout: Seconds after which a connection that does not open is given up, unless conninfo tells it.
         prepare: Called with each new connection until it succeeds once.
         keeps: False to close each connection after its call.
     """
@@ -115,6 +115,7 @@ class Database:
         *,
         timeout: float,
         most: int,
+        connect_timeout: float = 5.0,
         prepare: Callable[[Connection], object] = lambda _: None,
         keeps: bool = True,
     ) -> None:
@@ -129,6 +130,7 @@ class Database:
         self._conninfo = conninfo
         self._most = most
         self._keeps = keeps
+        self._settings = {**_SETTINGS, "connect_timeout": str(math.ceil(connect_timeout))}
         self._prepare = prepare
         self._is_prepared = False
         self._sql: dict[str, bytes] = {}
@@ -163,7 +165,7 @@ class Database:
         Raises:
             StoreError: It cannot be opened.
         """
-        settings = {**_SETTINGS, **self._read_conninfo()}
+        settings = {**self._settings, **self._read_conninfo()}
         try:
             # Without prepared statements, which a pooler such as PgBouncer may not keep.
             return Connection.connect(**settings, autocommit=True, prepare_threshold=None)

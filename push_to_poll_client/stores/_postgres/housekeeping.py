@@ -116,6 +116,7 @@ class Housekeeping:
         """Renew a lease from now on."""
         with self._lock:
             self._leases.add(lease)
+            self._must_stop = False  # a thread that has not noticed it yet goes on
         self.poke()
 
     def remove(self, lease: Lease) -> None:
