@@ -85,8 +85,8 @@ class PostgresStore:
         connections: A function that returns a context manager for each call of a handler, which yields a
             `psycopg.Connection` (for `async def` handlers an async one, and a `psycopg.AsyncConnection`), commits
             at the end of its block, and rolls back if the block raises: such as `ConnectionPool.connection` of
-            psycopg_pool. It must begin a transaction of its own, to the same database. None means connections of
-            the store.
+            psycopg_pool. It must begin a transaction of its own, to the same database. An async one is left in
+            another task than it was entered in. None means connections of the store.
 
     Raises:
         ImportError: psycopg is not installed, or cannot find libpq.

@@ -626,7 +626,9 @@ PARTS = (
 
 @every_page
 def test_names_of_the_package_exist(page):
-    foreign = {"AsyncSession", "ProcessedMessage", "RateLimit"}
+    sqlalchemy = {"AsyncEngine", "AsyncSession"}
+    psycopg = {"AsyncConnection", "AsyncConnectionPool"}
+    foreign = {*sqlalchemy, *psycopg, "ProcessedMessage", "RateLimit"}
     parts = {name for module in PARTS for name in module.__all__}
     known = {*push_to_poll_client.__all__, *parts, *foreign, *dir(builtins)}
     for name in re.findall(r"`([A-Z][a-z]+[A-Z]\w+|[A-Z]{2,}[A-Z][a-z]\w+)(?:\(|`)", page.read_text()):
