@@ -3,7 +3,6 @@
 from tests.chaos.bank_lives import balances
 from tests.chaos.database_history import read_history
 from tests.chaos.journals import elapse
-from tests.chaos.processes import Load
 from tests.chaos.replica_processes import handlers
 from tests.support.forms import form
 
@@ -25,16 +24,20 @@ def test_each_transfer_is_done_exactly_once_when_its_owner_is_killed(replicas, c
 
 @handlers(short="effects elsewhere")
 def test_a_commit_that_arrives_after_the_claim_of_another_replica_writes_nothing(
-    replicas, started, chance, figures, transfers
+    replicas, chance, figures, transfers
 ):
-    replicas, rounds = replicas(transfers, count=2, lease=1.0), form(1, 20)
-    load = started(Load, replicas.server, seed=chance.random(), rate=form(50, 200))
+    """The other replica cannot read the feed then, else its own records would refuse the late ones."""
+    replicas, rounds = replicas(transfers, count=2, lease=1.0, takes=0.2), form(1, 20)
     for _ in range(rounds):
+        replicas.server.publish(2)
         owner = replicas.until_one_handles()
-        before = replicas.claims()
-        owner.store.delay(chance.uniform(1.5, 3.0))  # also what is under way
+        [other] = [replica for replica in replicas.all if replica is not owner]
+        before, late = replicas.claims(), chance.uniform(1.0, 1.5)
+        other.feed.blackhole()
+        owner.store.delay(late)  # what it sends next is the commit
         replicas.until(lambda before=before: replicas.claims() > before, "another replica claims the name")
+        elapse(2 * late)  # the statements of a commit arrive in two pieces
         owner.store.heal()
-    load.pause()
+        other.feed.heal()
     replicas.end()
     figures(f"{rounds} times late; {replicas.judge()}")
