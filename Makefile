@@ -53,6 +53,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/push.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/many.py
+	$(BIN)/python benchmarks/postgres.py
 
 # `make chaos SEEDS=1000` simulates 1000 consumers, each with its own seed (tests/simulation).
 chaos: servers

@@ -77,6 +77,20 @@ def test_the_benchmark_of_many_consumers_runs_and_prints_a_row_for_each_way(type
         )
 
 
+@pytest.mark.long_form  # the others show that benchmarks run; this one has a server that writes to the disk
+def test_the_benchmark_of_postgres_runs_and_compares_each_side(typed):
+    rows = typed("postgres.py", "--messages", "2000", "--effects", "20", "--repetitions", "1")
+    catch_up, effects = rows[:4], rows[4:12]
+    compared = r": [0-9.]+ s, [0-9,]+ a second(, [0-9.]+ x as fast as by hand[\w ]*)?"
+    for row in catch_up:
+        sides = r"(by hand|PostgresStore)"
+        assert re.fullmatch(rf"catch-up of 2,000 messages with (ordered|UUIDv4) ids, {sides}{compared}", row)
+    for row in effects:
+        assert re.fullmatch(rf"20 messages whose handler writes a row, [\w ,=]+{compared}", row)
+    assert sum("PostgresStore" in row for row in rows) == 5
+    assert "pgqueuer" in rows[-1]
+
+
 @pytest.mark.long_form  # the others show that benchmarks run; this one starts nine servers
 def test_the_benchmark_of_channels_runs_and_prints_a_ratio_for_each():
     done = subprocess.run(
