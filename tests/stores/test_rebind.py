@@ -11,8 +11,11 @@ import pytest
 from push_to_poll_client import Consumer, OwnershipLost, StoreBusy, StoreError, StoreMismatch
 from push_to_poll_client._types import DeadLetter, Record
 from push_to_poll_client.stores import MemoryStore, SQLiteStore
+from push_to_poll_client.stores._postgres.progress import ClaimedName
 from push_to_poll_client.stores._sqlite.session import TABLES_OF_A_NAME
 from push_to_poll_client.testing import FakeFeed
+from tests.support.postgres_server import shared_server
+from tests.support.postgres_stores import PostgresStores
 
 pytestmark = pytest.mark.anyio
 
@@ -29,11 +32,20 @@ def path(tmp_path):
     return tmp_path / "store.db"
 
 
-@pytest.fixture(params=["memory", "sqlite", "transactional"])
-def store(request, path):
+@pytest.fixture(params=["memory", "sqlite", "transactional", "postgres"])
+async def store(request, path, monkeypatch, anyio_backend):
     if request.param == "memory":
-        return MemoryStore(clock=ticks())
-    return SQLiteStore(path, transactional=request.param == "transactional", clock=ticks())
+        yield MemoryStore(clock=ticks())
+    elif request.param == "postgres":
+        if anyio_backend == "trio":
+            pytest.skip("all of it runs in worker threads, so one event loop is enough")
+        now = ticks()
+        monkeypatch.setattr(ClaimedName, "time", lambda _: now())
+        stores = PostgresStores(shared_server(request.config))
+        yield stores.store()
+        await stores.aclose()
+    else:
+        yield SQLiteStore(path, transactional=request.param == "transactional", clock=ticks())
 
 
 @pytest.fixture

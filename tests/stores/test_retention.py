@@ -4,7 +4,10 @@ import pytest
 
 from push_to_poll_client import _types
 from push_to_poll_client.stores import MemoryStore, SQLiteStore
+from push_to_poll_client.stores._postgres.progress import ClaimedName
 from tests.support.forms import form
+from tests.support.postgres_server import shared_server
+from tests.support.postgres_stores import PostgresStores
 
 pytestmark = pytest.mark.anyio
 
@@ -26,17 +29,24 @@ def clock():
     return Clock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def claim(request, tmp_path, clock, anyio_backend):
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+async def claim(request, tmp_path, clock, anyio_backend, monkeypatch):
     """Claim a name of a store with this retention, repeatedly if needed; released after the test."""
     sessions = []
     memory = {}
+    if request.param == "postgres":
+        if anyio_backend == "trio":
+            pytest.skip("all of it runs in worker threads, so one event loop is enough")
+        monkeypatch.setattr(ClaimedName, "time", lambda _: clock.now)
+        postgres = PostgresStores(shared_server(request.config))
 
     async def claim(**retention):
         while sessions:
             await sessions.pop().release()
         if request.param == "memory":
             store = memory.setdefault("store", MemoryStore(clock=clock, **retention))
+        elif request.param == "postgres":
+            store = postgres.store(**retention)
         else:
             store = SQLiteStore(tmp_path / "store.db", clock=clock, **retention)
         sessions.append(await store.claim("a", feed="f"))
@@ -45,6 +55,8 @@ async def claim(request, tmp_path, clock, anyio_backend):
     yield claim
     for session in sessions:
         await session.release()
+    if request.param == "postgres":
+        await postgres.aclose()
 
 
 def keys(start, stop):

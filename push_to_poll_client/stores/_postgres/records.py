@@ -7,7 +7,6 @@ looks into each segment, so there are at most about ten.
 Most commits are of keys that were just searched for and not found: their records are added without a search.
 """
 
-import math
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -81,7 +80,7 @@ class PostgresRetention(Retention, frozen=True):
     @property
     def capacity(self) -> int:
         """Number of records that a segment takes. Without a number of kept records, only time ends a segment."""
-        return 1 << 60 if self.count is None else math.ceil(self.count / _MAX_SEGMENTS)
+        return 1 << 60 if self.count is None else max(1, self.count // _MAX_SEGMENTS)
 
 
 class RecordPlan(NamedTuple):
