@@ -6,6 +6,7 @@ loop, or of a well-meant change.
 
 from tests.mutants.mutant import SCHEDULE, of, specification
 from tests.mutants.mutants_of_commands import COMMANDS
+from tests.mutants.mutants_of_postgres import POSTGRES
 from tests.mutants.mutants_of_push import PUSH
 
 MUTANTS = [
@@ -1150,6 +1151,7 @@ MUTANTS = [
     ),
     *PUSH,
     *COMMANDS,
+    *POSTGRES,
     of(
         "G13",
         "does not name a message that waits since before a restart",

@@ -170,6 +170,7 @@ async def test_the_schema_public_can_be_used(stores):
     await store.aclose()
     for table in ("record", "lease", "segment", "dead_letter", "history", "state", "version", "consumer"):
         stores.execute(f"DROP TABLE public.{table} CASCADE")
+    stores.execute("DROP FUNCTION public.settle")
 
 
 async def test_a_schema_with_capital_letters_and_the_longest_name_can_be_used(stores):

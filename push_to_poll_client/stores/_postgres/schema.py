@@ -226,7 +226,11 @@ def migrate_tables(connection: psycopg.Connection[Any], schema: str, where: str)
 def _own_tables(where: str) -> Iterator[None]:
     try:
         yield
-    except (psycopg.errors.UndefinedColumn, psycopg.errors.DuplicateTable) as error:
+    except (
+        psycopg.errors.UndefinedColumn,
+        psycopg.errors.DuplicateTable,
+        psycopg.errors.DuplicateFunction,
+    ) as error:
         raise StoreError(
             f"{where} has other tables with the same names: {describe_error(error)}; choose another schema"
         ) from error
