@@ -4,13 +4,15 @@ There is no timer that polls. So a message is handled only because its push, or 
 """
 
 import contextlib
+import http.client
 import json
+import os
 import signal
 import statistics
 import threading
 import time
+from itertools import pairwise
 
-import httpx
 import pytest
 
 from tests.chaos.chaos_workers import ANSWERED_BY, WORKERS
@@ -23,6 +25,9 @@ from tests.support.forms import form
 
 LEASE = 60.0
 """Seconds. No worker is killed, so none waits for the end of a lease."""
+
+
+NO_ANSWER = (OSError, http.client.HTTPException)
 
 
 class Service:
@@ -42,21 +47,24 @@ class Service:
         self._log_path = directory / "service.log"
         self._log = self._log_path.open("ab")
         self._child = Child("chaos_workers", self._port, log=self._log)
-        self.server = server
+        self.server, self.database = server, database
         self.answers = []
 
     def push(self):
         """Send a push on a connection of its own. Return the worker that answered, and its mode."""
-        answer = httpx.post(f"http://127.0.0.1:{self._port}/hooks/", json={}, timeout=GUARD)
-        self.answers.append(answer.status_code)
-        return answer.headers.get(ANSWERED_BY, "").split()
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=GUARD)) as connection:
+            connection.request("POST", "/hooks/", "{}")
+            answer = connection.getresponse()
+            answer.read()
+        self.answers.append(answer.status)
+        return answer.getheader(ANSWERED_BY, "").split()
 
     def until_up(self):
         """Wait until all workers answer and one owns the name."""
         modes = {}
 
         def all_answer():
-            with contextlib.suppress(httpx.TransportError):
+            with contextlib.suppress(*NO_ANSWER):
                 worker, mode = self.push()
                 modes[worker] = mode
             return len(modes) == WORKERS and set(modes.values()) - {"standby"}
@@ -69,11 +77,27 @@ class Service:
         return next((line.entered for line in reversed(handled) if int(line.id) == number), None)
 
     def restart(self):
-        """Replace all workers, one after the other."""
-        before = self._log_path.read_text().count("Finished server process")
-        self._child.signal(signal.SIGHUP)
-        ended = lambda: self._log_path.read_text().count("Finished server process") >= before + WORKERS  # noqa: E731
-        until(ended, GUARD, "all workers are replaced")
+        """Replace all workers, each after its new one has begun."""
+        with self._until_logged("Finished server process", WORKERS):
+            self._child.signal(signal.SIGHUP)
+
+    def replace_owner(self):
+        """Stop the worker that owns the name, and wait until the supervisor has started another one."""
+        owner = until(self.database.owner, GUARD, "a worker owns the name")
+        with self._until_logged("Application startup complete", 1):
+            os.kill(int(owner.rpartition(":")[2]), signal.SIGTERM)
+
+    @contextlib.contextmanager
+    def _until_logged(self, line, count):
+        before = self._log_path.read_text().count(line)
+        yield
+        logged = lambda: self._log_path.read_text().count(line) >= before + count  # noqa: E731
+        until(logged, GUARD, f"{line!r} is logged {count} times")
+
+    def pauses(self):
+        """Return the seconds between the last message of each owner and the first one of the next owner."""
+        calls = sorted(self.journal.read().handled, key=lambda line: line.entered)
+        return [after.entered - before.entered for before, after in pairwise(calls) if before.life != after.life]
 
     def stop(self):
         self._child.signal(signal.SIGTERM)
@@ -89,30 +113,31 @@ class Service:
 def service(tmp_path, started, monkeypatch):
     server, database = started(ServerProcess), started(Database)
     with contextlib.closing(Service(tmp_path, server, database, monkeypatch)) as service:
-        service.database = database
         service.until_up()
         yield service
 
 
 def test_a_push_to_any_worker_wakes_the_owner(service, figures):
-    seconds, forwarded = [], 0
-    for _ in range(form(20, 1000)):
+    seconds = {"the owner": [], "another worker": []}
+
+    def push_and_wait():
         service.server.publish()
-        sent = time.monotonic()
+        number, sent = service.server.published, time.monotonic()
         _, mode = service.push()
-        number = service.server.published
-        until(lambda number=number: service.at(number), GUARD, "the push leads to a poll")
-        seconds.append(service.at(number) - sent)
-        forwarded += mode == "standby"
+        until(lambda: service.at(number), GUARD, "the push leads to a poll")
+        where = "another worker" if mode == "standby" else "the owner"
+        seconds[where].append(service.at(number) - sent)
+
+    for _ in range(form(20, 1000)):
+        push_and_wait()
+    for where, some in seconds.items():
+        figures(f"pushes at {where}, until the handler: {described(some)}")
+    service.replace_owner()
+    for _ in range(form(5, 100)):
+        push_and_wait()
     service.stop()
     conclude(service)
-    p99 = statistics.quantiles(seconds, n=100, method="inclusive")[98]
-    median = statistics.median(seconds)
-    figures(
-        f"{len(seconds)} pushes, {forwarded} of them at a worker that stands by; until the handler: "
-        f"median {median * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms"
-    )
-    assert forwarded > 0
+    assert all(seconds.values())
 
 
 @pytest.mark.long_form
@@ -125,7 +150,7 @@ def test_no_push_is_refused_while_workers_are_replaced(service, figures, chance)
             sent.append((service.server.published, time.monotonic()))
             try:
                 service.push()
-            except httpx.TransportError as error:
+            except NO_ANSWER as error:
                 failed.append(error)
 
     thread = threading.Thread(target=load)
@@ -133,6 +158,8 @@ def test_no_push_is_refused_while_workers_are_replaced(service, figures, chance)
     try:
         for _ in range(5):
             service.restart()
+            elapse(chance.uniform(0, 1))
+            service.replace_owner()
             elapse(chance.uniform(0, 1))
     finally:
         done.set()
@@ -142,13 +169,22 @@ def test_no_push_is_refused_while_workers_are_replaced(service, figures, chance)
     until(lambda: service.at(service.server.published), GUARD, "the last message is handled")
     service.stop()
     conclude(service)
-    seconds = [service.at(number) - at for number, at in sent]
-    p99 = statistics.quantiles(seconds, n=100, method="inclusive")[98]
+    at = {int(line.id): line.entered for line in service.journal.read().handled}
+    seconds = [at[number] - began for number, began in sent]
     figures(
-        f"{len(sent)} pushes during 5 rolling restarts, {len(failed)} got no answer; until the handler: median "
-        f"{statistics.median(seconds) * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms, worst {max(seconds) * 1000:.0f} ms"
+        f"5 rolling restarts and 5 stops of the owner: pushes {described(seconds)} until the handler, "
+        f"{len(failed)} without an answer; from an owner's last message to the next owner's first: "
+        f"{described(service.pauses())}"
     )
     assert failed == []
+
+
+def described(seconds):
+    p99 = statistics.quantiles(seconds, n=100, method="inclusive")[98] if len(seconds) > 1 else seconds[0]
+    median, worst = statistics.median(seconds), max(seconds)
+    return (
+        f"{len(seconds)} times, median {median * 1e3:.1f} ms, p99 {p99 * 1e3:.1f} ms, worst {worst * 1e3:.0f} ms"
+    )
 
 
 def conclude(service):
