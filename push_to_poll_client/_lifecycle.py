@@ -228,6 +228,9 @@ class OpenSession:
     def stand_by(self, owner: str | None) -> None:
         """Forward wakes to the owner until the name is claimed, or until `end_run`."""
         assert self.loop is not None  # a claim has failed in it  # noqa: S101
+        if not self.standing_by and hasattr(self.feed, "prepare"):  # to poll soon after a take-over
+            with suppress(Exception):  # the first fetch raises it too
+                self.feed.prepare()
         self.owner, self.standing_by, self.schedule.standby = owner, True, True
         if self.parts is None and hasattr(self.store, "forward"):
             self.wakes.open(self.loop, self._forward)

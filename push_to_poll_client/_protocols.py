@@ -43,6 +43,8 @@ class Feed(Protocol[M_co]):
       `None` if the feed is empty. Without it, a consumer cannot start at "latest".
     - `restore(dead_letter: DeadLetter) -> Message`: make the message of a dead letter from `dead_letter.raw`.
       Without it: `Message(dead_letter.id, <raw decoded as JSON>, dedupe_key=dead_letter.dedupe_key)`.
+    - `prepare()`: import or read what the first `fetch` needs, without a request. Called when `run()`
+      begins to stand by, so that this replica polls sooner when it takes over. May take a tenth of a second.
     - `async aclose()`: close connections. A later `fetch` opens them again. Called when the last consumer of this
       process that uses the feed object stops.
     """

@@ -42,6 +42,7 @@ from push_to_poll_client._http.response import (
 from push_to_poll_client._http.transport import (
     UnusableRedirect,
     closing,
+    load_client,
     module_of,
     open_client,
     send,
@@ -229,6 +230,11 @@ class Client:
             self._redirects.confirm(response.url)
             for old, new in response.permanent_redirects:
                 self._redirects.learn(old, new)
+
+    def prepare(self) -> None:
+        """Load the HTTP library and the certificates, unless a client was given."""
+        if self._given_client is None:
+            load_client()
 
     async def aclose(self) -> None:
         """Close the connections. The next `send_request` opens new ones, in any event loop."""

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from importlib import import_module
 from typing import Any, Self, cast
 from urllib.request import getproxies
 
@@ -80,7 +81,7 @@ def open_client(
             "response": [_restore_url, _drop_challenge],
         },
     }
-    if not getproxies().keys() - {"no"}:
+    if not _has_proxy():
         from push_to_poll_client._http.direct_client import DirectClient  # takes 80 ms, since it imports trio
 
         return DirectClient(ssl_context, limits, **settings)
@@ -92,6 +93,17 @@ def open_client(
         ) from None
     except (ValueError, httpx.InvalidURL):  # the text quotes the address, which may hold a password
         raise ProxyUnusable("the address of the proxy in the environment is not valid; correct it") from None
+
+
+def load_client() -> None:
+    """Import and read everything that `open_client` needs, so that it is fast afterwards."""
+    shared_tls_context()
+    if not _has_proxy():
+        import_module("push_to_poll_client._http.direct_client")
+
+
+def _has_proxy() -> bool:
+    return bool(getproxies().keys() - {"no"})
 
 
 class _RedactedURL(httpx.URL):

@@ -36,6 +36,10 @@ class BaseHTTPFeed:
         """Identities that earlier versions derived from the URL, newest first."""
         return tuple(name + self._identity_suffix for name in self._http_client.former_identities)
 
+    def prepare(self) -> None:
+        """Do what makes the first `fetch` slow: import the HTTP library and read the certificates."""
+        self._http_client.prepare()
+
     async def aclose(self) -> None:
         """Close connections. A later `fetch` opens them again, also in another event loop."""
         self._end_of_feed.forget()

@@ -1,5 +1,7 @@
 """One replica of a consumer owns the name; the others stand by, and take over from it (G1, G10)."""
 
+from functools import partial
+
 import anyio
 import pytest
 
@@ -93,6 +95,19 @@ async def test_g1_a_push_that_reaches_a_standby_wakes_the_owner_with_its_hint(sh
         await owner.until(1)
     assert shared.wakes == [(NAME, None), (NAME, Push(cursor="1"))]  # the first one for the connection
     assert standby.status().counters.forwarded == 2
+
+
+async def test_a_replica_prepares_its_feed_while_it_stands_by(shared, running):
+    prepared, feeds = [], [FakeFeed(), FakeFeed()]
+    for number, feed in enumerate(feeds):
+        feed.prepare = partial(prepared.append, number)
+    owner, standby = (Replica(feed, shared.replica()) for feed in feeds)
+    running(owner)
+    await owns(owner)
+    running(standby)
+    await stands_by(standby)
+    await anyio.sleep(60)  # many tries
+    assert prepared == [1]
 
 
 async def test_g1_forwarded_wakes_are_sent_before_run_returns(shared, running):
