@@ -624,7 +624,7 @@ async def test_a_session_that_is_killed_by_its_commit_costs_no_attempt(shop):
     shop.check(2)
 
 
-PHASES = {"_begin": "begin", "_set_block": "begin", "_commit_with_records": "commit"}
+PHASES = {"_begin_statement": "begin", "_set_block": "begin", "_check_effects": "commit"}
 
 
 class Cut:
@@ -809,13 +809,13 @@ async def test_a_plain_handler_that_writes_nothing_opens_no_transaction(shop, mo
 
 @only_async
 async def test_a_lease_that_ends_before_the_handler_leaves_no_transaction_open(shop, monkeypatch):
-    begin = Transaction._begin
+    set_connection = Transaction._set_connection
 
-    def begin_and_lose(transaction):
-        begin(transaction)
+    def begin_and_lose(transaction, connection):
+        set_connection(transaction, connection)
         transaction._progress.lease.is_over = True
 
-    monkeypatch.setattr(Transaction, "_begin", begin_and_lose)
+    monkeypatch.setattr(Transaction, "_set_connection", begin_and_lose)
     async with shop.consumer(1) as consumer:
         with pytest.raises(StoreError):
             await consumer.poll_now()

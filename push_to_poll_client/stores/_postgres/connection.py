@@ -75,13 +75,14 @@ class Connection(psycopg.Connection[Row]):
     def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
         """Wait as psycopg does, until the deadline; then close the connection."""
         try:
-            return super().wait(_until(gen, self.deadline), *args, **options)
+            return super().wait(wait_until(gen, self.deadline), *args, **options)
         except TimedOut:
             self.close()
             raise
 
 
-def _until(gen: Generator[Any, Any, T], deadline: float) -> Generator[Any, Any, T]:
+def wait_until(gen: Generator[Any, Any, T], deadline: float) -> Generator[Any, Any, T]:
+    """Limit a wait of psycopg by a time of `time.monotonic()`."""
     # psycopg asks at least every 0.1 s, also if nothing has arrived.
     try:
         waiting = next(gen)
@@ -151,13 +152,14 @@ class Database:
             made = self._sql[statement] = statement.replace("{s}", f'"{self.schema}"').encode()
         return made
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Call a function in a worker thread, to its end even if the caller is cancelled."""
+    async def run(self, work: Callable[[], T], *, cancel_later: bool = False) -> T:
+        """Call a function in a worker thread, to its end even if the caller is cancelled; see `in_own_task`."""
         limiter = self._limiter.get()
         if limiter is None:
             limiter = CapacityLimiter(self._most)
             self._limiter.set(limiter)
-        return await in_own_task(partial(anyio.to_thread.run_sync, work, limiter=limiter))
+        call = partial(anyio.to_thread.run_sync, work, limiter=limiter)
+        return await in_own_task(call, cancel_later=cancel_later)
 
     def connect(self) -> Connection:
         """Open a new connection, in autocommit mode.
@@ -235,12 +237,14 @@ class Database:
 
     def borrow(self) -> Connection:
         """Return a connection that is not in use, or a new one. Give it back."""
+        return self.borrow_idle() or self.connect()
+
+    def borrow_idle(self) -> Connection | None:
+        """Return a connection that is not in use, or None, without a wait. Give it back."""
         while True:
             with self._lock:
                 connection = self._idle.pop() if self._idle else None
-            if connection is None:
-                return self.connect()
-            if _is_alive(connection):
+            if connection is None or _is_alive(connection):
                 return connection
             connection.close()
 

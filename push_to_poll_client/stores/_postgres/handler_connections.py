@@ -4,12 +4,14 @@ So a row factory, an adapter or a `notice` handler of one message is not seen by
 object that a task or thread keeps for longer cannot write into the transaction of another message.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
 
-from push_to_poll_client.stores._postgres.connection import Connection
+from push_to_poll_client.stores._postgres.connection import Connection, wait_until
+from push_to_poll_client.stores._postgres.errors import TimedOut
 
 OUTSIDE_HANDLER = (
     "the store's connection works only while a message is processed, in the handler's task, tasks and threads. "
@@ -80,6 +82,27 @@ def _not_for_handlers(method: str) -> RuntimeError:
         "the record of the message when the handler returns, and rolls it back if the handler raises; for a part "
         "that may fail alone, use `with connection.transaction()`, which makes a savepoint"
     )
+
+
+class LoopView(psycopg.AsyncConnection[Any]):
+    """A connection object for the store's statements in the event loop. Waits end at `deadline`."""
+
+    deadline: float = math.inf  # on the clock of `time.monotonic()`
+
+    def __init__(self, pgconn: Any) -> None:
+        super().__init__(pgconn)
+        self.prepare_threshold = None
+
+    async def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
+        """Wait as psycopg does, until the deadline; then close the connection."""
+        try:
+            return await super().wait(wait_until(gen, self.deadline), *args, **options)
+        except TimedOut:
+            self.pgconn.finish()
+            raise
+
+    def __del__(self, *_: Any) -> None:
+        """Do nothing: the connection to the server stays open."""
 
 
 class StoreView(Connection):

@@ -14,7 +14,7 @@ claims the name again, which makes a late commit fail, and reads everything anew
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -202,17 +202,51 @@ class ClaimedName:
         """
         with self._own_turn():
             now = self.time()
-            digests = self.records.digests_of_new(records, now)
-            letters = self._dead_letter_index.digests
-            if digests is None or letters is None or not letters.isdisjoint(digests):
+            if (arguments := self._arguments_of_settle(records, now)) is not None:
+                settle(arguments)
+                self._apply_settle(records, now)
+            else:
                 plan = self._plan(connection, None, records)
                 commit(plan.statements)
                 plan.apply(None)
-                return
-            numbers = f"{self.row.id}, {self.token}, E'\\\\x{self.row.owner.hex()}', {self._commits}"
-            settle(f"{numbers}, {self.segments.live[-1].number}, E'\\\\x{b''.join(digests).hex()}'")
-            self._commits += 1
-            self.records.apply_new(records, now)
+
+    async def settle_in_event_loop(
+        self, records: Sequence[Record], settle: Callable[[str], Awaitable[None]]
+    ) -> bool:
+        """Do the usual case of `commit_with_effects` without a thread.
+
+        Returns False, and has done nothing, if another commit is running, or the case is not the usual one.
+        """
+        if not self._writing.acquire(blocking=False):  # the event loop must not wait for a thread
+            return False
+        try:
+            self.check()
+            now = self.time()
+            if (arguments := self._arguments_of_settle(records, now)) is None:
+                return False
+            try:
+                await settle(arguments)
+            except BaseException as error:
+                if isinstance(error, CommitInDoubt | OwnershipLost) or not isinstance(error, Exception):
+                    self.lease.end()  # before the next commit can begin
+                raise
+            self._apply_settle(records, now)
+            return True
+        finally:
+            self._writing.release()
+
+    def _arguments_of_settle(self, records: Sequence[Record], now: float) -> str | None:
+        """Return the first arguments of the function `settle`; None if it is not enough for these records."""
+        digests = self.records.digests_of_new(records, now)
+        letters = self._dead_letter_index.digests
+        if digests is None or letters is None or not letters.isdisjoint(digests):
+            return None
+        numbers = f"{self.row.id}, {self.token}, E'\\\\x{self.row.owner.hex()}', {self._commits}"
+        return f"{numbers}, {self.segments.live[-1].number}, E'\\\\x{b''.join(digests).hex()}'"
+
+    def _apply_settle(self, records: Sequence[Record], now: float) -> None:
+        self._commits += 1
+        self.records.apply_new(records, now)
 
     @contextmanager
     def _own_turn(self) -> Iterator[None]:

@@ -135,11 +135,16 @@ class Transaction:
         connection = self.database.borrow()
         try:
             connection.deadline = time.monotonic() + self.database.timeout
-            statement = _BEGIN.replace("{idle}", str(_MAX_IDLE)).replace("{mark}", self._mark)
-            connection.execute(statement.encode())
+            connection.execute(self._begin_statement())
         except psycopg.Error as error:
             self.database.give_back_after_error(connection)
             raise store_error(self.database.where, error) from error
+        self._set_connection(connection)
+
+    def _begin_statement(self) -> bytes:
+        return _BEGIN.replace("{idle}", str(_MAX_IDLE)).replace("{mark}", self._mark).encode()
+
+    def _set_connection(self, connection: Connection) -> None:
         self._raw = self._store_view = connection
         self._refusal = None  # of an earlier try of the handler
         self._progress.transactions.add(self)
@@ -196,13 +201,20 @@ class Transaction:
             self._check_effects()
             self._progress.commit_with_effects(self._store_view, self._records, self._commit, self._settle)
         except BaseException as failure:
-            self._undo(failure)
-            if isinstance(failure, psycopg.Error):  # before anything of the commit was sent
-                if failure.sqlstate == _IDLE_TOO_LONG:
-                    raise EffectsRefused(self._idle_text) from failure
-                self._raise_conflict(failure)
-                raise store_error(self.database.where, failure) from failure
+            self._undo_commit(failure)
             raise
+        self._note_commit()
+
+    def _undo_commit(self, failure: BaseException) -> None:
+        """Roll back after a failed commit. Raise another error if the failure is psycopg's."""
+        self._undo(failure)
+        if isinstance(failure, psycopg.Error):  # before anything of the commit was sent
+            if failure.sqlstate == _IDLE_TOO_LONG:
+                raise EffectsRefused(self._idle_text) from failure
+            self._raise_conflict(failure)
+            raise store_error(self.database.where, failure) from failure
+
+    def _note_commit(self) -> None:
         self._progress.conflicts.clear()
         self._written.update((record.key, record) for record in self._records)
         if self._block is None:
@@ -303,19 +315,26 @@ class Transaction:
     def _settle(self, arguments: str) -> None:
         # One round trip, and nothing to plan: the server keeps the plans of a function's statements. With the
         # statements of `_commit` a message costs three times as much processor time.
-        commit = "; COMMIT" if self._block is None else ""
-        statement = f"SELECT \"{self.database.schema}\".settle({arguments}, '{self._mark}'){commit}".encode()
+        statement = self._settle_statement(arguments)
         self._write(lambda connection: connection.execute(statement))
+
+    def _settle_statement(self, arguments: str) -> bytes:
+        commit = "; COMMIT" if self._block is None else ""
+        return f"SELECT \"{self.database.schema}\".settle({arguments}, '{self._mark}'){commit}".encode()
 
     def _write(self, write: Callable[[Connection], object]) -> None:
         connection = self._store_view
         try:
             write(connection)
         except psycopg.Error as error:
-            self._raise_if_refused(error)
-            raise commit_error(self.database.where, error, connection, schema=self.database.schema) from error
+            raise self._commit_error(error) from error
         if self._block is not None:
             self._leave_block(None)
+
+    def _commit_error(self, error: psycopg.Error) -> StoreError:
+        """Return the error of a failed commit; raise it if the handler's writes were refused."""
+        self._raise_if_refused(error)
+        return commit_error(self.database.where, error, self._store_view, schema=self.database.schema)
 
     def _leave_block(self, error: BaseException | None) -> None:
         """Let the block of the application commit, or roll back if there is an error."""

@@ -1,11 +1,13 @@
 """Sessions of a transactional store, and the blocks that they put around a handler.
 
 A plain handler (`def`) has its transaction in its own thread. For an `async def` handler the event loop must not
-wait, so a worker thread begins and commits.
+wait. On asyncio it begins and commits by itself in the usual case, since a change of the thread takes as long as a
+round trip to the server. Else a worker thread does.
 """
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from functools import partial
@@ -14,6 +16,7 @@ from typing import Any
 
 import anyio
 import psycopg
+from psycopg import pq
 
 from push_to_poll_client._event_loop import in_own_task
 from push_to_poll_client._exceptions import StoreError, StoreUnavailable
@@ -22,7 +25,7 @@ from push_to_poll_client._validation import describe
 from push_to_poll_client.stores._postgres.claims import Claimant
 from push_to_poll_client.stores._postgres.connection import Database
 from push_to_poll_client.stores._postgres.errors import store_error
-from push_to_poll_client.stores._postgres.handler_connections import HandlerAsyncConnection
+from push_to_poll_client.stores._postgres.handler_connections import HandlerAsyncConnection, LoopView
 from push_to_poll_client.stores._postgres.housekeeping import Housekeeping
 from push_to_poll_client.stores._postgres.progress import ClaimedName
 from push_to_poll_client.stores._postgres.session import PostgresSession
@@ -103,7 +106,9 @@ class TaskTransaction(Transaction):
             if self._connections is not None:
                 await self._enter_block(self._connections)
             else:
-                await self.database.run(self._begin)
+                await self._begin_in_event_loop()
+                if self._raw is None:
+                    await self.database.run(self._begin)
             self._progress.check()  # it may have waited for a connection
         except BaseException as error:  # cancelled, perhaps after it has begun
             if self._raw is not None:
@@ -112,6 +117,20 @@ class TaskTransaction(Transaction):
                 raise store_error(self.database.where, error) from error
             raise
         self._enter()
+
+    async def _begin_in_event_loop(self) -> None:
+        """Begin on asyncio, if there is an unused connection."""
+        connection = self.database.borrow_idle() if _is_asyncio() else None
+        if connection is not None:
+            self._set_connection(connection)
+            await self._execute_in_event_loop(self._begin_statement())
+
+    async def _execute_in_event_loop(self, statement: bytes) -> None:
+        view = LoopView(self._raw.pgconn)
+        view.deadline = time.monotonic() + self.database.timeout
+        if view.pgconn.transaction_status == pq.TransactionStatus.IDLE:
+            await view.set_autocommit(True)  # else psycopg sends a BEGIN of its own first
+        await psycopg.AsyncCursor(view).execute(statement)
 
     async def _enter_block(self, connections: Connections) -> None:
         if not _is_asyncio():
@@ -162,7 +181,35 @@ class TaskTransaction(Transaction):
     ) -> None:
         # A cancellation meanwhile waits for the caller's next checkpoint: the caller has to know what was done.
         self._leave()
-        await in_own_task(partial(self.database.run, partial(self._end, error)), cancel_later=True)
+        # Other open transactions need checks first that may wait for locks.
+        is_usual = (
+            error is None and self._block is None and _is_asyncio() and len(self._progress.transactions) == 1
+        )
+        if not (is_usual and await in_own_task(self._end_in_event_loop, cancel_later=True)):
+            await self.database.run(partial(self._end, error), cancel_later=True)
+
+    async def _end_in_event_loop(self) -> bool:
+        """Commit the usual case; return False, having done nothing, in other cases."""
+
+        async def settle(arguments: str) -> None:
+            try:
+                await self._execute_in_event_loop(self._settle_statement(arguments))
+            except psycopg.Error as failure:
+                raise self._commit_error(failure) from failure
+
+        is_done = True
+        try:
+            self._check_effects()
+            is_done = await self._progress.settle_in_event_loop(self._records, settle)
+        except BaseException as failure:
+            await self.database.run(partial(self._undo_commit, failure))
+            raise
+        finally:
+            if is_done:
+                self._progress.transactions.discard(self)
+        if is_done:
+            self._note_commit()
+        return is_done
 
 
 class TransactionalPostgresSession(PostgresSession):
