@@ -8,6 +8,7 @@ from tests.mutants.mutant import SCHEDULE, of, specification
 from tests.mutants.mutants_of_commands import COMMANDS
 from tests.mutants.mutants_of_postgres import POSTGRES
 from tests.mutants.mutants_of_push import PUSH
+from tests.mutants.mutants_of_transactions import TRANSACTIONS
 
 MUTANTS = [
     of(
@@ -1152,6 +1153,7 @@ MUTANTS = [
     *PUSH,
     *COMMANDS,
     *POSTGRES,
+    *TRANSACTIONS,
     of(
         "G13",
         "does not name a message that waits since before a restart",
