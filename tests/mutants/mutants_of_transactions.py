@@ -27,8 +27,8 @@ TRANSACTIONS = [
         "G8",
         "commits a handler's writes before the records and the comparison of the owner",
         TRANSACTION,
-        '        statement = f"SELECT',
-        '        statement = f"COMMIT; SELECT',
+        '        return f"SELECT \\"',
+        '        return f"COMMIT; SELECT \\"',
         *seen_by("replaced owner", PROGRAMS),
     ),
     of(
@@ -123,8 +123,8 @@ TRANSACTIONS = [
         "G9",
         "repeats a handler for ever that idles in its transaction",
         TRANSACTION,
-        "                if failure.sqlstate == _IDLE_TOO_LONG:\n",
-        "                if False:\n",
+        "        if error.sqlstate == _IDLE_TOO_LONG:\n",
+        "        if False:\n",
         *seen_by("idles"),
     ),
     of(
