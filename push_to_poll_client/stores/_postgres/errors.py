@@ -51,6 +51,8 @@ _NOT_PERMITTED = "42501"
 
 _NOT_UNIQUE = "23505"
 
+_NO_PARENT = "23503"
+
 
 class Damaged(psycopg.DataError, ValueError):
     """A stored value that this library does not write."""
@@ -120,12 +122,14 @@ def is_fence(error: psycopg.Error) -> bool:
 
 
 def _is_overtaken(error: psycopg.Error, schema: str) -> bool:
-    """Return True if another owner has recorded a message of this commit.
+    """Return True if another owner has recorded a message of this commit, or the name was deleted.
 
     An owner adds only records that it has not found. The comparison of the owner comes last, so the server may
     report the record first.
     """
     told = error.diag
+    if error.sqlstate == _NO_PARENT:  # the name was deleted: a rebind has replaced it
+        return told.schema_name == schema
     return error.sqlstate == _NOT_UNIQUE and (told.schema_name, told.table_name) == (schema, "record")
 
 
