@@ -7,6 +7,7 @@ FAILURES = "tests/stores/test_postgres_failures.py"
 THREAD = "tests/stores/test_postgres_housekeeping.py"
 RECORDS = "tests/stores/test_postgres_records.py"
 SCHEMA = "tests/stores/test_postgres_schema.py"
+STANDBY = "tests/stores/test_postgres_standby.py"
 
 POSTGRES = [
     of(
@@ -168,5 +169,29 @@ POSTGRES = [
         '        connection.execute(_LOCK, {"schema": schema})\n',
         "",
         SCHEMA,
+    ),
+    of(
+        "G1",
+        "ends a run before its forwarded wakes are sent",
+        "_lifecycle.py",
+        'if hasattr(self.store, "forwarded"):',
+        "if False:",
+        "tests/core/test_standby.py",
+    ),
+    of(
+        "G1",
+        "does not wait until forwarded wakes are sent",
+        "stores/postgres.py",
+        "if self._housekeeping.has_wakes:",
+        "if False:",
+        STANDBY,
+    ),
+    of(
+        "G10",
+        "waits for the whole lease of its own instance",
+        "stores/_postgres/claims.py",
+        "seconds_left - self.lease / 2 if is_mine else seconds_left",
+        "seconds_left",
+        STANDBY,
     ),
 ]
