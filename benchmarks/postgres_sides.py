@@ -229,7 +229,7 @@ def install_jobs(database: str, ids: list[str]) -> None:
 
 
 def effects_by_pgqueuer(database: str, ids: list[str]) -> None:
-    """The fastest of seven settings that were tried: asyncpg, uvloop, 1,000 jobs at a time, a pool of connections."""
+    """The fastest of seven settings: asyncpg, uvloop, 1,000 jobs at a time, a pool of connections."""
     import asyncpg
     import uvloop
     from pgqueuer import PgQueuer
