@@ -163,6 +163,14 @@ POSTGRES = [
         RECORDS,
     ),
     of(
+        "G11",
+        "subtracts from the records to delete more than there are",
+        "stores/_postgres/records.py",
+        "max(0, self._to_sweep - plan.swept)",
+        "self._to_sweep - plan.swept",
+        RECORDS,
+    ),
+    of(
         "G10",
         "migrates without a lock",
         "stores/_postgres/schema.py",

@@ -250,6 +250,17 @@ async def test_the_records_before_a_reset_are_swept_by_later_commits(stores, mon
     await session.release()
 
 
+async def test_each_forgotten_record_is_swept_by_the_next_commit_that_adds_one(stores):
+    """Also if the commit before could have deleted more than there was."""
+    session = await stores.store().claim("a", feed="f")
+    for epoch in range(3):
+        await session.commit(cursor="c", records=[Record(f"{epoch}.{number}") for number in range(10)])
+        await session.reset("r", forget=True)
+        await session.commit(cursor="c", records=[Record("k")])
+        assert rows(stores) == (1, 1)
+    await session.release()
+
+
 async def test_old_records_are_forgotten_by_the_clock_of_the_server(stores):
     store = stores.store(retention=3600.0)
     session = await store.claim("a", feed="f")

@@ -1,4 +1,4 @@
-"""MemoryStore and SQLiteStore give the same answers, lose no record, and count each once."""
+"""MemoryStore, SQLiteStore and PostgresStore give the same answers, lose no record, and count each once."""
 
 import itertools
 import pathlib
@@ -6,16 +6,20 @@ import tempfile
 
 import pytest
 from anyio.from_thread import start_blocking_portal
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
 
-from push_to_poll_client import PushToPollError
+from push_to_poll_client import PushToPollError, StoreBusy, StoreMismatch
 from push_to_poll_client._types import DeadLetter, Record, Settlement
 from push_to_poll_client.stores import MemoryStore, SQLiteStore, _bloom
+from push_to_poll_client.stores._postgres import records as postgres_records
+from push_to_poll_client.stores._postgres.progress import ClaimedName
 from push_to_poll_client.stores._sqlite import records as records_module
+from push_to_poll_client.stores.postgres import PostgresStore
 from tests.support.clock import DAY
 from tests.support.forms import form
+from tests.support.postgres_server import shared_server
 
 ALL_KEYS = [*"abcdefghij", "", "a\0", "\ud800", "é", "\uffff", "x" * 201, "x" * 202]
 KEYS = st.sampled_from(ALL_KEYS)
@@ -50,6 +54,9 @@ class Stores(RuleBasedStateMachine):
     def open(self):
         path = pathlib.Path(self.directory.name, "store.db")
         return SQLiteStore(path, synchronous="NORMAL", clock=lambda: self.now, **self.limits)
+
+    def released(self, session):
+        return session._released
 
     def both(self, memory, sqlite):
         answers = self.portal.call(self.answers, memory, sqlite)
@@ -97,13 +104,13 @@ class Stores(RuleBasedStateMachine):
             self.commit(pair, "c", [Record(key) for key in keys if key in unseen])
 
     def note(self, pair, records):
-        if not pair[1]._released:
+        if not self.released(pair[1]):
             self.recorded.setdefault(pair[1].name, set()).update(record.key for record in records)
 
     @rule(pair=sessions, cursor=st.none() | KEYS, forget=st.booleans(), state=STATE)
     def reset(self, pair, cursor, **others):
         self.both(*(lambda s=session: s.reset(cursor, **others) for session in pair))
-        if others["forget"] and not pair[1]._released:
+        if others["forget"] and not self.released(pair[1]):
             self.recorded[pair[1].name] = set()
 
     @rule(pair=sessions, keys=st.lists(KEYS))
@@ -138,7 +145,11 @@ class Stores(RuleBasedStateMachine):
         for pair in self.live:
             self.release(pair)
         self.live.clear()
+        self.close()
         self.sqlite = self.open()
+
+    def close(self):
+        """End what the store has open."""
 
     @invariant()
     def sessions_are_alike(self):
@@ -148,7 +159,7 @@ class Stores(RuleBasedStateMachine):
     @invariant()
     def owners_are_alike(self):
         for memory, sqlite in self.live:
-            if not sqlite._released:
+            if not self.released(sqlite):
                 assert memory.record_count == sqlite.record_count
                 assert (memory.history, memory.state) == (sqlite.history, sqlite.state)
                 assert memory.dead_letter_count == sqlite.dead_letter_count == self.rows(sqlite, "dead_letter")
@@ -156,7 +167,7 @@ class Stores(RuleBasedStateMachine):
     @invariant()
     def each_record_is_there_and_counts_once(self):
         for pair in self.live:
-            if not pair[1]._released:
+            if not self.released(pair[1]):
                 unseen = self.both(*(lambda s=session: s.unseen(ALL_KEYS) for session in pair))
                 seen, recorded = set(ALL_KEYS) - unseen[0], self.recorded.get(pair[1].name, set())
                 assert unseen[0] == unseen[1]
@@ -168,7 +179,7 @@ class Stores(RuleBasedStateMachine):
     def removed_records_leave_the_file(self):
         """The file has as many segments as memory, plus those that wait for removal."""
         for _, sqlite in self.live:
-            if not sqlite._released:
+            if not self.released(sqlite):
                 records = sqlite._progress.records
                 kept = len(records.segments.live) + len(records._forgotten)
                 assert self.rows(sqlite, "segment") == kept
@@ -183,9 +194,72 @@ class Stores(RuleBasedStateMachine):
         return sqlite._file.connection.execute(query, (sqlite.fencing_token, sqlite.name)).fetchone()[0]
 
     def teardown(self):
-        self.restart()
+        for pair in self.live:
+            self.release(pair)
+        self.close()
         self.open_portal.__exit__(None, None, None)
         self.directory.cleanup()
+
+
+class PostgresStores(Stores):
+    """The same with a PostgresStore in place of the SQLiteStore."""
+
+    server = None
+    names = itertools.count(1)
+
+    def __init__(self):
+        self.schema = f"model_{next(self.names)}"
+        type(self).running = self
+        super().__init__()
+
+    def open(self):
+        return PostgresStore(self.server.conninfo, schema=self.schema, lease=60.0, **self.limits)
+
+    def close(self):
+        self.portal.call(self.sqlite.aclose)
+
+    async def answer(self, call):
+        error, value = await super().answer(call)
+        # This store compares the feed first, so that a replica with a wrong one does not stand by.
+        return StoreBusy if error is StoreMismatch else error, value
+
+    def released(self, session):
+        return session._lease.is_released
+
+    def rows(self, session, table):
+        statement = f"""
+            SELECT count(*) FROM {self.schema}.{table} AS t JOIN {self.schema}.consumer AS c ON c.id = t.consumer
+            WHERE token = %s AND c.name = %s
+        """  # noqa: S608
+        with session._database.connection() as connection:
+            values = (session.fencing_token, session.name.encode())
+            return connection.execute(statement.encode(), values).fetchone()[0]
+
+    @invariant()
+    def removed_records_leave_the_file(self):
+        for _, session in self.live:
+            if not self.released(session):
+                records = session._progress.records
+                assert self.rows(session, "record") >= session.record_count
+                assert records._to_sweep > 0 or self.rows(session, "record") == session.record_count
+
+    def teardown(self):
+        super().teardown()
+        self.server.execute(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE")
+
+
+def with_clock(read_name, machine):
+    """Let a name begin at the time of the machine."""
+
+    def read(claimed, database, connection, row, **options):
+        if row.token == 1:
+            now = machine.running.now
+            begin = "UPDATE {s}.consumer SET at = %(now)s WHERE id = %(id)s"
+            connection.execute(database.sql(begin), {"now": now, "id": row.id})
+            row = row._replace(at=now)
+        read_name(claimed, database, connection, row, **options)
+
+    return read
 
 
 LIMITS = {
@@ -217,3 +291,17 @@ def test_memory_store_and_sqlite_store_give_the_same_answers(limits, few, backen
     monkeypatch.setattr(_bloom, "_MIN_KEYS", 8)
     machine = type("StoresOn", (Stores,), {"backend": backend, "limits": LIMITS[limits]})
     run_state_machine_as_test(machine, settings=settings(max_examples=form(10, 25), stateful_step_count=40))
+
+
+@pytest.mark.no_cover
+@pytest.mark.slow
+@pytest.mark.parametrize(("limits", "backend"), [("little", "trio"), ("more", "asyncio")])
+def test_memory_store_and_postgres_store_give_the_same_answers(limits, backend, monkeypatch, request):
+    monkeypatch.setattr(postgres_records, "_SWEPT_AT_LEAST", 2)
+    machine = type("StoresOn", (PostgresStores,), {"backend": backend, "limits": LIMITS[limits]})
+    machine.server = shared_server(request.config)
+    monkeypatch.setattr(ClaimedName, "__init__", with_clock(ClaimedName.__init__, machine))
+    monkeypatch.setattr(ClaimedName, "time", lambda _: machine.running.now)
+    # To shrink an example takes minutes.
+    quick = settings(max_examples=form(8, 25), stateful_step_count=40, phases=[Phase.generate])
+    run_state_machine_as_test(machine, settings=quick)

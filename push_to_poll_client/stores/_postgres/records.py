@@ -224,7 +224,7 @@ class Records:
 
     def apply(self, plan: RecordPlan) -> None:
         """Apply a plan after its commit."""
-        self._to_sweep -= plan.swept
+        self._to_sweep = max(0, self._to_sweep - plan.swept)  # a sweep may have found fewer
         if plan.first != self.first:
             dropped = {*plan.segments.dropped}
             self._to_sweep += sum(one.size + 1 for one in self.segments.live if one.number in dropped)
