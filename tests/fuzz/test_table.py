@@ -70,6 +70,8 @@ OUR_OWN = {
     "_http.credentials": "Base64 that it has just made",
     "listeners._websocket_client": "the address that the user gave",
     "stores._sqlite.connection": "a list of words for SQLite",
+    "stores._postgres.claims": "names, whose damaged rows have tests of their own",
+    "stores._postgres.errors": "texts of the server for one log line",
     "stores._postgres.housekeeping": "notices, which another module reads",
     "stores._postgres.requests": "ids and texts that the store has just found",
     "stores._postgres.schema": "a number that the server gave as one",
