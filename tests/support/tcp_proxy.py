@@ -16,6 +16,7 @@ import socket
 import struct
 import threading
 import time
+import weakref
 from dataclasses import dataclass, field
 
 from tests.support.forms import GUARD
@@ -82,6 +83,7 @@ class TCPProxy:
         self._up, self._down = Treatment(), Treatment()
         self._cut_after = {UP: None, DOWN: None}
         self._connections = set()
+        self.transports = weakref.WeakSet()  # those that were opened; a closed one soon disappears
         self._changed = threading.Condition()
         self._ready = threading.Event()
         # Bound and never listening: keeps the port while `refuse()` has closed the listening socket.
@@ -100,7 +102,8 @@ class TCPProxy:
         return self._thread.is_alive()
 
     def __exit__(self, *_):
-        self._loop.call_soon_threadsafe(self._stop.set)
+        with contextlib.suppress(RuntimeError):  # its loop is closed, since a test has set `_stop`
+            self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
         self._reservation.close()
 
@@ -171,26 +174,40 @@ class TCPProxy:
 
     async def _run(self):
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        self._accepting = None
+        self._listening = None
         async with asyncio.TaskGroup() as self._tasks:
             self._listen()
             self._ready.set()
             await self._stop.wait()
+            self._deafen()
             await self._cut_all(rst=True)
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
-                task.cancel()
+            for transport in [*self.transports]:  # some may still have data for a peer that does not read
+                transport.abort()
 
     def _listen(self):
-        if self._accepting is None:
-            listening = _bound(self.port)
-            listening.listen()
-            self._accepting = self._tasks.create_task(self._accept(listening))
+        if self._listening is None:
+            self._listening = _bound(self.port)
+            self._listening.listen()
+            self._loop.add_reader(self._listening, self._accept)
 
-    async def _deafen(self):
-        accepting, self._accepting = self._accepting, None
-        if accepting is not None:
-            accepting.cancel()
-            await asyncio.wait([accepting])
+    def _deafen(self):
+        if self._listening is not None:
+            self._loop.remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
+
+    def _accept(self):
+        """Accept a client. Not by a task: one that is cancelled can lose the accepted socket."""
+        try:
+            client, _ = self._listening.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # the client is gone
+            return
+        self.accepted_at.append(time.monotonic())
+        connection = _Connection(self, client)
+        self._connections.add(connection)
+        connection.task = self._tasks.create_task(connection.serve())
+        connection.task.add_done_callback(connection.end)
+        self.count(accepted=1)
 
     async def _cut_all(self, *, rst):
         cut = self._connections.copy()
@@ -199,34 +216,13 @@ class TCPProxy:
         for connection in cut:
             await connection.over.wait()
 
+    def forget(self, connection):
+        """Note that a connection is closed."""
+        self._connections.remove(connection)
+
     def _end_all_down(self):
         for connection in self._connections:
             connection.end_down()
-
-    async def _accept(self, listening):
-        with listening:
-            while True:
-                client, _ = await self._loop.sock_accept(listening)
-                self.accepted_at.append(time.monotonic())
-                self.count(accepted=1)
-                self._tasks.create_task(self._serve(client))
-
-    async def _serve(self, client):
-        down = await asyncio.open_connection(sock=client)
-        try:
-            up = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:  # the server is away
-            _close(down[1], rst=True)
-            return
-        connection = _Connection(self, down, up)
-        self._connections.add(connection)
-        self.count(open=1)
-        try:
-            await connection.serve()
-        finally:
-            self._connections.remove(connection)
-            connection.over.set()
-            self.count(open=-1)
 
     def treatment(self, *, up):
         """Return the treatment for bytes that arrive now."""
@@ -240,15 +236,27 @@ class TCPProxy:
 
 @dataclass(eq=False)
 class _Connection:
-    """A client's connection and the matching connection to the server, each as reader and writer."""
+    """A client's connection and the matching connection to the server, from `accept` until both are closed.
+
+    `client` and `server` are pairs of reader and writer, None before they are open.
+    """
 
     proxy: TCPProxy
-    client: tuple
-    server: tuple
+    accepted: socket.socket
+    client: tuple | None = None
+    server: tuple | None = None
+    task: asyncio.Task | None = None
     dead: set = field(default_factory=set)
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def serve(self):
+        self.client = await self._open(sock=self.accepted)
+        try:
+            self.server = await self._open("127.0.0.1", self.proxy.target)
+        except OSError:  # the server is away
+            _close(self.client[1], rst=True)
+            return
+        self.proxy.count(open=1)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._pump(self.client[0], self.server[1], up=True))
@@ -257,6 +265,21 @@ class _Connection:
             pass
         finally:
             self._close(rst=False)
+
+    async def _open(self, *address, **options):
+        reader, writer = await asyncio.open_connection(*address, **options)
+        self.proxy.transports.add(writer.transport)
+        return reader, writer
+
+    def end(self, _):
+        """Close what is open. Called at the end of the task, even if that was cancelled before it began."""
+        if self.client is None:
+            self.accepted.close()
+        self._close(rst=False)
+        self.proxy.forget(self)
+        self.over.set()
+        if self.server is not None:
+            self.proxy.count(open=-1)
 
     async def _pump(self, reader, writer, *, up):
         while data := await reader.read(CHUNK):
@@ -289,15 +312,19 @@ class _Connection:
 
     def end_down(self):
         self.dead.add(DOWN)
-        self.client[1].write_eof()
+        if self.client is not None:
+            self.client[1].write_eof()
 
     def cut(self, *, rst):
         self.proxy.count(cut=1)
         self._close(rst=rst)
+        if self.server is None:
+            self.task.cancel()
 
     def _close(self, *, rst):
-        _close(self.client[1], rst=rst)
-        _close(self.server[1], rst=rst)
+        for side in (self.client, self.server):
+            if side is not None:
+                _close(side[1], rst=rst)
 
 
 def _bound(port):

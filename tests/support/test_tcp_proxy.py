@@ -1,9 +1,12 @@
 """The proxy does exactly what it is told; the tests of a broken network rely on this."""
 
+import asyncio
+import gc
 import socket
 import socketserver
 import threading
 import time
+import warnings
 
 import pytest
 
@@ -171,6 +174,36 @@ def test_a_missing_server_is_a_connection_reset(proxy, echo, dial):
     echo.server_close()
     with pytest.raises(ConnectionResetError):  # during the dial, or later
         dial(say=None).recv(1)
+
+
+@pytest.mark.parametrize("end", [TCPProxy._deafen, lambda proxy: proxy._stop.set()], ids=["refuse", "exit"])
+def test_no_accepted_socket_is_lost_whenever_the_proxy_refuses_or_ends(echo, end):
+    """After each number of turns of its event loop, from the client's connect until both sides are open."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        for turns in range(12):
+            with TCPProxy(echo.server_address[1]) as proxy, socket.socket() as client:
+
+                async def connect_and_end(proxy=proxy, client=client, turns=turns):
+                    client.connect(("127.0.0.1", proxy.port))
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    end(proxy)
+
+                proxy._call(connect_and_end)
+        gc.collect()
+    assert not [str(each.message) for each in caught]
+
+
+def test_a_cut_closes_a_connection_that_was_only_just_accepted(proxy):
+    async def cut_when_accepted():
+        while not proxy.counts.accepted:  # noqa: ASYNC110  # in this turn the connection to the server is not open
+            await asyncio.sleep(0)
+        await proxy._cut_all(rst=False)
+
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=GUARD) as client:
+        proxy._call(cut_when_accepted)
+        assert client.recv(1) == b""
 
 
 def test_wait_for_raises_a_timeout_error_when_nothing_happens(proxy):
