@@ -15,17 +15,25 @@ from tests.support.ownership_world import CLAIMING, COMMITTING, DOUBT, DOWN, LOS
 ALL = frozenset(ASSERTIONS)
 
 WORLDS = {
-    "a commit is cut twice": (Limits(claims=1, messages=2, cuts=2), 10_000),
+    "a commit is cut twice": (Limits(claims=1, cuts=2), 6_000),
     "a claim is lost, or arrives late": (Limits(messages=0, lost_claims=1), 4_000),
-    "heartbeats arrive late": (Limits(messages=0, heartbeats=2), 15_000),
+    "a heartbeat arrives late": (Limits(messages=0, heartbeats=1), 6_000),
     "a replica is stopped past its lease": (Limits(pauses=1), 20_000),
     "a replica is killed": (Limits(claims=1, cuts=1, crashes=1), 4_000),
-    "the owner hands over": (Limits(messages=0, claims=3, handovers=1), 10_000),
-    "a fail-over takes commits back": (Limits(claims=1, messages=2, cuts=1, failovers=1), 20_000),
+    "the owner hands over": (Limits(messages=0, handovers=1), 5_000),
+    "a fail-over takes commits back": (Limits(claims=1, messages=2, failovers=1), 2_000),
+    "a commit is cut before or after a fail-over": (Limits(claims=1, cuts=1, failovers=1), 7_000),
     "a wake arrives": (Limits(messages=0, wakes=1), 8_000),
 }
 
 LONG_WORLDS = {
+    "commits of two messages are cut twice": (Limits(claims=1, messages=2, cuts=2), 10_000),
+    "two heartbeats arrive late": (Limits(messages=0, heartbeats=2), 15_000),
+    "the owner hands over, and three claims get the name": (Limits(messages=0, claims=3, handovers=1), 10_000),
+    "commits of two messages are cut during a fail-over": (
+        Limits(claims=1, messages=2, cuts=1, failovers=1),
+        20_000,
+    ),
     "a commit is cut, and another replica claims": (Limits(cuts=1), 60_000),
     "a commit is cut during a fail-over": (Limits(cuts=1, failovers=1), 700_000),
     "a claim is lost during a fail-over": (Limits(messages=0, lost_claims=1, failovers=1), 20_000),

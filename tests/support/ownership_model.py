@@ -54,8 +54,9 @@ def explore(rules, limits, *, asserted=frozenset(ASSERTIONS)):
                 if broken and broken[0] in asserted:
                     return explored(came_from, transitions, broken[0], report(came_from, world, event, broken))
                 state = (after._replace(broken=None) if after.broken else after).reduced()
-                if state not in came_from:
-                    came_from[state] = world, event
+                known = len(came_from)
+                came_from.setdefault(state, (world, event))  # hashes the state once, which takes a while
+                if len(came_from) > known:
                     following.append(state)
         frontier = following
     return explored(came_from, transitions, None, "")
