@@ -7,7 +7,9 @@ import os
 import pkgutil
 import random
 import re
+import shutil
 import signal
+import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -22,6 +24,7 @@ from hypothesis import Phase, is_hypothesis_test, settings
 from respx.mocks import HTTPCoreMocker
 
 import push_to_poll_client
+from push_to_poll_client import _lifecycle, _runner, _schedule
 from push_to_poll_client.stores._sqlite.errors import wrap_sqlite_errors
 from push_to_poll_client.testing._virtual_time import virtual_time
 from tests.support.clock import time_of_day
@@ -38,6 +41,12 @@ os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
 # The command line reads them.
 os.environ.pop("PUSH_TO_POLL_STORE", None)
 os.environ.pop("PUSH_TO_POLL_SCHEMA", None)
+
+# SQLite waits for the disk in each commit, which took half the time of tests of stores. The folder is in memory.
+IN_MEMORY = "/dev/shm"  # noqa: S108  # of Linux
+if Path(IN_MEMORY).is_dir() and shutil.disk_usage(IN_MEMORY).free > 2**31:
+    os.environ["TMPDIR"] = IN_MEMORY
+    tempfile.tempdir = None  # read it again
 
 # A shell starts background jobs with SIGINT ignored, and child processes would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -235,6 +244,14 @@ def inline_threads(monkeypatch):
 
     monkeypatch.setattr("anyio.to_thread.run_sync", run_sync)
     monkeypatch.setattr("push_to_poll_client.stores._sqlite.thread.StoreThread.run", run)
+
+
+@pytest.fixture
+def quick_backoff(monkeypatch):
+    """Shorten the delays after failures, for tests in real time that do not check these delays."""
+    monkeypatch.setattr(_schedule, "FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(_lifecycle, "FIRST_STORE_BACKOFF", 0.01)
+    monkeypatch.setattr(_runner, "FIRST_STORE_BACKOFF", 0.01)
 
 
 @pytest.fixture

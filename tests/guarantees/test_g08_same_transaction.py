@@ -23,7 +23,7 @@ from tests.support.forms import GUARD
 from tests.support.replicas import Replica
 from tests.support.shared_memory import SharedMemory
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -26,7 +26,7 @@ from tests.support.forms import GUARD, form
 from tests.support.postgres_server import PostgresServer, shared_server
 from tests.support.postgres_stores import PostgresStores, until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -10,7 +10,7 @@ from tests.support.forms import GUARD
 from tests.support.postgres_server import shared_server
 from tests.support.transaction_pooler import TransactionPooler
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
 
 
 @pytest.fixture(params=["asyncio", "trio"])

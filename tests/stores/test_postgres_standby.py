@@ -16,7 +16,7 @@ from tests.support.forms import GUARD
 from tests.support.postgres_server import shared_server
 from tests.support.postgres_stores import LEASE, PostgresStores
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -28,7 +28,7 @@ from tests.support.forms import GUARD
 from tests.support.postgres_server import shared_server
 from tests.support.postgres_stores import PostgresStores
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
 
 TWICE = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_none())
 

@@ -17,7 +17,7 @@ from push_to_poll_client.testing import FakeFeed
 from tests.support.postgres_server import shared_server
 from tests.support.postgres_stores import PostgresStores
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
 
 OLD, NEW = "https://old.example/orders", "https://new.example/orders"
 

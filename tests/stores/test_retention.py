@@ -9,7 +9,7 @@ from tests.support.forms import form
 from tests.support.postgres_server import shared_server
 from tests.support.postgres_stores import PostgresStores
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -10,7 +10,7 @@ from tenacity import AsyncRetrying, stop_after_attempt, wait_none
 from push_to_poll_client import Consumer, OwnershipLost, SQLiteStore
 from push_to_poll_client.testing import FakeFeed
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
 
 TWICE = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_none())
 

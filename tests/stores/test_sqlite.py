@@ -27,7 +27,7 @@ from push_to_poll_client.testing._store_suite import StoreSuite
 from tests.support.clock import DAY
 from tests.support.forms import GUARD
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
 
 FEED = "https://feed.example/"
 

@@ -17,7 +17,7 @@ from push_to_poll_client.testing._fake_feed import FakeFeed
 from tests.support.consumers import Log
 from tests.support.forms import GUARD
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
 
 FEED = "https://feed.example/"
 

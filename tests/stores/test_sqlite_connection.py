@@ -15,7 +15,7 @@ from push_to_poll_client import OwnershipLost, StoreError
 from push_to_poll_client.stores._sqlite import connection as connection_module
 from tests.support.effects import Database, Planned
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -14,7 +14,7 @@ from push_to_poll_client.stores._sqlite import thread
 from push_to_poll_client.stores._sqlite.records import Records
 from push_to_poll_client.testing._store_suite import StoreSuite
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
 
 DICE = random.Random(1)  # noqa: S311
 

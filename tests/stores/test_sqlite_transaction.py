@@ -22,7 +22,7 @@ from push_to_poll_client.stores._sqlite.transaction import GAP, LockGaps
 from tests.support.effects import Database, Planned, look
 from tests.support.forms import GUARD
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
 
 
 @pytest.fixture(params=["asyncio", "trio"])

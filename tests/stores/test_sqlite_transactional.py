@@ -19,7 +19,7 @@ from push_to_poll_client.stores._sqlite.reader import SQLiteReader
 from push_to_poll_client.testing import TransactionalStoreSuite
 from tests.support.forms import GUARD, form
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
 
 FEED = "https://feed.example/"
 

@@ -38,6 +38,7 @@ QUICK = (
     "full_page_writes=off",
     "unix_socket_directories=",
     "max_connections=20",
+    "dynamic_shared_memory_type=mmap",  # in the data: killed servers leave nothing in /dev/shm
     "autovacuum=off",  # its transactions would hold back rows of an outbox
 )
 
