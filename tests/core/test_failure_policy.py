@@ -32,6 +32,7 @@ from push_to_poll_client import (
 from push_to_poll_client._progress import Attempts, TimeOfDay
 from push_to_poll_client.testing import FakeFeed
 from tests.support.consumers import Log, polls_on
+from tests.support.forms import form
 from tests.support.refusing_store import RefusingStore
 
 pytestmark = pytest.mark.anyio
@@ -558,8 +559,8 @@ async def test_attempts_of_a_message_whose_wait_ends_during_a_poll_that_meets_it
 @pytest.mark.parametrize("options", [{}, {"overlap": 3.0}, {"max_poll_time": 0.5}], ids=str)
 async def test_attempts_of_all_messages_that_wait_at_a_time_are_kept(options, virtual_day):
     """Each poll reads the messages behind the first waiting one again, so none counts as gone."""
-    names = [str(n) for n in range(30)]
-    feed = feed_of(*names, page_size=10, latency=0.2)
+    names = [str(n) for n in range(form(15, 30))]
+    feed = feed_of(*names, page_size=len(names) // 3, latency=0.2)
     consumer = Fails(
         feed,
         failing=names,

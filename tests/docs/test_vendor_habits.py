@@ -47,7 +47,11 @@ async def test_a_backlog_of_couchdb_is_read_in_one_poll_with_any_pending_value(p
     vendor = serve(CouchDB(2500), url)
     vendor.pending = pending
     handled = []
-    async with Consumer(feed, store=MemoryStore(), name="orders", process=handled.append) as consumer:
+
+    async def handle(message):  # a plain function would be called in a thread, 2500 times
+        handled.append(message)
+
+    async with Consumer(feed, store=MemoryStore(), name="orders", process=handle) as consumer:
         polled = await consumer.poll_now()
     assert (len(handled), polled.caught_up) == (2500, True)
 

@@ -14,7 +14,7 @@ from tests.support.forms import SEED, form
 PARTS = form(10, 40)
 """Number of tests among which the lives are divided, for several processes."""
 
-LIVES = int(os.environ.get("SEEDS") or form(200, 20_000))
+LIVES = int(os.environ.get("SEEDS") or form(120, 20_000))
 
 FIRST = SEED * 1_000_000
 
@@ -42,6 +42,6 @@ def test_consumers_with_a_file_keep_their_guarantees_across_restarts(backend, tm
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_same_seed_repeats_the_same_run(backend):
-    for seed in range(FIRST, FIRST + form(5, 200)):
+    for seed in range(FIRST, FIRST + form(3, 200)):
         once, again = (list(map(str, live(seed, backend).journal.events)) for _ in range(2))
         assert once == again

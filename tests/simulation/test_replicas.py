@@ -13,7 +13,7 @@ from tests.support.shared_memory import LeasedMemorySession, LeasedMemoryStore, 
 
 PARTS = form(4, 40)
 
-LIVES = int(os.environ.get("SEEDS") or form(60, 10_000))
+LIVES = int(os.environ.get("SEEDS") or form(40, 10_000))
 
 FIRST = SEED * 1_000_000
 
@@ -54,24 +54,28 @@ async def never(store, name):
 APPLY = LeasedMemorySession._apply
 
 PLANTED = {
-    "the store does not compare": (LeasedMemorySession, "_apply", apply_without_a_fence, "G10"),
-    "a session is never lost": (LeasedMemorySession, "lost", False, "G10"),
-    "handlers start in lost sessions": (_lifecycle, "while_owner", lambda handler, session: handler, "G10"),
-    "records are not found": (LeasedMemorySession, "unseen", find_no_record, "G6"),
-    "wakes are not forwarded": (LeasedMemoryStore, "forward", lambda store, name, push: None, "G1"),
-    "a standby is not told that the name is free": (LeasedMemoryStore, "freed", never, "G10"),
-    "effects are committed without their records": (TransactionalMemorySession, "transaction", None, "G8"),
+    "the store does not compare": (LeasedMemorySession, "_apply", apply_without_a_fence, "G10", 14),
+    "a session is never lost": (LeasedMemorySession, "lost", False, "G10", 10),
+    "handlers start in lost sessions": (_lifecycle, "while_owner", lambda handler, session: handler, "G10", 68),
+    "records are not found": (LeasedMemorySession, "unseen", find_no_record, "G6", 1),
+    "wakes are not forwarded": (LeasedMemoryStore, "forward", lambda store, name, push: None, "G1", 1),
+    "a standby is not told that the name is free": (LeasedMemoryStore, "freed", never, "G10", 19),
+    "effects are committed without their records": (TransactionalMemorySession, "transaction", None, "G8", 14),
 }
+"""For each bug: what is replaced by what, the guarantee that it breaks, and a seed that lately showed it.
+
+That seed is tried first. If it shows the bug no longer, the test only takes longer.
+"""
 
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_the_oracle_reports_a_planted_bug(monkeypatch, bug):
-    where, name, planted, guarantee = PLANTED[bug]
+    where, name, planted, guarantee, first = PLANTED[bug]
     if planted is None:
         planted = commit_effects_first(where.transaction)
     monkeypatch.setattr(where, name, planted)
     reported = set()
-    for seed in range(400):  # a bug needs a plan in which it matters
+    for seed in (first, *range(400)):  # a bug needs a plan in which it matters
         violation = live_replicas(seed, ("asyncio", "trio")[seed % 2]).oracle.violation
         reported |= {violation.guarantee} if violation else set()
         if guarantee in reported:
