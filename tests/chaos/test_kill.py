@@ -131,7 +131,7 @@ MOMENTS = [starting, claiming, catching_up, fetching, committing, live, stopping
     ],
 )
 def test_a_killed_consumer_loses_no_message_and_repeats_few(started, chance, fork_server, figures, world):
-    kills = form(7, 100)
+    kills = form(5, 100)
     arena = Arena(started, chance, form(fork_server, None), **world)  # in the long form each life starts a Python
     moments = itertools.cycle(chance.sample(MOMENTS, len(MOMENTS)))
     while len(arena.consumer.killed) < kills:  # one that ended before its moment was not killed

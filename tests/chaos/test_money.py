@@ -16,7 +16,7 @@ from tests.support.forms import form
 
 COMMIT_INTERVAL = 0.02
 
-KILLS = form(5, 100)
+KILLS = form(4, 100)
 
 LONGEST_LIFE = 0.12
 """Most seconds until a life is killed. Some are killed before they begin, some within a page."""
@@ -39,7 +39,7 @@ def world(handler, takes, *, by_message, count, marks=pytest.mark.long_form):
 @pytest.mark.parametrize(
     "world",
     [
-        world("Coroutine", 0.0, by_message=True, count=form(3_000, 100_000), marks=()),
+        world("Coroutine", 0.0, by_message=True, count=form(1_500, 100_000), marks=()),
         world("Coroutine", 0.002, by_message=False, count=3_000),
         world("Function", 0.0, by_message=True, count=20_000),
         world("Batch", 0.001, by_message=True, count=50_000),
@@ -67,7 +67,7 @@ def test_each_transfer_is_done_exactly_once_beside_another_program_that_writes(b
     with (tmp_path / "writer.log").open("ab") as log:
         writer = Child("chaos_writer", bank.database, log=log)
         assert writer.line() == b"writes\n", (tmp_path / "writer.log").read_text()
-        kill_again_and_again(bank, chance, kills=form(3, 500))
+        kill_again_and_again(bank, chance, kills=form(2, 500))
         writer.write("enough")
         visits = json.loads(writer.line())
         writer.end(kill=False)

@@ -29,7 +29,12 @@ sys.stdin.read()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a process with its parent")
 @pytest.mark.parametrize(
-    "state", [pytest.param("running", marks=pytest.mark.long_form), "stopped", "forked and stopped"]
+    "state",
+    [
+        pytest.param("running", marks=pytest.mark.long_form),
+        pytest.param("stopped", marks=pytest.mark.long_form),
+        "forked and stopped",  # its server was not forked
+    ],
 )
 def test_child_processes_end_when_their_parent_is_killed(tmp_path, state):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -10,7 +10,7 @@ from tests.support.forms import form
 def test_no_message_is_lost_or_recorded_twice_while_the_database_is_killed(
     replicas, started, chance, figures, transfers
 ):
-    replicas = replicas(transfers, count=5, lease=LEASE)
+    replicas = replicas(transfers, count=form(3, 5), lease=LEASE)
     load = started(Load, replicas.server, seed=chance.random(), rate=form(50, 200))
     replicas.until_owned()
     faults = Faults(replicas, chance, database=True, network=False)
@@ -23,7 +23,7 @@ def test_no_message_is_lost_or_recorded_twice_while_the_database_is_killed(
 @handlers(short="coroutine")
 def test_a_fail_over_that_loses_commits_loses_no_message(replicas, started, chance, figures, transfers):
     """The owner keeps its lease, so that its memory is ahead of the new primary."""
-    replicas, rounds = replicas(transfers, count=3, lease=30.0), form(1, 20)
+    replicas, rounds = replicas(transfers, count=form(2, 3), lease=30.0), form(1, 20)
     database, load = replicas.database, started(Load, replicas.server, seed=chance.random(), rate=50)
     for _ in range(rounds):
         replicas.until_one_handles()

@@ -12,7 +12,7 @@ from tests.support.forms import form
 
 @handlers(short="function")
 def test_no_message_is_lost_or_recorded_twice_under_random_faults(replicas, started, chance, figures, transfers):
-    replicas = replicas(transfers, count=5, lease=LEASE)
+    replicas = replicas(transfers, count=form(3, 5), lease=LEASE)
     load = started(Load, replicas.server, seed=chance.random(), rate=50)
     replicas.until_owned()
     faults = Faults(replicas, chance)

@@ -20,7 +20,7 @@ def described(seconds):
 
 def test_another_replica_polls_after_its_owner_was_killed(replicas, started, chance, figures):
     lease = form(1.0, 3.0)
-    replicas, seconds = replicas(None, count=3, lease=lease), []
+    replicas, seconds = replicas(None, count=form(2, 3), lease=lease), []
     load = started(Load, replicas.server, seed=chance.random(), rate=50)
     for _ in range(form(1, 30)):
         owner = replicas.until_one_handles()
@@ -42,7 +42,7 @@ LONG_LEASE = 120.0
 def test_a_planned_hand_over_repeats_no_message_and_does_not_wait_for_the_lease(
     replicas, started, chance, figures, how
 ):
-    replicas, seconds = replicas(None, count=3, lease=LONG_LEASE), []
+    replicas, seconds = replicas(None, count=form(2, 3), lease=LONG_LEASE), []
     load = started(Load, replicas.server, seed=chance.random(), rate=50)
     for _ in range(form(2, 50)):
         owner = replicas.until_one_handles()

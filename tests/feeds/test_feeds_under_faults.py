@@ -5,7 +5,8 @@ error stops it (410, an expired cursor, an unreadable message), the test restart
 would. Then the fault ends.
 
 `make chaos` tries every fault on every feed at each of four times, which takes minutes. `make test` tries every
-fault on one feed, and every feed under three of six faults, at one of the four times, on one of the two event loops.
+fault on one feed, and every feed under three of six faults, at one of the four times and on one of the two event
+loops.
 """
 
 import logging

