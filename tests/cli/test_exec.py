@@ -13,6 +13,7 @@ from pathlib import Path
 import anyio
 import psutil
 import pytest
+from tenacity import wait_fixed
 
 from push_to_poll_client import Message
 from push_to_poll_client.cli import _exec, _tail
@@ -103,6 +104,12 @@ def _go_when_signalled(fifos, monkeypatch):
 
 
 @pytest.fixture
+def _quick_retry(monkeypatch):
+    """Run a failed command again at once; the delays of the default are tested elsewhere."""
+    monkeypatch.setattr(_tail, "DEFAULT_RETRY", _tail.DEFAULT_RETRY.copy(wait=wait_fixed(0.01)))
+
+
+@pytest.fixture
 def _impatient(monkeypatch):
     monkeypatch.setattr(_tail, "SHUTDOWN_TIMEOUT", 0.1)
 
@@ -182,6 +189,7 @@ def test_control_characters_in_an_id_are_quoted(tail, python, monkeypatch):
     assert "\x1b" not in err
 
 
+@pytest.mark.usefixtures("_quick_retry")
 def test_a_command_that_fails_is_run_again(server, tail, python, tmp_path):
     server.publish(1)
     program = python("""
@@ -202,6 +210,7 @@ def test_the_failure_of_a_command_has_a_traceback_only_with_vv(server, tail):
     assert "Traceback" in tail("-vv", *arguments)[2]
 
 
+@pytest.mark.usefixtures("_quick_retry")
 def test_a_failing_command_is_run_at_most_exec_attempts_times(server, tail, python, tmp_path):
     server.publish(1)
     program = python('open("runs", "a").write("x"); sys.exit(1)')
@@ -220,9 +229,9 @@ def test_a_command_that_hangs_fails_the_message(server, tail, python):
 def test_a_command_that_exits_with_0_after_its_timeout_fails_the_message(server, tail, python):
     server.publish(1)
     program = python("signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(3600)")
-    code, _, err = tail(server.url, "--once", "--exec-attempts=1", "--exec-timeout=1", "--exec", program)
+    code, _, err = tail(server.url, "--once", "--exec-attempts=1", "--exec-timeout=0.5", "--exec", program)
     assert code == Exit.MESSAGE
-    assert "did not end within 1 s and was terminated" in err
+    assert "did not end within 0.5 s and was terminated" in err
 
 
 @pytest.mark.anyio

@@ -33,7 +33,7 @@ from tests.support.channels import listening
 from tests.support.forms import GUARD
 from tests.support.signing import hex_mac
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_unclosed")]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_unclosed", "quick_backoff")]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "push.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

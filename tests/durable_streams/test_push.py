@@ -25,7 +25,7 @@ from tests.support.forms import GUARD, form
 from tests.support.served_app import serving as serving_app
 from tests.support.tcp_proxy import TCPProxy
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
 
 NEVER = 3600.0
 

@@ -26,6 +26,7 @@ from push_to_poll_client import Consumer, HTTPFeed, Push, Record, SQLiteStore, _
 from push_to_poll_client._http.transport import shared_tls_context, user_agent
 from push_to_poll_client.listeners import _backoff, _websocket_client
 from push_to_poll_client.stores._sqlite import file as file_module
+from push_to_poll_client.stores._sqlite import schema
 from tests.support.processes import peak_memory, reset_peak_memory, resident_memory
 
 GUARD = 120
@@ -71,7 +72,7 @@ def _write(report):
 
 def _hurry():
     """Shorten the backoff and the timeouts, which are tested elsewhere."""
-    file_module._BUSY_TIMEOUT = 0.2
+    file_module.BUSY_TIMEOUT = schema.BUSY_TIMEOUT = 0.2
     _schedule.FIRST_BACKOFF = _schedule.SLOW_BACKOFF = 0.01
     _backoff.FIRST_DELAY = _backoff.BASE_DELAY = _backoff.SLOW_DELAY = 0.01
     _websocket_client.CLOSE_TIMEOUT = 0.2
