@@ -253,6 +253,7 @@ def quick_backoff(monkeypatch):
     monkeypatch.setattr(_lifecycle, "FIRST_STORE_BACKOFF", 0.01)
     monkeypatch.setattr(_runner, "FIRST_STORE_BACKOFF", 0.01)
     monkeypatch.setattr("push_to_poll_client.listeners._backoff.FIRST_DELAY", 0.01)
+    monkeypatch.setattr("push_to_poll_client.listeners._backoff.BASE_DELAY", 0.01)
 
 
 @pytest.fixture

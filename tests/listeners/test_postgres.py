@@ -314,6 +314,7 @@ async def test_notifications_carry_hints_and_a_stop_closes_the_connection(server
     await wait_until_disconnected(server)
 
 
+@pytest.mark.usefixtures("quick_backoff")
 @pytest.mark.parametrize("end", ["kill", "stop"])
 async def test_the_listener_reconnects_after_the_server_was_killed_or_stopped(server, caplog, end):
     caplog.set_level(logging.INFO, "push_to_poll_client")

@@ -281,6 +281,7 @@ async def test_redis_py_is_prevented_from_writing_to_the_terminal(server):
     assert logging.getLogger("push_response").handlers == []
 
 
+@pytest.mark.usefixtures("quick_backoff")
 @pytest.mark.parametrize("end", ["kill", "stop"])
 async def test_the_listener_reconnects_after_the_server_was_killed_or_stopped(server, end):
     async with listening(at(server)) as channel:
