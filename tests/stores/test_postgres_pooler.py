@@ -6,8 +6,8 @@ import pytest
 from push_to_poll_client import Record
 from push_to_poll_client.stores._postgres import housekeeping
 from push_to_poll_client.stores.postgres import PostgresStore
-from tests.support.forms import GUARD
 from tests.support.postgres_server import shared_server
+from tests.support.postgres_stores import LEASE, until
 from tests.support.transaction_pooler import TransactionPooler
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
@@ -34,18 +34,16 @@ def pooler(request, server):
 SELECTS = ("SELECT %s::int", "SELECT %s::int AS other", "SELECT %s::int::int")
 
 
-async def until_known(store):
-    """Wait until the store has tested if it hears other replicas."""
-    with anyio.fail_after(GUARD):
-        while store.hears_wakes is None:  # noqa: ASYNC110  # the thread of the store finds out
-            await anyio.sleep(0.01)
-
-
 async def test_the_store_says_that_it_hears_no_wakes_through_a_pooler(pooler, monkeypatch, caplog):
     monkeypatch.setattr(housekeeping, "_ECHO_TIMEOUT", 0.3)
-    store = PostgresStore(pooler.conninfo, schema="pooled", lease=1.0)
+    store = PostgresStore(pooler.conninfo, schema="pooled", lease=LEASE)
     session = await store.claim("orders", feed="feed")
-    await until_known(store)
+
+    def knows():
+        store._housekeeping.poke()
+        return store.hears_wakes is not None
+
+    await until(knows)
     assert store.hears_wakes is False
     assert "give PostgresStore a listen_conninfo=" in caplog.text
     await session.release()
@@ -53,16 +51,15 @@ async def test_the_store_says_that_it_hears_no_wakes_through_a_pooler(pooler, mo
 
 
 async def test_a_direct_connection_for_notices_hears_wakes_beside_a_pooler(server, pooler):
-    store = PostgresStore(pooler.conninfo, schema="pooled", listen_conninfo=server.conninfo)
+    store = PostgresStore(pooler.conninfo, schema="pooled", listen_conninfo=server.conninfo, lease=LEASE)
     session = await store.claim("orders", feed="feed")
-    await until_known(store)
-    assert store.hears_wakes is True
+    await until(lambda: store.hears_wakes)
     await session.release()
     await store.aclose()
 
 
 async def test_statements_of_handlers_are_not_prepared_for_one_server_connection(pooler):
-    stores = [PostgresStore(pooler.conninfo, schema="pooled", transactional=True) for _ in range(2)]
+    stores = [PostgresStore(pooler.conninfo, schema="pooled", lease=LEASE, transactional=True) for _ in range(2)]
     sessions = [await store.claim(f"orders{n}", feed="feed") for n, store in enumerate(stores)]
     for number in range(20):
         for store, session in zip(stores, sessions, strict=True):
@@ -78,7 +75,7 @@ async def test_statements_of_handlers_are_not_prepared_for_one_server_connection
 
 
 async def test_progress_is_saved_through_a_pooler(pooler):
-    first, second = (PostgresStore(pooler.conninfo, schema="pooled") for _ in range(2))
+    first, second = (PostgresStore(pooler.conninfo, schema="pooled", lease=LEASE) for _ in range(2))
     session = await first.claim("orders", feed="feed")
     for number in range(10):
         await session.unseen([str(number)])

@@ -14,7 +14,7 @@ from push_to_poll_client.stores._postgres.notices import Kind
 from push_to_poll_client.stores._postgres.session import Claimant
 from tests.support.forms import GUARD
 from tests.support.postgres_server import shared_server
-from tests.support.postgres_stores import LEASE, PostgresStores
+from tests.support.postgres_stores import LEASE, PostgresStores, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_backoff")]
 
@@ -55,9 +55,9 @@ def heard_by(session, awaited):
 # Wakes
 
 
-async def test_all_wakes_are_sent_when_forwarded_returns(opened):
+async def test_all_wakes_are_sent_when_forwarded_returns(opened, monkeypatch):
+    monkeypatch.setattr("push_to_poll_client.stores.postgres._FORWARD_TIMEOUT", GUARD)
     store = opened()
-    await store.claim("stock", feed="feed")  # so that its thread is connected
     for _ in range(2):  # the second one is sent 20 ms later
         store.forward("orders", Push())
     await store.forwarded()
@@ -77,6 +77,7 @@ async def test_a_wake_is_sent_again_if_the_connection_fails(opened, monkeypatch)
     first, second = opened(), opened()
     second._housekeeping._lease = 1.0  # connects again soon
     session = await first.claim("orders", feed="feed")
+    await until(lambda: first.hears_wakes)
     heard = heard_by(session, Push(cursor="9"))
     send, failed = housekeeping.send_notices, []
 
