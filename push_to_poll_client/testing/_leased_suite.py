@@ -466,7 +466,7 @@ class LeasedStoreSuite(StoreSuite):
                 owner.subscribe(changed=Calls(), wake=new)
                 another.subscribe(changed=Calls(), wake=of_b)
                 await self._forward(other, Push(cursor="of a"), new)
-            assert old.arguments == []
+            assert Push(cursor="of a") not in old.arguments  # it may have got one when the store connected
             assert Push(cursor="of a") not in of_b.arguments
 
     async def test_a_wake_reaches_the_session_that_claimed_again(self) -> None:

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -58,12 +59,15 @@ class Workers:
 
     def client(self, *modes):
         """Return a client whose connection leads to a worker in one of these modes."""
-        while True:
+        until = time.monotonic() + 2 * GUARD
+        while time.monotonic() < until:
             client = httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=GUARD)
             self._clients.append(client)
             with contextlib.suppress(httpx.TransportError):  # the workers do not listen yet
                 if client.get("/health").json()["mode"] in modes:
                     return client
+            time.sleep(0.01)
+        raise TimeoutError(f"no worker is {modes}, the command ended with {self._process.poll()}")
 
     def close(self):
         """Stop it as a supervisor does. Return its exit code."""
