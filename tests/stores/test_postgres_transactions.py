@@ -21,7 +21,7 @@ from anyio import to_thread
 from psycopg.rows import dict_row
 from tenacity import AsyncRetrying, stop_after_attempt, wait_none
 
-from push_to_poll_client import Consumer, StoreError, StoreUnavailable
+from push_to_poll_client import Consumer, Record, StoreError, StoreUnavailable
 from push_to_poll_client.stores._postgres.transaction import Transaction
 from push_to_poll_client.testing import FakeFeed
 from tests.support.forms import GUARD
@@ -954,3 +954,27 @@ async def test_notices_of_the_application_still_reach_its_own_functions(shop):
     async with shop.consumer(1, script) as consumer:
         await consumer.poll_now()
     assert noted == ["hello"]
+
+
+@pytest.mark.parametrize("form", [OWN[0]], ids=str)
+async def test_the_number_of_records_of_transactions_is_saved_once_a_second(stores):
+    store = stores.store()
+    session = await store.claim("orders", feed="feed")
+    await session.commit(cursor=None, records=[Record("first")])
+
+    def process(key):
+        with session.transaction_in_thread([Record(key)]):
+            store.connection.execute("SELECT 1")
+
+    saved = []
+    for key, seconds in (("second", 0.0), ("third", 1.1), ("fourth", 0.0)):
+        store.jump += seconds
+        await session.unseen([key])
+        await to_thread.run_sync(process, key)
+        await session.commit(cursor=None, records=[Record(key)])
+        (consumer,) = stores.execute("SELECT commits, size FROM {s}.consumer, {s}.segment")
+        saved.append(consumer)
+    assert saved == [(2, 1), (4, 3), (5, 3)]
+    await session.commit(cursor="page", records=[])
+    assert stores.execute("SELECT commits, size FROM {s}.consumer, {s}.segment") == [(6, 4)]
+    await session.release()

@@ -182,6 +182,9 @@ class ClaimedName:
         read_at: float | None,
     ) -> None:
         """Save everything or nothing."""
+        if cursor is None and not (records or dead_letters or state) and self.records.may_save_later:
+            self.check()
+            return
         with self._database.connection() as connection, self._own_turn():
             self._write(connection, self._plan(connection, cursor, records, dead_letters, state, read_at))
 

@@ -70,6 +70,10 @@ _MAX_SEGMENTS = 8
 _SWEPT_AT_LEAST = 1_000
 """Forgotten records that each commit of records deletes, besides two for each record that it adds."""
 
+_SAVE_SIZE_AFTER = 1.0
+"""Seconds between two commits that save only the size of the newest segment, which handlers' transactions do not.
+A next owner may count the records of so many seconds too few."""
+
 _MAX_UNFOUND = 100_000
 """Digests kept in memory that a search did not find, and that are not committed yet: a few pages."""
 
@@ -119,7 +123,7 @@ class Records:
         self.first: int = first
         self._to_sweep = sum(segment.size + 1 for segment in stored if segment.number < first)
         self._unfound = dict[str, bytes]()
-        self._size_is_saved = True  # of the newest segment
+        self._saved = live[-1] if live else None  # the newest segment as it is in the database
         self._lock = threading.Lock()
         self.changes: int = 0  # number of commits with records, and of resets
 
@@ -183,7 +187,7 @@ class Records:
                 statements.append((_ADD, {**place, **self._columns(taken, last)}))
             grown = segment._replace(size=segment.size + number, last_at=max(segment.last_at, now))
             written.append(grown)
-        if not written and not self._size_is_saved and segments.live:
+        if not written and self._has_unsaved_size:
             values = {"consumer": self._consumer, **segments.live[-1]._asdict()}
             statements.append((_SAVE_SEGMENT, values))
         changes = segments.plan_changes(written, prunable_before=prunable_before, now=now)
@@ -212,9 +216,20 @@ class Records:
     def apply_new(self, records: Sequence[Record], now: float) -> None:
         """Count records that were added to the newest segment. The next `plan` saves its size."""
         self.segments.grow(len(records), now)
-        self._size_is_saved = False
         for record in records:
             self._unfound.pop(record.key, None)
+
+    @property
+    def may_save_later(self) -> bool:
+        """True if there is a size to save, and the saved one is recent."""
+        newest, saved = self.segments.live[-1:], self._saved
+        return (
+            self._has_unsaved_size and saved is not None and newest[0].last_at - saved.last_at < _SAVE_SIZE_AFTER
+        )
+
+    @property
+    def _has_unsaved_size(self) -> bool:
+        return bool(self.segments.live) and self.segments.live[-1] != self._saved
 
     def _columns(self, digests: Sequence[bytes], records: Mapping[bytes, Record]) -> dict[str, Any]:
         given = [records[digest] for digest in digests]
@@ -230,7 +245,7 @@ class Records:
             self._to_sweep += sum(one.size + 1 for one in self.segments.live if one.number in dropped)
             self.first = plan.first
         self.segments.apply(plan.segments)
-        self._size_is_saved = True
+        self._saved = self.segments.live[-1] if self.segments.live else None
         with self._lock:
             self.changes += 1
             for key in plan.added:
@@ -241,7 +256,6 @@ class Records:
         self._to_sweep += sum(one.size + 1 for one in self.segments.live)
         self.segments.forget()
         self.first = self.segments.next_number
-        self._size_is_saved = True
         with self._lock:
             self.changes += 1
             self._unfound.clear()

@@ -126,9 +126,14 @@ MIGRATIONS: tuple[Migration, ...] = (
                     AND in_transaction IS DISTINCT FROM current_setting('{TRANSACTION}', true) THEN
                     RAISE EXCEPTION '{ENDED}';
                 END IF;
-                INSERT INTO {{s}}.record(consumer, segment, digest)
-                SELECT in_consumer, in_segment, substr(in_digests, {DIGEST_BYTES} * i + 1, {DIGEST_BYTES})
-                FROM generate_series(0, length(in_digests) / {DIGEST_BYTES} - 1) AS i;
+                IF length(in_digests) = {DIGEST_BYTES} THEN
+                    INSERT INTO {{s}}.record(consumer, segment, digest)
+                    VALUES (in_consumer, in_segment, in_digests);
+                ELSE
+                    INSERT INTO {{s}}.record(consumer, segment, digest)
+                    SELECT in_consumer, in_segment, substr(in_digests, {DIGEST_BYTES} * i + 1, {DIGEST_BYTES})
+                    FROM generate_series(0, length(in_digests) / {DIGEST_BYTES} - 1) AS i;
+                END IF;
                 UPDATE {{s}}.consumer SET commits = commits + 1
                 WHERE id = in_consumer AND token = in_token AND owner = in_owner AND commits = in_commits;
                 IF NOT FOUND THEN
