@@ -182,7 +182,8 @@ class PostgresStore:
 
         Its transaction has begun, at the isolation level that the database or the connection string sets. The
         handler must not end it: `commit()`, `rollback()` and `close()` raise a `RuntimeError`. For a part that may
-        fail alone, `connection.transaction()` makes a savepoint.
+        fail alone, `connection.transaction()` makes a savepoint. After five executions a statement is prepared, as
+        usual with psycopg, but not through a pooler such as PgBouncer.
 
         Raises:
             RuntimeError: The caller is not a handler of a consumer of this store, the store is not transactional,

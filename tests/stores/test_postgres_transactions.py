@@ -978,3 +978,23 @@ async def test_the_number_of_records_of_transactions_is_saved_once_a_second(stor
     await session.commit(cursor="page", records=[])
     assert stores.execute("SELECT commits, size FROM {s}.consumer, {s}.segment") == [(6, 4)]
     await session.release()
+
+
+@only_own
+async def test_statements_of_handlers_are_prepared_and_a_migration_costs_no_attempt(shop):
+    shop.stores.execute("CREATE TABLE {s}.item(id int)")
+    prepared = []
+
+    def script(message):
+        if shop.calls.count("m7") == 1 and message.id == "m7":
+            shop.stores.execute("ALTER TABLE {s}.item ADD COLUMN other int")
+        yield f"SELECT * FROM {shop.stores.schema}.item"
+        cursor = yield "SELECT count(*) FROM pg_prepared_statements"
+        prepared.append(int(cursor.pgresult.get_value(0, 0)))
+        yield shop.insert(message)
+
+    async with shop.consumer(10, script) as consumer:
+        await consumer.poll_now()
+    shop.check(10)
+    assert prepared[:7] == [0] * 5 + [2] * 2  # both of them from the sixth execution on
+    assert shop.calls.count("m7") == 2

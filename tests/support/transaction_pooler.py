@@ -16,11 +16,14 @@ Modelled on PgBouncer 1.25, with prepared statements as before 1.21 (`max_prepar
 - Startup parameters that it does not know are refused, such as `options`.
 - A server connection gets the `application_name` of its client. Other parameters are those of the first client.
 
+- Its clients get keys for cancellation of its own, in place of the server's processes and keys.
+
 Not like PgBouncer: no password, no TLS, no time limits, and requests to cancel are ignored.
 """
 
 import asyncio
 import contextlib
+import secrets
 import struct
 import threading
 import weakref
@@ -113,7 +116,8 @@ class TransactionPooler:
             except _ServerAwayError as error:
                 writer.write(error.answer)
                 return
-        writer.write(_message(b"R", struct.pack("!i", 0)) + pool.welcome + READY)
+        key = _message(b"K", secrets.token_bytes(8))
+        writer.write(_message(b"R", struct.pack("!i", 0)) + pool.welcome + key + READY)
         await _Client(reader, writer, pool, parameters).serve()
 
 
@@ -195,7 +199,7 @@ class _Server:
                 raise _ServerAwayError(message)
             if kind == b"Z":
                 break
-            if kind in b"SK":
+            if kind == b"S":
                 welcome += message
         self._reading = asyncio.create_task(self._read(reader))
         return welcome

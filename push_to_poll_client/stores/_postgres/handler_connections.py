@@ -2,6 +2,8 @@
 
 So a row factory, an adapter or a `notice` handler of one message is not seen by the next one, and a connection
 object that a task or thread keeps for longer cannot write into the transaction of another message.
+
+Only the prepared statements are shared, because they stay with the connection to the server.
 """
 
 import math
@@ -26,10 +28,9 @@ Check = Callable[[], None]
 class HandlerConnection(psycopg.Connection[Any]):
     """The connection of a handler in a thread, whose transaction the store ends."""
 
-    def __init__(self, pgconn: Any, check: Check) -> None:
-        super().__init__(pgconn)
-        # As for the store's own statements. It also keeps names of prepared statements from being used twice.
-        self.prepare_threshold = None
+    def __init__(self, store_view: Connection, check: Check) -> None:
+        super().__init__(store_view.pgconn)
+        self._prepared = store_view._prepared  # noqa: SLF001
         self._check = check
 
     def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
@@ -53,9 +54,9 @@ class HandlerConnection(psycopg.Connection[Any]):
 class HandlerAsyncConnection(psycopg.AsyncConnection[Any]):
     """The connection of an `async def` handler, whose transaction the store ends."""
 
-    def __init__(self, pgconn: Any, check: Check) -> None:
-        super().__init__(pgconn)
-        self.prepare_threshold = None
+    def __init__(self, store_view: Connection, check: Check) -> None:
+        super().__init__(store_view.pgconn)
+        self._prepared = store_view._prepared  # noqa: SLF001
         self._check = check
 
     async def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
@@ -88,10 +89,6 @@ class LoopView(psycopg.AsyncConnection[Any]):
     """A connection object for the store's statements in the event loop. Waits end at `deadline`."""
 
     deadline: float = math.inf  # on the clock of `time.monotonic()`
-
-    def __init__(self, pgconn: Any) -> None:
-        super().__init__(pgconn)
-        self.prepare_threshold = None
 
     async def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
         """Wait as psycopg does, until the deadline; then close the connection."""

@@ -23,7 +23,7 @@ from push_to_poll_client._exceptions import CommitInDoubt, StoreError, StoreUnav
 from push_to_poll_client._protocols import EffectsRefused, TransactionConflict
 from push_to_poll_client._types import Record
 from push_to_poll_client._validation import describe
-from push_to_poll_client.stores._postgres.connection import Connection, Database, Statement, execute
+from push_to_poll_client.stores._postgres.connection import Connection, Database, Statement, ask_server, execute
 from push_to_poll_client.stores._postgres.errors import (
     commit_error,
     describe_error,
@@ -55,6 +55,13 @@ _OF_DATA = ("22", "23", "44", "P0001")
 # One round trip, and nothing to plan. The mark ends with the transaction. So the store notices a handler that has
 # ended it and begun another one. Not READ WRITE: see `Database.begin`.
 _BEGIN = f"BEGIN; SET LOCAL {_MAX_IDLE_SETTING} = '{{idle}}s'; SET LOCAL {TRANSACTION} = '{{mark}}'"
+# A pooler that may give each transaction another connection to the server, such as PgBouncer, tells its client a
+# number of its own for the process of the server. Not asked in a transaction, where SET TRANSACTION comes first.
+ASK_PROCESS = b"SELECT pg_backend_pid()"
+
+_PREPARE_AFTER = 5
+"""Executions of a handler's statement after which the server keeps its plan, as in psycopg."""
+
 _BEGIN_IN_BLOCK = f"""
     SELECT set_config('{_MAX_IDLE_SETTING}', %(idle)s, true), set_config('{TRANSACTION}', %(mark)s, true)
 """
@@ -67,6 +74,10 @@ _CHECK_CONSTRAINTS = b"SET CONSTRAINTS ALL IMMEDIATE"
 
 _CONFLICTS = ("40001", "40P01")
 """Serialization failure and deadlock: the server asks to run the transaction again."""
+
+_STALE_PLAN = "RevalidateCachedQuery"
+"""Function of the server that refuses a prepared statement whose result has other columns since a migration.
+The rollback forgets the statement."""
 
 _MAX_CONFLICTS = 10
 """Conflicts of a message that are not counted as attempts, if no other message is committed in between."""
@@ -123,8 +134,14 @@ class Transaction:
             if self._block is not None and not isinstance(self._raw, psycopg.AsyncConnection):
                 return self._raw
             if self._handler_view is None:
-                self._handler_view = HandlerConnection(self._raw.pgconn, self._check_not_ended)
+                self._handler_view = HandlerConnection(self._prepare_statements(), self._check_not_ended)
             return self._handler_view
+
+    def _prepare_statements(self) -> Connection:
+        """Prepare the handler's statements if the connection keeps them. `_leave` ends this."""
+        if self._store_view.keeps_session:
+            self._store_view.prepare_threshold = _PREPARE_AFTER
+        return self._store_view
 
     def _check_not_ended(self) -> None:
         if self._has_ended:
@@ -135,7 +152,9 @@ class Transaction:
         connection = self.database.borrow()
         try:
             connection.deadline = time.monotonic() + self.database.timeout
-            connection.execute(self._begin_statement())
+            if connection.keeps_session is None:
+                note_session(connection, connection.wait(ask_server(connection, ASK_PROCESS)))
+            connection.wait(ask_server(connection, self._begin_statement()))
         except psycopg.Error as error:
             self.database.give_back_after_error(connection)
             raise store_error(self.database.where, error) from error
@@ -172,6 +191,8 @@ class Transaction:
     def _leave(self) -> None:
         with self._lock:
             self._has_ended = True
+            if self._raw is not None:
+                self._store_view.prepare_threshold = None
         if self._token is not None:
             _current.reset(self._token)
 
@@ -316,7 +337,7 @@ class Transaction:
         # One round trip, and nothing to plan: the server keeps the plans of a function's statements. With the
         # statements of `_commit` a message costs three times as much processor time.
         statement = self._settle_statement(arguments)
-        self._write(lambda connection: connection.execute(statement))
+        self._write(lambda connection: connection.wait(ask_server(connection, statement)))
 
     def _settle_statement(self, arguments: str) -> bytes:
         commit = "; COMMIT" if self._block is None else ""
@@ -395,13 +416,20 @@ class Transaction:
         """Raise `TransactionConflict` if the server asks to run the transaction again, up to ten times."""
         cause, conflicts = psycopg_error(error), self._progress.conflicts
         count = conflicts.pop(self._key, 0)
-        if cause is None or cause.sqlstate not in _CONFLICTS or count >= _MAX_CONFLICTS:
+        if cause is None or count >= _MAX_CONFLICTS:
+            return
+        if cause.sqlstate not in _CONFLICTS and cause.diag.source_function != _STALE_PLAN:
             return
         conflicts[self._key] = count + 1
         raise TransactionConflict(
             f"{self.database.where}: a conflict with another transaction; the handler is called again: "
             f"{describe(cause)}"
         ) from error
+
+
+def note_session(connection: Connection, answer: Sequence[Any]) -> None:
+    """Note whether the connection keeps its session, from the answer to `ASK_PROCESS`."""
+    connection.keeps_session = int(answer[0].get_value(0, 0)) == connection.pgconn.backend_pid
 
 
 def psycopg_error(error: BaseException | None) -> psycopg.Error | None:

@@ -16,20 +16,25 @@ from typing import Any
 
 import anyio
 import psycopg
-from psycopg import pq
 
 from push_to_poll_client._event_loop import in_own_task
 from push_to_poll_client._exceptions import StoreError, StoreUnavailable
 from push_to_poll_client._types import Record
 from push_to_poll_client._validation import describe
 from push_to_poll_client.stores._postgres.claims import Claimant
-from push_to_poll_client.stores._postgres.connection import Database
+from push_to_poll_client.stores._postgres.connection import Database, ask_server
 from push_to_poll_client.stores._postgres.errors import store_error
 from push_to_poll_client.stores._postgres.handler_connections import HandlerAsyncConnection, LoopView
 from push_to_poll_client.stores._postgres.housekeeping import Housekeeping
 from push_to_poll_client.stores._postgres.progress import ClaimedName
 from push_to_poll_client.stores._postgres.session import PostgresSession
-from push_to_poll_client.stores._postgres.transaction import Connections, Transaction, psycopg_error
+from push_to_poll_client.stores._postgres.transaction import (
+    ASK_PROCESS,
+    Connections,
+    Transaction,
+    note_session,
+    psycopg_error,
+)
 
 
 class ThreadTransaction(Transaction):
@@ -123,14 +128,15 @@ class TaskTransaction(Transaction):
         connection = self.database.borrow_idle() if _is_asyncio() else None
         if connection is not None:
             self._set_connection(connection)
-            await self._execute_in_event_loop(self._begin_statement())
+            if connection.keeps_session is None:
+                note_session(connection, await self._ask_in_event_loop(ASK_PROCESS))
+            await self._ask_in_event_loop(self._begin_statement())
 
-    async def _execute_in_event_loop(self, statement: bytes) -> None:
+    async def _ask_in_event_loop(self, statements: bytes) -> Sequence[Any]:
         view = LoopView(self._raw.pgconn)
         view.deadline = time.monotonic() + self.database.timeout
-        if view.pgconn.transaction_status == pq.TransactionStatus.IDLE:
-            await view.set_autocommit(True)  # else psycopg sends a BEGIN of its own first
-        await psycopg.AsyncCursor(view).execute(statement)
+        results: Sequence[Any] = await view.wait(ask_server(view, statements))
+        return results
 
     async def _enter_block(self, connections: Connections) -> None:
         if not _is_asyncio():
@@ -166,7 +172,7 @@ class TaskTransaction(Transaction):
             self._refusal = StoreError(self._trio_text)
             raise RuntimeError(self._trio_text)
         if self._async_view is None:
-            self._async_view = HandlerAsyncConnection(self._raw.pgconn, self._check_not_ended)
+            self._async_view = HandlerAsyncConnection(self._prepare_statements(), self._check_not_ended)
         return self._async_view
 
     @property
@@ -193,7 +199,7 @@ class TaskTransaction(Transaction):
 
         async def settle(arguments: str) -> None:
             try:
-                await self._execute_in_event_loop(self._settle_statement(arguments))
+                await self._ask_in_event_loop(self._settle_statement(arguments))
             except psycopg.Error as failure:
                 raise self._commit_error(failure) from failure
 
