@@ -18,7 +18,7 @@ from push_to_poll_client.stores._sqlite.reader import SQLiteReader
 from push_to_poll_client.stores.reader import all_dead_letters
 from push_to_poll_client.testing import serve_in_thread
 from tests.support import command_line
-from tests.support.command_line import Broken, on, stderr_lines, typed
+from tests.support.command_line import BACKENDS, Broken, on, stderr_lines, typed
 from tests.support.forms import GUARD, form
 
 EVIL = "\x1b[2J\r\nERROR \x9b\u202e"
@@ -44,7 +44,7 @@ def _backend(request, monkeypatch):
     on(getattr(request, "param", "trio"), monkeypatch)
 
 
-on_both = pytest.mark.parametrize("_backend", ["asyncio", "trio"], indirect=True)
+on_both = pytest.mark.parametrize("_backend", BACKENDS, indirect=True)
 
 
 @pytest.fixture

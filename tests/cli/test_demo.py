@@ -21,7 +21,7 @@ from push_to_poll_client.cli import _demo, _demo_consumer
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.testing import serve_in_thread
 from tests.support import command_line
-from tests.support.command_line import typed
+from tests.support.command_line import BACKENDS, typed
 from tests.support.forms import GUARD, form
 from tests.support.processes import wait_for_end
 
@@ -97,7 +97,7 @@ def test_percentiles_are_measured_values(count, p50, p99):
     assert (_demo.percentile(values, 50), _demo.percentile(values, 99)) == (p50, p99)
 
 
-@pytest.fixture(params=["asyncio", "trio"])
+@pytest.fixture(params=BACKENDS)
 def anyio_backend(request):
     return request.param
 

@@ -20,7 +20,7 @@ from push_to_poll_client.cli import _exec, _tail
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.testing import FakeFeed, serve_in_thread
 from tests.support import command_line
-from tests.support.command_line import on, stderr_lines
+from tests.support.command_line import BACKENDS, on, stderr_lines
 from tests.support.forms import GUARD, form
 from tests.support.processes import wait_for_end
 
@@ -40,7 +40,7 @@ HOSTILE = [
 TELL = 'open("told", "w").write(str(told))'
 
 
-@pytest.fixture(params=["asyncio", "trio"])
+@pytest.fixture(params=BACKENDS)
 def anyio_backend(request):
     return request.param
 
@@ -51,7 +51,7 @@ def server():
         yield server
 
 
-@pytest.fixture(params=["asyncio", "trio"])
+@pytest.fixture(params=BACKENDS)
 def backend(request, monkeypatch):
     on(request.param, monkeypatch)
 

@@ -6,7 +6,7 @@ import pytest
 from push_to_poll_client import HTTPFeed, Record, SQLiteStore, StoreMismatch
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.testing import serve_in_thread
-from tests.support.command_line import on, stderr_lines, tail, typed
+from tests.support.command_line import BACKENDS, on, stderr_lines, tail, typed
 
 OLD, NEW = "https://old.example/orders", "https://new.example/orders"
 TOPIC = HTTPFeed(f"{NEW}?topic=a").identity
@@ -17,7 +17,7 @@ def _backend(request, monkeypatch):
     on(getattr(request, "param", "trio"), monkeypatch)
 
 
-on_both = pytest.mark.parametrize("_backend", ["asyncio", "trio"], indirect=True)
+on_both = pytest.mark.parametrize("_backend", BACKENDS, indirect=True)
 
 
 def begin(path, *names):

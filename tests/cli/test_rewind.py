@@ -10,7 +10,7 @@ from push_to_poll_client.cli import _state
 from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.testing import serve_in_thread
 from tests.support import command_line
-from tests.support.command_line import on, stderr_lines, typed
+from tests.support.command_line import BACKENDS, on, stderr_lines, typed
 
 EVIL = "b\x1b[2J\n c"
 
@@ -20,7 +20,7 @@ def _backend(request, monkeypatch):
     on(getattr(request, "param", "trio"), monkeypatch)
 
 
-on_both = pytest.mark.parametrize("_backend", ["asyncio", "trio"], indirect=True)
+on_both = pytest.mark.parametrize("_backend", BACKENDS, indirect=True)
 
 
 @pytest.fixture

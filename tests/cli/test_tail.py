@@ -38,7 +38,7 @@ from push_to_poll_client.stores._sqlite.reader import SQLiteReader
 from push_to_poll_client.stores.reader import all_dead_letters
 from push_to_poll_client.testing import FakeFeed, serve_in_thread
 from tests.support import command_line
-from tests.support.command_line import COMMAND, Broken, on, stderr_lines, typed, with_dev_full
+from tests.support.command_line import BACKENDS, COMMAND, Broken, on, stderr_lines, typed, with_dev_full
 from tests.support.forms import GUARD, form
 
 
@@ -48,7 +48,7 @@ def server():
         yield server
 
 
-@pytest.fixture(params=["asyncio", "trio"])
+@pytest.fixture(params=BACKENDS)
 def backend(request, monkeypatch):
     on(request.param, monkeypatch)
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,16 @@ import anyio
 import pytest
 
 from push_to_poll_client.cli import main
+from tests.support.forms import LONG
 
 COMMAND = [sys.executable, "-m", "push_to_poll_client"]
+
+BACKENDS = ["asyncio", "trio"] if LONG or os.environ.get("COUNT") == "all" else ["asyncio"]
+"""The command itself runs on asyncio.
+
+The long form runs it on trio too. So does `make coverage`, since CPython 3.11 loses trace events on asyncio
+(gh-106749).
+"""
 
 with_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 
@@ -66,9 +75,5 @@ class Broken:
 
 
 def on(backend, monkeypatch):
-    """Run the command on this backend.
-
-    The command itself runs on asyncio. The tests run it on trio too, except where CPython 3.11 loses trace events
-    (gh-106749).
-    """
+    """Run the command on this backend, one of `BACKENDS`."""
     monkeypatch.setattr(anyio, "run", functools.partial(anyio.run, backend=backend))
