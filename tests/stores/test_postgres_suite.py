@@ -18,7 +18,7 @@ def anyio_backend(request):
 
 
 class TestPostgresStore(LeasedStoreSuite):
-    options: ClassVar = {}
+    options: ClassVar = {"own_tables": ""}
 
     @pytest.fixture(autouse=True)
     def opened(self, request):
@@ -63,15 +63,10 @@ class TestTransactionalPostgresStore(TestPostgresStore, TransactionalStoreSuite)
     # The other tests run above, with the same code.
     locals().update({name: None for name in dir(LeasedStoreSuite) if name.startswith("test_")})
 
-    options: ClassVar = {"transactional": True}
-
-    async def make_store(self):
-        store = await super().make_store()
-        self.stores.execute("CREATE SCHEMA IF NOT EXISTS {s}")
-        self.stores.execute(
-            "CREATE TABLE IF NOT EXISTS {s}.effect(number int GENERATED ALWAYS AS IDENTITY, text text)"
-        )
-        return store
+    options: ClassVar = {
+        "own_tables": "CREATE TABLE {s}.effect(number int GENERATED ALWAYS AS IDENTITY, text text)",
+        "transactional": True,
+    }
 
     async def write(self, store, text):
         insert = f"INSERT INTO {self.stores.schema}.effect(text) VALUES (%s)"  # noqa: S608

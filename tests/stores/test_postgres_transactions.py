@@ -70,9 +70,8 @@ def anyio_backend(form):
 
 @pytest.fixture
 async def stores(request):
-    stores = PostgresStores(shared_server(request.config), transactional=True)
-    stores.execute("CREATE SCHEMA {s}")
-    stores.execute("CREATE TABLE {s}.effect(id text, number int GENERATED ALWAYS AS IDENTITY)")
+    own_tables = "CREATE TABLE {s}.effect(id text, number int GENERATED ALWAYS AS IDENTITY)"
+    stores = PostgresStores(shared_server(request.config), own_tables=own_tables, transactional=True)
     yield stores
     await stores.aclose()
 

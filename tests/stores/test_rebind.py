@@ -41,7 +41,7 @@ async def store(request, path, monkeypatch, anyio_backend):
             pytest.skip("all of it runs in worker threads, so one event loop is enough")
         now = ticks()
         monkeypatch.setattr(ClaimedName, "time", lambda _: now())
-        stores = PostgresStores(shared_server(request.config))
+        stores = PostgresStores(shared_server(request.config), own_tables="")
         yield stores.store()
         await stores.aclose()
     else:

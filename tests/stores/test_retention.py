@@ -38,7 +38,7 @@ async def claim(request, tmp_path, clock, anyio_backend, monkeypatch):
         if anyio_backend == "trio":
             pytest.skip("all of it runs in worker threads, so one event loop is enough")
         monkeypatch.setattr(ClaimedName, "time", lambda _: clock.now)
-        postgres = PostgresStores(shared_server(request.config))
+        postgres = PostgresStores(shared_server(request.config), own_tables="")
 
     async def claim(**retention):
         while sessions:

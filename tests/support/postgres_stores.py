@@ -5,6 +5,9 @@ first, second = opened.store(), opened.store()     # two replicas with the table
 """
 
 import itertools
+import time
+import weakref
+from collections import defaultdict
 from contextlib import asynccontextmanager, contextmanager, suppress
 from unittest.mock import patch
 
@@ -52,14 +55,35 @@ class ReplicaStore(PostgresStore):
         self.proxy.__exit__()
 
 
-class PostgresStores:
-    """Store objects with one new schema."""
+_used = weakref.WeakKeyDictionary()
+"""For each server and each text of `own_tables`, names of schemas that are empty and can be used again."""
 
-    def __init__(self, server, **options):
+_CHANGES_TABLES = ("CREATE", "ALTER", "DROP", "GRANT")
+
+
+class PostgresStores:
+    """Store objects with one new schema.
+
+    Args:
+        own_tables: Statements that create the test's table `effect`, or an empty text. Then the schema of an earlier
+            test is used again, emptied, unless `execute()` or `failing()` changed its tables: creating and dropping
+            the tables takes as long as a usual test. None for a new schema.
+    """
+
+    def __init__(self, server, *, own_tables=None, **options):
         self.server = server
-        self.schema = f"store_{next(_schemas)}"
+        self._own_tables = own_tables
         self._options = options
         self._opened = []
+        self._are_tables_changed = False
+        if used := self._used():
+            self.schema = used.pop()
+        else:
+            self.schema = f"store_{next(_schemas)}"
+            if own_tables:
+                self.execute("CREATE SCHEMA {s}")
+                self.execute(own_tables)
+        self._are_tables_changed = False
 
     def store(self, **options):
         """Open the tables as a replica does, through its own proxy."""
@@ -72,6 +96,7 @@ class PostgresStores:
 
     def execute(self, statement, **values):
         """Execute a statement with `{s}` for the schema; return its rows."""
+        self._are_tables_changed |= statement.lstrip().startswith(_CHANGES_TABLES)
         with psycopg.connect(self.server.conninfo, autocommit=True) as connection:
             cursor = connection.execute(statement.replace("{s}", self.schema).encode(), values)
             return cursor.fetchall() if cursor.description else []
@@ -199,5 +224,26 @@ class PostgresStores:
         await to_thread.run_sync(self.drop)
 
     def drop(self):
-        """Drop the tables."""
-        self.execute("DROP SCHEMA IF EXISTS {s} CASCADE")
+        """Drop the tables, or empty them for the next test."""
+        if self._own_tables is not None and not self._are_tables_changed and self._are_emptied():
+            self._used().append(self.schema)
+        else:
+            self.execute("DROP SCHEMA IF EXISTS {s} CASCADE")
+
+    def _used(self):
+        return _used.setdefault(self.server, defaultdict(list))[self._own_tables]
+
+    def _are_emptied(self):
+        """Delete all rows. Return False without tables, or if a connection could still write."""
+        others = "SELECT FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        gives_up = time.monotonic() + 1.0
+        while self.execute(others):
+            if time.monotonic() > gives_up:
+                return False
+            time.sleep(0.002)
+        tables = ["consumer", "record", *(["effect"] if self._own_tables else [])]  # the others follow `consumer`
+        try:
+            self.execute("; ".join(f"DELETE FROM {{s}}.{table}" for table in tables))  # noqa: S608
+        except psycopg.errors.UndefinedTable:
+            return False
+        return True
