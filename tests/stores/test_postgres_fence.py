@@ -17,7 +17,7 @@ def anyio_backend():
 
 @pytest.fixture
 async def stores(request, anyio_backend):
-    opened = PostgresStores(shared_server(request.config), transactional=True)
+    opened = PostgresStores(shared_server(request.config), own_tables="", transactional=True)
     yield opened
     await opened.aclose()
 

@@ -62,12 +62,12 @@ _CHANGES_TABLES = ("CREATE", "ALTER", "DROP", "GRANT")
 
 
 class PostgresStores:
-    """Store objects with one new schema.
+    """Store objects with one schema without rows.
 
     Args:
-        own_tables: Statements that create the test's table `effect`, or an empty text. Then the schema of an earlier
-            test is used again, emptied, unless `execute()` or `failing()` changed its tables: creating and dropping
-            the tables takes as long as a usual test. None for a new schema.
+        own_tables: Statement that creates the table `effect` of the test, or an empty text. The emptied schema of
+            an earlier test is then used again, unless `execute()` or `failing()` has changed its tables: creating
+            and dropping the tables takes as long as a usual test. None for a new schema.
     """
 
     def __init__(self, server, *, own_tables=None, **options):
