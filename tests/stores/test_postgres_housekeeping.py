@@ -18,6 +18,7 @@ from anyio import to_thread
 from push_to_poll_client import OwnershipLost, Push, StoreBusy
 from push_to_poll_client.stores._postgres import housekeeping as housekeeping_module
 from push_to_poll_client.stores._postgres import lease as lease_module
+from push_to_poll_client.stores._postgres import session as session_module
 from push_to_poll_client.stores._postgres.notices import Kind, Notice, digest_of
 from push_to_poll_client.stores.postgres import PostgresStore
 from tests.support.forms import GUARD
@@ -256,7 +257,6 @@ async def test_an_owner_that_was_wanted_before_it_subscribed_is_told(stores):
 
 @ON_ASYNCIO
 async def test_the_thread_ends_without_leases_and_starts_again(stores, monkeypatch):
-    monkeypatch.setattr(housekeeping_module, "_LINGER", 0.01)
     store = stores.store()
 
     def has_ended():
@@ -268,10 +268,29 @@ async def test_the_thread_ends_without_leases_and_starts_again(stores, monkeypat
         await renew(store, session)
         assert len(threads(stores)) == 1
         await session.release()
-        await until(has_ended)
+        with monkeypatch.context() as patched:
+            patched.setattr(housekeeping_module, "_LINGER", 0.01)
+            await until(has_ended)
         assert store._database._idle == []
+    monkeypatch.setattr(housekeeping_module, "_LINGER", 0.01)
     store.forward("a", None)
     await until(has_ended)
+
+
+@ON_ASYNCIO
+async def test_the_thread_does_not_end_during_a_release(stores, monkeypatch):
+    """Else the connection of the release would stay open: the thread closes unused ones when it ends."""
+    store = stores.store()
+    session = await store.claim("a", feed="f")
+    store.jump += 2 * housekeeping_module._LINGER  # owned for longer than that
+    ends = []
+
+    def free(*_):
+        ends.append(store._housekeeping._is_done())
+
+    monkeypatch.setattr(session_module, "free_name", free)
+    await session.release()
+    assert ends == [False]
 
 
 @ON_ASYNCIO

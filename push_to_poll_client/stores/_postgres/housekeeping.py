@@ -123,6 +123,7 @@ class Housekeeping:
         """Stop renewing a lease."""
         with self._lock:
             self._leases.discard(lease)
+            self._used_at = self._clock()  # the connection of the release is given back before the thread ends
 
     @contextmanager
     def waiting(self, digest: bytes, call: Callable[[], object]) -> Iterator[None]:
