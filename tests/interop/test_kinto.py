@@ -13,6 +13,7 @@ from push_to_poll_client.feeds import paged
 from push_to_poll_client.testing import FeedSuite
 from tests.docs.test_feeds import DECLARED
 from tests.support.consumers import Log
+from tests.support.forms import GUARD
 from tests.support.kinto_server import WHO, serving
 from tests.support.served import PATIENCE
 
@@ -220,7 +221,7 @@ async def test_a_backoff_requested_by_the_server_throttles_the_consumer(feed_of)
     with serving(backoff="100") as server:
         consumer = reading(feed_of(server.collection(1)))
         assert (await consumer.poll_now()).messages == 1
-        with pytest.raises(Throttled), anyio.fail_after(9):
+        with pytest.raises(Throttled), anyio.fail_after(GUARD):
             await consumer.poll_now(timeout=0)
 
 
@@ -231,7 +232,7 @@ async def test_a_service_that_has_ended_stops_the_consumer(feed_of):
         class Ended:
             records = f"{server.url}/buckets/shop/collections/orders/records"
 
-        with pytest.raises(FeedGone, match="410 Gone: the feed no longer exists"), anyio.fail_after(9):
+        with pytest.raises(FeedGone, match="410 Gone: the feed no longer exists"), anyio.fail_after(GUARD):
             await reading(feed_of(Ended)).run()
 
 

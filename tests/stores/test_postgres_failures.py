@@ -21,6 +21,7 @@ from push_to_poll_client import CommitInDoubt, OwnershipLost, Push, StoreBusy, S
 from push_to_poll_client._types import DeadLetter, Record
 from push_to_poll_client.stores._postgres.connection import Connection
 from push_to_poll_client.stores._postgres.errors import commit_error
+from push_to_poll_client.stores._postgres.housekeeping import Housekeeping
 from push_to_poll_client.stores.postgres import PostgresStore
 from tests.support.forms import GUARD, form
 from tests.support.postgres_server import PostgresServer, shared_server
@@ -343,11 +344,12 @@ def threads():
 
 
 async def test_a_store_can_be_closed_while_the_server_does_not_answer(stores):
-    store = stores.store(lease=1.0)
+    store = stores.store()
     before = threads()
     session = await store.claim("a", feed="f")
     await until(lambda: store.hears_wakes)
     (thread,) = threads() - before
+    store._housekeeping._lease = store._listening.timeout = store._database.timeout = 1.0
     store.proxy.blackhole()
     with ends_within(GUARD):
         await store.aclose()
@@ -376,9 +378,11 @@ _own = pytest.StashKey["PostgresServer"]()
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
-async def test_work_goes_on_after_a_restart_of_the_server(own_server, end):
+async def test_work_goes_on_after_a_restart_of_the_server(own_server, end, monkeypatch):
+    pause = Housekeeping._pause  # a twelfth of the lease, which must not end while the server starts
+    monkeypatch.setattr(Housekeeping, "_pause", lambda thread, bell, seconds: pause(thread, bell, 0.1))
     stores = PostgresStores(own_server)
-    store, other = stores.store(lease=5.0), stores.store(lease=5.0)
+    store, other = stores.store(), stores.store()
     session = await store.claim("a", feed="f")
     await session.commit(cursor="c1", records=[Record("k")])
     await until(lambda: store.hears_wakes)

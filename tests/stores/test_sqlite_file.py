@@ -24,6 +24,7 @@ from push_to_poll_client.stores._sqlite.errors import wrap_sqlite_errors
 from push_to_poll_client.stores._sqlite.owner_lock import lock_holder
 from push_to_poll_client.stores._sqlite.reader import SQLiteReader
 from tests.support.command_line import typed
+from tests.support.forms import GUARD
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("inline_threads")]
 
@@ -460,11 +461,17 @@ class TestCheckpoints:
 
     async def test_checkpoints_wait_for_nothing(self, path):
         async with claimed(SQLiteStore(path)) as session:
-            with program(path) as reader, anyio.fail_after(2):
+            statements = []
+            session._file.connection.set_trace_callback(statements.append)
+            with program(path) as reader:
                 reader.execute("BEGIN")
                 reader.execute("SELECT count(*) FROM push_to_poll_record").fetchone()
                 for number in range(60):
                     await commit(session, number)
+            session._file.connection.set_trace_callback(None)
+            checkpoints = [at for at, statement in enumerate(statements) if "wal_checkpoint" in statement]
+            assert checkpoints
+            assert {statements[at - 1] for at in checkpoints} == {"PRAGMA busy_timeout = 0"}
             assert session._file.connection.execute("PRAGMA busy_timeout").fetchone() == (5000,)
 
     async def test_a_checkpoint_that_fails_does_not_fail_the_commit(self, path, monkeypatch, caplog):
@@ -502,7 +509,7 @@ class TestForeignFiles:
         return tmp_path / "victim"
 
     async def refused(self, path):
-        with anyio.fail_after(5), pytest.raises(StoreError) as error:
+        with anyio.fail_after(GUARD), pytest.raises(StoreError) as error:
             await SQLiteStore(path).claim("a", feed="f")
         assert not path.exists(), "nothing was made"
         assert "check its origin, then delete it or choose another file" in str(error.value)
