@@ -1,5 +1,10 @@
 """The stand-in for PgBouncer behaves like PgBouncer in transaction mode, where a store can tell the difference."""
 
+import asyncio
+import gc
+import socket
+import warnings
+
 import psycopg
 import pytest
 
@@ -169,3 +174,22 @@ def test_clients_can_connect_while_the_server_is_away_and_their_queries_fail(con
 def test_startup_options_are_refused(pooler, connect):
     with pytest.raises(psycopg.OperationalError, match="unsupported startup parameter: options"):
         connect(pooler, options="-c statement_timeout=5000")
+
+
+def test_no_accepted_socket_is_lost_whenever_the_pooler_ends(server):
+    """After each number of turns of its event loop, from the client's connect until it waits for the client."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        for turns in range(10):
+            with TransactionPooler(server.port) as pooler, socket.socket() as client:
+
+                async def connect_and_end(pooler=pooler, client=client, turns=turns):
+                    client.connect(("127.0.0.1", pooler.port))
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    pooler._stop.set()
+
+                asyncio.run_coroutine_threadsafe(connect_and_end(), pooler._loop)
+                pooler._thread.join()
+        gc.collect()
+    assert not [str(each.message) for each in caught]

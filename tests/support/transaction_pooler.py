@@ -73,7 +73,8 @@ class TransactionPooler:
         return self
 
     def __exit__(self, *_):
-        self._loop.call_soon_threadsafe(self._stop.set)
+        with contextlib.suppress(RuntimeError):  # its loop is closed, since a test has set `_stop`
+            self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
     @property
@@ -86,6 +87,10 @@ class TransactionPooler:
         self.port = listening.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()
+        self._loop.remove_reader(listening.sockets[0])
+        # Until each accepted client is served: asyncio loses its socket if the server or its task ends earlier.
+        for _ in range(5):
+            await asyncio.sleep(0)
         listening.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
