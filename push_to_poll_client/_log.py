@@ -5,6 +5,7 @@ under the name of the consumer that uses it.
 """
 
 import logging
+import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -53,10 +54,13 @@ class ConsumerLog(logging.LoggerAdapter[logging.Logger]):
             msg, args = f"%s: {text}", (_shortened(name), *args)
         if isinstance(exc_info, BaseException):
             exc_info = type(exc_info), exc_info, exc_info.__traceback__
+        elif exc_info and not isinstance(exc_info, tuple):  # True, as `exception()` passes
+            exc_info = sys.exc_info()
         file, line, function, _ = self.logger.findCaller(stacklevel=kwargs.get("stacklevel", 1) + 1)
         extra = {"consumer": name, **(kwargs.get("extra") or {})}
         record = self.logger.makeRecord(self.logger.name, level, file, line, msg, args, exc_info, function, extra)
-        if exc_info:  # a `logging.Formatter` shows this text: bounded, and safe for a terminal
+        # A `logging.Formatter` shows this text: bounded, and safe for a terminal.
+        if exc_info and exc_info[1] is not None:
             record.exc_text = traceback_text(exc_info)
         self.logger.handle(record)
 

@@ -204,6 +204,16 @@ def test_a_record_has_the_file_and_line_of_its_log_call(caplog):
     }
 
 
+def test_an_error_can_be_logged_where_it_is_handled(caplog):
+    try:
+        raise ValueError("planted")  # noqa: TRY301
+    except ValueError:
+        logger.exception("x")
+    assert "ValueError: planted" in caplog.text
+    logger.error("y", exc_info=True)  # noqa: LOG014
+    assert caplog.records[-1].message == "y"
+
+
 def test_a_format_with_the_consumer_works_for_lines_without_one(caplog):
     logger.info("100 % done")
     assert logging.Formatter("%(consumer)s %(message)s").format(caplog.records[0]) == "None 100 % done"

@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import runpy
 import subprocess
 import sys
 import threading
@@ -95,6 +96,17 @@ async def test_a_lease_is_not_renewed_if_the_event_loop_is_blocked_too_long(stor
     assert session.lost
     with pytest.raises(OwnershipLost):
         await session.commit(cursor="c", records=[])
+    await session.release()
+
+
+@ON_ASYNCIO
+async def test_a_long_lease_is_renewed_although_the_event_loop_is_asked_rarely(stores):
+    store = stores.store(lease=600.0)
+    session = await store.claim("a", feed="f")
+    for _ in range(4):
+        store.jump += 200.0
+        await renew(store, session)
+    assert not session.lost
     await session.release()
 
 
@@ -252,7 +264,32 @@ async def test_an_owner_that_was_wanted_before_it_subscribed_is_told(stores):
     await session.release()
 
 
+def test_the_clock_of_leases_works_on_a_system_without_clock_gettime(monkeypatch):
+    """As Windows."""
+    for name in ("CLOCK_BOOTTIME", "CLOCK_MONOTONIC", "clock_gettime"):
+        monkeypatch.delattr(time, name)
+    lease_clock = runpy.run_path(lease_module.__file__)["lease_clock"]
+    before = time.monotonic()
+    assert before <= lease_clock() <= time.monotonic()
+
+
 # The thread
+
+
+@ON_ASYNCIO
+async def test_leases_are_renewed_again_after_an_unexpected_error_of_the_thread(stores, monkeypatch, caplog):
+    store = stores.store()
+    session = await store.claim("a", feed="f")
+    await renew(store, session)
+    monkeypatch.setattr(store._housekeeping, "_pause", lambda *_: time.sleep(0.01))
+    with monkeypatch.context() as patch:
+        patch.setattr(store._housekeeping, "_renew", lambda _: 1 / 0)
+        store._housekeeping._next_renewal = -1.0
+        store._housekeeping.poke()
+        await until(lambda: "the thread that renews leases failed" in caplog.text)
+    assert "ZeroDivisionError" in caplog.text
+    await renew(store, session)
+    await session.release()
 
 
 @ON_ASYNCIO

@@ -212,8 +212,8 @@ class Housekeeping:
                 if not announced:
                     announced = True
                     _log.warning("leases are not renewed and no wakes heard, retrying: %s", describe(error))
-            except Exception:  # noqa: BLE001  # else leases would end without a word
-                _log.error("the thread that renews leases failed, retrying", exc_info=True)
+            except Exception as error:  # noqa: BLE001  # else leases would end without a word
+                _log.error("the thread that renews leases failed, retrying", exc_info=error)
             self._tell_all()
             self._pause(bell, self._lease / 12)
         self._on_end()
@@ -284,12 +284,12 @@ class Housekeeping:
                 lease.want()
 
     def _is_to_be_renewed(self, lease: Lease) -> bool:
-        if lease.lost:
+        has_ended = self._clock() >= lease.ends
+        if has_ended or lease.lost:
             lease.tell_loss()
-        if self._clock() >= lease.ends:
+        if has_ended:
             self.remove(lease)
-            return False
-        return lease.may_be_renewed
+        return not has_ended and lease.may_be_renewed
 
     def _free_dropped(self, connection: Connection) -> None:
         """Free the names whose sessions were dropped without a release."""

@@ -16,12 +16,12 @@ SPREAD = 0.05
 MAX_SILENCE = 60.0
 """Seconds. A lease is not renewed if the event loop of its consumer has not run for this time."""
 
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)  # on Linux
 
 
 def lease_clock() -> float:
     """Return seconds of a clock that also counts while the machine is suspended, where the system has one."""
-    return time.clock_gettime(_CLOCK)
+    return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
 
 
 def lease_end(requested: float, lease: float) -> float:
@@ -70,7 +70,7 @@ class Lease:
         self.wake: Callable[[Push | None], None] | None = None
         self._clock = clock
         self._loop = EventLoop()
-        self._turned = clock()
+        self._asked_at: float | None = None  # since when the event loop has not answered
         self._told_lost = False
 
     @property
@@ -80,11 +80,15 @@ class Lease:
 
     @property
     def may_be_renewed(self) -> bool:
-        """True if the consumer is still running. Asks its event loop to note that it turns."""
-        return self._loop.call(self._note_turn) and self._clock() - self._turned < MAX_SILENCE
+        """True if the consumer is still running: its event loop answers within `MAX_SILENCE`."""
+        # Counted from the first question without an answer: two renewals of a long lease can be further apart.
+        now, asked_at = self._clock(), self._asked_at
+        if asked_at is None:
+            asked_at = self._asked_at = now
+        return self._loop.call(self._note_answer) and now - asked_at < MAX_SILENCE
 
-    def _note_turn(self) -> None:
-        self._turned = self._clock()
+    def _note_answer(self) -> None:
+        self._asked_at = None
 
     def want(self) -> None:
         """Note that the owner is to hand over, and tell it once."""
