@@ -440,12 +440,12 @@ async def test_g8_consumers_of_one_store_take_their_transactions_in_turn(path):
             store.connection.execute("INSERT INTO done VALUES (?)", (f"{self.name}-{message.id}",))
             await anyio.sleep(0.001)
 
-    consumers = [Shares(feed_of(20, page_size=7), store=store, name=name) for name in "abc"]
+    consumers = [Shares(feed_of(8, page_size=3), store=store, name=name) for name in "abc"]
     async with anyio.create_task_group() as tasks:
         for consumer in consumers:
             tasks.start_soon(consumer.poll_now)
     for name in "abc":
-        assert [row for row in done(path) if row[0] == name] == [f"{name}-{n}" for n in ids(20)]
+        assert [row for row in done(path) if row[0] == name] == [f"{name}-{n}" for n in ids(8)]
 
 
 async def test_g8_polling_another_consumer_of_the_store_inside_process_is_refused(path):

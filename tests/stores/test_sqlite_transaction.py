@@ -514,6 +514,11 @@ class TestRaces:
 
 
 class TestTurns:
+    @pytest.fixture(autouse=True)
+    def _short_waits(self, monkeypatch):
+        """Shorten each wait that ends with a conflict."""
+        monkeypatch.setattr("push_to_poll_client.stores._sqlite.transaction.MAX_LOOP_WAIT", 0.02)
+
     async def test_transactions_of_several_sessions_do_not_mix(self, database):
         """Each is atomic: two sessions that write at once never mix, whatever they wait for."""
 
