@@ -28,6 +28,7 @@ from push_to_poll_client.testing import serve_in_thread
 from tests.support.command_line import on, stderr_lines, tail, typed
 from tests.support.forms import GUARD
 from tests.support.postgres_server import shared_server
+from tests.support.postgres_stores import LEASE
 
 PASSWORD = "canary-password"
 OWNER = "web-2:311"
@@ -116,7 +117,9 @@ def database(server):
     schema = f"command_{next(_schemas)}"
     yield Kind(
         ["--store", server.conninfo, "--schema", schema],
-        lambda **options: PostgresStore(server.conninfo, schema=schema, **{"instance": OWNER, **options}),
+        lambda **options: PostgresStore(
+            server.conninfo, schema=schema, lease=LEASE, **{"instance": OWNER, **options}
+        ),
         change_tables=lambda statement: server.execute(statement.replace("{s}", f"{schema}.")),
     )
     server.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
@@ -322,7 +325,7 @@ def test_owners_shows_the_owner_of_each_name(database, capsys):
     assert lines[0].split() == ["name", "token", "lease", "hand-over", "owner"]
     assert re.fullmatch(r"'orders' +2 +\d+\.\d s +web\\u001b", lines[1])
     assert re.fullmatch(r"'stock' +1 +none", lines[2])
-    assert 0 < orders.pop("seconds_left") <= 10
+    assert 0 < orders.pop("seconds_left") <= LEASE
     assert orders == {"name": "orders", "owner": "web\x1b", "wanted": False, "fencing_token": 2}
     assert stock == {"name": "stock", "owner": None, "seconds_left": None, "wanted": False, "fencing_token": 1}
 
