@@ -19,7 +19,7 @@ TRANSACTIONS = [
         "G8",
         "commits a handler's writes without its records",
         TRANSACTION,
-        "        self._write(lambda connection: connection.execute(statement))\n",
+        "        self._write(lambda connection: connection.wait(ask_server(connection, statement)))\n",
         '        self._write(lambda connection: connection.execute(b"COMMIT"))\n',
         *seen_by("each message has"),
     ),
