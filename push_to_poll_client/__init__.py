@@ -12,7 +12,7 @@ module of this list may import only modules above it or to its left in its line.
     _schedule                                       when to poll
     _status, _channels, _hooks, _options            status, push channels, hooks, options
     _work_queue, _failure_log                       order of messages, log of failures
-    _worker_thread, _progress, _handlers, _retry    one message: from the handler to the commit
+    _progress, _handlers, _retry                    one message: from the handler to the commit
     _poll_state, _fetching, _position               state, fetches and start of a poll
     _workers, _processor, _dead_letters             one page
     _poller, _polls                                 one poll, and one poll at a time

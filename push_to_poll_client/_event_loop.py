@@ -140,29 +140,13 @@ async def in_own_task(
         finally:
             ended.set()
 
-    _task = spawn(call, ended.set)
-    cancelled = await until_ended(ended, on_cancel)
-    if cancelled is not None or error is not None:
-        raise_again(cancelled, error, cancel_later=cancel_later)
-    return result
-
-
-def spawn(function: Callable[[], Coroutine[Any, Any, None]], at_end: Callable[[], object]) -> object:
-    """Start a task of its own for a function that does not raise. Keep what this returns until its end.
-
-    On asyncio `at_end` is called at its end, even if the event loop shuts down before it begins.
-    """
     if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
-        task = asyncio.create_task(function())  # asyncio has only a weak reference
-        task.add_done_callback(lambda _: at_end())
-        return task
-    import trio
+        task = asyncio.create_task(call())  # kept: asyncio has only a weak reference
+        task.add_done_callback(lambda _: ended.set())
+    else:
+        import trio
 
-    return trio.lowlevel.spawn_system_task(function, context=copy_context())
-
-
-async def until_ended(ended: anyio.Event, on_cancel: Callable[[], object] = lambda: None) -> BaseException | None:
-    """Wait for an event even if this task is cancelled. Return the cancellation, for `raise_again`."""
+        trio.lowlevel.spawn_system_task(call, context=copy_context())
     cancelled: BaseException | None = None
     shield = False
     while not ended.is_set():
@@ -175,19 +159,13 @@ async def until_ended(ended: anyio.Event, on_cancel: Callable[[], object] = lamb
                     cancelled = raised
                 on_cancel()
         shield = True
-    return cancelled
-
-
-def raise_again(
-    cancelled: BaseException | None, error: BaseException | None, *, cancel_later: bool = True
-) -> None:
-    """Raise the error of a call that has ended, or a cancellation that came meanwhile: now, or a bit later."""
     if cancelled is not None:
         if not cancel_later or isinstance(error, asyncio.CancelledError):
             raise cancelled
         _cancel_again(cancelled)
     if error is not None:
         raise error
+    return result
 
 
 def _cancel_again(cancelled: BaseException) -> None:

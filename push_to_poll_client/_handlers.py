@@ -22,7 +22,6 @@ from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._options import BatchHandler, Handler
 from push_to_poll_client._protocols import EffectsRefused, LeasedSession, TransactionalSession, TransactionConflict
 from push_to_poll_client._types import M, Message, Record
-from push_to_poll_client._worker_thread import free_thread
 
 MessageOrBatch: TypeAlias = Message | Sequence[Message]
 Work = TypeVar("Work")  # a message of the user's type, or a batch
@@ -53,13 +52,9 @@ def as_handler(
             limiters.set(CapacityLimiter(threads))
         # In a tuple: trio reports a thread that returns a coroutine as a mistake.
         in_block = functools.partial(_call_in_block, _thread_block.get(), process, work)
+        call = functools.partial(anyio.to_thread.run_sync, in_block, limiter=limiters.get())
         await anyio.lowlevel.checkpoint()  # raises the cancellation that came during the previous message
-        thread = free_thread() if threads == 1 else None
-        if thread is not None:
-            (result,) = await thread.call(in_block)
-        else:
-            call = functools.partial(anyio.to_thread.run_sync, in_block, limiter=limiters.get())
-            (result,) = await in_own_task(call, cancel_later=True)
+        (result,) = await in_own_task(call, cancel_later=True)
         if inspect.isawaitable(result):
             await result
 
@@ -174,7 +169,7 @@ def _in_thread_transaction(
         finally:
             _thread_block.reset(token)
 
-    return _in_same_place(process, handler)
+    return process
 
 
 def while_owner(handler: Handler[Any], session: LeasedSession) -> Handler[Any]:
@@ -199,7 +194,7 @@ def with_start_hook(handler: Handler[Any], hooks: Hooks) -> Handler[Any]:
             hooks.message_started(message)
         await handler(work)
 
-    return _in_same_place(process, handler)
+    return process
 
 
 def _messages_of(work: MessageOrBatch) -> Sequence[Message]:

@@ -11,7 +11,7 @@ message waits for its retry.
 
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -30,7 +30,6 @@ from push_to_poll_client._schedule import Cause
 from push_to_poll_client._types import MAX_ID, Message, Page, Record
 from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client._work_queue import WorkItem
-from push_to_poll_client._worker_thread import shared_thread
 from push_to_poll_client._workers import WorkRound
 
 DedupeErrors: TypeAlias = Mapping[str, DecodeError]
@@ -217,9 +216,7 @@ class Processor(SessionPart):
         if in_order:
             self.progress.read_at = read_at
             messages = zip(keys, page.messages, new, strict=False)
-            in_thread = getattr(self.retry.handler, "is_in_thread", False)
-            async with shared_thread() if in_thread else nullcontext():
-                complete = await self.run_shielded(partial(self._process_in_order, messages, poll), poll)
+            complete = await self.run_shielded(partial(self._process_in_order, messages, poll), poll)
             if complete:
                 self.progress.advance(page.cursor, read_at)
         else:
