@@ -75,11 +75,12 @@ def pytest_report_header():
     return f"CHAOS_SEED={SEED} CHAOS_FORM={form('short', 'long')}"
 
 
-ADAPTERS = {"docs", "durable_streams", "feeds", "interop", "listeners", "web"}
-"""Folders of tests of feeds, listeners and servers."""
+ADAPTERS = {"docs", "durable_streams", "feeds", "interop", "listeners", "stores", "web"}
+"""Folders of tests of feeds, listeners, servers and stores, whose work is done in worker threads."""
 
 ON_BOTH_LOOPS = re.compile(
-    r"test_(\w+_sockets|connection|direct_client|httpx2|postgres|redis|transport|websocket)\.py"
+    r"test_(\w+_sockets|connection|direct_client|httpx2|memory|postgres|redis|transport|websocket"
+    r"|same_transaction|\w+_transactions?|sqlite_claims|postgres_standby)\.py"
 )
 """Files in these folders that run on both loops, because the tested code depends on the event loop."""
 

@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from tests.support.forms import GUARD
 from tests.support.processes import wait_for_end
@@ -99,6 +100,7 @@ class PostgresServer:
         self._home = tempfile.mkdtemp(prefix="postgres-")
         _give_away(self._home)
         self._process = None
+        self._kept = []  # connections, at most one
         self._create()
 
     def _create(self):
@@ -165,18 +167,39 @@ class PostgresServer:
             self.kill()
         shutil.rmtree(self._home)
 
+    @contextlib.contextmanager
+    def connection(self):
+        """Use a connection in autocommit mode, for one thread at a time.
+
+        One is kept for the next call, since a new one takes the server some 10 ms of processor time.
+        """
+        kept = self._kept.pop() if self._kept else None
+        if kept is not None and (kept.closed or kept.info.transaction_status != TransactionStatus.IDLE):
+            kept.close()
+            kept = None
+        connection = kept or psycopg.connect(self.conninfo, autocommit=True)
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        if self._kept or not self.is_running:
+            connection.close()
+        else:
+            self._kept.append(connection)
+
     def execute(self, *statements):
-        with psycopg.connect(self.conninfo, autocommit=True) as connection:
+        with self.connection() as connection:
             for statement in statements:
                 connection.execute(statement)
 
     def notify(self, channel, payload=""):
-        with psycopg.connect(self.conninfo, autocommit=True) as connection:
+        with self.connection() as connection:
             connection.execute("SELECT pg_notify(%s, %s)", (channel, payload))
 
     def listeners(self):
         """Return the number of connections with the library's application name."""
-        with psycopg.connect(self.conninfo) as connection:
+        with self.connection() as connection:
             count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'push-to-poll-client'"
             return connection.execute(count).fetchone()[0]
 
@@ -185,6 +208,8 @@ class PostgresServer:
 
     def _end(self, how):
         process, self._process = self._process, None
+        while self._kept:
+            self._kept.pop().close()
         process.send_signal(how)
         process.wait(GUARD)
         self._reading.join(GUARD)

@@ -97,7 +97,7 @@ class PostgresStores:
     def execute(self, statement, **values):
         """Execute a statement with `{s}` for the schema; return its rows."""
         self._are_tables_changed |= statement.lstrip().startswith(_CHANGES_TABLES)
-        with psycopg.connect(self.server.conninfo, autocommit=True) as connection:
+        with self.server.connection() as connection:
             cursor = connection.execute(statement.replace("{s}", self.schema).encode(), values)
             return cursor.fetchall() if cursor.description else []
 
