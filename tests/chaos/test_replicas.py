@@ -10,7 +10,8 @@ from tests.chaos.replica_processes import LEASE, Faults, handlers
 from tests.support.forms import form
 
 
-@handlers(short="function")
+# A suspended owner of the other kinds may keep rows locked for a minute, until the server ends its transaction.
+@handlers(short="effects elsewhere")
 def test_no_message_is_lost_or_recorded_twice_under_random_faults(replicas, started, chance, figures, transfers):
     replicas = replicas(transfers, count=form(3, 5), lease=LEASE)
     load = started(Load, replicas.server, seed=chance.random(), rate=50)
