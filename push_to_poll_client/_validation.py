@@ -1,6 +1,7 @@
 """Check arguments and dependencies, and make foreign text safe to show."""
 
 import math
+import re
 from typing import Any
 
 from push_to_poll_client._secrets import mask
@@ -86,7 +87,11 @@ def describe(error: BaseException | None) -> str:
 # Characters of an error that are kept; a server can send any number.
 MAX_TEXT = 500
 
+# With the spaces around it: the texts of databases have several lines, some of them indented.
+_LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
+
 
 def one_line(text: str) -> str:
-    """Shorten a text, mask its secrets, and replace line breaks and control characters."""
-    return "".join(char if char.isprintable() else "�" for char in mask(text)[:MAX_TEXT])
+    """Shorten a text, mask its secrets, join its lines, and replace control characters."""
+    shown = _LINE_BREAK.sub(" ", mask(text)[:MAX_TEXT])
+    return "".join(char if char.isprintable() else "�" for char in shown)

@@ -1298,7 +1298,7 @@ async def test_status_shows_cursor_mode_listeners_counters_and_lag(running):
     assert status.mode is Mode.IDLE
     assert status.fencing_token == 1
     assert [(one.name, one.up) for one in status.listeners] == [("push", False), ("push #2", False)]
-    assert status.listeners[0].last_error == "OSError: reset by�peer"
+    assert status.listeners[0].last_error == "OSError: reset by peer"
     assert status.listeners[0].pushes == 1
     assert status.counters.messages == 2
     assert status.last_poll >= status.last_caught_up >= status.last_progress > 0

@@ -169,7 +169,8 @@ async def test_a_webhook_of_several_consumers_names_the_one_whose_channel_comes_
     ("name", "prefix"),
     [
         ("100 % of %s and %(name)s", "100 % of %s and %(name)s"),
-        ("two\nlines\x1b[2J", "two�lines�[2J"),
+        ("two\nlines\x1b[2J", "two lines�[2J"),
+        ("of a database\r\n\r\n   indented\tline ", "of a database indented�line "),
         ("half a \ud800 pair", "half a � pair"),
         ("a" * 60, "a" * 60),
         (
