@@ -146,7 +146,8 @@ def _change(
     keys = _find_keys(options, store.reader, consumer.name)
     if isinstance(store, DatabaseStore):
         count = store.request(consumer.name, keys or None, action)
-        what = f"marked; the owner of the name {'retries' if action == 'retry' else 'drops'} {{}} at its next poll"
+        does = "retries" if action == "retry" else "drops"
+        what = f"marked; the owner of the name {does} {{}} at its next poll, or the next run does if there is none"
     else:
         count = store.run_with_session(
             consumer, lambda session: change(session, keys), instead=f"dead_letters.{action}()"
