@@ -20,7 +20,7 @@ from push_to_poll_client import OwnershipLost, Push, StoreBusy
 from push_to_poll_client.stores._postgres import housekeeping as housekeeping_module
 from push_to_poll_client.stores._postgres import lease as lease_module
 from push_to_poll_client.stores._postgres import session as session_module
-from push_to_poll_client.stores._postgres.notices import Kind, Notice, digest_of
+from push_to_poll_client.stores._postgres.notices import Kind, Notice, digest_of, merge_pushes
 from push_to_poll_client.stores.postgres import PostgresStore
 from tests.support.forms import GUARD
 from tests.support.postgres_server import shared_server
@@ -252,6 +252,35 @@ async def test_a_restarted_instance_takes_its_name_back_after_half_a_lease(store
     await taken.release()
 
 
+@ON_ASYNCIO
+@pytest.mark.parametrize("what", ["renewed", "released"])
+async def test_a_lease_is_written_although_transactions_are_serializable_by_default(stores, caplog, what):
+    """Another transaction, such as a request to hand over, changes its row at the same time."""
+    options = "-c default_transaction_isolation=serializable"
+    conninfo = psycopg.conninfo.make_conninfo(stores.server.conninfo, options=options)
+    store = PostgresStore(conninfo, schema=stores.schema, lease=LEASE)
+    session = await store.claim("a", feed="f")
+    await renew(store, session)
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ %(schema)s"
+    with psycopg.connect(stores.server.conninfo) as other:
+        other.execute(f"UPDATE {stores.schema}.lease SET wanted = wanted".encode())  # noqa: S608
+        renewed = renewals(session)
+        async with anyio.create_task_group() as tasks:
+            if what == "renewed":
+                store._housekeeping._next_renewal = -1.0
+                store._housekeeping.poke()
+            else:
+                tasks.start_soon(session.release)
+            await until(lambda: stores.execute(waits, schema=stores.schema) == [(1,)])
+            other.commit()
+    if what == "renewed":
+        await until(renewed)
+        await session.release()
+    assert "retrying" not in caplog.text
+    assert stores.execute("SELECT owner FROM {s}.lease") == [(None,)]
+    await store.aclose()
+
+
 async def test_an_owner_that_was_wanted_before_it_subscribed_is_told(stores):
     store = stores.store()
     session = await store.claim("a", feed="f")
@@ -478,6 +507,14 @@ def listening(stores):
             raise TimeoutError
 
         yield heard
+
+
+def test_merged_wakes_do_not_grow_while_the_server_is_away():
+    merged = Push(topics=("t0",))
+    for number in range(1, 1000):
+        merged = merge_pushes(merged, Push(topics=(f"t{number}",)))
+        assert len(merged.topics) <= 64
+    assert merged.topics == ()  # all
 
 
 @ON_ASYNCIO

@@ -169,6 +169,36 @@ async def test_a_key_recorded_during_a_search_is_found_by_the_next_commit(store,
     await session.release()
 
 
+@pytest.mark.parametrize("most", [1, 100_000])
+async def test_a_key_settled_by_a_handler_during_a_search_is_found_by_the_next_commit(stores, monkeypatch, most):
+    store = stores.store(transactional=True)
+    session = await store.claim("a", feed="f")
+    await session.commit(cursor="c0", records=[Record("other")])
+    monkeypatch.setattr(records_module, "_MAX_UNFOUND", most)
+    await session.unseen(["k"])
+    searched, go_on = threading.Event(), threading.Event()
+    find = ClaimedName._find
+
+    def slow(claimed, digests):
+        found = find(claimed, digests)
+        searched.set()
+        assert go_on.wait(GUARD)
+        return found
+
+    async with anyio.create_task_group() as tasks:
+        with monkeypatch.context() as patch:
+            patch.setattr(ClaimedName, "_find", slow)
+            tasks.start_soon(session.unseen, ["k"])
+            await to_thread.run_sync(searched.wait, GUARD)
+        async with session.transaction([Record("k")]):
+            await store.connection.execute("SELECT 1")
+        go_on.set()
+    await session.commit(cursor="c2", records=[Record("k", fingerprint=1)])
+    assert await session.fingerprints(["k"]) == {"k": 1}
+    assert stores.execute("SELECT count(*) FROM {s}.record") == [(2,)]
+    await session.release()
+
+
 async def test_a_rebind_sees_a_claim_that_was_committed_while_it_waited(store, stores):
     await begin(store)
     with psycopg.connect(stores.server.conninfo) as claiming:

@@ -235,6 +235,17 @@ class Database:
             yield connection
             connection.execute("COMMIT")
 
+    def execute_alone(
+        self, connection: Connection, statement: str, values: Mapping[str, Any]
+    ) -> psycopg.Cursor[Row]:
+        """Execute a statement in a transaction of its own, in one round trip."""
+        # At another isolation level, which may be the default, it would fail if it had to wait for a row.
+        with connection.pipeline():
+            self.begin(connection)
+            cursor = execute(connection, self.sql(statement), values)
+            connection.execute("COMMIT")
+        return cursor
+
     def begin(self, connection: psycopg.Connection[Any], mode: str = "READ COMMITTED") -> None:
         """Begin a transaction with limits. In a pipeline this sends nothing yet."""
         # Not READ WRITE: a standby refuses that with 0A000, which would look like an error that stays. And a

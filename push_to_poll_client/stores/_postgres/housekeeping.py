@@ -62,7 +62,7 @@ _TEST_INTERVAL = 60.0
 
 def free_name(database: Database, connection: Connection, lease: Lease) -> None:
     """End a lease at the server, if it is still this owner's, and tell the replicas that stand by."""
-    connection.execute(database.sql(_FREE), {"id": lease.consumer, "owner": lease.owner})
+    database.execute_alone(connection, _FREE, {"id": lease.consumer, "owner": lease.owner})
     try:
         send_notices(database, connection, [Notice(Kind.FREED, lease.digest)])
     except psycopg.Error as error:
@@ -270,7 +270,7 @@ class Housekeeping:
             "consumers": [lease.consumer for lease in leases],
             "owners": [lease.owner for lease in leases],
         }
-        rows = connection.execute(self._database.sql(_RENEW), values, binary=True).fetchall()
+        rows = self._database.execute_alone(connection, _RENEW, values).fetchall()
         # By the owner too: a name that this process lost may have been claimed by another session of this process.
         renewed = {(consumer, owner): wanted for consumer, owner, wanted in rows}
         for lease in leases:

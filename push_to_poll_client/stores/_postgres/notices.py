@@ -15,6 +15,7 @@ MAX_PAYLOAD = 7_900
 """Bytes. Hints that make a payload longer are left out."""
 
 _MAX_TOPICS = 64
+"""Most topics of a notice. With more it has none, which means all."""
 
 
 class Kind(StrEnum):
@@ -48,7 +49,7 @@ class Notice(NamedTuple):
         if self.push is None:
             return json.dumps(told)
         push = self.push
-        topics = push.topics if len(push.topics) <= _MAX_TOPICS else ()  # none means all
+        topics = push.topics if len(push.topics) <= _MAX_TOPICS else ()
         for hints in ({"cursor": push.cursor, "topics": topics, "count": push.count}, {"cursor": push.cursor}):
             payload = json.dumps({**told, "push": hints})
             if len(payload) <= MAX_PAYLOAD:
@@ -63,6 +64,8 @@ def merge_pushes(first: Push | None, second: Push | None) -> Push | None:
         return first if first == second else Push()
     both = first.topics and second.topics
     topics = tuple(dict.fromkeys((*first.topics, *second.topics))) if both else ()
+    if len(topics) > _MAX_TOPICS:  # wakes may wait for a server that is away, and more and more come
+        topics = ()
     return Push(first.cursor if first.cursor == second.cursor else None, topics)
 
 

@@ -123,9 +123,10 @@ class Records:
         self.first: int = first
         self._to_sweep = sum(segment.size + 1 for segment in stored if segment.number < first)
         self._unfound = dict[str, bytes]()
+        self._settled = set[str]()  # keys of `apply_new` since `changes`: a search may have missed them
         self._saved = live[-1] if live else None  # the newest segment as it is in the database
         self._lock = threading.Lock()
-        self.changes: int = 0  # number of commits with records, and of resets
+        self.changes: int = 0  # counts commits with records, and resets
 
     def find(self, connection: Connection, digests: Sequence[bytes]) -> dict[bytes, tuple[int, int | None]]:
         """Return segment and fingerprint of each record that exists."""
@@ -145,14 +146,14 @@ class Records:
 
         Args:
             digests: Digest of each key.
-            changes: Value of `changes` before the search. A commit since then may have recorded the keys.
+            changes: Value of `changes` before the search. If it has changed, the keys may have been recorded.
         """
         with self._lock:
             if changes != self.changes:
                 return
             if len(self._unfound) + len(digests) > _MAX_UNFOUND:
                 self._unfound.clear()
-            self._unfound.update(digests)
+            self._unfound.update((key, digest) for key, digest in digests.items() if key not in self._settled)
 
     def plan(
         self, connection: Connection, records: Sequence[Record], *, covers_cursor: bool, now: float
@@ -216,8 +217,12 @@ class Records:
     def apply_new(self, records: Sequence[Record], now: float) -> None:
         """Count records that were added to the newest segment. The next `plan` saves its size."""
         self.segments.grow(len(records), now)
-        for record in records:
-            self._unfound.pop(record.key, None)
+        with self._lock:
+            for record in records:
+                self._unfound.pop(record.key, None)
+                self._settled.add(record.key)
+            if len(self._settled) > _MAX_UNFOUND:
+                self._begin_changes()
 
     @property
     def may_save_later(self) -> bool:
@@ -247,7 +252,7 @@ class Records:
         self.segments.apply(plan.segments)
         self._saved = self.segments.live[-1] if self.segments.live else None
         with self._lock:
-            self.changes += 1
+            self._begin_changes()
             for key in plan.added:
                 self._unfound.pop(key, None)
 
@@ -257,8 +262,13 @@ class Records:
         self.segments.forget()
         self.first = self.segments.next_number
         with self._lock:
-            self.changes += 1
+            self._begin_changes()
             self._unfound.clear()
+
+    def _begin_changes(self) -> None:
+        """Let searches that are running note nothing."""
+        self.changes += 1
+        self._settled.clear()
 
 
 def _is_usual(record: Record) -> bool:
