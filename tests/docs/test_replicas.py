@@ -9,8 +9,10 @@ import sys
 import threading
 from pathlib import Path
 
+import anyio
 import pytest
 
+from push_to_poll_client import Consumer, HTTPFeed
 from push_to_poll_client.stores._postgres import lease
 from push_to_poll_client.stores.postgres import PostgresStore
 from push_to_poll_client.testing import serve_in_thread
@@ -86,6 +88,25 @@ def test_the_second_copy_of_the_documented_program_stands_by_and_continues(start
     first.process.terminate()
     assert first.process.wait(GUARD) == 0
     second.until(f"{4:012}")
+
+
+def test_the_documented_rights_are_enough_for_a_service_that_creates_nothing(request):
+    (grants,) = re.findall(r"^```sql\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    database, seen = shared_server(request.config), []
+    with serve_in_thread(backlog=3) as server:
+
+        def consumer(store):
+            return Consumer(HTTPFeed(server.url), store=store, name="orders", process=seen.append)
+
+        try:
+            anyio.run(consumer(PostgresStore(database.conninfo)).poll_now)
+            database.execute(f"CREATE ROLE app LOGIN; {grants}")
+            server.publish(1)
+            as_app = database.conninfo.replace("//me@", "//app@")
+            anyio.run(consumer(PostgresStore(as_app, migrate=False)).catch_up)
+        finally:
+            database.execute("DROP SCHEMA IF EXISTS push_to_poll CASCADE; DROP ROLE IF EXISTS app")
+    assert [message.id for message in seen] == [f"{number:012}" for number in range(1, 5)]
 
 
 def test_the_documented_store_behind_a_pooler_has_two_addresses():
