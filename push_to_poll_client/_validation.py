@@ -1,7 +1,6 @@
 """Check arguments and dependencies, and make foreign text safe to show."""
 
 import math
-import re
 from typing import Any
 
 from push_to_poll_client._secrets import mask
@@ -87,11 +86,10 @@ def describe(error: BaseException | None) -> str:
 # Characters of an error that are kept; a server can send any number.
 MAX_TEXT = 500
 
-# With the spaces around it: the texts of databases have several lines, some of them indented.
-_LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
-
 
 def one_line(text: str) -> str:
     """Shorten a text, mask its secrets, join its lines, and replace control characters."""
-    shown = _LINE_BREAK.sub(" ", mask(text)[:MAX_TEXT])
+    # The texts of databases have several lines, some of them indented or empty.
+    lines = (line.strip() for line in mask(text)[:MAX_TEXT].splitlines())
+    shown = " ".join(line for line in lines if line)
     return "".join(char if char.isprintable() else "�" for char in shown)

@@ -170,7 +170,7 @@ async def test_a_webhook_of_several_consumers_names_the_one_whose_channel_comes_
     [
         ("100 % of %s and %(name)s", "100 % of %s and %(name)s"),
         ("two\nlines\x1b[2J", "two lines�[2J"),
-        ("of a database\r\n\r\n   indented\tline ", "of a database indented�line "),
+        ("of a database\r\n\r\n   indented\tline ", "of a database indented�line"),
         ("half a \ud800 pair", "half a � pair"),
         ("a" * 60, "a" * 60),
         (

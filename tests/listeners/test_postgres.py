@@ -277,7 +277,7 @@ def test_psycopg_without_libpq_is_an_import_error_with_the_install_command(monke
     assert str(raised.value) == (
         "PostgresListener needs psycopg, which is installed but cannot be imported: "
         "pip install 'psycopg[binary]', or install PostgreSQL's client library libpq "
-        "(no pq wrapper available.\N{REPLACEMENT CHARACTER}Attempts made: none)"
+        "(no pq wrapper available. Attempts made: none)"
     )
 
 

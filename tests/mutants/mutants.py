@@ -857,8 +857,8 @@ MUTANTS = [
         "G11",
         "keeps an error of any size",
         "_validation.py",
-        "for char in mask(text)[:MAX_TEXT])",
-        "for char in mask(text))",
+        "mask(text)[:MAX_TEXT].splitlines()",
+        "mask(text).splitlines()",
     ),
     of(
         "G11",
