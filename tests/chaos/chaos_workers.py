@@ -80,5 +80,7 @@ if __name__ == "__main__":
         port=int(sys.argv[1]),
         workers=WORKERS,
         access_log=False,
-        timeout_worker_healthcheck=60,  # the default of 5 s is too short for an import on a busy machine
+        # The default of 5 s is too short for imports on a busy machine. If the supervisor asks a worker that is
+        # just ending, it waits for so long.
+        timeout_worker_healthcheck=20,
     )

@@ -39,7 +39,7 @@ class Workers:
         words[words.index("--workers") + 1] = "2"
         self._process = subprocess.Popen(
             # The default of 5 s is too short for the imports on a busy machine.
-            [sys.executable, "-m", "uvicorn", *words, "--timeout-worker-healthcheck", f"{GUARD:.0f}"],
+            [sys.executable, "-m", "uvicorn", *words, "--timeout-worker-healthcheck", "20"],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
