@@ -124,6 +124,14 @@ POSTGRES = [
     ),
     of(
         "G10",
+        "sends the owners of a renewal as text",
+        "stores/_postgres/housekeeping.py",
+        "%(owners)b::bytea[]",
+        "%(owners)s::bytea[]",
+        THREAD,
+    ),
+    of(
+        "G10",
         "renews and frees leases at the isolation level of the database",
         "stores/_postgres/connection.py",
         "            self.begin(connection)\n            cursor = execute(",

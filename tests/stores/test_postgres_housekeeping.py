@@ -17,6 +17,7 @@ import pytest
 from anyio import to_thread
 
 from push_to_poll_client import OwnershipLost, Push, StoreBusy
+from push_to_poll_client._types import DeadLetter, Record
 from push_to_poll_client.stores._postgres import housekeeping as housekeeping_module
 from push_to_poll_client.stores._postgres import lease as lease_module
 from push_to_poll_client.stores._postgres import session as session_module
@@ -278,6 +279,43 @@ async def test_a_lease_is_written_although_transactions_are_serializable_by_defa
         await session.release()
     assert "retrying" not in caplog.text
     assert stores.execute("SELECT owner FROM {s}.lease") == [(None,)]
+    await store.aclose()
+
+
+UNUSUAL = {
+    "standard_conforming_strings": "off",
+    "backslash_quote": "off",
+    "bytea_output": "escape",
+    "search_path": "",
+    "client_encoding": "LATIN1",
+    "row_security": "off",
+    "default_transaction_isolation": "serializable",
+    "datestyle": "German",
+    "intervalstyle": "sql_standard",
+    "timezone": "Asia/Kathmandu",
+}
+
+
+@ON_ASYNCIO
+async def test_a_store_works_with_unusual_settings_of_its_role(stores):
+    options = " ".join(f"-c {name}={value}" for name, value in UNUSUAL.items())
+    conninfo = psycopg.conninfo.make_conninfo(stores.server.conninfo, options=options)
+    store = PostgresStore(conninfo, schema=stores.schema, lease=LEASE, transactional=True)
+    session = await store.claim("ä", feed="f")
+    letter = DeadLetter(dedupe_key="d", id="d", raw=b"\\\0'", error="'\\")
+    await session.commit(cursor="c'\\", records=[Record("k")], dead_letters=[letter], state={"s": "\\"})
+    async with session.transaction([Record("t")]):
+        await store.connection.execute("SELECT 1")
+    await renew(store, session)
+    assert await session.unseen(["k", "t", "new"]) == {"new"}
+    assert await store.request("ä", ["d"], "drop") == 1
+    assert [one.raw for one in await session.dead_letters(retry_requested=True)] == [letter.raw]
+    snapshot = await to_thread.run_sync(store.reader().snapshot)
+    assert [(one.name, one.cursor) for one in snapshot.progress] == [("ä", "c'\\")]
+    await session.release()
+    again = await store.claim("ä", feed="f")
+    assert (again.cursor, dict(again.state)) == ("c'\\", {"s": "\\"})
+    await again.release()
     await store.aclose()
 
 

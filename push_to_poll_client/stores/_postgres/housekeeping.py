@@ -29,9 +29,11 @@ from push_to_poll_client.stores._postgres.notices import Kind, Notice, decode_no
 
 _log = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
+# `%b` for arrays of bytes: as text, psycopg writes them for a string literal, which is wrong for a role with
+# standard_conforming_strings=off.
 _RENEW = """
     UPDATE {s}.lease SET until = clock_timestamp() + make_interval(secs => %(lease)s)
-    FROM unnest(%(consumers)s::bigint[], %(owners)s::bytea[]) AS mine(id, bytes)
+    FROM unnest(%(consumers)s::bigint[], %(owners)b::bytea[]) AS mine(id, bytes)
     WHERE consumer = mine.id AND owner = mine.bytes AND until > clock_timestamp()
     RETURNING consumer, owner, wanted
 """

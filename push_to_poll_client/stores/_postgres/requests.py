@@ -15,7 +15,7 @@ _FIND = "SELECT id FROM {s}.consumer WHERE digest = %(name)s"
 
 _MARK = """
     UPDATE {s}.dead_letter SET marked = true, dropped = %(dropped)s
-    WHERE consumer = %(consumer)s AND (%(digests)s::bytea[] IS NULL OR digest = ANY(%(digests)s))
+    WHERE consumer = %(consumer)s AND (%(digests)b::bytea[] IS NULL OR digest = ANY(%(digests)b))
 """
 
 _WANT = """
