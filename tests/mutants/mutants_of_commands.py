@@ -28,7 +28,7 @@ COMMANDS = [
         "G9",
         "marks the dead letters of all names",
         "stores/_postgres/requests.py",
-        "    WHERE consumer = %(consumer)s AND (%(digests)s",
+        "    WHERE consumer = %(consumer)s AND (%(digests)b",
         "    WHERE (%(digests)s",
         POSTGRES_READER,
     ),

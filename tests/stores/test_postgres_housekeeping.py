@@ -173,6 +173,22 @@ def stores_without_loop(request):
 
 
 @ON_ASYNCIO
+async def test_the_end_of_an_outage_is_logged_also_by_a_later_thread(stores, caplog):
+    """A replica that stands by may try the name again only when its thread has ended."""
+    caplog.set_level("INFO")
+    store = stores.store()
+    session = await store.claim("a", feed="f")
+    async with stores.unreachable(store):
+        await until(lambda: "leases are not renewed" in caplog.text)
+        await session.release()
+        await to_thread.run_sync(store._housekeeping.stop)
+    assert "heard again" not in caplog.text
+    again = await store.claim("b", feed="f")
+    await until(lambda: "leases are renewed and wakes heard again" in caplog.text)
+    await again.release()
+
+
+@ON_ASYNCIO
 async def test_a_renewal_compares_the_owner(stores):
     """A session that lost its name must not stay alive through another session of the same store."""
     store = stores.store()

@@ -84,7 +84,10 @@ def store_error(where: str, error: psycopg.Error) -> StoreError:
             "(target_session_attrs=read-write finds the primary among several hosts)"
         )
     if error.sqlstate == _NOT_PERMITTED:
-        text += "; the user needs USAGE on the schema, and SELECT, INSERT, UPDATE and DELETE on its tables"
+        text += (
+            "; the user needs USAGE on the schema, and SELECT, INSERT, UPDATE and DELETE on its tables, "
+            "and to create them CREATE on the database"
+        )
     return StoreUnavailable(text) if _passes(error) else StoreError(text)
 
 

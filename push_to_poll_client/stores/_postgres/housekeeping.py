@@ -107,6 +107,7 @@ class Housekeeping:
         self._sent: dict[bytes, float] = {}  # time of the last wake of each name, for the last interval
         self._used_at = clock()
         self._must_stop = False
+        self._is_cut_off = False  # and it was logged, perhaps by an earlier thread
         self._next_renewal = -1.0
         self._test = b""  # content of the last test notice
         self._test_sent: float | None = None  # time of a test notice that was not heard yet
@@ -202,17 +203,15 @@ class Housekeeping:
     # In the thread
 
     def _run(self, bell: socket.socket) -> None:
-        was_connected, announced = False, False
         while not self._is_done():
             try:
                 with self._connected() as connection:
-                    self._after_connect(connection, again=was_connected)
-                    was_connected, announced = True, False
+                    self._after_connect(connection)
                     self._serve(connection, bell)
                     break
             except StoreError as error:
-                if not announced:
-                    announced = True
+                if not self._is_cut_off:
+                    self._is_cut_off = True
                     _log.warning("leases are not renewed and no wakes heard, retrying: %s", describe(error))
             except Exception as error:  # noqa: BLE001  # else leases would end without a word
                 _log.error("the thread that renews leases failed, retrying", exc_info=error)
@@ -230,7 +229,7 @@ class Housekeeping:
         finally:
             connection.close()
 
-    def _after_connect(self, connection: Connection, *, again: bool) -> None:
+    def _after_connect(self, connection: Connection) -> None:
         connection.deadline = time.monotonic() + self._lease / 3
         # Not psycopg's own handler, which cannot decode every payload of a database in SQL_ASCII.
         connection.pgconn.notify_handler = lambda notify: self._hear(notify.extra.decode("ascii", "replace"))
@@ -240,7 +239,8 @@ class Housekeeping:
             lease.pass_on(None)
         self._call_waiting(None)
         self._test_hearing()
-        if again:
+        if self._is_cut_off:
+            self._is_cut_off = False
             _log.info("leases are renewed and wakes heard again")
 
     def _serve(self, connection: Connection, bell: socket.socket) -> None:
