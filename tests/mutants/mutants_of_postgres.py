@@ -148,10 +148,10 @@ POSTGRES = [
     ),
     of(
         "G10",
-        "counts the silence of an event loop from its last answer",
+        "counts the silence of an event loop from an earlier question",
         "stores/_postgres/lease.py",
         "        self._asked_at = None\n",
-        "        self._asked_at = self._clock()\n",
+        "        pass\n",
         THREAD,
     ),
     of(
