@@ -311,6 +311,7 @@ UNUSUAL = {
     "datestyle": "German",
     "intervalstyle": "sql_standard",
     "timezone": "Asia/Kathmandu",
+    "extra_float_digits": "-10",
 }
 
 
@@ -330,6 +331,8 @@ async def test_a_store_works_with_unusual_settings_of_its_role(stores):
     assert [one.raw for one in await session.dead_letters(retry_requested=True)] == [letter.raw]
     snapshot = await to_thread.run_sync(store.reader().snapshot)
     assert [(one.name, one.cursor) for one in snapshot.progress] == [("ä", "c'\\")]
+    history = await to_thread.run_sync(store.reader().history, "ä")
+    assert history == session.history  # with exact times
     await session.release()
     again = await store.claim("ä", feed="f")
     assert (again.cursor, dict(again.state)) == ("c'\\", {"s": "\\"})

@@ -86,17 +86,19 @@ class PostgresReader:
     def snapshot(self) -> StoreSnapshot:
         with self._reading() as connection:
             sql = self._database.sql
-            rows = connection.execute(sql(_SELECT_PROGRESS)).fetchall()
+            rows = connection.execute(sql(_SELECT_PROGRESS), binary=True).fetchall()
             states: dict[int, dict[str, bytes]] = {}
             for consumer, name, value in connection.execute(sql(_SELECT_STATE)):
                 states.setdefault(consumer, {})[decode_text(name)] = value
-            size, now = connection.execute(_SELECT_SIZE, {"schema": self._database.schema}).fetchone() or (0, 0.0)
+            size, now = connection.execute(
+                _SELECT_SIZE, {"schema": self._database.schema}, binary=True
+            ).fetchone() or (0, 0.0)
             progress = tuple(_progress(row, states.get(row[0], {})) for row in rows)
             return StoreSnapshot(self.where, size, now, progress, tuple(map(_owner, rows)))
 
     def history(self, name: str, /) -> tuple[SavedCursor, ...]:
         def read(connection: Connection, found: _Name) -> tuple[SavedCursor, ...]:
-            rows = connection.execute(self._database.sql(_HISTORY), {"consumer": found.id}).fetchall()
+            rows = connection.execute(self._database.sql(_HISTORY), {"consumer": found.id}, binary=True).fetchall()
             older = (SavedCursor(None if cursor is None else decode_text(cursor), at) for cursor, at in rows)
             return (*older, SavedCursor(found.cursor, found.at))
 
@@ -130,7 +132,7 @@ class PostgresReader:
         """Read data of one consumer in one transaction."""
         with self._reading() as connection:
             values = {"digest": digest_of(name)}
-            row = connection.execute(self._database.sql(_SELECT_CONSUMER), values).fetchone()
+            row = connection.execute(self._database.sql(_SELECT_CONSUMER), values, binary=True).fetchone()
             if row is None:
                 raise unknown_name(self.where, name)
             consumer, cursor, at = row
