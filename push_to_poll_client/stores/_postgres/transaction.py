@@ -1,7 +1,8 @@
 """Transactions of handlers: their writes are committed with the records of their messages, or neither (G8).
 
 The connection of the store is a `psycopg.Connection` in threads, and in the event loop a
-`psycopg.AsyncConnection` of the same connection to the server. The transaction always begins and ends in a thread.
+`psycopg.AsyncConnection` of the same connection to the server. A transaction begins and ends in a thread, or, in
+the usual case of an `async def` handler, in the event loop (`transactional_session.py`).
 
 With `connections=` the transaction is one of the application: its block begins and commits, and the store only
 writes the records into it.
