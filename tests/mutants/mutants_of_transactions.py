@@ -123,7 +123,7 @@ TRANSACTIONS = [
         "G9",
         "repeats a handler for ever that idles in its transaction",
         TRANSACTION,
-        "        if error.sqlstate == _IDLE_TOO_LONG:\n",
+        "        if cause is not None and cause.sqlstate == _IDLE_TOO_LONG:\n",
         "        if False:\n",
         *seen_by("idles"),
     ),

@@ -57,8 +57,9 @@ def renewals(session):
 
 
 async def renew(store, session):
-    """Let the thread renew now, and wait for it."""
+    """Let the thread renew now, and wait for it, also for the renewal that the last request may cause."""
     await until(renew_soon(store, session))
+    await until(lambda: store._housekeeping._next_renewal > 0)
 
 
 def renew_soon(store, session):
@@ -217,6 +218,7 @@ async def test_a_former_owner_does_not_renew_the_lease_of_the_next_one(stores):
     await renew(former, first)
     stores.execute("UPDATE {s}.lease SET until = clock_timestamp()")
     second = await latter.claim("a", feed="f")
+    await renew(latter, second)  # else its first heartbeat could hide what the former owner does
     former._housekeeping._next_renewal = -1.0
     former._housekeeping.poke()
     await until(lambda: first.lost)
