@@ -367,17 +367,21 @@ def test_the_clock_of_leases_works_on_a_system_without_clock_gettime(monkeypatch
 
 @ON_ASYNCIO
 async def test_leases_are_renewed_again_after_an_unexpected_error_of_the_thread(stores, monkeypatch, caplog):
+    caplog.set_level("INFO")
     store = stores.store()
     session = await store.claim("a", feed="f")
     await renew(store, session)
-    monkeypatch.setattr(store._housekeeping, "_pause", lambda *_: time.sleep(0.01))
+    pauses = []
+    monkeypatch.setattr(store._housekeeping, "_pause", lambda *_: pauses.append(time.sleep(0.01)))
     with monkeypatch.context() as patch:
         patch.setattr(store._housekeeping, "_renew", lambda _: 1 / 0)
         store._housekeeping._next_renewal = -1.0
         store._housekeeping.poke()
-        await until(lambda: "the thread that renews leases failed" in caplog.text)
+        await until(lambda: len(pauses) >= 3)
     assert "ZeroDivisionError" in caplog.text
     await renew(store, session)
+    await until(lambda: "leases are renewed and wakes heard again" in caplog.text)
+    assert caplog.text.count("the thread that renews leases failed") == 1
     await session.release()
 
 

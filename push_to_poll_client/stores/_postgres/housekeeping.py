@@ -107,7 +107,7 @@ class Housekeeping:
         self._sent: dict[bytes, float] = {}  # time of the last wake of each name, for the last interval
         self._used_at = clock()
         self._must_stop = False
-        self._is_cut_off = False  # and it was logged, perhaps by an earlier thread
+        self._has_failed = False  # and it was logged, perhaps by an earlier thread
         self._next_renewal = -1.0
         self._test = b""  # content of the last test notice
         self._test_sent: float | None = None  # time of a test notice that was not heard yet
@@ -210,11 +210,13 @@ class Housekeeping:
                     self._serve(connection, bell)
                     break
             except StoreError as error:
-                if not self._is_cut_off:
-                    self._is_cut_off = True
+                if not self._has_failed:
                     _log.warning("leases are not renewed and no wakes heard, retrying: %s", describe(error))
+                self._has_failed = True
             except Exception as error:  # noqa: BLE001  # else leases would end without a word
-                _log.error("the thread that renews leases failed, retrying", exc_info=error)
+                if not self._has_failed:
+                    _log.error("the thread that renews leases failed, retrying", exc_info=error)
+                self._has_failed = True
             self._tell_all()
             self._pause(bell, self._lease / 12)
         self._on_end()
@@ -239,9 +241,6 @@ class Housekeeping:
             lease.pass_on(None)
         self._call_waiting(None)
         self._test_hearing()
-        if self._is_cut_off:
-            self._is_cut_off = False
-            _log.info("leases are renewed and wakes heard again")
 
     def _serve(self, connection: Connection, bell: socket.socket) -> None:
         """Renew, send and hear until nothing is left to do. Raises if the connection fails."""
@@ -253,6 +252,9 @@ class Housekeeping:
             self._free_dropped(connection)
             self._send_wakes(connection)
             self._check_hearing()
+            if self._has_failed:
+                self._has_failed = False
+                _log.info("leases are renewed and wakes heard again")
             timeout = max(0.0, min(self._next_renewal - self._clock(), self._seconds_to_next_wake()))
             readable = wait_readable([connection.fileno(), bell.fileno()], timeout)
             self._read_bell(bell)
