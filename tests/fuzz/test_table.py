@@ -75,7 +75,6 @@ OUR_OWN = {
     "stores._postgres.housekeeping": "notices, which another module reads",
     "stores._postgres.requests": "ids and texts that the store has just found",
     "stores._postgres.schema": "a number that the server gave as one",
-    "stores._postgres.transaction": "the number of a process, by the server",
     "stores.postgres": "arguments that the user gave",
     "testing": "what a test wrote",
 }

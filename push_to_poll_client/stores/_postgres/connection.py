@@ -109,6 +109,15 @@ def ask_server(connection: "psycopg.BaseConnection[Any]", statements: bytes) -> 
     return results
 
 
+def ask_if_session_is_kept(connection: "psycopg.BaseConnection[Any]") -> Generator[Any, Any, bool]:
+    """Return True if each transaction is executed by the same process of the server, for `wait()`.
+
+    A pooler that may use another one, such as PgBouncer, gives its client a number of its own when it connects.
+    """
+    (answer,) = yield from ask_server(connection, b"SELECT pg_backend_pid()")
+    return int(answer.get_value(0, 0) or 0) == connection.pgconn.backend_pid
+
+
 class Database:
     """One schema of one database, and the connections to it that are not in use.
 

@@ -24,7 +24,14 @@ from push_to_poll_client._exceptions import CommitInDoubt, StoreError, StoreUnav
 from push_to_poll_client._protocols import EffectsRefused, TransactionConflict
 from push_to_poll_client._types import Record
 from push_to_poll_client._validation import describe
-from push_to_poll_client.stores._postgres.connection import Connection, Database, Statement, ask_server, execute
+from push_to_poll_client.stores._postgres.connection import (
+    Connection,
+    Database,
+    Statement,
+    ask_if_session_is_kept,
+    ask_server,
+    execute,
+)
 from push_to_poll_client.stores._postgres.errors import (
     commit_error,
     describe_error,
@@ -56,13 +63,6 @@ _OF_DATA = ("22", "23", "44", "P0001")
 # One round trip, and nothing to plan. The mark ends with the transaction. So the store notices a handler that has
 # ended it and begun another one. Not READ WRITE: see `Database.begin`.
 _BEGIN = f"BEGIN; SET LOCAL {_MAX_IDLE_SETTING} = '{{idle}}s'; SET LOCAL {TRANSACTION} = '{{mark}}'"
-# A pooler that may give each transaction another connection to the server, such as PgBouncer, tells its client a
-# number of its own for the process of the server. Not asked in a transaction, where SET TRANSACTION comes first.
-ASK_PROCESS = b"SELECT pg_backend_pid()"
-
-_PREPARE_AFTER = 5
-"""Executions of a handler's statement after which the server keeps its plan, as in psycopg."""
-
 _BEGIN_IN_BLOCK = f"""
     SELECT set_config('{_MAX_IDLE_SETTING}', %(idle)s, true), set_config('{TRANSACTION}', %(mark)s, true)
 """
@@ -72,6 +72,9 @@ _CHECK = f"""
 
 # COMMIT would do it too, but then other handlers of the consumer cannot commit until it is done.
 _CHECK_CONSTRAINTS = b"SET CONSTRAINTS ALL IMMEDIATE"
+
+_PREPARE_AFTER = 5
+"""Executions of a handler's statement after which the server keeps its plan, as in psycopg."""
 
 _CONFLICTS = ("40001", "40P01")
 """Serialization failure and deadlock: the server asks to run the transaction again."""
@@ -153,8 +156,8 @@ class Transaction:
         connection = self.database.borrow()
         try:
             connection.deadline = time.monotonic() + self.database.timeout
-            if connection.keeps_session is None:
-                note_session(connection, connection.wait(ask_server(connection, ASK_PROCESS)))
+            if connection.keeps_session is None:  # before BEGIN: SET TRANSACTION is to be the handler's first
+                connection.keeps_session = connection.wait(ask_if_session_is_kept(connection))
             connection.wait(ask_server(connection, self._begin_statement()))
         except psycopg.Error as error:
             self.database.give_back_after_error(connection)
@@ -426,11 +429,6 @@ class Transaction:
             f"{self.database.where}: a conflict with another transaction; the handler is called again: "
             f"{describe(cause)}"
         ) from error
-
-
-def note_session(connection: Connection, answer: Sequence[Any]) -> None:
-    """Note whether the connection keeps its session, from the answer to `ASK_PROCESS`."""
-    connection.keeps_session = int(answer[0].get_value(0, 0)) == connection.pgconn.backend_pid
 
 
 def psycopg_error(error: BaseException | None) -> psycopg.Error | None:

@@ -8,7 +8,7 @@ round trip to the server. Else a worker thread does.
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from functools import partial
 from types import TracebackType
@@ -22,19 +22,13 @@ from push_to_poll_client._exceptions import StoreError, StoreUnavailable
 from push_to_poll_client._types import Record
 from push_to_poll_client._validation import describe
 from push_to_poll_client.stores._postgres.claims import Claimant
-from push_to_poll_client.stores._postgres.connection import Database, ask_server
+from push_to_poll_client.stores._postgres.connection import Database, ask_if_session_is_kept, ask_server
 from push_to_poll_client.stores._postgres.errors import store_error
 from push_to_poll_client.stores._postgres.handler_connections import HandlerAsyncConnection, LoopView
 from push_to_poll_client.stores._postgres.housekeeping import Housekeeping
 from push_to_poll_client.stores._postgres.progress import ClaimedName
 from push_to_poll_client.stores._postgres.session import PostgresSession
-from push_to_poll_client.stores._postgres.transaction import (
-    ASK_PROCESS,
-    Connections,
-    Transaction,
-    note_session,
-    psycopg_error,
-)
+from push_to_poll_client.stores._postgres.transaction import Connections, Transaction, psycopg_error
 
 
 class ThreadTransaction(Transaction):
@@ -129,14 +123,13 @@ class TaskTransaction(Transaction):
         if connection is not None:
             self._set_connection(connection)
             if connection.keeps_session is None:
-                note_session(connection, await self._ask_in_event_loop(ASK_PROCESS))
-            await self._ask_in_event_loop(self._begin_statement())
+                connection.keeps_session = await self._ask_in_event_loop(ask_if_session_is_kept)
+            await self._ask_in_event_loop(partial(ask_server, statements=self._begin_statement()))
 
-    async def _ask_in_event_loop(self, statements: bytes) -> Sequence[Any]:
+    async def _ask_in_event_loop(self, ask: Callable[[LoopView], Any]) -> Any:
         view = LoopView(self._raw.pgconn)
         view.deadline = time.monotonic() + self.database.timeout
-        results: Sequence[Any] = await view.wait(ask_server(view, statements))
-        return results
+        return await view.wait(ask(view))
 
     async def _enter_block(self, connections: Connections) -> None:
         if not _is_asyncio():
@@ -199,7 +192,7 @@ class TaskTransaction(Transaction):
 
         async def settle(arguments: str) -> None:
             try:
-                await self._ask_in_event_loop(self._settle_statement(arguments))
+                await self._ask_in_event_loop(partial(ask_server, statements=self._settle_statement(arguments)))
             except psycopg.Error as failure:
                 raise self._commit_error(failure) from failure
 
