@@ -1,6 +1,8 @@
 """Rows of a store in PostgreSQL: damaged ones, records that two threads see at once, and forgotten ones."""
 
 import threading
+from contextlib import asynccontextmanager
+from unittest.mock import patch
 
 import anyio
 import psycopg
@@ -143,10 +145,9 @@ async def test_the_newest_256_cursors_of_a_long_history_are_read(store, stores):
 # Two threads
 
 
-async def test_a_key_recorded_during_a_search_is_found_by_the_next_commit(store, stores, monkeypatch):
-    """The search did not find it, and a commit that believes so would add a second record."""
-    session = await store.claim("a", feed="f")
-    await session.commit(cursor="c0", records=[Record("other")])
+@asynccontextmanager
+async def searching(session, key):
+    """Search for a key, and let the search note after the block that it has found nothing."""
     searched, go_on = threading.Event(), threading.Event()
     find = ClaimedName._find
 
@@ -157,12 +158,19 @@ async def test_a_key_recorded_during_a_search_is_found_by_the_next_commit(store,
         return found
 
     async with anyio.create_task_group() as tasks:
-        with monkeypatch.context() as patch:
-            patch.setattr(ClaimedName, "_find", slow)
-            tasks.start_soon(session.unseen, ["k"])
+        with patch.object(ClaimedName, "_find", slow):
+            tasks.start_soon(session.unseen, [key])
             await to_thread.run_sync(searched.wait, GUARD)
-        await session.commit(cursor="c1", records=[Record("k", Settlement.DEAD_LETTERED)])
+        yield
         go_on.set()
+
+
+async def test_a_key_recorded_during_a_search_is_found_by_the_next_commit(store, stores):
+    """The search did not find it, and a commit that believes so would add a second record."""
+    session = await store.claim("a", feed="f")
+    await session.commit(cursor="c0", records=[Record("other")])
+    async with searching(session, "k"):
+        await session.commit(cursor="c1", records=[Record("k", Settlement.DEAD_LETTERED)])
     await session.commit(cursor="c2", records=[Record("k")])
     assert session.record_count == 2
     assert stores.execute("SELECT count(*) FROM {s}.record") == [(2,)]
@@ -176,23 +184,8 @@ async def test_a_key_settled_by_a_handler_during_a_search_is_found_by_the_next_c
     await session.commit(cursor="c0", records=[Record("other")])
     monkeypatch.setattr(records_module, "_MAX_UNFOUND", most)
     await session.unseen(["k"])
-    searched, go_on = threading.Event(), threading.Event()
-    find = ClaimedName._find
-
-    def slow(claimed, digests):
-        found = find(claimed, digests)
-        searched.set()
-        assert go_on.wait(GUARD)
-        return found
-
-    async with anyio.create_task_group() as tasks:
-        with monkeypatch.context() as patch:
-            patch.setattr(ClaimedName, "_find", slow)
-            tasks.start_soon(session.unseen, ["k"])
-            await to_thread.run_sync(searched.wait, GUARD)
-        async with session.transaction([Record("k")]):
-            await store.connection.execute("SELECT 1")
-        go_on.set()
+    async with searching(session, "k"), session.transaction([Record("k")]):
+        await store.connection.execute("SELECT 1")
     await session.commit(cursor="c2", records=[Record("k", fingerprint=1)])
     assert await session.fingerprints(["k"]) == {"k": 1}
     assert stores.execute("SELECT count(*) FROM {s}.record") == [(2,)]

@@ -222,15 +222,14 @@ class Records:
                 self._unfound.pop(record.key, None)
                 self._settled.add(record.key)
             if len(self._settled) > _MAX_UNFOUND:
-                self._begin_changes()
+                self._outdate_searches()
 
     @property
     def may_save_later(self) -> bool:
         """True if there is a size to save, and the saved one is recent."""
-        newest, saved = self.segments.live[-1:], self._saved
-        return (
-            self._has_unsaved_size and saved is not None and newest[0].last_at - saved.last_at < _SAVE_SIZE_AFTER
-        )
+        if self._saved is None or not self._has_unsaved_size:
+            return False
+        return self.segments.live[-1].last_at - self._saved.last_at < _SAVE_SIZE_AFTER
 
     @property
     def _has_unsaved_size(self) -> bool:
@@ -252,7 +251,7 @@ class Records:
         self.segments.apply(plan.segments)
         self._saved = self.segments.live[-1] if self.segments.live else None
         with self._lock:
-            self._begin_changes()
+            self._outdate_searches()
             for key in plan.added:
                 self._unfound.pop(key, None)
 
@@ -262,11 +261,11 @@ class Records:
         self.segments.forget()
         self.first = self.segments.next_number
         with self._lock:
-            self._begin_changes()
+            self._outdate_searches()
             self._unfound.clear()
 
-    def _begin_changes(self) -> None:
-        """Let searches that are running note nothing."""
+    def _outdate_searches(self) -> None:
+        """Let the searches that are running note no key."""
         self.changes += 1
         self._settled.clear()
 
