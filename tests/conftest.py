@@ -76,7 +76,7 @@ def pytest_report_header():
 
 
 ADAPTERS = {"docs", "durable_streams", "feeds", "interop", "listeners", "stores", "web"}
-"""Folders of tests of feeds, listeners, servers and stores, whose work is done in worker threads."""
+"""Folders of tests of feeds, listeners, servers, and of stores, which work in threads."""
 
 ON_BOTH_LOOPS = re.compile(
     r"test_(\w+_sockets|connection|direct_client|httpx2|memory|postgres|redis|transport|websocket"

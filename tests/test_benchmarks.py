@@ -70,7 +70,7 @@ def test_the_benchmark_of_many_consumers_runs_and_prints_a_row_for_each_way(type
         run, known = subprocess.run, {}
 
         def run_once(command, **options):
-            """Measure a number of consumers once: a quarter of one consumer is one consumer too."""
+            """Measure one consumer once for each way; the benchmark measures all of them, and then a quarter."""
             if tuple(command) not in known:
                 known[tuple(command)] = run(command, **options)
             return known[tuple(command)]

@@ -173,17 +173,17 @@ class PostgresServer:
 
         One is kept for the next call, since a new one takes the server some 10 ms of processor time.
         """
-        kept = self._kept.pop() if self._kept else None
-        if kept is not None and (kept.closed or kept.info.transaction_status != TransactionStatus.IDLE):
-            kept.close()
-            kept = None
-        connection = kept or psycopg.connect(self.conninfo, autocommit=True)
+        connection = None
+        with contextlib.suppress(IndexError):  # another thread uses it, or there is none
+            connection = self._kept.pop()
+        if connection is None:
+            connection = psycopg.connect(self.conninfo, autocommit=True)
         try:
             yield connection
         except BaseException:
             connection.close()
             raise
-        if self._kept or not self.is_running:
+        if self._kept or not self.is_running or connection.info.transaction_status != TransactionStatus.IDLE:
             connection.close()
         else:
             self._kept.append(connection)

@@ -85,8 +85,8 @@ def store_error(where: str, error: psycopg.Error) -> StoreError:
         )
     if error.sqlstate == _NOT_PERMITTED:
         text += (
-            "; the user needs USAGE on the schema, and SELECT, INSERT, UPDATE and DELETE on its tables, "
-            "and to create them CREATE on the database"
+            "; the user needs USAGE on the schema, and SELECT, INSERT, UPDATE and DELETE on its tables; "
+            "a user that creates the tables needs CREATE on the database"
         )
     return StoreUnavailable(text) if _passes(error) else StoreError(text)
 
